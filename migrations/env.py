@@ -1,0 +1,14 @@
+"""Alembic's environment: one connection that the caller opened, the version table in schema syncd."""
+
+from alembic import context
+
+VERSION_TABLE = {"version_table": "alembic_version", "version_table_schema": "syncd"}
+
+if context.is_offline_mode():
+    context.configure(dialect_name="postgresql", as_sql=True, **VERSION_TABLE)  # type: ignore[arg-type]
+else:
+    context.configure(connection=context.config.attributes["connection"], **VERSION_TABLE)  # type: ignore[arg-type]
+
+with context.begin_transaction():
+    context.execute("CREATE SCHEMA IF NOT EXISTS syncd")
+    context.run_migrations()

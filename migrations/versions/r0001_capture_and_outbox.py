@@ -1,0 +1,14 @@
+"""Outbox, sources, consumers, capture triggers, and the ready table."""
+
+from alembic import op
+from syncd.statements import executable_script
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    for path in ("schema/0001_tables.sql", "triggers/0001_capture.sql", "schema/0001_functions.sql"):
+        op.execute(executable_script(path))

@@ -1,0 +1,101 @@
+-- The consumer's own rows, and what it asks of the server outside passes.
+
+-- name: read_server
+SELECT pg_is_in_recovery(), current_setting('server_version_num')::integer, current_setting('max_prepared_transactions')::integer,
+       to_regclass('syncd.alembic_version') IS NOT NULL, current_setting('transaction_read_only')::boolean;
+
+-- name: read_revision
+SELECT version_num FROM syncd.alembic_version;
+
+-- name: read_identity
+-- The row is written once, so another xmin than its own transaction means that the database was restored from a dump.
+SELECT m.incarnation::text, m.xmin::text::bigint = m.xid::text::bigint % 4294967296 FROM syncd.meta AS m;
+
+-- name: lock_identity
+LOCK TABLE syncd.meta IN ACCESS EXCLUSIVE MODE;
+
+-- name: forget_outbox
+TRUNCATE syncd.outbox;
+
+-- name: forget_checkpoints
+DELETE FROM syncd.checkpoints;
+
+-- name: forget_identity
+DELETE FROM syncd.meta;
+
+-- name: new_identity
+INSERT INTO syncd.meta DEFAULT VALUES;
+
+-- name: take_consumer_name
+INSERT INTO syncd.consumers (name, run_id) VALUES (%s, %s)
+ON CONFLICT (name) DO UPDATE SET run_id = excluded.run_id, started_at = now(), reported_at = now(), state = 'catching_up';
+
+-- name: set_notify_mode
+SELECT setval('syncd.notify_mode', %s);
+
+-- name: read_notify_mode
+SELECT last_value FROM syncd.notify_mode;
+
+-- name: set_outbox_max_rows
+UPDATE syncd.outbox_limit SET max_rows = %s;
+
+-- name: read_truncated_xid
+SELECT coalesce(truncated_xid::text::bigint, 0) FROM syncd.outbox_limit;
+
+-- name: read_registry
+-- The first statement of a REPEATABLE READ transaction: the sources are read at this snapshot.
+SELECT pg_current_snapshot()::text, (SELECT last_value FROM syncd.outbox_id);
+
+-- name: read_open_writers
+-- Who has written to the outbox, or holds the guard, and has not ended: a loser of the guard wakes nobody when it commits.
+SELECT coalesce(array_agg(DISTINCT l.virtualtransaction), '{}') FROM pg_locks AS l
+WHERE l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database()) AND l.pid <> pg_backend_pid()
+  AND (l.locktype = 'relation' AND l.mode = 'RowExclusiveLock'
+       AND l.relation IN ('syncd.outbox'::regclass, 'syncd.outbox_0'::regclass, 'syncd.outbox_1'::regclass, 'syncd.outbox_2'::regclass)
+       OR l.locktype = 'advisory' AND l.objsubid = 1 AND (l.classid::bigint << 32 | l.objid::bigint) = 8317708086);
+
+-- name: listen
+LISTEN syncd;
+
+-- name: ping
+SELECT 1;
+
+-- name: begin_durable
+BEGIN;
+SET LOCAL synchronous_commit = on;
+SET LOCAL statement_timeout = '30s';
+
+-- name: write_nonce
+INSERT INTO syncd.checkpoints (nonce, consumer, snapshot) VALUES (%s, %s, %s::pg_snapshot) RETURNING xid::text;
+
+-- name: forget_old_nonces
+-- Two checkpoints are kept on disk; a few more rows cost nothing and let an older copy of the directory be recognised.
+DELETE FROM syncd.checkpoints WHERE consumer = %s AND nonce NOT IN (
+    SELECT c.nonce FROM syncd.checkpoints AS c WHERE c.consumer = %s ORDER BY c.xid DESC LIMIT 4);
+
+-- name: note_checkpoint
+UPDATE syncd.consumers SET checkpoint_at = now() WHERE name = %s AND run_id = %s;
+
+-- name: has_nonce
+SELECT 1 FROM syncd.checkpoints AS c
+WHERE c.nonce = %s AND c.xid = %s::xid8 AND c.xmin::text::bigint = c.xid::text::bigint %% 4294967296;
+
+-- name: report_consumer
+UPDATE syncd.consumers SET state = %s, position = %s, lag_rows = %s, lag_seconds = %s, reported_at = now() WHERE name = %s AND run_id = %s;
+
+-- name: report_dataset
+INSERT INTO syncd.dataset_reports (consumer, dataset, state, rows) VALUES (%s, %s, %s, %s)
+ON CONFLICT (consumer, dataset) DO UPDATE SET state = excluded.state, rows = excluded.rows;
+
+-- name: forget_dataset_reports
+DELETE FROM syncd.dataset_reports WHERE consumer = %s AND NOT dataset = ANY (%s);
+
+-- name: report_quarantined
+INSERT INTO syncd.quarantine_reports (consumer, source, dataset, key, reason, since) VALUES (%s, %s, %s, %s, %s, %s)
+ON CONFLICT (consumer, source, key) DO UPDATE SET dataset = excluded.dataset, reason = excluded.reason, since = excluded.since;
+
+-- name: forget_quarantined
+DELETE FROM syncd.quarantine_reports WHERE consumer = %s AND source = %s AND key = %s;
+
+-- name: forget_all_quarantined
+DELETE FROM syncd.quarantine_reports WHERE consumer = %s;

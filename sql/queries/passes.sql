@@ -1,0 +1,101 @@
+-- What one pass reads. {braces} are filled in by the caller: identifiers, compiled expressions, and bounds of the outbox as literals, so
+-- that the planner sees them and uses the index for both ranges.
+
+-- name: begin_pass
+BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
+SET LOCAL search_path = pg_catalog, syncd;
+SET LOCAL lock_timeout = '100ms';
+SET LOCAL statement_timeout = '30s';
+SET LOCAL idle_in_transaction_session_timeout = '30s';
+SET LOCAL max_parallel_workers_per_gather = 0;
+SET LOCAL row_security = off;
+SET LOCAL enable_seqscan = off;
+SET LOCAL jit = off;
+
+-- name: lock_source
+LOCK TABLE {source} IN ACCESS SHARE MODE;
+
+-- name: savepoint
+SAVEPOINT syncd_source;
+
+-- name: release_savepoint
+RELEASE SAVEPOINT syncd_source;
+
+-- name: rollback_to_savepoint
+ROLLBACK TO SAVEPOINT syncd_source;
+
+-- name: commit
+COMMIT;
+
+-- name: rollback
+ROLLBACK;
+
+-- name: read_snapshot
+-- The first statement of a pass that takes a snapshot: S1. The names are those that the locked oids have now.
+SELECT pg_current_snapshot()::text, (SELECT last_value FROM syncd.outbox_id), pg_is_in_recovery(), (SELECT c.run_id::text FROM syncd.consumers AS c WHERE c.name = %s),
+       (SELECT coalesce(json_agg(json_build_array(r.oid::bigint, n.nspname, r.relname)), '[]')
+        FROM pg_class AS r JOIN pg_namespace AS n ON n.oid = r.relnamespace WHERE r.oid = ANY (%s::oid[]));
+
+-- name: read_markers
+SELECT o.source, o.op::text FROM syncd.outbox AS o
+WHERE o.op <> 'k' AND ({range}) AND o.source = ANY ({sources}::integer[]) ORDER BY o.xid, o.id;
+
+-- name: read_registry_changes
+SELECT 1 FROM syncd.outbox AS o WHERE o.op <> 'k' AND o.op IN ('a', 'd') AND ({range}) LIMIT 1;
+
+-- name: in_progress_range
+o.xid = ANY ({in_progress}::xid8[]);
+
+-- name: newer_range
+o.xid >= {xmax}::xid8;
+
+-- name: read_changed_keys
+-- Keys written by transactions that the pass sees and the position did not: those in progress then, and those begun since. A window that
+-- takes more than one page keeps its own end: only transactions that the first page's snapshot saw.
+SELECT o.xid::text, o.id, o.source, o.key FROM syncd.outbox AS o
+WHERE {range} AND (o.xid, o.id) > ({after_xid}::xid8, {after_id}) AND {window} AND o.op = 'k' AND o.source = ANY ({sources}::integer[])
+ORDER BY o.xid, o.id LIMIT {page_rows};
+
+-- name: window_end
+pg_visible_in_snapshot(o.xid, {snapshot}::pg_snapshot);
+
+-- name: no_window_end
+true;
+
+-- name: read_rows
+-- The one rule for what is live: the live expression, and a vector. A key that was asked for and is not returned is a tombstone.
+SELECT {key}, {project}, {dataset}, {vector} FROM ONLY {source} WHERE {match} AND {live} AND {vector} IS NOT NULL;
+
+-- name: read_page_end
+-- The last key of the next page of a scan, in the order of the key's own index.
+SELECT {key} FROM ONLY {source} WHERE {after} ORDER BY {columns} OFFSET {page_rows} - 1 LIMIT 1;
+
+-- name: match_keys
+{column} = ANY (%s::text[]::{type}[]);
+
+-- name: match_composite_keys
+({columns}) IN (SELECT {elements} FROM unnest(%s::json[]) AS syncd_k (syncd_key));
+
+-- name: match_everything
+true;
+
+-- name: match_after
+({columns}) > ({after});
+
+-- name: match_until
+({columns}) <= ({until});
+
+-- name: match_datasets
+ARRAY[{project}, {dataset}] = ANY (SELECT ARRAY[syncd_w ->> 0, syncd_w ->> 1] FROM unnest({wanted}::json[]) AS syncd_w);
+
+-- name: json_element
+(syncd_key ->> {place})::{type};
+
+-- name: literal_element
+{value}::text::{type};
+
+-- name: text_key
+{column}::text;
+
+-- name: composite_key
+json_build_array({columns})::text;

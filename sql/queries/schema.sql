@@ -1,0 +1,23 @@
+-- Install, look at and remove schema syncd.
+
+-- name: has_version_table
+SELECT to_regclass('syncd.alembic_version') IS NOT NULL;
+
+-- name: read_revision
+SELECT version_num FROM syncd.alembic_version;
+
+-- name: list_sources
+SELECT CASE WHEN c.oid IS NULL THEN a.source::oid::text ELSE a.source::text END
+FROM syncd.attachments AS a LEFT JOIN pg_class AS c ON c.oid = a.source;
+
+-- name: detach
+SELECT syncd.detach(%s);
+
+-- name: drop_schema
+DROP SCHEMA syncd CASCADE;
+
+-- name: attach
+SELECT rows, live_rows, datasets
+FROM syncd.attach(%(source)s, key => %(key)s, vector => %(vector)s, project => coalesce(%(project)s, $$'default'$$),
+                  dataset => %(dataset)s, live => coalesce(%(live)s, 'true'), metric => coalesce(%(metric)s, 'cosine'),
+                  columns => coalesce(%(columns)s::text[], '{}'));

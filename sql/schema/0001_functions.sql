@@ -1,0 +1,403 @@
+-- What users call: attach, detach, token. attach and detach run with their caller's rights; the helpers with SECURITY DEFINER write
+-- syncd's own tables for them.
+
+-- A user's expression over a row, as Postgres understands it: proved to be one immutable expression by indexing it over an empty copy of
+-- the source, and printed back with every name's schema, so that it means the same under any search_path.
+CREATE FUNCTION syncd.compile_expression(source regclass, expression text, type text, role text) RETURNS text
+LANGUAGE plpgsql
+AS $function$
+DECLARE
+    caller_path text := pg_catalog.current_setting('search_path');
+    compiled text;
+    cause text;
+BEGIN
+    BEGIN
+        EXECUTE pg_catalog.format('CREATE TEMPORARY TABLE syncd_like (LIKE %s)', source);
+        EXECUTE pg_catalog.format('CREATE INDEX syncd_like_expression ON pg_temp.syncd_like (((%s)::%s))', expression, type);
+    EXCEPTION WHEN OTHERS THEN
+        GET STACKED DIAGNOSTICS cause = MESSAGE_TEXT;
+        RAISE EXCEPTION 'the % expression cannot be used: %', role, cause
+            USING ERRCODE = 'invalid_parameter_value', DETAIL = expression,
+                  HINT = 'It must be one immutable expression over the columns of ' || source::text
+                         || ' that can be cast to ' || type || '.';
+    END;
+    PERFORM pg_catalog.set_config('search_path', 'pg_catalog', true);
+    -- A plain column is no expression to an index; more than one column was more than one expression.
+    SELECT CASE WHEN i.indnatts = 1
+                THEN coalesce(pg_catalog.pg_get_expr(i.indexprs, i.indrelid),
+                              (SELECT pg_catalog.format('%I', a.attname) FROM pg_catalog.pg_attribute AS a
+                               WHERE a.attrelid = i.indrelid AND a.attnum = i.indkey[0])) END
+    INTO compiled
+    FROM pg_catalog.pg_index AS i
+    WHERE i.indexrelid = (SELECT c.oid FROM pg_catalog.pg_class AS c
+                          WHERE c.relname = 'syncd_like_expression' AND c.relnamespace = pg_catalog.pg_my_temp_schema());
+    PERFORM pg_catalog.set_config('search_path', caller_path, true);
+    DROP TABLE pg_temp.syncd_like;
+    IF compiled IS NULL THEN
+        RAISE EXCEPTION 'the % expression is more than one expression', role USING ERRCODE = 'invalid_parameter_value',
+            DETAIL = expression, HINT = 'Give one expression over the columns of ' || source::text || '.';
+    END IF;
+    RETURN pg_catalog.format('(%s)', compiled);
+END
+$function$;
+
+-- The vector column: the one named, else one called embedding, else the only one of a vector type.
+CREATE FUNCTION syncd.vector_column(source regclass, vector text, OUT name text, OUT type text, OUT dimension integer)
+LANGUAGE plpgsql SET search_path = pg_catalog, syncd
+AS $function$
+DECLARE
+    candidates text[];
+    extension_types text[] := ARRAY['vector', 'halfvec'];
+BEGIN
+    SELECT array_agg(a.attname ORDER BY a.attnum) INTO candidates
+    FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid
+    WHERE a.attrelid = source AND a.attnum > 0 AND NOT a.attisdropped
+      AND (a.atttypid IN ('real[]'::regtype, 'double precision[]'::regtype) OR t.typname = ANY (extension_types)
+           OR a.atttypid = 'bytea'::regtype AND a.attname IN (vector, 'embedding'));
+    IF vector IS NULL THEN
+        IF 'embedding' = ANY (candidates) THEN
+            name := 'embedding';
+        ELSIF cardinality(candidates) = 1 THEN
+            name := candidates[1];
+        ELSE
+            RAISE EXCEPTION 'table % has % that could hold the vector', source,
+                    CASE WHEN candidates IS NULL THEN 'no column' ELSE 'several columns' END
+                USING ERRCODE = 'invalid_parameter_value',
+                      HINT = coalesce('Name one with vector => : ' || array_to_string(candidates, ', '),
+                                      'A vector is of type vector, halfvec, real[], double precision[] or bytea.');
+        END IF;
+    ELSE
+        name := vector;
+        IF NOT EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = source AND a.attname = vector AND a.attnum > 0
+                       AND NOT a.attisdropped) THEN
+            RAISE EXCEPTION 'table % has no column %', source, quote_ident(vector)
+                USING ERRCODE = 'undefined_column', HINT = coalesce('Candidates: ' || array_to_string(candidates, ', '), '');
+        ELSIF NOT vector = ANY (coalesce(candidates, '{}')) THEN
+            RAISE EXCEPTION 'column % of table % is of type %, which holds no vector', quote_ident(vector), source,
+                    (SELECT format_type(a.atttypid, a.atttypmod) FROM pg_attribute AS a WHERE a.attrelid = source AND a.attname = vector)
+                USING ERRCODE = 'datatype_mismatch',
+                      HINT = 'A vector is of type vector, halfvec, real[], double precision[] or bytea (little-endian float32).';
+        END IF;
+    END IF;
+    SELECT CASE a.atttypid WHEN 'real[]'::regtype THEN 'real[]' WHEN 'double precision[]'::regtype THEN 'double precision[]'
+                           WHEN 'bytea'::regtype THEN 'bytea' ELSE t.typname::text END,
+           CASE WHEN t.typname = ANY (extension_types) AND a.atttypmod > 0 THEN a.atttypmod END
+    INTO type, dimension
+    FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid
+    WHERE a.attrelid = source AND a.attname = name;
+END
+$function$;
+
+-- The key's columns: those named, else the primary key; checked to be unique, not null and of a type that syncd knows.
+CREATE FUNCTION syncd.key_columns(source regclass, key text[], OUT names text[], OUT types text[])
+LANGUAGE plpgsql SET search_path = pg_catalog, syncd
+AS $function$
+DECLARE
+    known constant regtype[] := ARRAY['smallint', 'integer', 'bigint', 'uuid', 'text', 'character varying']::regtype[];
+    bad text;
+BEGIN
+    names := key;
+    IF names IS NULL THEN
+        SELECT array_agg(a.attname::text ORDER BY k.place) INTO names
+        FROM pg_index AS i, unnest(i.indkey::smallint[]) WITH ORDINALITY AS k (attnum, place)
+        JOIN pg_attribute AS a ON a.attnum = k.attnum
+        WHERE i.indrelid = source AND i.indisprimary AND a.attrelid = source;
+        IF names IS NULL THEN
+            RAISE EXCEPTION 'table % has no primary key', source
+                USING ERRCODE = 'invalid_parameter_value', HINT = 'Add one, or name the columns of a unique key with key => .';
+        END IF;
+    END IF;
+    SELECT quote_ident(n.name) INTO bad FROM unnest(names) AS n (name)
+    WHERE NOT EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = source AND a.attname = n.name AND a.attnum > 0 AND NOT a.attisdropped)
+    LIMIT 1;
+    IF bad IS NOT NULL OR cardinality(names) = 0 THEN
+        RAISE EXCEPTION 'table % has no column %', source, coalesce(bad, 'for an empty key') USING ERRCODE = 'undefined_column',
+            HINT = 'Name the columns of a unique key with key => .';
+    END IF;
+    SELECT format('%I of type %s', a.attname, format_type(a.atttypid, a.atttypmod)) INTO bad
+    FROM unnest(names) AS n (name) JOIN pg_attribute AS a ON a.attname = n.name
+    WHERE a.attrelid = source AND NOT a.atttypid = ANY (known) LIMIT 1;
+    IF bad IS NOT NULL THEN
+        RAISE EXCEPTION 'key column % cannot be a key', bad USING ERRCODE = 'datatype_mismatch',
+            HINT = 'Key columns are of type smallint, integer, bigint, uuid, text or varchar.';
+    END IF;
+    SELECT format('%I', a.attname) INTO bad
+    FROM unnest(names) AS n (name) JOIN pg_attribute AS a ON a.attname = n.name
+    WHERE a.attrelid = source AND NOT a.attnotnull LIMIT 1;
+    IF bad IS NOT NULL THEN
+        RAISE EXCEPTION 'key column % of table % may be NULL', bad, source USING ERRCODE = 'invalid_parameter_value',
+            HINT = format('ALTER TABLE %s ALTER COLUMN %s SET NOT NULL;', source, bad);
+    END IF;
+    IF NOT EXISTS (
+        SELECT FROM pg_index AS i
+        WHERE i.indrelid = source AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
+          AND (SELECT array_agg(a.attname::text ORDER BY k.place) FROM unnest(i.indkey::smallint[]) WITH ORDINALITY AS k (attnum, place)
+               JOIN pg_attribute AS a ON a.attrelid = source AND a.attnum = k.attnum
+               WHERE k.place <= i.indnkeyatts) = names) THEN
+        RAISE EXCEPTION 'no unique index of table % has exactly the key columns (%)', source, array_to_string(names, ', ')
+            USING ERRCODE = 'invalid_parameter_value',
+                  HINT = format('CREATE UNIQUE INDEX ON %s (%s);', source, array_to_string(names, ', '));
+    END IF;
+    SELECT array_agg(format_type(a.atttypid, NULL) ORDER BY n.place) INTO types
+    FROM unnest(names) WITH ORDINALITY AS n (name, place) JOIN pg_attribute AS a ON a.attname = n.name
+    WHERE a.attrelid = source;
+END
+$function$;
+
+CREATE FUNCTION syncd.check_owner(source regclass) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog
+AS $function$
+BEGIN
+    IF NOT pg_has_role((SELECT c.relowner FROM pg_class AS c WHERE c.oid = source), 'USAGE') THEN
+        RAISE EXCEPTION 'must be owner of table %', source USING ERRCODE = 'insufficient_privilege',
+            HINT = 'Ask the owner of the table.';
+    END IF;
+END
+$function$;
+
+-- Is this a table that can be watched? Raises when it is not.
+CREATE FUNCTION syncd.check_source(source regclass) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, syncd
+AS $function$
+DECLARE
+    c pg_class;
+BEGIN
+    SELECT * INTO STRICT c FROM pg_class WHERE oid = source;
+    IF c.relkind = 'p' OR c.relispartition THEN
+        RAISE EXCEPTION '% is partitioned, or a partition', source USING ERRCODE = 'feature_not_supported',
+            HINT = 'This version of syncd attaches plain tables.';
+    ELSIF c.relkind <> 'r' THEN
+        RAISE EXCEPTION '% is not a table', source USING ERRCODE = 'wrong_object_type', HINT = 'Attach the table that holds the rows.';
+    ELSIF c.relpersistence = 't' THEN
+        RAISE EXCEPTION '% is a temporary table, which only its own session can read', source USING ERRCODE = 'wrong_object_type',
+            HINT = 'Attach a permanent table.';
+    ELSIF c.relnamespace = 'syncd'::regnamespace AND c.relname <> 'embeddings' OR c.relnamespace = 'pg_catalog'::regnamespace THEN
+        RAISE EXCEPTION '% belongs to the system', source USING ERRCODE = 'wrong_object_type', HINT = 'Attach a table of your own.';
+    ELSIF EXISTS (SELECT FROM pg_inherits AS i WHERE i.inhparent = source) THEN
+        RAISE EXCEPTION 'table % has inheritance children, whose rows its triggers do not see', source
+            USING ERRCODE = 'feature_not_supported', HINT = 'Attach each child by itself.';
+    ELSIF EXISTS (SELECT FROM pg_subscription_rel AS s WHERE s.srrelid = source) THEN
+        RAISE EXCEPTION 'table % is filled by a logical-replication subscription, which fires no statement trigger', source
+            USING ERRCODE = 'feature_not_supported', HINT = 'Attach the table where it is written.';
+    END IF;
+    PERFORM syncd.check_owner(source);
+END
+$function$;
+
+-- Take the lock that triggers need without making the table's writers wait behind us for long: CREATE TRIGGER queues every later writer.
+CREATE FUNCTION syncd.lock_source(source regclass) RETURNS void
+LANGUAGE plpgsql
+AS $function$
+DECLARE
+    caller_timeout text := pg_catalog.current_setting('lock_timeout');
+BEGIN
+    FOR attempt IN 1..60 LOOP
+        BEGIN
+            PERFORM pg_catalog.set_config('lock_timeout', '100ms', true);
+            EXECUTE pg_catalog.format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', source);
+            PERFORM pg_catalog.set_config('lock_timeout', caller_timeout, true);
+            RETURN;
+        EXCEPTION WHEN lock_not_available THEN
+            PERFORM pg_catalog.pg_sleep(0.05 + 0.2 * pg_catalog.random());
+        END;
+    END LOOP;
+    RAISE EXCEPTION 'table % is locked by another transaction', source USING ERRCODE = 'lock_not_available',
+        HINT = 'Find it with: SELECT pid, query FROM pg_stat_activity WHERE pid IN (SELECT pid FROM pg_locks WHERE relation = '
+               || pg_catalog.quote_literal(source::text) || '::regclass), and attach again when it has ended.';
+END
+$function$;
+
+-- The same check inside a SECURITY DEFINER function, where the caller is known only by its session.
+CREATE FUNCTION syncd.check_session_owner(source regclass) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog
+AS $function$
+DECLARE
+    owner_id oid := (SELECT c.relowner FROM pg_class AS c WHERE c.oid = source);
+BEGIN
+    IF owner_id IS NOT NULL AND NOT pg_has_role(session_user, owner_id, 'MEMBER') THEN
+        RAISE EXCEPTION 'must be owner of table %', source USING ERRCODE = 'insufficient_privilege', HINT = 'Ask the owner of the table.';
+    END IF;
+END
+$function$;
+
+-- Note a source in syncd's own tables, and make its trigger functions.
+CREATE FUNCTION syncd.register(source regclass, key text[], key_types text[], vector text, vector_type text, dimension integer,
+                               project text, dataset text, live text, metric text, columns text[], arguments jsonb) RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, syncd
+AS $function$
+DECLARE
+    source_id integer;
+BEGIN
+    PERFORM syncd.check_session_owner(source);
+    INSERT INTO syncd.attachments (source, key, key_types, vector, vector_type, dimension, project, dataset, live, metric, columns, arguments)
+    VALUES (source, key, key_types, vector, vector_type, dimension, project, dataset, live, metric, columns, arguments)
+    RETURNING id INTO source_id;
+    PERFORM syncd.make_capture(source_id, key);
+    PERFORM syncd.mark(source_id, 'a');
+    RETURN source_id;
+END
+$function$;
+
+CREATE FUNCTION syncd.unregister(source_id integer) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, syncd
+AS $function$
+BEGIN
+    PERFORM syncd.check_session_owner((SELECT a.source FROM syncd.attachments AS a WHERE a.id = source_id));
+    PERFORM syncd.drop_capture(source_id);
+    DELETE FROM syncd.attachments AS a WHERE a.id = source_id;
+    PERFORM syncd.mark(source_id, 'd');
+END
+$function$;
+
+-- What a caller who may not read syncd's tables needs of them.
+CREATE FUNCTION syncd.attachment(source regclass, OUT id integer, OUT arguments jsonb)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, syncd
+AS $function$
+    SELECT a.id, a.arguments FROM syncd.attachments AS a WHERE a.source = attachment.source
+$function$;
+
+CREATE FUNCTION syncd.drop_triggers(source regclass, source_id integer) RETURNS void
+LANGUAGE plpgsql
+AS $function$
+DECLARE
+    event text;
+BEGIN
+    FOREACH event IN ARRAY ARRAY['insert', 'update', 'delete', 'truncate'] LOOP
+        EXECUTE pg_catalog.format('DROP TRIGGER IF EXISTS %I ON %s', pg_catalog.format('syncd_%s_%s', source_id, event), source);
+    END LOOP;
+END
+$function$;
+
+CREATE FUNCTION syncd.attach(
+    source text,
+    key text[] DEFAULT NULL,
+    vector text DEFAULT NULL,
+    project text DEFAULT $$'default'$$,
+    dataset text DEFAULT NULL,
+    live text DEFAULT 'true',
+    metric text DEFAULT 'cosine',
+    columns text[] DEFAULT '{}',
+    OUT rows bigint, OUT live_rows bigint, OUT datasets bigint)
+LANGUAGE plpgsql
+AS $function$
+DECLARE
+    relation pg_catalog.regclass := source::pg_catalog.regclass;
+    table_name text;
+    key_names text[];
+    key_types text[];
+    vector_name text;
+    vector_type text;
+    dimension integer;
+    compiled_project text;
+    compiled_dataset text;
+    compiled_live text;
+    given jsonb;
+    old_id integer;
+    old_arguments jsonb;
+    new_id integer;
+    event text;
+    bad text;
+    quiet text := pg_catalog.current_setting('client_min_messages');
+BEGIN
+    PERFORM syncd.check_source(relation);
+    SELECT c.relname INTO table_name FROM pg_catalog.pg_class AS c WHERE c.oid = relation;
+    SELECT k.names, k.types INTO key_names, key_types FROM syncd.key_columns(relation, key) AS k;
+    SELECT v.name, v.type, v.dimension INTO vector_name, vector_type, dimension FROM syncd.vector_column(relation, vector) AS v;
+    IF metric IS NULL OR metric NOT IN ('cosine', 'l2', 'ip') THEN
+        RAISE EXCEPTION 'there is no metric %', pg_catalog.quote_nullable(metric)
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Take cosine, l2 or ip.';
+    END IF;
+    SELECT pg_catalog.quote_ident(c.name) INTO bad FROM pg_catalog.unnest(columns) AS c (name)
+    WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_attribute AS a
+                      WHERE a.attrelid = relation AND a.attname = c.name AND a.attnum > 0 AND NOT a.attisdropped) LIMIT 1;
+    IF bad IS NOT NULL THEN
+        RAISE EXCEPTION 'table % has no column %', relation, bad USING ERRCODE = 'undefined_column',
+            HINT = 'Name columns of the table in columns => .';
+    END IF;
+    dataset := coalesce(dataset, pg_catalog.quote_literal(table_name));
+    project := coalesce(project, $$'default'$$);
+    live := coalesce(live, 'true');
+    columns := coalesce(columns, '{}');
+    compiled_project := syncd.compile_expression(relation, project, 'text', 'project');
+    compiled_dataset := syncd.compile_expression(relation, dataset, 'text', 'dataset');
+    compiled_live := syncd.compile_expression(relation, live, 'boolean', 'live');
+    given := pg_catalog.jsonb_build_object('key', key_names, 'vector', vector_name, 'project', project, 'dataset', dataset, 'live', live,
+                                           'metric', metric, 'columns', columns);
+
+    EXECUTE pg_catalog.format(
+        'SELECT pg_catalog.count(*), pg_catalog.count(*) FILTER (WHERE %1$s AND %2$I IS NOT NULL), '
+        'pg_catalog.count(DISTINCT pg_catalog.json_build_array(%3$s, %4$s)::text) FILTER (WHERE %1$s AND %2$I IS NOT NULL) FROM %5$s',
+        compiled_live, vector_name, compiled_project, compiled_dataset, relation)
+        INTO rows, live_rows, datasets;
+    IF rows > 0 AND live_rows = 0 THEN
+        RAISE WARNING 'none of the % rows of % is live: the rule is % and % IS NOT NULL', rows, relation, live, pg_catalog.quote_ident(vector_name)
+            USING HINT = 'Nothing will be found until a row is. Attach again with another live => if the rule is wrong.';
+    END IF;
+
+    SELECT a.id, a.arguments INTO old_id, old_arguments FROM syncd.attachment(relation) AS a;
+    IF old_id IS NOT NULL AND old_arguments = given AND (
+        SELECT pg_catalog.count(*) FROM pg_catalog.pg_trigger AS t
+        WHERE t.tgrelid = relation AND t.tgname LIKE pg_catalog.format('syncd\_%s\_%%', old_id) AND t.tgenabled = 'A') = 4 THEN
+        RETURN;  -- the same again: nothing to change
+    END IF;
+
+    PERFORM syncd.lock_source(relation);
+    IF old_id IS NOT NULL THEN
+        PERFORM pg_catalog.set_config('client_min_messages', 'warning', true);
+        PERFORM syncd.drop_triggers(relation, old_id);
+        PERFORM pg_catalog.set_config('client_min_messages', quiet, true);
+        PERFORM syncd.unregister(old_id);
+    END IF;
+    new_id := syncd.register(relation, key_names, key_types, vector_name, vector_type, dimension, compiled_project, compiled_dataset,
+                             compiled_live, metric, columns, given);
+    FOREACH event IN ARRAY ARRAY['insert', 'update', 'delete', 'truncate'] LOOP
+        EXECUTE pg_catalog.format(
+            'CREATE TRIGGER %1$I AFTER %2$s ON %3$s %4$s FOR EACH STATEMENT EXECUTE FUNCTION syncd.%5$I()',
+            pg_catalog.format('syncd_%s_%s', new_id, event), event, relation,
+            CASE event WHEN 'insert' THEN 'REFERENCING NEW TABLE AS syncd_new' WHEN 'delete' THEN 'REFERENCING OLD TABLE AS syncd_old'
+                       WHEN 'update' THEN 'REFERENCING OLD TABLE AS syncd_old NEW TABLE AS syncd_new' ELSE '' END,
+            pg_catalog.format('capture_%s_%s', new_id, event));
+        -- ALWAYS: writes under session_replication_role = replica are changes like any other.
+        EXECUTE pg_catalog.format('ALTER TABLE %s ENABLE ALWAYS TRIGGER %I', relation, pg_catalog.format('syncd_%s_%s', new_id, event));
+    END LOOP;
+END
+$function$;
+
+CREATE FUNCTION syncd.detach(source text) RETURNS boolean
+LANGUAGE plpgsql
+AS $function$
+DECLARE
+    relation pg_catalog.regclass := pg_catalog.to_regclass(source);
+    source_id integer;
+    quiet text := pg_catalog.current_setting('client_min_messages');
+BEGIN
+    IF relation IS NULL THEN  -- the table itself is gone: its triggers went with it, and syncd.sources shows its number
+        IF source !~ '^[0-9]+$' THEN
+            RAISE EXCEPTION 'table % does not exist', source USING ERRCODE = 'undefined_table',
+                HINT = 'A dropped source is listed in syncd.sources by its number; detach that.';
+        END IF;
+        relation := source::pg_catalog.oid::pg_catalog.regclass;
+    END IF;
+    SELECT a.id INTO source_id FROM syncd.attachment(relation) AS a;
+    IF source_id IS NULL THEN
+        RETURN false;
+    END IF;
+    IF EXISTS (SELECT FROM pg_catalog.pg_class AS c WHERE c.oid = relation) THEN
+        PERFORM syncd.check_owner(relation);
+        PERFORM syncd.lock_source(relation);
+        PERFORM pg_catalog.set_config('client_min_messages', 'warning', true);
+        PERFORM syncd.drop_triggers(relation, source_id);
+        PERFORM pg_catalog.set_config('client_min_messages', quiet, true);
+    END IF;
+    PERFORM syncd.unregister(source_id);
+    RETURN true;
+END
+$function$;
+
+-- This transaction's token, for a reader who must see what it wrote.
+CREATE FUNCTION syncd.token() RETURNS text
+LANGUAGE sql VOLATILE
+AS $function$ SELECT pg_catalog.pg_current_xact_id()::text $function$;
+
+SELECT syncd.attach('syncd.embeddings', vector => 'embedding', project => 'project', dataset => 'dataset', live => 'deleted_at IS NULL',
+                    columns => ARRAY['attributes']);

@@ -1,0 +1,105 @@
+-- Capture: statement triggers that write the keys of changed rows to the outbox, and nothing else.
+--
+-- Each source has functions of its own, generated from its column names. They evaluate no expression of the user's and compare no
+-- values. They belong to the owner of schema syncd and run with that owner's rights, so a role that may write only its own table can
+-- go on writing it. Whatever goes wrong in them becomes a marker that has the source read again, or at worst a WARNING: they
+-- fail no write.
+
+-- SQL that lists a row's key as the outbox holds it: the text of a single column, a JSON array for several.
+CREATE FUNCTION syncd.capture_key(key text[], alias text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog
+AS $function$
+    SELECT CASE WHEN cardinality(key) = 1 THEN format('%I.%I::pg_catalog.text', alias, key[1])
+                ELSE format('pg_catalog.json_build_array(%s)::pg_catalog.text',
+                            (SELECT string_agg(format('%I.%I', alias, name), ', ' ORDER BY place)
+                             FROM unnest(key) WITH ORDINALITY AS k (name, place)))
+           END
+$function$;
+
+-- Wake the consumer: only the transaction that wins the guard notifies, since NOTIFY serialises every commit in the database.
+-- The numbers are notify_mode's. Called after a write to the outbox, by functions that have pinned the search path.
+CREATE FUNCTION syncd.wake() RETURNS void
+LANGUAGE plpgsql
+AS $function$
+BEGIN
+    PERFORM pg_notify('syncd', '')
+    FROM syncd.notify_mode AS m
+    WHERE (m.last_value = 2 OR m.last_value = 1 AND current_setting('max_prepared_transactions') = '0')
+      AND pg_try_advisory_xact_lock(8317708086);
+END
+$function$;
+
+-- Make the trigger functions of one source. register calls it with the rights of syncd's owner, to whom they belong then. Creating the
+-- triggers themselves is left to attach's caller, who must own the table for that.
+CREATE FUNCTION syncd.make_capture(source_id integer, key text[]) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, syncd
+AS $function$
+DECLARE
+    event text;
+    changed_rows text;
+BEGIN
+    FOREACH event IN ARRAY ARRAY['insert', 'update', 'delete', 'truncate'] LOOP
+        changed_rows := CASE event
+            WHEN 'insert' THEN format('SELECT %s FROM syncd_new AS syncd_n', syncd.capture_key(key, 'syncd_n'))
+            WHEN 'delete' THEN format('SELECT %s FROM syncd_old AS syncd_o', syncd.capture_key(key, 'syncd_o'))
+            -- UNION on text: one outbox row for an update that keeps its key, two for one that changes it.
+            WHEN 'update' THEN format('SELECT %s COLLATE "C" FROM syncd_old AS syncd_o UNION SELECT %s COLLATE "C" FROM syncd_new AS syncd_n',
+                                      syncd.capture_key(key, 'syncd_o'), syncd.capture_key(key, 'syncd_n'))
+            ELSE 'SELECT NULL::pg_catalog.text'
+        END;
+        EXECUTE format($template$
+            CREATE FUNCTION syncd.%I() RETURNS trigger
+            LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, syncd
+            AS $capture$
+            #variable_conflict use_column
+            BEGIN
+                BEGIN
+                    INSERT INTO syncd.outbox (slot, source, op, key)
+                    SELECT (SELECT syncd_s.last_value FROM syncd.outbox_slot AS syncd_s), %s, %L, syncd_k.syncd_key
+                    FROM (%s) AS syncd_k (syncd_key);
+                    IF NOT FOUND THEN
+                        RETURN NULL;
+                    END IF;
+                EXCEPTION
+                    -- A key column was renamed, dropped or changed its type: the application goes on, the source is read again.
+                    WHEN undefined_column OR datatype_mismatch OR undefined_function THEN
+                        INSERT INTO syncd.outbox (slot, source, op)
+                        SELECT syncd_s.last_value, %s, 'r' FROM syncd.outbox_slot AS syncd_s;
+                    WHEN undefined_table THEN
+                        RAISE WARNING 'syncd could not note a change of %%: %%', TG_RELID::regclass, SQLERRM
+                            USING HINT = 'The schema syncd is damaged: run syncd uninstall and syncd init, then attach again.';
+                        RETURN NULL;
+                END;
+                PERFORM syncd.wake();
+                RETURN NULL;
+            END
+            $capture$
+            $template$,
+            format('capture_%s_%s', source_id, event), source_id, CASE event WHEN 'truncate' THEN 't' ELSE 'k' END,
+            changed_rows, source_id);
+    END LOOP;
+END
+$function$;
+
+-- Remove a source's trigger functions; its triggers must be gone.
+CREATE FUNCTION syncd.drop_capture(source_id integer) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, syncd
+AS $function$
+DECLARE
+    event text;
+BEGIN
+    FOREACH event IN ARRAY ARRAY['insert', 'update', 'delete', 'truncate'] LOOP
+        EXECUTE format('DROP FUNCTION IF EXISTS syncd.%I()', format('capture_%s_%s', source_id, event));
+    END LOOP;
+END
+$function$;
+
+-- A marker in the outbox, by the same road as keys: it is seen in the order of commits and wakes the consumer.
+CREATE FUNCTION syncd.mark(source_id integer, op "char") RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, syncd
+AS $function$
+BEGIN
+    INSERT INTO syncd.outbox (slot, source, op) SELECT s.last_value, source_id, mark.op FROM syncd.outbox_slot AS s;
+    PERFORM syncd.wake();
+END
+$function$;

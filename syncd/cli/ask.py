@@ -1,0 +1,150 @@
+"""Commands that ask the running service: search, status, datasets, checkpoint, healthcheck."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from syncd.cli.options import Json, Socket
+from syncd.cli.output import print_json, print_table, talk
+from syncd.cli.session import service
+from syncd.errors import SettingsError
+from syncd.rpc.client import Client
+
+STATUS_ROWS = ("version", "consumer", "state", "lag_rows", "lag_seconds", "listener_connected", "quarantined", "uptime_seconds")
+
+
+def search(
+    dataset: Annotated[str, typer.Argument(help="The dataset; the project default may be left out.")],
+    key: Annotated[str | None, typer.Option(help="Find rows like the one with this key.")] = None,
+    vector: Annotated[str | None, typer.Option(help="JSON array, @file with one, or - for stdin.")] = None,
+    k: Annotated[int, typer.Option("-k", help="How many.")] = 10,
+    exact: Annotated[bool, typer.Option("--exact", help="Compare with every row.")] = False,
+    recall: Annotated[float | None, typer.Option(help="Recall to aim for.")] = None,
+    filter_json: Annotated[str | None, typer.Option("--filter", help="Filter as JSON.")] = None,
+    socket: Socket = None,
+    json: Json = False,
+) -> None:
+    """Print the nearest rows: key and distance.
+
+    Example: syncd search chunks --key 42 -k 5
+    """
+    if (key is None) == (vector is None):
+        raise SettingsError("give either --key or --vector", hint="syncd search DATASET --key K, or --vector '[0.1, 0.2]'")
+    with service(socket) as client:
+        hits = client.search(
+            dataset,
+            None if vector is None else read_vector(vector),
+            key=None if key is None else key_argument(client, dataset, key),
+            k=k, exact=exact, recall=recall, filter=None if filter_json is None else read_json(filter_json, "--filter"),
+        )  # fmt: skip
+    if json:
+        print_json({"keys": [hit.key for hit in hits], "distances": [hit.distance for hit in hits]})
+    else:
+        print_table(["key", "distance"], [(shown_key(hit.key), f"{hit.distance:.6f}") for hit in hits])
+
+
+def status(socket: Socket = None, json: Json = False) -> None:
+    """Print how the service is: in step or behind, since when.
+
+    Example: syncd status
+    """
+    with service(socket) as client:
+        found = client.status()
+    if json:
+        print_json(found)
+        return
+    rows: list[tuple[str, Any]] = [(name, getattr(found, name)) for name in STATUS_ROWS]
+    if found.position is not None:
+        rows.append(("position", f"{found.position.snapshot} outbox_id {found.position.outbox_id}"))
+    rows.append(("checkpoint at", found.checkpoint.at))
+    rows.append(("checkpoint error", found.checkpoint.error))
+    print_table(["", ""], [(name.replace("_", " "), round(v, 3) if isinstance(v, float) else v) for name, v in rows])
+
+
+def datasets(socket: Socket = None, json: Json = False) -> None:
+    """Print what is indexed.
+
+    Example: syncd datasets --json
+    """
+    with service(socket) as client:
+        found = client.datasets()
+    if json:
+        print_json(found)
+        return
+    columns = ["dataset", "source", "state", "count", "tombstones", "dim", "metric", "index", "bytes", "lag_seconds"]
+    print_table(
+        [column.replace("_", " ") for column in columns],
+        [[getattr(row, column) for column in columns[:-1]] + [round(row.lag_seconds, 3)] for row in found],
+    )
+
+
+def checkpoint(socket: Socket = None, json: Json = False) -> None:
+    """Save a checkpoint now.
+
+    Example: syncd checkpoint
+    """
+    with service(socket) as client:
+        done = client.checkpoint()
+    if json:
+        print_json(done)
+    else:
+        talk(f"saved in {done.seconds:.3f} s, {done.bytes_written} bytes written")
+
+
+def healthcheck(socket: Socket = None) -> None:
+    """Exit 0 if the service answers and is in a good state, 1 if not.
+
+    Example: syncd healthcheck && echo well
+    """
+    with service(socket) as client:
+        found = client.status()
+    talk(f"{found.state}, lag {found.lag_seconds:.1f} s")
+    if found.state not in ("ready", "rebuilding"):
+        raise typer.Exit(1)
+
+
+def read_vector(text: str) -> list[float]:
+    """A vector from the command line, a file or stdin."""
+    if text == "-":
+        text = sys.stdin.read()
+    elif text.startswith("@"):
+        try:
+            text = Path(text[1:]).read_text(encoding="utf-8")
+        except OSError as error:
+            raise SettingsError(f"{text[1:]} cannot be read: {error.strerror}", hint="give --vector @FILE with a JSON array") from error
+    value = read_json(text, "--vector")
+    if not isinstance(value, list) or not all(isinstance(element, int | float) for element in value):
+        raise SettingsError("--vector is not an array of numbers", hint="for example --vector '[0.1, 0.2, 0.3]'")
+    return value
+
+
+def read_json(text: str, option: str) -> Any:
+    """A JSON value that was given to an option."""
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{option} is not JSON: {error}", hint="quote it for the shell: '…'") from error
+
+
+def key_argument(client: Client, dataset: str, text: str) -> Any:
+    """A key by its dataset's type: a number for integers, an array for a composite key, else the text as it is."""
+    page = client.keys_page(dataset, limit=1)
+    kind = type(page.keys[0]) if page.keys else str
+    if kind is tuple:
+        return read_json(text, "--key")
+    if kind is int:
+        try:
+            return int(text)
+        except ValueError:
+            raise SettingsError(f"{text!r} is no key of {dataset}: its keys are numbers", hint="see: syncd datasets") from None
+    return text
+
+
+def shown_key(key: object) -> str:
+    """A key for a table."""
+    return msgspec.json.encode(key).decode() if isinstance(key, tuple) else str(key)

@@ -1,0 +1,32 @@
+"""The command that shows the settings."""
+
+from __future__ import annotations
+
+from pydantic import SecretStr
+
+from syncd.cli.options import Json
+from syncd.cli.output import print_json, print_table
+from syncd.settings import Settings, load_settings
+
+
+def config(json: Json = False) -> None:
+    """Print every setting, its value now and what it does. Secrets are not shown.
+
+    Example: syncd config
+    """
+    settings = load_settings()
+    rows = [
+        (f"SYNCD_{name.upper()}", shown(getattr(settings, name)), field.description)
+        for name, field in Settings.model_fields.items()
+    ]
+    if json:
+        print_json({name: value for name, value, _ in rows})
+    else:
+        print_table(["variable", "value", ""], rows)
+
+
+def shown(value: object) -> str | None:
+    """A setting's value; a secret only says that it is set."""
+    if isinstance(value, SecretStr):
+        return "(set)" if value.get_secret_value() else None
+    return None if value is None else str(value)

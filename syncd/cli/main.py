@@ -1,0 +1,55 @@
+"""The command line: every command, one function each."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from syncd.cli import ask, config, quickstart, schema, serve
+from syncd.cli.output import errors_reported
+
+app = typer.Typer(
+    name="syncd",
+    help="Vector search that is provably in step with PostgreSQL.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+for command in (
+    schema.init,
+    schema.attach,
+    schema.detach,
+    serve.serve,
+    ask.search,
+    ask.status,
+    ask.datasets,
+    ask.checkpoint,
+    quickstart.quickstart,
+    config.config,
+    ask.healthcheck,
+    schema.uninstall,
+):
+    app.command()(command)
+
+
+@app.callback(invoke_without_command=True)
+def options(show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Vector search that is provably in step with PostgreSQL."""
+    if show_version:
+        print(version("syncd"))  # noqa: T201
+        raise typer.Exit
+
+
+def main() -> None:
+    """The program ``syncd``."""
+    with errors_reported():
+        app()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

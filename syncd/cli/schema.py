@@ -1,0 +1,115 @@
+"""Commands that change the database's schema: init, attach, detach, uninstall."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import psycopg
+import typer
+
+from syncd.cli.options import DataDir, Dsn, Embedded, Json
+from syncd.cli.output import print_json, print_table, talk
+from syncd.cli.session import database
+from syncd.postgres import schema
+from syncd.postgres.connection import connect_blocking
+from syncd.settings import load_settings
+from syncd.statements import statement
+
+Table = Annotated[str, typer.Argument(help="The table, with its schema if it is not on the search path.")]
+
+
+def init(
+    dsn: Dsn = None,
+    data_dir: DataDir = None,
+    embedded: Embedded = False,
+    show_sql: Annotated[bool, typer.Option("--show-sql", help="Print the SQL instead of running it.")] = False,
+) -> None:
+    """Install schema syncd, or bring it to this version. Running it again changes nothing.
+
+    Example: syncd init --dsn postgresql://localhost/app
+    """
+    if show_sql:
+        print(schema.install_script())  # noqa: T201
+        return
+    settings = load_settings(dsn=dsn, data_dir=data_dir)
+    with database(settings, embedded=embedded) as found:
+        before, after = schema.install(found.conninfo)
+        with connect_blocking(found.conninfo) as connection:
+            schema.store_settings(connection, found)
+    if before == after:
+        talk(f"schema syncd is at {after} already")
+    else:
+        talk(f"schema syncd is at {after} now" + (f", it was at {before}" if before else ""))
+
+
+def attach(
+    table: Table,
+    key: Annotated[list[str] | None, typer.Option(help="Key column; again for a composite key. Default: the primary key.")] = None,
+    vector: Annotated[str | None, typer.Option(help="Vector column. Default: embedding, or the only one.")] = None,
+    project: Annotated[str | None, typer.Option(help="SQL expression over the row. Default: 'default'.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="SQL expression over the row. Default: the table's name.")] = None,
+    live: Annotated[str | None, typer.Option(help="SQL condition: which rows are to be found. Default: true.")] = None,
+    metric: Annotated[str | None, typer.Option(help="cosine, l2 or ip. Default: cosine.")] = None,
+    column: Annotated[list[str] | None, typer.Option(help="Column that a search may filter on; again for more.")] = None,
+    dsn: Dsn = None,
+    data_dir: DataDir = None,
+    embedded: Embedded = False,
+    json: Json = False,
+) -> None:
+    """Watch a table. The same as SELECT * FROM syncd.attach(...), run as the table's owner.
+
+    Example: syncd attach public.chunks --vector embedding --dataset "lang" --live "deleted_at IS NULL"
+    """
+    settings = load_settings(dsn=dsn, data_dir=data_dir)
+    with database(settings, embedded=embedded) as found, connect_blocking(found.conninfo) as connection:
+        connection.add_notice_handler(show_notice)
+        schema.check_installed(schema.installed_revision(connection))
+        row = connection.execute(
+            statement("schema", "attach"),
+            {
+                "source": table, "key": key or None, "vector": vector, "project": project, "dataset": dataset, "live": live,
+                "metric": metric, "columns": column or None,
+            },
+        ).fetchone()  # fmt: skip
+        assert row is not None
+    rows, live_rows, datasets = row
+    if json:
+        print_json({"rows": rows, "live_rows": live_rows, "datasets": datasets})
+    else:
+        print_table(["rows", "live rows", "datasets"], [row])
+
+
+def detach(table: Table, dsn: Dsn = None, data_dir: DataDir = None, embedded: Embedded = False) -> None:
+    """Stop watching a table: its triggers go, and its datasets.
+
+    Example: syncd detach public.chunks
+    """
+    settings = load_settings(dsn=dsn, data_dir=data_dir)
+    with database(settings, embedded=embedded) as found, connect_blocking(found.conninfo) as connection:
+        schema.check_installed(schema.installed_revision(connection))
+        row = connection.execute(statement("schema", "detach"), [table]).fetchone()
+    talk(f"{table} is detached" if row and row[0] else f"{table} was not attached")
+
+
+def uninstall(
+    dsn: Dsn = None,
+    data_dir: DataDir = None,
+    embedded: Embedded = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Remove every trigger and schema syncd, with the table syncd.embeddings and its rows.
+
+    Example: syncd uninstall --yes
+    """
+    if not yes:
+        typer.confirm("Remove schema syncd, all triggers, and the rows of syncd.embeddings?", abort=True, err=True)
+    settings = load_settings(dsn=dsn, data_dir=data_dir)
+    with database(settings, embedded=embedded) as found:
+        talk("schema syncd is removed" if schema.uninstall(found.conninfo) else "there is no schema syncd")
+
+
+def show_notice(notice: psycopg.errors.Diagnostic) -> None:
+    """A warning of the server's, with its hint."""
+    talk(f"{(notice.severity or 'notice').lower()}: {notice.message_primary}")
+    if notice.message_hint:
+        talk(f"  next: {notice.message_hint}")

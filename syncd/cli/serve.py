@@ -1,0 +1,44 @@
+"""The command that runs the service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import anyio
+import typer
+
+from syncd.cli.options import DataDir, Dsn, Embedded
+from syncd.cli.session import database
+from syncd.log import configure_logging
+from syncd.settings import load_settings
+
+
+def serve(
+    dsn: Dsn = None,
+    data_dir: DataDir = None,
+    socket: Annotated[Path | None, typer.Option(help="RPC socket.", show_default="<data dir>/syncd.sock")] = None,
+    consumer: Annotated[str | None, typer.Option(help="This syncd's name in the database.", show_default="default")] = None,
+    embedded: Embedded = False,
+    once: Annotated[bool, typer.Option("--once", help="Catch up, save a checkpoint and exit.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
+) -> None:
+    """Keep the indexes in step with the tables, and answer searches.
+
+    Example: SYNCD_DSN=postgresql://localhost/app syncd serve
+    """
+    configure_logging(verbose=verbose)
+    settings = load_settings(dsn=dsn, data_dir=data_dir, socket=socket, consumer=consumer)
+    from syncd import service  # FAISS takes a while to load; other commands do without it
+
+    with database(settings, embedded=embedded) as found:
+        if embedded:
+            from syncd.postgres import schema
+
+            schema.install(found.conninfo)
+        anyio.run(service.run_with, found, once, say, backend_options={"use_uvloop": service.has_uvloop()})
+
+
+def say(line: str) -> None:
+    """A line for whoever started the service, at once."""
+    print(line, flush=True)  # noqa: T201

@@ -1,0 +1,170 @@
+"""Every error that a user can meet.
+
+SyncdError
+├── RequestError              answered to one RPC request, which alone fails
+│   ├── UnknownDataset  UnknownKey  DimensionMismatch  InvalidVector  InvalidFilter  InvalidParams
+│   └── NotReady  Overloaded  TimedOut  Unauthorized  TooLarge
+├── SettingsError             a wrong setting or wrong usage: exit 2
+├── DatabaseError             the database cannot be used as it is
+│   ├── DatabaseUnreachable  NotInstalled  WrongSchemaVersion  ConsumerReplaced
+├── DataDirectoryError        locked, read-only, or full
+├── DamagedFile               a file of a checkpoint is missing or not what the manifest says
+└── ServiceUnavailable        nobody listens on the socket
+
+A message says what and why; ``hint`` is the next step, often a command to type.
+"""
+
+from __future__ import annotations
+
+
+class SyncdError(Exception):
+    """Something syncd could not do."""
+
+    kind = "internal_error"
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class RequestError(SyncdError):
+    """One request failed; the connection and the service go on."""
+
+
+class UnknownDataset(RequestError):
+    """No dataset has this name."""
+
+    kind = "unknown_dataset"
+
+    def __init__(self, dataset: str) -> None:
+        super().__init__(f"there is no dataset {dataset!r}", hint="list them with: syncd datasets")
+
+
+class UnknownKey(RequestError):
+    """The key is not in the index."""
+
+    kind = "unknown_key"
+
+    def __init__(self, dataset: str, key: object) -> None:
+        super().__init__(
+            f"dataset {dataset!r} has no row with the key {key!r}",
+            hint="the row may be deleted, not live, without a vector, or not yet applied: pass `after` with a token",
+        )
+
+
+class DimensionMismatch(RequestError):
+    """The vector has a different dimension than the dataset."""
+
+    kind = "dimension_mismatch"
+
+    def __init__(self, dataset: str, *, expected: int, got: int) -> None:
+        super().__init__(
+            f"dataset {dataset!r} has dimension {expected}, the vector has {got}",
+            hint=f"embed with the model that filled {dataset!r}",
+        )
+
+
+class InvalidVector(RequestError):
+    """The vector has a NaN, an infinity, no element, or zero norm under cosine."""
+
+    kind = "invalid_vector"
+
+
+class InvalidFilter(RequestError):
+    """The filter cannot be applied."""
+
+    kind = "invalid_filter"
+
+
+class InvalidParams(RequestError):
+    """The request's parameters are not what the method takes (JSON-RPC -32602)."""
+
+    kind = "invalid_params"
+
+
+class NotReady(RequestError):
+    """The dataset has not caught up with its table yet."""
+
+    kind = "not_ready"
+
+
+class Overloaded(RequestError):
+    """More requests wait than the service takes."""
+
+    kind = "overloaded"
+
+    def __init__(self, waiting: int) -> None:
+        super().__init__(f"{waiting} requests are waiting already", hint="send fewer at once, or try again in a moment")
+
+
+class TimedOut(RequestError):
+    """The request's time ran out."""
+
+    kind = "timeout"
+
+
+class Unauthorized(RequestError):
+    """The connection has not authenticated."""
+
+    kind = "unauthorized"
+
+
+class TooLarge(RequestError):
+    """The request is larger than the service takes."""
+
+    kind = "too_large"
+
+
+class SettingsError(SyncdError):
+    """A setting, or the way a command was used, is wrong."""
+
+    kind = "settings"
+
+
+class DatabaseError(SyncdError):
+    """The database cannot be used as it is."""
+
+    kind = "database"
+
+
+class DatabaseUnreachable(DatabaseError):
+    """No connection to the database."""
+
+    kind = "database_unreachable"
+
+
+class NotInstalled(DatabaseError):
+    """The database has no schema ``syncd``."""
+
+    kind = "not_installed"
+
+
+class WrongSchemaVersion(DatabaseError):
+    """The database's schema ``syncd`` is of another version than this program."""
+
+    kind = "wrong_schema_version"
+
+
+class ConsumerReplaced(DatabaseError):
+    """Another process has taken this consumer's name."""
+
+    kind = "consumer_replaced"
+
+
+class DataDirectoryError(SyncdError):
+    """The data directory is locked, read-only or full."""
+
+    kind = "data_directory"
+
+
+class DamagedFile(SyncdError):
+    """A file of a checkpoint is missing, or is not what the manifest says."""
+
+    kind = "damaged_file"
+
+
+class ServiceUnavailable(SyncdError):
+    """Nobody listens on the socket."""
+
+    kind = "service_unavailable"

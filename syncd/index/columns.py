@@ -1,0 +1,277 @@
+"""An append-only column of fixed-width rows, in chunks that go to disk once they are full.
+
+The invariant: bytes of a row below a published count never change. A full chunk is written to its file and read through
+a read-only mapping from then on; the open one lives on the heap and grows geometrically, so 10,000 small datasets hold
+no file descriptor and little memory. Rows are written in memory first: a full disk loses nothing, a chunk that cannot
+be written stays on the heap and is tried again.
+
+One thread calls ``write`` and ``seal``; ``save`` may run beside it in another, on a view.
+"""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from syncd.errors import DamagedFile, DataDirectoryError
+from syncd.index.files import check_content, make_durable, map_file, read_file, write_at
+from syncd.index.live import Slots
+from syncd.index.saved import SavedFile
+
+CHUNK_BYTES = 32 << 20
+"""The most a chunk holds: 65,536 rows of 128 float32, 8,192 of 768."""
+
+WRITE_AHEAD_BYTES = 4 << 20
+"""Above this, unwritten rows of the open chunk go to its file, so that no one pass has to write a whole chunk (60 ms)."""
+
+_FEW_ROWS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnView:
+    """The chunks of a column at one moment; rows at or past the count published with it are not written yet."""
+
+    chunks: tuple[NDArray[Any], ...]
+    shift: int
+
+    def blocks(self, count: int) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Each chunk's first row and its written rows, without copying."""
+        for number, chunk in enumerate(self.chunks):
+            first = number << self.shift
+            if first >= count:
+                return
+            yield first, chunk[: count - first]
+
+    def take(self, rows: Slots) -> NDArray[Any]:
+        """A copy of ``rows``, in their order: shape (n,), or (n, width)."""
+        if len(self.chunks) == 1:
+            return self.chunks[0][rows]
+        if not self.chunks:
+            raise IndexError("the column has no row")
+        first = self.chunks[0]
+        taken = np.empty((rows.size, *first.shape[1:]), dtype=first.dtype)
+        mask = (1 << self.shift) - 1
+        if rows.size <= _FEW_ROWS:  # 0.3 µs a row, against 5 µs a chunk
+            for i, row in enumerate(rows.tolist()):
+                taken[i] = self.chunks[row >> self.shift][row & mask]
+            return taken
+        numbers = rows >> self.shift
+        for number in np.unique(numbers).tolist():
+            chosen = np.flatnonzero(numbers == number)
+            taken[chosen] = self.chunks[number][rows[chosen] & mask]
+        return taken
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """The rows ``start <= row < stop``: a view of one chunk, or a copy where they lie in several."""
+        first, last = start >> self.shift, max(start, stop - 1) >> self.shift
+        offset = first << self.shift
+        if first == last:
+            return self.chunks[first][start - offset : stop - offset]
+        return np.concatenate(self.chunks[first : last + 1])[start - offset : stop - offset]
+
+
+@dataclass(slots=True)
+class _ChunkFile:
+    """How much of a chunk is in its file: the first ``rows`` rows, with this checksum; ``durable`` after an fsync."""
+
+    rows: int = 0
+    crc32: int = 0
+    durable: bool = True
+
+
+class Column:
+    """One column of a dataset: the files ``<stem>-000000.<suffix>`` and the rows that are not in them yet.
+
+    A row is one number when ``width`` is None, else ``width`` of them.
+    """
+
+    def __init__(
+        self, directory: Path, stem: str, suffix: str, dtype: str, width: int | None, chunk_bytes: int = CHUNK_BYTES
+    ) -> None:
+        self._directory, self._stem, self._suffix = directory, stem, suffix
+        self._dtype, self._width = np.dtype(dtype), width
+        self.row_bytes = self._dtype.itemsize * (1 if width is None else width)
+        # A power of two from 8: a chunk's live bits then start at a byte.
+        self._shift = max(3, (chunk_bytes // self.row_bytes).bit_length() - 1)
+        self._chunk_rows = 1 << self._shift
+        self._chunks: list[NDArray[Any]] = []
+        self._mapped = 0  # how many chunks, from the first on, are mappings of their files
+        self._files: list[_ChunkFile] = []
+        self._unchecked: list[int] = []
+        self._files_lock = threading.Lock()
+        self._view = ColumnView((), self._shift)
+
+    @property
+    def view(self) -> ColumnView:
+        """The chunks as they are now, for the writer to publish with a count."""
+        return self._view
+
+    @property
+    def heap_bytes(self) -> int:
+        """Memory of the chunks that are not mappings."""
+        return sum(chunk.nbytes for chunk in self._chunks[self._mapped :])
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes in the column's files."""
+        return sum(file.rows for file in self._files) * self.row_bytes
+
+    def write(self, start: int, rows: NDArray[Any]) -> None:
+        """Put ``rows`` at ``start``, at or past the published count, in memory; invisible until a count covers them."""
+        while len(rows):
+            number, offset = start >> self._shift, start & (self._chunk_rows - 1)
+            part = rows[: self._chunk_rows - offset]
+            self._room(number, offset + len(part))[offset : offset + len(part)] = part
+            rows, start = rows[len(part) :], start + len(part)
+
+    def seal(self, count: int) -> bool:
+        """Write chunks that lie below the published ``count`` and replace them by mappings; whether any was.
+
+        Much of the open chunk is written ahead. Tried again at the next call when the disk is full, or when ``save``
+        is writing: the writer does not wait for it.
+        """
+        full = count >> self._shift
+        rows = count - (full << self._shift)
+        ahead = rows > 0 and (rows - self._files[full].rows) * self.row_bytes >= WRITE_AHEAD_BYTES
+        if not (ahead or full > self._mapped) or not self._files_lock.acquire(blocking=False):
+            return False
+        before = self._mapped
+        try:
+            while self._mapped < full:
+                number = self._mapped
+                self._write_file(number, self._chunks[number], self._chunk_rows)
+                self._chunks[number] = self._map(number)
+                self._mapped += 1
+            if ahead:
+                self._write_file(full, self._chunks[full], rows)
+        except (DataDirectoryError, DamagedFile):
+            pass  # the rows stay on the heap; save() will say why, if it meets the same error
+        finally:
+            self._files_lock.release()
+        if self._mapped == before:
+            return False
+        self._view = ColumnView(tuple(self._chunks), self._shift)
+        return True
+
+    def save(self, view: ColumnView, count: int) -> tuple[list[SavedFile], int]:
+        """Make the first ``count`` rows durable; returns their files and how many bytes were written.
+
+        Raises ``DataDirectoryError``; what is in memory stays as it is.
+        """
+        saved, written = [], 0
+        for number in range(-(-count >> self._shift)):
+            rows = min(self._chunk_rows, count - (number << self._shift))
+            with self._files_lock:
+                file = self._files[number]
+                written += self._write_file(number, view.chunks[number], rows)
+                # Where the writer sealed the chunk meanwhile, the file holds rows that this checkpoint must not vouch
+                # for: after a crash it would be loaded with `count` rows, and others would overwrite them.
+                crc32 = file.crc32 if file.rows == rows else zlib.crc32(_content(view.chunks[number][:rows]))
+                saved.append(SavedFile(name=self._path(number).name, bytes=rows * self.row_bytes, crc32=crc32))
+                pending, file.durable = not file.durable, True
+            if pending:
+                self._make_durable(number)
+        return saved, written
+
+    def load(self, saved: dict[str, SavedFile], count: int, *, check: bool) -> None:
+        """Take up ``count`` saved rows; full chunks are mapped, and checked later by ``scrub`` unless ``check``.
+
+        Raises ``DamagedFile`` when a file is missing, shorter than saved, or has another checksum.
+        """
+        for number in range(-(-count >> self._shift)):
+            path, rows = self._path(number), min(self._chunk_rows, count - (number << self._shift))
+            file = saved.get(path.name)
+            if file is None:
+                raise DamagedFile(f"the checkpoint has no entry for {path}")
+            if file.bytes != rows * self.row_bytes:
+                raise DamagedFile(f"the checkpoint says {file.bytes} bytes for {path}, which holds {rows} rows")
+            if rows == self._chunk_rows:
+                self._chunks.append(self._map(number))
+                self._mapped += 1
+                if check:
+                    check_content(path, _content(self._chunks[number]), file.crc32)
+                else:
+                    self._unchecked.append(number)
+            else:
+                self._chunks.append(self._shaped(np.frombuffer(read_file(path, file), dtype=np.uint8)))
+            self._files.append(_ChunkFile(rows, file.crc32))
+        self._view = ColumnView(tuple(self._chunks), self._shift)
+
+    def scrub(self) -> None:
+        """Check what ``load`` left unchecked; raises ``DamagedFile``. May run beside anything: sealed chunks never
+        change.
+        """
+        while self._unchecked:
+            number = self._unchecked[-1]
+            check_content(self._path(number), _content(self._chunks[number]), self._files[number].crc32)
+            self._unchecked.pop()
+
+    @property
+    def checked(self) -> bool:
+        """Whether every loaded chunk has been compared with its checksum."""
+        return not self._unchecked
+
+    def _room(self, number: int, rows: int) -> NDArray[Any]:
+        """The chunk, with room for ``rows``; grown by replacement, because older views keep reading the smaller one."""
+        if number < len(self._chunks) and len(self._chunks[number]) >= rows:
+            return self._chunks[number]
+        old = self._chunks[number] if number < len(self._chunks) else None
+        room = max(rows, 8) if old is None else max(rows, 2 * len(old), 8)
+        # A second chunk will fill up like the first did: no growing.
+        room = self._chunk_rows if number else min(room, self._chunk_rows)
+        shape = (room,) if self._width is None else (room, self._width)
+        chunk = np.empty(shape, dtype=self._dtype)
+        if old is None:
+            self._files.append(_ChunkFile())
+            self._chunks.append(chunk)
+        else:
+            chunk[: len(old)] = old
+            self._chunks[number] = chunk
+        self._view = ColumnView(tuple(self._chunks), self._shift)
+        return chunk
+
+    def _write_file(self, number: int, chunk: NDArray[Any], rows: int) -> int:
+        """Bring a chunk's file to ``rows`` rows, under the lock; returns the bytes written. Unchanged when it
+        raises.
+        """
+        file = self._files[number]
+        if rows <= file.rows:
+            return 0
+        content = _content(chunk[file.rows : rows])
+        write_at(self._path(number), file.rows * self.row_bytes, content)
+        file.crc32, file.rows, file.durable = zlib.crc32(content, file.crc32), rows, False
+        return len(content)
+
+    def _make_durable(self, number: int) -> None:
+        try:
+            make_durable(self._path(number))
+        except DataDirectoryError:
+            with self._files_lock:
+                # After a failed fsync the kernel forgets which pages were dirty: only writing again makes them durable.
+                # What is mapped cannot be written from memory, so the rows on disk must still be the ones written.
+                file = self._files[number]
+                if number < self._mapped:
+                    check_content(self._path(number), _content(self._chunks[number][: file.rows]), file.crc32)
+                file.rows, file.crc32, file.durable = 0, 0, False
+            raise
+
+    def _map(self, number: int) -> NDArray[Any]:
+        return self._shaped(map_file(self._path(number), self._chunk_rows * self.row_bytes))
+
+    def _shaped(self, content: NDArray[np.uint8]) -> NDArray[Any]:
+        rows = content.view(self._dtype)
+        return rows if self._width is None else rows.reshape(-1, self._width)
+
+    def _path(self, number: int) -> Path:
+        return self._directory / f"{self._stem}-{number:06d}.{self._suffix}"
+
+
+def _content(rows: NDArray[Any]) -> memoryview:
+    return np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data

@@ -1,0 +1,344 @@
+"""One dataset's index: one writer applies passes, any number of threads search, one more may save.
+
+The index equals the last applied pass. Its only shared state is one reference to an immutable view, replaced once a
+pass; there is no lock between the writer and readers. A pass that fails leaves the view as it was: what it wrote past
+the count is written over.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from syncd.errors import DimensionMismatch, InvalidVector
+from syncd.index.columns import CHUNK_BYTES
+from syncd.index.files import make_directory
+from syncd.index.generation import Generation
+from syncd.index.keys import hash_keys, store_keys
+from syncd.index.live import (
+    Bitmap,
+    Slots,
+    clear_bits,
+    empty_bitmap,
+    grown,
+    live_slots,
+    set_bits,
+    set_range,
+    test_bits,
+)
+from syncd.index.saved import Saved, SavedIndex
+from syncd.index.search import SearchResult, search
+from syncd.index.vectors import VectorFormat, Vectors
+from syncd.index.view import KeyPage, View
+from syncd.types import Key, KeyKind, Metric
+
+
+class Applied(NamedTuple):
+    """What a pass did to a dataset, in rows. ``unchanged`` were written with the vector they had."""
+
+    inserted: int
+    updated: int
+    unchanged: int
+    deleted: int
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What is replaced at once: a view, and the columns that it shows."""
+
+    generation: Generation
+    view: View
+
+
+class DatasetIndex:
+    """Rows of one dataset by key and by distance; made by ``create`` or ``load``."""
+
+    def __init__(self, state: _State, name: str, chunk_bytes: int, last: SavedIndex | None) -> None:
+        self._state = state
+        self._name = name
+        self._chunk_bytes = chunk_bytes
+        self._last_saved = None if last is None else (_rows(state), last)
+        self._save_lock = threading.Lock()
+        self._seen: Bitmap | None = None
+
+    @classmethod
+    def create(
+        cls,
+        directory: Path,
+        *,
+        metric: Metric,
+        key_kind: KeyKind,
+        half: bool = False,
+        dim: int | None = None,
+        name: str = "",
+        chunk_bytes: int = CHUNK_BYTES,
+    ) -> DatasetIndex:
+        """An empty index that keeps its files in ``directory``, which is made; ``name`` is for messages.
+
+        Raises ``DataDirectoryError``.
+        """
+        make_directory(directory)
+        generation = Generation(directory, 1, VectorFormat(metric, half), key_kind, dim, chunk_bytes)
+        return cls(_State(generation, generation.empty_view()), name or _name(directory), chunk_bytes, None)
+
+    @classmethod
+    def load(cls, directory: Path, saved: SavedIndex, *, name: str = "") -> DatasetIndex:
+        """The index as it was saved.
+
+        Raises ``DamagedFile`` when a file is missing, shorter than saved, or has another checksum. Vector files of a
+        dataset above 64 MiB are mapped and left for ``scrub``.
+        """
+        format_ = VectorFormat(saved.metric, saved.half)
+        generation = Generation(directory, saved.generation, format_, saved.key_kind, saved.dim, saved.chunk_bytes)
+        view = generation.load(saved)
+        state = _State(generation, view)
+        return cls(state, name or _name(directory), saved.chunk_bytes, saved)
+
+    # Reading: from any thread, without a lock. Take ``view`` once where several answers must be of one pass.
+
+    @property
+    def view(self) -> View:
+        """The last pass, whole and immutable."""
+        return self._state.view
+
+    def search(
+        self,
+        queries: Vectors,
+        k: int,
+        *,
+        exclude: Key | None = None,
+        max_distance: float | None = None,
+        view: View | None = None,
+    ) -> list[SearchResult]:
+        """For each query of (q, dim) the ``k`` nearest rows, by exact distance as pgvector computes it.
+
+        ``exclude`` is left out; rows beyond ``max_distance`` too. Raises ``DimensionMismatch``, ``InvalidVector``, and
+        ``InvalidParams`` for a ``k`` below 1 or an ``exclude`` of another kind.
+        """
+        return search(self.view if view is None else view, self._name, queries, k, exclude, max_distance)
+
+    def get(self, keys: Sequence[Key], vectors: bool) -> list[tuple[Key, Vectors | None]]:
+        """See ``View.get``."""
+        return self.view.get(keys, vectors)
+
+    def vector_of(self, key: Key) -> Vectors | None:
+        """See ``View.vector_of``."""
+        return self.view.vector_of(key)
+
+    def keys(self, after: Key | None, limit: int) -> KeyPage:
+        """See ``View.keys``."""
+        return self.view.keys(after, limit)
+
+    def contains(self, keys: Sequence[Key]) -> NDArray[np.bool_]:
+        """See ``View.contains``."""
+        return self.view.contains(keys)
+
+    @property
+    def count(self) -> int:
+        """Rows that a search can find."""
+        return self.view.live_count
+
+    @property
+    def tombstones(self) -> int:
+        """Slots whose row was updated or deleted."""
+        return self.view.count - self.view.live_count
+
+    @property
+    def dim(self) -> int | None:
+        """The dimension, None before the first row."""
+        return self.view.dim
+
+    @property
+    def bytes_memory(self) -> int:
+        """Memory of rows, keys and maps; files that are mapped are not counted."""
+        state = self._state
+        return state.generation.heap_bytes + state.view.live.nbytes
+
+    @property
+    def bytes_disk(self) -> int:
+        """Bytes of the present rows in files."""
+        return self._state.generation.disk_bytes + ((self.view.count + 7) >> 3)
+
+    @property
+    def verified(self) -> bool:
+        """Whether every byte that was loaded has been compared with its checksum."""
+        return self._state.generation.checked
+
+    def scrub(self) -> None:
+        """Compare with their checksums the vector files that ``load`` left out; raises ``DamagedFile``. Reads them
+        all.
+        """
+        self._state.generation.scrub()
+
+    # Writing: one thread.
+
+    def apply(self, upserts: Sequence[Key], vectors: Vectors, deletes: Sequence[Key]) -> Applied:
+        """Bring one pass into the index; readers see all of it at once, or, if this raises, nothing.
+
+        ``vectors`` is (n, dim) float32, one row an upsert; of a repeated key the last counts. A row whose stored vector
+        is the same keeps its slot; deletes of unknown keys are ignored. Raises ``DimensionMismatch``,
+        ``InvalidVector``, ``InvalidParams`` for a key of another kind, ``ValueError`` for a key in both lists or
+        lengths that differ.
+        """
+        state, view = self._state, self._state.view
+        upserts, vectors = _last_of_each(upserts, vectors, deletes)
+        deleted = view.find(list(dict.fromkeys(deletes)))
+        deleted = deleted[deleted >= 0]
+        if len(upserts) and vectors.shape[1] != view.dim:
+            if vectors.shape[1] == 0:
+                raise InvalidVector("the vector has no element")
+            if view.dim is not None and view.live_count > deleted.size:
+                raise DimensionMismatch(self._name, expected=view.dim, got=vectors.shape[1])
+            state = self._new_generation(vectors.shape[1])
+            view = state.view
+        stored = view.format.store(vectors)
+        keys = store_keys(view.key_kind, upserts)
+        hashes = hash_keys(view.key_kind, keys)
+        old = view.find_stored(keys, hashes)
+        known = np.flatnonzero(old >= 0)
+        changed = np.ones(len(upserts), dtype=np.bool_)
+        if known.size:
+            changed[known] = ~stored.select(known).equals(view.stored_vectors(old[known]))
+        fresh = np.flatnonzero(changed)
+        replaced = old[fresh][old[fresh] >= 0]
+        applied = Applied(fresh.size - replaced.size, replaced.size, len(upserts) - fresh.size, deleted.size)
+
+        start, stop = view.count, view.count + fresh.size
+        dead_now = replaced if state is not self._state else np.concatenate((replaced, deleted))
+        if stop > start or dead_now.size:
+            live = _cleared(view.live, dead_now, stop)
+            set_range(live, start, stop)
+            state.generation.write(start, stored.select(fresh), keys[fresh], hashes[fresh], live)
+            dead = state.generation.chunk_counts(dead_now, stop)
+            dead[: view.dead.size] += view.dead
+            live_count = view.live_count + fresh.size - dead_now.size
+            self._publish(state.generation, state.generation.view(stop, live, live_count, dead))
+        if self._seen is not None:
+            self._seen = grown(self._seen, stop)
+            set_bits(self._seen, old[~changed])
+            set_range(self._seen, start, stop)
+        return applied
+
+    def clear(self) -> int:
+        """Remove every row at once; returns how many there were. The next row may have another dimension."""
+        removed = self.view.live_count
+        if self.view.count:
+            self._publish_state(self._new_generation(None))
+        return removed
+
+    def begin_sweep(self) -> None:
+        """Note from now on which rows ``apply`` is given, changed or not; a sweep under way starts over."""
+        self._seen = empty_bitmap(self.view.count)
+
+    def end_sweep(self) -> int:
+        """Remove the rows that ``apply`` was not given since ``begin_sweep``, at once; returns how many.
+
+        Raises ``RuntimeError`` when no sweep was begun.
+        """
+        if self._seen is None:
+            raise RuntimeError("end_sweep without begin_sweep")
+        generation, view = self._state.generation, self._state.view
+        seen, self._seen = grown(self._seen, view.count), None
+        slots = live_slots(view.live, view.count)
+        unseen = slots[~test_bits(seen, slots)]
+        if unseen.size:
+            live = _cleared(view.live, unseen, view.count)
+            dead = view.dead + generation.chunk_counts(unseen, view.count)
+            self._publish(generation, generation.view(view.count, live, view.live_count - unseen.size, dead))
+        return int(unseen.size)
+
+    # Saving: any one thread, beside the writer.
+
+    def save(self) -> Saved:
+        """Make the present view durable; see ``CapturedIndex.save``."""
+        return self.capture().save()
+
+    def capture(self) -> CapturedIndex:
+        """The present view, to be saved while passes go on."""
+        return CapturedIndex(self, self._state)
+
+    def _save(self, state: _State) -> Saved:
+        with self._save_lock:
+            last = self._last_saved
+            if last is not None and _same(_rows(state), last[0]):
+                return Saved(last[1], 0)
+            sequence = 1 if last is None else last[1].live_sequence + 1
+            done = state.generation.save(state.view, sequence, self._chunk_bytes)
+            self._last_saved = (_rows(state), done.saved)
+            return done
+
+    def _publish(self, generation: Generation, view: View) -> None:
+        self._publish_state(_State(generation, view))
+        if generation.seal(view.count):  # the same rows again, so that their memory can go
+            self._publish_state(_State(generation, generation.view(view.count, view.live, view.live_count, view.dead)))
+
+    def _publish_state(self, state: _State) -> None:
+        if state.generation is not self._state.generation and self._seen is not None:
+            self._seen = empty_bitmap(0)
+        self._state = state
+
+    def _new_generation(self, dim: int | None) -> _State:
+        old, view = self._state.generation, self._state.view
+        generation = Generation(old.directory, old.number + 1, view.format, view.key_kind, dim, self._chunk_bytes)
+        return _State(generation, generation.empty_view())
+
+
+@dataclass(frozen=True, slots=True)
+class CapturedIndex:
+    """One view of an index, whole, however far the index moves on."""
+
+    _index: DatasetIndex
+    _state: _State
+
+    @property
+    def directory(self) -> Path:
+        """Where the index keeps its files."""
+        return self._state.generation.directory
+
+    def save(self) -> Saved:
+        """Make the view durable; what is written is what came since the last save, nothing when nothing did.
+
+        Raises ``DataDirectoryError`` when the disk is full or fails: nothing is lost, and the next call goes on from
+        there.
+        """
+        return self._index._save(self._state)
+
+
+def _name(directory: Path) -> str:
+    return f"{directory.parent.name}/{directory.name}"
+
+
+def _rows(state: _State) -> tuple[int, int, Bitmap]:
+    """What tells one state's rows from another's: clearing bits makes another bitmap, else only the count grows."""
+    return state.generation.number, state.view.count, state.view.live
+
+
+def _same(one: tuple[int, int, Bitmap], other: tuple[int, int, Bitmap]) -> bool:
+    return one[:2] == other[:2] and one[2] is other[2]
+
+
+def _cleared(live: Bitmap, dead: Slots, slots: int) -> Bitmap:
+    """``live`` with room for ``slots``; a copy with the ``dead`` ones cleared, if there are any."""
+    larger = grown(live, slots)
+    if dead.size:
+        larger = larger.copy() if larger is live else larger
+        clear_bits(larger, dead)
+    return larger
+
+
+def _last_of_each(upserts: Sequence[Key], vectors: Vectors, deletes: Sequence[Key]) -> tuple[Sequence[Key], Vectors]:
+    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    if vectors.ndim != 2 or len(vectors) != len(upserts):
+        raise ValueError(f"{len(upserts)} keys and vectors of shape {vectors.shape}")
+    last = {key: row for row, key in enumerate(upserts)}
+    if not last.keys().isdisjoint(deletes):
+        raise ValueError("a key is both upserted and deleted")
+    if len(last) == len(upserts):
+        return upserts, vectors
+    return list(last), vectors[list(last.values())]

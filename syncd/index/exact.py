@@ -1,0 +1,157 @@
+"""Exact search: FAISS' own loops run straight on the chunks' memory, dead rows left out by the live bitmap.
+
+Distances are pgvector's: Euclidean for l2, one minus the cosine, minus the inner product for ip. FAISS computes in
+float32; where that overflows, the query is computed again in float64, so that no row is lost and no distance is
+infinite.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from syncd.index.columns import ColumnView
+from syncd.index.live import Slots, bitmap_bytes, live_slots
+from syncd.index.vectors import Vectors, half_to_float
+from syncd.index.view import View
+
+Distances = NDArray[np.float64]
+
+_SCRATCH_BYTES = 1 << 20
+"""float16 rows are converted in blocks that stay in the second-level cache."""
+
+_MOST_CANDIDATES = 1 << 22
+
+_FLOAT64_ROWS = 4096
+
+
+class _Thread(threading.local):
+    limited = False
+
+
+_thread = _Thread()
+
+
+def use_one_thread() -> None:
+    """Let FAISS use one thread in calls from this one. Two for one query are slower, and the setting is per calling
+    thread.
+    """
+    if not _thread.limited:
+        faiss.omp_set_num_threads(1)
+        _thread.limited = True
+
+
+def search_exact(view: View, queries: Vectors, k: int) -> list[tuple[Distances, Slots]]:
+    """The ``k`` nearest live rows of each query, or all if there are fewer: distances ascending, and slots.
+
+    ``queries`` is (q, dim), from ``VectorFormat.queries``.
+    """
+    use_one_thread()
+    k = min(k, view.live_count)
+    if k == 0:
+        return [(np.empty(0, dtype=np.float64), np.empty(0, dtype=np.int64)) for _ in queries]
+    # A block gives k candidates: where k is large, a few queries at a time bound the memory.
+    candidates = min(view.count, k * max(1, len(view.vectors.chunks)))
+    at_once = max(1, _MOST_CANDIDATES // candidates)
+    found: list[tuple[Distances, Slots]] = []
+    for start in range(0, len(queries), at_once):
+        found += _search_some(view, queries[start : start + at_once], k)
+    return found
+
+
+def _search_some(view: View, queries: Vectors, k: int) -> list[tuple[Distances, Slots]]:
+    blocks = [_search_block(view, queries, k, *block) for block in _blocks(view)]
+    if len(blocks) == 1:
+        distances, slots = blocks[0]
+    else:
+        distances, slots = (np.concatenate(parts, axis=1) for parts in zip(*blocks, strict=True))
+    found = []
+    for query, row, row_slots in zip(queries, distances, slots, strict=True):
+        if len(blocks) > 1:
+            order = np.argpartition(row, k - 1)[:k] if k < row.size else np.arange(row.size)
+            order = order[np.argsort(row[order], kind="stable")]
+            row, row_slots = row[order], row_slots[order]
+        if np.isfinite(row[-1]) and np.isfinite(row[0]) and row.size >= k:
+            found.append((row[:k], row_slots[:k]))
+        else:
+            found.append(_search_in_float64(view, query, k))
+    return found
+
+
+def _search_block(
+    view: View, queries: Vectors, k: int, first: int, rows: Vectors, all_live: bool
+) -> tuple[Distances, Slots]:
+    """The nearest rows of one block: distances and slots (q, k), ascending; where there are fewer, infinite and
+    last.
+    """
+    count, dim = rows.shape
+    k = min(k, count)
+    distances = np.empty((len(queries), k), dtype=np.float32)
+    slots = np.empty((len(queries), k), dtype=np.int64)
+    pointer = faiss.swig_ptr
+    # A selector costs 3-10 %. With several queries and none, FAISS would compute l2 as |x|² + |y|² - 2xy, which is fast
+    # and loses near neighbours far from the origin: exact search must not.
+    l2 = view.format.metric == "l2"
+    selector = None
+    if not all_live or (l2 and len(queries) > 1):
+        bits = view.live[first >> 3 : bitmap_bytes(first + count)]  # held while FAISS reads it
+        selector = faiss.IDSelectorBitmap(bits.size, pointer(bits))
+    arguments = (pointer(queries), pointer(rows), dim, len(queries), count, k, pointer(distances), pointer(slots))
+    if l2:
+        faiss.knn_L2sqr(*arguments, None, selector)
+        exact = np.sqrt(distances, dtype=np.float64)
+    else:
+        faiss.knn_inner_product(*arguments, selector)
+        exact = np.negative(distances, dtype=np.float64)
+        if view.format.metric == "cosine":
+            exact += 1.0
+            np.maximum(exact, 0.0, out=exact)
+    if slots[:, -1].min() < 0:  # fewer than k are live, or overflowed
+        exact[slots < 0] = np.inf
+    if first:
+        slots += first
+    return exact, slots
+
+
+def _blocks(view: View) -> Iterator[tuple[int, Vectors, bool]]:
+    """Each block's first slot, its rows as float32, and whether all are live."""
+    for number, (first, rows) in enumerate(view.vectors.blocks(view.count)):
+        dead = int(view.dead[number])
+        if dead == len(rows):
+            continue
+        for start, block in _converted(first, rows, view.norms) if view.format.half else ((first, rows),):
+            yield start, block, not dead
+
+
+def _converted(first: int, rows: NDArray[np.float16], norms: ColumnView | None) -> Iterator[tuple[int, Vectors]]:
+    step = max(8, _SCRATCH_BYTES // (4 * rows.shape[1]) & ~7)  # a multiple of 8: a block's live bits start at a byte
+    scratch = np.empty((min(step, len(rows)), rows.shape[1]), dtype=np.float32)
+    for offset in range(0, len(rows), step):
+        part = rows[offset : offset + step]
+        block = scratch[: len(part)]
+        start = first + offset
+        half_to_float(part, None if norms is None else norms.read(start, start + len(part)), block)
+        yield start, block
+
+
+def _search_in_float64(view: View, query: Vectors, k: int) -> tuple[Distances, Slots]:
+    slots = live_slots(view.live, view.count)
+    wide: NDArray[Any] = query.astype(np.float64)
+    distances = np.empty(slots.size, dtype=np.float64)
+    for start in range(0, slots.size, _FLOAT64_ROWS):
+        part = slice(start, start + _FLOAT64_ROWS)
+        rows = view.vectors.take(slots[part]).astype(np.float64)
+        if view.format.metric == "l2":
+            distances[part] = np.linalg.norm(rows - wide, axis=1)
+        elif view.format.metric == "ip":
+            distances[part] = -(rows @ wide)
+        else:
+            norms = np.linalg.norm(rows, axis=1)
+            distances[part] = np.maximum(1.0 - rows @ wide / norms, 0.0)
+    order = np.argsort(distances, kind="stable")[:k]
+    return distances[order], slots[order]

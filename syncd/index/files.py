@@ -1,0 +1,119 @@
+"""Bytes on disk: written at an offset, made durable, read back whole or not at all.
+
+An ``OSError`` becomes ``DataDirectoryError`` when writing and ``DamagedFile`` when a file that a checkpoint names is
+missing. No file stays open: a dataset costs no descriptor besides those that mappings keep.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from syncd.errors import DamagedFile, DataDirectoryError
+from syncd.index.saved import SavedFile
+
+
+def make_directory(path: Path) -> None:
+    """Create ``path`` and its missing parents, each durable in its own parent."""
+    missing = [path, *path.parents]
+    missing = missing[: next(i for i, directory in enumerate(missing) if directory.exists())]
+    with _as_data_directory_error(path):
+        for directory in reversed(missing):
+            directory.mkdir(exist_ok=True)
+            _fsync_path(directory.parent, os.O_DIRECTORY)
+
+
+def write_at(path: Path, offset: int, content: memoryview, *, truncate: bool = False) -> None:
+    """Write all of ``content`` at ``offset``; not yet durable. Plain writes, so a full disk is an error, never
+    SIGBUS.
+    """
+    with _as_data_directory_error(path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_TRUNC if truncate else 0), 0o640)
+        try:
+            while content:
+                written = os.pwrite(descriptor, content, offset)
+                content, offset = content[written:], offset + written
+        finally:
+            os.close(descriptor)
+
+
+def make_durable(path: Path) -> None:
+    """Return once a file's bytes, or a directory's names, are on the disk."""
+    with _as_data_directory_error(path):
+        _fsync_path(path, 0)
+
+
+def map_file(path: Path, size: int) -> NDArray[np.uint8]:
+    """The first ``size`` bytes of a file, mapped read-only; raises ``DamagedFile`` when it is missing or shorter."""
+    with _open_saved(path, size) as descriptor:
+        if sys.version_info >= (3, 13):  # the mapping then keeps no descriptor: 100M rows are 10,000 chunks
+            mapping = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ, trackfd=False)
+        else:
+            mapping = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
+    return np.frombuffer(mapping, dtype=np.uint8)
+
+
+def read_file(path: Path, saved: SavedFile) -> bytearray:
+    """The saved bytes, checked; raises ``DamagedFile`` when the file is missing, shorter, or has another checksum."""
+    content = bytearray(saved.bytes)
+    with _open_saved(path, saved.bytes) as descriptor:
+        rest, offset = memoryview(content), 0
+        while rest:
+            got = os.preadv(descriptor, [rest], offset)
+            if got == 0:
+                raise DamagedFile(f"{path} became shorter while it was read")
+            rest, offset = rest[got:], offset + got
+    check_content(path, content, saved.crc32)
+    return content
+
+
+def check_content(path: Path, content: bytearray | memoryview, crc32: int) -> None:
+    """Raise ``DamagedFile`` unless ``content`` has this checksum."""
+    found = zlib.crc32(content)
+    if found != crc32:
+        raise DamagedFile(f"{path} is damaged: its checksum is {found:08x}, the checkpoint says {crc32:08x}")
+
+
+@contextmanager
+def _open_saved(path: Path, size: int) -> Iterator[int]:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise DamagedFile(f"{path} is missing") from error
+    except OSError as error:
+        raise DataDirectoryError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        found = os.fstat(descriptor).st_size
+        if found < size:
+            raise DamagedFile(f"{path} is damaged: it has {found} bytes, the checkpoint says {size}")
+        yield descriptor
+    except OSError as error:  # a disk that cannot read a file back is as good as a damaged file
+        raise DamagedFile(f"{path} cannot be read: {error.strerror}") from error
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _as_data_directory_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataDirectoryError(
+            f"cannot write {path}: {error.strerror}", hint="check free space and permissions: df -h, ls -ld"
+        ) from error
+
+
+def _fsync_path(path: Path, flags: int) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,172 @@
+"""The columns of one dataset from its first row to its last: what is written, sealed, saved and loaded together.
+
+A dataset that is emptied begins a new generation, whose files have other names: the old checkpoint's files stay as they
+are until no manifest names them. So a dataset without rows may take another dimension.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from syncd.errors import DamagedFile
+from syncd.index.columns import Column
+from syncd.index.files import make_durable, read_file, write_at
+from syncd.index.keymap import Hashes, HashMultimap, Values
+from syncd.index.keys import Stored, hash_keys, key_columns
+from syncd.index.live import Bitmap, bitmap_bytes, empty_bitmap, live_slots, prefix, test_bits
+from syncd.index.saved import Saved, SavedFile, SavedIndex
+from syncd.index.vectors import StoredVectors, VectorFormat
+from syncd.index.view import View
+from syncd.types import KeyKind
+
+CHECK_AT_LOAD_BYTES = 64 << 20
+"""Vectors up to this size are compared with their checksums at load (0.1 s), larger ones by ``scrub``."""
+
+
+class Generation:
+    """One generation's columns and key map. Its rows are what the view says; what lies past its count is not there."""
+
+    def __init__(
+        self, directory: Path, number: int, format_: VectorFormat, key_kind: KeyKind, dim: int | None, chunk_bytes: int
+    ) -> None:
+        self.directory, self.number, self.dim = directory, number, dim
+        self._format, self._key_kind = format_, key_kind
+        prefix = f"{number:04d}-"
+        suffix = "f16" if format_.half else "f32"
+        self._vectors = Column(directory, f"{prefix}vectors", suffix, format_.dtype, dim or 1, chunk_bytes)
+        self._norms = (
+            Column(directory, f"{prefix}norms", "f64", "<f8", None, chunk_bytes) if format_.has_norms else None
+        )
+        self._keys = key_columns(key_kind, directory, prefix, chunk_bytes)
+        self._key_map = HashMultimap()
+
+    def view(self, count: int, live: Bitmap, live_count: int, dead: NDArray[np.int64]) -> View:
+        """A view of the first ``count`` slots."""
+        return View(
+            format=self._format,
+            key_kind=self._key_kind,
+            dim=self.dim,
+            count=count,
+            live=live,
+            live_count=live_count,
+            dead=dead,
+            vectors=self._vectors.view,
+            norms=None if self._norms is None else self._norms.view,
+            stored_keys=self._keys.view(),
+            key_map=self._key_map.view,
+        )
+
+    def empty_view(self) -> View:
+        """A view without rows."""
+        return self.view(0, empty_bitmap(0), 0, np.zeros(0, dtype=np.int64))
+
+    def write(self, start: int, stored: StoredVectors, keys: Stored, hashes: Hashes, live: Bitmap) -> None:
+        """Put rows at the slots from ``start`` on, in memory; they count once a view covers them.
+
+        ``live`` is what the next view says: the key map leaves out dead slots when it merges.
+        """
+        self._vectors.write(start, stored.rows)
+        if self._norms is not None and stored.norms is not None:
+            self._norms.write(start, stored.norms)
+        self._keys.write(start, keys)
+        slots = np.arange(start, start + len(keys), dtype=np.int64)
+        self._key_map.add(hashes, slots, keep=lambda values: test_bits(live, values))
+
+    def seal(self, count: int) -> bool:
+        """Move full chunks of published rows to disk, where that is possible now; whether any was."""
+        sealed = [column.seal(rows) for column, rows in self._columns(count)]
+        return any(sealed)
+
+    def save(self, view: View, live_sequence: int, chunk_bytes: int) -> Saved:
+        """Make a view's rows durable, with a bitmap under a new name.
+
+        Raises ``DataDirectoryError``; nothing is lost then, and the next call goes on.
+        """
+        files, bytes_written = self._save_columns(view)
+        live_name = ""
+        if view.count:
+            live_name = f"{self.number:04d}-live-{live_sequence:06d}.bits"
+            live = prefix(view.live, view.count)
+            write_at(self.directory / live_name, 0, live.data, truncate=True)
+            make_durable(self.directory / live_name)
+            make_durable(self.directory)
+            files.append(SavedFile.of(live_name, live))
+            bytes_written += live.nbytes
+        saved = SavedIndex(
+            metric=self._format.metric,
+            key_kind=self._key_kind,
+            half=self._format.half,
+            dim=self.dim,
+            slots=view.count,
+            generation=self.number,
+            chunk_bytes=chunk_bytes,
+            live_sequence=live_sequence,
+            live_name=live_name,
+            files=tuple(files),
+        )
+        return Saved(saved, bytes_written)
+
+    def load(self, saved: SavedIndex) -> View:
+        """Take up what ``save`` wrote; raises ``DamagedFile``."""
+        files = {file.name: file for file in saved.files}
+        count = saved.slots
+        if not count:
+            return self.empty_view()
+        live_file = files.get(saved.live_name)
+        if live_file is None or live_file.bytes != bitmap_bytes(count):
+            raise DamagedFile(f"the checkpoint has no bitmap for the {count} slots in {self.directory}")
+        live = np.frombuffer(read_file(self.directory / saved.live_name, live_file), dtype=np.uint8)
+        self._vectors.load(files, count, check=count * self._vectors.row_bytes <= CHECK_AT_LOAD_BYTES)
+        if self._norms is not None:
+            self._norms.load(files, count, check=True)
+        self._keys.load(files, count)
+        slots = live_slots(live, count)
+        if slots.size:
+            stored = self._keys.view().take(slots)
+            self._key_map.add(hash_keys(self._key_kind, stored), slots)
+        dead = self.chunk_counts(np.arange(count), count) - self.chunk_counts(slots, count)
+        return self.view(count, live, int(slots.size), dead)
+
+    def chunk_counts(self, slots: Values, count: int) -> NDArray[np.int64]:
+        """How many of ``slots`` lie in each of the vector chunks that ``count`` slots take."""
+        shift = self._vectors.view.shift
+        return np.bincount(slots >> shift, minlength=-(-count >> shift)).astype(np.int64, copy=False)
+
+    def scrub(self) -> None:
+        """Compare with their checksums the vector files that ``load`` left out; raises ``DamagedFile``."""
+        self._vectors.scrub()
+
+    @property
+    def checked(self) -> bool:
+        """Whether every loaded byte has been compared with its checksum."""
+        return self._vectors.checked
+
+    @property
+    def heap_bytes(self) -> int:
+        """Memory of columns and key map, mappings left out."""
+        return sum(column.heap_bytes for column, _ in self._columns(0)) + self._key_map.view.nbytes
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes in the columns' files."""
+        return sum(column.disk_bytes for column, _ in self._columns(0))
+
+    def _save_columns(self, view: View) -> tuple[list[SavedFile], int]:
+        files, bytes_written = [], 0
+        columns = [(self._vectors, view.vectors, view.count)]
+        if self._norms is not None and view.norms is not None:
+            columns.append((self._norms, view.norms, view.count))
+        key_rows = self._keys.rows(view.count)
+        columns += zip(self._keys.columns, view.stored_keys.columns, key_rows, strict=True)
+        for column, column_view, rows in columns:
+            saved, written = column.save(column_view, rows)
+            files += saved
+            bytes_written += written
+        return files, bytes_written
+
+    def _columns(self, count: int) -> list[tuple[Column, int]]:
+        columns = [(self._vectors, count)] if self._norms is None else [(self._vectors, count), (self._norms, count)]
+        return columns + list(zip(self._keys.columns, self._keys.rows(count), strict=True))

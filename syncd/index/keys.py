@@ -1,0 +1,243 @@
+"""A dataset's keys: how each kind is stored, hashed, compared and given back.
+
+integer: int64, 8 bytes. uuid: two uint64, 16 bytes. text and composite: UTF-8 in a blob column, and each key's end in
+an offsets column. Between Python keys and columns stands the *stored form*, an array with one row a key, so that
+thousands of keys are hashed and compared at once. Hashes are not on disk: they are computed again at load.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from syncd.errors import InvalidParams
+from syncd.index.columns import Column, ColumnView
+from syncd.index.keymap import Hashes
+from syncd.index.live import Slots
+from syncd.index.saved import SavedFile
+from syncd.types import Key, KeyKind
+
+Stored = NDArray[Any]
+"""Keys in stored form: int64 (n,) for integer, uint64 (n, 2) for uuid, ``bytes`` objects (n,) for text and
+composite.
+"""
+
+_CANONICAL_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+
+
+def store_keys(kind: KeyKind, keys: Sequence[Key]) -> Stored:
+    """Python keys in stored form; raises ``InvalidParams`` for one that is not of this kind."""
+    try:
+        match kind:
+            case "integer":
+                return np.array([_integer(key) for key in keys], dtype=np.int64)
+            case "uuid":
+                return np.frombuffer(bytes.fromhex("".join(map(_uuid_digits, keys))), dtype="<u8").reshape(-1, 2)
+            case _:
+                stored = np.empty(len(keys), dtype=object)
+                stored[:] = [key.encode() for key in keys]  # type: ignore[union-attr]  # an int: caught below
+                return stored
+    except (TypeError, AttributeError, OverflowError, UnicodeEncodeError) as error:
+        raise InvalidParams(
+            f"a key is not of the kind {kind}", hint="pass keys as the source's key column holds them"
+        ) from error
+
+
+def restore_keys(kind: KeyKind, stored: Stored) -> list[Key]:
+    """Python keys from their stored form."""
+    match kind:
+        case "integer":
+            return stored.tolist()  # type: ignore[no-any-return]  # int64 gives ints
+        case "uuid":
+            return [_uuid_text(stored[row].tobytes().hex()) for row in range(len(stored))]
+        case _:
+            return [key.decode() for key in stored.tolist()]
+
+
+def hash_keys(kind: KeyKind, stored: Stored) -> Hashes:
+    """64-bit hashes, the same in every process: splitmix64 of the numbers, BLAKE2b of the text."""
+    match kind:
+        case "integer":
+            return _splitmix64(stored.view(np.uint64))
+        case "uuid":
+            return _splitmix64(_splitmix64(stored[:, 0]) ^ stored[:, 1])
+        case _:
+            digests = [blake2b(key, digest_size=8).digest() for key in stored.tolist()]
+            return np.frombuffer(b"".join(digests), dtype="<u8")
+
+
+def same_keys(one: Stored, other: Stored) -> NDArray[np.bool_]:
+    """Row by row, whether the keys are equal."""
+    same: NDArray[np.bool_] = np.asarray(one == other, dtype=np.bool_)
+    return same if same.ndim == 1 else np.logical_and.reduce(same, axis=1)
+
+
+class KeysView(Protocol):
+    """The stored keys at one moment."""
+
+    @property
+    def columns(self) -> tuple[ColumnView, ...]:
+        """The views of the columns, in the order of ``KeyColumns.columns``."""
+
+    def take(self, slots: Slots) -> Stored:
+        """The keys of ``slots``, in their order."""
+
+
+class KeyColumns(Protocol):
+    """Where the keys of one kind are kept: the columns, and how keys go into them."""
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The columns and nothing else, for sealing, saving and loading."""
+
+    def rows(self, count: int) -> tuple[int, ...]:
+        """How many rows each column has when ``count`` keys are stored."""
+
+    def write(self, start: int, stored: Stored) -> None:
+        """Put keys at the slots from ``start`` on."""
+
+    def load(self, saved: dict[str, SavedFile], count: int) -> None:
+        """Take up ``count`` saved keys, checked."""
+
+    def view(self) -> KeysView:
+        """The keys as they are now, for the writer to publish."""
+
+
+def key_columns(kind: KeyKind, directory: Path, prefix: str, chunk_bytes: int) -> KeyColumns:
+    """Empty columns for one kind of key."""
+    match kind:
+        case "integer":
+            return FixedKeys(Column(directory, f"{prefix}keys", "i64", "<i8", None, chunk_bytes))
+        case "uuid":
+            return FixedKeys(Column(directory, f"{prefix}keys", "uuid", "<u8", 2, chunk_bytes))
+        case _:
+            return TextKeys(
+                Column(directory, f"{prefix}keys", "utf8", "u1", None, chunk_bytes),
+                Column(directory, f"{prefix}key-ends", "u64", "<u8", None, chunk_bytes),
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class FixedKeysView:
+    """Keys of one size."""
+
+    column: ColumnView
+
+    @property
+    def columns(self) -> tuple[ColumnView, ...]:
+        """See ``KeysView``."""
+        return (self.column,)
+
+    def take(self, slots: Slots) -> Stored:
+        """See ``KeysView``."""
+        return self.column.take(slots)
+
+
+class FixedKeys:
+    """Keys of one size: one column."""
+
+    def __init__(self, column: Column) -> None:
+        self._column = column
+        self.columns = (column,)
+
+    def rows(self, count: int) -> tuple[int, ...]:
+        """See ``KeyColumns``."""
+        return (count,)
+
+    def write(self, start: int, stored: Stored) -> None:
+        """See ``KeyColumns``."""
+        self._column.write(start, stored)
+
+    def load(self, saved: dict[str, SavedFile], count: int) -> None:
+        """See ``KeyColumns``."""
+        self._column.load(saved, count, check=True)
+
+    def view(self) -> KeysView:
+        """See ``KeyColumns``."""
+        return FixedKeysView(self._column.view)
+
+
+@dataclass(frozen=True, slots=True)
+class TextKeysView:
+    """Text keys: key ``slot`` is ``blob[ends[slot - 1]:ends[slot]]``."""
+
+    blob: ColumnView
+    ends: ColumnView
+
+    @property
+    def columns(self) -> tuple[ColumnView, ...]:
+        """See ``KeysView``."""
+        return (self.blob, self.ends)
+
+    def take(self, slots: Slots) -> Stored:
+        """See ``KeysView``."""
+        ends = self.ends.take(slots).tolist()
+        starts = self.ends.take(np.maximum(slots - 1, 0)).tolist()
+        keys = np.empty(slots.size, dtype=object)
+        for row, slot in enumerate(slots.tolist()):
+            start = starts[row] if slot else 0
+            keys[row] = self.blob.read(start, ends[row]).tobytes() if ends[row] > start else b""
+        return keys
+
+
+class TextKeys:
+    """Keys of any length: a blob and the ends of the keys in it."""
+
+    def __init__(self, blob: Column, ends: Column) -> None:
+        self._blob, self._ends = blob, ends
+        self.columns = (blob, ends)
+
+    def rows(self, count: int) -> tuple[int, ...]:
+        """See ``KeyColumns``."""
+        return (self._end(count), count)
+
+    def write(self, start: int, stored: Stored) -> None:
+        """See ``KeyColumns``."""
+        keys = stored.tolist()
+        blob_start = self._end(start)
+        ends = blob_start + np.cumsum(np.fromiter(map(len, keys), dtype=np.uint64, count=len(keys)), dtype=np.uint64)
+        self._blob.write(blob_start, np.frombuffer(b"".join(keys), dtype=np.uint8))
+        self._ends.write(start, ends)
+
+    def load(self, saved: dict[str, SavedFile], count: int) -> None:
+        """See ``KeyColumns``."""
+        self._ends.load(saved, count, check=True)
+        self._blob.load(saved, self._end(count), check=True)
+
+    def view(self) -> KeysView:
+        """See ``KeyColumns``."""
+        return TextKeysView(self._blob.view, self._ends.view)
+
+    def _end(self, count: int) -> int:
+        return int(self._ends.view.read(count - 1, count)[0]) if count else 0
+
+
+def _splitmix64(numbers: NDArray[np.uint64]) -> Hashes:
+    """The finaliser of SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014)."""
+    mixed = numbers + np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def _integer(key: Key) -> int:
+    if type(key) is not int:  # a bool is no key, and numpy would round a float
+        raise TypeError
+    return key
+
+
+def _uuid_digits(key: Key) -> str:
+    if not _CANONICAL_UUID.fullmatch(key):  # type: ignore[arg-type]  # an int is a TypeError
+        raise TypeError
+    return key.replace("-", "")  # type: ignore[union-attr]  # a str, or it would not have matched
+
+
+def _uuid_text(digits: str) -> str:
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"

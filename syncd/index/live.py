@@ -1,0 +1,80 @@
+"""Which slots are live: one bit a slot, little-endian bit order, as FAISS' ``IDSelectorBitmap`` reads it.
+
+A published bit is never changed in place: clearing copies the bitmap first (3 µs for a million slots), so a view keeps
+the liveness of its own pass. Bits at or past a view's count mean nothing to that view, so new slots are set without a
+copy.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Bitmap = NDArray[np.uint8]
+Slots = NDArray[np.int64]
+
+
+def empty_bitmap(slots: int) -> Bitmap:
+    """A bitmap with room for ``slots`` slots, all dead."""
+    return np.zeros(bitmap_bytes(slots), dtype=np.uint8)
+
+
+def bitmap_bytes(slots: int) -> int:
+    """How many bytes hold ``slots`` bits."""
+    return (slots + 7) >> 3
+
+
+def grown(bitmap: Bitmap, slots: int) -> Bitmap:
+    """``bitmap`` itself when it has room for ``slots``, else a copy with twice the room."""
+    needed = bitmap_bytes(slots)
+    if needed <= bitmap.size:
+        return bitmap
+    larger = np.zeros(max(needed, 2 * bitmap.size, 8), dtype=np.uint8)
+    larger[: bitmap.size] = bitmap
+    return larger
+
+
+def set_range(bitmap: Bitmap, start: int, stop: int) -> None:
+    """Make the slots ``start <= slot < stop`` live, in place."""
+    first, last = (start + 7) >> 3, stop >> 3
+    if first > last:  # inside one byte
+        bitmap[start >> 3] |= ((1 << (stop - start)) - 1) << (start & 7)
+        return
+    if start & 7:
+        bitmap[start >> 3] |= (0xFF << (start & 7)) & 0xFF
+    bitmap[first:last] = 0xFF
+    if stop & 7:
+        bitmap[last] |= (1 << (stop & 7)) - 1
+
+
+def set_bits(bitmap: Bitmap, slots: Slots) -> None:
+    """Make ``slots`` live, in place; several may share a byte."""
+    np.bitwise_or.at(bitmap, slots >> 3, _bits(slots))
+
+
+def clear_bits(bitmap: Bitmap, slots: Slots) -> None:
+    """Make ``slots`` dead, in place; several may share a byte."""
+    np.bitwise_and.at(bitmap, slots >> 3, ~_bits(slots))
+
+
+def test_bits(bitmap: Bitmap, slots: Slots) -> NDArray[np.bool_]:
+    """Which of ``slots`` are live."""
+    bits: NDArray[np.uint8] = bitmap[slots >> 3] & _bits(slots)
+    return bits.astype(np.bool_)
+
+
+def live_slots(bitmap: Bitmap, stop: int) -> Slots:
+    """Every live slot below ``stop``, ascending."""
+    return np.flatnonzero(np.unpackbits(bitmap[: bitmap_bytes(stop)], count=stop, bitorder="little"))
+
+
+def prefix(bitmap: Bitmap, stop: int) -> Bitmap:
+    """A copy of the bits below ``stop``; the rest of its last byte is zero."""
+    copy = bitmap[: bitmap_bytes(stop)].copy()
+    if stop & 7:
+        copy[-1] &= (1 << (stop & 7)) - 1
+    return copy
+
+
+def _bits(slots: Slots) -> NDArray[np.uint8]:
+    return np.left_shift(np.uint8(1), (slots & 7).astype(np.uint8))

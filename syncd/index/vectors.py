@@ -1,0 +1,158 @@
+"""The form in which a metric's vectors are stored, what makes a vector unusable, and how the user's own comes back.
+
+| column type | l2, ip | cosine |
+|---|---|---|
+| float32 | as it is | divided by its norm, the norm beside it (float64) |
+| halfvec | as it is, float16 | as it is, float16, the norm beside it |
+
+halfvec keeps its 2 bytes and its exact value: rounding a normalised vector to float16 again would change its distances
+by 1e-4. Norms are float64, because that of a valid float32 vector may be outside the range of float32.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from syncd.errors import InvalidVector
+from syncd.types import Metric
+
+Vectors = NDArray[np.float32]
+Reason = Literal["nan", "zero_norm"]
+
+_BLOCK_ROWS = 512
+_SAFE_NORMS = (1e-30, 1e30)
+_HALF_BITS = np.int32(0x8FFFE000 - 2**32)
+_HALF_SCALE = np.float32(2.0**112)
+_SMALL_HALF_NORM = 1e-4
+
+_EXPLANATIONS: dict[Reason, str] = {
+    "nan": "the vector has a NaN or an infinity",
+    "zero_norm": "the vector has zero norm, which has no cosine distance",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredVectors:
+    """Vectors as the columns take them: rows (n, dim) float32 or float16, norms (n,) float64 under cosine."""
+
+    rows: NDArray[Any]
+    norms: NDArray[np.float64] | None
+
+    def select(self, chosen: NDArray[Any]) -> StoredVectors:
+        """Some of them, by mask or by index."""
+        return StoredVectors(self.rows[chosen], None if self.norms is None else self.norms[chosen])
+
+    def equals(self, other: StoredVectors) -> NDArray[np.bool_]:
+        """Row by row, whether the stored bytes are the same."""
+        bits = np.uint16 if self.rows.dtype.itemsize == 2 else np.uint32
+        same: NDArray[np.bool_] = (self.rows.view(bits) == other.rows.view(bits)).all(axis=1)
+        return same if self.norms is None else same & (self.norms == other.norms)
+
+
+@dataclass(frozen=True, slots=True)
+class VectorFormat:
+    """How a dataset's vectors are stored and compared."""
+
+    metric: Metric
+    half: bool
+
+    @property
+    def dtype(self) -> str:
+        """Of the vectors' column."""
+        return "<f2" if self.half else "<f4"
+
+    @property
+    def has_norms(self) -> bool:
+        """Whether there is a column of norms."""
+        return self.metric == "cosine"
+
+    def validate(self, vectors: Vectors) -> dict[int, Reason]:
+        """The rows of (n, dim) that cannot be indexed, and why; empty when all can. An infinity counts as ``nan``."""
+        return self._invalid(_squared_norms(self._typed(vectors)))
+
+    def store(self, vectors: Vectors) -> StoredVectors:
+        """(n, dim) in stored form; raises ``InvalidVector`` for the first row that cannot be indexed."""
+        rows = self._typed(vectors)
+        squared = _squared_norms(rows)
+        for reason in self._invalid(squared).values():
+            raise InvalidVector(_EXPLANATIONS[reason])
+        if not self.has_norms:
+            return StoredVectors(rows, None)
+        norms = np.sqrt(squared)
+        return StoredVectors(rows if self.half else _divided(rows, norms), norms)
+
+    def restore(self, stored: StoredVectors) -> Vectors:
+        """The user's own vectors, float32; under cosine equal to a part in ten million, else exactly."""
+        if self.half or stored.norms is None:
+            return stored.rows.astype(np.float32)
+        return (stored.rows * stored.norms[:, None]).astype(np.float32)
+
+    def queries(self, queries: Vectors) -> Vectors:
+        """(q, dim) as exact search compares them, contiguous; raises ``InvalidVector``."""
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        if queries.ndim != 2:
+            raise ValueError(f"queries of shape {queries.shape}, not (q, dim)")
+        if queries.shape[1] == 0:
+            raise InvalidVector("the vector has no element")
+        if len(queries) == 1:  # the common case in Python's own numbers: 4 µs, as arrays 20
+            wide = queries[0].astype(np.float64)
+            norm = math.sqrt(wide.dot(wide))
+            if math.isfinite(norm) and (norm > 0 or not self.has_norms):
+                return (wide / norm).astype(np.float32)[None] if self.has_norms else queries
+        squared = _squared_norms(queries)
+        for reason in self._invalid(squared).values():
+            raise InvalidVector(_EXPLANATIONS[reason])
+        return _divided(queries, np.sqrt(squared)) if self.has_norms else queries
+
+    def _typed(self, vectors: Vectors) -> NDArray[Any]:
+        if not self.half:
+            return vectors
+        with np.errstate(over="ignore"):  # a number too large for float16 becomes infinite, and is reported as such
+            return vectors.astype(np.float16)
+
+    def _invalid(self, squared_norms: NDArray[np.float64]) -> dict[int, Reason]:
+        finite = np.isfinite(squared_norms)
+        usable = finite & (squared_norms > 0) if self.has_norms else finite
+        if usable.all():
+            return {}
+        return {row: "zero_norm" if finite[row] else "nan" for row in np.flatnonzero(~usable).tolist()}
+
+
+def half_to_float(rows: NDArray[np.float16], norms: NDArray[np.float64] | None, out: Vectors) -> None:
+    """Write finite float16 ``rows`` (n, dim) into ``out`` as float32, divided by ``norms`` if given.
+
+    Shifting exponent and mantissa into place and scaling by 2^112 is exact, subnormals included, and takes 0.35 ns an
+    element; numpy's own conversion takes 1.65.
+    """
+    bits = out.view(np.int32)
+    np.copyto(bits, rows.view(np.int16))
+    np.left_shift(bits, 13, out=bits)
+    np.bitwise_and(bits, _HALF_BITS, out=bits)
+    if norms is None:
+        np.multiply(out, _HALF_SCALE, out=out)
+    elif norms.min() > _SMALL_HALF_NORM:
+        np.multiply(out, (_HALF_SCALE / norms).astype(np.float32)[:, None], out=out)
+    else:  # both factors in one would overflow
+        np.multiply(out, _HALF_SCALE, out=out)
+        np.multiply(out, (1.0 / norms).astype(np.float32)[:, None], out=out)
+
+
+def _squared_norms(rows: NDArray[Any]) -> NDArray[np.float64]:
+    """In float64, where no float32 vector overflows: not finite exactly when the row has a NaN or an infinity."""
+    squared = np.empty(len(rows), dtype=np.float64)
+    for start in range(0, len(rows), _BLOCK_ROWS):  # a block's float64 copy stays in the cache
+        block = rows[start : start + _BLOCK_ROWS].astype(np.float64)
+        np.einsum("ij,ij->i", block, block, out=squared[start : start + _BLOCK_ROWS])
+    return squared
+
+
+def _divided(rows: Vectors, norms: NDArray[np.float64]) -> Vectors:
+    low, high = _SAFE_NORMS
+    if norms.size and low < norms.min() and norms.max() < high:
+        return rows / norms.astype(np.float32)[:, None]
+    return (rows / norms[:, None]).astype(np.float32)

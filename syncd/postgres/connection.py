@@ -1,0 +1,108 @@
+"""Connections to the database, and the driver's errors in words that a user can act on."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import psycopg
+from psycopg import errors as pg
+from psycopg.adapt import Buffer, Loader
+from psycopg.pq import Format
+
+from syncd.errors import DatabaseError, DatabaseUnreachable, NotInstalled
+
+CONNECT_TIMEOUT_SECONDS = 10
+KEEPALIVE = {"keepalives": 1, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
+
+
+class RawLoader(Loader):
+    """Binary values as the bytes that the server sent, for the array types that hold vectors."""
+
+    format = Format.BINARY
+
+    def load(self, data: Buffer) -> bytes:
+        """The value's bytes."""
+        return bytes(data)
+
+
+@asynccontextmanager
+async def connect(conninfo: str, consumer: str, *, autocommit: bool = True) -> AsyncIterator[psycopg.AsyncConnection]:
+    """Open one of syncd's connections, on which vector arrays arrive as bytes; raises ``DatabaseUnreachable``.
+
+    ``target_session_attrs`` makes libpq pass over a server that is a standby, as after a role flip.
+    """
+    with translated_errors(conninfo):
+        connection = await psycopg.AsyncConnection.connect(
+            conninfo,
+            autocommit=autocommit,
+            application_name=f"syncd/{consumer}",
+            connect_timeout=CONNECT_TIMEOUT_SECONDS,
+            target_session_attrs="read-write",
+            **KEEPALIVE,
+        )
+    for name in ("float4", "float8"):
+        info = psycopg.adapters.types[name]
+        connection.adapters.register_loader(info.array_oid, RawLoader)
+    async with connection:
+        yield connection
+
+
+@contextmanager
+def connect_blocking(conninfo: str) -> Iterator[psycopg.Connection]:
+    """Open a connection for one command of the command line; raises ``DatabaseUnreachable``."""
+    with translated_errors(conninfo):
+        connection = psycopg.connect(
+            conninfo, application_name="syncd", connect_timeout=CONNECT_TIMEOUT_SECONDS, target_session_attrs="read-write"
+        )
+    with connection, translated_errors(conninfo):
+        yield connection
+
+
+@contextmanager
+def translated_errors(conninfo: str = "") -> Iterator[None]:
+    """Raise the driver's errors as syncd's own."""
+    try:
+        yield
+    except (pg.InvalidSchemaName, pg.UndefinedTable, pg.UndefinedFunction) as error:
+        if "syncd" in str(error):
+            raise not_installed() from error
+        raise as_database_error(error) from error
+    except psycopg.OperationalError as error:
+        if error.sqlstate is not None and not error.sqlstate.startswith(("08", "28", "3D", "57")):
+            raise as_database_error(error) from error
+        raise DatabaseUnreachable(
+            f"cannot connect to the database: {first_line(error)}", hint=connect_hint(str(error), conninfo)
+        ) from error
+    except psycopg.Error as error:
+        raise as_database_error(error) from error
+
+
+def not_installed() -> NotInstalled:
+    """The database has no schema syncd."""
+    return NotInstalled("the database has no schema syncd", hint="install it with: syncd init")
+
+
+def as_database_error(error: psycopg.Error) -> DatabaseError:
+    """The server's message with its own detail and hint."""
+    hint = error.diag.message_hint or ""
+    detail = f" ({error.diag.message_detail})" if error.diag.message_detail else ""
+    return DatabaseError((error.diag.message_primary or first_line(error)) + detail, hint=hint or "see the server's log")
+
+
+def first_line(error: Exception) -> str:
+    """What went wrong, on one line and without the driver's name for the connection attempt."""
+    text = " ".join(str(error).split())
+    return text.rpartition("failed: ")[2] or type(error).__name__
+
+
+def connect_hint(text: str, conninfo: str) -> str:
+    """The next step after a connection that failed."""
+    if "password" in text or "authentication" in text:
+        return "give user and password in SYNCD_DSN, PGPASSWORD or ~/.pgpass"
+    if 'database "' in text and "does not exist" in text:
+        return "create the database, or name another one in SYNCD_DSN"
+    if "read-only" in text or "not read-write" in text:
+        return "the server is a standby: name the primary in SYNCD_DSN, or all hosts and let libpq choose"
+    where = "" if conninfo else " (now: libpq's defaults)"
+    return f"set SYNCD_DSN to a server that runs{where}, or add --embedded to use the PostgreSQL that syncd brings"

@@ -1,0 +1,45 @@
+"""The connection for what is not a pass: checkpoint nonces and reports. It is opened when needed and again after it was lost."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import anyio
+import psycopg
+
+from syncd.postgres.connection import connect, translated_errors
+from syncd.statements import statement
+
+
+class Control:
+    """Short transactions, one at a time."""
+
+    def __init__(self, conninfo: str, consumer: str) -> None:
+        self.conninfo = conninfo
+        self.consumer = consumer
+        self.lock = anyio.Lock()
+        self.stack = AsyncExitStack()
+        self.connection: psycopg.AsyncConnection | None = None
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[psycopg.AsyncConnection]:
+        """A transaction whose commit is durable when the block ends; raises ``DatabaseUnreachable`` or ``DatabaseError``."""
+        async with self.lock:
+            try:
+                if self.connection is None:
+                    self.connection = await self.stack.enter_async_context(connect(self.conninfo, self.consumer))
+                with translated_errors(self.conninfo):
+                    await self.connection.execute(statement("consumer", "begin_durable"))
+                    yield self.connection
+                    await self.connection.execute(statement("passes", "commit"))
+            except BaseException:
+                await self.close()  # whatever happened, the next one starts clean
+                raise
+
+    async def close(self) -> None:
+        """Close the connection, if there is one."""
+        self.connection = None
+        stack, self.stack = self.stack, AsyncExitStack()
+        with anyio.CancelScope(shield=True):
+            await stack.aclose()

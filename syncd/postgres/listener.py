@@ -1,0 +1,70 @@
+"""LISTEN on a connection of its own, in autocommit mode: it hears every wake-up, or notices that it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import structlog
+from anyio import TASK_STATUS_IGNORED, fail_after, sleep
+from anyio.abc import TaskStatus
+from psycopg import InterfaceError, OperationalError
+
+from syncd.errors import DatabaseUnreachable
+from syncd.postgres.connection import connect
+from syncd.statements import statement
+
+PING_INTERVAL_SECONDS = 10.0
+PING_TIMEOUT_SECONDS = 5.0
+FIRST_DELAY_SECONDS = 0.1
+LAST_DELAY_SECONDS = 10.0
+
+logger = structlog.get_logger()
+
+
+def backoff_delays() -> Iterator[float]:
+    """Growing delays between attempts to connect, in seconds, without end."""
+    delay = FIRST_DELAY_SECONDS
+    while True:
+        yield delay
+        delay = min(delay * 2, LAST_DELAY_SECONDS)
+
+
+class Listener:
+    """Calls ``wake`` after every (re)connect and every NOTIFY, until cancelled."""
+
+    def __init__(self, conninfo: str, consumer: str, wake: Callable[[Literal["connect", "notify"]], None]) -> None:
+        self.conninfo = conninfo
+        self.consumer = consumer
+        self.wake = wake
+        self.connected = False
+        self.reconnects = 0
+
+    async def run(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
+        """Listen. An error before the first success stops the start; later ones are retried."""
+        started, delays = False, backoff_delays()
+        while True:
+            try:
+                async with connect(self.conninfo, self.consumer) as connection:
+                    await connection.execute(statement("consumer", "listen"))
+                    self.connected = True
+                    if not started:
+                        task_status.started()
+                        started = True
+                    delays = backoff_delays()
+                    self.wake("connect")  # LISTEN first, then look: no commit can fall in between
+                    while True:
+                        async for _ in connection.notifies(timeout=PING_INTERVAL_SECONDS):
+                            self.wake("notify")
+                        with fail_after(PING_TIMEOUT_SECONDS):  # a half-open socket never reports an error
+                            await connection.execute(statement("consumer", "ping"))
+            except (OperationalError, InterfaceError, DatabaseUnreachable, TimeoutError) as error:
+                self.connected = False
+                if not started:
+                    raise
+                self.reconnects += 1
+                delay = next(delays)
+                logger.warning("listener_lost", retry_in_seconds=delay, error=str(error).strip())
+                await sleep(delay)
+            finally:
+                self.connected = False

@@ -1,0 +1,131 @@
+"""Install, look at and remove schema ``syncd``."""
+
+from __future__ import annotations
+
+import io
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import psycopg
+import sqlalchemy
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+
+from syncd.errors import WrongSchemaVersion
+from syncd.postgres.connection import connect_blocking, not_installed, translated_errors
+from syncd.settings import Settings
+from syncd.statements import statement
+
+MINIMUM_SERVER_VERSION = 140000
+NOTIFY_OFF, NOTIFY_GUARDED_BY_DEFAULT, NOTIFY_GUARDED = 0, 1, 2
+"""The values of the sequence ``syncd.notify_mode``."""
+
+
+def newest_revision() -> str:
+    """The schema version that this program needs."""
+    with as_file(files("syncd.migrations")) as folder:
+        head = ScriptDirectory(str(folder)).get_current_head()
+    assert head is not None, "there is always a first revision"
+    return head
+
+
+def install(conninfo: str) -> tuple[str | None, str]:
+    """Bring the database to the newest revision; running it again changes nothing. Returns the versions before and after."""
+    before = None
+    with connect_blocking(conninfo) as connection:
+        check_server_version(connection)
+        before = installed_revision(connection)
+        if before == newest_revision():
+            return before, before
+        connection.rollback()
+        with as_file(files("syncd.migrations")) as folder, translated_errors(conninfo):
+            engine = sqlalchemy.create_engine("postgresql+psycopg://", creator=lambda: connection, poolclass=sqlalchemy.StaticPool)
+            with engine.connect() as opened:
+                config = alembic_config(folder)
+                config.attributes["connection"] = opened
+                try:
+                    command.upgrade(config, "head")
+                    opened.commit()
+                except sqlalchemy.exc.DBAPIError as error:
+                    raise error.orig if isinstance(error.orig, psycopg.Error) else error from error
+        return before, newest_revision()
+
+
+def store_settings(connection: psycopg.Connection, settings: Settings) -> None:
+    """``SYNCD_NOTIFY`` and ``SYNCD_OUTBOX_MAX_ROWS`` belong to the database; they are stored where they are set."""
+    for name, parameters in database_settings(settings):
+        connection.execute(statement("consumer", name), parameters)
+
+
+def database_settings(settings: Settings) -> list[tuple[str, list[int]]]:
+    """The statements that store them, with their parameters."""
+    found: list[tuple[str, list[int]]] = []
+    if settings.notify is not None:
+        found.append(("set_notify_mode", [NOTIFY_GUARDED if settings.notify == "guarded" else NOTIFY_OFF]))
+    if settings.outbox_max_rows is not None:
+        found.append(("set_outbox_max_rows", [settings.outbox_max_rows]))
+    return found
+
+
+def install_script() -> str:
+    """The SQL that ``install`` would run on an empty database."""
+    output = io.StringIO()
+    with as_file(files("syncd.migrations")) as folder:
+        config = alembic_config(folder, output)
+        command.upgrade(config, "head", sql=True)
+    return output.getvalue()
+
+
+def check_installed(revision: str | None) -> None:
+    """Raise unless the database's revision is the one that this program needs."""
+    if revision is None:
+        raise not_installed()
+    if revision != newest_revision():
+        raise WrongSchemaVersion(
+            f"the database's schema syncd is at revision {revision}, this syncd needs {newest_revision()}",
+            hint="run: syncd init"
+            if revision < newest_revision()
+            else "this syncd is older than the database: install the newer one with: pip install --upgrade syncd",
+        )
+
+
+def installed_revision(connection: psycopg.Connection) -> str | None:
+    """The database's revision, ``None`` without schema syncd."""
+    row = connection.execute(statement("schema", "has_version_table")).fetchone()
+    if row is None or not row[0]:
+        return None
+    row = connection.execute(statement("schema", "read_revision")).fetchone()
+    return str(row[0]) if row else None
+
+
+def check_server_version(connection: psycopg.Connection) -> None:
+    """Raise on a server older than PostgreSQL 14."""
+    check_server_version_number(connection.info.server_version)
+
+
+def check_server_version_number(version: int) -> None:
+    """The same for a number as in ``server_version_num``."""
+    if version < MINIMUM_SERVER_VERSION:
+        raise WrongSchemaVersion(
+            f"the server is PostgreSQL {version // 10000}, syncd needs 14 or later", hint="upgrade the server"
+        )
+
+
+def uninstall(conninfo: str) -> bool:
+    """Remove every trigger and the schema; returns whether there was one."""
+    with connect_blocking(conninfo) as connection:
+        if installed_revision(connection) is None:
+            return False
+        for (source,) in connection.execute(statement("schema", "list_sources")).fetchall():
+            connection.execute(statement("schema", "detach"), [source])
+        connection.execute(statement("schema", "drop_schema"))
+    return True
+
+
+def alembic_config(folder: Path, output: io.StringIO | None = None) -> Config:
+    """Alembic pointed at the installed package's revisions."""
+    config = Config(output_buffer=output) if output is not None else Config()
+    config.set_main_option("script_location", str(folder).replace("%", "%%"))
+    config.set_main_option("version_path_separator", "os")
+    return config

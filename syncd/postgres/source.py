@@ -1,0 +1,180 @@
+"""A source: a table that syncd watches, and the SQL that reads its rows.
+
+The expressions come from ``syncd.attachments``, where attach stored them as Postgres prints them back; they are SQL text, not values, and run
+with the rights of the role that syncd connects as.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import LiteralString, cast
+
+import psycopg
+from psycopg import sql
+
+from syncd.statements import statement
+from syncd.types import DatasetName, Key, KeyKind, Metric
+
+KEY_KINDS: dict[str, KeyKind] = {
+    "smallint": "integer",
+    "integer": "integer",
+    "bigint": "integer",
+    "uuid": "uuid",
+    "text": "text",
+    "character varying": "text",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One row of ``syncd.attachments``; ``schema`` and ``table`` are ``None`` when the table was dropped."""
+
+    id: int
+    oid: int
+    schema: str | None
+    table: str | None
+    key: list[str]
+    key_types: list[str]
+    vector: str
+    vector_type: str
+    dimension: int | None
+    project: str
+    dataset: str
+    live: str
+    metric: Metric
+    columns: list[str]
+    arguments_md5: str
+
+    @property
+    def name(self) -> str:
+        """The table's name for people."""
+        return f"{self.schema}.{self.table}" if self.table else f"dropped table {self.oid}"
+
+    @property
+    def key_kind(self) -> KeyKind:
+        """How the index stores this source's keys."""
+        return KEY_KINDS[self.key_types[0]] if len(self.key) == 1 else "composite"
+
+    @property
+    def half(self) -> bool:
+        """Whether the vectors are kept in two bytes an element."""
+        return self.vector_type == "halfvec"
+
+    @property
+    def identifier(self) -> sql.Identifier:
+        """The table's name as SQL."""
+        assert self.schema is not None
+        assert self.table is not None
+        return sql.Identifier(self.schema, self.table)
+
+    def parse_key(self, text: str | int) -> Key:
+        """A key as the outbox or a row has it, as syncd's own."""
+        if self.key_kind == "integer":
+            return int(text)
+        if self.key_kind == "composite":
+            return json.dumps(json.loads(text), separators=(",", ":"), ensure_ascii=False)
+        return str(text)
+
+    def lock(self) -> sql.Composed:
+        """Take ACCESS SHARE, so that no rewrite or truncation can empty the table between the snapshot and the reading."""
+        return passes("lock_source").format(source=self.identifier)
+
+    def read_keys(self) -> sql.Composed:
+        """Live rows by key; the one parameter is the keys, as the outbox has them."""
+        if len(self.key) == 1:
+            match = passes("match_keys").format(column=sql.Identifier(self.key[0]), type=raw(self.key_types[0]))
+        else:
+            elements = [
+                passes("json_element").format(place=sql.Literal(place), type=raw(kind))
+                for place, kind in enumerate(self.key_types)
+            ]
+            match = passes("match_composite_keys").format(
+                columns=self.key_columns(), elements=sql.SQL(", ").join(elements)
+            )
+        return self.read_rows(match)
+
+    def read_range(self, after: Key | None, until: Key | None, only: Sequence[DatasetName] | None) -> sql.Composed:
+        """Live rows of one page of a scan: keys above ``after`` and up to ``until``, of the datasets ``only`` if given."""
+        matches: list[sql.Composable] = [self.after(after)]
+        if until is not None:
+            matches.append(passes("match_until").format(columns=self.key_columns(), until=self.key_literal(until)))
+        if only is not None:
+            wanted = [json.dumps(split_dataset_name(name)) for name in only]
+            matches.append(
+                passes("match_datasets").format(
+                    project=raw(self.project), dataset=raw(self.dataset), wanted=sql.Literal(wanted)
+                )
+            )
+        return self.read_rows(sql.SQL(" AND ").join(matches))
+
+    def read_page_end(self, after: Key | None, page_rows: int) -> sql.Composed:
+        """The last key of the next page; no row where fewer than ``page_rows`` are left."""
+        return passes("read_page_end").format(
+            key=self.key_expression(),
+            source=self.identifier,
+            after=self.after(after),
+            columns=self.key_columns(),
+            page_rows=sql.Literal(page_rows),
+        )
+
+    def read_rows(self, match: sql.Composable) -> sql.Composed:
+        """Key, project, dataset and vector of the live rows that match."""
+        return passes("read_rows").format(
+            key=self.key_expression(),
+            project=raw(self.project),
+            dataset=raw(self.dataset),
+            vector=sql.Identifier(self.vector),
+            source=self.identifier,
+            match=match,
+            live=raw(self.live),
+        )
+
+    def after(self, key: Key | None) -> sql.Composed:
+        """The rows above a key."""
+        if key is None:
+            return sql.Composed([passes("match_everything")])
+        return passes("match_after").format(columns=self.key_columns(), after=self.key_literal(key))
+
+    def key_columns(self) -> sql.Composed:
+        """The key's columns, in the order of its index."""
+        return sql.SQL(", ").join(sql.Identifier(column) for column in self.key)
+
+    def key_expression(self) -> sql.Composable:
+        """The key as ``parse_key`` takes it."""
+        if self.key_kind == "integer":
+            return sql.Identifier(self.key[0])
+        if self.key_kind == "composite":
+            return passes("composite_key").format(columns=self.key_columns())
+        return passes("text_key").format(column=sql.Identifier(self.key[0]))
+
+    def key_literal(self, key: Key) -> sql.Composed:
+        """A key's elements as literals of the key columns' types."""
+        elements = json.loads(key) if self.key_kind == "composite" and isinstance(key, str) else [key]
+        return sql.SQL(", ").join(
+            passes("literal_element").format(value=sql.Literal(str(element)), type=raw(kind))
+            for element, kind in zip(elements, self.key_types, strict=True)
+        )
+
+
+def passes(name: str) -> sql.SQL:
+    """A statement, or a part of one, of ``queries/passes.sql``."""
+    return sql.SQL(statement("passes", name))
+
+
+def raw(expression: str) -> sql.SQL:
+    """An expression, or a type's name, that Postgres itself printed. Braces in it are text, not placeholders."""
+    return sql.SQL(cast(LiteralString, expression.replace("%", "%%")))
+
+
+def split_dataset_name(name: DatasetName) -> tuple[str, str]:
+    """Project and dataset as the user's expressions give them."""
+    project, _, dataset = name.partition("/")
+    return project.replace("%2F", "/").replace("%25", "%"), dataset
+
+
+async def read_sources(connection: psycopg.AsyncConnection) -> list[Source]:
+    """All sources, in the order in which they were attached."""
+    cursor = await connection.execute(statement("sources", "read_attachments"))
+    return [Source(*row) for row in await cursor.fetchall()]

@@ -1,0 +1,83 @@
+"""Vectors as PostgreSQL sends them in binary, into numpy blocks.
+
+Formats: ``vector_send`` and ``halfvec_send`` of pgvector (int16 dimension, int16 unused, big-endian floats), ``array_send`` of PostgreSQL (header,
+then each element behind its length), and bytea as little-endian float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+ARRAY_HEADER_BYTES = 20  # dimensions, null flag, element type, length, lower bound
+ELEMENT_TYPES = {"real[]": np.dtype([("bytes", ">i4"), ("value", ">f4")]), "double precision[]": np.dtype([("bytes", ">i4"), ("value", ">f8")])}
+PGVECTOR_TYPES = {"vector": np.dtype(">f4"), "halfvec": np.dtype(">f2")}
+PGVECTOR_HEADER_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Vectors of one length: ``rows`` (n,) int64 are their places in the input, ``vectors`` is (n, dimension) float32."""
+
+    rows: NDArray[np.int64]
+    vectors: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """``blocks`` by dimension, and the places of values that hold no vector, each with the reason."""
+
+    blocks: list[Block]
+    bad: list[tuple[int, str]]
+
+
+def decode_vectors(vector_type: str, values: Sequence[bytes]) -> Decoded:
+    """Read values of one column, whole blocks at a time: no Python object is made per element."""
+    blocks: list[Block] = []
+    bad: list[tuple[int, str]] = []
+    if not values:
+        return Decoded(blocks, bad)
+    lengths = np.fromiter(map(len, values), dtype=np.int64, count=len(values))
+    for length in np.unique(lengths):
+        rows = np.flatnonzero(lengths == length)
+        joined = b"".join(values) if len(rows) == len(values) else b"".join(values[row] for row in rows)
+        bytes_block = np.frombuffer(joined, dtype=np.uint8).reshape(len(rows), int(length))
+        if vector_type in PGVECTOR_TYPES:
+            vectors = bytes_block[:, PGVECTOR_HEADER_BYTES:].copy().view(PGVECTOR_TYPES[vector_type])
+        elif vector_type == "bytea":
+            if length % 4:
+                bad += [(int(row), "not_float32") for row in rows]
+                continue
+            vectors = bytes_block.copy().view("<f4")
+        else:
+            rows, vectors, refused = decode_arrays(vector_type, rows, bytes_block)
+            bad += refused
+        if len(rows) and vectors.shape[1] == 0:
+            bad += [(int(row), "empty") for row in rows]
+        elif len(rows):
+            with np.errstate(over="ignore"):  # a double beyond float32 becomes an infinity, which the index refuses
+                blocks.append(Block(rows, np.ascontiguousarray(vectors, dtype=np.float32)))
+    return Decoded(blocks, bad)
+
+
+def decode_arrays(
+    vector_type: str, rows: NDArray[np.int64], block: NDArray[np.uint8]
+) -> tuple[NDArray[np.int64], NDArray[np.float32] | NDArray[np.float64], list[tuple[int, str]]]:
+    """Rows of ``array_send``'s format, all of one length in bytes."""
+    none = np.empty((0, 0), dtype=np.float32)
+    if block.shape[1] < ARRAY_HEADER_BYTES:  # no dimensions: '{}'
+        return rows[:0], none, [(int(row), "empty") for row in rows]
+    header = block[:, :ARRAY_HEADER_BYTES].copy().view(">i4")
+    element = ELEMENT_TYPES[vector_type]
+    dimensions, has_null, count = header[:, 0], header[:, 1], header[:, 3]
+    flat = (dimensions == 1) & (has_null == 0) & (count * element.itemsize == block.shape[1] - ARRAY_HEADER_BYTES)
+    bad = [
+        (int(rows[place]), "null_element" if has_null[place] else "not_one_dimensional") for place in np.flatnonzero(~flat)
+    ]
+    if not flat.any():
+        return rows[:0], none, bad
+    elements = block[flat, ARRAY_HEADER_BYTES:].copy().view(element)
+    return rows[flat], elements["value"], bad

@@ -1,0 +1,267 @@
+"""Every RPC call as a value: what is sent, and what is made of the answer.
+
+Each is written once, here; the blocking and the asynchronous client turn these functions into methods of the same
+signature.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar, overload
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from syncd.rpc.messages import (
+    DEFAULT_PAGE_KEYS,
+    DEFAULT_TIMEOUT_MS,
+    AuthenticateParams,
+    CheckpointResult,
+    DatasetStatus,
+    GetParams,
+    GetResult,
+    KeyPart,
+    KeysParams,
+    KeysResult,
+    NoParams,
+    Params,
+    SearchParams,
+    SearchResult,
+    ServiceStatus,
+    WaitParams,
+    WaitResult,
+    WireKey,
+    WirePosition,
+)
+from syncd.rpc.wire import MAX_EXACT_INTEGER, vector_from_wire, vector_to_base64
+
+T = TypeVar("T")
+
+Key = int | str | tuple[KeyPart, ...]
+"""A row's key in Python: a composite key is a tuple. An integer over 2^53 comes as a string."""
+
+KeyLike = int | str | uuid.UUID | Sequence[KeyPart]
+Vector = Sequence[float] | NDArray[np.floating]
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One request. ``patience_seconds`` is how long the service may take by its own word; None: as long as it needs."""
+
+    method: str
+    params: Params
+    decode: Callable[[msgspec.Raw], T]
+    patience_seconds: float | None = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A row that a search found."""
+
+    key: Key
+    distance: float
+    columns: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """An indexed row; ``vector`` is there where it was asked for."""
+
+    key: Key
+    vector: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some of a dataset's keys; ``next`` is the following page's ``after_key``, None after the last page."""
+
+    keys: list[Key]
+    next: Key | None
+
+
+@overload
+def search(
+    dataset: str,
+    vector: Vector | None = None,
+    *,
+    key: KeyLike | None = None,
+    k: int = 10,
+    filter: Mapping[str, Any] | None = None,
+    recall: float | None = None,
+    exact: bool = False,
+    max_distance: float | None = None,
+    include: Sequence[str] | None = None,
+    consistency: Literal["eventual", "strong"] | None = None,
+    after: str | None = None,
+    timeout_ms: int | None = None,
+) -> Call[list[Hit]]: ...
+
+
+@overload
+def search(
+    dataset: str,
+    *,
+    vectors: Sequence[Vector] | NDArray[np.floating],
+    k: int = 10,
+    filter: Mapping[str, Any] | None = None,
+    recall: float | None = None,
+    exact: bool = False,
+    max_distance: float | None = None,
+    include: Sequence[str] | None = None,
+    consistency: Literal["eventual", "strong"] | None = None,
+    after: str | None = None,
+    timeout_ms: int | None = None,
+) -> Call[list[list[Hit]]]: ...
+
+
+def search(
+    dataset: str,
+    vector: Vector | None = None,
+    *,
+    vectors: Sequence[Vector] | NDArray[np.floating] | None = None,
+    key: KeyLike | None = None,
+    k: int = 10,
+    filter: Mapping[str, Any] | None = None,  # noqa: A002 - the contract's name
+    recall: float | None = None,
+    exact: bool = False,
+    max_distance: float | None = None,
+    include: Sequence[str] | None = None,
+    consistency: Literal["eventual", "strong"] | None = None,
+    after: str | None = None,
+    timeout_ms: int | None = None,
+) -> Call[list[Hit]] | Call[list[list[Hit]]]:
+    """The nearest rows to a vector, to each of several, or to the row of a key (itself left out), nearest first."""
+    timeout = DEFAULT_TIMEOUT_MS if timeout_ms is None else timeout_ms
+    params = SearchParams(
+        dataset=dataset,
+        vector=None if vector is None else vector_to_base64(vector),
+        vectors=None if vectors is None else [vector_to_base64(each) for each in vectors],
+        key=None if key is None else _key_to_wire(key),
+        k=k,
+        filter=None if filter is None else dict(filter),
+        recall=recall,
+        exact=exact,
+        max_distance=max_distance,
+        include=None if include is None else list(include),
+        consistency=consistency or "eventual",
+        after=after,
+        timeout_ms=timeout,
+    )
+    if vectors is None:
+        return Call("search", params, _hits, timeout / 1000)
+    return Call("search", params, _hits_of_each, timeout / 1000)
+
+
+def get(dataset: str, keys: Sequence[KeyLike], vectors: bool = False) -> Call[list[Row]]:
+    """Those of the rows that are indexed, with their vectors where asked."""
+    params = GetParams(dataset=dataset, keys=[_key_to_wire(key) for key in keys], vectors=vectors)
+    return Call("get", params, _rows)
+
+
+def keys_page(dataset: str, *, after_key: KeyLike | None = None, limit: int = DEFAULT_PAGE_KEYS) -> Call[Page]:
+    """One page of a dataset's keys, in a stable order."""
+    after = None if after_key is None else _key_to_wire(after_key)
+    return Call("keys", KeysParams(dataset=dataset, after_key=after, limit=limit), _page)
+
+
+def datasets() -> Call[list[DatasetStatus]]:
+    """Every dataset and how it is."""
+    return Call("datasets", NoParams(), _decoder(list[DatasetStatus]))
+
+
+def status() -> Call[ServiceStatus]:
+    """How the service is."""
+    return Call("status", NoParams(), _decoder(ServiceStatus))
+
+
+def wait(after: str, timeout_ms: int | None = None) -> Call[WirePosition]:
+    """Wait until the indexes include the transaction of this token; the position that does."""
+    timeout = DEFAULT_TIMEOUT_MS if timeout_ms is None else timeout_ms
+    return Call("wait", WaitParams(after=after, timeout_ms=timeout), _position, timeout / 1000)
+
+
+def checkpoint() -> Call[CheckpointResult]:
+    """Save a checkpoint now, however long it takes."""
+    return Call("checkpoint", NoParams(), _decoder(CheckpointResult), None)
+
+
+def ping() -> Call[str]:
+    """``"pong"``."""
+    return Call("ping", NoParams(), _decoder(str))
+
+
+def discover() -> Call[dict[str, Any]]:
+    """The OpenRPC document of the service."""
+    return Call("rpc.discover", NoParams(), _decoder(dict[str, Any]))
+
+
+def authenticate(token: str) -> Call[bool]:
+    """Give the token of a TCP connection; the clients do so by themselves."""
+    return Call("authenticate", AuthenticateParams(token=token), _decoder(bool))
+
+
+def _decoder(kind: type[T]) -> Callable[[msgspec.Raw], T]:
+    return msgspec.json.Decoder(kind).decode
+
+
+_search_result = _decoder(SearchResult)
+_get_result = _decoder(GetResult)
+_keys_result = _decoder(KeysResult)
+_wait_result = _decoder(WaitResult)
+
+
+def _hits(raw: msgspec.Raw) -> list[Hit]:
+    result = _search_result(raw)
+    columns = {} if result.columns is msgspec.UNSET else result.columns
+    return _hit_list(result.keys, result.distances, columns)
+
+
+def _hits_of_each(raw: msgspec.Raw) -> list[list[Hit]]:
+    result = _search_result(raw)
+    columns = {} if result.columns is msgspec.UNSET else result.columns
+    return [
+        _hit_list(keys, distances, {name: values[i] for name, values in columns.items()})
+        for i, (keys, distances) in enumerate(zip(result.keys, result.distances, strict=True))
+    ]
+
+
+def _hit_list(keys: Any, distances: Any, columns: Mapping[str, Sequence[Any]]) -> list[Hit]:
+    if not columns:
+        return [Hit(_key_from_wire(key), distance) for key, distance in zip(keys, distances, strict=True)]
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return [Hit(_key_from_wire(key), distance, row) for key, distance, row in zip(keys, distances, rows, strict=True)]
+
+
+def _rows(raw: msgspec.Raw) -> list[Row]:
+    return [
+        Row(_key_from_wire(row.key), None if row.vector is msgspec.UNSET else vector_from_wire(row.vector))
+        for row in _get_result(raw).rows
+    ]
+
+
+def _page(raw: msgspec.Raw) -> Page:
+    result = _keys_result(raw)
+    following = None if result.next is None else _key_from_wire(result.next)
+    return Page([_key_from_wire(key) for key in result.keys], following)
+
+
+def _position(raw: msgspec.Raw) -> WirePosition:
+    return _wait_result(raw).position
+
+
+def _key_to_wire(key: KeyLike) -> WireKey:
+    if isinstance(key, str):
+        return key
+    if isinstance(key, uuid.UUID):
+        return str(key)
+    if isinstance(key, Sequence):
+        return list(key)
+    number = int(key)  # numpy's integers come here too
+    return number if abs(number) <= MAX_EXACT_INTEGER else str(number)
+
+
+def _key_from_wire(key: WireKey) -> Key:
+    return tuple(key) if isinstance(key, list) else key

@@ -1,0 +1,325 @@
+"""One client's connection: lines in, answers out, and nothing kept for a client that is gone.
+
+Reading stops while this client has whole lines waiting, as many requests in flight as it may, or answers it does not
+read; its further input then waits in its own socket buffer. So what one client can make the service hold is bounded,
+and no other waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import select
+from collections import deque
+from collections.abc import Awaitable
+from time import monotonic
+from typing import Any, Protocol, cast
+
+import msgspec
+from anyio import CancelScope
+
+from syncd.errors import RequestError, TooLarge, Unauthorized
+from syncd.rpc.dispatch import Dispatcher, TooManyConnections, TooMuchHeld
+from syncd.rpc.messages import AuthenticateParams
+from syncd.rpc.protocol import (
+    BadRequest,
+    Request,
+    as_request_error,
+    decode_params,
+    decode_request,
+    error_line,
+    result_line,
+)
+
+AUTHENTICATE = "authenticate"
+NO_ID = b"null"
+WRITE_TOGETHER_BYTES = 65_536
+
+_tokens = msgspec.json.Decoder(AuthenticateParams)
+
+
+class Host(Protocol):
+    """What a connection asks of the server it belongs to."""
+
+    dispatcher: Dispatcher
+    lingering: int
+
+    def opened(self, connection: Connection) -> bool:
+        """Whether there is room for it."""
+
+    def closed(self, connection: Connection) -> None:
+        """It is gone."""
+
+    def run(
+        self, connection: Connection, request: Request, waited: Awaitable[Any], size: int, scope: CancelScope
+    ) -> None:
+        """Await a request in the server's task group, then call the connection's ``finished``."""
+
+
+class Connection(asyncio.Protocol):
+    """The server's end of one connection. With a ``token``, only ``authenticate`` is answered until it was given."""
+
+    def __init__(self, host: Host, token: bytes | None) -> None:
+        self._host = host
+        self._dispatcher = host.dispatcher
+        self._limits = host.dispatcher.limits
+        self._token = token
+        self._authorized = token is None
+        self._unauthorized_left = self._limits.unauthorized_requests
+        self._transport: asyncio.Transport
+        self._timer: asyncio.TimerHandle | None = None
+        self._partial = bytearray()
+        self._lines: deque[bytes] = deque()
+        self._answers: list[bytes] = []
+        self._answers_bytes = 0
+        self._in_flight: dict[CancelScope, bool] = {}
+        self._turn_pending = False
+        self._reading = True
+        self._write_paused = False
+        self._ended = False
+        self._draining = False
+        self._lost = False
+        self._discard_left: int | None = None
+        """Not None once the connection is refused: how much more input is read and dropped."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Greet nobody: the first byte is the client's."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one by its methods only
+        self._transport.set_write_buffer_limits(high=self._limits.unread_bytes)
+        if not self._host.opened(self):
+            self._refuse(TooManyConnections(self._limits.connections))
+        elif not self._authorized:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self._limits.authenticate_seconds, self._authenticate_now)
+
+    def data_received(self, data: bytes) -> None:
+        """Take input of any size and shape."""
+        if self._discard_left is not None:
+            self._discard_left -= len(data)
+            if self._discard_left < 0:
+                self._transport.abort()
+            return
+        first, *more = data.split(b"\n")
+        if self._hold_partial(first) and more:
+            self._lines.append(self._take_partial())
+            rest = more.pop()
+            self._lines.extend(more)
+            self._hold_partial(rest)
+        self._take_turn()
+
+    def eof_received(self) -> bool:
+        """The client sends no more. It may still read: what it asked for is answered before the connection closes."""
+        self._ended = True
+        if self._discard_left is not None:
+            return False
+        self._lines.append(self._take_partial())
+        if self._peer_is_gone():
+            self._lines.clear()
+            self._transport.abort()
+        self._take_turn()
+        return True
+
+    def pause_writing(self) -> None:
+        """The client does not read its answers."""
+        self._write_paused = True
+
+    def resume_writing(self) -> None:
+        """It does again."""
+        self._write_paused = False
+        self._take_turn()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Forget everything; requests that only this client waits for are cancelled."""
+        del error
+        self._lost = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._discard_left is not None:
+            self._host.lingering -= 1
+        self._lines.clear()
+        self._answers.clear()
+        self._take_partial()
+        for scope, answered in self._in_flight.items():
+            if answered:
+                scope.cancel()
+        self._host.closed(self)
+
+    def finished(self, scope: CancelScope, size: int, answer: bytes | None) -> None:
+        """A request that had to wait is done."""
+        del self._in_flight[scope]
+        self._dispatcher.requests -= 1
+        self._dispatcher.held_bytes -= size
+        if answer is not None:
+            self._answer(answer)
+        self._take_turn()
+
+    def drain(self) -> None:
+        """Take no further request, and close once those under way are answered."""
+        self._draining = True
+        self._lines.clear()
+        self._take_turn()
+
+    def abort(self) -> None:
+        """Close now, whatever is under way."""
+        if not self._lost:
+            self._transport.abort()
+
+    def _take_turn(self) -> None:
+        """Run waiting lines for a moment, then write, then decide whether to read on."""
+        if self._lost:
+            return
+        until = monotonic() + self._limits.turn_seconds
+        while self._lines and self._may_start():
+            line = self._lines.popleft()
+            if line and not line.isspace():
+                self._run(line)
+                if self._lines and monotonic() > until:
+                    if not self._turn_pending:
+                        self._turn_pending = True
+                        asyncio.get_running_loop().call_soon(self._next_turn)
+                    break
+        self._write()
+        if self._lost or self._transport.is_closing():
+            return
+        self._read_on_or_close()
+
+    def _next_turn(self) -> None:
+        self._turn_pending = False
+        self._take_turn()
+
+    def _may_start(self) -> bool:
+        return (
+            not self._write_paused
+            and not self._lost
+            and self._discard_left is None
+            and len(self._in_flight) < self._limits.connection_requests
+        )
+
+    def _read_on_or_close(self) -> None:
+        if not self._lines and not self._in_flight:
+            refused = self._discard_left is not None
+            if refused and not self._ended and self._transport.can_write_eof():
+                self._transport.write_eof()
+            elif refused or self._ended or self._draining:
+                self._transport.close()
+                return
+        read = self._discard_left is not None or (not self._lines and not self._draining and self._may_start())
+        if read == self._reading or self._ended:
+            return
+        self._reading = read
+        if read:
+            self._transport.resume_reading()
+        else:
+            self._transport.pause_reading()
+
+    def _run(self, line: bytes) -> None:
+        request = decode_request(line)
+        if not self._authorized and not (isinstance(request, Request) and request.method == AUTHENTICATE):
+            self._unauthorized(request.id, "the connection has not authenticated")
+        elif isinstance(request, BadRequest):
+            self._answer(error_line(request.id, request.error))
+        elif request.method == AUTHENTICATE and self._token is not None:
+            self._authenticate(request, self._token)
+        else:
+            outcome = self._dispatcher.start(request, len(line))
+            if isinstance(outcome, Awaitable):
+                self._await(request, outcome, len(line))
+            elif outcome is not None:
+                self._answer(outcome)
+
+    def _await(self, request: Request, waited: Awaitable[Any], size: int) -> None:
+        scope = CancelScope()
+        self._in_flight[scope] = request.id is not None
+        self._dispatcher.requests += 1
+        self._dispatcher.held_bytes += size
+        self._host.run(self, request, waited, size, scope)
+
+    def _authenticate(self, request: Request, token: bytes) -> None:
+        try:
+            given = decode_params(_tokens, request.params).token
+        except RequestError as error:
+            self._answer(error_line(request.id or NO_ID, as_request_error(error, AUTHENTICATE)))
+            return
+        if not hmac.compare_digest(given.encode(), token):
+            self._unauthorized(request.id, "the token is wrong")
+            return
+        self._authorized = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if request.id is not None:
+            self._answer(result_line(request.id, True))
+
+    def _unauthorized(self, request_id: bytes | None, message: str) -> None:
+        self._unauthorized_left -= 1
+        error = Unauthorized(message, hint="send authenticate with the token that the service has as SYNCD_TOKEN")
+        if self._unauthorized_left <= 0:
+            self._refuse(error)
+        elif request_id is not None:
+            self._answer(error_line(request_id, error))
+
+    def _authenticate_now(self) -> None:
+        if not self._authorized and self._discard_left is None:
+            self._unauthorized_left = 0
+            self._unauthorized(None, "the connection has not authenticated in time")
+
+    def _refuse(self, error: RequestError) -> None:
+        """Say why with id null, and close: after the answers under way, and after reading on until it has arrived.
+
+        A socket closed over unread input takes the last answer down with it (TCP sends a reset); so the input is read
+        and dropped.
+        """
+        self._answer(error_line(NO_ID, error))
+        self._lines.clear()
+        self._take_partial()
+        self._discard_left = self._limits.linger_bytes
+        self._host.lingering += 1
+        if self._timer is not None:
+            self._timer.cancel()
+        linger = self._limits.linger_seconds if self._host.lingering <= self._limits.lingering else 0
+        self._timer = asyncio.get_running_loop().call_later(linger, self._transport.abort)
+        self._take_turn()
+
+    def _answer(self, line: bytes) -> None:
+        if self._lost:
+            return
+        self._answers.append(line)
+        self._answers_bytes += len(line)
+        if self._answers_bytes >= WRITE_TOGETHER_BYTES:
+            self._write()
+
+    def _write(self) -> None:
+        if self._answers and not self._lost:
+            self._transport.write(b"".join(self._answers))
+        self._answers.clear()
+        self._answers_bytes = 0
+
+    def _hold_partial(self, data: bytes) -> bool:
+        """Keep the beginning of a line; False when it is refused for its size."""
+        if not data:
+            return True
+        limit = self._limits.line_bytes if self._authorized else self._limits.unauthorized_line_bytes
+        if len(self._partial) + len(data) > limit:
+            if self._authorized:
+                self._refuse(TooLarge(f"a line is at most {limit} bytes", hint="split the request"))
+            else:
+                self._unauthorized_left = 0
+                self._unauthorized(None, "the connection has not authenticated")
+            return False
+        if self._dispatcher.held_bytes + len(data) > self._limits.held_bytes:
+            self._refuse(TooMuchHeld(self._dispatcher.held_bytes))
+            return False
+        self._partial += data
+        self._dispatcher.held_bytes += len(data)
+        return True
+
+    def _take_partial(self) -> bytes:
+        line = bytes(self._partial)
+        self._dispatcher.held_bytes -= len(line)
+        self._partial = bytearray()
+        return line
+
+    def _peer_is_gone(self) -> bool:
+        """Whether the client's end is closed, and not merely done sending: a Unix socket tells these apart."""
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket").fileno(), 0)
+        return any(event & select.POLLHUP for _, event in poll.poll(0))

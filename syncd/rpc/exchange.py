@@ -1,0 +1,83 @@
+"""What both clients share: a call as a line, a line as an answer, an error as the exception that it was."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+from syncd.errors import InvalidParams, RequestError, ServiceUnavailable, SyncdError, TimedOut
+from syncd.rpc.address import TcpAddress, UnixAddress
+from syncd.rpc.calls import Call
+from syncd.rpc.protocol import ErrorBody
+
+T = TypeVar("T")
+
+START_HINT = "start it with: syncd serve"
+READ_BYTES = 1 << 20
+
+_encoder = msgspec.json.Encoder()
+
+
+class Answer(msgspec.Struct):
+    """One line from the service. ``id`` is null where the service gives up on the whole connection."""
+
+    id: int | None = None
+    result: msgspec.Raw = msgspec.Raw(b"")
+    error: ErrorBody | None = None
+
+
+class _Message(msgspec.Struct):
+    id: int
+    method: str
+    params: msgspec.Struct
+    jsonrpc: str = "2.0"
+
+
+read_answer = msgspec.json.Decoder(Answer).decode
+
+
+def request_line(number: int, call: Call[T]) -> bytes:
+    """The call as it is sent; raises ``InvalidParams`` for what JSON cannot say."""
+    try:
+        return _encoder.encode(_Message(number, call.method, call.params)) + b"\n"
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise InvalidParams(f"a parameter of {call.method} cannot be sent as JSON: {error}") from error
+
+
+def take_result(call: Call[T], answer: Answer) -> T:
+    """The call's result; raises the error that the service answered."""
+    if answer.error is not None:
+        raise _as_exception(answer.error)
+    return call.decode(answer.result)
+
+
+def allowed_seconds(call: Call[T], timeout: float | None) -> float | None:
+    """How long to wait for an answer: the client's time-out on top of what the service was given."""
+    return None if timeout is None or call.patience_seconds is None else timeout + call.patience_seconds
+
+
+def timed_out(call: Call[T], address: object, seconds: float | None) -> TimedOut:
+    """The error of a service that does not answer."""
+    return TimedOut(
+        f"{address} has not answered {call.method} within {seconds:g} s", hint="see what it does with: syncd status"
+    )
+
+
+def unavailable(address: UnixAddress | TcpAddress, error: BaseException | None) -> ServiceUnavailable:
+    """The error of a service that is not there."""
+    reason = getattr(error, "strerror", None) or (str(error) if error else "") or "the connection was closed"
+    return ServiceUnavailable(f"no syncd answers on {address}: {reason}", hint=START_HINT)
+
+
+def _as_exception(body: ErrorBody) -> SyncdError:
+    """The class of errors.py that has this kind, with the service's own words."""
+    data = body.data
+    kind = data.kind if data else ""
+    cls = _CLASSES.get(kind, RequestError)
+    error = cls.__new__(cls)
+    SyncdError.__init__(error, body.message, hint=data.hint if data else "")
+    return error
+
+
+_CLASSES: dict[str, type[RequestError]] = {cls.kind: cls for cls in RequestError.__subclasses__()}

@@ -1,0 +1,203 @@
+"""The parameters and the results of every RPC method, as they are on the wire.
+
+These structs are the one description of the protocol: the server decodes with them, both clients encode with them, and
+``rpc.discover`` is generated from them. Unknown parameters are refused; unknown members of a result are ignored, so
+that a client of today reads the answers of tomorrow.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from syncd.errors import InvalidFilter, InvalidParams
+from syncd.types import Metric, Position, Snapshot
+
+MAX_K = 10_000
+MAX_PAGE_KEYS = 100_000
+DEFAULT_PAGE_KEYS = 10_000
+DEFAULT_TIMEOUT_MS = 5000
+MAX_TIMEOUT_MS = 86_400_000
+
+KeyPart = int | str | float | bool | None
+WireKey = int | str | list[KeyPart]
+"""A key on the wire: a number (a string above 2^53), a string, or an array for a composite key."""
+
+WireVector = list[float] | str
+"""Numbers, or the base64 of little-endian float32."""
+
+State = Literal["backfilling", "catching_up", "ready", "rebuilding", "must_rebuild", "failed"]
+IndexKind = Literal["exact", "building", "codes"]
+Milliseconds = Annotated[int, Meta(ge=0, le=MAX_TIMEOUT_MS)]
+
+
+class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What every method's parameters have in common."""
+
+    def check(self) -> None:
+        """Raise a ``RequestError`` for what the types alone do not say; the server calls it after decoding."""
+
+
+class NoParams(Params, frozen=True):
+    """A method without parameters."""
+
+
+class SearchParams(Params, frozen=True):
+    """The nearest rows to a vector, to each of several vectors, or to a row that is there already."""
+
+    dataset: str
+    vector: WireVector | None = None
+    vectors: list[WireVector] | None = None
+    key: WireKey | None = None
+    k: Annotated[int, Meta(ge=1, le=MAX_K)] = 10
+    filter: dict[str, Any] | None = None
+    recall: Annotated[float, Meta(gt=0, le=1)] | None = None
+    exact: bool = False
+    max_distance: float | None = None
+    include: list[str] | None = None
+    consistency: Literal["eventual", "strong"] = "eventual"
+    after: str | None = None
+    timeout_ms: Milliseconds = DEFAULT_TIMEOUT_MS
+
+    def check(self) -> None:
+        """Exactly one of ``vector``, ``vectors`` and ``key``; no column is there to filter on or to include."""
+        if (self.vector is not None) + (self.vectors is not None) + (self.key is not None) != 1:
+            raise InvalidParams("pass exactly one of vector, vectors and key")
+        if self.filter:
+            raise InvalidFilter(
+                f"dataset {self.dataset!r} has no filterable columns", hint="leave `filter` out, or filter the answer"
+            )
+        if self.include:
+            raise InvalidParams(f"dataset {self.dataset!r} has no column {self.include[0]!r} to include")
+
+
+class GetParams(Params, frozen=True):
+    """Which rows to look up."""
+
+    dataset: str
+    keys: list[WireKey]
+    vectors: bool = False
+
+
+class KeysParams(Params, frozen=True):
+    """Which page of a dataset's keys."""
+
+    dataset: str
+    after_key: WireKey | None = None
+    limit: Annotated[int, Meta(ge=1, le=MAX_PAGE_KEYS)] = DEFAULT_PAGE_KEYS
+
+
+class WaitParams(Params, frozen=True):
+    """Which transaction to wait for, and how long."""
+
+    after: str
+    timeout_ms: Milliseconds = DEFAULT_TIMEOUT_MS
+
+
+class AuthenticateParams(Params, frozen=True):
+    """The shared secret of a TCP connection."""
+
+    token: str
+
+
+class WirePosition(msgspec.Struct, frozen=True):
+    """A position as JSON has it: the snapshot in Postgres' own text form."""
+
+    snapshot: str
+    outbox_id: int
+
+    @classmethod
+    def of(cls, position: Position) -> WirePosition:
+        """A position on its way out."""
+        return cls(str(position.snapshot), position.outbox_id)
+
+    def position(self) -> Position:
+        """A position that came in."""
+        return Position(Snapshot.parse(self.snapshot), self.outbox_id)
+
+
+class SearchResult(msgspec.Struct, frozen=True):
+    """Keys with their distances, ascending; with ``vectors``, a list of each for every vector."""
+
+    keys: list[int | str | list[KeyPart | list[KeyPart]]]
+    distances: list[float | list[float]]
+    position: WirePosition
+    lag_seconds: float
+    columns: dict[str, list[Any]] | UnsetType = UNSET
+
+
+class WireRow(msgspec.Struct, frozen=True):
+    """One indexed row."""
+
+    key: WireKey
+    vector: WireVector | UnsetType = UNSET
+
+
+class GetResult(msgspec.Struct, frozen=True):
+    """The rows that are indexed, of those that were asked for."""
+
+    rows: list[WireRow]
+
+
+class KeysResult(msgspec.Struct, frozen=True):
+    """One page of keys; ``next`` is the following page's ``after_key``, null after the last page."""
+
+    keys: list[WireKey]
+    next: WireKey | None
+
+
+class DatasetStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One dataset, as ``datasets`` shows it. ``dim`` and ``index`` are null while nothing is indexed."""
+
+    dataset: str
+    source: str
+    state: State
+    count: int
+    tombstones: int
+    dim: int | None
+    metric: Metric
+    index: IndexKind | None
+    recall: float | None
+    verified: bool
+    bytes: int
+    lag_seconds: float
+
+
+class CheckpointStatus(msgspec.Struct, frozen=True):
+    """The last checkpoint: when it was saved, how long that took, and the error of the last attempt."""
+
+    at: datetime | None = None
+    seconds: float | None = None
+    error: str | None = None
+
+
+class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole service, as ``status`` shows it."""
+
+    version: str
+    consumer: str
+    state: State
+    position: WirePosition | None
+    lag_rows: int | None
+    lag_seconds: float
+    listener_connected: bool
+    checkpoint: CheckpointStatus
+    quarantined: int
+    uptime_seconds: float
+
+
+class WaitResult(msgspec.Struct, frozen=True):
+    """A position that includes the token."""
+
+    position: WirePosition
+
+
+class CheckpointResult(msgspec.Struct, frozen=True):
+    """A checkpoint that is durable."""
+
+    position: WirePosition
+    seconds: float
+    bytes_written: int

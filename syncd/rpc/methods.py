@@ -1,0 +1,242 @@
+"""What each RPC method does: the server's methods bound to the indexes and the consumer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+import anyio
+import numpy as np
+from anyio import to_thread
+from numpy.typing import NDArray
+
+from syncd.errors import DimensionMismatch, InvalidParams, UnknownKey
+from syncd.index.search import SearchResult as Found
+from syncd.index.view import View
+from syncd.postgres.listener import Listener
+from syncd.rpc import messages
+from syncd.rpc.messages import WirePosition
+from syncd.rpc.protocol import Method
+from syncd.rpc.wire import key_from_wire, key_to_wire, vector_from_wire, vector_to_wire
+from syncd.sync.checkpoints import Checkpointer
+from syncd.sync.consumer import Consumer
+from syncd.sync.datasets import Dataset, Registry
+from syncd.types import Key, Position
+
+T = TypeVar("T")
+
+IN_PLACE_ELEMENTS = 2_000_000
+"""A search over fewer elements than this runs on the event loop: a hop to a worker thread costs 0.1 ms, as much as the search."""
+
+
+class Methods:
+    """See the module. One instance serves all connections."""
+
+    def __init__(
+        self,
+        consumer: Consumer,
+        checkpointer: Checkpointer,
+        listener: Listener | None,
+        *,
+        version: str,
+        search_threads: int,
+    ) -> None:
+        self.consumer = consumer
+        self.registry: Registry = consumer.registry
+        self.checkpointer = checkpointer
+        self.listener = listener
+        self.version = version
+        self.begun = time.monotonic()
+        self.search_limit = anyio.CapacityLimiter(search_threads)
+
+    def table(self) -> Mapping[str, Method[Any, Any]]:
+        """The methods by name."""
+        return {
+            "search": Method(messages.SearchParams, messages.SearchResult, self.search, "The nearest rows."),
+            "get": Method(messages.GetParams, messages.GetResult, self.get, "Which of some keys are indexed."),
+            "keys": Method(messages.KeysParams, messages.KeysResult, self.keys, "Every indexed key, in pages."),
+            "datasets": Method(
+                messages.NoParams, list[messages.DatasetStatus], self.datasets, "What is indexed.", immediate=True
+            ),
+            "status": Method(
+                messages.NoParams, messages.ServiceStatus, self.status, "How the service is.", immediate=True
+            ),
+            "wait": Method(messages.WaitParams, messages.WaitResult, self.wait, "Wait for a transaction."),
+            "checkpoint": Method(
+                messages.NoParams, messages.CheckpointResult, self.checkpoint, "Save a checkpoint now."
+            ),
+        }
+
+    def search(self, params: messages.SearchParams) -> messages.SearchResult | Awaitable[messages.SearchResult]:
+        """Small searches in place, large ones in a worker thread, and those that wait for a position after it."""
+        if params.after is not None or params.consistency == "strong":
+            return self.search_later(params)
+        search = PreparedSearch(self, params)
+        if search.elements <= IN_PLACE_ELEMENTS:
+            return search.run()
+        return self.in_thread(search.run)
+
+    async def search_later(self, params: messages.SearchParams) -> messages.SearchResult:
+        """Search at a position that the caller asked for."""
+        dataset = self.registry.find(params.dataset)
+        seconds = params.timeout_ms / 1000
+        deadline = anyio.current_time() + seconds
+        if params.after is not None:
+            await self.consumer.wait_for_xid(parse_token(params.after), seconds, dataset.follower)
+        if params.consistency == "strong":
+            await self.consumer.wait_for_now(max(deadline - anyio.current_time(), 0), dataset.follower)
+        search = PreparedSearch(self, params)
+        return search.run() if search.elements <= IN_PLACE_ELEMENTS else await self.in_thread(search.run)
+
+    def get(self, params: messages.GetParams) -> messages.GetResult:
+        """Those of the keys that are indexed."""
+        dataset = self.registry.find(params.dataset)
+        kind = dataset.source.key_kind
+        rows = dataset.index.get([key_from_wire(kind, key) for key in params.keys], params.vectors)
+        return messages.GetResult(
+            [
+                messages.WireRow(key_to_wire(kind, key))
+                if vector is None
+                else messages.WireRow(key_to_wire(kind, key), vector_to_wire(vector))
+                for key, vector in rows
+            ]
+        )
+
+    def keys(self, params: messages.KeysParams) -> Awaitable[messages.KeysResult]:
+        """One page of keys."""
+        dataset = self.registry.find(params.dataset)
+        kind = dataset.source.key_kind
+        after = None if params.after_key is None else key_from_wire(kind, params.after_key)
+
+        def read() -> messages.KeysResult:
+            page = dataset.index.keys(after, params.limit)
+            following = None if page.next is None else key_to_wire(kind, page.next)
+            return messages.KeysResult([key_to_wire(kind, key) for key in page.keys], following)
+
+        return self.in_thread(read)
+
+    def datasets(self, _: messages.NoParams) -> list[messages.DatasetStatus]:
+        """Every dataset that is known, by name."""
+        return [self.dataset_status(dataset) for _, dataset in sorted(self.registry.by_name.items())]
+
+    def dataset_status(self, dataset: Dataset) -> messages.DatasetStatus:
+        """One dataset."""
+        index = dataset.index
+        return messages.DatasetStatus(
+            dataset=dataset.name,
+            source=dataset.source.name,
+            state=dataset.state,
+            count=index.count,
+            tombstones=index.tombstones,
+            dim=index.dim,
+            metric=dataset.source.metric,
+            index="exact",
+            recall=1.0,
+            verified=index.verified,
+            bytes=index.bytes_memory + index.bytes_disk,
+            lag_seconds=self.lag_seconds(dataset),
+        )
+
+    def status(self, _: messages.NoParams) -> messages.ServiceStatus:
+        """The whole service."""
+        consumer, checkpointer = self.consumer, self.checkpointer
+        return messages.ServiceStatus(
+            version=self.version,
+            consumer=consumer.settings.consumer,
+            state=consumer.state,
+            position=WirePosition.of(consumer.oldest_position()),
+            lag_rows=consumer.lag_rows,
+            lag_seconds=consumer.lag_seconds,
+            listener_connected=self.listener is not None and self.listener.connected,
+            checkpoint=messages.CheckpointStatus(
+                checkpointer.last_at, checkpointer.last_seconds, checkpointer.last_error
+            ),
+            quarantined=sum(len(watched.quarantine) for watched in consumer.sources.values()),
+            uptime_seconds=time.monotonic() - self.begun,
+        )
+
+    async def wait(self, params: messages.WaitParams) -> messages.WaitResult:
+        """Until every dataset includes a transaction."""
+        position = await self.consumer.wait_for_xid(parse_token(params.after), params.timeout_ms / 1000)
+        return messages.WaitResult(WirePosition.of(position))
+
+    async def checkpoint(self, _: messages.NoParams) -> messages.CheckpointResult:
+        """Save now; a client that goes away does not stop it half-way."""
+        with anyio.CancelScope(shield=True):
+            done = await self.checkpointer.save()
+        return messages.CheckpointResult(WirePosition.of(done.position), done.seconds, done.bytes_written)
+
+    def lag_seconds(self, dataset: Dataset) -> float:
+        """Since the last completed pass, while changes of this dataset's source wait."""
+        consumer = self.consumer
+        if consumer.connected and not dataset.follower.lags:
+            return 0.0
+        return time.monotonic() - consumer.last_pass_at
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Run a search or a long reading beside the event loop, as many at once as there are cores for it."""
+        return await to_thread.run_sync(work, limiter=self.search_limit)
+
+
+class PreparedSearch:
+    """A search whose parameters have been checked, at one view of one dataset."""
+
+    def __init__(self, methods: Methods, params: messages.SearchParams) -> None:
+        self.params = params
+        self.dataset = methods.registry.find(params.dataset)
+        self.kind = self.dataset.source.key_kind
+        self.lag_seconds = methods.lag_seconds(self.dataset)
+        # The position is read before the view, so that it never claims more than the answer holds.
+        self.position: Position = self.dataset.follower.cursor.position
+        self.view: View = self.dataset.index.view
+        self.exclude: Key | None = None
+        self.queries = self.read_queries()
+
+    @property
+    def elements(self) -> int:
+        """How much there is to compare."""
+        return len(self.queries) * self.view.count * (self.view.dim or 0)
+
+    def read_queries(self) -> NDArray[np.float32]:
+        """The query vectors, (q, dim) float32."""
+        params = self.params
+        if params.vector is not None:
+            return vector_from_wire(params.vector)[None, :]
+        if params.vectors is not None:
+            queries = [vector_from_wire(vector) for vector in params.vectors]
+            for query in queries:
+                if len(query) != len(queries[0]):  # one of them is wrong, whatever the dataset's dimension is
+                    raise DimensionMismatch(
+                        self.dataset.name, expected=self.view.dim or len(queries[0]), got=len(query)
+                    )
+            return np.stack(queries) if queries else np.empty((0, self.view.dim or 0), dtype=np.float32)
+        assert params.key is not None
+        self.exclude = key_from_wire(self.kind, params.key)
+        vector = self.view.vector_of(self.exclude)
+        if vector is None:
+            raise UnknownKey(self.dataset.name, params.key)
+        return vector[None, :]
+
+    def run(self) -> messages.SearchResult:
+        """Search; safe in any thread."""
+        params = self.params
+        found = self.dataset.index.search(
+            self.queries, params.k, exclude=self.exclude, max_distance=params.max_distance, view=self.view
+        )
+        keys: list[Any] = [self.wire_keys(one) for one in found]
+        distances: list[Any] = [one.distances.tolist() for one in found]
+        if params.vectors is None:
+            keys, distances = keys[0], distances[0]
+        return messages.SearchResult(keys, distances, WirePosition.of(self.position), self.lag_seconds)
+
+    def wire_keys(self, found: Found) -> list[Any]:
+        """One query's keys as JSON has them."""
+        return [key_to_wire(self.kind, key) for key in found.keys]
+
+
+def parse_token(token: str) -> int:
+    """A token as a transaction id; raises ``InvalidParams``."""
+    if not (token.isascii() and token.isdigit() and len(token) <= 20):
+        raise InvalidParams(f"{token[:40]!r} is no token", hint="take it from: SELECT syncd.token()")
+    return int(token)

@@ -1,0 +1,240 @@
+"""JSON-RPC 2.0, one message a line: a line becomes a request or an error, a result or an error becomes a line.
+
+Nothing here raises for what a client sent. An answer carries the request's id as the very bytes the client wrote, so no
+number loses digits on the way. Where an object names a member twice, the last one counts, as in any JSON parser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import msgspec
+import numpy as np
+import structlog
+
+from syncd.errors import InvalidParams, RequestError, SyncdError
+from syncd.rpc.messages import Params
+
+SERVER_ERROR = -32000
+"""The code of an error that is syncd's own; ``error.data.kind`` says which."""
+
+INTERNAL_ERROR_KIND = "internal_error"
+SHOWN_CHARACTERS = 100
+"""How much of a client's own text an error repeats."""
+
+logger = structlog.get_logger()
+
+
+class ParseError(RequestError):
+    """The line is not JSON."""
+
+    kind = "parse_error"
+
+
+class InvalidRequestError(RequestError):
+    """The line is JSON, but no JSON-RPC 2.0 request."""
+
+    kind = "invalid_request"
+
+
+class MethodNotFoundError(RequestError):
+    """No method has this name."""
+
+    kind = "method_not_found"
+
+    def __init__(self, method: str) -> None:
+        super().__init__(f"there is no method {method[:SHOWN_CHARACTERS]!r}", hint="rpc.discover lists the methods")
+
+
+CODES: dict[type[RequestError], int] = {
+    ParseError: -32700,
+    InvalidRequestError: -32600,
+    MethodNotFoundError: -32601,
+    InvalidParams: -32602,
+}
+"""The errors that have a code of JSON-RPC's own."""
+
+P = TypeVar("P", bound=Params)
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Method(Generic[P, R]):
+    """What a request's ``method`` names.
+
+    ``call`` runs on the event loop's thread. It returns the result, or an awaitable of it when it has to wait: it
+    chooses at each call. An ``immediate`` method never waits and is answered even when the service is overloaded. A
+    client that goes away cancels what it waits for; a call that must not be cut short shields itself.
+    """
+
+    params: type[P]
+    result: type[R]
+    call: Callable[[P], R | Awaitable[R]]
+    summary: str
+    immediate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One decoded line. ``id`` is the id as the client wrote it; None for a notification, which is never answered."""
+
+    id: bytes | None
+    method: str
+    params: msgspec.Raw
+
+
+@dataclass(frozen=True, slots=True)
+class BadRequest:
+    """A line that is no request, with the id to answer to: the request's own where it could be read, else null."""
+
+    id: bytes
+    error: RequestError
+
+
+class ErrorData(msgspec.Struct, frozen=True):
+    """``error.data``: which error it is, and what to do."""
+
+    kind: str
+    hint: str = ""
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """The ``error`` of an answer."""
+
+    code: int
+    message: str
+    data: ErrorData | None = None
+
+
+class _Envelope(msgspec.Struct):
+    jsonrpc: str
+    method: str
+    id: msgspec.Raw = msgspec.Raw(b"")
+    params: msgspec.Raw = msgspec.Raw(b"")
+
+
+class _IdOnly(msgspec.Struct):
+    id: msgspec.Raw = msgspec.Raw(b"")
+
+
+_envelopes = msgspec.json.Decoder(_Envelope)
+_ids = msgspec.json.Decoder(_IdOnly)
+_anything = msgspec.json.Decoder(msgspec.Raw)
+
+
+def decode_request(line: bytes) -> Request | BadRequest:
+    """Read one line."""
+    if not line.isascii():
+        try:
+            line.decode()
+        except UnicodeDecodeError as error:
+            return BadRequest(b"null", ParseError(f"byte {error.start} of the line is not UTF-8", hint="send UTF-8"))
+    try:
+        envelope = _envelopes.decode(line)
+    except msgspec.ValidationError as error:
+        return _no_request(line, str(error))
+    except (msgspec.DecodeError, RecursionError) as error:
+        return _no_json(error)
+    request_id = bytes(envelope.id)
+    if request_id[:1] not in _ID_STARTS:
+        return BadRequest(b"null", InvalidRequestError("the id is neither a string nor a number"))
+    if envelope.jsonrpc != "2.0":
+        version = envelope.jsonrpc[:SHOWN_CHARACTERS]
+        return BadRequest(
+            request_id or b"null", InvalidRequestError(f"jsonrpc is {version!r}", hint='it has to be "jsonrpc": "2.0"')
+        )
+    return Request(request_id or None, envelope.method, envelope.params)
+
+
+def decode_params(decoder: msgspec.json.Decoder[P], raw: msgspec.Raw) -> P:
+    """The parameters of a request; raises ``InvalidParams`` that names the one that is wrong."""
+    text = bytes(raw)
+    if text in _ABSENT:
+        text = b"{}"
+    elif text[:1] == b"[":
+        raise InvalidParams("parameters are passed by name", hint='send "params" as an object')
+    try:
+        params = decoder.decode(text)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise InvalidParams(_explained(str(error)), hint="rpc.discover lists each method's parameters") from None
+    params.check()
+    return params
+
+
+def result_line(request_id: bytes, result: object) -> bytes:
+    """The answer to a request that succeeded."""
+    return b'{"jsonrpc":"2.0","id":%b,"result":%b}\n' % (request_id, _encoder.encode(result))
+
+
+def error_line(request_id: bytes, error: RequestError) -> bytes:
+    """The answer to a request that failed."""
+    code = next((CODES[cls] for cls in type(error).__mro__ if cls in CODES), SERVER_ERROR)
+    body = ErrorBody(code, _encodable(error.message), ErrorData(error.kind, _encodable(error.hint)))
+    return b'{"jsonrpc":"2.0","id":%b,"error":%b}\n' % (request_id, _encoder.encode(body))
+
+
+def as_request_error(error: Exception, method: str) -> RequestError:
+    """What the client is told. Only a ``RequestError`` is its own doing; all else is logged, ``internal_error``."""
+    if isinstance(error, RequestError):
+        return error
+    with suppress(Exception):  # a log that cannot be written must not end the server
+        logger.error("request_failed", method=method, exc_info=error)
+    message = (
+        error.message if isinstance(error, SyncdError) else f"{method} failed inside syncd: {type(error).__name__}"
+    )
+    hint = error.hint if isinstance(error, SyncdError) else ""
+    return RequestError(message, hint=hint or "the service's log has the traceback")
+
+
+_ID_STARTS = {b"", b"n", b'"', b"-", *(b"%d" % digit for digit in range(10))}
+_ABSENT = (b"", b"null")
+
+
+def _no_request(line: bytes, reason: str) -> BadRequest:
+    """Valid JSON or not, and the id if there is one: the first decoder stopped at the first member that was wrong."""
+    try:
+        _anything.decode(line)
+        request_id = bytes(_ids.decode(line).id)
+    except msgspec.ValidationError:
+        request_id = b""
+    except (msgspec.DecodeError, RecursionError) as error:
+        return _no_json(error)
+    if request_id[:1] not in _ID_STARTS:
+        request_id = b""
+    if line.lstrip()[:1] == b"[":
+        return BadRequest(b"null", InvalidRequestError("a batch of requests", hint="send one request a line"))
+    reason = _explained(reason).replace("parameter", "member")
+    return BadRequest(request_id or b"null", InvalidRequestError(reason, hint="send one JSON-RPC 2.0 request a line"))
+
+
+def _no_json(error: Exception) -> BadRequest:
+    reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+    return BadRequest(b"null", ParseError(reason, hint="send one JSON object a line"))
+
+
+def _explained(reason: str) -> str:
+    """msgspec's message with the path first: ``k: expected `int`, got `str```."""
+    if reason.startswith("maximum recursion"):
+        return "nested too deeply"
+    reason = reason.replace("Object contains unknown field", "unknown parameter").replace("Object missing", "missing")
+    reason, _, path = reason.partition(" - at `$")
+    reason = reason.replace("required field", "required parameter")
+    where = path.rstrip("`").lstrip(".")
+    return f"{where}: {reason[0].lower()}{reason[1:]}" if where else reason
+
+
+def _encodable(text: str) -> str:
+    """The text without lone surrogates, which JSON in UTF-8 cannot carry."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _encode_array(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise NotImplementedError
+
+
+_encoder = msgspec.json.Encoder(enc_hook=_encode_array)

@@ -1,0 +1,175 @@
+"""The RPC server: it listens, owns the connections and their requests, and stops without leaving anything behind.
+
+It runs in the caller's task group and knows nothing of what its methods do. No request, however bad, ends it or
+disturbs another client's connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Mapping
+from pathlib import Path
+from typing import Any
+
+from anyio import TASK_STATUS_IGNORED, CancelScope, Event, create_task_group, move_on_after
+from anyio.abc import TaskGroup, TaskStatus
+from anyio.to_thread import run_sync
+
+from syncd.errors import SettingsError
+from syncd.rpc.connection import AUTHENTICATE, Connection
+from syncd.rpc.discovery import openrpc_document
+from syncd.rpc.dispatch import Dispatcher, Limits, drop
+from syncd.rpc.messages import AuthenticateParams, NoParams
+from syncd.rpc.protocol import Method, Request
+from syncd.rpc.sockets import UnixSocket, bind_tcp, bind_unix
+
+LISTEN_BACKLOG = 1024
+CLOSE_SECONDS = 1.0
+
+
+class Server:
+    """Serves ``methods``, and its own ``ping``, ``authenticate`` and ``rpc.discover``, on a Unix socket and TCP."""
+
+    def __init__(
+        self,
+        methods: Mapping[str, Method[Any, Any]],
+        *,
+        socket: Path | None,
+        listen: str | None = None,
+        token: str | None = None,
+        limits: Limits | None = None,
+        version: str = "",
+    ) -> None:
+        if listen is not None and not token:
+            raise SettingsError(f"listening on {listen} needs a token", hint="set SYNCD_TOKEN, or SYNCD_LISTEN=off")
+        self._socket = socket
+        self._listen = listen
+        self._token = token.encode() if token else None
+        self._tasks: TaskGroup
+        self._stopping = Event()
+        self._quiet = Event()
+        self._connections: set[Connection] = set()
+        self.limits = limits or Limits()
+        self.dispatcher = Dispatcher(_with_own_methods(methods, version), self.limits)
+        self.lingering = 0
+        self.tcp_addresses: list[tuple[str, int]] = []
+        """Where TCP is listened on, once the server has started."""
+
+    @property
+    def connections(self) -> int:
+        """How many clients are connected."""
+        return len(self._connections)
+
+    @property
+    def requests(self) -> int:
+        """How many requests are waited for."""
+        return self.dispatcher.requests
+
+    async def serve(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
+        """Listen until ``stop``, which finishes what is under way, or until cancelled, which does not.
+
+        Raises ``SettingsError`` at start where the socket or the address cannot be had.
+        """
+        async with create_task_group() as self._tasks:
+            unix: UnixSocket | None = None
+            listeners: list[asyncio.AbstractServer] = []
+            try:
+                if self._socket is not None:
+                    unix = await run_sync(bind_unix, self._socket)
+                    listeners.append(await self._listen_on(unix.socket, None))
+                if self._listen is not None:
+                    for tcp in await run_sync(bind_tcp, self._listen):
+                        listeners.append(await self._listen_on(tcp, self._token))
+                        self.tcp_addresses.append(tcp.getsockname()[:2])
+                task_status.started()
+                await self._stopping.wait()
+                await _close(listeners, unix)
+                for connection in list(self._connections):
+                    connection.drain()
+                with move_on_after(self.limits.stop_seconds):
+                    await self._until_quiet()
+            finally:
+                with CancelScope(shield=True):
+                    await _close(listeners, unix)
+                    self._tasks.cancel_scope.cancel()
+                    for connection in list(self._connections):
+                        connection.abort()
+                    with move_on_after(CLOSE_SECONDS):
+                        await self._until_quiet()
+
+    def stop(self) -> None:
+        """Take no more connections and requests, finish those under way within ``stop_seconds``, then end ``serve``."""
+        self._stopping.set()
+
+    def opened(self, connection: Connection) -> bool:
+        """Count a connection in; False where it is one too many."""
+        if len(self._connections) >= self.limits.connections or self._stopping.is_set():
+            return False
+        self._connections.add(connection)
+        return True
+
+    def closed(self, connection: Connection) -> None:
+        """Count a connection out."""
+        self._connections.discard(connection)
+        self._look_for_quiet()
+
+    def run(
+        self, connection: Connection, request: Request, waited: Awaitable[Any], size: int, scope: CancelScope
+    ) -> None:
+        """Await a request in the task group."""
+        self._tasks.start_soon(self._finish, connection, request, waited, size, scope, name=f"rpc {request.method}")
+
+    async def _finish(
+        self, connection: Connection, request: Request, waited: Awaitable[Any], size: int, scope: CancelScope
+    ) -> None:
+        answer = None
+        try:
+            with scope:
+                answer = await self.dispatcher.finish(request, waited)
+        finally:
+            drop(waited)
+            connection.finished(scope, size, answer)
+            self._look_for_quiet()
+
+    async def _listen_on(self, bound: socket.socket, token: bytes | None) -> asyncio.AbstractServer:
+        loop = asyncio.get_running_loop()
+        listen = loop.create_unix_server if bound.family == socket.AF_UNIX else loop.create_server
+        server: asyncio.AbstractServer = await listen(
+            lambda: Connection(self, token), sock=bound, backlog=LISTEN_BACKLOG
+        )
+        return server
+
+    async def _until_quiet(self) -> None:
+        while self._connections or self.dispatcher.requests:
+            self._quiet = Event()
+            await self._quiet.wait()
+
+    def _look_for_quiet(self) -> None:
+        if not self._connections and not self.dispatcher.requests:
+            self._quiet.set()
+
+
+def _with_own_methods(methods: Mapping[str, Method[Any, Any]], version: str) -> dict[str, Method[Any, Any]]:
+    served = dict(methods)
+    served["ping"] = Method(NoParams, str, lambda _: "pong", "Answer.", immediate=True)
+    served[AUTHENTICATE] = Method(
+        AuthenticateParams,
+        bool,
+        lambda _: True,
+        "Give the token of a TCP connection; a Unix socket needs none.",
+        immediate=True,
+    )
+    served["rpc.discover"] = Method(
+        NoParams, dict[str, Any], lambda _: document, "Describe every method.", immediate=True
+    )
+    document = openrpc_document(served, version=version)
+    return served
+
+
+async def _close(listeners: list[asyncio.AbstractServer], unix: UnixSocket | None) -> None:
+    while listeners:
+        listeners.pop().close()
+    if unix is not None:
+        unix.socket.close()
+        await run_sync(unix.remove)

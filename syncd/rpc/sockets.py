@@ -1,0 +1,118 @@
+"""Where the server listens: a Unix socket that is never more open than its mode nor takes another's place, or TCP."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from syncd.errors import SettingsError
+
+SOCKET_MODE = 0o660
+MAX_PATH_BYTES = 107 if sys.platform == "linux" else 103
+"""``sun_path`` holds this much and a NUL (unix(7))."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnixSocket:
+    """A bound socket, and which file it made."""
+
+    socket: socket.socket
+    path: Path
+    identity: tuple[int, int]
+
+    def remove(self) -> None:
+        """Remove the file, unless another server has put its own there since."""
+        with suppress(FileNotFoundError):
+            if _identity(self.path) == self.identity:
+                self.path.unlink()
+
+
+def bind_unix(path: Path) -> UnixSocket:
+    """Bind a Unix socket of mode 0660, in place of one that a killed server left; raises ``SettingsError``."""
+    length = len(os.fsencode(path))
+    if length > MAX_PATH_BYTES:
+        raise SettingsError(
+            f"the socket's path has {length} bytes, the system takes at most {MAX_PATH_BYTES}: {path}",
+            hint="set SYNCD_SOCKET to a shorter path",
+        )
+    _remove_stale(path)
+    unix = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        unix.setblocking(False)
+        with suppress(OSError):  # Linux gives the file this mode, less the umask, as it is made: never wider than 0660
+            os.fchmod(unix.fileno(), SOCKET_MODE)
+        unix.bind(str(path))
+        path.chmod(SOCKET_MODE)
+        return UnixSocket(unix, path, _identity(path))
+    except OSError as error:
+        unix.close()
+        raise SettingsError(
+            f"cannot make the socket {path}: {error.strerror}", hint="set SYNCD_SOCKET to a path that syncd may write"
+        ) from error
+
+
+def bind_tcp(listen: str) -> list[socket.socket]:
+    """Bind ``host:port`` (port 0: any free one) on each of the host's addresses; raises ``SettingsError``."""
+    host, port = split_host_port(listen)
+    bound: list[socket.socket] = []
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            tcp = socket.socket(family, kind, protocol)
+            bound.append(tcp)
+            tcp.setblocking(False)
+            tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                tcp.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            tcp.bind(address)
+    except OSError as error:
+        for tcp in bound:
+            tcp.close()
+        raise SettingsError(
+            f"cannot listen on {listen}: {error.strerror}", hint="set SYNCD_LISTEN to a free host:port, or to off"
+        ) from error
+    return bound
+
+
+def split_host_port(address: str) -> tuple[str, int]:
+    """``host:port`` or ``[host]:port``; raises ``SettingsError``."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 65_535:
+        raise SettingsError(f"{address!r} is not host:port", hint="for example 127.0.0.1:7432")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove a socket file that nobody listens on; raises ``SettingsError`` for one in use and for any other file."""
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise SettingsError(
+                f"{path} exists and is no socket", hint="remove it, or set SYNCD_SOCKET to another path"
+            )
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.setblocking(False)
+            probe.connect(str(path))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno == errno.ECONNREFUSED:
+            path.unlink(missing_ok=True)
+            return
+        if error.errno not in (errno.EAGAIN, errno.EWOULDBLOCK):  # these mean: alive, with a full queue
+            raise SettingsError(
+                f"cannot use the socket {path}: {error.strerror}",
+                hint="set SYNCD_SOCKET to a path that syncd may write",
+            ) from error
+    raise SettingsError(f"another syncd answers on {path}", hint="stop it, or set SYNCD_SOCKET to another path")
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    found = path.lstat()
+    return found.st_dev, found.st_ino

@@ -1,0 +1,118 @@
+"""Keys and vectors between the wire's form and syncd's own.
+
+A key's form on the wire depends on its dataset's key kind; a key that goes to the wire and back is the same key.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import uuid
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from syncd.errors import InvalidParams, InvalidVector
+from syncd.rpc.messages import KeyPart, WireKey, WireVector
+from syncd.types import Key, KeyKind
+
+MAX_EXACT_INTEGER = 2**53
+"""Up to here every JSON parser reads an integer exactly; beyond it syncd writes a string."""
+
+SHOWN_CHARACTERS = 60
+
+_parts = msgspec.json.Decoder(list[KeyPart])
+
+
+def key_to_wire(kind: KeyKind, key: Key) -> WireKey:
+    """A key for an answer.
+
+    Inside a composite key integers stay numbers, however large: a part's kind cannot be told from its text, and a
+    string of digits may be just that.
+    """
+    if kind == "composite":
+        return _parts.decode(str(key))
+    if isinstance(key, int) and abs(key) > MAX_EXACT_INTEGER:
+        return str(key)
+    return key
+
+
+def key_from_wire(kind: KeyKind, value: WireKey) -> Key:
+    """A key out of a request; raises ``InvalidParams`` where no key of this kind can look like it."""
+    if kind == "composite":
+        if not isinstance(value, list) or not value:
+            raise _wrong(value, "the key is composite", "pass an array with one value for each key column")
+        return msgspec.json.encode(value).decode()
+    if isinstance(value, list):
+        raise _wrong(value, f"the key is of kind {kind}", "pass the value itself, not an array")
+    if kind == "integer":
+        return _integer(value)
+    if not isinstance(value, str):
+        raise _wrong(value, f"the key is of kind {kind}", "pass a string")
+    if kind == "uuid":
+        try:
+            return str(uuid.UUID(value))
+        except ValueError:
+            raise _wrong(value, "the key is a uuid", "pass its 32 hexadecimal digits") from None
+    return value
+
+
+def vector_from_wire(value: WireVector) -> NDArray[np.float32]:
+    """A vector out of a request, float32 of shape (d,); raises ``InvalidVector`` unless it is finite and not empty."""
+    if isinstance(value, str):
+        try:
+            data = base64.b64decode(value, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise InvalidParams(f"the vector is not base64: {error}", hint=_VECTOR_FORMS) from None
+        if len(data) % 4:
+            raise InvalidParams(f"the vector's {len(data)} bytes are no whole number of float32", hint=_VECTOR_FORMS)
+        vector = np.frombuffer(data, dtype="<f4").astype(np.float32, copy=False)
+    else:
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity, and is refused below
+            vector = np.array(value, dtype=np.float32)
+    if not vector.size:
+        raise InvalidVector("the vector has no elements")
+    finite = np.isfinite(vector)
+    if not finite.all():
+        raise InvalidVector(f"element {int(finite.argmin())} of the vector is not a finite float32")
+    return vector
+
+
+def vector_to_wire(vector: NDArray[np.float32]) -> list[float]:
+    """A vector for an answer: numbers, which every client reads."""
+    numbers: list[float] = vector.tolist()
+    return numbers
+
+
+def vector_to_base64(vector: Sequence[float] | NDArray[np.floating]) -> str:
+    """A vector for a request: a third of the bytes of numbers, and no parsing; raises ``InvalidParams``."""
+    try:
+        with np.errstate(over="ignore"):
+            array = np.asarray(vector, dtype="<f4")
+    except (TypeError, ValueError) as error:
+        raise InvalidParams(f"the vector is no sequence of numbers: {error}") from None
+    if array.ndim != 1:
+        raise InvalidParams(f"the vector has {array.ndim} dimensions, not one", hint="pass several as `vectors`")
+    return base64.b64encode(array.tobytes()).decode("ascii")
+
+
+_VECTOR_FORMS = "send an array of numbers, or the base64 of little-endian float32"
+_INTEGER_BOUND = 2**63
+
+
+def _integer(value: int | str) -> int:
+    if isinstance(value, str):
+        digits = value.removeprefix("-")
+        if not (digits.isascii() and digits.isdigit() and len(digits) < SHOWN_CHARACTERS):
+            raise _wrong(value, "the key is an integer", "pass a number, or its digits as a string")
+        value = int(value)
+    if not -_INTEGER_BOUND <= value < _INTEGER_BOUND:
+        raise _wrong(value, "the key is an integer of at most 64 bits", "pass a key of the table")
+    return value
+
+
+def _wrong(value: WireKey, what: str, hint: str) -> InvalidParams:
+    shown = msgspec.json.encode(value).decode()[:SHOWN_CHARACTERS]
+    return InvalidParams(f"{shown} is no key of this dataset: {what}", hint=hint)

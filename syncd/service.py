@@ -1,0 +1,166 @@
+"""The service: everything that runs, in one task group, from the socket's opening to the last checkpoint."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Callable
+from importlib.metadata import version
+
+import anyio
+import structlog
+from anyio import TASK_STATUS_IGNORED, CancelScope, create_task_group
+from anyio.abc import TaskStatus
+
+from syncd.errors import DatabaseUnreachable, SyncdError
+from syncd.postgres.control import Control
+from syncd.postgres.listener import Listener
+from syncd.rpc.dispatch import Limits
+from syncd.rpc.methods import Methods
+from syncd.rpc.server import Server
+from syncd.settings import Settings
+from syncd.store.checkpoint import CheckpointStore
+from syncd.store.data_dir import locked_data_dir
+from syncd.sync.checkpoints import Checkpointer
+from syncd.sync.consumer import Consumer
+from syncd.sync.datasets import Registry
+from syncd.sync.reports import Reporter
+
+START_SECONDS = 25.0
+LAST_CHECKPOINT_SECONDS = 60.0
+
+logger = structlog.get_logger()
+
+
+async def run(settings: Settings, *, once: bool = False, say: Callable[[str], None] = print) -> None:
+    """Serve until SIGTERM or SIGINT; with ``once``, catch up, save a checkpoint and return.
+
+    ``say`` gets the one line ``ready <socket>``. Raises ``SyncdError`` when the service cannot start, or when another process takes the
+    consumer's name; a database that is lost later is waited for.
+    """
+    with locked_data_dir(settings.data_dir):
+        await Service(settings, once=once, say=say).run()
+
+
+async def run_with(settings: Settings, once: bool, say: Callable[[str], None]) -> None:
+    """``run`` for callers that can only pass arguments by place."""
+    await run(settings, once=once, say=say)
+
+
+def has_uvloop() -> bool:
+    """Whether the faster event loop is there."""
+    return importlib.util.find_spec("uvloop") is not None
+
+
+class Service:
+    """The parts, and the order in which they start and stop."""
+
+    def __init__(self, settings: Settings, *, once: bool, say: Callable[[str], None]) -> None:
+        self.settings = settings
+        self.once = once
+        self.say = say
+        self.store = CheckpointStore(settings.data_dir)
+        manifest = self.store.load()
+        removed = self.store.remove_leftovers()
+        if removed:
+            logger.info("leftovers_removed", files=removed)
+        self.consumer = Consumer(settings, str(uuid.uuid4()), Registry(settings.data_dir), manifest)
+        self.control = Control(settings.conninfo, settings.consumer)
+        self.checkpointer = Checkpointer(self.consumer, self.control, self.store)
+        self.listener = Listener(settings.conninfo, settings.consumer, self.consumer.wake)
+        self.reporter = Reporter(self.consumer, self.control)
+        self.stopping = anyio.Event()
+        self.rpc_stopped = anyio.Event()
+        methods = Methods(
+            self.consumer, self.checkpointer, self.listener, version=version("syncd"), search_threads=available_cores()
+        )
+        self.server = Server(
+            methods.table(),
+            socket=settings.socket_path,
+            limits=Limits(connections=settings.max_connections),
+            version=version("syncd"),
+        )
+
+    async def run(self) -> None:
+        """Socket first, then the database, then everything else."""
+        try:
+            async with create_task_group() as tasks:
+                tasks.start_soon(self.handle_signals)
+                await tasks.start(self.serve_rpc)
+                with anyio.move_on_after(START_SECONDS) as starting:
+                    await tasks.start(self.consumer.run)
+                    if self.consumer.notifies:
+                        await tasks.start(self.listener.run)
+                if starting.cancelled_caught:
+                    raise DatabaseUnreachable(
+                        f"the database has not answered for {START_SECONDS:.0f} s", hint="set SYNCD_DSN to a server that runs"
+                    )
+                tasks.start_soon(self.checkpointer.run, self.settings.checkpoint_seconds)
+                tasks.start_soon(self.reporter.run)
+                tasks.start_soon(self.announce)
+                await self.stopping.wait()
+                self.server.stop()
+                with CancelScope(shield=True):
+                    await self.rpc_stopped.wait()
+                    await self.save_last_checkpoint()
+                tasks.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            raise first_cause(group) from group
+        finally:
+            await self.control.close()
+
+    async def announce(self) -> None:
+        """Say ``ready`` once each dataset answers, or has failed."""
+        await self.consumer.ready.wait()
+        self.say(f"ready {self.settings.socket_path}")
+        if self.once:
+            self.stopping.set()
+
+    async def serve_rpc(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
+        """Serve until told to stop; the server finishes what is under way, within a limit of its own."""
+        try:
+            await self.server.serve(task_status=task_status)
+        finally:
+            self.rpc_stopped.set()
+
+    async def save_last_checkpoint(self) -> None:
+        """Save at stop; when that fails the checkpoint before stays, and the next start replays from there."""
+        with anyio.move_on_after(LAST_CHECKPOINT_SECONDS) as scope:
+            try:
+                await self.checkpointer.save()
+            except SyncdError as error:
+                logger.error("checkpoint_failed", error=str(error), hint=error.hint)
+        if scope.cancelled_caught:
+            logger.error("checkpoint_failed", error=f"it took more than {LAST_CHECKPOINT_SECONDS:.0f} s")
+
+    async def handle_signals(self) -> None:
+        """The first signal stops the service in order, a second one at once."""
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for number in signals:
+                if self.stopping.is_set():
+                    logger.warning("stopped_at_once", signal=number.name)
+                    sys.stderr.flush()
+                    os._exit(1)
+                logger.info("stopping", signal=number.name)
+                self.stopping.set()
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one error inside groups of one; syncd's own errors go before others."""
+    errors: list[BaseException] = []
+    waiting: list[BaseException] = [group]
+    while waiting:
+        error = waiting.pop(0)
+        if isinstance(error, BaseExceptionGroup):
+            waiting.extend(error.exceptions)
+        else:
+            errors.append(error)
+    return next((error for error in errors if isinstance(error, SyncdError)), errors[0])

@@ -1,0 +1,123 @@
+"""The settings of one syncd, each from the first place that has it: flag, ``SYNCD_*`` variable, ``syncd.toml``, default."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from syncd.errors import SettingsError
+
+SYSTEM_DATA_DIR = Path("/var/lib/syncd")
+CONFIG_FILES = (Path("syncd.toml"), Path("/etc/syncd/syncd.toml"))
+SOCKET_NAME = "syncd.sock"
+
+
+def user_data_dir() -> Path:
+    """Where a user without a system-wide data directory keeps data (XDG Base Directory Specification)."""
+    base = os.environ.get("XDG_DATA_HOME")
+    if base and Path(base).is_absolute():
+        return Path(base) / "syncd"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "syncd"
+    return Path.home() / ".local" / "share" / "syncd"
+
+
+def default_data_dir() -> Path:
+    """``/var/lib/syncd`` where this process may write it, or make it; else the user's data directory."""
+    system = SYSTEM_DATA_DIR
+    writable = os.access(system, os.W_OK) if system.exists() else os.access(system.parent, os.W_OK)
+    return system if writable else user_data_dir()
+
+
+class Settings(BaseSettings):
+    """Every setting. Each field's description is what ``syncd config`` prints."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="SYNCD_", env_ignore_empty=True, extra="forbid", frozen=True, validate_default=True
+    )
+
+    dsn: Annotated[SecretStr, Field(description="libpq connection string or URI; empty: libpq's own PG* variables")] = (
+        SecretStr("")
+    )
+    data_dir: Annotated[
+        Path,
+        AfterValidator(Path.absolute),
+        Field(description="checkpoints, and the embedded PostgreSQL", default_factory=default_data_dir),
+    ]
+    socket: Annotated[Path | None, Field(description="RPC socket; default: <data dir>/syncd.sock")] = None
+    consumer: Annotated[str, Field(min_length=1, max_length=50, description="this syncd's name in the database")] = (
+        "default"
+    )
+    checkpoint_seconds: Annotated[float, Field(gt=0, description="time between checkpoints")] = 60.0
+    poll_seconds: Annotated[
+        float | None,
+        Field(gt=0, description="the longest a change waits without a notification; default 1, or 0.02 without NOTIFY"),
+    ] = None
+    notify: Annotated[
+        Literal["guarded", "off"] | None,
+        Field(description="how writers wake syncd; default guarded, off where max_prepared_transactions > 0"),
+    ] = None
+    max_connections: Annotated[int, Field(gt=0, description="RPC connections at once")] = 1000
+    outbox_max_rows: Annotated[
+        int | None, Field(gt=0, description="stored in the database: outbox rows kept for a slow consumer; default 10 million")
+    ] = None
+
+    @property
+    def socket_path(self) -> Path:
+        """Where the RPC socket is, absolute."""
+        return (self.socket or self.data_dir / SOCKET_NAME).absolute()
+
+    @property
+    def conninfo(self) -> str:
+        """The connection string as libpq takes it."""
+        return self.dsn.get_secret_value()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, variables, then the first configuration file that exists."""
+        del dotenv_settings, file_secret_settings
+        sources = [init_settings, env_settings]
+        config = next((path for path in CONFIG_FILES if path.is_file()), None)
+        if config is not None:
+            sources.append(TomlConfigSettingsSource(settings_cls, toml_file=config))
+        return tuple(sources)
+
+
+def load_settings(**flags: Any) -> Settings:
+    """Read all settings; flags that are ``None`` were not given. Raises ``SettingsError`` that names each wrong one."""
+    try:
+        return Settings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg'].removeprefix('Value error, ')}"
+            for problem in error.errors()
+        ]
+        raise SettingsError(
+            "wrong setting: " + "; ".join(lines), hint="see what is set, and from where, with: syncd config"
+        ) from None
+    except (OSError, ValueError) as error:  # an unreadable or malformed syncd.toml
+        raise SettingsError(f"the configuration file cannot be read: {error}", hint="mend syncd.toml, or remove it") from error
+
+
+def service_socket() -> Path:
+    """The socket of the running service: ``SYNCD_SOCKET``, else the system-wide one, else the one in the user's data directory."""
+    given = os.environ.get("SYNCD_SOCKET")
+    if given:
+        return Path(given).absolute()
+    data_dir = os.environ.get("SYNCD_DATA_DIR")
+    if data_dir:
+        return Path(data_dir).absolute() / SOCKET_NAME
+    system = SYSTEM_DATA_DIR / SOCKET_NAME
+    return system if system.exists() else user_data_dir() / SOCKET_NAME

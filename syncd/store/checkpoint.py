@@ -1,0 +1,73 @@
+"""Checkpoints on disk: write one, read the newest whole one, and remove files that no kept one names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from syncd.errors import DamagedFile
+from syncd.store.manifest import MANIFEST, PREVIOUS, Manifest, read_manifest, write_manifest
+
+DAMAGED = "manifest.damaged.json"
+
+logger = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class CheckpointStore:
+    """The checkpoints of one data directory; the newest and the one before it are kept."""
+
+    data_dir: Path
+    newest: Manifest | None = None
+    previous: Manifest | None = None
+
+    def load(self) -> Manifest | None:
+        """The newest whole manifest. One that is damaged is set aside, so that it never takes the previous one's place."""
+        whole: list[Manifest] = []
+        for name in (MANIFEST, PREVIOUS):
+            try:
+                whole.append(read_manifest(self.data_dir / name))
+            except FileNotFoundError:
+                continue
+            except (DamagedFile, OSError) as error:
+                logger.warning("manifest_ignored", file=name, reason=str(error))
+                (self.data_dir / name).replace(self.data_dir / DAMAGED)
+        self.newest, self.previous = [*whole, None, None][:2]
+        return self.newest
+
+    def save(self, manifest: Manifest) -> int:
+        """Write a manifest whose files are durable, then remove what neither it nor the one before it needs. Returns bytes written."""
+        written = write_manifest(self.data_dir, manifest)
+        obsolete = self.previous.files if self.previous is not None else set()
+        self.previous, self.newest = self.newest, manifest
+        for name in obsolete - self.kept_files():
+            remove_file(self.data_dir, name)
+        return written
+
+    def remove_leftovers(self) -> int:
+        """At start: remove dataset files that no kept manifest names, left by a crash or a rebuild. Returns how many."""
+        kept = self.kept_files()
+        removed = 0
+        for path in self.data_dir.glob("*/*/*/*"):
+            name = path.relative_to(self.data_dir).as_posix()
+            if path.is_file() and not name.startswith("postgres/") and name not in kept:
+                remove_file(self.data_dir, name)
+                removed += 1
+        return removed
+
+    def kept_files(self) -> set[str]:
+        """The files of the manifests that are kept."""
+        return {name for manifest in (self.newest, self.previous) if manifest is not None for name in manifest.files}
+
+
+def remove_file(data_dir: Path, name: str) -> None:
+    """Remove a file and the directories that it leaves empty."""
+    path = data_dir / name
+    path.unlink(missing_ok=True)
+    for folder in list(path.relative_to(data_dir).parents)[:-1]:
+        try:
+            (data_dir / folder).rmdir()
+        except OSError:
+            break

@@ -1,0 +1,32 @@
+"""Where a dataset's files are. Names are percent-encoded: no row's text is ever a path."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from urllib.parse import quote
+
+from syncd.types import DatasetName
+
+MAX_NAME_BYTES = 200
+RESERVED = frozenset({"consumer.lock", "manifest.json", "manifest.previous.json", "manifest.json.new", "postgres", "syncd.sock"})
+RESERVED_PREFIXES = (".", "postgres", "syncd.", "manifest", "consumer.")
+
+
+def dataset_directory(data_dir: Path, name: DatasetName) -> Path:
+    """``<data dir>/<project>/<dataset>``, both percent-encoded."""
+    project, _, dataset = name.partition("/")
+    return data_dir / encode(project) / encode(dataset)
+
+
+def encode(text: str) -> str:
+    """One path component for any text: never empty, never ``.`` or ``..``, never one of syncd's own files, never too long."""
+    encoded = quote(text, safe="-_.~ ,+=@")
+    if not encoded:
+        return "%"  # no other text gives a lone percent sign
+    if encoded.startswith(RESERVED_PREFIXES) or encoded in RESERVED:
+        encoded = f"%{ord(encoded[0]):02X}{encoded[1:]}"
+    if len(encoded) > MAX_NAME_BYTES:
+        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+        encoded = f"{encoded[:MAX_NAME_BYTES - 40]}%~{digest}"
+    return encoded

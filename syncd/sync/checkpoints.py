@@ -1,0 +1,160 @@
+"""Checkpoints: every so often, at stop, and when asked.
+
+The order is what makes a checkpoint safe to resume: (1) take the indexes and their positions as they are between two passes; (2) commit a nonce
+durably, which flushes every commit that those positions include; (3) make the index files durable; (4) write the manifest, which names the nonce,
+the positions and the files. A crash anywhere leaves the checkpoint before.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import anyio
+import structlog
+from anyio import to_thread
+
+from syncd.errors import DataDirectoryError, SyncdError
+from syncd.index.dataset import CapturedIndex
+from syncd.postgres.control import Control
+from syncd.postgres.identity import Nonce, write_nonce
+from syncd.statements import statement
+from syncd.store.checkpoint import CheckpointStore
+from syncd.store.manifest import Manifest, SavedDataset, SavedQuarantined, SavedSource
+from syncd.sync.consumer import Consumer
+from syncd.sync.datasets import Dataset
+from syncd.sync.watched import Unconfirmed, WatchedSource
+from syncd.types import Position
+
+logger = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointDone:
+    """What ``save`` did."""
+
+    position: Position
+    seconds: float
+    bytes_written: int
+
+
+@dataclass(frozen=True, slots=True)
+class CapturedSource:
+    """One source between two passes."""
+
+    watched: WatchedSource
+    saved: SavedSource
+    indexes: list[tuple[Dataset, CapturedIndex]]
+    unconfirmed: Unconfirmed
+
+
+class Checkpointer:
+    """Saves the consumer's indexes and position, one checkpoint at a time."""
+
+    def __init__(self, consumer: Consumer, control: Control, store: CheckpointStore) -> None:
+        self.consumer = consumer
+        self.control = control
+        self.store = store
+        self.lock = anyio.Lock()
+        self.last_at: datetime | None = None
+        self.last_seconds: float | None = None
+        self.last_error: str | None = None
+
+    async def run(self, interval_seconds: float) -> None:
+        """Save every so often, until cancelled. A checkpoint that fails is logged and tried again at the next interval."""
+        while True:
+            await anyio.sleep(interval_seconds)
+            try:
+                await self.save()
+            except SyncdError as error:
+                logger.error("checkpoint_failed", error=str(error), hint=error.hint)
+
+    async def save(self) -> CheckpointDone:
+        """Write a checkpoint; raises ``DatabaseError`` or ``DataDirectoryError``, and then the one before stays."""
+        async with self.lock:
+            begun = time.monotonic()
+            try:
+                position, bytes_written = await self.write()
+            except SyncdError as error:
+                self.last_error = str(error)
+                raise
+            self.last_seconds = time.monotonic() - begun
+            self.last_at, self.last_error = datetime.now(UTC), None
+            logger.debug("checkpoint_saved", seconds=round(self.last_seconds, 3), bytes_written=bytes_written)
+            return CheckpointDone(position, self.last_seconds, bytes_written)
+
+    async def write(self) -> tuple[Position, int]:
+        """The four steps."""
+        consumer = self.consumer
+        async with consumer.busy:
+            position = consumer.oldest_position()
+            captured = [capture(watched) for watched in consumer.sources.values()]
+        try:
+            nonce = await write_nonce(self.control, consumer.settings.consumer, consumer.run_id, position)
+        except BaseException:
+            for each in captured:
+                each.watched.not_confirmed(each.unconfirmed)
+            raise
+        consumer.nonce = nonce
+        try:
+            bytes_written = await to_thread.run_sync(self.write_files, captured, nonce)
+        except OSError as error:
+            raise DataDirectoryError(
+                f"the checkpoint cannot be written to {self.store.data_dir}: {error.strerror or error}",
+                hint="free some space on its disk; the checkpoint before this one stays, and nothing is lost",
+            ) from error
+        async with self.control.transaction() as connection:
+            await connection.execute(
+                statement("consumer", "note_checkpoint"), [consumer.settings.consumer, consumer.run_id]
+            )
+        return position, bytes_written
+
+    def write_files(self, captured: list[CapturedSource], nonce: Nonce) -> int:
+        """Index files first, then the manifest. Runs in a worker thread while passes go on."""
+        bytes_written = 0
+        sources = []
+        for each in captured:
+            datasets = []
+            for dataset, index in each.indexes:
+                done = index.save()
+                bytes_written += done.bytes_written
+                directory = index.directory.relative_to(self.store.data_dir).as_posix()
+                datasets.append(SavedDataset(dataset.name, directory, done.saved))
+            sources.append(with_datasets(each.saved, datasets))
+        manifest = Manifest(
+            consumer=self.consumer.settings.consumer,
+            incarnation=self.consumer.incarnation,
+            nonce=nonce.value,
+            nonce_xid=nonce.xid,
+            saved_at=datetime.now(UTC).isoformat(),
+            sources=sources,
+        )
+        return bytes_written + self.store.save(manifest)
+
+
+def capture(watched: WatchedSource) -> CapturedSource:
+    """A source's state, to be saved while passes go on: views never change, the rest is copied."""
+    source, scan, cursor = watched.source, watched.scan, watched.cursor
+    saved = SavedSource(
+        id=source.id,
+        oid=source.oid,
+        arguments_md5=source.arguments_md5,
+        snapshot=str(cursor.position.snapshot),
+        outbox_id=cursor.position.outbox_id,
+        scanning=scan is not None,
+        scanned_to=scan.after if scan is not None and scan.resumable else None,
+        scanned_rows=scan.rows if scan is not None else 0,
+        quarantine=[
+            SavedQuarantined(key, row.dataset, row.reason, row.since.isoformat())
+            for key, row in watched.quarantine.items()
+        ],
+        datasets=[],
+    )
+    indexes = [(dataset, dataset.index.capture()) for dataset in watched.datasets.values()]
+    return CapturedSource(watched, saved, indexes, watched.begin_confirming())
+
+
+def with_datasets(saved: SavedSource, datasets: list[SavedDataset]) -> SavedSource:
+    """The same source with its datasets' files."""
+    return SavedSource(**{**{name: getattr(saved, name) for name in saved.__struct_fields__}, "datasets": datasets})

@@ -1,0 +1,328 @@
+"""The consumer: follows every source of one database, pass after pass, until it is stopped.
+
+It sleeps only after the server has said that nobody who wrote to the outbox is still open: of several writers at once only one notifies,
+and it may not be the last to commit, or may roll back and take its notification with it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+
+import anyio
+import psycopg
+import structlog
+from anyio import TASK_STATUS_IGNORED
+from anyio.abc import TaskStatus
+
+from syncd.errors import ConsumerReplaced, DatabaseError, TimedOut
+from syncd.postgres.connection import connect, first_line, translated_errors
+from syncd.postgres.identity import (
+    Nonce,
+    check_server,
+    has_nonce,
+    notifies,
+    read_incarnation,
+    read_registry,
+    take_name,
+)
+from syncd.postgres.listener import backoff_delays
+from syncd.postgres.outbox import Cursor
+from syncd.postgres.source import Source
+from syncd.settings import Settings
+from syncd.statements import statement
+from syncd.store.manifest import Manifest
+from syncd.sync.datasets import Follower, Registry, State
+from syncd.sync.loading import load_source
+from syncd.sync.passes import Pass, PassOutcome
+from syncd.sync.wake import Wake
+from syncd.sync.watched import WatchedSource
+from syncd.types import Position, Snapshot
+
+POLL_SECONDS = 1.0
+POLL_SECONDS_WITHOUT_NOTIFY = 0.02
+AFTER_ACTIVITY_SECONDS = 3.0
+AFTER_ACTIVITY_POLL_SECONDS = 0.03
+OPEN_WRITER_DELAYS_SECONDS = (0.005, 0.05)
+OPEN_WRITER_PATIENCE_SECONDS = 3.0
+WAITER_POLL_SECONDS = 0.02
+PACE_SECONDS = 0.01
+"""Between passes under load. Writers on the same cores get more of them, and a change waits this much longer."""
+
+logger = structlog.get_logger()
+NOWHERE = Position(Snapshot(0, 0, frozenset()), 0)
+
+
+class Consumer:
+    """See the module. ``sources`` and everything below them are changed by the task in ``run`` alone, while it holds ``busy``."""
+
+    def __init__(self, settings: Settings, run_id: str, registry: Registry, manifest: Manifest | None) -> None:
+        self.settings = settings
+        self.run_id = run_id
+        self.registry = registry
+        self.manifest = manifest
+        self.wake = Wake()
+        self.busy = anyio.Lock()
+        self.sources: dict[int, WatchedSource] = {}
+        self.position = NOWHERE
+        self.incarnation = ""
+        self.nonce: Nonce | None = None
+        self.notifies = True
+        self.connected = False
+        self.ready = anyio.Event()
+        self.waiters = 0
+        self.passes_begun = 0
+        self.passes_done = 0
+        self.pass_done = anyio.Event()
+        self.last_pass_at = time.monotonic()
+        self.newest_outbox_id = 0
+        self.active_at = -math.inf
+        self.open_writers: frozenset[str] = frozenset()
+        self.open_writers_since = 0.0
+        self.open_writer_delay = OPEN_WRITER_DELAYS_SECONDS[0]
+
+    async def run(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
+        """Follow until cancelled. Errors before the first connection stop the start; a lost connection later is opened again."""
+        started, delays = False, backoff_delays()
+        while True:
+            try:
+                async with connect(self.settings.conninfo, self.settings.consumer) as connection:
+                    with translated_errors(self.settings.conninfo):
+                        await self.begin(connection, first=not started)
+                    if not started:
+                        task_status.started()
+                        started = True
+                    delays = backoff_delays()
+                    self.connected = True
+                    while True:
+                        await self.pace(await self.look_and_pass(connection))
+            except ConsumerReplaced:
+                raise
+            except (psycopg.Error, DatabaseError) as error:
+                self.connected = False
+                if not started:
+                    raise
+                delay = next(delays)
+                logger.warning("database_lost", retry_in_seconds=delay, error=first_line(error))
+                self.finish_pass()
+                await anyio.sleep(delay)
+            finally:
+                self.connected = False
+
+    async def begin(self, connection: psycopg.AsyncConnection, *, first: bool) -> None:
+        """After every connect: is this the database that the indexes stand for? If in doubt, compare everything with it."""
+        prepared_transactions = await check_server(connection)
+        incarnation = await read_incarnation(connection)
+        if first:
+            await take_name(connection, self.settings, self.run_id)
+        self.notifies = await notifies(connection, prepared_transactions)
+        position, sources, freed_xid = await read_registry(connection)
+        async with self.busy:
+            if first:
+                await self.load(connection, incarnation, position, sources, freed_xid)
+            else:
+                await self.resume(connection, incarnation, position)
+                self.follow_registry(sources, position)
+            self.incarnation = incarnation
+            self.position = position
+        self.wake("connect")
+
+    async def load(
+        self, connection: psycopg.AsyncConnection, incarnation: str, position: Position, sources: Sequence[Source], freed_xid: int
+    ) -> None:
+        """Take the checkpoint as far as it can be trusted, and read from Postgres what it does not give."""
+        manifest, doubt = self.manifest, "there is no checkpoint"
+        if manifest is not None:
+            nonce = Nonce(manifest.nonce, manifest.nonce_xid)
+            if manifest.incarnation != incarnation or manifest.consumer != self.settings.consumer:
+                doubt = "the checkpoint was made with another database or consumer"
+            elif not await has_nonce(connection, nonce):
+                doubt = "the database does not hold the checkpoint's nonce"
+            else:
+                doubt, self.nonce = "", nonce
+        saved_sources = {saved.id: saved for saved in manifest.sources} if manifest is not None else {}
+        for source in sources:
+            saved = saved_sources.get(source.id)
+            if saved is not None and (saved.oid != source.oid or saved.arguments_md5 != source.arguments_md5):
+                saved = None
+            why = doubt
+            if saved is not None and not why and freed_xid >= Snapshot.parse(saved.snapshot).xmin:
+                why = "the outbox no longer holds the changes since the checkpoint"
+            self.sources[source.id] = await load_source(source, self.registry, saved, position, doubt=why)
+
+    async def resume(self, connection: psycopg.AsyncConnection, incarnation: str, position: Position) -> None:
+        """After a lost connection: the server may have crashed and lost commits that were not flushed, or be another one."""
+        trusted = incarnation == self.incarnation and self.nonce is not None and await has_nonce(connection, self.nonce)
+        for watched in self.sources.values():
+            if trusted:
+                watched.return_to_confirmed()
+            else:
+                watched.cursor = Cursor(position)
+                watched.begin_scan()
+        if not trusted:
+            logger.warning("reconciling", reason="the database does not hold this run's last checkpoint")
+
+    def follow_registry(self, sources: Sequence[Source], position: Position) -> None:
+        """Take up what was attached and let go of what was detached, as of ``position``."""
+        attached = {source.id: source for source in sources}
+        gone = {source_id: watched for source_id, watched in self.sources.items() if source_id not in attached}
+        by_oid = {watched.source.oid: watched for watched in gone.values()}
+        for source_id in gone:
+            del self.sources[source_id]
+        for source in sources:
+            watched = self.sources.get(source.id)
+            if watched is not None:
+                watched.source = source
+                continue
+            watched = WatchedSource(source, self.registry, Cursor(position))
+            watched.begin_scan()
+            self.sources[source.id] = watched
+            watched.replaces(by_oid.pop(source.oid, None))
+            logger.info("source_attached", source=source.name)
+        for watched in by_oid.values():
+            watched.stop()
+            logger.info("source_detached", source=watched.source.name)
+
+    async def look_and_pass(self, connection: psycopg.AsyncConnection) -> PassOutcome:
+        """Drain wake-ups, see who is still writing, and only then take the snapshot."""
+        self.wake.clear()
+        result = await connection.execute(statement("consumer", "read_open_writers"), prepare=self.notifies)
+        row = await result.fetchone()
+        self.note_open_writers(frozenset(row[0]) if row else frozenset())
+        async with self.busy:
+            self.passes_begun += 1
+            number = self.passes_begun
+            this = Pass(connection, self.settings.consumer, self.run_id, self.position)
+            outcome = await this.run(list(self.sources.values()))
+            if outcome.sources is not None:
+                self.follow_registry(outcome.sources, Position(outcome.snapshot, self.position.outbox_id))
+            newest = max((watched.cursor.position.outbox_id for watched in self.sources.values()), default=0)
+            self.position = Position(outcome.snapshot, max(newest, self.position.outbox_id))
+            self.newest_outbox_id = outcome.newest_outbox_id
+        self.passes_done = number
+        self.last_pass_at = time.monotonic()
+        self.note_progress()
+        self.finish_pass()
+        return outcome
+
+    def note_progress(self) -> None:
+        """See which sources have been read, and say once when all have been, or have failed."""
+        pending = {
+            watched.source.name: watched.failure or "it is being read"
+            for watched in self.sources.values()
+            if watched.scan is not None or watched.failure is not None or not watched.was_ready
+        }
+        self.registry.pending = pending
+        if all(watched.was_ready or watched.failure is not None for watched in self.sources.values()):
+            self.ready.set()
+
+    def finish_pass(self) -> None:
+        """Let those who wait for a position look at it."""
+        done, self.pass_done = self.pass_done, anyio.Event()
+        done.set()
+
+    def note_open_writers(self, writers: frozenset[str]) -> None:
+        """Look again soon while there are new ones; less often while only the same remain."""
+        now = time.monotonic()
+        shortest, longest = OPEN_WRITER_DELAYS_SECONDS
+        if writers - self.open_writers:
+            self.open_writers_since, self.open_writer_delay = now, shortest
+        else:
+            self.open_writer_delay = min(self.open_writer_delay * 2, longest)
+        self.open_writers = writers
+
+    async def pace(self, outcome: PassOutcome) -> None:
+        """Wait for as long as nothing can be missed."""
+        now = time.monotonic()
+        if outcome.outbox_rows:
+            loaded = now - self.active_at < AFTER_ACTIVITY_POLL_SECONDS
+            self.active_at = now
+            if loaded and not outcome.more:
+                await anyio.sleep(PACE_SECONDS)
+                return
+        if outcome.more:
+            await anyio.sleep(0)
+            return
+        delay = self.settings.poll_seconds or (POLL_SECONDS if self.notifies else POLL_SECONDS_WITHOUT_NOTIFY)
+        if now - self.active_at < AFTER_ACTIVITY_SECONDS:
+            delay = min(delay, AFTER_ACTIVITY_POLL_SECONDS)  # a winner of the guard may roll back, and its notification with it
+        if self.open_writers and now - self.open_writers_since < OPEN_WRITER_PATIENCE_SECONDS:
+            delay = min(delay, self.open_writer_delay)
+        if self.waiters:
+            delay = min(delay, WAITER_POLL_SECONDS)
+        for watched in self.sources.values():
+            if watched.retry_at > now:
+                delay = min(delay, max(watched.retry_at - now, 0.005))
+        await self.wake.wait(delay)
+
+    @property
+    def changes_wait(self) -> bool:
+        """Whether there is more to apply than has been, as far as is known."""
+        return not self.connected or any(watched.lags for watched in self.sources.values())
+
+    @property
+    def lag_seconds(self) -> float:
+        """Since the last completed pass while changes wait or the database cannot be reached, else 0."""
+        return time.monotonic() - self.last_pass_at if self.changes_wait else 0.0
+
+    @property
+    def lag_rows(self) -> int:
+        """Outbox rows that wait, at most."""
+        oldest = self.oldest_position().outbox_id
+        return max(self.newest_outbox_id - oldest, 0) if any(watched.lags for watched in self.sources.values()) else 0
+
+    @property
+    def state(self) -> State:
+        """The state of the whole."""
+        sources = self.sources.values()
+        if any(watched.is_failed for watched in sources):
+            return "failed"
+        if any(watched.scan is not None and not watched.was_ready for watched in sources):
+            return "backfilling"
+        return "ready" if self.ready.is_set() and not any(watched.scan for watched in sources) else "catching_up"
+
+    def oldest_position(self) -> Position:
+        """The position that every source has reached. Snapshots of one consumer are taken one after another, so they are in order."""
+        positions = [watched.cursor.position for watched in self.sources.values()]
+        return min(positions, key=lambda p: (p.snapshot.xmax, -len(p.snapshot.in_progress)), default=self.position)
+
+    async def wait_for_xid(self, xid: int, timeout_seconds: float, watched: Follower | None = None) -> Position:
+        """Return once the position, of one source or of all, includes a transaction; raises ``TimedOut``."""
+        with anyio.move_on_after(timeout_seconds):
+            return await self.wait_until(lambda snapshot: snapshot.sees(xid), watched)
+        raise self.timed_out(f"the index does not include transaction {xid} yet")
+
+    async def wait_for_now(self, timeout_seconds: float, watched: Follower | None = None) -> Position:
+        """Return once the position, of one source or of all, includes all that was committed before this call; raises ``TimedOut``."""
+        needed = self.passes_begun + 1
+        with anyio.move_on_after(timeout_seconds):
+            await self.wait_until(lambda _: self.passes_done >= needed, watched)
+            newest = self.position.snapshot
+            return await self.wait_until(lambda snapshot: snapshot.covers(newest), watched)
+        raise self.timed_out("no pass over this dataset has been completed since the request")
+
+    async def wait_until(self, reached: Callable[[Snapshot], bool], watched: Follower | None) -> Position:
+        """Wake the consumer until the position is what is asked for."""
+        self.waiters += 1
+        try:
+            while True:
+                followed: list[Follower] = [each for each in self.sources.values() if not each.is_failed]
+                waited_for = [watched] if watched is not None else followed
+                if reached(self.position.snapshot) and all(
+                    each.scan is None and reached(each.cursor.position.snapshot) for each in waited_for
+                ):
+                    return watched.cursor.position if watched is not None else self.oldest_position()
+                done = self.pass_done
+                self.wake("request")
+                await done.wait()
+        finally:
+            self.waiters -= 1
+
+    def timed_out(self, what: str) -> TimedOut:
+        """The time of a request that waits ran out."""
+        if not self.connected:
+            return TimedOut(f"{what}: the database cannot be reached", hint="see the service's log; try again when the database is back")
+        if self.open_writers:
+            return TimedOut(what, hint="a transaction that wrote to a source is still open; see pg_stat_activity")
+        return TimedOut(what, hint="is the token's transaction committed? allow more with timeout_ms; see: syncd status")

@@ -1,0 +1,92 @@
+"""The datasets that this syncd knows, by name: what the RPC looks up and the consumer fills."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from syncd.errors import NotReady, UnknownDataset
+from syncd.index.dataset import DatasetIndex
+from syncd.postgres.outbox import Cursor
+from syncd.postgres.source import Source
+from syncd.store.paths import dataset_directory
+from syncd.types import DatasetName, full_dataset_name
+
+State = Literal["backfilling", "catching_up", "ready", "rebuilding", "must_rebuild", "failed"]
+ANSWERING: frozenset[State] = frozenset({"ready", "rebuilding"})
+
+
+class Follower(Protocol):
+    """What moves a dataset on: its source, as it is being followed."""
+
+    cursor: Cursor
+    scan: object | None
+
+    @property
+    def lags(self) -> bool:
+        """Whether there is more to apply, as far as is known."""
+
+
+@dataclass(slots=True, eq=False)
+class Dataset:
+    """One dataset of one source, and its index."""
+
+    name: DatasetName
+    source: Source
+    index: DatasetIndex
+    follower: Follower
+    state: State = "backfilling"
+    sweeping: bool = False
+    reason: str = field(default="", kw_only=True)
+
+
+class Registry:
+    """Datasets by name. The consumer's task alone changes it; anything may read it."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir
+        self.by_name: dict[DatasetName, Dataset] = {}
+        self.pending: dict[str, str] = {"syncd": "it is starting"}
+        """Sources that are not read to the end, with the reason: while there is one, a name that is missing may still appear."""
+
+    def find(self, name: str) -> Dataset:
+        """A dataset that answers; raises ``UnknownDataset`` or ``NotReady``."""
+        dataset = self.by_name.get(full_dataset_name(name))
+        if dataset is None:
+            if not self.pending:
+                raise UnknownDataset(full_dataset_name(name))
+            why = "; ".join(f"{source}: {reason}" for source, reason in self.pending.items())
+            raise NotReady(
+                f"dataset {full_dataset_name(name)!r} is not known yet ({why})",
+                hint="try again in a moment; syncd datasets shows what is there",
+            )
+        if dataset.state not in ANSWERING:
+            why = f": {dataset.reason}" if dataset.reason else ""
+            raise NotReady(
+                f"dataset {dataset.name!r} is {dataset.state}{why}", hint="wait, and watch it with: syncd datasets"
+            )
+        return dataset
+
+    def create(self, name: DatasetName, source: Source, follower: Follower) -> Dataset:
+        """A new, empty dataset in a directory of its own; it is not listed before ``publish``."""
+        directory = dataset_directory(self.data_dir, name) / secrets.token_hex(4)
+        index = DatasetIndex.create(
+            directory,
+            metric=source.metric,
+            key_kind=source.key_kind,
+            half=source.half,
+            dim=source.dimension,
+            name=name,
+        )
+        return Dataset(name, source, index, follower)
+
+    def publish(self, dataset: Dataset) -> None:
+        """List a dataset under its name, in place of an older one of the same name."""
+        self.by_name[dataset.name] = dataset
+
+    def remove(self, dataset: Dataset) -> None:
+        """Take a dataset off the list, if it is the one that is listed."""
+        if self.by_name.get(dataset.name) is dataset:
+            del self.by_name[dataset.name]

@@ -1,0 +1,62 @@
+"""Take one source up at start, from its part of a checkpoint.
+
+What the checkpoint cannot vouch for is read from Postgres: everything, where there is a doubt about the database; one dataset, where a file of
+it is damaged. An index that came from a checkpoint under doubt is kept and compared row by row, since most of it is likely to be right.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import structlog
+from anyio import to_thread
+
+from syncd.errors import DamagedFile
+from syncd.index.dataset import DatasetIndex
+from syncd.postgres.outbox import Cursor
+from syncd.postgres.source import Source
+from syncd.store.manifest import SavedSource
+from syncd.sync.datasets import Dataset, Registry
+from syncd.sync.watched import Quarantined, Scan, WatchedSource
+from syncd.types import DatasetName, Position, Snapshot
+
+logger = structlog.get_logger()
+
+
+async def load_source(
+    source: Source, registry: Registry, saved: SavedSource | None, position: Position, *, doubt: str
+) -> WatchedSource:
+    """A source ready for its first pass. ``position`` is the present one, from which a source that must be read starts."""
+    watched = WatchedSource(source, registry, Cursor(position))
+    if saved is None:
+        watched.begin_scan()
+        logger.info("source_to_be_read", source=source.name, reason=doubt or "it is not in the checkpoint")
+        return watched
+    damaged = []
+    for entry in saved.datasets:
+        name = DatasetName(entry.name)
+        try:
+            index = await to_thread.run_sync(DatasetIndex.load, registry.data_dir / entry.directory, entry.index)
+        except (DamagedFile, OSError) as error:
+            logger.warning("dataset_damaged", dataset=name, reason=str(error))
+            damaged.append(name)
+            dataset = registry.create(name, source, watched)
+        else:
+            dataset = Dataset(name, source, index, watched, "catching_up")
+        watched.adopt(dataset)
+    for row in saved.quarantine:
+        watched.quarantine[row.key] = Quarantined(DatasetName(row.dataset), row.reason, datetime.fromisoformat(row.since))
+    if doubt:
+        logger.warning("reconciling", source=source.name, reason=doubt)
+        watched.begin_scan()
+        return watched
+    watched.cursor = Cursor(Position(Snapshot.parse(saved.snapshot), saved.outbox_id))
+    watched.unconfirmed.confirmed = watched.cursor
+    if damaged:
+        watched.begin_scan(None if saved.scanning else frozenset(damaged))
+    elif saved.scanning and saved.scanned_to is not None:
+        watched.scan = Scan(after=saved.scanned_to, rows=saved.scanned_rows, resumable=True)
+        watched.unconfirmed.everything = True
+    elif saved.scanning:
+        watched.begin_scan()
+    return watched

@@ -1,0 +1,253 @@
+"""One pass: move every index from the snapshot it stands at to the one that the pass takes.
+
+Invariant: snapshot, changed keys and rows are read in one REPEATABLE READ transaction, and no source's rows are read without a lock on it that is
+older than the snapshot. A source's cursor moves only after all that was read for it has been applied.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import psycopg
+from anyio import to_thread
+from psycopg import errors as pg
+from psycopg import sql
+
+from syncd.errors import ConsumerReplaced, DatabaseUnreachable, SyncdError
+from syncd.postgres.connection import first_line
+from syncd.postgres.outbox import Changes, Cursor, read_changes, read_markers, registry_changed
+from syncd.postgres.source import Source, passes, read_sources
+from syncd.statements import statement
+from syncd.sync.watched import Row, WatchedSource
+from syncd.types import Key, Position, Snapshot
+
+LOCK_ALL_UP_TO = 8
+RECENTLY_DIRTY_SECONDS = 5.0
+KEYS_PER_READ = 1000
+SCAN_PAGE_ROWS = 1000
+APPLY_IN_PLACE_ROWS = 32
+"""Up to this many rows are applied on the event loop: a hop to a worker thread costs as much as applying them."""
+
+
+@dataclass(slots=True)
+class PassOutcome:
+    """What a pass did: the snapshot it took, and whether there is more to do at once."""
+
+    snapshot: Snapshot
+    newest_outbox_id: int = 0
+    changed_rows: int = 0
+    outbox_rows: int = 0
+    more: bool = False
+    sources: list[Source] | None = None
+    locked: set[int] = field(default_factory=set)
+
+
+class StartAgain(Exception):
+    """The pass must begin anew, with other sources locked, or without one that failed."""
+
+
+@dataclass(slots=True)
+class Pass:
+    """A pass over some sources, on a connection in autocommit mode that is used for nothing else."""
+
+    connection: psycopg.AsyncConnection
+    consumer: str
+    run_id: str
+    position: Position
+    """Of the newest pass; what was attached or detached since then is looked for."""
+
+    async def run(self, watched: Sequence[WatchedSource]) -> PassOutcome:
+        """Take a snapshot and bring the sources to it; raises ``psycopg.OperationalError`` when the connection is lost."""
+        now = time.monotonic()
+        due = [source for source in watched if source.retry_at <= now and source.source.table is not None]
+        for source in watched:
+            if source.source.table is None and source.failure is None:
+                source.failed("the table was dropped: run: syncd detach " + str(source.source.oid), now=now)
+        wanted = due if len(due) <= LOCK_ALL_UP_TO else [s for s in due if s.dirty_at > now - RECENTLY_DIRTY_SECONDS]
+        while True:
+            try:
+                locked = await self.begin(wanted)
+                return await self.move(due, locked)
+            except StartAgain as again:
+                await self.rollback()
+                retry = [] if not again.args else again.args[0]
+                wanted = [each for each in (*wanted, *retry) if each.retry_at <= time.monotonic()]
+            except (pg.UndefinedTable, pg.InvalidSchemaName):  # renamed or dropped: the registry knows its name by its oid
+                await self.rollback()
+                return PassOutcome(self.position.snapshot, more=True, sources=await read_sources(self.connection))
+            except BaseException:
+                await self.rollback()
+                raise
+
+    async def begin(self, wanted: Sequence[WatchedSource]) -> list[WatchedSource]:
+        """Open the transaction and lock the sources, before there is a snapshot. Returns those that could be locked."""
+        begin = sql.SQL(statement("passes", "begin_pass"))
+        try:
+            await self.connection.execute(sql.SQL(";\n").join([begin, *(each.source.lock() for each in wanted)]))
+            return list(wanted)
+        except (pg.LockNotAvailable, pg.InsufficientPrivilege):
+            await self.rollback()
+        await self.connection.execute(begin)
+        locked = []
+        for each in wanted:
+            await self.connection.execute(passes("savepoint"))
+            try:
+                await self.connection.execute(each.source.lock())
+            except pg.LockNotAvailable:
+                await self.connection.execute(passes("rollback_to_savepoint"))
+                each.behind("another transaction holds a lock on the table", now=time.monotonic())
+            except pg.InsufficientPrivilege:
+                await self.connection.execute(passes("rollback_to_savepoint"))
+                each.failed(
+                    f"the role that syncd connects as may not read {each.source.name}: GRANT SELECT ON {each.source.name} TO it",
+                    now=time.monotonic(),
+                )
+            else:
+                locked.append(each)
+            await self.connection.execute(passes("release_savepoint"))
+        return locked
+
+    async def move(self, due: Sequence[WatchedSource], locked: Sequence[WatchedSource]) -> PassOutcome:
+        """Everything after the locks: from the snapshot to the new cursors."""
+        snapshot, newest_outbox_id, names_changed = await self.take_snapshot(locked)
+        if names_changed or await registry_changed(self.connection, self.position.snapshot):
+            sources = await read_sources(self.connection)
+            await self.commit()
+            return PassOutcome(snapshot, newest_outbox_id, more=True, sources=sources)
+        outcome = PassOutcome(snapshot, newest_outbox_id, locked={each.source.id for each in locked})
+        now = time.monotonic()
+        ready = [each for each in due if each.retry_at <= now and each.source.table is not None]
+        for cursor, group in by_cursor(ready).items():
+            ids = [each.source.id for each in group]
+            markers = await read_markers(self.connection, cursor, ids) if cursor.window is None else []
+            changes = await read_changes(self.connection, cursor, ids, snapshot)
+            outcome.outbox_rows += changes.rows
+            dirty = {marker.source for marker in markers} | set(changes.keys)
+            for each in group:
+                if each.source.id in dirty or each.scan is not None or each.reread:
+                    each.dirty_at = now
+            unlocked = [each for each in group if each.dirty_at == now and each.source.id not in outcome.locked]
+            if unlocked:
+                raise StartAgain(unlocked)
+            for each in group:
+                for marker in markers:
+                    if marker.source == each.source.id:
+                        apply_marker(each, marker.op)
+                outcome.changed_rows += await self.bring(each, changes)
+                outcome.more |= changes.cursor.window is not None
+        for each in ready:
+            if each.scan is not None and each.cursor.window is None and each.failure is None:
+                await self.scan_page(each)
+                outcome.more = True
+                break  # one page a pass: changes of the others are not kept waiting
+        await self.commit()
+        for each in ready:
+            if each.retry_at <= now:
+                each.caught_up()
+        return outcome
+
+    async def take_snapshot(self, locked: Sequence[WatchedSource]) -> tuple[Snapshot, int, bool]:
+        """S1, and whether a locked table's name belongs to another oid by now. Raises when this is no longer our place to be."""
+        result = await self.connection.execute(
+            statement("passes", "read_snapshot"), [self.consumer, [each.source.oid for each in locked]]
+        )
+        row = await result.fetchone()
+        assert row is not None
+        snapshot, newest_outbox_id, in_recovery, run_id, names = row
+        if in_recovery:
+            raise DatabaseUnreachable("the server has become a standby", hint="name all hosts in SYNCD_DSN")
+        if run_id != self.run_id:
+            raise ConsumerReplaced(
+                f"another process has taken the consumer name {self.consumer!r}",
+                hint="stop one of them, or give each its own SYNCD_CONSUMER",
+            )
+        expected = {(each.source.oid, each.source.schema, each.source.table) for each in locked}
+        return Snapshot.parse(snapshot), newest_outbox_id, {tuple(name) for name in names} != expected
+
+    async def bring(self, each: WatchedSource, changes: Changes) -> int:
+        """Read one source's changed rows, apply them, and move its cursor. Returns how many rows changed."""
+        asked = changes.keys.get(each.source.id, [])
+        each.note_unconfirmed(asked)
+        if each.reread:
+            asked = list(dict.fromkeys([*asked, *each.reread]))
+        changed = 0
+        try:
+            for start in range(0, len(asked), KEYS_PER_READ):
+                some = asked[start : start + KEYS_PER_READ]
+                result = await self.connection.execute(each.source.read_keys(), [some], binary=True)
+                rows = await result.fetchall()
+                changed += await apply(each, [each.source.parse_key(key) for key in some], rows)
+        except (SyncdError, OSError, ValueError) as error:
+            each.failed(str(error), now=time.monotonic())
+            return changed
+        except psycopg.Error as error:
+            if self.connection.broken or isinstance(error, psycopg.OperationalError):
+                raise
+            each.failed(first_line(error), now=time.monotonic())
+            raise StartAgain from error
+        each.cursor = changes.cursor
+        each.reread.clear()
+        return changed
+
+    async def scan_page(self, each: WatchedSource) -> None:
+        """Read one page of a scan at the pass's snapshot; later changes of its rows come through the outbox."""
+        scan = each.scan
+        assert scan is not None
+        try:
+            result = await self.connection.execute(
+                each.source.read_page_end(scan.after, SCAN_PAGE_ROWS), [], prepare=False, binary=True
+            )
+            end = await result.fetchone()
+            until = None if end is None else each.source.parse_key(end[0])
+            only = None if scan.only is None else sorted(scan.only)
+            result = await self.connection.execute(
+                each.source.read_range(scan.after, until, only), [], prepare=False, binary=True
+            )
+            rows = await result.fetchall()
+            await apply(each, [], rows)
+        except (SyncdError, OSError, ValueError) as error:
+            each.failed(str(error), now=time.monotonic())
+            return
+        except psycopg.Error as error:
+            if self.connection.broken or isinstance(error, psycopg.OperationalError):
+                raise
+            each.failed(first_line(error), now=time.monotonic())
+            raise StartAgain from error
+        scan.after = until
+        scan.rows += len(rows)
+        if until is None:
+            each.end_scan()
+
+    async def commit(self) -> None:
+        """End the transaction."""
+        await self.connection.execute(passes("commit"))
+
+    async def rollback(self) -> None:
+        """End the transaction, if the connection is still there."""
+        if not self.connection.closed:
+            await self.connection.execute(passes("rollback"))
+
+
+def by_cursor(watched: Sequence[WatchedSource]) -> dict[Cursor, list[WatchedSource]]:
+    """Sources that stand at the same place share one reading of the outbox; in ordinary times that is all of them."""
+    groups: dict[Cursor, list[WatchedSource]] = {}
+    for each in watched:
+        groups.setdefault(each.cursor, []).append(each)
+    return groups
+
+
+def apply_marker(watched: WatchedSource, op: str) -> None:
+    """A truncation, or a trigger that could not record keys."""
+    if op == "t":
+        watched.clear()
+    elif op == "r":
+        watched.begin_scan()
+
+
+async def apply(watched: WatchedSource, asked: Sequence[Key], rows: Sequence[Row]) -> int:
+    """Apply what was read: a few rows in place, more in a worker thread."""
+    if len(asked) + len(rows) <= APPLY_IN_PLACE_ROWS:
+        return watched.apply(asked, rows)
+    return await to_thread.run_sync(watched.apply, asked, rows)

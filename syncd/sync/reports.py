@@ -1,0 +1,95 @@
+"""What the consumer tells SQL about itself: the rows behind ``syncd.status`` and ``syncd.quarantine``, at most ten seconds old."""
+
+from __future__ import annotations
+
+import anyio
+import psycopg
+import structlog
+
+from syncd.errors import SyncdError
+from syncd.postgres.control import Control
+from syncd.statements import statement
+from syncd.sync.consumer import Consumer
+from syncd.sync.watched import Quarantined
+from syncd.types import Key
+
+REPORT_SECONDS = 5.0
+
+logger = structlog.get_logger()
+
+
+class Reporter:
+    """Writes what changed since the last report; a quiet system costs one small update."""
+
+    def __init__(self, consumer: Consumer, control: Control) -> None:
+        self.consumer = consumer
+        self.control = control
+        self.datasets: dict[str, tuple[str, int]] | None = None
+        self.quarantine: dict[tuple[int, Key], Quarantined] = {}
+
+    async def run(self) -> None:
+        """Report every few seconds, until cancelled. A report that fails is not missed: the next one says it all."""
+        while True:
+            try:
+                await self.report()
+            except SyncdError as error:
+                self.datasets = None  # what is there is unknown: write everything again
+                logger.debug("report_failed", error=str(error))
+            await anyio.sleep(REPORT_SECONDS)
+
+    async def report(self) -> None:
+        """Write one report; raises ``DatabaseError``."""
+        consumer = self.consumer
+        name = consumer.settings.consumer
+        datasets = {
+            dataset.name: (dataset.state, dataset.index.count) for dataset in consumer.registry.by_name.values()
+        }
+        async with consumer.busy:
+            quarantine = {
+                (source_id, key): row
+                for source_id, watched in consumer.sources.items()
+                for key, row in watched.quarantine.items()
+            }
+        position = str(consumer.oldest_position().snapshot)
+        async with self.control.transaction() as connection:
+            await connection.execute(
+                statement("consumer", "report_consumer"),
+                [consumer.state, position, consumer.lag_rows, consumer.lag_seconds, name, consumer.run_id],
+            )
+            await self.report_datasets(connection, name, datasets)
+            await self.report_quarantine(connection, name, quarantine)
+        self.datasets, self.quarantine = datasets, quarantine
+
+    async def report_datasets(
+        self, connection: psycopg.AsyncConnection, consumer: str, datasets: dict[str, tuple[str, int]]
+    ) -> None:
+        """Datasets that are new, changed or gone."""
+        before = self.datasets
+        if before is None or before.keys() - datasets.keys():
+            await connection.execute(statement("consumer", "forget_dataset_reports"), [consumer, list(datasets)])
+        changed = [
+            [consumer, dataset, state, rows]
+            for dataset, (state, rows) in datasets.items()
+            if before is None or before.get(dataset) != (state, rows)
+        ]
+        if changed:
+            await connection.cursor().executemany(statement("consumer", "report_dataset"), changed)
+
+    async def report_quarantine(
+        self, connection: psycopg.AsyncConnection, consumer: str, quarantine: dict[tuple[int, Key], Quarantined]
+    ) -> None:
+        """Rows that came into quarantine or left it."""
+        before = self.quarantine
+        if self.datasets is None:
+            await connection.execute(statement("consumer", "forget_all_quarantined"), [consumer])
+            before = {}
+        gone = [[consumer, source, str(key)] for source, key in before.keys() - quarantine.keys()]
+        if gone:
+            await connection.cursor().executemany(statement("consumer", "forget_quarantined"), gone)
+        new = [
+            [consumer, source, row.dataset, str(key), row.reason, row.since]
+            for (source, key), row in quarantine.items()
+            if before.get((source, key)) != row
+        ]
+        if new:
+            await connection.cursor().executemany(statement("consumer", "report_quarantined"), new)

@@ -1,0 +1,333 @@
+"""One source as it is being followed: its cursor, its datasets, its quarantine, and a scan when one is under way.
+
+Invariant: after ``apply`` of everything that a pass read at its snapshot, the source's indexes hold exactly the rows that were live at that
+snapshot and can be indexed; the rest of the live rows are in ``quarantine``. Changes are idempotent: applying a newer reading of a row, or the
+same one again, is always right.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from syncd.index.vectors import VectorFormat
+from syncd.postgres.outbox import Cursor
+from syncd.postgres.source import Source
+from syncd.postgres.vectors import decode_vectors
+from syncd.sync.datasets import Dataset, Registry
+from syncd.sync.directory import Directory
+from syncd.types import DatasetName, Key, dataset_name
+
+FIRST_RETRY_SECONDS = 0.05
+LAST_RETRY_SECONDS = 15.0
+MAX_UNCONFIRMED_KEYS = 200_000
+
+logger = structlog.get_logger()
+
+Row = tuple[str | int, str | None, str | None, bytes]
+"""Key, project, dataset and vector, as they were read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """A live row that cannot be indexed."""
+
+    dataset: DatasetName
+    reason: str
+    since: datetime
+
+
+@dataclass(slots=True)
+class Scan:
+    """A reading of the whole source, page by page in key order; ``only`` some datasets, or all. ``forced`` dimensions hold for its rows."""
+
+    only: frozenset[DatasetName] | None = None
+    forced: dict[DatasetName, int] = field(default_factory=dict)
+    after: Key | None = None
+    rows: int = 0
+    resumable: bool = False
+    dimensions: dict[DatasetName, Counter[int]] = field(default_factory=dict)
+
+
+class Unconfirmed:
+    """What was applied since the last nonce that Postgres has confirmed to be durable: a crash may undo it under us."""
+
+    def __init__(self, confirmed: Cursor) -> None:
+        self.confirmed = confirmed
+        self.keys: set[str] = set()
+        self.everything = False  # too much to list, or a whole table: then only reading all of it again is sure
+
+
+class WatchedSource:
+    """See the module. Only the consumer's task, or a worker thread that it waits for, may change it."""
+
+    def __init__(self, source: Source, registry: Registry, cursor: Cursor) -> None:
+        self.source = source
+        self.registry = registry
+        self.cursor = cursor
+        self.datasets: dict[DatasetName, Dataset] = {}
+        self.directory = Directory(source.key_kind)
+        self.quarantine: dict[Key, Quarantined] = {}
+        self.scan: Scan | None = None
+        self.predecessor: WatchedSource | None = None
+        self.failure: str | None = None
+        self.is_failed = False
+        self.was_ready = False
+        self.retry_at = 0.0
+        self.dirty_at = 0.0
+        self.retry_delay_seconds = 0.0
+        self.reread: set[str] = set()
+        self.unconfirmed = Unconfirmed(cursor)
+
+    @property
+    def lags(self) -> bool:
+        """Whether there is more to apply, as far as is known."""
+        return self.scan is not None or self.cursor.window is not None or self.failure is not None or bool(self.reread)
+
+    def adopt(self, dataset: Dataset) -> None:
+        """Take a dataset that was loaded from a checkpoint."""
+        self.datasets[dataset.name] = dataset
+        self.directory.adopt(list(self.datasets.values()))
+        self.registry.publish(dataset)
+
+    def apply(self, asked: Sequence[Key], rows: Sequence[Row]) -> int:
+        """Bring the indexes to what was just read: ``rows`` are the live ones, any other key ``asked`` for is a tombstone.
+
+        Returns how many rows changed. Raises ``OSError`` when the disk is full; then nothing is lost, and the same may be applied again.
+        """
+        places: dict[DatasetName, list[int]] = {}
+        keys = [self.source.parse_key(row[0]) for row in rows]
+        for key in (*asked, *keys) if self.quarantine else ():
+            self.quarantine.pop(key, None)
+        targets: dict[Key, DatasetName] = {}
+        for place, (_, project, dataset, _) in enumerate(rows):
+            if project is None or dataset is None:
+                self.reject(keys[place], DatasetName(""), "null_dataset")
+                continue
+            name = dataset_name(project, dataset)
+            places.setdefault(name, []).append(place)
+            targets[keys[place]] = name
+        upserts: dict[DatasetName, tuple[list[Key], list[NDArray[np.float32]]]] = {}
+        for name, at in places.items():
+            found = self.dataset(name)
+            if found is None:
+                for place in at:
+                    self.reject(keys[place], name, "dataset_taken")
+                    targets.pop(keys[place], None)
+                continue
+            upserts[name] = self.usable(found, [keys[place] for place in at], [rows[place][3] for place in at])
+            for key in {keys[place] for place in at}.difference(upserts[name][0]):
+                targets.pop(key, None)
+        changed = 0
+        deletes = self.homes_to_leave((*asked, *keys), targets)
+        for name in {*upserts, *deletes}:
+            upsert_keys, blocks = upserts.get(name, ([], []))
+            vectors = np.concatenate(blocks) if blocks else np.empty((0, 0), dtype=np.float32)
+            applied = self.datasets[name].index.apply(upsert_keys, vectors, deletes.get(name, []))
+            self.directory.add(name, upsert_keys)
+            changed += applied.inserted + applied.updated + applied.deleted
+        return changed
+
+    def usable(
+        self, dataset: Dataset, keys: Sequence[Key], values: Sequence[bytes]
+    ) -> tuple[list[Key], list[NDArray[np.float32]]]:
+        """The rows that can be indexed, the last reading of a key first to count; the others go to quarantine."""
+        last = {key: place for place, key in enumerate(keys)}
+        if len(last) < len(keys):
+            keys, values = list(last), [values[place] for place in last.values()]
+        decoded = decode_vectors(self.source.vector_type, values)
+        for place, reason in decoded.bad:
+            self.reject(keys[place], dataset.name, reason)
+        if self.scan is not None:
+            seen = self.scan.dimensions.setdefault(dataset.name, Counter())
+            for block in decoded.blocks:
+                seen[block.vectors.shape[1]] += len(block.rows)
+        dimension = self.dimension_for(dataset, [block.vectors for block in decoded.blocks])
+        good_keys: list[Key] = []
+        good_vectors: list[NDArray[np.float32]] = []
+        for block in decoded.blocks:
+            if block.vectors.shape[1] != dimension:
+                for place in block.rows:
+                    self.reject(keys[place], dataset.name, "dimension_mismatch")
+                continue
+            bad = VectorFormat(self.source.metric, self.source.half).validate(block.vectors)
+            for place, reason in bad.items():
+                self.reject(keys[block.rows[place]], dataset.name, reason)
+            good = [place for place in range(len(block.rows)) if place not in bad] if bad else range(len(block.rows))
+            good_keys += [keys[block.rows[place]] for place in good]
+            good_vectors.append(block.vectors[list(good)] if bad else block.vectors)
+        return good_keys, good_vectors
+
+    def dimension_for(self, dataset: Dataset, blocks: Sequence[NDArray[np.float32]]) -> int | None:
+        """The dimension that the dataset's rows must have: declared, else the index's, else the most frequent of these rows'."""
+        if self.source.dimension is not None:
+            return self.source.dimension
+        if self.scan is not None and dataset.name in self.scan.forced:
+            return self.scan.forced[dataset.name]
+        if dataset.index.dim is not None and dataset.index.count:
+            return dataset.index.dim
+        return max(blocks, key=len).shape[1] if blocks else None
+
+    def reject(self, key: Key, dataset: DatasetName, reason: str) -> None:
+        """Put a live row into quarantine; ``apply`` takes any indexed version of it out of the index."""
+        self.quarantine[key] = Quarantined(dataset, reason, datetime.now(UTC))
+        logger.debug("row_quarantined", source=self.source.name, dataset=dataset, key=key, reason=reason)
+
+    def dataset(self, name: DatasetName) -> Dataset | None:
+        """This source's dataset of a name, formed now if need be; ``None`` where another source formed one before."""
+        mine = self.datasets.get(name)
+        if mine is not None:
+            return mine
+        listed = self.registry.by_name.get(name)
+        replaces = self.predecessor is not None and self.predecessor.datasets.get(name) is listed
+        if listed is not None and not replaces:
+            return None
+        mine = self.registry.create(name, self.source, self)
+        self.datasets[name] = mine
+        self.directory.adopt(list(self.datasets.values()))
+        if listed is None:
+            self.registry.publish(mine)
+            if self.scan is None:
+                mine.state = "ready"
+        return mine
+
+    def homes_to_leave(self, keys: Iterable[Key], targets: dict[Key, DatasetName]) -> dict[DatasetName, list[Key]]:
+        """Where each key is indexed now although it no longer belongs there."""
+        leaving: dict[DatasetName, list[Key]] = {}
+        for name, candidates in self.directory.candidates(list(dict.fromkeys(keys))).items():
+            there = [key for key in candidates if targets.get(key) != name]
+            if there:
+                leaving[name] = there
+        return leaving
+
+    def clear(self) -> None:
+        """The table was truncated: every row is a tombstone."""
+        self.unconfirmed.everything = True
+        self.quarantine.clear()
+        for dataset in self.datasets.values():
+            dataset.index.clear()
+
+    def begin_scan(
+        self, only: frozenset[DatasetName] | None = None, forced: dict[DatasetName, int] | None = None
+    ) -> None:
+        """Read the source again, wholly or for some datasets; at its end, rows that were not found are tombstones."""
+        self.scan = Scan(only, forced or {}, resumable=only is None and not self.datasets)
+        self.unconfirmed.everything = True
+        for key in [key for key, row in self.quarantine.items() if only is None or row.dataset in only]:
+            del self.quarantine[key]
+        for dataset in self.datasets.values():
+            if only is None or dataset.name in only:
+                dataset.index.begin_sweep()
+                dataset.sweeping = True
+                dataset.state = "catching_up" if dataset.index.count else "backfilling"
+
+    def end_scan(self) -> int:
+        """Close a scan: what it did not find goes. Returns how many rows went. A dataset whose dimension turned out wrong is read again."""
+        assert self.scan is not None
+        scan, self.scan = self.scan, None
+        removed = 0
+        for dataset in self.datasets.values():
+            if dataset.sweeping:
+                removed += dataset.index.end_sweep()
+                dataset.sweeping = False
+        wrong: dict[DatasetName, int] = {}
+        for name, seen in scan.dimensions.items():
+            most_frequent = seen.most_common(1)[0][0] if seen else None
+            settled = (None, self.source.dimension, self.datasets[name].index.dim, scan.forced.get(name))
+            if self.source.dimension is None and most_frequent not in settled:
+                wrong[name] = most_frequent
+        if wrong:  # the most frequent length decides, and its rows are in quarantine now
+            for name in wrong:
+                self.datasets[name].index = self.registry.create(name, self.source, self).index
+            self.begin_scan(frozenset(wrong), wrong)
+        return removed
+
+    def caught_up(self) -> None:
+        """Everything up to the pass's snapshot is applied: the datasets answer, in place of a predecessor's."""
+        if self.failure is not None:
+            logger.info("source_recovered", source=self.source.name)
+        self.failure, self.is_failed, self.retry_at, self.retry_delay_seconds = None, False, 0.0, 0.0
+        if self.scan is not None or self.cursor.window is not None:
+            return
+        if not self.was_ready:
+            rows = sum(dataset.index.count for dataset in self.datasets.values())
+            logger.info("source_ready", source=self.source.name, datasets=len(self.datasets), rows=rows)
+        self.was_ready = True
+        for dataset in self.datasets.values():
+            if dataset.state != "ready":
+                dataset.state, dataset.reason = "ready", ""
+                self.registry.publish(dataset)
+        if self.predecessor is not None:
+            for dataset in self.predecessor.datasets.values():
+                self.registry.remove(dataset)
+            self.predecessor = None
+
+    def behind(self, reason: str, *, now: float) -> None:
+        """The source could not be read just now (a lock): it answers from where it is, and is tried again after a growing delay."""
+        if reason != self.failure:
+            logger.warning("source_delayed", source=self.source.name, reason=reason)
+        self.retry_later(reason, now=now)
+
+    def failed(self, reason: str, *, now: float) -> None:
+        """Reading or applying failed: the datasets say so and stop answering, and it is tried again after a growing delay."""
+        if reason != self.failure:
+            logger.error("source_failed", source=self.source.name, reason=reason)
+        self.retry_later(reason, now=now)
+        self.is_failed = True
+        for dataset in self.datasets.values():
+            dataset.state, dataset.reason = "failed", reason
+
+    def retry_later(self, reason: str, *, now: float) -> None:
+        """Leave the source out of passes for a while."""
+        self.failure = reason
+        self.retry_delay_seconds = min(max(self.retry_delay_seconds * 2, FIRST_RETRY_SECONDS), LAST_RETRY_SECONDS)
+        self.retry_at = now + self.retry_delay_seconds
+
+    def note_unconfirmed(self, keys: Iterable[str]) -> None:
+        """Remember keys, as the outbox has them, until a nonce confirms the commits that changed them."""
+        if not self.unconfirmed.everything:
+            self.unconfirmed.keys.update(keys)
+            if len(self.unconfirmed.keys) > MAX_UNCONFIRMED_KEYS:
+                self.unconfirmed.everything = True
+                self.unconfirmed.keys.clear()
+
+    def begin_confirming(self) -> Unconfirmed:
+        """A checkpoint takes the state as it is now; returns what ``confirm`` or ``not_confirmed`` is to be given."""
+        taken, self.unconfirmed = self.unconfirmed, Unconfirmed(self.unconfirmed.confirmed)
+        self.unconfirmed.everything = self.scan is not None
+        taken_cursor = self.cursor if self.cursor.window is None else Cursor(self.cursor.position)
+        self.unconfirmed.confirmed, taken.confirmed = taken_cursor, taken.confirmed
+        return taken
+
+    def not_confirmed(self, taken: Unconfirmed) -> None:
+        """The nonce was not committed: what was taken is still unconfirmed."""
+        self.unconfirmed.confirmed = taken.confirmed
+        self.unconfirmed.everything |= taken.everything
+        self.note_unconfirmed(taken.keys)
+
+    def return_to_confirmed(self) -> None:
+        """A connection was lost, and perhaps commits with it: read again what was applied since the last confirmed position."""
+        self.cursor = self.unconfirmed.confirmed
+        if self.unconfirmed.everything:
+            self.begin_scan()
+        else:
+            self.reread |= self.unconfirmed.keys
+
+    def replaces(self, predecessor: WatchedSource | None) -> None:
+        """This is the same table attached anew: the old datasets serve, frozen, until this source has been read."""
+        self.predecessor = predecessor
+        if predecessor is not None:
+            for dataset in predecessor.datasets.values():
+                if dataset.state == "ready":
+                    dataset.state = "rebuilding"
+
+    def stop(self) -> None:
+        """The source was detached: its datasets go."""
+        for dataset in (*self.datasets.values(), *(self.predecessor.datasets.values() if self.predecessor else ())):
+            self.registry.remove(dataset)

@@ -1,0 +1,66 @@
+"""The words that every part of syncd shares: keys, names, metrics, positions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, NewType
+
+Slot = NewType("Slot", int)
+"""The number of a row's place in a dataset's files; it never changes and is never used again."""
+
+DatasetName = NewType("DatasetName", str)
+"""A dataset's full name, ``project/dataset``, with ``/`` and ``%`` inside the project percent-encoded."""
+
+Metric = Literal["cosine", "l2", "ip"]
+
+KeyKind = Literal["integer", "uuid", "text", "composite"]
+
+Key = int | str
+"""A row's key inside syncd: ``int`` for integers, the canonical lower-case text for a uuid, the text itself for text, and
+compact JSON text of an array (``[1,"a"]``) for a composite key. The RPC turns it into the contract's JSON form and back."""
+
+
+def dataset_name(project: str, dataset: str) -> DatasetName:
+    """The full name of a dataset; ``/`` and ``%`` inside the project are percent-encoded so that the first ``/`` splits."""
+    return DatasetName(f"{project.replace('%', '%25').replace('/', '%2F')}/{dataset}")
+
+
+def full_dataset_name(name: str) -> DatasetName:
+    """What a user typed, as a full name: the project ``default`` may be left out where the dataset has no ``/``."""
+    return DatasetName(name if "/" in name else f"default/{name}")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A ``pg_snapshot``: transactions below ``xmax`` that are not ``in_progress`` are visible, once they have committed."""
+
+    xmin: int
+    xmax: int
+    in_progress: frozenset[int]
+
+    @classmethod
+    def parse(cls, text: str) -> Snapshot:
+        """Read Postgres' own text form, ``xmin:xmax:xip,xip,…``; raises ``ValueError`` on anything else."""
+        xmin, xmax, in_progress = text.split(":")
+        return cls(int(xmin), int(xmax), frozenset(int(xid) for xid in in_progress.split(",") if xid))
+
+    def __str__(self) -> str:
+        return f"{self.xmin}:{self.xmax}:{','.join(map(str, sorted(self.in_progress)))}"
+
+    def sees(self, xid: int) -> bool:
+        """Whether a transaction with this 64-bit id had ended when the snapshot was taken."""
+        return xid < self.xmax and xid not in self.in_progress
+
+    def covers(self, other: Snapshot) -> bool:
+        """Whether this one sees every transaction that ``other`` sees."""
+        newly_hidden = {xid for xid in self.in_progress if xid < other.xmax} - other.in_progress
+        return self.xmax >= other.xmax and not newly_hidden
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where an index stands: it equals its table at ``snapshot``. ``outbox_id`` is the last outbox row applied; two
+    positions are equal when their snapshots are."""
+
+    snapshot: Snapshot
+    outbox_id: int = field(compare=False)

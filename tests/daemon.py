@@ -1,0 +1,86 @@
+"""A ``syncd serve`` of a test's own, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from syncd.rpc.client import Client
+
+READY_SECONDS = 60.0
+
+
+class Daemon:
+    """Start, stop and kill it as often as a test likes; the data directory stays."""
+
+    def __init__(self, conninfo: str, data_dir: Path, **settings: object) -> None:
+        self.conninfo = conninfo
+        self.data_dir = data_dir
+        self.socket = Path(tempfile.mkdtemp(prefix="syncd-")) / "s"  # a path that fits a socket address
+        self.settings = settings
+        self.log = data_dir.parent / f"{data_dir.name}.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Nothing of the tester's own settings."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("SYNCD_", "PG"))}
+        mine = {"dsn": self.conninfo, "data_dir": self.data_dir, "socket": self.socket, "checkpoint_seconds": 3600}
+        return kept | {f"SYNCD_{name.upper()}": str(value) for name, value in (mine | self.settings).items()}
+
+    def spawn(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start the process, without waiting for anything."""
+        self.data_dir.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "syncd.cli.main", "serve", *arguments], env=self.environment, stdout=subprocess.PIPE, stderr=log
+            )  # fmt: skip
+        return self.process
+
+    def start(self, *arguments: str) -> Daemon:
+        """Start, and wait for the line ``ready``."""
+        process = self.spawn(*arguments)
+        line = self.wait_for_line(process)
+        assert line == f"ready {self.socket}\n".encode(), f"{line!r}\n{self.log.read_text()}"
+        return self
+
+    def wait_for_line(self, process: subprocess.Popen[bytes]) -> bytes:
+        """The next line of stdout, empty when the process ended; fails after a minute."""
+        assert process.stdout is not None
+        deadline = time.monotonic() + READY_SECONDS
+        readable, _, _ = select.select([process.stdout], [], [], max(deadline - time.monotonic(), 0))
+        assert readable, f"no line within {READY_SECONDS} s\n{self.log.read_text()}"
+        return process.stdout.readline()
+
+    def stop(self) -> None:
+        """SIGTERM; the exit status must be 0."""
+        process = self.end(signal.SIGTERM)
+        assert process.returncode == 0, self.log.read_text()
+
+    def kill(self) -> None:
+        """SIGKILL, as a crash would."""
+        self.end(signal.SIGKILL)
+
+    def end(self, how: signal.Signals) -> subprocess.Popen[bytes]:
+        """Send a signal and wait for the end."""
+        process, self.process = self.process, None
+        assert process is not None
+        process.send_signal(how)
+        process.wait(READY_SECONDS)
+        if process.stdout is not None:
+            process.stdout.close()
+        return process
+
+    @contextmanager
+    def client(self) -> Iterator[Client]:
+        """A blocking client of this service."""
+        with Client(self.socket) as client:
+            yield client

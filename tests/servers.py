@@ -1,0 +1,179 @@
+"""PostgreSQL servers for tests: each of its own, in a temporary folder, gone when the tests end or are interrupted."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from syncd.postgres import embedded
+
+Version = Literal[15, 16, 18]
+StopMode = Literal["smart", "fast", "immediate"]
+
+VERSIONS: tuple[Version, ...] = (15, 16, 18)
+DEBIAN = "/usr/lib/postgresql/{version}/bin"
+SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
+
+
+def bindir(version: Version) -> Path:
+    """The programs of a version: 16 and 18 carry pgvector, 15 (Debian's) does not. FileNotFoundError where missing."""
+    if version in (16, 18):
+        return embedded.binaries(version)
+    folder = Path(DEBIAN.format(version=version))
+    if not (folder / "postgres").exists():
+        raise FileNotFoundError(f"PostgreSQL {version} is not installed: apt-get install postgresql-{version}")
+    return folder
+
+
+def available(version: Version) -> bool:
+    try:
+        bindir(version)
+    except (FileNotFoundError, embedded.EmbeddedUnavailable):
+        return False
+    return True
+
+
+class PostgresServer:
+    """One server of one version. ``directory`` gets its log, which outlives it; the cluster gets a folder of its own.
+
+    That folder is directly below the system's temporary one because the socket's path must be short, and because
+    PostgreSQL 15 enters it by its path, which it cannot below pytest's folders (mode 0700) when root runs the tests.
+    ``settings`` are read at each start. ``fsync=True`` guards against power cuts, which no test can cause.
+    """
+
+    def __init__(
+        self,
+        version: Version,
+        directory: Path | None = None,
+        *,
+        tcp: bool = False,
+        fsync: bool = False,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
+        self.version = version
+        self.bindir = bindir(version)
+        self.folder = Path(tempfile.mkdtemp(prefix=f"syncd-pg{version}-"))
+        atexit.register(self.remove)
+        account = embedded.server_account(self.folder)
+        if account is not None:
+            os.chown(self.folder, account.uid, account.gid)
+        self.tcp = tcp
+        self.port = _free_port() if tcp else embedded.PORT
+        log = (directory or self.folder) / f"postgres{version}-{self.folder.name[-8:]}.log"
+        self._cluster = embedded.Cluster(self.folder / "cluster", self.bindir, log, {}, port=self.port)
+        self._fsync = fsync
+        self.settings = self._cluster.settings
+        self.settings.update(
+            {
+                "listen_addresses": "127.0.0.1" if tcp else "",
+                "fsync": "on" if fsync else "off",
+                "shared_buffers": "32MB",
+                "max_connections": "100",
+                "log_line_prefix": "%m [%p] %q%a ",
+                **(settings or {}),
+            }
+        )
+
+    @property
+    def log(self) -> Path:
+        return self._cluster.log
+
+    @property
+    def running(self) -> bool:
+        return self._cluster.pid is not None
+
+    @property
+    def pid(self) -> int | None:
+        """The postmaster's process id."""
+        return self._cluster.pid
+
+    def start(self) -> Self:
+        """Start, and make the cluster the first time. Returns when connections are accepted, also after a crash."""
+        if not self._cluster.directory.exists():
+            self._cluster.create(*(() if self._fsync else ("--no-sync",)))
+        self._cluster.start()
+        return self
+
+    def stop(self, mode: StopMode = "fast") -> None:
+        """Stop, and wait until the last process is gone. ``smart`` waits for clients to leave."""
+        self._cluster.stop(SIGNALS[mode])
+
+    def crash(self) -> None:
+        """What ``pg_ctl stop -m immediate`` does: no checkpoint, clients are cut off, the next start recovers."""
+        self._cluster.stop(signal.SIGQUIT)
+
+    def kill(self) -> None:
+        """SIGKILL to every process. Stale locks stay, as they do after kill -9; ``start`` copes with them."""
+        self._cluster.kill()
+
+    def restart(self, mode: StopMode = "fast") -> None:
+        self.stop(mode)
+        self.start()
+
+    def wait_ready(self) -> None:
+        """Return when the server accepts connections; an error when it is gone, or after a minute."""
+        if not self._cluster.wait_ready():
+            raise embedded.EmbeddedUnavailable(f"PostgreSQL {self.version} is not running", hint=f"read {self.log}")
+
+    def conninfo(self, dbname: str = "postgres", user: str = "postgres", *, tcp: bool = False, **options: Any) -> str:
+        """For libpq: through the Unix socket, or through 127.0.0.1 where the server was made with ``tcp=True``."""
+        if tcp:
+            assert self.tcp, "make the server with tcp=True"
+            options = {"host": "127.0.0.1"} | options
+        return make_conninfo(self._cluster.conninfo(dbname, user), **options)
+
+    def execute(self, query: str | sql.Composed, dbname: str = "postgres", **options: Any) -> list[tuple[Any, ...]]:
+        """Run SQL (many statements, if there are no parameters) on a connection of its own; the last one's rows."""
+        statement = query if isinstance(query, sql.Composed) else sql.SQL(query)
+        with psycopg.connect(self.conninfo(dbname, **options), autocommit=True) as connection:
+            cursor = connection.execute(statement)
+            while cursor.nextset():
+                pass
+            return cursor.fetchall() if cursor.description else []
+
+    def create_database(self, name: str, template: str | None = None) -> str:
+        """Create a database, as a clone of ``template`` where given; returns its conninfo."""
+        source = sql.SQL(" TEMPLATE {}").format(sql.Identifier(template)) if template else sql.SQL("")
+        self.execute(sql.SQL("CREATE DATABASE {}{}").format(sql.Identifier(name), source))
+        return self.conninfo(name)
+
+    def drop_database(self, name: str) -> None:
+        """Drop a database if it is there, and cut off who is connected to it."""
+        self.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+    def processes(self) -> Sequence[int]:
+        return self._cluster.processes()
+
+    def remove(self) -> None:
+        """Stop the server and delete its cluster; called at exit too."""
+        atexit.unregister(self.remove)
+        with contextlib.suppress(embedded.EmbeddedUnavailable):
+            self._cluster.stop(signal.SIGQUIT)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.remove()
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port

@@ -1,0 +1,119 @@
+"""A reader sees whole passes, whatever the writer and a save do meanwhile."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from conftest import SMALL_CHUNKS, Create, no_vectors, random_vectors
+
+from syncd.index.dataset import DatasetIndex
+
+ROWS = 20
+PASSES = 400
+
+
+def test_readers_see_every_row_of_one_pass(create: Create) -> None:
+    """Each pass updates every row to the pass number: two numbers in one answer are two passes."""
+    index = create()
+    keys = list(range(ROWS))
+    index.apply(keys, np.zeros((ROWS, 2), np.float32), [])
+    done = threading.Event()
+    failures: list[object] = []
+
+    def read(look: Callable[[], set[float]]) -> None:
+        try:
+            last = 0.0
+            while not done.is_set():
+                (number,) = look()
+                assert number >= last
+                last = number
+        except BaseException as error:
+            failures.append(error)
+            raise
+
+    def search() -> set[float]:
+        (result,) = index.search(np.zeros((1, 2), np.float32), ROWS + 5)
+        assert sorted(result.keys) == keys
+        return set(np.round(result.distances / np.sqrt(2)).tolist())
+
+    def get() -> set[float]:
+        rows = index.get(keys, vectors=True)
+        assert len(rows) == ROWS
+        return {float(vector[0]) for _, vector in rows if vector is not None}
+
+    threads = [threading.Thread(target=read, args=(look,)) for look in (search, get)]
+    for thread in threads:
+        thread.start()
+    try:
+        for number in range(1, PASSES):
+            index.apply(keys, np.full((ROWS, 2), number, np.float32), [])
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    assert not failures
+
+
+def test_a_view_stays_as_it_was(create: Create) -> None:
+    index, vectors = create("cosine"), random_vectors(40, 4)
+    index.apply(range(20), vectors[:20], [])
+    view = index.view
+    before = index.search(vectors[:1], 50, view=view)[0]
+    index.apply(range(10, 40), random_vectors(30, 4, seed=1), [0, 1, 2])
+    index.apply(range(40, 5000), random_vectors(4960, 4, seed=2), [])  # the key map's buffer is merged away
+    index.clear()
+    index.apply([1], random_vectors(1, 7), [])
+    after = index.search(vectors[:1], 50, view=view)[0]
+    assert before.keys == after.keys
+    np.testing.assert_array_equal(before.distances, after.distances)
+    assert sorted(view.keys(None, 50).keys) == list(range(20))
+    found = view.vector_of(15)
+    assert found is not None
+    np.testing.assert_allclose(found, vectors[15], rtol=1e-6)
+
+
+def test_saves_beside_the_writer_load_as_whole_passes(tmp_path: Path) -> None:
+    directory = tmp_path / "p" / "d"
+    index = DatasetIndex.create(directory, metric="l2", key_kind="text", chunk_bytes=SMALL_CHUNKS)
+    keys = [f"key {n}" for n in range(ROWS)]
+    done = threading.Event()
+
+    def write() -> None:
+        for number in range(1, PASSES):
+            index.apply(keys, np.full((ROWS, 2), number, np.float32), [])
+        done.set()
+
+    index.apply(keys, np.zeros((ROWS, 2), np.float32), [])
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        saves = 0
+        while not done.is_set() and saves < 30:
+            saved = index.save().saved
+            loaded = DatasetIndex.load(directory, saved)
+            loaded.scrub()
+            rows = loaded.get(keys, vectors=True)
+            assert len(rows) == loaded.count == ROWS
+            assert len({float(vector[0]) for _, vector in rows if vector is not None}) == 1
+            saves += 1
+    finally:
+        writer.join()
+    assert saves
+
+
+def test_pages_of_keys_are_stable_while_rows_change(create: Create) -> None:
+    index = create()
+    index.apply(range(300), random_vectors(300, 4), [])
+    order = index.keys(None, 300).keys
+    seen, after, more, step = [], None, True, 0
+    while more:
+        page = index.keys(after, 17)
+        seen += page.keys
+        after, more, step = page.next, page.next is not None, step + 1
+        index.apply(range(0, 300, 2), random_vectors(150, 4, seed=step), [])
+    assert seen == order
+    index.apply([], no_vectors(), [order[3]])
+    assert index.keys(order[3], 2).keys == order[4:6]

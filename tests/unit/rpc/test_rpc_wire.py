@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import numpy as np
+import pytest
+from syncd.errors import InvalidParams, InvalidVector
+from syncd.rpc.wire import key_from_wire, key_to_wire, vector_from_wire, vector_to_base64, vector_to_wire
+from syncd.types import Key, KeyKind
+
+UUID = "6f1c0c9e-53a1-4e8a-9c61-0c8b8d1f7a10"
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "wire"),
+    [
+        ("integer", 0, 0),
+        ("integer", -5, -5),
+        ("integer", 2**53, 2**53),
+        ("integer", 2**53 + 1, str(2**53 + 1)),
+        ("integer", -(2**63), str(-(2**63))),
+        ("uuid", UUID, UUID),
+        ("text", "", ""),
+        ("text", "9007199254740993", "9007199254740993"),
+        ("text", "é\n", "é\n"),
+        ("composite", '[1,"a"]', [1, "a"]),
+        ("composite", '["é",null,true,1.5,9007199254740993]', ["é", None, True, 1.5, 2**53 + 1]),
+    ],
+)
+def test_a_key_comes_back_from_the_wire_as_it_was(kind: KeyKind, key: Key, wire: Any) -> None:
+    assert key_to_wire(kind, key) == wire
+    assert key_from_wire(kind, wire) == key
+
+
+def test_an_integer_key_may_be_a_string_and_a_uuid_may_be_written_in_any_way() -> None:
+    assert key_from_wire("integer", "-12") == -12
+    assert key_from_wire("integer", 2**53 + 1) == 2**53 + 1
+    assert key_from_wire("uuid", UUID.upper()) == UUID
+    assert key_from_wire("uuid", UUID.replace("-", "")) == UUID
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("integer", "abc"),
+        ("integer", ""),
+        ("integer", "1.5"),
+        ("integer", "--1"),
+        ("integer", "٣"),
+        ("integer", "9" * 5000),
+        ("integer", 2**63),
+        ("integer", [1]),
+        ("uuid", 1),
+        ("uuid", "abc"),
+        ("uuid", [UUID]),
+        ("text", 1),
+        ("text", ["a"]),
+        ("composite", 1),
+        ("composite", "[1]"),
+        ("composite", []),
+    ],
+)
+def test_a_key_of_another_kind_is_refused(kind: KeyKind, value: Any) -> None:
+    with pytest.raises(InvalidParams) as caught:
+        key_from_wire(kind, value)
+    assert caught.value.hint
+    assert len(caught.value.message) < 200
+
+
+def test_a_vector_comes_back_from_either_form_as_it_was() -> None:
+    vector = np.random.default_rng(1).standard_normal(768, dtype=np.float32)
+    for wire in (vector_to_wire(vector), vector_to_base64(vector), vector_to_base64(vector.tolist())):
+        back = vector_from_wire(wire)
+        assert back.dtype == np.float32
+        assert np.array_equal(back, vector)
+
+
+@pytest.mark.parametrize(
+    "wire", [[], "", [1e39], vector_to_base64([1.0, float("nan")]), vector_to_base64([float("inf")])]
+)
+def test_a_vector_that_is_empty_or_not_finite_is_invalid(wire: Any) -> None:
+    with pytest.raises(InvalidVector):
+        vector_from_wire(wire)
+
+
+@pytest.mark.parametrize("wire", ["?", "AAA", "ä", base64.b64encode(b"12345").decode(), "AAAA AAAA"])
+def test_text_that_is_no_base64_of_float32_is_refused(wire: str) -> None:
+    with pytest.raises(InvalidParams):
+        vector_from_wire(wire)
+
+
+@pytest.mark.parametrize("vector", [["a"], [[1.0]], 3, object()])
+def test_a_client_refuses_to_send_what_is_no_vector(vector: Any) -> None:
+    with pytest.raises(InvalidParams):
+        vector_to_base64(vector)
