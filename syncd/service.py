@@ -96,7 +96,8 @@ class Service:
                         await tasks.start(self.listener.run)
                 if starting.cancelled_caught:
                     raise DatabaseUnreachable(
-                        f"the database has not answered for {START_SECONDS:.0f} s", hint="set SYNCD_DSN to a server that runs"
+                        f"the database has not answered for {START_SECONDS:.0f} s",
+                        hint="set SYNCD_DSN to a server that runs",
                     )
                 tasks.start_soon(self.checkpointer.run, self.settings.checkpoint_seconds)
                 tasks.start_soon(self.reporter.run)

@@ -64,7 +64,8 @@ class Settings(BaseSettings):
     ] = None
     max_connections: Annotated[int, Field(gt=0, description="RPC connections at once")] = 1000
     outbox_max_rows: Annotated[
-        int | None, Field(gt=0, description="stored in the database: outbox rows kept for a slow consumer; default 10 million")
+        int | None,
+        Field(gt=0, description="stored in the database: outbox rows kept for a slow consumer; default 10 million"),
     ] = None
 
     @property
@@ -108,7 +109,9 @@ def load_settings(**flags: Any) -> Settings:
             "wrong setting: " + "; ".join(lines), hint="see what is set, and from where, with: syncd config"
         ) from None
     except (OSError, ValueError) as error:  # an unreadable or malformed syncd.toml
-        raise SettingsError(f"the configuration file cannot be read: {error}", hint="mend syncd.toml, or remove it") from error
+        raise SettingsError(
+            f"the configuration file cannot be read: {error}", hint="mend syncd.toml, or remove it"
+        ) from error
 
 
 def service_socket() -> Path:

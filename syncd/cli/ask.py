@@ -15,7 +15,16 @@ from syncd.cli.session import service
 from syncd.errors import SettingsError
 from syncd.rpc.client import Client
 
-STATUS_ROWS = ("version", "consumer", "state", "lag_rows", "lag_seconds", "listener_connected", "quarantined", "uptime_seconds")
+STATUS_ROWS = (
+    "version",
+    "consumer",
+    "state",
+    "lag_rows",
+    "lag_seconds",
+    "listener_connected",
+    "quarantined",
+    "uptime_seconds",
+)
 
 
 def search(
@@ -34,7 +43,9 @@ def search(
     Example: syncd search chunks --key 42 -k 5
     """
     if (key is None) == (vector is None):
-        raise SettingsError("give either --key or --vector", hint="syncd search DATASET --key K, or --vector '[0.1, 0.2]'")
+        raise SettingsError(
+            "give either --key or --vector", hint="syncd search DATASET --key K, or --vector '[0.1, 0.2]'"
+        )
     with service(socket) as client:
         hits = client.search(
             dataset,
@@ -116,7 +127,9 @@ def read_vector(text: str) -> list[float]:
         try:
             text = Path(text[1:]).read_text(encoding="utf-8")
         except OSError as error:
-            raise SettingsError(f"{text[1:]} cannot be read: {error.strerror}", hint="give --vector @FILE with a JSON array") from error
+            raise SettingsError(
+                f"{text[1:]} cannot be read: {error.strerror}", hint="give --vector @FILE with a JSON array"
+            ) from error
     value = read_json(text, "--vector")
     if not isinstance(value, list) or not all(isinstance(element, int | float) for element in value):
         raise SettingsError("--vector is not an array of numbers", hint="for example --vector '[0.1, 0.2, 0.3]'")
@@ -141,7 +154,9 @@ def key_argument(client: Client, dataset: str, text: str) -> Any:
         try:
             return int(text)
         except ValueError:
-            raise SettingsError(f"{text!r} is no key of {dataset}: its keys are numbers", hint="see: syncd datasets") from None
+            raise SettingsError(
+                f"{text!r} is no key of {dataset}: its keys are numbers", hint="see: syncd datasets"
+            ) from None
     return text
 
 

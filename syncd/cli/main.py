@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
-from syncd.cli import ask, config, quickstart, schema, serve
+from syncd.cli import ask, bench, config, quickstart, schema, serve
 from syncd.cli.output import errors_reported
 
 app = typer.Typer(
@@ -35,13 +34,14 @@ for command in (
     schema.uninstall,
 ):
     app.command()(command)
+app.add_typer(bench.bench, name="bench")
 
 
 @app.callback(invoke_without_command=True)
 def options(show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     """Vector search that is provably in step with PostgreSQL."""
     if show_version:
-        print(version("syncd"))  # noqa: T201
+        print(version("syncd"))
         raise typer.Exit
 
 
@@ -52,4 +52,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -77,7 +77,7 @@ def search(client: Client) -> None:
 def serving(settings: Settings) -> Iterator[None]:
     """``syncd serve`` in a process of its own, until the block ends."""
     environment = {**os.environ, "SYNCD_DSN": settings.conninfo, "SYNCD_DATA_DIR": str(settings.data_dir)}
-    process = subprocess.Popen(  # noqa: S603 - this very program
+    process = subprocess.Popen(
         [sys.executable, "-m", "syncd.cli.main", "serve"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )  # fmt: skip
     try:
@@ -85,7 +85,9 @@ def serving(settings: Settings) -> Iterator[None]:
         line = process.stdout.readline()
         if not line.startswith("ready"):
             _, log = process.communicate()
-            raise SyncdError(f"syncd serve did not start: {log.strip()}", hint="run it by itself: syncd serve --embedded")
+            raise SyncdError(
+                f"syncd serve did not start: {log.strip()}", hint="run it by itself: syncd serve --embedded"
+            )
         talk(f"\nsyncd serve\n{line.strip()}")
         yield
     finally:

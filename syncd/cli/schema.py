@@ -29,7 +29,7 @@ def init(
     Example: syncd init --dsn postgresql://localhost/app
     """
     if show_sql:
-        print(schema.install_script())  # noqa: T201
+        print(schema.install_script())
         return
     settings = load_settings(dsn=dsn, data_dir=data_dir)
     with database(settings, embedded=embedded) as found:
@@ -44,13 +44,17 @@ def init(
 
 def attach(
     table: Table,
-    key: Annotated[list[str] | None, typer.Option(help="Key column; again for a composite key. Default: the primary key.")] = None,
+    key: Annotated[
+        list[str] | None, typer.Option(help="Key column; again for a composite key. Default: the primary key.")
+    ] = None,
     vector: Annotated[str | None, typer.Option(help="Vector column. Default: embedding, or the only one.")] = None,
     project: Annotated[str | None, typer.Option(help="SQL expression over the row. Default: 'default'.")] = None,
     dataset: Annotated[str | None, typer.Option(help="SQL expression over the row. Default: the table's name.")] = None,
     live: Annotated[str | None, typer.Option(help="SQL condition: which rows are to be found. Default: true.")] = None,
     metric: Annotated[str | None, typer.Option(help="cosine, l2 or ip. Default: cosine.")] = None,
-    column: Annotated[list[str] | None, typer.Option(help="Column that a search may filter on; again for more.")] = None,
+    column: Annotated[
+        list[str] | None, typer.Option(help="Column that a search may filter on; again for more.")
+    ] = None,
     dsn: Dsn = None,
     data_dir: DataDir = None,
     embedded: Embedded = False,

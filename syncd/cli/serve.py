@@ -18,7 +18,9 @@ def serve(
     dsn: Dsn = None,
     data_dir: DataDir = None,
     socket: Annotated[Path | None, typer.Option(help="RPC socket.", show_default="<data dir>/syncd.sock")] = None,
-    consumer: Annotated[str | None, typer.Option(help="This syncd's name in the database.", show_default="default")] = None,
+    consumer: Annotated[
+        str | None, typer.Option(help="This syncd's name in the database.", show_default="default")
+    ] = None,
     embedded: Embedded = False,
     once: Annotated[bool, typer.Option("--once", help="Catch up, save a checkpoint and exit.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
@@ -41,4 +43,4 @@ def serve(
 
 def say(line: str) -> None:
     """A line for whoever started the service, at once."""
-    print(line, flush=True)  # noqa: T201
+    print(line, flush=True)

@@ -219,7 +219,7 @@ class DatasetIndex:
             dead[: view.dead.size] += view.dead
             live_count = view.live_count + fresh.size - dead_now.size
             self._publish(state.generation, state.generation.view(stop, live, live_count, dead))
-        if self._seen is not None:
+        if self._seen is not None:  # bits left from an older generation say what is true: each row since was given
             self._seen = grown(self._seen, stop)
             set_bits(self._seen, old[~changed])
             set_range(self._seen, start, stop)
@@ -229,7 +229,7 @@ class DatasetIndex:
         """Remove every row at once; returns how many there were. The next row may have another dimension."""
         removed = self.view.live_count
         if self.view.count:
-            self._publish_state(self._new_generation(None))
+            self._state = self._new_generation(None)
         return removed
 
     def begin_sweep(self) -> None:
@@ -274,14 +274,9 @@ class DatasetIndex:
             return done
 
     def _publish(self, generation: Generation, view: View) -> None:
-        self._publish_state(_State(generation, view))
+        self._state = _State(generation, view)
         if generation.seal(view.count):  # the same rows again, so that their memory can go
-            self._publish_state(_State(generation, generation.view(view.count, view.live, view.live_count, view.dead)))
-
-    def _publish_state(self, state: _State) -> None:
-        if state.generation is not self._state.generation and self._seen is not None:
-            self._seen = empty_bitmap(0)
-        self._state = state
+            self._state = _State(generation, generation.view(view.count, view.live, view.live_count, view.dead))
 
     def _new_generation(self, dim: int | None) -> _State:
         old, view = self._state.generation, self._state.view

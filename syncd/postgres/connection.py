@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 
 import psycopg
 from psycopg import errors as pg
@@ -13,7 +14,13 @@ from psycopg.pq import Format
 from syncd.errors import DatabaseError, DatabaseUnreachable, NotInstalled
 
 CONNECT_TIMEOUT_SECONDS = 10
-KEEPALIVE = {"keepalives": 1, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
+KEEPALIVE: dict[str, Any] = {
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
 
 
 class RawLoader(Loader):
@@ -53,7 +60,10 @@ def connect_blocking(conninfo: str) -> Iterator[psycopg.Connection]:
     """Open a connection for one command of the command line; raises ``DatabaseUnreachable``."""
     with translated_errors(conninfo):
         connection = psycopg.connect(
-            conninfo, application_name="syncd", connect_timeout=CONNECT_TIMEOUT_SECONDS, target_session_attrs="read-write"
+            conninfo,
+            application_name="syncd",
+            connect_timeout=CONNECT_TIMEOUT_SECONDS,
+            target_session_attrs="read-write",
         )
     with connection, translated_errors(conninfo):
         yield connection
@@ -87,7 +97,9 @@ def as_database_error(error: psycopg.Error) -> DatabaseError:
     """The server's message with its own detail and hint."""
     hint = error.diag.message_hint or ""
     detail = f" ({error.diag.message_detail})" if error.diag.message_detail else ""
-    return DatabaseError((error.diag.message_primary or first_line(error)) + detail, hint=hint or "see the server's log")
+    return DatabaseError(
+        (error.diag.message_primary or first_line(error)) + detail, hint=hint or "see the server's log"
+    )
 
 
 def first_line(error: Exception) -> str:

@@ -65,7 +65,9 @@ async def read_incarnation(connection: psycopg.AsyncConnection) -> str:
         if not original:
             for name in ("forget_outbox", "forget_checkpoints", "forget_identity", "new_identity"):
                 await connection.execute(statement("consumer", name))
-            logger.warning("database_restored", reason="the database is a restored copy: every index is compared with its table")
+            logger.warning(
+                "database_restored", reason="the database is a restored copy: every index is compared with its table"
+            )
             incarnation, _ = await fetch_identity(connection)
     return incarnation
 
@@ -98,7 +100,7 @@ async def has_nonce(connection: psycopg.AsyncConnection, nonce: Nonce) -> bool:
     return await result.fetchone() is not None
 
 
-async def write_nonce(control: Control, consumer: str, run_id: str, position: Position) -> Nonce:
+async def write_nonce(control: Control, consumer: str, position: Position) -> Nonce:
     """Commit a new nonce durably: the commit flushes everything that was visible before it."""
     value = str(uuid.uuid4())
     async with control.transaction() as connection:

@@ -51,11 +51,11 @@ class Marker:
     op: str
 
 
-async def read_markers(
-    connection: psycopg.AsyncConnection, cursor: Cursor, sources: Sequence[int]
-) -> list[Marker]:
+async def read_markers(connection: psycopg.AsyncConnection, cursor: Cursor, sources: Sequence[int]) -> list[Marker]:
     """Markers newer than the cursor, in order. They are read when a window begins, so that a page never undoes an earlier one."""
-    query = passes("read_markers").format(range=window_range(cursor.position.snapshot), sources=sql.Literal(list(sources)))
+    query = passes("read_markers").format(
+        range=window_range(cursor.position.snapshot), sources=sql.Literal(list(sources))
+    )
     result = await connection.execute(query, prepare=False)
     return [Marker(*row) for row in await result.fetchall()]
 
@@ -67,7 +67,11 @@ async def registry_changed(connection: psycopg.AsyncConnection, snapshot: Snapsh
 
 
 async def read_changes(
-    connection: psycopg.AsyncConnection, cursor: Cursor, sources: Sequence[int], now: Snapshot, page_rows: int = PAGE_ROWS
+    connection: psycopg.AsyncConnection,
+    cursor: Cursor,
+    sources: Sequence[int],
+    now: Snapshot,
+    page_rows: int = PAGE_ROWS,
 ) -> Changes:
     """The next page of keys that changed since ``cursor``, inside the transaction whose snapshot is ``now``."""
     start = cursor.position.snapshot

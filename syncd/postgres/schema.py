@@ -40,7 +40,9 @@ def install(conninfo: str) -> tuple[str | None, str]:
             return before, before
         connection.rollback()
         with as_file(files("syncd.migrations")) as folder, translated_errors(conninfo):
-            engine = sqlalchemy.create_engine("postgresql+psycopg://", creator=lambda: connection, poolclass=sqlalchemy.StaticPool)
+            engine = sqlalchemy.create_engine(
+                "postgresql+psycopg://", creator=lambda: connection, poolclass=sqlalchemy.StaticPool
+            )
             with engine.connect() as opened:
                 config = alembic_config(folder)
                 config.attributes["connection"] = opened

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import LiteralString, cast
+from typing import LiteralString
 
 import psycopg
 from psycopg import sql
@@ -74,7 +74,7 @@ class Source:
         if self.key_kind == "integer":
             return int(text)
         if self.key_kind == "composite":
-            return json.dumps(json.loads(text), separators=(",", ":"), ensure_ascii=False)
+            return json.dumps(json.loads(str(text)), separators=(",", ":"), ensure_ascii=False)
         return str(text)
 
     def lock(self) -> sql.Composed:
@@ -163,9 +163,9 @@ def passes(name: str) -> sql.SQL:
     return sql.SQL(statement("passes", name))
 
 
-def raw(expression: str) -> sql.SQL:
+def raw(expression: LiteralString) -> sql.SQL:
     """An expression, or a type's name, that Postgres itself printed. Braces in it are text, not placeholders."""
-    return sql.SQL(cast(LiteralString, expression.replace("%", "%%")))
+    return sql.SQL(expression.replace("%", "%%"))
 
 
 def split_dataset_name(name: DatasetName) -> tuple[str, str]:

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 ARRAY_HEADER_BYTES = 20  # dimensions, null flag, element type, length, lower bound
-ELEMENT_TYPES = {"real[]": np.dtype([("bytes", ">i4"), ("value", ">f4")]), "double precision[]": np.dtype([("bytes", ">i4"), ("value", ">f8")])}
-PGVECTOR_TYPES = {"vector": np.dtype(">f4"), "halfvec": np.dtype(">f2")}
+ELEMENT_TYPES = {
+    "real[]": np.dtype([("bytes", ">i4"), ("value", ">f4")]),
+    "double precision[]": np.dtype([("bytes", ">i4"), ("value", ">f8")]),
+}
+PGVECTOR_TYPES: dict[str, np.dtype[Any]] = {"vector": np.dtype(">f4"), "halfvec": np.dtype(">f2")}
 PGVECTOR_HEADER_BYTES = 4
 
 
@@ -43,7 +47,7 @@ def decode_vectors(vector_type: str, values: Sequence[bytes]) -> Decoded:
     lengths = np.fromiter(map(len, values), dtype=np.int64, count=len(values))
     for length in np.unique(lengths):
         rows = np.flatnonzero(lengths == length)
-        joined = b"".join(values) if len(rows) == len(values) else b"".join(values[row] for row in rows)
+        joined = b"".join(values) if len(rows) == len(values) else b"".join(values[row] for row in rows.tolist())
         bytes_block = np.frombuffer(joined, dtype=np.uint8).reshape(len(rows), int(length))
         if vector_type in PGVECTOR_TYPES:
             vectors = bytes_block[:, PGVECTOR_HEADER_BYTES:].copy().view(PGVECTOR_TYPES[vector_type])
@@ -75,7 +79,8 @@ def decode_arrays(
     dimensions, has_null, count = header[:, 0], header[:, 1], header[:, 3]
     flat = (dimensions == 1) & (has_null == 0) & (count * element.itemsize == block.shape[1] - ARRAY_HEADER_BYTES)
     bad = [
-        (int(rows[place]), "null_element" if has_null[place] else "not_one_dimensional") for place in np.flatnonzero(~flat)
+        (int(rows[place]), "null_element" if has_null[place] else "not_one_dimensional")
+        for place in np.flatnonzero(~flat)
     ]
     if not flat.any():
         return rows[:0], none, bad

@@ -90,9 +90,10 @@ class AsyncClient:
 
     async def run(self, call: Call[T]) -> T:
         """Send one call and wait for its answer. A connection that is dead is replaced once, as in ``Client``."""
-        if self._link is not None:
+        link = self._link
+        if link is not None and not link.is_closed:
             try:
-                return await self._exchange(self._link, call)
+                return await self._exchange(link, call)
             except ServiceUnavailable:
                 pass
         return await self._exchange(await self._connected(), call)
@@ -143,6 +144,7 @@ class _Link(asyncio.Protocol):
         self._numbers = count(1)
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
         self._received = bytearray()
+        self._refusal: Answer | None = None
         self._writable = anyio.Event()
         self._writable.set()
 
@@ -163,6 +165,7 @@ class _Link(asyncio.Protocol):
                 self._transport.abort()  # whoever this is, it is not syncd
                 return
             if answer.id is None:
+                self._refusal = answer
                 for future in self._waiting.values():
                     if not future.done():
                         future.set_result(answer)
@@ -189,6 +192,8 @@ class _Link(asyncio.Protocol):
     async def ask(self, call: Call[Any]) -> Answer:
         """Send a call; its answer. Whoever stops waiting loses the answer, and nobody else does."""
         await self._writable.wait()
+        if self._refusal is not None:
+            return self._refusal
         if self.is_closed or self._transport.is_closing():
             raise unavailable(self.address, None)
         number = next(self._numbers)
@@ -204,4 +209,4 @@ class _Link(asyncio.Protocol):
     def close(self) -> None:
         """Close without waiting for answers."""
         self.is_closed = True
-        self._transport.close()
+        self._transport.abort()

@@ -12,6 +12,8 @@ from itertools import count
 from time import monotonic
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
+import msgspec
+
 from syncd.errors import ServiceUnavailable
 from syncd.rpc import calls
 from syncd.rpc.address import TcpAddress, UnixAddress, find_service
@@ -132,7 +134,7 @@ class Client:
         except TimeoutError:
             self._disconnect()
             raise timed_out(call, self.address, seconds) from None
-        except OSError as error:
+        except (OSError, msgspec.MsgspecError) as error:  # whoever does not speak JSON-RPC is not syncd
             self._disconnect()
             raise unavailable(self.address, error) from error
         except BaseException:
@@ -144,7 +146,7 @@ class Client:
 
     def _ask(self, line: bytes, until: float | None) -> Answer:
         connection = self._socket
-        assert connection is not None  # noqa: S101 - run and _connect see to it
+        assert connection is not None
         refused: OSError | None = None
         try:
             connection.settimeout(_seconds_left(until))

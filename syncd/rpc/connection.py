@@ -42,7 +42,8 @@ class Host(Protocol):
     """What a connection asks of the server it belongs to."""
 
     dispatcher: Dispatcher
-    lingering: int
+    lingering: set[Connection]
+    stopping: bool
 
     def opened(self, connection: Connection) -> bool:
         """Whether there is room for it."""
@@ -86,7 +87,9 @@ class Connection(asyncio.Protocol):
         """Greet nobody: the first byte is the client's."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is one by its methods only
         self._transport.set_write_buffer_limits(high=self._limits.unread_bytes)
-        if not self._host.opened(self):
+        if self._host.stopping:
+            self._transport.abort()  # it was accepted just before the listener closed
+        elif not self._host.opened(self):
             self._refuse(TooManyConnections(self._limits.connections))
         elif not self._authorized:
             loop = asyncio.get_running_loop()
@@ -134,8 +137,7 @@ class Connection(asyncio.Protocol):
         self._lost = True
         if self._timer is not None:
             self._timer.cancel()
-        if self._discard_left is not None:
-            self._host.lingering -= 1
+        self._host.lingering.discard(self)
         self._lines.clear()
         self._answers.clear()
         self._take_partial()
@@ -198,7 +200,7 @@ class Connection(asyncio.Protocol):
     def _read_on_or_close(self) -> None:
         if not self._lines and not self._in_flight:
             refused = self._discard_left is not None
-            if refused and not self._ended and self._transport.can_write_eof():
+            if refused and not self._ended and not self._draining and self._transport.can_write_eof():
                 self._transport.write_eof()
             elif refused or self._ended or self._draining:
                 self._transport.close()
@@ -272,10 +274,10 @@ class Connection(asyncio.Protocol):
         self._lines.clear()
         self._take_partial()
         self._discard_left = self._limits.linger_bytes
-        self._host.lingering += 1
+        self._host.lingering.add(self)
         if self._timer is not None:
             self._timer.cancel()
-        linger = self._limits.linger_seconds if self._host.lingering <= self._limits.lingering else 0
+        linger = self._limits.linger_seconds if len(self._host.lingering) <= self._limits.lingering else 0
         self._timer = asyncio.get_running_loop().call_later(linger, self._transport.abort)
         self._take_turn()
 

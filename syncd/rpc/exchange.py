@@ -14,6 +14,7 @@ from syncd.rpc.protocol import ErrorBody
 T = TypeVar("T")
 
 START_HINT = "start it with: syncd serve"
+GROUP_HINT = "ask as the user that runs syncd serve, or as a member of its group"
 READ_BYTES = 1 << 20
 
 _encoder = msgspec.json.Encoder()
@@ -49,7 +50,13 @@ def take_result(call: Call[T], answer: Answer) -> T:
     """The call's result; raises the error that the service answered."""
     if answer.error is not None:
         raise _as_exception(answer.error)
-    return call.decode(answer.result)
+    try:
+        return call.decode(answer.result)
+    except msgspec.MsgspecError as error:
+        raise RequestError(
+            f"the answer to {call.method} is not understood: {error}",
+            hint="use the same version of syncd on both sides",
+        ) from error
 
 
 def allowed_seconds(call: Call[T], timeout: float | None) -> float | None:
@@ -67,7 +74,8 @@ def timed_out(call: Call[T], address: object, seconds: float | None) -> TimedOut
 def unavailable(address: UnixAddress | TcpAddress, error: BaseException | None) -> ServiceUnavailable:
     """The error of a service that is not there."""
     reason = getattr(error, "strerror", None) or (str(error) if error else "") or "the connection was closed"
-    return ServiceUnavailable(f"no syncd answers on {address}: {reason}", hint=START_HINT)
+    hint = GROUP_HINT if isinstance(error, PermissionError) else START_HINT
+    return ServiceUnavailable(f"no syncd answers on {address}: {reason}", hint=hint)
 
 
 def _as_exception(body: ErrorBody) -> SyncdError:

@@ -22,9 +22,8 @@ from syncd.rpc.discovery import openrpc_document
 from syncd.rpc.dispatch import Dispatcher, Limits, drop
 from syncd.rpc.messages import AuthenticateParams, NoParams
 from syncd.rpc.protocol import Method, Request
-from syncd.rpc.sockets import UnixSocket, bind_tcp, bind_unix
+from syncd.rpc.sockets import LISTEN_BACKLOG, UnixSocket, bind_tcp, bind_unix
 
-LISTEN_BACKLOG = 1024
 CLOSE_SECONDS = 1.0
 
 
@@ -47,12 +46,13 @@ class Server:
         self._listen = listen
         self._token = token.encode() if token else None
         self._tasks: TaskGroup
-        self._stopping = Event()
+        self._stop = Event()
+        self.stopping = False
         self._quiet = Event()
         self._connections: set[Connection] = set()
         self.limits = limits or Limits()
         self.dispatcher = Dispatcher(_with_own_methods(methods, version), self.limits)
-        self.lingering = 0
+        self.lingering: set[Connection] = set()
         self.tcp_addresses: list[tuple[str, int]] = []
         """Where TCP is listened on, once the server has started."""
 
@@ -83,28 +83,30 @@ class Server:
                         listeners.append(await self._listen_on(tcp, self._token))
                         self.tcp_addresses.append(tcp.getsockname()[:2])
                 task_status.started()
-                await self._stopping.wait()
+                await self._stop.wait()
+                self.stopping = True
                 await _close(listeners, unix)
-                for connection in list(self._connections):
+                for connection in self._connections | self.lingering:
                     connection.drain()
                 with move_on_after(self.limits.stop_seconds):
                     await self._until_quiet()
             finally:
+                self.stopping = True
                 with CancelScope(shield=True):
                     await _close(listeners, unix)
                     self._tasks.cancel_scope.cancel()
-                    for connection in list(self._connections):
+                    for connection in self._connections | self.lingering:
                         connection.abort()
                     with move_on_after(CLOSE_SECONDS):
                         await self._until_quiet()
 
     def stop(self) -> None:
         """Take no more connections and requests, finish those under way within ``stop_seconds``, then end ``serve``."""
-        self._stopping.set()
+        self._stop.set()
 
     def opened(self, connection: Connection) -> bool:
         """Count a connection in; False where it is one too many."""
-        if len(self._connections) >= self.limits.connections or self._stopping.is_set():
+        if len(self._connections) >= self.limits.connections:
             return False
         self._connections.add(connection)
         return True
@@ -141,13 +143,16 @@ class Server:
         return server
 
     async def _until_quiet(self) -> None:
-        while self._connections or self.dispatcher.requests:
+        while not self._is_quiet():
             self._quiet = Event()
             await self._quiet.wait()
 
     def _look_for_quiet(self) -> None:
-        if not self._connections and not self.dispatcher.requests:
+        if self._is_quiet():
             self._quiet.set()
+
+    def _is_quiet(self) -> bool:
+        return not (self._connections or self.lingering or self.dispatcher.requests)
 
 
 def _with_own_methods(methods: Mapping[str, Method[Any, Any]], version: str) -> dict[str, Method[Any, Any]]:

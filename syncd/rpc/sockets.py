@@ -14,6 +14,7 @@ from pathlib import Path
 from syncd.errors import SettingsError
 
 SOCKET_MODE = 0o660
+LISTEN_BACKLOG = 1024
 MAX_PATH_BYTES = 107 if sys.platform == "linux" else 103
 """``sun_path`` holds this much and a NUL (unix(7))."""
 
@@ -72,6 +73,7 @@ def bind_tcp(listen: str) -> list[socket.socket]:
             if family == socket.AF_INET6:
                 tcp.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             tcp.bind(address)
+            tcp.listen(LISTEN_BACKLOG)
     except OSError as error:
         for tcp in bound:
             tcp.close()

@@ -9,7 +9,9 @@ from urllib.parse import quote
 from syncd.types import DatasetName
 
 MAX_NAME_BYTES = 200
-RESERVED = frozenset({"consumer.lock", "manifest.json", "manifest.previous.json", "manifest.json.new", "postgres", "syncd.sock"})
+RESERVED = frozenset(
+    {"consumer.lock", "manifest.json", "manifest.previous.json", "manifest.json.new", "postgres", "syncd.sock"}
+)
 RESERVED_PREFIXES = (".", "postgres", "syncd.", "manifest", "consumer.")
 
 
@@ -28,5 +30,5 @@ def encode(text: str) -> str:
         encoded = f"%{ord(encoded[0]):02X}{encoded[1:]}"
     if len(encoded) > MAX_NAME_BYTES:
         digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
-        encoded = f"{encoded[:MAX_NAME_BYTES - 40]}%~{digest}"
+        encoded = f"{encoded[: MAX_NAME_BYTES - 40]}%~{digest}"
     return encoded

@@ -91,7 +91,7 @@ class Checkpointer:
             position = consumer.oldest_position()
             captured = [capture(watched) for watched in consumer.sources.values()]
         try:
-            nonce = await write_nonce(self.control, consumer.settings.consumer, consumer.run_id, position)
+            nonce = await write_nonce(self.control, consumer.settings.consumer, position)
         except BaseException:
             for each in captured:
                 each.watched.not_confirmed(each.unconfirmed)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import anyio
+import anyio.lowlevel
 import psycopg
 import structlog
 from anyio import TASK_STATUS_IGNORED
@@ -129,7 +130,12 @@ class Consumer:
         self.wake("connect")
 
     async def load(
-        self, connection: psycopg.AsyncConnection, incarnation: str, position: Position, sources: Sequence[Source], freed_xid: int
+        self,
+        connection: psycopg.AsyncConnection,
+        incarnation: str,
+        position: Position,
+        sources: Sequence[Source],
+        freed_xid: int,
     ) -> None:
         """Take the checkpoint as far as it can be trusted, and read from Postgres what it does not give."""
         manifest, doubt = self.manifest, "there is no checkpoint"
@@ -242,11 +248,13 @@ class Consumer:
                 await anyio.sleep(PACE_SECONDS)
                 return
         if outcome.more:
-            await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
             return
         delay = self.settings.poll_seconds or (POLL_SECONDS if self.notifies else POLL_SECONDS_WITHOUT_NOTIFY)
         if now - self.active_at < AFTER_ACTIVITY_SECONDS:
-            delay = min(delay, AFTER_ACTIVITY_POLL_SECONDS)  # a winner of the guard may roll back, and its notification with it
+            delay = min(
+                delay, AFTER_ACTIVITY_POLL_SECONDS
+            )  # a winner of the guard may roll back, and its notification with it
         if self.open_writers and now - self.open_writers_since < OPEN_WRITER_PATIENCE_SECONDS:
             delay = min(delay, self.open_writer_delay)
         if self.waiters:
@@ -310,7 +318,7 @@ class Consumer:
                 followed: list[Follower] = [each for each in self.sources.values() if not each.is_failed]
                 waited_for = [watched] if watched is not None else followed
                 if reached(self.position.snapshot) and all(
-                    each.scan is None and reached(each.cursor.position.snapshot) for each in waited_for
+                    not each.scanning and reached(each.cursor.position.snapshot) for each in waited_for
                 ):
                     return watched.cursor.position if watched is not None else self.oldest_position()
                 done = self.pass_done
@@ -322,7 +330,12 @@ class Consumer:
     def timed_out(self, what: str) -> TimedOut:
         """The time of a request that waits ran out."""
         if not self.connected:
-            return TimedOut(f"{what}: the database cannot be reached", hint="see the service's log; try again when the database is back")
+            return TimedOut(
+                f"{what}: the database cannot be reached",
+                hint="see the service's log; try again when the database is back",
+            )
         if self.open_writers:
             return TimedOut(what, hint="a transaction that wrote to a source is still open; see pg_stat_activity")
-        return TimedOut(what, hint="is the token's transaction committed? allow more with timeout_ms; see: syncd status")
+        return TimedOut(
+            what, hint="is the token's transaction committed? allow more with timeout_ms; see: syncd status"
+        )

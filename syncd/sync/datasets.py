@@ -22,7 +22,10 @@ class Follower(Protocol):
     """What moves a dataset on: its source, as it is being followed."""
 
     cursor: Cursor
-    scan: object | None
+
+    @property
+    def scanning(self) -> bool:
+        """Whether the table is being read as a whole."""
 
     @property
     def lags(self) -> bool:

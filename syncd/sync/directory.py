@@ -65,7 +65,7 @@ class Directory:
             for dataset in self.datasets:
                 if dataset.index.count:
                     there = dataset.index.contains(keys)
-                    found[dataset.name] = [keys[place] for place in np.flatnonzero(there)]
+                    found[dataset.name] = [keys[place] for place in np.flatnonzero(there).tolist()]
             return found
         places, numbers = self.map.view.find(hash_keys(self.key_kind, store_keys(self.key_kind, keys)))
         for place, number in zip(places.tolist(), numbers.tolist(), strict=True):

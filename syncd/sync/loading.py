@@ -45,7 +45,9 @@ async def load_source(
             dataset = Dataset(name, source, index, watched, "catching_up")
         watched.adopt(dataset)
     for row in saved.quarantine:
-        watched.quarantine[row.key] = Quarantined(DatasetName(row.dataset), row.reason, datetime.fromisoformat(row.since))
+        watched.quarantine[row.key] = Quarantined(
+            DatasetName(row.dataset), row.reason, datetime.fromisoformat(row.since)
+        )
     if doubt:
         logger.warning("reconciling", source=source.name, reason=doubt)
         watched.begin_scan()

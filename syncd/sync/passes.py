@@ -74,7 +74,10 @@ class Pass:
                 await self.rollback()
                 retry = [] if not again.args else again.args[0]
                 wanted = [each for each in (*wanted, *retry) if each.retry_at <= time.monotonic()]
-            except (pg.UndefinedTable, pg.InvalidSchemaName):  # renamed or dropped: the registry knows its name by its oid
+            except (
+                pg.UndefinedTable,
+                pg.InvalidSchemaName,
+            ):  # renamed or dropped: the registry knows its name by its oid
                 await self.rollback()
                 return PassOutcome(self.position.snapshot, more=True, sources=await read_sources(self.connection))
             except BaseException:

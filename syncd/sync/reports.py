@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import anyio
 import psycopg
 import structlog
@@ -10,12 +12,17 @@ from syncd.errors import SyncdError
 from syncd.postgres.control import Control
 from syncd.statements import statement
 from syncd.sync.consumer import Consumer
+from syncd.sync.datasets import State
 from syncd.sync.watched import Quarantined
-from syncd.types import Key
+from syncd.types import DatasetName, Key
 
 REPORT_SECONDS = 5.0
 
 logger = structlog.get_logger()
+
+
+DatasetReport = Mapping[DatasetName, tuple[State, int]]
+"""State and rows of each dataset."""
 
 
 class Reporter:
@@ -24,7 +31,7 @@ class Reporter:
     def __init__(self, consumer: Consumer, control: Control) -> None:
         self.consumer = consumer
         self.control = control
-        self.datasets: dict[str, tuple[str, int]] | None = None
+        self.datasets: DatasetReport | None = None
         self.quarantine: dict[tuple[int, Key], Quarantined] = {}
 
     async def run(self) -> None:
@@ -61,7 +68,7 @@ class Reporter:
         self.datasets, self.quarantine = datasets, quarantine
 
     async def report_datasets(
-        self, connection: psycopg.AsyncConnection, consumer: str, datasets: dict[str, tuple[str, int]]
+        self, connection: psycopg.AsyncConnection, consumer: str, datasets: DatasetReport
     ) -> None:
         """Datasets that are new, changed or gone."""
         before = self.datasets

@@ -86,6 +86,11 @@ class WatchedSource:
         self.unconfirmed = Unconfirmed(cursor)
 
     @property
+    def scanning(self) -> bool:
+        """Whether the table is being read as a whole."""
+        return self.scan is not None
+
+    @property
     def lags(self) -> bool:
         """Whether there is more to apply, as far as is known."""
         return self.scan is not None or self.cursor.window is not None or self.failure is not None or bool(self.reread)

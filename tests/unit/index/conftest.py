@@ -1,21 +1,14 @@
-"""Small datasets whose chunks hold eight rows, so that a few dozen rows cross every border."""
+"""An index in a directory of its own."""
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from syncd.index.dataset import DatasetIndex
-from syncd.index.vectors import Vectors
-from syncd.types import Key, KeyKind, Metric
-
-SMALL_CHUNKS = 64
-
-Create = Callable[..., DatasetIndex]
+from syncd.types import KeyKind, Metric
+from tests.unit.index.rows import SMALL_CHUNKS, Create
 
 
 @pytest.fixture
@@ -29,29 +22,3 @@ def create(directory: Path) -> Create:
         return DatasetIndex.create(directory, metric=metric, key_kind=key_kind, half=half, chunk_bytes=SMALL_CHUNKS)
 
     return create
-
-
-def key_of(kind: KeyKind, number: int) -> Key:
-    match kind:
-        case "integer":
-            return number - 3
-        case "uuid":
-            return str(uuid.UUID(int=number * 0x9E3779B97F4A7C15F39CC0605CEDC835 % 2**128))
-        case "text":
-            return "" if number == 0 else f"Schlüssel {number} " + "x" * (number % 7)
-        case "composite":
-            return f'[{number},"a"]'
-
-
-def random_vectors(count: int, dim: int, seed: int = 0) -> Vectors:
-    return np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32)
-
-
-def vector_of(index: DatasetIndex, key: Key) -> Vectors:
-    vector = index.vector_of(key)
-    assert vector is not None
-    return vector
-
-
-def no_vectors(dim: int = 0) -> Vectors:
-    return np.empty((0, dim), dtype=np.float32)

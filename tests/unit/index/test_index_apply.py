@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import Create, key_of, no_vectors, random_vectors, vector_of
 
 from syncd.errors import DimensionMismatch, InvalidParams, InvalidVector
 from syncd.types import Key, KeyKind
+from tests.unit.index.rows import Create, key_of, no_vectors, random_vectors, vector_of
 
 
 def test_of_a_repeated_key_the_last_row_counts(create: Create) -> None:

@@ -6,18 +6,19 @@ import errno
 import gc
 import os
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
-from conftest import SMALL_CHUNKS, Create, key_of, no_vectors, random_vectors
 
 from syncd.errors import DamagedFile, DataDirectoryError
 from syncd.index import columns, generation
 from syncd.index.dataset import DatasetIndex
 from syncd.index.saved import SavedIndex
 from syncd.types import KeyKind, Metric
+from tests.unit.index.rows import SMALL_CHUNKS, Create, key_of, no_vectors, random_vectors
 
 BITMAP_BYTES = 1003 // 8 + 1
 KINDS: list[KeyKind] = ["integer", "uuid", "text", "composite"]
@@ -179,7 +180,8 @@ def test_a_full_disk_loses_nothing(directory: Path, monkeypatch: pytest.MonkeyPa
     assert_same(index, DatasetIndex.load(directory, index.save().saved))
 
 
-def full_disk(after_calls: int):  # type: ignore[no-untyped-def]  # stands for os.pwrite
+def full_disk(after_calls: int) -> Callable[[int, memoryview, int], int]:
+    """A pwrite that writes by halves, and from some call on finds no space."""
     calls = 0
     write = os.pwrite
 
@@ -188,30 +190,66 @@ def full_disk(after_calls: int):  # type: ignore[no-untyped-def]  # stands for o
         calls += 1
         if calls > after_calls:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return write(descriptor, content[: max(1, len(content) // 2)], offset)  # short writes on the way
+        return write(descriptor, content[: max(1, len(content) // 2)], offset)
 
     return pwrite
 
 
-def test_after_a_failed_fsync_the_bytes_are_written_again(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    index = filled(directory)
-    for failing in range(1, 12):
-        index.apply([key_of("text", 400 + failing)], random_vectors(1, 4, seed=failing), [])
+def test_what_a_failed_fsync_lost_is_written_again(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = DatasetIndex.create(directory, metric="cosine", key_kind="text")
+    index.apply([key_of("text", n) for n in range(30)], random_vectors(30, 4), [])
+    for failing in range(4):
         with monkeypatch.context() as disk:
-            calls = iter(range(1, 1000))
-            fsync = os.fsync
-
-            def fail(descriptor: int, at: int = failing, calls=calls, fsync=fsync) -> None:  # type: ignore[no-untyped-def]
-                if next(calls) == at:
-                    raise OSError(errno.EIO, os.strerror(errno.EIO))
-                fsync(descriptor)
-
-            disk.setattr(os, "fsync", fail)
-            try:
+            disk.setattr(os, "fsync", losing_fsync(failing))
+            with pytest.raises(DataDirectoryError, match="Input/output error"):
                 index.save()
-            except DataDirectoryError:
-                assert index.save().bytes_written > 0
         assert_same(index, DatasetIndex.load(directory, index.save().saved))
+        index.apply([key_of("text", 50 + failing)], random_vectors(1, 4), [])
+
+
+def test_a_mapped_chunk_that_a_failed_fsync_lost_is_called_damaged(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = filled(directory)
+    monkeypatch.setattr(os, "fsync", losing_fsync(0))
+    with pytest.raises(DamagedFile, match="vectors-000000"):
+        index.save()
+
+
+def losing_fsync(at: int) -> Callable[[int], None]:
+    """An fsync that fails once, and whose file then has lost its bytes, as after a failed write-back."""
+    calls = 0
+    fsync = os.fsync
+
+    def lose(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == at + 1:
+            path = Path(f"/proc/self/fd/{descriptor}").readlink()
+            with path.open("r+b") as file:
+                file.write(bytes(path.stat().st_size))
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fsync(descriptor)
+
+    return lose
+
+
+def test_a_save_returns_when_its_files_and_their_names_are_durable(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    durable: list[str] = []
+    fsync = os.fsync
+
+    def record(descriptor: int) -> None:
+        durable.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    index = filled(directory)
+    assert durable == [directory.parent.parent.name, directory.parent.name]  # the new directories' names
+    saved = index.save().saved
+    assert set(saved.file_names) <= set(durable)
+    assert durable[-1] == directory.name
 
 
 def test_full_chunks_leave_the_heap_for_their_files(directory: Path) -> None:

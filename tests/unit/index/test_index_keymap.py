@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import Create, no_vectors, random_vectors
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +11,7 @@ from syncd.index import dataset, generation, view
 from syncd.index.keymap import Hashes, HashMultimap
 from syncd.index.keys import Stored
 from syncd.types import KeyKind
+from tests.unit.index.rows import Create, no_vectors, random_vectors
 
 BATCHES = st.lists(st.lists(st.integers(0, 30), max_size=40), max_size=12)
 

@@ -7,7 +7,6 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from conftest import SMALL_CHUNKS, key_of
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -15,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from syncd.index.dataset import DatasetIndex
 from syncd.index.vectors import Vectors
 from syncd.types import Key, KeyKind, Metric
+from tests.unit.index.rows import SMALL_CHUNKS, key_of
 
 NUMBERS = st.integers(0, 40)
 CHANGES = st.dictionaries(NUMBERS, st.one_of(st.none(), st.integers(0, 5)), max_size=25)

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from conftest import SMALL_CHUNKS, Create, no_vectors, random_vectors
 
 from syncd.index.dataset import DatasetIndex
+from tests.unit.index.rows import SMALL_CHUNKS, Create, no_vectors, random_vectors
 
 ROWS = 20
 PASSES = 400
@@ -102,6 +102,21 @@ def test_saves_beside_the_writer_load_as_whole_passes(tmp_path: Path) -> None:
     finally:
         writer.join()
     assert saves
+
+
+def test_what_was_captured_is_saved_whatever_comes_after(create: Create) -> None:
+    index, vectors = create(), random_vectors(60, 4)
+    index.apply(range(30), vectors[:30], [])
+    captured = index.capture()
+    index.apply(range(20, 60), vectors[20:], list(range(10)))
+    second = index.capture()
+    index.clear()
+    index.apply([1], random_vectors(1, 7), [])
+    third = index.capture()
+    saved = [capture.save().saved for capture in (third, second, captured)]  # in any order
+    loaded = [DatasetIndex.load(captured.directory, one) for one in saved]
+    assert [(one.count, one.dim) for one in loaded] == [(1, 7), (50, 4), (30, 4)]
+    assert [sorted(one.keys(None, 100).keys) for one in loaded] == [[1], list(range(10, 60)), list(range(30))]
 
 
 def test_pages_of_keys_are_stable_while_rows_change(create: Create) -> None:

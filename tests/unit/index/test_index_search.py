@@ -7,12 +7,12 @@ import threading
 import faiss
 import numpy as np
 import pytest
-from conftest import Create, no_vectors, random_vectors, vector_of
 
 from syncd.errors import DimensionMismatch, InvalidParams, InvalidVector
 from syncd.index.exact import use_one_thread
 from syncd.index.vectors import half_to_float
 from syncd.types import Metric
+from tests.unit.index.rows import Create, no_vectors, random_vectors, vector_of
 
 
 @pytest.mark.parametrize(("metric", "expected"), [("l2", [1.0, 5.0]), ("cosine", [0.0, 0.04]), ("ip", [-24.0, -7.0])])

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+
 from syncd.rpc.dispatch import Limits
 from syncd.rpc.messages import Params
 from syncd.rpc.protocol import Method
 from syncd.rpc.server import Server
 
 READ_LIMIT = 64 << 20
-TOKEN = "secret-ü"
+SHARED_WORD = "secret-ü"
 TEST_SECONDS = 10
 ANYTHING: Any = Any
 
@@ -42,7 +43,7 @@ class Service:
             own | methods,
             socket=path,
             listen="127.0.0.1:0" if tcp else None,
-            token=TOKEN if tcp else None,
+            token=SHARED_WORD if tcp else None,
             limits=limits,
             version="test",
         )
@@ -51,6 +52,7 @@ class Service:
         self.started = self.ended = self.spun = self.big_calls = 0
         self.changed = anyio.Event()
         self.stopped = anyio.Event()
+        self.scope = anyio.CancelScope()
 
     @property
     def tcp(self) -> tuple[str, int]:
@@ -94,8 +96,12 @@ class Service:
             await self.changed.wait()
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
-        await self.server.serve(task_status=task_status)
+        with self.scope:
+            await self.server.serve(task_status=task_status)
         self.stopped.set()
+
+    def cancel(self) -> None:
+        self.scope.cancel()
 
 
 @asynccontextmanager

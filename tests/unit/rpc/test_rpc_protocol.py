@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 from structlog.testing import capture_logs
+
 from syncd.errors import InvalidFilter, InvalidParams, RequestError, TimedOut, UnknownDataset
 from syncd.rpc.discovery import openrpc_document
 from syncd.rpc.messages import NoParams, SearchParams, SearchResult

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import anyio
 import pytest
-from rpc_service import ANYTHING, AnyParams, lines_to, serving
+from tests.unit.rpc.rpc_service import ANYTHING, SHARED_WORD, AnyParams, lines_to, serving
 from structlog.testing import capture_logs
+
 from syncd.rpc.dispatch import Limits
 from syncd.rpc.protocol import Method
 
@@ -18,7 +19,7 @@ SEED = 7
 async def test_ping_authenticate_and_discover_are_there_without_being_asked_for(path: Path) -> None:
     async with serving(path), lines_to(path) as client:
         assert await client.ask("ping") == {"jsonrpc": "2.0", "id": 1, "result": "pong"}
-        assert (await client.ask("authenticate", token="any"))["result"] is True
+        assert (await client.ask("authenticate", token=SHARED_WORD))["result"] is True
         names = [method["name"] for method in (await client.ask("rpc.discover"))["result"]["methods"]]
         assert names == ["authenticate", "big", "echo", "fail", "hold", "ping", "rpc.discover", "spin"]
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from syncd.errors import InvalidParams, InvalidVector
 from syncd.rpc.wire import key_from_wire, key_to_wire, vector_from_wire, vector_to_base64, vector_to_wire
 from syncd.types import Key, KeyKind

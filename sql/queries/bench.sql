@@ -1,0 +1,50 @@
+-- The tables of `syncd bench`, in a schema of their own that is dropped at the end.
+
+-- name: create_schema
+CREATE SCHEMA syncd_bench;
+
+-- name: drop_schema
+DROP SCHEMA IF EXISTS syncd_bench CASCADE;
+
+-- name: has_vector_extension
+SELECT count(*) FROM pg_available_extensions WHERE name = 'vector';
+
+-- name: create_vector_extension
+CREATE EXTENSION IF NOT EXISTS vector;
+
+-- name: create_table
+CREATE TABLE syncd_bench.{table} (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, embedding {type} NOT NULL);
+
+-- name: create_hnsw
+CREATE INDEX ON syncd_bench.{table} USING hnsw (embedding vector_cosine_ops);
+
+-- name: create_samples
+-- Vectors to insert again and again, so that making them is not what is measured.
+CREATE TABLE syncd_bench.samples AS
+SELECT i AS id, (SELECT array_agg((random() - 0.5)::real) FROM generate_series(1, {dimension}) WHERE i = i)::{type} AS embedding
+FROM generate_series(1, 100) AS i;
+
+-- name: index_samples
+ALTER TABLE syncd_bench.samples ADD PRIMARY KEY (id);
+
+-- name: insert_sample
+INSERT INTO syncd_bench.{table} (embedding) SELECT embedding FROM syncd_bench.samples WHERE id = (SELECT 1 + floor(random() * 100)::integer);
+
+-- name: insert_returning
+INSERT INTO syncd_bench.{table} (embedding) SELECT embedding FROM syncd_bench.samples WHERE id = (SELECT 1 + floor(random() * 100)::integer)
+RETURNING id;
+
+-- name: copy_rows
+COPY syncd_bench.{table} (embedding) FROM STDIN (FORMAT BINARY);
+
+-- name: attach
+SELECT rows FROM syncd.attach(%s, metric => %s);
+
+-- name: detach
+SELECT syncd.detach(%s);
+
+-- name: truncate
+TRUNCATE syncd_bench.{table};
+
+-- name: vacuum
+VACUUM ANALYZE syncd_bench.{table};
