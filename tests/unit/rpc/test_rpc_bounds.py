@@ -6,9 +6,9 @@ from pathlib import Path
 import anyio
 import pytest
 from anyio.to_thread import run_sync
-from tests.unit.rpc.rpc_service import SHARED_WORD, lines_to, serving
 
 from syncd.rpc.dispatch import Limits
+from tests.unit.rpc.rpc_service import SHARED_WORD, lines_to, serving
 
 pytestmark = pytest.mark.anyio
 MEBIBYTE = 1 << 20

@@ -9,7 +9,6 @@ import anyio
 import numpy as np
 import pytest
 from anyio.to_thread import run_sync
-from tests.unit.rpc.rpc_service import SHARED_WORD, serving
 
 from syncd.errors import (
     DimensionMismatch,
@@ -35,6 +34,7 @@ from syncd.rpc.dispatch import Limits
 from syncd.rpc.messages import WirePosition
 from syncd.rpc.protocol import Method
 from syncd.rpc.wire import vector_from_wire
+from tests.unit.rpc.rpc_service import SHARED_WORD, serving
 
 pytestmark = pytest.mark.anyio
 T = TypeVar("T")
@@ -256,7 +256,7 @@ async def test_other_errors_are_request_errors_with_their_message(path: Path) ->
 
 async def test_calls_of_one_asynchronous_client_run_at_once_and_find_their_answers(path: Path) -> None:
     async with serving(path) as service, AsyncClient(path) as client:
-        answers: dict[int, object] = {}
+        answers: dict[int, int] = {}
 
         async def hold(number: int) -> None:
             answers[number] = await client.run(hold_call(number))
@@ -284,7 +284,7 @@ async def test_a_cancelled_call_takes_no_other_with_it(path: Path) -> None:
 async def test_threads_share_a_blocking_client(path: Path) -> None:
     async with serving(path) as service:
         client = Client(path)
-        answers: dict[int, object] = {}
+        answers: dict[int, int] = {}
 
         def echo(number: int) -> None:
             for _ in range(20):

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import anyio
 import pytest
-from tests.unit.rpc.rpc_service import ANYTHING, SHARED_WORD, AnyParams, lines_to, serving
 from structlog.testing import capture_logs
 
 from syncd.rpc.dispatch import Limits
 from syncd.rpc.protocol import Method
+from tests.unit.rpc.rpc_service import ANYTHING, SHARED_WORD, AnyParams, lines_to, serving
 
 pytestmark = pytest.mark.anyio
 SEED = 7

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 from anyio.to_thread import run_sync
-from tests.unit.rpc.rpc_service import SHARED_WORD, lines_to, serving
 
 from syncd.errors import SettingsError
 from syncd.rpc.address import TcpAddress, UnixAddress, find_service
 from syncd.rpc.dispatch import Limits
 from syncd.rpc.server import Server
 from syncd.rpc.sockets import MAX_PATH_BYTES, bind_tcp, bind_unix
+from tests.unit.rpc.rpc_service import SHARED_WORD, lines_to, serving
 
 
 def leave_stale(path: Path) -> None:
