@@ -19,19 +19,14 @@ CREATE TABLE syncd_bench.{table} (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY
 CREATE INDEX ON syncd_bench.{table} USING hnsw (embedding vector_cosine_ops);
 
 -- name: create_samples
--- Vectors to insert again and again, so that making them is not what is measured.
-CREATE TABLE syncd_bench.samples AS
-SELECT i AS id, (SELECT array_agg((random() - 0.5)::real) FROM generate_series(1, {dimension}) WHERE i = i)::{type} AS embedding
-FROM generate_series(1, 100) AS i;
-
--- name: index_samples
-ALTER TABLE syncd_bench.samples ADD PRIMARY KEY (id);
+-- Vectors to insert, so that making them is not what is measured; many, since an HNSW index stores equal ones only once.
+CREATE TABLE syncd_bench.samples (id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY, embedding {type} NOT NULL);
 
 -- name: insert_sample
-INSERT INTO syncd_bench.{table} (embedding) SELECT embedding FROM syncd_bench.samples WHERE id = (SELECT 1 + floor(random() * 100)::integer);
+INSERT INTO syncd_bench.{table} (embedding) SELECT embedding FROM syncd_bench.samples WHERE id = (SELECT 1 + floor(random() * 20000)::integer);
 
 -- name: insert_returning
-INSERT INTO syncd_bench.{table} (embedding) SELECT embedding FROM syncd_bench.samples WHERE id = (SELECT 1 + floor(random() * 100)::integer)
+INSERT INTO syncd_bench.{table} (embedding) SELECT embedding FROM syncd_bench.samples WHERE id = (SELECT 1 + floor(random() * 20000)::integer)
 RETURNING id;
 
 -- name: copy_rows

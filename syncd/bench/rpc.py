@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import faiss
 import numpy as np
 
-from syncd.bench.backfill import TABLE, fill
 from syncd.bench.environment import Environment, serving
 
+TABLE = "rpc"
 ROUNDS = 2000
 WARM_UP = 200
 
@@ -30,7 +30,7 @@ class RoundTrip:
 def measure(where: Environment, *, rows: int, dimension: int, seed: int = 0) -> RoundTrip:
     """Search by RPC and by FAISS in turn, so that both meet the same machine."""
     where.create_tables(TABLE, dimension=dimension)
-    fill(where, rows, dimension, seed)
+    where.fill(TABLE, rows, dimension, seed)
     where.run("attach", [f"syncd_bench.{TABLE}", "ip"])
     faiss.omp_set_num_threads(1)
     vectors = np.random.default_rng(seed).standard_normal((rows, dimension)).astype(np.float32)
