@@ -51,6 +51,10 @@ class Snapshot:
         """Whether a transaction with this 64-bit id had ended when the snapshot was taken."""
         return xid < self.xmax and xid not in self.in_progress
 
+    def age(self) -> tuple[int, int]:
+        """A key that orders the snapshots of one session by age, the oldest first."""
+        return self.xmax, -len(self.in_progress)
+
     def covers(self, other: Snapshot) -> bool:
         """Whether this one sees every transaction that ``other`` sees."""
         newly_hidden = {xid for xid in self.in_progress if xid < other.xmax} - other.in_progress

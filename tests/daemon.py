@@ -28,6 +28,22 @@ class Daemon:
         self.settings = settings
         self.log = data_dir.parent / f"{data_dir.name}.log"
         self.process: subprocess.Popen[bytes] | None = None
+        self.constants: dict[str, float] = {}
+
+    def with_constant(self, name: str, value: float) -> Daemon:
+        """Give a constant of a module, such as ``syncd.sync.consumer.POLL_SECONDS``, another value in the processes to come."""
+        self.constants[name] = value
+        return self
+
+    @property
+    def program(self) -> list[str]:
+        """What Python runs."""
+        if not self.constants:
+            return ["-m", "syncd.cli.main"]
+        assign = "from unittest.mock import patch; from syncd.cli.main import main; " + "".join(
+            f"patch({name!r}, {value!r}).start(); " for name, value in self.constants.items()
+        )
+        return ["-c", assign + "main()"]
 
     @property
     def environment(self) -> dict[str, str]:
@@ -41,7 +57,7 @@ class Daemon:
         self.data_dir.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "syncd.cli.main", "serve", *arguments], env=self.environment, stdout=subprocess.PIPE, stderr=log
+                [sys.executable, *self.program, "serve", *arguments], env=self.environment, stdout=subprocess.PIPE, stderr=log
             )  # fmt: skip
         return self.process
 

@@ -54,6 +54,16 @@ WHERE l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current
        AND l.relation IN ('syncd.outbox'::regclass, 'syncd.outbox_0'::regclass, 'syncd.outbox_1'::regclass, 'syncd.outbox_2'::regclass)
        OR l.locktype = 'advisory' AND l.objsubid = 1 AND (l.classid::bigint << 32 | l.objid::bigint) = 8317708086);
 
+-- name: take_guard
+-- While this session holds the guard nobody notifies: the consumer is awake, and a NOTIFY would only serialise commits. Not where
+-- another consumer may be asleep.
+SELECT pg_try_advisory_lock(8317708086)
+WHERE NOT EXISTS (SELECT FROM syncd.consumers AS c WHERE c.name <> %s AND c.reported_at > now() - interval '1 minute');
+
+-- name: release_guard
+SELECT pg_advisory_unlock(8317708086);
+
+
 -- name: listen
 LISTEN syncd;
 

@@ -1,8 +1,22 @@
--- What one pass reads. {braces} are filled in by the caller: identifiers, compiled expressions, and bounds of the outbox as literals, so
--- that the planner sees them and uses the index for both ranges.
+-- What one pass reads. {braces} are filled in by the caller: identifiers, compiled expressions, and bounds of the outbox, which are numbers,
+-- as literals, so that the planner sees them and uses the index for both ranges.
 
 -- name: begin_pass
 BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
+
+-- name: session_settings
+-- Of a connection of our own, once.
+SET search_path = pg_catalog, syncd;
+SET lock_timeout = '100ms';
+SET statement_timeout = '30s';
+SET idle_in_transaction_session_timeout = '30s';
+SET max_parallel_workers_per_gather = 0;
+SET row_security = off;
+SET enable_seqscan = off;
+SET jit = off;
+
+-- name: local_settings
+-- The same for one transaction, where a pooler may give each one another session.
 SET LOCAL search_path = pg_catalog, syncd;
 SET LOCAL lock_timeout = '100ms';
 SET LOCAL statement_timeout = '30s';
@@ -31,33 +45,36 @@ COMMIT;
 ROLLBACK;
 
 -- name: read_snapshot
--- The first statement of a pass that takes a snapshot: S1. The names are those that the locked oids have now.
-SELECT pg_current_snapshot()::text, (SELECT last_value FROM syncd.outbox_id), pg_is_in_recovery(), (SELECT c.run_id::text FROM syncd.consumers AS c WHERE c.name = %s),
+-- The first statement of a pass that takes a snapshot: S1. With it, what the pass must know before it reads: is this still our place to
+-- be, the names that the locked oids have now, and whether there is a marker since the oldest position.
+SELECT pg_current_snapshot()::text, (SELECT last_value FROM syncd.outbox_id), pg_is_in_recovery(),
+       (SELECT c.run_id::text FROM syncd.consumers AS c WHERE c.name = {consumer}),
        (SELECT coalesce(json_agg(json_build_array(r.oid::bigint, n.nspname, r.relname)), '[]')
-        FROM pg_class AS r JOIN pg_namespace AS n ON n.oid = r.relnamespace WHERE r.oid = ANY (%s::oid[]));
+        FROM pg_class AS r JOIN pg_namespace AS n ON n.oid = r.relnamespace WHERE r.oid = ANY ({oids}::oid[])),
+       EXISTS (SELECT FROM syncd.outbox AS o WHERE o.op <> 'k' AND ({range}));
 
 -- name: read_markers
 SELECT o.source, o.op::text FROM syncd.outbox AS o
-WHERE o.op <> 'k' AND ({range}) AND o.source = ANY ({sources}::integer[]) ORDER BY o.xid, o.id;
+WHERE o.op <> 'k' AND ({range}) AND o.source = ANY ('{{{sources}}}'::integer[]) ORDER BY o.xid, o.id;
 
 -- name: read_registry_changes
 SELECT 1 FROM syncd.outbox AS o WHERE o.op <> 'k' AND o.op IN ('a', 'd') AND ({range}) LIMIT 1;
 
 -- name: in_progress_range
-o.xid = ANY ({in_progress}::xid8[]);
+o.xid = ANY ('{{{in_progress}}}'::xid8[]);
 
 -- name: newer_range
-o.xid >= {xmax}::xid8;
+o.xid >= '{xmax}'::xid8;
 
 -- name: read_changed_keys
 -- Keys written by transactions that the pass sees and the position did not: those in progress then, and those begun since. A window that
 -- takes more than one page keeps its own end: only transactions that the first page's snapshot saw.
-SELECT o.xid::text, o.id, o.source, o.key FROM syncd.outbox AS o
-WHERE {range} AND (o.xid, o.id) > ({after_xid}::xid8, {after_id}) AND {window} AND o.op = 'k' AND o.source = ANY ({sources}::integer[])
+SELECT o.xid::text::bigint, o.id, o.source, o.key FROM syncd.outbox AS o
+WHERE {range} AND (o.xid, o.id) > ('{after_xid}'::xid8, {after_id}) AND {window} AND o.op = 'k' AND o.source = ANY ('{{{sources}}}'::integer[])
 ORDER BY o.xid, o.id LIMIT {page_rows};
 
 -- name: window_end
-pg_visible_in_snapshot(o.xid, {snapshot}::pg_snapshot);
+pg_visible_in_snapshot(o.xid, '{snapshot}'::pg_snapshot);
 
 -- name: no_window_end
 true;

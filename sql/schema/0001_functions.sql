@@ -10,9 +10,13 @@ DECLARE
     caller_path text := pg_catalog.current_setting('search_path');
     compiled text;
     cause text;
+    one_statement refcursor;
 BEGIN
     BEGIN
         EXECUTE pg_catalog.format('CREATE TEMPORARY TABLE syncd_like (LIKE %s)', source);
+        -- A cursor refuses text that ends the statement and begins another, before any of it runs.
+        OPEN one_statement FOR EXECUTE pg_catalog.format('SELECT (((%s)::%s)) FROM pg_temp.syncd_like', expression, type);
+        CLOSE one_statement;
         EXECUTE pg_catalog.format('CREATE INDEX syncd_like_expression ON pg_temp.syncd_like (((%s)::%s))', expression, type);
     EXCEPTION WHEN OTHERS THEN
         GET STACKED DIAGNOSTICS cause = MESSAGE_TEXT;
@@ -22,8 +26,9 @@ BEGIN
                          || ' that can be cast to ' || type || '.';
     END;
     PERFORM pg_catalog.set_config('search_path', 'pg_catalog', true);
-    -- A plain column is no expression to an index; more than one column was more than one expression.
-    SELECT CASE WHEN i.indnatts = 1
+    -- A plain column is no expression to an index; more than one column, a condition or another type was more than one expression.
+    SELECT CASE WHEN i.indnatts = 1 AND i.indpred IS NULL AND (SELECT a.atttypid FROM pg_catalog.pg_attribute AS a
+                                                               WHERE a.attrelid = i.indexrelid AND a.attnum = 1) = type::pg_catalog.regtype
                 THEN coalesce(pg_catalog.pg_get_expr(i.indexprs, i.indrelid),
                               (SELECT pg_catalog.format('%I', a.attname) FROM pg_catalog.pg_attribute AS a
                                WHERE a.attrelid = i.indrelid AND a.attnum = i.indkey[0])) END
@@ -136,7 +141,8 @@ BEGIN
                WHERE k.place <= i.indnkeyatts) = names) THEN
         RAISE EXCEPTION 'no unique index of table % has exactly the key columns (%)', source, array_to_string(names, ', ')
             USING ERRCODE = 'invalid_parameter_value',
-                  HINT = format('CREATE UNIQUE INDEX ON %s (%s);', source, array_to_string(names, ', '));
+                  HINT = format('CREATE UNIQUE INDEX ON %s (%s);', source,
+                                (SELECT string_agg(quote_ident(n.name), ', ' ORDER BY n.place) FROM unnest(names) WITH ORDINALITY AS n (name, place)));
     END IF;
     SELECT array_agg(format_type(a.atttypid, NULL) ORDER BY n.place) INTO types
     FROM unnest(names) WITH ORDINALITY AS n (name, place) JOIN pg_attribute AS a ON a.attname = n.name
@@ -171,6 +177,9 @@ BEGIN
     ELSIF c.relpersistence = 't' THEN
         RAISE EXCEPTION '% is a temporary table, which only its own session can read', source USING ERRCODE = 'wrong_object_type',
             HINT = 'Attach a permanent table.';
+    ELSIF c.relpersistence = 'u' THEN
+        RAISE EXCEPTION '% is an unlogged table, which a crash of the server empties without a trace', source
+            USING ERRCODE = 'wrong_object_type', HINT = format('ALTER TABLE %s SET LOGGED;', source);
     ELSIF c.relnamespace = 'syncd'::regnamespace AND c.relname <> 'embeddings' OR c.relnamespace = 'pg_catalog'::regnamespace THEN
         RAISE EXCEPTION '% belongs to the system', source USING ERRCODE = 'wrong_object_type', HINT = 'Attach a table of your own.';
     ELSIF EXISTS (SELECT FROM pg_inherits AS i WHERE i.inhparent = source) THEN
@@ -307,7 +316,7 @@ BEGIN
         RAISE EXCEPTION 'there is no metric %', pg_catalog.quote_nullable(metric)
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Take cosine, l2 or ip.';
     END IF;
-    SELECT pg_catalog.quote_ident(c.name) INTO bad FROM pg_catalog.unnest(columns) AS c (name)
+    SELECT coalesce(pg_catalog.quote_ident(c.name), 'NULL') INTO bad FROM pg_catalog.unnest(columns) AS c (name)
     WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_attribute AS a
                       WHERE a.attrelid = relation AND a.attname = c.name AND a.attnum > 0 AND NOT a.attisdropped) LIMIT 1;
     IF bad IS NOT NULL THEN

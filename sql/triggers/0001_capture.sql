@@ -17,15 +17,17 @@ AS $function$
 $function$;
 
 -- Wake the consumer: only the transaction that wins the guard notifies, since NOTIFY serialises every commit in the database.
--- The numbers are notify_mode's. Called after a write to the outbox, by functions that have pinned the search path.
+-- The numbers are notify_mode's. Called after a write to the outbox, by functions that have pinned the search path. The guard is asked for in
+-- a plain expression, which costs a loser nothing; a query would cost it a fifth of the whole trigger.
 CREATE FUNCTION syncd.wake() RETURNS void
 LANGUAGE plpgsql
 AS $function$
 BEGIN
-    PERFORM pg_notify('syncd', '')
-    FROM syncd.notify_mode AS m
-    WHERE (m.last_value = 2 OR m.last_value = 1 AND current_setting('max_prepared_transactions') = '0')
-      AND pg_try_advisory_xact_lock(8317708086);
+    IF pg_try_advisory_xact_lock(8317708086) THEN
+        PERFORM pg_notify('syncd', '')
+        FROM syncd.notify_mode AS m
+        WHERE m.last_value = 2 OR m.last_value = 1 AND current_setting('max_prepared_transactions') = '0';
+    END IF;
 END
 $function$;
 
@@ -37,6 +39,7 @@ AS $function$
 DECLARE
     event text;
     changed_rows text;
+    inserts text;
 BEGIN
     FOREACH event IN ARRAY ARRAY['insert', 'update', 'delete', 'truncate'] LOOP
         changed_rows := CASE event
@@ -47,36 +50,43 @@ BEGIN
                                       syncd.capture_key(key, 'syncd_o'), syncd.capture_key(key, 'syncd_n'))
             ELSE 'SELECT NULL::pg_catalog.text'
         END;
+        -- Into the current slot's own table: finding it among the partitions would cost a third as much again.
+        SELECT string_agg(format('WHEN %1$s THEN INSERT INTO syncd.outbox_%1$s (slot, source, op, key) '
+                                 'SELECT %1$s, %2$s, %3$L, syncd_k.syncd_key FROM (%4$s) AS syncd_k (syncd_key);',
+                                 slot, source_id, CASE event WHEN 'truncate' THEN 't' ELSE 'k' END, changed_rows), E'\n' ORDER BY slot)
+        INTO inserts FROM generate_series(0, 2) AS slot;
         EXECUTE format($template$
             CREATE FUNCTION syncd.%I() RETURNS trigger
             LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, syncd
             AS $capture$
             #variable_conflict use_column
             BEGIN
+                CASE pg_sequence_last_value('syncd.outbox_slot')
+                %s
+                END CASE;
+                -- As syncd.wake() does; a call would cost as much as what it calls.
+                IF FOUND AND pg_try_advisory_xact_lock(8317708086) THEN
+                    PERFORM pg_notify('syncd', '')
+                    FROM syncd.notify_mode AS syncd_m
+                    WHERE syncd_m.last_value = 2
+                       OR syncd_m.last_value = 1 AND current_setting('max_prepared_transactions') = '0';
+                END IF;
+                RETURN NULL;
+            EXCEPTION WHEN OTHERS THEN
+                -- A key column was renamed or dropped, or syncd's schema is damaged: the application goes on, the source is read again.
+                -- Nobody is woken, since that may be what failed; the consumer looks by itself within its poll interval.
                 BEGIN
-                    INSERT INTO syncd.outbox (slot, source, op, key)
-                    SELECT (SELECT syncd_s.last_value FROM syncd.outbox_slot AS syncd_s), %s, %L, syncd_k.syncd_key
-                    FROM (%s) AS syncd_k (syncd_key);
-                    IF NOT FOUND THEN
-                        RETURN NULL;
-                    END IF;
-                EXCEPTION
-                    -- A key column was renamed, dropped or changed its type: the application goes on, the source is read again.
-                    WHEN undefined_column OR datatype_mismatch OR undefined_function THEN
-                        INSERT INTO syncd.outbox (slot, source, op)
-                        SELECT syncd_s.last_value, %s, 'r' FROM syncd.outbox_slot AS syncd_s;
-                    WHEN undefined_table THEN
-                        RAISE WARNING 'syncd could not note a change of %%: %%', TG_RELID::regclass, SQLERRM
-                            USING HINT = 'The schema syncd is damaged: run syncd uninstall and syncd init, then attach again.';
-                        RETURN NULL;
+                    INSERT INTO syncd.outbox (slot, source, op)
+                    SELECT syncd_s.last_value, %s, 'r' FROM syncd.outbox_slot AS syncd_s;
+                EXCEPTION WHEN OTHERS THEN
+                    RAISE WARNING 'syncd could not note a change of %%: %%', TG_RELID::regclass, SQLERRM
+                        USING HINT = 'The schema syncd is damaged: run syncd uninstall and syncd init, then attach again.';
                 END;
-                PERFORM syncd.wake();
                 RETURN NULL;
             END
             $capture$
             $template$,
-            format('capture_%s_%s', source_id, event), source_id, CASE event WHEN 'truncate' THEN 't' ELSE 'k' END,
-            changed_rows, source_id);
+            format('capture_%s_%s', source_id, event), inserts, source_id);
     END LOOP;
 END
 $function$;

@@ -83,7 +83,10 @@ class Environment:
 @contextmanager
 def environment(settings: Settings) -> Iterator[Environment]:
     """Prepare the database and clean up after the benchmark, whatever happens in it."""
-    with tempfile.TemporaryDirectory(prefix="syncd-bench-") as folder, connect_blocking(settings.conninfo) as connection:
+    with (
+        tempfile.TemporaryDirectory(prefix="syncd-bench-") as folder,
+        connect_blocking(settings.conninfo) as connection,
+    ):
         schema.install(settings.conninfo)
         connection.autocommit = True
         connection.execute(statement("bench", "drop_schema"))

@@ -47,9 +47,7 @@ def run(where: Environment, service: Serving, *, writers: int, commits: int, idl
     """Each writer in a process of its own, so that they do not wait for one another."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(writers) as pool:
-        arguments = [
-            (where.conninfo, str(service.socket), commits, idle, seed + number) for number in range(writers)
-        ]
+        arguments = [(where.conninfo, str(service.socket), commits, idle, seed + number) for number in range(writers)]
         delays = np.concatenate(pool.starmap(write_and_look, arguments)) * 1000
     p50, p99 = np.percentile(delays, [50, 99])
     return Freshness(writers, len(delays), round(float(p50), 2), round(float(p99), 2), round(float(delays.max()), 2))

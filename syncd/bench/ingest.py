@@ -32,9 +32,7 @@ class Ingest:
     attached_to_hnsw: float | None
 
 
-def measure(
-    where: Environment, *, dimension: int, clients: list[int], seconds: int, rounds: int
-) -> list[Ingest]:
+def measure(where: Environment, *, dimension: int, clients: list[int], seconds: int, rounds: int) -> list[Ingest]:
     """Every table in turn, in each round, while syncd follows the attached one on the same machine."""
     tables = TABLES if where.vector_type == "vector" else TABLES[:2]
     where.create_tables(*tables, dimension=dimension)

@@ -43,7 +43,9 @@ def fresh(
 
 @bench.command()
 def ingest(
-    clients: Annotated[list[int] | None, typer.Option(help="Number of writers; again for more. Default: 1, 8, 32.")] = None,
+    clients: Annotated[
+        list[int] | None, typer.Option(help="Number of writers; again for more. Default: 1, 8, 32.")
+    ] = None,
     seconds: Annotated[int, typer.Option(help="Seconds for each run.")] = 5,
     rounds: Annotated[int, typer.Option(help="Rounds; tables take turns in each.")] = 5,
     dim: Dimension = 768,

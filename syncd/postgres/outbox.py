@@ -6,13 +6,12 @@ id cursor would lose a transaction that took a lower id and committed later; a b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import psycopg
-from psycopg import sql
 
-from syncd.postgres.source import passes
+from syncd.statements import statement
 from syncd.types import Position, Snapshot
 
 PAGE_ROWS = 5000
@@ -53,16 +52,14 @@ class Marker:
 
 async def read_markers(connection: psycopg.AsyncConnection, cursor: Cursor, sources: Sequence[int]) -> list[Marker]:
     """Markers newer than the cursor, in order. They are read when a window begins, so that a page never undoes an earlier one."""
-    query = passes("read_markers").format(
-        range=window_range(cursor.position.snapshot), sources=sql.Literal(list(sources))
-    )
+    query = bounded("read_markers", range=window_range(cursor.position.snapshot), sources=numbers(sources))
     result = await connection.execute(query, prepare=False)
     return [Marker(*row) for row in await result.fetchall()]
 
 
 async def registry_changed(connection: psycopg.AsyncConnection, snapshot: Snapshot) -> bool:
     """Whether anything was attached or detached since a snapshot."""
-    query = passes("read_registry_changes").format(range=window_range(snapshot))
+    query = bounded("read_registry_changes", range=window_range(snapshot))
     return await (await connection.execute(query, prepare=False)).fetchone() is not None
 
 
@@ -74,31 +71,31 @@ async def read_changes(
     page_rows: int = PAGE_ROWS,
 ) -> Changes:
     """The next page of keys that changed since ``cursor``, inside the transaction whose snapshot is ``now``."""
-    start = cursor.position.snapshot
     after = cursor.window.after if cursor.window else (0, 0)
     window = (
-        passes("window_end").format(snapshot=sql.Literal(str(cursor.window.end)))
-        if cursor.window
-        else sql.Composed([passes("no_window_end")])
+        part("window_end").format(snapshot=cursor.window.end) if cursor.window is not None else part("no_window_end")
     )
     keys: dict[int, dict[str, None]] = {}
     last, rows, newest_id = after, 0, cursor.position.outbox_id
     # Transactions in progress at the position come first: their ids are below xmax, so the two ranges are in order of (xid, id).
-    for outbox_range in ranges(start):
-        query = passes("read_changed_keys").format(
+    for outbox_range in ranges(cursor.position.snapshot):
+        query = bounded(
+            "read_changed_keys",
             range=outbox_range,
-            after_xid=sql.Literal(str(last[0])),
-            after_id=sql.Literal(last[1]),
+            after_xid=last[0],
+            after_id=last[1],
             window=window,
-            sources=sql.Literal(list(sources)),
-            page_rows=sql.Literal(page_rows - rows),
+            sources=numbers(sources),
+            page_rows=page_rows - rows,
         )
-        result = await connection.execute(query, prepare=False)
-        for xid, outbox_id, source, key in await result.fetchall():
+        result = await connection.execute(query, prepare=False, binary=True)
+        found = await result.fetchall()
+        for _, outbox_id, source, key in found:
             keys.setdefault(source, {})[key] = None
-            last = (int(xid), outbox_id)
             newest_id = max(newest_id, outbox_id)
-            rows += 1
+        if found:
+            last = found[-1][:2]
+            rows += len(found)
         if rows >= page_rows:
             end = cursor.window.end if cursor.window else now
             following = Cursor(replace(cursor.position, outbox_id=newest_id), Window(end, last))
@@ -108,15 +105,29 @@ async def read_changes(
     return Changes({source: list(found) for source, found in keys.items()}, following, rows)
 
 
-def ranges(snapshot: Snapshot) -> list[sql.Composable]:
+def ranges(snapshot: Snapshot) -> list[str]:
     """The outbox's two index ranges that a snapshot did not see; the first is left out when nothing was in progress."""
-    newer = passes("newer_range").format(xmax=sql.Literal(str(snapshot.xmax)))
+    newer = part("newer_range").format(xmax=snapshot.xmax)
     if not snapshot.in_progress:
         return [newer]
-    in_progress = [str(xid) for xid in sorted(snapshot.in_progress)]
-    return [passes("in_progress_range").format(in_progress=sql.Literal(in_progress)), newer]
+    return [part("in_progress_range").format(in_progress=numbers(sorted(snapshot.in_progress))), newer]
 
 
-def window_range(snapshot: Snapshot) -> sql.Composable:
+def window_range(snapshot: Snapshot) -> str:
     """Both ranges as one condition."""
-    return sql.SQL(" OR ").join(ranges(snapshot))
+    return " OR ".join(ranges(snapshot))
+
+
+def bounded(name: str, **bounds: str | int) -> bytes:
+    """A statement with its bounds. They are numbers, and texts made of numbers here, never anything that a user wrote."""
+    return part(name).format(**bounds).encode()
+
+
+def numbers(values: Iterable[int]) -> str:
+    """The elements of an array literal."""
+    return ",".join(map(str, values))
+
+
+def part(name: str) -> str:
+    """A statement, or a part of one, of ``queries/passes.sql``."""
+    return statement("passes", name)

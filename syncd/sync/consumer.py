@@ -6,7 +6,6 @@ and it may not be the last to commit, or may roll back and take its notification
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -36,6 +35,7 @@ from syncd.statements import statement
 from syncd.store.manifest import Manifest
 from syncd.sync.datasets import Follower, Registry, State
 from syncd.sync.loading import load_source
+from syncd.sync.pace import Pace
 from syncd.sync.passes import Pass, PassOutcome
 from syncd.sync.wake import Wake
 from syncd.sync.watched import WatchedSource
@@ -43,13 +43,7 @@ from syncd.types import Position, Snapshot
 
 POLL_SECONDS = 1.0
 POLL_SECONDS_WITHOUT_NOTIFY = 0.02
-AFTER_ACTIVITY_SECONDS = 3.0
-AFTER_ACTIVITY_POLL_SECONDS = 0.03
-OPEN_WRITER_DELAYS_SECONDS = (0.005, 0.05)
-OPEN_WRITER_PATIENCE_SECONDS = 3.0
 WAITER_POLL_SECONDS = 0.02
-PACE_SECONDS = 0.01
-"""Between passes under load. Writers on the same cores get more of them, and a change waits this much longer."""
 
 logger = structlog.get_logger()
 NOWHERE = Position(Snapshot(0, 0, frozenset()), 0)
@@ -78,10 +72,7 @@ class Consumer:
         self.pass_done = anyio.Event()
         self.last_pass_at = time.monotonic()
         self.newest_outbox_id = 0
-        self.active_at = -math.inf
-        self.open_writers: frozenset[str] = frozenset()
-        self.open_writers_since = 0.0
-        self.open_writer_delay = OPEN_WRITER_DELAYS_SECONDS[0]
+        self.pace = Pace()
 
     async def run(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
         """Follow until cancelled. Errors before the first connection stop the start; a lost connection later is opened again."""
@@ -97,7 +88,7 @@ class Consumer:
                     delays = backoff_delays()
                     self.connected = True
                     while True:
-                        await self.pace(await self.look_and_pass(connection))
+                        await self.rest(connection, await self.look_and_pass(connection))
             except ConsumerReplaced:
                 raise
             except (psycopg.Error, DatabaseError) as error:
@@ -113,11 +104,14 @@ class Consumer:
 
     async def begin(self, connection: psycopg.AsyncConnection, *, first: bool) -> None:
         """After every connect: is this the database that the indexes stand for? If in doubt, compare everything with it."""
+        self.pace = Pace()  # a new session holds no guard
         prepared_transactions = await check_server(connection)
         incarnation = await read_incarnation(connection)
         if first:
             await take_name(connection, self.settings, self.run_id)
         self.notifies = await notifies(connection, prepared_transactions)
+        if self.notifies:  # a connection of our own; behind a pooler every pass brings its settings along
+            await connection.execute(statement("passes", "session_settings"))
         position, sources, freed_xid = await read_registry(connection)
         async with self.busy:
             if first:
@@ -195,17 +189,19 @@ class Consumer:
         self.wake.clear()
         result = await connection.execute(statement("consumer", "read_open_writers"), prepare=self.notifies)
         row = await result.fetchone()
-        self.note_open_writers(frozenset(row[0]) if row else frozenset())
+        self.pace.note_writers(frozenset(row[0]) if row else frozenset())
         async with self.busy:
+            begun = time.monotonic()
             self.passes_begun += 1
             number = self.passes_begun
-            this = Pass(connection, self.settings.consumer, self.run_id, self.position)
+            this = Pass(connection, self.settings.consumer, self.run_id, self.position, pooled=not self.notifies)
             outcome = await this.run(list(self.sources.values()))
             if outcome.sources is not None:
                 self.follow_registry(outcome.sources, Position(outcome.snapshot, self.position.outbox_id))
             newest = max((watched.cursor.position.outbox_id for watched in self.sources.values()), default=0)
             self.position = Position(outcome.snapshot, max(newest, self.position.outbox_id))
             self.newest_outbox_id = outcome.newest_outbox_id
+        self.pace.note_pass(begun, rows=outcome.outbox_rows)
         self.passes_done = number
         self.last_pass_at = time.monotonic()
         self.note_progress()
@@ -228,41 +224,43 @@ class Consumer:
         done, self.pass_done = self.pass_done, anyio.Event()
         done.set()
 
-    def note_open_writers(self, writers: frozenset[str]) -> None:
-        """Look again soon while there are new ones; less often while only the same remain."""
-        now = time.monotonic()
-        shortest, longest = OPEN_WRITER_DELAYS_SECONDS
-        if writers - self.open_writers:
-            self.open_writers_since, self.open_writer_delay = now, shortest
-        else:
-            self.open_writer_delay = min(self.open_writer_delay * 2, longest)
-        self.open_writers = writers
-
-    async def pace(self, outcome: PassOutcome) -> None:
+    async def rest(self, connection: psycopg.AsyncConnection, outcome: PassOutcome) -> None:
         """Wait for as long as nothing can be missed."""
-        now = time.monotonic()
-        if outcome.outbox_rows:
-            loaded = now - self.active_at < AFTER_ACTIVITY_POLL_SECONDS
-            self.active_at = now
-            if loaded and not outcome.more:
-                await anyio.sleep(PACE_SECONDS)
-                return
+        pace = self.pace
+        if self.notifies and pace.loaded and not pace.guard_held:
+            await self.take_guard(connection)
+        elif pace.guard_held and not pace.loaded:
+            await self.release_guard(connection)
+            return  # look once more before sleeping: who lost the guard to us has notified nobody
         if outcome.more:
             await anyio.lowlevel.checkpoint()
-            return
-        delay = self.settings.poll_seconds or (POLL_SECONDS if self.notifies else POLL_SECONDS_WITHOUT_NOTIFY)
-        if now - self.active_at < AFTER_ACTIVITY_SECONDS:
-            delay = min(
-                delay, AFTER_ACTIVITY_POLL_SECONDS
-            )  # a winner of the guard may roll back, and its notification with it
-        if self.open_writers and now - self.open_writers_since < OPEN_WRITER_PATIENCE_SECONDS:
-            delay = min(delay, self.open_writer_delay)
+        elif pace.loaded:
+            await anyio.sleep(pace.beat_seconds)
+        else:
+            await self.wake.wait(self.sleep_seconds())
+
+    async def take_guard(self, connection: psycopg.AsyncConnection) -> None:
+        """Hold the guard under load, if no other consumer may be asleep."""
+        result = await connection.execute(statement("consumer", "take_guard"), [self.settings.consumer])
+        self.pace.guard_held = await result.fetchone() == (True,)
+
+    async def release_guard(self, connection: psycopg.AsyncConnection) -> None:
+        """Let writers notify again."""
+        await connection.execute(statement("consumer", "release_guard"))
+        self.pace.guard_held = False
+        self.pace.loaded_passes = 0
+
+    def sleep_seconds(self) -> float:
+        """How long a wake-up may be waited for."""
+        now = time.monotonic()
+        poll = self.settings.poll_seconds or (POLL_SECONDS if self.notifies else POLL_SECONDS_WITHOUT_NOTIFY)
+        delay = self.pace.sleep_seconds(poll)
         if self.waiters:
             delay = min(delay, WAITER_POLL_SECONDS)
         for watched in self.sources.values():
             if watched.retry_at > now:
                 delay = min(delay, max(watched.retry_at - now, 0.005))
-        await self.wake.wait(delay)
+        return delay
 
     @property
     def changes_wait(self) -> bool:
@@ -293,7 +291,7 @@ class Consumer:
     def oldest_position(self) -> Position:
         """The position that every source has reached. Snapshots of one consumer are taken one after another, so they are in order."""
         positions = [watched.cursor.position for watched in self.sources.values()]
-        return min(positions, key=lambda p: (p.snapshot.xmax, -len(p.snapshot.in_progress)), default=self.position)
+        return min(positions, key=lambda position: position.snapshot.age(), default=self.position)
 
     async def wait_for_xid(self, xid: int, timeout_seconds: float, watched: Follower | None = None) -> Position:
         """Return once the position, of one source or of all, includes a transaction; raises ``TimedOut``."""
@@ -334,7 +332,7 @@ class Consumer:
                 f"{what}: the database cannot be reached",
                 hint="see the service's log; try again when the database is back",
             )
-        if self.open_writers:
+        if self.pace.writers:
             return TimedOut(what, hint="a transaction that wrote to a source is still open; see pg_stat_activity")
         return TimedOut(
             what, hint="is the token's transaction committed? allow more with timeout_ms; see: syncd status"

@@ -17,9 +17,8 @@ from psycopg import sql
 
 from syncd.errors import ConsumerReplaced, DatabaseUnreachable, SyncdError
 from syncd.postgres.connection import first_line
-from syncd.postgres.outbox import Changes, Cursor, read_changes, read_markers, registry_changed
+from syncd.postgres.outbox import Changes, Cursor, read_changes, read_markers, registry_changed, window_range
 from syncd.postgres.source import Source, passes, read_sources
-from syncd.statements import statement
 from syncd.sync.watched import Row, WatchedSource
 from syncd.types import Key, Position, Snapshot
 
@@ -57,6 +56,8 @@ class Pass:
     run_id: str
     position: Position
     """Of the newest pass; what was attached or detached since then is looked for."""
+    pooled: bool
+    """Whether the connection may lead to another session in each transaction."""
 
     async def run(self, watched: Sequence[WatchedSource]) -> PassOutcome:
         """Take a snapshot and bring the sources to it; raises ``psycopg.OperationalError`` when the connection is lost."""
@@ -86,13 +87,15 @@ class Pass:
 
     async def begin(self, wanted: Sequence[WatchedSource]) -> list[WatchedSource]:
         """Open the transaction and lock the sources, before there is a snapshot. Returns those that could be locked."""
-        begin = sql.SQL(statement("passes", "begin_pass"))
+        begin = [passes("begin_pass")]
+        if self.pooled:
+            begin.append(passes("local_settings"))
         try:
-            await self.connection.execute(sql.SQL(";\n").join([begin, *(each.source.lock() for each in wanted)]))
+            await self.connection.execute(sql.SQL(";\n").join([*begin, *(each.source.lock() for each in wanted)]))
             return list(wanted)
         except (pg.LockNotAvailable, pg.InsufficientPrivilege):
             await self.rollback()
-        await self.connection.execute(begin)
+        await self.connection.execute(sql.SQL(";\n").join(begin))
         locked = []
         for each in wanted:
             await self.connection.execute(passes("savepoint"))
@@ -114,8 +117,9 @@ class Pass:
 
     async def move(self, due: Sequence[WatchedSource], locked: Sequence[WatchedSource]) -> PassOutcome:
         """Everything after the locks: from the snapshot to the new cursors."""
-        snapshot, newest_outbox_id, names_changed = await self.take_snapshot(locked)
-        if names_changed or await registry_changed(self.connection, self.position.snapshot):
+        oldest = min([self.position.snapshot, *(each.cursor.position.snapshot for each in due)], key=Snapshot.age)
+        snapshot, newest_outbox_id, names_changed, marked = await self.take_snapshot(locked, oldest)
+        if names_changed or (marked and await registry_changed(self.connection, self.position.snapshot)):
             sources = await read_sources(self.connection)
             await self.commit()
             return PassOutcome(snapshot, newest_outbox_id, more=True, sources=sources)
@@ -124,7 +128,7 @@ class Pass:
         ready = [each for each in due if each.retry_at <= now and each.source.table is not None]
         for cursor, group in by_cursor(ready).items():
             ids = [each.source.id for each in group]
-            markers = await read_markers(self.connection, cursor, ids) if cursor.window is None else []
+            markers = await read_markers(self.connection, cursor, ids) if marked and cursor.window is None else []
             changes = await read_changes(self.connection, cursor, ids, snapshot)
             outcome.outbox_rows += changes.rows
             dirty = {marker.source for marker in markers} | set(changes.keys)
@@ -151,14 +155,21 @@ class Pass:
                 each.caught_up()
         return outcome
 
-    async def take_snapshot(self, locked: Sequence[WatchedSource]) -> tuple[Snapshot, int, bool]:
-        """S1, and whether a locked table's name belongs to another oid by now. Raises when this is no longer our place to be."""
-        result = await self.connection.execute(
-            statement("passes", "read_snapshot"), [self.consumer, [each.source.oid for each in locked]]
+    async def take_snapshot(
+        self, locked: Sequence[WatchedSource], oldest: Snapshot
+    ) -> tuple[Snapshot, int, bool, bool]:
+        """S1, the newest outbox id, whether a locked table's name belongs to another oid by now, and whether there are markers.
+
+        Raises when this is no longer our place to be.
+        """
+        query = passes("read_snapshot").format(
+            consumer=sql.Literal(self.consumer),
+            oids=sql.Literal([each.source.oid for each in locked]),
+            range=sql.SQL(window_range(oldest)),
         )
-        row = await result.fetchone()
+        row = await (await self.connection.execute(query, prepare=False)).fetchone()
         assert row is not None
-        snapshot, newest_outbox_id, in_recovery, run_id, names = row
+        snapshot, newest_outbox_id, in_recovery, run_id, names, marked = row
         if in_recovery:
             raise DatabaseUnreachable("the server has become a standby", hint="name all hosts in SYNCD_DSN")
         if run_id != self.run_id:
@@ -167,7 +178,7 @@ class Pass:
                 hint="stop one of them, or give each its own SYNCD_CONSUMER",
             )
         expected = {(each.source.oid, each.source.schema, each.source.table) for each in locked}
-        return Snapshot.parse(snapshot), newest_outbox_id, {tuple(name) for name in names} != expected
+        return Snapshot.parse(snapshot), newest_outbox_id, {tuple(name) for name in names} != expected, marked
 
     async def bring(self, each: WatchedSource, changes: Changes) -> int:
         """Read one source's changed rows, apply them, and move its cursor. Returns how many rows changed."""

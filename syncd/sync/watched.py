@@ -111,11 +111,12 @@ class WatchedSource:
         for key in (*asked, *keys) if self.quarantine else ():
             self.quarantine.pop(key, None)
         targets: dict[Key, DatasetName] = {}
+        names: dict[tuple[str, str], DatasetName] = {}
         for place, (_, project, dataset, _) in enumerate(rows):
             if project is None or dataset is None:
                 self.reject(keys[place], DatasetName(""), "null_dataset")
                 continue
-            name = dataset_name(project, dataset)
+            name = names.get((project, dataset)) or names.setdefault((project, dataset), dataset_name(project, dataset))
             places.setdefault(name, []).append(place)
             targets[keys[place]] = name
         upserts: dict[DatasetName, tuple[list[Key], list[NDArray[np.float32]]]] = {}

@@ -32,7 +32,7 @@ MISFITS = (900, 901)
 """Numbers of the rows that get a vector of another length: fewer than the anchors, so that the dimension is never in doubt."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Table:
     """One source. ``key`` are SQL expressions over ``n`` in the order of the key's columns; ``to_wire`` makes the RPC's form of a key."""
 
@@ -78,13 +78,13 @@ class Table:
             f"CREATE TABLE {self.name} (n integer NOT NULL, {self.columns}, topic text, deleted_at timestamptz, "
             f"v {self.vector_type}, PRIMARY KEY ({self.key_columns}) {self.constraint})".encode()
         )
-        self.drop_anchors(connection)
+        self.put_anchors(connection)
         connection.execute(
             "SELECT syncd.attach(%s, vector => 'v', project => %s, dataset => %s, live => 'deleted_at IS NULL', metric => %s)",
             [self.name, f"'{self.name}'", self.dataset, self.metric],
         )
 
-    def drop_anchors(self, connection: psycopg.Connection) -> None:
+    def put_anchors(self, connection: psycopg.Connection) -> None:
         """Insert the anchors; the table has none."""
         if self.is_array:
             rows = [(n, ANCHORED_TOPIC, self.literal([1, n, 2, n])) for n in ANCHORS]
@@ -94,7 +94,7 @@ class Table:
         self,
         connection: psycopg.Connection,
         rows: Sequence[tuple[int, str | None, str | None]],
-        on_conflict: LiteralString = "",
+        on_conflict: str = "",
     ) -> None:
         """One statement with many rows: number, topic, vector."""
         connection.execute(
@@ -155,12 +155,14 @@ class Expected:
 
 def distances(metric: str, vectors: Vectors, query: Vectors) -> Vectors:
     """By brute force, as pgvector defines them: (n,) for vectors of (n, dimension)."""
+    result: Vectors
     if metric == "l2":
-        return np.sqrt(((vectors - query) ** 2).sum(axis=1))
-    products = vectors @ query
-    if metric == "ip":
-        return -products
-    return 1 - products / np.sqrt((vectors**2).sum(axis=1) * (query**2).sum())
+        result = np.linalg.norm(vectors - query, axis=1)
+    elif metric == "ip":
+        result = -(vectors @ query)
+    else:
+        result = 1 - vectors @ query / (np.linalg.norm(vectors, axis=1) * np.linalg.norm(query))
+    return result
 
 
 def bad_vectors(table: Table) -> list[str]:

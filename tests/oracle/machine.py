@@ -1,0 +1,182 @@
+"""A Hypothesis machine that writes, breaks and compares.
+
+It writes to four tables at once, and kills whatever can be killed. ``settle`` compares every index with its table, at a position that includes
+all that was committed before.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from hypothesis import strategies as st
+from hypothesis.stateful import rule
+
+from syncd.errors import NotReady, RequestError
+from tests.conftest import TEMPLATE
+from tests.daemon import Daemon
+from tests.oracle.comparison import SETTLE_MS, Comparison
+from tests.oracle.tables import BY_NAME, TABLES
+from tests.oracle.writes import REFUSED, Writes, fetch, numbers, run, seeds, tables, topics
+from tests.servers import PostgresServer
+
+ALWAYS_THERE = "docs/a"
+"""A dataset whose rows never go all at once."""
+
+databases = itertools.count(1)
+
+
+class Oracle(Writes):
+    """See the module. A subclass, made where the server is known, sets the attributes."""
+
+    server: PostgresServer
+    folder: Path
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = f"oracle_{next(databases)}"
+        self.conninfo = self.server.create_database(self.name, TEMPLATE)
+        self.daemon = Daemon(self.conninfo, self.folder / self.name)
+        self.seen: set[str] = set()
+        self.settled = 0
+        self.crashed = False
+        for table in TABLES:
+            table.create(self.db)
+        self.counts["examples"] += 1
+
+    # Rules that break. They have an argument, so that Hypothesis, which takes the rule without one for the simplest, does not start with them.
+
+    @rule(how=st.sampled_from(("checkpoint", "cut", "kill", "stop")))
+    def break_syncd(self, how: str) -> None:
+        """Its process, or its connections; a syncd that is down is started instead."""
+        if self.daemon.process is None:
+            self.start_syncd()
+        elif how == "checkpoint":
+            self.wait_for_a_pass_after_a_crash()
+            self.checkpoint()
+        elif how == "cut":
+            self.db.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND application_name LIKE 'syncd/%'"
+            )
+            self.counts["cuts"] += 1
+        else:
+            if how == "stop":
+                self.wait_for_a_pass_after_a_crash()
+            with self.explained():
+                getattr(self.daemon, how)()
+            self.crashed = False
+            self.seen.clear()
+            self.counts[f"{how}s"] += 1
+
+    @rule(lose=st.booleans(), name=tables, some=numbers, topic=topics, seed=seeds)
+    def crash_postgres(self, lose: bool, name: str, some: list[int], topic: str | None, seed: int) -> None:
+        """While syncd runs on. ``lose``: an asynchronous commit that syncd has applied already is gone after the crash."""
+        table = BY_NAME[name]
+        rows = self.rows(table, 0, some, topic, seed)
+        if lose and self.daemon.process is not None:
+            try:
+                with self.db.transaction():
+                    self.db.execute("SET LOCAL synchronous_commit = off")
+                    run(self.db, f"DELETE FROM {name} WHERE n = ANY (%s)", [some])
+                    table.insert(self.db, rows)
+                    token = fetch(self.db, "SELECT syncd.token()")
+            except REFUSED:
+                self.counts["refused"] += 1
+            else:
+                with self.explained(), self.daemon.client() as client:
+                    client.wait(token, timeout_ms=SETTLE_MS)
+                self.crash()
+                kept = int(fetch(self.db, "SELECT pg_snapshot_xmax(pg_current_snapshot())")) > int(token)
+                self.counts["commits_kept" if kept else "commits_lost"] += 1
+                return
+        self.crash()
+
+    def checkpoint(self) -> None:
+        """Once more where the first one met a connection that was cut: whoever asks for one is told, and tries again."""
+        with self.explained(), self.daemon.client() as client:
+            try:
+                client.checkpoint()
+            except RequestError as error:
+                if "cannot connect to the database" not in error.message:
+                    raise
+                self.counts["checkpoints_refused"] += 1
+                client.checkpoint()
+        self.counts["checkpoints"] += 1
+
+    def start_syncd(self) -> None:
+        """As its operator would."""
+        with self.explained():
+            self.daemon.start()
+        self.counts["starts"] += 1
+
+    def crash(self) -> None:
+        """Postgres dies at once, and comes back; open transactions are gone."""
+        self.server.crash()
+        self.close_connections()
+        self.server.start()
+        self.crashed = True
+        self.counts["crashes"] += 1
+
+    # Comparison
+
+    @rule()
+    def settle(self) -> None:
+        """Every index equals its table."""
+        with self.explained():
+            if self.daemon.process is None:
+                self.start_syncd()
+            self.wait_for_a_pass_after_a_crash()
+            with self.daemon.client() as client:
+                token = fetch(self.db, "SELECT syncd.token()")
+                begun = time.monotonic()
+                client.wait(token, timeout_ms=SETTLE_MS)
+                self.counts["longest_wait_ms"] = max(
+                    self.counts["longest_wait_ms"], int((time.monotonic() - begun) * 1000)
+                )
+                read = {table: table.read(self.db) for table in TABLES}
+                for table, expected in read.items():
+                    Comparison(self.db, client, table, expected, token, self.settled).run(self.seen)
+                bad = {table.name: expected.quarantined for table, expected in read.items()}
+                found = client.status().quarantined
+                assert found == sum(map(len, bad.values())), f"{found} in quarantine, expected: {bad}"
+        self.settled += 1
+        self.counts["comparisons"] += 1
+
+    def wait_for_a_pass_after_a_crash(self) -> None:
+        """Until syncd has noticed a crash it vouches, in answers and in checkpoints, for transaction ids that the server gives
+        out a second time. ``test_crashes`` has both cases; here they would hide everything else.
+        """
+        if self.crashed:
+            with self.explained(), self.daemon.client() as client:
+                while self.crashed:
+                    with suppress(NotReady):
+                        client.search(ALWAYS_THERE, [1, 2, 3, 4], consistency="strong", timeout_ms=SETTLE_MS)
+                        self.crashed = False
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Say with an error what syncd logged."""
+        try:
+            yield
+        except (AssertionError, RequestError) as error:
+            log = self.daemon.log.read_text() if self.daemon.log.exists() else ""
+            error.add_note(f"{self.name}: the end of syncd's log:\n" + "".join(log.splitlines(keepends=True)[-30:]))
+            raise
+
+    def teardown(self) -> None:
+        """Compare once more, unless something failed already, and leave nothing behind."""
+        try:
+            if sys.exception() is None:
+                for where in sorted(self.sessions):
+                    self.sessions[where].commit()
+                self.settle()
+        finally:
+            self.close_connections()
+            if self.daemon.process is not None:
+                self.daemon.kill()
+            self.server.drop_database(self.name)
