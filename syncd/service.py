@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+import resource
 import signal
 import sys
 import uuid
@@ -41,6 +43,7 @@ async def run(settings: Settings, *, once: bool = False, say: Callable[[str], No
     ``say`` gets the one line ``ready <socket>``. Raises ``SyncdError`` when the service cannot start, or when another process takes the
     consumer's name; a database that is lost later is waited for.
     """
+    allow_many_files()
     with locked_data_dir(settings.data_dir):
         await Service(settings, once=once, say=say).run()
 
@@ -147,6 +150,14 @@ class Service:
                     os._exit(1)
                 logger.info("stopping", signal=number.name)
                 self.stopping.set()
+
+
+def allow_many_files() -> None:
+    """Raise the soft limit of open files to the hard one: connections and mapped files need more than the usual 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):  # macOS names a hard limit that it does not grant
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def available_cores() -> int:

@@ -7,7 +7,7 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,22 +54,11 @@ class Environment:
         """Random vectors of unit variance, by COPY in binary."""
         generator = np.random.default_rng(seed)
         query = sql.SQL(statement("bench", "copy_rows")).format(table=sql.Identifier(table))
-        with self.connection.cursor().copy(query) as copy:
-            copy.write(COPY_HEADER)
-            for start in range(0, rows, COPY_ROWS):
-                block = generator.standard_normal((min(COPY_ROWS, rows - start), dimension)).astype(">f4")
-                copy.write(b"".join(self.copy_row(row) for row in block))
-            copy.write(COPY_TRAILER)
-
-    def copy_row(self, vector: NDArray[np.float32]) -> bytes:
-        """One row of one column in COPY's binary format, from big-endian floats."""
-        if self.vector_type == "vector":
-            value = struct.pack(">hh", len(vector), 0) + vector.tobytes()
-        else:
-            elements = np.empty(len(vector), dtype=[("bytes", ">i4"), ("value", ">f4")])
-            elements["bytes"], elements["value"] = 4, vector
-            value = struct.pack(">iiiii", 1, 0, FLOAT4_OID, len(vector), 1) + elements.tobytes()
-        return struct.pack(">hi", 1, len(value)) + value
+        blocks = (
+            generator.standard_normal((min(COPY_ROWS, rows - start), dimension), dtype=np.float32)
+            for start in range(0, rows, COPY_ROWS)
+        )
+        copy_vectors(self.connection, query, blocks, self.vector_type)
 
     def create_tables(self, *tables: str, dimension: int) -> None:
         """Tables with a key and a vector, and a hundred vectors to insert."""
@@ -78,6 +67,31 @@ class Environment:
         self.fill("samples", SAMPLES, dimension, seed=1)
         for table in tables:
             self.run("create_table", table=table, type=column)
+
+
+def copy_vectors(
+    connection: psycopg.Connection,
+    copy_statement: sql.Composable,
+    blocks: Iterable[NDArray[np.float32]],
+    vector_type: str,
+) -> None:
+    """COPY one column of vectors in binary, from blocks of (n, dimension) float32."""
+    with connection.cursor().copy(copy_statement) as copy:
+        copy.write(COPY_HEADER)
+        for block in blocks:
+            copy.write(b"".join(copied_row(row, vector_type) for row in block.astype(">f4")))
+        copy.write(COPY_TRAILER)
+
+
+def copied_row(vector: NDArray[np.float32], vector_type: str) -> bytes:
+    """One row of one column in COPY's binary format, from big-endian floats."""
+    if vector_type == "vector":
+        value = struct.pack(">hh", len(vector), 0) + vector.tobytes()
+    else:
+        elements = np.empty(len(vector), dtype=[("bytes", ">i4"), ("value", ">f4")])
+        elements["bytes"], elements["value"] = 4, vector
+        value = struct.pack(">iiiii", 1, 0, FLOAT4_OID, len(vector), 1) + elements.tobytes()
+    return struct.pack(">hi", 1, len(value)) + value
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from syncd.cli.output import print_json, print_table, talk
 from syncd.cli.session import service
 from syncd.errors import SettingsError
 from syncd.rpc.client import Client
+from syncd.rpc.messages import MAX_K
 
 STATUS_ROWS = (
     "version",
@@ -31,9 +32,9 @@ def search(
     dataset: Annotated[str, typer.Argument(help="The dataset; the project default may be left out.")],
     key: Annotated[str | None, typer.Option(help="Find rows like the one with this key.")] = None,
     vector: Annotated[str | None, typer.Option(help="JSON array, @file with one, or - for stdin.")] = None,
-    k: Annotated[int, typer.Option("-k", help="How many.")] = 10,
+    k: Annotated[int, typer.Option("-k", min=1, max=MAX_K, help="How many.")] = 10,
     exact: Annotated[bool, typer.Option("--exact", help="Compare with every row.")] = False,
-    recall: Annotated[float | None, typer.Option(help="Recall to aim for.")] = None,
+    recall: Annotated[float | None, typer.Option(min=0.01, max=1, help="Recall to aim for.")] = None,
     filter_json: Annotated[str | None, typer.Option("--filter", help="Filter as JSON.")] = None,
     socket: Socket = None,
     json: Json = False,
@@ -51,7 +52,7 @@ def search(
             dataset,
             None if vector is None else read_vector(vector),
             key=None if key is None else key_argument(client, dataset, key),
-            k=k, exact=exact, recall=recall, filter=None if filter_json is None else read_json(filter_json, "--filter"),
+            k=k, exact=exact, recall=recall, filter=None if filter_json is None else read_filter(filter_json),
         )  # fmt: skip
     if json:
         print_json({"keys": [hit.key for hit in hits], "distances": [hit.distance for hit in hits]})
@@ -131,8 +132,16 @@ def read_vector(text: str) -> list[float]:
                 f"{text[1:]} cannot be read: {error.strerror}", hint="give --vector @FILE with a JSON array"
             ) from error
     value = read_json(text, "--vector")
-    if not isinstance(value, list) or not all(isinstance(element, int | float) for element in value):
+    if not isinstance(value, list) or not all(type(element) in (int, float) for element in value):
         raise SettingsError("--vector is not an array of numbers", hint="for example --vector '[0.1, 0.2, 0.3]'")
+    return value
+
+
+def read_filter(text: str) -> dict[str, Any]:
+    """A filter from the command line."""
+    value = read_json(text, "--filter")
+    if not isinstance(value, dict):
+        raise SettingsError("--filter is not a JSON object", hint="for example --filter '{\"lang\": \"en\"}'")
     return value
 
 
@@ -149,7 +158,12 @@ def key_argument(client: Client, dataset: str, text: str) -> Any:
     page = client.keys_page(dataset, limit=1)
     kind = type(page.keys[0]) if page.keys else str
     if kind is tuple:
-        return read_json(text, "--key")
+        value = read_json(text, "--key")
+        if not isinstance(value, list):
+            raise SettingsError(
+                f"{text!r} is no key of {dataset}: its keys are composite", hint="for example --key '[1, \"a\"]'"
+            )
+        return value
     if kind is int:
         try:
             return int(text)

@@ -9,6 +9,7 @@ import typer
 
 from syncd.cli import ask, bench, config, quickstart, schema, serve
 from syncd.cli.output import errors_reported
+from syncd.log import configure_logging
 
 app = typer.Typer(
     name="syncd",
@@ -40,6 +41,7 @@ app.add_typer(bench.bench, name="bench")
 @app.callback(invoke_without_command=True)
 def options(show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     """Vector search that is provably in step with PostgreSQL."""
+    configure_logging()
     if show_version:
         print(version("syncd"))
         raise typer.Exit

@@ -38,9 +38,9 @@ class Nonce:
     xid: int
 
 
-async def check_server(connection: psycopg.AsyncConnection) -> int:
+def check_server(connection: psycopg.Connection) -> int:
     """Raise unless the server can be followed; returns its ``max_prepared_transactions``."""
-    row = await (await connection.execute(statement("consumer", "read_server"))).fetchone()
+    row = connection.execute(statement("consumer", "read_server")).fetchone()
     assert row is not None
     in_recovery, version, prepared_transactions, installed, _ = row
     if in_recovery:
@@ -48,56 +48,56 @@ async def check_server(connection: psycopg.AsyncConnection) -> int:
     check_server_version_number(version)
     revision = None
     if installed:
-        found = await (await connection.execute(statement("consumer", "read_revision"))).fetchone()
+        found = connection.execute(statement("consumer", "read_revision")).fetchone()
         revision = None if found is None else str(found[0])
     check_installed(revision)
     return int(prepared_transactions)
 
 
-async def read_incarnation(connection: psycopg.AsyncConnection) -> str:
+def read_incarnation(connection: psycopg.Connection) -> str:
     """The database's own identity. A restored copy gets a new one first, and its outbox, full of another cluster's ids, is emptied."""
-    incarnation, original = await fetch_identity(connection)
+    incarnation, original = fetch_identity(connection)
     if original:
         return incarnation
-    async with connection.transaction():
-        await connection.execute(statement("consumer", "lock_identity"))
-        incarnation, original = await fetch_identity(connection)  # another consumer may have been first
+    with connection.transaction():
+        connection.execute(statement("consumer", "lock_identity"))
+        incarnation, original = fetch_identity(connection)  # another consumer may have been first
         if not original:
             for name in ("forget_outbox", "forget_checkpoints", "forget_identity", "new_identity"):
-                await connection.execute(statement("consumer", name))
+                connection.execute(statement("consumer", name))
             logger.warning(
                 "database_restored", reason="the database is a restored copy: every index is compared with its table"
             )
-            incarnation, _ = await fetch_identity(connection)
+            incarnation, _ = fetch_identity(connection)
     return incarnation
 
 
-async def fetch_identity(connection: psycopg.AsyncConnection) -> tuple[str, bool]:
+def fetch_identity(connection: psycopg.Connection) -> tuple[str, bool]:
     """Incarnation, and whether its row is the one that was written here."""
-    row = await (await connection.execute(statement("consumer", "read_identity"))).fetchone()
+    row = connection.execute(statement("consumer", "read_identity")).fetchone()
     assert row is not None, "init writes the row"
     return str(row[0]), bool(row[1])
 
 
-async def take_name(connection: psycopg.AsyncConnection, settings: Settings, run_id: str) -> None:
+def take_name(connection: psycopg.Connection, settings: Settings, run_id: str) -> None:
     """Hold the consumer's name from now on, and store the settings that belong to the database."""
-    await connection.execute(statement("consumer", "take_consumer_name"), [settings.consumer, run_id])
+    connection.execute(statement("consumer", "take_consumer_name"), [settings.consumer, run_id])
     for name, parameters in database_settings(settings):
-        await connection.execute(statement("consumer", name), parameters)
+        connection.execute(statement("consumer", name), parameters)
 
 
-async def notifies(connection: psycopg.AsyncConnection, prepared_transactions: int) -> bool:
+def notifies(connection: psycopg.Connection, prepared_transactions: int) -> bool:
     """Whether this database's triggers notify."""
-    row = await (await connection.execute(statement("consumer", "read_notify_mode"))).fetchone()
+    row = connection.execute(statement("consumer", "read_notify_mode")).fetchone()
     assert row is not None
     mode = row[0]
     return bool(mode == NOTIFY_GUARDED or (mode == NOTIFY_GUARDED_BY_DEFAULT and prepared_transactions == 0))
 
 
-async def has_nonce(connection: psycopg.AsyncConnection, nonce: Nonce) -> bool:
+def has_nonce(connection: psycopg.Connection, nonce: Nonce) -> bool:
     """Whether a checkpoint's nonce is in this database, written by the transaction that the checkpoint names."""
-    result = await connection.execute(statement("consumer", "has_nonce"), [nonce.value, str(nonce.xid)])
-    return await result.fetchone() is not None
+    result = connection.execute(statement("consumer", "has_nonce"), [nonce.value, str(nonce.xid)])
+    return result.fetchone() is not None
 
 
 async def write_nonce(control: Control, consumer: str, position: Position) -> Nonce:
@@ -113,17 +113,17 @@ async def write_nonce(control: Control, consumer: str, position: Position) -> No
     return Nonce(value, int(row[0]))
 
 
-async def read_registry(connection: psycopg.AsyncConnection) -> tuple[Position, list[Source], int]:
+def read_registry(connection: psycopg.Connection) -> tuple[Position, list[Source], int]:
     """The sources at a snapshot, and the newest transaction whose outbox rows were freed."""
-    await connection.execute(statement("passes", "begin_pass"))
+    connection.execute(statement("passes", "begin_pass"))
     try:
-        row = await (await connection.execute(statement("consumer", "read_registry"))).fetchone()
+        row = connection.execute(statement("consumer", "read_registry")).fetchone()
         assert row is not None
         position = Position(Snapshot.parse(row[0]), int(row[1]))
-        sources = await read_sources(connection)
-        freed = await (await connection.execute(statement("consumer", "read_truncated_xid"))).fetchone()
+        sources = read_sources(connection)
+        freed = connection.execute(statement("consumer", "read_truncated_xid")).fetchone()
         assert freed is not None
     finally:
         if not connection.closed:
-            await connection.execute(statement("passes", "rollback"))
+            connection.execute(statement("passes", "rollback"))
     return position, sources, int(freed[0])

@@ -50,21 +50,21 @@ class Marker:
     op: str
 
 
-async def read_markers(connection: psycopg.AsyncConnection, cursor: Cursor, sources: Sequence[int]) -> list[Marker]:
+def read_markers(connection: psycopg.Connection, cursor: Cursor, sources: Sequence[int]) -> list[Marker]:
     """Markers newer than the cursor, in order. They are read when a window begins, so that a page never undoes an earlier one."""
     query = bounded("read_markers", range=window_range(cursor.position.snapshot), sources=numbers(sources))
-    result = await connection.execute(query, prepare=False)
-    return [Marker(*row) for row in await result.fetchall()]
+    result = connection.execute(query, prepare=False)
+    return [Marker(*row) for row in result.fetchall()]
 
 
-async def registry_changed(connection: psycopg.AsyncConnection, snapshot: Snapshot) -> bool:
+def registry_changed(connection: psycopg.Connection, snapshot: Snapshot) -> bool:
     """Whether anything was attached or detached since a snapshot."""
     query = bounded("read_registry_changes", range=window_range(snapshot))
-    return await (await connection.execute(query, prepare=False)).fetchone() is not None
+    return connection.execute(query, prepare=False).fetchone() is not None
 
 
-async def read_changes(
-    connection: psycopg.AsyncConnection,
+def read_changes(
+    connection: psycopg.Connection,
     cursor: Cursor,
     sources: Sequence[int],
     now: Snapshot,
@@ -88,8 +88,8 @@ async def read_changes(
             sources=numbers(sources),
             page_rows=page_rows - rows,
         )
-        result = await connection.execute(query, prepare=False, binary=True)
-        found = await result.fetchall()
+        result = connection.execute(query, prepare=False, binary=True)
+        found = result.fetchall()
         for _, outbox_id, source, key in found:
             keys.setdefault(source, {})[key] = None
             newest_id = max(newest_id, outbox_id)

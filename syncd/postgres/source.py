@@ -174,7 +174,6 @@ def split_dataset_name(name: DatasetName) -> tuple[str, str]:
     return project.replace("%2F", "/").replace("%25", "%"), dataset
 
 
-async def read_sources(connection: psycopg.AsyncConnection) -> list[Source]:
+def read_sources(connection: psycopg.Connection) -> list[Source]:
     """All sources, in the order in which they were attached."""
-    cursor = await connection.execute(statement("sources", "read_attachments"))
-    return [Source(*row) for row in await cursor.fetchall()]
+    return [Source(*row) for row in connection.execute(statement("sources", "read_attachments")).fetchall()]

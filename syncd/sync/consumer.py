@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import TypeVar, TypeVarTuple
 
 import anyio
 import anyio.lowlevel
 import psycopg
 import structlog
-from anyio import TASK_STATUS_IGNORED
+from anyio import TASK_STATUS_IGNORED, to_thread
 from anyio.abc import TaskStatus
 
 from syncd.errors import ConsumerReplaced, DatabaseError, TimedOut
-from syncd.postgres.connection import connect, first_line, translated_errors
+from syncd.postgres.connection import first_line, open_pass_connection, translated_errors
 from syncd.postgres.identity import (
     Nonce,
     check_server,
@@ -45,6 +46,9 @@ POLL_SECONDS = 1.0
 POLL_SECONDS_WITHOUT_NOTIFY = 0.02
 WAITER_POLL_SECONDS = 0.02
 
+T = TypeVar("T")
+Arguments = TypeVarTuple("Arguments")
+
 logger = structlog.get_logger()
 NOWHERE = Position(Snapshot(0, 0, frozenset()), 0)
 
@@ -59,6 +63,7 @@ class Consumer:
         self.manifest = manifest
         self.wake = Wake()
         self.busy = anyio.Lock()
+        self.one_thread = anyio.CapacityLimiter(1)
         self.sources: dict[int, WatchedSource] = {}
         self.position = NOWHERE
         self.incarnation = ""
@@ -78,17 +83,19 @@ class Consumer:
         """Follow until cancelled. Errors before the first connection stop the start; a lost connection later is opened again."""
         started, delays = False, backoff_delays()
         while True:
+            connection: psycopg.Connection | None = None
             try:
-                async with connect(self.settings.conninfo, self.settings.consumer) as connection:
-                    with translated_errors(self.settings.conninfo):
-                        await self.begin(connection, first=not started)
-                    if not started:
-                        task_status.started()
-                        started = True
-                    delays = backoff_delays()
-                    self.connected = True
-                    while True:
-                        await self.rest(connection, await self.look_and_pass(connection))
+                settings = self.settings
+                connection = await self.in_thread(open_pass_connection, settings.conninfo, settings.consumer)
+                async with self.busy:
+                    await self.in_thread(self.begin, connection, not started)
+                if not started:
+                    task_status.started()
+                    started = True
+                delays = backoff_delays()
+                self.connected = True
+                while True:
+                    await self.rest(connection, await self.next_pass(connection))
             except ConsumerReplaced:
                 raise
             except (psycopg.Error, DatabaseError) as error:
@@ -101,31 +108,40 @@ class Consumer:
                 await anyio.sleep(delay)
             finally:
                 self.connected = False
+                if connection is not None:
+                    connection.close()
 
-    async def begin(self, connection: psycopg.AsyncConnection, *, first: bool) -> None:
+    async def in_thread(self, work: Callable[[*Arguments], T], *arguments: *Arguments) -> T:
+        """Run what blocks in a worker thread; only ever one at a time, since there is one connection."""
+        return await to_thread.run_sync(work, *arguments, limiter=self.one_thread)
+
+    def begin(self, connection: psycopg.Connection, first: bool) -> None:
         """After every connect: is this the database that the indexes stand for? If in doubt, compare everything with it."""
-        self.pace = Pace()  # a new session holds no guard
-        prepared_transactions = await check_server(connection)
-        incarnation = await read_incarnation(connection)
-        if first:
-            await take_name(connection, self.settings, self.run_id)
-        self.notifies = await notifies(connection, prepared_transactions)
-        if self.notifies:  # a connection of our own; behind a pooler every pass brings its settings along
-            await connection.execute(statement("passes", "session_settings"))
-        position, sources, freed_xid = await read_registry(connection)
-        async with self.busy:
-            if first:
-                await self.load(connection, incarnation, position, sources, freed_xid)
-            else:
-                await self.resume(connection, incarnation, position)
-                self.follow_registry(sources, position)
-            self.incarnation = incarnation
-            self.position = position
-        self.wake("connect")
+        with translated_errors(self.settings.conninfo):
+            self.take_up(connection, first)
 
-    async def load(
+    def take_up(self, connection: psycopg.Connection, first: bool) -> None:
+        """``begin``, with the driver's own errors."""
+        self.pace = Pace()  # a new session holds no guard
+        prepared_transactions = check_server(connection)
+        incarnation = read_incarnation(connection)
+        if first:
+            take_name(connection, self.settings, self.run_id)
+        self.notifies = notifies(connection, prepared_transactions)
+        if self.notifies:  # a connection of our own; behind a pooler every pass brings its settings along
+            connection.execute(statement("passes", "session_settings"))
+        position, sources, freed_xid = read_registry(connection)
+        if first:
+            self.load(connection, incarnation, position, sources, freed_xid)
+        else:
+            self.resume(connection, incarnation, position)
+            self.follow_registry(sources, position)
+        self.incarnation = incarnation
+        self.position = position
+
+    def load(
         self,
-        connection: psycopg.AsyncConnection,
+        connection: psycopg.Connection,
         incarnation: str,
         position: Position,
         sources: Sequence[Source],
@@ -137,7 +153,7 @@ class Consumer:
             nonce = Nonce(manifest.nonce, manifest.nonce_xid)
             if manifest.incarnation != incarnation or manifest.consumer != self.settings.consumer:
                 doubt = "the checkpoint was made with another database or consumer"
-            elif not await has_nonce(connection, nonce):
+            elif not has_nonce(connection, nonce):
                 doubt = "the database does not hold the checkpoint's nonce"
             else:
                 doubt, self.nonce = "", nonce
@@ -149,11 +165,11 @@ class Consumer:
             why = doubt
             if saved is not None and not why and freed_xid >= Snapshot.parse(saved.snapshot).xmin:
                 why = "the outbox no longer holds the changes since the checkpoint"
-            self.sources[source.id] = await load_source(source, self.registry, saved, position, doubt=why)
+            self.sources[source.id] = load_source(source, self.registry, saved, position, doubt=why)
 
-    async def resume(self, connection: psycopg.AsyncConnection, incarnation: str, position: Position) -> None:
+    def resume(self, connection: psycopg.Connection, incarnation: str, position: Position) -> None:
         """After a lost connection: the server may have crashed and lost commits that were not flushed, or be another one."""
-        trusted = incarnation == self.incarnation and self.nonce is not None and await has_nonce(connection, self.nonce)
+        trusted = incarnation == self.incarnation and self.nonce is not None and has_nonce(connection, self.nonce)
         for watched in self.sources.values():
             if trusted:
                 watched.return_to_confirmed()
@@ -184,28 +200,32 @@ class Consumer:
             watched.stop()
             logger.info("source_detached", source=watched.source.name)
 
-    async def look_and_pass(self, connection: psycopg.AsyncConnection) -> PassOutcome:
+    async def next_pass(self, connection: psycopg.Connection) -> PassOutcome:
         """Drain wake-ups, see who is still writing, and only then take the snapshot."""
         self.wake.clear()
-        result = await connection.execute(statement("consumer", "read_open_writers"), prepare=self.notifies)
-        row = await result.fetchone()
-        self.pace.note_writers(frozenset(row[0]) if row else frozenset())
         async with self.busy:
-            begun = time.monotonic()
             self.passes_begun += 1
             number = self.passes_begun
-            this = Pass(connection, self.settings.consumer, self.run_id, self.position, pooled=not self.notifies)
-            outcome = await this.run(list(self.sources.values()))
-            if outcome.sources is not None:
-                self.follow_registry(outcome.sources, Position(outcome.snapshot, self.position.outbox_id))
-            newest = max((watched.cursor.position.outbox_id for watched in self.sources.values()), default=0)
-            self.position = Position(outcome.snapshot, max(newest, self.position.outbox_id))
-            self.newest_outbox_id = outcome.newest_outbox_id
+            begun = time.monotonic()
+            outcome = await self.in_thread(self.look_and_pass, connection)
         self.pace.note_pass(begun, rows=outcome.outbox_rows)
         self.passes_done = number
         self.last_pass_at = time.monotonic()
         self.note_progress()
         self.finish_pass()
+        return outcome
+
+    def look_and_pass(self, connection: psycopg.Connection) -> PassOutcome:
+        """One pass over all sources, in a worker thread."""
+        row = connection.execute(statement("consumer", "read_open_writers"), prepare=self.notifies).fetchone()
+        self.pace.note_writers(frozenset(row[0]) if row else frozenset())
+        this = Pass(connection, self.settings.consumer, self.run_id, self.position, pooled=not self.notifies)
+        outcome = this.run(list(self.sources.values()))
+        if outcome.sources is not None:
+            self.follow_registry(outcome.sources, Position(outcome.snapshot, self.position.outbox_id))
+        newest = max((watched.cursor.position.outbox_id for watched in self.sources.values()), default=0)
+        self.position = Position(outcome.snapshot, max(newest, self.position.outbox_id))
+        self.newest_outbox_id = outcome.newest_outbox_id
         return outcome
 
     def note_progress(self) -> None:
@@ -224,13 +244,13 @@ class Consumer:
         done, self.pass_done = self.pass_done, anyio.Event()
         done.set()
 
-    async def rest(self, connection: psycopg.AsyncConnection, outcome: PassOutcome) -> None:
+    async def rest(self, connection: psycopg.Connection, outcome: PassOutcome) -> None:
         """Wait for as long as nothing can be missed."""
         pace = self.pace
         if self.notifies and pace.loaded and not pace.guard_held:
-            await self.take_guard(connection)
+            await self.in_thread(self.take_guard, connection)
         elif pace.guard_held and not pace.loaded:
-            await self.release_guard(connection)
+            await self.in_thread(self.release_guard, connection)
             return  # look once more before sleeping: who lost the guard to us has notified nobody
         if outcome.more:
             await anyio.lowlevel.checkpoint()
@@ -239,14 +259,14 @@ class Consumer:
         else:
             await self.wake.wait(self.sleep_seconds())
 
-    async def take_guard(self, connection: psycopg.AsyncConnection) -> None:
+    def take_guard(self, connection: psycopg.Connection) -> None:
         """Hold the guard under load, if no other consumer may be asleep."""
-        result = await connection.execute(statement("consumer", "take_guard"), [self.settings.consumer])
-        self.pace.guard_held = await result.fetchone() == (True,)
+        row = connection.execute(statement("consumer", "take_guard"), [self.settings.consumer]).fetchone()
+        self.pace.guard_held = row == (True,)
 
-    async def release_guard(self, connection: psycopg.AsyncConnection) -> None:
+    def release_guard(self, connection: psycopg.Connection) -> None:
         """Let writers notify again."""
-        await connection.execute(statement("consumer", "release_guard"))
+        connection.execute(statement("consumer", "release_guard"))
         self.pace.guard_held = False
         self.pace.loaded_passes = 0
 

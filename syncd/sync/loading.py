@@ -9,7 +9,6 @@ from __future__ import annotations
 from datetime import datetime
 
 import structlog
-from anyio import to_thread
 
 from syncd.errors import DamagedFile
 from syncd.index.dataset import DatasetIndex
@@ -23,7 +22,7 @@ from syncd.types import DatasetName, Position, Snapshot
 logger = structlog.get_logger()
 
 
-async def load_source(
+def load_source(
     source: Source, registry: Registry, saved: SavedSource | None, position: Position, *, doubt: str
 ) -> WatchedSource:
     """A source ready for its first pass. ``position`` is the present one, from which a source that must be read starts."""
@@ -36,7 +35,7 @@ async def load_source(
     for entry in saved.datasets:
         name = DatasetName(entry.name)
         try:
-            index = await to_thread.run_sync(DatasetIndex.load, registry.data_dir / entry.directory, entry.index)
+            index = DatasetIndex.load(registry.data_dir / entry.directory, entry.index, name=name)
         except (DamagedFile, OSError) as error:
             logger.warning("dataset_damaged", dataset=name, reason=str(error))
             damaged.append(name)

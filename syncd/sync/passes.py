@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import psycopg
-from anyio import to_thread
 from psycopg import errors as pg
 from psycopg import sql
 
@@ -19,15 +18,13 @@ from syncd.errors import ConsumerReplaced, DatabaseUnreachable, SyncdError
 from syncd.postgres.connection import first_line
 from syncd.postgres.outbox import Changes, Cursor, read_changes, read_markers, registry_changed, window_range
 from syncd.postgres.source import Source, passes, read_sources
-from syncd.sync.watched import Row, WatchedSource
-from syncd.types import Key, Position, Snapshot
+from syncd.sync.watched import WatchedSource
+from syncd.types import Position, Snapshot
 
 LOCK_ALL_UP_TO = 8
 RECENTLY_DIRTY_SECONDS = 5.0
 KEYS_PER_READ = 1000
 SCAN_PAGE_ROWS = 1000
-APPLY_IN_PLACE_ROWS = 32
-"""Up to this many rows are applied on the event loop: a hop to a worker thread costs as much as applying them."""
 
 
 @dataclass(slots=True)
@@ -51,7 +48,7 @@ class StartAgain(Exception):
 class Pass:
     """A pass over some sources, on a connection in autocommit mode that is used for nothing else."""
 
-    connection: psycopg.AsyncConnection
+    connection: psycopg.Connection
     consumer: str
     run_id: str
     position: Position
@@ -59,7 +56,7 @@ class Pass:
     pooled: bool
     """Whether the connection may lead to another session in each transaction."""
 
-    async def run(self, watched: Sequence[WatchedSource]) -> PassOutcome:
+    def run(self, watched: Sequence[WatchedSource]) -> PassOutcome:
         """Take a snapshot and bring the sources to it; raises ``psycopg.OperationalError`` when the connection is lost."""
         now = time.monotonic()
         due = [source for source in watched if source.retry_at <= now and source.source.table is not None]
@@ -69,67 +66,67 @@ class Pass:
         wanted = due if len(due) <= LOCK_ALL_UP_TO else [s for s in due if s.dirty_at > now - RECENTLY_DIRTY_SECONDS]
         while True:
             try:
-                locked = await self.begin(wanted)
-                return await self.move(due, locked)
+                locked = self.begin(wanted)
+                return self.move(due, locked)
             except StartAgain as again:
-                await self.rollback()
+                self.rollback()
                 retry = [] if not again.args else again.args[0]
                 wanted = [each for each in (*wanted, *retry) if each.retry_at <= time.monotonic()]
             except (
                 pg.UndefinedTable,
                 pg.InvalidSchemaName,
             ):  # renamed or dropped: the registry knows its name by its oid
-                await self.rollback()
-                return PassOutcome(self.position.snapshot, more=True, sources=await read_sources(self.connection))
+                self.rollback()
+                return PassOutcome(self.position.snapshot, more=True, sources=read_sources(self.connection))
             except BaseException:
-                await self.rollback()
+                self.rollback()
                 raise
 
-    async def begin(self, wanted: Sequence[WatchedSource]) -> list[WatchedSource]:
+    def begin(self, wanted: Sequence[WatchedSource]) -> list[WatchedSource]:
         """Open the transaction and lock the sources, before there is a snapshot. Returns those that could be locked."""
         begin = [passes("begin_pass")]
         if self.pooled:
             begin.append(passes("local_settings"))
         try:
-            await self.connection.execute(sql.SQL(";\n").join([*begin, *(each.source.lock() for each in wanted)]))
+            self.connection.execute(sql.SQL(";\n").join([*begin, *(each.source.lock() for each in wanted)]))
             return list(wanted)
         except (pg.LockNotAvailable, pg.InsufficientPrivilege):
-            await self.rollback()
-        await self.connection.execute(sql.SQL(";\n").join(begin))
+            self.rollback()
+        self.connection.execute(sql.SQL(";\n").join(begin))
         locked = []
         for each in wanted:
-            await self.connection.execute(passes("savepoint"))
+            self.connection.execute(passes("savepoint"))
             try:
-                await self.connection.execute(each.source.lock())
+                self.connection.execute(each.source.lock())
             except pg.LockNotAvailable:
-                await self.connection.execute(passes("rollback_to_savepoint"))
+                self.connection.execute(passes("rollback_to_savepoint"))
                 each.behind("another transaction holds a lock on the table", now=time.monotonic())
             except pg.InsufficientPrivilege:
-                await self.connection.execute(passes("rollback_to_savepoint"))
+                self.connection.execute(passes("rollback_to_savepoint"))
                 each.failed(
                     f"the role that syncd connects as may not read {each.source.name}: GRANT SELECT ON {each.source.name} TO it",
                     now=time.monotonic(),
                 )
             else:
                 locked.append(each)
-            await self.connection.execute(passes("release_savepoint"))
+            self.connection.execute(passes("release_savepoint"))
         return locked
 
-    async def move(self, due: Sequence[WatchedSource], locked: Sequence[WatchedSource]) -> PassOutcome:
+    def move(self, due: Sequence[WatchedSource], locked: Sequence[WatchedSource]) -> PassOutcome:
         """Everything after the locks: from the snapshot to the new cursors."""
         oldest = min([self.position.snapshot, *(each.cursor.position.snapshot for each in due)], key=Snapshot.age)
-        snapshot, newest_outbox_id, names_changed, marked = await self.take_snapshot(locked, oldest)
-        if names_changed or (marked and await registry_changed(self.connection, self.position.snapshot)):
-            sources = await read_sources(self.connection)
-            await self.commit()
+        snapshot, newest_outbox_id, names_changed, marked = self.take_snapshot(locked, oldest)
+        if names_changed or (marked and registry_changed(self.connection, self.position.snapshot)):
+            sources = read_sources(self.connection)
+            self.commit()
             return PassOutcome(snapshot, newest_outbox_id, more=True, sources=sources)
         outcome = PassOutcome(snapshot, newest_outbox_id, locked={each.source.id for each in locked})
         now = time.monotonic()
         ready = [each for each in due if each.retry_at <= now and each.source.table is not None]
         for cursor, group in by_cursor(ready).items():
             ids = [each.source.id for each in group]
-            markers = await read_markers(self.connection, cursor, ids) if marked and cursor.window is None else []
-            changes = await read_changes(self.connection, cursor, ids, snapshot)
+            markers = read_markers(self.connection, cursor, ids) if marked and cursor.window is None else []
+            changes = read_changes(self.connection, cursor, ids, snapshot)
             outcome.outbox_rows += changes.rows
             dirty = {marker.source for marker in markers} | set(changes.keys)
             for each in group:
@@ -142,22 +139,20 @@ class Pass:
                 for marker in markers:
                     if marker.source == each.source.id:
                         apply_marker(each, marker.op)
-                outcome.changed_rows += await self.bring(each, changes)
+                outcome.changed_rows += self.bring(each, changes)
                 outcome.more |= changes.cursor.window is not None
         for each in ready:
             if each.scan is not None and each.cursor.window is None and each.failure is None:
-                await self.scan_page(each)
+                self.scan_page(each)
                 outcome.more = True
                 break  # one page a pass: changes of the others are not kept waiting
-        await self.commit()
+        self.commit()
         for each in ready:
             if each.retry_at <= now:
                 each.caught_up()
         return outcome
 
-    async def take_snapshot(
-        self, locked: Sequence[WatchedSource], oldest: Snapshot
-    ) -> tuple[Snapshot, int, bool, bool]:
+    def take_snapshot(self, locked: Sequence[WatchedSource], oldest: Snapshot) -> tuple[Snapshot, int, bool, bool]:
         """S1, the newest outbox id, whether a locked table's name belongs to another oid by now, and whether there are markers.
 
         Raises when this is no longer our place to be.
@@ -167,7 +162,7 @@ class Pass:
             oids=sql.Literal([each.source.oid for each in locked]),
             range=sql.SQL(window_range(oldest)),
         )
-        row = await (await self.connection.execute(query, prepare=False)).fetchone()
+        row = self.connection.execute(query, prepare=False).fetchone()
         assert row is not None
         snapshot, newest_outbox_id, in_recovery, run_id, names, marked = row
         if in_recovery:
@@ -180,7 +175,7 @@ class Pass:
         expected = {(each.source.oid, each.source.schema, each.source.table) for each in locked}
         return Snapshot.parse(snapshot), newest_outbox_id, {tuple(name) for name in names} != expected, marked
 
-    async def bring(self, each: WatchedSource, changes: Changes) -> int:
+    def bring(self, each: WatchedSource, changes: Changes) -> int:
         """Read one source's changed rows, apply them, and move its cursor. Returns how many rows changed."""
         asked = changes.keys.get(each.source.id, [])
         each.note_unconfirmed(asked)
@@ -190,9 +185,9 @@ class Pass:
         try:
             for start in range(0, len(asked), KEYS_PER_READ):
                 some = asked[start : start + KEYS_PER_READ]
-                result = await self.connection.execute(each.source.read_keys(), [some], binary=True)
-                rows = await result.fetchall()
-                changed += await apply(each, [each.source.parse_key(key) for key in some], rows)
+                result = self.connection.execute(each.source.read_keys(), [some], binary=True)
+                rows = result.fetchall()
+                changed += each.apply([each.source.parse_key(key) for key in some], rows)
         except (SyncdError, OSError, ValueError) as error:
             each.failed(str(error), now=time.monotonic())
             return changed
@@ -205,22 +200,22 @@ class Pass:
         each.reread.clear()
         return changed
 
-    async def scan_page(self, each: WatchedSource) -> None:
+    def scan_page(self, each: WatchedSource) -> None:
         """Read one page of a scan at the pass's snapshot; later changes of its rows come through the outbox."""
         scan = each.scan
         assert scan is not None
         try:
-            result = await self.connection.execute(
+            result = self.connection.execute(
                 each.source.read_page_end(scan.after, SCAN_PAGE_ROWS), [], prepare=False, binary=True
             )
-            end = await result.fetchone()
+            end = result.fetchone()
             until = None if end is None else each.source.parse_key(end[0])
             only = None if scan.only is None else sorted(scan.only)
-            result = await self.connection.execute(
+            result = self.connection.execute(
                 each.source.read_range(scan.after, until, only), [], prepare=False, binary=True
             )
-            rows = await result.fetchall()
-            await apply(each, [], rows)
+            rows = result.fetchall()
+            each.apply([], rows)
         except (SyncdError, OSError, ValueError) as error:
             each.failed(str(error), now=time.monotonic())
             return
@@ -234,14 +229,14 @@ class Pass:
         if until is None:
             each.end_scan()
 
-    async def commit(self) -> None:
+    def commit(self) -> None:
         """End the transaction."""
-        await self.connection.execute(passes("commit"))
+        self.connection.execute(passes("commit"))
 
-    async def rollback(self) -> None:
+    def rollback(self) -> None:
         """End the transaction, if the connection is still there."""
         if not self.connection.closed:
-            await self.connection.execute(passes("rollback"))
+            self.connection.execute(passes("rollback"))
 
 
 def by_cursor(watched: Sequence[WatchedSource]) -> dict[Cursor, list[WatchedSource]]:
@@ -258,10 +253,3 @@ def apply_marker(watched: WatchedSource, op: str) -> None:
         watched.clear()
     elif op == "r":
         watched.begin_scan()
-
-
-async def apply(watched: WatchedSource, asked: Sequence[Key], rows: Sequence[Row]) -> int:
-    """Apply what was read: a few rows in place, more in a worker thread."""
-    if len(asked) + len(rows) <= APPLY_IN_PLACE_ROWS:
-        return watched.apply(asked, rows)
-    return await to_thread.run_sync(watched.apply, asked, rows)

@@ -35,7 +35,7 @@ GUARD = pytest.mark.xfail(
     raises=AssertionError,
     reason="the guard's winner notifies when it commits: while it is open, or when it rolls back, those it beat wait for the poll",
 )
-AFTER_ACTIVITY = "syncd.sync.consumer.AFTER_ACTIVITY_SECONDS"
+AFTER_ACTIVITY = "syncd.sync.pace.AFTER_ACTIVITY_SECONDS"
 
 Versions = dict[int, int | None]
 """What is to be found of each key: the version in its vector, or None where there is no row."""

@@ -94,6 +94,7 @@ def assert_failed(done: subprocess.CompletedProcess[str], status: int, *words: s
 # Help and usage
 
 
+@pytest.mark.xfail(reason="verify, rebuild, check and why are not built yet")
 def test_every_command_is_listed() -> None:
     done = run("--help")
     assert done.returncode == 0
@@ -231,10 +232,16 @@ def test_a_reader_that_goes_away_is_no_traceback(service: Daemon) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_table_that_is_read_by_a_program_is_never_folded_or_cut(ask: Run) -> None:
+    done = ask("datasets", COLUMNS="40")  # stdout is no terminal: one line a row
+    assert done.returncode == 0
+    assert "default/ints" in done.stdout
+
+
 @pytest.mark.parametrize(("no_color", "colored"), [(None, True), ("1", False)])
 def test_color_is_for_terminals_and_no_color_is_obeyed(service: Daemon, no_color: str | None, colored: bool) -> None:
     master, slave = os.openpty()
-    environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"} | {"TERM": "xterm-256color"}
+    environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"} | {"TERM": "xterm-256color", "COLUMNS": "200"}
     if no_color is not None:
         environment["NO_COLOR"] = no_color
     command = [sys.executable, "-m", "syncd.cli.main", "datasets", "--socket", str(service.socket)]

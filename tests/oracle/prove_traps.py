@@ -63,7 +63,7 @@ def copy_package(folder: Path, trap: Trap) -> None:
     ignore = shutil.ignore_patterns("__pycache__")
     shutil.copytree(CHECKOUT / "syncd", folder / "syncd", ignore=ignore)
     for part in ("sql", "migrations"):
-        shutil.copytree(CHECKOUT / part, folder / "syncd" / part, ignore=ignore)
+        shutil.copytree(CHECKOUT / part, folder / "syncd" / part, ignore=ignore, dirs_exist_ok=True)
     for name, text, replacement in trap.edits:
         path = folder / (name if name.startswith("syncd/") else f"syncd/{name}")
         content = path.read_text()

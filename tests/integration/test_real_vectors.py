@@ -1,0 +1,44 @@
+"""Real vectors, loaded through SQL by COPY, are searched exactly: the same neighbours as brute force found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import psycopg
+import pytest
+from psycopg import sql
+
+from syncd.bench.environment import copy_vectors
+from tests.daemon import Daemon
+
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+BLOCK_ROWS = 2000
+
+
+@pytest.mark.parametrize(
+    ("name", "queries"),
+    [("mnist-784-l2", 200), pytest.param("sift-1m-128-l2", 200, marks=[pytest.mark.long, pytest.mark.timeout(900)])],
+)
+def test_the_exact_top_ten_is_that_of_the_ground_truth(
+    name: str, queries: int, db: psycopg.Connection, daemon: Daemon
+) -> None:
+    path = DATA / f"{name}.npz"
+    if not path.exists():
+        pytest.skip(f"needs {path.name}, which is not part of the project")
+    with np.load(path) as data:
+        base, wanted = data["base"], data["queries"][:queries].astype(np.float32)
+        neighbors, distances = data["neighbors"][:queries, :10], data["distances"][:queries, :10]
+    dimension = base.shape[1]
+    db.execute(f"CREATE TABLE items (id int GENERATED ALWAYS AS IDENTITY (MINVALUE 0) PRIMARY KEY, v vector({dimension}))")
+    blocks = (base[start : start + BLOCK_ROWS].astype(np.float32) for start in range(0, len(base), BLOCK_ROWS))
+    copy_vectors(db, sql.SQL("COPY items (v) FROM STDIN (FORMAT BINARY)"), blocks, "vector")
+    assert db.execute("SELECT rows FROM syncd.attach('items', metric => 'l2')").fetchone() == (len(base),)
+    daemon.start()
+    with daemon.client() as client:
+        found = client.search("items", vectors=wanted, k=10, timeout_ms=600_000)
+    assert len(found) == queries
+    for hits, keys, exact in zip(found, neighbors, distances, strict=True):
+        np.testing.assert_allclose([hit.distance for hit in hits], exact, rtol=1e-5)
+        ties = {int(key) for key, distance in zip(keys, exact, strict=True) if np.isclose(distance, exact[-1], rtol=1e-5)}
+        assert {hit.key for hit in hits} - ties == {int(key) for key in keys} - ties or len(ties) > 1
