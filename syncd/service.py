@@ -32,6 +32,8 @@ from syncd.sync.datasets import Registry
 from syncd.sync.reports import Reporter
 
 START_SECONDS = 25.0
+SWITCH_SECONDS = 0.001
+"""How long a pass in its thread may keep the interpreter from the event loop, which answers searches."""
 LAST_CHECKPOINT_SECONDS = 60.0
 
 logger = structlog.get_logger()
@@ -44,6 +46,7 @@ async def run(settings: Settings, *, once: bool = False, say: Callable[[str], No
     consumer's name; a database that is lost later is waited for.
     """
     allow_many_files()
+    sys.setswitchinterval(SWITCH_SECONDS)
     with locked_data_dir(settings.data_dir):
         await Service(settings, once=once, say=say).run()
 

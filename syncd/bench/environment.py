@@ -71,7 +71,7 @@ class Environment:
 
 def copy_vectors(
     connection: psycopg.Connection,
-    copy_statement: sql.Composable,
+    copy_statement: sql.SQL | sql.Composed,
     blocks: Iterable[NDArray[np.float32]],
     vector_type: str,
 ) -> None:

@@ -141,7 +141,7 @@ def read_filter(text: str) -> dict[str, Any]:
     """A filter from the command line."""
     value = read_json(text, "--filter")
     if not isinstance(value, dict):
-        raise SettingsError("--filter is not a JSON object", hint="for example --filter '{\"lang\": \"en\"}'")
+        raise SettingsError("--filter is not a JSON object", hint='for example --filter \'{"lang": "en"}\'')
     return value
 
 

@@ -62,13 +62,21 @@ class Checkpointer:
         self.last_error: str | None = None
 
     async def run(self, interval_seconds: float) -> None:
-        """Save every so often, until cancelled. A checkpoint that fails is logged and tried again at the next interval."""
+        """Save every so often, until cancelled. A checkpoint that fails is logged and tried again at the next interval.
+
+        Where there is none yet the first one does not wait: until then a lost connection means reading everything again.
+        """
+        with anyio.move_on_after(interval_seconds):
+            if self.store.newest is None:
+                await self.consumer.ready.wait()
+            else:
+                await anyio.sleep_forever()
         while True:
-            await anyio.sleep(interval_seconds)
             try:
                 await self.save()
             except SyncdError as error:
                 logger.error("checkpoint_failed", error=str(error), hint=error.hint)
+            await anyio.sleep(interval_seconds)
 
     async def save(self) -> CheckpointDone:
         """Write a checkpoint; raises ``DatabaseError`` or ``DataDirectoryError``, and then the one before stays."""

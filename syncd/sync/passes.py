@@ -24,7 +24,6 @@ from syncd.types import Position, Snapshot
 LOCK_ALL_UP_TO = 8
 RECENTLY_DIRTY_SECONDS = 5.0
 KEYS_PER_READ = 1000
-SCAN_PAGE_ROWS = 1000
 
 
 @dataclass(slots=True)
@@ -185,7 +184,7 @@ class Pass:
         try:
             for start in range(0, len(asked), KEYS_PER_READ):
                 some = asked[start : start + KEYS_PER_READ]
-                result = self.connection.execute(each.source.read_keys(), [some], binary=True)
+                result = self.connection.execute(each.source.read_keys(), [each.source.key_array(some)], binary=True)
                 rows = result.fetchall()
                 changed += each.apply([each.source.parse_key(key) for key in some], rows)
         except (SyncdError, OSError, ValueError) as error:
@@ -202,11 +201,11 @@ class Pass:
 
     def scan_page(self, each: WatchedSource) -> None:
         """Read one page of a scan at the pass's snapshot; later changes of its rows come through the outbox."""
-        scan = each.scan
+        scan, begun = each.scan, time.monotonic()
         assert scan is not None
         try:
             result = self.connection.execute(
-                each.source.read_page_end(scan.after, SCAN_PAGE_ROWS), [], prepare=False, binary=True
+                each.source.read_page_end(scan.after, scan.page_rows), [], prepare=False, binary=True
             )
             end = result.fetchone()
             until = None if end is None else each.source.parse_key(end[0])
@@ -224,8 +223,7 @@ class Pass:
                 raise
             each.failed(first_line(error), now=time.monotonic())
             raise StartAgain from error
-        scan.after = until
-        scan.rows += len(rows)
+        scan.note_page(until, len(rows), time.monotonic() - begun)
         if until is None:
             each.end_scan()
 

@@ -27,6 +27,8 @@ from syncd.types import DatasetName, Key, dataset_name
 FIRST_RETRY_SECONDS = 0.05
 LAST_RETRY_SECONDS = 15.0
 MAX_UNCONFIRMED_KEYS = 200_000
+SCAN_PAGE_ROWS = (1000, 100, 16_000)  # the first page, the shortest and the longest
+SCAN_PAGE_SECONDS = 0.06
 
 logger = structlog.get_logger()
 
@@ -51,8 +53,19 @@ class Scan:
     forced: dict[DatasetName, int] = field(default_factory=dict)
     after: Key | None = None
     rows: int = 0
+    page_rows: int = SCAN_PAGE_ROWS[0]
     resumable: bool = False
     dimensions: dict[DatasetName, Counter[int]] = field(default_factory=dict)
+
+    def note_page(self, until: Key | None, rows: int, seconds: float) -> None:
+        """Move on behind a page, and make the next one longer or shorter: other changes wait while a page is read."""
+        _, smallest, largest = SCAN_PAGE_ROWS
+        self.after = until
+        self.rows += rows
+        if seconds < SCAN_PAGE_SECONDS / 2:
+            self.page_rows = min(self.page_rows * 2, largest)
+        elif seconds > SCAN_PAGE_SECONDS:
+            self.page_rows = max(self.page_rows // 2, smallest)
 
 
 class Unconfirmed:
@@ -88,7 +101,7 @@ class WatchedSource:
     @property
     def scanning(self) -> bool:
         """Whether the table is being read as a whole."""
-        return self.scan is not None
+        return self.scan is not None and self.scan.only is None
 
     @property
     def lags(self) -> bool:
@@ -259,16 +272,19 @@ class WatchedSource:
         if self.failure is not None:
             logger.info("source_recovered", source=self.source.name)
         self.failure, self.is_failed, self.retry_at, self.retry_delay_seconds = None, False, 0.0, 0.0
-        if self.scan is not None or self.cursor.window is not None:
+        if self.cursor.window is not None:
+            return
+        for dataset in self.datasets.values():
+            scanned = self.scan is not None and (self.scan.only is None or dataset.name in self.scan.only)
+            if dataset.state != "ready" and not scanned:
+                dataset.state, dataset.reason = "ready", ""
+                self.registry.publish(dataset)
+        if self.scan is not None:
             return
         if not self.was_ready:
             rows = sum(dataset.index.count for dataset in self.datasets.values())
             logger.info("source_ready", source=self.source.name, datasets=len(self.datasets), rows=rows)
         self.was_ready = True
-        for dataset in self.datasets.values():
-            if dataset.state != "ready":
-                dataset.state, dataset.reason = "ready", ""
-                self.registry.publish(dataset)
         if self.predecessor is not None:
             for dataset in self.predecessor.datasets.values():
                 self.registry.remove(dataset)

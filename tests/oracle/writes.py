@@ -271,17 +271,21 @@ class Writes(RuleBasedStateMachine):
         self.write(0, work)
 
     @precondition(lambda self: self.sessions)
-    @rule(which=st.integers(0, len(LONG_SESSIONS) - 1), commit=st.sampled_from((True, True, False)))
-    def end_session(self, which: int, commit: bool) -> None:
+    @rule(which=st.integers(0, len(LONG_SESSIONS) - 1))
+    def commit_session(self, which: int) -> None:
         """In any order, so that an older transaction often commits last."""
-        where = sorted(self.sessions)[which % len(self.sessions)]
-        connection = self.sessions.pop(where)
-        if commit:
-            connection.commit()
-        else:
-            connection.rollback()
+        connection = self.sessions.pop(sorted(self.sessions)[which % len(self.sessions)])
+        connection.commit()
         connection.close()
-        self.counts["long_commits" if commit else "long_rollbacks"] += 1
+        self.counts["long_commits"] += 1
+
+    @precondition(lambda self: self.sessions)
+    @rule(which=st.integers(0, len(LONG_SESSIONS) - 1))
+    def roll_back_session(self, which: int) -> None:
+        connection = self.sessions.pop(sorted(self.sessions)[which % len(self.sessions)])
+        connection.rollback()
+        connection.close()
+        self.counts["long_rollbacks"] += 1
 
     def close_connections(self) -> None:
         """Forget every connection, dead or not."""
