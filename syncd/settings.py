@@ -34,6 +34,20 @@ def default_data_dir() -> Path:
     return system if writable else user_data_dir()
 
 
+def readable_dsn(dsn: SecretStr) -> SecretStr:
+    """Refuse what libpq could not read, without repeating it: it may hold a password."""
+    from psycopg import ProgrammingError
+    from psycopg.conninfo import conninfo_to_dict  # most commands that only ask the service do without the driver
+
+    try:
+        parsed = conninfo_to_dict(dsn.get_secret_value())
+    except ProgrammingError:
+        raise ValueError("is no connection string or URI that libpq can read") from None
+    if not all(port == "" or port.isdigit() for port in str(parsed.get("port") or "").split(",")):
+        raise ValueError("the port is no number")
+    return dsn
+
+
 class Settings(BaseSettings):
     """Every setting. Each field's description is what ``syncd config`` prints."""
 
@@ -41,22 +55,33 @@ class Settings(BaseSettings):
         env_prefix="SYNCD_", env_ignore_empty=True, extra="forbid", frozen=True, validate_default=True
     )
 
-    dsn: Annotated[SecretStr, Field(description="libpq connection string or URI; empty: libpq's own PG* variables")] = (
-        SecretStr("")
-    )
+    dsn: Annotated[
+        SecretStr,
+        AfterValidator(readable_dsn),
+        Field(description="libpq connection string or URI; empty: libpq's own PG* variables"),
+    ] = SecretStr("")
     data_dir: Annotated[
         Path,
         AfterValidator(Path.absolute),
         Field(description="checkpoints, and the embedded PostgreSQL", default_factory=default_data_dir),
     ]
     socket: Annotated[Path | None, Field(description="RPC socket; default: <data dir>/syncd.sock")] = None
-    consumer: Annotated[str, Field(min_length=1, max_length=50, description="this syncd's name in the database")] = (
-        "default"
+    consumer: Annotated[
+        str,
+        Field(
+            min_length=1, max_length=50, pattern=r"^[^\x00-\x1f\x7f]*$", description="this syncd's name in the database"
+        ),
+    ] = "default"
+    checkpoint_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False, description="time between checkpoints")] = (
+        60.0
     )
-    checkpoint_seconds: Annotated[float, Field(gt=0, description="time between checkpoints")] = 60.0
     poll_seconds: Annotated[
         float | None,
-        Field(gt=0, description="the longest a change waits without a notification; default 1, or 0.02 without NOTIFY"),
+        Field(
+            gt=0,
+            allow_inf_nan=False,
+            description="the longest a change waits without a notification; default 1, or 0.02 without NOTIFY",
+        ),
     ] = None
     notify: Annotated[
         Literal["guarded", "off"] | None,
@@ -65,7 +90,11 @@ class Settings(BaseSettings):
     max_connections: Annotated[int, Field(gt=0, description="RPC connections at once")] = 1000
     outbox_max_rows: Annotated[
         int | None,
-        Field(gt=0, description="stored in the database: outbox rows kept for a slow consumer; default 10 million"),
+        Field(
+            gt=0,
+            lt=2**63,
+            description="stored in the database: outbox rows kept for a slow consumer; default 10 million",
+        ),
     ] = None
 
     @property
@@ -105,8 +134,10 @@ def load_settings(**flags: Any) -> Settings:
             f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg'].removeprefix('Value error, ')}"
             for problem in error.errors()
         ]
+        variables = sorted({f"SYNCD_{str(problem['loc'][0]).upper()}" for problem in error.errors() if problem["loc"]})
         raise SettingsError(
-            "wrong setting: " + "; ".join(lines), hint="see what is set, and from where, with: syncd config"
+            "wrong setting: " + "; ".join(lines),
+            hint=f"mend {' and '.join(variables)}, the flag, or the line in syncd.toml, whichever set it",
         ) from None
     except (OSError, ValueError) as error:  # an unreadable or malformed syncd.toml
         raise SettingsError(

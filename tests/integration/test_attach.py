@@ -15,7 +15,7 @@ from psycopg.conninfo import make_conninfo
 from syncd.postgres import schema
 from tests.conftest import has_pgvector
 from tests.daemon import Daemon
-from tests.servers import PostgresServer, Version, bindir
+from tests.servers import PostgresServer, bindir
 
 KEY_TYPES = ["smallint", "int", "bigint", "uuid", "text", "varchar", "varchar(40)"]
 BUILTIN_VECTOR_TYPES = ["real[]", "double precision[]", "bytea"]
@@ -33,7 +33,7 @@ def refused(db: psycopg.Connection, message: str, hint: str | None = None) -> It
 def attach(db: psycopg.Connection, source: str, **arguments: Any) -> tuple[int, int, int]:
     """Rows, live rows, datasets."""
     named = sql.SQL(", ").join(
-        [sql.Literal(source), *(sql.SQL("{} => {}").format(sql.SQL(name), value) for name, value in arguments.items())]  # type: ignore[arg-type]  # names are this file's
+        [sql.Literal(source), *(sql.SQL("{} => {}").format(sql.SQL(name), value) for name, value in arguments.items())]
     )
     row = db.execute(sql.SQL("SELECT rows, live_rows, datasets FROM syncd.attach({})").format(named)).fetchone()
     assert row is not None
@@ -154,14 +154,18 @@ def test_several_vector_columns_are_an_error_that_lists_them(scratch: psycopg.Co
 
 
 @pytest.mark.parametrize("vector_type", [*BUILTIN_VECTOR_TYPES, "vector", "vector(3)", "halfvec", "halfvec(3)"])
-def test_a_vector_may_be_of_any_of_these_types(scratch: psycopg.Connection, any_server: PostgresServer, vector_type: str) -> None:
+def test_a_vector_may_be_of_any_of_these_types(
+    scratch: psycopg.Connection, any_server: PostgresServer, vector_type: str
+) -> None:
     if vector_type not in BUILTIN_VECTOR_TYPES and not has_pgvector(any_server.version):
         pytest.skip(f"PostgreSQL {any_server.version} has no pgvector here")
     scratch.execute(f"CREATE TABLE items (id int PRIMARY KEY, embedding {vector_type})")
     value = "\\x0000803f0000004000004040" if vector_type == "bytea" else "{1,2,3}" if "[]" in vector_type else "[1,2,3]"
     scratch.execute("INSERT INTO items VALUES (1, %s)", [value])
     assert attach(scratch, "items") == (1, 1, 1)
-    assert scratch.execute("SELECT vector_type, dimension FROM syncd.attachments WHERE source = 'items'::regclass").fetchone() == (
+    assert scratch.execute(
+        "SELECT vector_type, dimension FROM syncd.attachments WHERE source = 'items'::regclass"
+    ).fetchone() == (
         vector_type.partition("(")[0],
         3 if "(" in vector_type else None,
     )
@@ -176,7 +180,9 @@ def test_a_key_may_be_of_any_of_these_types(scratch: psycopg.Connection, key_typ
 def test_a_composite_key_keeps_the_order_of_its_index(scratch: psycopg.Connection) -> None:
     scratch.execute("CREATE TABLE items (b text, a int, embedding real[], PRIMARY KEY (a, b))")
     attach(scratch, "items")
-    assert scratch.execute("SELECT key, key_types FROM syncd.attachments WHERE source = 'items'::regclass").fetchone() == (
+    assert scratch.execute(
+        "SELECT key, key_types FROM syncd.attachments WHERE source = 'items'::regclass"
+    ).fetchone() == (
         ["a", "b"],
         ["integer", "text"],
     )
@@ -184,7 +190,9 @@ def test_a_composite_key_keeps_the_order_of_its_index(scratch: psycopg.Connectio
     assert scratch.execute("SELECT key FROM syncd.outbox WHERE op = 'k'").fetchone() == ('[1, "x"]',)
 
 
-@pytest.mark.parametrize("key_type", ["numeric", "timestamptz", "char(3)", "boolean", "bytea", "date", "double precision", "amount"])
+@pytest.mark.parametrize(
+    "key_type", ["numeric", "timestamptz", "char(3)", "boolean", "bytea", "date", "double precision", "amount"]
+)
 def test_a_key_of_another_type_is_refused(scratch: psycopg.Connection, key_type: str) -> None:
     scratch.execute("CREATE DOMAIN amount AS int")
     scratch.execute(f"CREATE TABLE items (id {key_type} PRIMARY KEY, embedding real[])")
@@ -228,7 +236,9 @@ def test_the_result_counts_rows_live_rows_and_their_datasets(scratch: psycopg.Co
 def test_a_rule_that_matches_no_row_raises_a_warning_that_says_so(scratch: psycopg.Connection) -> None:
     scratch.execute("CREATE TABLE items (id int PRIMARY KEY, embedding real[])")
     warnings: list[tuple[str | None, ...]] = []
-    scratch.add_notice_handler(lambda notice: warnings.append((notice.severity, notice.message_primary, notice.message_hint)))
+    scratch.add_notice_handler(
+        lambda notice: warnings.append((notice.severity, notice.message_primary, notice.message_hint))
+    )
     attach(scratch, "items", live="false")
     assert warnings == []  # an empty table proves nothing
     scratch.execute("INSERT INTO items VALUES (1, '{1}')")
@@ -269,7 +279,9 @@ def test_a_rule_that_matches_no_row_raises_a_warning_that_says_so(scratch: psyco
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("argument", ["project", "dataset", "live"])
-def test_what_is_not_one_immutable_expression_over_the_row_is_refused(scratch: psycopg.Connection, argument: str, expression: str) -> None:
+def test_what_is_not_one_immutable_expression_over_the_row_is_refused(
+    scratch: psycopg.Connection, argument: str, expression: str
+) -> None:
     scratch.execute("CREATE TABLE items (id int PRIMARY KEY, lang text, embedding real[])")
     scratch.execute("CREATE TABLE victim (id int)")
     scratch.execute("INSERT INTO items VALUES (1, 'de', '{1}')")
@@ -287,20 +299,22 @@ def test_an_expression_of_another_type_is_refused(scratch: psycopg.Connection) -
         attach(scratch, "items", live="1)::text) || ((lang")
 
 
-def test_an_expression_means_the_same_under_any_search_path(any_db: psycopg.Connection, any_database: str) -> None:
-    any_db.execute("CREATE SCHEMA app; CREATE SCHEMA evil")
-    any_db.execute("CREATE FUNCTION app.label(int) RETURNS text LANGUAGE sql IMMUTABLE AS $$ SELECT 'app-' || $1 $$")
-    any_db.execute("CREATE FUNCTION evil.label(int) RETURNS text LANGUAGE sql IMMUTABLE AS $$ SELECT 'evil-' || $1 $$")
-    any_db.execute("CREATE TYPE app.kind AS ENUM ('a', 'b')")
-    any_db.execute("CREATE TABLE app.items (id int PRIMARY KEY, kind app.kind DEFAULT 'a', embedding real[])")
-    any_db.execute("SET search_path = app")
-    attach(any_db, "items", dataset="label(id)", live="kind = 'a'::kind")
-    assert any_db.execute("SHOW search_path").fetchone() == ("app",)
-    compiled = any_db.execute("SELECT dataset, live FROM syncd.attachments WHERE source = 'items'::regclass").fetchone()
+def test_an_expression_means_the_same_under_any_search_path(scratch: psycopg.Connection) -> None:
+    scratch.execute("CREATE SCHEMA app; CREATE SCHEMA evil")
+    scratch.execute("CREATE FUNCTION app.label(int) RETURNS text LANGUAGE sql IMMUTABLE AS $$ SELECT 'app-' || $1 $$")
+    scratch.execute("CREATE FUNCTION evil.label(int) RETURNS text LANGUAGE sql IMMUTABLE AS $$ SELECT 'evil-' || $1 $$")
+    scratch.execute("CREATE TYPE app.kind AS ENUM ('a', 'b')")
+    scratch.execute("CREATE TABLE app.items (id int PRIMARY KEY, kind app.kind DEFAULT 'a', embedding real[])")
+    scratch.execute("SET search_path = app")
+    attach(scratch, "items", dataset="label(id)", live="kind = 'a'::kind")
+    assert scratch.execute("SHOW search_path").fetchone() == ("app",)
+    compiled = scratch.execute(
+        "SELECT dataset, live FROM syncd.attachments WHERE source = 'items'::regclass"
+    ).fetchone()
     assert compiled is not None
-    any_db.execute("SET search_path = evil, public")
-    any_db.execute("INSERT INTO app.items VALUES (7)")
-    assert any_db.execute(f"SELECT {compiled[0]}, {compiled[1]} FROM app.items").fetchone() == ("app-7", True)
+    scratch.execute("SET search_path = evil, public")
+    scratch.execute("INSERT INTO app.items VALUES (7)")
+    assert scratch.execute(f"SELECT {compiled[0]}, {compiled[1]} FROM app.items").fetchone() == ("app-7", True)
 
 
 # Attaching again, detaching
@@ -312,7 +326,17 @@ def test_attaching_again_with_the_same_arguments_changes_nothing(scratch: psycop
     before = everything(scratch)
     outbox = scratch.execute("SELECT count(*) FROM syncd.outbox").fetchone()
     attach(scratch, "public.items", dataset="lang", columns=["lang"])
-    attach(scratch, "items", key=["id"], vector="embedding", project="'default'", dataset="lang", live="true", metric="cosine", columns=["lang"])
+    attach(
+        scratch,
+        "items",
+        key=["id"],
+        vector="embedding",
+        project="'default'",
+        dataset="lang",
+        live="true",
+        metric="cosine",
+        columns=["lang"],
+    )
     assert everything(scratch) == before
     assert scratch.execute("SELECT count(*) FROM syncd.outbox").fetchone() == outbox
 
@@ -326,16 +350,24 @@ def test_attaching_with_other_arguments_attaches_anew(scratch: psycopg.Connectio
     assert first is not None
     assert [row[1] for row in rows] == ["l2"]
     assert rows[0][0] != first[0]
-    markers = scratch.execute("SELECT op::text, source FROM syncd.outbox WHERE source >= %s ORDER BY id", [first[0]]).fetchall()
+    markers = scratch.execute(
+        "SELECT op::text, source FROM syncd.outbox WHERE source >= %s ORDER BY id", [first[0]]
+    ).fetchall()
     assert markers == [("a", first[0]), ("d", first[0]), ("a", rows[0][0])]
     assert len(scratch.execute("SELECT FROM pg_trigger WHERE tgrelid = 'items'::regclass").fetchall()) == 4
 
 
 def test_attaching_again_mends_triggers_that_were_dropped_or_switched_off(scratch: psycopg.Connection) -> None:
     scratch.execute("CREATE TABLE items (id int PRIMARY KEY, embedding real[])")
-    for harm in ("DROP TRIGGER {0} ON items", "ALTER TABLE items DISABLE TRIGGER {0}", "ALTER TABLE items ENABLE TRIGGER {0}"):
+    for harm in (
+        "DROP TRIGGER {0} ON items",
+        "ALTER TABLE items DISABLE TRIGGER {0}",
+        "ALTER TABLE items ENABLE TRIGGER {0}",
+    ):
         attach(scratch, "items")
-        row = scratch.execute("SELECT tgname FROM pg_trigger WHERE tgrelid = 'items'::regclass AND tgname LIKE '%insert'").fetchone()
+        row = scratch.execute(
+            "SELECT tgname FROM pg_trigger WHERE tgrelid = 'items'::regclass AND tgname LIKE '%insert'"
+        ).fetchone()
         assert row is not None
         scratch.execute(harm.format(row[0]))
         attach(scratch, "items")
@@ -343,7 +375,9 @@ def test_attaching_again_mends_triggers_that_were_dropped_or_switched_off(scratc
         assert enabled == [("A",)] * 4
 
 
-def test_detach_removes_triggers_and_functions_and_says_whether_there_was_something(scratch: psycopg.Connection) -> None:
+def test_detach_removes_triggers_and_functions_and_says_whether_there_was_something(
+    scratch: psycopg.Connection,
+) -> None:
     scratch.execute("CREATE TABLE items (id int PRIMARY KEY, embedding real[])")
     before = [row[:3] for row in everything(scratch)]
     attach(scratch, "items")
@@ -358,7 +392,9 @@ def test_a_dropped_source_is_detached_by_its_number(scratch: psycopg.Connection)
     scratch.execute("CREATE TABLE items (id int PRIMARY KEY, embedding real[])")
     attach(scratch, "items")
     scratch.execute("DROP TABLE items")
-    row = scratch.execute("SELECT source::text FROM syncd.sources WHERE source <> 'syncd.embeddings'::regclass").fetchone()
+    row = scratch.execute(
+        "SELECT source::text FROM syncd.sources WHERE source <> 'syncd.embeddings'::regclass"
+    ).fetchone()
     assert row is not None
     assert row[0].isdigit()
     assert scratch.execute("SELECT syncd.detach(%s)", row).fetchone() == (True,)
@@ -377,12 +413,16 @@ def test_what_attach_does_is_undone_by_a_rollback(scratch: psycopg.Connection) -
 
 def test_what_is_no_plain_permanent_table_is_refused(scratch: psycopg.Connection) -> None:
     scratch.execute("CREATE TABLE items (id int PRIMARY KEY, embedding real[])")
-    scratch.execute("CREATE VIEW seen AS SELECT * FROM items; CREATE MATERIALIZED VIEW kept AS SELECT * FROM items; CREATE SEQUENCE counted")
+    scratch.execute(
+        "CREATE VIEW seen AS SELECT * FROM items; CREATE MATERIALIZED VIEW kept AS SELECT * FROM items; CREATE SEQUENCE counted"
+    )
     scratch.execute("CREATE TEMPORARY TABLE passing (id int PRIMARY KEY, embedding real[])")
     scratch.execute("CREATE UNLOGGED TABLE fleeting (id int PRIMARY KEY, embedding real[])")
     scratch.execute("CREATE TABLE parted (id int PRIMARY KEY, embedding real[]) PARTITION BY RANGE (id)")
     scratch.execute("CREATE TABLE part PARTITION OF parted FOR VALUES FROM (0) TO (10)")
-    scratch.execute("CREATE TABLE parent (id int PRIMARY KEY, embedding real[]); CREATE TABLE child (PRIMARY KEY (id)) INHERITS (parent)")
+    scratch.execute(
+        "CREATE TABLE parent (id int PRIMARY KEY, embedding real[]); CREATE TABLE child (PRIMARY KEY (id)) INHERITS (parent)"
+    )
     for name in ("seen", "kept", "counted", "items_pkey"):
         with refused(scratch, "is not a table", "table that holds the rows"):
             attach(scratch, name)
@@ -423,13 +463,16 @@ def test_null_arguments_are_the_defaults(scratch: psycopg.Connection) -> None:
     assert everything(scratch) == before
 
 
-@pytest.mark.parametrize("column", ["n", "o", "old", "new", "key", "k", "source", "op", "slot", "syncd_n", "syncd_o", "syncd_key", "syncd_k",
-                                    "event", "TG_OP", "id", "user", "select", "ctid2", "percent%s", "br{ace}s", "quo\"te", "it's", "Großbuchstaben"])  # fmt: skip
+@pytest.mark.parametrize("column", ["n", "o", "old", "new", "key", "k", "source", "op", "slot", "syncd_n", "syncd_k",
+                                    "event", "TG_OP", "id", "user", "select", "ctid2", 
+                                    "percent%s", "br{ace}s", "quo\"te", "it's", "Großbuchstaben"])  # fmt: skip
 @pytest.mark.parametrize("composite", [False, True])
 def test_columns_may_have_any_name(scratch: psycopg.Connection, column: str, composite: bool) -> None:
     name = sql.Identifier(column)
     key = sql.SQL("{}, b").format(name) if composite else name
-    scratch.execute(sql.SQL("CREATE TABLE items ({} int, b int DEFAULT 1, embedding real[], PRIMARY KEY ({}))").format(name, key))
+    scratch.execute(
+        sql.SQL("CREATE TABLE items ({} int, b int DEFAULT 1, embedding real[], PRIMARY KEY ({}))").format(name, key)
+    )
     attach(scratch, "items", columns=[column])
     scratch.execute("INSERT INTO items VALUES (1, 1, '{1}'), (2, 1, '{1}')")
     scratch.execute(sql.SQL("UPDATE items SET {0} = {0} + 10").format(name))
@@ -447,25 +490,41 @@ STRANGE_NAMES = [
 ]  # fmt: skip
 
 
-def test_rows_are_found_whatever_the_schema_the_table_and_the_columns_are_called(db: psycopg.Connection, daemon: Daemon) -> None:
-    datasets = []
+def test_rows_are_found_whatever_the_schema_the_table_and_the_columns_are_called(
+    db: psycopg.Connection, daemon: Daemon
+) -> None:
+    datasets: list[tuple[str, sql.Identifier]] = []
     for schema_name, table in STRANGE_NAMES:
         names = {"schema": sql.Identifier(schema_name), "table": sql.Identifier(schema_name, table)}
         db.execute(sql.SQL("CREATE SCHEMA {schema}").format(**names))
-        db.execute(sql.SQL('CREATE TABLE {table} ("I %d{{0}}" int, "k%" text, "V {{}} %s" real[], "a%" jsonb, PRIMARY KEY ("I %d{{0}}", "k%"))').format(**names))
-        db.execute(sql.SQL("""INSERT INTO {table} SELECT i, 'k%s', ARRAY[i, 1], '{{"a": {{"b%": 1}}}}' FROM generate_series(1, 4) i""").format(**names))
+        db.execute(
+            sql.SQL(
+                'CREATE TABLE {table} ("I %d{{0}}" int, "k%" text, "V {{}} %s" real[], "a%" jsonb, PRIMARY KEY ("I %d{{0}}", "k%"))'
+            ).format(**names)
+        )
+        db.execute(
+            sql.SQL(
+                """INSERT INTO {table} SELECT i, 'k%s', ARRAY[i, 1], '{{"a": {{"b%": 1}}}}' FROM generate_series(1, 4) i"""
+            ).format(**names)
+        )
         source = sql.Identifier(schema_name, table).as_string(db)
         live = """"a%" @> '{"a": {"b%": 1}}' AND "I %d{0}" % 2 = 0 AND 'x' LIKE '%x%'"""
-        assert attach(db, source, dataset="""'d%s{0}' || "I %d{0}" % 2""", project=f"'{len(datasets)}'", live=live, metric="l2") == (4, 2, 1)
+        assert attach(
+            db, source, dataset="""'d%s{0}' || "I %d{0}" % 2""", project=f"'{len(datasets)}'", live=live, metric="l2"
+        ) == (4, 2, 1)
         assert db.execute("SELECT count(*) FROM syncd.sources WHERE source = %s::regclass", [source]).fetchone() == (1,)
         datasets.append((f"{len(datasets)}/d%s{{0}}0", names["table"]))
     daemon.start()
     with daemon.client() as client:
-        for dataset, table in datasets:
+        for dataset, name in datasets:
             assert sorted(client.keys(dataset)) == [(2, "k%s"), (4, "k%s")]
-            db.execute(sql.SQL("""UPDATE {} SET "k%" = 'K' WHERE "I %d{{0}}" = 2""").format(table))
-            db.execute(sql.SQL("""INSERT INTO {} VALUES (6, '', '{{9,9}}', '{{"a": {{"b%": 1}}}}')""").format(table))
-            assert [hit.key for hit in client.search(dataset, [2, 1], consistency="strong")] == [(2, "K"), (4, "k%s"), (6, "")]
+            db.execute(sql.SQL("""UPDATE {} SET "k%" = 'K' WHERE "I %d{{0}}" = 2""").format(name))
+            db.execute(sql.SQL("""INSERT INTO {} VALUES (6, '', '{{9,9}}', '{{"a": {{"b%": 1}}}}')""").format(name))
+            assert [hit.key for hit in client.search(dataset, [2, 1], consistency="strong")] == [
+                (2, "K"),
+                (4, "k%s"),
+                (6, ""),
+            ]
     daemon.stop()
     daemon.start()
     with daemon.client() as client:
@@ -476,7 +535,9 @@ def test_rows_are_found_whatever_the_schema_the_table_and_the_columns_are_called
 # Who may
 
 
-def test_only_the_owner_attaches_and_detaches(any_server: PostgresServer, any_db: psycopg.Connection, any_database: str) -> None:
+def test_only_the_owner_attaches_and_detaches(
+    any_server: PostgresServer, any_db: psycopg.Connection, any_database: str
+) -> None:
     any_db.execute("CREATE TABLE items (id int PRIMARY KEY, embedding real[])")
     with role(any_server, "stranger"):
         any_db.execute("GRANT USAGE ON SCHEMA syncd TO stranger; GRANT ALL ON items TO stranger")
@@ -489,7 +550,9 @@ def test_only_the_owner_attaches_and_detaches(any_server: PostgresServer, any_db
         any_db.execute("DROP OWNED BY stranger")
 
 
-def test_a_table_owner_attaches_with_only_usage_on_the_schema(any_server: PostgresServer, any_db: psycopg.Connection, any_database: str) -> None:
+def test_a_table_owner_attaches_with_only_usage_on_the_schema(
+    any_server: PostgresServer, any_db: psycopg.Connection, any_database: str
+) -> None:
     with role(any_server, "table_owner"):
         any_db.execute("CREATE SCHEMA theirs AUTHORIZATION table_owner; GRANT USAGE ON SCHEMA syncd TO table_owner")
         with connected_as(any_database, "table_owner") as owner:
@@ -501,9 +564,13 @@ def test_a_table_owner_attaches_with_only_usage_on_the_schema(any_server: Postgr
             attach(owner, "theirs.items", metric="ip")
             owner.execute("INSERT INTO theirs.items VALUES (1, '{1}')")
             assert any_db.execute("SELECT key FROM syncd.outbox WHERE op = 'k'").fetchall() == [("1",)]
-            for forbidden in ("SELECT * FROM syncd.outbox", "SELECT * FROM syncd.attachments", "DELETE FROM syncd.consumers"):
+            for forbidden in (
+                "SELECT * FROM syncd.outbox",
+                "SELECT * FROM syncd.attachments",
+                "DELETE FROM syncd.consumers",
+            ):
                 with pytest.raises(psycopg.errors.InsufficientPrivilege):
-                    owner.execute(forbidden)  # type: ignore[call-overload]  # one of three literals
+                    owner.execute(forbidden)
             assert owner.execute("SELECT syncd.detach('theirs.items')").fetchone() == (True,)
         any_db.execute("DROP OWNED BY table_owner")
 
@@ -530,10 +597,10 @@ def test_who_may_write_the_table_goes_on_writing_it_without_any_grant_on_the_sch
                 db.execute("SET ROLE writer")
             for write in WRITES:
                 if write.startswith("COPY"):
-                    with db.cursor().copy(write) as copy:  # type: ignore[arg-type]  # one of five literals
+                    with db.cursor().copy(write) as copy:
                         copy.write_row((5, "{5}"))
                 else:
-                    db.execute(write)  # type: ignore[call-overload]  # one of five literals
+                    db.execute(write)
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 db.execute("SELECT syncd.token()")
         any_db.execute("DROP OWNED BY writer")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import re
@@ -11,6 +12,8 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +24,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from syncd.errors import NotReady, UnknownDataset
 from syncd.rpc.client import Client
 from syncd.types import dataset_name
 from tests.conftest import Servers, clone
@@ -33,27 +37,28 @@ REPORT_SECONDS = 10.0
 
 def until(condition: Callable[[], bool], seconds: float = WAIT_SECONDS) -> None:
     """Ask again until it is so; fails after a while."""
-    pause, deadline = socket.socketpair()[0], time.monotonic() + seconds
-    with pause:
-        while not condition():
-            assert time.monotonic() < deadline, f"not so within {seconds} s"
-            pause.settimeout(0.02)
-            try:
-                pause.recv(1)
-            except TimeoutError:
-                continue
+    pause, deadline = threading.Event(), time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not so within {seconds} s"
+        pause.wait(0.02)
 
 
 # One service, many bad requests
 
 
 @pytest.fixture(scope="module")
-def shared(server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[psycopg.Connection, Daemon]]:
+def shared(
+    server: PostgresServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[psycopg.Connection, Daemon]]:
     """A running syncd and its database, shared by the tests that leave both as they were."""
     for conninfo in clone(server):
         with psycopg.connect(conninfo, autocommit=True) as db:
-            db.execute("CREATE TABLE items (id int PRIMARY KEY, v real[]); INSERT INTO items VALUES (1, '{1,0,0}'), (2, '{0,1,0}')")
-            db.execute("CREATE TABLE flat (id int PRIMARY KEY, v real[]); INSERT INTO flat VALUES (1, '{1,0,0}'), (2, '{0,1,0}')")
+            db.execute(
+                "CREATE TABLE items (id int PRIMARY KEY, v real[]); INSERT INTO items VALUES (1, '{1,0,0}'), (2, '{0,1,0}')"
+            )
+            db.execute(
+                "CREATE TABLE flat (id int PRIMARY KEY, v real[]); INSERT INTO flat VALUES (1, '{1,0,0}'), (2, '{0,1,0}')"
+            )
             db.execute("SELECT syncd.attach('items'), syncd.attach('flat', metric => 'l2')")
             daemon = Daemon(conninfo, tmp_path_factory.mktemp("bad") / "data").start()
             yield db, daemon
@@ -82,10 +87,8 @@ def lines(daemon: Daemon) -> Iterator[Callable[[bytes], Any]]:
         with raw.makefile("rb") as answers:
 
             def ask(data: bytes) -> Any:
-                try:
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                     raw.sendall(data)
-                except (BrokenPipeError, ConnectionResetError):
-                    pass
                 line = answers.readline()
                 return json.loads(line) if line else None
 
@@ -97,6 +100,7 @@ def base64_of(*numbers: float) -> str:
 
 
 NAN, INFINITY = float("nan"), float("inf")
+NOT_FINITE = "nan"  # the reason of NaN and infinity alike
 
 
 @pytest.mark.parametrize(
@@ -122,7 +126,9 @@ NAN, INFINITY = float("nan"), float("inf")
         ({"vector": [1, 2, 3], "after": "99999999999", "timeout_ms": 50}, "timeout"),
     ],
 )  # fmt: skip
-def test_a_request_that_cannot_be_answered_gets_the_error_of_its_kind(service: Daemon, params: dict[str, Any], kind: str) -> None:
+def test_a_request_that_cannot_be_answered_gets_the_error_of_its_kind(
+    service: Daemon, params: dict[str, Any], kind: str
+) -> None:
     with lines(service) as ask:
         request = {"jsonrpc": "2.0", "id": 7, "method": "search", "params": {"dataset": "items"} | params}
         answer = ask(json.dumps(request).encode() + b"\n")
@@ -161,7 +167,9 @@ def test_a_zero_vector_is_a_vector_where_the_metric_needs_no_norm(service: Daemo
     ],
     ids=lambda value: None if isinstance(value, int | None) else repr(value[:60]),
 )  # fmt: skip
-def test_a_line_that_is_no_request_is_answered_and_the_connection_goes_on(service: Daemon, line: bytes, code: int | None) -> None:
+def test_a_line_that_is_no_request_is_answered_and_the_connection_goes_on(
+    service: Daemon, line: bytes, code: int | None
+) -> None:
     with lines(service) as ask:
         answer = ask(line + b"\n")
         assert "error" in answer
@@ -177,7 +185,9 @@ def test_a_line_of_100_mb_is_too_large_and_only_its_own_connection_closes(servic
 
 
 def test_clients_that_vanish_in_the_middle_harm_nobody(service: Daemon) -> None:
-    search = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "search", "params": {"dataset": "items", "vector": [1, 2, 3]}}).encode()
+    search = json.dumps(
+        {"jsonrpc": "2.0", "id": 1, "method": "search", "params": {"dataset": "items", "vector": [1, 2, 3]}}
+    ).encode()
     waiting = b'{"jsonrpc":"2.0","id":1,"method":"wait","params":{"after":"99999999999","timeout_ms":60000}}\n'
     for sent in (b"", search[:20], search + b"\n", (search + b"\n") * 500, waiting):
         for _ in range(5):
@@ -191,30 +201,48 @@ def test_clients_that_vanish_in_the_middle_harm_nobody(service: Daemon) -> None:
 # Bad rows
 
 
+def reported(db: psycopg.Connection, expected: dict[tuple[str, str], str]) -> None:
+    """``syncd.quarantine`` shows this within the time that it may lag."""
+    with contextlib.suppress(AssertionError):
+        until(lambda: quarantine(db) == expected, REPORT_SECONDS)
+    assert quarantine(db) == expected
+
+
 def quarantine(db: psycopg.Connection) -> dict[tuple[str, str], str]:
-    return {(dataset, key): reason for dataset, key, reason in db.execute("SELECT dataset, key, reason FROM syncd.quarantine").fetchall()}
+    return {
+        (dataset, key): reason
+        for dataset, key, reason in db.execute("SELECT dataset, key, reason FROM syncd.quarantine").fetchall()
+    }
 
 
-def test_rows_that_cannot_be_indexed_are_quarantined_with_the_reason_and_the_others_go_on(db: psycopg.Connection, daemon: Daemon) -> None:
+def test_rows_that_cannot_be_indexed_are_quarantined_with_the_reason_and_the_others_go_on(
+    db: psycopg.Connection, daemon: Daemon
+) -> None:
     db.execute("CREATE TABLE items (id int PRIMARY KEY, v real[])")
     good = "(1, '{1,0,0}'), (2, '{0,1,0}'), (3, '{0,0,1}')"
     db.execute(f"INSERT INTO items VALUES {good}, (10, '{{NaN,0,0}}'), (11, '{{1,2}}'), (12, '{{1,NULL,2}}')".encode())
     db.execute("SELECT syncd.attach('items')")
     daemon.start()
-    before = {("default/items", "10"): "not_finite", ("default/items", "11"): "dimension_mismatch", ("default/items", "12"): "null_element"}
+    before = {
+        ("default/items", "10"): NOT_FINITE,
+        ("default/items", "11"): "dimension_mismatch",
+        ("default/items", "12"): "null_element",
+    }
     with daemon.client() as client:
         assert sorted(client.keys("items")) == [1, 2, 3]
         assert client.status().quarantined == 3
-        until(lambda: quarantine(db) == before, REPORT_SECONDS)
-        db.execute("INSERT INTO items VALUES (13, '{0,0,0}'), (14, '{}'), (15, '{Infinity,1,1}'), (16, '{{1,2,3}}'), (17, '{1,2,3,4}'), (4, '{1,1,1}')")
+        reported(db, before)
+        db.execute(
+            "INSERT INTO items VALUES (13, '{0,0,0}'), (14, '{}'), (15, '{Infinity,1,1}'), (16, '{{1,2,3}}'), (17, '{1,2,3,4}'), (4, '{1,1,1}')"
+        )
         assert sorted(client.keys("items")) == [1, 2, 3, 4] or client.search("items", [1, 1, 1], consistency="strong")
         assert sorted(client.keys("items")) == [1, 2, 3, 4]
         assert client.status().quarantined == 8
         after = before | {
-            ("default/items", "13"): "zero_norm", ("default/items", "14"): "empty", ("default/items", "15"): "not_finite",
+            ("default/items", "13"): "zero_norm", ("default/items", "14"): "empty", ("default/items", "15"): NOT_FINITE,
             ("default/items", "16"): "not_one_dimensional", ("default/items", "17"): "dimension_mismatch",
         }  # fmt: skip
-        until(lambda: quarantine(db) == after, REPORT_SECONDS)
+        reported(db, after)
         # Mended, deleted, no longer live: each leaves the quarantine.
         db.execute("UPDATE items SET v = '{1,2,3}' WHERE id IN (10, 13)")
         db.execute("DELETE FROM items WHERE id IN (11, 14)")
@@ -224,8 +252,12 @@ def test_rows_that_cannot_be_indexed_are_quarantined_with_the_reason_and_the_oth
         client.search("items", [1, 1, 1], consistency="strong")
         assert sorted(client.keys("items")) == [2, 3, 4, 10, 13]
         assert client.status().quarantined == 3
-        left = {("default/items", "16"): "not_one_dimensional", ("default/items", "17"): "dimension_mismatch", ("default/items", "1"): "not_finite"}
-        until(lambda: quarantine(db) == left, REPORT_SECONDS)
+        left = {
+            ("default/items", "16"): "not_one_dimensional",
+            ("default/items", "17"): "dimension_mismatch",
+            ("default/items", "1"): NOT_FINITE,
+        }
+        reported(db, left)
     daemon.stop()
     daemon.start()
     with daemon.client() as client:
@@ -234,7 +266,7 @@ def test_rows_that_cannot_be_indexed_are_quarantined_with_the_reason_and_the_oth
         db.execute("TRUNCATE items")
         assert client.search("items", [1, 1, 1], consistency="strong") == []
         assert client.status().quarantined == 0
-        until(lambda: quarantine(db) == {}, REPORT_SECONDS)
+        reported(db, {})
 
 
 def test_a_zero_vector_is_indexed_where_the_metric_needs_no_norm(db: psycopg.Connection, daemon: Daemon) -> None:
@@ -248,13 +280,19 @@ def test_a_zero_vector_is_indexed_where_the_metric_needs_no_norm(db: psycopg.Con
 @pytest.mark.parametrize(
     ("vector_type", "good", "bad"),
     [
-        ("bytea", "'\\x0000803f0000803f'", {"'\\x00'": "not_float32", "''": "empty", "'\\x0000807f0000803f'": "not_finite"}),
-        ("double precision[]", "'{1,1}'", {"'{1e300,1}'": "not_finite", "'{1,NULL}'": "null_element"}),
+        (
+            "bytea",
+            "'\\x0000803f0000803f'",
+            {"'\\x00'": "not_float32", "''": "empty", "'\\x0000807f0000803f'": NOT_FINITE},
+        ),
+        ("double precision[]", "'{1,1}'", {"'{1e300,1}'": NOT_FINITE, "'{1,NULL}'": "null_element"}),
         ("vector", "'[1,1]'", {"'[0,0]'": "zero_norm", "'[1,1,1]'": "dimension_mismatch"}),
         ("halfvec(2)", "'[1,1]'", {"'[0,0]'": "zero_norm"}),
     ],
 )
-def test_each_vector_type_has_its_own_ways_to_be_bad(db: psycopg.Connection, daemon: Daemon, vector_type: str, good: str, bad: dict[str, str]) -> None:
+def test_each_vector_type_has_its_own_ways_to_be_bad(
+    db: psycopg.Connection, daemon: Daemon, vector_type: str, good: str, bad: dict[str, str]
+) -> None:
     db.execute(f"CREATE TABLE items (id int PRIMARY KEY, v {vector_type})".encode())
     rows = ", ".join(f"({number}, {value})" for number, value in enumerate(bad, start=10))
     db.execute(f"INSERT INTO items VALUES (1, {good}), (2, {good}), (3, {good}), {rows}".encode())
@@ -263,26 +301,34 @@ def test_each_vector_type_has_its_own_ways_to_be_bad(db: psycopg.Connection, dae
     with daemon.client() as client:
         assert sorted(client.keys("items")) == [1, 2, 3]
     wanted = {("default/items", str(number)): reason for number, reason in enumerate(bad.values(), start=10)}
-    until(lambda: quarantine(db) == wanted, REPORT_SECONDS)
+    reported(db, wanted)
 
 
-def test_a_dataset_belongs_to_the_source_that_formed_it_and_anothers_rows_are_quarantined(db: psycopg.Connection, daemon: Daemon) -> None:
-    db.execute("CREATE TABLE first (id int PRIMARY KEY, v real[]); CREATE TABLE second (id int PRIMARY KEY, name text, v real[])")
-    db.execute("INSERT INTO first VALUES (1, '{1,1}'); INSERT INTO second VALUES (2, 'same', '{1,1}'), (3, 'other', '{1,1}')")
+def test_a_dataset_belongs_to_the_source_that_formed_it_and_anothers_rows_are_quarantined(
+    db: psycopg.Connection, daemon: Daemon
+) -> None:
+    db.execute(
+        "CREATE TABLE first (id int PRIMARY KEY, v real[]); CREATE TABLE second (id int PRIMARY KEY, name text, v real[])"
+    )
+    db.execute(
+        "INSERT INTO first VALUES (1, '{1,1}'); INSERT INTO second VALUES (2, 'same', '{1,1}'), (3, 'other', '{1,1}')"
+    )
     db.execute("SELECT syncd.attach('first', dataset => $$'same'$$)")
     db.execute("SELECT syncd.attach('second', dataset => 'name')")
     daemon.start()
     with daemon.client() as client:
         assert list(client.keys("same")) == [1]
         assert list(client.keys("other")) == [3]
-        until(lambda: quarantine(db) == {("default/same", "2"): "dataset_taken"}, REPORT_SECONDS)
+        reported(db, {("default/same", "2"): "dataset_taken"})
         db.execute("UPDATE second SET name = 'other'")
         assert {hit.key for hit in client.search("other", [1, 1], consistency="strong")} == {2, 3}
         assert client.status().quarantined == 0
 
 
 def test_a_row_whose_project_or_dataset_is_null_is_quarantined(db: psycopg.Connection, daemon: Daemon) -> None:
-    db.execute("CREATE TABLE items (id int PRIMARY KEY, name text, v real[]); INSERT INTO items VALUES (1, NULL, '{1}'), (2, 'a', '{1}')")
+    db.execute(
+        "CREATE TABLE items (id int PRIMARY KEY, name text, v real[]); INSERT INTO items VALUES (1, NULL, '{1}'), (2, 'a', '{1}')"
+    )
     db.execute("SELECT syncd.attach('items', dataset => 'name')")
     daemon.start()
     with daemon.client() as client:
@@ -290,7 +336,9 @@ def test_a_row_whose_project_or_dataset_is_null_is_quarantined(db: psycopg.Conne
     until(lambda: set(quarantine(db).values()) == {"null_dataset"}, REPORT_SECONDS)
 
 
-def test_an_expression_that_fails_on_a_row_fails_its_source_alone_until_the_row_is_mended(db: psycopg.Connection, daemon: Daemon) -> None:
+def test_an_expression_that_fails_on_a_row_fails_its_source_alone_until_the_row_is_mended(
+    db: psycopg.Connection, daemon: Daemon
+) -> None:
     db.execute("CREATE TABLE items (id int PRIMARY KEY, n int, v real[]); INSERT INTO items VALUES (1, 1, '{1}')")
     db.execute("CREATE TABLE others (id int PRIMARY KEY, v real[]); INSERT INTO others VALUES (1, '{1}')")
     db.execute("SELECT syncd.attach('items', live => '10 / n > 1'), syncd.attach('others')")
@@ -308,15 +356,23 @@ def test_an_expression_that_fails_on_a_row_fails_its_source_alone_until_the_row_
 
 
 LONG = "".join(chr(33 + number * 7919 % 90) for number in range(10_000)).replace("/", "|")
-NAMES = ["../../etc/x", "..", ".", "", "x" * 10_000, LONG, "a\\x00b\\0\\u0000", "nul %00", "new\nline", "/", "//", "%2F", "C:\\x", "~", "-rf", "ü😀", " ",
-         "postgres", "postgres.users", "manifest.json", "manifest.json.new", "consumer.lock", "syncd.sock", "MANIFEST.JSON"]  # fmt: skip
+NAMES = ["../../etc/x", "..", ".", "", "x" * 10_000, LONG, "a\\x00b\\0\\u0000", "nul %00", "new\nline", "/", "//", "%2F", "C:\\x", "~", "-rf", "ü😀",
+         " ", "postgres", "postgres.users", "manifest.json", "manifest.json.new", "consumer.lock", "syncd.sock", "MANIFEST.JSON"]  # fmt: skip
 
 
-def test_rows_are_found_under_any_name_and_files_stay_in_the_data_directory(db: psycopg.Connection, tmp_path: Path) -> None:
+def test_rows_are_found_under_any_name_and_files_stay_in_the_data_directory(
+    db: psycopg.Connection, tmp_path: Path
+) -> None:
     db.execute("CREATE TABLE items (id int PRIMARY KEY, project text, dataset text, v real[])")
-    names = [(name, "d") for name in NAMES] + [("p", name) for name in NAMES] + [("a", "b/c"), ("a/b", "c"), ("..", ".."), ("", "")]
+    names = (
+        [(name, "d") for name in NAMES]
+        + [("p", name) for name in NAMES]
+        + [("a", "b/c"), ("a/b", "c"), ("..", ".."), ("", "")]
+    )
     with db.cursor() as cursor:
-        cursor.executemany("INSERT INTO items VALUES (%s, %s, %s, '{1,2}')", [(number, *name) for number, name in enumerate(names)])
+        cursor.executemany(
+            "INSERT INTO items VALUES (%s, %s, %s, '{1,2}')", [(number, *name) for number, name in enumerate(names)]
+        )
     db.execute("SELECT syncd.attach('items', project => 'project', dataset => 'dataset')")
     outside = tmp_path / "outside"
     daemon = Daemon(db.info.dsn, outside / "data")
@@ -329,11 +385,18 @@ def test_rows_are_found_under_any_name_and_files_stay_in_the_data_directory(db: 
                     assert list(client.keys(dataset_name(*name))) == [number], name
                 client.checkpoint()
                 if restarted:
-                    until(lambda: len(set(db.execute("SELECT dataset FROM syncd.status").fetchall())) == len(set(names)), REPORT_SECONDS)
+                    until(
+                        lambda: len(set(db.execute("SELECT dataset FROM syncd.status").fetchall())) == len(set(names)),
+                        REPORT_SECONDS,
+                    )
                 else:
                     assert list(client.keys("p/postgres")) == [len(NAMES) + NAMES.index("postgres")]
             assert {path.name for path in outside.iterdir()} == {"data", "data.log"}
-            assert {path.name for path in daemon.data_dir.iterdir() if path.is_file()} <= {"consumer.lock", "manifest.json", "manifest.previous.json"}
+            assert {path.name for path in daemon.data_dir.iterdir() if path.is_file()} <= {
+                "consumer.lock",
+                "manifest.json",
+                "manifest.previous.json",
+            }
             daemon.stop()
             if not restarted:
                 daemon.start()
@@ -344,7 +407,9 @@ def test_rows_are_found_under_any_name_and_files_stay_in_the_data_directory(db: 
 
 
 @pytest.mark.parametrize("key_type", ["text", "varchar"])
-def test_keys_may_be_any_text_also_where_a_page_of_a_scan_ends(db: psycopg.Connection, daemon: Daemon, key_type: str) -> None:
+def test_keys_may_be_any_text_also_where_a_page_of_a_scan_ends(
+    db: psycopg.Connection, daemon: Daemon, key_type: str
+) -> None:
     db.execute(f"CREATE TABLE items (id {key_type} PRIMARY KEY, v real[])".encode())
     db.execute("INSERT INTO items SELECT '%s {x} %(y)s ''\" \\ ' || i, ARRAY[i, 1] FROM generate_series(1, 2500) i")
     db.execute("SELECT syncd.attach('items')")
@@ -383,16 +448,21 @@ def test_a_socket_path_that_is_too_long_is_refused(database: str, tmp_path: Path
 
 def test_a_server_that_refuses_connections_ends_the_start(tmp_path: Path) -> None:
     refused_start(Daemon("host=127.0.0.1 port=1", tmp_path / "data"), "Connection refused", "SYNCD_DSN")
-    refused_start(Daemon("host=/nosuch/folder", tmp_path / "data"), "/nosuch/folder", "SYNCD_DSN")
+    refused_start(Daemon("host=/nosuch/folder", tmp_path / "data"), "No such file", "SYNCD_DSN")
 
 
 def test_a_server_that_never_answers_ends_the_start_within_30_seconds(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=10) as silent:
         port = silent.getsockname()[1]
-        refused_start(Daemon(f"host=127.0.0.1,127.0.0.1,127.0.0.1,127.0.0.1 port={port},{port},{port},{port}", tmp_path / "data"), "SYNCD_DSN")
+        refused_start(
+            Daemon(f"host=127.0.0.1,127.0.0.1,127.0.0.1,127.0.0.1 port={port},{port},{port},{port}", tmp_path / "data"),
+            "SYNCD_DSN",
+        )
 
 
-def test_a_server_that_answers_and_then_hangs_ends_the_start_within_30_seconds(db: psycopg.Connection, database: str, tmp_path: Path) -> None:
+def test_a_server_that_answers_and_then_hangs_ends_the_start_within_30_seconds(
+    db: psycopg.Connection, database: str, tmp_path: Path
+) -> None:
     with psycopg.connect(database) as other:
         other.execute("LOCK TABLE syncd.consumers IN ACCESS EXCLUSIVE MODE")
         refused_start(Daemon(database, tmp_path / "data"), "has not answered")
@@ -404,7 +474,9 @@ def test_a_database_that_is_missing_or_without_init_ends_the_start(server: Postg
     refused_start(Daemon(server.conninfo("postgres"), tmp_path / "data"), "no schema syncd", "syncd init")
 
 
-def test_a_database_of_another_schema_version_ends_the_start(db: psycopg.Connection, database: str, tmp_path: Path) -> None:
+def test_a_database_of_another_schema_version_ends_the_start(
+    db: psycopg.Connection, database: str, tmp_path: Path
+) -> None:
     db.execute("UPDATE syncd.alembic_version SET version_num = '9999'")
     refused_start(Daemon(database, tmp_path / "data"), "9999", "pip install --upgrade syncd")
     db.execute("UPDATE syncd.alembic_version SET version_num = '0000'")
@@ -414,7 +486,9 @@ def test_a_database_of_another_schema_version_ends_the_start(db: psycopg.Connect
 @pytest.fixture(scope="module")
 def scram(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
     """A server that wants passwords over TCP."""
-    server = PostgresServer(16, tmp_path_factory.mktemp("scram"), tcp=True, settings={"password_encryption": "scram-sha-256"})
+    server = PostgresServer(
+        16, tmp_path_factory.mktemp("scram"), tcp=True, settings={"password_encryption": "scram-sha-256"}
+    )
     with server:
         rules = server.folder / "cluster" / "pg_hba.conf"
         rules.write_text("local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n")
@@ -431,15 +505,20 @@ def test_a_wrong_password_ends_the_start_and_is_not_shown(scram: PostgresServer,
         daemon = Daemon(conninfo(**password), tmp_path / name)
         refused_start(daemon, "password", "SYNCD_DSN, PGPASSWORD or ~/.pgpass")
         assert "secret" not in daemon.log.read_text()
-    daemon = Daemon(conninfo(password="right-secret"), tmp_path / "right")
+    right = {"password": "right-secret"}
+    daemon = Daemon(conninfo(**right), tmp_path / "right")
     refused_start(daemon, "no schema syncd")
     assert "secret" not in daemon.log.read_text()
 
 
-def test_a_data_directory_that_another_syncd_holds_is_refused(db: psycopg.Connection, database: str, daemon: Daemon) -> None:
+def test_a_data_directory_that_another_syncd_holds_is_refused(database: str, daemon: Daemon) -> None:
     daemon.start()
     assert daemon.process is not None
-    refused_start(Daemon(database, daemon.data_dir, consumer="second"), f"in use by another syncd (process {daemon.process.pid})", "SYNCD_DATA_DIR")
+    refused_start(
+        Daemon(database, daemon.data_dir, consumer="second"),
+        f"in use by another syncd (process {daemon.process.pid})",
+        "SYNCD_DATA_DIR",
+    )
     with daemon.client() as client:
         assert client.ping()
 
@@ -456,21 +535,23 @@ def test_a_socket_that_another_syncd_answers_on_is_refused(database: str, daemon
 def test_a_data_directory_that_is_a_file_is_refused(database: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     refused_start(Daemon(database, tmp_path / "file"), "data directory", "SYNCD_DATA_DIR")
-    refused_start(Daemon(database, tmp_path / "file" / "below"), "data directory", "SYNCD_DATA_DIR")
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare: a read-only mount binds root too")
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("unshare") is None,
+    reason="needs root and unshare: a read-only mount binds root too",
+)
 def test_a_read_only_data_directory_is_refused(database: str, tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
     daemon = Daemon(database, data)
     mount = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
-    probe = subprocess.run(["unshare", "--mount", "sh", "-c", mount, str(data), "true"], capture_output=True, check=False)
+    probe = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", mount, str(data), "true"], capture_output=True, check=False
+    )
     if probe.returncode != 0:
         pytest.skip("this container may not mount")
-    import sys
-
     command = ["unshare", "--mount", "sh", "-c", mount, str(data), sys.executable, "-m", "syncd.cli.main", "serve"]
     done = subprocess.run(command, env=daemon.environment, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (1, ""), done.stderr
@@ -478,10 +559,14 @@ def test_a_read_only_data_directory_is_refused(database: str, tmp_path: Path) ->
     assert "SYNCD_DATA_DIR" in done.stderr
 
 
-def test_files_of_others_in_the_data_directory_are_left_alone(database: str, db: psycopg.Connection, daemon: Daemon) -> None:
+def test_files_of_others_in_the_data_directory_are_left_alone(db: psycopg.Connection, daemon: Daemon) -> None:
     db.execute("CREATE TABLE items (id int PRIMARY KEY, v real[]); INSERT INTO items VALUES (1, '{1}')")
     db.execute("SELECT syncd.attach('items')")
-    mine = [daemon.data_dir / "notes.txt", daemon.data_dir / "lost+found" / "a" / "b" / "c.txt", daemon.data_dir / "postgres" / "base" / "1" / "2"]
+    mine = [
+        daemon.data_dir / "notes.txt",
+        daemon.data_dir / "lost+found" / "a" / "b" / "c.txt",
+        daemon.data_dir / "postgres" / "base" / "1" / "2",
+    ]
     for path in mine:
         path.parent.mkdir(parents=True)
         path.write_text("mine")
@@ -503,7 +588,7 @@ def test_sigterm_and_sigint_exit_0_and_leave_a_checkpoint_and_no_socket(db: psyc
         assert process.returncode == 0, daemon.log.read_text()
         assert not daemon.socket.exists()
         assert (daemon.data_dir / "manifest.json").exists()
-    assert db.execute("SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'syncd/%'").fetchone() == (0,)
+    until(lambda: not open_connections(db))
 
 
 def test_a_second_signal_stops_at_once(daemon: Daemon) -> None:
@@ -522,7 +607,9 @@ def test_a_second_signal_stops_at_once(daemon: Daemon) -> None:
     daemon.kill()
 
 
-def test_a_process_whose_consumer_name_was_taken_exits_1_and_says_so(db: psycopg.Connection, database: str, daemon: Daemon, tmp_path: Path) -> None:
+def test_a_process_whose_consumer_name_was_taken_exits_1_and_says_so(
+    db: psycopg.Connection, database: str, daemon: Daemon, tmp_path: Path
+) -> None:
     db.execute("CREATE TABLE items (id int PRIMARY KEY, v real[]); INSERT INTO items VALUES (1, '{1}')")
     db.execute("SELECT syncd.attach('items')")
     first = daemon.start().process
@@ -550,18 +637,32 @@ def test_at_most_four_connections_are_open_and_each_is_named(db: psycopg.Connect
     daemon.start()
     with daemon.client() as client:
         client.checkpoint()
-        names = db.execute("SELECT application_name FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = current_database()").fetchall()
+        names = open_connections(db)
     assert 1 <= len(names) <= 4
-    assert set(names) == {("syncd/default",)}
+    assert set(names) == {"syncd/default"}
 
 
-def test_a_role_that_may_not_read_a_source_fails_that_source_alone_and_says_which_grant(servers: Servers, tmp_path: Path) -> None:
+def open_connections(db: psycopg.Connection) -> list[str]:
+    rows = db.execute(
+        "SELECT application_name FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = current_database()"
+    )
+    return [name for (name,) in rows.fetchall()]
+
+
+def test_a_role_that_may_not_read_a_source_fails_that_source_alone_and_says_which_grant(
+    servers: Servers, tmp_path: Path
+) -> None:
     server = servers.of(18)
     for conninfo in clone(server):
         server.execute("CREATE ROLE reader LOGIN")
         with psycopg.connect(conninfo, autocommit=True) as db:
-            db.execute("GRANT USAGE ON SCHEMA syncd TO reader; GRANT ALL ON ALL TABLES IN SCHEMA syncd TO reader; GRANT ALL ON ALL SEQUENCES IN SCHEMA syncd TO reader")
-            db.execute("CREATE TABLE open (id int PRIMARY KEY, v real[]); CREATE TABLE closed (LIKE open INCLUDING ALL); GRANT SELECT ON open TO reader")
+            db.execute(
+                "GRANT USAGE ON SCHEMA syncd TO reader; GRANT ALL ON ALL TABLES IN SCHEMA syncd TO reader;"
+                " GRANT ALL ON ALL SEQUENCES IN SCHEMA syncd TO reader"
+            )
+            db.execute(
+                "CREATE TABLE open (id int PRIMARY KEY, v real[]); CREATE TABLE closed (LIKE open INCLUDING ALL); GRANT SELECT ON open TO reader"
+            )
             db.execute("INSERT INTO open VALUES (1, '{1}'); INSERT INTO closed VALUES (1, '{1}')")
             db.execute("SELECT syncd.attach('open'), syncd.attach('closed')")
             daemon = Daemon(make_conninfo(conninfo, user="reader"), tmp_path / "data").start()
@@ -580,8 +681,6 @@ def test_a_role_that_may_not_read_a_source_fails_that_source_alone_and_says_whic
 
 
 def has_keys(client: Client, dataset: str, keys: list[object]) -> bool:
-    from syncd.errors import NotReady, UnknownDataset
-
     try:
         return list(client.keys(dataset)) == keys
     except (NotReady, UnknownDataset):

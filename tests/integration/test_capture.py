@@ -76,7 +76,9 @@ def keys(*names: object) -> list[Entry]:
         ),
     ],
 )  # fmt: skip
-def test_a_statement_notes_each_key_that_it_touched(rolled_back: psycopg.Connection, write: LiteralString, noted: list[Entry]) -> None:
+def test_a_statement_notes_each_key_that_it_touched(
+    rolled_back: psycopg.Connection, write: LiteralString, noted: list[Entry]
+) -> None:
     rolled_back.execute(write)
     assert outbox(rolled_back) == noted
 
@@ -111,7 +113,9 @@ def test_a_statement_that_touches_no_row_notes_nothing_and_wakes_nobody(
 def test_a_cascade_notes_the_rows_of_the_table_it_reaches(rolled_back: psycopg.Connection) -> None:
     rolled_back.execute("CREATE TABLE parents (id int PRIMARY KEY)")
     rolled_back.execute("INSERT INTO parents VALUES (1), (2)")
-    rolled_back.execute("CREATE TABLE children (id int PRIMARY KEY, parent int REFERENCES parents ON DELETE CASCADE ON UPDATE CASCADE, embedding real[])")
+    rolled_back.execute(
+        "CREATE TABLE children (id int PRIMARY KEY, parent int REFERENCES parents ON DELETE CASCADE ON UPDATE CASCADE, embedding real[])"
+    )
     rolled_back.execute("INSERT INTO children VALUES (10, 1), (11, 1), (12, 2)")
     rolled_back.execute("SELECT syncd.attach('children')")
     rolled_back.execute("TRUNCATE syncd.outbox")
@@ -160,7 +164,9 @@ def test_keys_are_noted_as_text_that_reads_back_as_the_same_key(scratch: psycopg
     uuid = "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11"
     scratch.execute("INSERT INTO pairs VALUES (9223372036854775807, %s, %s)", [strange, uuid])
     assert {key for _, key in outbox(scratch)[:-1]} | {outbox(scratch)[-1][1]} >= {strange, "", "x" * 2000}
-    row = scratch.execute("SELECT key::json ->> 0, key::json ->> 1, key::json ->> 2 FROM syncd.outbox WHERE key LIKE '[9%'").fetchone()
+    row = scratch.execute(
+        "SELECT key::json ->> 0, key::json ->> 1, key::json ->> 2 FROM syncd.outbox WHERE key LIKE '[9%'"
+    ).fetchone()
     assert row == ("9223372036854775807", strange, uuid)
 
 
@@ -168,7 +174,12 @@ def test_the_ready_table_is_attached_from_the_start(scratch: psycopg.Connection)
     scratch.execute("TRUNCATE syncd.outbox")
     scratch.execute("INSERT INTO syncd.embeddings (id, embedding) VALUES ('a', '{1,2}')")
     assert outbox(scratch) == keys("a")
-    assert scratch.execute("SELECT project, dataset, attributes, deleted_at FROM syncd.embeddings").fetchone() == ("default", "embeddings", {}, None)
+    assert scratch.execute("SELECT project, dataset, attributes, deleted_at FROM syncd.embeddings").fetchone() == (
+        "default",
+        "embeddings",
+        {},
+        None,
+    )
 
 
 # A write never fails
@@ -223,7 +234,9 @@ def test_an_outbox_that_cannot_be_written_fails_no_write_and_a_warning_says_so(
     for write in WRITES:
         rolled_back.execute(write)
     assert [severity for severity, _, _ in warnings] == ["WARNING"] * len(WRITES)
-    assert all("syncd could not note a change of public.items" in text and "syncd init" in hint for _, text, hint in warnings)
+    assert all(
+        "syncd could not note a change of public.items" in text and "syncd init" in hint for _, text, hint in warnings
+    )
 
 
 def test_a_wake_up_that_fails_fails_no_write_and_has_the_source_read_again(rolled_back: psycopg.Connection) -> None:
@@ -264,11 +277,9 @@ class listening:  # noqa: N801  it reads as a statement
     def heard(self) -> int:
         """A notification of our own closes the burst: what comes before it is what there was."""
         self.connection.execute("NOTIFY mark")
-        found = 0
-        for notification in self.connection.notifies(timeout=30):
+        for earlier, notification in enumerate(self.connection.notifies(timeout=30)):
             if notification.channel == "mark":
-                return found
-            found += 1
+                return earlier
         raise AssertionError("our own notification did not come")
 
     def __exit__(self, *_: object) -> None:
@@ -318,7 +329,9 @@ def test_with_notify_switched_off_nobody_is_notified(items: psycopg.Connection, 
 @pytest.fixture(scope="module")
 def two_phase(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
     """A server that allows PREPARE TRANSACTION."""
-    with PostgresServer(18, tmp_path_factory.mktemp("two_phase"), settings={"max_prepared_transactions": "5"}) as server:
+    with PostgresServer(
+        18, tmp_path_factory.mktemp("two_phase"), settings={"max_prepared_transactions": "5"}
+    ) as server:
         prepare(server, pgvector=False)
         yield server
 
@@ -347,7 +360,9 @@ def test_where_transactions_can_be_prepared_nobody_is_notified_and_preparing_wor
             db.execute("PREPARE TRANSACTION 'two'")
 
 
-def test_a_service_follows_without_notifications_where_transactions_can_be_prepared(two_phase_database: str, tmp_path: Path) -> None:
+def test_a_service_follows_without_notifications_where_transactions_can_be_prepared(
+    two_phase_database: str, tmp_path: Path
+) -> None:
     with psycopg.connect(two_phase_database, autocommit=True) as db:
         db.execute("CREATE TABLE items (id int PRIMARY KEY, embedding real[])")
         db.execute("INSERT INTO items VALUES (0, '{9}')")

@@ -30,11 +30,24 @@ COMMANDS = ["init", "attach", "detach", "serve", "search", "status", "datasets",
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-def run(*arguments: str, stdin: str | None = None, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    *arguments: str, stdin: str | None = None, cwd: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """One command, with nothing of the tester's own settings."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SYNCD_", "PG", "XDG_", "NO_COLOR"))}
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("SYNCD_", "PG", "XDG_", "NO_COLOR"))
+    }
     command = [sys.executable, "-m", "syncd.cli.main", *arguments]
-    return subprocess.run(command, env=kept | environment, input=stdin, capture_output=True, text=True, timeout=SECONDS, check=False, cwd=cwd)
+    return subprocess.run(
+        command,
+        env=kept | environment,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+        cwd=cwd,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +69,9 @@ def service(database_18: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
         ):
             columns = ", ".join(column.split()[0] for column in types.split(", "))
             db.execute(f"CREATE TABLE {name} ({types}, v real[], PRIMARY KEY ({columns}))".encode())
-            db.execute(f"INSERT INTO {name} SELECT k.*, ARRAY[row_number() OVER (), 0, 0] FROM (VALUES {keys}) AS k".encode())
+            db.execute(
+                f"INSERT INTO {name} SELECT k.*, ARRAY[row_number() OVER (), 0, 0] FROM (VALUES {keys}) AS k".encode()
+            )
             db.execute(f"SELECT syncd.attach('{name}', metric => 'l2')".encode())
     daemon = Daemon(database_18, tmp_path_factory.mktemp("service") / "data").start()
     yield daemon
@@ -187,12 +202,35 @@ def test_status_and_datasets_print_what_the_service_answers(ask: Run) -> None:
     assert status["state"] == "ready"
     assert status["consumer"] == "default"
     assert status["quarantined"] == 0
-    assert set(status) >= {"version", "position", "lag_rows", "lag_seconds", "listener_connected", "checkpoint", "uptime_seconds"}
+    assert set(status) >= {
+        "version",
+        "position",
+        "lag_rows",
+        "lag_seconds",
+        "listener_connected",
+        "checkpoint",
+        "uptime_seconds",
+    }
     assert set(status["position"]) == {"snapshot", "outbox_id"}
     datasets = printed_json(ask("datasets", "--json"))
-    assert {row["dataset"]: row["count"] for row in datasets} == {f"default/{name}": 3 for name in ("ints", "bigs", "texts", "uuids", "pairs")}
+    assert {row["dataset"]: row["count"] for row in datasets} == {
+        f"default/{name}": 3 for name in ("ints", "bigs", "texts", "uuids", "pairs")
+    }
     for row in datasets:
-        assert set(row) == {"dataset", "source", "state", "count", "tombstones", "dim", "metric", "index", "recall", "verified", "bytes", "lag_seconds"}
+        assert set(row) == {
+            "dataset",
+            "source",
+            "state",
+            "count",
+            "tombstones",
+            "dim",
+            "metric",
+            "index",
+            "recall",
+            "verified",
+            "bytes",
+            "lag_seconds",
+        }
     assert "ready" in ask("status").stdout
     assert "default/ints" in ask("datasets").stdout
 
@@ -268,15 +306,21 @@ def test_init_attach_detach_and_uninstall(servers: Servers) -> None:
         assert (first.returncode, first.stdout, again.returncode, again.stdout) == (0, "", 0, "")
         assert f"at {schema.newest_revision()} now" in first.stderr
         assert f"at {schema.newest_revision()} already" in again.stderr
-        server.execute("CREATE TABLE items (a int, b text, lang text, v real[], PRIMARY KEY (a, b)); INSERT INTO items VALUES (1, 'x', 'de', '{1}')", "cli")
+        server.execute(
+            "CREATE TABLE items (a int, b text, lang text, v real[], PRIMARY KEY (a, b)); INSERT INTO items VALUES (1, 'x', 'de', '{1}')",
+            "cli",
+        )
         arguments = ["attach", "items", "--key", "a", "--key", "b", "--vector", "v", "--project", "'p'", "--dataset", "lang || '%s{}'", "--live",
                      "a % 2 = 1", "--metric", "ip", "--column", "lang", "--column", "b", "--dsn", dsn]  # fmt: skip
         assert printed_json(run(*arguments, "--json")) == {"rows": 1, "live_rows": 1, "datasets": 1}
-        assert server.execute("SELECT key, vector, project, dataset, live, metric, columns FROM syncd.sources WHERE source = 'items'::regclass", "cli") == [
+        assert server.execute("SELECT key, vector, project, dataset, live, metric, columns FROM syncd.sources WHERE key[1] = 'a'", "cli") == [
             (["a", "b"], "v", "'p'", "lang || '%s{}'", "a % 2 = 1", "ip", ["lang", "b"])
         ]  # fmt: skip
         table = run("attach", "items", "--live", "false", "--dsn", dsn)
-        assert [line.split() for line in table.stdout.splitlines()] == [["rows", "live", "rows", "datasets"], ["1", "0", "0"]]
+        assert [line.split() for line in table.stdout.splitlines()] == [
+            ["rows", "live", "rows", "datasets"],
+            ["1", "0", "0"],
+        ]
         assert "warning: none of the 1 rows" in table.stderr
         assert_failed(run("attach", "nosuch", "--dsn", dsn), 1, "nosuch")
         assert_failed(run("attach", "items", "--metric", "hamming", "--dsn", dsn), 1, "cosine, l2 or ip")
@@ -330,7 +374,9 @@ def test_quickstart_shows_a_changed_answer_and_milliseconds_and_can_be_run_again
     for _ in range(2):
         done = run("quickstart", "--data-dir", str(short_dir))
         assert done.returncode == 0, done.stderr
-        answers = [[line.split() for line in table.splitlines()] for table in re.split(r"(?m)^key +distance$", done.stdout)[1:]]
+        answers = [
+            [line.split() for line in table.splitlines()] for table in re.split(r"(?m)^key +distance$", done.stdout)[1:]
+        ]
         assert len(answers) == 3
         assert [row[0] for row in answers[0] if row] == ["crimson", "firebrick", "brown"]
         assert [row[0] for row in answers[1] if row][:2] == ["crimson", "navy"]
@@ -342,15 +388,23 @@ def test_quickstart_shows_a_changed_answer_and_milliseconds_and_can_be_run_again
 def test_embedded_works_on_every_command_that_takes_a_database(short_dir: Path) -> None:
     there = ("--embedded", "--data-dir", str(short_dir))
     assert run("init", *there).returncode == 0
-    assert printed_json(run("attach", "syncd.embeddings", *there, "--json")) == {"rows": 0, "live_rows": 0, "datasets": 0}
+    assert printed_json(run("attach", "syncd.embeddings", *there, "--json")) == {
+        "rows": 0,
+        "live_rows": 0,
+        "datasets": 0,
+    }
     once = run("serve", "--once", *there)
     assert (once.returncode, once.stdout) == (0, f"ready {short_dir / 'syncd.sock'}\n"), once.stderr
     assert run("detach", "syncd.embeddings", *there).returncode == 0
     assert run("uninstall", "--yes", *there).returncode == 0
 
 
-def test_serve_once_catches_up_saves_a_checkpoint_and_exits(database: str, db: psycopg.Connection, tmp_path: Path) -> None:
-    db.execute("CREATE TABLE items (id int PRIMARY KEY, embedding real[]); INSERT INTO items SELECT i, ARRAY[i, 1] FROM generate_series(1, 3000) i")
+def test_serve_once_catches_up_saves_a_checkpoint_and_exits(
+    database: str, db: psycopg.Connection, tmp_path: Path
+) -> None:
+    db.execute(
+        "CREATE TABLE items (id int PRIMARY KEY, embedding real[]); INSERT INTO items SELECT i, ARRAY[i, 1] FROM generate_series(1, 3000) i"
+    )
     db.execute("SELECT syncd.attach('items')")
     daemon = Daemon(database, tmp_path / "data")
     process = daemon.spawn("--once")
@@ -362,9 +416,13 @@ def test_serve_once_catches_up_saves_a_checkpoint_and_exits(database: str, db: p
     with daemon.client() as client:
         assert len(list(client.keys("items"))) == 3000
     daemon.stop()
-    assert "default/items" not in [line for line in daemon.log.read_text().splitlines() if "source_to_be_read" in line][1:]
+    assert (
+        "default/items" not in [line for line in daemon.log.read_text().splitlines() if "source_to_be_read" in line][1:]
+    )
 
 
 def test_a_connection_that_is_refused_says_which_and_what_to_do(server: PostgresServer) -> None:
     assert_failed(run("init", "--dsn", make_conninfo(server.conninfo("nosuch"))), 1, "nosuch", "create the database")
-    assert_failed(run("attach", "x", "--dsn", "host=127.0.0.1 port=1"), 1, "Connection refused", "SYNCD_DSN", "--embedded")
+    assert_failed(
+        run("attach", "x", "--dsn", "host=127.0.0.1 port=1"), 1, "Connection refused", "SYNCD_DSN", "--embedded"
+    )

@@ -14,14 +14,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hypothesis import strategies as st
-from hypothesis.stateful import rule
+from hypothesis.stateful import precondition, rule
 
 from syncd.errors import NotReady, RequestError
 from tests.conftest import TEMPLATE
 from tests.daemon import Daemon
 from tests.oracle.comparison import SETTLE_MS, Comparison
 from tests.oracle.tables import BY_NAME, TABLES
-from tests.oracle.writes import REFUSED, Writes, fetch, numbers, run, seeds, tables, topics
+from tests.oracle.writes import LONG_SESSIONS, REFUSED, Writes, fetch, numbers, run, seeds, tables, topics
 from tests.servers import PostgresServer
 
 ALWAYS_THERE = "docs/a"
@@ -47,6 +47,17 @@ class Oracle(Writes):
         for table in TABLES:
             table.create(self.db)
         self.counts["examples"] += 1
+
+    @precondition(lambda self: self.daemon.process is not None)
+    @rule(where=st.sampled_from(LONG_SESSIONS), name=tables, other=tables, some=numbers, topic=topics, seed=seeds)
+    def overtake(self, where: int, name: str, other: str, some: list[int], topic: str | None, seed: int) -> None:
+        """A long transaction writes, and a short one, with higher outbox ids, is applied before the long one ends."""
+        self.upsert(where, name, some, topic, seed)
+        self.upsert(0, other, some, topic, seed + 1)
+        self.wait_for_a_pass_after_a_crash()
+        with self.explained(), self.daemon.client() as client:
+            client.wait(fetch(self.db, "SELECT syncd.token()"), timeout_ms=SETTLE_MS)
+        self.counts["overtaken"] += 1
 
     # Rules that break. They have an argument, so that Hypothesis, which takes the rule without one for the simplest, does not start with them.
 

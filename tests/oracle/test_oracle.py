@@ -16,7 +16,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from tests.oracle.machine import Oracle
 from tests.servers import PostgresServer
 
-PROFILES = {"short": (12, 50), "long": (300, 100)}
+PROFILES = {"short": (20, 50), "long": (300, 100)}
 """Examples, and rules an example."""
 
 PROFILE = os.environ.get("ORACLE_PROFILE", "short")
@@ -52,5 +52,15 @@ def test_every_index_equals_its_table_after_any_sequence_of_writes_and_faults(
         )
     finally:
         print(", ".join(f"{name} {count}" for name, count in sorted(counts.items())))
-    for name in ("comparisons", "kills", "stops", "crashes", "cuts", "checkpoints", "truncates", "long_commits"):
+    for name in (
+        "comparisons",
+        "kills",
+        "stops",
+        "crashes",
+        "cuts",
+        "checkpoints",
+        "truncates",
+        "long_commits",
+        "overtaken",
+    ):
         assert counts[name] > 0, f"nothing of {name} in {counts}"
