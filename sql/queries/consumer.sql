@@ -54,6 +54,9 @@ WHERE l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current
        AND l.relation IN ('syncd.outbox'::regclass, 'syncd.outbox_0'::regclass, 'syncd.outbox_1'::regclass, 'syncd.outbox_2'::regclass)
        OR l.locktype = 'advisory' AND l.objsubid = 1 AND (l.classid::bigint << 32 | l.objid::bigint) = 8317708086);
 
+-- name: read_last_outbox_id
+SELECT last_value FROM syncd.outbox_id;
+
 -- name: take_guard
 -- While this session holds the guard nobody notifies: the consumer is awake, and a NOTIFY would only serialise commits. Not where
 -- another consumer may be asleep.

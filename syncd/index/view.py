@@ -72,6 +72,8 @@ class View:
 
     def key_hashes(self) -> Hashes:
         """The hash of every indexed key, in the order of slots."""
+        if not self.live_count:
+            return np.empty(0, dtype=np.uint64)
         return hash_keys(self.key_kind, self.stored_keys.take(live_slots(self.live, self.count)))
 
     def contains(self, keys: Sequence[Key]) -> NDArray[np.bool_]:

@@ -27,15 +27,26 @@ class Control:
         """A transaction whose commit is durable when the block ends; raises ``DatabaseUnreachable`` or ``DatabaseError``."""
         async with self.lock:
             try:
-                if self.connection is None:
-                    self.connection = await self.stack.enter_async_context(connect(self.conninfo, self.consumer))
+                connection = await self.begin()
                 with translated_errors(self.conninfo):
-                    await self.connection.execute(statement("consumer", "begin_durable"))
-                    yield self.connection
-                    await self.connection.execute(statement("passes", "commit"))
+                    yield connection
+                    await connection.execute(statement("passes", "commit"))
             except BaseException:
                 await self.close()  # whatever happened, the next one starts clean
                 raise
+
+    async def begin(self) -> psycopg.AsyncConnection:
+        """Open a transaction; over a new connection where the one there was has been lost meanwhile."""
+        if self.connection is not None:
+            try:
+                await self.connection.execute(statement("consumer", "begin_durable"))
+                return self.connection
+            except psycopg.OperationalError:
+                await self.close()
+        self.connection = await self.stack.enter_async_context(connect(self.conninfo, self.consumer))
+        with translated_errors(self.conninfo):
+            await self.connection.execute(statement("consumer", "begin_durable"))
+        return self.connection
 
     async def close(self) -> None:
         """Close the connection, if there is one."""

@@ -14,7 +14,6 @@ import psycopg
 import structlog
 
 from syncd.errors import DatabaseUnreachable
-from syncd.postgres.control import Control
 from syncd.postgres.schema import (
     NOTIFY_GUARDED,
     NOTIFY_GUARDED_BY_DEFAULT,
@@ -100,16 +99,25 @@ def has_nonce(connection: psycopg.Connection, nonce: Nonce) -> bool:
     return result.fetchone() is not None
 
 
-async def write_nonce(control: Control, consumer: str, position: Position) -> Nonce:
-    """Commit a new nonce durably: the commit flushes everything that was visible before it."""
+def write_nonce(connection: psycopg.Connection, consumer: str, position: Position) -> Nonce:
+    """Commit a new nonce durably: the commit flushes everything that was visible before it.
+
+    It must go over the very connection that the position was read on. Over another one it might reach a server that has crashed and
+    lost commits since, and would then vouch for what is gone.
+    """
     value = str(uuid.uuid4())
-    async with control.transaction() as connection:
-        result = await connection.execute(
+    connection.execute(statement("consumer", "begin_durable"))
+    try:
+        row = connection.execute(
             statement("consumer", "write_nonce"), [value, consumer, str(position.snapshot)]
-        )
-        row = await result.fetchone()
+        ).fetchone()
         assert row is not None
-        await connection.execute(statement("consumer", "forget_old_nonces"), [consumer, consumer])
+        connection.execute(statement("consumer", "forget_old_nonces"), [consumer, consumer])
+    except BaseException:
+        if not connection.closed:
+            connection.execute(statement("passes", "rollback"))
+        raise
+    connection.execute(statement("passes", "commit"))
     return Nonce(value, int(row[0]))
 
 

@@ -15,8 +15,9 @@ import anyio
 import structlog
 from anyio import to_thread
 
-from syncd.errors import DataDirectoryError, SyncdError
+from syncd.errors import DatabaseUnreachable, DataDirectoryError, SyncdError
 from syncd.index.dataset import CapturedIndex
+from syncd.postgres.connection import translated_errors
 from syncd.postgres.control import Control
 from syncd.postgres.identity import Nonce, write_nonce
 from syncd.statements import statement
@@ -26,6 +27,8 @@ from syncd.sync.consumer import Consumer
 from syncd.sync.datasets import Dataset
 from syncd.sync.watched import Unconfirmed, WatchedSource
 from syncd.types import Position
+
+CONNECTION_SECONDS = 10.0
 
 logger = structlog.get_logger()
 
@@ -94,17 +97,10 @@ class Checkpointer:
 
     async def write(self) -> tuple[Position, int]:
         """The four steps."""
-        consumer = self.consumer
-        async with consumer.busy:
-            position = consumer.oldest_position()
-            captured = [capture(watched) for watched in consumer.sources.values()]
         try:
-            nonce = await write_nonce(self.control, consumer.settings.consumer, position)
-        except BaseException:
-            for each in captured:
-                each.watched.not_confirmed(each.unconfirmed)
-            raise
-        consumer.nonce = nonce
+            position, captured, nonce = await self.capture_and_prove()
+        except DatabaseUnreachable:  # the connection was lost unnoticed; the consumer opens another
+            position, captured, nonce = await self.capture_and_prove()
         try:
             bytes_written = await to_thread.run_sync(self.write_files, captured, nonce)
         except OSError as error:
@@ -112,11 +108,29 @@ class Checkpointer:
                 f"the checkpoint cannot be written to {self.store.data_dir}: {error.strerror or error}",
                 hint="free some space on its disk; the checkpoint before this one stays, and nothing is lost",
             ) from error
-        async with self.control.transaction() as connection:
-            await connection.execute(
-                statement("consumer", "note_checkpoint"), [consumer.settings.consumer, consumer.run_id]
+        async with self.control.transaction() as control:
+            await control.execute(
+                statement("consumer", "note_checkpoint"), [self.consumer.settings.consumer, self.consumer.run_id]
             )
         return position, bytes_written
+
+    async def capture_and_prove(self) -> tuple[Position, list[CapturedSource], Nonce]:
+        """Steps 1 and 2; raises ``DatabaseError``."""
+        consumer = self.consumer
+        connection = await consumer.settled_connection(CONNECTION_SECONDS)
+        async with consumer.busy:
+            position = consumer.oldest_position()
+            captured = [capture(watched) for watched in consumer.sources.values()]
+            try:
+                with translated_errors():
+                    nonce = await consumer.in_thread(write_nonce, connection, consumer.settings.consumer, position)
+            except BaseException:
+                for each in captured:
+                    each.watched.not_confirmed(each.unconfirmed)
+                consumer.unsettle(connection)
+                raise
+            consumer.nonce = nonce
+        return position, captured, nonce
 
     def write_files(self, captured: list[CapturedSource], nonce: Nonce) -> int:
         """Index files first, then the manifest. Runs in a worker thread while passes go on."""
@@ -150,8 +164,8 @@ def capture(watched: WatchedSource) -> CapturedSource:
         arguments_md5=source.arguments_md5,
         snapshot=str(cursor.position.snapshot),
         outbox_id=cursor.position.outbox_id,
-        scanning=scan is not None,
-        scanned_to=scan.after if scan is not None and scan.resumable else None,
+        scanning=scan is not None or bool(watched.reread),
+        scanned_to=scan.after if scan is not None and scan.resumable and not watched.reread else None,
         scanned_rows=scan.rows if scan is not None else 0,
         quarantine=[
             SavedQuarantined(key, row.dataset, row.reason, row.since.isoformat())

@@ -17,7 +17,7 @@ import structlog
 from anyio import TASK_STATUS_IGNORED, to_thread
 from anyio.abc import TaskStatus
 
-from syncd.errors import ConsumerReplaced, DatabaseError, TimedOut
+from syncd.errors import ConsumerReplaced, DatabaseError, DatabaseUnreachable, TimedOut
 from syncd.postgres.connection import first_line, open_pass_connection, translated_errors
 from syncd.postgres.identity import (
     Nonce,
@@ -45,6 +45,7 @@ from syncd.types import Position, Snapshot
 POLL_SECONDS = 1.0
 POLL_SECONDS_WITHOUT_NOTIFY = 0.02
 WAITER_POLL_SECONDS = 0.02
+PEEK_SECONDS = 0.1
 
 T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
@@ -70,6 +71,8 @@ class Consumer:
         self.nonce: Nonce | None = None
         self.notifies = True
         self.connected = False
+        self.settled: psycopg.Connection | None = None
+        """The connection, once a pass on it has brought the indexes to what its server has."""
         self.ready = anyio.Event()
         self.waiters = 0
         self.passes_begun = 0
@@ -95,7 +98,9 @@ class Consumer:
                 delays = backoff_delays()
                 self.connected = True
                 while True:
-                    await self.rest(connection, await self.next_pass(connection))
+                    outcome = await self.next_pass(connection)
+                    self.settled = connection
+                    await self.rest(connection, outcome)
             except ConsumerReplaced:
                 raise
             except (psycopg.Error, DatabaseError) as error:
@@ -107,7 +112,7 @@ class Consumer:
                 self.finish_pass()
                 await anyio.sleep(delay)
             finally:
-                self.connected = False
+                self.connected, self.settled = False, None
                 if connection is not None:
                     connection.close()
 
@@ -257,7 +262,27 @@ class Consumer:
         elif pace.loaded:
             await anyio.sleep(pace.beat_seconds)
         else:
-            await self.wake.wait(self.sleep_seconds())
+            await self.sleep(connection)
+
+    async def sleep(self, connection: psycopg.Connection) -> None:
+        """Until a wake-up or the poll. Meanwhile the outbox' sequence is looked at: it moves with every write, notified or not.
+
+        The writer who won the guard may have rolled back, and its notification with it. A writer who was open at the last look
+        may commit without moving the sequence, so the sequence counts only where there was none.
+        """
+        poll_at = time.monotonic() + self.poll_seconds
+        while not self.wake.is_set:
+            delay = self.sleep_seconds()
+            await self.wake.wait(delay)
+            if self.pace.writers or self.waiters or delay < PEEK_SECONDS or time.monotonic() >= poll_at:
+                return
+            if await self.in_thread(self.outbox_moved, connection):
+                return
+
+    def outbox_moved(self, connection: psycopg.Connection) -> bool:
+        """Whether anybody has written to the outbox since the last pass, committed or not."""
+        row = connection.execute(statement("consumer", "read_last_outbox_id"), prepare=self.notifies).fetchone()
+        return row != (self.newest_outbox_id,)
 
     def take_guard(self, connection: psycopg.Connection) -> None:
         """Hold the guard under load, if no other consumer may be asleep."""
@@ -270,17 +295,38 @@ class Consumer:
         self.pace.guard_held = False
         self.pace.loaded_passes = 0
 
+    @property
+    def poll_seconds(self) -> float:
+        """The longest time between passes."""
+        return self.settings.poll_seconds or (POLL_SECONDS if self.notifies else POLL_SECONDS_WITHOUT_NOTIFY)
+
     def sleep_seconds(self) -> float:
         """How long a wake-up may be waited for."""
         now = time.monotonic()
-        poll = self.settings.poll_seconds or (POLL_SECONDS if self.notifies else POLL_SECONDS_WITHOUT_NOTIFY)
-        delay = self.pace.sleep_seconds(poll)
+        delay = self.pace.sleep_seconds(min(self.poll_seconds, PEEK_SECONDS))
         if self.waiters:
             delay = min(delay, WAITER_POLL_SECONDS)
         for watched in self.sources.values():
             if watched.retry_at > now:
                 delay = min(delay, max(watched.retry_at - now, 0.005))
         return delay
+
+    async def settled_connection(self, timeout_seconds: float) -> psycopg.Connection:
+        """The connection whose server the indexes stand for; raises ``DatabaseUnreachable``."""
+        with anyio.move_on_after(timeout_seconds):
+            while self.settled is None:
+                await self.pass_done.wait()
+            return self.settled
+        raise DatabaseUnreachable(
+            "the database cannot be reached, and without it a checkpoint would prove nothing",
+            hint="try again when it is back; the checkpoint before stays",
+        )
+
+    def unsettle(self, connection: psycopg.Connection) -> None:
+        """A connection turned out to be lost, or not to be fit for a proof: a pass has to show otherwise."""
+        if self.settled is connection:
+            self.settled = None
+        self.wake("request")
 
     @property
     def changes_wait(self) -> bool:
@@ -315,8 +361,10 @@ class Consumer:
 
     async def wait_for_xid(self, xid: int, timeout_seconds: float, watched: Follower | None = None) -> Position:
         """Return once the position, of one source or of all, includes a transaction; raises ``TimedOut``."""
+        # A position from before a crash of the server may include another transaction of the same id.
+        needed = self.passes_begun + 1
         with anyio.move_on_after(timeout_seconds):
-            return await self.wait_until(lambda snapshot: snapshot.sees(xid), watched)
+            return await self.wait_until(lambda snapshot: self.passes_done >= needed and snapshot.sees(xid), watched)
         raise self.timed_out(f"the index does not include transaction {xid} yet")
 
     async def wait_for_now(self, timeout_seconds: float, watched: Follower | None = None) -> Position:

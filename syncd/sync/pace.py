@@ -15,12 +15,14 @@ AFTER_ACTIVITY_SECONDS = 3.0
 AFTER_ACTIVITY_POLL_SECONDS = 0.03
 OPEN_WRITER_DELAYS_SECONDS = (0.005, 0.05)
 OPEN_WRITER_PATIENCE_SECONDS = 3.0
+OPEN_WRITER_LAST_DELAY_SECONDS = 0.1
 LOADED_GAP_SECONDS = 0.03
 LOADED_PASSES = 5
 QUIET_PASSES = 3
 BEAT_SECONDS = (0.01, 0.04)
-PASS_SHARE = 4.0
-"""Under load the consumer rests this many times as long as a pass takes, within ``BEAT_SECONDS``: writers on the same cores get the rest."""
+BEAT_SECONDS_PER_ROW = 0.0002
+"""Under load a pass waits longer the more rows the last one found, within ``BEAT_SECONDS``: large passes are cheaper, and writers on the same
+cores get the rest."""
 
 
 @dataclass(slots=True)
@@ -30,7 +32,7 @@ class Pace:
     active_at: float = -math.inf
     loaded_passes: int = 0
     quiet_passes: int = 0
-    pass_seconds: float = 0.0
+    rows: int = 0
     writers: frozenset[str] = frozenset()
     writers_since: float = 0.0
     writer_delay: float = OPEN_WRITER_DELAYS_SECONDS[0]
@@ -46,9 +48,9 @@ class Pace:
         self.writers = writers
 
     def note_pass(self, begun: float, *, rows: int) -> None:
-        """How long a pass took, and how many outbox rows it found."""
+        """When a pass began, and how many outbox rows it found."""
         now = time.monotonic()
-        self.pass_seconds = now - begun
+        self.rows = rows
         if not rows:
             self.quiet_passes += 1
             if not self.guard_held:
@@ -69,7 +71,7 @@ class Pace:
     def beat_seconds(self) -> float:
         """The rest between passes under load."""
         shortest, longest = BEAT_SECONDS
-        return min(max(self.pass_seconds * PASS_SHARE, shortest), longest)
+        return min(max(self.rows * BEAT_SECONDS_PER_ROW, shortest), longest)
 
     def sleep_seconds(self, poll_seconds: float) -> float:
         """How long a wake-up may be waited for when there is no load."""
@@ -78,6 +80,7 @@ class Pace:
             delay = min(
                 delay, AFTER_ACTIVITY_POLL_SECONDS
             )  # a winner of the guard may roll back, and its notification with it
-        if self.writers and now - self.writers_since < OPEN_WRITER_PATIENCE_SECONDS:
-            delay = min(delay, self.writer_delay)
+        if self.writers:  # they may commit without a notification, also while one of them stays open for hours
+            patient = now - self.writers_since > OPEN_WRITER_PATIENCE_SECONDS
+            delay = min(delay, OPEN_WRITER_LAST_DELAY_SECONDS if patient else self.writer_delay)
         return delay

@@ -139,7 +139,7 @@ class Pass:
                     if marker.source == each.source.id:
                         apply_marker(each, marker.op)
                 outcome.changed_rows += self.bring(each, changes)
-                outcome.more |= changes.cursor.window is not None
+                outcome.more |= changes.cursor.window is not None or bool(each.reread)
         for each in ready:
             if each.scan is not None and each.cursor.window is None and each.failure is None:
                 self.scan_page(each)
@@ -178,26 +178,40 @@ class Pass:
         """Read one source's changed rows, apply them, and move its cursor. Returns how many rows changed."""
         asked = changes.keys.get(each.source.id, [])
         each.note_unconfirmed(asked)
-        if each.reread:
-            asked = list(dict.fromkeys([*asked, *each.reread]))
-        changed = 0
+        reread, each.reread = each.reread, set()
         try:
-            for start in range(0, len(asked), KEYS_PER_READ):
-                some = asked[start : start + KEYS_PER_READ]
-                result = self.connection.execute(each.source.read_keys(), [each.source.key_array(some)], binary=True)
-                rows = result.fetchall()
-                changed += each.apply([each.source.parse_key(key) for key in some], rows)
-        except (SyncdError, OSError, ValueError) as error:
-            each.failed(str(error), now=time.monotonic())
-            return changed
-        except psycopg.Error as error:
+            changed = self.read_and_apply(each, list(dict.fromkeys([*asked, *reread])) if reread else asked)
+        except BaseException as error:
+            each.reread |= reread
+            if self.is_of_source(each, error):
+                return 0
+            raise
+        each.cursor = changes.cursor
+        return changed
+
+    def read_and_apply(self, each: WatchedSource, asked: Sequence[str]) -> int:
+        """Rows by key, some at a time so that memory stays bounded."""
+        changed = 0
+        for start in range(0, len(asked), KEYS_PER_READ):
+            some = asked[start : start + KEYS_PER_READ]
+            result = self.connection.execute(each.source.read_keys(), [each.source.key_array(some)], binary=True)
+            changed += each.apply([each.source.parse_key(key) for key in some], result.fetchall())
+        return changed
+
+    def is_of_source(self, each: WatchedSource, error: BaseException) -> bool:
+        """Whether an error concerns one source only, which then waits while the others go on.
+
+        An error of the server's ended the transaction: then the pass starts again, without that source.
+        """
+        if isinstance(error, psycopg.Error):
             if self.connection.broken or isinstance(error, psycopg.OperationalError):
-                raise
+                return False
             each.failed(first_line(error), now=time.monotonic())
             raise StartAgain from error
-        each.cursor = changes.cursor
-        each.reread.clear()
-        return changed
+        if isinstance(error, SyncdError | OSError | ValueError):
+            each.failed(str(error), now=time.monotonic())
+            return True
+        return False
 
     def scan_page(self, each: WatchedSource) -> None:
         """Read one page of a scan at the pass's snapshot; later changes of its rows come through the outbox."""
@@ -215,14 +229,10 @@ class Pass:
             )
             rows = result.fetchall()
             each.apply([], rows)
-        except (SyncdError, OSError, ValueError) as error:
-            each.failed(str(error), now=time.monotonic())
-            return
-        except psycopg.Error as error:
-            if self.connection.broken or isinstance(error, psycopg.OperationalError):
-                raise
-            each.failed(first_line(error), now=time.monotonic())
-            raise StartAgain from error
+        except Exception as error:
+            if self.is_of_source(each, error):
+                return
+            raise
         scan.note_page(until, len(rows), time.monotonic() - begun)
         if until is None:
             each.end_scan()

@@ -21,6 +21,11 @@ class Wake:
         self.counts[source] += 1
         self.event.set()
 
+    @property
+    def is_set(self) -> bool:
+        """Whether there was a wake-up since ``clear``."""
+        return self.event.is_set()
+
     def clear(self) -> None:
         """Forget wake-ups so far: what they announced is seen by the look that follows."""
         if self.event.is_set():

@@ -140,7 +140,9 @@ class WatchedSource:
                     self.reject(keys[place], name, "dataset_taken")
                     targets.pop(keys[place], None)
                 continue
-            upserts[name] = self.usable(found, [keys[place] for place in at], [rows[place][3] for place in at])
+            upserts[name] = self.usable(
+                found, [keys[place] for place in at], [rows[place][3] for place in at], {*asked, *keys}
+            )
             for key in {keys[place] for place in at}.difference(upserts[name][0]):
                 targets.pop(key, None)
         changed = 0
@@ -151,10 +153,21 @@ class WatchedSource:
             applied = self.datasets[name].index.apply(upsert_keys, vectors, deletes.get(name, []))
             self.directory.add(name, upsert_keys)
             changed += applied.inserted + applied.updated + applied.deleted
+        self.reconsider(deletes)
         return changed
 
+    def reconsider(self, names: Iterable[DatasetName]) -> None:
+        """A dataset that has lost its last row takes the dimension of the next: read again the rows that did not fit before."""
+        empty = {name for name in names if not self.datasets[name].index.count}
+        if empty:
+            self.reread |= {
+                str(key)
+                for key, row in self.quarantine.items()
+                if row.dataset in empty and row.reason == "dimension_mismatch"
+            }
+
     def usable(
-        self, dataset: Dataset, keys: Sequence[Key], values: Sequence[bytes]
+        self, dataset: Dataset, keys: Sequence[Key], values: Sequence[bytes], touched: set[Key]
     ) -> tuple[list[Key], list[NDArray[np.float32]]]:
         """The rows that can be indexed, the last reading of a key first to count; the others go to quarantine."""
         last = {key: place for place, key in enumerate(keys)}
@@ -167,7 +180,7 @@ class WatchedSource:
             seen = self.scan.dimensions.setdefault(dataset.name, Counter())
             for block in decoded.blocks:
                 seen[block.vectors.shape[1]] += len(block.rows)
-        dimension = self.dimension_for(dataset, [block.vectors for block in decoded.blocks])
+        dimension = self.dimension_for(dataset, [block.vectors for block in decoded.blocks], touched)
         good_keys: list[Key] = []
         good_vectors: list[NDArray[np.float32]] = []
         for block in decoded.blocks:
@@ -183,15 +196,24 @@ class WatchedSource:
             good_vectors.append(block.vectors[list(good)] if bad else block.vectors)
         return good_keys, good_vectors
 
-    def dimension_for(self, dataset: Dataset, blocks: Sequence[NDArray[np.float32]]) -> int | None:
-        """The dimension that the dataset's rows must have: declared, else the index's, else the most frequent of these rows'."""
+    def dimension_for(self, dataset: Dataset, blocks: Sequence[NDArray[np.float32]], touched: set[Key]) -> int | None:
+        """The dimension that the dataset's rows must have: declared, else that of the rows that are not ``touched``, else the most
+        frequent of these."""
         if self.source.dimension is not None:
             return self.source.dimension
         if self.scan is not None and dataset.name in self.scan.forced:
             return self.scan.forced[dataset.name]
-        if dataset.index.dim is not None and dataset.index.count:
-            return dataset.index.dim
-        return max(blocks, key=len).shape[1] if blocks else None
+        index = dataset.index
+        if index.count and (
+            index.count > len(touched) or index.count > np.count_nonzero(index.contains(list(touched)))
+        ):
+            return index.dim
+        if not blocks:
+            return None
+        dimension: int = max(blocks, key=len).shape[1]
+        if index.count and dimension != index.dim:  # every row of the old dimension is being replaced
+            index.clear()
+        return dimension
 
     def reject(self, key: Key, dataset: DatasetName, reason: str) -> None:
         """Put a live row into quarantine; ``apply`` takes any indexed version of it out of the index."""

@@ -464,7 +464,7 @@ def test_null_arguments_are_the_defaults(scratch: psycopg.Connection) -> None:
 
 
 @pytest.mark.parametrize("column", ["n", "o", "old", "new", "key", "k", "source", "op", "slot", "syncd_n", "syncd_k",
-                                    "event", "TG_OP", "id", "user", "select", "ctid2", 
+                                    "event", "TG_OP", "id", "user", "select", "ctid2",
                                     "percent%s", "br{ace}s", "quo\"te", "it's", "Großbuchstaben"])  # fmt: skip
 @pytest.mark.parametrize("composite", [False, True])
 def test_columns_may_have_any_name(scratch: psycopg.Connection, column: str, composite: bool) -> None:

@@ -429,9 +429,11 @@ def refused_start(daemon: Daemon, *words: str, status: int = 1, seconds: float =
     begun = time.monotonic()
     process = daemon.spawn()
     assert process.stdout is not None
-    out, _ = process.communicate(timeout=60)
+    try:
+        out, _ = process.communicate(timeout=60)
+    finally:
+        daemon.kill()
     took = time.monotonic() - begun
-    daemon.process = None
     log = daemon.log.read_text()
     assert (process.returncode, out) == (status, b""), log
     assert "Traceback" not in log

@@ -30,7 +30,9 @@ def test_the_exact_top_ten_is_that_of_the_ground_truth(
         base, wanted = data["base"], data["queries"][:queries].astype(np.float32)
         neighbors, distances = data["neighbors"][:queries, :10], data["distances"][:queries, :10]
     dimension = base.shape[1]
-    db.execute(f"CREATE TABLE items (id int GENERATED ALWAYS AS IDENTITY (MINVALUE 0) PRIMARY KEY, v vector({dimension}))")
+    db.execute(
+        f"CREATE TABLE items (id int GENERATED ALWAYS AS IDENTITY (MINVALUE 0) PRIMARY KEY, v vector({dimension}))"
+    )
     blocks = (base[start : start + BLOCK_ROWS].astype(np.float32) for start in range(0, len(base), BLOCK_ROWS))
     copy_vectors(db, sql.SQL("COPY items (v) FROM STDIN (FORMAT BINARY)"), blocks, "vector")
     assert db.execute("SELECT rows FROM syncd.attach('items', metric => 'l2')").fetchone() == (len(base),)
