@@ -78,6 +78,11 @@ BEGIN;
 SET LOCAL synchronous_commit = on;
 SET LOCAL statement_timeout = '30s';
 
+-- name: begin_report
+BEGIN;
+SET LOCAL synchronous_commit = off;
+SET LOCAL statement_timeout = '30s';
+
 -- name: write_nonce
 INSERT INTO syncd.checkpoints (nonce, consumer, snapshot) VALUES (%s, %s, %s::pg_snapshot) RETURNING xid::text;
 

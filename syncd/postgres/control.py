@@ -1,4 +1,4 @@
-"""The connection for what is not a pass: checkpoint nonces and reports. It is opened when needed and again after it was lost."""
+"""The connection for reports, beside the passes. It is opened when needed and again after it was lost."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Control:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[psycopg.AsyncConnection]:
-        """A transaction whose commit is durable when the block ends; raises ``DatabaseUnreachable`` or ``DatabaseError``."""
+        """A transaction whose loss in a crash would not matter; raises ``DatabaseUnreachable`` or ``DatabaseError``."""
         async with self.lock:
             try:
                 connection = await self.begin()
@@ -39,13 +39,13 @@ class Control:
         """Open a transaction; over a new connection where the one there was has been lost meanwhile."""
         if self.connection is not None:
             try:
-                await self.connection.execute(statement("consumer", "begin_durable"))
+                await self.connection.execute(statement("consumer", "begin_report"))
                 return self.connection
             except psycopg.OperationalError:
                 await self.close()
         self.connection = await self.stack.enter_async_context(connect(self.conninfo, self.consumer))
         with translated_errors(self.conninfo):
-            await self.connection.execute(statement("consumer", "begin_durable"))
+            await self.connection.execute(statement("consumer", "begin_report"))
         return self.connection
 
     async def close(self) -> None:

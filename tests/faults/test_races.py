@@ -31,6 +31,7 @@ ASLEEP_SECONDS = 0.5
 MOST_WRITERS = 6
 ROUNDS = 300
 AFTER_ACTIVITY = "syncd.sync.pace.AFTER_ACTIVITY_SECONDS"
+PATIENCE = "syncd.sync.pace.OPEN_WRITER_PATIENCE_SECONDS"
 LOADED_PASSES = "syncd.sync.pace.LOADED_PASSES"
 
 Versions = dict[int, int | None]
@@ -276,14 +277,13 @@ def test_a_commit_is_noticed_though_the_guards_winner_rolls_back_to_a_savepoint(
 def test_losers_do_not_wait_for_a_winner_that_stays_open(
     database: str, db: psycopg.Connection, sleeper: Daemon
 ) -> None:
-    sleeper.start()
+    sleeper.with_constant(PATIENCE, 0.0).start()  # as if the winner had been open for long already
     with sleeper.client() as client, psycopg.connect(database) as winner:
         wait_until_asleep(db)
         winner.execute("INSERT INTO items VALUES (1, '{1,1}')")
         for key in range(2, 12):
             db.execute("INSERT INTO items VALUES (%s, ARRAY[%s, 1])", [key, key])
             assert_noticed(client, {key: key}, f"loser {key}")
-        wait_until_asleep(db)  # the winner has been open for longer than anyone looks out for it
         db.execute("INSERT INTO items VALUES (12, '{12,1}')")
         assert_noticed(client, {1: None, 12: 12}, "the loser after a while")
         winner.commit()
@@ -294,13 +294,12 @@ def test_losers_do_not_wait_for_a_winner_that_stays_open(
 def test_a_loser_that_stays_open_longer_than_anyone_looks_out_for_it_is_noticed(
     database: str, db: psycopg.Connection, sleeper: Daemon
 ) -> None:
-    sleeper.start()
+    sleeper.with_constant(PATIENCE, 0.0).start()  # as if both had been open for long already
     with sleeper.client() as client, psycopg.connect(database) as winner, psycopg.connect(database) as loser:
         winner.execute("INSERT INTO items VALUES (1, '{1,1}')")
         loser.execute("INSERT INTO items VALUES (2, '{2,1}')")
         winner.commit()
         assert_noticed(client, {1: 1, 2: None}, "the winner")
-        wait_until_asleep(db)
         loser.commit()
         assert_noticed(client, {2: 2}, "the loser")
 

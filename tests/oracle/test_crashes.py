@@ -46,6 +46,7 @@ def follower(request: pytest.FixtureRequest, crashable: str, tmp_path: Path) -> 
 
 def lose_commits(server: PostgresServer, conninfo: str, client: Client) -> None:
     """syncd has applied commits that are gone afterwards."""
+    client.checkpoint()  # and with it the one that syncd makes when it is ready: its commit would save some of what is to be lost
     with psycopg.connect(conninfo, autocommit=True) as db:
         db.execute("SET synchronous_commit = off")
         for key in range(1000, 1000 + LOST_COMMITS):
