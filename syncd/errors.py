@@ -16,6 +16,8 @@ A message says what and why; ``hint`` is the next step, often a command to type.
 
 from __future__ import annotations
 
+SHOWN_CHARACTERS = 100
+
 
 class SyncdError(Exception):
     """Something syncd could not do."""
@@ -28,6 +30,11 @@ class SyncdError(Exception):
         self.hint = hint
 
 
+def shortened(name: str) -> str:
+    """A name as a message may repeat it."""
+    return name if len(name) <= SHOWN_CHARACTERS else f"{name[:SHOWN_CHARACTERS]}…"
+
+
 class RequestError(SyncdError):
     """One request failed; the connection and the service go on."""
 
@@ -38,7 +45,7 @@ class UnknownDataset(RequestError):
     kind = "unknown_dataset"
 
     def __init__(self, dataset: str) -> None:
-        super().__init__(f"there is no dataset {dataset!r}", hint="list them with: syncd datasets")
+        super().__init__(f"there is no dataset {shortened(dataset)!r}", hint="list them with: syncd datasets")
 
 
 class UnknownKey(RequestError):
@@ -69,6 +76,9 @@ class InvalidVector(RequestError):
     """The vector has a NaN, an infinity, no element, or zero norm under cosine."""
 
     kind = "invalid_vector"
+
+    def __init__(self, message: str, *, hint: str = "send finite numbers, and under cosine not all zero") -> None:
+        super().__init__(message, hint=hint)
 
 
 class InvalidFilter(RequestError):

@@ -103,17 +103,17 @@ UPDATE syncd.consumers SET state = %s, position = %s, lag_rows = %s, lag_seconds
 
 -- name: report_dataset
 INSERT INTO syncd.dataset_reports (consumer, dataset, state, rows) VALUES (%s, %s, %s, %s)
-ON CONFLICT (consumer, dataset) DO UPDATE SET state = excluded.state, rows = excluded.rows;
+ON CONFLICT (consumer, md5(dataset)) DO UPDATE SET state = excluded.state, rows = excluded.rows;
 
 -- name: forget_dataset_reports
 DELETE FROM syncd.dataset_reports WHERE consumer = %s AND NOT dataset = ANY (%s);
 
 -- name: report_quarantined
 INSERT INTO syncd.quarantine_reports (consumer, source, dataset, key, reason, since) VALUES (%s, %s, %s, %s, %s, %s)
-ON CONFLICT (consumer, source, key) DO UPDATE SET dataset = excluded.dataset, reason = excluded.reason, since = excluded.since;
+ON CONFLICT (consumer, source, md5(key)) DO UPDATE SET dataset = excluded.dataset, reason = excluded.reason, since = excluded.since;
 
 -- name: forget_quarantined
-DELETE FROM syncd.quarantine_reports WHERE consumer = %s AND source = %s AND key = %s;
+DELETE FROM syncd.quarantine_reports WHERE consumer = %s AND source = %s AND md5(key) = md5(%s);
 
 -- name: forget_all_quarantined
 DELETE FROM syncd.quarantine_reports WHERE consumer = %s;

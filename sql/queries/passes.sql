@@ -88,10 +88,10 @@ SELECT {key}, {project}, {dataset}, {vector} FROM ONLY {source} WHERE {match} AN
 SELECT {key} FROM ONLY {source} WHERE {after} ORDER BY {columns} OFFSET {page_rows} - 1 LIMIT 1;
 
 -- name: match_keys
-{column} = ANY (%s::text[]::{type}[]);
+{column} = ANY ($1::text[]::{type}[]);
 
 -- name: match_composite_keys
-({columns}) IN (SELECT {elements} FROM unnest(%s::json[]) AS syncd_k (syncd_key));
+({columns}) IN (SELECT {elements} FROM unnest($1::json[]) AS syncd_k (syncd_key));
 
 -- name: match_everything
 true;

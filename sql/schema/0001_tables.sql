@@ -87,9 +87,9 @@ CREATE TABLE syncd.dataset_reports (
     consumer text NOT NULL REFERENCES syncd.consumers ON DELETE CASCADE,
     dataset text NOT NULL,
     state text NOT NULL,
-    rows bigint NOT NULL,
-    PRIMARY KEY (consumer, dataset)
+    rows bigint NOT NULL
 ) WITH (fillfactor = 50);
+CREATE UNIQUE INDEX dataset_reports_name ON syncd.dataset_reports (consumer, md5(dataset));  -- a name may be too long for an index
 
 CREATE TABLE syncd.quarantine_reports (
     consumer text NOT NULL REFERENCES syncd.consumers ON DELETE CASCADE,
@@ -97,9 +97,9 @@ CREATE TABLE syncd.quarantine_reports (
     dataset text NOT NULL,
     key text NOT NULL,
     reason text NOT NULL,
-    since timestamptz NOT NULL,
-    PRIMARY KEY (consumer, source, key)
+    since timestamptz NOT NULL
 );
+CREATE UNIQUE INDEX quarantine_reports_key ON syncd.quarantine_reports (consumer, source, md5(key));
 
 CREATE VIEW syncd.sources AS
 SELECT id, source, key, vector, arguments ->> 'project' AS project, arguments ->> 'dataset' AS dataset,

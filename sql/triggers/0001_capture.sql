@@ -46,30 +46,35 @@ BEGIN
             WHEN 'insert' THEN format('SELECT %s FROM syncd_new AS syncd_n', syncd.capture_key(key, 'syncd_n'))
             WHEN 'delete' THEN format('SELECT %s FROM syncd_old AS syncd_o', syncd.capture_key(key, 'syncd_o'))
             -- UNION on text: one outbox row for an update that keeps its key, two for one that changes it.
-            WHEN 'update' THEN format('SELECT %s COLLATE "C" FROM syncd_old AS syncd_o UNION SELECT %s COLLATE "C" FROM syncd_new AS syncd_n',
+            WHEN 'update' THEN format('SELECT %s COLLATE pg_catalog."C" FROM syncd_old AS syncd_o UNION SELECT %s COLLATE pg_catalog."C" FROM syncd_new AS syncd_n',
                                       syncd.capture_key(key, 'syncd_o'), syncd.capture_key(key, 'syncd_n'))
             ELSE 'SELECT NULL::pg_catalog.text'
         END;
         -- Into the current slot's own table: finding it among the partitions would cost a third as much again.
-        SELECT string_agg(format('WHEN %1$s THEN INSERT INTO syncd.outbox_%1$s (slot, source, op, key) '
+        SELECT string_agg(format('%5$s syncd_slot OPERATOR(pg_catalog.=) %1$s THEN INSERT INTO syncd.outbox_%1$s (slot, source, op, key) '
                                  'SELECT %1$s, %2$s, %3$L, syncd_k.syncd_key FROM (%4$s) AS syncd_k (syncd_key);',
-                                 slot, source_id, CASE event WHEN 'truncate' THEN 't' ELSE 'k' END, changed_rows), E'\n' ORDER BY slot)
+                                 slot, source_id, CASE event WHEN 'truncate' THEN 't' ELSE 'k' END, changed_rows,
+                                 CASE slot WHEN 0 THEN 'IF' ELSE 'ELSIF' END), E'\n                ' ORDER BY slot)
         INTO inserts FROM generate_series(0, 2) AS slot;
+        -- Setting search_path would cost a tenth of the whole, so every name and operator in here has its schema instead.
         EXECUTE format($template$
             CREATE FUNCTION syncd.%I() RETURNS trigger
-            LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, syncd
+            LANGUAGE plpgsql SECURITY DEFINER
             AS $capture$
             #variable_conflict use_column
+            DECLARE
+                syncd_slot pg_catalog.int8;
             BEGIN
-                CASE pg_sequence_last_value('syncd.outbox_slot')
+                syncd_slot := pg_catalog.pg_sequence_last_value('syncd.outbox_slot'::pg_catalog.regclass);
                 %s
-                END CASE;
+                END IF;
                 -- As syncd.wake() does; a call would cost as much as what it calls.
-                IF FOUND AND pg_try_advisory_xact_lock(8317708086) THEN
-                    PERFORM pg_notify('syncd', '')
+                IF FOUND AND pg_catalog.pg_try_advisory_xact_lock(8317708086) THEN
+                    PERFORM pg_catalog.pg_notify('syncd', '')
                     FROM syncd.notify_mode AS syncd_m
-                    WHERE syncd_m.last_value = 2
-                       OR syncd_m.last_value = 1 AND current_setting('max_prepared_transactions') = '0';
+                    WHERE syncd_m.last_value OPERATOR(pg_catalog.=) 2
+                       OR syncd_m.last_value OPERATOR(pg_catalog.=) 1
+                      AND pg_catalog.current_setting('max_prepared_transactions') OPERATOR(pg_catalog.=) '0'::pg_catalog.text;
                 END IF;
                 RETURN NULL;
             EXCEPTION WHEN OTHERS THEN
@@ -79,7 +84,7 @@ BEGIN
                     INSERT INTO syncd.outbox (slot, source, op)
                     SELECT syncd_s.last_value, %s, 'r' FROM syncd.outbox_slot AS syncd_s;
                 EXCEPTION WHEN OTHERS THEN
-                    RAISE WARNING 'syncd could not note a change of %%: %%', TG_RELID::regclass, SQLERRM
+                    RAISE WARNING 'syncd could not note a change of %%: %%', TG_RELID::pg_catalog.regclass, SQLERRM
                         USING HINT = 'The schema syncd is damaged: run syncd uninstall and syncd init, then attach again.';
                 END;
                 RETURN NULL;

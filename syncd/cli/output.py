@@ -50,9 +50,14 @@ def errors_reported() -> Iterator[None]:
         sys.exit(1)
     except SyncdError as error:
         report(error)
-        sys.exit(2 if isinstance(error, SettingsError) else 1)
+        sys.exit(exit_status(error))
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def exit_status(error: SyncdError) -> int:
+    """2 for a wrong setting or wrong usage, 1 for everything else."""
+    return 2 if isinstance(error, SettingsError) else 1
 
 
 def report(error: SyncdError) -> None:

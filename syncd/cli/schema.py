@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import psycopg
@@ -106,7 +107,10 @@ def uninstall(
     Example: syncd uninstall --yes
     """
     if not yes:
-        typer.confirm("Remove schema syncd, all triggers, and the rows of syncd.embeddings?", abort=True, err=True)
+        talk("Remove schema syncd, all triggers, and the rows of syncd.embeddings? [y/N]")
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            talk("nothing was changed")
+            raise typer.Exit(1)
     settings = load_settings(dsn=dsn, data_dir=data_dir)
     with database(settings, embedded=embedded) as found:
         talk("schema syncd is removed" if schema.uninstall(found.conninfo) else "there is no schema syncd")

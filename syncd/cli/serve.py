@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -9,8 +11,11 @@ import anyio
 import typer
 
 from syncd.cli.options import DataDir, Dsn, Embedded
+from syncd.cli.output import exit_status, report
 from syncd.cli.session import database
+from syncd.errors import SyncdError
 from syncd.log import configure_logging
+from syncd.postgres import schema
 from syncd.settings import load_settings
 
 
@@ -33,12 +38,16 @@ def serve(
     settings = load_settings(dsn=dsn, data_dir=data_dir, socket=socket, consumer=consumer)
     from syncd import service  # FAISS takes a while to load; other commands do without it
 
-    with database(settings, embedded=embedded) as found:
-        if embedded:
-            from syncd.postgres import schema
-
-            schema.install(found.conninfo)
-        anyio.run(service.run_with, found, once, say, backend_options={"use_uvloop": service.has_uvloop()})
+    try:
+        with database(settings, embedded=embedded) as found:
+            if embedded:
+                schema.install(found.conninfo)
+            anyio.run(service.run_with, found, once, say, backend_options={"use_uvloop": service.has_uvloop()})
+    except SyncdError as error:
+        report(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_status(error))  # a thread may still wait for a database that does not answer
 
 
 def say(line: str) -> None:

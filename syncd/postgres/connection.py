@@ -91,14 +91,14 @@ def translated_errors(conninfo: str = "") -> Iterator[None]:
     try:
         yield
     except (pg.InvalidSchemaName, pg.UndefinedTable, pg.UndefinedFunction) as error:
-        if "syncd" in str(error):
+        if "syncd." in (error.diag.message_primary or "") or '"syncd"' in (error.diag.message_primary or ""):
             raise not_installed() from error
         raise as_database_error(error) from error
     except psycopg.OperationalError as error:
         if error.sqlstate is not None and not error.sqlstate.startswith(("08", "28", "3D", "57")):
             raise as_database_error(error) from error
         raise DatabaseUnreachable(
-            f"cannot connect to the database: {first_line(error)}", hint=connect_hint(str(error), conninfo)
+            f"the database cannot be reached: {first_line(error)}", hint=connect_hint(str(error), conninfo)
         ) from error
     except psycopg.Error as error:
         raise as_database_error(error) from error
@@ -119,9 +119,8 @@ def as_database_error(error: psycopg.Error) -> DatabaseError:
 
 
 def first_line(error: Exception) -> str:
-    """What went wrong, on one line and without the driver's name for the connection attempt."""
-    text = " ".join(str(error).split())
-    return text.rpartition("failed: ")[2] or type(error).__name__
+    """What went wrong, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def connect_hint(text: str, conninfo: str) -> str:

@@ -168,8 +168,9 @@ def passes(name: str) -> sql.SQL:
 
 
 def raw(expression: LiteralString) -> sql.SQL:
-    """An expression, or a type's name, that Postgres itself printed. Braces in it are text, not placeholders."""
-    return sql.SQL(expression.replace("%", "%%"))
+    """An expression, or a type's name, that Postgres itself printed. Braces and percent signs in it are text, not placeholders: the
+    statements of a source are run by a ``RawCursor``."""
+    return sql.SQL(expression)
 
 
 def split_dataset_name(name: DatasetName) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from syncd.errors import DamagedFile
 from syncd.store.manifest import MANIFEST, PREVIOUS, Manifest, read_manifest, write_manifest
 
 DAMAGED = "manifest.damaged.json"
+INDEX_DIRECTORY = re.compile(r"[0-9a-f]{8}")
+INDEX_FILE = re.compile(r"[0-9]{4}-(vectors|norms|keys|key-ends|live)-[0-9]{6}\.[a-z0-9]+")
 
 logger = structlog.get_logger()
 
@@ -47,12 +50,16 @@ class CheckpointStore:
         return written
 
     def remove_leftovers(self) -> int:
-        """At start: remove dataset files that no kept manifest names, left by a crash or a rebuild. Returns how many."""
+        """At start: remove dataset files that no kept manifest names, left by a crash or a rebuild. Returns how many.
+
+        Only what is named as syncd names its files: the directory may be somebody's home.
+        """
         kept = self.kept_files()
         removed = 0
         for path in self.data_dir.glob("*/*/*/*"):
             name = path.relative_to(self.data_dir).as_posix()
-            if path.is_file() and not name.startswith("postgres/") and name not in kept:
+            ours = INDEX_DIRECTORY.fullmatch(path.parent.name) and INDEX_FILE.fullmatch(path.name)
+            if ours and name not in kept and path.is_file():
                 remove_file(self.data_dir, name)
                 removed += 1
         return removed

@@ -89,9 +89,11 @@ class Consumer:
             connection: psycopg.Connection | None = None
             try:
                 settings = self.settings
-                connection = await self.in_thread(open_pass_connection, settings.conninfo, settings.consumer)
+                connection = await to_thread.run_sync(
+                    open_pass_connection, settings.conninfo, settings.consumer, abandon_on_cancel=not started
+                )
                 async with self.busy:
-                    await self.in_thread(self.begin, connection, not started)
+                    await to_thread.run_sync(self.begin, connection, not started, abandon_on_cancel=not started)
                 if not started:
                     task_status.started()
                     started = True

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-from syncd.errors import NotReady, UnknownDataset
+from syncd.errors import NotReady, UnknownDataset, shortened
 from syncd.index.dataset import DatasetIndex
 from syncd.postgres.outbox import Cursor
 from syncd.postgres.source import Source
@@ -62,7 +62,7 @@ class Registry:
                 raise UnknownDataset(full_dataset_name(name))
             why = "; ".join(f"{source}: {reason}" for source, reason in self.pending.items())
             raise NotReady(
-                f"dataset {full_dataset_name(name)!r} is not known yet ({why})",
+                f"dataset {shortened(full_dataset_name(name))!r} is not known yet ({why})",
                 hint="try again in a moment; syncd datasets shows what is there",
             )
         if dataset.state not in ANSWERING:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import psycopg
 from psycopg import errors as pg
@@ -54,6 +55,11 @@ class Pass:
     """Of the newest pass; what was attached or detached since then is looked for."""
     pooled: bool
     """Whether the connection may lead to another session in each transaction."""
+
+    @property
+    def rows(self) -> psycopg.RawCursor[tuple[Any, ...]]:
+        """For the statements of a source, in which a percent sign is a percent sign."""
+        return psycopg.RawCursor(self.connection)
 
     def run(self, watched: Sequence[WatchedSource]) -> PassOutcome:
         """Take a snapshot and bring the sources to it; raises ``psycopg.OperationalError`` when the connection is lost."""
@@ -194,8 +200,8 @@ class Pass:
         changed = 0
         for start in range(0, len(asked), KEYS_PER_READ):
             some = asked[start : start + KEYS_PER_READ]
-            result = self.connection.execute(each.source.read_keys(), [each.source.key_array(some)], binary=True)
-            changed += each.apply([each.source.parse_key(key) for key in some], result.fetchall())
+            rows = self.rows.execute(each.source.read_keys(), [each.source.key_array(some)], binary=True).fetchall()
+            changed += each.apply([each.source.parse_key(key) for key in some], rows)
         return changed
 
     def is_of_source(self, each: WatchedSource, error: BaseException) -> bool:
@@ -218,16 +224,11 @@ class Pass:
         scan, begun = each.scan, time.monotonic()
         assert scan is not None
         try:
-            result = self.connection.execute(
-                each.source.read_page_end(scan.after, scan.page_rows), [], prepare=False, binary=True
-            )
-            end = result.fetchone()
+            query = each.source.read_page_end(scan.after, scan.page_rows)
+            end = self.rows.execute(query, prepare=False, binary=True).fetchone()
             until = None if end is None else each.source.parse_key(end[0])
-            only = None if scan.only is None else sorted(scan.only)
-            result = self.connection.execute(
-                each.source.read_range(scan.after, until, only), [], prepare=False, binary=True
-            )
-            rows = result.fetchall()
+            query = each.source.read_range(scan.after, until, None if scan.only is None else sorted(scan.only))
+            rows = self.rows.execute(query, prepare=False, binary=True).fetchall()
             each.apply([], rows)
         except Exception as error:
             if self.is_of_source(each, error):

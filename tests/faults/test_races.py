@@ -291,9 +291,7 @@ def test_losers_do_not_wait_for_a_winner_that_stays_open(
 
 
 @with_any_poll
-def test_a_loser_that_stays_open_longer_than_anyone_looks_out_for_it_is_noticed(
-    database: str, db: psycopg.Connection, sleeper: Daemon
-) -> None:
+def test_a_loser_that_stays_open_longer_than_anyone_looks_out_for_it_is_noticed(database: str, sleeper: Daemon) -> None:
     sleeper.with_constant(PATIENCE, 0.0).start()  # as if both had been open for long already
     with sleeper.client() as client, psycopg.connect(database) as winner, psycopg.connect(database) as loser:
         winner.execute("INSERT INTO items VALUES (1, '{1,1}')")

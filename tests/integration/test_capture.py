@@ -235,7 +235,8 @@ def test_an_outbox_that_cannot_be_written_fails_no_write_and_a_warning_says_so(
         rolled_back.execute(write)
     assert [severity for severity, _, _ in warnings] == ["WARNING"] * len(WRITES)
     assert all(
-        "syncd could not note a change of public.items" in text and "syncd init" in hint for _, text, hint in warnings
+        text.startswith("syncd could not note a change of items: ") and "syncd init" in hint
+        for _, text, hint in warnings
     )
 
 
