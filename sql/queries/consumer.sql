@@ -78,6 +78,11 @@ BEGIN;
 SET LOCAL synchronous_commit = on;
 SET LOCAL statement_timeout = '30s';
 
+-- name: begin_start
+-- Shorter than a start may take, so that a start that was given up does not take the name later.
+BEGIN;
+SET LOCAL statement_timeout = '20s';
+
 -- name: begin_report
 BEGIN;
 SET LOCAL synchronous_commit = off;

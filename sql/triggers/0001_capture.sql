@@ -2,8 +2,7 @@
 --
 -- Each source has functions of its own, generated from its column names. They evaluate no expression of the user's and compare no
 -- values. They belong to the owner of schema syncd and run with that owner's rights, so a role that may write only its own table can
--- go on writing it. Whatever goes wrong in them becomes a marker that has the source read again, or at worst a WARNING: they
--- fail no write.
+-- go on writing it. A renamed key column becomes a marker that has the source read again, a dropped outbox a WARNING: they fail no write.
 
 -- SQL that lists a row's key as the outbox holds it: the text of a single column, a JSON array for several.
 CREATE FUNCTION syncd.capture_key(key text[], alias text) RETURNS text
@@ -56,7 +55,8 @@ BEGIN
                                  slot, source_id, CASE event WHEN 'truncate' THEN 't' ELSE 'k' END, changed_rows,
                                  CASE slot WHEN 0 THEN 'IF' ELSE 'ELSIF' END), E'\n                ' ORDER BY slot)
         INTO inserts FROM generate_series(0, 2) AS slot;
-        -- Setting search_path would cost a tenth of the whole, so every name and operator in here has its schema instead.
+        -- What can go wrong is tried first, in a block that writes nothing: a block that writes takes a transaction id of its own, and
+        -- would cost as much as the outbox row. Setting search_path would cost a third of that, so names and operators have their schema.
         EXECUTE format($template$
             CREATE FUNCTION syncd.%I() RETURNS trigger
             LANGUAGE plpgsql SECURITY DEFINER
@@ -65,33 +65,40 @@ BEGIN
             DECLARE
                 syncd_slot pg_catalog.int8;
             BEGIN
-                syncd_slot := pg_catalog.pg_sequence_last_value('syncd.outbox_slot'::pg_catalog.regclass);
+                BEGIN
+                    syncd_slot := pg_catalog.pg_sequence_last_value('syncd.outbox_slot'::pg_catalog.regclass);
+                    PERFORM syncd_b.slot, syncd_b.source, syncd_b.op, syncd_b.key, syncd_k.syncd_key
+                    FROM syncd.outbox_0 AS syncd_b CROSS JOIN (%s) AS syncd_k (syncd_key) LIMIT 0;
+                EXCEPTION WHEN OTHERS THEN
+                    -- A key column was renamed or dropped: the application goes on, and the source is read again.
+                    BEGIN
+                        INSERT INTO syncd.outbox (slot, source, op)
+                        SELECT syncd_s.last_value, %s, 'r' FROM syncd.outbox_slot AS syncd_s;
+                    EXCEPTION WHEN OTHERS THEN
+                        RAISE WARNING 'syncd could not note a change of %%: %%', TG_RELID::pg_catalog.regclass, SQLERRM
+                            USING HINT = 'The schema syncd is damaged: run syncd uninstall and syncd init, then attach again.';
+                    END;
+                    RETURN NULL;
+                END;
                 %s
                 END IF;
                 -- As syncd.wake() does; a call would cost as much as what it calls.
                 IF FOUND AND pg_catalog.pg_try_advisory_xact_lock(8317708086) THEN
-                    PERFORM pg_catalog.pg_notify('syncd', '')
-                    FROM syncd.notify_mode AS syncd_m
-                    WHERE syncd_m.last_value OPERATOR(pg_catalog.=) 2
-                       OR syncd_m.last_value OPERATOR(pg_catalog.=) 1
-                      AND pg_catalog.current_setting('max_prepared_transactions') OPERATOR(pg_catalog.=) '0'::pg_catalog.text;
+                    BEGIN
+                        PERFORM pg_catalog.pg_notify('syncd', '')
+                        FROM syncd.notify_mode AS syncd_m
+                        WHERE syncd_m.last_value OPERATOR(pg_catalog.=) 2
+                           OR syncd_m.last_value OPERATOR(pg_catalog.=) 1
+                          AND pg_catalog.current_setting('max_prepared_transactions') OPERATOR(pg_catalog.=) '0'::pg_catalog.text;
+                    EXCEPTION WHEN OTHERS THEN
+                        RETURN NULL;  -- nobody is woken; the consumer looks by itself within its poll interval
+                    END;
                 END IF;
-                RETURN NULL;
-            EXCEPTION WHEN OTHERS THEN
-                -- A key column was renamed or dropped, or syncd's schema is damaged: the application goes on, the source is read again.
-                -- Nobody is woken, since that may be what failed; the consumer looks by itself within its poll interval.
-                BEGIN
-                    INSERT INTO syncd.outbox (slot, source, op)
-                    SELECT syncd_s.last_value, %s, 'r' FROM syncd.outbox_slot AS syncd_s;
-                EXCEPTION WHEN OTHERS THEN
-                    RAISE WARNING 'syncd could not note a change of %%: %%', TG_RELID::pg_catalog.regclass, SQLERRM
-                        USING HINT = 'The schema syncd is damaged: run syncd uninstall and syncd init, then attach again.';
-                END;
                 RETURN NULL;
             END
             $capture$
             $template$,
-            format('capture_%s_%s', source_id, event), inserts, source_id);
+            format('capture_%s_%s', source_id, event), changed_rows, source_id, inserts);
     END LOOP;
 END
 $function$;

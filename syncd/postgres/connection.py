@@ -94,6 +94,11 @@ def translated_errors(conninfo: str = "") -> Iterator[None]:
         if "syncd." in (error.diag.message_primary or "") or '"syncd"' in (error.diag.message_primary or ""):
             raise not_installed() from error
         raise as_database_error(error) from error
+    except pg.QueryCanceled as error:
+        raise DatabaseUnreachable(
+            f"the database has not answered in time: {first_line(error)}",
+            hint="see who holds a lock in pg_stat_activity and pg_locks",
+        ) from error
     except psycopg.OperationalError as error:
         if error.sqlstate is not None and not error.sqlstate.startswith(("08", "28", "3D", "57")):
             raise as_database_error(error) from error

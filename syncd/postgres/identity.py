@@ -80,7 +80,9 @@ def fetch_identity(connection: psycopg.Connection) -> tuple[str, bool]:
 
 def take_name(connection: psycopg.Connection, settings: Settings, run_id: str) -> None:
     """Hold the consumer's name from now on, and store the settings that belong to the database."""
+    connection.execute(statement("consumer", "begin_start"))
     connection.execute(statement("consumer", "take_consumer_name"), [settings.consumer, run_id])
+    connection.execute(statement("passes", "commit"))
     for name, parameters in database_settings(settings):
         connection.execute(statement("consumer", name), parameters)
 
