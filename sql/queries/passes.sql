@@ -70,13 +70,17 @@ o.xid >= '{xmax}'::xid8;
 -- Keys written by transactions that the pass sees and the position did not: those in progress then, and those begun since. A window that
 -- takes more than one page keeps its own end: only transactions that the first page's snapshot saw.
 SELECT o.xid::text::bigint, o.id, o.source, o.key FROM syncd.outbox AS o
-WHERE {range} AND (o.xid, o.id) > ('{after_xid}'::xid8, {after_id}) AND {window} AND o.op = 'k' AND o.source = ANY ('{{{sources}}}'::integer[])
+WHERE {range} AND {after} AND {window} AND o.op = 'k' AND o.source = ANY ('{{{sources}}}'::integer[])
 ORDER BY o.xid, o.id LIMIT {page_rows};
+
+-- name: after_row
+-- Only behind a first page: as a bound below the range's own it would have the index read from its beginning.
+(o.xid, o.id) > ('{xid}'::xid8, {id});
 
 -- name: window_end
 pg_visible_in_snapshot(o.xid, '{snapshot}'::pg_snapshot);
 
--- name: no_window_end
+-- name: no_bound
 true;
 
 -- name: read_rows

@@ -71,19 +71,16 @@ def read_changes(
     page_rows: int = PAGE_ROWS,
 ) -> Changes:
     """The next page of keys that changed since ``cursor``, inside the transaction whose snapshot is ``now``."""
-    after = cursor.window.after if cursor.window else (0, 0)
-    window = (
-        part("window_end").format(snapshot=cursor.window.end) if cursor.window is not None else part("no_window_end")
-    )
+    window = part("window_end").format(snapshot=cursor.window.end) if cursor.window is not None else part("no_bound")
     keys: dict[int, dict[str, None]] = {}
-    last, rows, newest_id = after, 0, cursor.position.outbox_id
+    last = cursor.window.after if cursor.window is not None else None
+    rows, newest_id = 0, cursor.position.outbox_id
     # Transactions in progress at the position come first: their ids are below xmax, so the two ranges are in order of (xid, id).
-    for outbox_range in ranges(cursor.position.snapshot):
+    for outbox_range in ranges(cursor.position.snapshot, last):
         query = bounded(
             "read_changed_keys",
             range=outbox_range,
-            after_xid=last[0],
-            after_id=last[1],
+            after=part("no_bound") if last is None else part("after_row").format(xid=last[0], id=last[1]),
             window=window,
             sources=numbers(sources),
             page_rows=page_rows - rows,
@@ -98,6 +95,7 @@ def read_changes(
             rows += len(found)
         if rows >= page_rows:
             end = cursor.window.end if cursor.window else now
+            assert last is not None, "a full page has a last row"
             following = Cursor(replace(cursor.position, outbox_id=newest_id), Window(end, last))
             break
     else:
@@ -105,9 +103,10 @@ def read_changes(
     return Changes({source: list(found) for source, found in keys.items()}, following, rows)
 
 
-def ranges(snapshot: Snapshot) -> list[str]:
-    """The outbox's two index ranges that a snapshot did not see; the first is left out when nothing was in progress."""
-    newer = part("newer_range").format(xmax=snapshot.xmax)
+def ranges(snapshot: Snapshot, after: tuple[int, int] | None = None) -> list[str]:
+    """The outbox's two index ranges that a snapshot did not see, the second from ``after`` (xid, id) on if that is further; the first
+    is left out when nothing was in progress."""
+    newer = part("newer_range").format(xmax=max(snapshot.xmax, after[0]) if after is not None else snapshot.xmax)
     if not snapshot.in_progress:
         return [newer]
     return [part("in_progress_range").format(in_progress=numbers(sorted(snapshot.in_progress))), newer]
