@@ -234,7 +234,7 @@ class Pass:
             if self.is_of_source(each, error):
                 return
             raise
-        scan.note_page(until, len(rows), time.monotonic() - begun)
+        scan.note_page(until, rows, time.monotonic() - begun)
         if until is None:
             each.end_scan()
 

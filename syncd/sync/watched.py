@@ -29,6 +29,7 @@ LAST_RETRY_SECONDS = 15.0
 MAX_UNCONFIRMED_KEYS = 200_000
 SCAN_PAGE_ROWS = (1000, 100, 16_000)  # the first page, the shortest and the longest
 SCAN_PAGE_SECONDS = 0.06
+SCAN_PAGE_BYTES = 8 << 20
 
 logger = structlog.get_logger()
 
@@ -57,14 +58,15 @@ class Scan:
     resumable: bool = False
     dimensions: dict[DatasetName, Counter[int]] = field(default_factory=dict)
 
-    def note_page(self, until: Key | None, rows: int, seconds: float) -> None:
-        """Move on behind a page, and make the next one longer or shorter: other changes wait while a page is read."""
+    def note_page(self, until: Key | None, rows: Sequence[Row], seconds: float) -> None:
+        """Move on behind a page, and make the next one longer or shorter: other changes wait while a page is read, and it is held in memory."""
         _, smallest, largest = SCAN_PAGE_ROWS
         self.after = until
-        self.rows += rows
-        if seconds < SCAN_PAGE_SECONDS / 2:
+        self.rows += len(rows)
+        size = sum(len(row[3]) for row in rows)
+        if seconds < SCAN_PAGE_SECONDS / 2 and size < SCAN_PAGE_BYTES / 2:
             self.page_rows = min(self.page_rows * 2, largest)
-        elif seconds > SCAN_PAGE_SECONDS:
+        elif size > SCAN_PAGE_BYTES or seconds > SCAN_PAGE_SECONDS:
             self.page_rows = max(self.page_rows // 2, smallest)
 
 
