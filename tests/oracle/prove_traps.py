@@ -39,7 +39,7 @@ TRAPS = {
         (
             (
                 "syncd/postgres/outbox.py",
-                "for outbox_range in ranges(cursor.position.snapshot):",
+                "for outbox_range in ranges(cursor.position.snapshot, last):",
                 'for outbox_range in [f"o.id > {cursor.position.outbox_id}"]:',
             ),
         ),
