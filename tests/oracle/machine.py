@@ -155,11 +155,13 @@ class Oracle(Writes):
             raise
 
     def teardown(self) -> None:
-        """Compare once more, unless something failed already, and leave nothing behind."""
+        """Compare, break syncd in each way in turn and compare again, unless something failed already; leave nothing behind."""
         try:
             if sys.exception() is None:
                 for where in sorted(self.sessions):
                     self.sessions[where].commit()
+                self.settle()
+                self.break_syncd(how=("stop", "kill", "cut", "checkpoint")[self.counts["examples"] % 4])
                 self.settle()
         finally:
             self.close_connections()
