@@ -151,7 +151,7 @@ def serving(where: Environment) -> Iterator[Serving]:
     }
     log = (where.directory / "serve.log").open("ab")
     process = subprocess.Popen(
-        [sys.executable, "-m", "syncd.cli.main", "serve"],
+        [sys.executable, "-P", "-m", "syncd.cli.main", "serve"],
         env=os.environ | variables,
         stdout=subprocess.PIPE,
         stderr=log,

@@ -75,10 +75,10 @@ def search(client: Client) -> None:
 
 @contextmanager
 def serving(settings: Settings) -> Iterator[None]:
-    """``syncd serve`` in a process of its own, until the block ends."""
+    """``syncd serve`` in a process of its own, until the block ends. ``-P``: of the installed package, not of the current directory."""
     environment = {**os.environ, "SYNCD_DSN": settings.conninfo, "SYNCD_DATA_DIR": str(settings.data_dir)}
     process = subprocess.Popen(
-        [sys.executable, "-m", "syncd.cli.main", "serve"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-P", "-m", "syncd.cli.main", "serve"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )  # fmt: skip
     try:
         assert process.stdout is not None
