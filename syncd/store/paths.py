@@ -9,9 +9,6 @@ from urllib.parse import quote
 from syncd.types import DatasetName
 
 MAX_NAME_BYTES = 200
-RESERVED = frozenset(
-    {"consumer.lock", "manifest.json", "manifest.previous.json", "manifest.json.new", "postgres", "syncd.sock"}
-)
 RESERVED_PREFIXES = (".", "postgres", "syncd.", "manifest", "consumer.")
 
 
@@ -26,7 +23,7 @@ def encode(text: str) -> str:
     encoded = quote(text, safe="-_.~ ,+=@")
     if not encoded:
         return "%"  # no other text gives a lone percent sign
-    if encoded.startswith(RESERVED_PREFIXES) or encoded in RESERVED:
+    if encoded.startswith(RESERVED_PREFIXES):
         encoded = f"%{ord(encoded[0]):02X}{encoded[1:]}"
     if len(encoded) > MAX_NAME_BYTES:
         digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
