@@ -46,6 +46,8 @@ class Source:
     metric: Metric
     columns: list[str]
     arguments_md5: str
+    send: str | None
+    """The function that gives the vector's binary form, quoted; ``None`` when table or column were dropped."""
 
     @property
     def name(self) -> str:
@@ -124,12 +126,19 @@ class Source:
         )
 
     def read_rows(self, match: sql.Composable) -> sql.Composed:
-        """Key, project, dataset and vector of the live rows that match."""
+        """Key, project, dataset, vector and fingerprint of the live rows that match."""
+        hashed: sql.Composable = self.key_columns()
+        if self.columns:
+            columns = sql.SQL(", ").join(map(sql.Identifier, self.columns))
+            hashed = passes("hashed_columns").format(key=hashed, columns=columns)
         return passes("read_rows").format(
             key=self.key_expression(),
             project=raw(self.project),
             dataset=raw(self.dataset),
             vector=sql.Identifier(self.vector),
+            send=raw(self.send or "byteasend"),
+            hashed=hashed,
+            fingerprint=passes("fingerprint"),
             source=self.identifier,
             match=match,
             live=raw(self.live),
@@ -182,3 +191,10 @@ def split_dataset_name(name: DatasetName) -> tuple[str, str]:
 def read_sources(connection: psycopg.Connection) -> list[Source]:
     """All sources, in the order in which they were attached."""
     return [Source(*row) for row in connection.execute(statement("sources", "read_attachments")).fetchall()]
+
+
+def read_fingerprint_probe(connection: psycopg.Connection) -> int:
+    """A number that depends on the server's way to hash, as fingerprints do: on its version, and on its byte order."""
+    row = connection.execute(statement("passes", "read_fingerprint_probe")).fetchone()
+    assert row is not None
+    return int(row[0])

@@ -149,6 +149,7 @@ class Checkpointer:
             incarnation=self.consumer.incarnation,
             nonce=nonce.value,
             nonce_xid=nonce.xid,
+            fingerprint_probe=self.consumer.fingerprint_probe,
             saved_at=datetime.now(UTC).isoformat(),
             sources=sources,
         )
@@ -168,7 +169,7 @@ def capture(watched: WatchedSource) -> CapturedSource:
         scanned_to=scan.after if scan is not None and scan.resumable and not watched.reread else None,
         scanned_rows=scan.rows if scan is not None else 0,
         quarantine=[
-            SavedQuarantined(key, row.dataset, row.reason, row.since.isoformat())
+            SavedQuarantined(key, row.dataset, row.reason, row.since.isoformat(), row.fingerprint)
             for key, row in watched.quarantine.items()
         ],
         datasets=[],

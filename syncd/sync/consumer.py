@@ -30,7 +30,7 @@ from syncd.postgres.identity import (
 )
 from syncd.postgres.listener import backoff_delays
 from syncd.postgres.outbox import Cursor
-from syncd.postgres.source import Source
+from syncd.postgres.source import Source, read_fingerprint_probe
 from syncd.settings import Settings
 from syncd.statements import statement
 from syncd.store.manifest import Manifest
@@ -68,6 +68,7 @@ class Consumer:
         self.sources: dict[int, WatchedSource] = {}
         self.position = NOWHERE
         self.incarnation = ""
+        self.fingerprint_probe = 0
         self.nonce: Nonce | None = None
         self.notifies = True
         self.connected = False
@@ -138,10 +139,11 @@ class Consumer:
         if self.notifies:  # a connection of our own; behind a pooler every pass brings its settings along
             connection.execute(statement("passes", "session_settings"))
         position, sources, freed_xid = read_registry(connection)
+        probe, self.fingerprint_probe = self.fingerprint_probe, read_fingerprint_probe(connection)
         if first:
             self.load(connection, incarnation, position, sources, freed_xid)
         else:
-            self.resume(connection, incarnation, position)
+            self.resume(connection, incarnation, position, same_fingerprints=probe == self.fingerprint_probe)
             self.follow_registry(sources, position)
         self.incarnation = incarnation
         self.position = position
@@ -160,6 +162,8 @@ class Consumer:
             nonce = Nonce(manifest.nonce, manifest.nonce_xid)
             if manifest.incarnation != incarnation or manifest.consumer != self.settings.consumer:
                 doubt = "the checkpoint was made with another database or consumer"
+            elif manifest.fingerprint_probe != self.fingerprint_probe:
+                doubt = "this server computes other fingerprints"
             elif not has_nonce(connection, nonce):
                 doubt = "the database does not hold the checkpoint's nonce"
             else:
@@ -174,9 +178,16 @@ class Consumer:
                 why = "the outbox no longer holds the changes since the checkpoint"
             self.sources[source.id] = load_source(source, self.registry, saved, position, doubt=why)
 
-    def resume(self, connection: psycopg.Connection, incarnation: str, position: Position) -> None:
+    def resume(
+        self, connection: psycopg.Connection, incarnation: str, position: Position, *, same_fingerprints: bool
+    ) -> None:
         """After a lost connection: the server may have crashed and lost commits that were not flushed, or be another one."""
-        trusted = incarnation == self.incarnation and self.nonce is not None and has_nonce(connection, self.nonce)
+        trusted = (
+            same_fingerprints
+            and incarnation == self.incarnation
+            and self.nonce is not None
+            and has_nonce(connection, self.nonce)
+        )
         for watched in self.sources.values():
             if trusted:
                 watched.return_to_confirmed()

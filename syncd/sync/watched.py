@@ -33,8 +33,8 @@ SCAN_PAGE_BYTES = 8 << 20
 
 logger = structlog.get_logger()
 
-Row = tuple[str | int, str | None, str | None, bytes]
-"""Key, project, dataset and vector, as they were read."""
+Row = tuple[str | int, str | None, str | None, bytes, int]
+"""Key, project, dataset, vector and fingerprint, as they were read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,21 @@ class Quarantined:
     dataset: DatasetName
     reason: str
     since: datetime
+    fingerprint: int
+
+
+@dataclass(slots=True)
+class Usable:
+    """Rows that can be indexed: their keys, their vectors in blocks (n, dimension) float32, and their fingerprints."""
+
+    keys: list[Key] = field(default_factory=list)
+    vectors: list[NDArray[np.float32]] = field(default_factory=list)
+    fingerprints: list[int] = field(default_factory=list)
+
+    @property
+    def matrix(self) -> NDArray[np.float32]:
+        """All vectors, (n, dimension)."""
+        return np.concatenate(self.vectors) if self.vectors else np.empty((0, 0), dtype=np.float32)
 
 
 @dataclass(slots=True)
@@ -127,33 +142,34 @@ class WatchedSource:
             self.quarantine.pop(key, None)
         targets: dict[Key, DatasetName] = {}
         names: dict[tuple[str, str], DatasetName] = {}
-        for place, (_, project, dataset, _) in enumerate(rows):
+        for place, (_, project, dataset, _, fingerprint) in enumerate(rows):
             if project is None or dataset is None:
-                self.reject(keys[place], DatasetName(""), "null_dataset")
+                self.reject(keys[place], DatasetName(""), "null_dataset", fingerprint)
                 continue
             name = names.get((project, dataset)) or names.setdefault((project, dataset), dataset_name(project, dataset))
             places.setdefault(name, []).append(place)
             targets[keys[place]] = name
-        upserts: dict[DatasetName, tuple[list[Key], list[NDArray[np.float32]]]] = {}
+        upserts: dict[DatasetName, Usable] = {}
         for name, at in places.items():
             found = self.dataset(name)
             if found is None:
                 for place in at:
-                    self.reject(keys[place], name, "dataset_taken")
+                    self.reject(keys[place], name, "dataset_taken", rows[place][4])
                     targets.pop(keys[place], None)
                 continue
             upserts[name] = self.usable(
-                found, [keys[place] for place in at], [rows[place][3] for place in at], {*asked, *keys}
+                found, [keys[place] for place in at], [rows[place] for place in at], {*asked, *keys}
             )
-            for key in {keys[place] for place in at}.difference(upserts[name][0]):
+            for key in {keys[place] for place in at}.difference(upserts[name].keys):
                 targets.pop(key, None)
         changed = 0
         deletes = self.homes_to_leave((*asked, *keys), targets)
         for name in {*upserts, *deletes}:
-            upsert_keys, blocks = upserts.get(name, ([], []))
-            vectors = np.concatenate(blocks) if blocks else np.empty((0, 0), dtype=np.float32)
-            applied = self.datasets[name].index.apply(upsert_keys, vectors, deletes.get(name, []))
-            self.directory.add(name, upsert_keys)
+            good = upserts.get(name) or Usable()
+            applied = self.datasets[name].index.apply(
+                good.keys, good.matrix, deletes.get(name, []), np.array(good.fingerprints, dtype=np.int64)
+            )
+            self.directory.add(name, good.keys)
             changed += applied.inserted + applied.updated + applied.deleted
         self.reconsider(deletes)
         return changed
@@ -168,35 +184,33 @@ class WatchedSource:
                 if row.dataset in empty and row.reason == "dimension_mismatch"
             }
 
-    def usable(
-        self, dataset: Dataset, keys: Sequence[Key], values: Sequence[bytes], touched: set[Key]
-    ) -> tuple[list[Key], list[NDArray[np.float32]]]:
+    def usable(self, dataset: Dataset, keys: Sequence[Key], rows: Sequence[Row], touched: set[Key]) -> Usable:
         """The rows that can be indexed, the last reading of a key first to count; the others go to quarantine."""
         last = {key: place for place, key in enumerate(keys)}
         if len(last) < len(keys):
-            keys, values = list(last), [values[place] for place in last.values()]
-        decoded = decode_vectors(self.source.vector_type, values)
+            keys, rows = list(last), [rows[place] for place in last.values()]
+        decoded = decode_vectors(self.source.vector_type, [row[3] for row in rows])
         for place, reason in decoded.bad:
-            self.reject(keys[place], dataset.name, reason)
+            self.reject(keys[place], dataset.name, reason, rows[place][4])
         if self.scan is not None:
             seen = self.scan.dimensions.setdefault(dataset.name, Counter())
             for block in decoded.blocks:
                 seen[block.vectors.shape[1]] += len(block.rows)
         dimension = self.dimension_for(dataset, [block.vectors for block in decoded.blocks], touched)
-        good_keys: list[Key] = []
-        good_vectors: list[NDArray[np.float32]] = []
+        usable = Usable()
         for block in decoded.blocks:
             if block.vectors.shape[1] != dimension:
                 for place in block.rows:
-                    self.reject(keys[place], dataset.name, "dimension_mismatch")
+                    self.reject(keys[place], dataset.name, "dimension_mismatch", rows[place][4])
                 continue
             bad = VectorFormat(self.source.metric, self.source.half).validate(block.vectors)
             for place, reason in bad.items():
-                self.reject(keys[block.rows[place]], dataset.name, reason)
+                self.reject(keys[block.rows[place]], dataset.name, reason, rows[block.rows[place]][4])
             good = [place for place in range(len(block.rows)) if place not in bad] if bad else range(len(block.rows))
-            good_keys += [keys[block.rows[place]] for place in good]
-            good_vectors.append(block.vectors[list(good)] if bad else block.vectors)
-        return good_keys, good_vectors
+            usable.keys += [keys[block.rows[place]] for place in good]
+            usable.fingerprints += [rows[block.rows[place]][4] for place in good]
+            usable.vectors.append(block.vectors[list(good)] if bad else block.vectors)
+        return usable
 
     def dimension_for(self, dataset: Dataset, blocks: Sequence[NDArray[np.float32]], touched: set[Key]) -> int | None:
         """The dimension that the dataset's rows must have: declared, else that of the rows that are not ``touched``, else the most
@@ -217,9 +231,9 @@ class WatchedSource:
             index.clear()
         return dimension
 
-    def reject(self, key: Key, dataset: DatasetName, reason: str) -> None:
+    def reject(self, key: Key, dataset: DatasetName, reason: str, fingerprint: int) -> None:
         """Put a live row into quarantine; ``apply`` takes any indexed version of it out of the index."""
-        self.quarantine[key] = Quarantined(dataset, reason, datetime.now(UTC))
+        self.quarantine[key] = Quarantined(dataset, reason, datetime.now(UTC), fingerprint)
         logger.debug("row_quarantined", source=self.source.name, dataset=dataset, key=key, reason=reason)
 
     def dataset(self, name: DatasetName) -> Dataset | None:
