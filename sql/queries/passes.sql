@@ -55,6 +55,10 @@ SELECT pg_current_snapshot()::text, (SELECT last_value FROM syncd.outbox_id), pg
         FROM pg_class AS r JOIN pg_namespace AS n ON n.oid = r.relnamespace WHERE r.oid = ANY ({oids}::oid[])),
        EXISTS (SELECT FROM syncd.outbox AS o WHERE o.op <> 'k' AND ({range}));
 
+-- name: export_snapshot
+-- For a transaction on another connection that is to see what this one sees.
+SELECT pg_export_snapshot();
+
 -- name: read_markers
 SELECT o.source, o.op::text FROM syncd.outbox AS o
 WHERE o.op <> 'k' AND ({range}) AND o.source = ANY ('{{{sources}}}'::integer[]) ORDER BY o.xid, o.id;
@@ -88,9 +92,15 @@ true;
 -- name: read_rows
 -- The one rule for what is live: the live expression, and a vector. A key that was asked for and is not returned is a tombstone.
 -- The fingerprint covers key, filter columns and the vector as it is sent; OFFSET 0 keeps the planner from sending it twice.
-SELECT syncd_r.syncd_key, syncd_r.syncd_project, syncd_r.syncd_dataset, syncd_r.syncd_vector, {fingerprint}
+SELECT syncd_r.syncd_key, syncd_r.syncd_project, syncd_r.syncd_dataset, {sent}, {fingerprint}
 FROM (SELECT {key} AS syncd_key, {project} AS syncd_project, {dataset} AS syncd_dataset, {send}({vector}) AS syncd_vector, ROW({hashed}) AS syncd_hashed
       FROM ONLY {source} WHERE {match} AND {live} AND {vector} IS NOT NULL OFFSET 0) AS syncd_r;
+
+-- name: sent_vector
+syncd_r.syncd_vector;
+
+-- name: no_vector
+NULL;
 
 -- name: fingerprint
 -- Not of text: it would cost more than all the rest, and depend on settings.

@@ -28,6 +28,8 @@ for command in (
     ask.search,
     ask.status,
     ask.datasets,
+    ask.verify,
+    ask.rebuild,
     ask.checkpoint,
     quickstart.quickstart,
     config.config,

@@ -79,6 +79,10 @@ class Source:
             return json.dumps(json.loads(str(text)), separators=(",", ":"), ensure_ascii=False)
         return str(text)
 
+    def parse_keys(self, texts: Sequence[str | int]) -> list[Key]:
+        """``parse_key`` of many."""
+        return [int(text) for text in texts] if self.key_kind == "integer" else [self.parse_key(text) for text in texts]
+
     def key_array(self, keys: Sequence[str]) -> str | Sequence[str]:
         """Keys as the parameter of ``read_keys``. Numbers and uuids need no quoting, and one text is cheaper than a list."""
         return "{" + ",".join(keys) + "}" if self.key_kind in ("integer", "uuid") else keys
@@ -87,7 +91,7 @@ class Source:
         """Take ACCESS SHARE, so that no rewrite or truncation can empty the table between the snapshot and the reading."""
         return passes("lock_source").format(source=self.identifier)
 
-    def read_keys(self) -> sql.Composed:
+    def read_keys(self, *, vectors: bool = True) -> sql.Composed:
         """Live rows by key; the one parameter is the keys, as the outbox has them."""
         if len(self.key) == 1:
             match = passes("match_keys").format(column=sql.Identifier(self.key[0]), type=raw(self.key_types[0]))
@@ -99,7 +103,11 @@ class Source:
             match = passes("match_composite_keys").format(
                 columns=self.key_columns(), elements=sql.SQL(", ").join(elements)
             )
-        return self.read_rows(match)
+        return self.read_rows(match, vectors=vectors)
+
+    def read_all(self, only: Sequence[DatasetName] | None, *, vectors: bool) -> sql.Composed:
+        """All live rows, or those of the datasets ``only``."""
+        return self.read_rows(passes("match_everything") if only is None else self.of_datasets(only), vectors=vectors)
 
     def read_range(self, after: Key | None, until: Key | None, only: Sequence[DatasetName] | None) -> sql.Composed:
         """Live rows of one page of a scan: keys above ``after`` and up to ``until``, of the datasets ``only`` if given."""
@@ -107,13 +115,15 @@ class Source:
         if until is not None:
             matches.append(passes("match_until").format(columns=self.key_columns(), until=self.key_literal(until)))
         if only is not None:
-            wanted = [json.dumps(split_dataset_name(name)) for name in only]
-            matches.append(
-                passes("match_datasets").format(
-                    project=raw(self.project), dataset=raw(self.dataset), wanted=sql.Literal(wanted)
-                )
-            )
+            matches.append(self.of_datasets(only))
         return self.read_rows(sql.SQL(" AND ").join(matches))
+
+    def of_datasets(self, names: Sequence[DatasetName]) -> sql.Composed:
+        """The rows of some datasets."""
+        wanted = [json.dumps(split_dataset_name(name)) for name in names]
+        return passes("match_datasets").format(
+            project=raw(self.project), dataset=raw(self.dataset), wanted=sql.Literal(wanted)
+        )
 
     def read_page_end(self, after: Key | None, page_rows: int) -> sql.Composed:
         """The last key of the next page; no row where fewer than ``page_rows`` are left."""
@@ -125,8 +135,8 @@ class Source:
             page_rows=sql.Literal(page_rows),
         )
 
-    def read_rows(self, match: sql.Composable) -> sql.Composed:
-        """Key, project, dataset, vector and fingerprint of the live rows that match."""
+    def read_rows(self, match: sql.Composable, *, vectors: bool = True) -> sql.Composed:
+        """Key, project, dataset, vector and fingerprint of the live rows that match; NULL for the vector where it is not wanted."""
         hashed: sql.Composable = self.key_columns()
         if self.columns:
             columns = sql.SQL(", ").join(map(sql.Identifier, self.columns))
@@ -138,6 +148,7 @@ class Source:
             vector=sql.Identifier(self.vector),
             send=raw(self.send or "byteasend"),
             hashed=hashed,
+            sent=passes("sent_vector" if vectors else "no_vector"),
             fingerprint=passes("fingerprint"),
             source=self.identifier,
             match=match,

@@ -56,6 +56,8 @@ class AsyncClient:
     status = asynchronous(calls.status)
     wait = asynchronous(calls.wait)
     checkpoint = asynchronous(calls.checkpoint)
+    verify = asynchronous(calls.verify)
+    rebuild = asynchronous(calls.rebuild)
     ping = asynchronous(calls.ping)
     discover = asynchronous(calls.discover)
 

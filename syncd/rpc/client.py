@@ -79,6 +79,8 @@ class Client:
     status = blocking(calls.status)
     wait = blocking(calls.wait)
     checkpoint = blocking(calls.checkpoint)
+    verify = blocking(calls.verify)
+    rebuild = blocking(calls.rebuild)
     ping = blocking(calls.ping)
     discover = blocking(calls.discover)
 

@@ -97,6 +97,20 @@ class WaitParams(Params, frozen=True):
     timeout_ms: Milliseconds = DEFAULT_TIMEOUT_MS
 
 
+class VerifyParams(Params, frozen=True):
+    """Which dataset to compare with its table, or all; ``deep`` compares the vectors' bytes too."""
+
+    dataset: str | None = None
+    repair: bool = False
+    deep: bool = False
+
+
+class RebuildParams(Params, frozen=True):
+    """Which dataset to build anew."""
+
+    dataset: str
+
+
 class AuthenticateParams(Params, frozen=True):
     """The shared secret of a TCP connection."""
 
@@ -201,3 +215,44 @@ class CheckpointResult(msgspec.Struct, frozen=True):
     position: WirePosition
     seconds: float
     bytes_written: int
+
+
+class DatasetVerified(msgspec.Struct, frozen=True, kw_only=True):
+    """One dataset against its table: live ``rows`` there, ``indexed`` ones here, and how many keys differ. With ``repair`` the differences are
+    those found before it, and ``in_sync`` says how it is after it. ``quarantined`` rows are accounted for, and not counted as missing."""
+
+    dataset: str
+    in_sync: bool
+    rows: int
+    indexed: int
+    missing: int
+    extra: int
+    stale: int
+    repaired: int
+    quarantined: int
+    sample: list[WireKey]
+
+
+class SourceVerified(msgspec.Struct, frozen=True):
+    """One source: whether there was anything to compare, and why it ``failed`` where it did."""
+
+    source: str
+    outcome: Literal["compared", "empty", "none_live", "failed"]
+    reason: str = ""
+
+
+class VerifyResult(msgspec.Struct, frozen=True):
+    """What a verify found, all at one position."""
+
+    position: WirePosition
+    datasets: list[DatasetVerified]
+    sources: list[SourceVerified]
+    seconds: float
+
+
+class RebuildResult(msgspec.Struct, frozen=True):
+    """A dataset that was built anew and serves now."""
+
+    dataset: str
+    rows: int
+    seconds: float

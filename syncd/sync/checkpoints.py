@@ -165,7 +165,7 @@ def capture(watched: WatchedSource) -> CapturedSource:
         arguments_md5=source.arguments_md5,
         snapshot=str(cursor.position.snapshot),
         outbox_id=cursor.position.outbox_id,
-        scanning=scan is not None or bool(watched.reread),
+        scanning=watched.reading or bool(watched.reread),
         scanned_to=scan.after if scan is not None and scan.resumable and not watched.reread else None,
         scanned_rows=scan.rows if scan is not None else 0,
         quarantine=[

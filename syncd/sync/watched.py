@@ -71,6 +71,8 @@ class Scan:
     rows: int = 0
     page_rows: int = SCAN_PAGE_ROWS[0]
     resumable: bool = False
+    beside: bool = False
+    """Whether it fills the ``replacement`` of a dataset that goes on answering."""
     dimensions: dict[DatasetName, Counter[int]] = field(default_factory=dict)
 
     def note_page(self, until: Key | None, rows: Sequence[Row], seconds: float) -> None:
@@ -123,7 +125,12 @@ class WatchedSource:
     @property
     def lags(self) -> bool:
         """Whether there is more to apply, as far as is known."""
-        return self.scan is not None or self.cursor.window is not None or self.failure is not None or bool(self.reread)
+        return self.reading or self.cursor.window is not None or self.failure is not None or bool(self.reread)
+
+    @property
+    def reading(self) -> bool:
+        """Whether rows are being read that the indexes do not answer for yet; a rebuild beside one that answers does not count."""
+        return self.scan is not None and not self.scan.beside
 
     def adopt(self, dataset: Dataset) -> None:
         """Take a dataset that was loaded from a checkpoint."""
@@ -137,7 +144,7 @@ class WatchedSource:
         Returns how many rows changed. Raises ``OSError`` when the disk is full; then nothing is lost, and the same may be applied again.
         """
         places: dict[DatasetName, list[int]] = {}
-        keys = [self.source.parse_key(row[0]) for row in rows]
+        keys = self.source.parse_keys([row[0] for row in rows])
         for key in (*asked, *keys) if self.quarantine else ():
             self.quarantine.pop(key, None)
         targets: dict[Key, DatasetName] = {}
@@ -166,9 +173,11 @@ class WatchedSource:
         deletes = self.homes_to_leave((*asked, *keys), targets)
         for name in {*upserts, *deletes}:
             good = upserts.get(name) or Usable()
-            applied = self.datasets[name].index.apply(
-                good.keys, good.matrix, deletes.get(name, []), np.array(good.fingerprints, dtype=np.int64)
-            )
+            change = (good.keys, good.matrix, deletes.get(name, []), np.array(good.fingerprints, dtype=np.int64))
+            replacement = self.datasets[name].replacement
+            if replacement is not None:
+                replacement.apply(*change)
+            applied = self.datasets[name].index.apply(*change)
             self.directory.add(name, good.keys)
             changed += applied.inserted + applied.updated + applied.deleted
         self.reconsider(deletes)
@@ -269,11 +278,23 @@ class WatchedSource:
         self.quarantine.clear()
         for dataset in self.datasets.values():
             dataset.index.clear()
+            if dataset.replacement is not None:
+                dataset.replacement.clear()
+
+    def begin_rebuild(self, name: DatasetName) -> None:
+        """Build one dataset anew, beside the index that answers; ``end_scan`` swaps them. No other scan may be under way."""
+        dataset = self.datasets[name]
+        dataset.replacement = self.registry.create(name, self.source, self).index
+        dataset.state = "rebuilding"
+        self.scan = Scan(frozenset({name}), beside=True)
+        logger.info("rebuild_begun", dataset=name)
 
     def begin_scan(
         self, only: frozenset[DatasetName] | None = None, forced: dict[DatasetName, int] | None = None
     ) -> None:
         """Read the source again, wholly or for some datasets; at its end, rows that were not found are tombstones."""
+        for dataset in self.datasets.values():
+            dataset.replacement = None
         self.scan = Scan(only, forced or {}, resumable=only is None and not self.datasets)
         self.unconfirmed.everything = True
         for key in [key for key, row in self.quarantine.items() if only is None or row.dataset in only]:
@@ -290,6 +311,9 @@ class WatchedSource:
         scan, self.scan = self.scan, None
         removed = 0
         for dataset in self.datasets.values():
+            if dataset.replacement is not None:
+                dataset.index, dataset.replacement = dataset.replacement, None
+                logger.info("rebuilt", dataset=dataset.name, rows=dataset.index.count)
             if dataset.sweeping:
                 removed += dataset.index.end_sweep()
                 dataset.sweeping = False
@@ -317,7 +341,7 @@ class WatchedSource:
             if dataset.state != "ready" and not scanned:
                 dataset.state, dataset.reason = "ready", ""
                 self.registry.publish(dataset)
-        if self.scan is not None:
+        if self.reading:
             return
         if not self.was_ready:
             rows = sum(dataset.index.count for dataset in self.datasets.values())
@@ -360,7 +384,7 @@ class WatchedSource:
     def begin_confirming(self) -> Unconfirmed:
         """A checkpoint takes the state as it is now; returns what ``confirm`` or ``not_confirmed`` is to be given."""
         taken, self.unconfirmed = self.unconfirmed, Unconfirmed(self.unconfirmed.confirmed)
-        self.unconfirmed.everything = self.scan is not None
+        self.unconfirmed.everything = self.reading
         taken_cursor = self.cursor if self.cursor.window is None else Cursor(self.cursor.position)
         self.unconfirmed.confirmed, taken.confirmed = taken_cursor, taken.confirmed
         return taken
@@ -376,8 +400,10 @@ class WatchedSource:
         self.cursor = self.unconfirmed.confirmed
         if self.unconfirmed.everything:
             self.begin_scan()
-        else:
-            self.reread |= self.unconfirmed.keys
+            return
+        self.reread |= self.unconfirmed.keys
+        if self.scan is not None and self.scan.beside:  # the new index holds what may be lost
+            self.begin_rebuild(*self.scan.only or ())
 
     def replaces(self, predecessor: WatchedSource | None) -> None:
         """This is the same table attached anew: the old datasets serve, frozen, until this source has been read."""
