@@ -171,9 +171,8 @@ def test_rows_that_come_and_go_beside_a_verify_wait_for_nobody(db: psycopg.Conne
     db.execute(
         "INSERT INTO items SELECT i, ARRAY[i, 1, 1, 2, 3, 4, 5, 6]::real[]::vector FROM generate_series(2000, 60000) i"
     )
-    with followed.client() as waiting:
-        waiting.verify("items")
-
+    followed.stop()
+    followed.with_constant("syncd.sync.verify.ROWS_PER_DEEP_FETCH", 2).start()  # a slow one
     stop = threading.Event()
 
     def verify(client: Client) -> None:
@@ -183,7 +182,7 @@ def test_rows_that_come_and_go_beside_a_verify_wait_for_nobody(db: psycopg.Conne
     with followed.client() as client, ThreadPoolExecutor(1) as pool:
         verifying = pool.submit(verify, client)
         try:
-            db.execute("SET lock_timeout = '5s'")
+            db.execute("SET lock_timeout = '1s'")
             for _ in range(3):
                 db.execute("ALTER TABLE items ADD COLUMN more int")
                 db.execute("ALTER TABLE items DROP COLUMN more")
@@ -267,6 +266,7 @@ def test_a_rebuild_never_leaves_a_moment_without_an_answer(
                 connection.execute("INSERT INTO items VALUES (%s, '[1,2,3,4,5,6,7,8]')", [key])
                 answers.add(len(client.search("items", [1, 2, 3, 4, 5, 6, 7, 8], k=5, consistency="strong")))
                 assert client.get("items", [key])
+                connection.execute("DELETE FROM items WHERE id = %s", [key - 100_000])  # behind the page that is read
         return answers
 
     with followed.client() as client, ThreadPoolExecutor(1) as pool:
@@ -281,6 +281,7 @@ def test_a_rebuild_never_leaves_a_moment_without_an_answer(
         assert asking.result() == {5}
         assert {row.state for row in client.datasets() if row.dataset == "default/items"} == {"ready"}
         assert counts(of(client.verify("items", deep=True))) == (True, 0, 0, 0)
+        client.rebuild("items")
         assert next(row for row in client.datasets() if row.dataset == "default/items").tombstones == 0
     followed.stop()
     followed.start()
