@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -172,7 +174,7 @@ def test_rows_that_come_and_go_beside_a_verify_wait_for_nobody(db: psycopg.Conne
         "INSERT INTO items SELECT i, ARRAY[i, 1, 1, 2, 3, 4, 5, 6]::real[]::vector FROM generate_series(2000, 60000) i"
     )
     followed.stop()
-    followed.with_constant("syncd.sync.verify.ROWS_PER_DEEP_FETCH", 2).start()  # a slow one
+    followed.with_constant("syncd.sync.verify.ROWS_PER_DEEP_FETCH", 5).start()  # a slow one
     stop = threading.Event()
 
     def verify(client: Client) -> None:
@@ -183,12 +185,19 @@ def test_rows_that_come_and_go_beside_a_verify_wait_for_nobody(db: psycopg.Conne
         verifying = pool.submit(verify, client)
         try:
             db.execute("SET lock_timeout = '1s'")
-            for _ in range(3):
-                db.execute("ALTER TABLE items ADD COLUMN more int")
-                db.execute("ALTER TABLE items DROP COLUMN more")
+            until(lambda: db.execute("SELECT FROM pg_stat_activity WHERE query LIKE 'FETCH %syncd_verify%'").fetchone())
+            db.execute("ALTER TABLE items ADD COLUMN more int")
         finally:
             stop.set()
         verifying.result()
+
+
+def until(true: Callable[[], object]) -> None:
+    """Wait for something to be so."""
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def test_the_background_verify_mends_what_drifted(db: psycopg.Connection, followed: Daemon) -> None:
@@ -197,10 +206,7 @@ def test_the_background_verify_mends_what_drifted(db: psycopg.Connection, follow
     followed.settings["verify_seconds"] = 3600
     followed.start()
     with followed.client() as client:
-        for _ in range(200):
-            if len([*client.keys("items")]) == 990:
-                break
-            threading.Event().wait(0.05)
+        until(lambda: len([*client.keys("items")]) == 990)
     assert_equal(db, followed)
     log = followed.log.read_text()
     assert '"drift_found"' in log
