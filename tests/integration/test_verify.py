@@ -185,7 +185,9 @@ def test_rows_that_come_and_go_beside_a_verify_wait_for_nobody(db: psycopg.Conne
         verifying = pool.submit(verify, client)
         try:
             db.execute("SET lock_timeout = '1s'")
-            until(lambda: db.execute("SELECT FROM pg_stat_activity WHERE query LIKE 'FETCH %syncd_verify%'").fetchone())
+            until(
+                lambda: db.execute("SELECT 1 FROM pg_stat_activity WHERE query LIKE 'FETCH %syncd_verify%'").fetchone()
+            )
             db.execute("ALTER TABLE items ADD COLUMN more int")
         finally:
             stop.set()
