@@ -173,10 +173,15 @@ class Verifier:
             return Captured(each, each.source, views, dict(each.quarantine), only)
 
         found, position = await self.at_one_snapshot(ids, captured, deep=deep)
-        there = {each.report.source.id for each in found}
-        for each in [self.consumer.sources[one] for one in ids if one in self.consumer.sources and one not in there]:
-            found.append(Found(SourceReport(each.source, "failed", each.failure or "it is not being read")))
-        return found, position
+        by_id, reports = {each.report.source.id: each for each in found}, []
+        for one in ids:
+            each, watched = by_id.get(one), self.consumer.sources.get(one)
+            if each is not None and each.report.outcome != "failed":
+                reports.append(each)
+            elif watched is not None:
+                reason = each.report.reason if each is not None else watched.failure or "it is not being read"
+                reports.append(not_compared(watched, only, reason))
+        return reports, position
 
     async def at_one_snapshot(
         self, ids: Sequence[int], capture: Callable[[WatchedSource], Captured], *, deep: bool
@@ -280,6 +285,17 @@ def in_the_way() -> InTheWay:
     return InTheWay(
         "another session has locked the table, or waits to", hint="verify again when it is done; see pg_stat_activity"
     )
+
+
+def not_compared(watched: WatchedSource, only: frozenset[DatasetName] | None, reason: str) -> Found:
+    """The reports of a source that fails: nothing is known of its datasets, so none is in sync."""
+    source = watched.source
+    datasets = [
+        DatasetReport(name, source, 0, dataset.index.count, 0, 0, 0, 0, [], in_sync=False)
+        for name, dataset in watched.datasets.items()
+        if only is None or name in only
+    ]
+    return Found(SourceReport(source, "failed", reason), datasets)
 
 
 def replace_datasets(found: Found, datasets: list[DatasetReport]) -> Found:
