@@ -56,6 +56,7 @@ class AsyncClient:
     status = asynchronous(calls.status)
     wait = asynchronous(calls.wait)
     checkpoint = asynchronous(calls.checkpoint)
+    why = asynchronous(calls.why)
     ping = asynchronous(calls.ping)
     discover = asynchronous(calls.discover)
 

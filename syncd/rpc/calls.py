@@ -33,6 +33,8 @@ from syncd.rpc.messages import (
     ServiceStatus,
     WaitParams,
     WaitResult,
+    WhyParams,
+    WhyResult,
     WireKey,
     WirePosition,
 )
@@ -186,6 +188,11 @@ def wait(after: str, timeout_ms: int | None = None) -> Call[WirePosition]:
 def checkpoint() -> Call[CheckpointResult]:
     """Save a checkpoint now, however long it takes."""
     return Call("checkpoint", NoParams(), _decoder(CheckpointResult), None)
+
+
+def why(dataset: str) -> Call[WhyResult]:
+    """What the service knows about how a dataset came to be as it is."""
+    return Call("why", WhyParams(dataset=dataset), _decoder(WhyResult))
 
 
 def ping() -> Call[str]:

@@ -79,6 +79,7 @@ class Client:
     status = blocking(calls.status)
     wait = blocking(calls.wait)
     checkpoint = blocking(calls.checkpoint)
+    why = blocking(calls.why)
     ping = blocking(calls.ping)
     discover = blocking(calls.discover)
 

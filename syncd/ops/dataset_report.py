@@ -1,0 +1,104 @@
+"""The service's side of ``why``: what only the running process knows about one dataset."""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from syncd.rpc import messages
+from syncd.rpc.messages import WirePosition
+from syncd.rpc.methods import Methods
+from syncd.rpc.protocol import Method
+from syncd.rpc.wire import key_to_wire
+from syncd.sync.datasets import Dataset
+from syncd.sync.watched import WatchedSource
+from syncd.types import full_dataset_name
+
+SAMPLE_KEYS = 3
+NEAR_NAMES = 5
+
+
+def why_method(methods: Methods) -> Mapping[str, Method[Any, Any]]:
+    """The RPC method by its name. It never waits: it is answered also when the service is overloaded."""
+    report = DatasetReport(methods)
+    return {
+        "why": Method(messages.WhyParams, messages.WhyResult, report.why, "Why a dataset is as it is.", immediate=True)
+    }
+
+
+class DatasetReport:
+    """See the module."""
+
+    def __init__(self, methods: Methods) -> None:
+        self.methods = methods
+
+    def why(self, params: messages.WhyParams) -> messages.WhyResult:
+        """One dataset, whatever state it is in; one that is not known has near names instead."""
+        consumer, listener = self.methods.consumer, self.methods.listener
+        by_name = consumer.registry.by_name
+        name = full_dataset_name(params.dataset)
+        dataset = by_name.get(name)
+        watched = None if dataset is None else self.watched(dataset)
+        checkpointer = self.methods.checkpointer
+        return messages.WhyResult(
+            dataset=name,
+            status=None if dataset is None else self.methods.dataset_status(dataset),
+            reason="" if dataset is None else dataset.reason,
+            progress=None if watched is None else progress(watched),
+            quarantine=self.quarantine(name),
+            near=[] if dataset is not None else near_names(name, list(by_name)),
+            pending=dict(consumer.registry.pending),
+            consumer=consumer.settings.consumer,
+            connected=consumer.connected,
+            notifies=consumer.notifies,
+            listener_connected=listener is not None and listener.connected,
+            last_pass_seconds=time.monotonic() - consumer.last_pass_at,
+            open_writers=len(consumer.pace.writers),
+            checkpoint=messages.CheckpointStatus(
+                checkpointer.last_at, checkpointer.last_seconds, checkpointer.last_error
+            ),
+        )
+
+    def watched(self, dataset: Dataset) -> WatchedSource | None:
+        """What moves the dataset on; none for the frozen dataset of a source that is being attached anew."""
+        sources = self.methods.consumer.sources
+        return next((watched for watched in sources.values() if watched is dataset.follower), None)
+
+    def quarantine(self, name: str) -> list[messages.QuarantineCount]:
+        """Rows that would be in the dataset, by reason, the most frequent first; those of every source, since one may claim another's."""
+        counts: dict[str, list[Any]] = {}
+        for watched in list(self.methods.consumer.sources.values()):
+            kind = watched.source.key_kind
+            for key, row in list(watched.quarantine.items()):  # a copy: a pass may be changing it in its thread
+                if row.dataset == name:
+                    found = counts.setdefault(row.reason, [0, []])
+                    found[0] += 1
+                    if len(found[1]) < SAMPLE_KEYS:
+                        found[1].append(key_to_wire(kind, key))
+        by_count = sorted(counts.items(), key=lambda item: -item[1][0])
+        return [messages.QuarantineCount(reason, rows, sample) for reason, (rows, sample) in by_count]
+
+
+def progress(watched: WatchedSource) -> messages.SourceProgress:
+    """How one source is being followed."""
+    now = time.monotonic()
+    unconfirmed = watched.unconfirmed
+    return messages.SourceProgress(
+        source=watched.source.name,
+        failure=watched.failure,
+        retry_in_seconds=max(watched.retry_at - now, 0.0) if watched.failure is not None else 0.0,
+        scanned_rows=None if watched.scan is None else watched.scan.rows,
+        moved_seconds=None if watched.moved_at is None else now - watched.moved_at,
+        position=WirePosition.of(watched.cursor.position),
+        unconfirmed_keys=None if unconfirmed.everything else len(unconfirmed.keys),
+    )
+
+
+def near_names(name: str, names: list[str]) -> list[str]:
+    """Names that are like ``name``: as written, in another project, or in other letters."""
+    last = name.rpartition("/")[2].lower()
+    same = [each for each in names if each.rpartition("/")[2].lower() == last]
+    alike = difflib.get_close_matches(name, names, NEAR_NAMES, cutoff=0.5)
+    return list(dict.fromkeys([*same, *alike]))[:NEAR_NAMES]
