@@ -44,16 +44,20 @@ SELECT pg_get_userbyid(c.relowner)::text, has_table_privilege(c.oid, 'SELECT'), 
        EXISTS (SELECT FROM pg_subscription_rel AS s WHERE s.srrelid = c.oid), greatest(c.reltuples, 0)::bigint
 FROM pg_class AS c WHERE c.oid = %s;
 
+-- name: knows_triggers
+-- Whether the schema can tell itself what is wrong with a source's triggers; then its word counts, on partitions too.
+SELECT to_regprocedure('syncd.missing_triggers(integer)') IS NOT NULL;
+
+-- name: read_missing_triggers
+SELECT m.relation::regclass::text, m.trigger::text, m.problem FROM syncd.missing_triggers(%s) AS m WHERE m.problem <> 'unwanted';
+
 -- name: read_triggers
--- The source and every partition below it, each with syncd's triggers on it; a relation without one has one row of NULLs.
-SELECT r.relid::regclass::text, c.relkind = 'p', t.tgname::text, t.tgenabled::text,
+-- syncd's triggers on a plain table, each with whether it calls syncd's function for every row.
+SELECT t.tgname::text, t.tgenabled::text,
        t.tgqual IS NULL AND p.pronamespace = 'syncd'::regnamespace AND starts_with(p.proname, %(function_prefix)s)
-FROM (SELECT %(source)s::oid::regclass AS relid UNION SELECT p.relid FROM pg_partition_tree(%(source)s::oid::regclass) AS p) AS r
-JOIN pg_class AS c ON c.oid = r.relid
-LEFT JOIN pg_trigger AS t ON t.tgrelid = r.relid AND starts_with(t.tgname::text, %(trigger_prefix)s)
-LEFT JOIN pg_proc AS p ON p.oid = t.tgfoid
-WHERE c.relkind IN ('r', 'p')
-ORDER BY 1, 3;
+FROM pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid
+WHERE t.tgrelid = %(source)s::oid AND starts_with(t.tgname::text, %(trigger_prefix)s)
+ORDER BY 1;
 
 -- name: read_key
 -- Whether a unique index has exactly the key's columns, in their order, and which of the columns may be NULL by now or are gone.
@@ -128,7 +132,7 @@ SELECT a.pid, a.usename::text, a.application_name, a.state, left(a.query, 200),
        extract(epoch FROM clock_timestamp() - a.state_change)::double precision, a.xact_start::text,
        array_agg(DISTINCT l.relation::regclass::text)
 FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid
-WHERE l.locktype = 'relation' AND l.granted AND l.mode NOT IN ('AccessShareLock', 'RowShareLock') AND l.relation = ANY (%s::oid[])
+WHERE l.locktype = 'relation' AND l.granted AND l.mode NOT IN ('AccessShareLock', 'RowShareLock', 'AccessExclusiveLock') AND l.relation = ANY (%s::oid[])
   AND l.pid <> pg_backend_pid() AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
 GROUP BY 1, 2, 3, 4, 5, 6, 7, 8 ORDER BY 6 DESC NULLS LAST;
 

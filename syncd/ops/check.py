@@ -18,7 +18,7 @@ from pathlib import Path
 from psycopg import sql
 
 from syncd.errors import DatabaseError, DatabaseUnreachable
-from syncd.ops.check_sources import SOURCE_CHECKS
+from syncd.ops.check_sources import READING_CHECKS, SOURCE_CHECKS
 from syncd.ops.findings import Finding, ago, amount, fail, guarded, ok, warn
 from syncd.ops.look import Look, Service, ask_service
 from syncd.ops.sessions import check_locks, check_oldest_transaction, check_prepared_transactions, check_writers
@@ -140,7 +140,7 @@ def check_source(look: Look, source: Source) -> list[Finding]:
     """All checks of one source; its rows are not read where it is clear that they cannot be."""
     found: list[Finding] = []
     for words, check in SOURCE_CHECKS:
-        if words in ("columns of", "live rows of", "dimensions of") and unreadable(found, source):
+        if words in READING_CHECKS and unreadable(found, source):
             continue
         found += guarded(f"{words} {source.name}", lambda check=check: check(look, source))  # type: ignore[misc]
     return found
@@ -285,13 +285,11 @@ def check_service(settings: Settings, service: Service) -> Iterator[Finding]:
             yield warn(
                 f"dataset {row.dataset}", f"is {row.state}, {ago(row.lag_seconds)} behind", f"syncd why {row.dataset}"
             )
-    if status.state == "failed" and not any(row.state == "failed" for row in service.datasets):
-        yield fail("service", "a source cannot be read", "see the lines about each source, and the log of syncd serve")
+    detail = f"{status.state}, consumer {status.consumer}, version {status.version}, up {ago(status.uptime_seconds)}"
+    if status.state == "failed":
+        yield fail("service", f"{detail}: a source cannot be read", "see the lines about each source and dataset")
     else:
-        detail = (
-            f"{status.state}, consumer {status.consumer}, version {status.version}, up {ago(status.uptime_seconds)}"
-        )
-        yield ok("service", f"{detail}, lag {ago(status.lag_seconds) if status.lag_seconds else 0}")
+        yield ok("service", f"{detail}, lag {ago(status.lag_seconds) if status.lag_seconds else 'none'}")
     if status.version != version("syncd"):
         detail = f"the running service is {status.version}, this program {version('syncd')}"
         yield warn("service", detail, "restart syncd serve")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from psycopg import sql
 
@@ -13,24 +12,13 @@ from syncd.postgres.source import Source, raw
 from syncd.types import dataset_name
 
 EVENTS = ("insert", "update", "delete", "truncate")
-PARENT_EVENTS = ("insert", "update", "delete")
-"""Truncating a partition fires nothing on its parent, so only the tables that hold rows have a trigger for it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Trigger:
-    """One of syncd's triggers, as the catalogue has it."""
-
-    name: str
-    enabled: str
-    is_ours: bool
 
 
 def check_table(look: Look, source: Source) -> Iterator[Finding]:
     """The table is there, and of a kind whose triggers see every change."""
     what = f"table {source.name}"
     if source.table is None:
-        yield fail(what, "the table was dropped", f"syncd detach {source.oid}")
+        yield fail("table", f"{source.name}: it is still attached", f"syncd detach {source.oid}")
         return
     _, _, _, _, unlogged, children, subscribed, _ = look.row("read_source", [source.oid])
     if unlogged:
@@ -39,7 +27,9 @@ def check_table(look: Look, source: Source) -> Iterator[Finding]:
     if children:
         detail = "the table has inheritance children, whose rows its triggers do not see"
         yield fail(what, detail, f"syncd detach {source.name}, and attach each child by itself")
-    if subscribed:
+    if (
+        subscribed and not look.row("knows_triggers")[0]
+    ):  # a schema that knows them may have row triggers, which do fire
         detail = "a logical-replication subscription fills the table, and fires no statement trigger"
         yield fail(what, detail, f"syncd detach {source.name}, and attach the table where it is written")
 
@@ -92,33 +82,38 @@ def check_triggers(look: Look, source: Source) -> Iterator[Finding]:
     if source.table is None:
         return
     what = f"triggers of {source.name}"
+    if look.row("knows_triggers")[0]:
+        rows = look.rows("read_missing_triggers", [source.id])
+        problems = [f"{trigger} on {relation}: {problem}" for relation, trigger, problem in rows]
+    else:
+        problems = plain_trigger_problems(look, source)
+    if problems:
+        shown = ", ".join(problems[:8]) + (f", and {len(problems) - 8} more" if len(problems) > 8 else "")
+        # Attaching again reads the table again too: what was changed meanwhile left no trace.
+        yield fail(what, f"{shown}: changes are missed", look.attach_command(source))
+    else:
+        yield ok(what, "all there, and always enabled")
+
+
+def plain_trigger_problems(look: Look, source: Source) -> list[str]:
+    """What is wrong with the statement triggers of a table without partitions."""
     parameters = {
         "source": source.oid,
         "trigger_prefix": f"syncd_{source.id}_",
         "function_prefix": f"capture_{source.id}_",
     }
-    relations: dict[str, tuple[bool, list[Trigger]]] = {}
-    for relation, is_parent, name, enabled, is_ours in look.rows("read_triggers", parameters):
-        triggers = relations.setdefault(relation, (is_parent, []))[1]
-        if name is not None:
-            triggers.append(Trigger(name, enabled, is_ours))
-    wrong = False
-    for relation, (is_parent, triggers) in relations.items():
-        there = {trigger.name for trigger in triggers}
-        wanted = [f"syncd_{source.id}_{event}" for event in (PARENT_EVENTS if is_parent else EVENTS)]
-        problems = [
-            *(f"{name} is missing" for name in wanted if name not in there),
-            *(f"{trigger.name} {enabled_in_words(trigger.enabled)}" for trigger in triggers if trigger.enabled != "A"),
-            *(f"{trigger.name} does not call syncd's function" for trigger in triggers if not trigger.is_ours),
-        ]
-        if problems:
-            wrong = True
-            detail = f"on {relation}: {', '.join(problems)}: changes are missed"
-            # Attaching again reads the table again too: what was changed meanwhile left no trace.
-            yield fail(what, detail, look.attach_command(source))
-    if not wrong:
-        count = sum(len(triggers) for _, triggers in relations.values())
-        yield ok(what, f"{count} there, and always enabled")
+    found = {name: (enabled, is_ours) for name, enabled, is_ours in look.rows("read_triggers", parameters)}
+    problems = []
+    for event in EVENTS:
+        name = f"syncd_{source.id}_{event}"
+        enabled, is_ours = found.get(name, (None, True))
+        if enabled is None:
+            problems.append(f"{name} is missing")
+        elif enabled != "A":
+            problems.append(f"{name} {enabled_in_words(enabled)}")
+        if not is_ours:
+            problems.append(f"{name} does not call syncd's function")
+    return problems
 
 
 def enabled_in_words(enabled: str) -> str:
@@ -176,6 +171,21 @@ def check_dimensions(look: Look, source: Source) -> Iterator[Finding]:
     if source.dimension is not None:
         yield ok(what, f"{source.dimension}, as declared")
         return
+    seen = sampled_lengths(look, source)
+    indexed = {row.dataset: row.dim for row in look.service.datasets if row.source == source.name}
+    found = [
+        *mixed_lengths(what, seen),
+        *(each for name, lengths in seen.items() for each in wrong_dimension(what, name, indexed.get(name), lengths)),
+    ]
+    yield from found
+    if not found:
+        dimensions = sorted({lengths[0][0] for lengths in seen.values()})
+        shown = ", ".join(map(str, dimensions[:5])) + (", ..." if len(dimensions) > 5 else "")
+        yield ok(what, f"{shown}, none declared" if shown else "none declared, and no live row yet")
+
+
+def sampled_lengths(look: Look, source: Source) -> dict[str, list[tuple[int, int]]]:
+    """The lengths of some live rows' vectors by dataset, each with its number of rows, the most frequent first."""
     of = {"real[]": "array", "double precision[]": "array", "bytea": "bytes"}.get(source.vector_type, "text")
     vector = sql.Identifier(source.vector)
     query = part("sample_dimensions").format(
@@ -190,25 +200,27 @@ def check_dimensions(look: Look, source: Source) -> Iterator[Finding]:
     for project, dataset, dimension, count in look.source_rows(query):
         if project is not None and dataset is not None and dimension:
             seen.setdefault(dataset_name(project, dataset), []).append((dimension, count))
-    indexed = {row.dataset: row.dim for row in look.service.datasets if row.source == source.name}
-    wrong = False
+    return seen
+
+
+def mixed_lengths(what: str, seen: Mapping[str, Sequence[tuple[int, int]]]) -> Iterator[Finding]:
+    """Datasets of which some rows must be in quarantine."""
     for name, lengths in seen.items():
-        dimension = lengths[0][0]  # the most frequent comes first
         if len(lengths) > 1:
-            wrong = True
             shares = ", ".join(f"{length} in {count} rows" for length, count in lengths[:4])
-            detail = (
-                f"dataset {name} has vectors of several lengths ({shares}, of those sampled): the fewer are quarantined"
-            )
-            yield warn(what, detail, f"see them with: syncd why {name}")
-        if indexed.get(name) not in (None, dimension):
-            wrong = True
-            detail = f"dataset {name} is indexed with dimension {indexed[name]}, most of its rows have {dimension}"
-            yield warn(what, detail, f"syncd rebuild {name}")
-    if not wrong:
-        dimensions = sorted({lengths[0][0] for lengths in seen.values()})
-        shown = ", ".join(map(str, dimensions[:5])) + (", ..." if len(dimensions) > 5 else "")
-        yield ok(what, f"{shown}, none declared" if shown else "none declared, and no live row yet")
+            detail = f"dataset {name} has several lengths ({shares}, of those sampled); the fewer are quarantined"
+            yield warn(what, detail, f"syncd why {name}")
+
+
+def wrong_dimension(what: str, name: str, indexed: int | None, lengths: Sequence[tuple[int, int]]) -> Iterator[Finding]:
+    """A dataset that is indexed with another dimension than most of its rows have by now."""
+    if (
+        indexed is not None
+        and lengths
+        and indexed not in [length for length, count in lengths if count == lengths[0][1]]
+    ):
+        detail = f"dataset {name} is indexed with dimension {indexed}, most of its rows have {lengths[0][0]}"
+        yield warn(what, detail, f"syncd rebuild {name}")
 
 
 SOURCE_CHECKS: tuple[tuple[str, Callable[[Look, Source], Iterator[Finding]]], ...] = (
@@ -221,3 +233,6 @@ SOURCE_CHECKS: tuple[tuple[str, Callable[[Look, Source], Iterator[Finding]]], ..
     ("dimensions of", check_dimensions),
 )
 """Every check of a source, with the words that its lines begin with."""
+
+READING_CHECKS = frozenset({"columns of", "live rows of", "dimensions of"})
+"""Those that read rows: they say nothing where it is known already that no row can be read."""

@@ -99,11 +99,14 @@ def check_oldest_transaction(look: Look) -> Iterator[Finding]:
         yield ok("transactions", shown + more)
 
 
-def check_prepared_transactions(look: Look, sources: Sequence[Source] | None = None) -> Iterator[Finding]:
+def check_prepared_transactions(
+    look: Look, sources: Sequence[Source] | None = None, *, old_seconds: float | None = None
+) -> Iterator[Finding]:
     """No prepared transaction was forgotten. With ``sources``: only those that have written to one of them."""
     relations = look.relations(look.sources if sources is None else sources)
     rows = look.rows("read_prepared_transactions", [relations])
-    old = [row for row in rows if row[3] >= ORPHAN_SECONDS and (sources is None or row[5])]
+    limit = ORPHAN_SECONDS if old_seconds is None else old_seconds
+    old = [row for row in rows if row[3] >= limit and (sources is None or row[5])]
     for gid, owner, database, seconds, since, tables in old:
         quoted = gid.replace("'", "''")
         on = f", with changes of {', '.join(tables)} that nobody sees until it ends" if tables else ""

@@ -6,21 +6,21 @@ every check of the dataset's source was made and passed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 
 from syncd.errors import DatabaseError
-from syncd.ops.check_sources import SOURCE_CHECKS, check_rights, check_table
+from syncd.ops.check_sources import READING_CHECKS, SOURCE_CHECKS, sampled_lengths, wrong_dimension
 from syncd.ops.findings import REASONS, Finding, ago, fail, guarded, warn
 from syncd.ops.look import Look, Service
 from syncd.ops.sessions import check_locks, check_prepared_transactions, read_writers
 from syncd.postgres.connection import connect_blocking
 from syncd.postgres.source import Source, read_sources
 from syncd.rpc.client import Client
-from syncd.rpc.messages import DatasetStatus, WhyResult
+from syncd.rpc.messages import DatasetStatus, SourceProgress, WhyResult
 from syncd.settings import Settings
 from syncd.statements import statement
 
@@ -98,10 +98,20 @@ def service_facts(said: WhyResult) -> Iterator[Fact]:
         yield Fact("listener", "connected" if said.listener_connected else "not connected")
     else:
         yield Fact("listener", "off: the service looks by itself every 0.02 s")
-    yield Fact("checkpoint", said.checkpoint.error or since(said.checkpoint.at))
+    yield Fact("checkpoint", (said.checkpoint.error or since(said.checkpoint.at)) + unconfirmed(progress))
+    if said.open_writers:
+        yield Fact("writers", f"{said.open_writers} transactions that have written to a source are open")
     for count in said.quarantine:
         keys = ", ".join(msgspec.json.encode(key).decode() for key in count.sample)
         yield Fact("quarantine", f"{count.rows} with {count.reason}, such as {keys}")
+
+
+def unconfirmed(progress: SourceProgress | None) -> str:
+    """How much would be read again after a lost connection."""
+    if progress is None or progress.unconfirmed_keys == 0:
+        return ""
+    count = "a whole table" if progress.unconfirmed_keys is None else f"{progress.unconfirmed_keys} keys"
+    return f"; {count} applied since"
 
 
 def since(at: datetime | None) -> str:
@@ -196,24 +206,39 @@ def database_causes(said: WhyResult, look: Look) -> Iterator[Finding]:
         )
         yield fail("table", detail, fix)
         return
-    yield from source_causes(source, look)
+    found = list(source_causes(source, look))
+    yield from found
+    if not any(rank(cause) <= ORDER.index("locks") for cause in found):
+        yield from wrong("dimensions", lambda: dimension_causes(said, source, look))
 
 
 def source_causes(source: Source, look: Look) -> Iterator[Finding]:
-    """All that is not ok about a source; what reads rows is left out where they cannot be read."""
-    unreadable = False
+    """All that is not ok about a source; its rows are not read where it is clear that they cannot be."""
+    locks = wrong("locks", lambda: check_locks(look, [source]))
+    yield from locks
+    unreadable = bool(locks)
     for words, check in SOURCE_CHECKS:
-        if unreadable and words in ("columns of", "live rows of", "dimensions of"):
-            continue
-        found = guarded(f"{words} {source.name}", lambda check=check: check(look, source))  # type: ignore[misc]
-        unreadable |= check in (check_table, check_rights) and any(each.level != "ok" for each in found)
-        yield from (each for each in found if each.level != "ok")
-    for what, look_at in (
-        ("locks", lambda: check_locks(look, [source])),
-        ("prepared transactions", lambda: check_prepared_transactions(look, [source])),
-        ("open transaction", lambda: open_writers(look, source)),
-    ):
-        yield from (each for each in guarded(what, look_at) if each.level != "ok")
+        if words != "dimensions of" and not (unreadable and words in READING_CHECKS):  # see dimension_causes
+            found = wrong(f"{words} {source.name}", lambda check=check: check(look, source))  # type: ignore[misc]
+            unreadable |= bool(found) and words in ("table", "rights on", "columns of")
+            yield from found
+    prepared = wrong(
+        "prepared transactions", lambda: check_prepared_transactions(look, [source], old_seconds=OPEN_WRITER_SECONDS)
+    )
+    yield from prepared
+    yield from wrong("open transaction", lambda: open_writers(look, source))
+
+
+def wrong(what: str, look_at: Callable[[], Iterator[Finding]]) -> list[Finding]:
+    """What a check found that is not ok."""
+    return [finding for finding in guarded(what, look_at) if finding.level != "ok"]
+
+
+def dimension_causes(said: WhyResult, source: Source, look: Look) -> Iterator[Finding]:
+    """The dataset is indexed with another dimension than most of its rows have. Rows of other lengths are in quarantine, and listed as such."""
+    if said.status is not None and source.dimension is None:
+        lengths = sampled_lengths(look, source).get(said.dataset, [])
+        yield from wrong_dimension("dimensions", said.dataset, said.status.dim, lengths)
 
 
 def open_writers(look: Look, source: Source) -> Iterator[Finding]:
@@ -254,6 +279,10 @@ def missing_causes(said: WhyResult, look: Look) -> Iterator[Finding]:
             f"{pending} is not read to the end: {reason}",
             "wait, or mend that; watch it with: syncd datasets",
         )
+    for dataset, reason, count, sample in look.rows("read_quarantine", [said.consumer]):
+        if not dataset:
+            detail = f"{count} live rows belong to no dataset ({reason}), such as key {', '.join(sample)}"
+            yield warn("quarantine", detail, REASONS.get(reason, "see syncd.quarantine"))
     for source in look.sources:
         yield from source_causes(source, look)
     if not said.near:
