@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from syncd.rpc import messages
@@ -47,7 +47,7 @@ class DatasetReport:
             status=None if dataset is None else self.methods.dataset_status(dataset),
             reason="" if dataset is None else dataset.reason,
             progress=None if watched is None else progress(watched),
-            quarantine=self.quarantine(name),
+            quarantine=self.quarantine({name} if dataset is not None else {name, ""}),
             near=[] if dataset is not None else near_names(name, list(by_name)),
             pending=dict(consumer.registry.pending),
             consumer=consumer.settings.consumer,
@@ -66,13 +66,16 @@ class DatasetReport:
         sources = self.methods.consumer.sources
         return next((watched for watched in sources.values() if watched is dataset.follower), None)
 
-    def quarantine(self, name: str) -> list[messages.QuarantineCount]:
-        """Rows that would be in the dataset, by reason, the most frequent first; those of every source, since one may claim another's."""
+    def quarantine(self, names: Container[str]) -> list[messages.QuarantineCount]:
+        """Rows that would be in a dataset, by reason, the most frequent first; those of every source, since one may claim another's.
+
+        Rows whose expressions give no dataset have an empty name.
+        """
         counts: dict[str, list[Any]] = {}
         for watched in list(self.methods.consumer.sources.values()):
             kind = watched.source.key_kind
             for key, row in list(watched.quarantine.items()):  # a copy: a pass may be changing it in its thread
-                if row.dataset == name:
+                if row.dataset in names:
                     found = counts.setdefault(row.reason, [0, []])
                     found[0] += 1
                     if len(found[1]) < SAMPLE_KEYS:
@@ -96,9 +99,11 @@ def progress(watched: WatchedSource) -> messages.SourceProgress:
     )
 
 
-def near_names(name: str, names: list[str]) -> list[str]:
-    """Names that are like ``name``: as written, in another project, or in other letters."""
-    last = name.rpartition("/")[2].lower()
-    same = [each for each in names if each.rpartition("/")[2].lower() == last]
-    alike = difflib.get_close_matches(name, names, NEAR_NAMES, cutoff=0.5)
-    return list(dict.fromkeys([*same, *alike]))[:NEAR_NAMES]
+def near_names(name: str, names: Sequence[str]) -> list[str]:
+    """Names whose part behind the project is like that of ``name``, whatever their project and their letters' case."""
+    last = {each: each.partition("/")[2].lower() for each in names}
+    wanted = name.partition("/")[2].lower()
+    alike = difflib.get_close_matches(wanted, set(last.values()), NEAR_NAMES)
+    return sorted((each for each in names if last[each] in alike), key=lambda each: alike.index(last[each]))[
+        :NEAR_NAMES
+    ]

@@ -279,10 +279,6 @@ def missing_causes(said: WhyResult, look: Look) -> Iterator[Finding]:
             f"{pending} is not read to the end: {reason}",
             "wait, or mend that; watch it with: syncd datasets",
         )
-    for dataset, reason, count, sample in look.rows("read_quarantine", [said.consumer]):
-        if not dataset:
-            detail = f"{count} live rows belong to no dataset ({reason}), such as key {', '.join(sample)}"
-            yield warn("quarantine", detail, REASONS.get(reason, "see syncd.quarantine"))
     for source in look.sources:
         yield from source_causes(source, look)
     if not said.near:
