@@ -1,12 +1,11 @@
 -- What check and why look at. Every statement reads only, and none waits for a lock.
 
--- name: session_settings
-SET statement_timeout = '10s';
-SET lock_timeout = '100ms';
-SET idle_in_transaction_session_timeout = '30s';
-SET search_path = pg_catalog, syncd;
-SET row_security = off;
-SET default_transaction_read_only = on;
+-- name: local_settings
+-- For one transaction: behind a pooler the session is somebody else's next.
+SET LOCAL statement_timeout = '10s';
+SET LOCAL lock_timeout = '100ms';
+SET LOCAL search_path = pg_catalog, syncd;
+SET LOCAL row_security = off;
 
 -- name: read_server
 SELECT current_setting('server_version'), current_setting('server_version_num')::integer, current_user::text, pg_is_in_recovery(),

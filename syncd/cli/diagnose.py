@@ -71,17 +71,20 @@ def why(
 def print_explanation(explanation: Explanation) -> None:
     """What is known, then the causes by number, each with its command."""
     unknown = "" if explanation.known else ": there is no dataset of this name"
-    lines = [Text(f"{explanation.dataset}{unknown}", style="bold")]
+    lines = [Text(f"{plain(explanation.dataset)}{unknown}", style="bold")]
     width = max((len(fact.what) for fact in explanation.facts), default=0)
     lines += [
-        Text("  ").append(f"{fact.what:<{width}}  ", style="bold").append(fact.value) for fact in explanation.facts
+        Text("  ").append(f"{fact.what:<{width}}  ", style="bold").append(plain(fact.value))
+        for fact in explanation.facts
     ]
     lines.append(Text(""))
     if not explanation.causes:
         lines.append(Text("nothing is wrong", style=STYLES["ok"]))
     for number, cause in enumerate(explanation.causes, 1):
-        lines.append(Text(f"{number}. ").append(cause.what, style=STYLES[cause.level]).append(f": {cause.detail}"))
-        lines.append(Text(f"   next: {cause.fix}"))
+        lines.append(
+            Text(f"{number}. ").append(plain(cause.what), style=STYLES[cause.level]).append(f": {plain(cause.detail)}")
+        )
+        lines.append(Text(f"   next: {plain(cause.fix)}"))
     print_lines(lines)
 
 
@@ -98,10 +101,12 @@ def print_findings(findings: Sequence[Finding]) -> None:
     lines = []
     for finding in findings:
         line = Text(f"{finding.level:<{INDENT}}", style=STYLES[finding.level])
-        line.append(f"{finding.what:<{width}}  ", style="bold not dim").append(finding.detail, style="none")
+        line.append(f"{plain(finding.what):<{width}}  ", style="bold not dim").append(
+            plain(finding.detail), style="none"
+        )
         lines.append(line)
         if finding.fix and finding.level != "ok":
-            lines.append(Text(" " * INDENT + "fix: " + finding.fix))
+            lines.append(Text(" " * INDENT + "fix: " + plain(finding.fix)))
     print_lines(lines)
 
 
@@ -110,3 +115,8 @@ def print_lines(lines: Iterable[Text]) -> None:
     console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
     for line in lines:
         console.print(line)
+
+
+def plain(text: str) -> str:
+    """Text from elsewhere, such as a session's query, on one line and without what a terminal would obey."""
+    return "".join(character if character.isprintable() else " " for character in text)

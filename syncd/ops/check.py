@@ -20,13 +20,11 @@ from psycopg import sql
 from syncd.errors import DatabaseError, DatabaseUnreachable
 from syncd.ops.check_sources import READING_CHECKS, SOURCE_CHECKS
 from syncd.ops.findings import Finding, ago, amount, fail, guarded, ok, warn
-from syncd.ops.look import Look, Service, ask_service
+from syncd.ops.look import Look, Service, ask_service, looking
 from syncd.ops.sessions import check_locks, check_oldest_transaction, check_prepared_transactions, check_writers
 from syncd.postgres import schema
-from syncd.postgres.connection import connect_blocking
 from syncd.postgres.source import Source, read_sources
 from syncd.settings import Settings
-from syncd.statements import statement
 
 NEWEST_SERVER_VERSION = 18
 CLOCK_SECONDS = 5.0
@@ -46,10 +44,7 @@ def examine(settings: Settings, socket: Path | str) -> list[Finding]:
     service = ask_service(socket)
     found = guarded("program", check_program)
     try:
-        with connect_blocking(settings.conninfo) as connection:
-            connection.autocommit = True
-            connection.execute(statement("check", "session_settings"))
-            look = Look(settings, service, connection)
+        with looking(settings, service) as look:
             found += [
                 *guarded("server", lambda: check_server(look)),
                 *guarded("clock", lambda: check_clock(look)),
@@ -59,7 +54,7 @@ def examine(settings: Settings, socket: Path | str) -> list[Finding]:
         found.append(fail("database", error.message, error.hint))
         need = 0
     else:
-        need = sum(index_bytes(source, look.table_rows.get(source.id, 0)) for source in look.sources)
+        need = sum(index_bytes(look, source) for source in look.sources)
     return [
         *found,
         *guarded("service", lambda: check_service(settings, service)),
@@ -164,7 +159,8 @@ def check_revision(look: Look) -> Iterator[Finding]:
         yield fail("schema", detail, grant_all(look.role, str(owner)))
         return
     try:
-        schema.check_installed(schema.installed_revision(look.connection))
+        with look.transaction():
+            schema.check_installed(schema.installed_revision(look.connection))
     except DatabaseUnreachable:
         raise
     except DatabaseError as error:
@@ -199,7 +195,8 @@ def grant_all(role: str, owner: str) -> str:
 
 def load_sources(look: Look) -> Iterator[Finding]:
     """Read what is attached, for the checks that follow."""
-    look.sources = read_sources(look.connection)
+    with look.transaction():
+        look.sources = read_sources(look.connection)
     look.arguments = dict(look.rows("read_arguments"))
     look.table_rows = {source.id: row[-1] for source in look.sources if (row := look.row("read_source", [source.oid]))}
     if not look.sources:
@@ -338,9 +335,10 @@ def check_disk(settings: Settings, service: Service, need: int) -> Iterator[Find
         yield ok("disk", detail)
 
 
-def index_bytes(source: Source, rows: int) -> int:
-    """The place that the index of so many rows takes, about."""
-    return rows * ((source.dimension or UNKNOWN_DIMENSION) * (2 if source.half else 4) + ROW_BYTES)
+def index_bytes(look: Look, source: Source) -> int:
+    """The place that a source's indexes take, about."""
+    dimension = source.dimension or look.dimensions.get(source.id, UNKNOWN_DIMENSION)
+    return look.table_rows.get(source.id, 0) * (dimension * (2 if source.half else 4) + ROW_BYTES)
 
 
 def nearest_existing(path: Path) -> Path:

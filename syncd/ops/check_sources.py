@@ -172,6 +172,8 @@ def check_dimensions(look: Look, source: Source) -> Iterator[Finding]:
         yield ok(what, f"{source.dimension}, as declared")
         return
     seen = sampled_lengths(look, source)
+    if seen:
+        look.dimensions[source.id] = max(lengths[0] for each in seen.values() for lengths in each[:1])
     indexed = {row.dataset: row.dim for row in look.service.datasets if row.source == source.name}
     found = [
         *mixed_lengths(what, seen),

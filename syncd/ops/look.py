@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import psycopg
 from psycopg import sql
 
 from syncd.errors import SyncdError
+from syncd.postgres.connection import connect_blocking
 from syncd.postgres.source import Source
 from syncd.rpc.client import Client
 from syncd.rpc.messages import DatasetStatus, ServiceStatus
@@ -32,7 +34,7 @@ class Service:
 
 @dataclass(slots=True)
 class Look:
-    """One inspection. ``connection`` is in autocommit mode, so that a check that fails does not spoil the next."""
+    """One inspection. Each statement has a transaction of its own, so that a check that fails does not spoil the next."""
 
     settings: Settings
     service: Service
@@ -42,10 +44,13 @@ class Look:
     arguments: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     table_rows: Mapping[int, int] = field(default_factory=dict)
     """The server's estimate of each source's rows, 0 where it has none."""
+    dimensions: dict[int, int] = field(default_factory=dict)
+    """Of the sources that declare none, that of most of the rows seen."""
 
     def rows(self, name: str, parameters: Sequence[object] | Mapping[str, object] | None = None) -> list[Any]:
         """The rows of a statement of ``queries/check.sql``."""
-        return self.connection.execute(statement("check", name), parameters).fetchall()
+        with self.transaction():
+            return self.connection.execute(statement("check", name), parameters).fetchall()
 
     def row(self, name: str, parameters: Sequence[object] | Mapping[str, object] | None = None) -> Any:
         """Its only row, None where there is none."""
@@ -54,7 +59,15 @@ class Look:
 
     def source_rows(self, query: sql.Composed) -> list[tuple[Any, ...]]:
         """The rows of a statement with a source's expressions in it, where a percent sign is a percent sign."""
-        return psycopg.RawCursor(self.connection).execute(query).fetchall()
+        with self.transaction():
+            return psycopg.RawCursor(self.connection).execute(query).fetchall()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """A short transaction that reads only and waits for nobody; nothing of it stays with the session."""
+        with self.connection.transaction():
+            self.connection.execute(statement("check", "local_settings"))
+            yield
 
     def relations(self, sources: Sequence[Source]) -> list[int]:
         """The sources' tables, with every partition below them."""
@@ -64,6 +77,16 @@ class Look:
     def attach_command(self, source: Source) -> str:
         """What attaches the source again as it is: it makes triggers that are missing, and reads the table again."""
         return attach_command(source, self.arguments.get(source.id, {}))
+
+
+@contextmanager
+def looking(settings: Settings, service: Service) -> Iterator[Look]:
+    """Open a connection to look through; raises ``DatabaseError``."""
+    with connect_blocking(settings.conninfo) as connection:
+        connection.autocommit = True
+        connection.read_only = True  # of the transactions
+        connection.prepare_threshold = None  # a pooler may give each transaction another session
+        yield Look(settings, service, connection)
 
 
 def part(name: str) -> sql.SQL:

@@ -15,14 +15,12 @@ import msgspec
 from syncd.errors import DatabaseError
 from syncd.ops.check_sources import READING_CHECKS, SOURCE_CHECKS, sampled_lengths, wrong_dimension
 from syncd.ops.findings import REASONS, Finding, ago, fail, guarded, warn
-from syncd.ops.look import Look, Service
+from syncd.ops.look import Look, Service, looking
 from syncd.ops.sessions import check_locks, check_prepared_transactions, read_writers
-from syncd.postgres.connection import connect_blocking
 from syncd.postgres.source import Source, read_sources
 from syncd.rpc.client import Client
 from syncd.rpc.messages import DatasetStatus, SourceProgress, WhyResult
 from syncd.settings import Settings
-from syncd.statements import statement
 
 OPEN_WRITER_SECONDS = 1.0
 LAG_SECONDS = 5.0
@@ -58,12 +56,10 @@ def explain(settings: Settings, socket: Path | str, name: str) -> Explanation:
     facts += verify_facts(verified)
     causes += verify_causes(verified)
     try:
-        with connect_blocking(settings.conninfo) as connection:
-            connection.autocommit = True
-            connection.execute(statement("check", "session_settings"))
-            look = Look(settings, Service(status, datasets), connection)
+        with looking(settings, Service(status, datasets)) as look:
             look.role = look.row("read_server")[2]
-            look.sources = read_sources(connection)
+            with look.transaction():
+                look.sources = read_sources(look.connection)
             look.arguments = dict(look.rows("read_arguments"))
             if said.status is None:
                 facts += source_facts(look)
@@ -126,7 +122,11 @@ def service_causes(said: WhyResult) -> Iterator[Finding]:
         detail = "the service has no connection to the database; it answers from where it was, and tries again"
         yield fail("database", detail, "syncd check; and see database_lost in the log of syncd serve")
     if status is not None and status.state == "must_rebuild":
-        yield fail("state", f"the index must be rebuilt{with_reason(said)}", f"syncd rebuild {said.dataset}")
+        reading = progress is not None and progress.scanned_rows is not None
+        detail = f"the changes it needs are no longer kept, so that it must be rebuilt{with_reason(said)}"
+        again = "against the next time: SYNCD_OUTBOX_MAX_ROWS"
+        watch = f"it is being read again: watch it with: syncd datasets; {again}"
+        yield fail("state", detail, watch if reading else f"syncd rebuild {said.dataset}; {again}")
     elif status is not None and status.state in ("backfilling", "catching_up", "rebuilding"):
         rows = progress.scanned_rows if progress is not None else None
         detail = f"it is {status.state}{with_reason(said)}" + (
@@ -276,7 +276,7 @@ def missing_causes(said: WhyResult, look: Look) -> Iterator[Finding]:
     for pending, reason in said.pending.items():
         yield fail(
             "failure",
-            f"{pending} is not read to the end: {reason}",
+            f"not everything is read yet; {pending}: {reason}",
             "wait, or mend that; watch it with: syncd datasets",
         )
     for source in look.sources:

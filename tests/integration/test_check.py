@@ -8,6 +8,8 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,8 +20,10 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from syncd.cli.diagnose import print_findings
 from syncd.ops import check, sessions
 from syncd.ops.findings import Finding
+from syncd.ops.look import Service, looking
 from syncd.settings import load_settings
 from tests.conftest import Servers
 from tests.daemon import Daemon
@@ -361,7 +365,7 @@ def test_a_disk_without_place_fails(
     assert about(examine(items_18, tmp_path), "disk").level == "fail"
     monkeypatch.setattr(shutil, "disk_usage", usage_with(200_000_000))
     assert about(examine(items_18, tmp_path), "disk").level == "ok"
-    items_18.execute("UPDATE pg_class SET reltuples = 1000000 WHERE oid = 'items'::regclass")
+    items_18.execute("UPDATE pg_class SET reltuples = 10000000 WHERE oid = 'items'::regclass")
     assert about(examine(items_18, tmp_path), "disk").level == "warn"
 
 
@@ -461,3 +465,40 @@ def test_a_service_that_cannot_read_a_source_fails_the_check(items_18: psycopg.C
 def test_a_password_is_never_shown(tmp_path: Path) -> None:
     done = run("check", SYNCD_DSN="host=127.0.0.1 port=1 password=sesame", SYNCD_DATA_DIR=str(tmp_path / "data"))
     assert "sesame" not in done.stdout + done.stderr
+
+
+def test_looking_leaves_nothing_behind_in_the_session(items_18: psycopg.Connection, tmp_path: Path) -> None:
+    settings = load_settings(dsn=items_18.info.dsn, data_dir=tmp_path / "data")
+    with looking(settings, Service(None, ())) as look:
+        before = look.connection.execute("SELECT name, setting FROM pg_settings WHERE source <> 'override'").fetchall()
+        for _ in range(10):
+            assert look.row("read_notify") == (1, 0)
+        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction), look.transaction():
+            look.connection.execute("DELETE FROM items")
+        after = look.connection.execute("SELECT name, setting FROM pg_settings WHERE source <> 'override'").fetchall()
+        assert dict(after) == dict(before)
+        assert look.connection.execute("SELECT count(*) FROM pg_prepared_statements").fetchone() == (0,)
+
+
+@pytest.mark.parametrize("no_color", [True, False])
+def test_a_terminal_gets_colours_unless_no_color_is_set(tmp_path: Path, no_color: bool) -> None:
+    master, slave = os.openpty()
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SYNCD_", "PG", "NO_COLOR"))}
+    mine = {"SYNCD_DSN": "host=127.0.0.1 port=1", "SYNCD_DATA_DIR": str(tmp_path / "data"), "TERM": "xterm-256color"}
+    environment = kept | mine | ({"NO_COLOR": "1"} if no_color else {})
+    command = [sys.executable, "-m", "syncd.cli.main", "check"]
+    with subprocess.Popen(command, stdout=slave, stderr=subprocess.DEVNULL, env=environment) as process:
+        os.close(slave)
+        seen = b""
+        with contextlib.suppress(OSError):  # the terminal's other end is closed
+            while read := os.read(master, 4096):
+                seen += read
+        assert process.wait(60) == 1
+    os.close(master)
+    assert b"Connection refused" in seen
+    assert bool(re.search(rb"\x1b\[(?:[0-9;]*;)?3[0-9]m", seen)) is not no_color
+
+
+def test_what_others_wrote_cannot_speak_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    print_findings([Finding("warn", "locks", "query: SELECT\n1; \x1b[2J\x1b]0;gone\x07", "let it end")])
+    assert capsys.readouterr().out == "warn  locks  query: SELECT 1;  [2J ]0;gone \n      fix: let it end\n"

@@ -303,6 +303,7 @@ def said(**changes: Any) -> WhyResult:
     [
         ({"connected": False}, "database", "no connection"),
         ({"state": "must_rebuild", "reason": "the outbox was freed"}, "state", "syncd rebuild default/de"),
+        ({"state": "must_rebuild", "scanned_rows": 5}, "state", "SYNCD_OUTBOX_MAX_ROWS"),
         ({"state": "catching_up", "scanned_rows": 70}, "state", "70 rows"),
         ({"state": "failed", "failure": "disk full"}, "failure", "disk full"),
         ({"failure": "disk full"}, "failure", "answers from where it was"),
