@@ -147,6 +147,19 @@ def test_a_trigger_that_calls_another_function_fails(items: psycopg.Connection, 
     assert name in found.detail
 
 
+def test_where_the_schema_knows_what_its_triggers_should_be_its_word_counts(
+    items: psycopg.Connection, tmp_path: Path
+) -> None:
+    items.execute(
+        "CREATE OR REPLACE FUNCTION syncd.missing_triggers(source_id integer, OUT relation regclass, OUT trigger text, OUT problem text) "
+        "RETURNS SETOF record LANGUAGE sql STABLE AS $$ SELECT 'public.items'::regclass, w.name, w.problem "
+        "FROM (VALUES ('a', 'missing'), ('b', 'unwanted')) AS w (name, problem) WHERE source_id = 2 $$"
+    )
+    findings = examine(items, tmp_path)
+    assert_only(findings, "triggers of public.items")
+    assert about(findings, "triggers of public.items").detail == "a on public.items: missing: changes are missed"
+
+
 def test_a_role_without_rights_is_told_which_statements_give_them(items: psycopg.Connection, tmp_path: Path) -> None:
     with role(items) as name:
         found = about(examine(items, tmp_path, user=name), "schema")
@@ -474,7 +487,7 @@ def test_looking_leaves_nothing_behind_in_the_session(items_18: psycopg.Connecti
         for _ in range(10):
             assert look.row("read_notify") == (1, 0)
         with pytest.raises(psycopg.errors.ReadOnlySqlTransaction), look.transaction():
-            look.connection.execute("DELETE FROM items")
+            look.connection.execute("DELETE FROM public.items")
         after = look.connection.execute("SELECT name, setting FROM pg_settings WHERE source <> 'override'").fetchall()
         assert dict(after) == dict(before)
         assert look.connection.execute("SELECT count(*) FROM pg_prepared_statements").fetchone() == (0,)

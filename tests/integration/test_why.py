@@ -96,6 +96,17 @@ def test_the_service_describes_the_method_and_answers_it(items: psycopg.Connecti
         assert client.why("nosuch").status is None
 
 
+def test_much_to_count_is_counted_beside_the_event_loop(db: psycopg.Connection, daemon: Daemon) -> None:
+    db.execute("CREATE TABLE items (id int PRIMARY KEY, v real[])")
+    db.execute("INSERT INTO items SELECT i, ARRAY['NaN', 1] FROM generate_series(1, 50) AS i")
+    db.execute("SELECT syncd.attach('items')")
+    daemon.with_constant("syncd.ops.dataset_report.IN_PLACE_ROWS", 10).start()
+    with daemon.client() as client:
+        (count,) = client.why("items").quarantine
+        assert (count.reason, count.rows, len(count.sample)) == ("nan", 50, 3)
+        assert client.why("item").near == ["default/items"]
+
+
 def test_a_disabled_trigger_is_the_cause_and_the_fix_mends_it(items: psycopg.Connection, daemon: Daemon) -> None:
     items.execute("ALTER TABLE items DISABLE TRIGGER syncd_2_update")
     found = explain(daemon, "de")
