@@ -98,7 +98,7 @@ def test_the_service_describes_the_method_and_answers_it(items: psycopg.Connecti
 
 def test_much_to_count_is_counted_beside_the_event_loop(db: psycopg.Connection, daemon: Daemon) -> None:
     db.execute("CREATE TABLE items (id int PRIMARY KEY, v real[])")
-    db.execute("INSERT INTO items SELECT i, ARRAY['NaN', 1] FROM generate_series(1, 50) AS i")
+    db.execute("INSERT INTO items SELECT i, '{NaN,1}' FROM generate_series(1, 50) AS i")
     db.execute("SELECT syncd.attach('items')")
     daemon.with_constant("syncd.ops.dataset_report.IN_PLACE_ROWS", 10).start()
     with daemon.client() as client:
