@@ -17,7 +17,7 @@ from pathlib import Path
 
 from psycopg import sql
 
-from syncd.errors import DatabaseError, DatabaseUnreachable
+from syncd.errors import DatabaseError, DatabaseUnreachable, ServiceUnavailable
 from syncd.ops.check_sources import READING_CHECKS, SOURCE_CHECKS
 from syncd.ops.findings import Finding, ago, amount, fail, guarded, ok, warn
 from syncd.ops.look import Look, Service, ask_service, looking
@@ -259,7 +259,8 @@ def check_consumers(look: Look) -> Iterator[Finding]:
 
 def check_quarantine(look: Look) -> Iterator[Finding]:
     """No live row is left out."""
-    rows = look.rows("read_quarantine", [look.settings.consumer])
+    consumer = look.settings.consumer if look.service.status is None else look.service.status.consumer
+    rows = look.rows("read_quarantine", [consumer])
     for dataset, reason, count, sample in rows[:20]:
         name = dataset or "(no dataset)"
         detail = f"{count} row{'s' if count > 1 else ''} with {reason}, such as key {sample[0]}"
@@ -273,7 +274,10 @@ def check_service(settings: Settings, service: Service) -> Iterator[Finding]:
     status = service.status
     if status is None:
         assert service.error is not None
-        yield warn("service", service.error.message, service.error.hint or "syncd serve")
+        report = (
+            warn if isinstance(service.error, ServiceUnavailable) else fail
+        )  # one that is there, and does not answer
+        yield report("service", service.error.message, service.error.hint or "see the log of syncd serve")
         return
     for row in service.datasets:
         if row.state in ("failed", "must_rebuild"):

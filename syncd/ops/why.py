@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
+import psycopg
 
 from syncd.errors import DatabaseError
 from syncd.ops.check_sources import READING_CHECKS, SOURCE_CHECKS, sampled_lengths, wrong_dimension
@@ -68,7 +69,9 @@ def explain(settings: Settings, socket: Path | str, name: str) -> Explanation:
                 facts += database_facts(said, look)
                 causes += database_causes(said, look)
     except DatabaseError as error:
-        causes.append(fail("database", f"from here: {error.message}", error.hint))
+        refused = isinstance(error.__cause__, psycopg.errors.InsufficientPrivilege)
+        fix = "run syncd why as the role that syncd serve connects as" if refused else error.hint
+        causes.append(fail("database", f"from here: {error.message}", fix))
     return Explanation(said.dataset, said.status is not None, facts, in_order(causes, said))
 
 
@@ -182,7 +185,10 @@ def database_facts(said: WhyResult, look: Look) -> Iterator[Fact]:
     if source is None or said.progress is None:
         return
     parameters = {"source": source.id, "snapshot": said.progress.position.snapshot}
-    (rows,) = look.row("count_waiting_rows", parameters)
+    try:
+        (rows,) = look.row("count_waiting_rows", parameters)
+    except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled):  # somebody is at the outbox just now
+        return
     yield Fact("outbox", f"{rows} row{'' if rows == 1 else 's'} of {source.name} behind the position")
 
 

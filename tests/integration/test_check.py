@@ -8,8 +8,10 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +23,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from syncd.cli.diagnose import print_findings
-from syncd.ops import check, sessions
+from syncd.ops import check, look, sessions
 from syncd.ops.findings import Finding
 from syncd.ops.look import Service, looking
 from syncd.settings import load_settings
@@ -475,6 +477,19 @@ def test_a_service_that_cannot_read_a_source_fails_the_check(items_18: psycopg.C
     assert about(findings, "service").level == "fail"
 
 
+def test_a_service_that_is_there_and_does_not_answer_fails_the_check(
+    items_18: psycopg.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(look, "SERVICE_TIMEOUT_SECONDS", 0.2)
+    with socket.socket(socket.AF_UNIX) as silent, tempfile.TemporaryDirectory() as folder:
+        silent.bind(f"{folder}/s")
+        silent.listen()
+        settings = load_settings(dsn=items_18.info.dsn, data_dir=tmp_path / "data")
+        found = about(check.examine(settings, f"{folder}/s"), "service")
+    assert found.level == "fail"
+    assert "has not answered" in found.detail
+
+
 def test_a_password_is_never_shown(tmp_path: Path) -> None:
     done = run("check", SYNCD_DSN="host=127.0.0.1 port=1 password=sesame", SYNCD_DATA_DIR=str(tmp_path / "data"))
     assert "sesame" not in done.stdout + done.stderr
@@ -482,15 +497,15 @@ def test_a_password_is_never_shown(tmp_path: Path) -> None:
 
 def test_looking_leaves_nothing_behind_in_the_session(items_18: psycopg.Connection, tmp_path: Path) -> None:
     settings = load_settings(dsn=items_18.info.dsn, data_dir=tmp_path / "data")
-    with looking(settings, Service(None, ())) as look:
-        before = look.connection.execute("SELECT name, setting FROM pg_settings WHERE source <> 'override'").fetchall()
+    with looking(settings, Service(None, ())) as here:
+        before = here.connection.execute("SELECT name, setting FROM pg_settings WHERE source <> 'override'").fetchall()
         for _ in range(10):
-            assert look.row("read_notify") == (1, 0)
-        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction), look.transaction():
-            look.connection.execute("DELETE FROM public.items")
-        after = look.connection.execute("SELECT name, setting FROM pg_settings WHERE source <> 'override'").fetchall()
+            assert here.row("read_notify") == (1, 0)
+        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction), here.transaction():
+            here.connection.execute("DELETE FROM public.items")
+        after = here.connection.execute("SELECT name, setting FROM pg_settings WHERE source <> 'override'").fetchall()
         assert dict(after) == dict(before)
-        assert look.connection.execute("SELECT count(*) FROM pg_prepared_statements").fetchone() == (0,)
+        assert here.connection.execute("SELECT count(*) FROM pg_prepared_statements").fetchone() == (0,)
 
 
 @pytest.mark.parametrize("no_color", [True, False])

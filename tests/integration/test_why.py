@@ -276,6 +276,14 @@ def test_a_database_that_is_down_is_a_cause_beside_what_the_service_knows(
     assert items.info.dsn
 
 
+def test_a_role_that_may_not_look_is_told_which_may(items: psycopg.Connection, daemon: Daemon) -> None:
+    with role(items) as name:
+        found = explain(daemon, "de", dsn=make_conninfo(items.info.dsn, user=name))
+    assert subjects(found) == ["database"]
+    assert "permission denied" in found.causes[0].detail
+    assert "the role that syncd serve connects as" in found.causes[0].fix
+
+
 def test_without_a_service_why_exits_1_with_the_command_that_starts_it(tmp_path: Path) -> None:
     done = run("why", "de", SYNCD_SOCKET=str(tmp_path / "none"))
     assert done.returncode == 1
