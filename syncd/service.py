@@ -18,6 +18,7 @@ from anyio import TASK_STATUS_IGNORED, CancelScope, create_task_group
 from anyio.abc import TaskStatus
 
 from syncd.errors import DatabaseUnreachable, SyncdError
+from syncd.ops.dataset_report import why_method
 from syncd.postgres.control import Control
 from syncd.postgres.listener import Listener
 from syncd.rpc.dispatch import Limits
@@ -91,7 +92,7 @@ class Service:
             search_threads=available_cores(),
         )
         self.server = Server(
-            methods.table(),
+            {**methods.table(), **why_method(methods)},
             socket=settings.socket_path,
             limits=Limits(connections=settings.max_connections),
             version=version("syncd"),

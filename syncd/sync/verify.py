@@ -122,7 +122,7 @@ class Verifier:
         self.consumer = consumer
         self.lock = anyio.Lock()
         self.last: dict[DatasetName, tuple[datetime, bool]] = {}
-        """When each dataset was last compared, and whether it was in sync before any repair."""
+        """When each dataset was last compared, and whether it is in sync since then, as far as is known."""
         self.last_at: datetime | None = None
         self.last_seconds: float | None = None
 
@@ -154,6 +154,7 @@ class Verifier:
             self.note(found)
             if repair:
                 found = [await self.mend(each, deep=deep) if each.differing else each for each in found]
+                self.remember(found)
             self.last_at, self.last_seconds = datetime.now(UTC), time.monotonic() - begun
             datasets = sorted((row for each in found for row in each.datasets), key=lambda row: row.dataset)
             return Verified(position, datasets, [each.report for each in found], self.last_seconds)
@@ -265,14 +266,18 @@ class Verifier:
                 logger.warning("drift_repaired", dataset=row.dataset, keys=row.repaired, in_sync=row.in_sync)
         return replace_datasets(found, mended)
 
-    def note(self, found: Sequence[Found]) -> None:
-        """Remember and log what a comparison came to."""
+    def remember(self, found: Sequence[Found]) -> None:
+        """For whoever asks how a dataset is."""
         now = datetime.now(UTC)
+        self.last.update({row.dataset: (now, row.in_sync) for each in found for row in each.datasets})
+
+    def note(self, found: Sequence[Found]) -> None:
+        """Log what a comparison came to, and remember it."""
+        self.remember(found)
         for each in found:
             if each.report.outcome == "failed":
                 logger.error("verify_failed", source=each.report.source.name, reason=each.report.reason)
             for row in each.datasets:
-                self.last[row.dataset] = (now, row.in_sync)
                 if not row.in_sync:
                     logger.error(
                         "drift_found", dataset=row.dataset, missing=row.missing, extra=row.extra, stale=row.stale,

@@ -7,6 +7,7 @@ same one again, is always right.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -113,6 +114,7 @@ class WatchedSource:
         self.was_ready = False
         self.retry_at = 0.0
         self.dirty_at = 0.0
+        self.moved_at: float | None = None
         self.retry_delay_seconds = 0.0
         self.reread: set[str] = set()
         self.unconfirmed = Unconfirmed(cursor)
@@ -336,6 +338,7 @@ class WatchedSource:
         self.failure, self.is_failed, self.retry_at, self.retry_delay_seconds = None, False, 0.0, 0.0
         if self.cursor.window is not None:
             return
+        self.moved_at = time.monotonic()
         for dataset in self.datasets.values():
             scanned = self.scan is not None and (self.scan.only is None or dataset.name in self.scan.only)
             if dataset.state != "ready" and not scanned:
