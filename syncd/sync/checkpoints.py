@@ -164,7 +164,7 @@ def capture(watched: WatchedSource) -> CapturedSource:
         arguments_md5=source.arguments_md5,
         snapshot=str(cursor.position.snapshot),
         outbox_id=cursor.position.outbox_id,
-        scanning=scan is not None or bool(watched.reread),
+        scanning=(scan is not None and not scan.believed) or bool(watched.reread),
         scanned_to=scan.after if scan is not None and scan.resumable and not watched.reread else None,
         scanned_rows=scan.rows if scan is not None else 0,
         quarantine=[
@@ -172,6 +172,8 @@ def capture(watched: WatchedSource) -> CapturedSource:
             for key, row in watched.quarantine.items()
         ],
         datasets=[],
+        catalogue=watched.watch.seen,
+        doubted=watched.is_believed or watched.watch.rewritten or watched.watch.doubt is not None,
     )
     indexes = [(dataset, dataset.index.capture()) for dataset in watched.datasets.values()]
     return CapturedSource(watched, saved, indexes, watched.begin_confirming())

@@ -34,7 +34,7 @@ from syncd.postgres.source import Source
 from syncd.settings import Settings
 from syncd.statements import statement
 from syncd.store.manifest import Manifest
-from syncd.sync.datasets import Follower, Registry, State
+from syncd.sync.datasets import ANSWERING, Follower, Registry, State
 from syncd.sync.loading import load_source
 from syncd.sync.pace import Pace
 from syncd.sync.passes import Pass, PassOutcome
@@ -194,18 +194,20 @@ class Consumer:
         for source_id in gone:
             del self.sources[source_id]
         for source in sources:
-            watched = self.sources.get(source.id)
-            if watched is not None:
-                watched.source = source
+            before = self.sources.get(source.id)
+            if before is not None and before.source.arguments_md5 == source.arguments_md5:
+                before.rename(source)
                 continue
             watched = WatchedSource(source, self.registry, Cursor(position))
             watched.begin_scan()
             self.sources[source.id] = watched
-            watched.replaces(by_oid.pop(source.oid, None))
-            logger.info("source_attached", source=source.name)
+            watched.replaces(before or by_oid.pop(source.oid, None))
+            logger.info("source_attached" if before is None else "source_altered", source=source.name)
         for watched in by_oid.values():
             watched.stop()
             logger.info("source_detached", source=watched.source.name)
+            for other in self.sources.values():
+                other.reconsider_taken(watched.datasets.keys())
 
     async def next_pass(self, connection: psycopg.Connection) -> PassOutcome:
         """Drain wake-ups, see who is still writing, and only then take the snapshot."""
@@ -240,7 +242,9 @@ class Consumer:
         pending = {
             watched.source.name: watched.failure or "it is being read"
             for watched in self.sources.values()
-            if watched.scan is not None or watched.failure is not None or not watched.was_ready
+            if (watched.scan is not None and not watched.is_believed)
+            or watched.failure is not None
+            or not watched.was_ready
         }
         self.registry.pending = pending
         if all(watched.was_ready or watched.failure is not None for watched in self.sources.values()):
@@ -354,7 +358,11 @@ class Consumer:
             return "failed"
         if any(watched.scan is not None and not watched.was_ready for watched in sources):
             return "backfilling"
-        return "ready" if self.ready.is_set() and not any(watched.scan for watched in sources) else "catching_up"
+        compared = [watched for watched in sources if watched.scan is not None and not watched.is_believed]
+        answering = all(dataset.state in ANSWERING for watched in compared for dataset in watched.datasets.values())
+        if not self.ready.is_set() or not answering:
+            return "catching_up"
+        return "rebuilding" if any(watched.scanning for watched in sources) or compared else "ready"
 
     def oldest_position(self) -> Position:
         """The position that every source has reached. Snapshots of one consumer are taken one after another, so they are in order."""
@@ -402,6 +410,9 @@ class Consumer:
                 f"{what}: the database cannot be reached",
                 hint="see the service's log; try again when the database is back",
             )
+        for watched in self.sources.values():
+            if watched.watch.weakness:
+                return TimedOut(f"{what}: {watched.watch.weakness}", hint="or do not ask for a position")
         if self.pace.writers:
             return TimedOut(what, hint="a transaction that wrote to a source is still open; see pg_stat_activity")
         return TimedOut(

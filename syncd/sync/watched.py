@@ -20,8 +20,10 @@ from syncd.index.vectors import VectorFormat
 from syncd.postgres.outbox import Cursor
 from syncd.postgres.source import Source
 from syncd.postgres.vectors import decode_vectors
-from syncd.sync.datasets import Dataset, Registry
+from syncd.sync.datasets import ANSWERING, Dataset, Registry, State
 from syncd.sync.directory import Directory
+from syncd.sync.reading import EXPRESSION_FAILED
+from syncd.sync.watch import Watch
 from syncd.types import DatasetName, Key, dataset_name
 
 FIRST_RETRY_SECONDS = 0.05
@@ -57,6 +59,8 @@ class Scan:
     page_rows: int = SCAN_PAGE_ROWS[0]
     resumable: bool = False
     dimensions: dict[DatasetName, Counter[int]] = field(default_factory=dict)
+    believed: bool = False
+    """Whether the indexes are believed to be right all the same: then they go on answering as if nothing were."""
 
     def note_page(self, until: Key | None, rows: Sequence[Row], seconds: float) -> None:
         """Move on behind a page, and make the next one longer or shorter: other changes wait while a page is read, and it is held in memory."""
@@ -99,16 +103,22 @@ class WatchedSource:
         self.retry_delay_seconds = 0.0
         self.reread: set[str] = set()
         self.unconfirmed = Unconfirmed(cursor)
+        self.watch = Watch()
+        self.careful = False
+        """Whether an expression has failed on a row, so that readings take precautions."""
 
     @property
     def scanning(self) -> bool:
-        """Whether the table is being read as a whole."""
-        return self.scan is not None and self.scan.only is None
+        """Whether what the indexes hold must be compared with the table before anybody can rely on the position."""
+        if self.watch.weakness:
+            return True
+        return self.scan is not None and self.scan.only is None and not self.scan.believed
 
     @property
     def lags(self) -> bool:
         """Whether there is more to apply, as far as is known."""
-        return self.scan is not None or self.cursor.window is not None or self.failure is not None or bool(self.reread)
+        compares = self.scan is not None and not self.scan.believed
+        return compares or self.cursor.window is not None or self.failure is not None or bool(self.reread)
 
     def adopt(self, dataset: Dataset) -> None:
         """Take a dataset that was loaded from a checkpoint."""
@@ -168,6 +178,13 @@ class WatchedSource:
                 if row.dataset in empty and row.reason == "dimension_mismatch"
             }
 
+    def reconsider_taken(self, names: Iterable[DatasetName]) -> None:
+        """Another source has given these datasets up: read again the rows that wanted to be in one of them."""
+        free = set(names)
+        self.reread |= {
+            str(key) for key, row in self.quarantine.items() if row.dataset in free and row.reason == "dataset_taken"
+        }
+
     def usable(
         self, dataset: Dataset, keys: Sequence[Key], values: Sequence[bytes], touched: set[Key]
     ) -> tuple[list[Key], list[NDArray[np.float32]]]:
@@ -222,6 +239,11 @@ class WatchedSource:
         self.quarantine[key] = Quarantined(dataset, reason, datetime.now(UTC))
         logger.debug("row_quarantined", source=self.source.name, dataset=dataset, key=key, reason=reason)
 
+    def reject_failing(self, keys: Iterable[Key]) -> None:
+        """Put rows that an expression fails on into quarantine; ``apply`` was given their keys."""
+        for key in keys:
+            self.reject(key, DatasetName(""), EXPRESSION_FAILED)
+
     def dataset(self, name: DatasetName) -> Dataset | None:
         """This source's dataset of a name, formed now if need be; ``None`` where another source formed one before."""
         mine = self.datasets.get(name)
@@ -236,7 +258,7 @@ class WatchedSource:
         self.directory.adopt(list(self.datasets.values()))
         if listed is None:
             self.registry.publish(mine)
-            if self.scan is None:
+            if self.scan is None or self.scan.believed:
                 mine.state = "ready"
         return mine
 
@@ -255,6 +277,44 @@ class WatchedSource:
         self.quarantine.clear()
         for dataset in self.datasets.values():
             dataset.index.clear()
+
+    def doubt(self, reason: str, *, believed: bool = False) -> None:
+        """The indexes may differ from the table for a reason that no trigger tells of: compare them with it.
+
+        Datasets that answer go on answering; ``believed`` to be right, they also stay ``ready``. A comparison under way goes on to its end and
+        is followed by another, so that doubts that keep coming never keep it from ending.
+        """
+        self.watch.note_doubt(reason, believed)
+        if self.scan is None or (self.scan.only is None and self.scan.after is None):
+            self.compare()
+        elif not believed:
+            self.scan.believed = False
+            self.mark_doubted(reason)
+
+    def compare(self) -> None:
+        """Begin the comparison that a doubt asks for."""
+        reason, believed = self.watch.doubt or "", self.watch.believed and (self.scan is None or self.scan.believed)
+        self.watch.settle()
+        answering = [dataset for dataset in self.datasets.values() if dataset.state in ANSWERING]
+        states = [(dataset, dataset.state, dataset.reason) for dataset in answering]
+        everything = self.unconfirmed.everything
+        self.begin_scan()
+        assert self.scan is not None
+        self.scan.believed = believed
+        if (
+            believed
+        ):  # every change has come through the outbox; what the comparison finds to be otherwise is noted then
+            self.unconfirmed.everything = everything
+        for dataset, state, why in states:
+            dataset.state, dataset.reason = state, why
+        if not believed:
+            self.mark_doubted(reason)
+
+    def mark_doubted(self, reason: str) -> None:
+        """Datasets that are ready go on answering, and say that they may differ from their table."""
+        for dataset in self.datasets.values():
+            if dataset.state == "ready":
+                dataset.state, dataset.reason = "rebuilding", reason
 
     def begin_scan(
         self, only: frozenset[DatasetName] | None = None, forced: dict[DatasetName, int] | None = None
@@ -298,12 +358,17 @@ class WatchedSource:
         self.failure, self.is_failed, self.retry_at, self.retry_delay_seconds = None, False, 0.0, 0.0
         if self.cursor.window is not None:
             return
+        if self.scan is None and self.watch.doubt is not None:
+            self.compare()
+        if self.careful and self.scan is None:
+            self.careful = any(row.reason == EXPRESSION_FAILED for row in self.quarantine.values())
+        state: State = "rebuilding" if self.watch.weakness else "ready"
         for dataset in self.datasets.values():
             scanned = self.scan is not None and (self.scan.only is None or dataset.name in self.scan.only)
-            if dataset.state != "ready" and not scanned:
-                dataset.state, dataset.reason = "ready", ""
+            if dataset.state != state and (not scanned or self.is_believed):
+                dataset.state, dataset.reason = state, self.watch.weakness
                 self.registry.publish(dataset)
-        if self.scan is not None:
+        if self.scan is not None and not self.scan.believed:
             return
         if not self.was_ready:
             rows = sum(dataset.index.count for dataset in self.datasets.values())
@@ -313,6 +378,11 @@ class WatchedSource:
             for dataset in self.predecessor.datasets.values():
                 self.registry.remove(dataset)
             self.predecessor = None
+
+    @property
+    def is_believed(self) -> bool:
+        """Whether the scan under way, if there is one, is of indexes that are believed to be right."""
+        return self.scan is not None and self.scan.believed
 
     def behind(self, reason: str, *, now: float) -> None:
         """The source could not be read just now (a lock): it answers from where it is, and is tried again after a growing delay."""
@@ -346,7 +416,7 @@ class WatchedSource:
     def begin_confirming(self) -> Unconfirmed:
         """A checkpoint takes the state as it is now; returns what ``confirm`` or ``not_confirmed`` is to be given."""
         taken, self.unconfirmed = self.unconfirmed, Unconfirmed(self.unconfirmed.confirmed)
-        self.unconfirmed.everything = self.scan is not None
+        self.unconfirmed.everything = self.scan is not None and not self.scan.believed
         taken_cursor = self.cursor if self.cursor.window is None else Cursor(self.cursor.position)
         self.unconfirmed.confirmed, taken.confirmed = taken_cursor, taken.confirmed
         return taken
@@ -369,9 +439,17 @@ class WatchedSource:
         """This is the same table attached anew: the old datasets serve, frozen, until this source has been read."""
         self.predecessor = predecessor
         if predecessor is not None:
+            if predecessor.predecessor is not None:  # it never came to serve: what served before it goes on
+                predecessor.datasets |= predecessor.predecessor.datasets
             for dataset in predecessor.datasets.values():
                 if dataset.state == "ready":
                     dataset.state = "rebuilding"
+
+    def rename(self, source: Source) -> None:
+        """The same table under its present name, and with the present types of its columns."""
+        self.source = source
+        for dataset in self.datasets.values():
+            dataset.source = source
 
     def stop(self) -> None:
         """The source was detached: its datasets go."""
