@@ -392,6 +392,8 @@ class Consumer:
         try:
             while True:
                 followed: list[Follower] = [each for each in self.sources.values() if not each.is_failed]
+                while watched is not None and watched.successor is not None:
+                    watched = watched.successor
                 waited_for = [watched] if watched is not None else followed
                 if reached(self.position.snapshot) and all(
                     not each.scanning and reached(each.cursor.position.snapshot) for each in waited_for

@@ -95,6 +95,7 @@ class WatchedSource:
         self.quarantine: dict[Key, Quarantined] = {}
         self.scan: Scan | None = None
         self.predecessor: WatchedSource | None = None
+        self.successor: WatchedSource | None = None
         self.failure: str | None = None
         self.is_failed = False
         self.was_ready = False
@@ -110,7 +111,7 @@ class WatchedSource:
     @property
     def scanning(self) -> bool:
         """Whether what the indexes hold must be compared with the table before anybody can rely on the position."""
-        if self.watch.weakness:
+        if self.watch.weakness or self.predecessor is not None:
             return True
         return self.scan is not None and self.scan.only is None and not self.scan.believed
 
@@ -172,11 +173,15 @@ class WatchedSource:
         """A dataset that has lost its last row takes the dimension of the next: read again the rows that did not fit before."""
         empty = {name for name in names if not self.datasets[name].index.count}
         if empty:
-            self.reread |= {
-                str(key)
-                for key, row in self.quarantine.items()
-                if row.dataset in empty and row.reason == "dimension_mismatch"
-            }
+            self.reread_misfits(empty)
+
+    def reread_misfits(self, names: set[DatasetName]) -> None:
+        """Read again the rows that had another dimension than their dataset."""
+        self.reread |= {
+            str(key)
+            for key, row in self.quarantine.items()
+            if row.dataset in names and row.reason == "dimension_mismatch"
+        }
 
     def reconsider_taken(self, names: Iterable[DatasetName]) -> None:
         """Another source has given these datasets up: read again the rows that wanted to be in one of them."""
@@ -232,6 +237,7 @@ class WatchedSource:
         dimension: int = max(blocks, key=len).shape[1]
         if index.count and dimension != index.dim:  # every row of the old dimension is being replaced
             index.clear()
+            self.reread_misfits({dataset.name})
         return dimension
 
     def reject(self, key: Key, dataset: DatasetName, reason: str) -> None:
@@ -439,6 +445,7 @@ class WatchedSource:
         """This is the same table attached anew: the old datasets serve, frozen, until this source has been read."""
         self.predecessor = predecessor
         if predecessor is not None:
+            predecessor.successor = self
             if predecessor.predecessor is not None:  # it never came to serve: what served before it goes on
                 predecessor.datasets |= predecessor.predecessor.datasets
             for dataset in predecessor.datasets.values():
