@@ -56,7 +56,7 @@ class Scan:
     forced: dict[DatasetName, int] = field(default_factory=dict)
     after: Key | None = None
     rows: int = 0
-    page_rows: int = SCAN_PAGE_ROWS[0]
+    page_rows: int = field(default_factory=lambda: SCAN_PAGE_ROWS[0])
     resumable: bool = False
     dimensions: dict[DatasetName, Counter[int]] = field(default_factory=dict)
     believed: bool = False
