@@ -142,8 +142,10 @@ def take_note(connection: psycopg.Connection, each: WatchedSource, text: str) ->
     lost = gone(before, facts)
     names = read_names(connection, each.source, lost.values()) if lost else {}
     found = changes(before, facts, names)
-    watch.renamed = {name: str(names[number]) for name, number in lost.items() if names.get(number)}
-    watch.altered = ", ".join(change.reason for change in found if change.doubt == "registry")
+    altered = [change.reason for change in found if change.doubt == "registry"]
+    if altered:
+        watch.renamed = {name: str(names[number]) for name, number in lost.items() if names.get(number)}
+        watch.altered = ", ".join(altered)
     watch.rewritten |= any(change.doubt == "rewritten" for change in found)
     if any(change.doubt == "mend" for change in found):
         watch.mend_at = 0.0
@@ -153,7 +155,7 @@ def take_note(connection: psycopg.Connection, each: WatchedSource, text: str) ->
         each.doubt(f"{each.source.name}: {', '.join(strong)}")
     if weaker:
         each.doubt(f"{each.source.name}: {', '.join(weaker)}", believed=True)
-    return any(change.doubt == "registry" for change in found)
+    return bool(altered)
 
 
 def watch_triggers(each: WatchedSource, now: float) -> None:
@@ -187,7 +189,7 @@ def trouble(each: WatchedSource) -> str:
     """Why a source cannot be read as it is, and what to do; empty where it can."""
     if not each.source.trouble or each.source.table is None:
         return each.source.trouble
-    return attach_again(each, each.watch.altered or f"{each.source.name}: {each.source.trouble}")
+    return attach_again(each, f"{each.watch.altered or each.source.name}: {each.source.trouble}")
 
 
 def attach_again(each: WatchedSource, reason: str) -> str:
