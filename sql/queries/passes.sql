@@ -96,6 +96,9 @@ SELECT syncd_r.syncd_key, syncd_r.syncd_project, syncd_r.syncd_dataset, {sent}, 
 FROM (SELECT {key} AS syncd_key, {project} AS syncd_project, {dataset} AS syncd_dataset, {send}({vector}) AS syncd_vector, ROW({hashed}) AS syncd_hashed
       FROM ONLY {source} WHERE {match} AND {live} AND {vector} IS NOT NULL OFFSET 0) AS syncd_r;
 
+-- name: live_but
+CASE WHEN ({columns}) IN ({failing}) THEN false ELSE {match} AND {live} END;
+
 -- name: sent_vector
 syncd_r.syncd_vector;
 

@@ -6,14 +6,16 @@ with the rights of the role that syncd connects as.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import LiteralString
 
 import psycopg
 from psycopg import sql
 
+from syncd.postgres.vectors import VECTOR_TYPES
 from syncd.statements import statement
 from syncd.types import DatasetName, Key, KeyKind, Metric
 
@@ -29,7 +31,8 @@ KEY_KINDS: dict[str, KeyKind] = {
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One row of ``syncd.attachments``; ``schema`` and ``table`` are ``None`` when the table was dropped."""
+    """One row of ``syncd.attachments``, with the types that its columns have now; ``schema`` and ``table`` are ``None`` when the table
+    was dropped, and ``trouble`` says why the source cannot be read as it is. ``arguments_md5`` stands for all that an index depends on."""
 
     id: int
     oid: int
@@ -48,6 +51,7 @@ class Source:
     arguments_md5: str
     send: str | None
     """The function that gives the vector's binary form, quoted; ``None`` when table or column were dropped."""
+    trouble: str = ""
 
     @property
     def name(self) -> str:
@@ -105,9 +109,12 @@ class Source:
             )
         return self.read_rows(match, vectors=vectors)
 
-    def read_all(self, only: Sequence[DatasetName] | None, *, vectors: bool) -> sql.Composed:
-        """All live rows, or those of the datasets ``only``."""
-        return self.read_rows(passes("match_everything") if only is None else self.of_datasets(only), vectors=vectors)
+    def read_all(
+        self, only: Sequence[DatasetName] | None, *, vectors: bool, failing: Sequence[Key] = ()
+    ) -> sql.Composed:
+        """All live rows, or those of the datasets ``only``; none of the ``failing``, on which no expression is tried."""
+        match = passes("match_everything") if only is None else self.of_datasets(only)
+        return self.read_rows(match, vectors=vectors, failing=failing)
 
     def read_range(self, after: Key | None, until: Key | None, only: Sequence[DatasetName] | None) -> sql.Composed:
         """Live rows of one page of a scan: keys above ``after`` and up to ``until``, of the datasets ``only`` if given."""
@@ -135,7 +142,7 @@ class Source:
             page_rows=sql.Literal(page_rows),
         )
 
-    def read_rows(self, match: sql.Composable, *, vectors: bool = True) -> sql.Composed:
+    def read_rows(self, match: sql.Composable, *, vectors: bool = True, failing: Sequence[Key] = ()) -> sql.Composed:
         """Key, project, dataset, vector and fingerprint of the live rows that match; NULL for the vector where it is not wanted."""
         hashed: sql.Composable = self.key_columns()
         if self.columns:
@@ -151,9 +158,14 @@ class Source:
             sent=passes("sent_vector" if vectors else "no_vector"),
             fingerprint=passes("fingerprint"),
             source=self.identifier,
-            match=match,
-            live=raw(self.live),
+            match=match if not failing else passes("match_everything"),
+            live=raw(self.live) if not failing else self.live_but(failing, match),
         )
+
+    def live_but(self, failing: Sequence[Key], match: sql.Composable) -> sql.Composed:
+        """The live rule, tried on no row of the ``failing``."""
+        keys = sql.SQL(", ").join(sql.SQL("({})").format(self.key_literal(key)) for key in failing)
+        return passes("live_but").format(columns=self.key_columns(), failing=keys, match=match, live=raw(self.live))
 
     def after(self, key: Key | None) -> sql.Composed:
         """The rows above a key."""
@@ -201,7 +213,39 @@ def split_dataset_name(name: DatasetName) -> tuple[str, str]:
 
 def read_sources(connection: psycopg.Connection) -> list[Source]:
     """All sources, in the order in which they were attached."""
-    return [Source(*row) for row in connection.execute(statement("sources", "read_attachments")).fetchall()]
+    sources = [Source(*row) for row in connection.execute(statement("sources", "read_attachments")).fetchall()]
+    layouts = {row[0]: row[1:] for row in connection.execute(statement("catalogue", "read_layouts")).fetchall()}
+    return [as_it_is_now(source, *layouts[source.id]) for source in sources if source.id in layouts]
+
+
+def as_it_is_now(
+    source: Source, key_types: Sequence[str | None], vector_type: str | None, dimension: int | None
+) -> Source:
+    """The source with the present types of its columns, which may have been altered since it was attached."""
+    trouble = layout_trouble(source, key_types, vector_type)
+    if not trouble:
+        present = [kind for kind in key_types if kind is not None]
+        source = replace(source, key_types=present, vector_type=str(vector_type), dimension=dimension)
+    # A longer integer is the same key; another kind of key, of vector, or another dimension makes another index.
+    kinds = [KEY_KINDS.get(kind, kind) for kind in source.key_types]
+    depends_on = json.dumps([source.arguments_md5, kinds, source.vector_type, source.dimension])
+    digest = hashlib.md5(depends_on.encode(), usedforsecurity=False).hexdigest()
+    return replace(source, arguments_md5=digest, trouble=trouble)
+
+
+def layout_trouble(source: Source, key_types: Sequence[str | None], vector_type: str | None) -> str:
+    """Why the table's columns cannot be read as key and vector."""
+    if source.table is None:
+        return f"the table was dropped: run: syncd detach {source.oid}"
+    for name, kind in (*zip(source.key, key_types, strict=True), (source.vector, vector_type)):
+        if kind is None:
+            return f"there is no column {name}"
+    for name, kind in zip(source.key, key_types, strict=True):
+        if kind not in KEY_KINDS:
+            return f"column {name} is of type {kind}, which cannot be a key"
+    if vector_type not in VECTOR_TYPES:
+        return f"column {source.vector} is of type {vector_type}, which holds no vector"
+    return ""
 
 
 def read_fingerprint_probe(connection: psycopg.Connection) -> int:

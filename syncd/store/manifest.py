@@ -45,7 +45,8 @@ class SavedQuarantined(msgspec.Struct, frozen=True, array_like=True):
 
 
 class SavedSource(msgspec.Struct, frozen=True):
-    """One source: what it was attached as, how far it was applied, and its datasets."""
+    """One source: what it was attached as, how far it was applied, its datasets, and what the catalogue said of it; ``doubted``: its
+    table is to be compared."""
 
     id: int
     oid: int
@@ -57,6 +58,8 @@ class SavedSource(msgspec.Struct, frozen=True):
     scanned_rows: int
     quarantine: list[SavedQuarantined]
     datasets: list[SavedDataset]
+    catalogue: str = ""
+    doubted: bool = False
 
 
 class Manifest(msgspec.Struct, frozen=True):

@@ -173,6 +173,8 @@ def capture(watched: WatchedSource) -> CapturedSource:
             for key, row in watched.quarantine.items()
         ],
         datasets=[],
+        catalogue=watched.watch.seen,
+        doubted=watched.is_believed or watched.watch.rewritten or watched.watch.doubt is not None,
     )
     indexes = [(dataset, dataset.index.capture()) for dataset in watched.datasets.values()]
     return CapturedSource(watched, saved, indexes, watched.begin_confirming())

@@ -34,7 +34,7 @@ from syncd.postgres.source import Source, read_fingerprint_probe
 from syncd.settings import Settings
 from syncd.statements import statement
 from syncd.store.manifest import Manifest
-from syncd.sync.datasets import Follower, Registry, State
+from syncd.sync.datasets import ANSWERING, Follower, Registry, State
 from syncd.sync.loading import load_source
 from syncd.sync.pace import Pace
 from syncd.sync.passes import Handover, Pass, PassOutcome
@@ -207,18 +207,20 @@ class Consumer:
         for source_id in gone:
             del self.sources[source_id]
         for source in sources:
-            watched = self.sources.get(source.id)
-            if watched is not None:
-                watched.source = source
+            before = self.sources.get(source.id)
+            if before is not None and before.source.arguments_md5 == source.arguments_md5:
+                before.rename(source)
                 continue
             watched = WatchedSource(source, self.registry, Cursor(position))
             watched.begin_scan()
             self.sources[source.id] = watched
-            watched.replaces(by_oid.pop(source.oid, None))
-            logger.info("source_attached", source=source.name)
+            watched.replaces(before or by_oid.pop(source.oid, None))
+            logger.info("source_attached" if before is None else "source_altered", source=source.name)
         for watched in by_oid.values():
             watched.stop()
             logger.info("source_detached", source=watched.source.name)
+            for other in self.sources.values():
+                other.reconsider_taken(watched.datasets.keys())
 
     async def next_pass(self, connection: psycopg.Connection) -> PassOutcome:
         """Drain wake-ups, see who is still writing, and only then take the snapshot."""
@@ -370,7 +372,11 @@ class Consumer:
             return "failed"
         if any(watched.reading and not watched.was_ready for watched in sources):
             return "backfilling"
-        return "ready" if self.ready.is_set() and not any(watched.reading for watched in sources) else "catching_up"
+        compared = [watched for watched in sources if watched.reading]
+        answering = all(dataset.state in ANSWERING for watched in compared for dataset in watched.datasets.values())
+        if not self.ready.is_set() or not answering:
+            return "catching_up"
+        return "rebuilding" if any(watched.scanning for watched in sources) or compared else "ready"
 
     def oldest_position(self) -> Position:
         """The position that every source has reached. Snapshots of one consumer are taken one after another, so they are in order."""
@@ -438,6 +444,8 @@ class Consumer:
         try:
             while True:
                 followed: list[Follower] = [each for each in self.sources.values() if not each.is_failed]
+                while watched is not None and watched.successor is not None:
+                    watched = watched.successor
                 waited_for = [watched] if watched is not None else followed
                 if reached(self.position.snapshot) and all(
                     not each.scanning and reached(each.cursor.position.snapshot) for each in waited_for
@@ -456,6 +464,9 @@ class Consumer:
                 f"{what}: the database cannot be reached",
                 hint="see the service's log; try again when the database is back",
             )
+        for watched in self.sources.values():
+            if watched.watch.weakness:
+                return TimedOut(f"{what}: {watched.watch.weakness}", hint="or do not ask for a position")
         if self.pace.writers:
             return TimedOut(what, hint="a transaction that wrote to a source is still open; see pg_stat_activity")
         return TimedOut(

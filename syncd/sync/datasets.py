@@ -24,6 +24,10 @@ class Follower(Protocol):
     cursor: Cursor
 
     @property
+    def successor(self) -> Follower | None:
+        """What follows the same table in its place: the table was attached anew, or altered."""
+
+    @property
     def scanning(self) -> bool:
         """Whether the table is being read as a whole."""
 

@@ -51,6 +51,9 @@ def load_source(
         logger.warning("reconciling", source=source.name, reason=doubt)
         watched.begin_scan()
         return watched
+    watched.watch.remember(saved.catalogue)
+    if saved.doubted:
+        watched.watch.note_doubt(f"{source.name}: a comparison was not over at the last checkpoint", believed=True)
     watched.cursor = Cursor(Position(Snapshot.parse(saved.snapshot), saved.outbox_id))
     watched.unconfirmed.confirmed = watched.cursor
     if damaged:

@@ -10,16 +10,16 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import psycopg
 from psycopg import errors as pg
 from psycopg import sql
 
 from syncd.errors import ConsumerReplaced, DatabaseUnreachable, SyncdError
-from syncd.postgres.connection import first_line
 from syncd.postgres.outbox import Changes, Cursor, read_changes, read_markers, registry_changed, window_range
 from syncd.postgres.source import Source, passes, read_sources
+from syncd.sync.reading import is_of_a_row, read_by_keys, read_page
+from syncd.sync.watch import explained, look, trouble
 from syncd.sync.watched import WatchedSource
 from syncd.types import Position, Snapshot
 
@@ -72,18 +72,14 @@ class Pass:
     """Whether the connection may lead to another session in each transaction."""
     handover: Handover | None = None
 
-    @property
-    def rows(self) -> psycopg.RawCursor[tuple[Any, ...]]:
-        """For the statements of a source, in which a percent sign is a percent sign."""
-        return psycopg.RawCursor(self.connection)
-
     def run(self, watched: Sequence[WatchedSource]) -> PassOutcome:
         """Take a snapshot and bring the sources to it; raises ``psycopg.OperationalError`` when the connection is lost."""
         now = time.monotonic()
-        due = [source for source in watched if source.retry_at <= now and source.source.table is not None]
+        due = [source for source in watched if source.retry_at <= now and not source.source.trouble]
         for source in watched:
-            if source.source.table is None and source.failure is None:
-                source.failed("the table was dropped: run: syncd detach " + str(source.source.oid), now=now)
+            reason = trouble(source)
+            if reason and reason != source.failure:
+                source.failed(reason, now=now)
         needed = self.handover.wanted if self.handover is not None else frozenset()
         wanted = [
             s
@@ -93,7 +89,7 @@ class Pass:
         while True:
             try:
                 locked = self.begin(wanted)
-                return self.move(due, locked)
+                return self.move(due, locked, watched)
             except StartAgain as again:
                 self.rollback()
                 retry = [] if not again.args else again.args[0]
@@ -138,7 +134,9 @@ class Pass:
             self.connection.execute(passes("release_savepoint"))
         return locked
 
-    def move(self, due: Sequence[WatchedSource], locked: Sequence[WatchedSource]) -> PassOutcome:
+    def move(
+        self, due: Sequence[WatchedSource], locked: Sequence[WatchedSource], watched: Sequence[WatchedSource]
+    ) -> PassOutcome:
         """Everything after the locks: from the snapshot to the new cursors."""
         oldest = min([self.position.snapshot, *(each.cursor.position.snapshot for each in due)], key=Snapshot.age)
         snapshot, newest_outbox_id, names_changed, marked = self.take_snapshot(locked, oldest)
@@ -146,9 +144,13 @@ class Pass:
             sources = read_sources(self.connection)
             self.commit()
             return PassOutcome(snapshot, newest_outbox_id, more=True, sources=sources)
+        if look(self.connection, watched, locked, prepare=not self.pooled):
+            sources = read_sources(self.connection)
+            self.rollback()  # with it the driver forgets its prepared statements: columns may be of other types now
+            return PassOutcome(snapshot, newest_outbox_id, more=True, sources=sources)
         outcome = PassOutcome(snapshot, newest_outbox_id, locked={each.source.id for each in locked})
         now = time.monotonic()
-        ready = [each for each in due if each.retry_at <= now and each.source.table is not None]
+        ready = [each for each in due if each.retry_at <= now]
         for cursor, group in by_cursor(ready).items():
             ids = [each.source.id for each in group]
             markers = read_markers(self.connection, cursor, ids) if marked and cursor.window is None else []
@@ -165,6 +167,9 @@ class Pass:
                 for marker in markers:
                     if marker.source == each.source.id:
                         apply_marker(each, marker.op)
+                if each.watch.rewritten:  # not by a truncation
+                    each.watch.rewritten = False
+                    each.doubt(f"{each.source.name}: the table was rewritten", believed=True)
                 outcome.changed_rows += self.bring(each, changes)
                 outcome.more |= changes.cursor.window is not None or bool(each.reread)
         for each in ready:
@@ -235,8 +240,9 @@ class Pass:
         changed = 0
         for start in range(0, len(asked), KEYS_PER_READ):
             some = asked[start : start + KEYS_PER_READ]
-            rows = self.rows.execute(each.source.read_keys(), [each.source.key_array(some)], binary=True).fetchall()
+            rows, failing = read_by_keys(self.connection, each, some)
             changed += each.apply([each.source.parse_key(key) for key in some], rows)
+            each.reject_failing([each.source.parse_key(key) for key in failing])
         return changed
 
     def is_of_source(self, each: WatchedSource, error: BaseException) -> bool:
@@ -247,7 +253,10 @@ class Pass:
         if isinstance(error, psycopg.Error):
             if self.connection.broken or isinstance(error, psycopg.OperationalError):
                 return False
-            each.failed(first_line(error), now=time.monotonic())
+            if is_of_a_row(error) and not each.careful:
+                each.careful = True  # find the row, and read the others
+            else:
+                each.failed(explained(each, error), now=time.monotonic())
             raise StartAgain from error
         if isinstance(error, SyncdError | OSError | ValueError):
             each.failed(str(error), now=time.monotonic())
@@ -259,19 +268,18 @@ class Pass:
         scan, begun = each.scan, time.monotonic()
         assert scan is not None
         try:
-            query = each.source.read_page_end(scan.after, scan.page_rows)
-            end = self.rows.execute(query, prepare=False, binary=True).fetchone()
-            until = None if end is None else each.source.parse_key(end[0])
-            query = each.source.read_range(scan.after, until, None if scan.only is None else sorted(scan.only))
-            rows = self.rows.execute(query, prepare=False, binary=True).fetchall()
-            each.apply([], rows)
+            only = None if scan.only is None else sorted(scan.only)
+            rows, failing, until = read_page(self.connection, each, scan.after, only, scan.page_rows)
+            if each.apply(failing, rows):
+                each.unconfirmed.everything = True
+            each.reject_failing(failing)
         except Exception as error:
             if self.is_of_source(each, error):
                 return
             raise
         scan.note_page(until, rows, time.monotonic() - begun)
-        if until is None:
-            each.end_scan()
+        if until is None and each.end_scan():
+            each.unconfirmed.everything = True
 
     def commit(self) -> None:
         """End the transaction."""
@@ -295,5 +303,6 @@ def apply_marker(watched: WatchedSource, op: str) -> None:
     """A truncation, or a trigger that could not record keys."""
     if op == "t":
         watched.clear()
+        watched.watch.rewritten = False
     elif op == "r":
-        watched.begin_scan()
+        watched.doubt(f"{watched.source.name}: a trigger could not record which rows changed")

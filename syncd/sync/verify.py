@@ -102,6 +102,7 @@ class Captured:
     source: Source
     views: dict[DatasetName, View]
     quarantine: Mapping[Key, Quarantined]
+    failing: Sequence[Key] = ()
     only: frozenset[DatasetName] | None = None
     keys: Sequence[Key] | None = None
 
@@ -171,8 +172,11 @@ class Verifier:
 
         def captured(each: WatchedSource) -> Captured:
             views = {name: one.index.view for name, one in each.datasets.items() if only is None or name in only}
-            return Captured(each, each.source, views, dict(each.quarantine), only)
+            return Captured(each, each.source, views, dict(each.quarantine), each.failing, only)
 
+        async with self.consumer.busy:
+            for each in [self.consumer.sources[one] for one in ids if one in self.consumer.sources]:
+                each.reread_failing()
         found, position = await self.at_one_snapshot(ids, captured, deep=deep)
         by_id, reports = {each.report.source.id: each for each in found}, []
         for one in ids:
@@ -343,7 +347,7 @@ def batches(connection: psycopg.Connection, captured: Captured, *, deep: bool) -
         return
     only = None if captured.only is None else sorted(captured.only)
     with psycopg.RawServerCursor(connection, "syncd_verify") as cursor:
-        cursor.execute(source.read_all(only, vectors=deep), binary=True)
+        cursor.execute(source.read_all(only, vectors=deep, failing=captured.failing), binary=True)
         while rows := cursor.fetchmany(ROWS_PER_DEEP_FETCH if deep else ROWS_PER_FETCH):
             yield rows
 
