@@ -29,6 +29,13 @@ SET LOCAL jit = off;
 -- name: lock_source
 LOCK TABLE {source} IN ACCESS SHARE MODE;
 
+-- name: one_table
+-- A table without what inherits from it: a child is a source of its own.
+ONLY {table};
+
+-- name: all_partitions
+{table};
+
 -- name: savepoint
 SAVEPOINT syncd_source;
 
@@ -85,17 +92,21 @@ true;
 
 -- name: read_rows
 -- The one rule for what is live: the live expression, and a vector. A key that was asked for and is not returned is a tombstone.
-SELECT {key}, {project}, {dataset}, {vector} FROM ONLY {source} WHERE {match} AND {live} AND {vector} IS NOT NULL;
+SELECT {key}, {project}, {dataset}, {vector} FROM {source} WHERE {match} AND {live} AND {vector} IS NOT NULL;
 
 -- name: read_page_end
 -- The last key of the next page of a scan, in the order of the key's own index.
-SELECT {key} FROM ONLY {source} WHERE {after} ORDER BY {columns} OFFSET {page_rows} - 1 LIMIT 1;
+SELECT {key} FROM {source} WHERE {after} ORDER BY {columns} OFFSET {page_rows} - 1 LIMIT 1;
 
 -- name: match_keys
 {column} = ANY ($1::text[]::{type}[]);
 
 -- name: match_composite_keys
 ({columns}) IN (SELECT {elements} FROM unnest($1::json[]) AS syncd_k (syncd_key));
+
+-- name: match_partitions
+-- The same keys once more, a column at a time, for the planner: it leaves out the partitions that hold none of them, and their locks.
+{column} = ANY (syncd.key_elements($1::json[], {place})::{type}[]);
 
 -- name: match_everything
 true;

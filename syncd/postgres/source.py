@@ -17,6 +17,12 @@ from psycopg import sql
 from syncd.statements import statement
 from syncd.types import DatasetName, Key, KeyKind, Metric
 
+LOCK_PARTITIONS_UP_TO = 100
+"""A pass locks a table and all its partitions up to this many. Each lock takes a place in a table that the whole server shares: 9,000 of them
+have exhausted it and failed the transactions of others. Above, it locks the root alone, which keeps every partition from being dropped,
+detached or altered, and the planner those partitions that the keys are in. Only the truncation of one partition can then be seen before the
+position includes it; its own marker in the outbox has the source read again by the next pass."""
+
 KEY_KINDS: dict[str, KeyKind] = {
     "smallint": "integer",
     "integer": "integer",
@@ -46,6 +52,8 @@ class Source:
     metric: Metric
     columns: list[str]
     arguments_md5: str
+    partitions: int | None = None
+    """How many, at every level, when it was looked; ``None`` for a table that is not partitioned."""
 
     @property
     def name(self) -> str:
@@ -69,6 +77,17 @@ class Source:
         assert self.table is not None
         return sql.Identifier(self.schema, self.table)
 
+    @property
+    def rows_from(self) -> sql.Composed:
+        """What stands behind FROM to read this source's rows, neither less nor more."""
+        part = "one_table" if self.partitions is None else "all_partitions"
+        return passes(part).format(table=self.identifier)
+
+    @property
+    def prepare(self) -> bool | None:
+        """How psycopg is to prepare a reading by key: a plan that knows the keys leaves partitions out, a general one locks them all."""
+        return None if self.partitions is None else False
+
     def parse_key(self, text: str | int) -> Key:
         """A key as the outbox or a row has it, as syncd's own."""
         if self.key_kind == "integer":
@@ -83,7 +102,9 @@ class Source:
 
     def lock(self) -> sql.Composed:
         """Take ACCESS SHARE, so that no rewrite or truncation can empty the table between the snapshot and the reading."""
-        return passes("lock_source").format(source=self.identifier)
+        alone = self.partitions is None or self.partitions > LOCK_PARTITIONS_UP_TO
+        part = passes("one_table" if alone else "all_partitions").format(table=self.identifier)
+        return passes("lock_source").format(source=part)
 
     def read_keys(self) -> sql.Composed:
         """Live rows by key; the one parameter is the keys, as the outbox has them."""
@@ -97,7 +118,18 @@ class Source:
             match = passes("match_composite_keys").format(
                 columns=self.key_columns(), elements=sql.SQL(", ").join(elements)
             )
+            if self.partitions is not None:
+                match = sql.SQL(" AND ").join([match, *self.match_partitions()])
         return self.read_rows(match)
+
+    def match_partitions(self) -> list[sql.Composed]:
+        """What tells the planner which partitions can hold composite keys; for a single column ``match_keys`` does."""
+        return [
+            passes("match_partitions").format(
+                column=sql.Identifier(column), place=sql.Literal(place), type=raw(self.key_types[place])
+            )
+            for place, column in enumerate(self.key)
+        ]
 
     def read_range(self, after: Key | None, until: Key | None, only: Sequence[DatasetName] | None) -> sql.Composed:
         """Live rows of one page of a scan: keys above ``after`` and up to ``until``, of the datasets ``only`` if given."""
@@ -117,7 +149,7 @@ class Source:
         """The last key of the next page; no row where fewer than ``page_rows`` are left."""
         return passes("read_page_end").format(
             key=self.key_expression(),
-            source=self.identifier,
+            source=self.rows_from,
             after=self.after(after),
             columns=self.key_columns(),
             page_rows=sql.Literal(page_rows),
@@ -130,7 +162,7 @@ class Source:
             project=raw(self.project),
             dataset=raw(self.dataset),
             vector=sql.Identifier(self.vector),
-            source=self.identifier,
+            source=self.rows_from,
             match=match,
             live=raw(self.live),
         )

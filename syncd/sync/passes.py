@@ -200,7 +200,8 @@ class Pass:
         changed = 0
         for start in range(0, len(asked), KEYS_PER_READ):
             some = asked[start : start + KEYS_PER_READ]
-            rows = self.rows.execute(each.source.read_keys(), [each.source.key_array(some)], binary=True).fetchall()
+            query, parameters = each.source.read_keys(), [each.source.key_array(some)]
+            rows = self.rows.execute(query, parameters, prepare=each.source.prepare, binary=True).fetchall()
             changed += each.apply([each.source.parse_key(key) for key in some], rows)
         return changed
 
