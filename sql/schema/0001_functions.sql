@@ -128,6 +128,13 @@ BEGIN
     END IF;
     SELECT format('%I', a.attname) INTO bad
     FROM unnest(names) AS n (name) JOIN pg_attribute AS a ON a.attname = n.name
+    WHERE a.attrelid = source AND a.attgenerated = 'v' LIMIT 1;
+    IF bad IS NOT NULL THEN
+        RAISE EXCEPTION 'key column % of table % is a virtual generated column, which no unique index can hold', bad, source
+            USING ERRCODE = 'feature_not_supported', HINT = 'Make it GENERATED ALWAYS AS (...) STORED, or take other columns with key => .';
+    END IF;
+    SELECT format('%I', a.attname) INTO bad
+    FROM unnest(names) AS n (name) JOIN pg_attribute AS a ON a.attname = n.name
     WHERE a.attrelid = source AND NOT a.attnotnull LIMIT 1;
     IF bad IS NOT NULL THEN
         RAISE EXCEPTION 'key column % of table % may be NULL', bad, source USING ERRCODE = 'invalid_parameter_value',

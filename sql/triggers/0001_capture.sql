@@ -127,8 +127,9 @@ BEGIN
                              'INSERT INTO syncd.outbox_%1$s (slot, source, op, key) VALUES (%1$s, %2$s, ''k'', syncd_key_before); END IF;',
                              slot, source_id, CASE slot WHEN 0 THEN 'IF' ELSE 'ELSIF' END), E'\n                ' ORDER BY slot)
     INTO inserts FROM generate_series(0, 2) AS slot;
-    -- As the statement form, a row at a time. A transaction asks for the guard until it has won it once: the setting is undone by what undoes
-    -- the notification, a rollback to a savepoint or the transaction's end.
+    -- As the statement form, a row at a time, so what can be done once a transaction is: asking for the guard until it has been won, and trying
+    -- the outbox, a quarter of the whole. Local settings remember it: what undoes the notification, or lets go of the lock by which nobody can
+    -- drop the outbox, undoes the setting too: a rollback to a savepoint, or the transaction's end.
     EXECUTE format($template$
         CREATE FUNCTION syncd.%1$I() RETURNS trigger
         LANGUAGE plpgsql SECURITY DEFINER
@@ -152,7 +153,10 @@ BEGIN
                         END IF;
                     END IF;
                 END IF;
-                PERFORM syncd_b.slot, syncd_b.source, syncd_b.op, syncd_b.key FROM syncd.outbox_0 AS syncd_b LIMIT 0;
+                IF COALESCE(pg_catalog.current_setting('syncd.probed', true), '') OPERATOR(pg_catalog.<>) 'yes'::pg_catalog.text THEN
+                    PERFORM syncd_b.slot, syncd_b.source, syncd_b.op, syncd_b.key FROM syncd.outbox_0 AS syncd_b LIMIT 0;
+                    PERFORM pg_catalog.set_config('syncd.probed', 'yes', true);
+                END IF;
             EXCEPTION WHEN OTHERS THEN
                 PERFORM syncd.note_resync(%4$s, TG_RELID);
                 RETURN NULL;
@@ -203,6 +207,10 @@ BEGIN
                    WHERE o.xid = pg_current_xact_id() AND o.op <> 'k' AND o.op IN ('r', 't') AND o.source = source_id) THEN
             RETURN;
         END IF;
+    EXCEPTION WHEN OTHERS THEN
+        NULL;  -- a slot is being freed, and the caller's lock_timeout is short: once more does no harm
+    END;
+    BEGIN
         INSERT INTO syncd.outbox (slot, source, op) SELECT s.last_value, source_id, 'r' FROM syncd.outbox_slot AS s;
     EXCEPTION WHEN OTHERS THEN
         IF coalesce(current_setting('syncd.warned', true), '') <> 'yes' THEN  -- once a transaction, not once a row

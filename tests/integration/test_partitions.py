@@ -309,7 +309,8 @@ def test_a_detached_partition_is_let_go(parted: psycopg.Connection) -> None:
 def test_detach_takes_every_trigger_along_those_of_former_partitions_too(parted: psycopg.Connection) -> None:
     parted.execute("ALTER TABLE parted DETACH PARTITION low")
     assert parted.execute("SELECT syncd.detach('parted')").fetchone() == (True,)
-    assert parted.execute("SELECT tgname FROM pg_trigger WHERE tgname LIKE 'syncd%' AND tgrelid <> 'syncd.embeddings'::regclass").fetchall() == []  # fmt: skip
+    left = "SELECT tgname FROM pg_trigger WHERE tgname LIKE 'syncd%' AND tgrelid <> 'syncd.embeddings'::regclass"
+    assert parted.execute(left).fetchall() == []
     parted.execute("TRUNCATE syncd.outbox")
     for write in WRITES[3:]:
         parted.execute(write)
@@ -351,9 +352,7 @@ def test_a_partition_is_refused_with_its_root(scratch: psycopg.Connection) -> No
             attach(scratch, table)
 
 
-def test_a_partition_whose_rows_syncd_cannot_keep_up_with_is_refused(
-    scratch: psycopg.Connection, any_server: PostgresServer
-) -> None:
+def test_a_partition_whose_rows_syncd_cannot_keep_up_with_is_refused(scratch: psycopg.Connection) -> None:
     scratch.execute(PARTED)
     with scratch.transaction(force_rollback=True):
         scratch.execute("CREATE UNLOGGED TABLE quick PARTITION OF parted FOR VALUES FROM (20) TO (30)")
@@ -374,7 +373,7 @@ def test_more_partitions_than_the_server_has_locks_for_are_refused_before_any_is
     scratch.execute("CREATE TABLE many_0 PARTITION OF many FOR VALUES FROM (0) TO (1)")
     # a catalogue of more than the server has room for, without making them
     scratch.execute(
-        "CREATE OR REPLACE FUNCTION syncd.tables_of(source regclass, OUT relation regclass, OUT is_root boolean, OUT kind \"char\")"
+        'CREATE OR REPLACE FUNCTION syncd.tables_of(source regclass, OUT relation regclass, OUT is_root boolean, OUT kind "char")'
         " RETURNS SETOF record LANGUAGE sql STABLE AS $$ SELECT source, i = 0, 'r'::\"char\" FROM generate_series(0, 9000) i $$"
     )
     with refused(scratch, "has 9000 partitions", "max_locks_per_transaction"):
@@ -459,7 +458,9 @@ def test_a_service_follows_composite_keys_across_partitions(db: psycopg.Connecti
         "CREATE TABLE pairs_de_1 PARTITION OF pairs_de FOR VALUES WITH (MODULUS 2, REMAINDER 1);"
         "CREATE TABLE pairs_rest PARTITION OF pairs DEFAULT"
     )
-    db.execute("INSERT INTO pairs (lang, id, v) SELECT l, i, ARRAY[i] FROM generate_series(1, 50) i, unnest('{de,en}'::text[]) l")
+    db.execute(
+        "INSERT INTO pairs (lang, id, v) SELECT l, i, ARRAY[i] FROM generate_series(1, 50) i, unnest('{de,en}'::text[]) l"
+    )
     attach(db, "pairs", metric="l2")
     daemon.start()
     with daemon.client() as client:
@@ -467,7 +468,9 @@ def test_a_service_follows_composite_keys_across_partitions(db: psycopg.Connecti
         db.execute("UPDATE pairs SET lang = 'de', id = id + 100 WHERE lang = 'en' AND id <= 2")
         db.execute("DELETE FROM pairs_rest")
         db.execute("DELETE FROM pairs WHERE id BETWEEN 3 AND 50")
-        db.execute("INSERT INTO pairs (lang, id, v) VALUES ('de', 1, '{7}') ON CONFLICT (lang, id) DO UPDATE SET v = excluded.v")
+        db.execute(
+            "INSERT INTO pairs (lang, id, v) VALUES ('de', 1, '{7}') ON CONFLICT (lang, id) DO UPDATE SET v = excluded.v"
+        )
         hits = client.search("pairs", [1], consistency="strong")
         assert [hit.key for hit in hits] == [("de", 101), ("de", 2), ("de", 102), ("de", 1)]
     daemon.stop()
