@@ -166,6 +166,18 @@ def test_an_inheritance_child_is_captured_when_its_parent_is_written(scratch: ps
     assert outbox(scratch) == [*keys(1, 2), ("t", None)]
 
 
+def test_rows_of_a_child_made_later_are_not_the_sources(db: psycopg.Connection, daemon: Daemon) -> None:
+    db.execute("CREATE TABLE items (id int PRIMARY KEY, v real[]); INSERT INTO items VALUES (1, '{1}')")
+    attach(db, "items", metric="l2")
+    db.execute("CREATE TABLE child () INHERITS (items); INSERT INTO child VALUES (2, '{2}')")
+    daemon.start()
+    with daemon.client() as client:
+        assert list(client.keys("items")) == [1]
+        db.execute("UPDATE items SET v = '{3}'")  # the child's rows too
+        assert [hit.key for hit in client.search("items", [0], consistency="strong")] == [1]
+    daemon.stop()
+
+
 def test_a_table_that_begins_to_inherit_is_switched_by_mending(scratch: psycopg.Connection) -> None:
     scratch.execute(
         "CREATE TABLE parent (id int NOT NULL, embedding real[]); CREATE TABLE child (id int PRIMARY KEY, embedding real[])"
