@@ -206,6 +206,7 @@ AS $function$
 DECLARE
     bad regclass;
     partitions bigint;
+    locks bigint;
     room bigint := current_setting('max_locks_per_transaction')::bigint
                    * (current_setting('max_connections')::bigint + current_setting('max_prepared_transactions')::bigint);
 BEGIN
@@ -221,13 +222,15 @@ BEGIN
             USING ERRCODE = 'wrong_object_type', HINT = format('ALTER TABLE %s SET LOGGED;', bad);
     END IF;
     PERFORM syncd.check_owner(t.relation) FROM syncd.tables_of(source) AS t;
-    -- Making the triggers locks every partition in one transaction. A full lock table fails the transactions of others, so half must be left.
-    SELECT count(*) INTO partitions FROM syncd.tables_of(source);
-    IF partitions > room / 2 THEN
-        RAISE EXCEPTION 'table % has % partitions, and the server has room for % locks', source, partitions - 1, room
+    -- Counting and reading the rows locks every partition and its indexes in one transaction, making the triggers every partition. A full lock
+    -- table fails the transactions of others, so half must be left to them.
+    SELECT count(*) - 1, sum(1 + (SELECT count(*) FROM pg_index AS i WHERE i.indrelid = t.relation)) INTO partitions, locks
+    FROM syncd.tables_of(source) AS t;
+    IF locks > room / 2 THEN
+        RAISE EXCEPTION 'reading the % partitions of table % takes % locks, and the server has room for %', partitions, source, locks, room
             USING ERRCODE = 'configuration_limit_exceeded',
                   HINT = format('ALTER SYSTEM SET max_locks_per_transaction = %s; and restart the server.',
-                                (partitions * 2 / (room / current_setting('max_locks_per_transaction')::bigint) + 1));
+                                locks * 2 / (room / current_setting('max_locks_per_transaction')::bigint) + 1);
     END IF;
 END
 $function$;
