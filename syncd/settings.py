@@ -83,6 +83,12 @@ class Settings(BaseSettings):
             description="the longest a change waits without a notification; default 1, or 0.02 without NOTIFY",
         ),
     ] = None
+    verify_seconds: Annotated[
+        float,
+        Field(
+            ge=0, allow_inf_nan=False, description="time between comparisons of all indexes with their tables; 0: never"
+        ),
+    ] = 86400.0
     notify: Annotated[
         Literal["guarded", "off"] | None,
         Field(description="how writers wake syncd; default guarded, off where max_prepared_transactions > 0"),

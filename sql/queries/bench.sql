@@ -43,3 +43,13 @@ TRUNCATE syncd_bench.{table};
 
 -- name: vacuum
 VACUUM ANALYZE syncd_bench.{table};
+
+-- name: hash_rows
+SELECT count(*), sum(hash_array_extended(ARRAY[{send}(embedding)], 0)) FROM syncd_bench.{table};
+
+-- name: drift
+DELETE FROM syncd_bench.{table} WHERE id IN (SELECT id FROM syncd_bench.{table} ORDER BY random() LIMIT %s);
+
+-- name: forget_changes
+-- In the transaction that made them, so that nobody is told.
+DELETE FROM syncd.outbox WHERE xid = pg_current_xact_id();

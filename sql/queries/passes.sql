@@ -14,6 +14,7 @@ SET max_parallel_workers_per_gather = 0;
 SET row_security = off;
 SET enable_seqscan = off;
 SET jit = off;
+SET timezone = 'UTC';
 
 -- name: local_settings
 -- The same for one transaction, where a pooler may give each one another session.
@@ -25,6 +26,7 @@ SET LOCAL max_parallel_workers_per_gather = 0;
 SET LOCAL row_security = off;
 SET LOCAL enable_seqscan = off;
 SET LOCAL jit = off;
+SET LOCAL timezone = 'UTC';
 
 -- name: lock_source
 LOCK TABLE {source} IN ACCESS SHARE MODE;
@@ -60,6 +62,10 @@ SELECT pg_current_snapshot()::text, (SELECT last_value FROM syncd.outbox_id), pg
         FROM pg_class AS r JOIN pg_namespace AS n ON n.oid = r.relnamespace WHERE r.oid = ANY ({oids}::oid[])),
        EXISTS (SELECT FROM syncd.outbox AS o WHERE o.op <> 'k' AND ({range}));
 
+-- name: export_snapshot
+-- For a transaction on another connection that is to see what this one sees.
+SELECT pg_export_snapshot();
+
 -- name: read_markers
 SELECT o.source, o.op::text FROM syncd.outbox AS o
 WHERE o.op <> 'k' AND ({range}) AND o.source = ANY ('{{{sources}}}'::integer[]) ORDER BY o.xid, o.id;
@@ -92,7 +98,27 @@ true;
 
 -- name: read_rows
 -- The one rule for what is live: the live expression, and a vector. A key that was asked for and is not returned is a tombstone.
-SELECT {key}, {project}, {dataset}, {vector} FROM {source} WHERE {match} AND {live} AND {vector} IS NOT NULL;
+-- The fingerprint covers key, filter columns and the vector as it is sent; OFFSET 0 keeps the planner from sending it twice.
+SELECT syncd_r.syncd_key, syncd_r.syncd_project, syncd_r.syncd_dataset, {sent}, {fingerprint}
+FROM (SELECT {key} AS syncd_key, {project} AS syncd_project, {dataset} AS syncd_dataset, {send}({vector}) AS syncd_vector, ROW({hashed}) AS syncd_hashed
+      FROM {source} WHERE {match} AND {live} AND {vector} IS NOT NULL OFFSET 0) AS syncd_r;
+
+-- name: sent_vector
+syncd_r.syncd_vector;
+
+-- name: no_vector
+NULL;
+
+-- name: fingerprint
+-- Not of text: it would cost more than all the rest, and depend on settings.
+hash_record_extended(syncd_r.syncd_hashed, hash_array_extended(ARRAY[syncd_r.syncd_vector], 0));
+
+-- name: hashed_columns
+{key}, jsonb_build_array({columns});
+
+-- name: read_fingerprint_probe
+-- Another server's fingerprints are comparable to this one's if this number is the same.
+SELECT hash_record_extended(ROW(1::bigint, 'a'::text COLLATE "C", jsonb_build_array(1)), hash_array_extended(ARRAY['\x01ff'::bytea], 0));
 
 -- name: read_page_end
 -- The last key of the next page of a scan, in the order of the key's own index.

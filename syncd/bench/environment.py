@@ -148,6 +148,7 @@ def serving(where: Environment) -> Iterator[Serving]:
         "SYNCD_DATA_DIR": str(where.directory / "data"),
         "SYNCD_SOCKET": str(socket),
         "SYNCD_CONSUMER": "bench",
+        "SYNCD_VERIFY_SECONDS": "0",
     }
     log = (where.directory / "serve.log").open("ab")
     process = subprocess.Popen(

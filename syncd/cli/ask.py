@@ -1,8 +1,9 @@
-"""Commands that ask the running service: search, status, datasets, checkpoint, healthcheck."""
+"""Commands that ask the running service: search, status, datasets, verify, rebuild, checkpoint, healthcheck."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,11 +11,11 @@ import msgspec
 import typer
 
 from syncd.cli.options import Json, Socket
-from syncd.cli.output import print_json, print_table, talk
+from syncd.cli.output import print_json, print_table, talk, working
 from syncd.cli.session import service
 from syncd.errors import SettingsError
 from syncd.rpc.client import Client
-from syncd.rpc.messages import MAX_K
+from syncd.rpc.messages import MAX_K, DatasetVerified
 
 STATUS_ROWS = (
     "version",
@@ -106,6 +107,78 @@ def checkpoint(socket: Socket = None, json: Json = False) -> None:
         print_json(done)
     else:
         talk(f"saved in {done.seconds:.3f} s, {done.bytes_written} bytes written")
+
+
+def verify(
+    dataset: Annotated[list[str] | None, typer.Argument(help="Datasets; none: all.")] = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Read again the rows that differ.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Compare the vectors too, not only fingerprints.")] = False,
+    socket: Socket = None,
+    json: Json = False,
+) -> None:
+    """Compare indexes with their tables at one snapshot. Exit 0 where they are equal, 1 where not.
+
+    Example: syncd verify --repair
+    """
+    with service(socket) as client, working("comparing every row with its table"):
+        names: list[str | None] = [*dataset] if dataset else [None]
+        results = [client.verify(name, repair=repair, deep=deep) for name in names]
+    rows = [row for result in results for row in result.datasets]
+    sources = {each.source: each for result in results for each in result.sources}
+    if json:
+        print_json(msgspec.structs.replace(results[0], datasets=rows, sources=list(sources.values())))
+    else:
+        columns = ["rows", "indexed", "missing", "extra", "stale", "quarantined", "repaired"]
+        print_table(
+            ["dataset", "", *columns, "sample"],
+            [
+                [row.dataset, verdict(row), *(getattr(row, column) for column in columns), shown_keys(row.sample)]
+                for row in rows
+            ],
+        )
+        for each in sources.values():
+            if each.outcome == "empty":
+                talk(f"{each.source}: empty, there was nothing to compare")
+        talk(f"at snapshot {results[-1].position.snapshot}")
+    failed = [each for each in sources.values() if each.outcome in ("none_live", "failed")]
+    for each in failed:
+        if each.outcome == "none_live":
+            talk(f"{each.source}: none of its rows is live, so nothing was compared; look at its rule in syncd.sources")
+        else:
+            talk(f"{each.source} could not be compared: {each.reason}; see: syncd check")
+    if failed or not all(row.in_sync for row in rows):
+        raise typer.Exit(1)
+
+
+def verdict(row: DatasetVerified) -> str:
+    """One word for a dataset."""
+    if not row.in_sync:
+        return "DIFFERS"
+    if not row.rows and not row.indexed and not row.repaired:
+        return "empty"
+    return "mended" if row.repaired else "in sync"
+
+
+def shown_keys(keys: Sequence[Any]) -> str:
+    """Some keys for a table."""
+    return ", ".join(shown_key(tuple(key) if isinstance(key, list) else key) for key in keys)
+
+
+def rebuild(
+    dataset: Annotated[str, typer.Argument(help="The dataset; the project default may be left out.")],
+    socket: Socket = None,
+    json: Json = False,
+) -> None:
+    """Build a dataset anew from its table, beside the one that answers, and swap them.
+
+    Example: syncd rebuild chunks
+    """
+    with service(socket) as client, working(f"building {dataset}"):
+        done = client.rebuild(dataset)
+    if json:
+        print_json(done)
+    else:
+        talk(f"{done.dataset}: {done.rows} rows in {done.seconds:.1f} s")
 
 
 def healthcheck(socket: Socket = None) -> None:

@@ -84,6 +84,26 @@ def backfill(
 
 
 @bench.command()
+def verify(
+    rows: Annotated[int, typer.Option(help="Rows of the table.")] = 1_000_000,
+    rounds: Annotated[int, typer.Option(help="Rounds; the query and the verify take turns.")] = 3,
+    dim: Dimension = 768,
+    dsn: Dsn = None,
+    data_dir: DataDir = None,
+    embedded: Embedded = False,
+    json: Json = False,
+) -> None:
+    """Time of a verify beside that of one query that hashes the same rows, and of a repair.
+
+    Example: syncd bench verify --embedded --rows 100000
+    """
+    from syncd.bench import verify as module
+
+    with prepared(dsn, data_dir, embedded) as where:
+        show([module.measure(where, rows=rows, dimension=dim, rounds=rounds)], json)
+
+
+@bench.command()
 def rpc(
     rows: Annotated[int, typer.Option(help="Rows of the dataset.")] = 1000,
     dim: Dimension = 768,

@@ -35,7 +35,7 @@ from syncd.index.live import (
 from syncd.index.saved import Saved, SavedIndex
 from syncd.index.search import SearchResult, search
 from syncd.index.vectors import VectorFormat, Vectors
-from syncd.index.view import KeyPage, View
+from syncd.index.view import KeyPage, Prints, View
 from syncd.types import Key, KeyKind, Metric
 
 
@@ -178,16 +178,21 @@ class DatasetIndex:
 
     # Writing: one thread.
 
-    def apply(self, upserts: Sequence[Key], vectors: Vectors, deletes: Sequence[Key]) -> Applied:
+    def apply(
+        self, upserts: Sequence[Key], vectors: Vectors, deletes: Sequence[Key], prints: Prints | None = None
+    ) -> Applied:
         """Bring one pass into the index; readers see all of it at once, or, if this raises, nothing.
 
-        ``vectors`` is (n, dim) float32, one row an upsert; of a repeated key the last counts. A row whose stored vector
-        is the same keeps its slot; deletes of unknown keys are ignored. Raises ``DimensionMismatch``,
+        ``vectors`` is (n, dim) float32, one row an upsert; of a repeated key the last counts. ``prints`` (n,) int64 are
+        the rows' fingerprints, 0 where left out. A row whose stored vector and fingerprint are the same keeps its slot;
+        deletes of unknown keys are ignored. Raises ``DimensionMismatch``,
         ``InvalidVector``, ``InvalidParams`` for a key of another kind, ``ValueError`` for a key in both lists or
         lengths that differ.
         """
         state, view = self._state, self._state.view
-        upserts, vectors = _last_of_each(upserts, vectors, deletes)
+        if prints is None:
+            prints = np.zeros(len(upserts), dtype=np.int64)
+        upserts, vectors, prints = _last_of_each(upserts, vectors, prints, deletes)
         deleted = view.find(list(dict.fromkeys(deletes)))
         deleted = deleted[deleted >= 0]
         if len(upserts) and vectors.shape[1] != view.dim:
@@ -204,7 +209,8 @@ class DatasetIndex:
         known = np.flatnonzero(old >= 0)
         changed = np.ones(len(upserts), dtype=np.bool_)
         if known.size:
-            changed[known] = ~stored.select(known).equals(view.stored_vectors(old[known]))
+            same = stored.select(known).equals(view.stored_vectors(old[known]))
+            changed[known] = ~same | (prints[known] != view.prints.take(old[known]))
         fresh = np.flatnonzero(changed)
         replaced = old[fresh][old[fresh] >= 0]
         applied = Applied(fresh.size - replaced.size, replaced.size, len(upserts) - fresh.size, deleted.size)
@@ -214,7 +220,7 @@ class DatasetIndex:
         if stop > start or dead_now.size:
             live = _cleared(view.live, dead_now, stop)
             set_range(live, start, stop)
-            state.generation.write(start, stored.select(fresh), keys[fresh], hashes[fresh], live)
+            state.generation.write(start, stored.select(fresh), prints[fresh], keys[fresh], hashes[fresh], live)
             dead = state.generation.chunk_counts(dead_now, stop)
             dead[: view.dead.size] += view.dead
             live_count = view.live_count + fresh.size - dead_now.size
@@ -327,13 +333,16 @@ def _cleared(live: Bitmap, dead: Slots, slots: int) -> Bitmap:
     return larger
 
 
-def _last_of_each(upserts: Sequence[Key], vectors: Vectors, deletes: Sequence[Key]) -> tuple[Sequence[Key], Vectors]:
+def _last_of_each(
+    upserts: Sequence[Key], vectors: Vectors, prints: Prints, deletes: Sequence[Key]
+) -> tuple[Sequence[Key], Vectors, Prints]:
     vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-    if vectors.ndim != 2 or len(vectors) != len(upserts):
+    if vectors.ndim != 2 or not len(vectors) == len(upserts) == len(prints):
         raise ValueError(f"{len(upserts)} keys and vectors of shape {vectors.shape}")
     last = {key: row for row, key in enumerate(upserts)}
     if not last.keys().isdisjoint(deletes):
         raise ValueError("a key is both upserted and deleted")
     if len(last) == len(upserts):
-        return upserts, vectors
-    return list(last), vectors[list(last.values())]
+        return upserts, vectors, prints
+    rows = list(last.values())
+    return list(last), vectors[rows], prints[rows]

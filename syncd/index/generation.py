@@ -19,7 +19,7 @@ from syncd.index.keys import Stored, hash_keys, key_columns
 from syncd.index.live import Bitmap, bitmap_bytes, empty_bitmap, live_slots, prefix, test_bits
 from syncd.index.saved import Saved, SavedFile, SavedIndex
 from syncd.index.vectors import StoredVectors, VectorFormat
-from syncd.index.view import View
+from syncd.index.view import Prints, View
 from syncd.types import KeyKind
 
 CHECK_AT_LOAD_BYTES = 64 << 20
@@ -40,6 +40,7 @@ class Generation:
         self._norms = (
             Column(directory, f"{prefix}norms", "f64", "<f8", None, chunk_bytes) if format_.has_norms else None
         )
+        self._prints = Column(directory, f"{prefix}prints", "i64", "<i8", None, chunk_bytes)
         self._keys = key_columns(key_kind, directory, prefix, chunk_bytes)
         self._key_map = HashMultimap()
 
@@ -55,6 +56,7 @@ class Generation:
             dead=dead,
             vectors=self._vectors.view,
             norms=None if self._norms is None else self._norms.view,
+            prints=self._prints.view,
             stored_keys=self._keys.view(),
             key_map=self._key_map.view,
         )
@@ -63,7 +65,9 @@ class Generation:
         """A view without rows."""
         return self.view(0, empty_bitmap(0), 0, np.zeros(0, dtype=np.int64))
 
-    def write(self, start: int, stored: StoredVectors, keys: Stored, hashes: Hashes, live: Bitmap) -> None:
+    def write(
+        self, start: int, stored: StoredVectors, prints: Prints, keys: Stored, hashes: Hashes, live: Bitmap
+    ) -> None:
         """Put rows at the slots from ``start`` on, in memory; they count once a view covers them.
 
         ``live`` is what the next view says: the key map leaves out dead slots when it merges.
@@ -71,6 +75,7 @@ class Generation:
         self._vectors.write(start, stored.rows)
         if self._norms is not None and stored.norms is not None:
             self._norms.write(start, stored.norms)
+        self._prints.write(start, prints)
         self._keys.write(start, keys)
         slots = np.arange(start, start + len(keys), dtype=np.int64)
         self._key_map.add(hashes, slots, keep=lambda values: test_bits(live, values))
@@ -122,6 +127,7 @@ class Generation:
         self._vectors.load(files, count, check=count * self._vectors.row_bytes <= CHECK_AT_LOAD_BYTES)
         if self._norms is not None:
             self._norms.load(files, count, check=True)
+        self._prints.load(files, count, check=True)
         self._keys.load(files, count)
         slots = live_slots(live, count)
         if slots.size:
@@ -156,7 +162,7 @@ class Generation:
 
     def _save_columns(self, view: View) -> tuple[list[SavedFile], int]:
         files, bytes_written = [], 0
-        columns = [(self._vectors, view.vectors, view.count)]
+        columns = [(self._vectors, view.vectors, view.count), (self._prints, view.prints, view.count)]
         if self._norms is not None and view.norms is not None:
             columns.append((self._norms, view.norms, view.count))
         key_rows = self._keys.rows(view.count)
@@ -168,5 +174,7 @@ class Generation:
         return files, bytes_written
 
     def _columns(self, count: int) -> list[tuple[Column, int]]:
-        columns = [(self._vectors, count)] if self._norms is None else [(self._vectors, count), (self._norms, count)]
+        columns = [(self._vectors, count), (self._prints, count)]
+        if self._norms is not None:
+            columns.append((self._norms, count))
         return columns + list(zip(self._keys.columns, self._keys.rows(count), strict=True))

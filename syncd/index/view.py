@@ -21,6 +21,9 @@ from syncd.index.live import Bitmap, Slots, live_slots, test_bits
 from syncd.index.vectors import StoredVectors, VectorFormat, Vectors
 from syncd.types import Key, KeyKind
 
+Prints = NDArray[np.int64]
+"""Fingerprints of rows as Postgres computed them, (n,); what they are made of is not the index' business."""
+
 
 class KeyPage(NamedTuple):
     """Some keys in the order of (hash, key), and what to pass as ``after`` for those that follow; None after the
@@ -48,6 +51,7 @@ class View:
     dead: NDArray[np.int64]
     vectors: ColumnView
     norms: ColumnView | None
+    prints: ColumnView
     stored_keys: KeysView
     key_map: HashMultimapView
 

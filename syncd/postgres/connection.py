@@ -8,8 +8,6 @@ from typing import Any
 
 import psycopg
 from psycopg import errors as pg
-from psycopg.adapt import Buffer, Loader
-from psycopg.pq import Format
 
 from syncd.errors import DatabaseError, DatabaseUnreachable, NotInstalled
 
@@ -21,16 +19,6 @@ KEEPALIVE: dict[str, Any] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 20_000,
 }
-
-
-class RawLoader(Loader):
-    """Binary values as the bytes that the server sent, for the array types that hold vectors."""
-
-    format = Format.BINARY
-
-    def load(self, data: Buffer) -> bytes:
-        """The value's bytes."""
-        return bytes(data)
 
 
 @asynccontextmanager
@@ -53,12 +41,12 @@ async def connect(conninfo: str, consumer: str, *, autocommit: bool = True) -> A
 
 
 def open_pass_connection(conninfo: str, consumer: str) -> psycopg.Connection:
-    """The connection that reads rows: blocking, for a worker thread, with vector arrays as bytes. Raises ``DatabaseUnreachable``.
+    """The connection that reads rows: blocking, for a worker thread. Raises ``DatabaseUnreachable``.
 
     Blocking, because libpq hands a large result to an event loop 16 kB at a time: that took a third of the time of a pass.
     """
     with translated_errors(conninfo):
-        connection = psycopg.connect(
+        return psycopg.connect(
             conninfo,
             autocommit=True,
             application_name=f"syncd/{consumer}",
@@ -66,9 +54,6 @@ def open_pass_connection(conninfo: str, consumer: str) -> psycopg.Connection:
             target_session_attrs="read-write",
             **KEEPALIVE,
         )
-    for name in ("float4", "float8"):
-        connection.adapters.register_loader(psycopg.adapters.types[name].array_oid, RawLoader)
-    return connection
 
 
 @contextmanager

@@ -52,6 +52,8 @@ class Source:
     metric: Metric
     columns: list[str]
     arguments_md5: str
+    send: str | None
+    """The function that gives the vector's binary form, quoted; ``None`` when table or column were dropped."""
     partitions: int | None = None
     """How many, at every level, when it was looked; ``None`` for a table that is not partitioned."""
 
@@ -96,6 +98,10 @@ class Source:
             return json.dumps(json.loads(str(text)), separators=(",", ":"), ensure_ascii=False)
         return str(text)
 
+    def parse_keys(self, texts: Sequence[str | int]) -> list[Key]:
+        """``parse_key`` of many."""
+        return [int(text) for text in texts] if self.key_kind == "integer" else [self.parse_key(text) for text in texts]
+
     def key_array(self, keys: Sequence[str]) -> str | Sequence[str]:
         """Keys as the parameter of ``read_keys``. Numbers and uuids need no quoting, and one text is cheaper than a list."""
         return "{" + ",".join(keys) + "}" if self.key_kind in ("integer", "uuid") else keys
@@ -106,7 +112,7 @@ class Source:
         part = passes("one_table" if alone else "all_partitions").format(table=self.identifier)
         return passes("lock_source").format(source=part)
 
-    def read_keys(self) -> sql.Composed:
+    def read_keys(self, *, vectors: bool = True) -> sql.Composed:
         """Live rows by key; the one parameter is the keys, as the outbox has them."""
         if len(self.key) == 1:
             match = passes("match_keys").format(column=sql.Identifier(self.key[0]), type=raw(self.key_types[0]))
@@ -120,7 +126,11 @@ class Source:
             )
             if self.partitions is not None:
                 match = sql.SQL(" AND ").join([match, *self.match_partitions()])
-        return self.read_rows(match)
+        return self.read_rows(match, vectors=vectors)
+
+    def read_all(self, only: Sequence[DatasetName] | None, *, vectors: bool) -> sql.Composed:
+        """All live rows, or those of the datasets ``only``."""
+        return self.read_rows(passes("match_everything") if only is None else self.of_datasets(only), vectors=vectors)
 
     def match_partitions(self) -> list[sql.Composed]:
         """What tells the planner which partitions can hold composite keys; for a single column ``match_keys`` does."""
@@ -137,13 +147,15 @@ class Source:
         if until is not None:
             matches.append(passes("match_until").format(columns=self.key_columns(), until=self.key_literal(until)))
         if only is not None:
-            wanted = [json.dumps(split_dataset_name(name)) for name in only]
-            matches.append(
-                passes("match_datasets").format(
-                    project=raw(self.project), dataset=raw(self.dataset), wanted=sql.Literal(wanted)
-                )
-            )
+            matches.append(self.of_datasets(only))
         return self.read_rows(sql.SQL(" AND ").join(matches))
+
+    def of_datasets(self, names: Sequence[DatasetName]) -> sql.Composed:
+        """The rows of some datasets."""
+        wanted = [json.dumps(split_dataset_name(name)) for name in names]
+        return passes("match_datasets").format(
+            project=raw(self.project), dataset=raw(self.dataset), wanted=sql.Literal(wanted)
+        )
 
     def read_page_end(self, after: Key | None, page_rows: int) -> sql.Composed:
         """The last key of the next page; no row where fewer than ``page_rows`` are left."""
@@ -155,13 +167,21 @@ class Source:
             page_rows=sql.Literal(page_rows),
         )
 
-    def read_rows(self, match: sql.Composable) -> sql.Composed:
-        """Key, project, dataset and vector of the live rows that match."""
+    def read_rows(self, match: sql.Composable, *, vectors: bool = True) -> sql.Composed:
+        """Key, project, dataset, vector and fingerprint of the live rows that match; NULL for the vector where it is not wanted."""
+        hashed: sql.Composable = self.key_columns()
+        if self.columns:
+            columns = sql.SQL(", ").join(map(sql.Identifier, self.columns))
+            hashed = passes("hashed_columns").format(key=hashed, columns=columns)
         return passes("read_rows").format(
             key=self.key_expression(),
             project=raw(self.project),
             dataset=raw(self.dataset),
             vector=sql.Identifier(self.vector),
+            send=raw(self.send or "byteasend"),
+            hashed=hashed,
+            sent=passes("sent_vector" if vectors else "no_vector"),
+            fingerprint=passes("fingerprint"),
             source=self.rows_from,
             match=match,
             live=raw(self.live),
@@ -214,3 +234,10 @@ def split_dataset_name(name: DatasetName) -> tuple[str, str]:
 def read_sources(connection: psycopg.Connection) -> list[Source]:
     """All sources, in the order in which they were attached."""
     return [Source(*row) for row in connection.execute(statement("sources", "read_attachments")).fetchall()]
+
+
+def read_fingerprint_probe(connection: psycopg.Connection) -> int:
+    """A number that depends on the server's way to hash, as fingerprints do: on its version, and on its byte order."""
+    row = connection.execute(statement("passes", "read_fingerprint_probe")).fetchone()
+    assert row is not None
+    return int(row[0])

@@ -56,6 +56,9 @@ class AsyncClient:
     status = asynchronous(calls.status)
     wait = asynchronous(calls.wait)
     checkpoint = asynchronous(calls.checkpoint)
+    verify = asynchronous(calls.verify)
+    rebuild = asynchronous(calls.rebuild)
+    why = asynchronous(calls.why)
     ping = asynchronous(calls.ping)
     discover = asynchronous(calls.discover)
 

@@ -28,11 +28,17 @@ from syncd.rpc.messages import (
     KeysResult,
     NoParams,
     Params,
+    RebuildParams,
+    RebuildResult,
     SearchParams,
     SearchResult,
     ServiceStatus,
+    VerifyParams,
+    VerifyResult,
     WaitParams,
     WaitResult,
+    WhyParams,
+    WhyResult,
     WireKey,
     WirePosition,
 )
@@ -186,6 +192,21 @@ def wait(after: str, timeout_ms: int | None = None) -> Call[WirePosition]:
 def checkpoint() -> Call[CheckpointResult]:
     """Save a checkpoint now, however long it takes."""
     return Call("checkpoint", NoParams(), _decoder(CheckpointResult), None)
+
+
+def verify(dataset: str | None = None, *, repair: bool = False, deep: bool = False) -> Call[VerifyResult]:
+    """Compare a dataset, or all, with the table at one snapshot, however long it takes; with ``repair`` read again what differs."""
+    return Call("verify", VerifyParams(dataset=dataset, repair=repair, deep=deep), _decoder(VerifyResult), None)
+
+
+def rebuild(dataset: str) -> Call[RebuildResult]:
+    """Build a dataset anew from its table beside the one that serves, and swap them, however long it takes."""
+    return Call("rebuild", RebuildParams(dataset=dataset), _decoder(RebuildResult), None)
+
+
+def why(dataset: str) -> Call[WhyResult]:
+    """What the service knows about how a dataset came to be as it is."""
+    return Call("why", WhyParams(dataset=dataset), _decoder(WhyResult))
 
 
 def ping() -> Call[str]:

@@ -79,6 +79,9 @@ class Client:
     status = blocking(calls.status)
     wait = blocking(calls.wait)
     checkpoint = blocking(calls.checkpoint)
+    verify = blocking(calls.verify)
+    rebuild = blocking(calls.rebuild)
+    why = blocking(calls.why)
     ping = blocking(calls.ping)
     discover = blocking(calls.discover)
 

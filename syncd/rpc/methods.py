@@ -22,6 +22,7 @@ from syncd.rpc.wire import key_from_wire, key_to_wire, vector_from_wire, vector_
 from syncd.sync.checkpoints import Checkpointer
 from syncd.sync.consumer import Consumer
 from syncd.sync.datasets import Dataset, Registry
+from syncd.sync.verify import Verifier
 from syncd.types import Key, Position
 
 T = TypeVar("T")
@@ -37,6 +38,7 @@ class Methods:
         self,
         consumer: Consumer,
         checkpointer: Checkpointer,
+        verifier: Verifier,
         listener: Listener | None,
         *,
         version: str,
@@ -45,6 +47,7 @@ class Methods:
         self.consumer = consumer
         self.registry: Registry = consumer.registry
         self.checkpointer = checkpointer
+        self.verifier = verifier
         self.listener = listener
         self.version = version
         self.begun = time.monotonic()
@@ -65,6 +68,12 @@ class Methods:
             "wait": Method(messages.WaitParams, messages.WaitResult, self.wait, "Wait for a transaction."),
             "checkpoint": Method(
                 messages.NoParams, messages.CheckpointResult, self.checkpoint, "Save a checkpoint now."
+            ),
+            "verify": Method(
+                messages.VerifyParams, messages.VerifyResult, self.verify, "Compare indexes with their tables."
+            ),
+            "rebuild": Method(
+                messages.RebuildParams, messages.RebuildResult, self.rebuild, "Build a dataset anew and swap it in."
             ),
         }
 
@@ -123,6 +132,7 @@ class Methods:
     def dataset_status(self, dataset: Dataset) -> messages.DatasetStatus:
         """One dataset."""
         index = dataset.index
+        verified_at, in_sync = self.verifier.last.get(dataset.name, (None, None))
         return messages.DatasetStatus(
             dataset=dataset.name,
             source=dataset.source.name,
@@ -136,6 +146,8 @@ class Methods:
             verified=index.verified,
             bytes=index.bytes_memory + index.bytes_disk,
             lag_seconds=self.lag_seconds(dataset),
+            verified_at=verified_at,
+            in_sync=in_sync,
         )
 
     def status(self, _: messages.NoParams) -> messages.ServiceStatus:
@@ -166,6 +178,38 @@ class Methods:
         with anyio.CancelScope(shield=True):
             done = await self.checkpointer.save()
         return messages.CheckpointResult(WirePosition.of(done.position), done.seconds, done.bytes_written)
+
+    async def verify(self, params: messages.VerifyParams) -> messages.VerifyResult:
+        """Compare, and mend where asked."""
+        names = None if params.dataset is None else [self.registry.known(params.dataset).name]
+        done = await self.verifier.verify(names, repair=params.repair, deep=params.deep)
+        return messages.VerifyResult(
+            WirePosition.of(done.position),
+            [
+                messages.DatasetVerified(
+                    dataset=row.dataset,
+                    in_sync=row.in_sync,
+                    rows=row.rows,
+                    indexed=row.indexed,
+                    missing=row.missing,
+                    extra=row.extra,
+                    stale=row.stale,
+                    repaired=row.repaired,
+                    quarantined=row.quarantined,
+                    sample=[key_to_wire(row.source.key_kind, key) for key in row.sample],
+                )
+                for row in done.datasets
+            ],
+            [messages.SourceVerified(each.source.name, each.outcome, each.reason) for each in done.sources],
+            done.seconds,
+        )
+
+    async def rebuild(self, params: messages.RebuildParams) -> messages.RebuildResult:
+        """Build a dataset anew; it answers all the while."""
+        begun = time.monotonic()
+        name = self.registry.known(params.dataset).name
+        rows = await self.consumer.rebuild(name)
+        return messages.RebuildResult(name, rows, time.monotonic() - begun)
 
     def lag_seconds(self, dataset: Dataset) -> float:
         """Since the last completed pass, while changes of this dataset's source wait."""

@@ -41,6 +41,7 @@ class SavedQuarantined(msgspec.Struct, frozen=True, array_like=True):
     dataset: str
     reason: str
     since: str
+    fingerprint: int
 
 
 class SavedSource(msgspec.Struct, frozen=True):
@@ -65,6 +66,8 @@ class Manifest(msgspec.Struct, frozen=True):
     incarnation: str
     nonce: str
     nonce_xid: int
+    fingerprint_probe: int
+    """What this number was when the fingerprints in the files were computed; with another they cannot be compared."""
     saved_at: str
     sources: list[SavedSource]
     format: int = FORMAT

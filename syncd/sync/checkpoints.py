@@ -149,6 +149,7 @@ class Checkpointer:
             incarnation=self.consumer.incarnation,
             nonce=nonce.value,
             nonce_xid=nonce.xid,
+            fingerprint_probe=self.consumer.fingerprint_probe,
             saved_at=datetime.now(UTC).isoformat(),
             sources=sources,
         )
@@ -164,11 +165,11 @@ def capture(watched: WatchedSource) -> CapturedSource:
         arguments_md5=source.arguments_md5,
         snapshot=str(cursor.position.snapshot),
         outbox_id=cursor.position.outbox_id,
-        scanning=scan is not None or bool(watched.reread),
+        scanning=watched.reading or bool(watched.reread),
         scanned_to=scan.after if scan is not None and scan.resumable and not watched.reread else None,
         scanned_rows=scan.rows if scan is not None else 0,
         quarantine=[
-            SavedQuarantined(key, row.dataset, row.reason, row.since.isoformat())
+            SavedQuarantined(key, row.dataset, row.reason, row.since.isoformat(), row.fingerprint)
             for key, row in watched.quarantine.items()
         ],
         datasets=[],

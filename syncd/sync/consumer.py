@@ -30,17 +30,17 @@ from syncd.postgres.identity import (
 )
 from syncd.postgres.listener import backoff_delays
 from syncd.postgres.outbox import Cursor
-from syncd.postgres.source import Source
+from syncd.postgres.source import Source, read_fingerprint_probe
 from syncd.settings import Settings
 from syncd.statements import statement
 from syncd.store.manifest import Manifest
 from syncd.sync.datasets import Follower, Registry, State
 from syncd.sync.loading import load_source
 from syncd.sync.pace import Pace
-from syncd.sync.passes import Pass, PassOutcome
+from syncd.sync.passes import Handover, Pass, PassOutcome
 from syncd.sync.wake import Wake
 from syncd.sync.watched import WatchedSource
-from syncd.types import Position, Snapshot
+from syncd.types import DatasetName, Position, Snapshot
 
 POLL_SECONDS = 1.0
 POLL_SECONDS_WITHOUT_NOTIFY = 0.02
@@ -68,6 +68,7 @@ class Consumer:
         self.sources: dict[int, WatchedSource] = {}
         self.position = NOWHERE
         self.incarnation = ""
+        self.fingerprint_probe = 0
         self.nonce: Nonce | None = None
         self.notifies = True
         self.connected = False
@@ -80,6 +81,8 @@ class Consumer:
         self.pass_done = anyio.Event()
         self.last_pass_at = time.monotonic()
         self.newest_outbox_id = 0
+        self.handover: Handover | None = None
+        self.handed_over = anyio.Event()
         self.pace = Pace()
 
     async def run(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
@@ -138,10 +141,11 @@ class Consumer:
         if self.notifies:  # a connection of our own; behind a pooler every pass brings its settings along
             connection.execute(statement("passes", "session_settings"))
         position, sources, freed_xid = read_registry(connection)
+        probe, self.fingerprint_probe = self.fingerprint_probe, read_fingerprint_probe(connection)
         if first:
             self.load(connection, incarnation, position, sources, freed_xid)
         else:
-            self.resume(connection, incarnation, position)
+            self.resume(connection, incarnation, position, same_fingerprints=probe == self.fingerprint_probe)
             self.follow_registry(sources, position)
         self.incarnation = incarnation
         self.position = position
@@ -160,6 +164,8 @@ class Consumer:
             nonce = Nonce(manifest.nonce, manifest.nonce_xid)
             if manifest.incarnation != incarnation or manifest.consumer != self.settings.consumer:
                 doubt = "the checkpoint was made with another database or consumer"
+            elif manifest.fingerprint_probe != self.fingerprint_probe:
+                doubt = "this server computes other fingerprints"
             elif not has_nonce(connection, nonce):
                 doubt = "the database does not hold the checkpoint's nonce"
             else:
@@ -174,9 +180,16 @@ class Consumer:
                 why = "the outbox no longer holds the changes since the checkpoint"
             self.sources[source.id] = load_source(source, self.registry, saved, position, doubt=why)
 
-    def resume(self, connection: psycopg.Connection, incarnation: str, position: Position) -> None:
+    def resume(
+        self, connection: psycopg.Connection, incarnation: str, position: Position, *, same_fingerprints: bool
+    ) -> None:
         """After a lost connection: the server may have crashed and lost commits that were not flushed, or be another one."""
-        trusted = incarnation == self.incarnation and self.nonce is not None and has_nonce(connection, self.nonce)
+        trusted = (
+            same_fingerprints
+            and incarnation == self.incarnation
+            and self.nonce is not None
+            and has_nonce(connection, self.nonce)
+        )
         for watched in self.sources.values():
             if trusted:
                 watched.return_to_confirmed()
@@ -217,6 +230,9 @@ class Consumer:
             outcome = await self.in_thread(self.look_and_pass, connection)
         self.pace.note_pass(begun, rows=outcome.outbox_rows)
         self.passes_done = number
+        if outcome.handed_over:
+            self.handover = None
+            self.handed_over.set()
         self.last_pass_at = time.monotonic()
         self.note_progress()
         self.finish_pass()
@@ -226,7 +242,7 @@ class Consumer:
         """One pass over all sources, in a worker thread."""
         row = connection.execute(statement("consumer", "read_open_writers"), prepare=self.notifies).fetchone()
         self.pace.note_writers(frozenset(row[0]) if row else frozenset())
-        this = Pass(connection, self.settings.consumer, self.run_id, self.position, pooled=not self.notifies)
+        this = Pass(connection, self.settings.consumer, self.run_id, self.position, not self.notifies, self.handover)
         outcome = this.run(list(self.sources.values()))
         if outcome.sources is not None:
             self.follow_registry(outcome.sources, Position(outcome.snapshot, self.position.outbox_id))
@@ -240,7 +256,7 @@ class Consumer:
         pending = {
             watched.source.name: watched.failure or "it is being read"
             for watched in self.sources.values()
-            if watched.scan is not None or watched.failure is not None or not watched.was_ready
+            if watched.reading or watched.failure is not None or not watched.was_ready
         }
         self.registry.pending = pending
         if all(watched.was_ready or watched.failure is not None for watched in self.sources.values()):
@@ -352,14 +368,52 @@ class Consumer:
         sources = self.sources.values()
         if any(watched.is_failed for watched in sources):
             return "failed"
-        if any(watched.scan is not None and not watched.was_ready for watched in sources):
+        if any(watched.reading and not watched.was_ready for watched in sources):
             return "backfilling"
-        return "ready" if self.ready.is_set() and not any(watched.scan for watched in sources) else "catching_up"
+        return "ready" if self.ready.is_set() and not any(watched.reading for watched in sources) else "catching_up"
 
     def oldest_position(self) -> Position:
         """The position that every source has reached. Snapshots of one consumer are taken one after another, so they are in order."""
         positions = [watched.cursor.position for watched in self.sources.values()]
         return min(positions, key=lambda position: position.snapshot.age(), default=self.position)
+
+    async def rebuild(self, name: DatasetName) -> int:
+        """Build a dataset anew beside the one that answers; returns its rows once it has taken the place. Raises ``UnknownDataset``."""
+        while True:
+            dataset = self.registry.known(name)
+            watched = next((each for each in self.sources.values() if each.datasets.get(dataset.name) is dataset), None)
+            if watched is not None and watched.scan is None and not watched.is_failed:
+                async with self.busy:
+                    if watched.scan is None:
+                        watched.begin_rebuild(dataset.name)
+                replacement = dataset.replacement
+                await self.next_pass_until(rebuilt(watched))
+                if dataset.index is replacement:
+                    return dataset.index.count
+            if watched is not None and watched.is_failed:
+                raise DatabaseError(f"{watched.source.name} cannot be read: {watched.failure}", hint="see: syncd check")
+            await self.next_pass_until(lambda: True)
+
+    async def next_pass_until(self, done: Callable[[], bool]) -> None:
+        """Wait for at least one pass, and until one has left things as they are wanted."""
+        self.waiters += 1
+        try:
+            while True:
+                passed = self.pass_done
+                self.wake("request")
+                await passed.wait()
+                if done():
+                    return
+        finally:
+            self.waiters -= 1
+
+    async def hand_over(self, handover: Handover) -> None:
+        """Return once a pass has called ``handover.take``. One at a time."""
+        self.handover, self.handed_over = handover, anyio.Event()
+        try:
+            await self.next_pass_until(self.handed_over.is_set)
+        finally:
+            self.handover = None
 
     async def wait_for_xid(self, xid: int, timeout_seconds: float, watched: Follower | None = None) -> Position:
         """Return once the position, of one source or of all, includes a transaction; raises ``TimedOut``."""
@@ -407,3 +461,8 @@ class Consumer:
         return TimedOut(
             what, hint="is the token's transaction committed? allow more with timeout_ms; see: syncd status"
         )
+
+
+def rebuilt(watched: WatchedSource) -> Callable[[], bool]:
+    """Whether a rebuild has ended, well or not."""
+    return lambda: watched.scan is None or watched.is_failed

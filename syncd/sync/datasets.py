@@ -42,6 +42,8 @@ class Dataset:
     follower: Follower
     state: State = "backfilling"
     sweeping: bool = False
+    replacement: DatasetIndex | None = None
+    """The index that is being built to take this one's place; it gets every change as well."""
     reason: str = field(default="", kw_only=True)
 
 
@@ -56,6 +58,16 @@ class Registry:
 
     def find(self, name: str) -> Dataset:
         """A dataset that answers; raises ``UnknownDataset`` or ``NotReady``."""
+        dataset = self.known(name)
+        if dataset.state not in ANSWERING:
+            why = f": {dataset.reason}" if dataset.reason else ""
+            raise NotReady(
+                f"dataset {dataset.name!r} is {dataset.state}{why}", hint="wait, and watch it with: syncd datasets"
+            )
+        return dataset
+
+    def known(self, name: str) -> Dataset:
+        """A dataset in any state; raises ``UnknownDataset``, or ``NotReady`` while it may still appear."""
         dataset = self.by_name.get(full_dataset_name(name))
         if dataset is None:
             if not self.pending:
@@ -64,11 +76,6 @@ class Registry:
             raise NotReady(
                 f"dataset {shortened(full_dataset_name(name))!r} is not known yet ({why})",
                 hint="try again in a moment; syncd datasets shows what is there",
-            )
-        if dataset.state not in ANSWERING:
-            why = f": {dataset.reason}" if dataset.reason else ""
-            raise NotReady(
-                f"dataset {dataset.name!r} is {dataset.state}{why}", hint="wait, and watch it with: syncd datasets"
             )
         return dataset
 

@@ -45,7 +45,7 @@ def load_source(
         watched.adopt(dataset)
     for row in saved.quarantine:
         watched.quarantine[row.key] = Quarantined(
-            DatasetName(row.dataset), row.reason, datetime.fromisoformat(row.since)
+            DatasetName(row.dataset), row.reason, datetime.fromisoformat(row.since), row.fingerprint
         )
     if doubt:
         logger.warning("reconciling", source=source.name, reason=doubt)

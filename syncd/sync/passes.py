@@ -6,8 +6,9 @@ older than the snapshot. A source's cursor moves only after all that was read fo
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +26,7 @@ from syncd.types import Position, Snapshot
 LOCK_ALL_UP_TO = 8
 RECENTLY_DIRTY_SECONDS = 5.0
 KEYS_PER_READ = 1000
+REREAD_PER_PASS = 5000
 
 
 @dataclass(slots=True)
@@ -36,8 +38,21 @@ class PassOutcome:
     changed_rows: int = 0
     outbox_rows: int = 0
     more: bool = False
+    handed_over: bool = False
     sources: list[Source] | None = None
     locked: set[int] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class Handover:
+    """Somebody who wants the indexes and the tables at one snapshot: ``take`` is called in a pass that has brought the sources of the ids
+    ``wanted`` to it, or has found that they fail, while its transaction is still open.
+
+    ``take`` is given a snapshot that another transaction can import, the position, and the sources.
+    """
+
+    wanted: frozenset[int]
+    take: Callable[[str, Position, Sequence[WatchedSource]], None]
 
 
 class StartAgain(Exception):
@@ -55,6 +70,7 @@ class Pass:
     """Of the newest pass; what was attached or detached since then is looked for."""
     pooled: bool
     """Whether the connection may lead to another session in each transaction."""
+    handover: Handover | None = None
 
     @property
     def rows(self) -> psycopg.RawCursor[tuple[Any, ...]]:
@@ -68,7 +84,12 @@ class Pass:
         for source in watched:
             if source.source.table is None and source.failure is None:
                 source.failed("the table was dropped: run: syncd detach " + str(source.source.oid), now=now)
-        wanted = due if len(due) <= LOCK_ALL_UP_TO else [s for s in due if s.dirty_at > now - RECENTLY_DIRTY_SECONDS]
+        needed = self.handover.wanted if self.handover is not None else frozenset()
+        wanted = [
+            s
+            for s in due
+            if len(due) <= LOCK_ALL_UP_TO or s.dirty_at > now - RECENTLY_DIRTY_SECONDS or s.source.id in needed
+        ]
         while True:
             try:
                 locked = self.begin(wanted)
@@ -151,11 +172,24 @@ class Pass:
                 self.scan_page(each)
                 outcome.more = True
                 break  # one page a pass: changes of the others are not kept waiting
+        outcome.handed_over = self.hand_over(snapshot, newest_outbox_id, watched=due)
         self.commit()
         for each in ready:
             if each.retry_at <= now:
                 each.caught_up()
         return outcome
+
+    def hand_over(self, snapshot: Snapshot, newest_outbox_id: int, watched: Sequence[WatchedSource]) -> bool:
+        """Let whoever waits for it take the indexes and the snapshot, if all that was asked for is there; whether that was so."""
+        if self.handover is None:
+            return False
+        wanted = [each for each in watched if each.source.id in self.handover.wanted]
+        if any(not each.is_failed and (each.lags or each.cursor.position.snapshot != snapshot) for each in wanted):
+            return False
+        row = self.connection.execute(passes("export_snapshot")).fetchone()
+        assert row is not None
+        self.handover.take(row[0], Position(snapshot, newest_outbox_id), wanted)
+        return True
 
     def take_snapshot(self, locked: Sequence[WatchedSource], oldest: Snapshot) -> tuple[Snapshot, int, bool, bool]:
         """S1, the newest outbox id, whether a locked table's name belongs to another oid by now, and whether there are markers.
@@ -184,7 +218,8 @@ class Pass:
         """Read one source's changed rows, apply them, and move its cursor. Returns how many rows changed."""
         asked = changes.keys.get(each.source.id, [])
         each.note_unconfirmed(asked)
-        reread, each.reread = each.reread, set()
+        reread = set(itertools.islice(each.reread, REREAD_PER_PASS))
+        each.reread -= reread
         try:
             changed = self.read_and_apply(each, list(dict.fromkeys([*asked, *reread])) if reread else asked)
         except BaseException as error:

@@ -7,6 +7,7 @@ same one again, is always right.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -33,8 +34,8 @@ SCAN_PAGE_BYTES = 8 << 20
 
 logger = structlog.get_logger()
 
-Row = tuple[str | int, str | None, str | None, bytes]
-"""Key, project, dataset and vector, as they were read."""
+Row = tuple[str | int, str | None, str | None, bytes, int]
+"""Key, project, dataset, vector and fingerprint, as they were read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,21 @@ class Quarantined:
     dataset: DatasetName
     reason: str
     since: datetime
+    fingerprint: int
+
+
+@dataclass(slots=True)
+class Usable:
+    """Rows that can be indexed: their keys, their vectors in blocks (n, dimension) float32, and their fingerprints."""
+
+    keys: list[Key] = field(default_factory=list)
+    vectors: list[NDArray[np.float32]] = field(default_factory=list)
+    fingerprints: list[int] = field(default_factory=list)
+
+    @property
+    def matrix(self) -> NDArray[np.float32]:
+        """All vectors, (n, dimension)."""
+        return np.concatenate(self.vectors) if self.vectors else np.empty((0, 0), dtype=np.float32)
 
 
 @dataclass(slots=True)
@@ -56,6 +72,8 @@ class Scan:
     rows: int = 0
     page_rows: int = SCAN_PAGE_ROWS[0]
     resumable: bool = False
+    beside: bool = False
+    """Whether it fills the ``replacement`` of a dataset that goes on answering."""
     dimensions: dict[DatasetName, Counter[int]] = field(default_factory=dict)
 
     def note_page(self, until: Key | None, rows: Sequence[Row], seconds: float) -> None:
@@ -96,6 +114,7 @@ class WatchedSource:
         self.was_ready = False
         self.retry_at = 0.0
         self.dirty_at = 0.0
+        self.moved_at: float | None = None
         self.retry_delay_seconds = 0.0
         self.reread: set[str] = set()
         self.unconfirmed = Unconfirmed(cursor)
@@ -108,7 +127,12 @@ class WatchedSource:
     @property
     def lags(self) -> bool:
         """Whether there is more to apply, as far as is known."""
-        return self.scan is not None or self.cursor.window is not None or self.failure is not None or bool(self.reread)
+        return self.reading or self.cursor.window is not None or self.failure is not None or bool(self.reread)
+
+    @property
+    def reading(self) -> bool:
+        """Whether rows are being read that the indexes do not answer for yet; a rebuild beside one that answers does not count."""
+        return self.scan is not None and not self.scan.beside
 
     def adopt(self, dataset: Dataset) -> None:
         """Take a dataset that was loaded from a checkpoint."""
@@ -122,38 +146,41 @@ class WatchedSource:
         Returns how many rows changed. Raises ``OSError`` when the disk is full; then nothing is lost, and the same may be applied again.
         """
         places: dict[DatasetName, list[int]] = {}
-        keys = [self.source.parse_key(row[0]) for row in rows]
+        keys = self.source.parse_keys([row[0] for row in rows])
         for key in (*asked, *keys) if self.quarantine else ():
             self.quarantine.pop(key, None)
         targets: dict[Key, DatasetName] = {}
         names: dict[tuple[str, str], DatasetName] = {}
-        for place, (_, project, dataset, _) in enumerate(rows):
+        for place, (_, project, dataset, _, fingerprint) in enumerate(rows):
             if project is None or dataset is None:
-                self.reject(keys[place], DatasetName(""), "null_dataset")
+                self.reject(keys[place], DatasetName(""), "null_dataset", fingerprint)
                 continue
             name = names.get((project, dataset)) or names.setdefault((project, dataset), dataset_name(project, dataset))
             places.setdefault(name, []).append(place)
             targets[keys[place]] = name
-        upserts: dict[DatasetName, tuple[list[Key], list[NDArray[np.float32]]]] = {}
+        upserts: dict[DatasetName, Usable] = {}
         for name, at in places.items():
             found = self.dataset(name)
             if found is None:
                 for place in at:
-                    self.reject(keys[place], name, "dataset_taken")
+                    self.reject(keys[place], name, "dataset_taken", rows[place][4])
                     targets.pop(keys[place], None)
                 continue
             upserts[name] = self.usable(
-                found, [keys[place] for place in at], [rows[place][3] for place in at], {*asked, *keys}
+                found, [keys[place] for place in at], [rows[place] for place in at], {*asked, *keys}
             )
-            for key in {keys[place] for place in at}.difference(upserts[name][0]):
+            for key in {keys[place] for place in at}.difference(upserts[name].keys):
                 targets.pop(key, None)
         changed = 0
         deletes = self.homes_to_leave((*asked, *keys), targets)
         for name in {*upserts, *deletes}:
-            upsert_keys, blocks = upserts.get(name, ([], []))
-            vectors = np.concatenate(blocks) if blocks else np.empty((0, 0), dtype=np.float32)
-            applied = self.datasets[name].index.apply(upsert_keys, vectors, deletes.get(name, []))
-            self.directory.add(name, upsert_keys)
+            good = upserts.get(name) or Usable()
+            change = (good.keys, good.matrix, deletes.get(name, []), np.array(good.fingerprints, dtype=np.int64))
+            replacement = self.datasets[name].replacement
+            if replacement is not None:
+                replacement.apply(*change)
+            applied = self.datasets[name].index.apply(*change)
+            self.directory.add(name, good.keys)
             changed += applied.inserted + applied.updated + applied.deleted
         self.reconsider(deletes)
         return changed
@@ -168,35 +195,33 @@ class WatchedSource:
                 if row.dataset in empty and row.reason == "dimension_mismatch"
             }
 
-    def usable(
-        self, dataset: Dataset, keys: Sequence[Key], values: Sequence[bytes], touched: set[Key]
-    ) -> tuple[list[Key], list[NDArray[np.float32]]]:
+    def usable(self, dataset: Dataset, keys: Sequence[Key], rows: Sequence[Row], touched: set[Key]) -> Usable:
         """The rows that can be indexed, the last reading of a key first to count; the others go to quarantine."""
         last = {key: place for place, key in enumerate(keys)}
         if len(last) < len(keys):
-            keys, values = list(last), [values[place] for place in last.values()]
-        decoded = decode_vectors(self.source.vector_type, values)
+            keys, rows = list(last), [rows[place] for place in last.values()]
+        decoded = decode_vectors(self.source.vector_type, [row[3] for row in rows])
         for place, reason in decoded.bad:
-            self.reject(keys[place], dataset.name, reason)
+            self.reject(keys[place], dataset.name, reason, rows[place][4])
         if self.scan is not None:
             seen = self.scan.dimensions.setdefault(dataset.name, Counter())
             for block in decoded.blocks:
                 seen[block.vectors.shape[1]] += len(block.rows)
         dimension = self.dimension_for(dataset, [block.vectors for block in decoded.blocks], touched)
-        good_keys: list[Key] = []
-        good_vectors: list[NDArray[np.float32]] = []
+        usable = Usable()
         for block in decoded.blocks:
             if block.vectors.shape[1] != dimension:
                 for place in block.rows:
-                    self.reject(keys[place], dataset.name, "dimension_mismatch")
+                    self.reject(keys[place], dataset.name, "dimension_mismatch", rows[place][4])
                 continue
             bad = VectorFormat(self.source.metric, self.source.half).validate(block.vectors)
             for place, reason in bad.items():
-                self.reject(keys[block.rows[place]], dataset.name, reason)
+                self.reject(keys[block.rows[place]], dataset.name, reason, rows[block.rows[place]][4])
             good = [place for place in range(len(block.rows)) if place not in bad] if bad else range(len(block.rows))
-            good_keys += [keys[block.rows[place]] for place in good]
-            good_vectors.append(block.vectors[list(good)] if bad else block.vectors)
-        return good_keys, good_vectors
+            usable.keys += [keys[block.rows[place]] for place in good]
+            usable.fingerprints += [rows[block.rows[place]][4] for place in good]
+            usable.vectors.append(block.vectors[list(good)] if bad else block.vectors)
+        return usable
 
     def dimension_for(self, dataset: Dataset, blocks: Sequence[NDArray[np.float32]], touched: set[Key]) -> int | None:
         """The dimension that the dataset's rows must have: declared, else that of the rows that are not ``touched``, else the most
@@ -217,9 +242,9 @@ class WatchedSource:
             index.clear()
         return dimension
 
-    def reject(self, key: Key, dataset: DatasetName, reason: str) -> None:
+    def reject(self, key: Key, dataset: DatasetName, reason: str, fingerprint: int) -> None:
         """Put a live row into quarantine; ``apply`` takes any indexed version of it out of the index."""
-        self.quarantine[key] = Quarantined(dataset, reason, datetime.now(UTC))
+        self.quarantine[key] = Quarantined(dataset, reason, datetime.now(UTC), fingerprint)
         logger.debug("row_quarantined", source=self.source.name, dataset=dataset, key=key, reason=reason)
 
     def dataset(self, name: DatasetName) -> Dataset | None:
@@ -255,11 +280,23 @@ class WatchedSource:
         self.quarantine.clear()
         for dataset in self.datasets.values():
             dataset.index.clear()
+            if dataset.replacement is not None:
+                dataset.replacement.clear()
+
+    def begin_rebuild(self, name: DatasetName) -> None:
+        """Build one dataset anew, beside the index that answers; ``end_scan`` swaps them. No other scan may be under way."""
+        dataset = self.datasets[name]
+        dataset.replacement = self.registry.create(name, self.source, self).index
+        dataset.state = "rebuilding"
+        self.scan = Scan(frozenset({name}), beside=True)
+        logger.info("rebuild_begun", dataset=name)
 
     def begin_scan(
         self, only: frozenset[DatasetName] | None = None, forced: dict[DatasetName, int] | None = None
     ) -> None:
         """Read the source again, wholly or for some datasets; at its end, rows that were not found are tombstones."""
+        for dataset in self.datasets.values():
+            dataset.replacement = None
         self.scan = Scan(only, forced or {}, resumable=only is None and not self.datasets)
         self.unconfirmed.everything = True
         for key in [key for key, row in self.quarantine.items() if only is None or row.dataset in only]:
@@ -276,6 +313,9 @@ class WatchedSource:
         scan, self.scan = self.scan, None
         removed = 0
         for dataset in self.datasets.values():
+            if dataset.replacement is not None:
+                dataset.index, dataset.replacement = dataset.replacement, None
+                logger.info("rebuilt", dataset=dataset.name, rows=dataset.index.count)
             if dataset.sweeping:
                 removed += dataset.index.end_sweep()
                 dataset.sweeping = False
@@ -298,12 +338,13 @@ class WatchedSource:
         self.failure, self.is_failed, self.retry_at, self.retry_delay_seconds = None, False, 0.0, 0.0
         if self.cursor.window is not None:
             return
+        self.moved_at = time.monotonic()
         for dataset in self.datasets.values():
             scanned = self.scan is not None and (self.scan.only is None or dataset.name in self.scan.only)
             if dataset.state != "ready" and not scanned:
                 dataset.state, dataset.reason = "ready", ""
                 self.registry.publish(dataset)
-        if self.scan is not None:
+        if self.reading:
             return
         if not self.was_ready:
             rows = sum(dataset.index.count for dataset in self.datasets.values())
@@ -346,7 +387,7 @@ class WatchedSource:
     def begin_confirming(self) -> Unconfirmed:
         """A checkpoint takes the state as it is now; returns what ``confirm`` or ``not_confirmed`` is to be given."""
         taken, self.unconfirmed = self.unconfirmed, Unconfirmed(self.unconfirmed.confirmed)
-        self.unconfirmed.everything = self.scan is not None
+        self.unconfirmed.everything = self.reading
         taken_cursor = self.cursor if self.cursor.window is None else Cursor(self.cursor.position)
         self.unconfirmed.confirmed, taken.confirmed = taken_cursor, taken.confirmed
         return taken
@@ -362,8 +403,10 @@ class WatchedSource:
         self.cursor = self.unconfirmed.confirmed
         if self.unconfirmed.everything:
             self.begin_scan()
-        else:
-            self.reread |= self.unconfirmed.keys
+            return
+        self.reread |= self.unconfirmed.keys
+        if self.scan is not None and self.scan.beside:  # the new index holds what may be lost
+            self.begin_rebuild(*self.scan.only or ())
 
     def replaces(self, predecessor: WatchedSource | None) -> None:
         """This is the same table attached anew: the old datasets serve, frozen, until this source has been read."""

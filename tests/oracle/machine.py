@@ -141,6 +141,8 @@ class Oracle(Writes):
                 bad = {table.name: expected.quarantined for table, expected in read.items()}
                 found = client.status().quarantined
                 assert found == sum(map(len, bad.values())), f"{found} in quarantine, expected: {bad}"
+                differing = [row for row in client.verify(deep=True).datasets if not row.in_sync]
+                assert not differing, f"verify differs from the comparison: {differing}"
         self.settled += 1
         self.counts["comparisons"] += 1
 

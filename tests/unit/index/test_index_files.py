@@ -68,7 +68,7 @@ def test_only_new_bytes_are_written(directory: Path) -> None:
     first = index.save()
     assert index.save() == (first.saved, 0)
     index.apply([5000], random_vectors(1, 4), [])
-    assert index.save().bytes_written == 16 + 8 + BITMAP_BYTES
+    assert index.save().bytes_written == 16 + 8 + 8 + BITMAP_BYTES  # vector, key, fingerprint
     index.apply([], no_vectors(), [5000])
     assert index.save().bytes_written == BITMAP_BYTES
 

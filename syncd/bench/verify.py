@@ -1,0 +1,61 @@
+"""Verify: how long comparing an index with its table takes, beside the time in which Postgres alone hashes the same rows in one query."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+
+from syncd.bench.environment import Environment, serving
+from syncd.errors import SyncdError
+
+TABLE = "verify"
+DATASET = f"default/{TABLE}"
+DRIFTED_ROWS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Verify:
+    """Median seconds of each, the median ratio, and what a repair of a few rows adds."""
+
+    rows: int
+    dimension: int
+    hash_seconds: float
+    verify_seconds: float
+    verify_to_hash: float
+    repaired: int
+    repair_seconds: float
+
+
+def measure(where: Environment, *, rows: int, dimension: int, rounds: int, seed: int = 0) -> Verify:
+    """The query and the verify in turn, then a repair of rows that changed behind the back of the triggers."""
+    where.create_tables(TABLE, dimension=dimension)
+    where.fill(TABLE, rows, dimension, seed)
+    where.run("vacuum", table=TABLE)
+    where.run("attach", [f"syncd_bench.{TABLE}", "cosine"])
+    hashes, verifies = [], []
+    with serving(where) as service, service.client() as client:
+        for _ in range(rounds):
+            begun = time.perf_counter()
+            where.run("hash_rows", table=TABLE, send="vector_send" if where.vector_type == "vector" else "array_send")
+            hashes.append(time.perf_counter() - begun)
+            verifies.append(client.verify(TABLE).seconds)
+        with where.connection.transaction():
+            where.run("drift", [DRIFTED_ROWS], table=TABLE)
+            where.run("forget_changes")
+        begun = time.perf_counter()
+        found = client.verify(TABLE, repair=True)
+        repair_seconds = time.perf_counter() - begun - statistics.median(verifies)
+        repaired = sum(row.repaired for row in found.datasets)
+        if not client.verify(TABLE).datasets[0].in_sync:
+            raise SyncdError("the index differs after the repair", hint="this is a defect: please report it")
+    ratio = statistics.median(verify / hashed for verify, hashed in zip(verifies, hashes, strict=True))
+    return Verify(
+        rows,
+        dimension,
+        round(statistics.median(hashes), 2),
+        round(statistics.median(verifies), 2),
+        round(ratio, 2),
+        repaired,
+        round(repair_seconds, 2),
+    )

@@ -1,0 +1,314 @@
+"""The soak: writers write, and everything that can be killed or damaged is, for as long as is asked; `verify --deep` judges.
+
+    python -m tests.faults.soak --minutes 30 --seed 1
+
+What happens is drawn from the seed; when it happens depends on the machine. Ends with exit status 1 and the log where an index differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import psycopg
+
+from syncd.errors import SyncdError
+from syncd.postgres import schema
+from syncd.rpc.messages import VerifyResult
+from tests.daemon import Daemon
+from tests.servers import PostgresServer
+
+DIMENSION = 16
+KEYS = 3000
+WRITERS = 4
+SETTLE_SECONDS = 120.0
+TOPICS = ["a", "b", "c", None]
+LOST = (psycopg.OperationalError, psycopg.errors.DeadlockDetected)
+"""What a writer meets when the server goes away under it."""
+
+TABLES = """
+CREATE TABLE items (id integer PRIMARY KEY, topic text, gone boolean NOT NULL DEFAULT false, lang text DEFAULT 'en', v vector);
+CREATE TABLE notes (slug text, part integer, topic text, gone boolean NOT NULL DEFAULT false, v real[], PRIMARY KEY (slug, part));
+SELECT syncd.attach('items', dataset => 'topic', live => 'NOT gone', metric => 'l2', columns => ARRAY['lang']);
+SELECT syncd.attach('notes', live => 'NOT gone', metric => 'cosine');
+"""
+
+
+class Soak:
+    """One server, one syncd, some writers, and a hand that breaks them."""
+
+    def __init__(self, folder: Path, *, seed: int) -> None:
+        self.seed = seed
+        self.random = random.Random(seed)
+        self.counts: Counter[str] = Counter()
+        self.server = PostgresServer(18, folder).start()
+        self.conninfo = self.server.create_database("soak")
+        with psycopg.connect(self.conninfo, autocommit=True) as connection:
+            connection.execute("CREATE EXTENSION vector")
+            schema.install(self.conninfo)
+            connection.execute(TABLES.encode())
+        self.daemon = Daemon(self.conninfo, folder / "data", verify_seconds=0, checkpoint_seconds=3)
+        self.stopping = threading.Event()
+        self.running = threading.Event()
+        self.running.set()
+
+    def run(self, seconds: float) -> None:
+        """Break and settle in turn until the time is up; raises ``AssertionError`` where an index differs."""
+        end = time.monotonic() + seconds
+        self.daemon.start()
+        with ThreadPoolExecutor(WRITERS) as pool:
+            writers = [pool.submit(self.write, number) for number in range(WRITERS)]
+            try:
+                while time.monotonic() < end:
+                    self.break_something()
+                    if self.random.random() < 0.4:
+                        self.settle()
+                    for writer in writers:
+                        raise_failure(writer)
+                self.settle(still=True)
+            finally:
+                self.stopping.set()
+                self.running.set()
+        self.daemon.stop()
+        self.daemon.start()
+        self.settle(still=True)
+        self.daemon.stop()
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+        self.stopping.set()
+        self.running.set()
+        if self.daemon.process is not None:
+            self.daemon.kill()
+        self.server.remove()
+
+    # Writers
+
+    def write(self, number: int) -> None:
+        """One writer, until the end; it connects again after every crash."""
+        generator = random.Random(self.seed * 1000 + number)
+        vectors = np.random.default_rng(self.seed * 1000 + number)
+        while not self.stopping.is_set():
+            self.running.wait()
+            try:
+                with psycopg.connect(self.conninfo, options="-c lock_timeout=2s") as connection:
+                    if generator.random() < 0.3:
+                        connection.execute("SET synchronous_commit = off")
+                    while self.running.is_set() and not self.stopping.is_set():
+                        self.one_transaction(connection, generator, vectors)
+            except LOST:
+                self.stopping.wait(0.1)
+
+    def one_transaction(
+        self, connection: psycopg.Connection, generator: random.Random, vectors: np.random.Generator
+    ) -> None:
+        """Some statements, one in five undone, some of them in a savepoint that is undone."""
+        try:
+            for _ in range(generator.choice([1, 1, 1, 2, 5])):
+                if generator.random() < 0.1:
+                    with connection.transaction(force_rollback=generator.random() < 0.5):
+                        self.one_statement(connection, generator, vectors)
+                else:
+                    self.one_statement(connection, generator, vectors)
+            if generator.random() < 0.1:
+                self.stopping.wait(generator.random() * 0.5)  # stay open over some passes
+        except (psycopg.errors.UniqueViolation, psycopg.errors.LockNotAvailable):
+            connection.rollback()
+            return
+        if generator.random() < 0.2:
+            connection.rollback()
+        else:
+            connection.commit()
+        self.counts["transactions"] += 1
+
+    def one_statement(
+        self, connection: psycopg.Connection, generator: random.Random, vectors: np.random.Generator
+    ) -> None:
+        """Anything that an application does to its rows."""
+        key, topic = generator.randrange(KEYS), generator.choice(TOPICS)
+        vector = vectors.integers(-9, 10, size=DIMENSION if generator.random() < 0.99 else 3).tolist()
+        slug, part = f"é'{key % 300}", key % 7
+        roll = generator.random()
+        if roll < 0.35:
+            connection.execute(
+                "INSERT INTO items (id, topic, v) VALUES (%s, %s, %s::real[]::vector) "
+                "ON CONFLICT (id) DO UPDATE SET v = excluded.v, topic = excluded.topic, gone = false",
+                [key, topic, vector],
+            )
+        elif roll < 0.6:
+            connection.execute(
+                "INSERT INTO notes (slug, part, v) VALUES (%s, %s, %s) "
+                "ON CONFLICT (slug, part) DO UPDATE SET v = excluded.v, gone = false",
+                [slug, part, vector],
+            )
+        elif roll < 0.7:
+            connection.execute("DELETE FROM items WHERE id BETWEEN %s AND %s", [key, key + generator.randrange(5)])
+        elif roll < 0.76:
+            connection.execute("DELETE FROM notes WHERE slug = %s", [slug])
+        elif roll < 0.84:
+            connection.execute("UPDATE items SET gone = NOT gone WHERE id = %s", [key])
+        elif roll < 0.88:
+            connection.execute("UPDATE items SET topic = %s WHERE id BETWEEN %s AND %s", [topic, key, key + 20])
+        elif roll < 0.92:
+            connection.execute("UPDATE notes SET part = part + 7 WHERE slug = %s AND part < 7", [slug])
+        elif roll < 0.95:
+            connection.execute("UPDATE items SET lang = %s WHERE id = %s", [generator.choice(["de", "en"]), key])
+        elif roll < 0.995:
+            connection.execute(
+                "INSERT INTO items (id, topic, v) SELECT i, 'a', (SELECT array_agg((i + j)::real) FROM generate_series(1, %s::integer) j)::vector "
+                "FROM generate_series(%s::integer, %s::integer) i ON CONFLICT (id) DO UPDATE SET v = excluded.v",
+                [DIMENSION, key, key + 200],
+            )
+        elif roll < 0.998:
+            connection.execute("TRUNCATE notes")
+        else:
+            connection.execute("TRUNCATE items")
+        self.counts["statements"] += 1
+
+    # Faults
+
+    def break_something(self) -> None:
+        """Let the writers write for a while, then break one thing."""
+        time.sleep(self.random.uniform(0.5, 3.0))
+        faults: list[Callable[[], None]] = [
+            self.kill_syncd,
+            self.stop_syncd,
+            self.crash_postgres,
+            self.cut_connections,
+            self.kill_backend,
+            self.damage_checkpoint,
+            self.forget_checkpoint,
+            self.drift,
+            self.ask_for_checkpoint,
+        ]
+        fault = self.random.choice(faults)
+        fault()
+        self.counts[fault.__name__] += 1
+
+    def kill_syncd(self) -> None:
+        self.daemon.kill()
+        self.daemon.start()
+
+    def stop_syncd(self) -> None:
+        self.daemon.stop()
+        time.sleep(self.random.uniform(0, 1))
+        self.daemon.start()
+
+    def crash_postgres(self) -> None:
+        self.server.crash()
+        time.sleep(self.random.uniform(0, 1))
+        self.server.start()
+
+    def cut_connections(self) -> None:
+        self.server.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'syncd/%'"
+        )
+
+    def kill_backend(self) -> None:
+        """The postmaster restarts every process then."""
+        (pid,) = self.random.choice(
+            self.server.execute("SELECT pid FROM pg_stat_activity WHERE datname = 'soak' ORDER BY pid")
+        )
+        self.server.execute(f"SELECT pg_terminate_backend({pid})")
+
+    def damage_checkpoint(self) -> None:
+        """Flip a byte of some file, or cut it short, while syncd is dead."""
+        self.daemon.kill()
+        files = sorted(path for path in self.daemon.data_dir.rglob("*") if path.is_file() and path.stat().st_size)
+        if files:
+            path = self.random.choice(files)
+            content = bytearray(path.read_bytes())
+            place = self.random.randrange(len(content))
+            if self.random.random() < 0.5:
+                content[place] ^= 0xFF
+            else:
+                del content[place:]
+            path.write_bytes(content)
+        self.daemon.start()
+
+    def forget_checkpoint(self) -> None:
+        """Lose the manifest."""
+        self.daemon.kill()
+        (self.daemon.data_dir / "manifest.json").unlink(missing_ok=True)
+        self.daemon.start()
+
+    def drift(self) -> None:
+        """Change rows behind the back of the triggers, and have it found and mended."""
+        key = self.random.randrange(KEYS)
+        with psycopg.connect(self.conninfo) as connection:
+            connection.execute("UPDATE items SET gone = NOT gone WHERE id BETWEEN %s AND %s", [key, key + 10])
+            connection.execute("DELETE FROM syncd.outbox WHERE xid = pg_current_xact_id()")
+        self.counts["repaired_keys"] += sum(row.repaired for row in self.verify(repair=True).datasets)
+
+    def ask_for_checkpoint(self) -> None:
+        with self.daemon.client() as client:
+            client.checkpoint()
+
+    # Judgement
+
+    def settle(self, *, still: bool | None = None) -> None:
+        """Every index equals its table, at one snapshot; writers go on meanwhile, or are ``still``."""
+        if still is None:
+            still = self.random.random() < 0.5
+        if still:
+            self.running.clear()
+        result = self.verify()
+        wrong = [row for row in result.datasets if not row.in_sync]
+        failed = [source for source in result.sources if source.outcome in ("failed", "none_live")]
+        assert not wrong, wrong
+        assert not failed, failed
+        self.counts["verified_rows"] += sum(row.rows for row in result.datasets)
+        self.counts["settles"] += 1
+        self.running.set()
+
+    def verify(self, *, repair: bool = False) -> VerifyResult:
+        """A deep verify; tried again while the server or the service comes back."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while True:
+            try:
+                with self.daemon.client() as client:
+                    return client.verify(deep=True, repair=repair)
+            except SyncdError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+
+
+def raise_failure(writer: Future[None]) -> None:
+    """Raise what ended a writer."""
+    if writer.done():
+        writer.result()
+
+
+def main() -> int:
+    """Run a soak; exit status 0 where every index was in sync at every settle."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="syncd-soak-") as folder:
+        soak = Soak(Path(folder), seed=options.seed)
+        try:
+            soak.run(options.minutes * 60)
+        except (AssertionError, SyncdError) as error:
+            print(soak.daemon.log.read_text()[-20_000:], file=sys.stderr)
+            print(f"differs: {error}", file=sys.stderr)
+            return 1
+        finally:
+            soak.close()
+            print(json.dumps(soak.counts, sort_keys=True))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,21 @@
+"""The soak, for two minutes; half an hour of it is ``python -m tests.faults.soak``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tests.faults.soak import Soak
+
+MINUTES = float(os.environ.get("SOAK_MINUTES", "2"))
+
+
+def test_indexes_stay_in_sync_while_everything_is_killed(tmp_path: Path) -> None:
+    soak = Soak(tmp_path, seed=2)
+    try:
+        soak.run(MINUTES * 60)
+    finally:
+        soak.close()
+        print(dict(soak.counts))
+    assert soak.counts["settles"] > MINUTES
+    assert soak.counts["transactions"] > 100
