@@ -84,7 +84,10 @@ def check_triggers(look: Look, source: Source) -> Iterator[Finding]:
     what = f"triggers of {source.name}"
     if look.row("knows_triggers")[0]:
         rows = look.rows("read_missing_triggers", [source.id])
-        problems = [f"{trigger} on {relation}: {problem}" for relation, trigger, problem in rows]
+        said = {"not always": "does not fire under session_replication_role = replica"}
+        problems = [
+            f"{trigger} on {relation} {said.get(problem, f'is {problem}')}" for relation, trigger, problem in rows
+        ]
     else:
         problems = plain_trigger_problems(look, source)
     if problems:
