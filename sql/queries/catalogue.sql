@@ -8,7 +8,7 @@
 SELECT a.id, json_build_object(
     'kind', c.relkind, 'file', c.relfilenode::bigint, 'persistence', c.relpersistence,
     'row_security', json_build_array(c.relrowsecurity, c.relforcerowsecurity),
-    'subscribed', EXISTS (SELECT FROM pg_subscription_rel AS s WHERE s.srrelid = c.oid),
+    'per_row', syncd.fires_per_row(c.oid),
     'columns', (SELECT json_object_agg(t.attname, json_build_array(t.attnum, t.atttypid::bigint, t.atttypmod, t.xmin::text::bigint,
                                                                          t.attgenerated) ORDER BY t.attnum)
                 FROM pg_attribute AS t

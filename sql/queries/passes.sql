@@ -31,6 +31,13 @@ SET LOCAL timezone = 'UTC';
 -- name: lock_source
 LOCK TABLE {source} IN ACCESS SHARE MODE;
 
+-- name: one_table
+-- A table without what inherits from it: a child is a source of its own.
+ONLY {table};
+
+-- name: all_partitions
+{table};
+
 -- name: savepoint
 SAVEPOINT syncd_source;
 
@@ -94,7 +101,7 @@ true;
 -- The fingerprint covers key, filter columns and the vector as it is sent; OFFSET 0 keeps the planner from sending it twice.
 SELECT syncd_r.syncd_key, syncd_r.syncd_project, syncd_r.syncd_dataset, {sent}, {fingerprint}
 FROM (SELECT {key} AS syncd_key, {project} AS syncd_project, {dataset} AS syncd_dataset, {send}({vector}) AS syncd_vector, ROW({hashed}) AS syncd_hashed
-      FROM ONLY {source} WHERE {match} AND {live} AND {vector} IS NOT NULL OFFSET 0) AS syncd_r;
+      FROM {source} WHERE {match} AND {live} AND {vector} IS NOT NULL OFFSET 0) AS syncd_r;
 
 -- name: live_but
 CASE WHEN ({columns}) IN ({failing}) THEN false ELSE {match} AND {live} END;
@@ -118,13 +125,17 @@ SELECT hash_record_extended(ROW(1::bigint, 'a'::text COLLATE "C", jsonb_build_ar
 
 -- name: read_page_end
 -- The last key of the next page of a scan, in the order of the key's own index.
-SELECT {key} FROM ONLY {source} WHERE {after} ORDER BY {columns} OFFSET {page_rows} - 1 LIMIT 1;
+SELECT {key} FROM {source} WHERE {after} ORDER BY {columns} OFFSET {page_rows} - 1 LIMIT 1;
 
 -- name: match_keys
 {column} = ANY ($1::text[]::{type}[]);
 
 -- name: match_composite_keys
 ({columns}) IN (SELECT {elements} FROM unnest($1::json[]) AS syncd_k (syncd_key));
+
+-- name: match_partitions
+-- The same keys once more, a column at a time, for the planner: it leaves out the partitions that hold none of them, and their locks.
+{column} = ANY (syncd.key_elements($1::json[], {place})::{type}[]);
 
 -- name: match_everything
 true;

@@ -21,6 +21,7 @@ from syncd.postgres.source import Source
 from syncd.statements import statement
 
 EVENTS = ("insert", "update", "delete", "truncate")
+EVENTS_PER_ROW = ("row", "truncate")
 ALWAYS = "A"
 SWITCHED = {"D": "was disabled", "O": "fires no longer on every write (ENABLE ALWAYS)", "R": "fires on replicas only"}
 
@@ -47,7 +48,7 @@ class Catalogue(msgspec.Struct, frozen=True):
     file: int
     persistence: str
     row_security: tuple[bool, bool]
-    subscribed: bool
+    per_row: bool
     columns: dict[str, tuple[int, int, int, int, str]] | None
     triggers: dict[str, tuple[int, int, str]] | None
     leaves: Leaves | None = None
@@ -112,9 +113,11 @@ def changes(before: Catalogue, after: Catalogue, renamed: Mapping[int, str | Non
         found.append(Change(f"the table {said}", "believed"))
     if before.row_security != after.row_security:
         found.append(Change(f"row-level security was switched {'on' if after.row_security[0] else 'off'}", "believed"))
-    if before.subscribed != after.subscribed:
-        said = "filled" if after.subscribed else "no longer filled"
-        found.append(Change(f"the table is {said} by a logical-replication subscription", "mend"))
+    if before.per_row != after.per_row:
+        said = "is written past its statement triggers now (a subscription, or a partition)"
+        found.append(
+            Change(f"the table {said}" if after.per_row else "the table needs no row triggers any more", "mend")
+        )
     return found
 
 
@@ -182,11 +185,8 @@ def weakness(source: Source, facts: Catalogue) -> str:
         for name, (_, _, fires) in triggers.items()
         if fires != ALWAYS
     ]
-    if facts.kind == "r" and not facts.subscribed:
-        names = [f"syncd_{source.id}_{event}" for event in EVENTS]
-        weak += [f"trigger {name} is missing" for name in names if name not in triggers]
-    elif not triggers:
-        weak.append("there are no triggers")
+    names = [f"syncd_{source.id}_{event}" for event in (EVENTS_PER_ROW if facts.per_row else EVENTS)]
+    weak += [f"trigger {name} is missing" for name in names if name not in triggers]
     if facts.leaves is not None and not facts.leaves.always:
         weak.append("triggers of partitions do not fire on every write")
     return ", ".join(weak)

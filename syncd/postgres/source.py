@@ -19,6 +19,12 @@ from syncd.postgres.vectors import VECTOR_TYPES
 from syncd.statements import statement
 from syncd.types import DatasetName, Key, KeyKind, Metric
 
+LOCK_PARTITIONS_UP_TO = 100
+"""A pass locks a table and all its partitions up to this many. Each lock takes a place in a table that the whole server shares: 9,000 of them
+have exhausted it and failed the transactions of others. Above, it locks the root alone, which keeps every partition from being dropped,
+detached or altered, and the planner those partitions that the keys are in. Only the truncation of one partition can then be seen before the
+position includes it; its own marker in the outbox has the source read again by the next pass."""
+
 KEY_KINDS: dict[str, KeyKind] = {
     "smallint": "integer",
     "integer": "integer",
@@ -51,6 +57,8 @@ class Source:
     arguments_md5: str
     send: str | None
     """The function that gives the vector's binary form, quoted; ``None`` when table or column were dropped."""
+    partitions: int | None = None
+    """How many, at every level, when it was looked; ``None`` for a table that is not partitioned."""
     trouble: str = ""
 
     @property
@@ -75,6 +83,17 @@ class Source:
         assert self.table is not None
         return sql.Identifier(self.schema, self.table)
 
+    @property
+    def rows_from(self) -> sql.Composed:
+        """What stands behind FROM to read this source's rows, neither less nor more."""
+        part = "one_table" if self.partitions is None else "all_partitions"
+        return passes(part).format(table=self.identifier)
+
+    @property
+    def prepare(self) -> bool | None:
+        """How psycopg is to prepare a reading by key: a plan that knows the keys leaves partitions out, a general one locks them all."""
+        return None if self.partitions is None else False
+
     def parse_key(self, text: str | int) -> Key:
         """A key as the outbox or a row has it, as syncd's own."""
         if self.key_kind == "integer":
@@ -93,7 +112,9 @@ class Source:
 
     def lock(self) -> sql.Composed:
         """Take ACCESS SHARE, so that no rewrite or truncation can empty the table between the snapshot and the reading."""
-        return passes("lock_source").format(source=self.identifier)
+        alone = self.partitions is None or self.partitions > LOCK_PARTITIONS_UP_TO
+        part = passes("one_table" if alone else "all_partitions").format(table=self.identifier)
+        return passes("lock_source").format(source=part)
 
     def read_keys(self, *, vectors: bool = True) -> sql.Composed:
         """Live rows by key; the one parameter is the keys, as the outbox has them."""
@@ -107,6 +128,8 @@ class Source:
             match = passes("match_composite_keys").format(
                 columns=self.key_columns(), elements=sql.SQL(", ").join(elements)
             )
+            if self.partitions is not None:
+                match = sql.SQL(" AND ").join([match, *self.match_partitions()])
         return self.read_rows(match, vectors=vectors)
 
     def read_all(
@@ -115,6 +138,15 @@ class Source:
         """All live rows, or those of the datasets ``only``; none of the ``failing``, on which no expression is tried."""
         match = passes("match_everything") if only is None else self.of_datasets(only)
         return self.read_rows(match, vectors=vectors, failing=failing)
+
+    def match_partitions(self) -> list[sql.Composed]:
+        """What tells the planner which partitions can hold composite keys; for a single column ``match_keys`` does."""
+        return [
+            passes("match_partitions").format(
+                column=sql.Identifier(column), place=sql.Literal(place), type=raw(self.key_types[place])
+            )
+            for place, column in enumerate(self.key)
+        ]
 
     def read_range(self, after: Key | None, until: Key | None, only: Sequence[DatasetName] | None) -> sql.Composed:
         """Live rows of one page of a scan: keys above ``after`` and up to ``until``, of the datasets ``only`` if given."""
@@ -136,7 +168,7 @@ class Source:
         """The last key of the next page; no row where fewer than ``page_rows`` are left."""
         return passes("read_page_end").format(
             key=self.key_expression(),
-            source=self.identifier,
+            source=self.rows_from,
             after=self.after(after),
             columns=self.key_columns(),
             page_rows=sql.Literal(page_rows),
@@ -157,7 +189,7 @@ class Source:
             hashed=hashed,
             sent=passes("sent_vector" if vectors else "no_vector"),
             fingerprint=passes("fingerprint"),
-            source=self.identifier,
+            source=self.rows_from,
             match=match if not failing else passes("match_everything"),
             live=raw(self.live) if not failing else self.live_but(failing, match),
         )

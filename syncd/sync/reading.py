@@ -36,7 +36,9 @@ def read_by_keys(connection: psycopg.Connection, each: WatchedSource, keys: Sequ
     rows = psycopg.RawCursor(connection)
 
     def read(some: Sequence[str]) -> Rows:
-        return rows.execute(each.source.read_keys(), [each.source.key_array(some)], binary=True).fetchall()
+        return rows.execute(
+            each.source.read_keys(), [each.source.key_array(some)], prepare=each.source.prepare, binary=True
+        ).fetchall()
 
     if not each.careful:
         return read(keys), []
