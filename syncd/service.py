@@ -30,6 +30,7 @@ from syncd.sync.checkpoints import Checkpointer
 from syncd.sync.consumer import Consumer
 from syncd.sync.datasets import Registry
 from syncd.sync.reports import Reporter
+from syncd.sync.rotation import Rotator
 
 START_SECONDS = 25.0
 SWITCH_SECONDS = 0.001
@@ -78,6 +79,7 @@ class Service:
         self.checkpointer = Checkpointer(self.consumer, self.control, self.store)
         self.listener = Listener(settings.conninfo, settings.consumer, self.consumer.wake)
         self.reporter = Reporter(self.consumer, self.control)
+        self.rotator = Rotator(self.consumer, self.control, self.checkpointer)
         self.stopping = anyio.Event()
         self.rpc_stopped = anyio.Event()
         methods = Methods(
@@ -107,6 +109,7 @@ class Service:
                     )
                 tasks.start_soon(self.checkpointer.run, self.settings.checkpoint_seconds)
                 tasks.start_soon(self.reporter.run)
+                tasks.start_soon(self.rotator.run)
                 tasks.start_soon(self.announce)
                 await self.stopping.wait()
                 self.server.stop()

@@ -26,6 +26,10 @@ SET LOCAL row_security = off;
 SET LOCAL enable_seqscan = off;
 SET LOCAL jit = off;
 
+-- name: lock_outbox
+-- With its slots, before there is a snapshot: a slot that is freed between the two would look empty to a snapshot that is older.
+LOCK TABLE syncd.outbox IN ACCESS SHARE MODE;
+
 -- name: lock_source
 LOCK TABLE {source} IN ACCESS SHARE MODE;
 
@@ -51,7 +55,8 @@ SELECT pg_current_snapshot()::text, (SELECT last_value FROM syncd.outbox_id), pg
        (SELECT c.run_id::text FROM syncd.consumers AS c WHERE c.name = {consumer}),
        (SELECT coalesce(json_agg(json_build_array(r.oid::bigint, n.nspname, r.relname)), '[]')
         FROM pg_class AS r JOIN pg_namespace AS n ON n.oid = r.relnamespace WHERE r.oid = ANY ({oids}::oid[])),
-       EXISTS (SELECT FROM syncd.outbox AS o WHERE o.op <> 'k' AND ({range}));
+       EXISTS (SELECT FROM syncd.outbox AS o WHERE o.op <> 'k' AND ({range})),
+       (SELECT l.freed::text FROM syncd.outbox_limit AS l);
 
 -- name: read_markers
 SELECT o.source, o.op::text FROM syncd.outbox AS o

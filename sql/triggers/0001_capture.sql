@@ -38,6 +38,7 @@ AS $function$
 DECLARE
     event text;
     changed_rows text;
+    probes text;
     inserts text;
 BEGIN
     FOREACH event IN ARRAY ARRAY['insert', 'update', 'delete', 'truncate'] LOOP
@@ -49,7 +50,12 @@ BEGIN
                                       syncd.capture_key(key, 'syncd_o'), syncd.capture_key(key, 'syncd_n'))
             ELSE 'SELECT NULL::pg_catalog.text'
         END;
-        -- Into the current slot's own table: finding it among the partitions would cost a third as much again.
+        -- Into the current slot's own table: finding it among the partitions would cost a third as much again. No other slot's table is
+        -- touched: a lock on it, however weak, would keep it from being freed.
+        SELECT string_agg(format('%3$s syncd_slot OPERATOR(pg_catalog.=) %1$s THEN PERFORM syncd_b.slot, syncd_b.source, syncd_b.op, syncd_b.key, '
+                                 'syncd_k.syncd_key FROM syncd.outbox_%1$s AS syncd_b CROSS JOIN (%2$s) AS syncd_k (syncd_key) LIMIT 0;',
+                                 slot, changed_rows, CASE slot WHEN 0 THEN 'IF' ELSE 'ELSIF' END), E'\n                    ' ORDER BY slot)
+        INTO probes FROM generate_series(0, 2) AS slot;
         SELECT string_agg(format('%5$s syncd_slot OPERATOR(pg_catalog.=) %1$s THEN INSERT INTO syncd.outbox_%1$s (slot, source, op, key) '
                                  'SELECT %1$s, %2$s, %3$L, syncd_k.syncd_key FROM (%4$s) AS syncd_k (syncd_key);',
                                  slot, source_id, CASE event WHEN 'truncate' THEN 't' ELSE 'k' END, changed_rows,
@@ -67,8 +73,8 @@ BEGIN
             BEGIN
                 BEGIN
                     syncd_slot := pg_catalog.pg_sequence_last_value('syncd.outbox_slot'::pg_catalog.regclass);
-                    PERFORM syncd_b.slot, syncd_b.source, syncd_b.op, syncd_b.key, syncd_k.syncd_key
-                    FROM syncd.outbox_0 AS syncd_b CROSS JOIN (%s) AS syncd_k (syncd_key) LIMIT 0;
+                    %s
+                    END IF;
                 EXCEPTION WHEN OTHERS THEN
                     -- A key column was renamed or dropped: the application goes on, and the source is read again.
                     BEGIN
@@ -98,7 +104,7 @@ BEGIN
             END
             $capture$
             $template$,
-            format('capture_%s_%s', source_id, event), changed_rows, source_id, inserts);
+            format('capture_%s_%s', source_id, event), probes, source_id, inserts);
     END LOOP;
 END
 $function$;

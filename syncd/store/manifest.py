@@ -43,6 +43,13 @@ class SavedQuarantined(msgspec.Struct, frozen=True, array_like=True):
     since: str
 
 
+class SavedWindow(msgspec.Struct, frozen=True):
+    """The part of the outbox behind a source's snapshot that was being read: up to ``end``, and applied up to (xid, id)."""
+
+    end: str
+    after: tuple[int, int]
+
+
 class SavedSource(msgspec.Struct, frozen=True):
     """One source: what it was attached as, how far it was applied, and its datasets."""
 
@@ -56,6 +63,7 @@ class SavedSource(msgspec.Struct, frozen=True):
     scanned_rows: int
     quarantine: list[SavedQuarantined]
     datasets: list[SavedDataset]
+    window: SavedWindow | None = None
 
 
 class Manifest(msgspec.Struct, frozen=True):

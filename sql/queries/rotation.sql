@@ -1,0 +1,22 @@
+-- Freeing the outbox, and its cap.
+
+-- name: begin_rotation
+BEGIN ISOLATION LEVEL READ COMMITTED;
+SET LOCAL statement_timeout = '10s';
+
+-- name: read_committed
+-- First in a transaction: each statement of the rotation has to see what was committed before it took a lock.
+SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
+
+-- name: rotate
+SELECT r.freed, r.later, r.marked, r.rows, r.max_rows FROM syncd.rotate_outbox(%s, %s) AS r;
+
+-- name: read_outbox_rows
+SELECT syncd.outbox_rows();
+
+-- name: read_must_rebuild
+SELECT c.must_rebuild FROM syncd.consumers AS c WHERE c.name = %s AND c.run_id = %s;
+
+-- name: end_must_rebuild
+-- Said by the consumer itself, once it stands at a position whose changes are all there or has begun to read the tables again.
+UPDATE syncd.consumers SET must_rebuild = false, needs = %s::pg_snapshot WHERE name = %s AND run_id = %s AND must_rebuild;
