@@ -41,7 +41,7 @@ AS $function$
     ORDER BY pg_snapshot_xmax(c.needs), (SELECT count(*) FROM pg_snapshot_xip(c.needs)) DESC, c.name LIMIT 1
 $function$;
 
--- Switch to the next slot where that is empty, and free the others where nobody needs them. It may be called by anybody at any time, as a
+-- Switch to another slot where one is empty, and free the others where nobody needs them. It may be called by anybody at any time, as a
 -- transaction of its own: it holds locks that must not wait for the rest of a longer one. It runs with the rights of syncd's owner, since only
 -- an owner may truncate and the role that serves need not be one; what it does is safe whoever calls it.
 --
@@ -54,7 +54,7 @@ AS $function$
 DECLARE
     current_slot integer := (SELECT s.last_value FROM syncd.outbox_slot AS s);
     current_rows bigint;
-    next_slot integer := (current_slot + 1) % 3;
+    next_slot integer;
     slot integer;
     newest xid8;
     needed record;
@@ -77,10 +77,13 @@ BEGIN
     END IF;
 
     -- First the switch, while no lock is held: writers go on in the next slot at once. setval is not undone by a rollback, and need not be.
+    -- To either of the others: a transaction that stays open for hours pins one of them.
+    SELECT s.slot INTO next_slot FROM (VALUES ((current_slot + 1) % 3, 1), ((current_slot + 2) % 3, 2)) AS s (slot, place)
+    WHERE pg_relation_size(('syncd.outbox_' || s.slot)::regclass) = 0 ORDER BY s.place LIMIT 1;
     EXECUTE format('SELECT least((SELECT s.last_value FROM syncd.outbox_id AS s) '
                    '             - (SELECT o.id FROM syncd.%1$I AS o ORDER BY o.xid, o.id LIMIT 1) + 1, pg_relation_size(%2$L) / 60)',
                    'outbox_' || current_slot, 'syncd.outbox_' || current_slot) INTO current_rows;
-    IF pg_relation_size(('syncd.outbox_' || next_slot)::regclass) = 0 AND pg_relation_size(('syncd.outbox_' || current_slot)::regclass) > 0
+    IF next_slot IS NOT NULL AND pg_relation_size(('syncd.outbox_' || current_slot)::regclass) > 0
        AND (current_rows >= least(slot_rows, max_rows / 4) OR rows > max_rows
             OR (SELECT l.switched_at < now() - make_interval(secs => slot_seconds) FROM syncd.outbox_limit AS l)) THEN
         UPDATE syncd.outbox_limit AS l SET switched_at = now();
@@ -88,7 +91,7 @@ BEGIN
         current_slot := next_slot;
     END IF;
 
-    FOR step IN 1..2 LOOP  -- the oldest first
+    FOR step IN 1..2 LOOP
         slot := (current_slot + step) % 3;
         CONTINUE WHEN pg_relation_size(('syncd.outbox_' || slot)::regclass) = 0;
         BEGIN
