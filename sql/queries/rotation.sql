@@ -14,8 +14,9 @@ SELECT r.freed, r.later, r.marked, r.rows, r.max_rows FROM syncd.rotate_outbox(%
 -- name: read_outbox_rows
 SELECT syncd.outbox_rows();
 
--- name: read_must_rebuild
-SELECT c.must_rebuild FROM syncd.consumers AS c WHERE c.name = %s AND c.run_id = %s;
+-- name: read_own_part
+-- Whether this consumer has been told to rebuild, and whether it is the one that the outbox is kept for.
+SELECT c.must_rebuild, (SELECT o.consumer FROM syncd.oldest_needed() AS o) IS NOT DISTINCT FROM c.name FROM syncd.consumers AS c WHERE c.name = %s AND c.run_id = %s;
 
 -- name: end_must_rebuild
 -- Said by the consumer itself, once it stands at a position whose changes are all there or has begun to read the tables again.

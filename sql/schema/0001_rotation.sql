@@ -45,7 +45,7 @@ $function$;
 -- transaction of its own: it holds locks that must not wait for the rest of a longer one. It runs with the rights of syncd's owner, since only
 -- an owner may truncate and the role that serves need not be one; what it does is safe whoever calls it.
 --
--- Over the cap, the slowest consumer is told to rebuild, one a call: the others get the time to move on.
+-- Over the cap, the slowest consumer is told to rebuild; the next one not before the others have had the time to save a checkpoint.
 -- later: a slot could not be freed because somebody has it open, a writer, a pass or pg_dump. marked: who was told to rebuild.
 CREATE FUNCTION syncd.rotate_outbox(slot_rows bigint, slot_seconds double precision,
                                     OUT freed integer, OUT later boolean, OUT marked text, OUT rows bigint, OUT max_rows bigint)
@@ -113,10 +113,11 @@ BEGIN
                                    'outbox_' || slot) INTO needed_by_someone USING needed.snapshot;
                 END IF;
             END IF;
-            EXIT WHEN NOT needed_by_someone OR rows <= max_rows OR marked IS NOT NULL;
+            EXIT WHEN NOT needed_by_someone OR rows <= max_rows
+                 OR (SELECT l.marked_at > clock_timestamp() - interval '20 seconds' FROM syncd.outbox_limit AS l);
             marked := needed.consumer;
-            UPDATE syncd.consumers AS c SET must_rebuild = true, state = 'must_rebuild' WHERE c.name = marked;
-            UPDATE syncd.dataset_reports AS d SET state = 'must_rebuild' WHERE d.consumer = marked;
+            UPDATE syncd.outbox_limit AS l SET marked_at = clock_timestamp();
+            UPDATE syncd.consumers AS c SET must_rebuild = true WHERE c.name = marked;
             DELETE FROM syncd.checkpoints AS c WHERE c.consumer = marked;
         END LOOP;
         CONTINUE WHEN needed_by_someone;

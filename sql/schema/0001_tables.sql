@@ -39,7 +39,8 @@ CREATE INDEX outbox_marker ON syncd.outbox (xid) WHERE op <> 'k';
 CREATE TABLE syncd.outbox_limit (
     max_rows bigint NOT NULL DEFAULT 10000000 CHECK (max_rows > 0),
     freed pg_snapshot,  -- every row that was freed is visible in it: who does not see all that it sees may have lost changes
-    switched_at timestamptz NOT NULL DEFAULT now()  -- to the current slot
+    switched_at timestamptz NOT NULL DEFAULT now(),  -- to the current slot
+    marked_at timestamptz NOT NULL DEFAULT '-infinity'  -- when a consumer was last told to rebuild
 );
 CREATE UNIQUE INDEX outbox_limit_one_row ON syncd.outbox_limit ((true));
 INSERT INTO syncd.outbox_limit DEFAULT VALUES;
@@ -110,8 +111,8 @@ SELECT id, source, key, vector, arguments ->> 'project' AS project, arguments ->
 FROM syncd.attachments;
 
 CREATE VIEW syncd.status AS
-SELECT c.name AS consumer, d.dataset, coalesce(d.state, c.state) AS state, coalesce(d.rows, 0) AS rows, c.lag_rows, c.lag_seconds,
-       c.checkpoint_at, c.position, c.reported_at
+SELECT c.name AS consumer, d.dataset, CASE WHEN c.must_rebuild THEN 'must_rebuild' ELSE coalesce(d.state, c.state) END AS state,
+       coalesce(d.rows, 0) AS rows, c.lag_rows, c.lag_seconds, c.checkpoint_at, c.position, c.reported_at
 FROM syncd.consumers AS c LEFT JOIN syncd.dataset_reports AS d ON d.consumer = c.name;
 
 CREATE VIEW syncd.quarantine AS

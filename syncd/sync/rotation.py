@@ -22,6 +22,7 @@ TRIES = 5
 NEXT_TRY_SECONDS = 0.05
 """A slot can be freed only while nobody has it open; a pass of another consumer has it for some milliseconds."""
 PASS_SECONDS = 30.0
+CHECKPOINTS_KEPT = 2
 
 logger = structlog.get_logger()
 
@@ -57,13 +58,12 @@ class Rotator:
                 break
             await anyio.sleep(NEXT_TRY_SECONDS)
         self.outbox_rows = done.rows
-        told_to_rebuild = await self.is_told_to_rebuild()
+        told_to_rebuild, holds_it_back = await self.read_own_part()
         if told_to_rebuild:
             await self.heed()
-        if (
-            told_to_rebuild or done.rows > done.max_rows // 2
-        ):  # what the outbox keeps for us is as old as our last checkpoint
-            await self.checkpointer.save()
+        if told_to_rebuild or (holds_it_back and done.rows > done.max_rows // 2):
+            for _ in range(CHECKPOINTS_KEPT):  # the outbox is kept for all of them
+                await self.checkpointer.save()
 
     async def ask(self) -> Rotation:
         """One call of the server's function. Between two passes: our own would have the slots open."""
@@ -76,13 +76,13 @@ class Rotator:
             logger.debug("outbox_freed", slots=done.freed, rows=done.rows)
         return done
 
-    async def is_told_to_rebuild(self) -> bool:
-        """Whether the outbox no longer keeps anything for this consumer."""
+    async def read_own_part(self) -> tuple[bool, bool]:
+        """Whether the outbox no longer keeps anything for this consumer, and whether it keeps more for this one than for any other."""
         consumer = self.consumer
         async with self.control.transaction() as connection:
-            query = statement("rotation", "read_must_rebuild")
+            query = statement("rotation", "read_own_part")
             row = await (await connection.execute(query, [consumer.settings.consumer, consumer.run_id])).fetchone()
-        return row == (True,)
+        return (False, False) if row is None else (row[0], row[1])
 
     async def heed(self) -> None:
         """Have a pass see what was freed, which begins to read again whatever has lost changes; then ask for what comes to be kept again."""
