@@ -204,17 +204,54 @@ def test_a_transaction_of_which_rows_may_come_holds_back_what_it_wrote(db: psyco
 
 
 def test_a_reader_of_the_outbox_delays_rotation_and_nobody_else(db: psycopg.Connection, database: str) -> None:
-    """As pg_dump does, for hours."""
+    """As pg_dump does, for hours. Writers of any slot go on, the one to be freed too."""
     write(db, 1)
-    with psycopg.connect(database) as dump:
+    tried: list[tuple[int, bool, str | None]] = []
+    stopped = threading.Event()
+
+    def rotate_all_the_time() -> None:
+        with psycopg.connect(database, autocommit=True) as other:
+            while not stopped.is_set():
+                tried.append(rotate(other))
+
+    with psycopg.connect(database) as dump, ThreadPoolExecutor(1) as threads:
         dump.execute("LOCK TABLE syncd.outbox IN ACCESS SHARE MODE")
-        for key in range(2, 10):
-            assert rotate(db)[:2] == (0, True)
-            db.execute(f"SET lock_timeout = '{A_MOMENT}'")
-            write(db, key)
-    rotate(db)
-    rotate(db)
+        rotating = threads.submit(rotate_all_the_time)
+        try:
+            db.execute("SET lock_timeout = '50ms'")
+            for key in range(2, 300):
+                write(db, key, slot=key % 3)
+        finally:
+            stopped.set()
+        rotating.result(timeout=30)
+    assert len(tried) > 10
+    assert sum(freed_slots for freed_slots, _, _ in tried) == 0
+    for _ in range(2):
+        rotate(db)
+    db.execute("INSERT INTO syncd.outbox (slot, source, op, key) SELECT last_value, 7, 'k', 0 FROM syncd.outbox_slot")
+    for _ in range(2):
+        rotate(db)
     assert value(db, "SELECT count(*) FROM syncd.outbox") == 0
+
+
+def test_a_writer_has_only_the_slot_open_that_it_writes_to(db: psycopg.Connection, database: str) -> None:
+    make_items(db)
+    for slot in range(3):
+        db.execute("SELECT setval('syncd.outbox_slot', %s)", [slot])
+        with psycopg.connect(database) as writer:
+            for change in (
+                "INSERT INTO items VALUES (1, '{1,1}')",
+                "UPDATE items SET v = '{2,1}'",
+                "DELETE FROM items",
+            ):
+                writer.execute(change.encode())
+            locked = writer.execute(
+                "SELECT relation::regclass::text FROM pg_locks WHERE pid = pg_backend_pid() AND locktype = 'relation' "
+                "AND relation IN ('syncd.outbox'::regclass, 'syncd.outbox_0'::regclass, 'syncd.outbox_1'::regclass, "
+                "'syncd.outbox_2'::regclass) GROUP BY 1"
+            ).fetchall()
+            assert locked == [(f"syncd.outbox_{slot}",)]
+            writer.rollback()
 
 
 def test_a_pass_under_way_keeps_the_slots_that_its_snapshot_sees(db: psycopg.Connection, database: str) -> None:
