@@ -1,6 +1,6 @@
 """Break syncd on purpose, and see the suite fail: ``python -m tests.oracle.prove_traps [trap ...]``.
 
-Each trap is a replacement in a copy of the package, which the tests' syncd processes then import. The exit status is 0 when every broken copy
+Each trap is a replacement in a copy of the package, which tests and syncd processes then import. The exit status is 0 when every broken copy
 failed at least one of its tests, and the copy that was not broken passed them all.
 """
 
@@ -122,6 +122,8 @@ def copy_package(folder: Path, trap: Trap) -> None:
     shutil.copytree(CHECKOUT / "syncd", folder / "syncd", ignore=ignore)
     for part in ("sql", "migrations"):
         shutil.copytree(CHECKOUT / part, folder / "syncd" / part, ignore=ignore, dirs_exist_ok=True)
+    shutil.copytree(CHECKOUT / "tests", folder / "tests", ignore=ignore)  # pytest imports from where the tests are
+    shutil.copy(CHECKOUT / "pyproject.toml", folder)
     for name, text, replacement in trap.edits:
         path = folder / (name if name.startswith("syncd/") else f"syncd/{name}")
         content = path.read_text()
@@ -134,14 +136,11 @@ def run(trap: Trap) -> bool:
     fine = True
     with tempfile.TemporaryDirectory() as folder:
         copy_package(Path(folder), trap)
-        # The copy goes before the checkout, which would otherwise be found in the current directory.
         environment = os.environ | {"PYTHONPATH": folder, "PYTHONSAFEPATH": "1"}
         for test in trap.tests:
             begun = time.monotonic()
             command = [sys.executable, "-m", "pytest", test, "-q", "-x", "-p", "no:cacheprovider"]
-            done = subprocess.run(
-                command, env=environment, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True, check=False
-            )
+            done = subprocess.run(command, env=environment, cwd=folder, stdout=subprocess.PIPE, text=True, check=False)
             as_meant = done.returncode == (FAILED if trap.edits else 0)
             fine &= as_meant
             verdict = "fails" if done.returncode == FAILED else "passes" if done.returncode == 0 else "did not run"
