@@ -361,13 +361,6 @@ def test_a_snapshot_that_sees_what_either_sees(scratch: psycopg.Connection) -> N
 # With a running syncd
 
 
-def quick(daemon: Daemon) -> Daemon:
-    """Slots of a few rows, and a rotation at every turn."""
-    daemon.with_constant("syncd.postgres.freeing.SLOT_ROWS", 100)
-    daemon.with_constant("syncd.postgres.freeing.SLOT_SECONDS", 0.2)
-    return daemon.with_constant("syncd.sync.rotation.ROTATION_SECONDS", 0.05)
-
-
 def make_items(db: psycopg.Connection) -> None:
     db.execute("CREATE TABLE items (id int PRIMARY KEY, v real[])")
     db.execute("INSERT INTO items VALUES (0, '{0,1}')")
@@ -383,7 +376,7 @@ def items(db: psycopg.Connection) -> psycopg.Connection:
 @contextmanager
 def following(conninfo: str, data_dir: Path, **settings: object) -> Iterator[Daemon]:
     """A syncd, not started, that is gone afterwards."""
-    daemon = quick(Daemon(conninfo, data_dir, **{"checkpoint_seconds": 0.2} | settings))
+    daemon = Daemon(conninfo, data_dir, **{"checkpoint_seconds": 0.2} | settings).with_small_slots()
     try:
         yield daemon
     finally:
@@ -391,11 +384,11 @@ def following(conninfo: str, data_dir: Path, **settings: object) -> Iterator[Dae
             daemon.kill()
 
 
-def assert_in_step(client: Client, db: psycopg.Connection) -> None:
+def assert_in_step(client: Client, db: psycopg.Connection, seconds: float = WITHIN_SECONDS) -> None:
     """The index holds the table's rows, once it includes all that was committed before this call."""
     with db.transaction():
         token = value(db, "SELECT syncd.token()")
-    client.wait(token, timeout_ms=30_000)
+    client.wait(token, timeout_ms=int(seconds * 1000))
     expected = dict(db.execute("SELECT id, v[1] FROM items").fetchall())
     keys = sorted(client.keys("items"))
     assert keys == sorted(expected)
@@ -819,7 +812,7 @@ def test_one_large_transaction_takes_no_more_memory_than_many_small_ones(
                             [first, first + each - 1],
                         )
                     with daemon.client() as client:
-                        assert_in_step(client, db)
+                        assert_in_step(client, db, seconds=300)
                     peaks.append(peak_bytes(daemon))
     print(f"many small transactions: {peaks[0] >> 20} MiB at most, one large: {peaks[1] >> 20} MiB")
     assert peaks[1] < peaks[0] * 1.2
