@@ -1,15 +1,12 @@
 -- Freeing the outbox, and its cap.
 
--- name: begin_rotation
+-- name: rotate
+-- One message to the server, which commits by itself: the locks do not outlive the work, even where syncd is frozen meanwhile. Each statement
+-- has to see what was committed before it took a lock, whatever the role's own isolation level is.
 BEGIN ISOLATION LEVEL READ COMMITTED;
 SET LOCAL statement_timeout = '10s';
-
--- name: read_committed
--- First in a transaction: each statement of the rotation has to see what was committed before it took a lock.
-SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
-
--- name: rotate
-SELECT r.freed, r.later, r.marked, r.rows, r.max_rows FROM syncd.rotate_outbox(%s, %s) AS r;
+SELECT r.freed, r.later, r.marked, r.rows, r.max_rows FROM syncd.rotate_outbox({slot_rows}, {slot_seconds}) AS r;
+COMMIT;
 
 -- name: read_outbox_rows
 SELECT syncd.outbox_rows();

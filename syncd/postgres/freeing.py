@@ -35,9 +35,9 @@ class Rotation:
     max_rows: int
 
 
-def rotation_parameters() -> list[float]:
-    """For the statement ``rotate``."""
-    return [SLOT_ROWS, SLOT_SECONDS]
+def rotate_query() -> str:
+    """The whole transaction, as one message without parameters."""
+    return statement("rotation", "rotate").format(slot_rows=int(SLOT_ROWS), slot_seconds=float(SLOT_SECONDS))
 
 
 def apply_cap(connection: psycopg.Connection) -> None:
@@ -56,17 +56,17 @@ def apply_cap(connection: psycopg.Connection) -> None:
 
 def rotate(connection: psycopg.Connection) -> Rotation | None:
     """One call; ``None`` where another transaction was in the way."""
-    connection.execute(statement("rotation", "begin_rotation"))
     try:
-        row = connection.execute(statement("rotation", "rotate"), rotation_parameters()).fetchone()
-    except pg.LockNotAvailable:
-        connection.execute(statement("passes", "rollback"))
-        return None
-    except BaseException:
+        cursor = connection.execute(rotate_query().encode(), prepare=False)
+    except BaseException as error:
         if not connection.closed:
             connection.execute(statement("passes", "rollback"))
+        if isinstance(error, pg.LockNotAvailable):
+            return None
         raise
-    connection.execute(statement("passes", "commit"))
+    while cursor.description is None and cursor.nextset():
+        pass
+    row = cursor.fetchone()
     assert row is not None
     return Rotation(*row)
 

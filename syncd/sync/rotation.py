@@ -12,7 +12,7 @@ import structlog
 
 from syncd.errors import SyncdError
 from syncd.postgres.control import Control
-from syncd.postgres.freeing import MUST_REBUILD_HINT, Rotation, rotation_parameters
+from syncd.postgres.freeing import MUST_REBUILD_HINT, Rotation, rotate_query
 from syncd.statements import statement
 from syncd.sync.checkpoints import Checkpointer
 from syncd.sync.consumer import Consumer
@@ -68,8 +68,12 @@ class Rotator:
     async def ask(self) -> Rotation:
         """One call of the server's function. Between two passes: our own would have the slots open."""
         async with self.consumer.busy, self.control.transaction() as connection:
-            await connection.execute(statement("rotation", "read_committed"))
-            row = await (await connection.execute(statement("rotation", "rotate"), rotation_parameters())).fetchone()
+            # Between the ends of the transaction that we were given: the rotation is one of its own.
+            parts = [statement("passes", "commit"), rotate_query(), statement("consumer", "begin_report")]
+            cursor = await connection.execute(";\n".join(parts).encode(), prepare=False)
+            while cursor.description is None and cursor.nextset():
+                pass
+            row = await cursor.fetchone()
         assert row is not None
         done = Rotation(*row)
         if done.freed:

@@ -616,7 +616,9 @@ def test_a_live_consumer_that_falls_too_far_behind_rebuilds(
         try:
             fill(items, 4000)
             items.execute("DELETE FROM items WHERE id % 3 = 0")
-            until(lambda: rotate(items)[2] == "default", "it holds the outbox back")
+            until(
+                lambda: rotate(items)[2] == "default", "it holds the outbox back", seconds=60
+            )  # or it was stopped in a pass: for as long as that may be idle
             until(lambda: rotate(items)[0] == 0 and outbox_rows(items) < 2000, "which is freed without it")
             fill(items, 500, 5000)
         finally:
