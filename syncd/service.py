@@ -32,6 +32,7 @@ from syncd.sync.consumer import Consumer
 from syncd.sync.datasets import Registry
 from syncd.sync.mending import Mender
 from syncd.sync.reports import Reporter
+from syncd.sync.rotation import Rotator
 from syncd.sync.verify import Verifier
 
 START_SECONDS = 25.0
@@ -83,6 +84,7 @@ class Service:
         self.reporter = Reporter(self.consumer, self.control)
         self.verifier = Verifier(self.consumer)
         self.mender = Mender(self.consumer, self.control)
+        self.rotator = Rotator(self.consumer, self.control, self.checkpointer)
         self.stopping = anyio.Event()
         self.rpc_stopped = anyio.Event()
         methods = Methods(
@@ -119,6 +121,7 @@ class Service:
                 tasks.start_soon(self.reporter.run)
                 tasks.start_soon(self.verifier.run, self.settings.verify_seconds)
                 tasks.start_soon(self.mender.run)
+                tasks.start_soon(self.rotator.run)
                 tasks.start_soon(self.announce)
                 await self.stopping.wait()
                 self.server.stop()

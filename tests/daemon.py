@@ -35,6 +35,12 @@ class Daemon:
         self.constants[name] = value
         return self
 
+    def with_small_slots(self) -> Daemon:
+        """Go through the outbox' slots after a few rows or an instant, and free what can be freed all the time."""
+        self.with_constant("syncd.postgres.freeing.SLOT_ROWS", 100)
+        self.with_constant("syncd.postgres.freeing.SLOT_SECONDS", 0.2)
+        return self.with_constant("syncd.sync.rotation.ROTATION_SECONDS", 0.05)
+
     @property
     def program(self) -> list[str]:
         """What Python runs."""

@@ -48,6 +48,7 @@ AS $function$
 DECLARE
     event text;
     changed_rows text;
+    probes text;
     inserts text;
 BEGIN
     FOREACH event IN ARRAY ARRAY['insert', 'update', 'delete', 'truncate'] LOOP
@@ -59,7 +60,12 @@ BEGIN
                                       syncd.capture_key(key, 'syncd_o'), syncd.capture_key(key, 'syncd_n'))
             ELSE 'SELECT NULL::pg_catalog.text'
         END;
-        -- Into the current slot's own table: finding it among the partitions would cost a third as much again.
+        -- Into the current slot's own table: finding it among the partitions would cost a third as much again. No other slot's table is
+        -- touched: a lock on it, however weak, would keep it from being freed.
+        SELECT string_agg(format('%3$s syncd_slot OPERATOR(pg_catalog.=) %1$s THEN PERFORM syncd_b.slot, syncd_b.source, syncd_b.op, syncd_b.key, '
+                                 'syncd_k.syncd_key FROM syncd.outbox_%1$s AS syncd_b CROSS JOIN (%2$s) AS syncd_k (syncd_key) LIMIT 0;',
+                                 slot, changed_rows, CASE slot WHEN 0 THEN 'IF' ELSE 'ELSIF' END), E'\n                    ' ORDER BY slot)
+        INTO probes FROM generate_series(0, 2) AS slot;
         SELECT string_agg(format('%5$s syncd_slot OPERATOR(pg_catalog.=) %1$s THEN INSERT INTO syncd.outbox_%1$s (slot, source, op, key) '
                                  'SELECT %1$s, %2$s, %3$L, syncd_k.syncd_key FROM (%4$s) AS syncd_k (syncd_key);',
                                  slot, source_id, CASE event WHEN 'truncate' THEN 't' ELSE 'k' END, changed_rows,
@@ -77,8 +83,8 @@ BEGIN
             BEGIN
                 BEGIN
                     syncd_slot := pg_catalog.pg_sequence_last_value('syncd.outbox_slot'::pg_catalog.regclass);
-                    PERFORM syncd_b.slot, syncd_b.source, syncd_b.op, syncd_b.key, syncd_k.syncd_key
-                    FROM syncd.outbox_0 AS syncd_b CROSS JOIN (%s) AS syncd_k (syncd_key) LIMIT 0;
+                    %s
+                    END IF;
                 EXCEPTION WHEN OTHERS THEN
                     -- A key column was renamed or dropped: the application goes on, and the source is read again.
                     BEGIN
@@ -108,7 +114,7 @@ BEGIN
             END
             $capture$
             $template$,
-            format('capture_%s_%s', source_id, event), changed_rows, source_id, inserts);
+            format('capture_%s_%s', source_id, event), probes, source_id, inserts);
     END LOOP;
     PERFORM syncd.make_row_capture(source_id, key);
 END
@@ -119,6 +125,7 @@ CREATE FUNCTION syncd.make_row_capture(source_id integer, key text[]) RETURNS vo
 LANGUAGE plpgsql SET search_path = pg_catalog, syncd
 AS $function$
 DECLARE
+    probes text;
     inserts text;
 BEGIN
     SELECT string_agg(format('%3$s syncd_slot OPERATOR(pg_catalog.=) %1$s THEN '
@@ -127,8 +134,12 @@ BEGIN
                              'INSERT INTO syncd.outbox_%1$s (slot, source, op, key) VALUES (%1$s, %2$s, ''k'', syncd_key_before); END IF;',
                              slot, source_id, CASE slot WHEN 0 THEN 'IF' ELSE 'ELSIF' END), E'\n                ' ORDER BY slot)
     INTO inserts FROM generate_series(0, 2) AS slot;
+    SELECT string_agg(format('%2$s syncd_slot OPERATOR(pg_catalog.=) %1$s THEN '
+                             'PERFORM syncd_b.slot, syncd_b.source, syncd_b.op, syncd_b.key FROM syncd.outbox_%1$s AS syncd_b LIMIT 0;',
+                             slot, CASE slot WHEN 0 THEN 'IF' ELSE 'ELSIF' END), E'\n                    ' ORDER BY slot)
+    INTO probes FROM generate_series(0, 2) AS slot;
     -- As the statement form, a row at a time, so what can be done once a transaction is: asking for the guard until it has been won, and trying
-    -- the outbox, a quarter of the whole. Local settings remember it: what undoes the notification, or lets go of the lock by which nobody can
+    -- the slot, a quarter of the whole. Local settings remember it: what undoes the notification, or lets go of the lock by which nobody can
     -- drop the outbox, undoes the setting too: a rollback to a savepoint, or the transaction's end.
     EXECUTE format($template$
         CREATE FUNCTION syncd.%1$I() RETURNS trigger
@@ -153,9 +164,10 @@ BEGIN
                         END IF;
                     END IF;
                 END IF;
-                IF COALESCE(pg_catalog.current_setting('syncd.probed', true), '') OPERATOR(pg_catalog.<>) 'yes'::pg_catalog.text THEN
-                    PERFORM syncd_b.slot, syncd_b.source, syncd_b.op, syncd_b.key FROM syncd.outbox_0 AS syncd_b LIMIT 0;
-                    PERFORM pg_catalog.set_config('syncd.probed', 'yes', true);
+                IF COALESCE(pg_catalog.current_setting('syncd.probed', true), '') OPERATOR(pg_catalog.<>) syncd_slot::pg_catalog.text THEN
+                    %6$s
+                    END IF;
+                    PERFORM pg_catalog.set_config('syncd.probed', syncd_slot::pg_catalog.text, true);
                 END IF;
             EXCEPTION WHEN OTHERS THEN
                 PERFORM syncd.note_resync(%4$s, TG_RELID);
@@ -180,7 +192,7 @@ BEGIN
         END
         $capture$
         $template$,
-        format('capture_%s_row', source_id), syncd.capture_key(key, 'OLD'), syncd.capture_key(key, 'NEW'), source_id, inserts);
+        format('capture_%s_row', source_id), syncd.capture_key(key, 'OLD'), syncd.capture_key(key, 'NEW'), source_id, inserts, probes);
     -- Other partitions keep their rows, so the source is read again. TRUNCATE of the root fires this for each leaf, after the root's own.
     EXECUTE format($template$
         CREATE FUNCTION syncd.%I() RETURNS trigger
@@ -201,14 +213,20 @@ $function$;
 CREATE FUNCTION syncd.note_resync(source_id integer, relation oid) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, syncd
 AS $function$
+DECLARE
+    current_slot bigint;
+    noted boolean;
 BEGIN
     BEGIN
-        IF EXISTS (SELECT FROM syncd.outbox AS o
-                   WHERE o.xid = pg_current_xact_id() AND o.op <> 'k' AND o.op IN ('r', 't') AND o.source = source_id) THEN
+        current_slot := pg_sequence_last_value('syncd.outbox_slot'::regclass);
+        -- Only in the current slot, of which the insert takes a lock as well; once more after a switch does no harm.
+        EXECUTE format('SELECT EXISTS (SELECT FROM syncd.%I AS o WHERE o.xid = pg_current_xact_id() AND o.op <> ''k'' '
+                       '               AND o.op IN (''r'', ''t'') AND o.source = $1)', 'outbox_' || current_slot) INTO noted USING source_id;
+        IF noted THEN
             RETURN;
         END IF;
     EXCEPTION WHEN OTHERS THEN
-        NULL;  -- a slot is being freed, and the caller's lock_timeout is short: once more does no harm
+        NULL;  -- the slot was switched and is being freed, and the caller's lock_timeout is short: once more does no harm
     END;
     BEGIN
         INSERT INTO syncd.outbox (slot, source, op) SELECT s.last_value, source_id, 'r' FROM syncd.outbox_slot AS s;

@@ -64,6 +64,10 @@ class CheckpointStore:
                 removed += 1
         return removed
 
+    def kept_nonces(self) -> list[str]:
+        """The nonces of the manifests that are kept."""
+        return [manifest.nonce for manifest in (self.newest, self.previous) if manifest is not None]
+
     def kept_files(self) -> set[str]:
         """The files of the manifests that are kept."""
         return {name for manifest in (self.newest, self.previous) if manifest is not None for name in manifest.files}

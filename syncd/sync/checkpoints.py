@@ -22,7 +22,7 @@ from syncd.postgres.control import Control
 from syncd.postgres.identity import Nonce, write_nonce
 from syncd.statements import statement
 from syncd.store.checkpoint import CheckpointStore
-from syncd.store.manifest import Manifest, SavedDataset, SavedQuarantined, SavedSource
+from syncd.store.manifest import Manifest, SavedDataset, SavedQuarantined, SavedSource, SavedWindow
 from syncd.sync.consumer import Consumer
 from syncd.sync.datasets import Dataset
 from syncd.sync.watched import Unconfirmed, WatchedSource
@@ -112,6 +112,10 @@ class Checkpointer:
             await control.execute(
                 statement("consumer", "note_checkpoint"), [self.consumer.settings.consumer, self.consumer.run_id]
             )
+            await control.execute(
+                statement("consumer", "note_needs"),
+                {"consumer": self.consumer.settings.consumer, "kept": self.store.kept_nonces()},
+            )
         return position, bytes_written
 
     async def capture_and_prove(self) -> tuple[Position, list[CapturedSource], Nonce]:
@@ -123,7 +127,10 @@ class Checkpointer:
             captured = [capture(watched) for watched in consumer.sources.values()]
             try:
                 with translated_errors():
-                    nonce = await consumer.in_thread(write_nonce, connection, consumer.settings.consumer, position)
+                    kept = self.store.kept_nonces()
+                    nonce = await consumer.in_thread(
+                        write_nonce, connection, consumer.settings.consumer, position, kept
+                    )
             except BaseException:
                 for each in captured:
                     each.watched.not_confirmed(each.unconfirmed)
@@ -175,6 +182,7 @@ def capture(watched: WatchedSource) -> CapturedSource:
         datasets=[],
         catalogue=watched.watch.seen,
         doubted=watched.is_believed or watched.watch.rewritten or watched.watch.doubt is not None,
+        window=None if cursor.window is None else SavedWindow(str(cursor.window.end), cursor.window.after),
     )
     indexes = [(dataset, dataset.index.capture()) for dataset in watched.datasets.values()]
     return CapturedSource(watched, saved, indexes, watched.begin_confirming())

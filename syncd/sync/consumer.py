@@ -19,6 +19,7 @@ from anyio.abc import TaskStatus
 
 from syncd.errors import ConsumerReplaced, DatabaseError, DatabaseUnreachable, TimedOut
 from syncd.postgres.connection import first_line, open_pass_connection, translated_errors
+from syncd.postgres.freeing import apply_cap
 from syncd.postgres.identity import (
     Nonce,
     check_server,
@@ -30,6 +31,7 @@ from syncd.postgres.identity import (
 )
 from syncd.postgres.listener import backoff_delays
 from syncd.postgres.outbox import Cursor
+from syncd.postgres.schema import store_settings
 from syncd.postgres.source import Source, read_fingerprint_probe
 from syncd.settings import Settings
 from syncd.statements import statement
@@ -37,7 +39,7 @@ from syncd.store.manifest import Manifest
 from syncd.sync.datasets import ANSWERING, Follower, Registry, State
 from syncd.sync.loading import load_source
 from syncd.sync.pace import Pace
-from syncd.sync.passes import Handover, Pass, PassOutcome
+from syncd.sync.passes import NO_LONGER_HELD, Handover, Pass, PassOutcome
 from syncd.sync.wake import Wake
 from syncd.sync.watched import WatchedSource
 from syncd.types import DatasetName, Position, Snapshot
@@ -135,15 +137,18 @@ class Consumer:
         self.pace = Pace()  # a new session holds no guard
         prepared_transactions = check_server(connection)
         incarnation = read_incarnation(connection)
+        must_rebuild = False
         if first:
-            take_name(connection, self.settings, self.run_id)
+            store_settings(connection, self.settings)
+            apply_cap(connection)
+            must_rebuild = take_name(connection, self.settings, self.run_id)
         self.notifies = notifies(connection, prepared_transactions)
         if self.notifies:  # a connection of our own; behind a pooler every pass brings its settings along
             connection.execute(statement("passes", "session_settings"))
-        position, sources, freed_xid = read_registry(connection)
+        position, sources, freed = read_registry(connection)
         probe, self.fingerprint_probe = self.fingerprint_probe, read_fingerprint_probe(connection)
         if first:
-            self.load(connection, incarnation, position, sources, freed_xid)
+            self.load(connection, incarnation, position, sources, freed, must_rebuild)
         else:
             self.resume(connection, incarnation, position, same_fingerprints=probe == self.fingerprint_probe)
             self.follow_registry(sources, position)
@@ -156,7 +161,8 @@ class Consumer:
         incarnation: str,
         position: Position,
         sources: Sequence[Source],
-        freed_xid: int,
+        freed: Snapshot | None,
+        must_rebuild: bool,
     ) -> None:
         """Take the checkpoint as far as it can be trusted, and read from Postgres what it does not give."""
         manifest, doubt = self.manifest, "there is no checkpoint"
@@ -175,10 +181,9 @@ class Consumer:
             saved = saved_sources.get(source.id)
             if saved is not None and (saved.oid != source.oid or saved.arguments_md5 != source.arguments_md5):
                 saved = None
-            why = doubt
-            if saved is not None and not why and freed_xid >= Snapshot.parse(saved.snapshot).xmin:
-                why = "the outbox no longer holds the changes since the checkpoint"
-            self.sources[source.id] = load_source(source, self.registry, saved, position, doubt=why)
+            lost = must_rebuild or (saved is not None and not doubt and Snapshot.parse(saved.snapshot).lacks(freed))
+            why = NO_LONGER_HELD if lost else doubt
+            self.sources[source.id] = load_source(source, self.registry, saved, position, doubt=why, lost=lost)
 
     def resume(
         self, connection: psycopg.Connection, incarnation: str, position: Position, *, same_fingerprints: bool
@@ -370,6 +375,8 @@ class Consumer:
         sources = self.sources.values()
         if any(watched.is_failed for watched in sources):
             return "failed"
+        if any(watched.must_rebuild for watched in sources):
+            return "must_rebuild"
         if any(watched.reading and not watched.was_ready for watched in sources):
             return "backfilling"
         compared = [watched for watched in sources if watched.reading]
@@ -380,7 +387,7 @@ class Consumer:
 
     def oldest_position(self) -> Position:
         """The position that every source has reached. Snapshots of one consumer are taken one after another, so they are in order."""
-        positions = [watched.cursor.position for watched in self.sources.values()]
+        positions = [watched.cursor.position for watched in self.sources.values() if watched.source.table is not None]
         return min(positions, key=lambda position: position.snapshot.age(), default=self.position)
 
     async def rebuild(self, name: DatasetName) -> int:

@@ -12,7 +12,7 @@ import structlog
 
 from syncd.errors import DamagedFile
 from syncd.index.dataset import DatasetIndex
-from syncd.postgres.outbox import Cursor
+from syncd.postgres.outbox import Cursor, Window
 from syncd.postgres.source import Source
 from syncd.store.manifest import SavedSource
 from syncd.sync.datasets import Dataset, Registry
@@ -23,9 +23,10 @@ logger = structlog.get_logger()
 
 
 def load_source(
-    source: Source, registry: Registry, saved: SavedSource | None, position: Position, *, doubt: str
+    source: Source, registry: Registry, saved: SavedSource | None, position: Position, *, doubt: str, lost: bool = False
 ) -> WatchedSource:
-    """A source ready for its first pass. ``position`` is the present one, from which a source that must be read starts."""
+    """A source ready for its first pass. ``position`` is the present one, from which a source that must be read starts; ``lost`` says
+    that the doubt is about changes that the outbox no longer holds."""
     watched = WatchedSource(source, registry, Cursor(position))
     if saved is None:
         watched.begin_scan()
@@ -49,12 +50,16 @@ def load_source(
         )
     if doubt:
         logger.warning("reconciling", source=source.name, reason=doubt)
-        watched.begin_scan()
+        if lost:
+            watched.rebuild(watched.cursor.position)
+        else:
+            watched.begin_scan()
         return watched
     watched.watch.remember(saved.catalogue)
     if saved.doubted:
         watched.watch.note_doubt(f"{source.name}: a comparison was not over at the last checkpoint", believed=True)
-    watched.cursor = Cursor(Position(Snapshot.parse(saved.snapshot), saved.outbox_id))
+    window = None if saved.window is None else Window(Snapshot.parse(saved.window.end), saved.window.after)
+    watched.cursor = Cursor(Position(Snapshot.parse(saved.snapshot), saved.outbox_id), window)
     watched.unconfirmed.confirmed = watched.cursor
     if damaged:
         watched.begin_scan(None if saved.scanning else frozenset(damaged))

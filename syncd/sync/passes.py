@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import psycopg
+import structlog
 from psycopg import errors as pg
 from psycopg import sql
 
@@ -27,6 +28,11 @@ LOCK_ALL_UP_TO = 8
 RECENTLY_DIRTY_SECONDS = 5.0
 KEYS_PER_READ = 1000
 REREAD_PER_PASS = 5000
+OUTBOX_LOCK_TRIES = 50
+"""Of 100 ms each. A slot is freed in milliseconds; only VACUUM FULL and its like hold the outbox for longer."""
+NO_LONGER_HELD = "the outbox no longer holds the changes since its position"
+
+logger = structlog.get_logger()
 
 
 @dataclass(slots=True)
@@ -109,12 +115,13 @@ class Pass:
         begin = [passes("begin_pass")]
         if self.pooled:
             begin.append(passes("local_settings"))
+        begin.append(passes("lock_outbox"))
         try:
             self.connection.execute(sql.SQL(";\n").join([*begin, *(each.source.lock() for each in wanted)]))
             return list(wanted)
         except (pg.LockNotAvailable, pg.InsufficientPrivilege):
             self.rollback()
-        self.connection.execute(sql.SQL(";\n").join(begin))
+        self.begin_with_outbox(sql.SQL(";\n").join(begin))
         locked = []
         for each in wanted:
             self.connection.execute(passes("savepoint"))
@@ -134,13 +141,27 @@ class Pass:
             self.connection.execute(passes("release_savepoint"))
         return locked
 
+    def begin_with_outbox(self, begin: sql.Composed) -> None:
+        """Open the transaction and lock the outbox; raises ``psycopg.errors.LockNotAvailable`` when somebody keeps it locked."""
+        for _ in range(OUTBOX_LOCK_TRIES - 1):
+            try:
+                self.connection.execute(begin)
+                return
+            except pg.LockNotAvailable:
+                self.rollback()
+        self.connection.execute(begin)
+
     def move(
         self, due: Sequence[WatchedSource], locked: Sequence[WatchedSource], watched: Sequence[WatchedSource]
     ) -> PassOutcome:
         """Everything after the locks: from the snapshot to the new cursors."""
         oldest = min([self.position.snapshot, *(each.cursor.position.snapshot for each in due)], key=Snapshot.age)
-        snapshot, newest_outbox_id, names_changed, marked = self.take_snapshot(locked, oldest)
-        if names_changed or (marked and registry_changed(self.connection, self.position.snapshot)):
+        snapshot, newest_outbox_id, names_changed, marked, freed = self.take_snapshot(locked, oldest)
+        if (
+            names_changed
+            or self.position.snapshot.lacks(freed)
+            or (marked and registry_changed(self.connection, self.position.snapshot))
+        ):
             sources = read_sources(self.connection)
             self.commit()
             return PassOutcome(snapshot, newest_outbox_id, more=True, sources=sources)
@@ -151,6 +172,12 @@ class Pass:
         outcome = PassOutcome(snapshot, newest_outbox_id, locked={each.source.id for each in locked})
         now = time.monotonic()
         ready = [each for each in due if each.retry_at <= now]
+        followed = [each for each in watched if each.source.table is not None]
+        for cursor, group in by_cursor(followed).items() if freed is not None else ():
+            if cursor.position.snapshot.lacks(freed):
+                for each in group:
+                    logger.warning("must_rebuild", source=each.source.name, reason=NO_LONGER_HELD)
+                    each.rebuild(Position(snapshot, newest_outbox_id))
         for cursor, group in by_cursor(ready).items():
             ids = [each.source.id for each in group]
             markers = read_markers(self.connection, cursor, ids) if marked and cursor.window is None else []
@@ -196,8 +223,10 @@ class Pass:
         self.handover.take(row[0], Position(snapshot, newest_outbox_id), wanted)
         return True
 
-    def take_snapshot(self, locked: Sequence[WatchedSource], oldest: Snapshot) -> tuple[Snapshot, int, bool, bool]:
-        """S1, the newest outbox id, whether a locked table's name belongs to another oid by now, and whether there are markers.
+    def take_snapshot(
+        self, locked: Sequence[WatchedSource], oldest: Snapshot
+    ) -> tuple[Snapshot, int, bool, bool, Snapshot | None]:
+        """S1, the newest outbox id, whether a locked table's name belongs to another oid by now, whether there are markers, and what was freed.
 
         Raises when this is no longer our place to be.
         """
@@ -208,16 +237,23 @@ class Pass:
         )
         row = self.connection.execute(query, prepare=False).fetchone()
         assert row is not None
-        snapshot, newest_outbox_id, in_recovery, run_id, names, marked = row
+        snapshot, newest_outbox_id, in_recovery, run_id, names, marked, freed = row
         if in_recovery:
             raise DatabaseUnreachable("the server has become a standby", hint="name all hosts in SYNCD_DSN")
+        if run_id is None:
+            raise ConsumerReplaced(
+                f"the row of consumer {self.consumer!r} was deleted from syncd.consumers",
+                hint="start syncd again if it was not meant to go: it reads the tables again",
+            )
         if run_id != self.run_id:
             raise ConsumerReplaced(
                 f"another process has taken the consumer name {self.consumer!r}",
                 hint="stop one of them, or give each its own SYNCD_CONSUMER",
             )
         expected = {(each.source.oid, each.source.schema, each.source.table) for each in locked}
-        return Snapshot.parse(snapshot), newest_outbox_id, {tuple(name) for name in names} != expected, marked
+        names_changed = {tuple(name) for name in names} != expected
+        freed = None if freed is None else Snapshot.parse(freed)
+        return Snapshot.parse(snapshot), newest_outbox_id, names_changed, marked, freed
 
     def bring(self, each: WatchedSource, changes: Changes) -> int:
         """Read one source's changed rows, apply them, and move its cursor. Returns how many rows changed."""

@@ -25,7 +25,7 @@ from syncd.sync.datasets import ANSWERING, Dataset, Registry, State
 from syncd.sync.directory import Directory
 from syncd.sync.reading import EXPRESSION_FAILED
 from syncd.sync.watch import Watch
-from syncd.types import DatasetName, Key, dataset_name
+from syncd.types import DatasetName, Key, Position, dataset_name
 
 FIRST_RETRY_SECONDS = 0.05
 LAST_RETRY_SECONDS = 15.0
@@ -117,6 +117,7 @@ class WatchedSource:
         self.failure: str | None = None
         self.is_failed = False
         self.was_ready = False
+        self.must_rebuild = False
         self.retry_at = 0.0
         self.dirty_at = 0.0
         self.moved_at: float | None = None
@@ -382,6 +383,14 @@ class WatchedSource:
                 dataset.sweeping = True
                 dataset.state = "catching_up" if dataset.index.count else "backfilling"
 
+    def rebuild(self, position: Position) -> None:
+        """The outbox no longer holds all changes since the cursor: start from ``position``, and compare every row."""
+        self.cursor = Cursor(position)
+        self.must_rebuild = True
+        self.begin_scan()
+        for dataset in self.datasets.values():
+            dataset.state, dataset.reason = "must_rebuild", "it is compared with its table"
+
     def end_scan(self) -> int:
         """Close a scan: what it did not find goes. Returns how many rows went. A dataset whose dimension turned out wrong is read again."""
         assert self.scan is not None
@@ -426,6 +435,7 @@ class WatchedSource:
                 self.registry.publish(dataset)
         if self.reading:
             return
+        self.must_rebuild = False
         if not self.was_ready:
             rows = sum(dataset.index.count for dataset in self.datasets.values())
             logger.info("source_ready", source=self.source.name, datasets=len(self.datasets), rows=rows)
@@ -473,8 +483,7 @@ class WatchedSource:
         """A checkpoint takes the state as it is now; returns what ``confirm`` or ``not_confirmed`` is to be given."""
         taken, self.unconfirmed = self.unconfirmed, Unconfirmed(self.unconfirmed.confirmed)
         self.unconfirmed.everything = self.reading
-        taken_cursor = self.cursor if self.cursor.window is None else Cursor(self.cursor.position)
-        self.unconfirmed.confirmed, taken.confirmed = taken_cursor, taken.confirmed
+        self.unconfirmed.confirmed = self.cursor
         return taken
 
     def not_confirmed(self, taken: Unconfirmed) -> None:
