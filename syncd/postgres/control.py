@@ -21,6 +21,8 @@ class Control:
         self.lock = anyio.Lock()
         self.stack = AsyncExitStack()
         self.connection: psycopg.AsyncConnection | None = None
+        self.opened = 0
+        """How many connections there have been: what was written over another one may be gone."""
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[psycopg.AsyncConnection]:
@@ -44,6 +46,7 @@ class Control:
             except psycopg.OperationalError:
                 await self.close()
         self.connection = await self.stack.enter_async_context(connect(self.conninfo, self.consumer))
+        self.opened += 1
         with translated_errors(self.conninfo):
             await self.connection.execute(statement("consumer", "begin_report"))
         return self.connection

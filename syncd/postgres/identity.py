@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
+from datetime import datetime
 
 import psycopg
 import structlog
+from psycopg import errors as pg
 
 from syncd.errors import DatabaseUnreachable
+from syncd.postgres.connection import not_installed
 from syncd.postgres.schema import (
     NOTIFY_GUARDED,
     NOTIFY_GUARDED_BY_DEFAULT,
@@ -62,7 +65,8 @@ def read_incarnation(connection: psycopg.Connection) -> str:
         connection.execute(statement("consumer", "lock_identity"))
         incarnation, original = fetch_identity(connection)  # another consumer may have been first
         if not original:
-            for name in ("forget_outbox", "forget_checkpoints", "forget_identity", "new_identity"):
+            forget_outbox(connection)
+            for name in ("forget_checkpoints", "forget_identity", "new_identity"):
                 connection.execute(statement("consumer", name))
             logger.warning(
                 "database_restored", reason="the database is a restored copy: every index is compared with its table"
@@ -71,18 +75,44 @@ def read_incarnation(connection: psycopg.Connection) -> str:
     return incarnation
 
 
+def forget_outbox(connection: psycopg.Connection) -> None:
+    """Remove another cluster's transaction ids, inside a transaction. No writer waits: where one is open, row by row."""
+    try:
+        with connection.transaction():
+            connection.execute(statement("consumer", "lock_outbox"))
+            connection.execute(statement("consumer", "forget_outbox"))
+    except pg.LockNotAvailable:
+        connection.execute(statement("consumer", "forget_outbox_rows"))
+
+
 def fetch_identity(connection: psycopg.Connection) -> tuple[str, bool]:
     """Incarnation, and whether its row is the one that was written here."""
     row = connection.execute(statement("consumer", "read_identity")).fetchone()
-    assert row is not None, "init writes the row"
+    if row is None:  # init writes it: a dump is being restored
+        raise not_installed()
     return str(row[0]), bool(row[1])
 
 
-def take_name(connection: psycopg.Connection, settings: Settings, run_id: str) -> None:
-    """Hold the consumer's name from now on, and store the settings that belong to the database."""
+def take_name(connection: psycopg.Connection, settings: Settings, run_id: str) -> datetime:
+    """Hold the consumer's name from now on, and store the settings that belong to the database. Returns since when."""
     connection.execute(statement("consumer", "begin_start"))
-    connection.execute(statement("consumer", "take_consumer_name"), [settings.consumer, run_id])
+    row = connection.execute(statement("consumer", "take_consumer_name"), [settings.consumer, run_id]).fetchone()
+    assert row is not None
     connection.execute(statement("passes", "commit"))
+    store_settings(connection, settings)
+    return datetime.fromisoformat(str(row[0]))
+
+
+def keep_name(connection: psycopg.Connection, settings: Settings, run_id: str, since: datetime) -> None:
+    """Hold the name in a database that has forgotten it, unless another process has taken it since; the next pass finds that out."""
+    kept = connection.execute(statement("consumer", "keep_consumer_name"), [settings.consumer, run_id, since])
+    if kept.rowcount:
+        logger.warning("name_kept", reason="the database has been turned back to before this start")
+        store_settings(connection, settings)
+
+
+def store_settings(connection: psycopg.Connection, settings: Settings) -> None:
+    """The settings that belong to the database."""
     for name, parameters in database_settings(settings):
         connection.execute(statement("consumer", name), parameters)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import TypeVar, TypeVarTuple
 
 import anyio
@@ -23,6 +24,7 @@ from syncd.postgres.identity import (
     Nonce,
     check_server,
     has_nonce,
+    keep_name,
     notifies,
     read_incarnation,
     read_registry,
@@ -68,6 +70,7 @@ class Consumer:
         self.sources: dict[int, WatchedSource] = {}
         self.position = NOWHERE
         self.incarnation = ""
+        self.name_since: datetime | None = None
         self.nonce: Nonce | None = None
         self.notifies = True
         self.connected = False
@@ -133,7 +136,9 @@ class Consumer:
         prepared_transactions = check_server(connection)
         incarnation = read_incarnation(connection)
         if first:
-            take_name(connection, self.settings, self.run_id)
+            self.name_since = take_name(connection, self.settings, self.run_id)
+        elif self.name_since is not None:
+            keep_name(connection, self.settings, self.run_id, self.name_since)
         self.notifies = notifies(connection, prepared_transactions)
         if self.notifies:  # a connection of our own; behind a pooler every pass brings its settings along
             connection.execute(statement("passes", "session_settings"))
@@ -189,7 +194,11 @@ class Consumer:
     def follow_registry(self, sources: Sequence[Source], position: Position) -> None:
         """Take up what was attached and let go of what was detached, as of ``position``."""
         attached = {source.id: source for source in sources}
-        gone = {source_id: watched for source_id, watched in self.sources.items() if source_id not in attached}
+        gone = {
+            source_id: watched
+            for source_id, watched in self.sources.items()
+            if source_id not in attached or not watched.source.is_same(attached[source_id])
+        }
         by_oid = {watched.source.oid: watched for watched in gone.values()}
         for source_id in gone:
             del self.sources[source_id]

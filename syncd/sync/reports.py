@@ -32,6 +32,7 @@ class Reporter:
         self.consumer = consumer
         self.control = control
         self.datasets: DatasetReport | None = None
+        self.opened = 0
         self.quarantine: dict[tuple[int, Key], Quarantined] = {}
 
     async def run(self) -> None:
@@ -59,6 +60,8 @@ class Reporter:
             }
         position = str(consumer.oldest_position().snapshot)
         async with self.control.transaction() as connection:
+            if self.opened != self.control.opened:  # the server may have lost reports since, or be another one
+                self.datasets, self.opened = None, self.control.opened
             await connection.execute(
                 statement("consumer", "report_consumer"),
                 [consumer.state, position, consumer.lag_rows, consumer.lag_seconds, name, consumer.run_id],
