@@ -109,8 +109,9 @@ SET LOCAL statement_timeout = '30s';
 INSERT INTO syncd.checkpoints (nonce, consumer, snapshot) VALUES (%s, %s, %s::pg_snapshot) RETURNING xid::text;
 
 -- name: forget_old_nonces
--- Two checkpoints are kept on disk; a few more rows cost nothing and let an older copy of the directory be recognised.
-DELETE FROM syncd.checkpoints WHERE consumer = %s AND nonce NOT IN (
+-- Two checkpoints are kept on disk, and while it is full no newer ones come; a few more rows cost nothing and let an older copy of the
+-- directory be recognised.
+DELETE FROM syncd.checkpoints WHERE consumer = %s AND NOT nonce = ANY (%s::uuid[]) AND nonce NOT IN (
     SELECT c.nonce FROM syncd.checkpoints AS c WHERE c.consumer = %s ORDER BY c.xid DESC LIMIT 4);
 
 -- name: note_checkpoint

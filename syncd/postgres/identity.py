@@ -8,6 +8,7 @@ is not. Server identifiers and WAL positions would need privileges that managed 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -131,8 +132,8 @@ def has_nonce(connection: psycopg.Connection, nonce: Nonce) -> bool:
     return result.fetchone() is not None
 
 
-def write_nonce(connection: psycopg.Connection, consumer: str, position: Position) -> Nonce:
-    """Commit a new nonce durably: the commit flushes everything that was visible before it.
+def write_nonce(connection: psycopg.Connection, consumer: str, position: Position, kept: Sequence[str]) -> Nonce:
+    """Commit a new nonce durably: the commit flushes everything that was visible before it. Nonces ``kept`` are those of checkpoints on disk.
 
     It must go over the very connection that the position was read on. Over another one it might reach a server that has crashed and
     lost commits since, and would then vouch for what is gone.
@@ -144,7 +145,7 @@ def write_nonce(connection: psycopg.Connection, consumer: str, position: Positio
             statement("consumer", "write_nonce"), [value, consumer, str(position.snapshot)]
         ).fetchone()
         assert row is not None
-        connection.execute(statement("consumer", "forget_old_nonces"), [consumer, consumer])
+        connection.execute(statement("consumer", "forget_old_nonces"), [consumer, list(kept), consumer])
     except BaseException:
         if not connection.closed:
             connection.execute(statement("passes", "rollback"))
