@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import anyio
+import psycopg
 import structlog
 from anyio import to_thread
 
@@ -100,10 +101,12 @@ class Checkpointer:
 
     async def write(self) -> tuple[Position, int]:
         """The four steps."""
+        connection = await self.consumer.settled_connection(CONNECTION_SECONDS)
         try:
-            position, captured, nonce = await self.capture_and_prove()
+            position, captured, nonce = await self.capture_and_prove(connection)
         except DatabaseUnreachable:  # the connection was lost unnoticed; the consumer opens another
-            position, captured, nonce = await self.capture_and_prove()
+            connection = await self.consumer.settled_connection(CONNECTION_SECONDS)
+            position, captured, nonce = await self.capture_and_prove(connection)
         try:
             bytes_written = await to_thread.run_sync(self.write_files, captured, nonce)
         except OSError as error:
@@ -120,10 +123,9 @@ class Checkpointer:
             logger.debug("checkpoint_not_noted", error=str(error))
         return position, bytes_written
 
-    async def capture_and_prove(self) -> tuple[Position, list[CapturedSource], Nonce]:
+    async def capture_and_prove(self, connection: psycopg.Connection) -> tuple[Position, list[CapturedSource], Nonce]:
         """Steps 1 and 2; raises ``DatabaseError``."""
         consumer = self.consumer
-        connection = await consumer.settled_connection(CONNECTION_SECONDS)
         async with consumer.busy:
             position = consumer.oldest_position()
             captured = [capture(watched) for watched in consumer.sources.values()]

@@ -142,6 +142,8 @@ class Consumer:
         self.notifies = notifies(connection, prepared_transactions)
         if self.notifies:  # a connection of our own; behind a pooler every pass brings its settings along
             connection.execute(statement("passes", "session_settings"))
+        else:
+            connection.prepare_threshold = None
         position, sources, freed_xid = read_registry(connection)
         if first:
             self.load(connection, incarnation, position, sources, freed_xid)

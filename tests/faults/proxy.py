@@ -52,6 +52,8 @@ class Proxy:
         """Of each direction."""
         self.drops_notifications = False
         """Of connections to come; they must not be encrypted."""
+        self.budget: int | None = None
+        """Cut the connection that gets more bytes than this from the server; then no other."""
         self.refusing = False
         self.dark = False
         self.accepted = 0
@@ -93,6 +95,12 @@ class Proxy:
             while data := source.recv(CHUNK):
                 time.sleep(self.latency_seconds)
                 link.open.wait()
+                if source is link.server and self.budget is not None:
+                    self.budget -= len(data)
+                    if self.budget < 0:
+                        self.budget = None
+                        link.end(reset=True)
+                        break
                 sink.sendall(data if cut_out is None else cut_out.rest_of(data))
         link.end(reset=False)
         link.direction_ended()

@@ -7,7 +7,6 @@ import itertools
 import shutil
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
