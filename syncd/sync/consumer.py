@@ -237,6 +237,10 @@ class Consumer:
         """One pass over all sources, in a worker thread."""
         row = connection.execute(statement("consumer", "read_open_writers"), prepare=self.notifies).fetchone()
         self.pace.note_writers(frozenset(row[0]) if row else frozenset())
+        if self.registry.freed:
+            self.registry.freed = False
+            for watched in self.sources.values():
+                watched.try_taken_names()
         this = Pass(connection, self.settings.consumer, self.run_id, self.position, pooled=not self.notifies)
         outcome = this.run(list(self.sources.values()))
         if outcome.sources is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 
 import anyio
 import psycopg
@@ -17,6 +18,8 @@ from syncd.sync.watched import Quarantined
 from syncd.types import DatasetName, Key
 
 REPORT_SECONDS = 5.0
+MAX_REPORTED_ROWS = 10_000
+"""Of a consumer's quarantine: who has more has one problem many times, and ``status`` counts them all."""
 
 logger = structlog.get_logger()
 
@@ -53,11 +56,12 @@ class Reporter:
             dataset.name: (dataset.state, dataset.index.count) for dataset in consumer.registry.by_name.values()
         }
         async with consumer.busy:
-            quarantine = {
-                (source_id, key): row
+            oldest_first = (
+                ((source_id, key), row)
                 for source_id, watched in consumer.sources.items()
                 for key, row in watched.quarantine.items()
-            }
+            )
+            quarantine = dict(islice(oldest_first, MAX_REPORTED_ROWS))
         position = str(consumer.oldest_position().snapshot)
         async with self.control.transaction() as connection:
             if self.opened != self.control.opened:  # the server may have lost reports since, or be another one

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import structlog
@@ -24,6 +24,7 @@ from syncd.sync.datasets import Dataset, Registry
 from syncd.sync.directory import Directory
 from syncd.types import DatasetName, Key, dataset_name
 
+ONE_TIME = timedelta(seconds=1)
 FIRST_RETRY_SECONDS = 0.05
 LAST_RETRY_SECONDS = 15.0
 MAX_UNCONFIRMED_KEYS = 200_000
@@ -89,6 +90,7 @@ class WatchedSource:
         self.datasets: dict[DatasetName, Dataset] = {}
         self.directory = Directory(source.key_kind)
         self.quarantine: dict[Key, Quarantined] = {}
+        self.last_rejected: Quarantined | None = None
         self.scan: Scan | None = None
         self.predecessor: WatchedSource | None = None
         self.failure: str | None = None
@@ -113,7 +115,7 @@ class WatchedSource:
     def adopt(self, dataset: Dataset) -> None:
         """Take a dataset that was loaded from a checkpoint."""
         self.datasets[dataset.name] = dataset
-        self.directory.adopt(list(self.datasets.values()))
+        self.directory.adopt([dataset])
         self.registry.publish(dataset)
 
     def apply(self, asked: Sequence[Key], rows: Sequence[Row]) -> int:
@@ -168,6 +170,10 @@ class WatchedSource:
                 if row.dataset in empty and row.reason == "dimension_mismatch"
             }
 
+    def try_taken_names(self) -> None:
+        """A dataset of another source has gone: read again the rows that its name was taken from."""
+        self.reread |= {str(key) for key, row in self.quarantine.items() if row.reason == "dataset_taken"}
+
     def usable(
         self, dataset: Dataset, keys: Sequence[Key], values: Sequence[bytes], touched: set[Key]
     ) -> tuple[list[Key], list[NDArray[np.float32]]]:
@@ -219,7 +225,15 @@ class WatchedSource:
 
     def reject(self, key: Key, dataset: DatasetName, reason: str) -> None:
         """Put a live row into quarantine; ``apply`` takes any indexed version of it out of the index."""
-        self.quarantine[key] = Quarantined(dataset, reason, datetime.now(UTC))
+        last = self.last_rejected
+        if (
+            last is None
+            or last.dataset != dataset
+            or last.reason != reason
+            or datetime.now(UTC) - last.since > ONE_TIME
+        ):
+            self.last_rejected = last = Quarantined(dataset, reason, datetime.now(UTC))
+        self.quarantine[key] = last  # many rows are bad in the same way, and share what is said of them
         logger.debug("row_quarantined", source=self.source.name, dataset=dataset, key=key, reason=reason)
 
     def dataset(self, name: DatasetName) -> Dataset | None:
@@ -233,7 +247,7 @@ class WatchedSource:
             return None
         mine = self.registry.create(name, self.source, self)
         self.datasets[name] = mine
-        self.directory.adopt(list(self.datasets.values()))
+        self.directory.adopt([mine])
         if listed is None:
             self.registry.publish(mine)
             if self.scan is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -106,7 +107,13 @@ def test_a_damaged_file_has_its_dataset_read_again_and_no_other(saved: Daemon, k
             path.rmdir()
 
 
-@pytest.mark.parametrize("damage", [truncate, flip_a_bit, Path.unlink], ids=["torn", "flipped bit", "missing"])
+def change_a_digit(path: Path) -> None:
+    """It is still JSON, and says that the future has been applied."""
+    content = re.sub(rb'"snapshot":"(\d+):(\d+):', rb'"snapshot":"9\1:9\2:', path.read_bytes())
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncate, change_a_digit, Path.unlink], ids=["torn", "changed", "missing"])
 @pytest.mark.parametrize(
     "names",
     [["manifest.json"], ["manifest.previous.json"], ["manifest.json", "manifest.previous.json"]],

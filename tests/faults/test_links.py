@@ -189,12 +189,15 @@ def test_connections_reset_again_and_again_while_rows_change_and_checkpoints_are
 def test_connections_reset_during_the_first_reading(direct: str, behind: Daemon, proxy: Proxy) -> None:
     with psycopg.connect(direct) as db:
         upsert(db, ITEMS, range(100, 6000), seed=5)
-    behind.with_constant("syncd.sync.watched.SCAN_PAGE_ROWS", (50, 50, 50))
+    behind.with_constant("syncd.sync.watched.SCAN_PAGE_ROWS", (4, 4, 4))
     behind.with_constant("syncd.postgres.listener.LAST_DELAY_SECONDS", 0.2)
     behind.spawn()
-    until(lambda: proxy.accepted > 0 and logged(behind, "source_to_be_read") > 0, "it has begun")
-    for _ in range(8):
-        until(lambda: proxy.reset() > 0, "it is connected")
+    until(behind.socket.exists, "it serves")
+    with behind.client() as client:
+        until(lambda: client.status().listener_connected, "it has started")
+        for _ in range(5):
+            assert client.status().state == "backfilling"
+            until(lambda: proxy.reset() > 0, "it is connected")
     change(direct, seed=2)
     assert_in_step(direct, behind)
 
