@@ -22,7 +22,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from syncd.errors import RequestError
 from tests.conftest import TEMPLATE, prepare
 from tests.daemon import Daemon
-from tests.faults.following import applied, assert_in_step, attach_tables, change, logged, until, upsert
+from tests.faults.following import TABLES, applied, assert_in_step, attach_tables, change, logged, until, upsert
 from tests.faults.proxy import Proxy
 from tests.oracle.tables import ITEMS, TOPICS
 from tests.servers import PostgresServer, available
@@ -372,7 +372,7 @@ def test_behind_a_pooler_in_transaction_mode_no_session_is_relied_on(
             daemon = Daemon(through, tmp_path / "data", notify="off")
             daemon.with_constant("syncd.sync.reports.REPORT_SECONDS", 0.05)
             try:
-                daemon.start()
+                daemon.start("--verbose")
                 stopped = threading.Event()
 
                 def disturb() -> None:  # so that syncd's transactions change between the pooler's sessions
@@ -391,10 +391,15 @@ def test_behind_a_pooler_in_transaction_mode_no_session_is_relied_on(
                     finally:
                         stopped.set()
                         disturbing.result()
+                with psycopg.connect(direct) as holder, daemon.client() as client:
+                    holder.execute("LOCK TABLE items")  # the pass' own limits hold in whichever session it is
+                    token = change(direct, seed=30, tables=TABLES[1:])
+                    client.search("docs/a", [1, 2, 3, 4], after=token, timeout_ms=10_000)
                 with psycopg.connect(direct) as db:
                     assert db.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").fetchone() == (0,)
                     assert db.execute("SELECT count(*) > 3 FROM syncd.status").fetchone() == (True,)
-                assert logged(daemon, "prepared statement") == logged(daemon, "database_lost") == 0
+                for trouble in ("prepared statement", "database_lost", "report_failed", "checkpoint_not_noted"):
+                    assert logged(daemon, trouble) == 0
                 daemon.stop()
             finally:
                 if daemon.process is not None:
