@@ -55,16 +55,7 @@ class Source:
     def is_same(self, other: Source) -> bool:
         """Whether an index of one is an index of the other. A number alone does not tell: a database that was turned back gives it out again."""
         mine, others = (
-            (
-                each.id,
-                each.oid,
-                each.arguments_md5,
-                each.key,
-                each.key_types,
-                each.vector,
-                each.vector_type,
-                each.metric,
-            )
+            (each.id, each.oid, each.arguments_md5, each.key_types, each.vector_type, each.dimension, each.metric)
             for each in (self, other)
         )
         return mine == others
