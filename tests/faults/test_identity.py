@@ -347,14 +347,23 @@ def test_commits_that_a_crash_has_lost_leave_the_index(tmp_path: Path, how: str)
                 server.crash()
                 server.start()
             else:
-                with psycopg.connect(conninfo) as victim:
+                with psycopg.connect(conninfo) as victim, psycopg.connect(conninfo, autocommit=True) as witness:
                     os.kill(victim.info.backend_pid, signal.SIGKILL)
+                    until(lambda: is_cut(witness), "the postmaster ends the others")
                 until(lambda: answers(server), "the server is back")
             [(kept,)] = server.execute("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint", DATABASE)
             assert kept <= last + 3, "the crash lost nothing, so it proves nothing"
             assert_in_step(conninfo, daemon)
             change(conninfo, seed=7)
             assert_in_step(conninfo, daemon)
+
+
+def is_cut(connection: psycopg.Connection) -> bool:
+    try:
+        connection.execute("SELECT 1")
+    except psycopg.OperationalError:
+        return True
+    return False
 
 
 def answers(server: PostgresServer) -> bool:
