@@ -37,6 +37,7 @@ PING_INTERVAL = ("syncd.postgres.listener.PING_INTERVAL_SECONDS", 0.5)
 PING_TIMEOUT = ("syncd.postgres.listener.PING_TIMEOUT_SECONDS", 1.0)
 CONNECT_TIMEOUT = ("syncd.postgres.connection.CONNECT_TIMEOUT_SECONDS", 2)
 CONNECTION_SECONDS = ("syncd.sync.checkpoints.CONNECTION_SECONDS", 1.0)
+NO_LOOKOUT = ("syncd.sync.pace.AFTER_ACTIVITY_SECONDS", 0.0)  # a change is not found because there was one just before
 LAST_DELAY = ("syncd.postgres.listener.LAST_DELAY_SECONDS", 1.0)
 
 
@@ -243,12 +244,12 @@ def backends(db: psycopg.Connection) -> list[int]:
 
 def test_no_notification_arrives_and_changes_are_found_by_looking(direct: str, behind: Daemon, proxy: Proxy) -> None:
     proxy.drops_notifications = True
-    behind.start()
+    behind.with_constant(*NO_LOOKOUT).start()
     found_soon(direct, behind)
 
 
 def test_notifications_switched_off_behind_syncds_back(direct: str, behind: Daemon) -> None:
-    behind.start()
+    behind.with_constant(*NO_LOOKOUT).start()
     with psycopg.connect(direct, autocommit=True) as db:
         db.execute("SELECT setval('syncd.notify_mode', 0)")
     found_soon(direct, behind)
@@ -258,7 +259,6 @@ def found_soon(conninfo: str, daemon: Daemon) -> None:
     """Without asking for a position, which would wake syncd: each change is found within the poll and a moment."""
     with daemon.client() as client, psycopg.connect(conninfo, autocommit=True) as db:
         for n in range(1000, 1004):
-            time.sleep(0.3)  # not to be found by the look-outs after the change before; nothing is waited for
             upsert(db, ITEMS, [n], seed=0)
             dataset = f"items/{TOPICS[n % 5]}"
             until(lambda n=n, dataset=dataset: len(client.get(dataset, [n])) == 1, f"row {n}", seconds=3.0)  # type: ignore[misc]
