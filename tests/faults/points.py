@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import os
 import pkgutil
 import signal
@@ -115,20 +116,17 @@ def watch(folder: str) -> None:
 
 def wrapper(point: Point, function: Callable[..., Any], folder: Path) -> Callable[..., Any]:
     """The function, with a death before or after it."""
-    calls = 0
+    calls = itertools.count(1)  # one step: datasets are saved in several threads
 
     def here() -> None:
-        nonlocal calls
         try:
             armed = (folder / ARMED).read_text()
         except FileNotFoundError:
             return
-        if armed == repr(point):
-            calls += 1
-            if calls == point.nth:
-                (folder / REACHED).write_text(repr(point))
-                (folder / ARMED).unlink()
-                os.kill(os.getpid(), signal.SIGKILL)
+        if armed == repr(point) and next(calls) == point.nth:
+            (folder / REACHED).write_text(repr(point))
+            (folder / ARMED).unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
 
     @functools.wraps(function)
     def around(*arguments: Any, **named: Any) -> Any:
