@@ -1,8 +1,9 @@
 -- The consumer's own rows, and what it asks of the server outside passes.
 
 -- name: read_server
+-- A dump is restored with its indexes last: before them there are tables that lack rows.
 SELECT pg_is_in_recovery(), current_setting('server_version_num')::integer, current_setting('max_prepared_transactions')::integer,
-       to_regclass('syncd.alembic_version') IS NOT NULL, current_setting('transaction_read_only')::boolean;
+       to_regclass('syncd.alembic_version') IS NOT NULL AND to_regclass('syncd.meta_one_row') IS NOT NULL, current_setting('transaction_read_only')::boolean;
 
 -- name: read_revision
 SELECT version_num FROM syncd.alembic_version;
@@ -14,6 +15,10 @@ SELECT m.incarnation::text, m.xmin::text::bigint = m.xid::text::bigint % 4294967
 -- name: lock_identity
 LOCK TABLE syncd.meta IN ACCESS EXCLUSIVE MODE;
 
+-- name: lock_outbox
+-- Never waiting: writers would queue behind us.
+LOCK TABLE syncd.outbox IN ACCESS EXCLUSIVE MODE NOWAIT;
+
 -- name: forget_outbox
 TRUNCATE syncd.outbox;
 
@@ -23,6 +28,10 @@ UPDATE syncd.outbox_limit SET freed = NULL;
 
 -- name: forget_needs
 UPDATE syncd.consumers SET needs = DEFAULT, must_rebuild = false;
+
+-- name: forget_outbox_rows
+-- Where a writer is open. Its own rows, and those of later writers, are this cluster's, and stay.
+DELETE FROM syncd.outbox;
 
 -- name: forget_checkpoints
 DELETE FROM syncd.checkpoints;
@@ -40,7 +49,14 @@ INSERT INTO syncd.consumers AS c (name, run_id) VALUES (%s, %s)
 ON CONFLICT (name) DO UPDATE
 SET run_id = excluded.run_id, started_at = now(), reported_at = now(), state = CASE WHEN c.must_rebuild THEN 'must_rebuild' ELSE 'catching_up' END,
     needs = CASE WHEN c.must_rebuild THEN excluded.needs ELSE c.needs END, must_rebuild = false
-RETURNING state = 'must_rebuild';
+RETURNING state = 'must_rebuild', started_at;
+
+-- name: keep_consumer_name
+-- After a reconnect. No row, or one from before ours, is the past: the database was restored, turned back, or was a standby that had not
+-- heard of us. A row from after ours is that of a process that has replaced us, and stays.
+INSERT INTO syncd.consumers AS c (name, run_id, started_at) VALUES (%s, %s, %s)
+ON CONFLICT (name) DO UPDATE SET run_id = excluded.run_id, started_at = excluded.started_at, reported_at = now(), state = 'catching_up'
+WHERE c.run_id <> excluded.run_id AND c.started_at < excluded.started_at;
 
 -- name: set_notify_mode
 SELECT setval('syncd.notify_mode', %s);
@@ -104,7 +120,7 @@ SET LOCAL statement_timeout = '30s';
 INSERT INTO syncd.checkpoints (nonce, consumer, snapshot) VALUES (%s, %s, %s::pg_snapshot) RETURNING xid::text;
 
 -- name: forget_old_nonces
--- Two checkpoints are kept on disk; a few more rows cost nothing and let an older copy of the directory be recognised.
+-- Two checkpoints are kept on disk, and while it is full no newer ones come; a few more rows cost nothing and let an older copy of the directory be recognised.
 DELETE FROM syncd.checkpoints WHERE consumer = %(consumer)s AND NOT nonce = ANY (%(kept)s::uuid[]) AND nonce NOT IN (
     SELECT c.nonce FROM syncd.checkpoints AS c WHERE c.consumer = %(consumer)s ORDER BY c.xid DESC LIMIT 4);
 

@@ -135,6 +135,11 @@ SELECT hash_record_extended(ROW(1::bigint, 'a'::text COLLATE "C", jsonb_build_ar
 -- The last key of the next page of a scan, in the order of the key's own index.
 SELECT {key} FROM {source} WHERE {after} ORDER BY {columns} OFFSET {page_rows} - 1 LIMIT 1;
 
+-- name: estimate_rows
+-- A table that was never analysed has no count; its size, at a kilobyte a row, does for an order.
+SELECT c.oid::bigint, CASE WHEN c.reltuples > 0 THEN c.reltuples ELSE pg_table_size(c.oid) / 1024 END::double precision
+FROM pg_class AS c WHERE c.oid = ANY ({oids}::oid[]);
+
 -- name: match_keys
 {column} = ANY ($1::text[]::{type}[]);
 

@@ -10,16 +10,20 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 import psycopg
 import structlog
+from psycopg import errors as pg
 
 from syncd.errors import DatabaseUnreachable
+from syncd.postgres.connection import not_installed
 from syncd.postgres.schema import (
     NOTIFY_GUARDED,
     NOTIFY_GUARDED_BY_DEFAULT,
     check_installed,
     check_server_version_number,
+    store_settings,
 )
 from syncd.postgres.source import Source, read_sources
 from syncd.settings import Settings
@@ -27,7 +31,6 @@ from syncd.statements import statement
 from syncd.types import Position, Snapshot
 
 FORGET_ANOTHER_CLUSTER = (
-    "forget_outbox",
     "forget_freed",
     "forget_needs",
     "forget_checkpoints",
@@ -71,6 +74,7 @@ def read_incarnation(connection: psycopg.Connection) -> str:
         connection.execute(statement("consumer", "lock_identity"))
         incarnation, original = fetch_identity(connection)  # another consumer may have been first
         if not original:
+            forget_outbox(connection)
             for name in FORGET_ANOTHER_CLUSTER:
                 connection.execute(statement("consumer", name))
             logger.warning(
@@ -80,19 +84,39 @@ def read_incarnation(connection: psycopg.Connection) -> str:
     return incarnation
 
 
+def forget_outbox(connection: psycopg.Connection) -> None:
+    """Remove another cluster's transaction ids, inside a transaction. No writer waits: where one is open, row by row."""
+    try:
+        with connection.transaction():
+            connection.execute(statement("consumer", "lock_outbox"))
+            connection.execute(statement("consumer", "forget_outbox"))
+    except pg.LockNotAvailable:
+        connection.execute(statement("consumer", "forget_outbox_rows"))
+
+
 def fetch_identity(connection: psycopg.Connection) -> tuple[str, bool]:
     """Incarnation, and whether its row is the one that was written here."""
     row = connection.execute(statement("consumer", "read_identity")).fetchone()
-    assert row is not None, "init writes the row"
+    if row is None:  # init writes it: a dump is being restored
+        raise not_installed()
     return str(row[0]), bool(row[1])
 
 
-def take_name(connection: psycopg.Connection, settings: Settings, run_id: str) -> bool:
-    """Hold the consumer's name from now on, and with it what it needs of the outbox. Returns whether it has been told to rebuild."""
+def take_name(connection: psycopg.Connection, settings: Settings, run_id: str) -> tuple[bool, datetime]:
+    """Hold the consumer's name from now on, and with it what it needs of the outbox. Returns whether it has been told to rebuild, and since when."""
     connection.execute(statement("consumer", "begin_start"))
     row = connection.execute(statement("consumer", "take_consumer_name"), [settings.consumer, run_id]).fetchone()
+    assert row is not None
     connection.execute(statement("passes", "commit"))
-    return row == (True,)
+    return bool(row[0]), datetime.fromisoformat(str(row[1]))
+
+
+def keep_name(connection: psycopg.Connection, settings: Settings, run_id: str, since: datetime) -> None:
+    """Hold the name in a database that has forgotten it, unless another process has taken it since; the next pass finds that out."""
+    kept = connection.execute(statement("consumer", "keep_consumer_name"), [settings.consumer, run_id, since])
+    if kept.rowcount:
+        logger.warning("name_kept", reason="the database has been turned back to before this start")
+        store_settings(connection, settings)
 
 
 def notifies(connection: psycopg.Connection, prepared_transactions: int) -> bool:

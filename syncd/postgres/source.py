@@ -66,6 +66,14 @@ class Source:
         """The table's name for people."""
         return f"{self.schema}.{self.table}" if self.table else f"dropped table {self.oid}"
 
+    def is_same(self, other: Source) -> bool:
+        """Whether an index of one is an index of the other. A number alone does not tell: a database that was turned back gives it out again."""
+        mine, others = (
+            (each.id, each.oid, each.arguments_md5, each.key_types, each.vector_type, each.dimension, each.metric)
+            for each in (self, other)
+        )
+        return mine == others
+
     @property
     def key_kind(self) -> KeyKind:
         """How the index stores this source's keys."""

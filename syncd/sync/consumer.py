@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import TypeVar, TypeVarTuple
 
 import anyio
@@ -24,6 +25,7 @@ from syncd.postgres.identity import (
     Nonce,
     check_server,
     has_nonce,
+    keep_name,
     notifies,
     read_incarnation,
     read_registry,
@@ -71,6 +73,7 @@ class Consumer:
         self.position = NOWHERE
         self.incarnation = ""
         self.fingerprint_probe = 0
+        self.name_since: datetime | None = None
         self.nonce: Nonce | None = None
         self.notifies = True
         self.connected = False
@@ -141,10 +144,14 @@ class Consumer:
         if first:
             store_settings(connection, self.settings)
             apply_cap(connection)
-            must_rebuild = take_name(connection, self.settings, self.run_id)
+            must_rebuild, self.name_since = take_name(connection, self.settings, self.run_id)
+        elif self.name_since is not None:
+            keep_name(connection, self.settings, self.run_id, self.name_since)
         self.notifies = notifies(connection, prepared_transactions)
         if self.notifies:  # a connection of our own; behind a pooler every pass brings its settings along
             connection.execute(statement("passes", "session_settings"))
+        else:
+            connection.prepare_threshold = None
         position, sources, freed = read_registry(connection)
         probe, self.fingerprint_probe = self.fingerprint_probe, read_fingerprint_probe(connection)
         if first:
@@ -207,7 +214,11 @@ class Consumer:
     def follow_registry(self, sources: Sequence[Source], position: Position) -> None:
         """Take up what was attached and let go of what was detached, as of ``position``."""
         attached = {source.id: source for source in sources}
-        gone = {source_id: watched for source_id, watched in self.sources.items() if source_id not in attached}
+        gone = {
+            source_id: watched
+            for source_id, watched in self.sources.items()
+            if source_id not in attached or not watched.source.is_same(attached[source_id])
+        }
         by_oid = {watched.source.oid: watched for watched in gone.values()}
         for source_id in gone:
             del self.sources[source_id]
@@ -224,8 +235,6 @@ class Consumer:
         for watched in by_oid.values():
             watched.stop()
             logger.info("source_detached", source=watched.source.name)
-            for other in self.sources.values():
-                other.reconsider_taken(watched.datasets.keys())
 
     async def next_pass(self, connection: psycopg.Connection) -> PassOutcome:
         """Drain wake-ups, see who is still writing, and only then take the snapshot."""
@@ -249,6 +258,10 @@ class Consumer:
         """One pass over all sources, in a worker thread."""
         row = connection.execute(statement("consumer", "read_open_writers"), prepare=self.notifies).fetchone()
         self.pace.note_writers(frozenset(row[0]) if row else frozenset())
+        if self.registry.freed:
+            self.registry.freed = False
+            for watched in self.sources.values():
+                watched.try_taken_names()
         this = Pass(connection, self.settings.consumer, self.run_id, self.position, not self.notifies, self.handover)
         outcome = this.run(list(self.sources.values()))
         if outcome.sources is not None:

@@ -10,11 +10,11 @@ from datetime import datetime
 
 import structlog
 
-from syncd.errors import DamagedFile
+from syncd.errors import DamagedFile, DataDirectoryError
 from syncd.index.dataset import DatasetIndex
 from syncd.postgres.outbox import Cursor, Window
 from syncd.postgres.source import Source
-from syncd.store.manifest import SavedSource
+from syncd.store.manifest import SavedDataset, SavedSource
 from syncd.sync.datasets import Dataset, Registry
 from syncd.sync.watched import Quarantined, Scan, WatchedSource
 from syncd.types import DatasetName, Position, Snapshot
@@ -36,8 +36,9 @@ def load_source(
     for entry in saved.datasets:
         name = DatasetName(entry.name)
         try:
+            check_kind(source, entry)
             index = DatasetIndex.load(registry.data_dir / entry.directory, entry.index, name=name)
-        except (DamagedFile, OSError) as error:
+        except (DamagedFile, DataDirectoryError, OSError) as error:
             logger.warning("dataset_damaged", dataset=name, reason=str(error))
             damaged.append(name)
             dataset = registry.create(name, source, watched)
@@ -69,3 +70,11 @@ def load_source(
     elif saved.scanning:
         watched.begin_scan()
     return watched
+
+
+def check_kind(source: Source, entry: SavedDataset) -> None:
+    """Raise ``DamagedFile`` where the source's rows would not fit: in another history the same number and oid may be another table's."""
+    index = entry.index
+    wanted = (source.metric, source.key_kind, source.half, source.dimension or index.dim)
+    if (index.metric, index.key_kind, index.half, index.dim or source.dimension) != wanted:
+        raise DamagedFile("it was saved for a table with another key, metric or vector")

@@ -149,7 +149,7 @@ class WatchedSource:
     def adopt(self, dataset: Dataset) -> None:
         """Take a dataset that was loaded from a checkpoint."""
         self.datasets[dataset.name] = dataset
-        self.directory.adopt(list(self.datasets.values()))
+        self.directory.adopt([dataset])
         self.registry.publish(dataset)
 
     def apply(self, asked: Sequence[Key], rows: Sequence[Row]) -> int:
@@ -211,12 +211,9 @@ class WatchedSource:
             if row.dataset in names and row.reason == "dimension_mismatch"
         }
 
-    def reconsider_taken(self, names: Iterable[DatasetName]) -> None:
-        """Another source has given these datasets up: read again the rows that wanted to be in one of them."""
-        free = set(names)
-        self.reread |= {
-            str(key) for key, row in self.quarantine.items() if row.dataset in free and row.reason == "dataset_taken"
-        }
+    def try_taken_names(self) -> None:
+        """A dataset of another source has gone: read again the rows that its name was taken from."""
+        self.reread |= {str(key) for key, row in self.quarantine.items() if row.reason == "dataset_taken"}
 
     def usable(self, dataset: Dataset, keys: Sequence[Key], rows: Sequence[Row], touched: set[Key]) -> Usable:
         """The rows that can be indexed, the last reading of a key first to count; the others go to quarantine."""
@@ -296,7 +293,7 @@ class WatchedSource:
             return None
         mine = self.registry.create(name, self.source, self)
         self.datasets[name] = mine
-        self.directory.adopt(list(self.datasets.values()))
+        self.directory.adopt([mine])
         if listed is None:
             self.registry.publish(mine)
             if self.scan is None or self.scan.believed:
