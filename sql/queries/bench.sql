@@ -6,11 +6,24 @@ CREATE SCHEMA syncd_bench;
 -- name: drop_schema
 DROP SCHEMA IF EXISTS syncd_bench CASCADE;
 
--- name: has_vector_extension
-SELECT count(*) FROM pg_available_extensions WHERE name = 'vector';
+-- name: begin
+-- One benchmark at a time in a database, as long as this session lives; and what of pgvector is there.
+SELECT pg_try_advisory_lock(hashtext('syncd_bench')),
+       EXISTS (SELECT FROM pg_extension WHERE extname = 'vector'),
+       EXISTS (SELECT FROM pg_available_extensions WHERE name = 'vector');
+
+-- name: list_foreign_sources
+SELECT source::text FROM syncd.sources WHERE source::text NOT IN ('syncd.embeddings') ORDER BY 1;
+
+-- name: forget_consumer
+-- Else it would hold the outbox for ever.
+DELETE FROM syncd.consumers WHERE name = %s;
 
 -- name: create_vector_extension
 CREATE EXTENSION IF NOT EXISTS vector;
+
+-- name: drop_vector_extension
+DROP EXTENSION IF EXISTS vector;
 
 -- name: create_table
 CREATE TABLE syncd_bench.{table} (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, embedding {type} NOT NULL);
@@ -18,15 +31,12 @@ CREATE TABLE syncd_bench.{table} (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY
 -- name: create_hnsw
 CREATE INDEX ON syncd_bench.{table} USING hnsw (embedding vector_cosine_ops);
 
--- name: create_samples
--- Vectors to insert, so that making them is not what is measured; many, since an HNSW index stores equal ones only once.
-CREATE TABLE syncd_bench.samples (id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY, embedding {type} NOT NULL);
-
 -- name: insert_sample
-INSERT INTO syncd_bench.{table} (embedding) SELECT embedding FROM syncd_bench.samples WHERE id = (SELECT 1 + floor(random() * 20000)::integer);
+-- From a table of vectors, so that making them is not what is measured; many, since an HNSW index stores equal ones only once.
+INSERT INTO syncd_bench.{table} (embedding) SELECT embedding FROM syncd_bench.samples WHERE id = (SELECT 1 + floor(random() * 20000)::bigint);
 
 -- name: insert_returning
-INSERT INTO syncd_bench.{table} (embedding) SELECT embedding FROM syncd_bench.samples WHERE id = (SELECT 1 + floor(random() * 20000)::integer)
+INSERT INTO syncd_bench.{table} (embedding) SELECT embedding FROM syncd_bench.samples WHERE id = (SELECT 1 + floor(random() * 20000)::bigint)
 RETURNING id;
 
 -- name: copy_rows
@@ -37,9 +47,6 @@ SELECT rows FROM syncd.attach(%s, metric => %s);
 
 -- name: detach
 SELECT syncd.detach(%s);
-
--- name: truncate
-TRUNCATE syncd_bench.{table};
 
 -- name: vacuum
 VACUUM ANALYZE syncd_bench.{table};

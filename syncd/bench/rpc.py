@@ -29,7 +29,7 @@ class RoundTrip:
 
 def measure(where: Environment, *, rows: int, dimension: int, seed: int = 0) -> RoundTrip:
     """Search by RPC and by FAISS in turn, so that both meet the same machine."""
-    where.create_tables(TABLE, dimension=dimension)
+    where.create(TABLE, dimension)
     where.fill(TABLE, rows, dimension, seed)
     where.run("attach", [f"syncd_bench.{TABLE}", "ip"])
     faiss.omp_set_num_threads(1)

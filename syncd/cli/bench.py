@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import update_wrapper
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
 
+from syncd.bench.environment import Environment, environment
 from syncd.cli.options import DataDir, Dsn, Embedded, Json
 from syncd.cli.output import print_json, print_table, talk
 from syncd.cli.session import database
@@ -18,125 +24,136 @@ bench = typer.Typer(
     help="Measure syncd on this machine. A schema syncd_bench is made, and dropped at the end.", no_args_is_help=True
 )
 
-Dimension = Annotated[int, typer.Option("--dim", help="Dimension of the vectors.")]
+Dimension = Annotated[int, typer.Option("--dim", min=1, help="Dimension of the vectors.")]
 
 
-@bench.command()
+def measurement(measure: Callable[..., object]) -> Callable[..., None]:
+    """Make ``measure(where, ...)`` a command with its own options and those of every benchmark; what it returns is printed."""
+
+    def command(
+        dsn: Dsn = None, data_dir: DataDir = None, embedded: Embedded = False, json: Json = False, **own: Any
+    ) -> None:
+        with prepared(dsn, data_dir, embedded) as where:
+            result = measure(where, **own)
+        show(result, json)
+
+    shared = list(inspect.signature(command, eval_str=True).parameters.values())[:-1]
+    own = list(inspect.signature(measure, eval_str=True).parameters.values())[1:]
+    registered = update_wrapper(command, measure, assigned=("__name__", "__doc__"))
+    del registered.__wrapped__  # typer would look through it
+    registered.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]  # what inspect reads first
+    registered.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *shared)}
+    return bench.command()(registered)
+
+
+@measurement
 def fresh(
-    commits: Annotated[int, typer.Option(help="Commits to time.")] = 500,
-    writers: Annotated[int, typer.Option(help="Concurrent writers in the second measurement.")] = 8,
+    where: Environment,
+    commits: Annotated[int, typer.Option(min=1, help="Commits to time.")] = 500,
+    writers: Annotated[int, typer.Option(min=1, help="Concurrent writers in the second measurement.")] = 8,
     dim: Dimension = 768,
-    dsn: Dsn = None,
-    data_dir: DataDir = None,
-    embedded: Embedded = False,
-    json: Json = False,
-) -> None:
+) -> object:
     """Time from commit to searchable, seen from the writer: idle, then with several writers.
 
     Example: syncd bench fresh --embedded
     """
     from syncd.bench import fresh as module
 
-    with prepared(dsn, data_dir, embedded) as where:
-        show(module.measure(where, dimension=dim, commits=commits, writers=writers), json)
+    return module.measure(where, dimension=dim, commits=commits, writers=writers)
 
 
-@bench.command()
+@measurement
 def ingest(
+    where: Environment,
     clients: Annotated[
-        list[int] | None, typer.Option(help="Number of writers; again for more. Default: 1, 8, 32.")
+        list[int] | None, typer.Option(min=1, help="Number of writers; again for more. Default: 1, 8, 32.")
     ] = None,
-    seconds: Annotated[int, typer.Option(help="Seconds for each run.")] = 5,
-    rounds: Annotated[int, typer.Option(help="Rounds; tables take turns in each.")] = 5,
+    seconds: Annotated[int, typer.Option(min=1, help="Seconds for each run.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; tables take turns in each.")] = 5,
     dim: Dimension = 768,
-    dsn: Dsn = None,
-    data_dir: DataDir = None,
-    embedded: Embedded = False,
-    json: Json = False,
-) -> None:
+) -> object:
     """Inserts a second: a bare table, one that syncd follows, one with a pgvector HNSW index.
 
     Example: syncd bench ingest --embedded --clients 32
     """
     from syncd.bench import ingest as module
 
-    with prepared(dsn, data_dir, embedded) as where:
-        show(module.measure(where, dimension=dim, clients=clients or [1, 8, 32], seconds=seconds, rounds=rounds), json)
+    return module.measure(where, dimension=dim, clients=clients or [1, 8, 32], seconds=seconds, rounds=rounds)
 
 
-@bench.command()
+@measurement
 def backfill(
-    rows: Annotated[int, typer.Option(help="Rows of the table.")] = 100_000,
+    where: Environment,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of the table.")] = 100_000,
     dim: Dimension = 768,
-    dsn: Dsn = None,
-    data_dir: DataDir = None,
-    embedded: Embedded = False,
-    json: Json = False,
-) -> None:
+) -> object:
     """Time and memory from attaching a full table until all of it is indexed.
 
     Example: syncd bench backfill --embedded --rows 100000
     """
     from syncd.bench import backfill as module
 
-    with prepared(dsn, data_dir, embedded) as where:
-        show([module.measure(where, rows=rows, dimension=dim)], json)
+    return [module.measure(where, rows=rows, dimension=dim)]
 
 
-@bench.command()
+@measurement
 def verify(
-    rows: Annotated[int, typer.Option(help="Rows of the table.")] = 1_000_000,
-    rounds: Annotated[int, typer.Option(help="Rounds; the query and the verify take turns.")] = 3,
+    where: Environment,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of the table.")] = 1_000_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; the query and the verify take turns.")] = 3,
     dim: Dimension = 768,
-    dsn: Dsn = None,
-    data_dir: DataDir = None,
-    embedded: Embedded = False,
-    json: Json = False,
-) -> None:
+) -> object:
     """Time of a verify beside that of one query that hashes the same rows, and of a repair.
 
     Example: syncd bench verify --embedded --rows 100000
     """
     from syncd.bench import verify as module
 
-    with prepared(dsn, data_dir, embedded) as where:
-        show([module.measure(where, rows=rows, dimension=dim, rounds=rounds)], json)
+    return [module.measure(where, rows=rows, dimension=dim, rounds=rounds)]
 
 
-@bench.command()
+@measurement
 def rpc(
-    rows: Annotated[int, typer.Option(help="Rows of the dataset.")] = 1000,
+    where: Environment,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of the dataset.")] = 1000,
     dim: Dimension = 768,
-    dsn: Dsn = None,
-    data_dir: DataDir = None,
-    embedded: Embedded = False,
-    json: Json = False,
-) -> None:
+) -> object:
     """Round trip of an exact search, beside FAISS alone.
 
     Example: syncd bench rpc --embedded
     """
     from syncd.bench import rpc as module
 
-    with prepared(dsn, data_dir, embedded) as where:
-        show([module.measure(where, rows=rows, dimension=dim)], json)
+    return [module.measure(where, rows=rows, dimension=dim)]
 
 
 @contextmanager
-def prepared(dsn: str | None, data_dir: Any, embedded: bool) -> Iterator[Any]:
-    """The environment of a benchmark."""
-    from syncd.bench.environment import environment
-
+def prepared(dsn: str | None, data_dir: Path | None, embedded: bool) -> Iterator[Environment]:
+    """The environment of a benchmark, and a line that shows what it does where stderr is a terminal."""
     settings = load_settings(dsn=dsn, data_dir=data_dir)
-    with database(settings, embedded=embedded) as found, environment(found) as where:
-        talk("measuring ...")
+    console = Console(stderr=True)
+    progress = Progress(
+        SpinnerColumn(),
+        *Progress.get_default_columns(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    with database(settings, embedded=embedded) as found, progress, environment(found, progress, talk) as where:
         yield where
 
 
-def show(results: Sequence[Any], json: bool) -> None:
-    """One row a measurement."""
+def show(result: Any, json: bool) -> None:
+    """A dataclass, or a list of them: one row each; lists within one follow as tables of their own."""
     if json:
-        print_json([dataclasses.asdict(result) for result in results])
+        print_json(result)
         return
-    names = [field.name for field in dataclasses.fields(results[0])]
-    print_table(names, [[getattr(result, name) for name in names] for result in results])
+    rows = result if isinstance(result, list) else [result]
+    fields = {field.name: [getattr(row, field.name) for row in rows] for field in dataclasses.fields(rows[0])}
+    plain = {name: values for name, values in fields.items() if not isinstance(values[0], list)}
+    print_table(list(plain), zip(*plain.values(), strict=True))
+    for name, values in fields.items():
+        if name not in plain and values[0]:
+            print(f"\n{name}")
+            show(values[0], json)
