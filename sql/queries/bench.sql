@@ -29,7 +29,28 @@ DROP EXTENSION IF EXISTS vector;
 CREATE TABLE syncd_bench.{table} (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, embedding {type} NOT NULL);
 
 -- name: create_hnsw
-CREATE INDEX ON syncd_bench.{table} USING hnsw (embedding vector_cosine_ops);
+CREATE INDEX ON syncd_bench.{table} USING hnsw (embedding {operators}) WITH (m = 16, ef_construction = 64);
+
+-- name: index_bytes
+SELECT sum(pg_relation_size(indexrelid))::bigint FROM pg_index WHERE indrelid = %s::regclass AND NOT indisprimary;
+
+-- name: copy_table
+INSERT INTO syncd_bench.{table} (id, embedding) OVERRIDING SYSTEM VALUE SELECT id, embedding FROM syncd_bench.followed ORDER BY id;
+
+-- name: set_setting
+SELECT set_config(%s, %s, false);
+
+-- name: shared_buffers
+SHOW shared_buffers;
+
+-- name: use_index
+SELECT set_config('enable_indexscan', %s, false);
+
+-- name: set_ef_search
+SELECT set_config('hnsw.ef_search', %s, false);
+
+-- name: nearest
+SELECT id FROM syncd_bench.{table} ORDER BY embedding {operator} $1 LIMIT {k};
 
 -- name: insert_sample
 -- From a table of vectors, so that making them is not what is measured; many, since an HNSW index stores equal ones only once.

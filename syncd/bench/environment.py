@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +74,10 @@ class Environment:
             yield
         finally:
             self.progress.remove_task(task)
+
+    def track(self, numbers: Sequence[int], what: str) -> Iterable[int]:
+        """The same numbers, showing how many of them are done."""
+        return self.progress.track(numbers, description=what)
 
     def create(self, table: str, dimension: int) -> None:
         """A table with a key, counted from 1, and a vector."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import update_wrapper
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -19,6 +20,9 @@ from syncd.cli.options import DataDir, Dsn, Embedded, Json
 from syncd.cli.output import print_json, print_table, talk
 from syncd.cli.session import database
 from syncd.settings import load_settings
+
+if TYPE_CHECKING:
+    from syncd.bench.vector_set import VectorSet  # loads FAISS
 
 bench = typer.Typer(
     help="Measure syncd on this machine. A schema syncd_bench is made, and dropped at the end.", no_args_is_help=True
@@ -44,6 +48,60 @@ def measurement(measure: Callable[..., object]) -> Callable[..., None]:
     registered.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]  # what inspect reads first
     registered.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *shared)}
     return bench.command()(registered)
+
+
+Rounds = Annotated[int, typer.Option(min=1, help="Rounds; what is compared takes turns in each.")]
+Clients = Annotated[
+    list[int] | None, typer.Option(min=1, help="Clients, each a process; again for more. Default: 1, and one a core.")
+]
+Seconds = Annotated[float, typer.Option(min=0.1, help="Seconds for each run.")]
+Recall = Annotated[float, typer.Option(min=0.01, max=1, help="Recall to aim for, where searches are approximate.")]
+Metric = Annotated[Literal["cosine", "l2", "ip"], typer.Option(help="Distance.")]
+Vectors = Annotated[
+    Path | None,
+    typer.Option(
+        "--vectors",
+        help=".npy, .fvecs, or .npz with base and, where it has them, queries and neighbors.",
+        show_default="made vectors",
+    ),
+]
+Versus = Annotated[
+    Literal["pgvector"] | None, typer.Option(help="The same with an HNSW index (m 16, ef_construction 64), in turn.")
+]
+
+
+@measurement
+def search(
+    where: Environment,
+    vectors: Vectors = None,
+    rows: Annotated[int | None, typer.Option(min=100, help="Rows.", show_default="100000, or all of --vectors")] = None,
+    dim: Dimension = 128,
+    metric: Metric = "l2",
+    recall: Annotated[
+        list[float] | None,
+        typer.Option(min=0.01, max=1, help="Recall to aim for; again for more. Default: 0.9, 0.95, 0.99."),
+    ] = None,
+    clients: Clients = None,
+    queries: Annotated[int, typer.Option(min=1, help="Different searches.")] = 1000,
+    seconds: Seconds = 3,
+    rounds: Rounds = 3,
+    versus: Versus = None,
+) -> object:
+    """Recall, searches a second and their latency; the time until a loaded table is searchable.
+
+    Example: syncd bench search --embedded --versus pgvector
+    """
+    from syncd.bench import search as module
+
+    return module.measure(
+        where,
+        vector_set(vectors, rows, dim, metric, queries),
+        recalls=recall or [0.9, 0.95, 0.99],
+        client_numbers=clients or client_numbers(),
+        seconds=seconds,
+        rounds=rounds,
+        versus=versus is not None,
+    )
 
 
 @measurement
@@ -125,6 +183,20 @@ def rpc(
     from syncd.bench import rpc as module
 
     return [module.measure(where, rows=rows, dimension=dim)]
+
+
+def vector_set(path: Path | None, rows: int | None, dimension: int, metric: str, queries: int) -> VectorSet:
+    """The user's vectors, or made ones."""
+    from syncd.bench.vector_set import generate, read
+
+    if path is None:
+        return generate(rows or 100_000, dimension, queries=queries, metric=metric)
+    return read(path, rows=rows, queries=queries, metric=metric)
+
+
+def client_numbers() -> list[int]:
+    """One, and one a core."""
+    return sorted({1, os.cpu_count() or 1})
 
 
 @contextmanager
