@@ -57,14 +57,34 @@ SELECT id FROM syncd_bench.{table} ORDER BY embedding {operator} $1 LIMIT {k};
 INSERT INTO syncd_bench.{table} (embedding) SELECT embedding FROM syncd_bench.samples WHERE id = (SELECT 1 + floor(random() * 20000)::bigint);
 
 -- name: insert_returning
-INSERT INTO syncd_bench.{table} (embedding) SELECT embedding FROM syncd_bench.samples WHERE id = (SELECT 1 + floor(random() * 20000)::bigint)
-RETURNING id;
+INSERT INTO syncd_bench.{table} (embedding) SELECT embedding FROM syncd_bench.samples WHERE id = %s RETURNING id;
+
+-- name: change_row
+UPDATE syncd_bench.{table} SET embedding = (SELECT embedding FROM syncd_bench.samples WHERE id = %s) WHERE id = %s;
+
+-- name: change_rows
+UPDATE syncd_bench.{table} AS t SET embedding = s.embedding
+FROM unnest(%s::bigint[], %s::bigint[]) AS c (key, sample) JOIN syncd_bench.samples AS s ON s.id = c.sample
+WHERE t.id = c.key;
+
+-- name: delete_rows
+DELETE FROM syncd_bench.{table} WHERE id = ANY(%s);
+
+-- name: token
+SELECT syncd.token();
 
 -- name: copy_rows
 COPY syncd_bench.{table} (embedding) FROM STDIN (FORMAT BINARY);
 
 -- name: attach
 SELECT rows FROM syncd.attach(%s, metric => %s);
+
+-- name: attach_datasets
+-- Rows are dealt out to datasets whose names no other table's have.
+SELECT rows FROM syncd.attach(%s, metric => %s, dataset => format('%%L || (id %%%% %%s)::text', %s::text, %s::bigint));
+
+-- name: drop_table
+DROP TABLE syncd_bench.{table};
 
 -- name: detach
 SELECT syncd.detach(%s);

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from multiprocessing.synchronize import Barrier
 from threading import BrokenBarrierError
 
@@ -106,7 +107,7 @@ class Clients:
 @contextmanager
 def clients(number: int, queries: NDArray[np.float32]) -> Iterator[Clients]:
     """Start the processes; they end with the block."""
-    context = multiprocessing.get_context("spawn")
+    context = process_context()
     barrier = context.Barrier(number)
     pipes, processes = [], []
     try:
@@ -164,6 +165,13 @@ def run(work: Work, search: Search, queries: NDArray[np.float32]) -> Served:
         if now - begun > work.seconds:
             break
     return Served(asked, latencies, answers, before - begun)
+
+
+def process_context() -> ForkServerContext:
+    """Processes that begin with this module in memory; one that must read all of a program first takes a second."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["syncd.bench.environment", __name__])
+    return context
 
 
 def leave_ctrl_c_to_the_parent() -> None:

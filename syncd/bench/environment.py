@@ -104,6 +104,12 @@ class Environment:
             self.create(table, dimension)
         self.fill("samples", SAMPLES, dimension, seed=1)
 
+    def change(self, table: str, keys: Sequence[int], samples: Sequence[int]) -> str:
+        """Give rows other vectors, those of some samples, in one transaction; the token of it."""
+        with self.connection.transaction():
+            self.run("change_rows", [list(keys), list(samples)], table=table)
+            return str(self.value("token"))
+
 
 def copy_vectors(
     connection: psycopg.Connection,
@@ -214,6 +220,8 @@ class Serving:
     def __init__(self, process: subprocess.Popen[bytes], socket: Path) -> None:
         self.process = process
         self.socket = socket
+        self.start_seconds = 0.0
+        self.stop_seconds = 0.0
 
     def client(self) -> Client:
         """A new connection to it."""
@@ -266,12 +274,14 @@ def serving(where: Environment) -> Iterator[Serving]:
     }
     log = where.directory / "serve.log"
     with log.open("ab") as stderr:
+        begun = time.perf_counter()
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "syncd.cli.main", "serve"],
             env=os.environ | variables,
             stdout=subprocess.PIPE,
             stderr=stderr,
         )
+    service = Serving(process, socket)
     with process:
         try:
             assert process.stdout is not None
@@ -280,11 +290,14 @@ def serving(where: Environment) -> Iterator[Serving]:
                     f"syncd serve did not start: {log.read_text(encoding='utf-8')[-2000:]}",
                     hint="run it by itself to see why",
                 )
-            yield Serving(process, socket)
+            service.start_seconds = time.perf_counter() - begun
+            yield service
         finally:
+            begun = time.perf_counter()
             process.terminate()
             try:
                 process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
                 raise
+            service.stop_seconds = time.perf_counter() - begun

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
 
-from syncd.bench.environment import Environment, environment
+from syncd.bench.environment import SAMPLES, Environment, environment
 from syncd.cli.options import DataDir, Dsn, Embedded, Json
 from syncd.cli.output import print_json, print_table, talk
 from syncd.cli.session import database
@@ -56,6 +56,14 @@ Clients = Annotated[
 ]
 Seconds = Annotated[float, typer.Option(min=0.1, help="Seconds for each run.")]
 Recall = Annotated[float, typer.Option(min=0.01, max=1, help="Recall to aim for, where searches are approximate.")]
+Recalls = Annotated[
+    list[float] | None,
+    typer.Option("--recall", min=0.01, max=1, help="Recall to aim for; again for more. Default: 0.9, 0.95, 0.99."),
+]
+RECALLS = [0.9, 0.95, 0.99]
+SomeRows = Annotated[int, typer.Option("--rows", min=100, help="Rows of the table.")]
+Changes = Annotated[int, typer.Option(min=1, help="Rows that a transaction changes.")]
+Queries = Annotated[int, typer.Option(min=1, help="Different searches.")]
 Metric = Annotated[Literal["cosine", "l2", "ip"], typer.Option(help="Distance.")]
 Vectors = Annotated[
     Path | None,
@@ -82,7 +90,7 @@ def search(
         typer.Option(min=0.01, max=1, help="Recall to aim for; again for more. Default: 0.9, 0.95, 0.99."),
     ] = None,
     clients: Clients = None,
-    queries: Annotated[int, typer.Option(min=1, help="Different searches.")] = 1000,
+    queries: Queries = 1000,
     seconds: Seconds = 3,
     rounds: Rounds = 3,
     versus: Versus = None,
@@ -96,12 +104,139 @@ def search(
     return module.measure(
         where,
         vector_set(vectors, rows, dim, metric, queries),
-        recalls=recall or [0.9, 0.95, 0.99],
+        recalls=recall or RECALLS,
         client_numbers=clients or client_numbers(),
         seconds=seconds,
         rounds=rounds,
         versus=versus is not None,
     )
+
+
+@measurement
+def mixed(
+    where: Environment,
+    rate: Annotated[float, typer.Option(min=1, help="Rows to change a second, one a transaction.")] = 500,
+    writers: Annotated[int, typer.Option(min=1, help="Processes that write.")] = 2,
+    clients: Annotated[int, typer.Option(min=1, help="Processes that search.")] = 2,
+    vectors: Vectors = None,
+    rows: SomeRows = 100_000,
+    dim: Dimension = 128,
+    metric: Metric = "l2",
+    recall: Recall = 0.95,
+    queries: Queries = 1000,
+    seconds: Seconds = 5,
+    rounds: Rounds = 3,
+    versus: Versus = None,
+) -> object:
+    """Searches while writers write: the searches' latency, and the time from commit to searchable.
+
+    Example: syncd bench mixed --embedded --rate 1000 --versus pgvector
+    """
+    from syncd.bench import mixed as module
+
+    return module.measure(
+        where,
+        vector_set(vectors, rows + SAMPLES, dim, metric, queries),
+        rows=rows,
+        recall=recall,
+        rate=rate,
+        writers=writers,
+        client_number=clients,
+        seconds=seconds,
+        rounds=rounds,
+        versus=versus is not None,
+    )
+
+
+@measurement
+def churn(
+    where: Environment,
+    updates: Annotated[float, typer.Option(min=0, max=1, help="Share of the rows to give another vector.")] = 0.5,
+    deletes: Annotated[float, typer.Option(min=0, max=1, help="Share of the rows to delete, of the others.")] = 0.3,
+    vectors: Vectors = None,
+    rows: SomeRows = 100_000,
+    dim: Dimension = 128,
+    metric: Metric = "l2",
+    recall: Recalls = None,
+    clients: Annotated[int, typer.Option(min=1, help="Processes that search.")] = 1,
+    queries: Queries = 1000,
+    seconds: Seconds = 3,
+    rounds: Rounds = 3,
+    versus: Versus = None,
+) -> object:
+    """Recall and latency before and after updates of half of the rows and deletes of others, and what those cost.
+
+    Example: syncd bench churn --embedded --versus pgvector
+    """
+    from syncd.bench import churn as module
+
+    return module.measure(
+        where,
+        vector_set(vectors, rows + int(rows * updates), dim, metric, queries),
+        rows=rows,
+        updates=updates,
+        deletes=deletes,
+        recalls=recall or RECALLS,
+        client_number=clients,
+        seconds=seconds,
+        rounds=rounds,
+        versus=versus is not None,
+    )
+
+
+@measurement
+def restart(
+    where: Environment,
+    rows: SomeRows = 100_000,
+    changes: Changes = 1000,
+    rounds: Rounds = 3,
+    dim: Dimension = 768,
+) -> object:
+    """Time of a stop and of a start until all answers are there, and what a checkpoint writes.
+
+    Example: syncd bench restart --embedded --rows 100000
+    """
+    from syncd.bench import restart as module
+
+    return [module.measure(where, rows=rows, dimension=dim, changes=changes, rounds=rounds)]
+
+
+@measurement
+def passes(
+    where: Environment,
+    rows: Annotated[
+        list[int] | None, typer.Option(min=1, help="Rows of a table; again for more. Default: 10000, 1000000.")
+    ] = None,
+    changes: Changes = 1000,
+    rounds: Rounds = 10,
+    dim: Dimension = 128,
+) -> object:
+    """Time and processor time of following a transaction, in tables of different sizes.
+
+    Example: syncd bench passes --embedded --rows 10000 --rows 100000
+    """
+    from syncd.bench import passes as module
+
+    return module.measure(where, sizes=rows or [10_000, 1_000_000], dimension=dim, changes=changes, rounds=rounds)
+
+
+@measurement
+def datasets(
+    where: Environment,
+    datasets: Annotated[
+        list[int] | None, typer.Option(min=1, help="Number of datasets; again for more. Default: 1, 100, 5000.")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of each.")] = 200,
+    searches: Annotated[int, typer.Option(min=1, help="Searches to time.")] = 5000,
+    dim: Dimension = 128,
+) -> object:
+    """Latency of a search where there are many datasets; memory, and the time to read them all.
+
+    Example: syncd bench datasets --embedded --datasets 1 --datasets 1000
+    """
+    from syncd.bench import datasets as module
+
+    return module.measure(where, numbers=datasets or [1, 100, 5000], rows_each=rows, dimension=dim, searches=searches)
 
 
 @measurement
@@ -186,7 +321,7 @@ def rpc(
 
 
 def vector_set(path: Path | None, rows: int | None, dimension: int, metric: str, queries: int) -> VectorSet:
-    """The user's vectors, or made ones."""
+    """The user's vectors, at most this many, or made ones."""
     from syncd.bench.vector_set import generate, read
 
     if path is None:
