@@ -15,6 +15,9 @@ SELECT pg_try_advisory_lock(hashtext('syncd_bench')),
 -- name: list_foreign_sources
 SELECT source::text FROM syncd.sources WHERE source::text NOT IN ('syncd.embeddings') ORDER BY 1;
 
+-- name: list_running_consumers
+SELECT DISTINCT split_part(application_name, '/', 2) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'syncd/%' ORDER BY 1;
+
 -- name: forget_consumer
 -- Else it would hold the outbox for ever.
 DELETE FROM syncd.consumers WHERE name = %s;

@@ -156,6 +156,8 @@ def environment(settings: Settings, progress: Progress, warn: Callable[[str], No
             clean(keeper)  # what a benchmark that was killed has left
             for (source,) in keeper.execute(statement("bench", "list_foreign_sources")):
                 warn(f"warning: {source} is attached too; it will be read, and is part of what is measured")
+            for (name,) in keeper.execute(statement("bench", "list_running_consumers")):
+                warn(f"warning: a syncd runs here as consumer {name}; it follows the benchmark's tables too")
             keeper.execute(statement("bench", "create_schema"))
             if extension_available and not has_extension:
                 keeper.execute(statement("bench", "create_vector_extension"))

@@ -20,7 +20,7 @@ from syncd.statements import statement
 DATASET = "fresh"
 IDLE_SECONDS = (0.02, 0.2)
 LOOK_SECONDS = 0.0005
-WARM_UP = 20
+WARM_UP = 10
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from syncd.bench.environment import SAMPLES, Environment, environment
 from syncd.cli.options import DataDir, Dsn, Embedded, Json
 from syncd.cli.output import print_json, print_table, talk
 from syncd.cli.session import database
+from syncd.errors import SettingsError
 from syncd.settings import load_settings
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ Recalls = Annotated[
     typer.Option("--recall", min=0.01, max=1, help="Recall to aim for; again for more. Default: 0.9, 0.95, 0.99."),
 ]
 RECALLS = [0.9, 0.95, 0.99]
+SOME_ROWS = 100_000
 SomeRows = Annotated[int, typer.Option("--rows", min=100, help="Rows of the table.")]
 Changes = Annotated[int, typer.Option(min=1, help="Rows that a transaction changes.")]
 Queries = Annotated[int, typer.Option(min=1, help="Different searches.")]
@@ -119,7 +121,7 @@ def mixed(
     writers: Annotated[int, typer.Option(min=1, help="Processes that write.")] = 2,
     clients: Annotated[int, typer.Option(min=1, help="Processes that search.")] = 2,
     vectors: Vectors = None,
-    rows: SomeRows = 100_000,
+    rows: SomeRows = SOME_ROWS,
     dim: Dimension = 128,
     metric: Metric = "l2",
     recall: Recall = 0.95,
@@ -136,7 +138,7 @@ def mixed(
 
     return module.measure(
         where,
-        vector_set(vectors, rows + SAMPLES, dim, metric, queries),
+        vector_set(vectors, rows, dim, metric, queries, SAMPLES),
         rows=rows,
         recall=recall,
         rate=rate,
@@ -154,7 +156,7 @@ def churn(
     updates: Annotated[float, typer.Option(min=0, max=1, help="Share of the rows to give another vector.")] = 0.5,
     deletes: Annotated[float, typer.Option(min=0, max=1, help="Share of the rows to delete, of the others.")] = 0.3,
     vectors: Vectors = None,
-    rows: SomeRows = 100_000,
+    rows: SomeRows = SOME_ROWS,
     dim: Dimension = 128,
     metric: Metric = "l2",
     recall: Recalls = None,
@@ -172,7 +174,7 @@ def churn(
 
     return module.measure(
         where,
-        vector_set(vectors, rows + int(rows * updates), dim, metric, queries),
+        vector_set(vectors, rows, dim, metric, queries, int(rows * updates)),
         rows=rows,
         updates=updates,
         deletes=deletes,
@@ -187,7 +189,7 @@ def churn(
 @measurement
 def restart(
     where: Environment,
-    rows: SomeRows = 100_000,
+    rows: SomeRows = SOME_ROWS,
     changes: Changes = 1000,
     rounds: Rounds = 3,
     dim: Dimension = 768,
@@ -320,13 +322,21 @@ def rpc(
     return [module.measure(where, rows=rows, dimension=dim)]
 
 
-def vector_set(path: Path | None, rows: int | None, dimension: int, metric: str, queries: int) -> VectorSet:
-    """The user's vectors, at most this many, or made ones."""
+def vector_set(
+    path: Path | None, rows: int | None, dimension: int, metric: str, queries: int, spare: int = 0
+) -> VectorSet:
+    """The user's vectors, or made ones: so many rows, and some to write; all of a file where no number is given."""
     from syncd.bench.vector_set import generate, read
 
     if path is None:
-        return generate(rows or 100_000, dimension, queries=queries, metric=metric)
-    return read(path, rows=rows, queries=queries, metric=metric)
+        return generate((rows or SOME_ROWS) + spare, dimension, queries=queries, metric=metric)
+    found = read(path, rows=None if rows is None else rows + spare, queries=queries, metric=metric)
+    if rows is not None and len(found.base) < rows + spare:
+        raise SettingsError(
+            f"{path} has {len(found.base)} vectors for rows, {rows + spare} are needed",
+            hint="ask for fewer with --rows N",
+        )
+    return found
 
 
 def client_numbers() -> list[int]:
