@@ -228,7 +228,7 @@ def datasets(
     datasets: Annotated[
         list[int] | None, typer.Option(min=1, help="Number of datasets; again for more. Default: 1, 100, 5000.")
     ] = None,
-    rows: Annotated[int, typer.Option(min=1, help="Rows of each.")] = 200,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of each.")] = 100,
     searches: Annotated[int, typer.Option(min=1, help="Searches to time.")] = 5000,
     dim: Dimension = 128,
 ) -> object:
