@@ -433,6 +433,17 @@ def test_a_renamed_table_and_a_table_in_another_schema_are_followed(followed: Fo
     assert "elsewhere.things" in sources
 
 
+def test_a_strong_read_beside_a_renaming_holds_what_was_committed_with_it(followed: Followed) -> None:
+    old, new = "items", "things"
+    for number in range(5000, 5015):
+        with followed.db.transaction():
+            followed.db.execute(f"ALTER TABLE {old} RENAME TO {new}".encode())
+            followed.db.execute(f"INSERT INTO {new} VALUES ({number}, '[7,{number},7]')".encode())
+        hits = followed.client.search("items", [7, number, 7], k=1, consistency="strong")
+        assert hits[0].key == number
+        old, new = new, old
+
+
 def test_a_dropped_table_says_so_until_it_is_detached(db: psycopg.Connection, daemon: Daemon) -> None:
     make_items(db)
     other_source(db)
