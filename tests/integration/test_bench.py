@@ -19,6 +19,7 @@ from syncd.bench.engines import PgvectorEngine, SyncdEngine
 from syncd.bench.search import Point, comparison
 from syncd.bench.vector_set import generate, read, truth
 from syncd.bench.versus import Recalls
+from syncd.cli.bench import vector_set
 from syncd.errors import SettingsError, SyncdError
 from tests.conftest import clone
 from tests.daemon import Daemon
@@ -223,10 +224,6 @@ def test_what_would_spoil_the_figures_is_said(database: str, db: psycopg.Connect
     assert done.returncode == 0, done.stderr
     assert "mine is attached too" in done.stderr
     assert "a syncd runs here as consumer default" in done.stderr
-    np.save(tmp_path / "few.npy", np.ones((200, 4)))
-    few = run("bench", "churn", "--vectors", str(tmp_path / "few.npy"), "--dsn", database)
-    assert few.returncode == 2
-    assert "179 vectors for rows, 150000 are needed" in few.stderr
 
 
 def test_without_pgvector_a_comparison_is_refused(followed: str, servers: Any) -> None:
@@ -292,6 +289,8 @@ def test_vectors_are_read_from_each_kind_of_file(tmp_path: Path) -> None:
     assert read(tmp_path / "a.npz", rows=30, queries=5, metric="l2").neighbors is None, "of all rows, not of these"
     assert read(tmp_path / "a.npz", rows=None, queries=5, metric="ip").neighbors is None, "Euclidean"
     (tmp_path / "b.npy").write_bytes(b"nothing")
+    with pytest.raises(SettingsError, match="has 46 vectors for rows, 60 are needed"):
+        vector_set(tmp_path / "a.npy", 40, 8, "l2", queries=4, spare=20)
     for name in ("b.npy", "c.npy", "a.txt"):
         with pytest.raises(SettingsError):
             read(tmp_path / name, rows=None, queries=3, metric="l2")
