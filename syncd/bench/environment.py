@@ -150,7 +150,9 @@ def environment(settings: Settings, progress: Progress, warn: Callable[[str], No
         locked, has_extension, extension_available = first_row(keeper, "begin")
         if not locked:
             raise SyncdError("another benchmark is running in this database", hint="wait for it to end")
-        has_schema = schema.installed_revision(keeper) is not None
+        revision = schema.installed_revision(keeper)
+        if revision is not None:
+            schema.check_installed(revision)  # to upgrade it is not a benchmark's business
         try:
             schema.install(settings.conninfo)
             clean(keeper)  # what a benchmark that was killed has left
@@ -170,7 +172,7 @@ def environment(settings: Settings, progress: Progress, warn: Callable[[str], No
                 clean(keeper)
                 if extension_available and not has_extension:
                     keeper.execute(statement("bench", "drop_vector_extension"))
-                if not has_schema:
+                if revision is None:
                     schema.uninstall(settings.conninfo)
 
 

@@ -216,6 +216,12 @@ def test_two_benchmarks_in_one_database_are_refused(followed: str) -> None:
         assert_failed(run("bench", "rpc", "--dsn", followed), 1, "another benchmark")
 
 
+def test_a_schema_of_another_version_is_left_to_its_owner(database: str, db: psycopg.Connection) -> None:
+    db.execute("UPDATE syncd.alembic_version SET version_num = '0000'")
+    assert_failed(run("bench", "rpc", "--dsn", database), 1, "revision 0000", "syncd init")
+    assert db.execute("SELECT version_num FROM syncd.alembic_version").fetchone() == ("0000",)
+
+
 def test_what_would_spoil_the_figures_is_said(database: str, db: psycopg.Connection, tmp_path: Path) -> None:
     db.execute("CREATE TABLE mine (id int PRIMARY KEY, embedding real[]); SELECT syncd.attach('mine')")
     daemon = Daemon(database, tmp_path / "data").start()
