@@ -222,14 +222,20 @@ def test_a_schema_of_another_version_is_left_to_its_owner(database: str, db: psy
     assert db.execute("SELECT version_num FROM syncd.alembic_version").fetchone() == ("0000",)
 
 
-def test_what_would_spoil_the_figures_is_said(database: str, db: psycopg.Connection, tmp_path: Path) -> None:
+def test_what_would_spoil_the_figures_is_said_and_what_a_killed_benchmark_left_is_removed(
+    database: str, db: psycopg.Connection, tmp_path: Path
+) -> None:
     db.execute("CREATE TABLE mine (id int PRIMARY KEY, embedding real[]); SELECT syncd.attach('mine')")
+    db.execute("CREATE SCHEMA syncd_bench; CREATE TABLE syncd_bench.killed (id int PRIMARY KEY, embedding real[])")
+    db.execute("SELECT syncd.attach('syncd_bench.killed')")  # what a benchmark that was killed has left
     daemon = Daemon(database, tmp_path / "data").start()
     done = run("bench", "rpc", "--rows", "100", "--dim", "8", "--dsn", database)
     daemon.stop()
     assert done.returncode == 0, done.stderr
     assert "mine is attached too" in done.stderr
     assert "a syncd runs here as consumer default" in done.stderr
+    assert "killed" not in done.stderr
+    assert db.execute("SELECT count(*) FROM syncd.sources WHERE source::text ~ 'bench'").fetchone() == (0,)
 
 
 def test_without_pgvector_a_comparison_is_refused(followed: str, servers: Any) -> None:
