@@ -22,6 +22,7 @@ from syncd.bench.engines import Engine, Search
 from syncd.errors import SyncdError
 
 START_SECONDS = 60.0
+OTHER_FAILED = "another client did not begin"
 ANSWERS_SECONDS = 20.0
 """A slow engine answers as many of the queries as it can in this time, and its recall is that of those."""
 
@@ -96,11 +97,11 @@ class Clients:
         for pipe in self.pipes:
             try:
                 results.append(pipe.recv())
-            except EOFError:
+            except (EOFError, ConnectionError):
                 results.append("its process ended")
-        for result in results:
-            if isinstance(result, str):
-                raise SyncdError(f"a searching client failed: {result}")
+        reasons = [result for result in results if isinstance(result, str)]
+        if reasons:  # the first one that is not only another's consequence
+            raise SyncdError(f"a searching client failed: {min(reasons, key=OTHER_FAILED.__eq__)}")
         return [result for result in results if isinstance(result, Served)]
 
 
@@ -143,7 +144,7 @@ def serve(pipe: Connection, barrier: Barrier, queries: NDArray[np.float32]) -> N
             barrier.wait(START_SECONDS)
             pipe.send(run(work, opened[work.engine], queries))
         except BrokenBarrierError:
-            pipe.send("another client did not begin")
+            pipe.send(OTHER_FAILED)
         except (SyncdError, psycopg.Error) as error:
             barrier.abort()
             pipe.send(str(error))
