@@ -223,14 +223,14 @@ class Consumer:
         for source_id in gone:
             del self.sources[source_id]
         for source in sources:
-            before = self.sources.get(source.id)
-            if before is not None and before.source.arguments_md5 == source.arguments_md5:
-                before.rename(source)
+            if source.id in self.sources:
+                self.sources[source.id].rename(source)
                 continue
+            before = by_oid.pop(source.oid, None)
             watched = WatchedSource(source, self.registry, Cursor(position))
             watched.begin_scan()
             self.sources[source.id] = watched
-            watched.replaces(before or by_oid.pop(source.oid, None))
+            watched.replaces(before)
             logger.info("source_attached" if before is None else "source_altered", source=source.name)
         for watched in by_oid.values():
             watched.stop()
