@@ -18,6 +18,7 @@ from anyio import TASK_STATUS_IGNORED, CancelScope, create_task_group
 from anyio.abc import TaskStatus
 
 from syncd.errors import DatabaseUnreachable, SyncdError
+from syncd.host_port import join_host_port
 from syncd.postgres.control import Control
 from syncd.postgres.listener import Listener
 from syncd.rpc.dispatch import Limits
@@ -93,6 +94,9 @@ class Service:
         self.server = Server(
             methods.table(),
             socket=settings.socket_path,
+            listen=settings.tcp_listen,
+            token=settings.token.get_secret_value() or None,
+            tls=settings.tls,
             limits=Limits(connections=settings.max_connections),
             version=version("syncd"),
         )
@@ -103,6 +107,8 @@ class Service:
             async with create_task_group() as tasks:
                 tasks.start_soon(self.handle_signals)
                 await tasks.start(self.serve_rpc)
+                for host, port in self.server.tcp_addresses:
+                    logger.info("listening", address=join_host_port(host, port), tls=self.settings.tls is not None)
                 with anyio.move_on_after(START_SECONDS) as starting:
                     await tasks.start(self.consumer.run)
                     if self.consumer.notifies:
