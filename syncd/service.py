@@ -19,6 +19,9 @@ from anyio.abc import TaskStatus
 
 from syncd.errors import DatabaseUnreachable, SyncdError
 from syncd.host_port import join_host_port
+from syncd.ops.notify import notify
+from syncd.ops.parts import Parts
+from syncd.ops.run import Ops
 from syncd.postgres.control import Control
 from syncd.postgres.listener import Listener
 from syncd.rpc.dispatch import Limits
@@ -91,6 +94,8 @@ class Service:
             version=version("syncd"),
             search_threads=available_cores(),
         )
+        parts = Parts(settings, self.consumer, self.checkpointer, self.listener, self.reporter, self.verifier, methods)
+        self.ops = Ops(parts, self.control)
         self.server = Server(
             methods.table(),
             socket=settings.socket_path,
@@ -109,6 +114,7 @@ class Service:
                 await tasks.start(self.serve_rpc)
                 for host, port in self.server.tcp_addresses:
                     logger.info("listening", address=join_host_port(host, port), tls=self.settings.tls is not None)
+                await self.ops.start(tasks)
                 with anyio.move_on_after(START_SECONDS) as starting:
                     await tasks.start(self.consumer.run)
                     if self.consumer.notifies:
@@ -121,12 +127,15 @@ class Service:
                 tasks.start_soon(self.checkpointer.run, self.settings.checkpoint_seconds)
                 tasks.start_soon(self.reporter.run)
                 tasks.start_soon(self.verifier.run, self.settings.verify_seconds)
+                self.ops.observe(tasks)
                 tasks.start_soon(self.announce)
                 await self.stopping.wait()
+                self.ops.stopping()
                 self.server.stop()
                 with CancelScope(shield=True):
                     await self.rpc_stopped.wait()
                     await self.save_last_checkpoint()
+                    await self.ops.stop()
                 tasks.cancel_scope.cancel()
         except BaseExceptionGroup as group:
             raise first_cause(group) from group
@@ -137,6 +146,7 @@ class Service:
         """Say ``ready`` once each dataset answers, or has failed."""
         await self.consumer.ready.wait()
         self.say(f"ready {self.settings.socket_path}")
+        notify("READY=1\nSTATUS=every dataset answers, or has failed")
         if self.once:
             self.stopping.set()
 

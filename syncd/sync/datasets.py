@@ -12,6 +12,7 @@ from syncd.index.dataset import DatasetIndex
 from syncd.postgres.outbox import Cursor
 from syncd.postgres.source import Source
 from syncd.store.paths import dataset_directory
+from syncd.sync.counters import Counters
 from syncd.types import DatasetName, full_dataset_name
 
 State = Literal["backfilling", "catching_up", "ready", "rebuilding", "must_rebuild", "failed"]
@@ -53,6 +54,7 @@ class Registry:
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
         self.by_name: dict[DatasetName, Dataset] = {}
+        self.counters = Counters()
         self.pending: dict[str, str] = {"syncd": "it is starting"}
         """Sources that are not read to the end, with the reason: while there is one, a name that is missing may still appear."""
 

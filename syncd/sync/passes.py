@@ -296,4 +296,4 @@ def apply_marker(watched: WatchedSource, op: str) -> None:
     if op == "t":
         watched.clear()
     elif op == "r":
-        watched.begin_scan()
+        watched.begin_scan(reason="resync")

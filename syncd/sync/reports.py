@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import anyio
@@ -13,6 +14,7 @@ from syncd.postgres.control import Control
 from syncd.statements import statement
 from syncd.sync.consumer import Consumer
 from syncd.sync.datasets import State
+from syncd.sync.heartbeat import Heartbeat
 from syncd.sync.watched import Quarantined
 from syncd.types import DatasetName, Key
 
@@ -33,6 +35,9 @@ class Reporter:
         self.control = control
         self.datasets: DatasetReport | None = None
         self.quarantine: dict[tuple[int, Key], Quarantined] = {}
+        self.quarantined: Counter[DatasetName] = Counter()
+        """How many rows of each dataset are in quarantine."""
+        self.heartbeat = Heartbeat(consumer)
 
     async def run(self) -> None:
         """Report every few seconds, until cancelled. A report that fails is not missed: the next one says it all."""
@@ -40,6 +45,7 @@ class Reporter:
             try:
                 await self.report()
             except SyncdError as error:
+                self.heartbeat.lost()
                 self.datasets = None  # what is there is unknown: write everything again
                 logger.debug("report_failed", error=str(error))
             await anyio.sleep(REPORT_SECONDS)
@@ -57,6 +63,7 @@ class Reporter:
                 for source_id, watched in consumer.sources.items()
                 for key, row in watched.quarantine.items()
             }
+        self.quarantined = Counter(row.dataset for row in quarantine.values())
         position = str(consumer.oldest_position().snapshot)
         async with self.control.transaction() as connection:
             await connection.execute(
@@ -65,6 +72,9 @@ class Reporter:
             )
             await self.report_datasets(connection, name, datasets)
             await self.report_quarantine(connection, name, quarantine)
+            row = await (await connection.execute(statement("ops", "read_heartbeat_xid"))).fetchone()
+        if row is not None:
+            self.heartbeat.sent(int(row[0]))
         self.datasets, self.quarantine = datasets, quarantine
 
     async def report_datasets(

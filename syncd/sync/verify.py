@@ -155,6 +155,7 @@ class Verifier:
             if repair:
                 found = [await self.mend(each, deep=deep) if each.differing else each for each in found]
             self.last_at, self.last_seconds = datetime.now(UTC), time.monotonic() - begun
+            self.consumer.registry.counters.verify_seconds.observe(self.last_seconds)
             datasets = sorted((row for each in found for row in each.datasets), key=lambda row: row.dataset)
             return Verified(position, datasets, [each.report for each in found], self.last_seconds)
 
@@ -237,7 +238,7 @@ class Verifier:
             if watched is None:
                 return found
             if len(found.differing) > SCAN_FROM_KEYS:
-                watched.begin_scan()
+                watched.begin_scan(reason="drift")
             else:
                 watched.reread |= {str(key) for key in found.differing}
 
@@ -257,6 +258,7 @@ class Verifier:
         ]
         for row in mended:
             if row.repaired:
+                consumer.registry.counters.mended(row.dataset, row.repaired)
                 logger.warning("drift_repaired", dataset=row.dataset, keys=row.repaired, in_sync=row.in_sync)
         return replace_datasets(found, mended)
 
@@ -269,6 +271,7 @@ class Verifier:
             for row in each.datasets:
                 self.last[row.dataset] = (now, row.in_sync)
                 if not row.in_sync:
+                    self.consumer.registry.counters.drifted(row.dataset, row.missing + row.extra + row.stale)
                     logger.error(
                         "drift_found", dataset=row.dataset, missing=row.missing, extra=row.extra, stale=row.stale,
                         sample=row.sample,

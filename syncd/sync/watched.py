@@ -7,6 +7,7 @@ same one again, is always right.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -169,7 +170,7 @@ class WatchedSource:
             )
             for key in {keys[place] for place in at}.difference(upserts[name].keys):
                 targets.pop(key, None)
-        changed = 0
+        changed, begun = 0, time.perf_counter()
         deletes = self.homes_to_leave((*asked, *keys), targets)
         for name in {*upserts, *deletes}:
             good = upserts.get(name) or Usable()
@@ -180,6 +181,8 @@ class WatchedSource:
             applied = self.datasets[name].index.apply(*change)
             self.directory.add(name, good.keys)
             changed += applied.inserted + applied.updated + applied.deleted
+            self.registry.counters.applied(name, applied.inserted, applied.updated, applied.deleted)
+        self.registry.counters.apply_seconds.observe(time.perf_counter() - begun)
         self.reconsider(deletes)
         return changed
 
@@ -287,12 +290,20 @@ class WatchedSource:
         dataset.replacement = self.registry.create(name, self.source, self).index
         dataset.state = "rebuilding"
         self.scan = Scan(frozenset({name}), beside=True)
+        self.registry.counters.rebuilt(name, "request")
         logger.info("rebuild_begun", dataset=name)
 
     def begin_scan(
-        self, only: frozenset[DatasetName] | None = None, forced: dict[DatasetName, int] | None = None
+        self,
+        only: frozenset[DatasetName] | None = None,
+        forced: dict[DatasetName, int] | None = None,
+        *,
+        reason: str = "reconcile",
     ) -> None:
-        """Read the source again, wholly or for some datasets; at its end, rows that were not found are tombstones."""
+        """Read the source again, wholly or for some datasets; at its end, rows that were not found are tombstones.
+
+        ``reason`` is what the rebuild is counted under: a word of our own, never a row's text.
+        """
         for dataset in self.datasets.values():
             dataset.replacement = None
         self.scan = Scan(only, forced or {}, resumable=only is None and not self.datasets)
@@ -301,6 +312,7 @@ class WatchedSource:
             del self.quarantine[key]
         for dataset in self.datasets.values():
             if only is None or dataset.name in only:
+                self.registry.counters.rebuilt(dataset.name, reason)
                 dataset.index.begin_sweep()
                 dataset.sweeping = True
                 dataset.state = "catching_up" if dataset.index.count else "backfilling"
@@ -326,7 +338,7 @@ class WatchedSource:
         if wrong:  # the most frequent length decides, and its rows are in quarantine now
             for name in wrong:
                 self.datasets[name].index = self.registry.create(name, self.source, self).index
-            self.begin_scan(frozenset(wrong), wrong)
+            self.begin_scan(frozenset(wrong), wrong, reason="dimension")
         return removed
 
     def caught_up(self) -> None:
