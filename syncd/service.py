@@ -19,6 +19,7 @@ from anyio.abc import TaskStatus
 
 from syncd.errors import DatabaseUnreachable, SyncdError
 from syncd.host_port import join_host_port
+from syncd.ops.dataset_report import why_method
 from syncd.ops.notify import notify
 from syncd.ops.parts import Parts
 from syncd.ops.run import Ops
@@ -33,7 +34,9 @@ from syncd.store.data_dir import locked_data_dir
 from syncd.sync.checkpoints import Checkpointer
 from syncd.sync.consumer import Consumer
 from syncd.sync.datasets import Registry
+from syncd.sync.mending import Mender
 from syncd.sync.reports import Reporter
+from syncd.sync.rotation import Rotator
 from syncd.sync.verify import Verifier
 
 START_SECONDS = 25.0
@@ -84,6 +87,8 @@ class Service:
         self.listener = Listener(settings.conninfo, settings.consumer, self.consumer.wake)
         self.reporter = Reporter(self.consumer, self.control)
         self.verifier = Verifier(self.consumer)
+        self.mender = Mender(self.consumer, self.control)
+        self.rotator = Rotator(self.consumer, self.control, self.checkpointer)
         self.stopping = anyio.Event()
         self.rpc_stopped = anyio.Event()
         methods = Methods(
@@ -97,7 +102,7 @@ class Service:
         parts = Parts(settings, self.consumer, self.checkpointer, self.listener, self.reporter, self.verifier, methods)
         self.ops = Ops(parts, self.control)
         self.server = Server(
-            methods.table(),
+            {**methods.table(), **why_method(methods)},
             socket=settings.socket_path,
             listen=settings.tcp_listen,
             token=settings.token.get_secret_value() or None,
@@ -127,6 +132,8 @@ class Service:
                 tasks.start_soon(self.checkpointer.run, self.settings.checkpoint_seconds)
                 tasks.start_soon(self.reporter.run)
                 tasks.start_soon(self.verifier.run, self.settings.verify_seconds)
+                tasks.start_soon(self.mender.run)
+                tasks.start_soon(self.rotator.run)
                 self.ops.observe(tasks)
                 tasks.start_soon(self.announce)
                 await self.stopping.wait()

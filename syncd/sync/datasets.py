@@ -25,6 +25,10 @@ class Follower(Protocol):
     cursor: Cursor
 
     @property
+    def successor(self) -> Follower | None:
+        """What follows the same table in its place: the table was attached anew, or altered."""
+
+    @property
     def scanning(self) -> bool:
         """Whether the table is being read as a whole."""
 
@@ -55,6 +59,8 @@ class Registry:
         self.data_dir = data_dir
         self.by_name: dict[DatasetName, Dataset] = {}
         self.counters = Counters()
+        self.freed = False
+        """Whether a name has become free since the consumer looked: another source's rows may be waiting for it."""
         self.pending: dict[str, str] = {"syncd": "it is starting"}
         """Sources that are not read to the end, with the reason: while there is one, a name that is missing may still appear."""
 
@@ -102,3 +108,4 @@ class Registry:
         """Take a dataset off the list, if it is the one that is listed."""
         if self.by_name.get(dataset.name) is dataset:
             del self.by_name[dataset.name]
+            self.freed = True
