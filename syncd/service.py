@@ -99,8 +99,12 @@ class Service:
             version=version("syncd"),
             search_threads=available_cores(),
         )
-        parts = Parts(settings, self.consumer, self.checkpointer, self.listener, self.reporter, self.verifier, methods)
-        self.ops = Ops(parts, self.control)
+        self.ops = Ops(
+            Parts(
+                settings, self.consumer, self.checkpointer, self.listener, self.reporter, self.verifier, self.rotator,
+                methods,
+            )
+        )  # fmt: skip
         self.server = Server(
             {**methods.table(), **why_method(methods)},
             socket=settings.socket_path,

@@ -8,18 +8,12 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 import anyio
-import structlog
 
-from syncd.errors import SyncdError
 from syncd.ops.parts import Parts
-from syncd.postgres.control import Control
-from syncd.statements import statement
 from syncd.sync.counters import FAST_SECONDS
 
 SAMPLE_SECONDS = 10.0
 SAMPLES = 360
-
-logger = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +38,16 @@ class Totals:
 
 
 class History:
-    """Samples, the oldest first, and the outbox' size as it was last asked for."""
+    """Samples, the oldest first."""
 
-    def __init__(self, parts: Parts, control: Control) -> None:
+    def __init__(self, parts: Parts) -> None:
         self.parts = parts
-        self.control = control
         self.samples: deque[Sample] = deque(maxlen=SAMPLES)
-        self.outbox_rows: int | None = None
         self.before = self.totals()
 
     async def run(self) -> None:
         """Sample until cancelled."""
         while True:
-            await self.ask_outbox_rows()
             await anyio.sleep(SAMPLE_SECONDS)
             self.sample()
 
@@ -85,16 +76,6 @@ class History:
             for place, count in enumerate(each.seconds.counts):
                 counts[place] += count
         return Totals(time.monotonic(), counters.deltas_applied.total(), tuple(counts))
-
-    async def ask_outbox_rows(self) -> None:
-        """Three index look-ups; where they fail the last number stays."""
-        try:
-            async with self.control.transaction() as connection:
-                row = await (await connection.execute(statement("ops", "read_outbox_rows"))).fetchone()
-        except SyncdError as error:
-            logger.debug("outbox_not_counted", error=str(error))
-        else:
-            self.outbox_rows = None if row is None else int(row[0])
 
 
 def quantile(counts: list[int], share: float) -> float | None:

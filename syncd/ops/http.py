@@ -150,7 +150,7 @@ class Http:
 
     def view(self) -> page.View:
         """What the page shows, as far as it is to be read on the event loop."""
-        return page.View(self.parts, self.readiness.look(), list(self.history.samples), self.history.outbox_rows)
+        return page.View(self.parts, self.readiness.look(), list(self.history.samples))
 
     async def in_thread(self, render: Callable[[], T]) -> T:
         """Render beside the event loop."""

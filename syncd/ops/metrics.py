@@ -14,7 +14,6 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from syncd.ops.history import History
 from syncd.ops.parts import Parts
 from syncd.rpc.messages import DatasetStatus
 from syncd.sync.counters import OTHER, Durations, Searches
@@ -32,7 +31,7 @@ GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "syncd_listener_connected": ("1 while notifications are listened for.", ()),
     "syncd_outbox_rows": ("Rows that the outbox keeps, at most.", ()),
     "syncd_quarantined": ("Live rows whose vector cannot be indexed.", ("dataset",)),
-    "syncd_verify_last_success_timestamp_seconds": ("When indexes were last compared with their tables.", ()),
+    "syncd_verify_last_success_timestamp_seconds": ("When every index was last compared with its table.", ()),
 }
 COUNTERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "syncd_deltas_applied_total": ("Rows that came into the index.", ("dataset", "op")),
@@ -58,9 +57,8 @@ Labels = tuple[str, ...]
 class Metrics(Collector):
     """The service as Prometheus sees it, in a registry of its own."""
 
-    def __init__(self, parts: Parts, history: History) -> None:
+    def __init__(self, parts: Parts) -> None:
         self.parts = parts
-        self.history = history
         self.registry = CollectorRegistry()
         self.registry.register(self)
 
@@ -108,9 +106,10 @@ class Metrics(Collector):
         quarantined = parts.reporter.quarantined
         yield self.by_dataset("syncd_quarantined", listed, sum, lambda one: quarantined[DatasetName(one.dataset)])
         yield gauge("syncd_checkpoint_last_success_timestamp_seconds", when(parts.checkpointer.last_success_at))
-        yield gauge("syncd_verify_last_success_timestamp_seconds", when(parts.verifier.last_at))
+        yield gauge("syncd_verify_last_success_timestamp_seconds", when(parts.verifier.last_success_at))
         yield gauge("syncd_listener_connected", {(): int(parts.listener.connected)})
-        yield gauge("syncd_outbox_rows", {} if self.history.outbox_rows is None else {(): self.history.outbox_rows})
+        outbox_rows = parts.rotator.outbox_rows
+        yield gauge("syncd_outbox_rows", {} if outbox_rows is None else {(): outbox_rows})
 
     def by_dataset(
         self,

@@ -78,7 +78,6 @@ class View:
     parts: Parts
     verdict: Verdict
     samples: Sequence[Sample]
-    outbox_rows: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +162,7 @@ def drifted(view: View) -> list[str]:
 def facts(view: View) -> str:
     """The service in a few numbers."""
     status, checkpointer = view.parts.methods.status(NoParams()), view.parts.checkpointer
+    outbox_rows = view.parts.rotator.outbox_rows
     saved = checkpointer.last_success_at
     checkpoint = "none yet" if saved is None else f"{since(saved)} ago"
     if checkpointer.last_error:
@@ -172,7 +172,7 @@ def facts(view: View) -> str:
         "Changes waiting": f"{status.lag_rows or 0:,} rows, {status.lag_seconds:.1f} s",
         "Checkpoint": checkpoint,
         "Notifications": "listening" if status.listener_connected else "not listening: polling",
-        "Outbox": "unknown" if view.outbox_rows is None else f"at most {view.outbox_rows:,} rows",
+        "Outbox": "not counted yet" if outbox_rows is None else f"at most {outbox_rows:,} rows",
         "Quarantine": f"{status.quarantined:,} rows",
         "Running for": ago(status.uptime_seconds),
         "Position": status.position.snapshot if status.position else "",

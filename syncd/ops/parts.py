@@ -11,6 +11,7 @@ from syncd.sync.checkpoints import Checkpointer
 from syncd.sync.consumer import Consumer
 from syncd.sync.counters import Counters
 from syncd.sync.reports import Reporter
+from syncd.sync.rotation import Rotator
 from syncd.sync.verify import Verifier
 
 
@@ -24,6 +25,7 @@ class Parts:
     listener: Listener
     reporter: Reporter
     verifier: Verifier
+    rotator: Rotator
     methods: Methods
 
     @property

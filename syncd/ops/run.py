@@ -11,7 +11,6 @@ from syncd.ops.metrics import Metrics
 from syncd.ops.notify import keep_watchdog, notify
 from syncd.ops.parts import Parts
 from syncd.ops.readiness import Readiness
-from syncd.postgres.control import Control
 from syncd.settings import OFF
 
 STOP_SECONDS = 5.0
@@ -20,10 +19,10 @@ STOP_SECONDS = 5.0
 class Ops:
     """HTTP from before the database is reached until after the last checkpoint; the rest while there is something to see."""
 
-    def __init__(self, parts: Parts, control: Control) -> None:
+    def __init__(self, parts: Parts) -> None:
         self.readiness = Readiness(parts)
-        self.history = History(parts, control)
-        self.http = Http(parts, self.readiness, self.history, Metrics(parts, self.history))
+        self.history = History(parts)
+        self.http = Http(parts, self.readiness, self.history, Metrics(parts))
         self.serves_http = parts.settings.http != OFF
 
     async def start(self, tasks: TaskGroup) -> None:

@@ -82,7 +82,7 @@ class Reporter:
             )
             await self.report_datasets(connection, name, datasets)
             await self.report_quarantine(connection, name, quarantine)
-            row = await (await connection.execute(statement("ops", "read_heartbeat_xid"))).fetchone()
+            row = await (await connection.execute(statement("consumer", "read_heartbeat_xid"))).fetchone()
         if row is not None:
             self.heartbeat.sent(int(row[0]))
         self.datasets, self.quarantine = datasets, quarantine

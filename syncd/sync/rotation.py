@@ -34,8 +34,8 @@ class Rotator:
         self.consumer = consumer
         self.control = control
         self.checkpointer = checkpointer
-        self.outbox_rows = 0
-        """About how many rows the outbox holds; at most that many."""
+        self.outbox_rows: int | None = None
+        """How many rows the outbox held at the last rotation, at most; None before the first."""
 
     async def run(self) -> None:
         """Rotate, until cancelled. A rotation that fails is tried again at the next turn."""

@@ -124,8 +124,8 @@ class Verifier:
         self.lock = anyio.Lock()
         self.last: dict[DatasetName, tuple[datetime, bool]] = {}
         """When each dataset was last compared, and whether it is in sync since then, as far as is known."""
-        self.last_at: datetime | None = None
-        self.last_seconds: float | None = None
+        self.last_success_at: datetime | None = None
+        """When every source was last compared, whatever that showed."""
 
     async def run(self, interval_seconds: float) -> None:
         """Compare and mend at start and every so often, until cancelled; an interval of 0 means never."""
@@ -156,10 +156,12 @@ class Verifier:
             if repair:
                 found = [await self.mend(each, deep=deep) if each.differing else each for each in found]
                 self.remember(found)
-            self.last_at, self.last_seconds = datetime.now(UTC), time.monotonic() - begun
-            self.consumer.registry.counters.verify_seconds.observe(self.last_seconds)
+            if only is None and all(each.report.outcome != "failed" for each in found):
+                self.last_success_at = datetime.now(UTC)
+            seconds = time.monotonic() - begun
+            self.consumer.registry.counters.verify_seconds.observe(seconds)
             datasets = sorted((row for each in found for row in each.datasets), key=lambda row: row.dataset)
-            return Verified(position, datasets, [each.report for each in found], self.last_seconds)
+            return Verified(position, datasets, [each.report for each in found], seconds)
 
     def sources_of(self, only: frozenset[DatasetName] | None) -> list[int]:
         """The sources that have these datasets."""

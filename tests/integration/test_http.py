@@ -10,7 +10,6 @@ import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -18,82 +17,14 @@ from urllib.parse import urlencode
 
 import psycopg
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
-from syncd.errors import UnknownDataset, UnknownKey
-from syncd.ops.metrics import NAMES
 from tests.conftest import clone
 from tests.daemon import Daemon
 from tests.integration.test_cli import assert_failed, run
-from tests.integration.test_tcp import events
+from tests.scrape import events, get, readyz, url_of, wait_for_event
 from tests.servers import PostgresServer
 
-SECONDS = 30
 HOSTILE = "<script>alert(1)</script>'\"&"
-CONTRACT = set(
-    re.findall(
-        r"\S+",
-        """syncd_build_info syncd_lag_seconds syncd_lag_rows syncd_deltas_applied_total syncd_apply_seconds syncd_search_seconds
-        syncd_searches_total syncd_index_vectors syncd_index_tombstones syncd_index_bytes syncd_index_recall
-        syncd_checkpoint_seconds syncd_checkpoint_last_success_timestamp_seconds syncd_checkpoint_failures_total
-        syncd_listener_connected syncd_listener_reconnects_total syncd_wakeups_total syncd_outbox_rows syncd_quarantined
-        syncd_verify_seconds syncd_verify_last_success_timestamp_seconds syncd_verify_drift_total syncd_repaired_total
-        syncd_rebuilds_total""",
-    )
-)
-
-
-def url_of(daemon: Daemon, path: str = "/") -> str:
-    """Where the service said that it listens."""
-    return f"http://{events(daemon, 'http_listening')[-1]['address']}{path}"
-
-
-def fetch(url: str) -> tuple[int, str]:
-    """Status and body of a GET."""
-    try:
-        with urllib.request.urlopen(url, timeout=SECONDS) as answer:  # noqa: S310  an http URL of this test's
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        with closing(error):
-            return error.code, error.read().decode()
-
-
-def get(daemon: Daemon, path: str) -> tuple[int, str]:
-    return fetch(url_of(daemon, path))
-
-
-def readyz(daemon: Daemon) -> tuple[int, dict[str, Any]]:
-    status, body = get(daemon, "/readyz")
-    return status, json.loads(body)
-
-
-def samples(daemon: Daemon) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    """Every sample by name and labels."""
-    status, text = get(daemon, "/metrics")
-    assert status == 200
-    return {
-        (one.name, frozenset(one.labels.items())): one.value
-        for family in text_string_to_metric_families(text)
-        for one in family.samples
-    }
-
-
-def sample(daemon: Daemon, name: str, **labels: str) -> float:
-    return samples(daemon)[name, frozenset(labels.items())]
-
-
-def wait_for_event(daemon: Daemon, name: str) -> dict[str, Any]:
-    """The first event of a name, as soon as it is logged."""
-    with subprocess.Popen(
-        ["tail", "-n", "+1", "-F", str(daemon.log)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    ) as tail:
-        assert tail.stdout is not None
-        for line in tail.stdout:
-            if line.startswith(b"{") and json.loads(line)["event"] == name:
-                tail.kill()
-                found: dict[str, Any] = json.loads(line)
-                return found
-    raise AssertionError(name)
 
 
 def make_table(database: str, name: str = "t", rows: int = 5) -> None:
@@ -143,8 +74,10 @@ def test_it_is_live_but_not_ready_and_says_why_until_every_dataset_answers(datab
             wait_for_event(daemon, "source_delayed")
             assert get(daemon, "/livez")[0] == 200
             status, body = readyz(daemon)
+            while "public.t" not in body["reasons"][0]:  # until the end of the first pass it says that it is starting
+                assert (status, body["ready"]) == (503, False)
+                status, body = readyz(daemon)
             assert (status, body["ready"]) == (503, False)
-            assert "public.t" in body["reasons"][0]
             lock.rollback()
             assert daemon.wait_for_line(process).startswith(b"ready ")
             while readyz(daemon)[0] != 200:
@@ -219,7 +152,7 @@ def test_a_heartbeat_that_does_not_arrive_makes_answers_stale(database: str, tmp
     daemon.stop()
 
 
-# Status and metrics
+# Status
 
 
 def test_status_is_what_the_rpc_answers(service: Daemon) -> None:
@@ -232,71 +165,6 @@ def test_status_is_what_the_rpc_answers(service: Daemon) -> None:
         assert {one["dataset"]: one["count"] for one in found["datasets"]} == {
             one.dataset: one.count for one in client.datasets()
         }
-
-
-def test_every_metric_of_the_contract_is_there_and_no_other(service: Daemon) -> None:
-    text = get(service, "/metrics")[1]
-    named = set(re.findall(r"^# TYPE (\S+) ", text, re.MULTILINE))
-    assert named == CONTRACT == NAMES
-
-
-def test_metrics_follow_what_happens(database: str, tmp_path: Path) -> None:
-    make_table(database)
-    daemon = Daemon(database, tmp_path / "data", http="127.0.0.1:0")
-    daemon.with_constant("syncd.ops.history.SAMPLE_SECONDS", 0.05).with_constant(
-        "syncd.sync.reports.REPORT_SECONDS", 0.05
-    )
-    daemon.start()
-    name = "default/a"
-    with daemon.client() as client, psycopg.connect(database, autocommit=True) as db:
-        db.execute("UPDATE t SET v = '{9,9}' WHERE id = 1")
-        db.execute("DELETE FROM t WHERE id = 2")
-        db.execute("INSERT INTO t VALUES (300, 'a', '{nan,1}')")
-        row = db.execute("SELECT syncd.token()").fetchone()
-        assert row is not None
-        client.search("a", key=1, after=row[0])
-        client.search("a", [1.0, 1.0])
-        with pytest.raises(UnknownKey):
-            client.search("a", key=12345)
-        with pytest.raises(UnknownDataset):
-            client.search(HOSTILE, key=1)
-        client.checkpoint()
-        client.rebuild("a")
-        assert client.verify().datasets[0].in_sync
-        assert sample(daemon, "syncd_index_vectors", dataset=name) == 4
-        assert sample(daemon, "syncd_deltas_applied_total", dataset=name, op="insert") == 5
-        assert sample(daemon, "syncd_deltas_applied_total", dataset=name, op="update") == 1
-        assert sample(daemon, "syncd_deltas_applied_total", dataset=name, op="delete") == 1
-        assert sample(daemon, "syncd_searches_total", dataset=name, outcome="ok") == 2
-        assert sample(daemon, "syncd_searches_total", dataset=name, outcome="unknown_key") == 1
-        assert sample(daemon, "syncd_searches_total", dataset="other", outcome="unknown_dataset") == 1
-        assert sample(daemon, "syncd_search_seconds_count", dataset=name) == 2
-        assert sample(daemon, "syncd_search_seconds_bucket", dataset=name, le="+Inf") == 2
-        assert sample(daemon, "syncd_checkpoint_seconds_count") >= 1
-        assert sample(daemon, "syncd_checkpoint_failures_total") == 0
-        assert sample(daemon, "syncd_checkpoint_last_success_timestamp_seconds") > 1e9
-        assert sample(daemon, "syncd_rebuilds_total", dataset=name, reason="request") == 1
-        assert sample(daemon, "syncd_verify_drift_total", dataset=name) == 0
-        assert sample(daemon, "syncd_verify_seconds_count") >= 1
-        assert sample(daemon, "syncd_listener_connected") == 1
-        assert (
-            sample(daemon, "syncd_wakeups_total", source="notify")
-            + sample(daemon, "syncd_wakeups_total", source="poll")
-            > 0
-        )
-        while sample(daemon, "syncd_quarantined", dataset=name) != 1:  # at the next report
-            pass
-        found = samples(daemon)
-        while ("syncd_outbox_rows", frozenset[tuple[str, str]]()) not in found:
-            found = samples(daemon)
-        assert found["syncd_outbox_rows", frozenset()] >= 3
-        with db.transaction():
-            db.execute("UPDATE t SET v = '{5,5}' WHERE id IN (3, 4)")
-            db.execute("DELETE FROM syncd.outbox WHERE xid = pg_current_xact_id()")  # nobody is told
-        assert client.verify(repair=True).datasets[0].stale == 2
-        assert sample(daemon, "syncd_verify_drift_total", dataset=name) == 2
-        assert sample(daemon, "syncd_repaired_total", dataset=name) == 2
-    daemon.stop()
 
 
 # The address

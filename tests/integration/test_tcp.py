@@ -10,7 +10,6 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
@@ -22,6 +21,7 @@ from syncd.rpc.client import Client, connect
 from tests.conftest import clone
 from tests.daemon import Daemon
 from tests.integration.test_cli import assert_failed, run
+from tests.scrape import events
 from tests.servers import PostgresServer
 
 WORD = "a-shared-secret-\u00fc"
@@ -63,12 +63,6 @@ def filled(server: PostgresServer) -> Iterator[str]:
             db.execute(b"INSERT INTO t SELECT i, ARRAY[i, 1] FROM generate_series(1, %d) AS i" % MANY_KEYS)
             db.execute("SELECT syncd.attach('t', metric => 'l2')")
         yield database
-
-
-def events(daemon: Daemon, name: str) -> list[dict[str, Any]]:
-    """What the service has logged under a name."""
-    lines = [json.loads(line) for line in daemon.log.read_text().splitlines() if line.startswith("{")]
-    return [line for line in lines if line["event"] == name]
 
 
 def port_of(daemon: Daemon) -> int:
