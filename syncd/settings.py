@@ -52,7 +52,10 @@ def url_to_post_to(url: SecretStr) -> SecretStr:
     try:
         parts = urlsplit(url.get_secret_value())
         usable = not url.get_secret_value() or (
-            parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+            url.get_secret_value().isascii()
+            and parts.scheme in ("http", "https")
+            and parts.hostname
+            and parts.port != 0
         )
     except ValueError:
         usable = False

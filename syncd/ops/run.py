@@ -11,6 +11,7 @@ from syncd.ops.metrics import Metrics
 from syncd.ops.notify import keep_watchdog, notify
 from syncd.ops.parts import Parts
 from syncd.ops.readiness import Readiness
+from syncd.ops.webhook import Webhook
 from syncd.settings import OFF
 
 STOP_SECONDS = 5.0
@@ -24,6 +25,7 @@ class Ops:
         self.history = History(parts)
         self.http = Http(parts, self.readiness, self.history, Metrics(parts))
         self.serves_http = parts.settings.http != OFF
+        self.webhook = Webhook(parts) if parts.settings.webhook_url.get_secret_value() else None
 
     async def start(self, tasks: TaskGroup) -> None:
         """Open the HTTP port; raises ``AddressInUse`` or ``SettingsError``."""
@@ -34,6 +36,8 @@ class Ops:
         """Once the database has been reached."""
         tasks.start_soon(self.history.run)
         tasks.start_soon(keep_watchdog)
+        if self.webhook is not None:
+            tasks.start_soon(self.webhook.run)
 
     def stopping(self) -> None:
         """The service takes no more requests: balancers are to look elsewhere."""
@@ -41,7 +45,9 @@ class Ops:
         notify("STOPPING=1")
 
     async def stop(self) -> None:
-        """Close the HTTP port, the last thing to go."""
+        """Tell what the last checkpoint came to, and close the HTTP port, the last thing to go."""
+        if self.webhook is not None:
+            await self.webhook.stop()
         self.http.stop()
         if self.serves_http:
             with anyio.move_on_after(STOP_SECONDS):

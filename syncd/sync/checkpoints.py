@@ -98,6 +98,10 @@ class Checkpointer:
             try:
                 position, bytes_written = await self.write()
             except SyncdError as error:
+                if self.last_error is None:  # and not again each minute, for as long as the disk is full
+                    self.consumer.registry.alerts.add(
+                        "checkpoint_failed", f"a checkpoint failed: {error}", reason=str(error), hint=error.hint
+                    )
                 self.last_error = str(error)
                 self.consumer.registry.counters.checkpoint_failures += 1
                 raise

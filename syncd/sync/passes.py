@@ -19,6 +19,8 @@ from psycopg import sql
 from syncd.errors import ConsumerReplaced, DatabaseUnreachable, SyncdError
 from syncd.postgres.outbox import Changes, Cursor, read_changes, read_markers, registry_changed, window_range
 from syncd.postgres.source import Source, passes, read_sources
+from syncd.sync.alerts import NAMED, named
+from syncd.sync.datasets import Registry
 from syncd.sync.reading import is_of_a_row, read_by_keys, read_page
 from syncd.sync.watch import explained, look, trouble
 from syncd.sync.watched import WatchedSource
@@ -173,11 +175,12 @@ class Pass:
         now = time.monotonic()
         ready = [each for each in due if each.retry_at <= now]
         followed = [each for each in watched if each.source.table is not None]
-        for cursor, group in by_cursor(followed).items() if freed is not None else ():
-            if cursor.position.snapshot.lacks(freed):
-                for each in group:
-                    logger.warning("must_rebuild", source=each.source.name, reason=NO_LONGER_HELD)
-                    each.rebuild(Position(snapshot, newest_outbox_id))
+        lacking = [] if freed is None else [each for each in followed if each.cursor.position.snapshot.lacks(freed)]
+        for each in lacking:
+            logger.warning("must_rebuild", source=each.source.name, reason=NO_LONGER_HELD)
+            each.rebuild(Position(snapshot, newest_outbox_id))
+        if lacking:
+            alert_of_rebuild(lacking[0].registry, lacking)
         for cursor, group in by_cursor(ready).items():
             ids = [each.source.id for each in group]
             markers = read_markers(self.connection, cursor, ids) if marked and cursor.window is None else []
@@ -342,6 +345,14 @@ class Pass:
         """End the transaction, if the connection is still there."""
         if not self.connection.closed:
             self.connection.execute(passes("rollback"))
+
+
+def alert_of_rebuild(registry: Registry, lacking: Sequence[WatchedSource]) -> None:
+    """Somebody should know why sources are read as a whole."""
+    names = [each.source.name for each in lacking]
+    registry.alerts.add(
+        "must_rebuild", f"{NO_LONGER_HELD}; every row is compared of {named(names)}", sources=names[:NAMED], count=len(names)
+    )  # fmt: skip
 
 
 def by_cursor(watched: Sequence[WatchedSource]) -> dict[Cursor, list[WatchedSource]]:

@@ -54,6 +54,11 @@ class Rotator:
                 logger.warning(
                     "outbox_full", rows=done.rows, max_rows=done.max_rows, must_rebuild=done.marked, hint=MUST_REBUILD_HINT
                 )  # fmt: skip
+                self.consumer.registry.alerts.add(
+                    "must_rebuild",
+                    f"the outbox is over its cap of {done.max_rows} rows; consumer {done.marked!r} must rebuild",
+                    marked=done.marked, rows=done.rows, max_rows=done.max_rows, hint=MUST_REBUILD_HINT,
+                )  # fmt: skip
             if not done.later or attempt == TRIES - 1:
                 break
             await anyio.sleep(NEXT_TRY_SECONDS)

@@ -29,6 +29,7 @@ from syncd.postgres.connection import first_line, open_pass_connection, translat
 from syncd.postgres.source import Source
 from syncd.postgres.vectors import decode_vectors
 from syncd.statements import statement
+from syncd.sync.alerts import NAMED, named
 from syncd.sync.consumer import Consumer
 from syncd.sync.passes import KEYS_PER_READ, Handover
 from syncd.sync.watched import Quarantined, Row, WatchedSource
@@ -282,6 +283,20 @@ class Verifier:
     def note(self, found: Sequence[Found]) -> None:
         """Log what a comparison came to, and remember it."""
         self.remember(found)
+        differing = [row for each in found for row in each.datasets if row.missing or row.extra or row.stale]
+        if differing:
+            names = [
+                f"{row.dataset} ({row.missing} missing, {row.extra} extra, {row.stale} stale)" for row in differing
+            ]
+            self.consumer.registry.alerts.add(
+                "drift",
+                f"indexes differed from their tables: {named(names)}",
+                datasets=[
+                    {"dataset": row.dataset, "missing": row.missing, "extra": row.extra, "stale": row.stale}
+                    for row in differing[:NAMED]
+                ],
+                count=len(differing),
+            )
         for each in found:
             if each.report.outcome == "failed":
                 logger.error("verify_failed", source=each.report.source.name, reason=each.report.reason)
