@@ -13,6 +13,7 @@ import typer
 from syncd.cli.options import Json, Socket
 from syncd.cli.output import print_json, print_table, talk, working
 from syncd.cli.session import service
+from syncd.cli.watch import watch
 from syncd.errors import SettingsError
 from syncd.rpc.client import Client
 from syncd.rpc.messages import MAX_K, DatasetVerified
@@ -61,12 +62,19 @@ def search(
         print_table(["key", "distance"], [(shown_key(hit.key), f"{hit.distance:.6f}") for hit in hits])
 
 
-def status(socket: Socket = None, json: Json = False) -> None:
+def status(
+    watched: Annotated[bool, typer.Option("--watch", help="Draw it again every second, with each dataset.")] = False,
+    socket: Socket = None,
+    json: Json = False,
+) -> None:
     """Print how the service is: in step or behind, since when.
 
-    Example: syncd status
+    Example: syncd status --watch
     """
     with service(socket) as client:
+        if watched:
+            watch(client, json=json)
+            return
         found = client.status()
     if json:
         print_json(found)

@@ -55,7 +55,7 @@ def receiver(*answers: int | None, tls: ssl.SSLContext | None = None) -> Iterato
             answer = it.answers.pop(0) if it.answers else 200
             if answer is None:
                 it.got.put(body)
-                it.released.wait(SECONDS)
+                it.released.wait(4 * SECONDS)
                 return
             self.send_response(answer)
             self.end_headers()
