@@ -356,7 +356,8 @@ def test_a_watched_status_is_drawn_again_also_through_a_restart(database: str, t
             daemon.stop()
             wait_for(b"as it was")
             daemon.start()
-            wait_for(b"up 0 s")
+            db.execute("DELETE FROM drawn WHERE id = 1")
+            wait_for(b"1,234")
         os.close(master)
         daemon.stop()
 
