@@ -158,6 +158,15 @@ class Settings(BaseSettings):
             description="stored in the database: outbox rows kept for a slow consumer; default 10 million",
         ),
     ] = None
+    recall: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=1,
+            allow_inf_nan=False,
+            description="recall@10 that searches aim for which name none; exact ones, as all are now, reach 1",
+        ),
+    ] = 0.95
 
     @property
     def socket_path(self) -> Path:

@@ -27,7 +27,23 @@ from syncd.types import DatasetName, KeyKind
 
 DATASETS_SHOWN = 200
 EVENTS_SHOWN = 30
+ROWS_SHOWN = 10
 NEAREST = 10
+HEAD = (
+    "Dataset",
+    "State",
+    "Rows",
+    "Tombstones",
+    "Dim",
+    "Index",
+    "Recall",
+    "Memory",
+    "Disk",
+    "Lag",
+    "Checkpoint",
+    "Last verify",
+)
+NUMBERS = frozenset({"Rows", "Tombstones", "Dim", "Memory", "Disk", "Lag"})
 FACTS_OF_LOGGING = ("event", "level", "timestamp")
 
 STYLE = """
@@ -55,8 +71,9 @@ button{border-color:var(--mark);cursor:pointer}
 """
 
 SCRIPT = """
-setInterval(async()=>{try{const answer=await fetch("/live");if(answer.ok)document.getElementById("live").innerHTML=await answer.text();
-document.getElementById("lost").hidden=answer.ok}catch{document.getElementById("lost").hidden=false}},10000);
+const lost=document.getElementById("lost");
+setInterval(async()=>{if(document.hidden)return;try{const answer=await fetch("/live");
+if(answer.ok)document.getElementById("live").innerHTML=await answer.text();lost.hidden=answer.ok}catch{lost.hidden=false}},3000);
 """
 
 
@@ -184,7 +201,7 @@ def datasets(view: View, listed: Sequence[DatasetStatus]) -> str:
     """One line a dataset, those that need a look first."""
     verified: Mapping[DatasetName, tuple[datetime, bool]] = dict(view.parts.verifier.last)
     order = sorted(listed, key=lambda one: (one.state == "ready" and not one.lag_seconds, one.dataset))
-    head = ("Dataset", "State", "Rows", "Tombstones", "Dim", "Index", "Recall", "Size", "Lag", "Last verify")
+    saved_at = saved_datasets(view)
     rows = []
     for one in order[:DATASETS_SHOWN]:
         at = verified.get(DatasetName(one.dataset))
@@ -196,17 +213,23 @@ def datasets(view: View, listed: Sequence[DatasetStatus]) -> str:
             f'<td class="{tone}">{escape(one.state)}</td>'
             + "".join(f'<td class="n">{number}</td>' for number in numbers)
             + f"<td>{escape(one.index or '')}</td><td>{'' if one.recall is None else f'{one.recall:.3f}'}</td>"
-            f'<td class="n">{size(one.bytes)}</td><td class="n">{one.lag_seconds:.1f} s</td><td>{escape(verify)}</td></tr>'
+            f'<td class="n">{size(one.bytes_memory)}</td><td class="n">{size(one.bytes - one.bytes_memory)}</td>'
+            f'<td class="n">{one.lag_seconds:.1f} s</td><td>{saved_at.get(one.dataset, "not yet")}</td><td>{escape(verify)}</td></tr>'
         )
     left = len(order) - len(rows)
     more = f'<p class="soft">and {left:,} more: <a href="/status">/status</a></p>' if left > 0 else ""
     if not rows:
         return "<h2>Datasets</h2><p>None. Attach a table: <code>syncd attach TABLE</code></p>"
-    titles = "".join(
-        f'<th class="n">{text}</th>' if text in ("Rows", "Tombstones", "Dim", "Size", "Lag") else f"<th>{text}</th>"
-        for text in head
-    )
+    titles = "".join(f'<th class="n">{text}</th>' if text in NUMBERS else f"<th>{text}</th>" for text in HEAD)
     return f'<h2>Datasets</h2><div class="wide"><table><tr>{titles}</tr>{"".join(rows)}</table></div>{more}'
+
+
+def saved_datasets(view: View) -> dict[str, str]:
+    """How old the checkpoint of each dataset is that is in one."""
+    newest, at = view.parts.checkpointer.store.newest, view.parts.checkpointer.last_success_at
+    if newest is None or at is None:
+        return {}
+    return dict.fromkeys((each.name for source in newest.sources for each in source.datasets), f"{since(at)} ago")
 
 
 def charts(samples: Sequence[Sample]) -> str:
@@ -230,19 +253,27 @@ def charts(samples: Sequence[Sample]) -> str:
 
 
 def quarantine(view: View) -> str:
-    """How many rows of which dataset cannot be indexed."""
+    """How many rows of which dataset cannot be indexed, and the newest of them with the reason."""
     counts = view.parts.reporter.quarantined.most_common(EVENTS_SHOWN)
     if not counts:
         return ""
     lines = [f"{name or 'without a dataset'}: {rows:,} rows" for name, rows in counts]
-    hint = '<p class="soft">Keys and reasons: the view <code>syncd.quarantine</code></p>'
-    return f"<h2>Quarantine</h2>{bullets(lines)}{hint}"
+    newest = sorted(view.parts.reporter.quarantine.items(), key=lambda item: item[1].since, reverse=True)[:ROWS_SHOWN]
+    rows = "".join(
+        f'<tr><td class="name">{escape(row.dataset)}</td><td class="name">{escape(str(key))}</td>'
+        f"<td>{escape(row.reason)}</td><td>{since(row.since)} ago</td></tr>"
+        for (_, key), row in newest
+    )
+    return (
+        f'<h2>Quarantine</h2>{bullets(lines)}<div class="wide"><table><tr><th>Dataset</th><th>Key</th><th>Reason</th><th>Since</th></tr>'
+        f'{rows}</table></div><p class="soft">All of them: the view <code>syncd.quarantine</code></p>'
+    )
 
 
 def events() -> str:
     """What was logged last."""
     rows = "".join(
-        f"<tr><td>{escape(event.get('timestamp', '')[:19])}</td><td>{escape(event.get('level', ''))}</td>"
+        f"<tr><td>{escape(event.get('timestamp', '')[11:19])}</td><td>{escape(event.get('level', ''))}</td>"
         f'<td class="name"><b>{escape(event.get("event", ""))}</b> '
         f"{escape(', '.join(f'{name}: {value}' for name, value in event.items() if name not in FACTS_OF_LOGGING))}</td></tr>"
         for event in list(recent_events)[: -EVENTS_SHOWN - 1 : -1]

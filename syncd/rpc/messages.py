@@ -184,6 +184,8 @@ class DatasetStatus(msgspec.Struct, frozen=True, kw_only=True):
     recall: float | None
     verified: bool
     bytes: int
+    """In memory and on disk."""
+    bytes_memory: int = 0
     lag_seconds: float
     verified_at: datetime | None = None
     """When it was last compared with its table."""

@@ -174,6 +174,7 @@ class Methods:
             recall=1.0,
             verified=index.verified,
             bytes=index.bytes_memory + index.bytes_disk,
+            bytes_memory=index.bytes_memory,
             lag_seconds=self.lag_seconds(dataset),
             verified_at=verified_at,
             in_sync=in_sync,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
     assert settings.notify is None
     assert settings.outbox_max_rows is None
     assert settings.verify_seconds == 86400
+    assert settings.recall == 0.95
     assert (settings.listen, settings.tcp_listen, settings.tls) == ("off", None, None)
     assert (settings.http, settings.http_was_chosen) == ("127.0.0.1:9464", False)
     assert settings.max_staleness_seconds is None
@@ -83,9 +85,22 @@ def test_the_defaults_are_those_of_the_contract() -> None:
     assert not settings.webhook_url.get_secret_value()
 
 
-@pytest.mark.xfail(reason="approximate search is not built yet")
-def test_the_default_recall_is_a_setting() -> None:
-    assert "recall" in Settings.model_fields
+CONTRACT = re.findall(
+    r"\S+",
+    """SYNCD_DSN SYNCD_DATA_DIR SYNCD_SOCKET SYNCD_LISTEN SYNCD_TOKEN SYNCD_TLS_CERT SYNCD_TLS_KEY SYNCD_MAX_CONNECTIONS SYNCD_HTTP
+    SYNCD_CONSUMER SYNCD_CHECKPOINT_SECONDS SYNCD_POLL_SECONDS SYNCD_VERIFY_SECONDS SYNCD_MAX_STALENESS_SECONDS SYNCD_WEBHOOK_URL SYNCD_NOTIFY
+    SYNCD_OUTBOX_MAX_ROWS SYNCD_RECALL""",
+)
+
+
+def test_every_setting_of_the_contract_is_read_and_described_and_there_is_no_other() -> None:
+    assert [*shown()] == [f"SYNCD_{name.upper()}" for name in Settings.model_fields]
+    assert sorted(shown()) == sorted(CONTRACT)
+    printed = run("config", cwd=Path.cwd()).stdout
+    for name, field in Settings.model_fields.items():
+        line = next(line for line in printed.splitlines() if line.startswith(f"SYNCD_{name.upper()} "))
+        assert field.description
+        assert line.rstrip().endswith(field.description)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +115,10 @@ def test_the_default_recall_is_a_setting() -> None:
         ("poll_seconds", "nan"),
         ("max_connections", "0"),
         ("max_connections", "1.5"),
+        ("recall", "0"),
+        ("recall", "1.01"),
+        ("recall", "nan"),
+        ("webhook_url", "https://h/\u00fc"),
         ("notify", "on"),
         ("outbox_max_rows", "-5"),
         ("outbox_max_rows", "99999999999999999999"),
