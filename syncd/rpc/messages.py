@@ -13,11 +13,14 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from syncd.errors import InvalidFilter, InvalidParams
+from syncd.errors import InvalidFilter, InvalidParams, TooLarge
 from syncd.types import Metric, Position, Snapshot
 
 MAX_K = 10_000
+MAX_RESULTS = 1_000_000
+"""Rows that one search may ask for, all its vectors together: their keys and distances are in memory at once."""
 MAX_PAGE_KEYS = 100_000
+MAX_GET_VECTORS = 10_000
 DEFAULT_PAGE_KEYS = 10_000
 DEFAULT_TIMEOUT_MS = 5000
 MAX_TIMEOUT_MS = 86_400_000
@@ -66,6 +69,10 @@ class SearchParams(Params, frozen=True):
         """Exactly one of ``vector``, ``vectors`` and ``key``; no column is there to filter on or to include."""
         if (self.vector is not None) + (self.vectors is not None) + (self.key is not None) != 1:
             raise InvalidParams("pass exactly one of vector, vectors and key")
+        if self.vectors is not None and len(self.vectors) * self.k > MAX_RESULTS:
+            raise TooLarge(
+                f"{len(self.vectors)} vectors with k={self.k} are more than {MAX_RESULTS} rows", hint="send fewer vectors at once"
+            )  # fmt: skip
         if self.filter:
             raise InvalidFilter(
                 f"dataset {self.dataset!r} has no filterable columns", hint="leave `filter` out, or filter the answer"
@@ -80,6 +87,12 @@ class GetParams(Params, frozen=True):
     dataset: str
     keys: list[WireKey]
     vectors: bool = False
+
+    def check(self) -> None:
+        """As many as there are in a page."""
+        limit = MAX_GET_VECTORS if self.vectors else MAX_PAGE_KEYS
+        if len(self.keys) > limit:
+            raise TooLarge(f"{len(self.keys)} keys are more than {limit}", hint="ask for fewer at once")
 
 
 class KeysParams(Params, frozen=True):

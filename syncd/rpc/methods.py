@@ -12,7 +12,7 @@ import numpy as np
 from anyio import to_thread
 from numpy.typing import NDArray
 
-from syncd.errors import DimensionMismatch, InvalidParams, UnknownKey
+from syncd.errors import DimensionMismatch, InvalidParams, TimedOut, UnknownKey
 from syncd.index.search import SearchResult as Found
 from syncd.index.view import View
 from syncd.postgres.listener import Listener
@@ -32,6 +32,11 @@ T = TypeVar("T")
 
 IN_PLACE_ELEMENTS = 2_000_000
 """A search over fewer elements than this runs on the event loop: a hop to a worker thread costs 0.1 ms, as much as the search."""
+
+ELEMENTS_AT_ONCE = 50_000_000
+"""A search over so many takes some hundredths of a second; between two of them the request's time is looked at."""
+IN_PLACE_KEYS = 1000
+"""Looking up more than this is left to a worker thread."""
 
 
 class Methods:
@@ -123,19 +128,23 @@ class Methods:
         search = PreparedSearch(self, params)
         return search.run() if search.elements <= IN_PLACE_ELEMENTS else await self.in_thread(search.run)
 
-    def get(self, params: messages.GetParams) -> messages.GetResult:
+    def get(self, params: messages.GetParams) -> messages.GetResult | Awaitable[messages.GetResult]:
         """Those of the keys that are indexed."""
         dataset = self.registry.find(params.dataset)
         kind = dataset.source.key_kind
-        rows = dataset.index.get([key_from_wire(kind, key) for key in params.keys], params.vectors)
-        return messages.GetResult(
-            [
-                messages.WireRow(key_to_wire(kind, key))
-                if vector is None
-                else messages.WireRow(key_to_wire(kind, key), vector_to_wire(vector))
-                for key, vector in rows
-            ]
-        )
+
+        def read() -> messages.GetResult:
+            rows = dataset.index.get([key_from_wire(kind, key) for key in params.keys], params.vectors)
+            return messages.GetResult(
+                [
+                    messages.WireRow(key_to_wire(kind, key))
+                    if vector is None
+                    else messages.WireRow(key_to_wire(kind, key), vector_to_wire(vector))
+                    for key, vector in rows
+                ]
+            )
+
+        return read() if len(params.keys) <= IN_PLACE_KEYS else self.in_thread(read)
 
     def keys(self, params: messages.KeysParams) -> Awaitable[messages.KeysResult]:
         """One page of keys."""
@@ -291,6 +300,7 @@ class PreparedSearch:
 
     def __init__(self, methods: Methods, params: messages.SearchParams) -> None:
         self.params = params
+        self.deadline = time.monotonic() + params.timeout_ms / 1000
         self.dataset = methods.registry.find(params.dataset)
         self.kind = self.dataset.source.key_kind
         self.lag_seconds = methods.lag_seconds(self.dataset)
@@ -328,14 +338,31 @@ class PreparedSearch:
     def run(self) -> messages.SearchResult:
         """Search; safe in any thread."""
         params = self.params
-        found = self.dataset.index.search(
-            self.queries, params.k, exclude=self.exclude, max_distance=params.max_distance, view=self.view
-        )
+        found = self.search_in_time()
         keys: list[Any] = [self.wire_keys(one) for one in found]
         distances: list[Any] = [one.distances.tolist() for one in found]
         if params.vectors is None:
             keys, distances = keys[0], distances[0]
         return messages.SearchResult(keys, distances, WirePosition.of(self.position), self.lag_seconds)
+
+    def search_in_time(self) -> list[Found]:
+        """Some queries at a time, since nothing stops a search of FAISS' half-way; raises ``TimedOut`` between them."""
+        params, found = self.params, list[Found]()
+        at_once = max(ELEMENTS_AT_ONCE // max(self.view.count * (self.view.dim or 0), 1), 1)
+        for start in range(0, max(len(self.queries), 1), at_once):
+            if start and time.monotonic() > self.deadline:
+                raise TimedOut(
+                    f"{start} of {len(self.queries)} vectors were searched in {params.timeout_ms} ms",
+                    hint="send fewer at once, or allow more with timeout_ms",
+                )
+            found += self.dataset.index.search(
+                self.queries[start : start + at_once],
+                params.k,
+                exclude=self.exclude,
+                max_distance=params.max_distance,
+                view=self.view,
+            )
+        return found
 
     def wire_keys(self, found: Found) -> list[Any]:
         """One query's keys as JSON has them."""
