@@ -20,7 +20,8 @@ MAX_K = 10_000
 MAX_RESULTS = 1_000_000
 """Rows that one search may ask for, all its vectors together: their keys and distances are in memory at once."""
 MAX_PAGE_KEYS = 100_000
-MAX_GET_VECTORS = 10_000
+MAX_GET_BYTES = 64 << 20
+"""Of vectors in one answer."""
 DEFAULT_PAGE_KEYS = 10_000
 DEFAULT_TIMEOUT_MS = 5000
 MAX_TIMEOUT_MS = 86_400_000
@@ -90,9 +91,8 @@ class GetParams(Params, frozen=True):
 
     def check(self) -> None:
         """As many as there are in a page."""
-        limit = MAX_GET_VECTORS if self.vectors else MAX_PAGE_KEYS
-        if len(self.keys) > limit:
-            raise TooLarge(f"{len(self.keys)} keys are more than {limit}", hint="ask for fewer at once")
+        if len(self.keys) > MAX_PAGE_KEYS:
+            raise TooLarge(f"{len(self.keys)} keys are more than {MAX_PAGE_KEYS}", hint="ask for fewer at once")
 
 
 class KeysParams(Params, frozen=True):

@@ -12,7 +12,7 @@ import numpy as np
 from anyio import to_thread
 from numpy.typing import NDArray
 
-from syncd.errors import DimensionMismatch, InvalidParams, TimedOut, UnknownKey
+from syncd.errors import DimensionMismatch, InvalidParams, TimedOut, TooLarge, UnknownKey
 from syncd.index.search import SearchResult as Found
 from syncd.index.view import View
 from syncd.postgres.listener import Listener
@@ -132,6 +132,12 @@ class Methods:
         """Those of the keys that are indexed."""
         dataset = self.registry.find(params.dataset)
         kind = dataset.source.key_kind
+        size = len(params.keys) * (dataset.index.dim or 0) * 4
+        if params.vectors and size > messages.MAX_GET_BYTES:
+            raise TooLarge(
+                f"the vectors of {len(params.keys)} rows are more than {messages.MAX_GET_BYTES} bytes",
+                hint="ask for fewer at once",
+            )
 
         def read() -> messages.GetResult:
             rows = dataset.index.get([key_from_wire(kind, key) for key in params.keys], params.vectors)

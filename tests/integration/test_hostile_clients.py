@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from syncd.errors import InvalidParams, Overloaded, TimedOut, TooLarge
-from syncd.rpc.messages import MAX_GET_VECTORS, MAX_K, MAX_PAGE_KEYS, MAX_RESULTS
+from syncd.rpc.messages import MAX_K, MAX_PAGE_KEYS, MAX_RESULTS
 from tests.conftest import clone
 from tests.daemon import Daemon
 from tests.scrape import events
@@ -48,7 +48,8 @@ def service(server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) ->
             db.execute("SELECT syncd.attach('t', metric => 'l2')")
         directory = tmp_path_factory.mktemp("hostile")
         daemon = Daemon(conninfo, directory / "data", max_connections=CONNECTIONS)
-        daemon.with_constant("syncd.rpc.methods.ELEMENTS_AT_ONCE", 1).start()
+        daemon.with_constant("syncd.rpc.methods.ELEMENTS_AT_ONCE", 1)
+        daemon.with_constant("syncd.rpc.messages.MAX_GET_BYTES", 80_000).start()
         yield daemon
         assert not events(daemon, "request_failed")
         daemon.stop()
@@ -143,8 +144,9 @@ def test_what_is_too_much_for_one_request_is_refused_with_the_limit(service: Dae
             client.search("t", vectors=[[1.0, 2.0]] * 101, k=MAX_K)
         with pytest.raises(TooLarge, match=str(MAX_PAGE_KEYS)):
             client.get("t", list(range(MAX_PAGE_KEYS + 1)))
-        with pytest.raises(TooLarge, match=str(MAX_GET_VECTORS)):
-            client.get("t", list(range(MAX_GET_VECTORS + 1)), vectors=True)
+        with pytest.raises(TooLarge, match="more than 80000 bytes"):
+            client.get("t", list(range(10_001)), vectors=True)
+        assert len(client.get("t", list(range(10_000)), vectors=True)) == ROWS
         assert len(client.get("t", list(range(MAX_PAGE_KEYS)))) == ROWS
         assert len(client.search("t", key=1, k=MAX_K)) == ROWS - 1
 
