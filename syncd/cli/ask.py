@@ -11,7 +11,8 @@ import msgspec
 import typer
 
 from syncd.cli.options import Json, Socket
-from syncd.cli.output import print_json, print_table, talk, working
+from syncd.cli.output import print_json, print_table, talk
+from syncd.cli.progress import progress
 from syncd.cli.session import service
 from syncd.cli.watch import watch
 from syncd.errors import SettingsError
@@ -128,7 +129,7 @@ def verify(
 
     Example: syncd verify --repair
     """
-    with service(socket) as client, working("comparing every row with its table"):
+    with service(socket) as client, progress(service(socket), "verifying"):
         names: list[str | None] = [*dataset] if dataset else [None]
         results = [client.verify(name, repair=repair, deep=deep) for name in names]
     rows = [row for result in results for row in result.datasets]
@@ -181,7 +182,7 @@ def rebuild(
 
     Example: syncd rebuild chunks
     """
-    with service(socket) as client, working(f"building {dataset}"):
+    with service(socket) as client, progress(service(socket), "rebuilding"):
         done = client.rebuild(dataset)
     if json:
         print_json(done)

@@ -39,17 +39,6 @@ def talk(text: str) -> None:
 
 
 @contextmanager
-def working(what: str) -> Iterator[None]:
-    """Show that long work is going on, where stderr is a terminal."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield
-        return
-    with console.status(what):
-        yield
-
-
-@contextmanager
 def errors_reported() -> Iterator[None]:
     """End the process with the contract's exit status when a command fails: 2 for a wrong setting, 1 for everything else."""
     try:

@@ -12,12 +12,14 @@ from rich.table import Table
 from rich.text import Text
 
 from syncd.cli.output import print_json
+from syncd.cli.progress import in_words
 from syncd.errors import ServiceUnavailable, TimedOut
 from syncd.rpc.client import Client
 from syncd.rpc.messages import DatasetStatus, ServiceStatus
 
 WATCH_SECONDS = 1.0
 COLUMNS = ("dataset", "state", "rows", "tombstones", "index", "recall", "MB", "lag s", "in sync")
+WORK_SHOWN = 5
 LEFT = 2
 """Columns that hold words."""
 
@@ -56,6 +58,7 @@ def drawn(status: ServiceStatus, datasets: list[DatasetStatus], height: int) -> 
         Text(f"{status.lag_rows or 0:,} changes wait, {status.lag_seconds:.1f} s   quarantined {status.quarantined:,}"),
         Text(f"checkpoint {saved}", style="red" if status.checkpoint.error else ""),
         Text(status.checkpoint.error or "", style="red"),
+        *(Text(in_words(work)) for work in status.work[:WORK_SHOWN]),
     ]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(COLUMNS):

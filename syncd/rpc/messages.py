@@ -214,6 +214,16 @@ class CheckpointStatus(msgspec.Struct, frozen=True):
     error: str | None = None
 
 
+class Work(msgspec.Struct, frozen=True):
+    """Something that takes long and is under way. ``name`` is a source, a dataset, or empty for all; ``expected`` is about how many rows there
+    are in all, 0 where nobody knows."""
+
+    what: Literal["reading", "rebuilding", "verifying"]
+    name: str
+    rows: int
+    expected: int
+
+
 class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The whole service, as ``status`` shows it."""
 
@@ -227,6 +237,7 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint: CheckpointStatus
     quarantined: int
     uptime_seconds: float
+    work: list[Work] = []
 
 
 class QuarantineCount(msgspec.Struct, frozen=True):

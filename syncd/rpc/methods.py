@@ -211,7 +211,22 @@ class Methods:
             ),
             quarantined=sum(len(watched.quarantine) for watched in consumer.sources.values()),
             uptime_seconds=time.monotonic() - self.begun,
+            work=self.work(),
         )
+
+    def work(self) -> list[messages.Work]:
+        """Tables that are read or compared as a whole just now."""
+        found = []
+        for watched in self.consumer.sources.values():
+            scan = watched.scan
+            if scan is not None and scan.beside and scan.only is not None:
+                found.append(messages.Work("rebuilding", ", ".join(scan.only), scan.rows, scan.expected or 0))
+            elif scan is not None:
+                found.append(messages.Work("reading", watched.source.name, scan.rows, scan.expected or 0))
+        compared = self.verifier.compared
+        if compared is not None:
+            found.append(messages.Work("verifying", "", compared, self.verifier.expected))
+        return found
 
     async def wait(self, params: messages.WaitParams) -> messages.WaitResult:
         """Until every dataset includes a transaction."""

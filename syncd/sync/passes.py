@@ -23,7 +23,7 @@ from syncd.sync.alerts import NAMED, named
 from syncd.sync.datasets import Registry
 from syncd.sync.reading import is_of_a_row, read_by_keys, read_page
 from syncd.sync.watch import explained, look, trouble
-from syncd.sync.watched import WatchedSource
+from syncd.sync.watched import Scan, WatchedSource
 from syncd.types import Position, Snapshot
 
 LOCK_ALL_UP_TO = 8
@@ -319,10 +319,21 @@ class Pass:
 
         return min(scanned, key=left)
 
+    def expected_rows(self, each: WatchedSource, scan: Scan) -> int:
+        """About how many rows a scan is to read, for those who watch it: those that were there before, else what the statistics tell."""
+        known = sum(one.index.count for name, one in each.datasets.items() if scan.only is None or name in scan.only)
+        if known:
+            return known
+        query = passes("estimate_rows").format(oids=sql.Literal([each.source.oid]))
+        row = self.connection.execute(query, prepare=False).fetchone()
+        return 0 if row is None else int(row[1])
+
     def scan_page(self, each: WatchedSource) -> None:
         """Read one page of a scan at the pass's snapshot; later changes of its rows come through the outbox."""
         scan, begun = each.scan, time.monotonic()
         assert scan is not None
+        if scan.expected is None:
+            scan.expected = self.expected_rows(each, scan)
         try:
             only = None if scan.only is None else sorted(scan.only)
             rows, failing, until = read_page(self.connection, each, scan.after, only, scan.page_rows)

@@ -72,6 +72,8 @@ class Scan:
     forced: dict[DatasetName, int] = field(default_factory=dict)
     after: Key | None = None
     rows: int = 0
+    expected: int | None = None
+    """About how many rows there are to read; 0 where nothing tells, None before anybody has asked."""
     page_rows: int = field(default_factory=lambda: SCAN_PAGE_ROWS[0])
     resumable: bool = False
     beside: bool = False

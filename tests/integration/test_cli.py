@@ -362,6 +362,45 @@ def test_a_watched_status_is_drawn_again_also_through_a_restart(database: str, t
         daemon.stop()
 
 
+@pytest.fixture(scope="module")
+def slow(server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A service that reads tables a few rows at a time."""
+    for conninfo in clone(server):
+        with psycopg.connect(conninfo, autocommit=True) as db:
+            db.execute("CREATE TABLE slow (id int PRIMARY KEY, v real[])")
+            db.execute("INSERT INTO slow SELECT i, ARRAY[i, 1] FROM generate_series(1, 20000) AS i")
+            db.execute("SELECT syncd.attach('slow')")
+        daemon = Daemon(conninfo, tmp_path_factory.mktemp("slow") / "data", verify_seconds=0).start()
+        daemon.stop()
+        daemon.with_constant("syncd.sync.watched.SCAN_PAGE_ROWS", (10, 10, 10))
+        daemon.with_constant("syncd.sync.verify.ROWS_PER_FETCH", 5)
+        yield daemon.start()
+        daemon.stop()
+
+
+@pytest.mark.parametrize("arguments", [["rebuild", "slow"], ["verify"]], ids=lambda value: value[0])
+def test_long_work_shows_rows_rate_and_time_left_on_a_terminal(slow: Daemon, arguments: list[str]) -> None:
+    master, slave = os.openpty()
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "150"}
+    command = [sys.executable, "-m", "syncd.cli.main", *arguments, "--json", "--socket", str(slow.socket)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=slave, env=environment) as process:
+        os.close(slave)
+        seen = b""
+        while True:
+            try:
+                seen += os.read(master, 4096)
+            except OSError:  # the terminal's other end is closed
+                break
+        assert process.wait(SECONDS) == 0
+        assert process.stdout is not None
+        json.loads(process.stdout.read())  # and nothing of it is in the result
+    os.close(master)
+    shown = re.sub(rb"\x1b\[[0-9;?]*[a-zA-Z]", b"", seen).decode()
+    for rows in re.findall(r"([0-9,]+)/20,000 rows", shown):
+        assert int(rows.replace(",", "")) <= 20_000
+    assert re.search(r"[1-9][0-9,]*/20,000 rows [0-9,]+ rows/s 0:\d\d:\d\d", shown), shown
+
+
 # The schema
 
 
