@@ -71,6 +71,7 @@ class Daemon:
             "checkpoint_seconds": 3600,
             "http": "off",
         }
+        kept["PYTHONFAULTHANDLER"] = "1"
         return kept | {f"SYNCD_{name.upper()}": str(value) for name, value in (mine | self.settings).items()}
 
     def spawn(self, *arguments: str) -> subprocess.Popen[bytes]:

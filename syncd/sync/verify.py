@@ -250,14 +250,18 @@ class Verifier:
                     compare_source(connection, each, deep=deep, stop=stop, note=self.note_rows) for each in taken[0][1]
                 ]
 
+        comparing = False
         try:
             await self.consumer.hand_over(Handover(frozenset(ids), take))
+            comparing = True  # from here on the thread closes it
             with translated_errors(settings.conninfo):
                 found = await to_thread.run_sync(compare, abandon_on_cancel=True)
         except BaseException:
             stop.set()
-            if not taken:  # else the thread closes it
-                connection.close()
+            if not comparing:
+                with anyio.CancelScope(shield=True):
+                    async with self.consumer.busy:  # the pass under way may be taking it into use
+                        connection.close()
             raise
         return found, taken[0][0]
 
