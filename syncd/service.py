@@ -18,7 +18,11 @@ from anyio import TASK_STATUS_IGNORED, CancelScope, create_task_group
 from anyio.abc import TaskStatus
 
 from syncd.errors import DatabaseUnreachable, SyncdError
+from syncd.host_port import join_host_port
 from syncd.ops.dataset_report import why_method
+from syncd.ops.notify import notify
+from syncd.ops.parts import Parts
+from syncd.ops.run import Ops
 from syncd.postgres.control import Control
 from syncd.postgres.listener import Listener
 from syncd.rpc.dispatch import Limits
@@ -95,9 +99,18 @@ class Service:
             version=version("syncd"),
             search_threads=available_cores(),
         )
+        self.ops = Ops(
+            Parts(
+                settings, self.consumer, self.checkpointer, self.listener, self.reporter, self.verifier, self.rotator,
+                methods,
+            )
+        )  # fmt: skip
         self.server = Server(
             {**methods.table(), **why_method(methods)},
             socket=settings.socket_path,
+            listen=settings.tcp_listen,
+            token=settings.token.get_secret_value() or None,
+            tls=settings.tls,
             limits=Limits(connections=settings.max_connections),
             version=version("syncd"),
         )
@@ -108,6 +121,9 @@ class Service:
             async with create_task_group() as tasks:
                 tasks.start_soon(self.handle_signals)
                 await tasks.start(self.serve_rpc)
+                for host, port in self.server.tcp_addresses:
+                    logger.info("listening", address=join_host_port(host, port), tls=self.settings.tls is not None)
+                await self.ops.start(tasks)
                 with anyio.move_on_after(START_SECONDS) as starting:
                     await tasks.start(self.consumer.run)
                     if self.consumer.notifies:
@@ -122,12 +138,15 @@ class Service:
                 tasks.start_soon(self.verifier.run, self.settings.verify_seconds)
                 tasks.start_soon(self.mender.run)
                 tasks.start_soon(self.rotator.run)
+                self.ops.observe(tasks)
                 tasks.start_soon(self.announce)
                 await self.stopping.wait()
+                self.ops.stopping()
                 self.server.stop()
                 with CancelScope(shield=True):
                     await self.rpc_stopped.wait()
                     await self.save_last_checkpoint()
+                    await self.ops.stop()
                 tasks.cancel_scope.cancel()
         except BaseExceptionGroup as group:
             raise first_cause(group) from group
@@ -138,6 +157,7 @@ class Service:
         """Say ``ready`` once each dataset answers, or has failed."""
         await self.consumer.ready.wait()
         self.say(f"ready {self.settings.socket_path}")
+        notify("READY=1\nSTATUS=every dataset answers, or has failed")
         if self.once:
             self.stopping.set()
 

@@ -161,3 +161,7 @@ DELETE FROM syncd.quarantine_reports WHERE consumer = %s AND source = %s AND md5
 
 -- name: forget_all_quarantined
 DELETE FROM syncd.quarantine_reports WHERE consumer = %s;
+
+-- name: read_heartbeat_xid
+-- In the transaction of a report: an index whose position sees this id has everything that was committed before it.
+SELECT pg_current_xact_id()::text;

@@ -41,7 +41,7 @@ from syncd.store.manifest import Manifest
 from syncd.sync.datasets import ANSWERING, Follower, Registry, State
 from syncd.sync.loading import load_source
 from syncd.sync.pace import Pace
-from syncd.sync.passes import NO_LONGER_HELD, Handover, Pass, PassOutcome
+from syncd.sync.passes import NO_LONGER_HELD, Handover, Pass, PassOutcome, alert_of_rebuild
 from syncd.sync.wake import Wake
 from syncd.sync.watched import WatchedSource
 from syncd.types import DatasetName, Position, Snapshot
@@ -191,6 +191,9 @@ class Consumer:
             lost = must_rebuild or (saved is not None and not doubt and Snapshot.parse(saved.snapshot).lacks(freed))
             why = NO_LONGER_HELD if lost else doubt
             self.sources[source.id] = load_source(source, self.registry, saved, position, doubt=why, lost=lost)
+        lacking = [each for each in self.sources.values() if each.must_rebuild]
+        if lacking:
+            alert_of_rebuild(self.registry, lacking)
 
     def resume(
         self, connection: psycopg.Connection, incarnation: str, position: Position, *, same_fingerprints: bool

@@ -63,7 +63,7 @@ def load_source(
     watched.cursor = Cursor(Position(Snapshot.parse(saved.snapshot), saved.outbox_id), window)
     watched.unconfirmed.confirmed = watched.cursor
     if damaged:
-        watched.begin_scan(None if saved.scanning else frozenset(damaged))
+        watched.begin_scan(None if saved.scanning else frozenset(damaged), reason="damaged_file")
     elif saved.scanning and saved.scanned_to is not None:
         watched.scan = Scan(after=saved.scanned_to, rows=saved.scanned_rows, resumable=True)
         watched.unconfirmed.everything = True

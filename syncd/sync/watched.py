@@ -72,6 +72,8 @@ class Scan:
     forced: dict[DatasetName, int] = field(default_factory=dict)
     after: Key | None = None
     rows: int = 0
+    expected: int | None = None
+    """About how many rows there are to read; 0 where nothing tells, None before anybody has asked."""
     page_rows: int = field(default_factory=lambda: SCAN_PAGE_ROWS[0])
     resumable: bool = False
     beside: bool = False
@@ -183,7 +185,7 @@ class WatchedSource:
             )
             for key in {keys[place] for place in at}.difference(upserts[name].keys):
                 targets.pop(key, None)
-        changed = 0
+        changed, begun = 0, time.perf_counter()
         deletes = self.homes_to_leave((*asked, *keys), targets)
         for name in {*upserts, *deletes}:
             good = upserts.get(name) or Usable()
@@ -194,6 +196,8 @@ class WatchedSource:
             applied = self.datasets[name].index.apply(*change)
             self.directory.add(name, good.keys)
             changed += applied.inserted + applied.updated + applied.deleted
+            self.registry.counters.applied(name, applied.inserted, applied.updated, applied.deleted)
+        self.registry.counters.apply_seconds.observe(time.perf_counter() - begun)
         self.reconsider(deletes)
         return changed
 
@@ -324,6 +328,7 @@ class WatchedSource:
         dataset.replacement = self.registry.create(name, self.source, self).index
         dataset.state = "rebuilding"
         self.scan = Scan(frozenset({name}), beside=True)
+        self.registry.counters.rebuilt(name, "request")
         logger.info("rebuild_begun", dataset=name)
 
     def doubt(self, reason: str, *, believed: bool = False) -> None:
@@ -346,7 +351,7 @@ class WatchedSource:
         answering = [dataset for dataset in self.datasets.values() if dataset.state in ANSWERING]
         states = [(dataset, dataset.state, dataset.reason) for dataset in answering]
         everything = self.unconfirmed.everything
-        self.begin_scan()
+        self.begin_scan(reason="doubt")
         assert self.scan is not None
         self.scan.believed = believed
         if (
@@ -365,9 +370,16 @@ class WatchedSource:
                 dataset.state, dataset.reason = "rebuilding", reason
 
     def begin_scan(
-        self, only: frozenset[DatasetName] | None = None, forced: dict[DatasetName, int] | None = None
+        self,
+        only: frozenset[DatasetName] | None = None,
+        forced: dict[DatasetName, int] | None = None,
+        *,
+        reason: str = "reconcile",
     ) -> None:
-        """Read the source again, wholly or for some datasets; at its end, rows that were not found are tombstones."""
+        """Read the source again, wholly or for some datasets; at its end, rows that were not found are tombstones.
+
+        ``reason`` is what the rebuild is counted under: a word of our own, never a row's text.
+        """
         for dataset in self.datasets.values():
             dataset.replacement = None
         self.scan = Scan(only, forced or {}, resumable=only is None and not self.datasets)
@@ -376,6 +388,7 @@ class WatchedSource:
             del self.quarantine[key]
         for dataset in self.datasets.values():
             if only is None or dataset.name in only:
+                self.registry.counters.rebuilt(dataset.name, reason)
                 dataset.index.begin_sweep()
                 dataset.sweeping = True
                 dataset.state = "catching_up" if dataset.index.count else "backfilling"
@@ -384,7 +397,7 @@ class WatchedSource:
         """The outbox no longer holds all changes since the cursor: start from ``position``, and compare every row."""
         self.cursor = Cursor(position)
         self.must_rebuild = True
-        self.begin_scan()
+        self.begin_scan(reason="must_rebuild")
         for dataset in self.datasets.values():
             dataset.state, dataset.reason = "must_rebuild", "it is compared with its table"
 
@@ -409,7 +422,7 @@ class WatchedSource:
         if wrong:  # the most frequent length decides, and its rows are in quarantine now
             for name in wrong:
                 self.datasets[name].index = self.registry.create(name, self.source, self).index
-            self.begin_scan(frozenset(wrong), wrong)
+            self.begin_scan(frozenset(wrong), wrong, reason="dimension")
         return removed
 
     def caught_up(self) -> None:
