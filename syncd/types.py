@@ -20,7 +20,18 @@ Key = int | str
 compact JSON text of an array (``[1,"a"]``) for a composite key. The RPC turns it into the contract's JSON form and back."""
 
 ColumnKind = Literal[
-    "integer", "real", "number", "text", "boolean", "uuid", "instant", "timestamp", "date", "text_array", "integer_array", "json"
+    "integer",
+    "real",
+    "number",
+    "text",
+    "boolean",
+    "uuid",
+    "instant",
+    "timestamp",
+    "date",
+    "text_array",
+    "integer_array",
+    "json",
 ]
 """How the values of an attached column are compared; ``number`` is double precision and numeric, ``instant`` is timestamptz."""
 

@@ -193,6 +193,43 @@ BEGIN
 END
 $function$;
 
+-- The columns that searches may filter on: of the table, of a type that syncd can compare, each once, and none with a filter's own word for a name.
+CREATE FUNCTION syncd.check_columns(source regclass, columns text[]) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, syncd
+AS $function$
+DECLARE
+    known constant regtype[] := ARRAY['smallint', 'integer', 'bigint', 'real', 'double precision', 'numeric', 'text', 'character varying', 'boolean',
+                                      'uuid', 'timestamptz', 'timestamp', 'date', 'text[]', 'character varying[]', 'smallint[]', 'integer[]',
+                                      'bigint[]', 'jsonb']::regtype[];
+    bad text;
+BEGIN
+    SELECT coalesce(quote_ident(c.name), 'NULL') INTO bad FROM unnest(columns) AS c (name)
+    WHERE NOT EXISTS (SELECT FROM pg_attribute AS a
+                      WHERE a.attrelid = source AND a.attname = c.name AND a.attnum > 0 AND NOT a.attisdropped) LIMIT 1;
+    IF bad IS NOT NULL THEN
+        RAISE EXCEPTION 'table % has no column %', source, bad USING ERRCODE = 'undefined_column',
+            HINT = 'Name columns of the table in columns => .';
+    END IF;
+    SELECT quote_ident(c.name) INTO bad FROM unnest(columns) AS c (name) GROUP BY c.name HAVING count(*) > 1 LIMIT 1;
+    IF bad IS NOT NULL THEN
+        RAISE EXCEPTION 'column % is named twice in columns', bad USING ERRCODE = 'duplicate_column', HINT = 'Name each column once.';
+    END IF;
+    SELECT quote_ident(c.name) INTO bad FROM unnest(columns) AS c (name) WHERE c.name IN ('and', 'or', 'not') LIMIT 1;
+    IF bad IS NOT NULL THEN
+        RAISE EXCEPTION 'column % cannot be filtered on: in a filter its name means something else', bad
+            USING ERRCODE = 'reserved_name', HINT = 'Rename the column, or leave it out of columns => .';
+    END IF;
+    SELECT format('%I of type %s', a.attname, format_type(a.atttypid, a.atttypmod)) INTO bad
+    FROM unnest(columns) AS c (name) JOIN pg_attribute AS a ON a.attrelid = source AND a.attname = c.name
+    WHERE NOT a.atttypid = ANY (known) LIMIT 1;
+    IF bad IS NOT NULL THEN
+        RAISE EXCEPTION 'column % cannot be filtered on', bad USING ERRCODE = 'datatype_mismatch',
+            HINT = 'A column to filter on is a number, text, varchar, boolean, uuid, timestamp, timestamptz, date, jsonb, or an array of text, '
+                   'varchar or integers.';
+    END IF;
+END
+$function$;
+
 -- Take the lock that triggers need without making the table's writers wait behind us for long: CREATE TRIGGER queues every later writer.
 CREATE FUNCTION syncd.lock_source(source regclass) RETURNS void
 LANGUAGE plpgsql
@@ -305,7 +342,6 @@ DECLARE
     old_arguments jsonb;
     new_id integer;
     event text;
-    bad text;
     quiet text := pg_catalog.current_setting('client_min_messages');
 BEGIN
     PERFORM syncd.check_source(relation);
@@ -316,13 +352,7 @@ BEGIN
         RAISE EXCEPTION 'there is no metric %', pg_catalog.quote_nullable(metric)
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Take cosine, l2 or ip.';
     END IF;
-    SELECT coalesce(pg_catalog.quote_ident(c.name), 'NULL') INTO bad FROM pg_catalog.unnest(columns) AS c (name)
-    WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_attribute AS a
-                      WHERE a.attrelid = relation AND a.attname = c.name AND a.attnum > 0 AND NOT a.attisdropped) LIMIT 1;
-    IF bad IS NOT NULL THEN
-        RAISE EXCEPTION 'table % has no column %', relation, bad USING ERRCODE = 'undefined_column',
-            HINT = 'Name columns of the table in columns => .';
-    END IF;
+    PERFORM syncd.check_columns(relation, columns);
     dataset := coalesce(dataset, pg_catalog.quote_literal(table_name));
     project := coalesce(project, $$'default'$$);
     live := coalesce(live, 'true');

@@ -222,7 +222,9 @@ class DatasetIndex:
         if known.size:
             same = stored.select(known).equals(view.stored_vectors(old[known]))
             changed[known] = ~same | (prints[known] != view.prints.take(old[known]))
-            if lines is not None and view.attributes is not None:  # 1.0 that became 1.00 has the fingerprint that it had
+            if (
+                lines is not None and view.attributes is not None
+            ):  # 1.0 that became 1.00 has the fingerprint that it had
                 changed[known] |= view.attributes.stored(old[known]) != lines[known]
         fresh = np.flatnonzero(changed)
         replaced = old[fresh][old[fresh] >= 0]
@@ -356,7 +358,9 @@ def _cleared(live: Bitmap, dead: Slots, slots: int) -> Bitmap:
     return larger
 
 
-def _lines(attached: Sequence[AttachedColumn], rows: Sequence[str] | Sequence[bytes] | None, count: int) -> Lines | None:
+def _lines(
+    attached: Sequence[AttachedColumn], rows: Sequence[str] | Sequence[bytes] | None, count: int
+) -> Lines | None:
     if not attached:
         return None
     return store_lines(["[" + ",".join(["null"] * len(attached)) + "]"] * count if rows is None else rows)

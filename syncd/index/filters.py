@@ -127,7 +127,8 @@ def parse_filter(given: Mapping[str, Any], columns: Sequence[AttachedColumn], da
         return None
     if not columns:
         raise InvalidFilter(
-            f"dataset {shortened(dataset)!r} has no filterable columns", hint="attach the table again with columns => ARRAY[…]"
+            f"dataset {shortened(dataset)!r} has no filterable columns",
+            hint="attach the table again with columns => ARRAY[…]",
         )
     reading = _Reading(columns, dataset)
     root = reading.node(given, MAX_DEPTH)
@@ -165,7 +166,9 @@ class _Reading:
     def node(self, given: object, depth: int) -> Node:
         """An object: all of its members."""
         if not isinstance(given, Mapping):
-            raise self.wrong(f"{_shown(given)} stands where an object with conditions should", 'write {"column": value}')
+            raise self.wrong(
+                f"{_shown(given)} stands where an object with conditions should", 'write {"column": value}'
+            )
         if depth == 0:
             raise InvalidFilter(f"the filter is nested more than {MAX_DEPTH} deep", hint="write it flatter")
         parts: list[Node] = []
@@ -210,7 +213,9 @@ class _Reading:
         """One operator of one column."""
         self.conditions += 1
         if self.conditions > MAX_CONDITIONS:
-            raise InvalidFilter(f"the filter has more than {MAX_CONDITIONS} conditions", hint='take {"in": […]} for many values')
+            raise InvalidFilter(
+                f"the filter has more than {MAX_CONDITIONS} conditions", hint='take {"in": […]} for many values'
+            )
         null = Condition(path, "null")
         if operator == "exists":
             if not isinstance(value, bool):
@@ -246,7 +251,9 @@ class _Reading:
         what, read = _READERS[kind]
         operand = read(value)
         if operand is None:
-            raise self.wrong(f"{_shown(value)} cannot be compared with {shortened(name)!r}, which holds {what}", f"pass {what}")
+            raise self.wrong(
+                f"{_shown(value)} cannot be compared with {shortened(name)!r}, which holds {what}", f"pass {what}"
+            )
         return operand
 
     def wrong(self, message: str, hint: str) -> InvalidFilter:

@@ -172,7 +172,9 @@ class Numbers:
 
     def _ordered(self, rows: NDArray[Any], operator: str, operand: Operand) -> Chosen:
         if self._whole:
-            if isinstance(operand, float) and not operand.is_integer():  # nothing lies between it and the integers beside it
+            if (
+                isinstance(operand, float) and not operand.is_integer()
+            ):  # nothing lies between it and the integers beside it
                 if math.isinf(operand):
                     return np.full(len(rows), (operand > 0) == operator.startswith("lt"))
                 operator, operand = "gt" if operator.startswith("gt") else "lte", math.floor(operand)

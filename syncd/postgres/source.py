@@ -15,7 +15,7 @@ import psycopg
 from psycopg import sql
 
 from syncd.statements import statement
-from syncd.types import DatasetName, Key, KeyKind, Metric
+from syncd.types import AttachedColumn, ColumnKind, DatasetName, Key, KeyKind, Metric
 
 KEY_KINDS: dict[str, KeyKind] = {
     "smallint": "integer",
@@ -25,6 +25,29 @@ KEY_KINDS: dict[str, KeyKind] = {
     "text": "text",
     "character varying": "text",
 }
+
+COLUMN_KINDS: dict[str, ColumnKind] = {
+    "smallint": "integer",
+    "integer": "integer",
+    "bigint": "integer",
+    "real": "real",
+    "double precision": "number",
+    "numeric": "number",
+    "text": "text",
+    "character varying": "text",
+    "boolean": "boolean",
+    "uuid": "uuid",
+    "timestamp with time zone": "instant",
+    "timestamp without time zone": "timestamp",
+    "date": "date",
+    "text[]": "text_array",
+    "character varying[]": "text_array",
+    "smallint[]": "integer_array",
+    "integer[]": "integer_array",
+    "bigint[]": "integer_array",
+    "jsonb": "json",
+}
+"""What ``syncd.check_columns`` lets attach take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +71,8 @@ class Source:
     arguments_md5: str
     send: str | None
     """The function that gives the vector's binary form, quoted; ``None`` when table or column were dropped."""
+    column_types: list[str]
+    """Of ``columns``, as the catalogue has them now; empty for one that was dropped."""
 
     @property
     def name(self) -> str:
@@ -63,6 +88,12 @@ class Source:
     def half(self) -> bool:
         """Whether the vectors are kept in two bytes an element."""
         return self.vector_type == "halfvec"
+
+    @property
+    def attached_columns(self) -> tuple[AttachedColumn, ...]:
+        """The columns that a search may filter on, and how their values are compared."""
+        kinds = (COLUMN_KINDS.get(kind, "text") for kind in self.column_types)
+        return tuple(AttachedColumn(name, kind) for name, kind in zip(self.columns, kinds, strict=True))
 
     @property
     def identifier(self) -> sql.Identifier:
@@ -136,20 +167,24 @@ class Source:
         )
 
     def read_rows(self, match: sql.Composable, *, vectors: bool = True) -> sql.Composed:
-        """Key, project, dataset, vector and fingerprint of the live rows that match; NULL for the vector where it is not wanted."""
-        hashed: sql.Composable = self.key_columns()
+        """Key, project, dataset, vector, fingerprint and attached columns of the live rows that match.
+
+        NULL for vector and columns where ``vectors`` are not wanted, and for the columns where there are none.
+        """
+        columns: sql.Composable = passes("not_sent")
         if self.columns:
-            columns = sql.SQL(", ").join(map(sql.Identifier, self.columns))
-            hashed = passes("hashed_columns").format(key=hashed, columns=columns)
+            columns = passes("columns").format(columns=sql.SQL(", ").join(map(sql.Identifier, self.columns)))
         return passes("read_rows").format(
             key=self.key_expression(),
             project=raw(self.project),
             dataset=raw(self.dataset),
             vector=sql.Identifier(self.vector),
             send=raw(self.send or "byteasend"),
-            hashed=hashed,
-            sent=passes("sent_vector" if vectors else "no_vector"),
-            fingerprint=passes("fingerprint"),
+            hashed=self.key_columns(),
+            columns=columns,
+            sent=passes("sent_vector" if vectors else "not_sent"),
+            sent_columns=passes("sent_columns" if vectors and self.columns else "not_sent"),
+            fingerprint=passes("fingerprint_with_columns" if self.columns else "fingerprint"),
             source=self.identifier,
             match=match,
             live=raw(self.live),

@@ -35,6 +35,8 @@ def load_source(
     for entry in saved.datasets:
         name = DatasetName(entry.name)
         try:
+            if entry.index.columns != source.attached_columns:
+                raise DamagedFile("the type of an attached column was changed")
             index = DatasetIndex.load(registry.data_dir / entry.directory, entry.index, name=name)
         except (DamagedFile, OSError) as error:
             logger.warning("dataset_damaged", dataset=name, reason=str(error))
