@@ -22,8 +22,11 @@ compact JSON text of an array (``[1,"a"]``) for a composite key. The RPC turns i
 ColumnKind = Literal[
     "integer",
     "real",
-    "number",
+    "double",
+    "numeric",
     "text",
+    "character",
+    "enum",
     "boolean",
     "uuid",
     "instant",
@@ -33,7 +36,7 @@ ColumnKind = Literal[
     "integer_array",
     "json",
 ]
-"""How the values of an attached column are compared; ``number`` is double precision and numeric, ``instant`` is timestamptz."""
+"""How the values of an attached column are compared, as ``syncd.column_kind`` finds it; ``instant`` is timestamptz."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,10 @@ class Snapshot:
         """Whether this one sees every transaction that ``other`` sees."""
         newly_hidden = {xid for xid in self.in_progress if xid < other.xmax} - other.in_progress
         return self.xmax >= other.xmax and not newly_hidden
+
+    def lacks(self, freed: Snapshot | None) -> bool:
+        """Whether changes that this one does not see may be gone from the outbox; ``freed`` sees all that are."""
+        return freed is not None and not self.covers(freed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import json
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -23,8 +24,9 @@ from syncd.index.columns import Column
 from syncd.index.filters import Filter, Path
 from syncd.index.keys import KeysView, TextKeys
 from syncd.index.live import Bitmap, Slots, bitmap_bytes
-from syncd.index.operands import Values, values_of
-from syncd.types import AttachedColumn
+from syncd.index.operands import INSTANTS, Numbers, Values, number
+from syncd.index.terms import Terms
+from syncd.types import AttachedColumn, ColumnKind
 
 Lines = NDArray[Any]
 """Rows' columns in stored form: ``bytes`` objects (n,), each a line of JSON with its newline."""
@@ -38,6 +40,9 @@ MAX_JSON_PATHS = 64
 READ_ROWS = 8192
 EVALUATED_ROWS = 1 << 17
 """Arrays of so many bytes stay in the second-level cache."""
+
+MAX_INTEGER_DIGITS = 4000
+"""Longer ones Python refuses to make an int of."""
 
 UNREAD_ROW_ELEMENTS = 2000
 """A line that must be read first costs as much as comparing so many elements of vectors."""
@@ -140,7 +145,7 @@ class Attributes:
         try:
             rows = self._decoder(wanted).decode_lines(content)
             values = {place: [getattr(row, f"column_{place}") for row in rows] for place in wanted}
-        except msgspec.DecodeError:  # a number that is too large for float64
+        except msgspec.DecodeError:  # an integer of thousands of digits
             read = [_decoded(line) for line in content.splitlines()]
             values = {place: [row[place] for row in read] for place in wanted}
         for path in paths:
@@ -153,7 +158,8 @@ class Attributes:
         if decoder is None:
             fields = [(f"column_{place}", Any if place in wanted else msgspec.Raw) for place in range(wanted[-1] + 1)]
             row = msgspec.defstruct("Row", fields, array_like=True, gc=False)
-            decoder = self._decoders[wanted] = msgspec.json.Decoder(row)
+            exact = any(self.columns[place].kind in ("numeric", "json") for place in wanted)
+            decoder = self._decoders[wanted] = msgspec.json.Decoder(row, float_hook=number if exact else None)
         return decoder
 
 
@@ -192,21 +198,40 @@ class AttributesView:
                 found.append([row[path.column] for row in whole])
                 continue
             if path.column not in deep:
-                deep[path.column] = [_decoded(bytes(row[path.column])) for row in whole]
+                deep[path.column] = [_with_raw_numbers(bytes(row[path.column])) for row in whole]
             found.append([_inside(value, path.keys) for value in deep[path.column]])
         return found
 
 
 _NO_BITS: Bitmap = np.empty(0, dtype=np.uint8)
 _raw_row = msgspec.json.Decoder(list[msgspec.Raw])
+_raw_numbers = msgspec.json.Decoder(float_hook=lambda digits: msgspec.Raw(digits.encode()))
+
+
+def values_of(kind: ColumnKind) -> Values:
+    """Empty arrays for a column of this kind."""
+    return Numbers(kind) if kind in ("integer", "real", "double", "numeric", *INSTANTS) else Terms(kind)
 
 
 def _decoded(line: bytes) -> Any:
     """Any JSON that Postgres writes: its numbers may be larger than a float, or have thousands of digits."""
+    return json.loads(line, parse_int=_integer, parse_float=number)
+
+
+def _integer(digits: str) -> int | float | Decimal:
+    return int(digits) if len(digits) < MAX_INTEGER_DIGITS else number(digits)
+
+
+def _with_raw_numbers(document: bytes) -> Any:
+    """A document whose numbers are written as they were read."""
     try:
-        return msgspec.json.decode(line)
+        return _raw_numbers.decode(document)
     except msgspec.DecodeError:
-        return json.loads(line, parse_int=lambda digits: int(digits) if len(digits) < 4000 else float(digits))
+        return json.loads(document, parse_int=_raw_integer, parse_float=lambda digits: msgspec.Raw(digits.encode()))
+
+
+def _raw_integer(digits: str) -> msgspec.Raw:
+    return msgspec.Raw(digits.encode())
 
 
 def _inside(value: Any, keys: tuple[str, ...]) -> Any:

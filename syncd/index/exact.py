@@ -116,9 +116,9 @@ def _search_chosen(view: View, queries: Vectors, k: int, first: int, rows: NDArr
         pointer(distances), pointer(found), 0,  # 0: the same rows for every query
     )  # fmt: skip
     if view.format.metric == "l2":
-        faiss.knn_L2sqr_by_idx(*arguments)
+        faiss.knn_L2sqr_by_idx(*arguments)  # type: ignore[attr-defined]  # the stubs of FAISS leave it out
     else:
-        faiss.knn_inner_products_by_idx(*arguments)
+        faiss.knn_inner_products_by_idx(*arguments)  # type: ignore[attr-defined]  # as above
     return _as_distances(view, distances, np.where(found < 0, -1, slots[found] if view.format.half else found + first))
 
 

@@ -11,7 +11,7 @@ import math
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import reduce
 from typing import Any
 
@@ -28,9 +28,10 @@ MAX_VALUES = 10_000
 """In all the lists of a filter together."""
 MAX_PATH_KEYS = 16
 
-OPERATORS = ("eq", "ne", "gt", "gte", "lt", "lte", "in", "nin", "exists")
-WORDS = ("and", "or", "not")
-"""No column of these names can be attached."""
+EQUAL = ("eq", "ne", "in")
+ORDER = ("gt", "gte", "lt", "lte")
+SETS = ("contains", "any")
+"""``@>`` and ``&&`` of arrays."""
 
 NUMBER_WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -197,14 +198,16 @@ class _Reading:
         if not isinstance(value, Mapping):
             return self.compare(name, kind, path, "eq", value)
         if not value:
-            raise self.wrong(f"{shortened(name)!r} is asked for nothing", f"operators are {', '.join(OPERATORS)}")
+            raise self.wrong(
+                f"{shortened(name)!r} is asked for nothing", f"its operators: {', '.join(_operators(kind))}"
+            )
         parts = []
         for operator, operand in value.items():
-            if operator not in OPERATORS:
-                within = f"for a key of it write {name}.{operator}; " if kind == "json" else ""
+            if operator not in _operators(kind):
+                within = f"for a key of it write {shortened(f'{name}.{operator}')}; " if kind == "json" else ""
                 raise self.wrong(
-                    f"{shortened(operator)!r} is no operator of {shortened(name)!r}",
-                    shortened(f"{within}operators are {', '.join(OPERATORS)}"),
+                    f"{shortened(operator)!r} is no operator of {shortened(name)!r}, which holds {_READERS[kind][0]}",
+                    f"{within}its operators: {', '.join(_operators(kind))}",
                 )
             parts.append(self.compare(name, kind, path, operator, operand))
         return parts[0] if len(parts) == 1 else And(tuple(parts))
@@ -217,34 +220,34 @@ class _Reading:
                 f"the filter has more than {MAX_CONDITIONS} conditions", hint='take {"in": […]} for many values'
             )
         null = Condition(path, "null")
-        if operator == "exists":
-            if not isinstance(value, bool):
-                raise self.wrong(f"'exists' of {shortened(name)!r} takes true or false", "true is IS NOT NULL")
-            return Not(null) if value else null
-        if operator in ("in", "nin"):
-            if not isinstance(value, list):
-                raise self.wrong(f"{operator!r} of {shortened(name)!r} takes a list", f'write {{"{operator}": [1, 2]}}')
-            self.values += len(value)
-            if self.values > MAX_VALUES:
-                raise InvalidFilter(f"the filter lists more than {MAX_VALUES} values", hint="split the request")
-            found = self.any_of(name, kind, path, value, null)
-            return Not(found) if operator == "nin" else found
         if operator in ("eq", "ne"):
             found = null if value is None else Condition(path, "in", (self.operand(name, kind, value),))
             return Not(found) if operator == "ne" else found
+        if operator == "contains":
+            wanted = self.operands(name, kind, operator, value if isinstance(value, list) else [value])
+            each = tuple(Condition(path, "in", (operand,)) for operand in wanted)
+            return And(each) if each else Not(Condition(path, "in"))  # every array but NULL contains nothing
+        if operator == "any":
+            return Condition(path, "in", self.operands(name, kind, operator, value))
+        if operator == "in":
+            given = [each for each in value if each is not None] if isinstance(value, list) else value
+            found = Condition(path, "in", self.operands(name, kind, operator, given))
+            # NULL is in a list that has null, as it equals null; in an empty list is nothing.
+            return found if given == value and value else Or((found, null) if given != value else ())
         if value is None:
             raise self.wrong(f"{operator!r} of {shortened(name)!r} takes no null", 'for IS NULL write {"column": null}')
-        if kind in ("boolean", "text_array", "integer_array") or isinstance(value, bool):
-            raise self.wrong(f"{shortened(name)!r} has no order for {operator!r}", "take eq, ne, in, nin or exists")
-        return Condition(path, operator, (self.operand(name, kind, value),))  # type: ignore[arg-type]  # the rest of OPERATORS
+        if isinstance(value, bool):
+            raise self.wrong(f"true and false have no order for {operator!r}", 'write {"column": true}')
+        return Condition(path, operator, (self.operand(name, kind, value),))  # type: ignore[arg-type]  # ORDER is left
 
-    def any_of(self, name: str, kind: ColumnKind, path: Path, values: list[object], null: Condition) -> Node:
-        """``in``: one of some values. As ``null`` finds NULL by itself, it does in a list."""
-        wanted = tuple(self.operand(name, kind, value) for value in values if value is not None)
-        parts: list[Node] = [Condition(path, "in", wanted)] if wanted else []
-        if len(wanted) < len(values):
-            parts.append(null)
-        return parts[0] if len(parts) == 1 else Or(tuple(parts))
+    def operands(self, name: str, kind: ColumnKind, operator: str, values: object) -> tuple[Operand, ...]:
+        """A list of values."""
+        if not isinstance(values, list):
+            raise self.wrong(f"{operator!r} of {shortened(name)!r} takes a list", f'write {{"{operator}": [...]}}')
+        self.values += len(values)
+        if self.values > MAX_VALUES:
+            raise InvalidFilter(f"the filter lists more than {MAX_VALUES} values", hint="split the request")
+        return tuple(self.operand(name, kind, value) for value in values)
 
     def operand(self, name: str, kind: ColumnKind, value: object) -> Operand:
         """A value as the column compares it."""
@@ -252,7 +255,7 @@ class _Reading:
         operand = read(value)
         if operand is None:
             raise self.wrong(
-                f"{_shown(value)} cannot be compared with {shortened(name)!r}, which holds {what}", f"pass {what}"
+                f"{_shown(value)} cannot be compared with {shortened(name)!r}, which holds {what}", "null is IS NULL"
             )
         return operand
 
@@ -294,18 +297,12 @@ def _instant(value: object) -> Operand | None:
     if not isinstance(value, str):
         return None
     exact = instant(value)
-    if exact is not None:
+    moment = None if exact is not None else _moment(value)
+    if moment is None:
         return exact
-    try:
-        moment = datetime.fromisoformat(value)
-    except ValueError:
-        return None
-    if moment.tzinfo is None:
-        return instant(moment.isoformat())
-    offset = moment.utcoffset()
-    assert offset is not None
     local = instant(moment.replace(tzinfo=None).isoformat())
-    return None if local is None else local - round(offset.total_seconds() * 1_000_000)
+    offset = moment.utcoffset() or timedelta()
+    return None if local is None else local - offset // timedelta(microseconds=1)
 
 
 def _timestamp(value: object) -> Operand | None:
@@ -313,13 +310,20 @@ def _timestamp(value: object) -> Operand | None:
     if not isinstance(value, str) or value.endswith("+00:00"):
         return None
     exact = instant(value)
-    if exact is not None:
-        return exact
+    moment = None if exact is not None else _moment(value)
+    return exact if moment is None or moment.tzinfo is not None else instant(moment.isoformat())
+
+
+def _date(value: object) -> Operand | None:
+    return instant(value, date=True) if isinstance(value, str) else None
+
+
+def _moment(text: str) -> datetime | None:
+    """ISO 8601 in another form than Postgres writes."""
     try:
-        moment = datetime.fromisoformat(value)
+        return datetime.fromisoformat(text)
     except ValueError:
         return None
-    return instant(moment.isoformat()) if moment.tzinfo is None else None
 
 
 def _scalar(value: object) -> Operand | None:
@@ -329,17 +333,32 @@ def _scalar(value: object) -> Operand | None:
 _READERS: dict[ColumnKind, tuple[str, Callable[[object], Operand | None]]] = {
     "integer": ("numbers", _integer),
     "real": ("numbers", _number),
-    "number": ("numbers", _number),
+    "double": ("numbers", _number),
+    "numeric": ("numbers", _number),
     "text": ("strings", _text),
+    "character": ("strings", _text),
+    "enum": ("names of an enum, as strings", _text),
     "boolean": ("true and false", _boolean),
     "uuid": ("uuids", _uuid),
-    "instant": ("timestamps such as 2024-01-31T12:00:00Z", _instant),
+    "instant": ("points in time such as 2024-01-31T12:00:00Z", _instant),
     "timestamp": ("timestamps without a time zone such as 2024-01-31T12:00:00", _timestamp),
-    "date": ("dates such as 2024-01-31", _timestamp),
-    "text_array": ("arrays of strings: one string", _text),
-    "integer_array": ("arrays of numbers: one number", _integer),
+    "date": ("dates such as 2024-01-31", _date),
+    "text_array": ("arrays of strings: pass one string", _text),
+    "integer_array": ("arrays of numbers: pass one number", _integer),
     "json": ("a string, a number, true or false", _scalar),
 }
+
+
+def _operators(kind: ColumnKind) -> tuple[str, ...]:
+    match kind:
+        case "boolean" | "enum":
+            return EQUAL
+        case "text_array" | "integer_array":
+            return (*EQUAL, *SETS)
+        case "json":
+            return (*EQUAL, *ORDER, *SETS)
+        case _:
+            return (*EQUAL, *ORDER)
 
 
 def _shown(value: object) -> str:

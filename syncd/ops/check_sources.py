@@ -84,7 +84,10 @@ def check_triggers(look: Look, source: Source) -> Iterator[Finding]:
     what = f"triggers of {source.name}"
     if look.row("knows_triggers")[0]:
         rows = look.rows("read_missing_triggers", [source.id])
-        problems = [f"{trigger} on {relation}: {problem}" for relation, trigger, problem in rows]
+        said = {"not always": "does not fire under session_replication_role = replica"}
+        problems = [
+            f"{trigger} on {relation} {said.get(problem, f'is {problem}')}" for relation, trigger, problem in rows
+        ]
     else:
         problems = plain_trigger_problems(look, source)
     if problems:
@@ -151,7 +154,7 @@ def check_live(look: Look, source: Source) -> Iterator[Finding]:
     if source.table is None:
         return
     query = part("has_rows").format(
-        source=source.identifier, live=raw(source.live), vector=sql.Identifier(source.vector)
+        source=source.rows_from, live=raw(source.live), vector=sql.Identifier(source.vector)
     )
     has_rows, has_live_rows = look.source_rows(query)[0]
     if has_rows and not has_live_rows:
@@ -194,7 +197,7 @@ def sampled_lengths(look: Look, source: Source) -> dict[str, list[tuple[int, int
         project=raw(source.project),
         dataset=raw(source.dataset),
         dimension=part(f"dimension_of_{of}").format(vector=vector),
-        source=source.identifier,
+        source=source.rows_from,
         live=raw(source.live),
         vector=vector,
     )

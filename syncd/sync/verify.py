@@ -102,6 +102,7 @@ class Captured:
     source: Source
     views: dict[DatasetName, View]
     quarantine: Mapping[Key, Quarantined]
+    failing: Sequence[Key] = ()
     only: frozenset[DatasetName] | None = None
     keys: Sequence[Key] | None = None
 
@@ -171,17 +172,20 @@ class Verifier:
 
         def captured(each: WatchedSource) -> Captured:
             views = {name: one.index.view for name, one in each.datasets.items() if only is None or name in only}
-            return Captured(each, each.source, views, dict(each.quarantine), only)
+            return Captured(each, each.source, views, dict(each.quarantine), each.failing, only)
 
+        async with self.consumer.busy:
+            for watched in [self.consumer.sources[one] for one in ids if one in self.consumer.sources]:
+                watched.reread_failing()
         found, position = await self.at_one_snapshot(ids, captured, deep=deep)
         by_id, reports = {each.report.source.id: each for each in found}, []
         for one in ids:
-            each, watched = by_id.get(one), self.consumer.sources.get(one)
+            each, known = by_id.get(one), self.consumer.sources.get(one)
             if each is not None and each.report.outcome != "failed":
                 reports.append(each)
-            elif watched is not None:
-                reason = each.report.reason if each is not None else watched.failure or "it is not being read"
-                reports.append(not_compared(watched, only, reason))
+            elif known is not None:
+                reason = each.report.reason if each is not None else known.failure or "it is not being read"
+                reports.append(not_compared(known, only, reason))
         return reports, position
 
     async def at_one_snapshot(
@@ -323,7 +327,7 @@ def compare_source(connection: psycopg.Connection, captured: Captured, *, deep: 
         datasets, differing = comparison.finish()
         outcome: Literal["compared", "empty", "none_live"] = "compared"
         if captured.keys is None and captured.only is None and not comparison.rows:
-            query = sql.SQL(statement("verify", "has_rows")).format(source=source.identifier)
+            query = sql.SQL(statement("verify", "has_rows")).format(source=source.rows_from)
             row = connection.execute(query).fetchone()
             outcome = "none_live" if row is not None and row[0] else "empty"
     except (psycopg.DataError, psycopg.ProgrammingError, psycopg.InternalError) as error:
@@ -339,12 +343,13 @@ def batches(connection: psycopg.Connection, captured: Captured, *, deep: bool) -
         query = source.read_keys(vectors=deep)
         for start in range(0, len(captured.keys), KEYS_PER_READ):
             some = [str(key) for key in captured.keys[start : start + KEYS_PER_READ]]
-            yield psycopg.RawCursor(connection).execute(query, [source.key_array(some)], binary=True).fetchall()
+            cursor = psycopg.RawCursor(connection)
+            yield cursor.execute(query, [source.key_array(some)], prepare=source.prepare, binary=True).fetchall()
         return
     only = None if captured.only is None else sorted(captured.only)
-    with psycopg.RawServerCursor(connection, "syncd_verify") as cursor:
-        cursor.execute(source.read_all(only, vectors=deep), binary=True)
-        while rows := cursor.fetchmany(ROWS_PER_DEEP_FETCH if deep else ROWS_PER_FETCH):
+    with psycopg.RawServerCursor(connection, "syncd_verify") as scan:
+        scan.execute(source.read_all(only, vectors=deep, failing=captured.failing), binary=True)
+        while rows := scan.fetchmany(ROWS_PER_DEEP_FETCH if deep else ROWS_PER_FETCH):
             yield rows
 
 
