@@ -148,8 +148,8 @@ class Numbers:
         if self._kind in INSTANTS:
             # Postgres writes +00:00, since the session's time zone is UTC; numpy wants none.
             texts = ["NaT" if value is None else value.removesuffix("+00:00") for value in values]
-            if max(map(len, texts), default=0) > _USUAL_CHARACTERS:
-                raise ValueError("a year of more than four digits")
+            if max(map(len, texts), default=0) > _USUAL_CHARACTERS or any(" " in text for text in texts):
+                raise ValueError("a year that numpy does not read, before Christ or of five digits")
             epoch = _FIRST_DAY if self._kind == "date" else _FIRST_MICROSECOND
             return np.where(
                 [value is None for value in values], 0, (np.array(texts, dtype=epoch.dtype) - epoch).view(np.int64)

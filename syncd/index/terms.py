@@ -54,7 +54,7 @@ class Terms:
         return np.asarray((known & ~true)[self._codes.rows[slots]])
 
     def _key(self, value: Any) -> Any:
-        """What stands for a value in the dictionary: ``True`` is not 1 there."""
+        """What stands for a value in the dictionary: ``True`` is not 1 there, and 0.1 not the decimal that its bits stand for."""
         if isinstance(value, str):
             return value.rstrip(" ") if self._kind == "character" else value
         if isinstance(value, bool):
@@ -62,7 +62,8 @@ class Terms:
         if isinstance(value, list):
             elements = value if self._kind == "json" else _flat(value)
             return "array", frozenset(self._numbers[self._element(element)] for element in elements)
-        return ("object",) if isinstance(value, dict) else canonical(value)
+        value = ("object",) if isinstance(value, dict) else canonical(value)
+        return ("digits", value) if isinstance(value, Decimal) else value
 
     def _element(self, value: Any) -> Any:
         return ("object",) if isinstance(value, list) else self._key(value)
@@ -74,7 +75,7 @@ class Terms:
         for number in range(self._tags.size, len(entries)):
             entry = entries[number]
             tags.append(_tag(entry))
-            floats.append(as_float(entry) if tags[-1] == _NUMBER else 0.0)
+            floats.append(as_float(_digits(entry)) if tags[-1] == _NUMBER else 0.0)
             if tags[-1] == _ARRAY:
                 members += entry[1]
                 owners += [number] * len(entry[1])
@@ -105,12 +106,13 @@ class Terms:
             # Python compares strings by code point, as the collation "C" does.
             true[strings] = [compare(entries[number], operand) for number in strings]
             return true, known
-        known, value = tags == _NUMBER, as_float(operand)
+        known, exact = tags == _NUMBER, _digits(operand)
+        value = as_float(exact)
         true = known & compare(self._floats.rows, value)
         for number in np.flatnonzero(
             known & (self._floats.rows == value)
         ).tolist():  # rounding may have made these equal
-            true[number] = compare(_digits(entries[number]), _digits(operand))
+            true[number] = compare(_digits(entries[number]), exact)
         return true, known
 
 
@@ -127,8 +129,8 @@ class _Dictionary(dict[Any, int]):
         return number
 
 
-def _digits(value: float | Decimal) -> Decimal:
-    return value if isinstance(value, Decimal) else Decimal(repr(value))
+def _digits(entry: Any) -> Decimal:
+    return entry[1] if isinstance(entry, tuple) else Decimal(repr(entry))
 
 
 def _flat(elements: Iterable[Any]) -> list[Any]:
@@ -145,5 +147,5 @@ def _tag(entry: Any) -> int:
     if isinstance(entry, str):
         return _STRING
     if isinstance(entry, tuple):
-        return _ARRAY if entry[0] == "array" else _OTHER
+        return {"array": _ARRAY, "digits": _NUMBER}.get(entry[0], _OTHER)
     return _NUMBER
