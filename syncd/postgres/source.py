@@ -61,6 +61,8 @@ class Source:
     partitions: int | None = None
     """How many, at every level, when it was looked; ``None`` for a table that is not partitioned."""
     trouble: str = ""
+    dropped: frozenset[str] = frozenset()
+    """The attached columns that are no longer there under their names."""
 
     @property
     def name(self) -> str:
@@ -285,7 +287,8 @@ def as_it_is_now(
     kinds = [KEY_KINDS.get(kind, kind) for kind in source.key_types]
     depends_on = json.dumps([source.arguments_md5, kinds, source.vector_type, source.dimension, source.column_kinds])
     digest = hashlib.md5(depends_on.encode(), usedforsecurity=False).hexdigest()
-    return replace(source, arguments_md5=digest, trouble=trouble)
+    dropped = frozenset(name for name, kind in zip(source.columns, column_kinds, strict=True) if kind is None)
+    return replace(source, arguments_md5=digest, trouble=trouble, dropped=dropped)
 
 
 def layout_trouble(
