@@ -227,3 +227,14 @@ def test_the_columns_of_a_table_attached_with_others_can_be_filtered_on(
         client.wait(after=str((chunks.execute("SELECT syncd.token()").fetchone() or [None])[0]))
         with pytest.raises(InvalidFilter, match="no filterable columns"):
             client.search("chunks", [0, 1], filter={"lang": "en"}, consistency="strong")
+
+
+def test_a_renamed_value_of_an_enum_is_found_by_verify_and_mended(chunks: psycopg.Connection, daemon: Daemon) -> None:
+    daemon.settings["verify_seconds"] = 0
+    daemon.start()
+    with daemon.client() as client:
+        chunks.execute("ALTER TYPE mood RENAME VALUE 'sad' TO 'gloomy'")
+        (before,) = client.verify("chunks", repair=True).datasets
+        assert before.stale == before.repaired == len(range(3, ROWS + 1, 3))
+        hits = client.search("chunks", [0, 1], k=ROWS, filter={"mood": "gloomy"})
+        assert [hit.key for hit in hits] == list(range(3, ROWS + 1, 3))
