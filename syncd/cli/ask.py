@@ -38,7 +38,9 @@ def search(
     k: Annotated[int, typer.Option("-k", min=1, max=MAX_K, help="How many.")] = 10,
     exact: Annotated[bool, typer.Option("--exact", help="Compare with every row.")] = False,
     recall: Annotated[float | None, typer.Option(min=0.01, max=1, help="Recall to aim for.")] = None,
-    filter_json: Annotated[str | None, typer.Option("--filter", help="Filter as JSON.")] = None,
+    filter_json: Annotated[
+        str | None, typer.Option("--filter", help='Conditions on attached columns, as JSON: {"lang": "en"}.')
+    ] = None,
     socket: Socket = None,
     json: Json = False,
 ) -> None:

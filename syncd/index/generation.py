@@ -6,12 +6,14 @@ are until no manifest names them. So a dataset without rows may take another dim
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from syncd.errors import DamagedFile
+from syncd.index.attributes import Attributes, Lines
 from syncd.index.columns import Column
 from syncd.index.files import make_durable, read_file, write_at
 from syncd.index.keymap import Hashes, HashMultimap, Values
@@ -20,7 +22,7 @@ from syncd.index.live import Bitmap, bitmap_bytes, empty_bitmap, live_slots, pre
 from syncd.index.saved import Saved, SavedFile, SavedIndex
 from syncd.index.vectors import StoredVectors, VectorFormat
 from syncd.index.view import Prints, View
-from syncd.types import KeyKind
+from syncd.types import AttachedColumn, KeyKind
 
 CHECK_AT_LOAD_BYTES = 64 << 20
 """Vectors up to this size are compared with their checksums at load (0.1 s), larger ones by ``scrub``."""
@@ -30,7 +32,14 @@ class Generation:
     """One generation's columns and key map. Its rows are what the view says; what lies past its count is not there."""
 
     def __init__(
-        self, directory: Path, number: int, format_: VectorFormat, key_kind: KeyKind, dim: int | None, chunk_bytes: int
+        self,
+        directory: Path,
+        number: int,
+        format_: VectorFormat,
+        key_kind: KeyKind,
+        dim: int | None,
+        chunk_bytes: int,
+        columns: Sequence[AttachedColumn] = (),
     ) -> None:
         self.directory, self.number, self.dim = directory, number, dim
         self._format, self._key_kind = format_, key_kind
@@ -43,6 +52,7 @@ class Generation:
         self._prints = Column(directory, f"{prefix}prints", "i64", "<i8", None, chunk_bytes)
         self._keys = key_columns(key_kind, directory, prefix, chunk_bytes)
         self._key_map = HashMultimap()
+        self._attributes = Attributes(columns, directory, prefix, chunk_bytes) if columns else None
 
     def view(self, count: int, live: Bitmap, live_count: int, dead: NDArray[np.int64]) -> View:
         """A view of the first ``count`` slots."""
@@ -59,6 +69,7 @@ class Generation:
             prints=self._prints.view,
             stored_keys=self._keys.view(),
             key_map=self._key_map.view,
+            attributes=None if self._attributes is None else self._attributes.view(),
         )
 
     def empty_view(self) -> View:
@@ -66,7 +77,14 @@ class Generation:
         return self.view(0, empty_bitmap(0), 0, np.zeros(0, dtype=np.int64))
 
     def write(
-        self, start: int, stored: StoredVectors, prints: Prints, keys: Stored, hashes: Hashes, live: Bitmap
+        self,
+        start: int,
+        stored: StoredVectors,
+        prints: Prints,
+        keys: Stored,
+        hashes: Hashes,
+        live: Bitmap,
+        lines: Lines | None,
     ) -> None:
         """Put rows at the slots from ``start`` on, in memory; they count once a view covers them.
 
@@ -77,6 +95,8 @@ class Generation:
             self._norms.write(start, stored.norms)
         self._prints.write(start, prints)
         self._keys.write(start, keys)
+        if self._attributes is not None and lines is not None:
+            self._attributes.lines.write(start, lines)
         slots = np.arange(start, start + len(keys), dtype=np.int64)
         self._key_map.add(hashes, slots, keep=lambda values: test_bits(live, values))
 
@@ -111,6 +131,7 @@ class Generation:
             live_sequence=live_sequence,
             live_name=live_name,
             files=tuple(files),
+            columns=() if self._attributes is None else self._attributes.columns,
         )
         return Saved(saved, bytes_written)
 
@@ -129,6 +150,8 @@ class Generation:
             self._norms.load(files, count, check=True)
         self._prints.load(files, count, check=True)
         self._keys.load(files, count)
+        if self._attributes is not None:
+            self._attributes.lines.load(files, count)
         slots = live_slots(live, count)
         if slots.size:
             stored = self._keys.view().take(slots)
@@ -153,7 +176,8 @@ class Generation:
     @property
     def heap_bytes(self) -> int:
         """Memory of columns and key map, mappings left out."""
-        return sum(column.heap_bytes for column, _ in self._columns(0)) + self._key_map.view.nbytes
+        attributes = 0 if self._attributes is None else self._attributes.nbytes
+        return sum(column.heap_bytes for column, _ in self._columns(0)) + self._key_map.view.nbytes + attributes
 
     @property
     def disk_bytes(self) -> int:
@@ -167,6 +191,9 @@ class Generation:
             columns.append((self._norms, view.norms, view.count))
         key_rows = self._keys.rows(view.count)
         columns += zip(self._keys.columns, view.stored_keys.columns, key_rows, strict=True)
+        if self._attributes is not None and view.attributes is not None:
+            lines = self._attributes.lines
+            columns += zip(lines.columns, view.attributes.lines.columns, lines.rows(view.count), strict=True)
         for column, column_view, rows in columns:
             saved, written = column.save(column_view, rows)
             files += saved
@@ -177,4 +204,7 @@ class Generation:
         columns = [(self._vectors, count), (self._prints, count)]
         if self._norms is not None:
             columns.append((self._norms, count))
-        return columns + list(zip(self._keys.columns, self._keys.rows(count), strict=True))
+        columns += zip(self._keys.columns, self._keys.rows(count), strict=True)
+        if self._attributes is not None:
+            columns += zip(self._attributes.lines.columns, self._attributes.lines.rows(count), strict=True)
+        return columns

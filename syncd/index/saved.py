@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from syncd.types import KeyKind, Metric
+from syncd.types import AttachedColumn, KeyKind, Metric
 
 
 class SavedFile(msgspec.Struct, frozen=True):
@@ -44,6 +44,7 @@ class SavedIndex(msgspec.Struct, frozen=True):
     live_sequence: int
     live_name: str
     files: tuple[SavedFile, ...]
+    columns: tuple[AttachedColumn, ...] = ()
 
     @property
     def file_names(self) -> tuple[str, ...]:

@@ -13,10 +13,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from syncd.errors import InvalidFilter, InvalidParams, TooLarge
+from syncd.errors import InvalidParams, TooLarge
 from syncd.types import Metric, Position, Snapshot
 
 MAX_K = 10_000
+MAX_INCLUDED = 100
 MAX_RESULTS = 1_000_000
 """Rows that one search may ask for, all its vectors together: their keys and distances are in memory at once."""
 MAX_PAGE_KEYS = 100_000
@@ -61,25 +62,19 @@ class SearchParams(Params, frozen=True):
     recall: Annotated[float, Meta(gt=0, le=1)] | None = None
     exact: bool = False
     max_distance: float | None = None
-    include: list[str] | None = None
+    include: Annotated[list[str], Meta(max_length=MAX_INCLUDED)] | None = None
     consistency: Literal["eventual", "strong"] = "eventual"
     after: str | None = None
     timeout_ms: Milliseconds = DEFAULT_TIMEOUT_MS
 
     def check(self) -> None:
-        """Exactly one of ``vector``, ``vectors`` and ``key``; no column is there to filter on or to include."""
+        """Exactly one of ``vector``, ``vectors`` and ``key``. What ``filter`` and ``include`` name is checked against the dataset."""
         if (self.vector is not None) + (self.vectors is not None) + (self.key is not None) != 1:
             raise InvalidParams("pass exactly one of vector, vectors and key")
         if self.vectors is not None and len(self.vectors) * self.k > MAX_RESULTS:
             raise TooLarge(
                 f"{len(self.vectors)} vectors with k={self.k} are more than {MAX_RESULTS} rows", hint="send fewer vectors at once"
             )  # fmt: skip
-        if self.filter:
-            raise InvalidFilter(
-                f"dataset {self.dataset!r} has no filterable columns", hint="leave `filter` out, or filter the answer"
-            )
-        if self.include:
-            raise InvalidParams(f"dataset {self.dataset!r} has no column {self.include[0]!r} to include")
 
 
 class GetParams(Params, frozen=True):

@@ -10,9 +10,11 @@ from typing import Any, TypeVar
 import anyio
 import numpy as np
 from anyio import to_thread
+from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
-from syncd.errors import DimensionMismatch, InvalidParams, TimedOut, TooLarge, UnknownKey
+from syncd.errors import DimensionMismatch, InvalidParams, TimedOut, TooLarge, UnknownKey, shortened
+from syncd.index.filters import Path, find_path, listed, parse_filter
 from syncd.index.search import SearchResult as Found
 from syncd.index.view import View
 from syncd.postgres.listener import Listener
@@ -328,13 +330,28 @@ class PreparedSearch:
         # The position is read before the view, so that it never claims more than the answer holds.
         self.position: Position = self.dataset.follower.cursor.position
         self.view: View = self.dataset.index.view
+        self.filter = parse_filter(params.filter or {}, self.view.columns, self.dataset.name)
+        self.included = {name: self.read_path(name) for name in params.include or ()}
         self.exclude: Key | None = None
         self.queries = self.read_queries()
 
     @property
     def elements(self) -> int:
         """How much there is to compare."""
-        return len(self.queries) * self.view.count * (self.view.dim or 0)
+        elements = len(self.queries) * self.view.count * (self.view.dim or 0)
+        if self.filter is not None and self.view.attributes is not None:
+            elements += self.view.attributes.cost(self.view.count, self.filter)
+        return elements
+
+    def read_path(self, name: str) -> Path:
+        """A column to include."""
+        path = find_path(name, self.view.columns)
+        if path is None:
+            raise InvalidParams(
+                f"dataset {self.dataset.name!r} has no column {shortened(name)!r} to include",
+                hint=f"columns: {listed(self.view.columns)}; attach the table again with other columns => for others",
+            )
+        return path
 
     def read_queries(self) -> NDArray[np.float32]:
         """The query vectors, (q, dim) float32."""
@@ -362,13 +379,25 @@ class PreparedSearch:
         found = self.search_in_time()
         keys: list[Any] = [self.wire_keys(one) for one in found]
         distances: list[Any] = [one.distances.tolist() for one in found]
+        columns: dict[str, list[Any]] | UnsetType = UNSET
+        if self.included:
+            columns = self.columns_of(found)
         if params.vectors is None:
             keys, distances = keys[0], distances[0]
-        return messages.SearchResult(keys, distances, WirePosition.of(self.position), self.lag_seconds)
+        return messages.SearchResult(keys, distances, WirePosition.of(self.position), self.lag_seconds, columns)
+
+    def columns_of(self, found: list[Found]) -> dict[str, list[Any]]:
+        """The values of the included columns, in the order of the keys."""
+        attributes, paths = self.view.attributes, list(self.included.values())
+        assert attributes is not None
+        each = [attributes.values(paths, self.view.find(one.keys)) for one in found]
+        if self.params.vectors is None:
+            return dict(zip(self.included, each[0], strict=True))
+        return {name: [values[place] for values in each] for place, name in enumerate(self.included)}
 
     def search_in_time(self) -> list[Found]:
         """Some queries at a time, since nothing stops a search of FAISS' half-way; raises ``TimedOut`` between them."""
-        params, found = self.params, list[Found]()
+        params, found, passing = self.params, list[Found](), self.view.where(self.filter)
         at_once = max(ELEMENTS_AT_ONCE // max(self.view.count * (self.view.dim or 0), 1), 1)
         for start in range(0, max(len(self.queries), 1), at_once):
             if start and time.monotonic() > self.deadline:
@@ -381,7 +410,7 @@ class PreparedSearch:
                 params.k,
                 exclude=self.exclude,
                 max_distance=params.max_distance,
-                view=self.view,
+                view=passing,
             )
         return found
 

@@ -99,6 +99,7 @@ class Registry:
             half=source.half,
             dim=source.dimension,
             name=name,
+            columns=source.attached_columns,
         )
         return Dataset(name, source, index, follower)
 

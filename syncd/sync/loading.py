@@ -78,3 +78,5 @@ def check_kind(source: Source, entry: SavedDataset) -> None:
     wanted = (source.metric, source.key_kind, source.half, source.dimension or index.dim)
     if (index.metric, index.key_kind, index.half, index.dim or source.dimension) != wanted:
         raise DamagedFile("it was saved for a table with another key, metric or vector")
+    if index.columns != source.attached_columns:
+        raise DamagedFile("it was saved for a table with other columns to filter on")

@@ -460,7 +460,9 @@ class SourceComparison:
         decoded = decode_vectors(self.captured.source.vector_type, [row[3] for row in rows])
         for block in decoded.blocks:
             places = block.rows.tolist()
-            comparison.deep([keys[place] for place in places], block.vectors, prints[places])
+            comparison.deep(
+                [keys[place] for place in places], block.vectors, prints[places], [rows[place][5] for place in places]
+            )
         bad = [place for place, _ in decoded.bad]
         comparison.rows([keys[place] for place in bad], prints[bad])
 

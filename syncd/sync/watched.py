@@ -36,8 +36,8 @@ SCAN_PAGE_BYTES = 8 << 20
 
 logger = structlog.get_logger()
 
-Row = tuple[str | int, str | None, str | None, bytes, int]
-"""Key, project, dataset, vector and fingerprint, as they were read."""
+Row = tuple[str | int, str | None, str | None, bytes, int, str | None]
+"""Key, project, dataset, vector, fingerprint and attached columns (a JSON array), as they were read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +52,12 @@ class Quarantined:
 
 @dataclass(slots=True)
 class Usable:
-    """Rows that can be indexed: their keys, their vectors in blocks (n, dimension) float32, and their fingerprints."""
+    """Rows that can be indexed: their keys, vectors in blocks (n, dimension) float32, fingerprints, and attached columns if there are any."""
 
     keys: list[Key] = field(default_factory=list)
     vectors: list[NDArray[np.float32]] = field(default_factory=list)
     fingerprints: list[int] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)
 
     @property
     def matrix(self) -> NDArray[np.float32]:
@@ -87,7 +88,7 @@ class Scan:
         _, smallest, largest = SCAN_PAGE_ROWS
         self.after = until
         self.rows += len(rows)
-        size = sum(len(row[3]) for row in rows)
+        size = sum(len(row[3]) + len(row[5] or "") for row in rows)
         if seconds < SCAN_PAGE_SECONDS / 2 and size < SCAN_PAGE_BYTES / 2:
             self.page_rows = min(self.page_rows * 2, largest)
         elif size > SCAN_PAGE_BYTES or seconds > SCAN_PAGE_SECONDS:
@@ -165,7 +166,7 @@ class WatchedSource:
             self.quarantine.pop(key, None)
         targets: dict[Key, DatasetName] = {}
         names: dict[tuple[str, str], DatasetName] = {}
-        for place, (_, project, dataset, _, fingerprint) in enumerate(rows):
+        for place, (_, project, dataset, _, fingerprint, _) in enumerate(rows):
             if project is None or dataset is None:
                 self.reject(keys[place], DatasetName(""), "null_dataset", fingerprint)
                 continue
@@ -189,7 +190,14 @@ class WatchedSource:
         deletes = self.homes_to_leave((*asked, *keys), targets)
         for name in {*upserts, *deletes}:
             good = upserts.get(name) or Usable()
-            change = (good.keys, good.matrix, deletes.get(name, []), np.array(good.fingerprints, dtype=np.int64))
+            columns = good.columns if self.source.columns else None
+            change = (
+                good.keys,
+                good.matrix,
+                deletes.get(name, []),
+                np.array(good.fingerprints, dtype=np.int64),
+                columns,
+            )
             replacement = self.datasets[name].replacement
             if replacement is not None:
                 replacement.apply(*change)
@@ -244,6 +252,8 @@ class WatchedSource:
             good = [place for place in range(len(block.rows)) if place not in bad] if bad else range(len(block.rows))
             usable.keys += [keys[block.rows[place]] for place in good]
             usable.fingerprints += [rows[block.rows[place]][4] for place in good]
+            if self.source.columns:
+                usable.columns += [rows[block.rows[place]][5] or "" for place in good]
             usable.vectors.append(block.vectors[list(good)] if bad else block.vectors)
         return usable
 

@@ -75,7 +75,9 @@ def service(database_18: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
             db.execute(
                 f"INSERT INTO {name} SELECT k.*, ARRAY[row_number() OVER (), 0, 0] FROM (VALUES {keys}) AS k".encode()
             )
-            db.execute(f"SELECT syncd.attach('{name}', metric => 'l2')".encode())
+            db.execute(
+                f"SELECT syncd.attach('{name}', metric => 'l2', columns => ARRAY['{columns.split(', ')[-1]}'])".encode()
+            )
     daemon = Daemon(database_18, tmp_path_factory.mktemp("service") / "data").start()
     yield daemon
     daemon.stop()
@@ -143,6 +145,7 @@ def test_help_ends_with_an_example(command: str) -> None:
         ["search", "pairs", "--key", "1"],
         ["search", "ints", "--key", "1", "--filter", "{"],
         ["search", "ints", "--key", "1", "--filter", "[]"],
+        ["search", "ints", "--key", "1", "--filter", "1"],
         ["attach"],
     ],
     ids=" ".join,
@@ -185,6 +188,17 @@ def test_search_by_vector_from_the_command_line_a_file_and_stdin(ask: Run, tmp_p
     for given, stdin in (("[3.0, 0, 0]", None), (f"@{tmp_path / 'vector.json'}", None), ("-", "[3, 0, 0]\n")):
         found = printed_json(ask("search", "ints", "--vector", given, "-k", "2", "--json", stdin=stdin))
         assert found == {"keys": [3, 2], "distances": [0.0, 1.0]}
+
+
+def test_search_with_a_filter_finds_what_passes_and_says_what_can_be_asked(ask: Run) -> None:
+    found = printed_json(ask("search", "pairs", "--vector", "[0, 0, 0]", "--filter", '{"b": "x"}', "--json"))
+    assert found == {"keys": [[1, "x"], [2, "x"]], "distances": [1.0, 3.0]}
+    assert_failed(
+        ask("search", "pairs", "--vector", "[0, 0, 0]", "--filter", '{"c": 1}'),
+        1,
+        "no filterable column 'c'",
+        "columns: b",
+    )
 
 
 def test_search_prints_a_table_of_key_and_distance(ask: Run) -> None:
