@@ -210,7 +210,7 @@ class Pass:
         if scanned:  # one page a pass: changes of the others are not kept waiting
             self.scan_page(self.nearest_to_its_end(scanned))
             outcome.more = True
-        outcome.handed_over = self.hand_over(snapshot, newest_outbox_id, watched=due)
+        outcome.handed_over = self.hand_over(snapshot, newest_outbox_id, watched)
         self.commit()
         for each in ready:
             if each.retry_at <= now:
@@ -218,10 +218,13 @@ class Pass:
         return outcome
 
     def hand_over(self, snapshot: Snapshot, newest_outbox_id: int, watched: Sequence[WatchedSource]) -> bool:
-        """Let whoever waits for it take the indexes and the snapshot, if all that was asked for is there; whether that was so."""
+        """Let whoever waits for it take the indexes and the snapshot, if all that was asked for is there; whether that was so.
+
+        A source that somebody has kept locked for long is left out.
+        """
         if self.handover is None:
             return False
-        wanted = [each for each in watched if each.source.id in self.handover.wanted]
+        wanted = [each for each in watched if each.source.id in self.handover.wanted and not each.is_held_up]
         if any(not each.is_failed and (each.lags or each.cursor.position.snapshot != snapshot) for each in wanted):
             return False
         row = self.connection.execute(passes("export_snapshot")).fetchone()

@@ -304,7 +304,8 @@ class Verifier:
     def remember(self, found: Sequence[Found]) -> None:
         """For whoever asks how a dataset is."""
         now = datetime.now(UTC)
-        self.last.update({row.dataset: (now, row.in_sync) for each in found for row in each.datasets})
+        compared = [each for each in found if each.report.outcome != "failed"]
+        self.last.update({row.dataset: (now, row.in_sync) for each in compared for row in each.datasets})
 
     def note(self, found: Sequence[Found]) -> None:
         """Log what a comparison came to, and remember it."""
@@ -326,13 +327,11 @@ class Verifier:
         for each in found:
             if each.report.outcome == "failed":
                 logger.error("verify_failed", source=each.report.source.name, reason=each.report.reason)
-            for row in each.datasets:
-                if not row.in_sync:
-                    self.consumer.registry.counters.drifted(row.dataset, row.missing + row.extra + row.stale)
-                    logger.error(
-                        "drift_found", dataset=row.dataset, missing=row.missing, extra=row.extra, stale=row.stale,
-                        sample=row.sample,
-                    )  # fmt: skip
+        for row in differing:
+            self.consumer.registry.counters.drifted(row.dataset, row.missing + row.extra + row.stale)
+            logger.error(
+                "drift_found", dataset=row.dataset, missing=row.missing, extra=row.extra, stale=row.stale, sample=row.sample
+            )  # fmt: skip
 
 
 def in_the_way() -> InTheWay:

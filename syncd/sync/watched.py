@@ -29,6 +29,8 @@ from syncd.types import DatasetName, Key, Position, dataset_name
 
 FIRST_RETRY_SECONDS = 0.05
 LAST_RETRY_SECONDS = 15.0
+HELD_UP_SECONDS = 5.0
+"""Of delay between two attempts; the first was some six seconds before."""
 MAX_UNCONFIRMED_KEYS = 200_000
 SCAN_PAGE_ROWS = (1000, 100, 16_000)  # the first page, the shortest and the longest
 SCAN_PAGE_SECONDS = 0.06
@@ -144,6 +146,11 @@ class WatchedSource:
     def lags(self) -> bool:
         """Whether there is more to apply, as far as is known."""
         return self.reading or self.cursor.window is not None or self.failure is not None or bool(self.reread)
+
+    @property
+    def is_held_up(self) -> bool:
+        """Whether it could not be read again and again."""
+        return self.failure is not None and self.retry_delay_seconds >= HELD_UP_SECONDS
 
     @property
     def reading(self) -> bool:

@@ -155,6 +155,28 @@ def test_quarantined_rows_stay_accounted_for_while_a_table_is_compared(db: psyco
         until(lambda: client.status().quarantined == 50)
 
 
+def test_a_verify_waits_for_whoever_holds_the_table_for_a_moment(followed: Daemon) -> None:
+    with psycopg.connect(followed.conninfo) as holder, followed.client() as client, ThreadPoolExecutor(1) as pool:
+        holder.execute("LOCK TABLE items IN ACCESS EXCLUSIVE MODE")
+        until(lambda: "source_delayed" in followed.log.read_text())
+        found = pool.submit(client.verify, "items")
+        time.sleep(0.5)  # not to wait for anything: the lock is held meanwhile
+        holder.rollback()
+        assert counts(of(found.result(30))) == (True, 0, 0, 0)
+
+
+def test_a_table_that_is_locked_for_long_is_said_not_to_be_compared(followed: Daemon) -> None:
+    with psycopg.connect(followed.conninfo) as holder, followed.client() as client:
+        holder.execute("LOCK TABLE items IN ACCESS EXCLUSIVE MODE")
+        until(lambda: "source_delayed" in followed.log.read_text())
+        found = client.verify("items")
+        (source,) = found.sources
+        assert (source.outcome, "lock" in source.reason, of(found).in_sync) == ("failed", True, False)
+        holder.rollback()
+        assert "drift_found" not in followed.log.read_text()
+        until(lambda: of(client.verify("items")).in_sync)
+
+
 def test_rows_of_a_dataset_that_never_formed_are_missing(db: psycopg.Connection, daemon: Daemon) -> None:
     db.execute("CREATE TABLE notes (id uuid PRIMARY KEY, lang text, v real[])")
     db.execute("INSERT INTO notes VALUES (gen_random_uuid(), 'en', '{1,2}')")
