@@ -7,16 +7,20 @@ the count is written over.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from syncd.errors import DimensionMismatch, InvalidVector
+from syncd.errors import DamagedFile, DataDirectoryError, DimensionMismatch, InvalidVector
+from syncd.index.building import Plan, build, plan_build
+from syncd.index.codefiles import last_number, load_codes
+from syncd.index.codes import Codes, LiveCodes, Stop
 from syncd.index.columns import CHUNK_BYTES
 from syncd.index.files import make_directory
 from syncd.index.generation import Generation
@@ -37,6 +41,12 @@ from syncd.index.search import SearchResult, search
 from syncd.index.vectors import VectorFormat, Vectors
 from syncd.index.view import KeyPage, Prints, View
 from syncd.types import Key, KeyKind, Metric
+
+
+DEFAULT_RECALL = 0.95
+"""What a search gets that does not say; measured at k = 10."""
+
+IndexKind = Literal["exact", "building", "codes"]
 
 
 class Applied(NamedTuple):
@@ -64,8 +74,14 @@ class DatasetIndex:
         self._name = name
         self._chunk_bytes = chunk_bytes
         self._last_saved = None if last is None else (_rows(state), last)
+        self._live_sequence = 0 if last is None else last.live_sequence
         self._save_lock = threading.Lock()
         self._seen: Bitmap | None = None
+        # The writer publishes passes, a builder swaps codes: each takes up what the other put there last.
+        self._publish_lock = threading.Lock()
+        self._code_numbers = itertools.count(1 if last is None else last_number(last) + 1)
+        self.codes_damage = ""
+        """Why codes that were saved could not be loaded; they are built again."""
 
     @classmethod
     def create(
@@ -97,8 +113,17 @@ class DatasetIndex:
         format_ = VectorFormat(saved.metric, saved.half)
         generation = Generation(directory, saved.generation, format_, saved.key_kind, saved.dim, saved.chunk_bytes)
         view = generation.load(saved)
-        state = _State(generation, view)
-        return cls(state, name or _name(directory), saved.chunk_bytes, saved)
+        codes, damage = None, ""
+        try:
+            codes = load_codes(directory, saved)
+        except (DamagedFile, DataDirectoryError) as error:  # everything in them can be computed from the vectors
+            damage = str(error)
+        state = _State(generation, _with_codes(view, codes))
+        index = cls(state, name or _name(directory), saved.chunk_bytes, None if damage else saved)
+        index._code_numbers = itertools.count(last_number(saved) + 1)
+        index._live_sequence = saved.live_sequence
+        index.codes_damage = damage
+        return index
 
     # Reading: from any thread, without a lock. Take ``view`` once where several answers must be of one pass.
 
@@ -115,13 +140,17 @@ class DatasetIndex:
         exclude: Key | None = None,
         max_distance: float | None = None,
         view: View | None = None,
+        recall: float = DEFAULT_RECALL,
+        exact: bool = False,
     ) -> list[SearchResult]:
         """For each query of (q, dim) the ``k`` nearest rows, by exact distance as pgvector computes it.
 
+        Of those, the share ``recall`` is found in the mean, or all with ``exact``, or where no codes reach it.
         ``exclude`` is left out; rows beyond ``max_distance`` too. Raises ``DimensionMismatch``, ``InvalidVector``, and
         ``InvalidParams`` for a ``k`` below 1 or an ``exclude`` of another kind.
         """
-        return search(self.view if view is None else view, self._name, queries, k, exclude, max_distance)
+        wanted = 1.0 if exact else recall
+        return search(self.view if view is None else view, self._name, queries, k, exclude, max_distance, wanted)
 
     def get(self, keys: Sequence[Key], vectors: bool) -> list[tuple[Key, Vectors | None]]:
         """See ``View.get``."""
@@ -158,12 +187,15 @@ class DatasetIndex:
     def bytes_memory(self) -> int:
         """Memory of rows, keys and maps; files that are mapped are not counted."""
         state = self._state
-        return state.generation.heap_bytes + state.view.live.nbytes
+        codes = state.view.codes
+        return state.generation.heap_bytes + state.view.live.nbytes + (0 if codes is None else codes.codes.nbytes)
 
     @property
     def bytes_disk(self) -> int:
         """Bytes of the present rows in files."""
-        return self._state.generation.disk_bytes + ((self.view.count + 7) >> 3)
+        state = self._state
+        codes = 0 if state.view.codes is None else state.view.codes.codes.disk_bytes
+        return state.generation.disk_bytes + ((state.view.count + 7) >> 3) + codes
 
     @property
     def verified(self) -> bool:
@@ -235,7 +267,8 @@ class DatasetIndex:
         """Remove every row at once; returns how many there were. The next row may have another dimension."""
         removed = self.view.live_count
         if self.view.count:
-            self._state = self._new_generation(None)
+            with self._publish_lock:
+                self._state = self._new_generation(None)
         return removed
 
     def begin_sweep(self) -> None:
@@ -259,6 +292,50 @@ class DatasetIndex:
             self._publish(generation, generation.view(view.count, live, view.live_count - unseen.size, dead))
         return int(unseen.size)
 
+    # Building: any one thread, beside the writer, readers and saves.
+
+    def plan_build(self, recall: float = DEFAULT_RECALL) -> Plan | None:
+        """What to build now for searches that want this recall; None when all is well."""
+        return plan_build(self.view, recall)
+
+    def build(self, plan: Plan, stop: Stop = lambda: False) -> bool:
+        """Build what was planned from the present view, and use it; returns whether it still could be used.
+
+        May take minutes and gives up soon after ``stop`` says so, with ``Cancelled``.
+        """
+        state = self._state
+        codes = build(state.view, plan, state.generation.number, lambda: next(self._code_numbers), stop)
+        return self.swap_codes(state.view, codes)
+
+    def swap_codes(self, built_from: View, codes: Codes | None) -> bool:
+        """Search with these codes from now on; False, and nothing happens, where the rows or the codes they were built from are not the present ones
+        any more.
+        """
+        with self._publish_lock:
+            state = self._state
+            same_rows = codes is None or codes.generation == state.generation.number
+            if not same_rows or _codes(state.view) is not _codes(built_from):
+                return False
+            self._state = _State(state.generation, _with_codes(state.view, codes))
+        self.codes_damage = ""
+        return True
+
+    def kind(self, recall: float = DEFAULT_RECALL) -> IndexKind | None:
+        """How searches that want this recall are answered: ``building`` is exact meanwhile; None before the first row."""
+        view = self.view
+        if view.dim is None:
+            return None
+        if view.codes is None:
+            plan = plan_build(view, recall)
+            return "exact" if plan is None else "building"
+        return "exact" if view.codes.codes.calibration.choose(10, recall) is None else "codes"
+
+    def recall(self, target: float = DEFAULT_RECALL) -> float:
+        """The recall@10 that was measured for searches that want ``target``."""
+        codes = _codes(self.view)
+        point = None if codes is None else codes.calibration.choose(10, target)
+        return 1.0 if point is None else point.recall
+
     # Saving: any one thread, beside the writer.
 
     def save(self) -> Saved:
@@ -274,15 +351,22 @@ class DatasetIndex:
             last = self._last_saved
             if last is not None and _same(_rows(state), last[0]):
                 return Saved(last[1], 0)
-            sequence = 1 if last is None else last[1].live_sequence + 1
-            done = state.generation.save(state.view, sequence, self._chunk_bytes)
+            self._live_sequence += 1
+            done = state.generation.save(state.view, self._live_sequence, self._chunk_bytes)
             self._last_saved = (_rows(state), done.saved)
             return done
 
     def _publish(self, generation: Generation, view: View) -> None:
-        self._state = _State(generation, view)
+        self._replace(generation, view)
         if generation.seal(view.count):  # the same rows again, so that their memory can go
-            self._state = _State(generation, generation.view(view.count, view.live, view.live_count, view.dead))
+            self._replace(generation, generation.view(view.count, view.live, view.live_count, view.dead))
+
+    def _replace(self, generation: Generation, view: View) -> None:
+        """Publish a view with the codes of the view before, if that is of the same generation."""
+        with self._publish_lock:
+            before = self._state
+            same = before.generation is generation and before.view.codes is not None
+            self._state = _State(generation, _with_codes(view, before.view.codes.codes) if same else view)
 
     def _new_generation(self, dim: int | None) -> _State:
         old, view = self._state.generation, self._state.view
@@ -315,13 +399,24 @@ def _name(directory: Path) -> str:
     return f"{directory.parent.name}/{directory.name}"
 
 
-def _rows(state: _State) -> tuple[int, int, Bitmap]:
-    """What tells one state's rows from another's: clearing bits makes another bitmap, else only the count grows."""
-    return state.generation.number, state.view.count, state.view.live
+_Rows = tuple[int, int, Bitmap, "Codes | None"]
 
 
-def _same(one: tuple[int, int, Bitmap], other: tuple[int, int, Bitmap]) -> bool:
-    return one[:2] == other[:2] and one[2] is other[2]
+def _rows(state: _State) -> _Rows:
+    """What tells one state from another: clearing bits makes another bitmap, else only the count grows; codes are replaced."""
+    return state.generation.number, state.view.count, state.view.live, _codes(state.view)
+
+
+def _same(one: _Rows, other: _Rows) -> bool:
+    return one[:2] == other[:2] and one[2] is other[2] and one[3] is other[3]
+
+
+def _codes(view: View) -> Codes | None:
+    return None if view.codes is None else view.codes.codes
+
+
+def _with_codes(view: View, codes: Codes | None) -> View:
+    return replace(view, codes=None if codes is None else LiveCodes(codes, view.live))
 
 
 def _cleared(live: Bitmap, dead: Slots, slots: int) -> Bitmap:

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from syncd.errors import DamagedFile
+from syncd.index.codefiles import save_codes
+from syncd.index.codes import Codes, LiveCodes
 from syncd.index.columns import Column
 from syncd.index.files import make_durable, read_file, write_at
 from syncd.index.keymap import Hashes, HashMultimap, Values
@@ -44,8 +46,10 @@ class Generation:
         self._keys = key_columns(key_kind, directory, prefix, chunk_bytes)
         self._key_map = HashMultimap()
 
-    def view(self, count: int, live: Bitmap, live_count: int, dead: NDArray[np.int64]) -> View:
-        """A view of the first ``count`` slots."""
+    def view(
+        self, count: int, live: Bitmap, live_count: int, dead: NDArray[np.int64], codes: Codes | None = None
+    ) -> View:
+        """A view of the first ``count`` slots, with codes of some of them."""
         return View(
             format=self._format,
             key_kind=self._key_kind,
@@ -59,6 +63,7 @@ class Generation:
             prints=self._prints.view,
             stored_keys=self._keys.view(),
             key_map=self._key_map.view,
+            codes=None if codes is None else LiveCodes(codes, live),
         )
 
     def empty_view(self) -> View:
@@ -97,9 +102,15 @@ class Generation:
             live = prefix(view.live, view.count)
             write_at(self.directory / live_name, 0, live.data, truncate=True)
             make_durable(self.directory / live_name)
-            make_durable(self.directory)
             files.append(SavedFile.of(live_name, live))
             bytes_written += live.nbytes
+        codes = None
+        if view.codes is not None:
+            codes, code_files, code_bytes = save_codes(self.directory, view.codes.codes)
+            files += code_files
+            bytes_written += code_bytes
+        if files:
+            make_durable(self.directory)
         saved = SavedIndex(
             metric=self._format.metric,
             key_kind=self._key_kind,
@@ -111,6 +122,7 @@ class Generation:
             live_sequence=live_sequence,
             live_name=live_name,
             files=tuple(files),
+            codes=codes,
         )
         return Saved(saved, bytes_written)
 

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from syncd.index.calibration import Calibration
 from syncd.types import KeyKind, Metric
 
 
@@ -27,6 +28,26 @@ class SavedFile(msgspec.Struct, frozen=True):
     def of(cls, name: str, content: NDArray[np.uint8]) -> SavedFile:
         """The entry of a file that holds just ``content``."""
         return cls(name=name, bytes=content.nbytes, crc32=zlib.crc32(content.data))
+
+
+class SavedPart(msgspec.Struct, frozen=True):
+    """One part of the codes: the file ``name`` has the codes of ``rows`` rows of the slots ``start <= slot < stop``."""
+
+    number: int
+    start: int
+    stop: int
+    rows: int
+    name: str
+
+
+class SavedCodes(msgspec.Struct, frozen=True):
+    """The codes of a dataset; their files are listed with the others."""
+
+    codebook_number: int
+    codebook_name: str
+    trained_rows: int
+    parts: tuple[SavedPart, ...]
+    calibration: Calibration
 
 
 class SavedIndex(msgspec.Struct, frozen=True):
@@ -44,6 +65,7 @@ class SavedIndex(msgspec.Struct, frozen=True):
     live_sequence: int
     live_name: str
     files: tuple[SavedFile, ...]
+    codes: SavedCodes | None = None
 
     @property
     def file_names(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from syncd.index.codes import LiveCodes
 from syncd.index.columns import ColumnView
 from syncd.index.keymap import Hashes, HashMultimapView
 from syncd.index.keys import KeysView, Stored, hash_keys, restore_keys, same_keys, store_keys
@@ -54,6 +55,8 @@ class View:
     prints: ColumnView
     stored_keys: KeysView
     key_map: HashMultimapView
+    codes: LiveCodes | None = None
+    """What approximate search reads; None while the dataset is searched exactly. Their slots are below ``count``."""
 
     def find(self, keys: Sequence[Key]) -> Slots:
         """The live slot of each key, -1 where it is not indexed; raises ``InvalidParams`` for a key of another kind."""
