@@ -18,6 +18,7 @@ from anyio import TASK_STATUS_IGNORED, CancelScope, create_task_group
 from anyio.abc import TaskStatus
 
 from syncd.errors import DatabaseUnreachable, SyncdError
+from syncd.ops.dataset_report import why_method
 from syncd.postgres.control import Control
 from syncd.postgres.listener import Listener
 from syncd.rpc.dispatch import Limits
@@ -29,7 +30,9 @@ from syncd.store.data_dir import locked_data_dir
 from syncd.sync.checkpoints import Checkpointer
 from syncd.sync.consumer import Consumer
 from syncd.sync.datasets import Registry
+from syncd.sync.mending import Mender
 from syncd.sync.reports import Reporter
+from syncd.sync.rotation import Rotator
 from syncd.sync.verify import Verifier
 
 START_SECONDS = 25.0
@@ -80,6 +83,8 @@ class Service:
         self.listener = Listener(settings.conninfo, settings.consumer, self.consumer.wake)
         self.reporter = Reporter(self.consumer, self.control)
         self.verifier = Verifier(self.consumer)
+        self.mender = Mender(self.consumer, self.control)
+        self.rotator = Rotator(self.consumer, self.control, self.checkpointer)
         self.stopping = anyio.Event()
         self.rpc_stopped = anyio.Event()
         methods = Methods(
@@ -91,7 +96,7 @@ class Service:
             search_threads=available_cores(),
         )
         self.server = Server(
-            methods.table(),
+            {**methods.table(), **why_method(methods)},
             socket=settings.socket_path,
             limits=Limits(connections=settings.max_connections),
             version=version("syncd"),
@@ -115,6 +120,8 @@ class Service:
                 tasks.start_soon(self.checkpointer.run, self.settings.checkpoint_seconds)
                 tasks.start_soon(self.reporter.run)
                 tasks.start_soon(self.verifier.run, self.settings.verify_seconds)
+                tasks.start_soon(self.mender.run)
+                tasks.start_soon(self.rotator.run)
                 tasks.start_soon(self.announce)
                 await self.stopping.wait()
                 self.server.stop()

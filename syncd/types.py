@@ -60,6 +60,10 @@ class Snapshot:
         newly_hidden = {xid for xid in self.in_progress if xid < other.xmax} - other.in_progress
         return self.xmax >= other.xmax and not newly_hidden
 
+    def lacks(self, freed: Snapshot | None) -> bool:
+        """Whether changes that this one does not see may be gone from the outbox; ``freed`` sees all that are."""
+        return freed is not None and not self.covers(freed)
+
 
 @dataclass(frozen=True, slots=True)
 class Position:

@@ -16,6 +16,7 @@ from pathlib import Path
 from syncd.rpc.client import Client
 
 READY_SECONDS = 60.0
+CHECKOUT = Path(__file__).parents[1]
 
 
 class Daemon:
@@ -28,21 +29,35 @@ class Daemon:
         self.settings = settings
         self.log = data_dir.parent / f"{data_dir.name}.log"
         self.process: subprocess.Popen[bytes] | None = None
-        self.constants: dict[str, float] = {}
+        self.constants: dict[str, object] = {}
+        self.points: Path | None = None
 
-    def with_constant(self, name: str, value: float) -> Daemon:
+    def with_constant(self, name: str, value: object) -> Daemon:
         """Give a constant of a module, such as ``syncd.sync.consumer.POLL_SECONDS``, another value in the processes to come."""
         self.constants[name] = value
+        return self
+
+    def with_small_slots(self) -> Daemon:
+        """Go through the outbox' slots after a few rows or an instant, and free what can be freed all the time."""
+        self.with_constant("syncd.postgres.freeing.SLOT_ROWS", 100)
+        self.with_constant("syncd.postgres.freeing.SLOT_SECONDS", 0.2)
+        return self.with_constant("syncd.sync.rotation.ROTATION_SECONDS", 0.05)
+
+    def with_points(self, folder: Path) -> Daemon:
+        """Let the processes to come be killed at a named point, once ``tests.faults.points.arm`` names it in ``folder``."""
+        self.points = folder
         return self
 
     @property
     def program(self) -> list[str]:
         """What Python runs."""
-        if not self.constants:
+        if not self.constants and self.points is None:
             return ["-m", "syncd.cli.main"]
         assign = "from unittest.mock import patch; from syncd.cli.main import main; " + "".join(
             f"patch({name!r}, {value!r}).start(); " for name, value in self.constants.items()
         )
+        if self.points is not None:
+            assign += f"import sys; sys.path.insert(0, {str(CHECKOUT)!r}); from tests.faults import points; points.watch({str(self.points)!r}); "
         return ["-c", assign + "main()"]
 
     @property

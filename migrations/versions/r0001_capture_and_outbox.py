@@ -11,5 +11,10 @@ depends_on = None
 
 
 def upgrade() -> None:
-    for path in ("schema/0001_tables.sql", "triggers/0001_capture.sql", "schema/0001_functions.sql"):
+    for path in (
+        "schema/0001_tables.sql",
+        "schema/0001_rotation.sql",
+        "triggers/0001_capture.sql",
+        "schema/0001_functions.sql",
+    ):
         op.execute(executable_script(path))

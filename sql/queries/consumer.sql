@@ -1,8 +1,9 @@
 -- The consumer's own rows, and what it asks of the server outside passes.
 
 -- name: read_server
+-- A dump is restored with its indexes last: before them there are tables that lack rows.
 SELECT pg_is_in_recovery(), current_setting('server_version_num')::integer, current_setting('max_prepared_transactions')::integer,
-       to_regclass('syncd.alembic_version') IS NOT NULL, current_setting('transaction_read_only')::boolean;
+       to_regclass('syncd.alembic_version') IS NOT NULL AND to_regclass('syncd.meta_one_row') IS NOT NULL, current_setting('transaction_read_only')::boolean;
 
 -- name: read_revision
 SELECT version_num FROM syncd.alembic_version;
@@ -14,8 +15,23 @@ SELECT m.incarnation::text, m.xmin::text::bigint = m.xid::text::bigint % 4294967
 -- name: lock_identity
 LOCK TABLE syncd.meta IN ACCESS EXCLUSIVE MODE;
 
+-- name: lock_outbox
+-- Never waiting: writers would queue behind us.
+LOCK TABLE syncd.outbox IN ACCESS EXCLUSIVE MODE NOWAIT;
+
 -- name: forget_outbox
 TRUNCATE syncd.outbox;
+
+-- name: forget_freed
+-- Snapshots of another cluster mean nothing here.
+UPDATE syncd.outbox_limit SET freed = NULL;
+
+-- name: forget_needs
+UPDATE syncd.consumers SET needs = DEFAULT, must_rebuild = false;
+
+-- name: forget_outbox_rows
+-- Where a writer is open. Its own rows, and those of later writers, are this cluster's, and stay.
+DELETE FROM syncd.outbox;
 
 -- name: forget_checkpoints
 DELETE FROM syncd.checkpoints;
@@ -27,8 +43,20 @@ DELETE FROM syncd.meta;
 INSERT INTO syncd.meta DEFAULT VALUES;
 
 -- name: take_consumer_name
-INSERT INTO syncd.consumers (name, run_id) VALUES (%s, %s)
-ON CONFLICT (name) DO UPDATE SET run_id = excluded.run_id, started_at = now(), reported_at = now(), state = 'catching_up';
+-- From here on the outbox keeps what this consumer needs: all since the checkpoint that it may start from, or, where it has been told to
+-- rebuild, or is new, all since now.
+INSERT INTO syncd.consumers AS c (name, run_id) VALUES (%s, %s)
+ON CONFLICT (name) DO UPDATE
+SET run_id = excluded.run_id, started_at = now(), reported_at = now(), state = CASE WHEN c.must_rebuild THEN 'must_rebuild' ELSE 'catching_up' END,
+    needs = CASE WHEN c.must_rebuild THEN excluded.needs ELSE c.needs END, must_rebuild = false
+RETURNING state = 'must_rebuild', started_at;
+
+-- name: keep_consumer_name
+-- After a reconnect. No row, or one from before ours, is the past: the database was restored, turned back, or was a standby that had not
+-- heard of us. A row from after ours is that of a process that has replaced us, and stays.
+INSERT INTO syncd.consumers AS c (name, run_id, started_at) VALUES (%s, %s, %s)
+ON CONFLICT (name) DO UPDATE SET run_id = excluded.run_id, started_at = excluded.started_at, reported_at = now(), state = 'catching_up'
+WHERE c.run_id <> excluded.run_id AND c.started_at < excluded.started_at;
 
 -- name: set_notify_mode
 SELECT setval('syncd.notify_mode', %s);
@@ -39,8 +67,8 @@ SELECT last_value FROM syncd.notify_mode;
 -- name: set_outbox_max_rows
 UPDATE syncd.outbox_limit SET max_rows = %s;
 
--- name: read_truncated_xid
-SELECT coalesce(truncated_xid::text::bigint, 0) FROM syncd.outbox_limit;
+-- name: read_freed
+SELECT freed::text FROM syncd.outbox_limit;
 
 -- name: read_registry
 -- The first statement of a REPEATABLE READ transaction: the sources are read at this snapshot.
@@ -92,9 +120,17 @@ SET LOCAL statement_timeout = '30s';
 INSERT INTO syncd.checkpoints (nonce, consumer, snapshot) VALUES (%s, %s, %s::pg_snapshot) RETURNING xid::text;
 
 -- name: forget_old_nonces
--- Two checkpoints are kept on disk; a few more rows cost nothing and let an older copy of the directory be recognised.
-DELETE FROM syncd.checkpoints WHERE consumer = %s AND nonce NOT IN (
-    SELECT c.nonce FROM syncd.checkpoints AS c WHERE c.consumer = %s ORDER BY c.xid DESC LIMIT 4);
+-- Two checkpoints are kept on disk, and while it is full no newer ones come; a few more rows cost nothing and let an older copy of the directory be recognised.
+DELETE FROM syncd.checkpoints WHERE consumer = %(consumer)s AND NOT nonce = ANY (%(kept)s::uuid[]) AND nonce NOT IN (
+    SELECT c.nonce FROM syncd.checkpoints AS c WHERE c.consumer = %(consumer)s ORDER BY c.xid DESC LIMIT 4);
+
+-- name: note_needs
+-- The oldest position that any checkpoint still on disk has: the outbox keeps all that is newer.
+UPDATE syncd.consumers SET needs = (
+    SELECT c.snapshot FROM syncd.checkpoints AS c WHERE c.consumer = %(consumer)s AND c.nonce = ANY (%(kept)s::uuid[])
+    ORDER BY pg_snapshot_xmax(c.snapshot), (SELECT count(*) FROM pg_snapshot_xip(c.snapshot)) DESC LIMIT 1)
+WHERE name = %(consumer)s
+  AND EXISTS (SELECT FROM syncd.checkpoints AS c WHERE c.consumer = %(consumer)s AND c.nonce = ANY (%(kept)s::uuid[]));
 
 -- name: note_checkpoint
 UPDATE syncd.consumers SET checkpoint_at = now() WHERE name = %s AND run_id = %s;

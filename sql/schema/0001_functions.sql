@@ -128,6 +128,13 @@ BEGIN
     END IF;
     SELECT format('%I', a.attname) INTO bad
     FROM unnest(names) AS n (name) JOIN pg_attribute AS a ON a.attname = n.name
+    WHERE a.attrelid = source AND a.attgenerated = 'v' LIMIT 1;
+    IF bad IS NOT NULL THEN
+        RAISE EXCEPTION 'key column % of table % is a virtual generated column, which no unique index can hold', bad, source
+            USING ERRCODE = 'feature_not_supported', HINT = 'Make it GENERATED ALWAYS AS (...) STORED, or take other columns with key => .';
+    END IF;
+    SELECT format('%I', a.attname) INTO bad
+    FROM unnest(names) AS n (name) JOIN pg_attribute AS a ON a.attname = n.name
     WHERE a.attrelid = source AND NOT a.attnotnull LIMIT 1;
     IF bad IS NOT NULL THEN
         RAISE EXCEPTION 'key column % of table % may be NULL', bad, source USING ERRCODE = 'invalid_parameter_value',
@@ -169,11 +176,11 @@ DECLARE
     c pg_class;
 BEGIN
     SELECT * INTO STRICT c FROM pg_class WHERE oid = source;
-    IF c.relkind = 'p' OR c.relispartition THEN
-        RAISE EXCEPTION '% is partitioned, or a partition', source USING ERRCODE = 'feature_not_supported',
-            HINT = 'This version of syncd attaches plain tables.';
-    ELSIF c.relkind <> 'r' THEN
+    IF c.relkind NOT IN ('r', 'p') THEN
         RAISE EXCEPTION '% is not a table', source USING ERRCODE = 'wrong_object_type', HINT = 'Attach the table that holds the rows.';
+    ELSIF c.relispartition THEN
+        RAISE EXCEPTION '% is a partition of %', source, pg_partition_root(source) USING ERRCODE = 'feature_not_supported',
+            HINT = format('Attach the whole table: SELECT * FROM syncd.attach(%L);', pg_partition_root(source)::text);
     ELSIF c.relpersistence = 't' THEN
         RAISE EXCEPTION '% is a temporary table, which only its own session can read', source USING ERRCODE = 'wrong_object_type',
             HINT = 'Attach a permanent table.';
@@ -182,19 +189,55 @@ BEGIN
             USING ERRCODE = 'wrong_object_type', HINT = format('ALTER TABLE %s SET LOGGED;', source);
     ELSIF c.relnamespace = 'syncd'::regnamespace AND c.relname <> 'embeddings' OR c.relnamespace = 'pg_catalog'::regnamespace THEN
         RAISE EXCEPTION '% belongs to the system', source USING ERRCODE = 'wrong_object_type', HINT = 'Attach a table of your own.';
+    ELSIF c.relkind = 'p' THEN
+        PERFORM syncd.check_partitions(source);
     ELSIF EXISTS (SELECT FROM pg_inherits AS i WHERE i.inhparent = source) THEN
         RAISE EXCEPTION 'table % has inheritance children, whose rows its triggers do not see', source
             USING ERRCODE = 'feature_not_supported', HINT = 'Attach each child by itself.';
-    ELSIF EXISTS (SELECT FROM pg_subscription_rel AS s WHERE s.srrelid = source) THEN
-        RAISE EXCEPTION 'table % is filled by a logical-replication subscription, which fires no statement trigger', source
-            USING ERRCODE = 'feature_not_supported', HINT = 'Attach the table where it is written.';
     END IF;
     PERFORM syncd.check_owner(source);
 END
 $function$;
 
--- Take the lock that triggers need without making the table's writers wait behind us for long: CREATE TRIGGER queues every later writer.
-CREATE FUNCTION syncd.lock_source(source regclass) RETURNS void
+-- The same for the partitions of a table: they are its rows.
+CREATE FUNCTION syncd.check_partitions(source regclass) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, syncd
+AS $function$
+DECLARE
+    bad regclass;
+    partitions bigint;
+    locks bigint;
+    room bigint := current_setting('max_locks_per_transaction')::bigint
+                   * (current_setting('max_connections')::bigint + current_setting('max_prepared_transactions')::bigint);
+BEGIN
+    SELECT t.relation INTO bad FROM syncd.tables_of(source) AS t WHERE t.kind NOT IN ('r', 'p') LIMIT 1;
+    IF bad IS NOT NULL THEN
+        RAISE EXCEPTION 'partition % of table % is a foreign table, whose rows change on another server', bad, source
+            USING ERRCODE = 'feature_not_supported', HINT = 'Attach the table on the server where it is written.';
+    END IF;
+    SELECT t.relation INTO bad FROM syncd.tables_of(source) AS t JOIN pg_class AS c ON c.oid = t.relation
+    WHERE c.relpersistence <> 'p' LIMIT 1;
+    IF bad IS NOT NULL THEN
+        RAISE EXCEPTION 'partition % of table % is unlogged: a crash of the server empties it without a trace', bad, source
+            USING ERRCODE = 'wrong_object_type', HINT = format('ALTER TABLE %s SET LOGGED;', bad);
+    END IF;
+    PERFORM syncd.check_owner(t.relation) FROM syncd.tables_of(source) AS t;
+    -- Counting and reading the rows locks every partition and its indexes in one transaction, making the triggers every partition. A full lock
+    -- table fails the transactions of others, so half must be left to them.
+    SELECT count(*) - 1, sum(1 + (SELECT count(*) FROM pg_index AS i WHERE i.indrelid = t.relation)) INTO partitions, locks
+    FROM syncd.tables_of(source) AS t;
+    IF locks > room / 2 THEN
+        RAISE EXCEPTION 'reading the % partitions of table % takes % locks, and the server has room for %', partitions, source, locks, room
+            USING ERRCODE = 'configuration_limit_exceeded',
+                  HINT = format('ALTER SYSTEM SET max_locks_per_transaction = %s; and restart the server.',
+                                locks * 2 / (room / current_setting('max_locks_per_transaction')::bigint) + 1);
+    END IF;
+END
+$function$;
+
+-- Take the lock that a change of triggers needs, on partitions too, without making the table's writers wait behind us for long: CREATE TRIGGER
+-- and DROP TRIGGER queue every later writer while they wait for theirs.
+CREATE FUNCTION syncd.lock_source(source regclass, mode text) RETURNS void
 LANGUAGE plpgsql
 AS $function$
 DECLARE
@@ -203,7 +246,7 @@ BEGIN
     FOR attempt IN 1..60 LOOP
         BEGIN
             PERFORM pg_catalog.set_config('lock_timeout', '100ms', true);
-            EXECUTE pg_catalog.format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', source);
+            EXECUTE pg_catalog.format('LOCK TABLE %s IN %s MODE', source, mode);
             PERFORM pg_catalog.set_config('lock_timeout', caller_timeout, true);
             RETURN;
         EXCEPTION WHEN lock_not_available THEN
@@ -265,15 +308,113 @@ AS $function$
     SELECT a.id, a.arguments FROM syncd.attachments AS a WHERE a.source = attachment.source
 $function$;
 
+-- Changes may have been missed while a trigger was not what it should be: have the source read again, as of a snapshot that sees it mended.
+CREATE FUNCTION syncd.note_missed(source_id integer) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, syncd
+AS $function$
+BEGIN
+    PERFORM syncd.check_session_owner((SELECT a.source FROM syncd.attachments AS a WHERE a.id = source_id));
+    PERFORM syncd.mark(source_id, 'r');
+END
+$function$;
+
+-- Drop a source's triggers. Those of a table that is no longer its partition go with their functions.
 CREATE FUNCTION syncd.drop_triggers(source regclass, source_id integer) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, syncd
+AS $function$
+DECLARE
+    found record;
+BEGIN
+    PERFORM syncd.lock_source(source, 'ACCESS EXCLUSIVE');
+    FOR found IN SELECT t.tgname, t.tgrelid::regclass AS relation
+                 FROM syncd.tables_of(source) AS s JOIN pg_trigger AS t ON t.tgrelid = s.relation
+                 WHERE t.tgname LIKE format('syncd\_%s\_%%', source_id) AND t.tgparentid = 0 LOOP
+        EXECUTE format('DROP TRIGGER %I ON %s', found.tgname, found.relation);
+    END LOOP;
+END
+$function$;
+
+-- The one place that makes triggers: bring a source's to what syncd.missing_triggers finds nothing wrong with. Whether anything was changed,
+-- and whether writes may have been missed before: not where only a new partition's own trigger, which sees its truncation, was missing.
+CREATE FUNCTION syncd.mend_triggers(source regclass, source_id integer, OUT changed boolean, OUT missed boolean)
+LANGUAGE plpgsql SET search_path = pg_catalog, syncd
+AS $function$
+DECLARE
+    bad record;
+    event text;
+BEGIN
+    changed := false;
+    IF EXISTS (SELECT FROM syncd.missing_triggers(source_id) AS m
+               WHERE m.problem IN ('missing', 'altered') AND m.trigger = format('syncd_%s_row', source_id)) THEN
+        PERFORM syncd.lock_source(source, 'SHARE ROW EXCLUSIVE');  -- the row trigger is made for all partitions at once
+    ELSE
+        FOR bad IN SELECT DISTINCT m.relation FROM syncd.missing_triggers(source_id) AS m WHERE m.problem <> 'unwanted' ORDER BY 1 LOOP
+            PERFORM syncd.lock_source(bad.relation, 'SHARE ROW EXCLUSIVE');
+        END LOOP;
+    END IF;
+    -- Under the locks, since somebody else may have mended them meanwhile.
+    missed := EXISTS (SELECT FROM syncd.missing_triggers(source_id) AS m
+                      WHERE m.problem NOT IN ('missing', 'unwanted')
+                         OR m.problem = 'missing' AND m.trigger <> format('syncd_%s_leaf', source_id));
+    FOR bad IN SELECT * FROM syncd.missing_triggers(source_id) AS m WHERE m.problem IN ('missing', 'altered') LOOP
+        event := split_part(bad.trigger, '_', 3);
+        changed := true;
+        CONTINUE WHEN event = 'row' AND bad.relation <> source;  -- made with the root's
+        EXECUTE format('CREATE OR REPLACE TRIGGER %I AFTER %s ON %s %s EXECUTE FUNCTION syncd.%I()', bad.trigger,
+                       CASE event WHEN 'row' THEN 'INSERT OR UPDATE OR DELETE' WHEN 'leaf' THEN 'TRUNCATE' ELSE event END, bad.relation,
+                       CASE event WHEN 'insert' THEN 'REFERENCING NEW TABLE AS syncd_new FOR EACH STATEMENT'
+                                  WHEN 'delete' THEN 'REFERENCING OLD TABLE AS syncd_old FOR EACH STATEMENT'
+                                  WHEN 'update' THEN 'REFERENCING OLD TABLE AS syncd_old NEW TABLE AS syncd_new FOR EACH STATEMENT'
+                                  WHEN 'row' THEN 'FOR EACH ROW' ELSE 'FOR EACH STATEMENT' END,
+                       format('capture_%s_%s', source_id, event));
+    END LOOP;
+    -- ALWAYS: writes under session_replication_role = replica are changes like any other. Each partition is told by itself, since one whose
+    -- trigger was disabled is not reached through its root on every version; a partition made later takes after its root.
+    FOR bad IN SELECT * FROM syncd.missing_triggers(source_id) AS m WHERE m.problem IN ('disabled', 'not always') LOOP
+        BEGIN
+            EXECUTE format('ALTER TABLE ONLY %s ENABLE ALWAYS TRIGGER %I', bad.relation, bad.trigger);
+            changed := true;
+        EXCEPTION WHEN insufficient_privilege THEN
+            -- PostgreSQL 14 lets only a superuser alter a partition's copy of a row trigger.
+            RAISE WARNING 'trigger % of table % is %: %', bad.trigger, bad.relation, bad.problem, SQLERRM
+                USING HINT = format('As a superuser: ALTER TABLE ONLY %s ENABLE ALWAYS TRIGGER %I;', bad.relation, bad.trigger);
+        END;
+    END LOOP;
+    FOR bad IN SELECT * FROM syncd.missing_triggers(source_id) AS m WHERE m.problem = 'unwanted' LOOP
+        BEGIN
+            PERFORM syncd.lock_source(bad.relation, 'ACCESS EXCLUSIVE');
+            EXECUTE format('DROP TRIGGER IF EXISTS %I ON %s', bad.trigger, bad.relation);
+            changed := true;
+        EXCEPTION WHEN insufficient_privilege OR lock_not_available THEN
+            CONTINUE;  -- a detached partition that is somebody else's, or in use: it does no harm there
+        END;
+    END LOOP;
+END
+$function$;
+
+-- Make a source's triggers what they should be, and have it read again where changes may have been missed. Returns whether anything was
+-- changed. Runs with its caller's rights; the caller owns the table.
+CREATE FUNCTION syncd.mend(source text) RETURNS boolean
 LANGUAGE plpgsql
 AS $function$
 DECLARE
-    event text;
+    relation pg_catalog.regclass := source::pg_catalog.regclass;
+    source_id integer := (SELECT a.id FROM syncd.attachment(relation) AS a);
+    mended record;
 BEGIN
-    FOREACH event IN ARRAY ARRAY['insert', 'update', 'delete', 'truncate'] LOOP
-        EXECUTE pg_catalog.format('DROP TRIGGER IF EXISTS %I ON %s', pg_catalog.format('syncd_%s_%s', source_id, event), source);
-    END LOOP;
+    IF source_id IS NULL THEN
+        RAISE EXCEPTION 'table % is not attached', relation USING ERRCODE = 'invalid_parameter_value',
+            HINT = pg_catalog.format('SELECT * FROM syncd.attach(%L);', relation::text);
+    END IF;
+    IF NOT EXISTS (SELECT FROM syncd.missing_triggers(source_id)) THEN
+        RETURN false;
+    END IF;
+    PERFORM syncd.check_owner(relation);
+    SELECT * INTO mended FROM syncd.mend_triggers(relation, source_id);
+    IF mended.changed AND mended.missed THEN
+        PERFORM syncd.note_missed(source_id);
+    END IF;
+    RETURN mended.changed;
 END
 $function$;
 
@@ -304,9 +445,7 @@ DECLARE
     old_id integer;
     old_arguments jsonb;
     new_id integer;
-    event text;
     bad text;
-    quiet text := pg_catalog.current_setting('client_min_messages');
 BEGIN
     PERFORM syncd.check_source(relation);
     SELECT c.relname INTO table_name FROM pg_catalog.pg_class AS c WHERE c.oid = relation;
@@ -333,42 +472,35 @@ BEGIN
     given := pg_catalog.jsonb_build_object('key', key_names, 'vector', vector_name, 'project', project, 'dataset', dataset, 'live', live,
                                            'metric', metric, 'columns', columns);
 
-    EXECUTE pg_catalog.format(
-        'SELECT pg_catalog.count(*), pg_catalog.count(*) FILTER (WHERE %1$s AND %2$I IS NOT NULL), '
-        'pg_catalog.count(DISTINCT pg_catalog.json_build_array(%3$s, %4$s)::text) FILTER (WHERE %1$s AND %2$I IS NOT NULL) FROM %5$s',
-        compiled_live, vector_name, compiled_project, compiled_dataset, relation)
-        INTO rows, live_rows, datasets;
+    BEGIN
+        EXECUTE pg_catalog.format(
+            'SELECT pg_catalog.count(*), pg_catalog.count(*) FILTER (WHERE %1$s AND %2$I IS NOT NULL), '
+            'pg_catalog.count(DISTINCT pg_catalog.json_build_array(%3$s, %4$s)::text) FILTER (WHERE %1$s AND %2$I IS NOT NULL) FROM %5$s',
+            compiled_live, vector_name, compiled_project, compiled_dataset, relation)
+            INTO rows, live_rows, datasets;
+    EXCEPTION WHEN OTHERS THEN
+        GET STACKED DIAGNOSTICS bad = MESSAGE_TEXT;
+        RAISE EXCEPTION 'the rows of table % cannot be counted: %', relation, bad USING ERRCODE = SQLSTATE,
+            DETAIL = pg_catalog.format('live: %s; project: %s; dataset: %s', live, project, dataset),
+            HINT = 'Each of these must have a value for every row: guard what can fail with CASE, or mend the rows.';
+    END;
     IF rows > 0 AND live_rows = 0 THEN
         RAISE WARNING 'none of the % rows of % is live: the rule is % and % IS NOT NULL', rows, relation, live, pg_catalog.quote_ident(vector_name)
             USING HINT = 'Nothing will be found until a row is. Attach again with another live => if the rule is wrong.';
     END IF;
 
     SELECT a.id, a.arguments INTO old_id, old_arguments FROM syncd.attachment(relation) AS a;
-    IF old_id IS NOT NULL AND old_arguments = given AND (
-        SELECT pg_catalog.count(*) FROM pg_catalog.pg_trigger AS t
-        WHERE t.tgrelid = relation AND t.tgname LIKE pg_catalog.format('syncd\_%s\_%%', old_id) AND t.tgenabled = 'A') = 4 THEN
-        RETURN;  -- the same again: nothing to change
+    IF old_id IS NOT NULL AND old_arguments = given THEN  -- the same again: nothing to change, but perhaps to mend
+        PERFORM syncd.mend(source);
+        RETURN;
     END IF;
-
-    PERFORM syncd.lock_source(relation);
     IF old_id IS NOT NULL THEN
-        PERFORM pg_catalog.set_config('client_min_messages', 'warning', true);
         PERFORM syncd.drop_triggers(relation, old_id);
-        PERFORM pg_catalog.set_config('client_min_messages', quiet, true);
         PERFORM syncd.unregister(old_id);
     END IF;
     new_id := syncd.register(relation, key_names, key_types, vector_name, vector_type, dimension, compiled_project, compiled_dataset,
                              compiled_live, metric, columns, given);
-    FOREACH event IN ARRAY ARRAY['insert', 'update', 'delete', 'truncate'] LOOP
-        EXECUTE pg_catalog.format(
-            'CREATE TRIGGER %1$I AFTER %2$s ON %3$s %4$s FOR EACH STATEMENT EXECUTE FUNCTION syncd.%5$I()',
-            pg_catalog.format('syncd_%s_%s', new_id, event), event, relation,
-            CASE event WHEN 'insert' THEN 'REFERENCING NEW TABLE AS syncd_new' WHEN 'delete' THEN 'REFERENCING OLD TABLE AS syncd_old'
-                       WHEN 'update' THEN 'REFERENCING OLD TABLE AS syncd_old NEW TABLE AS syncd_new' ELSE '' END,
-            pg_catalog.format('capture_%s_%s', new_id, event));
-        -- ALWAYS: writes under session_replication_role = replica are changes like any other.
-        EXECUTE pg_catalog.format('ALTER TABLE %s ENABLE ALWAYS TRIGGER %I', relation, pg_catalog.format('syncd_%s_%s', new_id, event));
-    END LOOP;
+    PERFORM syncd.mend_triggers(relation, new_id);
 END
 $function$;
 
@@ -378,7 +510,6 @@ AS $function$
 DECLARE
     relation pg_catalog.regclass := pg_catalog.to_regclass(source);
     source_id integer;
-    quiet text := pg_catalog.current_setting('client_min_messages');
 BEGIN
     IF relation IS NULL THEN  -- the table itself is gone: its triggers went with it, and syncd.sources shows its number
         IF source !~ '^[0-9]+$' THEN
@@ -393,10 +524,7 @@ BEGIN
     END IF;
     IF EXISTS (SELECT FROM pg_catalog.pg_class AS c WHERE c.oid = relation) THEN
         PERFORM syncd.check_owner(relation);
-        PERFORM syncd.lock_source(relation);
-        PERFORM pg_catalog.set_config('client_min_messages', 'warning', true);
         PERFORM syncd.drop_triggers(relation, source_id);
-        PERFORM pg_catalog.set_config('client_min_messages', quiet, true);
     END IF;
     PERFORM syncd.unregister(source_id);
     RETURN true;

@@ -38,7 +38,9 @@ CREATE INDEX outbox_marker ON syncd.outbox (xid) WHERE op <> 'k';
 
 CREATE TABLE syncd.outbox_limit (
     max_rows bigint NOT NULL DEFAULT 10000000 CHECK (max_rows > 0),
-    truncated_xid xid8  -- the newest transaction whose rows were freed
+    freed pg_snapshot,  -- every row that was freed is visible in it: who does not see all that it sees may have lost changes
+    switched_at timestamptz NOT NULL DEFAULT now(),  -- to the current slot
+    marked_at timestamptz NOT NULL DEFAULT '-infinity'  -- when a consumer was last told to rebuild
 );
 CREATE UNIQUE INDEX outbox_limit_one_row ON syncd.outbox_limit ((true));
 INSERT INTO syncd.outbox_limit DEFAULT VALUES;
@@ -70,7 +72,9 @@ CREATE TABLE syncd.consumers (
     lag_rows bigint NOT NULL DEFAULT 0,
     lag_seconds double precision NOT NULL DEFAULT 0,
     checkpoint_at timestamptz,
-    reported_at timestamptz NOT NULL DEFAULT now()
+    reported_at timestamptz NOT NULL DEFAULT now(),
+    needs pg_snapshot NOT NULL DEFAULT pg_current_snapshot(),  -- the oldest snapshot that it may still start from: no newer change is freed
+    must_rebuild boolean NOT NULL DEFAULT false  -- it was too slow for the outbox' cap: what it needs is no longer kept
 ) WITH (fillfactor = 50);
 
 -- One row a checkpoint, written once and committed durably before the checkpoint's manifest. A checkpoint may be resumed only where its
@@ -107,8 +111,8 @@ SELECT id, source, key, vector, arguments ->> 'project' AS project, arguments ->
 FROM syncd.attachments;
 
 CREATE VIEW syncd.status AS
-SELECT c.name AS consumer, d.dataset, coalesce(d.state, c.state) AS state, coalesce(d.rows, 0) AS rows, c.lag_rows, c.lag_seconds,
-       c.checkpoint_at, c.position, c.reported_at
+SELECT c.name AS consumer, d.dataset, CASE WHEN c.must_rebuild THEN 'must_rebuild' ELSE coalesce(d.state, c.state) END AS state,
+       coalesce(d.rows, 0) AS rows, c.lag_rows, c.lag_seconds, c.checkpoint_at, c.position, c.reported_at
 FROM syncd.consumers AS c LEFT JOIN syncd.dataset_reports AS d ON d.consumer = c.name;
 
 CREATE VIEW syncd.quarantine AS

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from syncd.cli import ask, bench, config, quickstart, schema, serve
+from syncd.cli import ask, bench, config, diagnose, quickstart, schema, serve
 from syncd.cli.output import errors_reported
 from syncd.log import configure_logging
 
@@ -31,6 +31,8 @@ for command in (
     ask.verify,
     ask.rebuild,
     ask.checkpoint,
+    diagnose.check,
+    diagnose.why,
     quickstart.quickstart,
     config.config,
     ask.healthcheck,

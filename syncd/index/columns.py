@@ -242,6 +242,9 @@ class Column:
         raises.
         """
         file = self._files[number]
+        if file.rows and not self._path(number).exists():
+            # Removed under us: written from its beginning, or there would be a hole. What was mapped is still readable.
+            file.rows, file.crc32, file.durable = 0, 0, False
         if rows <= file.rows:
             return 0
         content = _content(chunk[file.rows : rows])

@@ -22,7 +22,6 @@ from syncd.index.building import Plan, build, plan_build
 from syncd.index.codefiles import last_number, load_codes
 from syncd.index.codes import Codes, LiveCodes, Stop
 from syncd.index.columns import CHUNK_BYTES
-from syncd.index.files import make_directory
 from syncd.index.generation import Generation
 from syncd.index.keys import hash_keys, store_keys
 from syncd.index.live import (
@@ -95,11 +94,10 @@ class DatasetIndex:
         name: str = "",
         chunk_bytes: int = CHUNK_BYTES,
     ) -> DatasetIndex:
-        """An empty index that keeps its files in ``directory``, which is made; ``name`` is for messages.
+        """An empty index that will keep its files in ``directory``; ``name`` is for messages.
 
-        Raises ``DataDirectoryError``.
+        The directory is made with the first file, so that a full disk is met by ``save`` alone.
         """
-        make_directory(directory)
         generation = Generation(directory, 1, VectorFormat(metric, half), key_kind, dim, chunk_bytes)
         return cls(_State(generation, generation.empty_view()), name or _name(directory), chunk_bytes, None)
 
@@ -349,12 +347,17 @@ class DatasetIndex:
     def _save(self, state: _State) -> Saved:
         with self._save_lock:
             last = self._last_saved
-            if last is not None and _same(_rows(state), last[0]):
+            if last is not None and _same(_rows(state), last[0]) and self._has_files(last[1]):
                 return Saved(last[1], 0)
             self._live_sequence += 1
             done = state.generation.save(state.view, self._live_sequence, self._chunk_bytes)
             self._last_saved = (_rows(state), done.saved)
             return done
+
+    def _has_files(self, saved: SavedIndex) -> bool:
+        """Whether nobody has removed a file since it was saved: then it is written again."""
+        directory = self._state.generation.directory
+        return all((directory / name).exists() for name in saved.file_names)
 
     def _publish(self, generation: Generation, view: View) -> None:
         self._replace(generation, view)

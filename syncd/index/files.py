@@ -36,7 +36,12 @@ def write_at(path: Path, offset: int, content: memoryview, *, truncate: bool = F
     SIGBUS.
     """
     with _as_data_directory_error(path):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_TRUNC if truncate else 0), 0o640)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_TRUNC if truncate else 0)
+        try:
+            descriptor = os.open(path, flags, 0o640)
+        except FileNotFoundError:  # a dataset's directory is made with its first file
+            make_directory(path.parent)
+            descriptor = os.open(path, flags, 0o640)
         try:
             while content:
                 written = os.pwrite(descriptor, content, offset)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import errors as pg
+from psycopg.abc import PQGen
+from psycopg.rows import TupleRow
 
 from syncd.errors import DatabaseError, DatabaseUnreachable, NotInstalled
 
@@ -19,6 +22,45 @@ KEEPALIVE: dict[str, Any] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 20_000,
 }
+
+SILENCE_SECONDS = 40.0
+"""Longer than any statement may take (``statement_timeout``): a server that has said nothing for so long is gone, though nobody closed the
+connection. Keepalives notice a host that is gone; not a proxy, a pooler or a firewall that forgot about us and still acknowledges what we send."""
+
+T = TypeVar("T")
+
+
+class PassConnection(psycopg.Connection[TupleRow]):
+    """A blocking connection that does not wait for ever: ``psycopg.OperationalError`` after ``SILENCE_SECONDS`` without a byte."""
+
+    def wait(self, gen: PQGen[T], *arguments: Any, **named: Any) -> T:
+        """See psycopg."""
+        try:
+            return super().wait(heard(gen), *arguments, **named)
+        except ServerSilent:
+            self.close()
+            raise
+
+
+class ServerSilent(psycopg.OperationalError):
+    """The server has not answered, and the connection was given up."""
+
+
+def heard(generator: PQGen[T]) -> PQGen[T]:
+    """The same, as long as there is something to read or write now and then; psycopg asks a few times a second."""
+    try:
+        wanted = next(generator)
+        since = time.monotonic()
+        while True:
+            ready = yield wanted
+            if ready:
+                since = time.monotonic()
+            elif time.monotonic() - since > SILENCE_SECONDS:
+                raise ServerSilent(f"the server has been silent for {SILENCE_SECONDS:g} s")
+            wanted = generator.send(ready)
+    except StopIteration as end:
+        result: T = end.value
+        return result
 
 
 @asynccontextmanager
@@ -34,19 +76,20 @@ async def connect(conninfo: str, consumer: str, *, autocommit: bool = True) -> A
             application_name=f"syncd/{consumer}",
             connect_timeout=CONNECT_TIMEOUT_SECONDS,
             target_session_attrs="read-write",
+            prepare_threshold=None,  # behind a pooler the next transaction may be another session's
             **KEEPALIVE,
         )
     async with connection:
         yield connection
 
 
-def open_pass_connection(conninfo: str, consumer: str) -> psycopg.Connection:
+def open_pass_connection(conninfo: str, consumer: str) -> PassConnection:
     """The connection that reads rows: blocking, for a worker thread. Raises ``DatabaseUnreachable``.
 
     Blocking, because libpq hands a large result to an event loop 16 kB at a time: that took a third of the time of a pass.
     """
     with translated_errors(conninfo):
-        return psycopg.connect(
+        return PassConnection.connect(
             conninfo,
             autocommit=True,
             application_name=f"syncd/{consumer}",

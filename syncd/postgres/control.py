@@ -8,8 +8,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import anyio
 import psycopg
 
+from syncd.errors import DatabaseUnreachable
 from syncd.postgres.connection import connect, translated_errors
 from syncd.statements import statement
+
+SILENCE_SECONDS = 40.0
+"""For a whole transaction: a few short statements."""
 
 
 class Control:
@@ -21,16 +25,24 @@ class Control:
         self.lock = anyio.Lock()
         self.stack = AsyncExitStack()
         self.connection: psycopg.AsyncConnection | None = None
+        self.opened = 0
+        """How many connections there have been: what was written over another one may be gone."""
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[psycopg.AsyncConnection]:
         """A transaction whose loss in a crash would not matter; raises ``DatabaseUnreachable`` or ``DatabaseError``."""
         async with self.lock:
             try:
-                connection = await self.begin()
-                with translated_errors(self.conninfo):
-                    yield connection
-                    await connection.execute(statement("passes", "commit"))
+                with anyio.fail_after(SILENCE_SECONDS):
+                    connection = await self.begin()
+                    with translated_errors(self.conninfo):
+                        yield connection
+                        await connection.execute(statement("passes", "commit"))
+            except TimeoutError as error:
+                await self.close()
+                raise DatabaseUnreachable(
+                    f"the database has not answered for {SILENCE_SECONDS:g} s", hint="see the server's log"
+                ) from error
             except BaseException:
                 await self.close()  # whatever happened, the next one starts clean
                 raise
@@ -41,9 +53,10 @@ class Control:
             try:
                 await self.connection.execute(statement("consumer", "begin_report"))
                 return self.connection
-            except psycopg.OperationalError:
+            except psycopg.Error:
                 await self.close()
         self.connection = await self.stack.enter_async_context(connect(self.conninfo, self.consumer))
+        self.opened += 1
         with translated_errors(self.conninfo):
             await self.connection.execute(statement("consumer", "begin_report"))
         return self.connection

@@ -8,23 +8,35 @@ is not. Server identifiers and WAL positions would need privileges that managed 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 import psycopg
 import structlog
+from psycopg import errors as pg
 
 from syncd.errors import DatabaseUnreachable
+from syncd.postgres.connection import not_installed
 from syncd.postgres.schema import (
     NOTIFY_GUARDED,
     NOTIFY_GUARDED_BY_DEFAULT,
     check_installed,
     check_server_version_number,
-    database_settings,
+    store_settings,
 )
 from syncd.postgres.source import Source, read_sources
 from syncd.settings import Settings
 from syncd.statements import statement
 from syncd.types import Position, Snapshot
+
+FORGET_ANOTHER_CLUSTER = (
+    "forget_freed",
+    "forget_needs",
+    "forget_checkpoints",
+    "forget_identity",
+    "new_identity",
+)
 
 logger = structlog.get_logger()
 
@@ -62,7 +74,8 @@ def read_incarnation(connection: psycopg.Connection) -> str:
         connection.execute(statement("consumer", "lock_identity"))
         incarnation, original = fetch_identity(connection)  # another consumer may have been first
         if not original:
-            for name in ("forget_outbox", "forget_checkpoints", "forget_identity", "new_identity"):
+            forget_outbox(connection)
+            for name in FORGET_ANOTHER_CLUSTER:
                 connection.execute(statement("consumer", name))
             logger.warning(
                 "database_restored", reason="the database is a restored copy: every index is compared with its table"
@@ -71,20 +84,39 @@ def read_incarnation(connection: psycopg.Connection) -> str:
     return incarnation
 
 
+def forget_outbox(connection: psycopg.Connection) -> None:
+    """Remove another cluster's transaction ids, inside a transaction. No writer waits: where one is open, row by row."""
+    try:
+        with connection.transaction():
+            connection.execute(statement("consumer", "lock_outbox"))
+            connection.execute(statement("consumer", "forget_outbox"))
+    except pg.LockNotAvailable:
+        connection.execute(statement("consumer", "forget_outbox_rows"))
+
+
 def fetch_identity(connection: psycopg.Connection) -> tuple[str, bool]:
     """Incarnation, and whether its row is the one that was written here."""
     row = connection.execute(statement("consumer", "read_identity")).fetchone()
-    assert row is not None, "init writes the row"
+    if row is None:  # init writes it: a dump is being restored
+        raise not_installed()
     return str(row[0]), bool(row[1])
 
 
-def take_name(connection: psycopg.Connection, settings: Settings, run_id: str) -> None:
-    """Hold the consumer's name from now on, and store the settings that belong to the database."""
+def take_name(connection: psycopg.Connection, settings: Settings, run_id: str) -> tuple[bool, datetime]:
+    """Hold the consumer's name from now on, and with it what it needs of the outbox. Returns whether it has been told to rebuild, and since when."""
     connection.execute(statement("consumer", "begin_start"))
-    connection.execute(statement("consumer", "take_consumer_name"), [settings.consumer, run_id])
+    row = connection.execute(statement("consumer", "take_consumer_name"), [settings.consumer, run_id]).fetchone()
+    assert row is not None
     connection.execute(statement("passes", "commit"))
-    for name, parameters in database_settings(settings):
-        connection.execute(statement("consumer", name), parameters)
+    return bool(row[0]), datetime.fromisoformat(str(row[1]))
+
+
+def keep_name(connection: psycopg.Connection, settings: Settings, run_id: str, since: datetime) -> None:
+    """Hold the name in a database that has forgotten it, unless another process has taken it since; the next pass finds that out."""
+    kept = connection.execute(statement("consumer", "keep_consumer_name"), [settings.consumer, run_id, since])
+    if kept.rowcount:
+        logger.warning("name_kept", reason="the database has been turned back to before this start")
+        store_settings(connection, settings)
 
 
 def notifies(connection: psycopg.Connection, prepared_transactions: int) -> bool:
@@ -101,8 +133,9 @@ def has_nonce(connection: psycopg.Connection, nonce: Nonce) -> bool:
     return result.fetchone() is not None
 
 
-def write_nonce(connection: psycopg.Connection, consumer: str, position: Position) -> Nonce:
-    """Commit a new nonce durably: the commit flushes everything that was visible before it.
+def write_nonce(connection: psycopg.Connection, consumer: str, position: Position, kept: Sequence[str]) -> Nonce:
+    """Commit a new nonce durably: the commit flushes everything that was visible before it. ``kept`` are those of the checkpoints on disk:
+    their rows stay, and what they need of the outbox.
 
     It must go over the very connection that the position was read on. Over another one it might reach a server that has crashed and
     lost commits since, and would then vouch for what is gone.
@@ -114,7 +147,8 @@ def write_nonce(connection: psycopg.Connection, consumer: str, position: Positio
             statement("consumer", "write_nonce"), [value, consumer, str(position.snapshot)]
         ).fetchone()
         assert row is not None
-        connection.execute(statement("consumer", "forget_old_nonces"), [consumer, consumer])
+        for name in ("forget_old_nonces", "note_needs"):
+            connection.execute(statement("consumer", name), {"consumer": consumer, "kept": [value, *kept]})
     except BaseException:
         if not connection.closed:
             connection.execute(statement("passes", "rollback"))
@@ -123,17 +157,17 @@ def write_nonce(connection: psycopg.Connection, consumer: str, position: Positio
     return Nonce(value, int(row[0]))
 
 
-def read_registry(connection: psycopg.Connection) -> tuple[Position, list[Source], int]:
-    """The sources at a snapshot, and the newest transaction whose outbox rows were freed."""
+def read_registry(connection: psycopg.Connection) -> tuple[Position, list[Source], Snapshot | None]:
+    """The sources at a snapshot, and one in which everything is visible that was freed of the outbox, if anything was."""
     connection.execute(statement("passes", "begin_pass"))
     try:
         row = connection.execute(statement("consumer", "read_registry")).fetchone()
         assert row is not None
         position = Position(Snapshot.parse(row[0]), int(row[1]))
         sources = read_sources(connection)
-        freed = connection.execute(statement("consumer", "read_truncated_xid")).fetchone()
+        freed = connection.execute(statement("consumer", "read_freed")).fetchone()
         assert freed is not None
     finally:
         if not connection.closed:
             connection.execute(statement("passes", "rollback"))
-    return position, sources, int(freed[0])
+    return position, sources, None if freed[0] is None else Snapshot.parse(freed[0])

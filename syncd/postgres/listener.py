@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Literal
 
+import psycopg
 import structlog
 from anyio import TASK_STATUS_IGNORED, fail_after, sleep
 from anyio.abc import TaskStatus
-from psycopg import InterfaceError, OperationalError
 
-from syncd.errors import DatabaseUnreachable
+from syncd.errors import DatabaseError
 from syncd.postgres.connection import connect
 from syncd.statements import statement
 
@@ -46,7 +46,8 @@ class Listener:
         while True:
             try:
                 async with connect(self.conninfo, self.consumer) as connection:
-                    await connection.execute(statement("consumer", "listen"))
+                    with fail_after(PING_TIMEOUT_SECONDS):
+                        await connection.execute(statement("consumer", "listen"))
                     self.connected = True
                     if not started:
                         task_status.started()
@@ -58,7 +59,7 @@ class Listener:
                             self.wake("notify")
                         with fail_after(PING_TIMEOUT_SECONDS):  # a half-open socket never reports an error
                             await connection.execute(statement("consumer", "ping"))
-            except (OperationalError, InterfaceError, DatabaseUnreachable, TimeoutError) as error:
+            except (psycopg.Error, DatabaseError, TimeoutError) as error:
                 self.connected = False
                 if not started:
                     raise

@@ -6,16 +6,24 @@ with the rights of the role that syncd connects as.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import LiteralString
 
 import psycopg
 from psycopg import sql
 
+from syncd.postgres.vectors import VECTOR_TYPES
 from syncd.statements import statement
 from syncd.types import DatasetName, Key, KeyKind, Metric
+
+LOCK_PARTITIONS_UP_TO = 100
+"""A pass locks a table and all its partitions up to this many. Each lock takes a place in a table that the whole server shares: 9,000 of them
+have exhausted it and failed the transactions of others. Above, it locks the root alone, which keeps every partition from being dropped,
+detached or altered, and the planner those partitions that the keys are in. Only the truncation of one partition can then be seen before the
+position includes it; its own marker in the outbox has the source read again by the next pass."""
 
 KEY_KINDS: dict[str, KeyKind] = {
     "smallint": "integer",
@@ -29,7 +37,8 @@ KEY_KINDS: dict[str, KeyKind] = {
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One row of ``syncd.attachments``; ``schema`` and ``table`` are ``None`` when the table was dropped."""
+    """One row of ``syncd.attachments``, with the types that its columns have now; ``schema`` and ``table`` are ``None`` when the table
+    was dropped, and ``trouble`` says why the source cannot be read as it is. ``arguments_md5`` stands for all that an index depends on."""
 
     id: int
     oid: int
@@ -48,11 +57,22 @@ class Source:
     arguments_md5: str
     send: str | None
     """The function that gives the vector's binary form, quoted; ``None`` when table or column were dropped."""
+    partitions: int | None = None
+    """How many, at every level, when it was looked; ``None`` for a table that is not partitioned."""
+    trouble: str = ""
 
     @property
     def name(self) -> str:
         """The table's name for people."""
         return f"{self.schema}.{self.table}" if self.table else f"dropped table {self.oid}"
+
+    def is_same(self, other: Source) -> bool:
+        """Whether an index of one is an index of the other. A number alone does not tell: a database that was turned back gives it out again."""
+        mine, others = (
+            (each.id, each.oid, each.arguments_md5, each.key_types, each.vector_type, each.dimension, each.metric)
+            for each in (self, other)
+        )
+        return mine == others
 
     @property
     def key_kind(self) -> KeyKind:
@@ -70,6 +90,17 @@ class Source:
         assert self.schema is not None
         assert self.table is not None
         return sql.Identifier(self.schema, self.table)
+
+    @property
+    def rows_from(self) -> sql.Composed:
+        """What stands behind FROM to read this source's rows, neither less nor more."""
+        part = "one_table" if self.partitions is None else "all_partitions"
+        return passes(part).format(table=self.identifier)
+
+    @property
+    def prepare(self) -> bool | None:
+        """How psycopg is to prepare a reading by key: a plan that knows the keys leaves partitions out, a general one locks them all."""
+        return None if self.partitions is None else False
 
     def parse_key(self, text: str | int) -> Key:
         """A key as the outbox or a row has it, as syncd's own."""
@@ -89,7 +120,9 @@ class Source:
 
     def lock(self) -> sql.Composed:
         """Take ACCESS SHARE, so that no rewrite or truncation can empty the table between the snapshot and the reading."""
-        return passes("lock_source").format(source=self.identifier)
+        alone = self.partitions is None or self.partitions > LOCK_PARTITIONS_UP_TO
+        part = passes("one_table" if alone else "all_partitions").format(table=self.identifier)
+        return passes("lock_source").format(source=part)
 
     def read_keys(self, *, vectors: bool = True) -> sql.Composed:
         """Live rows by key; the one parameter is the keys, as the outbox has them."""
@@ -103,11 +136,25 @@ class Source:
             match = passes("match_composite_keys").format(
                 columns=self.key_columns(), elements=sql.SQL(", ").join(elements)
             )
+            if self.partitions is not None:
+                match = sql.SQL(" AND ").join([match, *self.match_partitions()])
         return self.read_rows(match, vectors=vectors)
 
-    def read_all(self, only: Sequence[DatasetName] | None, *, vectors: bool) -> sql.Composed:
-        """All live rows, or those of the datasets ``only``."""
-        return self.read_rows(passes("match_everything") if only is None else self.of_datasets(only), vectors=vectors)
+    def read_all(
+        self, only: Sequence[DatasetName] | None, *, vectors: bool, failing: Sequence[Key] = ()
+    ) -> sql.Composed:
+        """All live rows, or those of the datasets ``only``; none of the ``failing``, on which no expression is tried."""
+        match = passes("match_everything") if only is None else self.of_datasets(only)
+        return self.read_rows(match, vectors=vectors, failing=failing)
+
+    def match_partitions(self) -> list[sql.Composed]:
+        """What tells the planner which partitions can hold composite keys; for a single column ``match_keys`` does."""
+        return [
+            passes("match_partitions").format(
+                column=sql.Identifier(column), place=sql.Literal(place), type=raw(self.key_types[place])
+            )
+            for place, column in enumerate(self.key)
+        ]
 
     def read_range(self, after: Key | None, until: Key | None, only: Sequence[DatasetName] | None) -> sql.Composed:
         """Live rows of one page of a scan: keys above ``after`` and up to ``until``, of the datasets ``only`` if given."""
@@ -129,13 +176,13 @@ class Source:
         """The last key of the next page; no row where fewer than ``page_rows`` are left."""
         return passes("read_page_end").format(
             key=self.key_expression(),
-            source=self.identifier,
+            source=self.rows_from,
             after=self.after(after),
             columns=self.key_columns(),
             page_rows=sql.Literal(page_rows),
         )
 
-    def read_rows(self, match: sql.Composable, *, vectors: bool = True) -> sql.Composed:
+    def read_rows(self, match: sql.Composable, *, vectors: bool = True, failing: Sequence[Key] = ()) -> sql.Composed:
         """Key, project, dataset, vector and fingerprint of the live rows that match; NULL for the vector where it is not wanted."""
         hashed: sql.Composable = self.key_columns()
         if self.columns:
@@ -150,10 +197,15 @@ class Source:
             hashed=hashed,
             sent=passes("sent_vector" if vectors else "no_vector"),
             fingerprint=passes("fingerprint"),
-            source=self.identifier,
-            match=match,
-            live=raw(self.live),
+            source=self.rows_from,
+            match=match if not failing else passes("match_everything"),
+            live=raw(self.live) if not failing else self.live_but(failing, match),
         )
+
+    def live_but(self, failing: Sequence[Key], match: sql.Composable) -> sql.Composed:
+        """The live rule, tried on no row of the ``failing``."""
+        keys = sql.SQL(", ").join(sql.SQL("({})").format(self.key_literal(key)) for key in failing)
+        return passes("live_but").format(columns=self.key_columns(), failing=keys, match=match, live=raw(self.live))
 
     def after(self, key: Key | None) -> sql.Composed:
         """The rows above a key."""
@@ -201,7 +253,39 @@ def split_dataset_name(name: DatasetName) -> tuple[str, str]:
 
 def read_sources(connection: psycopg.Connection) -> list[Source]:
     """All sources, in the order in which they were attached."""
-    return [Source(*row) for row in connection.execute(statement("sources", "read_attachments")).fetchall()]
+    sources = [Source(*row) for row in connection.execute(statement("sources", "read_attachments")).fetchall()]
+    layouts = {row[0]: row[1:] for row in connection.execute(statement("catalogue", "read_layouts")).fetchall()}
+    return [as_it_is_now(source, *layouts[source.id]) for source in sources if source.id in layouts]
+
+
+def as_it_is_now(
+    source: Source, key_types: Sequence[str | None], vector_type: str | None, dimension: int | None
+) -> Source:
+    """The source with the present types of its columns, which may have been altered since it was attached."""
+    trouble = layout_trouble(source, key_types, vector_type)
+    if not trouble:
+        present = [kind for kind in key_types if kind is not None]
+        source = replace(source, key_types=present, vector_type=str(vector_type), dimension=dimension)
+    # A longer integer is the same key; another kind of key, of vector, or another dimension makes another index.
+    kinds = [KEY_KINDS.get(kind, kind) for kind in source.key_types]
+    depends_on = json.dumps([source.arguments_md5, kinds, source.vector_type, source.dimension])
+    digest = hashlib.md5(depends_on.encode(), usedforsecurity=False).hexdigest()
+    return replace(source, arguments_md5=digest, trouble=trouble)
+
+
+def layout_trouble(source: Source, key_types: Sequence[str | None], vector_type: str | None) -> str:
+    """Why the table's columns cannot be read as key and vector."""
+    if source.table is None:
+        return f"the table was dropped: run: syncd detach {source.oid}"
+    for name, kind in (*zip(source.key, key_types, strict=True), (source.vector, vector_type)):
+        if kind is None:
+            return f"there is no column {name}"
+    for name, kind in zip(source.key, key_types, strict=True):
+        if kind not in KEY_KINDS:
+            return f"column {name} is of type {kind}, which cannot be a key"
+    if vector_type not in VECTOR_TYPES:
+        return f"column {source.vector} is of type {vector_type}, which holds no vector"
+    return ""
 
 
 def read_fingerprint_probe(connection: psycopg.Connection) -> int:

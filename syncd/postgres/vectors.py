@@ -20,6 +20,7 @@ ELEMENT_TYPES = {
 }
 PGVECTOR_TYPES: dict[str, np.dtype[Any]] = {"vector": np.dtype(">f4"), "halfvec": np.dtype(">f2")}
 PGVECTOR_HEADER_BYTES = 4
+VECTOR_TYPES = frozenset((*ELEMENT_TYPES, *PGVECTOR_TYPES, "bytea"))
 
 
 @dataclass(frozen=True, slots=True)

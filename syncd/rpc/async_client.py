@@ -58,6 +58,7 @@ class AsyncClient:
     checkpoint = asynchronous(calls.checkpoint)
     verify = asynchronous(calls.verify)
     rebuild = asynchronous(calls.rebuild)
+    why = asynchronous(calls.why)
     ping = asynchronous(calls.ping)
     discover = asynchronous(calls.discover)
 

@@ -37,6 +37,8 @@ from syncd.rpc.messages import (
     VerifyResult,
     WaitParams,
     WaitResult,
+    WhyParams,
+    WhyResult,
     WireKey,
     WirePosition,
 )
@@ -200,6 +202,11 @@ def verify(dataset: str | None = None, *, repair: bool = False, deep: bool = Fal
 def rebuild(dataset: str) -> Call[RebuildResult]:
     """Build a dataset anew from its table beside the one that serves, and swap them, however long it takes."""
     return Call("rebuild", RebuildParams(dataset=dataset), _decoder(RebuildResult), None)
+
+
+def why(dataset: str) -> Call[WhyResult]:
+    """What the service knows about how a dataset came to be as it is."""
+    return Call("why", WhyParams(dataset=dataset), _decoder(WhyResult))
 
 
 def ping() -> Call[str]:

@@ -81,6 +81,7 @@ class Client:
     checkpoint = blocking(calls.checkpoint)
     verify = blocking(calls.verify)
     rebuild = blocking(calls.rebuild)
+    why = blocking(calls.why)
     ping = blocking(calls.ping)
     discover = blocking(calls.discover)
 

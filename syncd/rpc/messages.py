@@ -111,6 +111,12 @@ class RebuildParams(Params, frozen=True):
     dataset: str
 
 
+class WhyParams(Params, frozen=True):
+    """Which dataset to explain."""
+
+    dataset: str
+
+
 class AuthenticateParams(Params, frozen=True):
     """The shared secret of a TCP connection."""
 
@@ -164,7 +170,8 @@ class KeysResult(msgspec.Struct, frozen=True):
 
 
 class DatasetStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One dataset, as ``datasets`` shows it. ``dim`` and ``index`` are null while nothing is indexed."""
+    """One dataset, as ``datasets`` shows it. ``dim`` and ``index`` are null while nothing is indexed; ``verified`` says whether all its files
+    have been compared with their checksums."""
 
     dataset: str
     source: str
@@ -178,6 +185,10 @@ class DatasetStatus(msgspec.Struct, frozen=True, kw_only=True):
     verified: bool
     bytes: int
     lag_seconds: float
+    verified_at: datetime | None = None
+    """When it was last compared with its table."""
+    in_sync: bool | None = None
+    """Whether the two were equal then, or are since a repair; None where it has not been compared."""
 
 
 class CheckpointStatus(msgspec.Struct, frozen=True):
@@ -201,6 +212,49 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint: CheckpointStatus
     quarantined: int
     uptime_seconds: float
+
+
+class QuarantineCount(msgspec.Struct, frozen=True):
+    """Rows of a dataset that are in quarantine for one reason, and the keys of a few."""
+
+    reason: str
+    rows: int
+    sample: list[WireKey]
+
+
+class SourceProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """How a source is being followed. ``scanned_rows`` is null unless the table is being read as a whole."""
+
+    source: str
+    failure: str | None
+    retry_in_seconds: float
+    scanned_rows: int | None
+    moved_seconds: float | None
+    """Since everything up to a position was applied; null where that has not happened yet."""
+    position: WirePosition
+    unconfirmed_keys: int | None
+    """Keys that were applied since the last checkpoint's proof of durability; null: too many to list."""
+
+
+class WhyResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What only the service knows about a dataset. One that it does not know has no ``status``."""
+
+    dataset: str
+    status: DatasetStatus | None
+    reason: str
+    progress: SourceProgress | None
+    quarantine: list[QuarantineCount]
+    near: list[str]
+    """Names of datasets that are like the one asked for, the likeliest first."""
+    pending: dict[str, str]
+    """Sources that are not read to the end, with the reason."""
+    consumer: str
+    connected: bool
+    notifies: bool
+    listener_connected: bool
+    last_pass_seconds: float
+    open_writers: int
+    checkpoint: CheckpointStatus
 
 
 class WaitResult(msgspec.Struct, frozen=True):

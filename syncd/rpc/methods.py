@@ -132,6 +132,7 @@ class Methods:
     def dataset_status(self, dataset: Dataset) -> messages.DatasetStatus:
         """One dataset."""
         index = dataset.index
+        verified_at, in_sync = self.verifier.last.get(dataset.name, (None, None))
         return messages.DatasetStatus(
             dataset=dataset.name,
             source=dataset.source.name,
@@ -145,6 +146,8 @@ class Methods:
             verified=index.verified,
             bytes=index.bytes_memory + index.bytes_disk,
             lag_seconds=self.lag_seconds(dataset),
+            verified_at=verified_at,
+            in_sync=in_sync,
         )
 
     def status(self, _: messages.NoParams) -> messages.ServiceStatus:

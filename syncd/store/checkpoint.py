@@ -8,7 +8,8 @@ from pathlib import Path
 
 import structlog
 
-from syncd.errors import DamagedFile
+from syncd.errors import DamagedFile, DataDirectoryError
+from syncd.store.data_dir import LOCK_FILE
 from syncd.store.manifest import MANIFEST, PREVIOUS, Manifest, read_manifest, write_manifest
 
 DAMAGED = "manifest.damaged.json"
@@ -25,6 +26,27 @@ class CheckpointStore:
     data_dir: Path
     newest: Manifest | None = None
     previous: Manifest | None = None
+    lock: tuple[int, int] | None = None
+    """Device and inode of the lock file, by which the directory is known."""
+
+    def __post_init__(self) -> None:
+        self.lock = self.find_lock()
+
+    def find_lock(self) -> tuple[int, int] | None:
+        """The lock file that is there now."""
+        try:
+            found = (self.data_dir / LOCK_FILE).stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def check_directory(self) -> None:
+        """Raise ``DataDirectoryError`` unless the directory is the one that was locked: another one may be another syncd's."""
+        if self.find_lock() != self.lock:
+            raise DataDirectoryError(
+                f"the data directory {self.data_dir} was removed or replaced while syncd ran",
+                hint="restart syncd: it makes a new one and reads the tables again; until then it goes on answering",
+            )
 
     def load(self) -> Manifest | None:
         """The newest whole manifest. One that is damaged is set aside, so that it never takes the previous one's place."""
@@ -63,6 +85,11 @@ class CheckpointStore:
                 remove_file(self.data_dir, name)
                 removed += 1
         return removed
+
+    @property
+    def nonces(self) -> list[str]:
+        """What the database must be able to prove for a checkpoint on disk to be resumed."""
+        return [manifest.nonce for manifest in (self.newest, self.previous) if manifest is not None]
 
     def kept_files(self) -> set[str]:
         """The files of the manifests that are kept."""

@@ -44,8 +44,16 @@ class SavedQuarantined(msgspec.Struct, frozen=True, array_like=True):
     fingerprint: int
 
 
+class SavedWindow(msgspec.Struct, frozen=True):
+    """The part of the outbox behind a source's snapshot that was being read: up to ``end``, and applied up to (xid, id)."""
+
+    end: str
+    after: tuple[int, int]
+
+
 class SavedSource(msgspec.Struct, frozen=True):
-    """One source: what it was attached as, how far it was applied, and its datasets."""
+    """One source: what it was attached as, how far it was applied, its datasets, and what the catalogue said of it; ``doubted``: its
+    table is to be compared."""
 
     id: int
     oid: int
@@ -57,6 +65,9 @@ class SavedSource(msgspec.Struct, frozen=True):
     scanned_rows: int
     quarantine: list[SavedQuarantined]
     datasets: list[SavedDataset]
+    catalogue: str = ""
+    doubted: bool = False
+    window: SavedWindow | None = None
 
 
 class Manifest(msgspec.Struct, frozen=True):

@@ -8,27 +8,31 @@ the positions and the files. A crash anywhere leaves the checkpoint before.
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import anyio
+import psycopg
 import structlog
 from anyio import to_thread
 
-from syncd.errors import DatabaseUnreachable, DataDirectoryError, SyncdError
+from syncd.errors import DatabaseError, DatabaseUnreachable, DataDirectoryError, SyncdError
 from syncd.index.dataset import CapturedIndex
 from syncd.postgres.connection import translated_errors
 from syncd.postgres.control import Control
 from syncd.postgres.identity import Nonce, write_nonce
 from syncd.statements import statement
 from syncd.store.checkpoint import CheckpointStore
-from syncd.store.manifest import Manifest, SavedDataset, SavedQuarantined, SavedSource
+from syncd.store.manifest import Manifest, SavedDataset, SavedQuarantined, SavedSource, SavedWindow
 from syncd.sync.consumer import Consumer
 from syncd.sync.datasets import Dataset
 from syncd.sync.watched import Unconfirmed, WatchedSource
 from syncd.types import Position
 
 CONNECTION_SECONDS = 10.0
+SAVING_THREADS = 8
+"""Datasets saved at once: a small one is nothing but waiting for its files to be durable, and the disk takes many at a time."""
 
 logger = structlog.get_logger()
 
@@ -97,10 +101,12 @@ class Checkpointer:
 
     async def write(self) -> tuple[Position, int]:
         """The four steps."""
+        connection = await self.consumer.settled_connection(CONNECTION_SECONDS)
         try:
-            position, captured, nonce = await self.capture_and_prove()
+            position, captured, nonce = await self.capture_and_prove(connection)
         except DatabaseUnreachable:  # the connection was lost unnoticed; the consumer opens another
-            position, captured, nonce = await self.capture_and_prove()
+            connection = await self.consumer.settled_connection(CONNECTION_SECONDS)
+            position, captured, nonce = await self.capture_and_prove(connection)
         try:
             bytes_written = await to_thread.run_sync(self.write_files, captured, nonce)
         except OSError as error:
@@ -108,22 +114,30 @@ class Checkpointer:
                 f"the checkpoint cannot be written to {self.store.data_dir}: {error.strerror or error}",
                 hint="free some space on its disk; the checkpoint before this one stays, and nothing is lost",
             ) from error
-        async with self.control.transaction() as control:
-            await control.execute(
-                statement("consumer", "note_checkpoint"), [self.consumer.settings.consumer, self.consumer.run_id]
-            )
+        try:
+            async with self.control.transaction() as control:
+                await control.execute(
+                    statement("consumer", "note_checkpoint"), [self.consumer.settings.consumer, self.consumer.run_id]
+                )
+                await control.execute(
+                    statement("consumer", "note_needs"),
+                    {"consumer": self.consumer.settings.consumer, "kept": self.store.nonces},
+                )
+        except DatabaseError as error:  # the checkpoint is there all the same
+            logger.debug("checkpoint_not_noted", error=str(error))
         return position, bytes_written
 
-    async def capture_and_prove(self) -> tuple[Position, list[CapturedSource], Nonce]:
+    async def capture_and_prove(self, connection: psycopg.Connection) -> tuple[Position, list[CapturedSource], Nonce]:
         """Steps 1 and 2; raises ``DatabaseError``."""
         consumer = self.consumer
-        connection = await consumer.settled_connection(CONNECTION_SECONDS)
         async with consumer.busy:
             position = consumer.oldest_position()
             captured = [capture(watched) for watched in consumer.sources.values()]
             try:
                 with translated_errors():
-                    nonce = await consumer.in_thread(write_nonce, connection, consumer.settings.consumer, position)
+                    nonce = await consumer.in_thread(
+                        write_nonce, connection, consumer.settings.consumer, position, self.store.nonces
+                    )
             except BaseException:
                 for each in captured:
                     each.watched.not_confirmed(each.unconfirmed)
@@ -134,15 +148,19 @@ class Checkpointer:
 
     def write_files(self, captured: list[CapturedSource], nonce: Nonce) -> int:
         """Index files first, then the manifest. Runs in a worker thread while passes go on."""
+        self.store.check_directory()
         bytes_written = 0
         sources = []
+        with ThreadPoolExecutor(SAVING_THREADS) as threads:
+            indexes = [index for each in captured for _, index in each.indexes]
+            done = iter(list(threads.map(CapturedIndex.save, indexes)))
         for each in captured:
             datasets = []
             for dataset, index in each.indexes:
-                done = index.save()
-                bytes_written += done.bytes_written
+                saved = next(done)
+                bytes_written += saved.bytes_written
                 directory = index.directory.relative_to(self.store.data_dir).as_posix()
-                datasets.append(SavedDataset(dataset.name, directory, done.saved))
+                datasets.append(SavedDataset(dataset.name, directory, saved.saved))
             sources.append(with_datasets(each.saved, datasets))
         manifest = Manifest(
             consumer=self.consumer.settings.consumer,
@@ -173,6 +191,9 @@ def capture(watched: WatchedSource) -> CapturedSource:
             for key, row in watched.quarantine.items()
         ],
         datasets=[],
+        catalogue=watched.watch.seen,
+        doubted=watched.is_believed or watched.watch.rewritten or watched.watch.doubt is not None,
+        window=None if cursor.window is None else SavedWindow(str(cursor.window.end), cursor.window.after),
     )
     indexes = [(dataset, dataset.index.capture()) for dataset in watched.datasets.values()]
     return CapturedSource(watched, saved, indexes, watched.begin_confirming())

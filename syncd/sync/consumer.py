@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import TypeVar, TypeVarTuple
 
 import anyio
@@ -19,10 +20,12 @@ from anyio.abc import TaskStatus
 
 from syncd.errors import ConsumerReplaced, DatabaseError, DatabaseUnreachable, TimedOut
 from syncd.postgres.connection import first_line, open_pass_connection, translated_errors
+from syncd.postgres.freeing import apply_cap
 from syncd.postgres.identity import (
     Nonce,
     check_server,
     has_nonce,
+    keep_name,
     notifies,
     read_incarnation,
     read_registry,
@@ -30,14 +33,15 @@ from syncd.postgres.identity import (
 )
 from syncd.postgres.listener import backoff_delays
 from syncd.postgres.outbox import Cursor
+from syncd.postgres.schema import store_settings
 from syncd.postgres.source import Source, read_fingerprint_probe
 from syncd.settings import Settings
 from syncd.statements import statement
 from syncd.store.manifest import Manifest
-from syncd.sync.datasets import Follower, Registry, State
+from syncd.sync.datasets import ANSWERING, Follower, Registry, State
 from syncd.sync.loading import load_source
 from syncd.sync.pace import Pace
-from syncd.sync.passes import Handover, Pass, PassOutcome
+from syncd.sync.passes import NO_LONGER_HELD, Handover, Pass, PassOutcome
 from syncd.sync.wake import Wake
 from syncd.sync.watched import WatchedSource
 from syncd.types import DatasetName, Position, Snapshot
@@ -69,6 +73,7 @@ class Consumer:
         self.position = NOWHERE
         self.incarnation = ""
         self.fingerprint_probe = 0
+        self.name_since: datetime | None = None
         self.nonce: Nonce | None = None
         self.notifies = True
         self.connected = False
@@ -135,15 +140,22 @@ class Consumer:
         self.pace = Pace()  # a new session holds no guard
         prepared_transactions = check_server(connection)
         incarnation = read_incarnation(connection)
+        must_rebuild = False
         if first:
-            take_name(connection, self.settings, self.run_id)
+            store_settings(connection, self.settings)
+            apply_cap(connection)
+            must_rebuild, self.name_since = take_name(connection, self.settings, self.run_id)
+        elif self.name_since is not None:
+            keep_name(connection, self.settings, self.run_id, self.name_since)
         self.notifies = notifies(connection, prepared_transactions)
         if self.notifies:  # a connection of our own; behind a pooler every pass brings its settings along
             connection.execute(statement("passes", "session_settings"))
-        position, sources, freed_xid = read_registry(connection)
+        else:
+            connection.prepare_threshold = None
+        position, sources, freed = read_registry(connection)
         probe, self.fingerprint_probe = self.fingerprint_probe, read_fingerprint_probe(connection)
         if first:
-            self.load(connection, incarnation, position, sources, freed_xid)
+            self.load(connection, incarnation, position, sources, freed, must_rebuild)
         else:
             self.resume(connection, incarnation, position, same_fingerprints=probe == self.fingerprint_probe)
             self.follow_registry(sources, position)
@@ -156,7 +168,8 @@ class Consumer:
         incarnation: str,
         position: Position,
         sources: Sequence[Source],
-        freed_xid: int,
+        freed: Snapshot | None,
+        must_rebuild: bool,
     ) -> None:
         """Take the checkpoint as far as it can be trusted, and read from Postgres what it does not give."""
         manifest, doubt = self.manifest, "there is no checkpoint"
@@ -175,10 +188,9 @@ class Consumer:
             saved = saved_sources.get(source.id)
             if saved is not None and (saved.oid != source.oid or saved.arguments_md5 != source.arguments_md5):
                 saved = None
-            why = doubt
-            if saved is not None and not why and freed_xid >= Snapshot.parse(saved.snapshot).xmin:
-                why = "the outbox no longer holds the changes since the checkpoint"
-            self.sources[source.id] = load_source(source, self.registry, saved, position, doubt=why)
+            lost = must_rebuild or (saved is not None and not doubt and Snapshot.parse(saved.snapshot).lacks(freed))
+            why = NO_LONGER_HELD if lost else doubt
+            self.sources[source.id] = load_source(source, self.registry, saved, position, doubt=why, lost=lost)
 
     def resume(
         self, connection: psycopg.Connection, incarnation: str, position: Position, *, same_fingerprints: bool
@@ -202,20 +214,24 @@ class Consumer:
     def follow_registry(self, sources: Sequence[Source], position: Position) -> None:
         """Take up what was attached and let go of what was detached, as of ``position``."""
         attached = {source.id: source for source in sources}
-        gone = {source_id: watched for source_id, watched in self.sources.items() if source_id not in attached}
+        gone = {
+            source_id: watched
+            for source_id, watched in self.sources.items()
+            if source_id not in attached or not watched.source.is_same(attached[source_id])
+        }
         by_oid = {watched.source.oid: watched for watched in gone.values()}
         for source_id in gone:
             del self.sources[source_id]
         for source in sources:
-            watched = self.sources.get(source.id)
-            if watched is not None:
-                watched.source = source
+            before = self.sources.get(source.id)
+            if before is not None and before.source.arguments_md5 == source.arguments_md5:
+                before.rename(source)
                 continue
             watched = WatchedSource(source, self.registry, Cursor(position))
             watched.begin_scan()
             self.sources[source.id] = watched
-            watched.replaces(by_oid.pop(source.oid, None))
-            logger.info("source_attached", source=source.name)
+            watched.replaces(before or by_oid.pop(source.oid, None))
+            logger.info("source_attached" if before is None else "source_altered", source=source.name)
         for watched in by_oid.values():
             watched.stop()
             logger.info("source_detached", source=watched.source.name)
@@ -242,6 +258,10 @@ class Consumer:
         """One pass over all sources, in a worker thread."""
         row = connection.execute(statement("consumer", "read_open_writers"), prepare=self.notifies).fetchone()
         self.pace.note_writers(frozenset(row[0]) if row else frozenset())
+        if self.registry.freed:
+            self.registry.freed = False
+            for watched in self.sources.values():
+                watched.try_taken_names()
         this = Pass(connection, self.settings.consumer, self.run_id, self.position, not self.notifies, self.handover)
         outcome = this.run(list(self.sources.values()))
         if outcome.sources is not None:
@@ -368,13 +388,19 @@ class Consumer:
         sources = self.sources.values()
         if any(watched.is_failed for watched in sources):
             return "failed"
+        if any(watched.must_rebuild for watched in sources):
+            return "must_rebuild"
         if any(watched.reading and not watched.was_ready for watched in sources):
             return "backfilling"
-        return "ready" if self.ready.is_set() and not any(watched.reading for watched in sources) else "catching_up"
+        compared = [watched for watched in sources if watched.reading]
+        answering = all(dataset.state in ANSWERING for watched in compared for dataset in watched.datasets.values())
+        if not self.ready.is_set() or not answering:
+            return "catching_up"
+        return "rebuilding" if any(watched.scanning for watched in sources) or compared else "ready"
 
     def oldest_position(self) -> Position:
         """The position that every source has reached. Snapshots of one consumer are taken one after another, so they are in order."""
-        positions = [watched.cursor.position for watched in self.sources.values()]
+        positions = [watched.cursor.position for watched in self.sources.values() if watched.source.table is not None]
         return min(positions, key=lambda position: position.snapshot.age(), default=self.position)
 
     async def rebuild(self, name: DatasetName) -> int:
@@ -438,6 +464,8 @@ class Consumer:
         try:
             while True:
                 followed: list[Follower] = [each for each in self.sources.values() if not each.is_failed]
+                while watched is not None and watched.successor is not None:
+                    watched = watched.successor
                 waited_for = [watched] if watched is not None else followed
                 if reached(self.position.snapshot) and all(
                     not each.scanning and reached(each.cursor.position.snapshot) for each in waited_for
@@ -456,6 +484,9 @@ class Consumer:
                 f"{what}: the database cannot be reached",
                 hint="see the service's log; try again when the database is back",
             )
+        for watched in self.sources.values():
+            if watched.watch.weakness:
+                return TimedOut(f"{what}: {watched.watch.weakness}", hint="or do not ask for a position")
         if self.pace.writers:
             return TimedOut(what, hint="a transaction that wrote to a source is still open; see pg_stat_activity")
         return TimedOut(

@@ -24,6 +24,10 @@ class Follower(Protocol):
     cursor: Cursor
 
     @property
+    def successor(self) -> Follower | None:
+        """What follows the same table in its place: the table was attached anew, or altered."""
+
+    @property
     def scanning(self) -> bool:
         """Whether the table is being read as a whole."""
 
@@ -53,6 +57,8 @@ class Registry:
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
         self.by_name: dict[DatasetName, Dataset] = {}
+        self.freed = False
+        """Whether a name has become free since the consumer looked: another source's rows may be waiting for it."""
         self.pending: dict[str, str] = {"syncd": "it is starting"}
         """Sources that are not read to the end, with the reason: while there is one, a name that is missing may still appear."""
 
@@ -100,3 +106,4 @@ class Registry:
         """Take a dataset off the list, if it is the one that is listed."""
         if self.by_name.get(dataset.name) is dataset:
             del self.by_name[dataset.name]
+            self.freed = True

@@ -10,11 +10,11 @@ from datetime import datetime
 
 import structlog
 
-from syncd.errors import DamagedFile
+from syncd.errors import DamagedFile, DataDirectoryError
 from syncd.index.dataset import DatasetIndex
-from syncd.postgres.outbox import Cursor
+from syncd.postgres.outbox import Cursor, Window
 from syncd.postgres.source import Source
-from syncd.store.manifest import SavedSource
+from syncd.store.manifest import SavedDataset, SavedSource
 from syncd.sync.datasets import Dataset, Registry
 from syncd.sync.watched import Quarantined, Scan, WatchedSource
 from syncd.types import DatasetName, Position, Snapshot
@@ -23,9 +23,10 @@ logger = structlog.get_logger()
 
 
 def load_source(
-    source: Source, registry: Registry, saved: SavedSource | None, position: Position, *, doubt: str
+    source: Source, registry: Registry, saved: SavedSource | None, position: Position, *, doubt: str, lost: bool = False
 ) -> WatchedSource:
-    """A source ready for its first pass. ``position`` is the present one, from which a source that must be read starts."""
+    """A source ready for its first pass. ``position`` is the present one, from which a source that must be read starts; ``lost`` says
+    that the doubt is about changes that the outbox no longer holds."""
     watched = WatchedSource(source, registry, Cursor(position))
     if saved is None:
         watched.begin_scan()
@@ -35,8 +36,9 @@ def load_source(
     for entry in saved.datasets:
         name = DatasetName(entry.name)
         try:
+            check_kind(source, entry)
             index = DatasetIndex.load(registry.data_dir / entry.directory, entry.index, name=name)
-        except (DamagedFile, OSError) as error:
+        except (DamagedFile, DataDirectoryError, OSError) as error:
             logger.warning("dataset_damaged", dataset=name, reason=str(error))
             damaged.append(name)
             dataset = registry.create(name, source, watched)
@@ -49,9 +51,16 @@ def load_source(
         )
     if doubt:
         logger.warning("reconciling", source=source.name, reason=doubt)
-        watched.begin_scan()
+        if lost:
+            watched.rebuild(watched.cursor.position)
+        else:
+            watched.begin_scan()
         return watched
-    watched.cursor = Cursor(Position(Snapshot.parse(saved.snapshot), saved.outbox_id))
+    watched.watch.remember(saved.catalogue)
+    if saved.doubted:
+        watched.watch.note_doubt(f"{source.name}: a comparison was not over at the last checkpoint", believed=True)
+    window = None if saved.window is None else Window(Snapshot.parse(saved.window.end), saved.window.after)
+    watched.cursor = Cursor(Position(Snapshot.parse(saved.snapshot), saved.outbox_id), window)
     watched.unconfirmed.confirmed = watched.cursor
     if damaged:
         watched.begin_scan(None if saved.scanning else frozenset(damaged))
@@ -61,3 +70,11 @@ def load_source(
     elif saved.scanning:
         watched.begin_scan()
     return watched
+
+
+def check_kind(source: Source, entry: SavedDataset) -> None:
+    """Raise ``DamagedFile`` where the source's rows would not fit: in another history the same number and oid may be another table's."""
+    index = entry.index
+    wanted = (source.metric, source.key_kind, source.half, source.dimension or index.dim)
+    if (index.metric, index.key_kind, index.half, index.dim or source.dimension) != wanted:
+        raise DamagedFile("it was saved for a table with another key, metric or vector")

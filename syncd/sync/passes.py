@@ -10,16 +10,17 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import psycopg
+import structlog
 from psycopg import errors as pg
 from psycopg import sql
 
 from syncd.errors import ConsumerReplaced, DatabaseUnreachable, SyncdError
-from syncd.postgres.connection import first_line
 from syncd.postgres.outbox import Changes, Cursor, read_changes, read_markers, registry_changed, window_range
 from syncd.postgres.source import Source, passes, read_sources
+from syncd.sync.reading import is_of_a_row, read_by_keys, read_page
+from syncd.sync.watch import explained, look, trouble
 from syncd.sync.watched import WatchedSource
 from syncd.types import Position, Snapshot
 
@@ -27,6 +28,11 @@ LOCK_ALL_UP_TO = 8
 RECENTLY_DIRTY_SECONDS = 5.0
 KEYS_PER_READ = 1000
 REREAD_PER_PASS = 5000
+OUTBOX_LOCK_TRIES = 50
+"""Of 100 ms each. A slot is freed in milliseconds; only VACUUM FULL and its like hold the outbox for longer."""
+NO_LONGER_HELD = "the outbox no longer holds the changes since its position"
+
+logger = structlog.get_logger()
 
 
 @dataclass(slots=True)
@@ -72,18 +78,14 @@ class Pass:
     """Whether the connection may lead to another session in each transaction."""
     handover: Handover | None = None
 
-    @property
-    def rows(self) -> psycopg.RawCursor[tuple[Any, ...]]:
-        """For the statements of a source, in which a percent sign is a percent sign."""
-        return psycopg.RawCursor(self.connection)
-
     def run(self, watched: Sequence[WatchedSource]) -> PassOutcome:
         """Take a snapshot and bring the sources to it; raises ``psycopg.OperationalError`` when the connection is lost."""
         now = time.monotonic()
-        due = [source for source in watched if source.retry_at <= now and source.source.table is not None]
+        due = [source for source in watched if source.retry_at <= now and not source.source.trouble]
         for source in watched:
-            if source.source.table is None and source.failure is None:
-                source.failed("the table was dropped: run: syncd detach " + str(source.source.oid), now=now)
+            reason = trouble(source)
+            if reason and reason != source.failure:
+                source.failed(reason, now=now)
         needed = self.handover.wanted if self.handover is not None else frozenset()
         wanted = [
             s
@@ -93,7 +95,7 @@ class Pass:
         while True:
             try:
                 locked = self.begin(wanted)
-                return self.move(due, locked)
+                return self.move(due, locked, watched)
             except StartAgain as again:
                 self.rollback()
                 retry = [] if not again.args else again.args[0]
@@ -113,12 +115,13 @@ class Pass:
         begin = [passes("begin_pass")]
         if self.pooled:
             begin.append(passes("local_settings"))
+        begin.append(passes("lock_outbox"))
         try:
             self.connection.execute(sql.SQL(";\n").join([*begin, *(each.source.lock() for each in wanted)]))
             return list(wanted)
         except (pg.LockNotAvailable, pg.InsufficientPrivilege):
             self.rollback()
-        self.connection.execute(sql.SQL(";\n").join(begin))
+        self.begin_with_outbox(sql.SQL(";\n").join(begin))
         locked = []
         for each in wanted:
             self.connection.execute(passes("savepoint"))
@@ -138,17 +141,43 @@ class Pass:
             self.connection.execute(passes("release_savepoint"))
         return locked
 
-    def move(self, due: Sequence[WatchedSource], locked: Sequence[WatchedSource]) -> PassOutcome:
+    def begin_with_outbox(self, begin: sql.Composed) -> None:
+        """Open the transaction and lock the outbox; raises ``psycopg.errors.LockNotAvailable`` when somebody keeps it locked."""
+        for _ in range(OUTBOX_LOCK_TRIES - 1):
+            try:
+                self.connection.execute(begin)
+                return
+            except pg.LockNotAvailable:
+                self.rollback()
+        self.connection.execute(begin)
+
+    def move(
+        self, due: Sequence[WatchedSource], locked: Sequence[WatchedSource], watched: Sequence[WatchedSource]
+    ) -> PassOutcome:
         """Everything after the locks: from the snapshot to the new cursors."""
         oldest = min([self.position.snapshot, *(each.cursor.position.snapshot for each in due)], key=Snapshot.age)
-        snapshot, newest_outbox_id, names_changed, marked = self.take_snapshot(locked, oldest)
-        if names_changed or (marked and registry_changed(self.connection, self.position.snapshot)):
+        snapshot, newest_outbox_id, names_changed, marked, freed = self.take_snapshot(locked, oldest)
+        if (
+            names_changed
+            or self.position.snapshot.lacks(freed)
+            or (marked and registry_changed(self.connection, self.position.snapshot))
+        ):
             sources = read_sources(self.connection)
             self.commit()
             return PassOutcome(snapshot, newest_outbox_id, more=True, sources=sources)
+        if look(self.connection, watched, locked, prepare=not self.pooled):
+            sources = read_sources(self.connection)
+            self.rollback()  # with it the driver forgets its prepared statements: columns may be of other types now
+            return PassOutcome(snapshot, newest_outbox_id, more=True, sources=sources)
         outcome = PassOutcome(snapshot, newest_outbox_id, locked={each.source.id for each in locked})
         now = time.monotonic()
-        ready = [each for each in due if each.retry_at <= now and each.source.table is not None]
+        ready = [each for each in due if each.retry_at <= now]
+        followed = [each for each in watched if each.source.table is not None]
+        for cursor, group in by_cursor(followed).items() if freed is not None else ():
+            if cursor.position.snapshot.lacks(freed):
+                for each in group:
+                    logger.warning("must_rebuild", source=each.source.name, reason=NO_LONGER_HELD)
+                    each.rebuild(Position(snapshot, newest_outbox_id))
         for cursor, group in by_cursor(ready).items():
             ids = [each.source.id for each in group]
             markers = read_markers(self.connection, cursor, ids) if marked and cursor.window is None else []
@@ -165,13 +194,17 @@ class Pass:
                 for marker in markers:
                     if marker.source == each.source.id:
                         apply_marker(each, marker.op)
+                if each.watch.rewritten:  # not by a truncation
+                    each.watch.rewritten = False
+                    each.doubt(f"{each.source.name}: the table was rewritten", believed=True)
                 outcome.changed_rows += self.bring(each, changes)
                 outcome.more |= changes.cursor.window is not None or bool(each.reread)
-        for each in ready:
-            if each.scan is not None and each.cursor.window is None and each.failure is None:
-                self.scan_page(each)
-                outcome.more = True
-                break  # one page a pass: changes of the others are not kept waiting
+        scanned = [
+            each for each in ready if each.scan is not None and each.cursor.window is None and each.failure is None
+        ]
+        if scanned:  # one page a pass: changes of the others are not kept waiting
+            self.scan_page(self.nearest_to_its_end(scanned))
+            outcome.more = True
         outcome.handed_over = self.hand_over(snapshot, newest_outbox_id, watched=due)
         self.commit()
         for each in ready:
@@ -191,8 +224,10 @@ class Pass:
         self.handover.take(row[0], Position(snapshot, newest_outbox_id), wanted)
         return True
 
-    def take_snapshot(self, locked: Sequence[WatchedSource], oldest: Snapshot) -> tuple[Snapshot, int, bool, bool]:
-        """S1, the newest outbox id, whether a locked table's name belongs to another oid by now, and whether there are markers.
+    def take_snapshot(
+        self, locked: Sequence[WatchedSource], oldest: Snapshot
+    ) -> tuple[Snapshot, int, bool, bool, Snapshot | None]:
+        """S1, the newest outbox id, whether a locked table's name belongs to another oid by now, whether there are markers, and what was freed.
 
         Raises when this is no longer our place to be.
         """
@@ -203,16 +238,23 @@ class Pass:
         )
         row = self.connection.execute(query, prepare=False).fetchone()
         assert row is not None
-        snapshot, newest_outbox_id, in_recovery, run_id, names, marked = row
+        snapshot, newest_outbox_id, in_recovery, run_id, names, marked, freed = row
         if in_recovery:
             raise DatabaseUnreachable("the server has become a standby", hint="name all hosts in SYNCD_DSN")
+        if run_id is None:
+            raise ConsumerReplaced(
+                f"the row of consumer {self.consumer!r} was deleted from syncd.consumers",
+                hint="start syncd again if it was not meant to go: it reads the tables again",
+            )
         if run_id != self.run_id:
             raise ConsumerReplaced(
                 f"another process has taken the consumer name {self.consumer!r}",
                 hint="stop one of them, or give each its own SYNCD_CONSUMER",
             )
         expected = {(each.source.oid, each.source.schema, each.source.table) for each in locked}
-        return Snapshot.parse(snapshot), newest_outbox_id, {tuple(name) for name in names} != expected, marked
+        names_changed = {tuple(name) for name in names} != expected
+        freed = None if freed is None else Snapshot.parse(freed)
+        return Snapshot.parse(snapshot), newest_outbox_id, names_changed, marked, freed
 
     def bring(self, each: WatchedSource, changes: Changes) -> int:
         """Read one source's changed rows, apply them, and move its cursor. Returns how many rows changed."""
@@ -235,8 +277,9 @@ class Pass:
         changed = 0
         for start in range(0, len(asked), KEYS_PER_READ):
             some = asked[start : start + KEYS_PER_READ]
-            rows = self.rows.execute(each.source.read_keys(), [each.source.key_array(some)], binary=True).fetchall()
+            rows, failing = read_by_keys(self.connection, each, some)
             changed += each.apply([each.source.parse_key(key) for key in some], rows)
+            each.reject_failing([each.source.parse_key(key) for key in failing])
         return changed
 
     def is_of_source(self, each: WatchedSource, error: BaseException) -> bool:
@@ -247,31 +290,49 @@ class Pass:
         if isinstance(error, psycopg.Error):
             if self.connection.broken or isinstance(error, psycopg.OperationalError):
                 return False
-            each.failed(first_line(error), now=time.monotonic())
+            if is_of_a_row(error) and not each.careful:
+                each.careful = True  # find the row, and read the others
+            else:
+                each.failed(explained(each, error), now=time.monotonic())
             raise StartAgain from error
         if isinstance(error, SyncdError | OSError | ValueError):
             each.failed(str(error), now=time.monotonic())
             return True
         return False
 
+    def nearest_to_its_end(self, scanned: Sequence[WatchedSource]) -> WatchedSource:
+        """The source with the fewest rows left to read, as far as the server's statistics tell: it answers before a large one.
+
+        First those that answer nothing yet.
+        """
+        if len(scanned) == 1:
+            return scanned[0]
+        query = passes("estimate_rows").format(oids=sql.Literal([each.source.oid for each in scanned]))
+        rows: dict[int, float] = dict(self.connection.execute(query, prepare=False).fetchall())
+
+        def left(each: WatchedSource) -> tuple[bool, float]:
+            assert each.scan is not None
+            return not each.reading, max(rows.get(each.source.oid, 0.0) - each.scan.rows, 0.0)
+
+        return min(scanned, key=left)
+
     def scan_page(self, each: WatchedSource) -> None:
         """Read one page of a scan at the pass's snapshot; later changes of its rows come through the outbox."""
         scan, begun = each.scan, time.monotonic()
         assert scan is not None
         try:
-            query = each.source.read_page_end(scan.after, scan.page_rows)
-            end = self.rows.execute(query, prepare=False, binary=True).fetchone()
-            until = None if end is None else each.source.parse_key(end[0])
-            query = each.source.read_range(scan.after, until, None if scan.only is None else sorted(scan.only))
-            rows = self.rows.execute(query, prepare=False, binary=True).fetchall()
-            each.apply([], rows)
+            only = None if scan.only is None else sorted(scan.only)
+            rows, failing, until = read_page(self.connection, each, scan.after, only, scan.page_rows)
+            if each.apply(failing, rows):
+                each.unconfirmed.everything = True
+            each.reject_failing(failing)
         except Exception as error:
             if self.is_of_source(each, error):
                 return
             raise
         scan.note_page(until, rows, time.monotonic() - begun)
-        if until is None:
-            each.end_scan()
+        if until is None and each.end_scan():
+            each.unconfirmed.everything = True
 
     def commit(self) -> None:
         """End the transaction."""
@@ -295,5 +356,6 @@ def apply_marker(watched: WatchedSource, op: str) -> None:
     """A truncation, or a trigger that could not record keys."""
     if op == "t":
         watched.clear()
+        watched.watch.rewritten = False
     elif op == "r":
-        watched.begin_scan()
+        watched.doubt(f"{watched.source.name}: a trigger could not record which rows changed")

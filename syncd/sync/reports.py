@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 
 import anyio
 import psycopg
@@ -17,6 +18,8 @@ from syncd.sync.watched import Quarantined
 from syncd.types import DatasetName, Key
 
 REPORT_SECONDS = 5.0
+MAX_REPORTED_ROWS = 10_000
+"""Of a consumer's quarantine: who has more has one problem many times, and ``status`` counts them all."""
 
 logger = structlog.get_logger()
 
@@ -32,6 +35,7 @@ class Reporter:
         self.consumer = consumer
         self.control = control
         self.datasets: DatasetReport | None = None
+        self.opened = 0
         self.quarantine: dict[tuple[int, Key], Quarantined] = {}
 
     async def run(self) -> None:
@@ -52,13 +56,16 @@ class Reporter:
             dataset.name: (dataset.state, dataset.index.count) for dataset in consumer.registry.by_name.values()
         }
         async with consumer.busy:
-            quarantine = {
-                (source_id, key): row
+            oldest_first = (
+                ((source_id, key), row)
                 for source_id, watched in consumer.sources.items()
                 for key, row in watched.quarantine.items()
-            }
+            )
+            quarantine = dict(islice(oldest_first, MAX_REPORTED_ROWS))
         position = str(consumer.oldest_position().snapshot)
         async with self.control.transaction() as connection:
+            if self.opened != self.control.opened:  # the server may have lost reports since, or be another one
+                self.datasets, self.opened = None, self.control.opened
             await connection.execute(
                 statement("consumer", "report_consumer"),
                 [consumer.state, position, consumer.lag_rows, consumer.lag_seconds, name, consumer.run_id],

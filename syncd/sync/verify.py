@@ -102,6 +102,7 @@ class Captured:
     source: Source
     views: dict[DatasetName, View]
     quarantine: Mapping[Key, Quarantined]
+    failing: Sequence[Key] = ()
     only: frozenset[DatasetName] | None = None
     keys: Sequence[Key] | None = None
 
@@ -122,7 +123,7 @@ class Verifier:
         self.consumer = consumer
         self.lock = anyio.Lock()
         self.last: dict[DatasetName, tuple[datetime, bool]] = {}
-        """When each dataset was last compared, and whether it was in sync before any repair."""
+        """When each dataset was last compared, and whether it is in sync since then, as far as is known."""
         self.last_at: datetime | None = None
         self.last_seconds: float | None = None
 
@@ -154,6 +155,7 @@ class Verifier:
             self.note(found)
             if repair:
                 found = [await self.mend(each, deep=deep) if each.differing else each for each in found]
+                self.remember(found)
             self.last_at, self.last_seconds = datetime.now(UTC), time.monotonic() - begun
             datasets = sorted((row for each in found for row in each.datasets), key=lambda row: row.dataset)
             return Verified(position, datasets, [each.report for each in found], self.last_seconds)
@@ -170,13 +172,21 @@ class Verifier:
 
         def captured(each: WatchedSource) -> Captured:
             views = {name: one.index.view for name, one in each.datasets.items() if only is None or name in only}
-            return Captured(each, each.source, views, dict(each.quarantine), only)
+            return Captured(each, each.source, views, dict(each.quarantine), each.failing, only)
 
+        async with self.consumer.busy:
+            for watched in [self.consumer.sources[one] for one in ids if one in self.consumer.sources]:
+                watched.reread_failing()
         found, position = await self.at_one_snapshot(ids, captured, deep=deep)
-        there = {each.report.source.id for each in found}
-        for each in [self.consumer.sources[one] for one in ids if one in self.consumer.sources and one not in there]:
-            found.append(Found(SourceReport(each.source, "failed", each.failure or "it is not being read")))
-        return found, position
+        by_id, reports = {each.report.source.id: each for each in found}, []
+        for one in ids:
+            each, known = by_id.get(one), self.consumer.sources.get(one)
+            if each is not None and each.report.outcome != "failed":
+                reports.append(each)
+            elif known is not None:
+                reason = each.report.reason if each is not None else known.failure or "it is not being read"
+                reports.append(not_compared(known, only, reason))
+        return reports, position
 
     async def at_one_snapshot(
         self, ids: Sequence[int], capture: Callable[[WatchedSource], Captured], *, deep: bool
@@ -260,14 +270,18 @@ class Verifier:
                 logger.warning("drift_repaired", dataset=row.dataset, keys=row.repaired, in_sync=row.in_sync)
         return replace_datasets(found, mended)
 
-    def note(self, found: Sequence[Found]) -> None:
-        """Remember and log what a comparison came to."""
+    def remember(self, found: Sequence[Found]) -> None:
+        """For whoever asks how a dataset is."""
         now = datetime.now(UTC)
+        self.last.update({row.dataset: (now, row.in_sync) for each in found for row in each.datasets})
+
+    def note(self, found: Sequence[Found]) -> None:
+        """Log what a comparison came to, and remember it."""
+        self.remember(found)
         for each in found:
             if each.report.outcome == "failed":
                 logger.error("verify_failed", source=each.report.source.name, reason=each.report.reason)
             for row in each.datasets:
-                self.last[row.dataset] = (now, row.in_sync)
                 if not row.in_sync:
                     logger.error(
                         "drift_found", dataset=row.dataset, missing=row.missing, extra=row.extra, stale=row.stale,
@@ -280,6 +294,17 @@ def in_the_way() -> InTheWay:
     return InTheWay(
         "another session has locked the table, or waits to", hint="verify again when it is done; see pg_stat_activity"
     )
+
+
+def not_compared(watched: WatchedSource, only: frozenset[DatasetName] | None, reason: str) -> Found:
+    """The reports of a source that fails: nothing is known of its datasets, so none is in sync."""
+    source = watched.source
+    datasets = [
+        DatasetReport(name, source, 0, dataset.index.count, 0, 0, 0, 0, [], in_sync=False)
+        for name, dataset in watched.datasets.items()
+        if only is None or name in only
+    ]
+    return Found(SourceReport(source, "failed", reason), datasets)
 
 
 def replace_datasets(found: Found, datasets: list[DatasetReport]) -> Found:
@@ -302,7 +327,7 @@ def compare_source(connection: psycopg.Connection, captured: Captured, *, deep: 
         datasets, differing = comparison.finish()
         outcome: Literal["compared", "empty", "none_live"] = "compared"
         if captured.keys is None and captured.only is None and not comparison.rows:
-            query = sql.SQL(statement("verify", "has_rows")).format(source=source.identifier)
+            query = sql.SQL(statement("verify", "has_rows")).format(source=source.rows_from)
             row = connection.execute(query).fetchone()
             outcome = "none_live" if row is not None and row[0] else "empty"
     except (psycopg.DataError, psycopg.ProgrammingError, psycopg.InternalError) as error:
@@ -318,12 +343,13 @@ def batches(connection: psycopg.Connection, captured: Captured, *, deep: bool) -
         query = source.read_keys(vectors=deep)
         for start in range(0, len(captured.keys), KEYS_PER_READ):
             some = [str(key) for key in captured.keys[start : start + KEYS_PER_READ]]
-            yield psycopg.RawCursor(connection).execute(query, [source.key_array(some)], binary=True).fetchall()
+            cursor = psycopg.RawCursor(connection)
+            yield cursor.execute(query, [source.key_array(some)], prepare=source.prepare, binary=True).fetchall()
         return
     only = None if captured.only is None else sorted(captured.only)
-    with psycopg.RawServerCursor(connection, "syncd_verify") as cursor:
-        cursor.execute(source.read_all(only, vectors=deep), binary=True)
-        while rows := cursor.fetchmany(ROWS_PER_DEEP_FETCH if deep else ROWS_PER_FETCH):
+    with psycopg.RawServerCursor(connection, "syncd_verify") as scan:
+        scan.execute(source.read_all(only, vectors=deep, failing=captured.failing), binary=True)
+        while rows := scan.fetchmany(ROWS_PER_DEEP_FETCH if deep else ROWS_PER_FETCH):
             yield rows
 
 

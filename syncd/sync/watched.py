@@ -7,6 +7,7 @@ same one again, is always right.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -20,9 +21,11 @@ from syncd.index.vectors import VectorFormat
 from syncd.postgres.outbox import Cursor
 from syncd.postgres.source import Source
 from syncd.postgres.vectors import decode_vectors
-from syncd.sync.datasets import Dataset, Registry
+from syncd.sync.datasets import ANSWERING, Dataset, Registry, State
 from syncd.sync.directory import Directory
-from syncd.types import DatasetName, Key, dataset_name
+from syncd.sync.reading import EXPRESSION_FAILED
+from syncd.sync.watch import Watch
+from syncd.types import DatasetName, Key, Position, dataset_name
 
 FIRST_RETRY_SECONDS = 0.05
 LAST_RETRY_SECONDS = 15.0
@@ -69,11 +72,13 @@ class Scan:
     forced: dict[DatasetName, int] = field(default_factory=dict)
     after: Key | None = None
     rows: int = 0
-    page_rows: int = SCAN_PAGE_ROWS[0]
+    page_rows: int = field(default_factory=lambda: SCAN_PAGE_ROWS[0])
     resumable: bool = False
     beside: bool = False
     """Whether it fills the ``replacement`` of a dataset that goes on answering."""
     dimensions: dict[DatasetName, Counter[int]] = field(default_factory=dict)
+    believed: bool = False
+    """Whether the indexes are believed to be right all the same: then they go on answering as if nothing were."""
 
     def note_page(self, until: Key | None, rows: Sequence[Row], seconds: float) -> None:
         """Move on behind a page, and make the next one longer or shorter: other changes wait while a page is read, and it is held in memory."""
@@ -108,19 +113,27 @@ class WatchedSource:
         self.quarantine: dict[Key, Quarantined] = {}
         self.scan: Scan | None = None
         self.predecessor: WatchedSource | None = None
+        self.successor: WatchedSource | None = None
         self.failure: str | None = None
         self.is_failed = False
         self.was_ready = False
+        self.must_rebuild = False
         self.retry_at = 0.0
         self.dirty_at = 0.0
+        self.moved_at: float | None = None
         self.retry_delay_seconds = 0.0
         self.reread: set[str] = set()
         self.unconfirmed = Unconfirmed(cursor)
+        self.watch = Watch()
+        self.careful = False
+        """Whether an expression has failed on a row, so that readings take precautions."""
 
     @property
     def scanning(self) -> bool:
-        """Whether the table is being read as a whole."""
-        return self.scan is not None and self.scan.only is None
+        """Whether what the indexes hold must be compared with the table before anybody can rely on the position."""
+        if self.watch.weakness or self.predecessor is not None:
+            return True
+        return self.scan is not None and self.scan.only is None and not self.scan.believed
 
     @property
     def lags(self) -> bool:
@@ -129,13 +142,14 @@ class WatchedSource:
 
     @property
     def reading(self) -> bool:
-        """Whether rows are being read that the indexes do not answer for yet; a rebuild beside one that answers does not count."""
-        return self.scan is not None and not self.scan.beside
+        """Whether rows are being read that the indexes do not answer for yet. A rebuild beside one that answers does not count, nor a comparison
+        of indexes that are believed to be right."""
+        return self.scan is not None and not self.scan.beside and not self.scan.believed
 
     def adopt(self, dataset: Dataset) -> None:
         """Take a dataset that was loaded from a checkpoint."""
         self.datasets[dataset.name] = dataset
-        self.directory.adopt(list(self.datasets.values()))
+        self.directory.adopt([dataset])
         self.registry.publish(dataset)
 
     def apply(self, asked: Sequence[Key], rows: Sequence[Row]) -> int:
@@ -187,11 +201,19 @@ class WatchedSource:
         """A dataset that has lost its last row takes the dimension of the next: read again the rows that did not fit before."""
         empty = {name for name in names if not self.datasets[name].index.count}
         if empty:
-            self.reread |= {
-                str(key)
-                for key, row in self.quarantine.items()
-                if row.dataset in empty and row.reason == "dimension_mismatch"
-            }
+            self.reread_misfits(empty)
+
+    def reread_misfits(self, names: set[DatasetName]) -> None:
+        """Read again the rows that had another dimension than their dataset."""
+        self.reread |= {
+            str(key)
+            for key, row in self.quarantine.items()
+            if row.dataset in names and row.reason == "dimension_mismatch"
+        }
+
+    def try_taken_names(self) -> None:
+        """A dataset of another source has gone: read again the rows that its name was taken from."""
+        self.reread |= {str(key) for key, row in self.quarantine.items() if row.reason == "dataset_taken"}
 
     def usable(self, dataset: Dataset, keys: Sequence[Key], rows: Sequence[Row], touched: set[Key]) -> Usable:
         """The rows that can be indexed, the last reading of a key first to count; the others go to quarantine."""
@@ -238,12 +260,27 @@ class WatchedSource:
         dimension: int = max(blocks, key=len).shape[1]
         if index.count and dimension != index.dim:  # every row of the old dimension is being replaced
             index.clear()
+            self.reread_misfits({dataset.name})
         return dimension
 
     def reject(self, key: Key, dataset: DatasetName, reason: str, fingerprint: int) -> None:
         """Put a live row into quarantine; ``apply`` takes any indexed version of it out of the index."""
         self.quarantine[key] = Quarantined(dataset, reason, datetime.now(UTC), fingerprint)
         logger.debug("row_quarantined", source=self.source.name, dataset=dataset, key=key, reason=reason)
+
+    def reject_failing(self, keys: Iterable[Key]) -> None:
+        """Put rows that an expression fails on into quarantine; ``apply`` was given their keys."""
+        for key in keys:
+            self.reject(key, DatasetName(""), EXPRESSION_FAILED, fingerprint=0)
+
+    def reread_failing(self) -> None:
+        """Read again the rows that an expression failed on: nothing but that tells whether it still does."""
+        self.reread |= {str(key) for key in self.failing}
+
+    @property
+    def failing(self) -> list[Key]:
+        """The rows that an expression fails on, as far as is known."""
+        return [key for key, row in self.quarantine.items() if row.reason == EXPRESSION_FAILED]
 
     def dataset(self, name: DatasetName) -> Dataset | None:
         """This source's dataset of a name, formed now if need be; ``None`` where another source formed one before."""
@@ -256,10 +293,10 @@ class WatchedSource:
             return None
         mine = self.registry.create(name, self.source, self)
         self.datasets[name] = mine
-        self.directory.adopt(list(self.datasets.values()))
+        self.directory.adopt([mine])
         if listed is None:
             self.registry.publish(mine)
-            if self.scan is None:
+            if self.scan is None or self.scan.believed:
                 mine.state = "ready"
         return mine
 
@@ -289,6 +326,44 @@ class WatchedSource:
         self.scan = Scan(frozenset({name}), beside=True)
         logger.info("rebuild_begun", dataset=name)
 
+    def doubt(self, reason: str, *, believed: bool = False) -> None:
+        """The indexes may differ from the table for a reason that no trigger tells of: compare them with it.
+
+        Datasets that answer go on answering; ``believed`` to be right, they also stay ``ready``. A comparison under way goes on to its end and
+        is followed by another, so that doubts that keep coming never keep it from ending.
+        """
+        self.watch.note_doubt(reason, believed)
+        if self.scan is None or (self.scan.only is None and self.scan.after is None):
+            self.compare()
+        elif not believed:
+            self.scan.believed = False
+            self.mark_doubted(reason)
+
+    def compare(self) -> None:
+        """Begin the comparison that a doubt asks for."""
+        reason, believed = self.watch.doubt or "", self.watch.believed and (self.scan is None or self.scan.believed)
+        self.watch.settle()
+        answering = [dataset for dataset in self.datasets.values() if dataset.state in ANSWERING]
+        states = [(dataset, dataset.state, dataset.reason) for dataset in answering]
+        everything = self.unconfirmed.everything
+        self.begin_scan()
+        assert self.scan is not None
+        self.scan.believed = believed
+        if (
+            believed
+        ):  # every change has come through the outbox; what the comparison finds to be otherwise is noted then
+            self.unconfirmed.everything = everything
+        for dataset, state, why in states:
+            dataset.state, dataset.reason = state, why
+        if not believed:
+            self.mark_doubted(reason)
+
+    def mark_doubted(self, reason: str) -> None:
+        """Datasets that are ready go on answering, and say that they may differ from their table."""
+        for dataset in self.datasets.values():
+            if dataset.state == "ready":
+                dataset.state, dataset.reason = "rebuilding", reason
+
     def begin_scan(
         self, only: frozenset[DatasetName] | None = None, forced: dict[DatasetName, int] | None = None
     ) -> None:
@@ -304,6 +379,14 @@ class WatchedSource:
                 dataset.index.begin_sweep()
                 dataset.sweeping = True
                 dataset.state = "catching_up" if dataset.index.count else "backfilling"
+
+    def rebuild(self, position: Position) -> None:
+        """The outbox no longer holds all changes since the cursor: start from ``position``, and compare every row."""
+        self.cursor = Cursor(position)
+        self.must_rebuild = True
+        self.begin_scan()
+        for dataset in self.datasets.values():
+            dataset.state, dataset.reason = "must_rebuild", "it is compared with its table"
 
     def end_scan(self) -> int:
         """Close a scan: what it did not find goes. Returns how many rows went. A dataset whose dimension turned out wrong is read again."""
@@ -336,13 +419,20 @@ class WatchedSource:
         self.failure, self.is_failed, self.retry_at, self.retry_delay_seconds = None, False, 0.0, 0.0
         if self.cursor.window is not None:
             return
+        self.moved_at = time.monotonic()
+        if self.scan is None and self.watch.doubt is not None:
+            self.compare()
+        if self.careful and self.scan is None:
+            self.careful = bool(self.failing)
+        state: State = "rebuilding" if self.watch.weakness else "ready"
         for dataset in self.datasets.values():
             scanned = self.scan is not None and (self.scan.only is None or dataset.name in self.scan.only)
-            if dataset.state != "ready" and not scanned:
-                dataset.state, dataset.reason = "ready", ""
+            if dataset.state != state and (not scanned or self.is_believed):
+                dataset.state, dataset.reason = state, self.watch.weakness
                 self.registry.publish(dataset)
         if self.reading:
             return
+        self.must_rebuild = False
         if not self.was_ready:
             rows = sum(dataset.index.count for dataset in self.datasets.values())
             logger.info("source_ready", source=self.source.name, datasets=len(self.datasets), rows=rows)
@@ -351,6 +441,11 @@ class WatchedSource:
             for dataset in self.predecessor.datasets.values():
                 self.registry.remove(dataset)
             self.predecessor = None
+
+    @property
+    def is_believed(self) -> bool:
+        """Whether the scan under way, if there is one, is of indexes that are believed to be right."""
+        return self.scan is not None and self.scan.believed
 
     def behind(self, reason: str, *, now: float) -> None:
         """The source could not be read just now (a lock): it answers from where it is, and is tried again after a growing delay."""
@@ -385,8 +480,7 @@ class WatchedSource:
         """A checkpoint takes the state as it is now; returns what ``confirm`` or ``not_confirmed`` is to be given."""
         taken, self.unconfirmed = self.unconfirmed, Unconfirmed(self.unconfirmed.confirmed)
         self.unconfirmed.everything = self.reading
-        taken_cursor = self.cursor if self.cursor.window is None else Cursor(self.cursor.position)
-        self.unconfirmed.confirmed, taken.confirmed = taken_cursor, taken.confirmed
+        self.unconfirmed.confirmed = self.cursor
         return taken
 
     def not_confirmed(self, taken: Unconfirmed) -> None:
@@ -409,9 +503,18 @@ class WatchedSource:
         """This is the same table attached anew: the old datasets serve, frozen, until this source has been read."""
         self.predecessor = predecessor
         if predecessor is not None:
+            predecessor.successor = self
+            if predecessor.predecessor is not None:  # it never came to serve: what served before it goes on
+                predecessor.datasets |= predecessor.predecessor.datasets
             for dataset in predecessor.datasets.values():
                 if dataset.state == "ready":
                     dataset.state = "rebuilding"
+
+    def rename(self, source: Source) -> None:
+        """The same table under its present name, and with the present types of its columns."""
+        self.source = source
+        for dataset in self.datasets.values():
+            dataset.source = source
 
     def stop(self) -> None:
         """The source was detached: its datasets go."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import statistics
+import time
 
 import psycopg
 import pytest
 
+from syncd.postgres import outbox
 from syncd.postgres.outbox import Cursor, read_changes
+from syncd.statements import statement
 from syncd.types import Position, Snapshot
 
 SOURCE = 7
@@ -97,3 +101,111 @@ def test_a_page_reads_what_changed_and_not_the_outbox(
                 assert row is not None
                 plan = row[0][0]["Plan"]
                 assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 50, json.dumps(plan, indent=1)
+
+
+def pages_of(plan: dict[str, object]) -> int:
+    """The pages that a query looked at."""
+    return sum(int(str(plan[name])) for name in ("Shared Hit Blocks", "Shared Read Blocks"))
+
+
+def scans(plan: dict[str, object]) -> list[dict[str, object]]:
+    """The nodes that read a table."""
+    below = plan.get("Plans", [])
+    assert isinstance(below, list)
+    mine = [plan] if "Relation Name" in plan else []
+    return mine + [scan for each in below for scan in scans(each)]
+
+
+def like_a_pass(db: psycopg.Connection) -> None:
+    """The settings of a pass's session."""
+    db.execute(statement("passes", "session_settings"))
+    db.execute("SET statement_timeout = 0")
+
+
+@pytest.mark.parametrize("analyzed", [True, False])
+def test_a_page_of_one_large_transaction_is_read_by_its_index_in_every_slot(
+    db: psycopg.Connection, analyzed: bool
+) -> None:
+    """Also without statistics, as right after a large transaction, or after a slot was freed."""
+    for slot in range(3):
+        db.execute(
+            "INSERT INTO syncd.outbox (slot, source, op, key) SELECT %s, 7, 'k', i FROM generate_series(1, 2000) AS i",
+            [slot],
+        )
+    early = Cursor(Position(Snapshot(1, 1, frozenset()), 0))
+    with db.transaction():
+        for slot in range(3):
+            db.execute(
+                "INSERT INTO syncd.outbox (slot, source, op, key) "
+                "SELECT %s, 7, 'k', i FROM generate_series(1, 40000) AS i",
+                [slot],
+            )
+    if analyzed:
+        db.execute("ANALYZE syncd.outbox")
+    like_a_pass(db)
+    cursor = early
+    for _ in range(8):  # into the middle of the large transaction
+        cursor = read_changes(db, cursor, [SOURCE], snapshot(db), 2000).cursor
+    assert cursor.window is not None
+    last = cursor.window.after
+    query = outbox.bounded(
+        "read_changed_keys",
+        range=" OR ".join(outbox.ranges(cursor.position.snapshot, last)),
+        after=outbox.part("after_row").format(xid=last[0], id=last[1]),
+        window=outbox.part("window_end").format(snapshot=cursor.window.end),
+        sources=str(SOURCE),
+        page_rows=PAGE_ROWS,
+    )
+    row = db.execute(b"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + query).fetchone()
+    assert row is not None
+    plan = row[0][0]["Plan"]
+    found = scans(plan)
+    assert {scan["Relation Name"] for scan in found} == {"outbox_0", "outbox_1", "outbox_2"}
+    for scan in found:
+        assert scan["Node Type"] == "Index Scan", json.dumps(plan, indent=1)
+        assert f"outbox_{str(scan['Relation Name'])[-1]}_xid_id_idx" == scan["Index Name"]
+        assert "ROW(xid, id) > ROW(" in str(scan["Index Cond"])
+    assert pages_of(plan) < 50, json.dumps(plan, indent=1)
+
+
+def test_a_look_for_markers_does_not_read_a_large_transaction(db: psycopg.Connection) -> None:
+    db.execute("INSERT INTO syncd.outbox (source, op, key) SELECT 7, 'k', i FROM generate_series(1, 100000) AS i")
+    like_a_pass(db)
+    marker = f"EXISTS (SELECT FROM syncd.outbox AS o WHERE o.op <> 'k' AND ({outbox.window_range(Snapshot(1, 1, frozenset()))}))"
+    row = db.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) SELECT {marker}".encode()).fetchone()
+    assert row is not None
+    assert pages_of(row[0][0]["Plan"]) < 50, json.dumps(row[0][0]["Plan"], indent=1)
+
+
+@pytest.mark.parametrize("rows", [200_000, pytest.param(1_000_000, marks=[pytest.mark.long, pytest.mark.timeout(600)])])
+def test_a_pass_behind_an_old_transaction_costs_at_most_twice_as_much(
+    db: psycopg.Connection, database: str, rows: int
+) -> None:
+    """The two are measured in turn, each with the same few new rows."""
+    with psycopg.connect(database) as early:
+        write(early, -1)
+        for _ in range(20):
+            db.execute(
+                "INSERT INTO syncd.outbox (source, op, key) SELECT 7, 'k', i FROM generate_series(1, %s::int) AS i",
+                [rows // 20],
+            )
+        behind = snapshot(db)
+        assert behind.in_progress
+        nothing_open = Snapshot(behind.xmax, behind.xmax, frozenset())
+        like_a_pass(db)
+        seconds: dict[Snapshot, list[float]] = {behind: [], nothing_open: []}
+        for number in range(150):
+            write(db, number)
+            for position in (behind, nothing_open) if number % 2 else (nothing_open, behind):
+                begun = time.perf_counter()
+                with db.transaction():
+                    db.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+                    cursor = Cursor(Position(position, 0))
+                    found = read_changes(db, cursor, [SOURCE], snapshot(db)).rows
+                seconds[position].append(time.perf_counter() - begun)
+                assert found == number + 1
+    ratio = statistics.median(seconds[behind]) / statistics.median(seconds[nothing_open])
+    print(
+        f"{rows} rows behind an open transaction: {ratio:.2f} times the cost, {statistics.median(seconds[behind]) * 1e3:.2f} ms"
+    )
+    assert ratio < 2

@@ -294,3 +294,14 @@ def test_a_rebuild_never_leaves_a_moment_without_an_answer(
     followed.stop()
     followed.start()
     assert_equal(db, followed)
+
+
+def test_a_source_that_cannot_be_read_is_not_in_sync(db: psycopg.Connection, followed: Daemon) -> None:
+    db.execute("ALTER TABLE items RENAME COLUMN v TO w")
+    db.execute("UPDATE items SET w = w WHERE id = 1")
+    with followed.client() as client:
+        until(lambda: client.status().state == "failed")
+        result = client.verify()
+        assert not of(result).in_sync
+        assert [source.outcome for source in result.sources if source.source == "public.items"] == ["failed"]
+    assert run(followed, "verify").returncode == 1

@@ -40,7 +40,8 @@ class Oracle(Writes):
         super().__init__()
         self.name = f"oracle_{next(databases)}"
         self.conninfo = self.server.create_database(self.name, TEMPLATE)
-        self.daemon = Daemon(self.conninfo, self.folder / self.name)
+        self.daemon = Daemon(self.conninfo, self.folder / self.name).with_small_slots()
+        self.daemon.with_constant("syncd.sync.rotation.ROTATION_SECONDS", 0.3)
         self.seen: set[str] = set()
         self.settled = 0
         for table in TABLES:
@@ -141,6 +142,8 @@ class Oracle(Writes):
                 bad = {table.name: expected.quarantined for table, expected in read.items()}
                 found = client.status().quarantined
                 assert found == sum(map(len, bad.values())), f"{found} in quarantine, expected: {bad}"
+                differing = [row for row in client.verify(deep=True).datasets if not row.in_sync]
+                assert not differing, f"verify differs from the comparison: {differing}"
         self.settled += 1
         self.counts["comparisons"] += 1
 

@@ -1,6 +1,6 @@
 """Break syncd on purpose, and see the suite fail: ``python -m tests.oracle.prove_traps [trap ...]``.
 
-Each trap is a replacement in a copy of the package, which the tests' syncd processes then import. The exit status is 0 when every broken copy
+Each trap is a replacement in a copy of the package, which tests and syncd processes then import. The exit status is 0 when every broken copy
 failed at least one of its tests, and the copy that was not broken passed them all.
 """
 
@@ -21,6 +21,8 @@ RACES = "tests/faults/test_races.py"
 LATE_COMMIT = f"{RACES}::test_a_transaction_that_took_a_lower_outbox_id_and_commits_later_is_noticed[usual poll]"
 LOOK = f"{RACES}::test_every_commit_of_a_burst_is_noticed_by_the_look_for_open_writers_alone"
 HALF = f"{RACES}::test_readers_never_see_half_of_a_transaction"
+ROTATION = "tests/faults/test_rotation.py"
+OUTBOX = "tests/integration/test_outbox.py"
 FAILED = 1
 """pytest's exit status when tests ran and some failed."""
 
@@ -55,6 +57,62 @@ TRAPS = {
     "a crash is nothing to look back for": Trap(
         (("syncd/sync/consumer.py", "watched.return_to_confirmed()", "pass"),), (ORACLE,)
     ),
+    "a pass does not lock the outbox before its snapshot": Trap(
+        (("syncd/sync/passes.py", 'begin.append(passes("lock_outbox"))', "pass"),),
+        (f"{ROTATION}::test_a_pass_under_way_keeps_the_slots_that_its_snapshot_sees",),
+    ),
+    "the rotation waits for its lock": Trap(
+        (("sql/schema/0001_rotation.sql", "ACCESS EXCLUSIVE MODE NOWAIT", "ACCESS EXCLUSIVE MODE"),),
+        (f"{ROTATION}::test_a_reader_of_the_outbox_delays_rotation_and_nobody_else",),
+    ),
+    "a writer touches a slot that it does not write to": Trap(
+        (("sql/triggers/0001_capture.sql", "FROM syncd.outbox_%1$s AS syncd_b", "FROM syncd.outbox_0 AS syncd_b"),),
+        (f"{ROTATION}::test_a_writer_has_only_the_slot_open_that_it_writes_to",),
+    ),
+    "what a checkpoint needs is freed": Trap(
+        (
+            (
+                "sql/schema/0001_rotation.sql",
+                "needed_by_someone := newest >= pg_snapshot_xmax(needed.snapshot)",
+                "needed_by_someone := false",
+            ),
+        ),
+        (
+            f"{ROTATION}::test_only_what_every_consumer_has_seen_is_freed",
+            f"{ROTATION}::test_two_consumers_at_different_positions_are_right_through_rotations",
+        ),
+    ),
+    "transactions that were open at a checkpoint are forgotten": Trap(
+        (("sql/schema/0001_rotation.sql", "IF NOT needed_by_someone THEN", "IF false THEN"),),
+        (f"{ROTATION}::test_a_transaction_of_which_rows_may_come_holds_back_what_it_wrote",),
+    ),
+    "what was freed is not noted": Trap(
+        (("sql/schema/0001_rotation.sql", "ELSE syncd.seen_by_either(l.freed, seen) END;", "END WHERE false;"),),
+        (f"{ROTATION}::test_an_older_data_directory_reconciles_after_a_rotation",),
+    ),
+    "nobody looks at what was freed": Trap(
+        (("syncd/types.py", "return freed is not None and not self.covers(freed)", "return False"),),
+        (
+            f"{ROTATION}::test_an_older_data_directory_reconciles_after_a_rotation",
+            f"{ROTATION}::test_a_live_consumer_that_falls_too_far_behind_rebuilds",
+        ),
+    ),
+    "a start does not apply the cap": Trap(
+        (("syncd/sync/consumer.py", "            apply_cap(connection)\n", ""),),
+        (f"{ROTATION}::test_where_nothing_ran_the_next_to_start_applies_the_cap",),
+    ),
+    "what another cluster freed is believed": Trap(
+        (("syncd/postgres/identity.py", '    "forget_freed",\n', ""),),
+        (f"{ROTATION}::test_what_another_cluster_freed_is_forgotten_in_a_restored_copy",),
+    ),
+    "a checkpoint forgets the window": Trap(
+        (("syncd/sync/checkpoints.py", "window=None if cursor.window is None else", "window=None if True else"),),
+        (f"{ROTATION}::test_one_large_transaction_goes_on_where_a_kill_left_it[100000]",),
+    ),
+    "the planner may sort a page": Trap(
+        (("sql/queries/passes.sql", "SET enable_seqscan = off;\nSET enable_sort = off;", "SET enable_seqscan = off;"),),
+        (f"{OUTBOX}::test_a_page_of_one_large_transaction_is_read_by_its_index_in_every_slot[False]",),
+    ),
 }
 
 
@@ -64,6 +122,8 @@ def copy_package(folder: Path, trap: Trap) -> None:
     shutil.copytree(CHECKOUT / "syncd", folder / "syncd", ignore=ignore)
     for part in ("sql", "migrations"):
         shutil.copytree(CHECKOUT / part, folder / "syncd" / part, ignore=ignore, dirs_exist_ok=True)
+    shutil.copytree(CHECKOUT / "tests", folder / "tests", ignore=ignore)  # pytest imports from where the tests are
+    shutil.copy(CHECKOUT / "pyproject.toml", folder)
     for name, text, replacement in trap.edits:
         path = folder / (name if name.startswith("syncd/") else f"syncd/{name}")
         content = path.read_text()
@@ -76,14 +136,11 @@ def run(trap: Trap) -> bool:
     fine = True
     with tempfile.TemporaryDirectory() as folder:
         copy_package(Path(folder), trap)
-        # The copy goes before the checkout, which would otherwise be found in the current directory.
         environment = os.environ | {"PYTHONPATH": folder, "PYTHONSAFEPATH": "1"}
         for test in trap.tests:
             begun = time.monotonic()
             command = [sys.executable, "-m", "pytest", test, "-q", "-x", "-p", "no:cacheprovider"]
-            done = subprocess.run(
-                command, env=environment, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True, check=False
-            )
+            done = subprocess.run(command, env=environment, cwd=folder, stdout=subprocess.PIPE, text=True, check=False)
             as_meant = done.returncode == (FAILED if trap.edits else 0)
             fine &= as_meant
             verdict = "fails" if done.returncode == FAILED else "passes" if done.returncode == 0 else "did not run"

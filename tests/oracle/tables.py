@@ -44,6 +44,9 @@ class Table:
     to_wire: Callable[[Sequence[Any]], Key]
     constraint: LiteralString = ""
     dataset: LiteralString = "topic"
+    partition_by: LiteralString = ""
+    partitions: Mapping[LiteralString, LiteralString] = field(default_factory=dict)
+    """Each with what it is a partition of, and its bounds. The anchors are in the last."""
 
     @property
     def is_array(self) -> bool:
@@ -76,8 +79,10 @@ class Table:
         """Make the table with its anchors, and attach it."""
         connection.execute(
             f"CREATE TABLE {self.name} (n integer NOT NULL, {self.columns}, topic text, deleted_at timestamptz, "
-            f"v {self.vector_type}, PRIMARY KEY ({self.key_columns}) {self.constraint})".encode()
+            f"v {self.vector_type}, PRIMARY KEY ({self.key_columns}) {self.constraint}) {self.partition_by}".encode()
         )
+        for partition, bounds in self.partitions.items():
+            connection.execute(f"CREATE TABLE {partition} PARTITION OF {bounds}".encode())
         self.put_anchors(connection)
         connection.execute(
             "SELECT syncd.attach(%s, vector => 'v', project => %s, dataset => %s, live => 'deleted_at IS NULL', metric => %s)",
@@ -210,5 +215,21 @@ PARTS = Table(
     constraint="DEFERRABLE",
     dataset="topic || '+'",
 )
-TABLES = (ITEMS, DOCS, NOTES, PARTS)
+SHELVES = Table(
+    name="shelves",
+    columns="number bigint, shelf smallint",
+    key={"number": "{n}::bigint", "shelf": "(CASE WHEN {n} < 0 THEN 2 ELSE ({n}) %% 3 END)::smallint"},
+    vector_type="real[]",
+    metric="l2",
+    to_wire=lambda key: (int(key[0]), int(key[1])),
+    partition_by="PARTITION BY LIST (shelf)",
+    partitions={
+        "shelves_0": "shelves FOR VALUES IN (0) PARTITION BY HASH (number)",
+        "shelves_0_even": "shelves_0 FOR VALUES WITH (MODULUS 2, REMAINDER 0)",
+        "shelves_0_odd": "shelves_0 FOR VALUES WITH (MODULUS 2, REMAINDER 1)",
+        "shelves_1": "shelves FOR VALUES IN (1)",
+        "shelves_rest": "shelves DEFAULT",
+    },
+)
+TABLES = (ITEMS, DOCS, NOTES, PARTS, SHELVES)
 BY_NAME = {table.name: table for table in TABLES}

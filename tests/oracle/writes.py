@@ -19,6 +19,7 @@ from tests.oracle.tables import (
     DIMENSION,
     ITEMS,
     MISFITS,
+    SHELVES,
     TOPICS,
     Table,
     Vectors,
@@ -32,11 +33,13 @@ LOCK_TIMEOUT = "300ms"
 LONG_SESSIONS = (1, 2, 3)
 NUMBERS = 40
 
-REFUSED = (pg.LockNotAvailable, pg.UniqueViolation)
-"""What a write may meet: rows that an open session holds, and keys that are taken. It is undone as a whole then."""
+REFUSED = (pg.LockNotAvailable, pg.UniqueViolation, pg.SerializationFailure)
+"""What a write may meet: rows that an open session holds, or has moved to another partition, and keys that are taken. It is undone as a
+whole then."""
 
 wheres = st.sampled_from((0, 0, 0, *LONG_SESSIONS))
 tables = st.sampled_from(sorted(BY_NAME))
+partitions = st.sampled_from(sorted(SHELVES.partitions)[:-1])
 topics = st.sampled_from(TOPICS)
 numbers = st.lists(st.integers(0, NUMBERS - 1), min_size=1, max_size=8, unique=True)
 one_number = st.integers(0, NUMBERS - 1)
@@ -198,6 +201,21 @@ class Writes(RuleBasedStateMachine):
             table.put_anchors(connection)
             table.insert(connection, rows[1:])
             self.counts["truncates"] += 1
+            if not commit:
+                undo()
+
+        self.write(0, work)
+
+    @rule(partition=partitions, some=numbers, topic=topics, seed=seeds, commit=st.booleans())
+    def truncate_partition(self, partition: str, some: list[int], topic: str | None, seed: int, commit: bool) -> None:
+        """The other partitions keep their rows."""
+        rows = self.rows(SHELVES, 0, some, topic, seed)
+
+        def work(connection: psycopg.Connection) -> None:
+            SHELVES.insert(connection, rows[:1], "ON CONFLICT DO NOTHING")
+            run(connection, f"TRUNCATE {partition}", [])
+            SHELVES.insert(connection, rows[1:], "ON CONFLICT DO NOTHING")
+            self.counts["partition_truncates"] += 1
             if not commit:
                 undo()
 

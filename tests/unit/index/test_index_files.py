@@ -16,6 +16,7 @@ import pytest
 from syncd.errors import DamagedFile, DataDirectoryError
 from syncd.index import columns, generation
 from syncd.index.dataset import DatasetIndex
+from syncd.index.files import make_directory
 from syncd.index.saved import SavedIndex
 from syncd.types import KeyKind, Metric
 from tests.unit.index.rows import SMALL_CHUNKS, Create, key_of, no_vectors, random_vectors
@@ -196,6 +197,7 @@ def full_disk(after_calls: int) -> Callable[[int, memoryview, int], int]:
 
 
 def test_what_a_failed_fsync_lost_is_written_again(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_directory(directory)
     index = DatasetIndex.create(directory, metric="cosine", key_kind="text")
     index.apply([key_of("text", n) for n in range(30)], random_vectors(30, 4), [])
     for failing in range(4):
@@ -276,5 +278,10 @@ def test_small_datasets_hold_no_file_and_little_memory(tmp_path: Path) -> None:
 
 def test_a_directory_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
+    index = DatasetIndex.create(tmp_path / "file" / "dataset", metric="l2", key_kind="integer")
+    index.apply([1], random_vectors(1, 8), [])
     with pytest.raises(DataDirectoryError):
-        DatasetIndex.create(tmp_path / "file" / "dataset", metric="l2", key_kind="integer")
+        index.save()
+    (tmp_path / "file").unlink()
+    index.save()
+    assert index.count == 1

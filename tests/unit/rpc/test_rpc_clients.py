@@ -196,7 +196,19 @@ async def test_the_asynchronous_client_has_every_method(path: Path) -> None:
 def test_both_clients_have_the_same_methods_with_the_same_parameters() -> None:
     names = {name for name, value in vars(Client).items() if callable(value) and not name.startswith("_")}
     assert names == {name for name, value in vars(AsyncClient).items() if callable(value) and not name.startswith("_")}
-    for name in ("search", "get", "keys", "keys_page", "datasets", "status", "wait", "checkpoint", "ping", "discover"):
+    for name in (
+        "search",
+        "get",
+        "keys",
+        "keys_page",
+        "datasets",
+        "status",
+        "wait",
+        "checkpoint",
+        "why",
+        "ping",
+        "discover",
+    ):
         assert (
             inspect.signature(getattr(Client, name)).parameters.keys()
             == inspect.signature(getattr(AsyncClient, name)).parameters.keys()

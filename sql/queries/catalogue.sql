@@ -1,0 +1,66 @@
+-- What the catalogue says about sources: whatever may change rows, or hide them, without a trigger firing.
+
+-- name: read_catalogue
+-- One line of facts a source. The ids are literals: without a parameter the plan of the prepared statement is kept, which saves most of its time. relfilenode changes with every rewrite, also with one that changes no value (VACUUM FULL); the xmin of a
+-- pg_attribute row with whatever is done to the column, and that of a pg_trigger row also when a trigger is switched off and on again.
+-- Which columns an expression uses is not recorded anywhere: those whose name occurs in its text are taken. Partitions may be
+-- many: digests, only of the sources in {whole}.
+SELECT a.id, json_build_object(
+    'kind', c.relkind, 'file', c.relfilenode::bigint, 'persistence', c.relpersistence,
+    'row_security', json_build_array(c.relrowsecurity, c.relforcerowsecurity),
+    'per_row', syncd.fires_per_row(c.oid),
+    'columns', (SELECT json_object_agg(t.attname, json_build_array(t.attnum, t.atttypid::bigint, t.atttypmod, t.xmin::text::bigint,
+                                                                         t.attgenerated) ORDER BY t.attnum)
+                FROM pg_attribute AS t
+                WHERE t.attrelid = c.oid AND t.attnum > 0 AND NOT t.attisdropped
+                  AND (t.attname = a.vector OR t.attname = ANY (a.key) OR t.attname = ANY (a.columns)
+                       OR strpos(concat(a.project, a.dataset, a.live), quote_ident(t.attname)) > 0)),
+    'triggers', (SELECT json_object_agg(t.tgname, json_build_array(t.oid::bigint, t.xmin::text::bigint, t.tgenabled) ORDER BY t.tgname)
+                 FROM pg_trigger AS t
+                 WHERE t.tgrelid = c.oid AND starts_with(t.tgname::text, format('syncd_%s_', a.id))))::text,
+    CASE WHEN c.relkind = 'p' AND a.id = ANY ('{{{whole}}}'::integer[]) THEN (
+        WITH RECURSIVE tree (relid) AS (
+            SELECT i.inhrelid FROM pg_inherits AS i WHERE i.inhparent = c.oid
+            UNION ALL
+            SELECT i.inhrelid FROM pg_inherits AS i JOIN tree ON i.inhparent = tree.relid
+        )
+        SELECT json_build_object(
+            'count', count(*), 'members', md5(string_agg(tree.relid::text, ',' ORDER BY tree.relid)),
+            'files', md5(string_agg(concat(r.relfilenode, r.relpersistence), ',' ORDER BY tree.relid)),
+            'row_security', md5(string_agg(concat(r.relrowsecurity, r.relforcerowsecurity), ',' ORDER BY tree.relid)),
+            'triggers', md5(string_agg(t.facts, ',' ORDER BY tree.relid)), 'always', coalesce(bool_and(t.always), true))::text
+        FROM tree JOIN pg_class AS r ON r.oid = tree.relid
+        LEFT JOIN LATERAL (
+            SELECT string_agg(concat_ws(':', t.oid, t.xmin, t.tgenabled), ',' ORDER BY t.oid) AS facts, bool_and(t.tgenabled = 'A') AS always
+            FROM pg_trigger AS t
+            WHERE t.tgrelid = tree.relid AND starts_with(t.tgname::text, format('syncd_%s_', a.id))
+        ) AS t ON true) END
+FROM syncd.attachments AS a JOIN pg_class AS c ON c.oid = a.source
+WHERE a.id = ANY ('{{{ids}}}'::integer[]);
+
+-- name: read_column_names
+-- The present names of columns that are no longer there under their old ones; a dropped one has none.
+SELECT t.attnum, CASE WHEN NOT t.attisdropped THEN t.attname END FROM pg_attribute AS t
+WHERE t.attrelid = %s::oid AND t.attnum = ANY (%s::smallint[]);
+
+-- name: read_layouts
+-- The types that the key's columns and the vector have now, NULL where a column is not there.
+SELECT a.id,
+       (SELECT array_agg(format_type(t.atttypid, NULL) ORDER BY k.place)
+        FROM unnest(a.key) WITH ORDINALITY AS k (name, place)
+        LEFT JOIN pg_attribute AS t ON t.attrelid = a.source AND t.attname = k.name AND t.attnum > 0 AND NOT t.attisdropped),
+       CASE WHEN y.typname IN ('vector', 'halfvec') THEN y.typname ELSE format_type(v.atttypid, NULL) END,
+       CASE WHEN y.typname IN ('vector', 'halfvec') AND v.atttypmod > 0 THEN v.atttypmod END
+FROM syncd.attachments AS a
+LEFT JOIN pg_attribute AS v ON v.attrelid = a.source AND v.attname = a.vector AND v.attnum > 0 AND NOT v.attisdropped
+LEFT JOIN pg_type AS y ON y.oid = v.atttypid;
+
+-- name: can_mend
+SELECT to_regprocedure('syncd.mend(text)') IS NOT NULL;
+
+-- name: limit_mend
+SET LOCAL statement_timeout = '10s';
+
+-- name: mend
+SELECT syncd.mend(format('%%I.%%I', n.nspname, c.relname))
+FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = %s::oid;

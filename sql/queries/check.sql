@@ -1,0 +1,167 @@
+-- What check and why look at. Every statement reads only, and none waits for a lock.
+
+-- name: local_settings
+-- For one transaction: behind a pooler the session is somebody else's next.
+SET LOCAL statement_timeout = '10s';
+SET LOCAL lock_timeout = '100ms';
+SET LOCAL search_path = pg_catalog, syncd;
+SET LOCAL row_security = off;
+
+-- name: read_server
+SELECT current_setting('server_version'), current_setting('server_version_num')::integer, current_user::text, pg_is_in_recovery(),
+       (SELECT e.extversion FROM pg_extension AS e WHERE e.extname = 'vector');
+
+-- name: read_clock
+SELECT extract(epoch FROM clock_timestamp())::double precision;
+
+-- name: read_schema_rights
+-- The role that owns schema syncd, and whether this one may look inside.
+SELECT pg_get_userbyid(n.nspowner)::text, has_schema_privilege(n.oid, 'USAGE') FROM pg_namespace AS n WHERE n.nspname = 'syncd';
+
+-- name: read_missing_rights
+-- What a service needs of syncd's own tables and this role may not do; without a privilege: a table that is gone.
+SELECT w.relation, CASE WHEN c.oid IS NOT NULL THEN w.privilege END
+FROM (VALUES ('alembic_version', 'SELECT'), ('attachments', 'SELECT'), ('checkpoints', 'SELECT'), ('checkpoints', 'INSERT'),
+             ('checkpoints', 'DELETE'), ('consumers', 'SELECT'), ('consumers', 'INSERT'), ('consumers', 'UPDATE'),
+             ('dataset_reports', 'SELECT'), ('dataset_reports', 'INSERT'), ('dataset_reports', 'UPDATE'), ('dataset_reports', 'DELETE'),
+             ('meta', 'SELECT'), ('meta', 'INSERT'), ('meta', 'DELETE'), ('notify_mode', 'SELECT'), ('outbox', 'SELECT'),
+             ('outbox_0', 'TRUNCATE'), ('outbox_1', 'TRUNCATE'), ('outbox_2', 'TRUNCATE'), ('outbox_id', 'SELECT'),
+             ('outbox_limit', 'SELECT'), ('outbox_limit', 'UPDATE'), ('outbox_slot', 'SELECT'), ('outbox_slot', 'UPDATE'),
+             ('quarantine_reports', 'SELECT'), ('quarantine_reports', 'INSERT'), ('quarantine_reports', 'UPDATE'),
+             ('quarantine_reports', 'DELETE')) AS w (relation, privilege)
+LEFT JOIN pg_class AS c ON c.relname = w.relation AND c.relnamespace = 'syncd'::regnamespace
+WHERE c.oid IS NULL
+   OR NOT CASE c.relkind WHEN 'S' THEN has_sequence_privilege(c.oid, w.privilege) ELSE has_table_privilege(c.oid, w.privilege) END
+ORDER BY 1, 2;
+
+-- name: read_arguments
+SELECT a.id, a.arguments FROM syncd.attachments AS a;
+
+-- name: read_source
+SELECT pg_get_userbyid(c.relowner)::text, has_table_privilege(c.oid, 'SELECT'), has_schema_privilege(c.relnamespace, 'USAGE'),
+       row_security_active(c.oid), c.relpersistence = 'u', c.relkind <> 'p' AND EXISTS (SELECT FROM pg_inherits AS i WHERE i.inhparent = c.oid),
+       EXISTS (SELECT FROM pg_subscription_rel AS s WHERE s.srrelid = c.oid), greatest(c.reltuples, 0)::bigint
+FROM pg_class AS c WHERE c.oid = %s;
+
+-- name: knows_triggers
+-- Whether the schema can tell itself what is wrong with a source's triggers; then its word counts, on partitions too.
+SELECT to_regprocedure('syncd.missing_triggers(integer)') IS NOT NULL;
+
+-- name: read_missing_triggers
+SELECT m.relation::regclass::text, m.trigger::text, m.problem FROM syncd.missing_triggers(%s) AS m WHERE m.problem <> 'unwanted';
+
+-- name: read_triggers
+-- syncd's triggers on a plain table, each with whether it calls syncd's function for every row.
+SELECT t.tgname::text, t.tgenabled::text,
+       t.tgqual IS NULL AND p.pronamespace = 'syncd'::regnamespace AND starts_with(p.proname, %(function_prefix)s)
+FROM pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid
+WHERE t.tgrelid = %(source)s::oid AND starts_with(t.tgname::text, %(trigger_prefix)s)
+ORDER BY 1;
+
+-- name: read_key
+-- Whether a unique index has exactly the key's columns, in their order, and which of the columns may be NULL by now or are gone.
+SELECT EXISTS (
+           SELECT FROM pg_index AS i
+           WHERE i.indrelid = %(source)s::oid AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
+             AND (SELECT array_agg(a.attname::text ORDER BY k.place) FROM unnest(i.indkey::smallint[]) WITH ORDINALITY AS k (attnum, place)
+                  JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.attnum WHERE k.place <= i.indnkeyatts) = %(key)s::text[]),
+       ARRAY(SELECT n.name FROM unnest(%(key)s::text[]) AS n (name)
+             WHERE NOT EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = %(source)s::oid AND a.attname = n.name AND a.attnotnull
+                               AND NOT a.attisdropped));
+
+-- name: read_vector_column
+SELECT format_type(a.atttypid, a.atttypmod), a.atttypid::regtype = 'bytea'::regtype,
+       CASE WHEN t.typname IN ('vector', 'halfvec') AND a.atttypmod > 0 THEN a.atttypmod END
+FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid
+WHERE a.attrelid = %s::oid AND a.attname = %s AND a.attnum > 0 AND NOT a.attisdropped;
+
+-- name: no_row
+false;
+
+-- name: has_rows
+SELECT EXISTS (SELECT FROM {source}), EXISTS (SELECT FROM {source} WHERE {live} AND {vector} IS NOT NULL);
+
+-- name: sample_dimensions
+SELECT syncd_s.syncd_project, syncd_s.syncd_dataset, syncd_s.syncd_dimension, count(*)
+FROM (SELECT {project} AS syncd_project, {dataset} AS syncd_dataset, {dimension} AS syncd_dimension
+      FROM {source} WHERE {live} AND {vector} IS NOT NULL LIMIT 1000) AS syncd_s
+GROUP BY 1, 2, 3 ORDER BY 1, 2, 4 DESC;
+
+-- name: dimension_of_array
+cardinality({vector});
+
+-- name: dimension_of_bytes
+octet_length({vector}) / 4;
+
+-- name: dimension_of_text
+-- Of pgvector's types: their own functions may be in any schema.
+array_length(string_to_array({vector}::text, ','), 1);
+
+-- name: read_notify
+SELECT m.last_value, current_setting('max_prepared_transactions')::integer FROM syncd.notify_mode AS m;
+
+-- name: read_outbox
+SELECT l.max_rows, pg_relation_size('syncd.outbox_0') + pg_relation_size('syncd.outbox_1') + pg_relation_size('syncd.outbox_2')
+FROM syncd.outbox_limit AS l;
+
+-- name: read_consumers
+-- Each consumer, who needs the oldest part of the outbox first.
+SELECT c.name, c.state, c.lag_rows, c.lag_seconds, extract(epoch FROM clock_timestamp() - c.reported_at)::double precision,
+       extract(epoch FROM clock_timestamp() - c.checkpoint_at)::double precision,
+       (SELECT min(pg_snapshot_xmin(k.snapshot)::text::bigint) FROM syncd.checkpoints AS k WHERE k.consumer = c.name)
+FROM syncd.consumers AS c ORDER BY 7 NULLS FIRST, 1;
+
+-- name: read_quarantine
+SELECT q.dataset, q.reason, count(*), (array_agg(q.key ORDER BY q.since, q.key))[1:3] FROM syncd.quarantine_reports AS q
+WHERE q.consumer = %s GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2;
+
+-- name: read_exclusive_locks
+-- Whoever holds, or waits for, the lock that keeps syncd from reading. One that waits stops us too: we queue behind it. syncd's own sessions
+-- step aside by themselves.
+SELECT l.relation::regclass::text, l.pid, l.granted,
+       ARRAY(SELECT b.pid FROM unnest(pg_blocking_pids(l.pid)) AS b (pid)
+             WHERE NOT EXISTS (SELECT FROM pg_stat_activity AS o WHERE o.pid = b.pid AND o.application_name LIKE 'syncd/%%')), a.usename::text, a.application_name, a.state, left(a.query, 200),
+       extract(epoch FROM clock_timestamp() - a.xact_start)::double precision, a.xact_start::text
+FROM pg_locks AS l LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid
+WHERE l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock' AND l.relation = ANY (%s::oid[]) AND l.pid <> pg_backend_pid()
+  AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+ORDER BY l.granted DESC, a.xact_start;
+
+-- name: read_writers
+-- Open transactions that have written to a source. The state and the start of another role's session are NULL without pg_read_all_stats.
+SELECT a.pid, a.usename::text, a.application_name, a.state, left(a.query, 200),
+       extract(epoch FROM clock_timestamp() - a.xact_start)::double precision,
+       extract(epoch FROM clock_timestamp() - a.state_change)::double precision, a.xact_start::text,
+       array_agg(DISTINCT l.relation::regclass::text)
+FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid
+WHERE l.locktype = 'relation' AND l.granted AND l.mode NOT IN ('AccessShareLock', 'RowShareLock', 'AccessExclusiveLock') AND l.relation = ANY (%s::oid[])
+  AND l.pid <> pg_backend_pid() AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+GROUP BY 1, 2, 3, 4, 5, 6, 7, 8 ORDER BY 6 DESC NULLS LAST;
+
+-- name: read_oldest_transactions
+SELECT a.pid, a.datname::text, a.usename::text, a.application_name, a.state, left(a.query, 200),
+       extract(epoch FROM clock_timestamp() - a.xact_start)::double precision, a.xact_start::text
+FROM pg_stat_activity AS a
+WHERE (a.backend_xid IS NOT NULL OR a.backend_xmin IS NOT NULL) AND a.datname IS NOT NULL AND a.pid <> pg_backend_pid()
+  AND a.backend_type IS DISTINCT FROM 'autovacuum worker'
+ORDER BY a.xact_start NULLS LAST LIMIT 3;
+
+-- name: read_prepared_transactions
+-- Each with the sources that it has written to or locked. A prepared transaction's locks have no pid.
+SELECT x.gid, x.owner::text, x.database::text, extract(epoch FROM clock_timestamp() - x.prepared)::double precision, x.prepared::text,
+       ARRAY(SELECT DISTINCT l.relation::regclass::text FROM pg_locks AS t JOIN pg_locks AS l ON l.virtualtransaction = t.virtualtransaction
+             WHERE t.locktype = 'transactionid' AND t.transactionid = x.transaction AND t.pid IS NULL AND l.pid IS NULL
+               AND l.locktype = 'relation' AND l.relation = ANY (%s::oid[]) AND l.mode NOT IN ('AccessShareLock', 'RowShareLock')
+               AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database()))
+FROM pg_prepared_xacts AS x ORDER BY x.prepared;
+
+-- name: read_leaves
+-- The sources and their partitions.
+SELECT s.source::bigint, p.relid::oid::bigint FROM unnest(%s::oid[]) AS s (source), pg_partition_tree(s.source::regclass) AS p;
+
+-- name: count_waiting_rows
+-- Outbox rows of a source that its position does not include, up to a bound.
+SELECT count(*) FROM (
+    SELECT FROM syncd.outbox AS o
+    WHERE o.source = %(source)s AND o.xid >= pg_snapshot_xmin(%(snapshot)s::pg_snapshot)
+      AND NOT pg_visible_in_snapshot(o.xid, %(snapshot)s::pg_snapshot) LIMIT 100000) AS waiting;

@@ -1,0 +1,243 @@
+"""Checks of one source: may it be read, is every change of it noticed, and can its rows be indexed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from psycopg import sql
+
+from syncd.ops.findings import Finding, fail, ok, warn
+from syncd.ops.look import Look, part
+from syncd.postgres.source import Source, raw
+from syncd.types import dataset_name
+
+EVENTS = ("insert", "update", "delete", "truncate")
+
+
+def check_table(look: Look, source: Source) -> Iterator[Finding]:
+    """The table is there, and of a kind whose triggers see every change."""
+    what = f"table {source.name}"
+    if source.table is None:
+        yield fail("table", f"{source.name}: it is still attached", f"syncd detach {source.oid}")
+        return
+    _, _, _, _, unlogged, children, subscribed, _ = look.row("read_source", [source.oid])
+    if unlogged:
+        detail = "the table is unlogged: a crash of the server empties it without a trace"
+        yield fail(what, detail, f"ALTER TABLE {source.identifier.as_string()} SET LOGGED;")
+    if children:
+        detail = "the table has inheritance children, whose rows its triggers do not see"
+        yield fail(what, detail, f"syncd detach {source.name}, and attach each child by itself")
+    if (
+        subscribed and not look.row("knows_triggers")[0]
+    ):  # a schema that knows them may have row triggers, which do fire
+        detail = "a logical-replication subscription fills the table, and fires no statement trigger"
+        yield fail(what, detail, f"syncd detach {source.name}, and attach the table where it is written")
+
+
+def check_rights(look: Look, source: Source) -> Iterator[Finding]:
+    """The role may read all of the table."""
+    if source.table is None:
+        return
+    what, table = f"rights on {source.name}", source.identifier.as_string()
+    role = sql.Identifier(look.role).as_string()
+    owner, may_select, may_enter, hides_rows, *_ = look.row("read_source", [source.oid])
+    if not may_enter:
+        schema = sql.Identifier(source.schema or "").as_string()
+        yield fail(
+            what, f'role "{look.role}" may not use schema {source.schema}', f"GRANT USAGE ON SCHEMA {schema} TO {role};"
+        )
+    if not may_select:
+        yield fail(what, f'role "{look.role}" cannot SELECT {source.name}', f"GRANT SELECT ON {table} TO {role};")
+    if hides_rows:
+        yield fail(
+            what,
+            f'row-level security would hide rows from role "{look.role}"',
+            f"connect syncd as {owner}, the table's owner, or: ALTER ROLE {role} BYPASSRLS;",
+        )
+    if may_enter and may_select and not hides_rows:
+        yield ok(what, f'role "{look.role}" may read every row')
+
+
+def check_columns(look: Look, source: Source) -> Iterator[Finding]:
+    """The vector column and the expressions still mean something: the very query that reads rows is tried, for none of them."""
+    if source.table is None:
+        return
+    what = f"columns of {source.name}"
+    again = f"syncd attach {source.name} with columns and expressions that exist"
+    found = look.row("read_vector_column", [source.oid, source.vector])
+    if found is None:
+        yield fail(what, f"the vector column {source.vector} is gone, or has another name", again)
+        return
+    type_now, _, dimension = found
+    if type_now.split("(")[0].rpartition(".")[2] != source.vector_type:
+        yield fail(what, f"{source.vector} is of type {type_now} now, it was attached as {source.vector_type}", again)
+    elif dimension != source.dimension:
+        detail = f"{source.vector} is declared with dimension {dimension} now, it was attached with {source.dimension}"
+        yield fail(what, detail, look.attach_command(source))
+    look.source_rows(source.read_rows(part("no_row")))
+
+
+def check_triggers(look: Look, source: Source) -> Iterator[Finding]:
+    """Every change of the table is noticed: the triggers are there, and fire always."""
+    if source.table is None:
+        return
+    what = f"triggers of {source.name}"
+    if look.row("knows_triggers")[0]:
+        rows = look.rows("read_missing_triggers", [source.id])
+        said = {"not always": "does not fire under session_replication_role = replica"}
+        problems = [
+            f"{trigger} on {relation} {said.get(problem, f'is {problem}')}" for relation, trigger, problem in rows
+        ]
+    else:
+        problems = plain_trigger_problems(look, source)
+    if problems:
+        shown = ", ".join(problems[:8]) + (f", and {len(problems) - 8} more" if len(problems) > 8 else "")
+        # Attaching again reads the table again too: what was changed meanwhile left no trace.
+        yield fail(what, f"{shown}: changes are missed", look.attach_command(source))
+    else:
+        yield ok(what, "all there, and always enabled")
+
+
+def plain_trigger_problems(look: Look, source: Source) -> list[str]:
+    """What is wrong with the statement triggers of a table without partitions."""
+    parameters = {
+        "source": source.oid,
+        "trigger_prefix": f"syncd_{source.id}_",
+        "function_prefix": f"capture_{source.id}_",
+    }
+    found = {name: (enabled, is_ours) for name, enabled, is_ours in look.rows("read_triggers", parameters)}
+    problems = []
+    for event in EVENTS:
+        name = f"syncd_{source.id}_{event}"
+        enabled, is_ours = found.get(name, (None, True))
+        if enabled is None:
+            problems.append(f"{name} is missing")
+        elif enabled != "A":
+            problems.append(f"{name} {enabled_in_words(enabled)}")
+        if not is_ours:
+            problems.append(f"{name} does not call syncd's function")
+    return problems
+
+
+def enabled_in_words(enabled: str) -> str:
+    """``pg_trigger.tgenabled`` of a trigger that should be enabled always."""
+    return {
+        "D": "is disabled",
+        "O": "does not fire under session_replication_role = replica",
+        "R": "fires only under session_replication_role = replica",
+    }.get(enabled, f"has tgenabled {enabled}")
+
+
+def check_key(look: Look, source: Source) -> Iterator[Finding]:
+    """The key is still unique and never NULL."""
+    if source.table is None:
+        return
+    what, table = f"key of {source.name}", source.identifier.as_string()
+    columns = ", ".join(sql.Identifier(name).as_string() for name in source.key)
+    unique, nullable = look.row("read_key", {"source": source.oid, "key": source.key})
+    for name in nullable:
+        column = sql.Identifier(name).as_string()
+        yield fail(
+            what,
+            f"key column {name} may be NULL, or is gone",
+            f"ALTER TABLE {table} ALTER COLUMN {column} SET NOT NULL;",
+        )
+    if not unique:
+        detail = f"no unique index on ({columns}): two rows with one key would take turns in the index"
+        yield fail(what, detail, f"CREATE UNIQUE INDEX ON {table} ({columns});")
+    if unique and not nullable:
+        yield ok(what, f"unique on ({columns})")
+
+
+def check_live(look: Look, source: Source) -> Iterator[Finding]:
+    """Some row of the table is live."""
+    if source.table is None:
+        return
+    query = part("has_rows").format(
+        source=source.rows_from, live=raw(source.live), vector=sql.Identifier(source.vector)
+    )
+    has_rows, has_live_rows = look.source_rows(query)[0]
+    if has_rows and not has_live_rows:
+        rule = look.arguments.get(source.id, {}).get("live", source.live)
+        yield warn(
+            f"live rows of {source.name}",
+            f"none of the table's rows is live: the rule is {rule} and {source.vector} IS NOT NULL",
+            f"fill {source.vector}, or give another rule: syncd attach {source.name} --live '...'",
+        )
+
+
+def check_dimensions(look: Look, source: Source) -> Iterator[Finding]:
+    """Each dataset has one dimension, that of most of its rows."""
+    if source.table is None:
+        return
+    what = f"dimensions of {source.name}"
+    if source.dimension is not None:
+        yield ok(what, f"{source.dimension}, as declared")
+        return
+    seen = sampled_lengths(look, source)
+    if seen:
+        look.dimensions[source.id] = max(lengths[0] for each in seen.values() for lengths in each[:1])
+    indexed = {row.dataset: row.dim for row in look.service.datasets if row.source == source.name}
+    found = [
+        *mixed_lengths(what, seen),
+        *(each for name, lengths in seen.items() for each in wrong_dimension(what, name, indexed.get(name), lengths)),
+    ]
+    yield from found
+    if not found:
+        dimensions = sorted({lengths[0][0] for lengths in seen.values()})
+        shown = ", ".join(map(str, dimensions[:5])) + (", ..." if len(dimensions) > 5 else "")
+        yield ok(what, f"{shown}, none declared" if shown else "none declared, and no live row yet")
+
+
+def sampled_lengths(look: Look, source: Source) -> dict[str, list[tuple[int, int]]]:
+    """The lengths of some live rows' vectors by dataset, each with its number of rows, the most frequent first."""
+    of = {"real[]": "array", "double precision[]": "array", "bytea": "bytes"}.get(source.vector_type, "text")
+    vector = sql.Identifier(source.vector)
+    query = part("sample_dimensions").format(
+        project=raw(source.project),
+        dataset=raw(source.dataset),
+        dimension=part(f"dimension_of_{of}").format(vector=vector),
+        source=source.rows_from,
+        live=raw(source.live),
+        vector=vector,
+    )
+    seen: dict[str, list[tuple[int, int]]] = {}
+    for project, dataset, dimension, count in look.source_rows(query):
+        if project is not None and dataset is not None and dimension:
+            seen.setdefault(dataset_name(project, dataset), []).append((dimension, count))
+    return seen
+
+
+def mixed_lengths(what: str, seen: Mapping[str, Sequence[tuple[int, int]]]) -> Iterator[Finding]:
+    """Datasets of which some rows must be in quarantine."""
+    for name, lengths in seen.items():
+        if len(lengths) > 1:
+            shares = ", ".join(f"{length} in {count} rows" for length, count in lengths[:4])
+            detail = f"dataset {name} has several lengths ({shares}, of those sampled); the fewer are quarantined"
+            yield warn(what, detail, f"syncd why {name}")
+
+
+def wrong_dimension(what: str, name: str, indexed: int | None, lengths: Sequence[tuple[int, int]]) -> Iterator[Finding]:
+    """A dataset that is indexed with another dimension than most of its rows have by now."""
+    if (
+        indexed is not None
+        and lengths
+        and indexed not in [length for length, count in lengths if count == lengths[0][1]]
+    ):
+        detail = f"dataset {name} is indexed with dimension {indexed}, most of its rows have {lengths[0][0]}"
+        yield warn(what, detail, f"syncd rebuild {name}")
+
+
+SOURCE_CHECKS: tuple[tuple[str, Callable[[Look, Source], Iterator[Finding]]], ...] = (
+    ("table", check_table),
+    ("rights on", check_rights),
+    ("columns of", check_columns),
+    ("triggers of", check_triggers),
+    ("key of", check_key),
+    ("live rows of", check_live),
+    ("dimensions of", check_dimensions),
+)
+"""Every check of a source, with the words that its lines begin with."""
+
+READING_CHECKS = frozenset({"columns of", "live rows of", "dimensions of"})
+"""Those that read rows: they say nothing where it is known already that no row can be read."""

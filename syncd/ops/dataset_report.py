@@ -1,0 +1,121 @@
+"""The service's side of ``why``: what only the running process knows about one dataset."""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Awaitable, Container, Mapping, Sequence
+from typing import Any
+
+from syncd.rpc import messages
+from syncd.rpc.messages import WirePosition
+from syncd.rpc.methods import Methods
+from syncd.rpc.protocol import Method
+from syncd.rpc.wire import key_to_wire
+from syncd.sync.datasets import Dataset
+from syncd.sync.watched import WatchedSource
+from syncd.types import DatasetName, full_dataset_name
+
+SAMPLE_KEYS = 3
+NEAR_NAMES = 5
+IN_PLACE_ROWS = 5000
+"""So many quarantined rows are counted on the event loop, in about a millisecond."""
+ROWS_PER_NAME = 50
+"""Comparing a name with the one that was asked for costs as much as counting so many rows."""
+
+
+def why_method(methods: Methods) -> Mapping[str, Method[Any, Any]]:
+    """The RPC method by its name."""
+    report = DatasetReport(methods)
+    return {"why": Method(messages.WhyParams, messages.WhyResult, report.why, "Why a dataset is as it is.")}
+
+
+class DatasetReport:
+    """See the module."""
+
+    def __init__(self, methods: Methods) -> None:
+        self.methods = methods
+
+    def why(self, params: messages.WhyParams) -> messages.WhyResult | Awaitable[messages.WhyResult]:
+        """One dataset, whatever state it is in; beside the event loop where there is much to count, or many names to compare."""
+        consumer = self.methods.consumer
+        name = full_dataset_name(params.dataset)
+        work = sum(len(watched.quarantine) for watched in consumer.sources.values())
+        if name not in consumer.registry.by_name:
+            work += len(consumer.registry.by_name) * ROWS_PER_NAME
+        if work > IN_PLACE_ROWS:
+            return self.methods.in_thread(lambda: self.report(name))
+        return self.report(name)
+
+    def report(self, name: DatasetName) -> messages.WhyResult:
+        """What ``why`` answers; a dataset that is not known has near names instead of a status. Safe in any thread."""
+        consumer, listener = self.methods.consumer, self.methods.listener
+        by_name = consumer.registry.by_name
+        dataset = by_name.get(name)
+        watched = None if dataset is None else self.watched(dataset)
+        checkpointer = self.methods.checkpointer
+        return messages.WhyResult(
+            dataset=name,
+            status=None if dataset is None else self.methods.dataset_status(dataset),
+            reason="" if dataset is None else dataset.reason,
+            progress=None if watched is None else progress(watched),
+            quarantine=self.quarantine({name} if dataset is not None else {name, ""}),
+            near=[] if dataset is not None else near_names(name, list(by_name)),
+            pending=dict(consumer.registry.pending),
+            consumer=consumer.settings.consumer,
+            connected=consumer.connected,
+            notifies=consumer.notifies,
+            listener_connected=listener is not None and listener.connected,
+            last_pass_seconds=time.monotonic() - consumer.last_pass_at,
+            open_writers=len(consumer.pace.writers),
+            checkpoint=messages.CheckpointStatus(
+                checkpointer.last_at, checkpointer.last_seconds, checkpointer.last_error
+            ),
+        )
+
+    def watched(self, dataset: Dataset) -> WatchedSource | None:
+        """What moves the dataset on; none for the frozen dataset of a source that is being attached anew."""
+        sources = self.methods.consumer.sources
+        return next((watched for watched in sources.values() if watched is dataset.follower), None)
+
+    def quarantine(self, names: Container[str]) -> list[messages.QuarantineCount]:
+        """Rows that would be in a dataset, by reason, the most frequent first; those of every source, since one may claim another's.
+
+        Rows whose expressions give no dataset have an empty name.
+        """
+        counts: dict[str, list[Any]] = {}
+        for watched in list(self.methods.consumer.sources.values()):
+            kind = watched.source.key_kind
+            for key, row in watched.quarantine.copy().items():  # a pass may be changing it in its thread
+                if row.dataset in names:
+                    found = counts.setdefault(row.reason, [0, []])
+                    found[0] += 1
+                    if len(found[1]) < SAMPLE_KEYS:
+                        found[1].append(key_to_wire(kind, key))
+        by_count = sorted(counts.items(), key=lambda item: -item[1][0])
+        return [messages.QuarantineCount(reason, rows, sample) for reason, (rows, sample) in by_count]
+
+
+def progress(watched: WatchedSource) -> messages.SourceProgress:
+    """How one source is being followed."""
+    now = time.monotonic()
+    unconfirmed = watched.unconfirmed
+    return messages.SourceProgress(
+        source=watched.source.name,
+        failure=watched.failure,
+        retry_in_seconds=max(watched.retry_at - now, 0.0) if watched.failure is not None else 0.0,
+        scanned_rows=None if watched.scan is None else watched.scan.rows,
+        moved_seconds=None if watched.moved_at is None else now - watched.moved_at,
+        position=WirePosition.of(watched.cursor.position),
+        unconfirmed_keys=None if unconfirmed.everything else len(unconfirmed.keys),
+    )
+
+
+def near_names(name: str, names: Sequence[str]) -> list[str]:
+    """Names whose part behind the project is like that of ``name``, whatever their project and their letters' case."""
+    last = {each: each.partition("/")[2].lower() for each in names}
+    wanted = name.partition("/")[2].lower()
+    alike = difflib.get_close_matches(wanted, set(last.values()), NEAR_NAMES)
+    return sorted((each for each in names if last[each] in alike), key=lambda each: alike.index(last[each]))[
+        :NEAR_NAMES
+    ]

@@ -1,0 +1,120 @@
+"""What checks look at: the database, the machine, and the running service where there is one."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from syncd.errors import SyncdError
+from syncd.postgres.connection import connect_blocking
+from syncd.postgres.source import Source
+from syncd.rpc.client import Client
+from syncd.rpc.messages import DatasetStatus, ServiceStatus
+from syncd.settings import Settings
+from syncd.statements import statement
+
+SERVICE_TIMEOUT_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What the running service says of itself; ``error`` where none answers."""
+
+    status: ServiceStatus | None
+    datasets: Sequence[DatasetStatus]
+    error: SyncdError | None = None
+
+
+@dataclass(slots=True)
+class Look:
+    """One inspection. Each statement has a transaction of its own, so that a check that fails does not spoil the next."""
+
+    settings: Settings
+    service: Service
+    connection: psycopg.Connection
+    role: str = ""
+    sources: Sequence[Source] = ()
+    arguments: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    table_rows: Mapping[int, int] = field(default_factory=dict)
+    """The server's estimate of each source's rows, 0 where it has none."""
+    dimensions: dict[int, int] = field(default_factory=dict)
+    """Of the sources that declare none, that of most of the rows seen."""
+
+    def rows(self, name: str, parameters: Sequence[object] | Mapping[str, object] | None = None) -> list[Any]:
+        """The rows of a statement of ``queries/check.sql``."""
+        with self.transaction():
+            return self.connection.execute(statement("check", name), parameters).fetchall()
+
+    def row(self, name: str, parameters: Sequence[object] | Mapping[str, object] | None = None) -> Any:
+        """Its only row, None where there is none."""
+        found = self.rows(name, parameters)
+        return found[0] if found else None
+
+    def source_rows(self, query: sql.Composed) -> list[tuple[Any, ...]]:
+        """The rows of a statement with a source's expressions in it, where a percent sign is a percent sign."""
+        with self.transaction():
+            return psycopg.RawCursor(self.connection).execute(query).fetchall()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """A short transaction that reads only and waits for nobody; nothing of it stays with the session."""
+        with self.connection.transaction():
+            self.connection.execute(statement("check", "local_settings"))
+            yield
+
+    def relations(self, sources: Sequence[Source]) -> list[int]:
+        """The sources' tables, with every partition below them."""
+        oids = [source.oid for source in sources if source.table is not None]
+        return [*oids, *(leaf for _, leaf in self.rows("read_leaves", [oids]) if leaf not in oids)]
+
+    def attach_command(self, source: Source) -> str:
+        """What attaches the source again as it is: it makes triggers that are missing, and reads the table again."""
+        return attach_command(source, self.arguments.get(source.id, {}))
+
+
+@contextmanager
+def looking(settings: Settings, service: Service) -> Iterator[Look]:
+    """Open a connection to look through; raises ``DatabaseError``."""
+    with connect_blocking(settings.conninfo) as connection:
+        connection.autocommit = True
+        connection.read_only = True  # of the transactions
+        connection.prepare_threshold = None  # a pooler may give each transaction another session
+        yield Look(settings, service, connection)
+
+
+def part(name: str) -> sql.SQL:
+    """A statement, or a part of one, of ``queries/check.sql``, to be filled in."""
+    return sql.SQL(statement("check", name))
+
+
+def attach_command(source: Source, arguments: Mapping[str, Any]) -> str:
+    """The command with a source's own arguments, ready for a shell; what is a default is left out."""
+    words = ["syncd", "attach", source.identifier.as_string() if needs_quotes(source) else source.name]
+    for name, default in (("vector", ""), ("project", "'default'"), ("dataset", ""), ("live", "true"), ("metric", "cosine")):  # fmt: skip
+        if arguments.get(name, default) not in (default, None):
+            words += [f"--{name}", str(arguments[name])]
+    for name, values in (("key", arguments.get("key", ())), ("column", arguments.get("columns", ()))):
+        for value in values:
+            words += [f"--{name}", str(value)]
+    return shlex.join(words)
+
+
+def needs_quotes(source: Source) -> bool:
+    """Whether the table's name is no plain lower-case name."""
+    return not all(part.isidentifier() and part == part.lower() for part in (source.schema or "", source.table or ""))
+
+
+def ask_service(socket: Path | str) -> Service:
+    """What the service on this socket answers, or why none does."""
+    try:
+        with Client(socket, timeout=SERVICE_TIMEOUT_SECONDS) as client:
+            return Service(client.status(), client.datasets())
+    except SyncdError as error:
+        return Service(None, (), error)

@@ -1,0 +1,218 @@
+"""What the server's catalogue says about a source, and what a difference means.
+
+Triggers record every change that they see. What they do not see leaves a trace in the catalogue: a rewritten table, a column of another type or of
+another number, a trigger that is switched off, or was for a moment, a partition that came or went. The facts are compared under a pass's own
+snapshot, so that no row is read before they have been.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+import psycopg
+from psycopg import sql
+
+from syncd.postgres.source import Source
+from syncd.statements import statement
+
+EVENTS = ("insert", "update", "delete", "truncate")
+EVENTS_PER_ROW = ("row", "truncate")
+ALWAYS = "A"
+SWITCHED = {"D": "was disabled", "O": "fires no longer on every write (ENABLE ALWAYS)", "R": "fires on replicas only"}
+
+Doubt = Literal["registry", "rewritten", "believed", "doubted", "mend"]
+"""What a change asks for: ``registry``, to read anew what is attached; ``rewritten``, that rows moved, which a truncation explains;
+``believed``, a comparison at leisure; ``doubted``, one at once; ``mend``, the same, and to see to the triggers."""
+
+
+class Leaves(msgspec.Struct, frozen=True):
+    """The partitions that hold rows, as digests."""
+
+    count: int
+    members: str | None
+    files: str | None
+    row_security: str | None
+    triggers: str | None
+    always: bool
+
+
+class Catalogue(msgspec.Struct, frozen=True):
+    """The facts of one source. ``columns``: number, type, modifier, xmin, whether generated; ``triggers``: oid, xmin, when it fires."""
+
+    kind: str
+    file: int
+    persistence: str
+    row_security: tuple[bool, bool]
+    per_row: bool
+    columns: dict[str, tuple[int, int, int, int, str]] | None
+    triggers: dict[str, tuple[int, int, str]] | None
+    leaves: Leaves | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A difference in words, and what it asks for."""
+
+    reason: str
+    doubt: Doubt
+
+
+def parse_catalogue(text: str) -> Catalogue:
+    """The facts from a text of ``read_catalogues``."""
+    table, _, leaves = text.partition("\n")
+    facts = msgspec.json.decode(table, type=Catalogue)
+    return msgspec.structs.replace(facts, leaves=msgspec.json.decode(leaves, type=Leaves)) if leaves else facts
+
+
+def read_catalogues(
+    connection: psycopg.Connection, seen: Mapping[int, tuple[str, bool]], *, prepare: bool
+) -> dict[int, str]:
+    """The present facts of sources by id, as text that compares; a source whose table was dropped has none.
+
+    ``seen`` gives the facts as they were read before, and whether the partitions are to be looked at too.
+    """
+    whole = [source_id for source_id, (_, leaves) in seen.items() if leaves]
+    query = statement("catalogue", "read_catalogue").format(ids=joined(seen), whole=joined(whole))
+    found = {}
+    for source_id, table, leaves in connection.execute(query.encode(), prepare=prepare).fetchall():
+        before, look_at_leaves = seen[source_id]
+        found[source_id] = f"{table}\n{(leaves or '') if look_at_leaves else before.partition(chr(10))[2]}"
+    return found
+
+
+def joined(ids: Iterable[int]) -> str:
+    """The elements of an array literal."""
+    return ",".join(map(str, sorted(ids)))
+
+
+def read_names(connection: psycopg.Connection, source: Source, numbers: Iterable[int]) -> dict[int, str | None]:
+    """Names that columns have now, by number; None where one was dropped."""
+    parameters = [source.oid, list(numbers)]
+    rows = connection.execute(statement("catalogue", "read_column_names"), parameters, prepare=False).fetchall()
+    return dict(rows)
+
+
+def gone(before: Catalogue, after: Catalogue) -> dict[str, int]:
+    """Columns that are no longer there under their names, with their numbers."""
+    now = after.columns or {}
+    return {name: facts[0] for name, facts in (before.columns or {}).items() if name not in now}
+
+
+def changes(before: Catalogue, after: Catalogue, renamed: Mapping[int, str | None]) -> list[Change]:
+    """Every difference. ``renamed`` gives the present names of the columns that are ``gone``."""
+    found = [*column_changes(before, after, renamed), *trigger_changes(before, after), *leaf_changes(before, after)]
+    if before.file != after.file:
+        found.append(Change("the table was rewritten", "rewritten"))
+    if before.persistence != after.persistence:
+        said = "was made unlogged: a crash of the server empties it" if after.persistence == "u" else "was made logged"
+        found.append(Change(f"the table {said}", "believed"))
+    if before.row_security != after.row_security:
+        found.append(Change(f"row-level security was switched {'on' if after.row_security[0] else 'off'}", "believed"))
+    if before.per_row != after.per_row:
+        said = "is written past its statement triggers now (a subscription, or a partition)"
+        found.append(
+            Change(f"the table {said}" if after.per_row else "the table needs no row triggers any more", "mend")
+        )
+    return found
+
+
+def column_changes(before: Catalogue, after: Catalogue, renamed: Mapping[int, str | None]) -> list[Change]:
+    """Columns that the source uses."""
+    old, new = before.columns or {}, after.columns or {}
+    found = []
+    for name, facts in old.items():
+        now = new.get(name)
+        if now == facts:
+            continue
+        if now is None:
+            other = renamed.get(facts[0])
+            found.append(Change(f"column {name} was " + (f"renamed to {other}" if other else "dropped"), "registry"))
+        elif now[0] != facts[0]:
+            found.append(Change(f"column {name} is another column now", "registry"))
+        elif now[1:3] != facts[1:3]:
+            found.append(Change(f"column {name} was given another type", "registry"))
+        else:  # a default, a privilege; or other values, where the table was rewritten or the column is computed when it is read
+            values = before.file != after.file or after.kind == "p" or "v" in (facts[4], now[4])
+            found.append(Change(f"column {name} was altered", "doubted" if values else "believed"))
+    found += [Change(f"there is a column {name} now", "registry") for name in new.keys() - old.keys()]
+    return found
+
+
+def trigger_changes(before: Catalogue, after: Catalogue) -> list[Change]:
+    """Triggers of the table itself. What was written while one was off is in no outbox, also when it is on again by now."""
+    old, new = before.triggers or {}, after.triggers or {}
+    found = []
+    for name in sorted(old.keys() | new.keys()):
+        was, now = old.get(name), new.get(name)
+        if now == was:
+            continue
+        if now is None:
+            said = "was dropped"
+        elif was is None:
+            said = "was created"
+        elif now[2] != was[2]:
+            said = "was enabled again" if now[2] == ALWAYS else SWITCHED.get(now[2], "was altered")
+        else:
+            said = "was created anew" if now[0] != was[0] else "was altered"
+        found.append(Change(f"trigger {name} {said}", "mend"))
+    return found
+
+
+def leaf_changes(before: Catalogue, after: Catalogue) -> list[Change]:
+    """Partitions."""
+    old, new = before.leaves, after.leaves
+    if old == new:
+        return []
+    if old is None or new is None or old.members != new.members:
+        return [Change("partitions were attached or detached", "mend")]
+    if (old.triggers, old.always) != (new.triggers, new.always):
+        return [Change("triggers of partitions were altered", "mend")]
+    if old.files != new.files:
+        return [Change("a partition was rewritten", "doubted")]  # or truncated, where its trigger could not tell
+    return [Change("row-level security of a partition was switched", "believed")]
+
+
+def weakness(source: Source, facts: Catalogue) -> str:
+    """Which triggers do not record every write, in words; empty where all is well."""
+    triggers = facts.triggers or {}
+    weak = [
+        f"trigger {name} {'is disabled' if fires == 'D' else 'does not fire on every write'}"
+        for name, (_, _, fires) in triggers.items()
+        if fires != ALWAYS
+    ]
+    names = [f"syncd_{source.id}_{event}" for event in (EVENTS_PER_ROW if facts.per_row else EVENTS)]
+    weak += [f"trigger {name} is missing" for name in names if name not in triggers]
+    if facts.leaves is not None and not facts.leaves.always:
+        weak.append("triggers of partitions do not fire on every write")
+    return ", ".join(weak)
+
+
+def sql_name(source: Source) -> str:
+    """The table's name as a literal of SQL."""
+    parts = [
+        part if re.fullmatch("[a-z_][a-z0-9_]*", part) else f'"{part}"'
+        for part in (source.schema, source.table)
+        if part
+    ]
+    return sql.Literal(".".join(parts)).as_string(None)
+
+
+def attach_command(source: Source, renamed: Mapping[str, str]) -> str:
+    """The command that attaches a source again, with the present names of its columns; dropped ones are left as they are."""
+    pattern = re.compile("|".join(rf"(?<![\w\"']){re.escape(name)}(?![\w\"'])" for name in renamed) or r"(?!)")
+
+    def present(text: str) -> str:
+        return pattern.sub(lambda match: renamed[match.group()], text)
+
+    words = ["syncd", "attach", source.name]
+    for option, names in (("--key", source.key), ("--vector", [source.vector]), ("--column", source.columns)):
+        for name in names:
+            words += [option, renamed.get(name, name)]
+    for option, expression in (("--project", source.project), ("--dataset", source.dataset), ("--live", source.live)):
+        words += [option, present(expression)]
+    return shlex.join([*words, "--metric", source.metric])

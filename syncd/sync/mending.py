@@ -1,0 +1,69 @@
+"""Mending: where a source's triggers are missing or switched off, put them right, as far as the role that syncd connects as may.
+
+It takes the owner's rights. Where they are not given the source says what the owner is to run, and is compared with its table every minute.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+
+import structlog
+
+from syncd.errors import DatabaseError, SyncdError
+from syncd.postgres.control import Control
+from syncd.statements import statement
+from syncd.sync.consumer import Consumer
+from syncd.sync.watched import WatchedSource
+
+MEND_SECONDS = 60.0
+"""Between two attempts that fail."""
+
+logger = structlog.get_logger()
+
+
+class Mender:
+    """Runs beside the consumer, on the connection for reports."""
+
+    def __init__(self, consumer: Consumer, control: Control) -> None:
+        self.consumer = consumer
+        self.control = control
+        self.said: dict[int, str] = {}
+
+    async def run(self) -> None:
+        """After each pass, mend the sources that want it, until cancelled."""
+        while True:
+            done = self.consumer.pass_done
+            for watched in list(self.consumer.sources.values()):
+                if watched.watch.mend_at <= time.monotonic() and watched.source.table is not None:
+                    await self.mend(watched)
+            await done.wait()
+
+    async def mend(self, watched: WatchedSource) -> None:
+        """Try once. What fails is said once, and tried again later while it is needed."""
+        watched.watch.mend_at = math.inf
+        try:
+            changed = await self.call(watched.source.oid)
+        except SyncdError as error:
+            if watched.watch.weakness:
+                watched.watch.mend_at = time.monotonic() + MEND_SECONDS
+                if self.said.get(watched.source.id) != str(error):
+                    self.said[watched.source.id] = str(error)
+                    logger.error("triggers_not_mended", error=str(error), reason=watched.watch.weakness)
+            return
+        self.said.pop(watched.source.id, None)
+        if changed:
+            logger.warning("triggers_mended", source=watched.source.name)
+            self.consumer.wake("request")  # the pass sees them, and compares what was written without them
+        elif watched.watch.weakness:
+            watched.watch.mend_at = time.monotonic() + MEND_SECONDS
+
+    async def call(self, oid: int) -> bool:
+        """Whether triggers were changed; raises ``DatabaseError``."""
+        async with self.control.transaction() as control:
+            row = await (await control.execute(statement("catalogue", "can_mend"))).fetchone()
+            if row != (True,):
+                raise DatabaseError("this schema syncd has no function that mends triggers")
+            await control.execute(statement("catalogue", "limit_mend"))
+            row = await (await control.execute(statement("catalogue", "mend"), [oid])).fetchone()
+        return bool(row and row[0])

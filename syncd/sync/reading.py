@@ -1,0 +1,123 @@
+"""Reading a source's rows although an expression of the user's fails on some of them.
+
+An error ends the whole statement, so the failing rows are found by halving what is asked for, each attempt behind a savepoint of the pass's own
+transaction: they go to quarantine as ``expression_failed``, the others are read. Savepoints cost two round trips, so they begin with the first
+failure: the pass starts again, and the source is read with care until no row of it fails any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from syncd.postgres.source import passes
+from syncd.types import DatasetName, Key
+
+if TYPE_CHECKING:
+    from syncd.sync.watched import WatchedSource
+
+EXPRESSION_FAILED = "expression_failed"
+OF_A_ROW = ("21", "22", "23", "2F", "38", "39", "54", "0A", "P0")
+"""Classes of SQLSTATE that the value of one row can cause; the others concern the whole table, the session or the server."""
+
+Rows = list[tuple[Any, ...]]
+
+
+def is_of_a_row(error: BaseException) -> bool:
+    """Whether another row might do better."""
+    return isinstance(error, psycopg.Error) and (error.sqlstate or "").startswith(OF_A_ROW)
+
+
+def read_by_keys(connection: psycopg.Connection, each: WatchedSource, keys: Sequence[str]) -> tuple[Rows, list[str]]:
+    """Live rows by key, and the keys whose row an expression fails on."""
+    rows = psycopg.RawCursor(connection)
+
+    def read(some: Sequence[str]) -> Rows:
+        return rows.execute(
+            each.source.read_keys(), [each.source.key_array(some)], prepare=each.source.prepare, binary=True
+        ).fetchall()
+
+    if not each.careful:
+        return read(keys), []
+    return halving(connection, read, keys)
+
+
+def halving(
+    connection: psycopg.Connection, read: Callable[[Sequence[str]], Rows], keys: Sequence[str]
+) -> tuple[Rows, list[str]]:
+    """Read some keys, or, where that fails, each half of them."""
+    found: Rows = []
+    failing: list[str] = []
+    waiting = [keys]
+    while waiting:
+        some = waiting.pop()
+        rows = attempt(connection, partial(read, some))
+        if rows is not None:
+            found += rows
+        elif len(some) == 1:
+            failing.append(some[0])
+        else:
+            half = len(some) // 2
+            waiting += [some[half:], some[:half]]
+    return found, failing
+
+
+def read_page(
+    connection: psycopg.Connection,
+    each: WatchedSource,
+    after: Key | None,
+    only: Sequence[DatasetName] | None,
+    rows: int,
+) -> tuple[Rows, list[Key], Key | None]:
+    """One page of a scan: its live rows, the keys whose row an expression fails on, and its last key, None behind the table's end."""
+    cursor = psycopg.RawCursor(connection)
+
+    def end_of(start: Key | None, count: int) -> Key | None:
+        query = each.source.read_page_end(start, count)
+        end = cursor.execute(query, prepare=False, binary=True).fetchone()
+        return None if end is None else each.source.parse_key(end[0])
+
+    def read(start: Key | None, until: Key | None) -> Rows:
+        return cursor.execute(each.source.read_range(start, until, only), prepare=False, binary=True).fetchall()
+
+    until = end_of(after, rows)
+    if not each.careful:
+        return read(after, until), [], until
+    found: Rows = []
+    failing: list[Key] = []
+    waiting = [(after, until, rows)]
+    while waiting:
+        start, stop, count = waiting.pop()
+        some = attempt(connection, partial(read, start, stop))
+        if some is not None:
+            found += some
+            continue
+        if count == 1 and stop is not None:
+            failing.append(stop)
+            continue
+        half = max(count // 2, 1)
+        middle = end_of(start, half)
+        if middle is None and count == 1:
+            read(start, stop)  # it fails although there is no row: for another reason, then
+        elif middle is None or middle == stop:  # fewer rows than that are left
+            waiting.append((start, stop, half))
+        else:
+            waiting += [(middle, stop, max(count - half, 1)), (start, middle, half)]
+    return found, failing, until
+
+
+def attempt(connection: psycopg.Connection, read: Callable[[], Rows]) -> Rows | None:
+    """The rows, or None where an expression failed on one of them; the transaction goes on either way."""
+    connection.execute(passes("savepoint"))
+    try:
+        rows = read()
+    except psycopg.Error as error:
+        if connection.broken or not is_of_a_row(error):
+            raise
+        connection.execute(passes("rollback_to_savepoint"))
+        return None
+    connection.execute(passes("release_savepoint"))
+    return rows

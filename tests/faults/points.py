@@ -1,0 +1,140 @@
+"""Named points of a pass, a checkpoint and a start, at which a test has syncd killed.
+
+The product knows nothing of them: ``watch``, which runs in syncd's process before it starts, puts a wrapper around the function of each point. The
+test names one point in a file; the process that comes there next notes it in another file, and kills itself as ``kill -9`` does.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+import os
+import pkgutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+ARMED, REACHED = "armed", "reached"
+
+Phase = Literal["scan", "start", "pass", "checkpoint", "stop"]
+
+
+class Point(NamedTuple):
+    """Before or after a function: at its ``nth`` call since the point was armed."""
+
+    phase: Phase
+    name: str
+    when: Literal["before", "after"]
+    function: str
+    nth: int = 1
+
+
+POINTS = [
+    Point("scan", "before the first page", "before", "syncd.sync.passes:Pass.scan_page"),
+    Point("scan", "after the first page of several", "after", "syncd.sync.passes:Pass.scan_page"),
+    Point("scan", "in the middle of a page", "after", "syncd.index.dataset:DatasetIndex.apply", 2),
+    Point("scan", "before the end of a scan", "before", "syncd.sync.watched:WatchedSource.end_scan"),
+    Point("scan", "after the end of a scan", "after", "syncd.sync.watched:WatchedSource.end_scan", 2),
+    Point("scan", "before the first checkpoint is captured", "before", "syncd.sync.checkpoints:capture"),
+    Point("start", "before the directory is locked", "before", "syncd.service:locked_data_dir"),
+    Point("start", "before the manifest is read", "before", "syncd.store.checkpoint:CheckpointStore.load"),
+    Point("start", "after the manifest is read", "after", "syncd.store.checkpoint:CheckpointStore.load"),
+    Point("start", "after leftovers are removed", "after", "syncd.store.checkpoint:CheckpointStore.remove_leftovers"),
+    Point("start", "before the database is connected", "before", "syncd.sync.consumer:open_pass_connection"),
+    Point("start", "before the name is taken", "before", "syncd.sync.consumer:take_name"),
+    Point("start", "after the name is taken", "after", "syncd.sync.consumer:take_name"),
+    Point("start", "after the sources are read", "after", "syncd.sync.consumer:read_registry"),
+    Point("start", "in the middle of loading", "after", "syncd.sync.loading:DatasetIndex.load", 2),
+    Point("start", "after loading", "after", "syncd.sync.consumer:Consumer.load"),
+    Point("start", "in the first pass", "after", "syncd.sync.passes:Pass.take_snapshot"),
+    Point("start", "before it says that it is ready", "before", "syncd.cli.serve:say"),
+    Point("pass", "before the locks", "before", "syncd.sync.passes:Pass.begin"),
+    Point("pass", "between the locks and the snapshot", "after", "syncd.sync.passes:Pass.begin"),
+    Point("pass", "after the snapshot", "after", "syncd.sync.passes:Pass.take_snapshot"),
+    Point("pass", "after the changed keys are read", "after", "syncd.sync.passes:read_changes"),
+    Point("pass", "before the first source", "before", "syncd.sync.passes:Pass.bring"),
+    Point("pass", "before rows are applied", "before", "syncd.sync.watched:WatchedSource.apply"),
+    Point("pass", "between two datasets", "after", "syncd.index.dataset:DatasetIndex.apply"),
+    Point("pass", "before rows are in memory", "before", "syncd.index.generation:Generation.write"),
+    Point("pass", "before rows are published", "before", "syncd.index.dataset:DatasetIndex._publish"),
+    Point("pass", "after rows are written ahead", "after", "syncd.index.columns:Column.seal", 2),
+    Point("pass", "after rows are applied", "after", "syncd.sync.watched:WatchedSource.apply"),
+    Point("pass", "between two sources", "after", "syncd.sync.passes:Pass.bring"),
+    Point("pass", "before the end of its transaction", "before", "syncd.sync.passes:Pass.commit"),
+    Point("pass", "after the end of its transaction", "after", "syncd.sync.passes:Pass.commit"),
+    Point("pass", "after its last step", "after", "syncd.sync.consumer:Consumer.note_progress"),
+    Point("checkpoint", "after the first source is captured", "after", "syncd.sync.checkpoints:capture"),
+    Point("checkpoint", "before the nonce", "before", "syncd.sync.checkpoints:write_nonce"),
+    Point("checkpoint", "after the nonce", "after", "syncd.sync.checkpoints:write_nonce"),
+    Point("checkpoint", "before the first file", "before", "syncd.index.columns:write_at"),
+    Point("checkpoint", "after the first file is written", "after", "syncd.index.columns:write_at"),
+    Point("checkpoint", "after a file is durable", "after", "syncd.index.columns:make_durable", 3),
+    Point("checkpoint", "before a bitmap", "before", "syncd.index.generation:write_at"),
+    Point("checkpoint", "after a bitmap", "after", "syncd.index.generation:write_at"),
+    Point("checkpoint", "between two datasets", "after", "syncd.index.generation:Generation.save"),
+    Point("checkpoint", "before the manifest", "before", "syncd.store.checkpoint:write_manifest"),
+    Point("checkpoint", "before the manifest before is renamed", "before", "pathlib:Path.replace"),
+    Point("checkpoint", "between the two renames", "after", "pathlib:Path.replace"),
+    Point("checkpoint", "before the renames are durable", "before", "syncd.store.manifest:sync_directory"),
+    Point("checkpoint", "after the manifest", "after", "syncd.store.checkpoint:write_manifest"),
+    Point("checkpoint", "before obsolete files are removed", "before", "syncd.store.checkpoint:remove_file"),
+    Point("checkpoint", "after the first obsolete file is removed", "after", "syncd.store.checkpoint:remove_file"),
+    Point("checkpoint", "before it is noted in the database", "after", "syncd.store.checkpoint:CheckpointStore.save"),
+    Point("stop", "before requests under way are finished", "before", "syncd.rpc.server:Server.stop"),
+    Point("stop", "before the last checkpoint", "before", "syncd.service:Service.save_last_checkpoint"),
+    Point("stop", "in the last checkpoint", "before", "syncd.store.checkpoint:write_manifest"),
+]
+
+
+def arm(folder: Path, point: Point) -> None:
+    """Have the process stop at a point."""
+    (folder / REACHED).unlink(missing_ok=True)
+    (folder / "new").write_text(repr(point))
+    (folder / "new").rename(folder / ARMED)
+
+
+def reached(folder: Path) -> str:
+    """The point that a process was killed at, empty where it was not."""
+    return (folder / REACHED).read_text() if (folder / REACHED).exists() else ""
+
+
+def watch(folder: str) -> None:
+    """Put a wrapper around each point's function. Runs in syncd's process."""
+    for point in POINTS:
+        module, _, path = point.function.partition(":")
+        owner = pkgutil.resolve_name(module)
+        *outer, name = path.split(".")
+        for each in outer:
+            owner = getattr(owner, each)
+        static = inspect.getattr_static(owner, name)
+        function = getattr(owner, name)
+        wrapped = wrapper(point, function, Path(folder))
+        setattr(owner, name, staticmethod(wrapped) if isinstance(static, classmethod) else wrapped)
+
+
+def wrapper(point: Point, function: Callable[..., Any], folder: Path) -> Callable[..., Any]:
+    """The function, with a death before or after it."""
+    calls = itertools.count(1)  # one step: datasets are saved in several threads
+
+    def here() -> None:
+        try:
+            armed = (folder / ARMED).read_text()
+        except FileNotFoundError:
+            return
+        if armed == repr(point) and next(calls) == point.nth:
+            (folder / REACHED).write_text(repr(point))
+            (folder / ARMED).unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    @functools.wraps(function)
+    def around(*arguments: Any, **named: Any) -> Any:
+        if point.when == "before":
+            here()
+        result = function(*arguments, **named)
+        if point.when == "after":
+            here()
+        return result
+
+    return around

