@@ -6,11 +6,10 @@ distance overflows, the query is answered by exact search.
 
 from __future__ import annotations
 
-import faiss
 import numpy as np
 
 from syncd.index.calibration import Point
-from syncd.index.codes import LiveCodes
+from syncd.index.codes import LiveCodes, library
 from syncd.index.exact import Distances, pgvector_distances, search_exact, search_from, use_one_thread
 from syncd.index.live import Slots
 from syncd.index.vectors import Vectors, half_to_float
@@ -19,9 +18,7 @@ from syncd.index.view import View
 QUERIES_AT_ONCE = 64
 
 
-def search_codes(
-    view: View, codes: LiveCodes, queries: Vectors, k: int, point: Point
-) -> list[tuple[Distances, Slots]]:
+def search_codes(view: View, codes: LiveCodes, queries: Vectors, k: int, point: Point) -> list[tuple[Distances, Slots]]:
     """About the ``k`` nearest live rows of each query, as ``search_exact`` gives them. ``codes`` is the view's, or the same with fewer bits set."""
     use_one_thread()
     wanted = min(k, view.live_count)
@@ -60,8 +57,9 @@ def exact_distances(view: View, query: Vectors, slots: Slots) -> Distances:
         return np.empty(0, dtype=np.float64)
     rows = rows_of(view, slots)
     raw = np.empty(slots.size, dtype=np.float32)
-    compare = faiss.fvec_L2sqr_ny if view.format.metric == "l2" else faiss.fvec_inner_products_ny
-    compare(faiss.swig_ptr(raw), faiss.swig_ptr(query), faiss.swig_ptr(rows), rows.shape[1], slots.size)
+    compare = library.fvec_L2sqr_ny if view.format.metric == "l2" else library.fvec_inner_products_ny
+    pointer = library.swig_ptr
+    compare(pointer(raw), pointer(query), pointer(rows), rows.shape[1], slots.size)
     return pgvector_distances(view.format.metric, raw)
 
 

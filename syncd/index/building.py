@@ -14,7 +14,7 @@ import numpy as np
 
 from syncd.index.approximate import as_compared
 from syncd.index.calibration import KS, Calibration
-from syncd.index.codes import Codebook, Codes, Part, Stop, empty_part, without_quantizer
+from syncd.index.codes import Codebook, Codes, Part, Stop, empty_part, list_sizes, without_quantizer
 from syncd.index.exact import use_one_thread
 from syncd.index.live import Bitmap
 from syncd.index.measuring import calibrate
@@ -36,8 +36,13 @@ TIER_FACTOR = 4
 MOST_DEAD = 0.2
 """The share of a part's rows that may be dead before it is built again."""
 RETRAIN_GROWTH = 4.0
+RETRAIN_UNEVENNESS = 2.0
+"""How many times as uneven as they were the lists may become."""
 MEASURE_AGAIN = 0.25
-"""The share of rows that may come or go before recall is measured again."""
+"""The share of rows that may come or go before recall is measured again, or a codebook out of whose reach the recall is, is made anew."""
+LEAST_DEAD_SLOTS = 4096
+MOST_DEAD_SLOTS = 0.5
+"""More dead slots than this, and a larger share of all than this, are given back."""
 BLOCK_ROWS = 4096
 
 _BITS_SET = np.array([number.bit_count() for number in range(256)], dtype=np.int64)
@@ -48,10 +53,10 @@ class Plan:
     """One thing to build.
 
     ``train``: everything anew. ``encode``: one part for ``start <= slot < stop`` in the place of the parts ``first <= part < last``. ``measure``:
-    only the recall. ``drop``: nothing is worth codes any more.
+    only the recall. ``drop``: nothing is worth codes any more. ``compact``: the live rows without the dead slots.
     """
 
-    kind: Literal["train", "encode", "measure", "drop"]
+    kind: Literal["train", "encode", "measure", "drop", "compact"]
     first: int = 0
     last: int = 0
     start: int = 0
@@ -68,15 +73,24 @@ def tail_rows(dim: int) -> int:
     return max(TAIL_ELEMENTS // dim, TAIL_ROWS)
 
 
+def wants_codes(view: View) -> bool:
+    """Whether a dataset without codes is too large for that."""
+    return view.live_count > exact_rows(view.dim or 1)
+
+
 def plan_build(view: View, recall: float) -> Plan | None:
     """What to build for ``view``, whose searches want ``recall``; None when all is well."""
     rows, dim = view.live_count, view.dim or 1
+    if view.count - rows > max(LEAST_DEAD_SLOTS, MOST_DEAD_SLOTS * view.count):
+        return Plan("compact")
     if view.codes is None:
-        return Plan("train") if rows > exact_rows(dim) else None
+        return Plan("train") if wants_codes(view) else None
     codes = view.codes.codes
     if rows < exact_rows(dim) // 4:
         return Plan("drop")
-    if rows >= RETRAIN_GROWTH * codes.codebook.trained_rows:
+    if rows >= RETRAIN_GROWTH * codes.codebook.trained_rows or (
+        codes.unevenness > RETRAIN_UNEVENNESS * codes.unevenness_trained
+    ):
         return Plan("train")
     if view.count - codes.stop >= tail_rows(dim):
         return _extended(view, codes)
@@ -85,16 +99,19 @@ def plan_build(view: View, recall: float) -> Plan | None:
         if part.rows - alive > MOST_DEAD * part.rows:
             return Plan("encode", number, number + 1, part.start, part.stop)
     measured = codes.calibration
-    changed = abs(rows - measured.rows) + (view.count - measured.slots)
-    if changed > MEASURE_AGAIN * max(measured.rows, 1):
+    came, went = view.count - measured.slots, measured.rows + view.count - measured.slots - rows
+    if max(came, went) > MEASURE_AGAIN * measured.rows:
         return Plan("measure")
-    return Plan("train") if _worn_out(codes, rows, recall) else None
+    return Plan("train") if _worn_out(view, codes, recall) else None
 
 
 def build(
     view: View, plan: Plan, generation: int, next_number: Callable[[], int], stop: Stop = lambda: False
 ) -> Codes | None:
-    """What ``plan`` says, made from ``view``; None for ``drop``. ``next_number`` names files. Raises ``Cancelled`` soon after ``stop`` says so."""
+    """What ``plan`` says, made from ``view``; None for ``drop``, and never for ``compact``. ``next_number`` names files.
+
+    Raises ``Cancelled`` soon after ``stop`` says so.
+    """
     use_one_thread()
     if plan.kind == "drop":
         return None
@@ -103,6 +120,7 @@ def build(
         codebook = train(view, number, number, stop)
         part = encode(view, codebook, 0, view.count & ~7, next_number(), stop)
         codes = Codes(generation, codebook, (part,), Calibration(0, 0, ()))
+        codes = replace(codes, unevenness_trained=codes.unevenness)
         return replace(codes, calibration=calibrate(view, codes, number, stop))
     codes = view.codes.codes
     if plan.kind == "measure":
@@ -129,7 +147,7 @@ def encode(view: View, codebook: Codebook, start: int, stop: int, number: int, c
             stored, norms = stored[alive], None if norms is None else norms[alive]
         index.add_with_ids(codebook.encodable(as_compared(view, stored, norms)), slots)
         rows += slots.size
-    return Part(number, start, stop, rows, without_quantizer(codebook, index))
+    return Part(number, start, stop, rows, list_sizes(index), without_quantizer(codebook, index))
 
 
 def live_between(live: Bitmap, start: int, stop: int) -> int:
@@ -149,7 +167,7 @@ def _extended(view: View, codes: Codes) -> Plan:
     return Plan("encode", first, len(codes.parts), start, stop)
 
 
-def _worn_out(codes: Codes, rows: int, recall: float) -> bool:
-    """Whether the codebook has aged: the rows have grown since it was trained, and what is wanted is out of its reach."""
-    grown = rows >= 1.5 * codes.codebook.trained_rows
-    return grown and codes.calibration.choose(KS[0], recall) is None
+def _worn_out(view: View, codes: Codes, recall: float) -> bool:
+    """Whether the codebook has aged: what is wanted is out of its reach, and there are rows that it does not know."""
+    new = view.count - codes.codebook.trained_slots
+    return new > MEASURE_AGAIN * codes.codebook.trained_rows and codes.calibration.choose(KS[0], recall) is None

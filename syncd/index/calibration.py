@@ -3,6 +3,9 @@
 Some live rows serve as queries, each left out of its own answer. Their exact neighbours are computed once; then lists are probed in growing numbers,
 and for each number of candidates the recall follows from one search. What is kept are the settings that no other beats in both recall and cost. A
 recall that none of them reaches is answered by exact search.
+
+The best of many noisy measurements tends to be a lucky one. So settings are chosen by a bound below the mean over some of the rows, and the recall
+that is reported is the mean over others, which had no part in the choice but to forbid it.
 """
 
 from __future__ import annotations
@@ -24,19 +27,20 @@ RERANK_NS_PER_ELEMENT = 2.5
 
 
 class Point(msgspec.Struct, frozen=True, array_like=True):
-    """Settings, and the mean recall@k they had over the rows that served as queries; ``error`` is the mean's standard error."""
+    """Settings with the recall@k they had: ``bound`` is two standard errors below the mean over the rows that they are chosen by, ``recall``
+    the mean over other rows."""
 
     k: int
     nprobe: int
     candidates: int
+    bound: float
     recall: float
-    error: float
     cost_us: float
 
     @property
     def promised(self) -> float:
-        """The recall that may be counted on. The best of many noisy measurements tends to be a lucky one: hence one standard error less."""
-        return self.recall - self.error
+        """The recall that may be counted on."""
+        return min(self.bound, self.recall)
 
 
 class Calibration(msgspec.Struct, frozen=True):

@@ -9,10 +9,8 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-import faiss
-
 from syncd.errors import DamagedFile, DataDirectoryError
-from syncd.index.codes import Codebook, Codes, Part
+from syncd.index.codes import Codebook, Codes, Part, library, list_sizes
 from syncd.index.files import make_durable, read_file, write_at
 from syncd.index.saved import SavedCodes, SavedFile, SavedIndex, SavedPart
 
@@ -26,17 +24,25 @@ def save_codes(directory: Path, codes: Codes) -> tuple[SavedCodes, list[SavedFil
     """
     book, written, files, parts = codes.codebook, 0, [], []
     prefix = f"{codes.generation:04d}"
-    if not book.file:
-        book.file.append(_write(directory, f"{prefix}-codebook-{book.number:06d}.ivf", book.template))
+    if not _is_there(directory, book.file):
+        book.file[:] = [_write(directory, f"{prefix}-codebook-{book.number:06d}.ivf", book.template)]
         written += book.file[0].bytes
     files.append(book.file[0])
     for part in codes.parts:
-        if not part.file:
-            part.file.append(_write(directory, f"{prefix}-codes-{part.number:06d}.ivf", part.index))
+        if not _is_there(directory, part.file):
+            part.file[:] = [_write(directory, f"{prefix}-codes-{part.number:06d}.ivf", part.index)]
             written += part.file[0].bytes
         files.append(part.file[0])
         parts.append(SavedPart(part.number, part.start, part.stop, part.rows, part.file[0].name))
-    saved = SavedCodes(book.number, book.file[0].name, book.trained_rows, tuple(parts), codes.calibration)
+    saved = SavedCodes(
+        codebook_number=book.number,
+        codebook_name=book.file[0].name,
+        trained_rows=book.trained_rows,
+        trained_slots=book.trained_slots,
+        unevenness_trained=codes.unevenness_trained,
+        parts=tuple(parts),
+        calibration=codes.calibration,
+    )
     return saved, files, written
 
 
@@ -53,6 +59,7 @@ def load_codes(directory: Path, saved: SavedIndex) -> Codes | None:
         saved.metric,
         dim,
         entry.trained_rows,
+        entry.trained_slots,
         template.quantizer,
         template,
         [files[entry.codebook_name]],
@@ -62,15 +69,13 @@ def load_codes(directory: Path, saved: SavedIndex) -> Codes | None:
         index = _read(directory, files, part.name)
         if index.ntotal != part.rows or index.nlist != codebook.lists:
             raise DamagedFile(f"{directory / part.name} holds {index.ntotal} rows, the checkpoint says {part.rows}")
-        parts.append(Part(part.number, part.start, part.stop, part.rows, index, [files[part.name]]))
-    return Codes(saved.generation, codebook, tuple(parts), entry.calibration)
+        parts.append(Part(part.number, part.start, part.stop, part.rows, list_sizes(index), index, [files[part.name]]))
+    return Codes(saved.generation, codebook, tuple(parts), entry.calibration, entry.unevenness_trained)
 
 
-def last_number(saved: SavedIndex) -> int:
-    """The highest number in the names of the files of codes."""
-    if saved.codes is None:
-        return 0
-    return max([saved.codes.codebook_number, *(part.number for part in saved.codes.parts)])
+def _is_there(directory: Path, files: list[SavedFile]) -> bool:
+    """Whether a file was written, and nobody has removed it since."""
+    return bool(files) and (directory / files[0].name).exists()
 
 
 def _write(directory: Path, name: str, index: Any) -> SavedFile:
@@ -88,9 +93,9 @@ def _write(directory: Path, name: str, index: Any) -> SavedFile:
         size, crc32 = size + len(content), zlib.crc32(content, crc32)
 
     try:
-        writer = faiss.PyCallbackIOWriter(write, BUFFER_BYTES)
-        buffered = faiss.BufferedIOWriter(writer, BUFFER_BYTES)
-        faiss.write_index(index, buffered)
+        writer = library.PyCallbackIOWriter(write, BUFFER_BYTES)
+        buffered = library.BufferedIOWriter(writer, BUFFER_BYTES)
+        library.write_index(index, buffered)
         del buffered  # writes what it holds
     except Exception:
         if failure:  # FAISS passes on that the callback failed, not how
@@ -115,6 +120,6 @@ def _read(directory: Path, files: dict[str, SavedFile], name: str) -> Any:
         return some
 
     try:
-        return faiss.read_index(faiss.PyCallbackIOReader(read, BUFFER_BYTES))
+        return library.read_index(library.PyCallbackIOReader(read, BUFFER_BYTES))
     except RuntimeError as error:
         raise DamagedFile(f"{directory / name} is no index that FAISS can read: {error}") from error

@@ -22,6 +22,9 @@ from syncd.index.saved import SavedFile
 from syncd.index.vectors import Vectors
 from syncd.types import Metric
 
+library: Any = faiss
+"""FAISS, whose type stubs lack much of what its Python layer adds."""
+
 PAIRS_UP_TO_DIM = 256
 """A 4-bit code stands for two dimensions up to here, for four above."""
 
@@ -38,6 +41,8 @@ class Codebook:
     dim: int
     trained_rows: int
     """Live rows of the dataset when this was trained."""
+    trained_slots: int
+    """Slots of the dataset then: what has come since, by insert or update, is what this does not know."""
     quantizer: Any
     template: Any
     file: list[SavedFile] = field(default_factory=list)
@@ -65,12 +70,13 @@ class Codebook:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """The codes of the rows that lived in ``start <= slot < stop`` when it was built."""
+    """The codes of the rows that lived in ``start <= slot < stop`` when it was built; ``sizes`` are its lists' rows, (lists,)."""
 
     number: int
     start: int
     stop: int
     rows: int
+    sizes: NDArray[np.int64]
     index: Any
     file: list[SavedFile] = field(default_factory=list)
     """Empty until the file is durable."""
@@ -84,6 +90,14 @@ class Codes:
     codebook: Codebook
     parts: tuple[Part, ...]
     calibration: Calibration
+    unevenness_trained: float = 1.0
+    """``unevenness`` when the codebook was new."""
+
+    @property
+    def unevenness(self) -> float:
+        """What scanning a row's own list costs, against lists of one size: 1 at best (Jégou et al., 2011: imbalance factor)."""
+        sizes: NDArray[np.float64] = np.array([part.sizes for part in self.parts], dtype=np.float64).sum(axis=0)
+        return float(len(sizes) * (sizes**2).sum() / max(sizes.sum(), 1.0) ** 2)
 
     @property
     def stop(self) -> int:
@@ -93,15 +107,13 @@ class Codes:
     @property
     def nbytes(self) -> int:
         """Memory of codes, ids and centroids."""
-        row_bytes = self.codebook.template.code_size + 8
-        return sum(part.rows for part in self.parts) * row_bytes + self.codebook.lists * padded_dim(
-            self.codebook.dim
-        ) * 4
+        rows, book = sum(part.rows for part in self.parts), self.codebook
+        return rows * (int(book.template.code_size) + 8) + book.lists * padded_dim(book.dim) * 4
 
     @property
     def disk_bytes(self) -> int:
         """Bytes in files."""
-        return sum(file.bytes for each in (self.codebook, *self.parts) for file in each.file)
+        return sum(file.bytes for files in (self.codebook.file, *(part.file for part in self.parts)) for file in files)
 
 
 class LiveCodes:
@@ -121,7 +133,7 @@ class LiveCodes:
         if found is None:
             if self._selector is None:
                 self._selector = faiss.IDSelectorBitmap(self._bits.size, faiss.swig_ptr(self._bits))
-            found = faiss.SearchParametersIVF(sel=self._selector, nprobe=nprobe)
+            found = library.SearchParametersIVF(sel=self._selector, nprobe=nprobe)
             self._parameters[nprobe] = found
         return found
 
@@ -196,9 +208,14 @@ def empty_part(codebook: Codebook) -> Any:
     return index
 
 
+def list_sizes(index: Any) -> NDArray[np.int64]:
+    """How many rows each list has, (lists,)."""
+    return np.array([index.invlists.list_size(number) for number in range(index.nlist)], dtype=np.int64)
+
+
 def without_quantizer(codebook: Codebook, index: Any) -> Any:
     """A finished part: it keeps no centroids, in memory or on disk, since the codebook's quantizer finds the lists."""
-    nothing = faiss.IndexFlat(padded_dim(codebook.dim), faiss_metric(codebook.metric))
+    nothing = library.IndexFlat(padded_dim(codebook.dim), faiss_metric(codebook.metric))
     index.quantizer = nothing
     nothing.this.disown()
     index.own_fields = True

@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from syncd.errors import DamagedFile, DataDirectoryError, DimensionMismatch, InvalidVector
-from syncd.index.building import Plan, build, plan_build
-from syncd.index.codefiles import last_number, load_codes
+from syncd.index.building import Plan, build, plan_build, wants_codes
+from syncd.index.codefiles import load_codes
 from syncd.index.codes import Codes, LiveCodes, Stop
 from syncd.index.columns import CHUNK_BYTES
+from syncd.index.compaction import LAST_ROUND_SLOTS, MOST_ROUNDS, Move
 from syncd.index.generation import Generation
 from syncd.index.keys import hash_keys, store_keys
 from syncd.index.live import (
@@ -40,7 +41,6 @@ from syncd.index.search import SearchResult, search
 from syncd.index.vectors import VectorFormat, Vectors
 from syncd.index.view import KeyPage, Prints, View
 from syncd.types import Key, KeyKind, Metric
-
 
 DEFAULT_RECALL = 0.95
 """What a search gets that does not say; measured at k = 10."""
@@ -76,9 +76,11 @@ class DatasetIndex:
         self._live_sequence = 0 if last is None else last.live_sequence
         self._save_lock = threading.Lock()
         self._seen: Bitmap | None = None
+        self._write_lock = threading.Lock()  # held by each change, and by the last step of a compaction
         # The writer publishes passes, a builder swaps codes: each takes up what the other put there last.
         self._publish_lock = threading.Lock()
-        self._code_numbers = itertools.count(1 if last is None else last_number(last) + 1)
+        self._generation_numbers = itertools.count(state.generation.number + 1)
+        self._code_number = 0 if last is None else last.code_number
         self.codes_damage = ""
         """Why codes that were saved could not be loaded; they are built again."""
 
@@ -118,7 +120,7 @@ class DatasetIndex:
             damage = str(error)
         state = _State(generation, _with_codes(view, codes))
         index = cls(state, name or _name(directory), saved.chunk_bytes, None if damage else saved)
-        index._code_numbers = itertools.count(last_number(saved) + 1)
+        index._code_number = saved.code_number
         index._live_sequence = saved.live_sequence
         index.codes_damage = damage
         return index
@@ -219,6 +221,12 @@ class DatasetIndex:
         ``InvalidVector``, ``InvalidParams`` for a key of another kind, ``ValueError`` for a key in both lists or
         lengths that differ.
         """
+        with self._write_lock:
+            return self._apply(upserts, vectors, deletes, prints)
+
+    def _apply(
+        self, upserts: Sequence[Key], vectors: Vectors, deletes: Sequence[Key], prints: Prints | None
+    ) -> Applied:
         state, view = self._state, self._state.view
         if prints is None:
             prints = np.zeros(len(upserts), dtype=np.int64)
@@ -263,32 +271,35 @@ class DatasetIndex:
 
     def clear(self) -> int:
         """Remove every row at once; returns how many there were. The next row may have another dimension."""
-        removed = self.view.live_count
-        if self.view.count:
-            with self._publish_lock:
-                self._state = self._new_generation(None)
-        return removed
+        with self._write_lock:
+            removed = self.view.live_count
+            if self.view.count:
+                with self._publish_lock:
+                    self._state = self._new_generation(None)
+            return removed
 
     def begin_sweep(self) -> None:
         """Note from now on which rows ``apply`` is given, changed or not; a sweep under way starts over."""
-        self._seen = empty_bitmap(self.view.count)
+        with self._write_lock:
+            self._seen = empty_bitmap(self.view.count)
 
     def end_sweep(self) -> int:
         """Remove the rows that ``apply`` was not given since ``begin_sweep``, at once; returns how many.
 
         Raises ``RuntimeError`` when no sweep was begun.
         """
-        if self._seen is None:
-            raise RuntimeError("end_sweep without begin_sweep")
-        generation, view = self._state.generation, self._state.view
-        seen, self._seen = grown(self._seen, view.count), None
-        slots = live_slots(view.live, view.count)
-        unseen = slots[~test_bits(seen, slots)]
-        if unseen.size:
-            live = _cleared(view.live, unseen, view.count)
-            dead = view.dead + generation.chunk_counts(unseen, view.count)
-            self._publish(generation, generation.view(view.count, live, view.live_count - unseen.size, dead))
-        return int(unseen.size)
+        with self._write_lock:
+            if self._seen is None:
+                raise RuntimeError("end_sweep without begin_sweep")
+            generation, view = self._state.generation, self._state.view
+            seen, self._seen = grown(self._seen, view.count), None
+            slots = live_slots(view.live, view.count)
+            unseen = slots[~test_bits(seen, slots)]
+            if unseen.size:
+                live = _cleared(view.live, unseen, view.count)
+                dead = view.dead + generation.chunk_counts(unseen, view.count)
+                self._publish(generation, generation.view(view.count, live, view.live_count - unseen.size, dead))
+            return int(unseen.size)
 
     # Building: any one thread, beside the writer, readers and saves.
 
@@ -299,16 +310,49 @@ class DatasetIndex:
     def build(self, plan: Plan, stop: Stop = lambda: False) -> bool:
         """Build what was planned from the present view, and use it; returns whether it still could be used.
 
-        May take minutes and gives up soon after ``stop`` says so, with ``Cancelled``.
+        May take minutes. Raises ``Cancelled`` soon after ``stop`` says so; ``DataDirectoryError`` and ``DamagedFile`` where rows cannot be moved.
         """
+        if plan.kind == "compact":
+            return self._compact(stop)
         state = self._state
-        codes = build(state.view, plan, state.generation.number, lambda: next(self._code_numbers), stop)
+        codes = build(state.view, plan, state.generation.number, self._next_code_number, stop)
         return self.swap_codes(state.view, codes)
 
+    def _compact(self, stop: Stop) -> bool:
+        source = self._state
+        source.generation.scrub()  # or damage that nobody has noticed yet would be copied into files that are vouched for
+        target = self._new_generation(source.view.dim).generation
+        move, moved = Move(source.view, target), False
+        try:
+            move.follow(source.view, stop)
+            before = source.view.codes
+            codes = None if before is None else move.encoded(before.codes, self._next_code_number(), stop)
+            for _ in range(MOST_ROUNDS):
+                state = self._state
+                if state.generation is not source.generation or move.behind(state.view) <= LAST_ROUND_SLOTS:
+                    break
+                move.follow(state.view, stop)
+            moved = self._move_in(source, move, codes)
+        finally:
+            if not moved:
+                target.discard()
+        return moved
+
+    def _move_in(self, source: _State, move: Move, codes: Codes | None) -> bool:
+        """The last round, and the new generation in the place of the old one; False where that was emptied meanwhile."""
+        with self._write_lock:
+            state = self._state
+            if state.generation is not source.generation:
+                return False
+            move.follow(state.view, lambda: False)
+            if self._seen is not None:
+                self._seen = move.seen(self._seen)
+            with self._publish_lock:
+                self._state = _State(move.target, _with_codes(move.view(), codes))
+        return True
+
     def swap_codes(self, built_from: View, codes: Codes | None) -> bool:
-        """Search with these codes from now on; False, and nothing happens, where the rows or the codes they were built from are not the present ones
-        any more.
-        """
+        """Search with these codes from now on; False, and nothing happens, where what they were built from is not there any more."""
         with self._publish_lock:
             state = self._state
             same_rows = codes is None or codes.generation == state.generation.number
@@ -324,8 +368,7 @@ class DatasetIndex:
         if view.dim is None:
             return None
         if view.codes is None:
-            plan = plan_build(view, recall)
-            return "exact" if plan is None else "building"
+            return "building" if wants_codes(view) else "exact"
         return "exact" if view.codes.codes.calibration.choose(10, recall) is None else "codes"
 
     def recall(self, target: float = DEFAULT_RECALL) -> float:
@@ -333,6 +376,10 @@ class DatasetIndex:
         codes = _codes(self.view)
         point = None if codes is None else codes.calibration.choose(10, target)
         return 1.0 if point is None else point.recall
+
+    def _next_code_number(self) -> int:
+        self._code_number += 1
+        return self._code_number
 
     # Saving: any one thread, beside the writer.
 
@@ -350,7 +397,7 @@ class DatasetIndex:
             if last is not None and _same(_rows(state), last[0]) and self._has_files(last[1]):
                 return Saved(last[1], 0)
             self._live_sequence += 1
-            done = state.generation.save(state.view, self._live_sequence, self._chunk_bytes)
+            done = state.generation.save(state.view, self._live_sequence, self._code_number, self._chunk_bytes)
             self._last_saved = (_rows(state), done.saved)
             return done
 
@@ -368,12 +415,13 @@ class DatasetIndex:
         """Publish a view with the codes of the view before, if that is of the same generation."""
         with self._publish_lock:
             before = self._state
-            same = before.generation is generation and before.view.codes is not None
-            self._state = _State(generation, _with_codes(view, before.view.codes.codes) if same else view)
+            same = before.generation is generation
+            self._state = _State(generation, _with_codes(view, _codes(before.view)) if same else view)
 
     def _new_generation(self, dim: int | None) -> _State:
         old, view = self._state.generation, self._state.view
-        generation = Generation(old.directory, old.number + 1, view.format, view.key_kind, dim, self._chunk_bytes)
+        number = next(self._generation_numbers)
+        generation = Generation(old.directory, number, view.format, view.key_kind, dim, self._chunk_bytes)
         return _State(generation, generation.empty_view())
 
 

@@ -6,6 +6,7 @@ are until no manifest names them. So a dataset without rows may take another dim
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +91,17 @@ class Generation:
         sealed = [column.seal(rows) for column, rows in self._columns(count)]
         return any(sealed)
 
-    def save(self, view: View, live_sequence: int, chunk_bytes: int) -> Saved:
+    def is_sealed(self, count: int) -> bool:
+        """Whether every full chunk below ``count`` is on disk."""
+        return all(column.is_sealed(rows) for column, rows in self._columns(count))
+
+    def discard(self) -> None:
+        """Remove the files of a generation that never came to be; what cannot be removed now is a leftover at the next start."""
+        for path in self.directory.glob(f"{self.number:04d}-*"):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    def save(self, view: View, live_sequence: int, code_number: int, chunk_bytes: int) -> Saved:
         """Make a view's rows durable, with a bitmap under a new name.
 
         Raises ``DataDirectoryError``; nothing is lost then, and the next call goes on.
@@ -122,6 +133,7 @@ class Generation:
             live_sequence=live_sequence,
             live_name=live_name,
             files=tuple(files),
+            code_number=code_number,
             codes=codes,
         )
         return Saved(saved, bytes_written)

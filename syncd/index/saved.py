@@ -46,6 +46,8 @@ class SavedCodes(msgspec.Struct, frozen=True):
     codebook_number: int
     codebook_name: str
     trained_rows: int
+    trained_slots: int
+    unevenness_trained: float
     parts: tuple[SavedPart, ...]
     calibration: Calibration
 
@@ -65,6 +67,8 @@ class SavedIndex(msgspec.Struct, frozen=True):
     live_sequence: int
     live_name: str
     files: tuple[SavedFile, ...]
+    code_number: int = 0
+    """The highest number that a file of codes has had: those of the checkpoint before keep their names to themselves."""
     codes: SavedCodes | None = None
 
     @property

@@ -27,7 +27,7 @@ A million rows of 128 at recall 0.985: 0.29 ms with 1024 lists, 0.37 with 4096, 
 SMALL_LISTS_PER_ROOT = 4
 
 
-class Cancelled(Exception):  # noqa: N818 - as in asyncio
+class Cancelled(Exception):
     """The work was given up because it is no longer wanted."""
 
 
@@ -49,13 +49,13 @@ def train(view: View, number: int, seed: int, stop: Stop) -> Codebook:
     if slots.size > wanted:
         slots = np.sort(random.choice(slots, wanted, replace=False))
     lists = min(lists, slots.size)
-    bare = Codebook(number, metric, dim, view.live_count, None, None)
+    bare = Codebook(number, metric, dim, view.live_count, view.count, None, None)
     rows = _read(view, slots, bare, stop)
     quantizer = faiss.IndexFlat(padded_dim(dim), faiss_metric(metric))
     quantizer.add(kmeans(rows, lists, random, stop, spherical=metric != "l2"))
     template = new_index(quantizer, metric, dim, lists)
     template.train(np.ascontiguousarray(rows[random.permutation(len(rows))[:QUANTIZER_ROWS]]))
-    return Codebook(number, metric, dim, view.live_count, quantizer, template)
+    return Codebook(number, metric, dim, view.live_count, view.count, quantizer, template)
 
 
 def kmeans(rows: Vectors, lists: int, random: np.random.Generator, stop: Stop, *, spherical: bool) -> Vectors:
