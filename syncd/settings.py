@@ -94,6 +94,10 @@ class Settings(BaseSettings):
         Field(description="how writers wake syncd; default guarded, off where max_prepared_transactions > 0"),
     ] = None
     max_connections: Annotated[int, Field(gt=0, description="RPC connections at once")] = 1000
+    recall: Annotated[
+        float,
+        Field(gt=0, le=1, description="share of the nearest rows that searches of large datasets find; 1: all"),
+    ] = 0.95
     outbox_max_rows: Annotated[
         int | None,
         Field(

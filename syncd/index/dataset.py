@@ -42,9 +42,6 @@ from syncd.index.vectors import VectorFormat, Vectors
 from syncd.index.view import KeyPage, Prints, View
 from syncd.types import Key, KeyKind, Metric
 
-DEFAULT_RECALL = 0.95
-"""What a search gets that does not say; measured at k = 10."""
-
 IndexKind = Literal["exact", "building", "codes"]
 
 
@@ -140,7 +137,7 @@ class DatasetIndex:
         exclude: Key | None = None,
         max_distance: float | None = None,
         view: View | None = None,
-        recall: float = DEFAULT_RECALL,
+        recall: float = 0.95,
         exact: bool = False,
     ) -> list[SearchResult]:
         """For each query of (q, dim) the ``k`` nearest rows, by exact distance as pgvector computes it.
@@ -303,7 +300,7 @@ class DatasetIndex:
 
     # Building: any one thread, beside the writer, readers and saves.
 
-    def plan_build(self, recall: float = DEFAULT_RECALL) -> Plan | None:
+    def plan_build(self, recall: float = 0.95) -> Plan | None:
         """What to build now for searches that want this recall; None when all is well."""
         return plan_build(self.view, recall)
 
@@ -362,7 +359,7 @@ class DatasetIndex:
         self.codes_damage = ""
         return True
 
-    def kind(self, recall: float = DEFAULT_RECALL) -> IndexKind | None:
+    def kind(self, recall: float = 0.95) -> IndexKind | None:
         """How searches that want this recall are answered: ``building`` is exact meanwhile; None before the first row."""
         view = self.view
         if view.dim is None:
@@ -371,7 +368,7 @@ class DatasetIndex:
             return "building" if wants_codes(view) else "exact"
         return "exact" if view.codes.codes.calibration.choose(10, recall) is None else "codes"
 
-    def recall(self, target: float = DEFAULT_RECALL) -> float:
+    def recall(self, target: float = 0.95) -> float:
         """The recall@10 that was measured for searches that want ``target``."""
         codes = _codes(self.view)
         point = None if codes is None else codes.calibration.choose(10, target)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import anyio
@@ -11,13 +13,15 @@ import numpy as np
 from anyio import to_thread
 from numpy.typing import NDArray
 
-from syncd.errors import DimensionMismatch, InvalidParams, UnknownKey
+from syncd.errors import DimensionMismatch, InvalidParams, RequestError, UnknownKey
 from syncd.index.search import SearchResult as Found
+from syncd.index.search import elements
 from syncd.index.view import View
 from syncd.postgres.listener import Listener
 from syncd.rpc import messages
 from syncd.rpc.messages import WirePosition
 from syncd.rpc.protocol import Method
+from syncd.rpc.search_queue import SearchQueue
 from syncd.rpc.wire import key_from_wire, key_to_wire, vector_from_wire, vector_to_wire
 from syncd.sync.checkpoints import Checkpointer
 from syncd.sync.consumer import Consumer
@@ -43,6 +47,7 @@ class Methods:
         *,
         version: str,
         search_threads: int,
+        recall: float,
     ) -> None:
         self.consumer = consumer
         self.registry: Registry = consumer.registry
@@ -51,7 +56,9 @@ class Methods:
         self.listener = listener
         self.version = version
         self.begun = time.monotonic()
+        self.recall = recall
         self.search_limit = anyio.CapacityLimiter(search_threads)
+        self.search_queue = SearchQueue(search_threads, search_together)
 
     def table(self) -> Mapping[str, Method[Any, Any]]:
         """The methods by name."""
@@ -78,13 +85,13 @@ class Methods:
         }
 
     def search(self, params: messages.SearchParams) -> messages.SearchResult | Awaitable[messages.SearchResult]:
-        """Small searches in place, large ones in a worker thread, and those that wait for a position after it."""
+        """Small searches in place, large ones in worker threads, and those that wait for a position after it."""
         if params.after is not None or params.consistency == "strong":
             return self.search_later(params)
         search = PreparedSearch(self, params)
         if search.elements <= IN_PLACE_ELEMENTS:
             return search.run()
-        return self.in_thread(search.run)
+        return self.search_queue.run(search, params.timeout_ms / 1000)
 
     async def search_later(self, params: messages.SearchParams) -> messages.SearchResult:
         """Search at a position that the caller asked for."""
@@ -96,7 +103,9 @@ class Methods:
         if params.consistency == "strong":
             await self.consumer.wait_for_now(max(deadline - anyio.current_time(), 0), dataset.follower)
         search = PreparedSearch(self, params)
-        return search.run() if search.elements <= IN_PLACE_ELEMENTS else await self.in_thread(search.run)
+        if search.elements <= IN_PLACE_ELEMENTS:
+            return search.run()
+        return await self.search_queue.run(search, max(deadline - anyio.current_time(), 0))
 
     def get(self, params: messages.GetParams) -> messages.GetResult:
         """Those of the keys that are indexed."""
@@ -141,8 +150,8 @@ class Methods:
             tombstones=index.tombstones,
             dim=index.dim,
             metric=dataset.source.metric,
-            index="exact",
-            recall=1.0,
+            index=index.kind(self.recall),
+            recall=None if index.dim is None else index.recall(self.recall),
             verified=index.verified,
             bytes=index.bytes_memory + index.bytes_disk,
             lag_seconds=self.lag_seconds(dataset),
@@ -219,7 +228,7 @@ class Methods:
         return time.monotonic() - consumer.last_pass_at
 
     async def in_thread(self, work: Callable[[], T]) -> T:
-        """Run a search or a long reading beside the event loop, as many at once as there are cores for it."""
+        """Run a long reading beside the event loop, as many at once as there are cores for it."""
         return await to_thread.run_sync(work, limiter=self.search_limit)
 
 
@@ -231,6 +240,7 @@ class PreparedSearch:
         self.dataset = methods.registry.find(params.dataset)
         self.kind = self.dataset.source.key_kind
         self.lag_seconds = methods.lag_seconds(self.dataset)
+        self.recall = 1.0 if params.exact else params.recall or methods.recall
         # The position is read before the view, so that it never claims more than the answer holds.
         self.position: Position = self.dataset.follower.cursor.position
         self.view: View = self.dataset.index.view
@@ -240,7 +250,23 @@ class PreparedSearch:
     @property
     def elements(self) -> int:
         """How much there is to compare."""
-        return len(self.queries) * self.view.count * (self.view.dim or 0)
+        return elements(self.view, len(self.queries), self.params.k, self.recall)
+
+    @property
+    def query_count(self) -> int:
+        """How many queries there are."""
+        return len(self.queries)
+
+    @property
+    def together_with(self) -> object:
+        """Searches of which this is equal may be one; None for "more like this row", which leaves out its own."""
+        if self.exclude is not None:
+            return None
+        return id(self.dataset), self.queries.shape[1], self.params.k, self.recall, self.params.max_distance
+
+    def look_at(self, position: Position, view: View) -> None:
+        """Search a newer view than the one of the request's arrival."""
+        self.position, self.view = position, view
 
     def read_queries(self) -> NDArray[np.float32]:
         """The query vectors, (q, dim) float32."""
@@ -264,10 +290,23 @@ class PreparedSearch:
 
     def run(self) -> messages.SearchResult:
         """Search; safe in any thread."""
+        return self.result(self.find(self.queries))
+
+    def find(self, queries: NDArray[np.float32]) -> list[Found]:
+        """What is nearest to these queries, all else as asked."""
         params = self.params
-        found = self.dataset.index.search(
-            self.queries, params.k, exclude=self.exclude, max_distance=params.max_distance, view=self.view
+        return self.dataset.index.search(
+            queries,
+            params.k,
+            exclude=self.exclude,
+            max_distance=params.max_distance,
+            view=self.view,
+            recall=self.recall,
         )
+
+    def result(self, found: Sequence[Found]) -> messages.SearchResult:
+        """The answer, of one found for each query."""
+        params = self.params
         keys: list[Any] = [self.wire_keys(one) for one in found]
         distances: list[Any] = [one.distances.tolist() for one in found]
         if params.vectors is None:
@@ -277,6 +316,26 @@ class PreparedSearch:
     def wire_keys(self, found: Found) -> list[Any]:
         """One query's keys as JSON has them."""
         return [key_to_wire(self.kind, key) for key in found.keys]
+
+
+def search_together(searches: Sequence[PreparedSearch]) -> list[messages.SearchResult | Exception]:
+    """The answers to searches that have all but their queries in common, from one call where that succeeds."""
+    answers: list[messages.SearchResult | Exception] = []
+    if len(searches) > 1:
+        dataset = searches[0].dataset
+        position = dataset.follower.cursor.position  # before the view, as ever
+        view = dataset.index.view
+        for each in searches:
+            each.look_at(position, view)
+        with contextlib.suppress(RequestError):  # one query is bad: each for itself
+            found = iter(searches[0].find(np.concatenate([each.queries for each in searches])))
+            return [each.result(list(itertools.islice(found, each.query_count))) for each in searches]
+    for each in searches:
+        try:
+            answers.append(each.run())
+        except Exception as error:  # noqa: BLE001 - the request's own task raises it
+            answers.append(error)
+    return answers
 
 
 def parse_token(token: str) -> int:

@@ -88,7 +88,6 @@ def test_every_setting_of_the_contract_is_there() -> None:
         "verify_seconds",
         "max_staleness_seconds",
         "webhook_url",
-        "recall",
     } <= set(Settings.model_fields)
 
 
