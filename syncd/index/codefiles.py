@@ -81,28 +81,24 @@ def _is_there(directory: Path, files: list[SavedFile]) -> bool:
 def _write(directory: Path, name: str, index: Any) -> SavedFile:
     path = directory / name
     size, crc32 = 0, 0
-    failure: list[DataDirectoryError] = []
+    failure: DataDirectoryError | None = None
 
     def write(content: bytes) -> None:
-        nonlocal size, crc32
+        nonlocal size, crc32, failure
+        if failure is not None:
+            return
         try:
             write_at(path, size, memoryview(content), truncate=not size)
-        except DataDirectoryError as error:
-            failure.append(error)
-            raise
+        except DataDirectoryError as error:  # FAISS would pass on that something failed, or nothing from a destructor
+            failure = error
         size, crc32 = size + len(content), zlib.crc32(content, crc32)
 
-    try:
-        writer = library.PyCallbackIOWriter(write, BUFFER_BYTES)
-        buffered = library.BufferedIOWriter(writer, BUFFER_BYTES)
-        library.write_index(index, buffered)
-        del buffered  # writes what it holds
-    except Exception:
-        if failure:  # FAISS passes on that the callback failed, not how
-            raise failure[0] from None
-        raise
-    if failure:
-        raise failure[0]
+    writer = library.PyCallbackIOWriter(write, BUFFER_BYTES)
+    buffered = library.BufferedIOWriter(writer, BUFFER_BYTES)
+    library.write_index(index, buffered)
+    del buffered  # writes what it holds
+    if failure is not None:
+        raise failure
     make_durable(path)
     return SavedFile(name=name, bytes=size, crc32=crc32)
 
