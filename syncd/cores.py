@@ -14,7 +14,7 @@ OWN_CGROUPS = Path("/proc/self/cgroup")
 def available_cores() -> int:
     """At least one. A container with two cores' worth of time on a machine of 64 has two."""
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(bound, math.ceil(cgroup_cores())))
+    return max(1, math.ceil(min(bound, cgroup_cores())))
 
 
 def cgroup_cores() -> float:
