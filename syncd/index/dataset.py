@@ -37,7 +37,7 @@ from syncd.index.live import (
     test_bits,
 )
 from syncd.index.saved import Saved, SavedIndex
-from syncd.index.search import SearchResult, search
+from syncd.index.search import SearchResult, point_for, search
 from syncd.index.vectors import VectorFormat, Vectors
 from syncd.index.view import KeyPage, Prints, View
 from syncd.types import Key, KeyKind, Metric
@@ -366,12 +366,11 @@ class DatasetIndex:
             return None
         if view.codes is None:
             return "building" if wants_codes(view) else "exact"
-        return "exact" if view.codes.codes.calibration.choose(10, recall) is None else "codes"
+        return "exact" if point_for(view, 10, recall) is None else "codes"
 
     def recall(self, target: float = 0.95) -> float:
         """The recall@10 that was measured for searches that want ``target``."""
-        codes = _codes(self.view)
-        point = None if codes is None else codes.calibration.choose(10, target)
+        point = point_for(self.view, 10, target)
         return 1.0 if point is None else point.recall
 
     def _next_code_number(self) -> int:
