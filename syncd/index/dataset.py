@@ -199,11 +199,9 @@ class DatasetIndex:
         """Whether every byte that was loaded has been compared with its checksum."""
         return self._state.generation.checked
 
-    def scrub(self) -> None:
-        """Compare with their checksums the vector files that ``load`` left out; raises ``DamagedFile``. Reads them
-        all.
-        """
-        self._state.generation.scrub()
+    def scrub(self, stop: Stop = lambda: False) -> None:
+        """Compare with their checksums the vector files that ``load`` left out, until ``stop`` says so; raises ``DamagedFile``."""
+        self._state.generation.scrub(stop)
 
     # Writing: one thread.
 
@@ -317,7 +315,9 @@ class DatasetIndex:
 
     def _compact(self, stop: Stop) -> bool:
         source = self._state
-        source.generation.scrub()  # or damage that nobody has noticed yet would be copied into files that are vouched for
+        source.generation.scrub(
+            stop
+        )  # or damage that nobody has noticed yet would be copied into files that are vouched for
         target = self._new_generation(source.view.dim).generation
         move, moved = Move(source.view, target), False
         try:

@@ -7,6 +7,7 @@ are until no manifest names them. So a dataset without rows may take another dim
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -165,9 +166,9 @@ class Generation:
         shift = self._vectors.view.shift
         return np.bincount(slots >> shift, minlength=-(-count >> shift)).astype(np.int64, copy=False)
 
-    def scrub(self) -> None:
-        """Compare with their checksums the vector files that ``load`` left out; raises ``DamagedFile``."""
-        self._vectors.scrub()
+    def scrub(self, stop: Callable[[], bool]) -> None:
+        """Compare with their checksums the vector files that ``load`` left out, until ``stop`` says so; raises ``DamagedFile``."""
+        self._vectors.scrub(stop)
 
     @property
     def checked(self) -> bool:

@@ -121,6 +121,31 @@ def test_damaged_codes_are_never_served(small: Daemon, db: psycopg.Connection) -
     assert logged(small, "dataset_damaged") == 0
 
 
+def test_vector_files_too_large_for_the_start_are_read_later_and_a_damaged_dataset_again_from_the_table(
+    small: Daemon, db: psycopg.Connection
+) -> None:
+    put(db, 0, ROWS)
+    small.with_constant("syncd.index.generation.CHECK_AT_LOAD_BYTES", 0)
+    defaults = {"half": False, "dim": None, "name": "", "chunk_bytes": 1 << 16}  # full chunks are left for later
+    small.with_constant("syncd.index.dataset.DatasetIndex.create.__func__.__kwdefaults__", defaults)
+    small.start()
+    small.stop()
+    small.start()
+    with small.client() as client:
+        until(lambda: status(client).verified, "verified")
+    small.stop()
+    path = min(files(small.data_dir))
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+    small.start()
+    with small.client() as client:
+        until(lambda: logged(small, "rebuilt") > 0, "rebuilt")
+        until(lambda: status(client).verified, "verified")
+        assert client.verify(deep=True).datasets[0].in_sync
+    assert logged(small, "dataset_damaged") == 1
+
+
 def test_a_target_of_everything_is_met_by_exact_search(small: Daemon, db: psycopg.Connection) -> None:
     put(db, 0, ROWS)
     small.settings["recall"] = 1

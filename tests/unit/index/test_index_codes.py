@@ -16,9 +16,11 @@ from syncd.errors import DamagedFile, DataDirectoryError
 from syncd.index import building
 from syncd.index.calibration import Calibration, Point
 from syncd.index.columns import Column
+from syncd.index.compaction import Move
 from syncd.index.dataset import DatasetIndex
 from syncd.index.training import Cancelled
 from syncd.index.vectors import Vectors
+from syncd.index.view import View
 from tests.unit.index.rows import random_vectors
 
 DATA = Path("/work/shared/data/sift-1m-128-l2.npz")
@@ -275,8 +277,11 @@ def test_codes_of_rows_that_were_cleared_meanwhile_are_not_used(index: DatasetIn
         assert_as_exact(index, random_vectors(5, DIM, seed=3))
 
 
-def test_a_build_can_be_given_up_anywhere(index: DatasetIndex, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["train", "compact"])
+def test_a_build_can_be_given_up_anywhere(kind: str, index: DatasetIndex, tmp_path: Path) -> None:
+    plan = building.Plan(kind)  # type: ignore[arg-type]  # one of its literals
     put(index, 0, 1000)
+    build_all(index)
     asked = 0
 
     def count() -> bool:
@@ -284,15 +289,13 @@ def test_a_build_can_be_given_up_anywhere(index: DatasetIndex, tmp_path: Path) -
         asked += 1
         return False
 
-    for kind in ("train", "compact"):
-        asked = 0
-        index.build(building.Plan(kind), count)  # type: ignore[arg-type]  # one of its literals
-        files = sorted((tmp_path / "p" / "d").glob("*"))
-        before = index.view
+    with patch("syncd.index.compaction.BLOCK_BYTES", 1 << 13), patch.object(building, "BLOCK_ROWS", 128):
+        index.build(plan, count)
+        files, before = sorted((tmp_path / "p" / "d").glob("*")), index.view
         for moment in range(0, asked // 2, max(1, asked // 40)):  # how long it measures depends on what it finds
             left = iter([False] * moment)
             with pytest.raises(Cancelled):
-                index.build(building.Plan(kind), lambda left=left: next(left, True))  # type: ignore[arg-type, misc]
+                index.build(plan, lambda left=left: next(left, True))  # type: ignore[misc]
             assert index.view is before
             assert sorted((tmp_path / "p" / "d").glob("*")) == files
 
@@ -357,6 +360,23 @@ def test_readers_and_the_writer_go_on_while_slots_are_given_back(index: DatasetI
     index.build(building.Plan("compact"))
     assert index.tombstones == 0
     assert_as_exact(index, queries)
+
+
+def test_a_change_in_the_last_moment_of_a_compaction_waits_for_it(index: DatasetIndex) -> None:
+    put(index, 0, 1000)
+    writer = threading.Thread(target=put, args=(index, 1000, 1010))
+    view = Move.view
+
+    def while_it_moves_in(move: Move) -> View:
+        moved = view(move)
+        writer.start()
+        writer.join(0.2)  # it would be done by then, and its rows lost
+        return moved
+
+    with patch.object(Move, "view", while_it_moves_in):
+        assert index.build(building.Plan("compact"))
+    writer.join()
+    assert index.count == 1010
 
 
 def test_a_sweep_goes_on_in_the_new_generation(index: DatasetIndex) -> None:
