@@ -364,6 +364,7 @@ def test_readers_and_the_writer_go_on_while_slots_are_given_back(index: DatasetI
 
 def test_a_change_in_the_last_moment_of_a_compaction_waits_for_it(index: DatasetIndex) -> None:
     put(index, 0, 1000)
+    put(index, 0, 500, version=1)
     writer = threading.Thread(target=put, args=(index, 1000, 1010))
     view = Move.view
 
@@ -376,7 +377,7 @@ def test_a_change_in_the_last_moment_of_a_compaction_waits_for_it(index: Dataset
     with patch.object(Move, "view", while_it_moves_in):
         assert index.build(building.Plan("compact"))
     writer.join()
-    assert index.count == 1010
+    assert (index.count, index.tombstones) == (1010, 0)
 
 
 def test_a_sweep_goes_on_in_the_new_generation(index: DatasetIndex) -> None:
