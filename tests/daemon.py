@@ -65,6 +65,7 @@ class Daemon:
         """Nothing of the tester's own settings."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("SYNCD_", "PG"))}
         mine = {"dsn": self.conninfo, "data_dir": self.data_dir, "socket": self.socket, "checkpoint_seconds": 3600}
+        kept["PYTHONFAULTHANDLER"] = "1"
         return kept | {f"SYNCD_{name.upper()}": str(value) for name, value in (mine | self.settings).items()}
 
     def spawn(self, *arguments: str) -> subprocess.Popen[bytes]:

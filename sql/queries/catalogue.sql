@@ -55,9 +55,6 @@ FROM syncd.attachments AS a
 LEFT JOIN pg_attribute AS v ON v.attrelid = a.source AND v.attname = a.vector AND v.attnum > 0 AND NOT v.attisdropped
 LEFT JOIN pg_type AS y ON y.oid = v.atttypid;
 
--- name: can_mend
-SELECT to_regprocedure('syncd.mend(text)') IS NOT NULL;
-
 -- name: limit_mend
 SET LOCAL statement_timeout = '10s';
 

@@ -245,7 +245,8 @@ class Consumer:
             begun = time.monotonic()
             outcome = await self.in_thread(self.look_and_pass, connection)
         self.pace.note_pass(begun, rows=outcome.outbox_rows)
-        self.passes_done = number
+        if outcome.took_snapshot:
+            self.passes_done = number
         if outcome.handed_over:
             self.handover = None
             self.handed_over.set()

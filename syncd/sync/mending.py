@@ -10,7 +10,7 @@ import time
 
 import structlog
 
-from syncd.errors import DatabaseError, SyncdError
+from syncd.errors import SyncdError
 from syncd.postgres.control import Control
 from syncd.statements import statement
 from syncd.sync.consumer import Consumer
@@ -61,9 +61,6 @@ class Mender:
     async def call(self, oid: int) -> bool:
         """Whether triggers were changed; raises ``DatabaseError``."""
         async with self.control.transaction() as control:
-            row = await (await control.execute(statement("catalogue", "can_mend"))).fetchone()
-            if row != (True,):
-                raise DatabaseError("this schema syncd has no function that mends triggers")
             await control.execute(statement("catalogue", "limit_mend"))
             row = await (await control.execute(statement("catalogue", "mend"), [oid])).fetchone()
         return bool(row and row[0])

@@ -37,7 +37,7 @@ logger = structlog.get_logger()
 
 @dataclass(slots=True)
 class PassOutcome:
-    """What a pass did: the snapshot it took, and whether there is more to do at once."""
+    """What a pass did: the snapshot it took, or the one before where it came to none, and whether there is more to do at once."""
 
     snapshot: Snapshot
     newest_outbox_id: int = 0
@@ -46,6 +46,7 @@ class PassOutcome:
     more: bool = False
     handed_over: bool = False
     sources: list[Source] | None = None
+    took_snapshot: bool = True
     locked: set[int] = field(default_factory=set)
 
 
@@ -105,7 +106,8 @@ class Pass:
                 pg.InvalidSchemaName,
             ):  # renamed or dropped: the registry knows its name by its oid
                 self.rollback()
-                return PassOutcome(self.position.snapshot, more=True, sources=read_sources(self.connection))
+                sources = read_sources(self.connection)
+                return PassOutcome(self.position.snapshot, more=True, sources=sources, took_snapshot=False)
             except BaseException:
                 self.rollback()
                 raise

@@ -112,12 +112,12 @@ def read_page(
 def attempt(connection: psycopg.Connection, read: Callable[[], Rows]) -> Rows | None:
     """The rows, or None where an expression failed on one of them; the transaction goes on either way."""
     connection.execute(passes("savepoint"))
+    rows = None
     try:
         rows = read()
     except psycopg.Error as error:
         if connection.broken or not is_of_a_row(error):
             raise
         connection.execute(passes("rollback_to_savepoint"))
-        return None
-    connection.execute(passes("release_savepoint"))
+    connection.execute(passes("release_savepoint"))  # none may be open where the snapshot is exported
     return rows

@@ -228,14 +228,18 @@ class Verifier:
                     raise in_the_way() if isinstance(refused[0], pg.LockNotAvailable) else refused[0]
                 return [compare_source(connection, each, deep=deep, stop=stop) for each in taken[0][1]]
 
+        comparing = False
         try:
             await self.consumer.hand_over(Handover(frozenset(ids), take))
+            comparing = True  # from here on the thread closes it
             with translated_errors(settings.conninfo):
                 found = await to_thread.run_sync(compare, abandon_on_cancel=True)
         except BaseException:
             stop.set()
-            if not taken:  # else the thread closes it
-                connection.close()
+            if not comparing:
+                with anyio.CancelScope(shield=True):
+                    async with self.consumer.busy:  # the pass under way may be taking it into use
+                        connection.close()
             raise
         return found, taken[0][0]
 

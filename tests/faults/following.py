@@ -57,6 +57,14 @@ def change(conninfo: str, seed: int, tables: Sequence[Table] = TABLES) -> str:
         return fetch(db, "SELECT syncd.token()")
 
 
+def change_one(conninfo: str, seed: int, tables: Sequence[Table] = TABLES) -> str:
+    """One transaction that updates one row of each table; returns its token."""
+    with psycopg.connect(conninfo) as db:
+        for table in tables:
+            upsert(db, table, [int(fetch(db, f"SELECT n FROM {table.name} ORDER BY n LIMIT 1"))], seed)
+        return fetch(db, "SELECT syncd.token()")
+
+
 def applied(daemon: Daemon, token: str) -> None:
     """Return once syncd has applied a transaction."""
     with daemon.client() as client:

@@ -433,6 +433,17 @@ def test_a_renamed_table_and_a_table_in_another_schema_are_followed(followed: Fo
     assert "elsewhere.things" in sources
 
 
+def test_a_strong_read_beside_a_renaming_holds_what_was_committed_with_it(followed: Followed) -> None:
+    old, new = "items", "things"
+    for number in range(5000, 5015):
+        with followed.db.transaction():
+            followed.db.execute(f"ALTER TABLE {old} RENAME TO {new}".encode())
+            followed.db.execute(f"INSERT INTO {new} VALUES ({number}, '[7,{number},7]')".encode())
+        hits = followed.client.search("items", [7, number, 7], k=1, consistency="strong")
+        assert hits[0].key == number
+        old, new = new, old
+
+
 def test_a_dropped_table_says_so_until_it_is_detached(db: psycopg.Connection, daemon: Daemon) -> None:
     make_items(db)
     other_source(db)
@@ -533,9 +544,26 @@ def test_what_was_written_without_triggers_while_syncd_was_down_is_found_at_star
         followed.logged("column v was altered")
 
 
-def no_mend(db: psycopg.Connection) -> None:
-    """As if the role that syncd connects as did not own the table."""
-    db.execute("DROP FUNCTION IF EXISTS syncd.mend(text)")
+@pytest.fixture
+def limited(database: str, db: psycopg.Connection, tmp_path: Path) -> Iterator[Followed]:
+    """A service whose role owns nothing and may just read the table."""
+    role = f"syncd_limited_{os.getpid()}_{next(roles)}"
+    make_items(db)
+    other_source(db)
+    db.execute(f"CREATE ROLE {role} LOGIN".encode())
+    db.execute(f"GRANT USAGE ON SCHEMA syncd TO {role}".encode())
+    db.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA syncd TO {role}".encode())
+    db.execute(f"GRANT ALL ON ALL SEQUENCES IN SCHEMA syncd TO {role}".encode())
+    db.execute(f"GRANT SELECT ON items, others TO {role}".encode())
+    daemon = Daemon(make_conninfo(database, user=role), tmp_path / "data")
+    daemon.with_constant(COMPARE_SECONDS, 0.5)
+    with serving(db, daemon) as it:
+        it.in_step()
+        it.role = role  # type: ignore[attr-defined]
+        yield it
+        daemon.stop()
+    db.execute(f"DROP OWNED BY {role}".encode())
+    db.execute(f"DROP ROLE {role}".encode())
 
 
 @pytest.mark.parametrize(
@@ -546,37 +574,31 @@ def no_mend(db: psycopg.Connection) -> None:
         pytest.param("DROP TRIGGER {insert} ON items; DROP TRIGGER {update} ON items", id="dropped"),
     ],
 )
-def test_while_triggers_are_off_the_table_is_compared_again_and_again(
-    db: psycopg.Connection, daemon: Daemon, damage: str
-) -> None:
-    make_items(db)
-    no_mend(db)
-    daemon.with_constant(COMPARE_SECONDS, 0.5)
-    with serving(db, daemon) as followed:
-        followed.in_step()
-        names = {event: trigger(db, event) for event in ("insert", "update")}
-        db.execute(damage.format(**names).encode())
+def test_while_triggers_are_off_the_table_is_compared_again_and_again(limited: Followed, damage: str) -> None:
+    db = limited.db
+    names = {event: trigger(db, event) for event in ("insert", "update")}
+    db.execute(damage.format(**names).encode())
 
-        def weak() -> None:
-            assert followed.state() == "rebuilding"
-            assert "run as the owner of the table: SELECT syncd.mend('public.items')" in followed.log
+    def weak() -> None:
+        assert limited.state() == "rebuilding"
+        assert "run as the owner of the table: SELECT syncd.mend('public.items')" in limited.log
 
-        eventually(weak)
-        for number in range(2):
-            with db.transaction():
-                db.execute("SET LOCAL session_replication_role = replica")
-                db.execute("INSERT INTO items VALUES (%s, '[1,1,1]')", [1000 + number])
-                db.execute("UPDATE items SET v = ARRAY[%s, 8, 8]::vector WHERE id = 1", [number])
+    eventually(weak)
+    for number in range(2):
+        with db.transaction():
+            db.execute("SET LOCAL session_replication_role = replica")
+            db.execute("INSERT INTO items VALUES (%s, '[1,1,1]')", [1000 + number])
+            db.execute("UPDATE items SET v = ARRAY[%s, 8, 8]::vector WHERE id = 1", [number])
 
-            def check() -> None:
-                assert read_index(followed.client, "items") == read_table(db, followed.query)
+        def check() -> None:
+            assert read_index(limited.client, "items") == read_table(db, limited.query)
 
-            eventually(check)
-        assert followed.state() == "rebuilding"
-        with pytest.raises(TimedOut, match="trigger"):
-            followed.client.search("items", [1, 0, 0], consistency="strong", timeout_ms=100)
-        db.execute(f"SELECT syncd.attach('items', live => '{LIVE}', metric => 'l2')".encode())
-        followed.in_step()
+        eventually(check)
+    assert limited.state() == "rebuilding"
+    with pytest.raises(TimedOut, match="trigger"):
+        limited.client.search("items", [1, 0, 0], consistency="strong", timeout_ms=100)
+    db.execute(f"SELECT syncd.attach('items', live => '{LIVE}', metric => 'l2')".encode())
+    limited.in_step()
 
 
 def test_writes_as_a_replica_are_changes_like_any_other(followed: Followed) -> None:
@@ -602,27 +624,6 @@ def test_a_load_between_disable_and_enable_trigger_all_is_found(followed: Follow
 
 
 # Rights
-
-
-@pytest.fixture
-def limited(database: str, db: psycopg.Connection, tmp_path: Path) -> Iterator[Followed]:
-    """A service whose role owns nothing and may just read the table."""
-    role = f"syncd_limited_{os.getpid()}_{next(roles)}"
-    make_items(db)
-    other_source(db)
-    db.execute(f"CREATE ROLE {role} LOGIN".encode())
-    db.execute(f"GRANT USAGE ON SCHEMA syncd TO {role}".encode())
-    db.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA syncd TO {role}".encode())
-    db.execute(f"GRANT ALL ON ALL SEQUENCES IN SCHEMA syncd TO {role}".encode())
-    db.execute(f"GRANT SELECT ON items, others TO {role}".encode())
-    daemon = Daemon(make_conninfo(database, user=role), tmp_path / "data")
-    with serving(db, daemon) as it:
-        it.in_step()
-        it.role = role  # type: ignore[attr-defined]
-        yield it
-        daemon.stop()
-    db.execute(f"DROP OWNED BY {role}".encode())
-    db.execute(f"DROP ROLE {role}".encode())
 
 
 def test_row_level_security_fails_the_dataset_and_hides_no_row(limited: Followed) -> None:
@@ -660,12 +661,6 @@ def test_a_role_that_does_not_own_the_table_says_what_the_owner_is_to_run(limite
 
 def test_triggers_are_mended_where_the_role_may(db: psycopg.Connection, daemon: Daemon) -> None:
     make_items(db)
-    if db.execute("SELECT to_regprocedure('syncd.mend(text)')").fetchone() == (None,):
-        db.execute(
-            "CREATE FUNCTION syncd.mend(source text) RETURNS boolean LANGUAGE plpgsql AS $$ DECLARE t name; BEGIN "
-            "FOR t IN SELECT tgname FROM pg_trigger WHERE tgrelid = source::regclass AND tgname LIKE 'syncd%' LOOP "
-            "EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER %I', source, t); END LOOP; RETURN true; END $$"
-        )
     with serving(db, daemon) as followed:
         followed.in_step()
         db.execute("BEGIN; ALTER TABLE items DISABLE TRIGGER ALL; INSERT INTO items VALUES (1000, '[1,1,1]'); COMMIT")

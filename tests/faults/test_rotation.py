@@ -235,8 +235,16 @@ def test_a_reader_of_the_outbox_delays_rotation_and_nobody_else(db: psycopg.Conn
     assert value(db, "SELECT count(*) FROM syncd.outbox") == 0
 
 
-def test_a_writer_has_only_the_slot_open_that_it_writes_to(db: psycopg.Connection, database: str) -> None:
-    make_items(db)
+@pytest.mark.parametrize("partitioned", [False, True], ids=["plain", "partitioned"])
+def test_a_writer_has_only_the_slot_open_that_it_writes_to(
+    db: psycopg.Connection, database: str, partitioned: bool
+) -> None:
+    if partitioned:
+        db.execute("CREATE TABLE items (id int PRIMARY KEY, v real[]) PARTITION BY RANGE (id)")
+        db.execute("CREATE TABLE leaf PARTITION OF items FOR VALUES FROM (0) TO (100)")
+        db.execute("SELECT syncd.attach('items', vector => 'v')")
+    else:
+        make_items(db)
     for slot in range(3):
         db.execute("SELECT setval('syncd.outbox_slot', %s)", [slot])
         with psycopg.connect(database) as writer:
@@ -244,6 +252,7 @@ def test_a_writer_has_only_the_slot_open_that_it_writes_to(db: psycopg.Connectio
                 "INSERT INTO items VALUES (1, '{1,1}')",
                 "UPDATE items SET v = '{2,1}'",
                 "DELETE FROM items",
+                "TRUNCATE leaf" if partitioned else "TRUNCATE items",
             ):
                 writer.execute(change.encode())
             locked = writer.execute(
