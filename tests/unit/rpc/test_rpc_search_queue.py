@@ -15,7 +15,7 @@ from syncd.errors import Overloaded
 from syncd.rpc.search_queue import BATCH_QUERIES, SearchQueue
 
 pytestmark = pytest.mark.anyio
-MINUTE = 60.0
+LONG = 20.0
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class Threads:
     def run(self, searches: Sequence[Search]) -> list[str | Exception]:
         self.batches.append([each.name for each in searches])
         self.begun.release()
-        assert self.go.acquire(timeout=MINUTE)
+        assert self.go.acquire(timeout=LONG)
         return [ValueError(each.name) if each.name == "bad" else each.name.upper() for each in searches]
 
     async def until_begun(self) -> None:
-        await to_thread.run_sync(self.begun.acquire)
+        assert await to_thread.run_sync(self.begun.acquire, True, LONG / 2)
 
 
 @pytest.fixture
@@ -56,9 +56,9 @@ async def test_those_that_wait_go_together_once_a_thread_is_free(threads: Thread
     answers: list[str] = []
 
     async def ask(search: Search) -> None:
-        answers.append(await queue.run(search, MINUTE))
+        answers.append(await queue.run(search, LONG))
 
-    with fail_after(MINUTE):
+    with fail_after(LONG):
         async with create_task_group() as tasks:
             tasks.start_soon(ask, Search("first"))
             await threads.until_begun()
@@ -78,10 +78,10 @@ async def test_those_that_wait_go_together_once_a_thread_is_free(threads: Thread
 
 async def test_as_many_start_at_once_as_there_are_threads(threads: Threads) -> None:
     queue: SearchQueue[Search, str] = SearchQueue(2, threads.run)
-    with fail_after(MINUTE):
+    with fail_after(LONG):
         async with create_task_group() as tasks:
             for name in ("a", "b"):
-                tasks.start_soon(queue.run, Search(name), MINUTE)
+                tasks.start_soon(queue.run, Search(name), LONG)
             await threads.until_begun()
             await threads.until_begun()
             threads.go.release(2)
@@ -90,12 +90,12 @@ async def test_as_many_start_at_once_as_there_are_threads(threads: Threads) -> N
 
 async def test_a_batch_has_a_limit(threads: Threads) -> None:
     queue: SearchQueue[Search, str] = SearchQueue(1, threads.run)
-    with fail_after(MINUTE):
+    with fail_after(LONG):
         async with create_task_group() as tasks:
-            tasks.start_soon(queue.run, Search("first"), MINUTE)
+            tasks.start_soon(queue.run, Search("first"), LONG)
             await threads.until_begun()
             for number in range(3):
-                tasks.start_soon(queue.run, Search(str(number), query_count=BATCH_QUERIES // 2), MINUTE)
+                tasks.start_soon(queue.run, Search(str(number), query_count=BATCH_QUERIES // 2), LONG)
             await anyio.wait_all_tasks_blocked()
             threads.go.release(3)
     assert threads.batches == [["first"], ["0", "1"], ["2"]]
@@ -107,11 +107,11 @@ async def test_an_error_is_that_of_its_own_search(threads: Threads) -> None:
 
     async def ask(name: str) -> None:
         try:
-            assert await queue.run(Search(name), MINUTE) == name.upper()
+            assert await queue.run(Search(name), LONG) == name.upper()
         except ValueError as error:
             errors.append(str(error))
 
-    with fail_after(MINUTE):
+    with fail_after(LONG):
         async with create_task_group() as tasks:
             tasks.start_soon(ask, "first")
             await threads.until_begun()
@@ -124,9 +124,9 @@ async def test_an_error_is_that_of_its_own_search(threads: Threads) -> None:
 
 async def test_what_would_come_too_late_is_refused_when_it_comes(threads: Threads) -> None:
     queue: SearchQueue[Search, str] = SearchQueue(1, threads.run)
-    with fail_after(MINUTE):
+    with fail_after(LONG):
         async with create_task_group() as tasks:
-            tasks.start_soon(queue.run, Search("an hour", elements=10**14), MINUTE)
+            tasks.start_soon(queue.run, Search("an hour", elements=10**14), LONG)
             await threads.until_begun()
             with pytest.raises(Overloaded):
                 await queue.run(Search("late"), 5.0)
@@ -138,18 +138,18 @@ async def test_what_would_come_too_late_is_refused_when_it_comes(threads: Thread
 
 async def test_one_whose_client_is_gone_is_not_searched_and_holds_nobody_up(threads: Threads) -> None:
     queue: SearchQueue[Search, str] = SearchQueue(1, threads.run)
-    with fail_after(MINUTE):
+    with fail_after(LONG):
         async with create_task_group() as tasks:
-            tasks.start_soon(queue.run, Search("first"), MINUTE)
+            tasks.start_soon(queue.run, Search("first"), LONG)
             await threads.until_begun()
             async with create_task_group() as impatient:
-                impatient.start_soon(queue.run, Search("gone", None), MINUTE)
+                impatient.start_soon(queue.run, Search("gone", None), LONG)
                 await anyio.wait_all_tasks_blocked()
                 impatient.cancel_scope.cancel()
-            tasks.start_soon(queue.run, Search("next"), MINUTE)
+            tasks.start_soon(queue.run, Search("next"), LONG)
             await anyio.wait_all_tasks_blocked()
             threads.go.release(3)
-        assert await queue.run(Search("last"), MINUTE) == "LAST"
+        assert await queue.run(Search("last"), LONG) == "LAST"
     assert threads.batches == [["first"], ["next"], ["last"]]
 
 
@@ -160,19 +160,19 @@ async def test_one_who_goes_when_its_turn_comes_holds_nobody_up(threads: Threads
     answers: list[str] = []
 
     async def first() -> None:
-        await queue.run(Search("first"), MINUTE)
+        await queue.run(Search("first"), LONG)
         for _ in range(moments):
             await anyio.lowlevel.checkpoint()
         leaving.cancel()
 
     async def leader() -> None:
         with leaving:
-            await queue.run(Search("leader"), MINUTE)
+            await queue.run(Search("leader"), LONG)
 
     async def follower() -> None:
-        answers.append(await queue.run(Search("follower"), MINUTE))
+        answers.append(await queue.run(Search("follower"), LONG))
 
-    with fail_after(MINUTE):
+    with fail_after(LONG):
         async with create_task_group() as tasks:
             tasks.start_soon(first)
             await threads.until_begun()
@@ -181,4 +181,4 @@ async def test_one_who_goes_when_its_turn_comes_holds_nobody_up(threads: Threads
                 await anyio.wait_all_tasks_blocked()
             threads.go.release(9)
         assert answers == ["FOLLOWER"]
-        assert await queue.run(Search("last"), MINUTE) == "LAST"
+        assert await queue.run(Search("last"), LONG) == "LAST"
