@@ -261,20 +261,21 @@ def test_a_full_disk_fails_the_save_and_the_next_one_goes_on(index: DatasetIndex
     assert not DatasetIndex.load(tmp_path / "p" / "d", index.save().saved).codes_damage
 
 
-def test_codes_of_rows_that_were_cleared_meanwhile_are_not_used(index: DatasetIndex) -> None:
+@pytest.mark.parametrize("kind", ["train", "compact"])
+def test_codes_of_rows_that_were_cleared_meanwhile_are_not_used(kind: str, index: DatasetIndex) -> None:
     put(index, 0, 1000)
-    for kind in ("train", "compact"):
-        cleared = iter([True])
+    cleared = iter([True])
 
-        def stop(cleared: Iterator[bool] = cleared) -> bool:
-            if next(cleared, False):
-                index.clear()
-                put(index, 0, 500, version=2)
-            return False
+    def stop() -> bool:
+        if next(cleared, False):
+            index.clear()
+            put(index, 0, 500, version=2)
+        return False
 
-        assert not index.build(building.Plan(kind), stop)  # type: ignore[arg-type]  # one of its literals
-        assert index.view.codes is None
-        assert_as_exact(index, random_vectors(5, DIM, seed=3))
+    assert not index.build(building.Plan(kind), stop)  # type: ignore[arg-type]  # one of its literals
+    assert index.view.codes is None
+    now = [row for _, row in index.get(range(500), vectors=True)]
+    np.testing.assert_array_equal(now, random_vectors(500, DIM, seed=7919 * 2))
 
 
 @pytest.mark.parametrize("kind", ["train", "compact"])
@@ -378,6 +379,21 @@ def test_a_change_in_the_last_moment_of_a_compaction_waits_for_it(index: Dataset
         assert index.build(building.Plan("compact"))
     writer.join()
     assert (index.count, index.tombstones) == (1010, 0)
+
+
+def test_a_compaction_gives_way_to_a_dataset_that_takes_another_dimension(index: DatasetIndex) -> None:
+    put(index, 0, 1000)
+    wider = random_vectors(500, 2 * DIM, seed=3)
+    changes = iter([True])
+
+    def stop() -> bool:
+        if next(changes, False):
+            index.apply([], np.empty((0, DIM), dtype=np.float32), range(1000))
+            index.apply(range(500), wider, [])
+        return False
+
+    assert not index.build(building.Plan("compact"), stop)
+    np.testing.assert_array_equal([row for _, row in index.get(range(500), vectors=True)], wider)
 
 
 def test_a_sweep_goes_on_in_the_new_generation(index: DatasetIndex) -> None:

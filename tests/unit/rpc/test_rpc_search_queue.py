@@ -128,11 +128,17 @@ async def test_what_would_come_too_late_is_refused_when_it_comes(threads: Thread
         async with create_task_group() as tasks:
             tasks.start_soon(queue.run, Search("an hour", elements=10**14), LONG)
             await threads.until_begun()
-            with pytest.raises(Overloaded):
-                await queue.run(Search("late"), 5.0)
+            refused = False
+            with anyio.CancelScope() as at_once:
+                at_once.cancel()  # who begins to wait is cancelled
+                try:
+                    await queue.run(Search("late"), LONG)
+                except Overloaded:
+                    refused = True
+            assert refused
             threads.go.release(1)
         threads.go.release(1)
-        assert await queue.run(Search("later"), 5.0) == "LATER"
+        assert await queue.run(Search("later"), LONG) == "LATER"
     assert threads.batches == [["an hour"], ["later"]]
 
 
@@ -182,3 +188,28 @@ async def test_one_who_goes_when_its_turn_comes_holds_nobody_up(threads: Threads
             threads.go.release(9)
         assert answers == ["FOLLOWER"]
         assert await queue.run(Search("last"), LONG) == "LAST"
+
+
+async def test_one_who_goes_in_the_moment_its_turn_comes_passes_it_on(threads: Threads) -> None:
+    leaving = anyio.CancelScope()
+
+    class Queue(SearchQueue[Search, str]):
+        def _next_turn(self) -> None:
+            leaving.cancel()
+            super()._next_turn()
+
+    queue = Queue(1, threads.run)
+
+    async def leave() -> None:
+        with leaving:
+            await queue.run(Search("leaver", None), LONG)
+
+    with fail_after(LONG):
+        async with create_task_group() as tasks:
+            tasks.start_soon(queue.run, Search("first"), LONG)
+            await threads.until_begun()
+            tasks.start_soon(leave)
+            await anyio.wait_all_tasks_blocked()
+            threads.go.release(2)
+        assert await queue.run(Search("last"), LONG) == "LAST"
+    assert threads.batches == [["first"], ["last"]]
