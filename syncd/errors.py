@@ -7,6 +7,7 @@ SyncdError
 ├── SettingsError             a wrong setting or wrong usage: exit 2
 ├── DatabaseError             the database cannot be used as it is
 │   ├── DatabaseUnreachable  NotInstalled  WrongSchemaVersion  ConsumerReplaced
+├── AddressInUse              another process listens there
 ├── DataDirectoryError        locked, read-only, or full
 ├── DamagedFile               a file of a checkpoint is missing or not what the manifest says
 └── ServiceUnavailable        nobody listens on the socket
@@ -130,6 +131,12 @@ class SettingsError(SyncdError):
     """A setting, or the way a command was used, is wrong."""
 
     kind = "settings"
+
+
+class AddressInUse(SyncdError):
+    """Another process listens on the address."""
+
+    kind = "address_in_use"
 
 
 class DatabaseError(SyncdError):

@@ -5,8 +5,24 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections import deque
+from collections.abc import Mapping
 
 import structlog
+
+EVENTS_KEPT = 100
+SHOWN_CHARACTERS = 300
+
+recent_events: deque[Mapping[str, str]] = deque(maxlen=EVENTS_KEPT)
+"""The last events that were logged, the oldest first, for the status page. Logging is the process' own, and so is this."""
+
+
+def remember(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Keep an event in memory, as short texts."""
+    recent_events.append(
+        {str(name): str(value)[:SHOWN_CHARACTERS] for name, value in event.items() if name != "exception"}
+    )
+    return event
 
 
 def configure_logging(*, verbose: bool = False) -> None:
@@ -23,6 +39,7 @@ def configure_logging(*, verbose: bool = False) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
+            remember,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if verbose else logging.INFO),

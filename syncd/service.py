@@ -19,7 +19,11 @@ from anyio.abc import TaskStatus
 
 from syncd.cores import available_cores
 from syncd.errors import DatabaseUnreachable, SyncdError
+from syncd.host_port import join_host_port
 from syncd.ops.dataset_report import why_method
+from syncd.ops.notify import notify
+from syncd.ops.parts import Parts
+from syncd.ops.run import Ops
 from syncd.postgres.control import Control
 from syncd.postgres.listener import Listener
 from syncd.rpc.dispatch import Limits
@@ -99,9 +103,18 @@ class Service:
             search_threads=available_cores(),
             recall=settings.recall,
         )
+        self.ops = Ops(
+            Parts(
+                settings, self.consumer, self.checkpointer, self.listener, self.reporter, self.verifier, self.rotator,
+                methods,
+            )
+        )  # fmt: skip
         self.server = Server(
             {**methods.table(), **why_method(methods)},
             socket=settings.socket_path,
+            listen=settings.tcp_listen,
+            token=settings.token.get_secret_value() or None,
+            tls=settings.tls,
             limits=Limits(connections=settings.max_connections),
             version=version("syncd"),
         )
@@ -112,6 +125,9 @@ class Service:
             async with create_task_group() as tasks:
                 tasks.start_soon(self.handle_signals)
                 await tasks.start(self.serve_rpc)
+                for host, port in self.server.tcp_addresses:
+                    logger.info("listening", address=join_host_port(host, port), tls=self.settings.tls is not None)
+                await self.ops.start(tasks)
                 with anyio.move_on_after(START_SECONDS) as starting:
                     await tasks.start(self.consumer.run)
                     if self.consumer.notifies:
@@ -127,12 +143,15 @@ class Service:
                 tasks.start_soon(self.mender.run)
                 tasks.start_soon(self.rotator.run)
                 tasks.start_soon(self.builder.run)
+                self.ops.observe(tasks)
                 tasks.start_soon(self.announce)
                 await self.stopping.wait()
+                self.ops.stopping()
                 self.server.stop()
                 with CancelScope(shield=True):
                     await self.rpc_stopped.wait()
                     await self.save_last_checkpoint()
+                    await self.ops.stop()
                 tasks.cancel_scope.cancel()
         except BaseExceptionGroup as group:
             raise first_cause(group) from group
@@ -143,6 +162,7 @@ class Service:
         """Say ``ready`` once each dataset answers, or has failed."""
         await self.consumer.ready.wait()
         self.say(f"ready {self.settings.socket_path}")
+        notify("READY=1\nSTATUS=every dataset answers, or has failed")
         if self.once:
             self.stopping.set()
 

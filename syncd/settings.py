@@ -6,15 +6,18 @@ import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from syncd.errors import SettingsError
+from syncd.host_port import split_host_port
 
 SYSTEM_DATA_DIR = Path("/var/lib/syncd")
 CONFIG_FILES = (Path("syncd.toml"), Path("/etc/syncd/syncd.toml"))
 SOCKET_NAME = "syncd.sock"
+OFF = "off"
 
 
 def user_data_dir() -> Path:
@@ -32,6 +35,33 @@ def default_data_dir() -> Path:
     system = SYSTEM_DATA_DIR
     writable = os.access(system, os.W_OK) if system.exists() else os.access(system.parent, os.W_OK)
     return system if writable else user_data_dir()
+
+
+def listening_address(address: str) -> str:
+    """``off``, or a host and a port."""
+    if address != OFF:
+        try:
+            split_host_port(address)
+        except SettingsError as error:
+            raise ValueError(f"{error.message}; {error.hint}, [::1]:7432, or {OFF}") from None
+    return address
+
+
+def url_to_post_to(url: SecretStr) -> SecretStr:
+    """Refuse what cannot be posted to, without repeating it: such URLs are often secrets."""
+    try:
+        parts = urlsplit(url.get_secret_value())
+        usable = not url.get_secret_value() or (
+            url.get_secret_value().isascii()
+            and parts.scheme in ("http", "https")
+            and parts.hostname
+            and parts.port != 0
+        )
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError("is no http:// or https:// URL with a host")
+    return url
 
 
 def readable_dsn(dsn: SecretStr) -> SecretStr:
@@ -66,6 +96,23 @@ class Settings(BaseSettings):
         Field(description="checkpoints, and the embedded PostgreSQL", default_factory=default_data_dir),
     ]
     socket: Annotated[Path | None, Field(description="RPC socket; default: <data dir>/syncd.sock")] = None
+    listen: Annotated[
+        str,
+        AfterValidator(listening_address),
+        Field(description="host:port for the RPC over TCP, or off; needs a token"),
+    ] = OFF
+    token: Annotated[SecretStr, Field(description="shared secret that a client sends first over TCP")] = SecretStr("")
+    tls_cert: Annotated[
+        Path | None, Field(description="certificate chain (PEM) of the RPC over TCP; with a key: clients use tcps://")
+    ] = None
+    tls_key: Annotated[Path | None, Field(description="the certificate's key (PEM, not encrypted)")] = None
+    http: Annotated[
+        str,
+        AfterValidator(listening_address),
+        Field(
+            description="host:port for /livez /readyz /status /metrics and the status page, or off; without a password"
+        ),
+    ] = "127.0.0.1:9464"
     consumer: Annotated[
         str,
         Field(
@@ -89,15 +136,20 @@ class Settings(BaseSettings):
             ge=0, allow_inf_nan=False, description="time between comparisons of all indexes with their tables; 0: never"
         ),
     ] = 86400.0
+    max_staleness_seconds: Annotated[
+        float | None,
+        Field(gt=0, allow_inf_nan=False, description="/readyz fails once answers are older; default: never for that"),
+    ] = None
+    webhook_url: Annotated[
+        SecretStr,
+        AfterValidator(url_to_post_to),
+        Field(description="URL that gets a JSON POST on drift, a failed checkpoint and must_rebuild"),
+    ] = SecretStr("")
     notify: Annotated[
         Literal["guarded", "off"] | None,
         Field(description="how writers wake syncd; default guarded, off where max_prepared_transactions > 0"),
     ] = None
     max_connections: Annotated[int, Field(gt=0, description="RPC connections at once")] = 1000
-    recall: Annotated[
-        float,
-        Field(gt=0, le=1, description="share of the nearest rows that searches of large datasets find; 1: all"),
-    ] = 0.95
     outbox_max_rows: Annotated[
         int | None,
         Field(
@@ -106,11 +158,35 @@ class Settings(BaseSettings):
             description="stored in the database: outbox rows kept for a slow consumer; default 10 million",
         ),
     ] = None
+    recall: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=1,
+            allow_inf_nan=False,
+            description="share of the nearest rows that searches of large datasets find; 1: all",
+        ),
+    ] = 0.95
 
     @property
     def socket_path(self) -> Path:
         """Where the RPC socket is, absolute."""
         return (self.socket or self.data_dir / SOCKET_NAME).absolute()
+
+    @property
+    def tcp_listen(self) -> str | None:
+        """Where the RPC listens over TCP, if it does."""
+        return None if self.listen == OFF else self.listen
+
+    @property
+    def tls(self) -> tuple[Path, Path] | None:
+        """Certificate chain and key of the RPC over TCP."""
+        return None if self.tls_cert is None or self.tls_key is None else (self.tls_cert, self.tls_key)
+
+    @property
+    def http_was_chosen(self) -> bool:
+        """Whether the user has named the address of the ops page, so that it must be had."""
+        return "http" in self.model_fields_set
 
     @property
     def conninfo(self) -> str:
@@ -138,7 +214,7 @@ class Settings(BaseSettings):
 def load_settings(**flags: Any) -> Settings:
     """Read all settings; flags that are ``None`` were not given. Raises ``SettingsError`` that names each wrong one."""
     try:
-        return Settings(**{name: value for name, value in flags.items() if value is not None})
+        return agreeing(Settings(**{name: value for name, value in flags.items() if value is not None}))
     except ValidationError as error:
         lines = [
             f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg'].removeprefix('Value error, ')}"
@@ -153,6 +229,22 @@ def load_settings(**flags: Any) -> Settings:
         raise SettingsError(
             f"the configuration file cannot be read: {error}", hint="mend syncd.toml, or remove it"
         ) from error
+
+
+def agreeing(settings: Settings) -> Settings:
+    """The settings, if none of them lacks another; raises ``SettingsError``."""
+    if settings.tcp_listen and not settings.token.get_secret_value():
+        raise SettingsError(
+            f"listen is {settings.listen}, but there is no token: whoever reaches that port could read the indexes",
+            hint="set SYNCD_TOKEN to a long random word, for example from: openssl rand -hex 32; or SYNCD_LISTEN=off",
+        )
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        missing = "tls_key" if settings.tls_key is None else "tls_cert"
+        raise SettingsError(
+            f"a certificate and its key go together: {missing} is not set",
+            hint=f"set SYNCD_{missing.upper()} too, or neither",
+        )
+    return settings
 
 
 def service_socket() -> Path:

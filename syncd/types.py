@@ -19,6 +19,33 @@ Key = int | str
 """A row's key inside syncd: ``int`` for integers, the canonical lower-case text for a uuid, the text itself for text, and
 compact JSON text of an array (``[1,"a"]``) for a composite key. The RPC turns it into the contract's JSON form and back."""
 
+ColumnKind = Literal[
+    "integer",
+    "real",
+    "double",
+    "numeric",
+    "text",
+    "character",
+    "enum",
+    "boolean",
+    "uuid",
+    "instant",
+    "timestamp",
+    "date",
+    "text_array",
+    "integer_array",
+    "json",
+]
+"""How the values of an attached column are compared, as ``syncd.column_kind`` finds it; ``instant`` is timestamptz."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttachedColumn:
+    """A column that a search may filter on and include."""
+
+    name: str
+    kind: ColumnKind
+
 
 def dataset_name(project: str, dataset: str) -> DatasetName:
     """The full name of a dataset; ``/`` and ``%`` inside the project are percent-encoded so that the first ``/`` splits."""

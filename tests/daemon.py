@@ -64,7 +64,13 @@ class Daemon:
     def environment(self) -> dict[str, str]:
         """Nothing of the tester's own settings."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("SYNCD_", "PG"))}
-        mine = {"dsn": self.conninfo, "data_dir": self.data_dir, "socket": self.socket, "checkpoint_seconds": 3600}
+        mine = {
+            "dsn": self.conninfo,
+            "data_dir": self.data_dir,
+            "socket": self.socket,
+            "checkpoint_seconds": 3600,
+            "http": "off",
+        }
         kept["PYTHONFAULTHANDLER"] = "1"
         return kept | {f"SYNCD_{name.upper()}": str(value) for name, value in (mine | self.settings).items()}
 

@@ -6,28 +6,75 @@ CREATE SCHEMA syncd_bench;
 -- name: drop_schema
 DROP SCHEMA IF EXISTS syncd_bench CASCADE;
 
--- name: has_vector_extension
-SELECT count(*) FROM pg_available_extensions WHERE name = 'vector';
+-- name: begin
+-- One benchmark at a time in a database, as long as this session lives; and what of pgvector is there.
+SELECT pg_try_advisory_lock(hashtext('syncd_bench')),
+       EXISTS (SELECT FROM pg_extension WHERE extname = 'vector'),
+       EXISTS (SELECT FROM pg_available_extensions WHERE name = 'vector');
+
+-- name: list_foreign_sources
+SELECT source::text FROM syncd.sources WHERE source::text NOT IN ('syncd.embeddings') ORDER BY 1;
+
+-- name: list_running_consumers
+SELECT DISTINCT split_part(application_name, '/', 2) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'syncd/%' ORDER BY 1;
+
+-- name: forget_consumer
+-- Else it would hold the outbox for ever.
+DELETE FROM syncd.consumers WHERE name = %s;
 
 -- name: create_vector_extension
 CREATE EXTENSION IF NOT EXISTS vector;
+
+-- name: drop_vector_extension
+DROP EXTENSION IF EXISTS vector;
 
 -- name: create_table
 CREATE TABLE syncd_bench.{table} (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, embedding {type} NOT NULL);
 
 -- name: create_hnsw
-CREATE INDEX ON syncd_bench.{table} USING hnsw (embedding vector_cosine_ops);
+CREATE INDEX ON syncd_bench.{table} USING hnsw (embedding {operators}) WITH (m = 16, ef_construction = 64);
 
--- name: create_samples
--- Vectors to insert, so that making them is not what is measured; many, since an HNSW index stores equal ones only once.
-CREATE TABLE syncd_bench.samples (id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY, embedding {type} NOT NULL);
+-- name: index_bytes
+SELECT sum(pg_relation_size(indexrelid))::bigint FROM pg_index WHERE indrelid = %s::regclass AND NOT indisprimary;
+
+-- name: copy_table
+INSERT INTO syncd_bench.{table} (id, embedding) OVERRIDING SYSTEM VALUE SELECT id, embedding FROM syncd_bench.followed ORDER BY id;
+
+-- name: set_setting
+SELECT set_config(%s, %s, false);
+
+-- name: shared_buffers
+SHOW shared_buffers;
+
+-- name: use_index
+SELECT set_config('enable_indexscan', %s, false);
+
+-- name: set_ef_search
+SELECT set_config('hnsw.ef_search', %s, false);
+
+-- name: nearest
+SELECT id FROM syncd_bench.{table} ORDER BY embedding {operator} $1 LIMIT {k};
 
 -- name: insert_sample
-INSERT INTO syncd_bench.{table} (embedding) SELECT embedding FROM syncd_bench.samples WHERE id = (SELECT 1 + floor(random() * 20000)::integer);
+-- From a table of vectors, so that making them is not what is measured; many, since an HNSW index stores equal ones only once.
+INSERT INTO syncd_bench.{table} (embedding) SELECT embedding FROM syncd_bench.samples WHERE id = (SELECT 1 + floor(random() * 20000)::bigint);
 
 -- name: insert_returning
-INSERT INTO syncd_bench.{table} (embedding) SELECT embedding FROM syncd_bench.samples WHERE id = (SELECT 1 + floor(random() * 20000)::integer)
-RETURNING id;
+INSERT INTO syncd_bench.{table} (embedding) SELECT embedding FROM syncd_bench.samples WHERE id = %s RETURNING id;
+
+-- name: change_row
+UPDATE syncd_bench.{table} SET embedding = (SELECT embedding FROM syncd_bench.samples WHERE id = %s) WHERE id = %s;
+
+-- name: change_rows
+UPDATE syncd_bench.{table} AS t SET embedding = s.embedding
+FROM unnest(%s::bigint[], %s::bigint[]) AS c (key, sample) JOIN syncd_bench.samples AS s ON s.id = c.sample
+WHERE t.id = c.key;
+
+-- name: delete_rows
+DELETE FROM syncd_bench.{table} WHERE id = ANY(%s);
+
+-- name: token
+SELECT syncd.token();
 
 -- name: copy_rows
 COPY syncd_bench.{table} (embedding) FROM STDIN (FORMAT BINARY);
@@ -35,11 +82,15 @@ COPY syncd_bench.{table} (embedding) FROM STDIN (FORMAT BINARY);
 -- name: attach
 SELECT rows FROM syncd.attach(%s, metric => %s);
 
+-- name: attach_datasets
+-- Rows are dealt out to datasets whose names no other table's have.
+SELECT rows FROM syncd.attach(%s, metric => %s, dataset => format('%%L || (id %%%% %%s)::text', %s::text, %s::bigint));
+
+-- name: drop_table
+DROP TABLE syncd_bench.{table};
+
 -- name: detach
 SELECT syncd.detach(%s);
-
--- name: truncate
-TRUNCATE syncd_bench.{table};
 
 -- name: vacuum
 VACUUM ANALYZE syncd_bench.{table};

@@ -40,23 +40,11 @@ SELECT a.id, a.arguments FROM syncd.attachments AS a;
 -- name: read_source
 SELECT pg_get_userbyid(c.relowner)::text, has_table_privilege(c.oid, 'SELECT'), has_schema_privilege(c.relnamespace, 'USAGE'),
        row_security_active(c.oid), c.relpersistence = 'u', c.relkind <> 'p' AND EXISTS (SELECT FROM pg_inherits AS i WHERE i.inhparent = c.oid),
-       EXISTS (SELECT FROM pg_subscription_rel AS s WHERE s.srrelid = c.oid), greatest(c.reltuples, 0)::bigint
+       greatest(c.reltuples, 0)::bigint
 FROM pg_class AS c WHERE c.oid = %s;
-
--- name: knows_triggers
--- Whether the schema can tell itself what is wrong with a source's triggers; then its word counts, on partitions too.
-SELECT to_regprocedure('syncd.missing_triggers(integer)') IS NOT NULL;
 
 -- name: read_missing_triggers
 SELECT m.relation::regclass::text, m.trigger::text, m.problem FROM syncd.missing_triggers(%s) AS m WHERE m.problem <> 'unwanted';
-
--- name: read_triggers
--- syncd's triggers on a plain table, each with whether it calls syncd's function for every row.
-SELECT t.tgname::text, t.tgenabled::text,
-       t.tgqual IS NULL AND p.pronamespace = 'syncd'::regnamespace AND starts_with(p.proname, %(function_prefix)s)
-FROM pg_trigger AS t JOIN pg_proc AS p ON p.oid = t.tgfoid
-WHERE t.tgrelid = %(source)s::oid AND starts_with(t.tgname::text, %(trigger_prefix)s)
-ORDER BY 1;
 
 -- name: read_key
 -- Whether a unique index has exactly the key's columns, in their order, and which of the columns may be NULL by now or are gone.
@@ -70,9 +58,7 @@ SELECT EXISTS (
                                AND NOT a.attisdropped));
 
 -- name: read_vector_column
-SELECT format_type(a.atttypid, a.atttypmod), a.atttypid::regtype = 'bytea'::regtype,
-       CASE WHEN t.typname IN ('vector', 'halfvec') AND a.atttypmod > 0 THEN a.atttypmod END
-FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid
+SELECT format_type(a.atttypid, a.atttypmod) FROM pg_attribute AS a
 WHERE a.attrelid = %s::oid AND a.attname = %s AND a.attnum > 0 AND NOT a.attisdropped;
 
 -- name: no_row

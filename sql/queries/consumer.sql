@@ -102,14 +102,17 @@ LISTEN syncd;
 SELECT 1;
 
 -- name: begin_durable
+-- Others hold the consumers' rows for moments, on a busy machine for longer than a pass waits for a table.
 BEGIN;
 SET LOCAL synchronous_commit = on;
+SET LOCAL lock_timeout = '5s';
 SET LOCAL statement_timeout = '30s';
 
 -- name: begin_start
 -- Shorter than a start may take, so that a start that was given up does not take the name later.
 BEGIN;
 SET LOCAL statement_timeout = '20s';
+SET LOCAL lock_timeout = '5s';
 
 -- name: begin_report
 BEGIN;
@@ -158,3 +161,7 @@ DELETE FROM syncd.quarantine_reports WHERE consumer = %s AND source = %s AND md5
 
 -- name: forget_all_quarantined
 DELETE FROM syncd.quarantine_reports WHERE consumer = %s;
+
+-- name: read_heartbeat_xid
+-- In the transaction of a report: an index whose position sees this id has everything that was committed before it.
+SELECT pg_current_xact_id()::text;

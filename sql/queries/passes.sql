@@ -106,9 +106,10 @@ true;
 
 -- name: read_rows
 -- The one rule for what is live: the live expression, and a vector. A key that was asked for and is not returned is a tombstone.
--- The fingerprint covers key, filter columns and the vector as it is sent; OFFSET 0 keeps the planner from sending it twice.
-SELECT syncd_r.syncd_key, syncd_r.syncd_project, syncd_r.syncd_dataset, {sent}, {fingerprint}
-FROM (SELECT {key} AS syncd_key, {project} AS syncd_project, {dataset} AS syncd_dataset, {send}({vector}) AS syncd_vector, ROW({hashed}) AS syncd_hashed
+-- The fingerprint covers key, attached columns and the vector as it is sent; OFFSET 0 keeps the planner from making them twice.
+SELECT syncd_r.syncd_key, syncd_r.syncd_project, syncd_r.syncd_dataset, {sent}, {fingerprint}, {sent_columns}
+FROM (SELECT {key} AS syncd_key, {project} AS syncd_project, {dataset} AS syncd_dataset, {send}({vector}) AS syncd_vector, ROW({hashed}) AS syncd_hashed,
+             {columns} AS syncd_columns
       FROM {source} WHERE {match} AND {live} AND {vector} IS NOT NULL OFFSET 0) AS syncd_r;
 
 -- name: live_but
@@ -117,19 +118,26 @@ CASE WHEN ({columns}) IN ({failing}) THEN false ELSE {match} AND {live} END;
 -- name: sent_vector
 syncd_r.syncd_vector;
 
--- name: no_vector
+-- name: not_sent
 NULL;
 
 -- name: fingerprint
 -- Not of text: it would cost more than all the rest, and depend on settings.
 hash_record_extended(syncd_r.syncd_hashed, hash_array_extended(ARRAY[syncd_r.syncd_vector], 0));
 
--- name: hashed_columns
-{key}, jsonb_build_array({columns});
+-- name: fingerprint_with_columns
+jsonb_hash_extended(syncd_r.syncd_columns, hash_record_extended(syncd_r.syncd_hashed, hash_array_extended(ARRAY[syncd_r.syncd_vector], 0)));
+
+-- name: columns
+jsonb_build_array({columns});
+
+-- name: sent_columns
+syncd_r.syncd_columns::text;
 
 -- name: read_fingerprint_probe
 -- Another server's fingerprints are comparable to this one's if this number is the same.
-SELECT hash_record_extended(ROW(1::bigint, 'a'::text COLLATE "C", jsonb_build_array(1)), hash_array_extended(ARRAY['\x01ff'::bytea], 0));
+SELECT jsonb_hash_extended(jsonb_build_array(1, 'a'),
+       hash_record_extended(ROW(1::bigint, 'a'::text COLLATE "C"), hash_array_extended(ARRAY['\x01ff'::bytea], 0)));
 
 -- name: read_page_end
 -- The last key of the next page of a scan, in the order of the key's own index.

@@ -6,6 +6,9 @@ SELECT to_regclass('syncd.alembic_version') IS NOT NULL;
 -- name: read_revision
 SELECT version_num FROM syncd.alembic_version;
 
+-- name: may_read_revision
+SELECT has_table_privilege('syncd.alembic_version', 'SELECT');
+
 -- name: list_sources
 SELECT CASE WHEN c.oid IS NULL THEN a.source::oid::text ELSE a.source::text END
 FROM syncd.attachments AS a LEFT JOIN pg_class AS c ON c.oid = a.source;

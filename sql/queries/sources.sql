@@ -2,7 +2,7 @@
 
 -- name: read_attachments
 SELECT a.id, a.source::oid::bigint, n.nspname, c.relname, a.key, a.key_types, a.vector, a.vector_type, a.dimension, a.project, a.dataset, a.live,
-       a.metric, a.columns, md5(a.arguments::text),
+       a.metric, a.columns, a.column_kinds, md5(a.arguments::text),
        (SELECT format('%s.%I', f.pronamespace::regnamespace, f.proname)
         FROM pg_attribute AS v JOIN pg_type AS t ON t.oid = v.atttypid JOIN pg_proc AS f ON f.oid = t.typsend
         WHERE v.attrelid = a.source AND v.attname = a.vector AND NOT v.attisdropped),

@@ -199,6 +199,61 @@ BEGIN
 END
 $function$;
 
+-- How a search compares a column's values: NULL where the column is not there, empty where it cannot. A domain is what it is made of.
+CREATE FUNCTION syncd.column_kind(source oid, column_name text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, syncd
+AS $function$
+    WITH RECURSIVE bases AS (
+        SELECT a.atttypid AS type, a.attcollation AS collation FROM pg_attribute AS a
+        WHERE a.attrelid = source AND a.attname = column_name AND a.attnum > 0 AND NOT a.attisdropped
+        UNION ALL
+        SELECT t.typbasetype, b.collation FROM bases AS b JOIN pg_type AS t ON t.oid = b.type WHERE t.typtype = 'd'
+    )
+    SELECT CASE WHEN EXISTS (SELECT FROM pg_collation AS c WHERE c.oid = b.collation AND NOT c.collisdeterministic) THEN ''
+                WHEN t.typtype = 'e' THEN 'enum'
+                WHEN e.typtype = 'e' THEN 'text_array'
+                ELSE coalesce((SELECT k.kind FROM (VALUES
+                    ('smallint', 'integer'), ('integer', 'integer'), ('bigint', 'integer'), ('real', 'real'), ('double precision', 'double'),
+                    ('numeric', 'numeric'), ('text', 'text'), ('character varying', 'text'), ('character', 'character'), ('boolean', 'boolean'),
+                    ('uuid', 'uuid'), ('timestamptz', 'instant'), ('timestamp', 'timestamp'), ('date', 'date'), ('text[]', 'text_array'),
+                    ('character varying[]', 'text_array'), ('smallint[]', 'integer_array'), ('integer[]', 'integer_array'),
+                    ('bigint[]', 'integer_array'), ('jsonb', 'json')) AS k (type, kind) WHERE k.type::regtype = t.oid), '') END
+    FROM bases AS b JOIN pg_type AS t ON t.oid = b.type LEFT JOIN pg_type AS e ON e.typarray = t.oid AND t.typcategory = 'A'
+    WHERE t.typtype <> 'd'
+$function$;
+
+-- The columns that searches may filter on: of the table, of a type that syncd can compare, each once, and none with a filter's own word for a name.
+CREATE FUNCTION syncd.check_columns(source regclass, columns text[]) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, syncd
+AS $function$
+DECLARE
+    bad text;
+BEGIN
+    SELECT coalesce(quote_ident(c.name), 'NULL') INTO bad FROM unnest(columns) AS c (name) WHERE syncd.column_kind(source, c.name) IS NULL LIMIT 1;
+    IF bad IS NOT NULL THEN
+        RAISE EXCEPTION 'table % has no column %', source, bad USING ERRCODE = 'undefined_column',
+            HINT = 'Name columns of the table in columns => .';
+    END IF;
+    SELECT quote_ident(c.name) INTO bad FROM unnest(columns) AS c (name) GROUP BY c.name HAVING count(*) > 1 LIMIT 1;
+    IF bad IS NOT NULL THEN
+        RAISE EXCEPTION 'column % is named twice in columns', bad USING ERRCODE = 'duplicate_column', HINT = 'Name each column once.';
+    END IF;
+    SELECT quote_ident(c.name) INTO bad FROM unnest(columns) AS c (name) WHERE c.name IN ('and', 'or', 'not') LIMIT 1;
+    IF bad IS NOT NULL THEN
+        RAISE EXCEPTION 'column % cannot be filtered on: in a filter its name means something else', bad
+            USING ERRCODE = 'reserved_name', HINT = 'Rename the column, or leave it out of columns => .';
+    END IF;
+    SELECT format('%I of type %s', a.attname, format_type(a.atttypid, a.atttypmod)) INTO bad
+    FROM unnest(columns) AS c (name) JOIN pg_attribute AS a ON a.attrelid = source AND a.attname = c.name
+    WHERE syncd.column_kind(source, c.name) = '' LIMIT 1;
+    IF bad IS NOT NULL THEN
+        RAISE EXCEPTION 'column % cannot be filtered on', bad USING ERRCODE = 'datatype_mismatch',
+            HINT = 'A column to filter on is a number, text, varchar, char, enum, boolean, uuid, timestamp, timestamptz, date, jsonb, or an array of '
+                   'text, varchar, enum or integers, and of a deterministic collation.';
+    END IF;
+END
+$function$;
+
 -- The same for the partitions of a table: they are its rows.
 CREATE FUNCTION syncd.check_partitions(source regclass) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, syncd
@@ -281,8 +336,9 @@ DECLARE
     source_id integer;
 BEGIN
     PERFORM syncd.check_session_owner(source);
-    INSERT INTO syncd.attachments (source, key, key_types, vector, vector_type, dimension, project, dataset, live, metric, columns, arguments)
-    VALUES (source, key, key_types, vector, vector_type, dimension, project, dataset, live, metric, columns, arguments)
+    INSERT INTO syncd.attachments (source, key, key_types, vector, vector_type, dimension, project, dataset, live, metric, columns, column_kinds, arguments)
+    VALUES (source, key, key_types, vector, vector_type, dimension, project, dataset, live, metric, columns,
+            ARRAY(SELECT syncd.column_kind(source, c.name) FROM unnest(columns) WITH ORDINALITY AS c (name, place) ORDER BY c.place), arguments)
     RETURNING id INTO source_id;
     PERFORM syncd.make_capture(source_id, key);
     PERFORM syncd.mark(source_id, 'a');
@@ -455,13 +511,7 @@ BEGIN
         RAISE EXCEPTION 'there is no metric %', pg_catalog.quote_nullable(metric)
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Take cosine, l2 or ip.';
     END IF;
-    SELECT coalesce(pg_catalog.quote_ident(c.name), 'NULL') INTO bad FROM pg_catalog.unnest(columns) AS c (name)
-    WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_attribute AS a
-                      WHERE a.attrelid = relation AND a.attname = c.name AND a.attnum > 0 AND NOT a.attisdropped) LIMIT 1;
-    IF bad IS NOT NULL THEN
-        RAISE EXCEPTION 'table % has no column %', relation, bad USING ERRCODE = 'undefined_column',
-            HINT = 'Name columns of the table in columns => .';
-    END IF;
+    PERFORM syncd.check_columns(relation, columns);
     dataset := coalesce(dataset, pg_catalog.quote_literal(table_name));
     project := coalesce(project, $$'default'$$);
     live := coalesce(live, 'true');

@@ -59,6 +59,7 @@ CREATE TABLE syncd.attachments (
     live text NOT NULL,
     metric text NOT NULL CHECK (metric IN ('cosine', 'l2', 'ip')),
     columns text[] NOT NULL,
+    column_kinds text[] NOT NULL,  -- how their values are compared: see syncd.column_kind
     arguments jsonb NOT NULL,  -- as they were given, to see whether a second attach changes anything
     attached_at timestamptz NOT NULL DEFAULT now()
 );

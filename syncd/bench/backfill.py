@@ -26,7 +26,7 @@ class Backfill:
 
 def measure(where: Environment, *, rows: int, dimension: int, seed: int = 0) -> Backfill:
     """Fill a table, attach it under a running syncd, and wait until all of it is indexed."""
-    where.create_tables(TABLE, dimension=dimension)
+    where.create(TABLE, dimension)
     where.fill(TABLE, rows, dimension, seed)
     where.run("vacuum", table=TABLE)
     with serving(where) as service, service.client() as client:

@@ -1,30 +1,41 @@
-"""Where a benchmark runs: the user's server or the embedded one, a schema that is dropped at the end, and a syncd of its own."""
+"""Where a benchmark runs: the user's server or the embedded one, and a syncd of its own.
+
+The invariant: the database is left as it was found, also after Ctrl-C or SIGTERM. No table, source or consumer stays, and no schema syncd and no
+extension that was not there before.
+"""
 
 from __future__ import annotations
 
 import os
+import signal
 import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psycopg
 from numpy.typing import NDArray
 from psycopg import sql
+from rich.progress import Progress
 
 from syncd.errors import SyncdError
 from syncd.postgres import schema
 from syncd.postgres.connection import connect_blocking
 from syncd.rpc.client import Client
+from syncd.rpc.messages import DatasetStatus
 from syncd.settings import Settings
 from syncd.statements import statement
 
+CONSUMER = "bench"
 STOP_SECONDS = 60.0
+LOOK_SECONDS = 0.02
 SAMPLES = 20_000
 COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
 COPY_TRAILER = struct.pack(">h", -1)
@@ -41,6 +52,7 @@ class Environment:
     connection: psycopg.Connection
     vector_type: str
     """``vector`` where the server has pgvector, else ``real[]``."""
+    progress: Progress
 
     def run(self, name: str, parameters: list[object] | None = None, **names: str) -> list[tuple[object, ...]]:
         """Run a statement of ``queries/bench.sql``; ``{type}`` and the tables' names are filled in."""
@@ -50,23 +62,53 @@ class Environment:
         cursor = self.connection.execute(query, parameters)
         return cursor.fetchall() if cursor.description else []
 
-    def fill(self, table: str, rows: int, dimension: int, seed: int) -> None:
-        """Random vectors of unit variance, by COPY in binary."""
-        generator = np.random.default_rng(seed)
+    def value(self, name: str, parameters: list[object] | None = None, **names: str) -> Any:
+        """The one value that a statement gives."""
+        return self.run(name, parameters, **names)[0][0]
+
+    @contextmanager
+    def step(self, what: str) -> Iterator[None]:
+        """Show what goes on, where somebody is looking."""
+        task = self.progress.add_task(what, total=None)
+        try:
+            yield
+        finally:
+            self.progress.remove_task(task)
+
+    def track(self, numbers: Sequence[int], what: str) -> Iterable[int]:
+        """The same numbers, showing how many of them are done."""
+        return self.progress.track(numbers, description=what)
+
+    def create(self, table: str, dimension: int) -> None:
+        """A table with a key, counted from 1, and a vector."""
+        column = f"vector({dimension})" if self.vector_type == "vector" else self.vector_type
+        self.run("create_table", table=table, type=column)
+
+    def load(self, table: str, blocks: Iterable[NDArray[np.float32]]) -> None:
+        """Vectors by COPY in binary; the n-th gets the key n."""
         query = sql.SQL(statement("bench", "copy_rows")).format(table=sql.Identifier(table))
+        copy_vectors(self.connection, query, blocks, self.vector_type)
+
+    def fill(self, table: str, rows: int, dimension: int, seed: int) -> None:
+        """Random vectors of unit variance."""
+        generator = np.random.default_rng(seed)
         blocks = (
             generator.standard_normal((min(COPY_ROWS, rows - start), dimension), dtype=np.float32)
             for start in range(0, rows, COPY_ROWS)
         )
-        copy_vectors(self.connection, query, blocks, self.vector_type)
+        self.load(table, self.progress.track(blocks, total=-(-rows // COPY_ROWS), description=f"loading {rows} rows"))
 
     def create_tables(self, *tables: str, dimension: int) -> None:
-        """Tables with a key and a vector, and a hundred vectors to insert."""
-        column = f"vector({dimension})" if self.vector_type == "vector" else self.vector_type
-        self.run("create_samples", type=column)
+        """Tables with a key and a vector, and random vectors to insert."""
+        for table in ("samples", *tables):
+            self.create(table, dimension)
         self.fill("samples", SAMPLES, dimension, seed=1)
-        for table in tables:
-            self.run("create_table", table=table, type=column)
+
+    def change(self, table: str, keys: Sequence[int], samples: Sequence[int]) -> str:
+        """Give rows other vectors, those of some samples, in one transaction; the token of it."""
+        with self.connection.transaction():
+            self.run("change_rows", [list(keys), list(samples)], table=table)
+            return str(self.value("token"))
 
 
 def copy_vectors(
@@ -95,29 +137,85 @@ def copied_row(vector: NDArray[np.float32], vector_type: str) -> bytes:
 
 
 @contextmanager
-def environment(settings: Settings) -> Iterator[Environment]:
-    """Prepare the database and clean up after the benchmark, whatever happens in it."""
+def environment(settings: Settings, progress: Progress, warn: Callable[[str], None]) -> Iterator[Environment]:
+    """Prepare the database, and clean up after the benchmark, whatever happens in it."""
     with (
+        interrupted_by_sigterm(),
         tempfile.TemporaryDirectory(prefix="syncd-bench-") as folder,
-        connect_blocking(settings.conninfo) as connection,
+        connect_blocking(
+            settings.conninfo
+        ) as keeper,  # idle meanwhile, so that it can clean up whatever is interrupted
     ):
-        schema.install(settings.conninfo)
-        connection.autocommit = True
-        connection.execute(statement("bench", "drop_schema"))
-        connection.execute(statement("bench", "create_schema"))
-        found = connection.execute(statement("bench", "has_vector_extension")).fetchone()
-        vector_type = "real[]"
-        if found is not None and found[0]:
-            connection.execute(statement("bench", "create_vector_extension"))
-            vector_type = "vector"
+        keeper.autocommit = True
+        locked, has_extension, extension_available = first_row(keeper, "begin")
+        if not locked:
+            raise SyncdError("another benchmark is running in this database", hint="wait for it to end")
+        revision = schema.installed_revision(keeper)
+        if revision is not None:
+            schema.check_installed(revision)  # to upgrade it is not a benchmark's business
         try:
-            yield Environment(settings.conninfo, Path(folder), connection, vector_type)
+            schema.install(settings.conninfo)
+            clean(keeper)  # what a benchmark that was killed has left
+            for (source,) in keeper.execute(statement("bench", "list_foreign_sources")):
+                warn(f"warning: {source} is attached too; it will be read, and is part of what is measured")
+            for (name,) in keeper.execute(statement("bench", "list_running_consumers")):
+                warn(f"warning: a syncd runs here as consumer {name}; it follows the benchmark's tables too")
+            keeper.execute(statement("bench", "create_schema"))
+            if extension_available and not has_extension:
+                keeper.execute(statement("bench", "create_vector_extension"))
+            with connect_blocking(settings.conninfo) as connection:
+                connection.autocommit = True
+                vector_type = "vector" if extension_available else "real[]"
+                yield Environment(settings.conninfo, Path(folder), connection, vector_type, progress)
         finally:
-            if not connection.closed:
-                for (source,) in connection.execute(statement("schema", "list_sources")).fetchall():
-                    if source.startswith("syncd_bench."):
-                        connection.execute(statement("bench", "detach"), [source])
-                connection.execute(statement("bench", "drop_schema"))
+            with uninterrupted():
+                clean(keeper)
+                if extension_available and not has_extension:
+                    keeper.execute(statement("bench", "drop_vector_extension"))
+                if revision is None:
+                    schema.uninstall(settings.conninfo)
+
+
+def first_row(connection: psycopg.Connection, name: str) -> tuple[Any, ...]:
+    """The one row of a statement of ``queries/bench.sql``."""
+    row = connection.execute(statement("bench", name)).fetchone()
+    assert row is not None
+    return row
+
+
+def clean(connection: psycopg.Connection) -> None:
+    """Drop what benchmarks make."""
+    if schema.installed_revision(connection) is not None:
+        for (source,) in connection.execute(statement("schema", "list_sources")).fetchall():
+            if source.startswith("syncd_bench."):
+                connection.execute(statement("bench", "detach"), [source])
+        connection.execute(statement("bench", "forget_consumer"), [CONSUMER])
+    connection.execute(statement("bench", "drop_schema"))
+
+
+@contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """End the block on SIGTERM as on Ctrl-C."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let no further Ctrl-C end the block."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Serving:
@@ -126,17 +224,43 @@ class Serving:
     def __init__(self, process: subprocess.Popen[bytes], socket: Path) -> None:
         self.process = process
         self.socket = socket
+        self.start_seconds = 0.0
+        self.stop_seconds = 0.0
 
     def client(self) -> Client:
         """A new connection to it."""
         return Client(self.socket, timeout=120.0)
 
+    def wait_searchable(self, dataset: str, rows: int) -> DatasetStatus:
+        """Return once a dataset answers, over this many rows, and by the index that it is to have."""
+        with self.client() as client:
+            while True:
+                found = {row.dataset: row for row in client.datasets()}.get(f"default/{dataset}")
+                if found is not None:
+                    if found.state == "failed":
+                        raise SyncdError(f"syncd cannot read {dataset}", hint=f"syncd why {dataset}")
+                    if found.state == "ready" and found.count == rows and found.index != "building":
+                        return found
+                time.sleep(LOOK_SECONDS)
+
     def memory_bytes(self, field: str = "VmRSS") -> int:
         """Memory of the process now (``VmRSS``), at most (``VmHWM``), or without files (``RssAnon``)."""
-        for line in Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii").splitlines():
+        for line in self.system_file("status").splitlines():
             if line.startswith(f"{field}:"):
                 return int(line.split()[1]) * 1024
         raise SyncdError(f"the system does not tell {field} of a process", hint="run the benchmark on Linux")
+
+    def cpu_seconds(self) -> float:
+        """Time of processors that the process has used so far."""
+        user, system = self.system_file("stat").rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+    def system_file(self, name: str) -> str:
+        """What the system says of the process."""
+        try:
+            return Path(f"/proc/{self.process.pid}/{name}").read_text(encoding="ascii")
+        except OSError as error:
+            raise SyncdError(f"the system does not tell about processes: {error}", hint="run it on Linux") from error
 
 
 @contextmanager
@@ -147,27 +271,37 @@ def serving(where: Environment) -> Iterator[Serving]:
         "SYNCD_DSN": where.conninfo,
         "SYNCD_DATA_DIR": str(where.directory / "data"),
         "SYNCD_SOCKET": str(socket),
-        "SYNCD_CONSUMER": "bench",
+        "SYNCD_CONSUMER": CONSUMER,
         "SYNCD_VERIFY_SECONDS": "0",
+        "SYNCD_HTTP": "off",
+        "SYNCD_LISTEN": "off",
     }
-    log = (where.directory / "serve.log").open("ab")
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "syncd.cli.main", "serve"],
-        env=os.environ | variables,
-        stdout=subprocess.PIPE,
-        stderr=log,
-    )
-    try:
-        assert process.stdout is not None
-        if not process.stdout.readline().startswith(b"ready"):
-            raise SyncdError(
-                f"syncd serve did not start: {Path(log.name).read_text(encoding='utf-8')[-2000:]}",
-                hint="run it by itself to see why",
-            )
-        yield Serving(process, socket)
-    finally:
-        process.terminate()
-        process.wait(STOP_SECONDS)
-        if process.stdout is not None:
-            process.stdout.close()
-        log.close()
+    log = where.directory / "serve.log"
+    with log.open("ab") as stderr:
+        begun = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "syncd.cli.main", "serve"],
+            env=os.environ | variables,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+        )
+    service = Serving(process, socket)
+    with process:
+        try:
+            assert process.stdout is not None
+            if not process.stdout.readline().startswith(b"ready"):
+                raise SyncdError(
+                    f"syncd serve did not start: {log.read_text(encoding='utf-8')[-2000:]}",
+                    hint="run it by itself to see why",
+                )
+            service.start_seconds = time.perf_counter() - begun
+            yield service
+        finally:
+            begun = time.perf_counter()
+            process.terminate()
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+            service.stop_seconds = time.perf_counter() - begun

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import math
 import random
 import time
 from dataclasses import dataclass
 
 import numpy as np
 import psycopg
+from numpy.typing import NDArray
 from psycopg import sql
 
-from syncd.bench.environment import Environment, Serving, serving
+from syncd.bench.clients import leave_ctrl_c_to_the_parent, process_context
+from syncd.bench.environment import SAMPLES, Environment, Serving, serving
 from syncd.rpc.client import Client
 from syncd.statements import statement
 
 DATASET = "fresh"
 IDLE_SECONDS = (0.02, 0.2)
 LOOK_SECONDS = 0.0005
-WARM_UP = 20
+WARM_UP = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,27 +48,45 @@ def measure(where: Environment, *, dimension: int, commits: int, writers: int, s
 
 def run(where: Environment, service: Serving, *, writers: int, commits: int, idle: bool, seed: int) -> Freshness:
     """Each writer in a process of its own, so that they do not wait for one another."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(writers) as pool:
-        arguments = [(where.conninfo, str(service.socket), commits, idle, seed + number) for number in range(writers)]
-        delays = np.concatenate(pool.starmap(write_and_look, arguments)) * 1000
+    pause = IDLE_SECONDS if idle else (0.0, 0.0)
+    with (
+        where.step(f"{commits} commits by each of {writers} writers"),
+        process_context().Pool(writers, leave_ctrl_c_to_the_parent) as pool,
+    ):
+        probes = [
+            Probe(where.conninfo, str(service.socket), DATASET, SAMPLES, pause, seed + number)
+            for number in range(writers)
+        ]
+        delays = np.concatenate(pool.starmap(write_and_look, [(probe, commits + WARM_UP) for probe in probes]))
     p50, p99 = np.percentile(delays, [50, 99])
     return Freshness(writers, len(delays), round(float(p50), 2), round(float(p99), 2), round(float(delays.max()), 2))
 
 
-def write_and_look(conninfo: str, socket: str, commits: int, idle: bool, seed: int) -> list[float]:
-    """Insert a row, then ask for it until it is there; seconds for each commit after the first few."""
-    pauses = random.Random(seed)  # noqa: S311 - a reproducible schedule
-    insert = sql.SQL(statement("bench", "insert_returning")).format(table=sql.Identifier(DATASET))
-    delays = []
-    with psycopg.connect(conninfo, autocommit=True) as connection, Client(socket) as client:
-        for _ in range(commits + WARM_UP):
-            if idle:
-                time.sleep(pauses.uniform(*IDLE_SECONDS))
-            row = connection.execute(insert, prepare=True).fetchone()
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A writer that looks for what it has written."""
+
+    conninfo: str
+    socket: str
+    table: str
+    samples: int
+    pause_seconds: tuple[float, float]
+    seed: int
+
+
+def write_and_look(probe: Probe, commits: int, seconds: float = math.inf) -> NDArray[np.float64]:
+    """Insert a row, then ask for it until it is there; milliseconds for each commit after the first few."""
+    chance = random.Random(probe.seed)  # noqa: S311 - a reproducible schedule
+    insert = sql.SQL(statement("bench", "insert_returning")).format(table=sql.Identifier(probe.table))
+    delays: list[float] = []
+    with psycopg.connect(probe.conninfo, autocommit=True) as connection, Client(probe.socket) as client:
+        end = time.perf_counter() + seconds
+        while len(delays) < commits and time.perf_counter() < end:
+            time.sleep(chance.uniform(*probe.pause_seconds))
+            row = connection.execute(insert, [chance.randint(1, probe.samples)], prepare=True).fetchone()
             committed = time.perf_counter()
             assert row is not None
-            while not client.get(DATASET, [row[0]]):
+            while not client.get(probe.table, [row[0]]):
                 time.sleep(LOOK_SECONDS)  # eight readers that spin would be what is measured
             delays.append(time.perf_counter() - committed)
-    return delays[WARM_UP:]
+    return np.array(delays[WARM_UP:] or delays) * 1000

@@ -37,7 +37,7 @@ def measure(where: Environment, *, dimension: int, clients: list[int], seconds: 
     tables = TABLES if where.vector_type == "vector" else TABLES[:2]
     where.create_tables(*tables, dimension=dimension)
     if "hnsw" in tables:
-        where.run("create_hnsw", table="hnsw")
+        where.run("create_hnsw", table="hnsw", operators="vector_cosine_ops")
     where.run("insert_sample", table="attached")
     where.run("attach", ["syncd_bench.attached", "cosine"])
     results = []

@@ -29,7 +29,7 @@ class RoundTrip:
 
 def measure(where: Environment, *, rows: int, dimension: int, seed: int = 0) -> RoundTrip:
     """Search by RPC and by FAISS in turn, so that both meet the same machine."""
-    where.create_tables(TABLE, dimension=dimension)
+    where.create(TABLE, dimension)
     where.fill(TABLE, rows, dimension, seed)
     where.run("attach", [f"syncd_bench.{TABLE}", "ip"])
     faiss.omp_set_num_threads(1)
@@ -50,6 +50,9 @@ def measure(where: Environment, *, rows: int, dimension: int, seed: int = 0) -> 
             pings.append(time.perf_counter() - after_faiss)
             by_rpc.append(after_rpc - begun)
             alone.append(after_faiss - after_rpc)
-    rpc_p50, rpc_p99 = np.percentile(by_rpc[WARM_UP:], [50, 99]) * 1e6
-    faiss_p50, ping_p50 = (float(np.median(times[WARM_UP:])) * 1e6 for times in (alone, pings))
-    return RoundTrip(rows, dimension, round(rpc_p50, 1), round(rpc_p99, 1), round(faiss_p50, 1), round(ping_p50, 1))
+    rpc_p50, rpc_p99 = np.percentile(by_rpc[WARM_UP:], [50, 99])
+    microseconds = [
+        round(float(value) * 1e6, 1)
+        for value in (rpc_p50, rpc_p99, np.median(alone[WARM_UP:]), np.median(pings[WARM_UP:]))
+    ]
+    return RoundTrip(rows, dimension, *microseconds)

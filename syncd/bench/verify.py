@@ -29,7 +29,7 @@ class Verify:
 
 def measure(where: Environment, *, rows: int, dimension: int, rounds: int, seed: int = 0) -> Verify:
     """The query and the verify in turn, then a repair of rows that changed behind the back of the triggers."""
-    where.create_tables(TABLE, dimension=dimension)
+    where.create(TABLE, dimension)
     where.fill(TABLE, rows, dimension, seed)
     where.run("vacuum", table=TABLE)
     where.run("attach", [f"syncd_bench.{TABLE}", "cosine"])

@@ -11,8 +11,10 @@ import msgspec
 import typer
 
 from syncd.cli.options import Json, Socket
-from syncd.cli.output import print_json, print_table, talk, working
+from syncd.cli.output import print_json, print_table, talk
+from syncd.cli.progress import progress
 from syncd.cli.session import service
+from syncd.cli.watch import watch
 from syncd.errors import SettingsError
 from syncd.rpc.client import Client
 from syncd.rpc.messages import MAX_K, DatasetVerified
@@ -36,7 +38,9 @@ def search(
     k: Annotated[int, typer.Option("-k", min=1, max=MAX_K, help="How many.")] = 10,
     exact: Annotated[bool, typer.Option("--exact", help="Compare with every row.")] = False,
     recall: Annotated[float | None, typer.Option(min=0.01, max=1, help="Recall to aim for.")] = None,
-    filter_json: Annotated[str | None, typer.Option("--filter", help="Filter as JSON.")] = None,
+    filter_json: Annotated[
+        str | None, typer.Option("--filter", help='Conditions on attached columns, as JSON: {"lang": "en"}.')
+    ] = None,
     socket: Socket = None,
     json: Json = False,
 ) -> None:
@@ -61,12 +65,19 @@ def search(
         print_table(["key", "distance"], [(shown_key(hit.key), f"{hit.distance:.6f}") for hit in hits])
 
 
-def status(socket: Socket = None, json: Json = False) -> None:
+def status(
+    watched: Annotated[bool, typer.Option("--watch", help="Draw it again every second, with each dataset.")] = False,
+    socket: Socket = None,
+    json: Json = False,
+) -> None:
     """Print how the service is: in step or behind, since when.
 
-    Example: syncd status
+    Example: syncd status --watch
     """
     with service(socket) as client:
+        if watched:
+            watch(client, json=json)
+            return
         found = client.status()
     if json:
         print_json(found)
@@ -120,7 +131,7 @@ def verify(
 
     Example: syncd verify --repair
     """
-    with service(socket) as client, working("comparing every row with its table"):
+    with service(socket) as client, progress(service(socket), "verifying"):
         names: list[str | None] = [*dataset] if dataset else [None]
         results = [client.verify(name, repair=repair, deep=deep) for name in names]
     rows = [row for result in results for row in result.datasets]
@@ -173,7 +184,7 @@ def rebuild(
 
     Example: syncd rebuild chunks
     """
-    with service(socket) as client, working(f"building {dataset}"):
+    with service(socket) as client, progress(service(socket), "rebuilding"):
         done = client.rebuild(dataset)
     if json:
         print_json(done)

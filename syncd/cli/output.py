@@ -11,6 +11,7 @@ import msgspec
 import psycopg
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from syncd.errors import SettingsError, SyncdError
 from syncd.postgres.connection import as_database_error
@@ -27,7 +28,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row))
+        table.add_row(*(Text("" if value is None else str(value)) for value in row))  # as it is: no markup
     width = None if sys.stdout.isatty() else 10_000
     Console(file=sys.stdout, width=width, soft_wrap=width is None).print(table)
 
@@ -35,17 +36,6 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
 def talk(text: str) -> None:
     """A remark beside the result."""
     sys.stderr.write(text + "\n")
-
-
-@contextmanager
-def working(what: str) -> Iterator[None]:
-    """Show that long work is going on, where stderr is a terminal."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield
-        return
-    with console.status(what):
-        yield
 
 
 @contextmanager

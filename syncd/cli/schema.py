@@ -68,7 +68,7 @@ def attach(
     settings = load_settings(dsn=dsn, data_dir=data_dir)
     with database(settings, embedded=embedded) as found, connect_blocking(found.conninfo) as connection:
         connection.add_notice_handler(show_notice)
-        schema.check_installed(schema.installed_revision(connection))
+        schema.check_usable(connection)
         row = connection.execute(
             statement("schema", "attach"),
             {
@@ -91,7 +91,7 @@ def detach(table: Table, dsn: Dsn = None, data_dir: DataDir = None, embedded: Em
     """
     settings = load_settings(dsn=dsn, data_dir=data_dir)
     with database(settings, embedded=embedded) as found, connect_blocking(found.conninfo) as connection:
-        schema.check_installed(schema.installed_revision(connection))
+        schema.check_usable(connection)
         row = connection.execute(statement("schema", "detach"), [table]).fetchone()
     talk(f"{table} is detached" if row and row[0] else f"{table} was not attached")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from pydantic import SecretStr
@@ -12,7 +12,9 @@ from syncd.settings import Settings, load_settings, service_socket
 
 
 @contextmanager
-def database(settings: Settings, *, embedded: bool) -> Iterator[Settings]:
+def database(
+    settings: Settings, *, embedded: bool, server_settings: Mapping[str, str] | None = None
+) -> Iterator[Settings]:
     """Settings whose ``dsn`` is to be used: the user's, or that of the embedded PostgreSQL, which runs for the block at least."""
     if not embedded:
         yield settings
@@ -20,7 +22,7 @@ def database(settings: Settings, *, embedded: bool) -> Iterator[Settings]:
     from syncd.postgres.embedded import EmbeddedPostgres
 
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
-    with EmbeddedPostgres(settings.data_dir) as server:
+    with EmbeddedPostgres(settings.data_dir, server_settings) as server:
         yield settings.model_copy(update={"dsn": SecretStr(server.conninfo)})
 
 

@@ -73,7 +73,8 @@ class Move:
         set_range(self._live, start, stop)
         keys = view.stored_keys.take(slots)
         hashes = hash_keys(view.key_kind, keys)
-        self.target.write(start, view.stored_vectors(slots), view.prints.take(slots), keys, hashes, self._live)
+        lines = None if view.attributes is None else view.attributes.stored(slots)
+        self.target.write(start, view.stored_vectors(slots), view.prints.take(slots), keys, hashes, self._live, lines)
         self.target.seal(stop)
         if not self.target.is_sealed(stop):  # or all of them would pile up in memory
             raise DataDirectoryError(

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from syncd.index.attributes import same_values, store_lines
 from syncd.index.keys import hash_keys, store_keys
 from syncd.index.live import clear_bits, live_slots, prefix
 from syncd.index.vectors import Vectors
@@ -37,8 +38,11 @@ class Comparison:
         if known.size:
             self._differ(keys, known[self.view.prints.take(slots[known]) != prints[known]])
 
-    def deep(self, keys: Sequence[Key], vectors: Vectors, prints: Prints) -> None:
-        """``rows`` with the vectors (n, dim) float32 too. A vector of another length differs from any that is stored."""
+    def deep(self, keys: Sequence[Key], vectors: Vectors, prints: Prints, columns: Sequence[str | None]) -> None:
+        """``rows`` with the vectors (n, dim) float32 and the attached columns too, as ``DatasetIndex.apply`` takes them.
+
+        A vector of another length differs from any that is stored.
+        """
         slots = self._find(keys)
         known = np.flatnonzero(slots >= 0)
         if not known.size:
@@ -49,6 +53,10 @@ class Comparison:
         else:
             stored = self.view.format.store(vectors[known])
             differ |= ~stored.equals(self.view.stored_vectors(slots[known]))
+        if self.view.attributes is not None:
+            there = store_lines([columns[row] or "null" for row in known.tolist()])
+            here = self.view.attributes.stored(slots[known])
+            differ |= ~np.fromiter(map(same_values, there, here), dtype=np.bool_, count=known.size)
         self._differ(keys, known[differ])
 
     def absent(self, keys: Sequence[Key]) -> None:

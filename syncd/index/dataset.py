@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from syncd.errors import DamagedFile, DataDirectoryError, DimensionMismatch, InvalidVector
+from syncd.index.attributes import Lines, store_lines
 from syncd.index.building import Plan, build, plan_build, wants_codes
 from syncd.index.codefiles import load_codes
 from syncd.index.codes import Codes, LiveCodes, Stop
@@ -40,7 +41,7 @@ from syncd.index.saved import Saved, SavedIndex
 from syncd.index.search import SearchResult, point_for, search
 from syncd.index.vectors import VectorFormat, Vectors
 from syncd.index.view import KeyPage, Prints, View
-from syncd.types import Key, KeyKind, Metric
+from syncd.types import AttachedColumn, Key, KeyKind, Metric
 
 IndexKind = Literal["exact", "building", "codes"]
 
@@ -91,13 +92,14 @@ class DatasetIndex:
         half: bool = False,
         dim: int | None = None,
         name: str = "",
+        columns: Sequence[AttachedColumn] = (),
         chunk_bytes: int = CHUNK_BYTES,
     ) -> DatasetIndex:
-        """An empty index that will keep its files in ``directory``; ``name`` is for messages.
+        """An empty index that will keep its files in ``directory``; ``name`` is for messages. Its rows have ``columns``.
 
         The directory is made with the first file, so that a full disk is met by ``save`` alone.
         """
-        generation = Generation(directory, 1, VectorFormat(metric, half), key_kind, dim, chunk_bytes)
+        generation = Generation(directory, 1, VectorFormat(metric, half), key_kind, dim, chunk_bytes, columns)
         return cls(_State(generation, generation.empty_view()), name or _name(directory), chunk_bytes, None)
 
     @classmethod
@@ -108,7 +110,9 @@ class DatasetIndex:
         dataset above 64 MiB are mapped and left for ``scrub``.
         """
         format_ = VectorFormat(saved.metric, saved.half)
-        generation = Generation(directory, saved.generation, format_, saved.key_kind, saved.dim, saved.chunk_bytes)
+        generation = Generation(
+            directory, saved.generation, format_, saved.key_kind, saved.dim, saved.chunk_bytes, saved.columns
+        )
         view = generation.load(saved)
         codes, damage = None, ""
         try:
@@ -206,26 +210,38 @@ class DatasetIndex:
     # Writing: one thread.
 
     def apply(
-        self, upserts: Sequence[Key], vectors: Vectors, deletes: Sequence[Key], prints: Prints | None = None
+        self,
+        upserts: Sequence[Key],
+        vectors: Vectors,
+        deletes: Sequence[Key],
+        prints: Prints | None = None,
+        columns: Sequence[str] | Sequence[bytes] | None = None,
     ) -> Applied:
         """Bring one pass into the index; readers see all of it at once, or, if this raises, nothing.
 
         ``vectors`` is (n, dim) float32, one row an upsert; of a repeated key the last counts. ``prints`` (n,) int64 are
-        the rows' fingerprints, 0 where left out. A row whose stored vector and fingerprint are the same keeps its slot;
-        deletes of unknown keys are ignored. Raises ``DimensionMismatch``,
+        the rows' fingerprints, 0 where left out; ``columns`` are JSON arrays of the attached columns' values, one a row,
+        NULLs where left out. A row whose stored vector, columns and fingerprint are the same keeps its slot; deletes of
+        unknown keys are ignored. Raises ``DimensionMismatch``,
         ``InvalidVector``, ``InvalidParams`` for a key of another kind, ``ValueError`` for a key in both lists or
         lengths that differ.
         """
         with self._write_lock:
-            return self._apply(upserts, vectors, deletes, prints)
+            return self._apply(upserts, vectors, deletes, prints, columns)
 
     def _apply(
-        self, upserts: Sequence[Key], vectors: Vectors, deletes: Sequence[Key], prints: Prints | None
+        self,
+        upserts: Sequence[Key],
+        vectors: Vectors,
+        deletes: Sequence[Key],
+        prints: Prints | None,
+        columns: Sequence[str] | Sequence[bytes] | None,
     ) -> Applied:
         state, view = self._state, self._state.view
         if prints is None:
             prints = np.zeros(len(upserts), dtype=np.int64)
-        upserts, vectors, prints = _last_of_each(upserts, vectors, prints, deletes)
+        lines = _lines(view.columns, columns, len(upserts))
+        upserts, vectors, prints, lines = _last_of_each(upserts, vectors, prints, lines, deletes)
         deleted = view.find(list(dict.fromkeys(deletes)))
         deleted = deleted[deleted >= 0]
         if len(upserts) and vectors.shape[1] != view.dim:
@@ -244,6 +260,10 @@ class DatasetIndex:
         if known.size:
             same = stored.select(known).equals(view.stored_vectors(old[known]))
             changed[known] = ~same | (prints[known] != view.prints.take(old[known]))
+            if (
+                lines is not None and view.attributes is not None
+            ):  # 1.0 that became 1.00 has the fingerprint that it had
+                changed[known] |= view.attributes.stored(old[known]) != lines[known]
         fresh = np.flatnonzero(changed)
         replaced = old[fresh][old[fresh] >= 0]
         applied = Applied(fresh.size - replaced.size, replaced.size, len(upserts) - fresh.size, deleted.size)
@@ -253,7 +273,15 @@ class DatasetIndex:
         if stop > start or dead_now.size:
             live = _cleared(view.live, dead_now, stop)
             set_range(live, start, stop)
-            state.generation.write(start, stored.select(fresh), prints[fresh], keys[fresh], hashes[fresh], live)
+            state.generation.write(
+                start,
+                stored.select(fresh),
+                prints[fresh],
+                keys[fresh],
+                hashes[fresh],
+                live,
+                None if lines is None else lines[fresh],
+            )
             dead = state.generation.chunk_counts(dead_now, stop)
             dead[: view.dead.size] += view.dead
             live_count = view.live_count + fresh.size - dead_now.size
@@ -417,7 +445,7 @@ class DatasetIndex:
     def _new_generation(self, dim: int | None) -> _State:
         old, view = self._state.generation, self._state.view
         number = next(self._generation_numbers)
-        generation = Generation(old.directory, number, view.format, view.key_kind, dim, self._chunk_bytes)
+        generation = Generation(old.directory, number, view.format, view.key_kind, dim, self._chunk_bytes, view.columns)
         return _State(generation, generation.empty_view())
 
 
@@ -475,16 +503,24 @@ def _cleared(live: Bitmap, dead: Slots, slots: int) -> Bitmap:
     return larger
 
 
+def _lines(
+    attached: Sequence[AttachedColumn], rows: Sequence[str] | Sequence[bytes] | None, count: int
+) -> Lines | None:
+    if not attached:
+        return None
+    return store_lines(["[" + ",".join(["null"] * len(attached)) + "]"] * count if rows is None else rows)
+
+
 def _last_of_each(
-    upserts: Sequence[Key], vectors: Vectors, prints: Prints, deletes: Sequence[Key]
-) -> tuple[Sequence[Key], Vectors, Prints]:
+    upserts: Sequence[Key], vectors: Vectors, prints: Prints, lines: Lines | None, deletes: Sequence[Key]
+) -> tuple[Sequence[Key], Vectors, Prints, Lines | None]:
     vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-    if vectors.ndim != 2 or not len(vectors) == len(upserts) == len(prints):
+    if vectors.ndim != 2 or not len(vectors) == len(upserts) == len(prints) == len(prints if lines is None else lines):
         raise ValueError(f"{len(upserts)} keys and vectors of shape {vectors.shape}")
     last = {key: row for row, key in enumerate(upserts)}
     if not last.keys().isdisjoint(deletes):
         raise ValueError("a key is both upserted and deleted")
     if len(last) == len(upserts):
-        return upserts, vectors, prints
+        return upserts, vectors, prints, lines
     rows = list(last.values())
-    return list(last), vectors[rows], prints[rows]
+    return list(last), vectors[rows], prints[rows], None if lines is None else lines[rows]

@@ -30,6 +30,10 @@ _MOST_CANDIDATES = 1 << 22
 
 _FLOAT64_ROWS = 4096
 
+_SPARSE = 4
+"""Where at most one row in so many of a chunk is live, these are compared one by one: 1,000 of 262,144 × 128 take 20 µs, and behind a
+bitmap 450; 60,000 of them 9 ms and 19."""
+
 
 class _Thread(threading.local):
     limited = False
@@ -91,7 +95,7 @@ def pgvector_distances(metric: Metric, raw: NDArray[np.float32]) -> Distances:
 
 
 def _search_some(view: View, queries: Vectors, k: int) -> list[tuple[Distances, Slots]]:
-    parts = [search_block(view, queries, k, *block) for block in blocks(view)]
+    parts = list(_searched_blocks(view, queries, k))
     if len(parts) == 1:
         distances, slots = parts[0]
     else:
@@ -107,6 +111,41 @@ def _search_some(view: View, queries: Vectors, k: int) -> list[tuple[Distances, 
         else:
             found.append(_search_in_float64(view, query, k))
     return found
+
+
+def _searched_blocks(view: View, queries: Vectors, k: int) -> Iterator[tuple[Distances, Slots]]:
+    """What ``search_block`` or ``_search_chosen`` finds, chunk by chunk."""
+    for number, (first, rows) in enumerate(view.vectors.blocks(view.count)):
+        live = len(rows) - int(view.dead[number])
+        if live * _SPARSE <= len(rows):
+            if live:
+                yield _search_chosen(view, queries, min(k, live), first, rows)
+            continue
+        for start, block in _converted(first, rows, view.norms) if view.format.half else ((first, rows),):
+            yield search_block(view, queries, k, start, block, live == len(rows))
+
+
+def _search_chosen(view: View, queries: Vectors, k: int, first: int, rows: NDArray[Any]) -> tuple[Distances, Slots]:
+    """``search_block`` for a block of which few rows are live: only these are touched."""
+    dim = rows.shape[1]
+    chosen = live_slots(view.live[first >> 3 : bitmap_bytes(first + len(rows))], len(rows))
+    slots = chosen + first
+    if view.format.half:
+        rows, halves = np.empty((len(chosen), dim), dtype=np.float32), rows[chosen]
+        half_to_float(halves, None if view.norms is None else view.norms.take(slots), rows)
+        chosen = np.arange(len(chosen))
+    distances = np.empty((len(queries), k), dtype=np.float32)
+    found = np.empty((len(queries), k), dtype=np.int64)
+    pointer = faiss.swig_ptr
+    arguments = (
+        pointer(queries), pointer(rows), pointer(chosen), dim, len(queries), len(rows), len(chosen), k,
+        pointer(distances), pointer(found), 0,  # 0: the same rows for every query
+    )  # fmt: skip
+    if view.format.metric == "l2":
+        faiss.knn_L2sqr_by_idx(*arguments)  # type: ignore[attr-defined]  # the stubs of FAISS leave it out
+    else:
+        faiss.knn_inner_products_by_idx(*arguments)  # type: ignore[attr-defined]  # as above
+    return _as_distances(view, distances, np.where(found < 0, -1, slots[found] if view.format.half else found + first))
 
 
 def search_block(
@@ -132,11 +171,16 @@ def search_block(
         faiss.knn_L2sqr(*arguments, None, selector)
     else:
         faiss.knn_inner_product(*arguments, selector)
-    exact = pgvector_distances(view.format.metric, distances)
+    if first:
+        slots[slots >= 0] += first
+    return _as_distances(view, distances, slots)
+
+
+def _as_distances(view: View, found: Vectors, slots: Slots) -> tuple[Distances, Slots]:
+    """What FAISS computed, as pgvector's distances; infinite for the slot -1."""
+    exact = pgvector_distances(view.format.metric, found)
     if slots[:, -1].min() < 0:  # fewer than k are live, or overflowed
         exact[slots < 0] = np.inf
-    if first:
-        slots += first
     return exact, slots
 
 

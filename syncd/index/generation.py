@@ -7,13 +7,14 @@ are until no manifest names them. So a dataset without rows may take another dim
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from syncd.errors import DamagedFile
+from syncd.index.attributes import Attributes, Lines
 from syncd.index.codefiles import save_codes
 from syncd.index.codes import Codes, LiveCodes
 from syncd.index.columns import Column
@@ -24,7 +25,7 @@ from syncd.index.live import Bitmap, bitmap_bytes, empty_bitmap, live_slots, pre
 from syncd.index.saved import Saved, SavedFile, SavedIndex
 from syncd.index.vectors import StoredVectors, VectorFormat
 from syncd.index.view import Prints, View
-from syncd.types import KeyKind
+from syncd.types import AttachedColumn, KeyKind
 
 CHECK_AT_LOAD_BYTES = 64 << 20
 """Vectors up to this size are compared with their checksums at load (0.1 s), larger ones by ``scrub``."""
@@ -34,7 +35,14 @@ class Generation:
     """One generation's columns and key map. Its rows are what the view says; what lies past its count is not there."""
 
     def __init__(
-        self, directory: Path, number: int, format_: VectorFormat, key_kind: KeyKind, dim: int | None, chunk_bytes: int
+        self,
+        directory: Path,
+        number: int,
+        format_: VectorFormat,
+        key_kind: KeyKind,
+        dim: int | None,
+        chunk_bytes: int,
+        columns: Sequence[AttachedColumn] = (),
     ) -> None:
         self.directory, self.number, self.dim = directory, number, dim
         self._format, self._key_kind = format_, key_kind
@@ -47,6 +55,7 @@ class Generation:
         self._prints = Column(directory, f"{prefix}prints", "i64", "<i8", None, chunk_bytes)
         self._keys = key_columns(key_kind, directory, prefix, chunk_bytes)
         self._key_map = HashMultimap()
+        self._attributes = Attributes(columns, directory, prefix, chunk_bytes) if columns else None
 
     def view(
         self, count: int, live: Bitmap, live_count: int, dead: NDArray[np.int64], codes: Codes | None = None
@@ -66,6 +75,7 @@ class Generation:
             stored_keys=self._keys.view(),
             key_map=self._key_map.view,
             codes=None if codes is None else LiveCodes(codes, live),
+            attributes=None if self._attributes is None else self._attributes.view(),
         )
 
     def empty_view(self) -> View:
@@ -73,7 +83,14 @@ class Generation:
         return self.view(0, empty_bitmap(0), 0, np.zeros(0, dtype=np.int64))
 
     def write(
-        self, start: int, stored: StoredVectors, prints: Prints, keys: Stored, hashes: Hashes, live: Bitmap
+        self,
+        start: int,
+        stored: StoredVectors,
+        prints: Prints,
+        keys: Stored,
+        hashes: Hashes,
+        live: Bitmap,
+        lines: Lines | None,
     ) -> None:
         """Put rows at the slots from ``start`` on, in memory; they count once a view covers them.
 
@@ -84,6 +101,8 @@ class Generation:
             self._norms.write(start, stored.norms)
         self._prints.write(start, prints)
         self._keys.write(start, keys)
+        if self._attributes is not None and lines is not None:
+            self._attributes.lines.write(start, lines)
         slots = np.arange(start, start + len(keys), dtype=np.int64)
         self._key_map.add(hashes, slots, keep=lambda values: test_bits(live, values))
 
@@ -136,6 +155,7 @@ class Generation:
             files=tuple(files),
             code_number=code_number,
             codes=codes,
+            columns=() if self._attributes is None else self._attributes.columns,
         )
         return Saved(saved, bytes_written)
 
@@ -154,6 +174,8 @@ class Generation:
             self._norms.load(files, count, check=True)
         self._prints.load(files, count, check=True)
         self._keys.load(files, count)
+        if self._attributes is not None:
+            self._attributes.lines.load(files, count)
         slots = live_slots(live, count)
         if slots.size:
             stored = self._keys.view().take(slots)
@@ -178,7 +200,8 @@ class Generation:
     @property
     def heap_bytes(self) -> int:
         """Memory of columns and key map, mappings left out."""
-        return sum(column.heap_bytes for column, _ in self._columns(0)) + self._key_map.view.nbytes
+        attributes = 0 if self._attributes is None else self._attributes.nbytes
+        return sum(column.heap_bytes for column, _ in self._columns(0)) + self._key_map.view.nbytes + attributes
 
     @property
     def disk_bytes(self) -> int:
@@ -192,6 +215,9 @@ class Generation:
             columns.append((self._norms, view.norms, view.count))
         key_rows = self._keys.rows(view.count)
         columns += zip(self._keys.columns, view.stored_keys.columns, key_rows, strict=True)
+        if self._attributes is not None and view.attributes is not None:
+            lines = self._attributes.lines
+            columns += zip(lines.columns, view.attributes.lines.columns, lines.rows(view.count), strict=True)
         for column, column_view, rows in columns:
             saved, written = column.save(column_view, rows)
             files += saved
@@ -202,4 +228,7 @@ class Generation:
         columns = [(self._vectors, count), (self._prints, count)]
         if self._norms is not None:
             columns.append((self._norms, count))
-        return columns + list(zip(self._keys.columns, self._keys.rows(count), strict=True))
+        columns += zip(self._keys.columns, self._keys.rows(count), strict=True)
+        if self._attributes is not None:
+            columns += zip(self._attributes.lines.columns, self._attributes.lines.rows(count), strict=True)
+        return columns

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from syncd.index.calibration import Calibration
-from syncd.types import KeyKind, Metric
+from syncd.types import AttachedColumn, KeyKind, Metric
 
 
 class SavedFile(msgspec.Struct, frozen=True):
@@ -67,6 +67,7 @@ class SavedIndex(msgspec.Struct, frozen=True):
     live_sequence: int
     live_name: str
     files: tuple[SavedFile, ...]
+    columns: tuple[AttachedColumn, ...] = ()
     code_number: int = 0
     """The highest number that a file of codes has had: those of the checkpoint before keep their names to themselves."""
     codes: SavedCodes | None = None

@@ -8,19 +8,21 @@ never both versions of an updated row, or neither, as clearing bits in place wou
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from syncd.index.attributes import AttributesView
 from syncd.index.codes import LiveCodes
 from syncd.index.columns import ColumnView
+from syncd.index.filters import Filter
 from syncd.index.keymap import Hashes, HashMultimapView
 from syncd.index.keys import KeysView, Stored, hash_keys, restore_keys, same_keys, store_keys
-from syncd.index.live import Bitmap, Slots, live_slots, test_bits
+from syncd.index.live import Bitmap, Slots, bitmap_bytes, count_bits, live_slots, prefix, test_bits
 from syncd.index.vectors import StoredVectors, VectorFormat, Vectors
-from syncd.types import Key, KeyKind
+from syncd.types import AttachedColumn, Key, KeyKind
 
 Prints = NDArray[np.int64]
 """Fingerprints of rows as Postgres computed them, (n,); what they are made of is not the index' business."""
@@ -57,6 +59,28 @@ class View:
     key_map: HashMultimapView
     codes: LiveCodes | None = None
     """What approximate search reads; None while the dataset is searched exactly. Their slots are below ``count``."""
+    attributes: AttributesView | None = None
+
+    @property
+    def columns(self) -> tuple[AttachedColumn, ...]:
+        """What can be filtered on and included."""
+        return () if self.attributes is None else self.attributes.columns
+
+    def where(self, wanted: Filter | None) -> View:
+        """The same pass with only the rows that a filter lets through: what a search of it finds are the nearest of these.
+
+        This is the one place where a filter meets the live bitmap; whatever searches a view takes ``live`` for its selector.
+        """
+        if wanted is None or self.attributes is None or not self.count:
+            return self
+        passing = self.attributes.passing(self.count, wanted)
+        live = prefix(self.live, self.count)
+        np.bitwise_and(live, passing[: bitmap_bytes(self.count)], out=live)
+        counts = count_bits(live, 1 << self.vectors.shift)
+        rows = np.full(len(counts), 1 << self.vectors.shift)
+        rows[-1] = self.count - ((len(counts) - 1) << self.vectors.shift)
+        # Without codes: which settings reach a recall depends on how many rows pass, and which.
+        return replace(self, live=live, live_count=int(counts.sum()), dead=rows - counts, codes=None)
 
     def find(self, keys: Sequence[Key]) -> Slots:
         """The live slot of each key, -1 where it is not indexed; raises ``InvalidParams`` for a key of another kind."""

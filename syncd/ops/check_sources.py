@@ -20,18 +20,13 @@ def check_table(look: Look, source: Source) -> Iterator[Finding]:
     if source.table is None:
         yield fail("table", f"{source.name}: it is still attached", f"syncd detach {source.oid}")
         return
-    _, _, _, _, unlogged, children, subscribed, _ = look.row("read_source", [source.oid])
+    _, _, _, _, unlogged, children, *_ = look.row("read_source", [source.oid])
     if unlogged:
         detail = "the table is unlogged: a crash of the server empties it without a trace"
         yield fail(what, detail, f"ALTER TABLE {source.identifier.as_string()} SET LOGGED;")
     if children:
         detail = "the table has inheritance children, whose rows its triggers do not see"
         yield fail(what, detail, f"syncd detach {source.name}, and attach each child by itself")
-    if (
-        subscribed and not look.row("knows_triggers")[0]
-    ):  # a schema that knows them may have row triggers, which do fire
-        detail = "a logical-replication subscription fills the table, and fires no statement trigger"
-        yield fail(what, detail, f"syncd detach {source.name}, and attach the table where it is written")
 
 
 def check_rights(look: Look, source: Source) -> Iterator[Finding]:
@@ -64,16 +59,9 @@ def check_columns(look: Look, source: Source) -> Iterator[Finding]:
         return
     what = f"columns of {source.name}"
     again = f"syncd attach {source.name} with columns and expressions that exist"
-    found = look.row("read_vector_column", [source.oid, source.vector])
-    if found is None:
+    if look.row("read_vector_column", [source.oid, source.vector]) is None:
         yield fail(what, f"the vector column {source.vector} is gone, or has another name", again)
         return
-    type_now, _, dimension = found
-    if type_now.split("(")[0].rpartition(".")[2] != source.vector_type:
-        yield fail(what, f"{source.vector} is of type {type_now} now, it was attached as {source.vector_type}", again)
-    elif dimension != source.dimension:
-        detail = f"{source.vector} is declared with dimension {dimension} now, it was attached with {source.dimension}"
-        yield fail(what, detail, look.attach_command(source))
     look.source_rows(source.read_rows(part("no_row")))
 
 
@@ -82,50 +70,15 @@ def check_triggers(look: Look, source: Source) -> Iterator[Finding]:
     if source.table is None:
         return
     what = f"triggers of {source.name}"
-    if look.row("knows_triggers")[0]:
-        rows = look.rows("read_missing_triggers", [source.id])
-        said = {"not always": "does not fire under session_replication_role = replica"}
-        problems = [
-            f"{trigger} on {relation} {said.get(problem, f'is {problem}')}" for relation, trigger, problem in rows
-        ]
-    else:
-        problems = plain_trigger_problems(look, source)
+    rows = look.rows("read_missing_triggers", [source.id])
+    said = {"not always": "does not fire under session_replication_role = replica"}
+    problems = [f"{trigger} on {relation} {said.get(problem, f'is {problem}')}" for relation, trigger, problem in rows]
     if problems:
         shown = ", ".join(problems[:8]) + (f", and {len(problems) - 8} more" if len(problems) > 8 else "")
         # Attaching again reads the table again too: what was changed meanwhile left no trace.
         yield fail(what, f"{shown}: changes are missed", look.attach_command(source))
     else:
         yield ok(what, "all there, and always enabled")
-
-
-def plain_trigger_problems(look: Look, source: Source) -> list[str]:
-    """What is wrong with the statement triggers of a table without partitions."""
-    parameters = {
-        "source": source.oid,
-        "trigger_prefix": f"syncd_{source.id}_",
-        "function_prefix": f"capture_{source.id}_",
-    }
-    found = {name: (enabled, is_ours) for name, enabled, is_ours in look.rows("read_triggers", parameters)}
-    problems = []
-    for event in EVENTS:
-        name = f"syncd_{source.id}_{event}"
-        enabled, is_ours = found.get(name, (None, True))
-        if enabled is None:
-            problems.append(f"{name} is missing")
-        elif enabled != "A":
-            problems.append(f"{name} {enabled_in_words(enabled)}")
-        if not is_ours:
-            problems.append(f"{name} does not call syncd's function")
-    return problems
-
-
-def enabled_in_words(enabled: str) -> str:
-    """``pg_trigger.tgenabled`` of a trigger that should be enabled always."""
-    return {
-        "D": "is disabled",
-        "O": "does not fire under session_replication_role = replica",
-        "R": "fires only under session_replication_role = replica",
-    }.get(enabled, f"has tgenabled {enabled}")
 
 
 def check_key(look: Look, source: Source) -> Iterator[Finding]:

@@ -172,8 +172,8 @@ def verify_facts(row: DatasetStatus | None) -> Iterator[Fact]:
 
 
 def verify_causes(row: DatasetStatus | None) -> Iterator[Finding]:
-    """The last verify found a difference."""
-    if row is not None and row.in_sync is False:
+    """The last verify found a difference; of a dataset that fails it could not compare anything."""
+    if row is not None and row.in_sync is False and row.state != "failed":
         yield fail("verify", "the last verify found a difference", f"syncd verify {row.dataset} --repair")
 
 

@@ -203,14 +203,15 @@ def sql_name(source: Source) -> str:
 
 
 def attach_command(source: Source, renamed: Mapping[str, str]) -> str:
-    """The command that attaches a source again, with the present names of its columns; dropped ones are left as they are."""
+    """The command that attaches a source again, with the present names of its columns; a dropped one stays, unless it was one to filter on."""
     pattern = re.compile("|".join(rf"(?<![\w\"']){re.escape(name)}(?![\w\"'])" for name in renamed) or r"(?!)")
 
     def present(text: str) -> str:
         return pattern.sub(lambda match: renamed[match.group()], text)
 
     words = ["syncd", "attach", source.name]
-    for option, names in (("--key", source.key), ("--vector", [source.vector]), ("--column", source.columns)):
+    columns = [name for name in source.columns if name in renamed or name not in source.dropped]
+    for option, names in (("--key", source.key), ("--vector", [source.vector]), ("--column", columns)):
         for name in names:
             words += [option, renamed.get(name, name)]
     for option, expression in (("--project", source.project), ("--dataset", source.dataset), ("--live", source.live)):

@@ -70,10 +70,12 @@ class EmbeddedPostgres:
 
     A server that this object started stops at the end of the block, unless another command has come to use it
     meanwhile; then the last of them stops it. One that ran with nobody using it was left so on purpose, and stays.
+    ``settings`` are those of a server that this object starts.
     """
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, settings: Mapping[str, str] | None = None) -> None:
         self.data_dir = data_dir.absolute()
+        self.settings = {"listen_addresses": ""} | dict(settings or {})
         self.started = False  # did the last start() start the server, or find it running?
         self._user: _Lock | None = None  # held shared by every user of a server that is to stop with its last user
 
@@ -132,7 +134,7 @@ class EmbeddedPostgres:
         return self._cluster().conninfo()
 
     def _cluster(self, programs: Path | None = None) -> Cluster:
-        return Cluster(self.data_dir / "postgres", programs or Path(), self.log, {"listen_addresses": ""})
+        return Cluster(self.data_dir / "postgres", programs or Path(), self.log, self.settings)
 
     def _release(self) -> None:
         if self._user is not None:

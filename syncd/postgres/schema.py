@@ -106,6 +106,13 @@ def installed_revision(connection: psycopg.Connection) -> str | None:
     return str(row[0]) if row else None
 
 
+def check_usable(connection: psycopg.Connection) -> None:
+    """Raise ``NotInstalled`` or ``WrongSchemaVersion``; the revision is not looked at for a role that may use the schema and no more."""
+    installed = connection.execute(statement("schema", "has_version_table")).fetchone() == (True,)
+    if not installed or connection.execute(statement("schema", "may_read_revision")).fetchone() == (True,):
+        check_installed(installed_revision(connection))
+
+
 def check_server_version(connection: psycopg.Connection) -> None:
     """Raise on a server older than PostgreSQL 14."""
     check_server_version_number(connection.info.server_version)

@@ -10,14 +10,14 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import LiteralString
+from typing import Literal, LiteralString
 
 import psycopg
 from psycopg import sql
 
 from syncd.postgres.vectors import VECTOR_TYPES
 from syncd.statements import statement
-from syncd.types import DatasetName, Key, KeyKind, Metric
+from syncd.types import AttachedColumn, ColumnKind, DatasetName, Key, KeyKind, Metric
 
 LOCK_PARTITIONS_UP_TO = 100
 """A pass locks a table and all its partitions up to this many. Each lock takes a place in a table that the whole server shares: 9,000 of them
@@ -54,12 +54,15 @@ class Source:
     live: str
     metric: Metric
     columns: list[str]
+    column_kinds: list[ColumnKind]
     arguments_md5: str
     send: str | None
     """The function that gives the vector's binary form, quoted; ``None`` when table or column were dropped."""
     partitions: int | None = None
     """How many, at every level, when it was looked; ``None`` for a table that is not partitioned."""
     trouble: str = ""
+    dropped: frozenset[str] = frozenset()
+    """The attached columns that are no longer there under their names."""
 
     @property
     def name(self) -> str:
@@ -83,6 +86,11 @@ class Source:
     def half(self) -> bool:
         """Whether the vectors are kept in two bytes an element."""
         return self.vector_type == "halfvec"
+
+    @property
+    def attached_columns(self) -> tuple[AttachedColumn, ...]:
+        """The columns that a search may filter on, and how their values are compared."""
+        return tuple(AttachedColumn(*column) for column in zip(self.columns, self.column_kinds, strict=True))
 
     @property
     def identifier(self) -> sql.Identifier:
@@ -183,20 +191,24 @@ class Source:
         )
 
     def read_rows(self, match: sql.Composable, *, vectors: bool = True, failing: Sequence[Key] = ()) -> sql.Composed:
-        """Key, project, dataset, vector and fingerprint of the live rows that match; NULL for the vector where it is not wanted."""
-        hashed: sql.Composable = self.key_columns()
+        """Key, project, dataset, vector, fingerprint and attached columns of the live rows that match.
+
+        NULL for vector and columns where ``vectors`` are not wanted, and for the columns where there are none.
+        """
+        columns: sql.Composable = passes("not_sent")
         if self.columns:
-            columns = sql.SQL(", ").join(map(sql.Identifier, self.columns))
-            hashed = passes("hashed_columns").format(key=hashed, columns=columns)
+            columns = passes("columns").format(columns=sql.SQL(", ").join(map(sql.Identifier, self.columns)))
         return passes("read_rows").format(
             key=self.key_expression(),
             project=raw(self.project),
             dataset=raw(self.dataset),
             vector=sql.Identifier(self.vector),
             send=raw(self.send or "byteasend"),
-            hashed=hashed,
-            sent=passes("sent_vector" if vectors else "no_vector"),
-            fingerprint=passes("fingerprint"),
+            hashed=self.key_columns(),
+            columns=columns,
+            sent=passes("sent_vector" if vectors else "not_sent"),
+            sent_columns=passes("sent_columns" if vectors and self.columns else "not_sent"),
+            fingerprint=passes("fingerprint_with_columns" if self.columns else "fingerprint"),
             source=self.rows_from,
             match=match if not failing else passes("match_everything"),
             live=raw(self.live) if not failing else self.live_but(failing, match),
@@ -259,25 +271,37 @@ def read_sources(connection: psycopg.Connection) -> list[Source]:
 
 
 def as_it_is_now(
-    source: Source, key_types: Sequence[str | None], vector_type: str | None, dimension: int | None
+    source: Source,
+    key_types: Sequence[str | None],
+    vector_type: str | None,
+    dimension: int | None,
+    column_kinds: Sequence[ColumnKind | Literal[""] | None],
 ) -> Source:
     """The source with the present types of its columns, which may have been altered since it was attached."""
-    trouble = layout_trouble(source, key_types, vector_type)
+    trouble = layout_trouble(source, key_types, vector_type, column_kinds)
     if not trouble:
+        source = replace(source, column_kinds=[kind for kind in column_kinds if kind])
         present = [kind for kind in key_types if kind is not None]
         source = replace(source, key_types=present, vector_type=str(vector_type), dimension=dimension)
-    # A longer integer is the same key; another kind of key, of vector, or another dimension makes another index.
+    # A longer integer is the same key; another kind of key, of vector, of an attached column, or another dimension makes another index.
     kinds = [KEY_KINDS.get(kind, kind) for kind in source.key_types]
-    depends_on = json.dumps([source.arguments_md5, kinds, source.vector_type, source.dimension])
+    depends_on = json.dumps([source.arguments_md5, kinds, source.vector_type, source.dimension, source.column_kinds])
     digest = hashlib.md5(depends_on.encode(), usedforsecurity=False).hexdigest()
-    return replace(source, arguments_md5=digest, trouble=trouble)
+    dropped = frozenset(name for name, kind in zip(source.columns, column_kinds, strict=True) if kind is None)
+    return replace(source, arguments_md5=digest, trouble=trouble, dropped=dropped)
 
 
-def layout_trouble(source: Source, key_types: Sequence[str | None], vector_type: str | None) -> str:
-    """Why the table's columns cannot be read as key and vector."""
+def layout_trouble(
+    source: Source,
+    key_types: Sequence[str | None],
+    vector_type: str | None,
+    column_kinds: Sequence[ColumnKind | Literal[""] | None],
+) -> str:
+    """Why the table's columns cannot be read as key, vector and columns to filter on."""
     if source.table is None:
         return f"the table was dropped: run: syncd detach {source.oid}"
-    for name, kind in (*zip(source.key, key_types, strict=True), (source.vector, vector_type)):
+    attached = list(zip(source.columns, column_kinds, strict=True))
+    for name, kind in (*zip(source.key, key_types, strict=True), (source.vector, vector_type), *attached):
         if kind is None:
             return f"there is no column {name}"
     for name, kind in zip(source.key, key_types, strict=True):
@@ -285,6 +309,9 @@ def layout_trouble(source: Source, key_types: Sequence[str | None], vector_type:
             return f"column {name} is of type {kind}, which cannot be a key"
     if vector_type not in VECTOR_TYPES:
         return f"column {source.vector} is of type {vector_type}, which holds no vector"
+    for name, kind in attached:
+        if kind == "":
+            return f"column {name} was given a type or a collation that cannot be filtered on"
     return ""
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import ssl
+from dataclasses import dataclass, field
 
-from syncd.rpc.sockets import split_host_port
+from syncd.errors import SettingsError
+from syncd.host_port import join_host_port, split_host_port
 
 TCP_SCHEME = "tcp://"
+TLS_SCHEME = "tcps://"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,24 +25,36 @@ class UnixAddress:
 
 @dataclass(frozen=True, slots=True)
 class TcpAddress:
-    """A host and a port, and the shared secret."""
+    """A host and a port, and the shared secret; with ``tls``, the connection is encrypted and the service proves its name."""
 
     host: str
     port: int
-    token: str
+    token: str = field(repr=False)
+    tls: ssl.SSLContext | None = None
 
     def __str__(self) -> str:
-        return f"{TCP_SCHEME}{self.host}:{self.port}"
+        return (TLS_SCHEME if self.tls else TCP_SCHEME) + join_host_port(self.host, self.port)
 
 
-def find_service(address: str | os.PathLike[str] | None, token: str | None) -> UnixAddress | TcpAddress:
-    """A path or ``tcp://host:port``; None for the running service's own socket. Raises ``SettingsError``."""
+def find_service(
+    address: str | os.PathLike[str] | None, token: str | None, tls: ssl.SSLContext | None = None
+) -> UnixAddress | TcpAddress:
+    """A path, ``tcp://host:port``, or ``tcps://host:port`` for TLS; None for the running service's own socket.
+
+    ``tls`` says whom to trust; without it, as OpenSSL does: the system's authorities, or those in ``SSL_CERT_FILE``.
+    Raises ``SettingsError``.
+    """
     if address is None:
         from syncd.settings import service_socket  # its import takes longer than a thousand searches
 
         return UnixAddress(str(service_socket()))
     text = os.fspath(address)
-    if not text.startswith(TCP_SCHEME):
+    if not text.startswith((TCP_SCHEME, TLS_SCHEME)):
         return UnixAddress(text)
-    host, port = split_host_port(text.removeprefix(TCP_SCHEME).rstrip("/"))
-    return TcpAddress(host, port, token or os.environ.get("SYNCD_TOKEN", ""))
+    scheme, _, rest = text.partition("://")
+    host, port = split_host_port(rest.rstrip("/"))
+    if f"{scheme}://" == TLS_SCHEME:
+        tls = tls or ssl.create_default_context()
+    elif tls is not None:
+        raise SettingsError(f"{text} is not encrypted, but `tls` was given", hint=f"connect to {TLS_SCHEME}{rest}")
+    return TcpAddress(host, port, token or os.environ.get("SYNCD_TOKEN", ""), tls)

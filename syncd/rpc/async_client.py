@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
 from itertools import count
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
@@ -41,11 +42,13 @@ class AsyncClient:
         address: str | os.PathLike[str] | None = None,
         *,
         token: str | None = None,
+        tls: ssl.SSLContext | None = None,
         timeout: float | None = DEFAULT_TIMEOUT_SECONDS,
     ) -> None:
         self.timeout = timeout
         self._address = address
         self._token = token
+        self._tls = tls
         self._link: _Link | None = None
         self._connecting = anyio.Lock()
 
@@ -110,7 +113,7 @@ class AsyncClient:
     async def _connected(self) -> _Link:
         async with self._connecting:
             if self._link is None or self._link.is_closed:
-                address = await run_sync(find_service, self._address, self._token)
+                address = await run_sync(find_service, self._address, self._token, self._tls)
                 link = await self._open(address)
                 try:
                     if isinstance(address, TcpAddress):
@@ -131,7 +134,7 @@ class AsyncClient:
             with anyio.fail_after(self.timeout):
                 if isinstance(address, UnixAddress):
                     return (await loop.create_unix_connection(new_link, address.path))[1]
-                return (await loop.create_connection(new_link, address.host, address.port))[1]
+                return (await loop.create_connection(new_link, address.host, address.port, ssl=address.tls))[1]
         except OSError as error:
             raise unavailable(address, error) from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from functools import update_wrapper
@@ -63,9 +64,10 @@ class Client:
         address: str | os.PathLike[str] | None = None,
         *,
         token: str | None = None,
+        tls: ssl.SSLContext | None = None,
         timeout: float | None = DEFAULT_TIMEOUT_SECONDS,
     ) -> None:
-        self.address = find_service(address, token)
+        self.address = find_service(address, token, tls)
         self.timeout = timeout
         self._lock = threading.Lock()
         self._numbers = count(1)
@@ -182,11 +184,17 @@ class Client:
             else:
                 self._socket = socket.create_connection((address.host, address.port), self.timeout)
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if address.tls is not None:
+                    self._socket = address.tls.wrap_socket(self._socket, server_hostname=address.host)
         except OSError as error:
             self._disconnect()
             raise unavailable(address, error) from error
         if isinstance(address, TcpAddress):
-            self._exchange(calls.authenticate(address.token))
+            try:
+                self._exchange(calls.authenticate(address.token))
+            except BaseException:
+                self._disconnect()  # it would be taken for one that has authenticated
+                raise
 
     def _disconnect(self) -> None:
         if self._socket is not None:
@@ -199,14 +207,16 @@ def connect(
     address: str | os.PathLike[str] | None = None,
     *,
     token: str | None = None,
+    tls: ssl.SSLContext | None = None,
     timeout: float | None = DEFAULT_TIMEOUT_SECONDS,
 ) -> Client:
     """Connect to a running syncd: a socket's path, ``tcp://host:port`` with its token, or this machine's own.
 
-    ``timeout`` is in seconds, for each call, on top of what the call itself grants the service. Raises
-    ``ServiceUnavailable`` where nobody listens.
+    ``tcps://host:port`` is the same with TLS; ``tls`` says whom to trust, by default the system's authorities, or those in
+    the file that ``SSL_CERT_FILE`` names. ``token`` defaults to ``SYNCD_TOKEN``. ``timeout`` is in seconds, for each call,
+    on top of what the call itself grants the service. Raises ``ServiceUnavailable`` where nobody listens.
     """
-    client = Client(address, token=token, timeout=timeout)
+    client = Client(address, token=token, tls=tls, timeout=timeout)
     client.connect()
     return client
 

@@ -113,8 +113,8 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """The client sends no more. It may still read: what it asked for is answered before the connection closes."""
         self._ended = True
-        if self._discard_left is not None:
-            return False
+        if self._discard_left is not None or self._transport.get_extra_info("sslcontext") is not None:
+            return False  # TLS has no half-closed connection: what this client still waited for cannot reach it
         self._lines.append(self._take_partial())
         if self._peer_is_gone():
             self._lines.clear()

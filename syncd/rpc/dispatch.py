@@ -5,7 +5,6 @@ Whatever a method does, its request gets an answer and no other request notices.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -115,8 +114,9 @@ class Dispatcher:
 
 def drop(waited: Awaitable[Any]) -> None:
     """Let go of what was never awaited."""
-    if inspect.iscoroutine(waited):
-        waited.close()
+    close = getattr(waited, "close", None)  # a coroutine has it, and whatever holds one
+    if close is not None:
+        close()
 
 
 def _failure(request: Request, error: Exception) -> bytes | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from typing import TypeVar
 
 import msgspec
@@ -14,6 +15,8 @@ from syncd.rpc.protocol import ErrorBody
 T = TypeVar("T")
 
 START_HINT = "start it with: syncd serve"
+TCP_HINT = "is SYNCD_LISTEN set where syncd serve runs? with SYNCD_TLS_CERT set there, the address begins with tcps://"
+TLS_HINT = "connect by the name in the service's certificate; name its authority with the variable SSL_CERT_FILE, or with `tls`"
 GROUP_HINT = "ask as the user that runs syncd serve, or as a member of its group"
 READ_BYTES = 1 << 20
 
@@ -74,7 +77,12 @@ def timed_out(call: Call[T], address: object, seconds: float | None) -> TimedOut
 def unavailable(address: UnixAddress | TcpAddress, error: BaseException | None) -> ServiceUnavailable:
     """The error of a service that is not there."""
     reason = getattr(error, "strerror", None) or (str(error) if error else "") or "the connection was closed"
-    hint = GROUP_HINT if isinstance(error, PermissionError) else START_HINT
+    if isinstance(error, ssl.SSLError):
+        hint = TLS_HINT
+    elif isinstance(address, TcpAddress):
+        hint = TCP_HINT
+    else:
+        hint = GROUP_HINT if isinstance(error, PermissionError) else START_HINT
     return ServiceUnavailable(f"no syncd answers on {address}: {reason}", hint=hint)
 
 

@@ -13,11 +13,16 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from syncd.errors import InvalidFilter, InvalidParams
+from syncd.errors import InvalidParams, TooLarge
 from syncd.types import Metric, Position, Snapshot
 
 MAX_K = 10_000
+MAX_INCLUDED = 100
+MAX_RESULTS = 1_000_000
+"""Rows that one search may ask for, all its vectors together: their keys and distances are in memory at once."""
 MAX_PAGE_KEYS = 100_000
+MAX_GET_BYTES = 64 << 20
+"""Of vectors in one answer."""
 DEFAULT_PAGE_KEYS = 10_000
 DEFAULT_TIMEOUT_MS = 5000
 MAX_TIMEOUT_MS = 86_400_000
@@ -57,21 +62,19 @@ class SearchParams(Params, frozen=True):
     recall: Annotated[float, Meta(gt=0, le=1)] | None = None
     exact: bool = False
     max_distance: float | None = None
-    include: list[str] | None = None
+    include: Annotated[list[str], Meta(max_length=MAX_INCLUDED)] | None = None
     consistency: Literal["eventual", "strong"] = "eventual"
     after: str | None = None
     timeout_ms: Milliseconds = DEFAULT_TIMEOUT_MS
 
     def check(self) -> None:
-        """Exactly one of ``vector``, ``vectors`` and ``key``; no column is there to filter on or to include."""
+        """Exactly one of ``vector``, ``vectors`` and ``key``. What ``filter`` and ``include`` name is checked against the dataset."""
         if (self.vector is not None) + (self.vectors is not None) + (self.key is not None) != 1:
             raise InvalidParams("pass exactly one of vector, vectors and key")
-        if self.filter:
-            raise InvalidFilter(
-                f"dataset {self.dataset!r} has no filterable columns", hint="leave `filter` out, or filter the answer"
-            )
-        if self.include:
-            raise InvalidParams(f"dataset {self.dataset!r} has no column {self.include[0]!r} to include")
+        if self.vectors is not None and len(self.vectors) * self.k > MAX_RESULTS:
+            raise TooLarge(
+                f"{len(self.vectors)} vectors with k={self.k} are more than {MAX_RESULTS} rows", hint="send fewer vectors at once"
+            )  # fmt: skip
 
 
 class GetParams(Params, frozen=True):
@@ -80,6 +83,11 @@ class GetParams(Params, frozen=True):
     dataset: str
     keys: list[WireKey]
     vectors: bool = False
+
+    def check(self) -> None:
+        """As many as there are in a page."""
+        if len(self.keys) > MAX_PAGE_KEYS:
+            raise TooLarge(f"{len(self.keys)} keys are more than {MAX_PAGE_KEYS}", hint="ask for fewer at once")
 
 
 class KeysParams(Params, frozen=True):
@@ -184,6 +192,8 @@ class DatasetStatus(msgspec.Struct, frozen=True, kw_only=True):
     recall: float | None
     verified: bool
     bytes: int
+    """In memory and on disk."""
+    bytes_memory: int = 0
     lag_seconds: float
     verified_at: datetime | None = None
     """When it was last compared with its table."""
@@ -199,6 +209,16 @@ class CheckpointStatus(msgspec.Struct, frozen=True):
     error: str | None = None
 
 
+class Work(msgspec.Struct, frozen=True):
+    """Something that takes long and is under way. ``name`` is a source, a dataset, or empty for all; ``expected`` is about how many rows there
+    are in all, 0 where nobody knows."""
+
+    what: Literal["reading", "rebuilding", "verifying"]
+    name: str
+    rows: int
+    expected: int
+
+
 class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The whole service, as ``status`` shows it."""
 
@@ -212,6 +232,7 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint: CheckpointStatus
     quarantined: int
     uptime_seconds: float
+    work: list[Work] = []
 
 
 class QuarantineCount(msgspec.Struct, frozen=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Awaitable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,16 @@ from syncd.rpc.discovery import openrpc_document
 from syncd.rpc.dispatch import Dispatcher, Limits, drop
 from syncd.rpc.messages import AuthenticateParams, NoParams
 from syncd.rpc.protocol import Method, Request
-from syncd.rpc.sockets import LISTEN_BACKLOG, UnixSocket, bind_tcp, bind_unix
+from syncd.rpc.sockets import LISTEN_BACKLOG, UnixSocket, bind_tcp, bind_unix, server_tls
 
 CLOSE_SECONDS = 1.0
 
 
 class Server:
-    """Serves ``methods``, and its own ``ping``, ``authenticate`` and ``rpc.discover``, on a Unix socket and TCP."""
+    """Serves ``methods``, and its own ``ping``, ``authenticate`` and ``rpc.discover``, on a Unix socket and TCP.
+
+    ``tls`` names the certificate chain and the key of TCP, which is not encrypted without them.
+    """
 
     def __init__(
         self,
@@ -37,6 +41,7 @@ class Server:
         socket: Path | None,
         listen: str | None = None,
         token: str | None = None,
+        tls: tuple[Path, Path] | None = None,
         limits: Limits | None = None,
         version: str = "",
     ) -> None:
@@ -45,6 +50,7 @@ class Server:
         self._socket = socket
         self._listen = listen
         self._token = token.encode() if token else None
+        self._tls = tls
         self._tasks: TaskGroup
         self._stop = Event()
         self.stopping = False
@@ -79,8 +85,9 @@ class Server:
                     unix = await run_sync(bind_unix, self._socket)
                     listeners.append(await self._listen_on(unix.socket, None))
                 if self._listen is not None:
+                    tls = None if self._tls is None else await run_sync(server_tls, *self._tls)
                     for tcp in await run_sync(bind_tcp, self._listen):
-                        listeners.append(await self._listen_on(tcp, self._token))
+                        listeners.append(await self._listen_on(tcp, self._token, tls))
                         self.tcp_addresses.append(tcp.getsockname()[:2])
                 task_status.started()
                 await self._stop.wait()
@@ -134,13 +141,20 @@ class Server:
             connection.finished(scope, size, answer)
             self._look_for_quiet()
 
-    async def _listen_on(self, bound: socket.socket, token: bytes | None) -> asyncio.AbstractServer:
+    async def _listen_on(
+        self, bound: socket.socket, token: bytes | None, tls: ssl.SSLContext | None = None
+    ) -> asyncio.AbstractServer:
         loop = asyncio.get_running_loop()
-        listen = loop.create_unix_server if bound.family == socket.AF_UNIX else loop.create_server
-        server: asyncio.AbstractServer = await listen(
-            lambda: Connection(self, token), sock=bound, backlog=LISTEN_BACKLOG
+        if bound.family == socket.AF_UNIX:
+            return await loop.create_unix_server(lambda: Connection(self, token), sock=bound, backlog=LISTEN_BACKLOG)
+        return await loop.create_server(
+            lambda: Connection(self, token),
+            sock=bound,
+            backlog=LISTEN_BACKLOG,
+            ssl=tls,
+            ssl_handshake_timeout=self.limits.authenticate_seconds if tls else None,
+            ssl_shutdown_timeout=CLOSE_SECONDS if tls else None,
         )
-        return server
 
     async def _until_quiet(self) -> None:
         while not self._is_quiet():

@@ -5,13 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import ssl
 import stat
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from syncd.errors import SettingsError
+from syncd.errors import AddressInUse, SettingsError
+from syncd.host_port import split_host_port
 
 SOCKET_MODE = 0o660
 LISTEN_BACKLOG = 1024
@@ -58,8 +60,11 @@ def bind_unix(path: Path) -> UnixSocket:
         ) from error
 
 
-def bind_tcp(listen: str) -> list[socket.socket]:
-    """Bind ``host:port`` (port 0: any free one) on each of the host's addresses; raises ``SettingsError``."""
+def bind_tcp(listen: str, setting: str = "SYNCD_LISTEN") -> list[socket.socket]:
+    """Bind ``host:port`` (port 0: any free one) on each of the host's addresses.
+
+    Raises ``AddressInUse``, or ``SettingsError`` for an address that this machine does not have.
+    """
     host, port = split_host_port(listen)
     bound: list[socket.socket] = []
     try:
@@ -77,18 +82,25 @@ def bind_tcp(listen: str) -> list[socket.socket]:
     except OSError as error:
         for tcp in bound:
             tcp.close()
-        raise SettingsError(
-            f"cannot listen on {listen}: {error.strerror}", hint="set SYNCD_LISTEN to a free host:port, or to off"
+        kind_of_error = AddressInUse if error.errno == errno.EADDRINUSE else SettingsError
+        raise kind_of_error(
+            f"cannot listen on {listen}: {error.strerror}", hint=f"set {setting} to a free host:port, or to off"
         ) from error
     return bound
 
 
-def split_host_port(address: str) -> tuple[str, int]:
-    """``host:port`` or ``[host]:port``; raises ``SettingsError``."""
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 65_535:
-        raise SettingsError(f"{address!r} is not host:port", hint="for example 127.0.0.1:7432")
-    return host.removeprefix("[").removesuffix("]"), int(port)
+def server_tls(certificate: Path, key: Path) -> ssl.SSLContext:
+    """TLS 1.2 or later with this certificate chain and key, both PEM; raises ``SettingsError``."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        # The empty password makes an encrypted key an error; without it OpenSSL would ask on the terminal.
+        context.load_cert_chain(certificate, key, password="")
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise SettingsError(
+            f"the certificate {certificate} cannot be used with the key {key}: {error.strerror if isinstance(error, OSError) else error}",
+            hint="SYNCD_TLS_CERT and SYNCD_TLS_KEY name a PEM chain and its unencrypted PEM key, readable by syncd",
+        ) from error
+    return context
 
 
 def _remove_stale(path: Path) -> None:

@@ -68,6 +68,12 @@ class Checkpointer:
         self.last_seconds: float | None = None
         self.last_error: str | None = None
 
+    @property
+    def last_success_at(self) -> datetime | None:
+        """When the newest checkpoint was saved, by this process or the one before."""
+        newest = self.store.newest
+        return self.last_at or (datetime.fromisoformat(newest.saved_at) if newest is not None else None)
+
     async def run(self, interval_seconds: float) -> None:
         """Save every so often, until cancelled. A checkpoint that fails is logged and tried again at the next interval.
 
@@ -92,9 +98,15 @@ class Checkpointer:
             try:
                 position, bytes_written = await self.write()
             except SyncdError as error:
+                if self.last_error is None:  # and not again each minute, for as long as the disk is full
+                    self.consumer.registry.alerts.add(
+                        "checkpoint_failed", f"a checkpoint failed: {error}", reason=str(error), hint=error.hint
+                    )
                 self.last_error = str(error)
+                self.consumer.registry.counters.checkpoint_failures += 1
                 raise
             self.last_seconds = time.monotonic() - begun
+            self.consumer.registry.counters.checkpoint_seconds.observe(self.last_seconds)
             self.last_at, self.last_error = datetime.now(UTC), None
             logger.debug("checkpoint_saved", seconds=round(self.last_seconds, 3), bytes_written=bytes_written)
             return CheckpointDone(position, self.last_seconds, bytes_written)

@@ -41,7 +41,7 @@ from syncd.store.manifest import Manifest
 from syncd.sync.datasets import ANSWERING, Follower, Registry, State
 from syncd.sync.loading import load_source
 from syncd.sync.pace import Pace
-from syncd.sync.passes import NO_LONGER_HELD, Handover, Pass, PassOutcome
+from syncd.sync.passes import NO_LONGER_HELD, Handover, Pass, PassOutcome, alert_of_rebuild
 from syncd.sync.wake import Wake
 from syncd.sync.watched import WatchedSource
 from syncd.types import DatasetName, Position, Snapshot
@@ -191,6 +191,9 @@ class Consumer:
             lost = must_rebuild or (saved is not None and not doubt and Snapshot.parse(saved.snapshot).lacks(freed))
             why = NO_LONGER_HELD if lost else doubt
             self.sources[source.id] = load_source(source, self.registry, saved, position, doubt=why, lost=lost)
+        lacking = [each for each in self.sources.values() if each.must_rebuild]
+        if lacking:
+            alert_of_rebuild(self.registry, lacking)
 
     def resume(
         self, connection: psycopg.Connection, incarnation: str, position: Position, *, same_fingerprints: bool
@@ -223,14 +226,14 @@ class Consumer:
         for source_id in gone:
             del self.sources[source_id]
         for source in sources:
-            before = self.sources.get(source.id)
-            if before is not None and before.source.arguments_md5 == source.arguments_md5:
-                before.rename(source)
+            if source.id in self.sources:
+                self.sources[source.id].rename(source)
                 continue
+            before = by_oid.pop(source.oid, None)
             watched = WatchedSource(source, self.registry, Cursor(position))
             watched.begin_scan()
             self.sources[source.id] = watched
-            watched.replaces(before or by_oid.pop(source.oid, None))
+            watched.replaces(before)
             logger.info("source_attached" if before is None else "source_altered", source=source.name)
         for watched in by_oid.values():
             watched.stop()

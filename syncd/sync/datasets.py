@@ -12,6 +12,8 @@ from syncd.index.dataset import DatasetIndex
 from syncd.postgres.outbox import Cursor
 from syncd.postgres.source import Source
 from syncd.store.paths import dataset_directory
+from syncd.sync.alerts import Alerts
+from syncd.sync.counters import Counters
 from syncd.types import DatasetName, full_dataset_name
 
 State = Literal["backfilling", "catching_up", "ready", "rebuilding", "must_rebuild", "failed"]
@@ -57,6 +59,8 @@ class Registry:
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
         self.by_name: dict[DatasetName, Dataset] = {}
+        self.counters = Counters()
+        self.alerts = Alerts()
         self.freed = False
         """Whether a name has become free since the consumer looked: another source's rows may be waiting for it."""
         self.pending: dict[str, str] = {"syncd": "it is starting"}
@@ -95,6 +99,7 @@ class Registry:
             half=source.half,
             dim=source.dimension,
             name=name,
+            columns=source.attached_columns,
         )
         return Dataset(name, source, index, follower)
 

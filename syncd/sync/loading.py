@@ -65,7 +65,7 @@ def load_source(
     watched.cursor = Cursor(Position(Snapshot.parse(saved.snapshot), saved.outbox_id), window)
     watched.unconfirmed.confirmed = watched.cursor
     if damaged:
-        watched.begin_scan(None if saved.scanning else frozenset(damaged))
+        watched.begin_scan(None if saved.scanning else frozenset(damaged), reason="damaged_file")
     elif saved.scanning and saved.scanned_to is not None:
         watched.scan = Scan(after=saved.scanned_to, rows=saved.scanned_rows, resumable=True)
         watched.unconfirmed.everything = True
@@ -80,3 +80,5 @@ def check_kind(source: Source, entry: SavedDataset) -> None:
     wanted = (source.metric, source.key_kind, source.half, source.dimension or index.dim)
     if (index.metric, index.key_kind, index.half, index.dim or source.dimension) != wanted:
         raise DamagedFile("it was saved for a table with another key, metric or vector")
+    if index.columns != source.attached_columns:
+        raise DamagedFile("it was saved for a table with other columns to filter on")

@@ -19,9 +19,11 @@ from psycopg import sql
 from syncd.errors import ConsumerReplaced, DatabaseUnreachable, SyncdError
 from syncd.postgres.outbox import Changes, Cursor, read_changes, read_markers, registry_changed, window_range
 from syncd.postgres.source import Source, passes, read_sources
+from syncd.sync.alerts import NAMED, named
+from syncd.sync.datasets import Registry
 from syncd.sync.reading import is_of_a_row, read_by_keys, read_page
 from syncd.sync.watch import explained, look, trouble
-from syncd.sync.watched import WatchedSource
+from syncd.sync.watched import Scan, WatchedSource
 from syncd.types import Position, Snapshot
 
 LOCK_ALL_UP_TO = 8
@@ -175,11 +177,12 @@ class Pass:
         now = time.monotonic()
         ready = [each for each in due if each.retry_at <= now]
         followed = [each for each in watched if each.source.table is not None]
-        for cursor, group in by_cursor(followed).items() if freed is not None else ():
-            if cursor.position.snapshot.lacks(freed):
-                for each in group:
-                    logger.warning("must_rebuild", source=each.source.name, reason=NO_LONGER_HELD)
-                    each.rebuild(Position(snapshot, newest_outbox_id))
+        lacking = [] if freed is None else [each for each in followed if each.cursor.position.snapshot.lacks(freed)]
+        for each in lacking:
+            logger.warning("must_rebuild", source=each.source.name, reason=NO_LONGER_HELD)
+            each.rebuild(Position(snapshot, newest_outbox_id))
+        if lacking:
+            alert_of_rebuild(lacking[0].registry, lacking)
         for cursor, group in by_cursor(ready).items():
             ids = [each.source.id for each in group]
             markers = read_markers(self.connection, cursor, ids) if marked and cursor.window is None else []
@@ -318,10 +321,21 @@ class Pass:
 
         return min(scanned, key=left)
 
+    def expected_rows(self, each: WatchedSource, scan: Scan) -> int:
+        """About how many rows a scan is to read, for those who watch it: those that were there before, else what the statistics tell."""
+        known = sum(one.index.count for name, one in each.datasets.items() if scan.only is None or name in scan.only)
+        if known:
+            return known
+        query = passes("estimate_rows").format(oids=sql.Literal([each.source.oid]))
+        row = self.connection.execute(query, prepare=False).fetchone()
+        return 0 if row is None else int(row[1])
+
     def scan_page(self, each: WatchedSource) -> None:
         """Read one page of a scan at the pass's snapshot; later changes of its rows come through the outbox."""
         scan, begun = each.scan, time.monotonic()
         assert scan is not None
+        if scan.expected is None:
+            scan.expected = self.expected_rows(each, scan)
         try:
             only = None if scan.only is None else sorted(scan.only)
             rows, failing, until = read_page(self.connection, each, scan.after, only, scan.page_rows)
@@ -344,6 +358,14 @@ class Pass:
         """End the transaction, if the connection is still there."""
         if not self.connection.closed:
             self.connection.execute(passes("rollback"))
+
+
+def alert_of_rebuild(registry: Registry, lacking: Sequence[WatchedSource]) -> None:
+    """Somebody should know why sources are read as a whole."""
+    names = [each.source.name for each in lacking]
+    registry.alerts.add(
+        "must_rebuild", f"{NO_LONGER_HELD}; every row is compared of {named(names)}", sources=names[:NAMED], count=len(names)
+    )  # fmt: skip
 
 
 def by_cursor(watched: Sequence[WatchedSource]) -> dict[Cursor, list[WatchedSource]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from itertools import islice
 
@@ -14,6 +15,7 @@ from syncd.postgres.control import Control
 from syncd.statements import statement
 from syncd.sync.consumer import Consumer
 from syncd.sync.datasets import State
+from syncd.sync.heartbeat import Heartbeat
 from syncd.sync.watched import Quarantined
 from syncd.types import DatasetName, Key
 
@@ -37,6 +39,9 @@ class Reporter:
         self.datasets: DatasetReport | None = None
         self.opened = 0
         self.quarantine: dict[tuple[int, Key], Quarantined] = {}
+        self.quarantined: Counter[DatasetName] = Counter()
+        """How many rows of each dataset are in quarantine."""
+        self.heartbeat = Heartbeat(consumer)
 
     async def run(self) -> None:
         """Report every few seconds, until cancelled. A report that fails is not missed: the next one says it all."""
@@ -44,6 +49,7 @@ class Reporter:
             try:
                 await self.report()
             except SyncdError as error:
+                self.heartbeat.lost()
                 self.datasets = None  # what is there is unknown: write everything again
                 logger.debug("report_failed", error=str(error))
             await anyio.sleep(REPORT_SECONDS)
@@ -62,6 +68,10 @@ class Reporter:
                 for key, row in watched.quarantine.items()
             )
             quarantine = dict(islice(oldest_first, MAX_REPORTED_ROWS))
+            quarantined = Counter(
+                row.dataset for watched in consumer.sources.values() for row in watched.quarantine.values()
+            )
+        self.quarantined = quarantined
         position = str(consumer.oldest_position().snapshot)
         async with self.control.transaction() as connection:
             if self.opened != self.control.opened:  # the server may have lost reports since, or be another one
@@ -72,6 +82,9 @@ class Reporter:
             )
             await self.report_datasets(connection, name, datasets)
             await self.report_quarantine(connection, name, quarantine)
+            row = await (await connection.execute(statement("consumer", "read_heartbeat_xid"))).fetchone()
+        if row is not None:
+            self.heartbeat.sent(int(row[0]))
         self.datasets, self.quarantine = datasets, quarantine
 
     async def report_datasets(

@@ -34,8 +34,8 @@ class Rotator:
         self.consumer = consumer
         self.control = control
         self.checkpointer = checkpointer
-        self.outbox_rows = 0
-        """About how many rows the outbox holds; at most that many."""
+        self.outbox_rows: int | None = None
+        """How many rows the outbox held at the last rotation, at most; None before the first."""
 
     async def run(self) -> None:
         """Rotate, until cancelled. A rotation that fails is tried again at the next turn."""
@@ -53,6 +53,11 @@ class Rotator:
             if done.marked is not None:
                 logger.warning(
                     "outbox_full", rows=done.rows, max_rows=done.max_rows, must_rebuild=done.marked, hint=MUST_REBUILD_HINT
+                )  # fmt: skip
+                self.consumer.registry.alerts.add(
+                    "must_rebuild",
+                    f"the outbox is over its cap of {done.max_rows} rows; consumer {done.marked!r} must rebuild",
+                    marked=done.marked, rows=done.rows, max_rows=done.max_rows, hint=MUST_REBUILD_HINT,
                 )  # fmt: skip
             if not done.later or attempt == TRIES - 1:
                 break

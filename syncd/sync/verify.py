@@ -29,6 +29,7 @@ from syncd.postgres.connection import first_line, open_pass_connection, translat
 from syncd.postgres.source import Source
 from syncd.postgres.vectors import decode_vectors
 from syncd.statements import statement
+from syncd.sync.alerts import NAMED, named
 from syncd.sync.consumer import Consumer
 from syncd.sync.passes import KEYS_PER_READ, Handover
 from syncd.sync.watched import Quarantined, Row, WatchedSource
@@ -124,8 +125,11 @@ class Verifier:
         self.lock = anyio.Lock()
         self.last: dict[DatasetName, tuple[datetime, bool]] = {}
         """When each dataset was last compared, and whether it is in sync since then, as far as is known."""
-        self.last_at: datetime | None = None
-        self.last_seconds: float | None = None
+        self.compared: int | None = None
+        """Rows of the tables that the verify under way has read; None while there is none."""
+        self.expected = 0
+        self.last_success_at: datetime | None = None
+        """When every source was last compared, whatever that showed."""
 
     async def run(self, interval_seconds: float) -> None:
         """Compare and mend at start and every so often, until cancelled; an interval of 0 means never."""
@@ -145,20 +149,36 @@ class Verifier:
     ) -> Verified:
         """Compare some datasets, or all, with their tables; raises ``DatabaseError``, ``UnknownDataset``."""
         async with self.lock:
-            begun = time.monotonic()
             only = None if names is None else frozenset(self.consumer.registry.known(name).name for name in names)
-            found, position = [], self.consumer.oldest_position()
-            ids = self.sources_of(only)
-            for start in range(0, len(ids), SOURCES_AT_ONCE) if ids else ():
-                some, position = await self.compare(ids[start : start + SOURCES_AT_ONCE], only, deep=deep)
-                found += some
-            self.note(found)
-            if repair:
-                found = [await self.mend(each, deep=deep) if each.differing else each for each in found]
-                self.remember(found)
-            self.last_at, self.last_seconds = datetime.now(UTC), time.monotonic() - begun
-            datasets = sorted((row for each in found for row in each.datasets), key=lambda row: row.dataset)
-            return Verified(position, datasets, [each.report for each in found], self.last_seconds)
+            self.compared, self.expected = 0, self.indexed(only)
+            try:
+                return await self.verify_now(only, repair=repair, deep=deep)
+            finally:
+                self.compared = None
+
+    def indexed(self, only: frozenset[DatasetName] | None) -> int:
+        """About how many rows there are to compare."""
+        known = self.consumer.registry.by_name.items()
+        return sum(dataset.index.count for name, dataset in known if only is None or name in only)
+
+    async def verify_now(self, only: frozenset[DatasetName] | None, *, repair: bool, deep: bool) -> Verified:
+        """``verify``, with the lock held."""
+        begun = time.monotonic()
+        found, position = [], self.consumer.oldest_position()
+        ids = self.sources_of(only)
+        for start in range(0, len(ids), SOURCES_AT_ONCE) if ids else ():
+            some, position = await self.compare(ids[start : start + SOURCES_AT_ONCE], only, deep=deep)
+            found += some
+        self.note(found)
+        if repair:
+            found = [await self.mend(each, deep=deep) if each.differing else each for each in found]
+            self.remember(found)
+        if only is None and all(each.report.outcome != "failed" for each in found):
+            self.last_success_at = datetime.now(UTC)
+        seconds = time.monotonic() - begun
+        self.consumer.registry.counters.verify_seconds.observe(seconds)
+        datasets = sorted((row for each in found for row in each.datasets), key=lambda row: row.dataset)
+        return Verified(position, datasets, [each.report for each in found], seconds)
 
     def sources_of(self, only: frozenset[DatasetName] | None) -> list[int]:
         """The sources that have these datasets."""
@@ -226,7 +246,9 @@ class Verifier:
             with connection:
                 if refused:
                     raise in_the_way() if isinstance(refused[0], pg.LockNotAvailable) else refused[0]
-                return [compare_source(connection, each, deep=deep, stop=stop) for each in taken[0][1]]
+                return [
+                    compare_source(connection, each, deep=deep, stop=stop, note=self.note_rows) for each in taken[0][1]
+                ]
 
         comparing = False
         try:
@@ -243,6 +265,10 @@ class Verifier:
             raise
         return found, taken[0][0]
 
+    def note_rows(self, rows: int) -> None:
+        """A comparison goes on."""
+        self.compared = (self.compared or 0) + rows
+
     async def mend(self, found: Found, *, deep: bool) -> Found:
         """Have the rows that differ read again, and compare them once more. Costs as much as the difference."""
         consumer, source_id = self.consumer, found.report.source.id
@@ -251,7 +277,7 @@ class Verifier:
             if watched is None:
                 return found
             if len(found.differing) > SCAN_FROM_KEYS:
-                watched.begin_scan()
+                watched.begin_scan(reason="drift")
             else:
                 watched.reread |= {str(key) for key in found.differing}
 
@@ -271,6 +297,7 @@ class Verifier:
         ]
         for row in mended:
             if row.repaired:
+                consumer.registry.counters.mended(row.dataset, row.repaired)
                 logger.warning("drift_repaired", dataset=row.dataset, keys=row.repaired, in_sync=row.in_sync)
         return replace_datasets(found, mended)
 
@@ -282,11 +309,26 @@ class Verifier:
     def note(self, found: Sequence[Found]) -> None:
         """Log what a comparison came to, and remember it."""
         self.remember(found)
+        differing = [row for each in found for row in each.datasets if row.missing or row.extra or row.stale]
+        if differing:
+            names = [
+                f"{row.dataset} ({row.missing} missing, {row.extra} extra, {row.stale} stale)" for row in differing
+            ]
+            self.consumer.registry.alerts.add(
+                "drift",
+                f"indexes differed from their tables: {named(names)}",
+                datasets=[
+                    {"dataset": row.dataset, "missing": row.missing, "extra": row.extra, "stale": row.stale}
+                    for row in differing[:NAMED]
+                ],
+                count=len(differing),
+            )
         for each in found:
             if each.report.outcome == "failed":
                 logger.error("verify_failed", source=each.report.source.name, reason=each.report.reason)
             for row in each.datasets:
                 if not row.in_sync:
+                    self.consumer.registry.counters.drifted(row.dataset, row.missing + row.extra + row.stale)
                     logger.error(
                         "drift_found", dataset=row.dataset, missing=row.missing, extra=row.extra, stale=row.stale,
                         sample=row.sample,
@@ -316,7 +358,14 @@ def replace_datasets(found: Found, datasets: list[DatasetReport]) -> Found:
     return Found(found.report, datasets, found.differing)
 
 
-def compare_source(connection: psycopg.Connection, captured: Captured, *, deep: bool, stop: threading.Event) -> Found:
+def compare_source(
+    connection: psycopg.Connection,
+    captured: Captured,
+    *,
+    deep: bool,
+    stop: threading.Event,
+    note: Callable[[int], None],
+) -> Found:
     """Compare one source with its indexes, in a transaction at their snapshot. Blocking; ends early with ``DatabaseError`` at ``stop``."""
     source = captured.source
     comparison = SourceComparison(captured, deep=deep)
@@ -324,6 +373,7 @@ def compare_source(connection: psycopg.Connection, captured: Captured, *, deep: 
     try:
         for rows in batches(connection, captured, deep=deep):
             comparison.feed(rows)
+            note(len(rows))
             if stop.is_set():
                 raise DatabaseError("the verify was cancelled", hint="start it again")
             if connection.execute(statement("verify", "is_in_the_way")).fetchone() == (True,):
@@ -410,7 +460,9 @@ class SourceComparison:
         decoded = decode_vectors(self.captured.source.vector_type, [row[3] for row in rows])
         for block in decoded.blocks:
             places = block.rows.tolist()
-            comparison.deep([keys[place] for place in places], block.vectors, prints[places])
+            comparison.deep(
+                [keys[place] for place in places], block.vectors, prints[places], [rows[place][5] for place in places]
+            )
         bad = [place for place, _ in decoded.bad]
         comparison.rows([keys[place] for place in bad], prints[bad])
 

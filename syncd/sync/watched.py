@@ -36,8 +36,8 @@ SCAN_PAGE_BYTES = 8 << 20
 
 logger = structlog.get_logger()
 
-Row = tuple[str | int, str | None, str | None, bytes, int]
-"""Key, project, dataset, vector and fingerprint, as they were read."""
+Row = tuple[str | int, str | None, str | None, bytes, int, str | None]
+"""Key, project, dataset, vector, fingerprint and attached columns (a JSON array), as they were read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +52,12 @@ class Quarantined:
 
 @dataclass(slots=True)
 class Usable:
-    """Rows that can be indexed: their keys, their vectors in blocks (n, dimension) float32, and their fingerprints."""
+    """Rows that can be indexed: their keys, vectors in blocks (n, dimension) float32, fingerprints, and attached columns if there are any."""
 
     keys: list[Key] = field(default_factory=list)
     vectors: list[NDArray[np.float32]] = field(default_factory=list)
     fingerprints: list[int] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)
 
     @property
     def matrix(self) -> NDArray[np.float32]:
@@ -72,6 +73,8 @@ class Scan:
     forced: dict[DatasetName, int] = field(default_factory=dict)
     after: Key | None = None
     rows: int = 0
+    expected: int | None = None
+    """About how many rows there are to read; 0 where nothing tells, None before anybody has asked."""
     page_rows: int = field(default_factory=lambda: SCAN_PAGE_ROWS[0])
     resumable: bool = False
     beside: bool = False
@@ -85,7 +88,7 @@ class Scan:
         _, smallest, largest = SCAN_PAGE_ROWS
         self.after = until
         self.rows += len(rows)
-        size = sum(len(row[3]) for row in rows)
+        size = sum(len(row[3]) + len(row[5] or "") for row in rows)
         if seconds < SCAN_PAGE_SECONDS / 2 and size < SCAN_PAGE_BYTES / 2:
             self.page_rows = min(self.page_rows * 2, largest)
         elif size > SCAN_PAGE_BYTES or seconds > SCAN_PAGE_SECONDS:
@@ -163,7 +166,7 @@ class WatchedSource:
             self.quarantine.pop(key, None)
         targets: dict[Key, DatasetName] = {}
         names: dict[tuple[str, str], DatasetName] = {}
-        for place, (_, project, dataset, _, fingerprint) in enumerate(rows):
+        for place, (_, project, dataset, _, fingerprint, _) in enumerate(rows):
             if project is None or dataset is None:
                 self.reject(keys[place], DatasetName(""), "null_dataset", fingerprint)
                 continue
@@ -183,17 +186,26 @@ class WatchedSource:
             )
             for key in {keys[place] for place in at}.difference(upserts[name].keys):
                 targets.pop(key, None)
-        changed = 0
+        changed, begun = 0, time.perf_counter()
         deletes = self.homes_to_leave((*asked, *keys), targets)
         for name in {*upserts, *deletes}:
             good = upserts.get(name) or Usable()
-            change = (good.keys, good.matrix, deletes.get(name, []), np.array(good.fingerprints, dtype=np.int64))
+            columns = good.columns if self.source.columns else None
+            change = (
+                good.keys,
+                good.matrix,
+                deletes.get(name, []),
+                np.array(good.fingerprints, dtype=np.int64),
+                columns,
+            )
             replacement = self.datasets[name].replacement
             if replacement is not None:
                 replacement.apply(*change)
             applied = self.datasets[name].index.apply(*change)
             self.directory.add(name, good.keys)
             changed += applied.inserted + applied.updated + applied.deleted
+            self.registry.counters.applied(name, applied.inserted, applied.updated, applied.deleted)
+        self.registry.counters.apply_seconds.observe(time.perf_counter() - begun)
         self.reconsider(deletes)
         return changed
 
@@ -240,6 +252,8 @@ class WatchedSource:
             good = [place for place in range(len(block.rows)) if place not in bad] if bad else range(len(block.rows))
             usable.keys += [keys[block.rows[place]] for place in good]
             usable.fingerprints += [rows[block.rows[place]][4] for place in good]
+            if self.source.columns:
+                usable.columns += [rows[block.rows[place]][5] or "" for place in good]
             usable.vectors.append(block.vectors[list(good)] if bad else block.vectors)
         return usable
 
@@ -324,6 +338,7 @@ class WatchedSource:
         dataset.replacement = self.registry.create(name, self.source, self).index
         dataset.state = "rebuilding"
         self.scan = Scan(frozenset({name}), beside=True)
+        self.registry.counters.rebuilt(name, "request")
         logger.info("rebuild_begun", dataset=name)
 
     def doubt(self, reason: str, *, believed: bool = False) -> None:
@@ -346,7 +361,7 @@ class WatchedSource:
         answering = [dataset for dataset in self.datasets.values() if dataset.state in ANSWERING]
         states = [(dataset, dataset.state, dataset.reason) for dataset in answering]
         everything = self.unconfirmed.everything
-        self.begin_scan()
+        self.begin_scan(reason="doubt")
         assert self.scan is not None
         self.scan.believed = believed
         if (
@@ -365,9 +380,16 @@ class WatchedSource:
                 dataset.state, dataset.reason = "rebuilding", reason
 
     def begin_scan(
-        self, only: frozenset[DatasetName] | None = None, forced: dict[DatasetName, int] | None = None
+        self,
+        only: frozenset[DatasetName] | None = None,
+        forced: dict[DatasetName, int] | None = None,
+        *,
+        reason: str = "reconcile",
     ) -> None:
-        """Read the source again, wholly or for some datasets; at its end, rows that were not found are tombstones."""
+        """Read the source again, wholly or for some datasets; at its end, rows that were not found are tombstones.
+
+        ``reason`` is what the rebuild is counted under: a word of our own, never a row's text.
+        """
         for dataset in self.datasets.values():
             dataset.replacement = None
         self.scan = Scan(only, forced or {}, resumable=only is None and not self.datasets)
@@ -376,6 +398,7 @@ class WatchedSource:
             del self.quarantine[key]
         for dataset in self.datasets.values():
             if only is None or dataset.name in only:
+                self.registry.counters.rebuilt(dataset.name, reason)
                 dataset.index.begin_sweep()
                 dataset.sweeping = True
                 dataset.state = "catching_up" if dataset.index.count else "backfilling"
@@ -384,7 +407,7 @@ class WatchedSource:
         """The outbox no longer holds all changes since the cursor: start from ``position``, and compare every row."""
         self.cursor = Cursor(position)
         self.must_rebuild = True
-        self.begin_scan()
+        self.begin_scan(reason="must_rebuild")
         for dataset in self.datasets.values():
             dataset.state, dataset.reason = "must_rebuild", "it is compared with its table"
 
@@ -409,7 +432,7 @@ class WatchedSource:
         if wrong:  # the most frequent length decides, and its rows are in quarantine now
             for name in wrong:
                 self.datasets[name].index = self.registry.create(name, self.source, self).index
-            self.begin_scan(frozenset(wrong), wrong)
+            self.begin_scan(frozenset(wrong), wrong, reason="dimension")
         return removed
 
     def caught_up(self) -> None:

@@ -360,6 +360,81 @@ def test_a_column_of_a_type_that_cannot_be_read_fails_with_the_reason_until_it_i
     followed.in_step()
 
 
+# Columns to filter on
+
+
+@pytest.fixture
+def filtered(db: psycopg.Connection, daemon: Daemon) -> Iterator[Followed]:
+    make_items(db, attach=", columns => ARRAY['note', 'part']")
+    with serving(db, daemon) as it:
+        yield it
+        daemon.stop()
+
+
+def found_by(followed: Followed, wanted: dict[str, object]) -> set[object]:
+    return {hit.key for hit in followed.client.search("items", [1, 0, 0], k=ROWS, filter=wanted)}
+
+
+def test_other_values_in_a_column_to_filter_on_are_found_by_them(filtered: Followed) -> None:
+    filtered.db.execute("ALTER TABLE items ALTER COLUMN note TYPE text USING 'm' || id % 3")
+
+    def check() -> None:
+        assert found_by(filtered, {"note": "m0"}) == {key for key in range(1, ROWS) if key % 3 == 0 and key % 10}
+
+    eventually(check)
+    filtered.logged("column note was altered")
+
+
+def test_a_column_to_filter_on_that_is_given_another_type_makes_a_new_index(filtered: Followed) -> None:
+    assert found_by(filtered, {"note": "n"})
+    filtered.db.execute("ALTER TABLE items ALTER COLUMN note TYPE int USING id % 4")
+
+    def check() -> None:
+        assert found_by(filtered, {"note": {"gt": 2}}) == {key for key in range(1, ROWS) if key % 4 == 3 and key % 10}
+
+    eventually(check)
+    filtered.daemon.stop()
+    filtered.daemon.start()
+    check()
+    filtered.db.execute("ALTER TABLE items ALTER COLUMN note TYPE bigint")
+    filtered.in_step()
+    check()
+    assert filtered.log.count("source_attached") == 1  # a longer integer fits the same index
+
+
+def test_a_dropped_column_to_filter_on_fails_with_the_command_that_goes_on_without(filtered: Followed) -> None:
+    filtered.db.execute("ALTER TABLE items DROP COLUMN note")
+    said = filtered.failed("there is no column note")
+    assert "--column part" in said
+    assert "--column note" not in said
+    filtered.db.execute(
+        f"SELECT syncd.attach('items', live => '{LIVE}', metric => 'l2', columns => ARRAY['part'])".encode()
+    )
+    filtered.in_step()
+    assert len(found_by(filtered, {"part": "a"})) == ROWS * 9 // 10
+
+
+def test_a_dropped_column_to_filter_on_that_is_added_again_goes_on_with_its_values(filtered: Followed) -> None:
+    filtered.db.execute("ALTER TABLE items DROP COLUMN note")
+    filtered.failed("there is no column note")
+    filtered.db.execute("ALTER TABLE items ADD COLUMN note int DEFAULT 7")
+    filtered.in_step()
+    assert len(found_by(filtered, {"note": {"gte": 7}})) == ROWS * 9 // 10
+
+
+def test_a_renamed_column_to_filter_on_fails_with_the_command_that_names_it(filtered: Followed) -> None:
+    filtered.db.execute("ALTER TABLE items RENAME COLUMN note TO remark")
+    assert "--column remark --column part" in filtered.failed("there is no column note")
+
+
+def test_a_column_to_filter_on_that_becomes_one_that_cannot_be_fails_with_the_reason(filtered: Followed) -> None:
+    filtered.db.execute("ALTER TABLE items ALTER COLUMN note TYPE interval USING NULL")
+    filtered.failed("column note was given a type or a collation that cannot be filtered on")
+    filtered.db.execute("ALTER TABLE items ALTER COLUMN note TYPE text USING 'back'")
+    filtered.in_step()
+    assert len(found_by(filtered, {"note": "back"})) == ROWS * 9 // 10
+
+
 # Renamed columns
 
 

@@ -475,6 +475,43 @@ def test_wrong_arguments_are_refused_with_what_to_give(scratch: psycopg.Connecti
         scratch.execute("SELECT syncd.attach('items', columns => ARRAY[NULL])")
 
 
+UNCOMPARABLE = ["json", "interval", "bytea", "point", "time", "oid", "inet", "int4range", "xml", "timestamptz[]", "float8[]", "char(3)[]",
+                "pair", "blurred"]  # fmt: skip
+
+
+def test_columns_of_types_that_a_search_cannot_compare_are_refused(scratch: psycopg.Connection) -> None:
+    scratch.execute("CREATE TYPE pair AS (a int, b int); CREATE DOMAIN blurred AS interval")
+    columns = ", ".join(f"bad{number} {kind}" for number, kind in enumerate(UNCOMPARABLE))
+    scratch.execute(f"CREATE TABLE items (id int PRIMARY KEY, embedding real[], fine text, {columns})".encode())
+    for number in range(len(UNCOMPARABLE)):
+        with refused(scratch, f"column bad{number} of type ", "A column to filter on is a number, text"):
+            attach(scratch, "items", columns=["fine", f"bad{number}"])
+    attach(scratch, "items", columns=["fine"])
+
+
+def test_a_column_whose_collation_finds_unequal_strings_equal_is_refused(scratch: psycopg.Connection) -> None:
+    try:
+        scratch.execute("CREATE COLLATION loose (provider = icu, locale = 'und-u-ks-level2', deterministic = false)")
+    except psycopg.errors.FeatureNotSupported as error:
+        pytest.skip(str(error))
+    scratch.execute("CREATE DOMAIN vague AS text COLLATE loose")
+    scratch.execute("CREATE TABLE items (id int PRIMARY KEY, embedding real[], a text COLLATE loose, b vague)")
+    for column in ("a", "b"):
+        with refused(scratch, f"column {column} of type", "deterministic collation"):
+            attach(scratch, "items", columns=[column])
+
+
+@pytest.mark.parametrize(("columns", "said"), [
+    (["lang", "lang"], "named twice"), (["not"], "means something else"), (["or"], "means something else"), (["ctid"], "no column"),
+])  # fmt: skip
+def test_columns_that_a_filter_could_not_name_are_refused(
+    scratch: psycopg.Connection, columns: list[str], said: str
+) -> None:
+    scratch.execute('CREATE TABLE items (id int PRIMARY KEY, embedding real[], lang text, "not" int, "or" int)')
+    with refused(scratch, said):
+        attach(scratch, "items", columns=columns)
+
+
 def test_null_arguments_are_the_defaults(scratch: psycopg.Connection) -> None:
     scratch.execute("CREATE TABLE items (id int PRIMARY KEY, embedding real[])")
     scratch.execute("SELECT syncd.attach('items', NULL, NULL, NULL, NULL, NULL, 'cosine', NULL)")

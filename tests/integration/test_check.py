@@ -159,7 +159,7 @@ def test_where_the_schema_knows_what_its_triggers_should_be_its_word_counts(
     )
     findings = examine(items, tmp_path)
     assert_only(findings, "triggers of public.items")
-    assert about(findings, "triggers of public.items").detail == "a on public.items: missing: changes are missed"
+    assert about(findings, "triggers of public.items").detail == "a on public.items is missing: changes are missed"
 
 
 def test_a_role_without_rights_is_told_which_statements_give_them(items: psycopg.Connection, tmp_path: Path) -> None:
@@ -351,15 +351,11 @@ def test_a_key_that_is_no_longer_unique_fails_and_the_fix_mends_it(items: psycop
     assert_only(examine(items, tmp_path))
 
 
-def test_a_vector_column_that_was_renamed_or_is_of_another_type_fails(
-    items: psycopg.Connection, tmp_path: Path
-) -> None:
+def test_a_vector_column_that_was_renamed_fails(items: psycopg.Connection, tmp_path: Path) -> None:
     items.execute("ALTER TABLE items RENAME COLUMN v TO w")
     findings = examine(items, tmp_path)
     assert_only(findings, "columns of public.items")
     assert about(findings, "columns of public.items").level == "fail"
-    items.execute("ALTER TABLE items RENAME COLUMN w TO v; ALTER TABLE items ALTER COLUMN v TYPE double precision[]")
-    assert "double precision[]" in about(examine(items, tmp_path), "columns of public.items").detail
 
 
 def test_a_source_that_was_dropped_fails_and_the_fix_mends_it(items: psycopg.Connection, tmp_path: Path) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +75,9 @@ def service(database_18: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
             db.execute(
                 f"INSERT INTO {name} SELECT k.*, ARRAY[row_number() OVER (), 0, 0] FROM (VALUES {keys}) AS k".encode()
             )
-            db.execute(f"SELECT syncd.attach('{name}', metric => 'l2')".encode())
+            db.execute(
+                f"SELECT syncd.attach('{name}', metric => 'l2', columns => ARRAY['{columns.split(', ')[-1]}'])".encode()
+            )
     daemon = Daemon(database_18, tmp_path_factory.mktemp("service") / "data").start()
     yield daemon
     daemon.stop()
@@ -141,6 +145,7 @@ def test_help_ends_with_an_example(command: str) -> None:
         ["search", "pairs", "--key", "1"],
         ["search", "ints", "--key", "1", "--filter", "{"],
         ["search", "ints", "--key", "1", "--filter", "[]"],
+        ["search", "ints", "--key", "1", "--filter", "1"],
         ["attach"],
     ],
     ids=" ".join,
@@ -183,6 +188,17 @@ def test_search_by_vector_from_the_command_line_a_file_and_stdin(ask: Run, tmp_p
     for given, stdin in (("[3.0, 0, 0]", None), (f"@{tmp_path / 'vector.json'}", None), ("-", "[3, 0, 0]\n")):
         found = printed_json(ask("search", "ints", "--vector", given, "-k", "2", "--json", stdin=stdin))
         assert found == {"keys": [3, 2], "distances": [0.0, 1.0]}
+
+
+def test_search_with_a_filter_finds_what_passes_and_says_what_can_be_asked(ask: Run) -> None:
+    found = printed_json(ask("search", "pairs", "--vector", "[0, 0, 0]", "--filter", '{"b": "x"}', "--json"))
+    assert found == {"keys": [[1, "x"], [2, "x"]], "distances": [1.0, 3.0]}
+    assert_failed(
+        ask("search", "pairs", "--vector", "[0, 0, 0]", "--filter", '{"c": 1}'),
+        1,
+        "no filterable column 'c'",
+        "columns: b",
+    )
 
 
 def test_search_prints_a_table_of_key_and_distance(ask: Run) -> None:
@@ -293,6 +309,110 @@ def test_no_color_is_obeyed_on_a_terminal(service: Daemon) -> None:
     os.close(master)
     assert b"default/ints" in seen
     assert re.search(rb"\x1b\[(?:[0-9;]*;)?[349][0-9]", seen) is None
+
+
+@contextmanager
+def watching(service: Daemon, *arguments: str, **streams: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """``syncd status --watch``, until the block ends; an interrupt is its ordinary end."""
+    command = [sys.executable, "-m", "syncd.cli.main", "status", "--watch", "--socket", str(service.socket), *arguments]
+    with subprocess.Popen(command, **streams) as process:
+        try:
+            yield process
+            process.send_signal(signal.SIGINT)
+            assert process.wait(SECONDS) == 0
+        finally:
+            process.kill()
+
+
+def test_a_watched_status_follows_the_service_for_programs(service: Daemon, database_18: str) -> None:
+    with (
+        watching(service, "--json", stdout=subprocess.PIPE) as process,
+        psycopg.connect(database_18, autocommit=True) as db,
+    ):
+        assert process.stdout is not None
+
+        def texts() -> int:
+            assert process.stdout is not None
+            found = json.loads(process.stdout.readline())
+            assert found["status"]["state"] == "ready"
+            return {one["dataset"]: one["count"] for one in found["datasets"]}["default/texts"]
+
+        assert texts() == 3
+        db.execute("INSERT INTO texts VALUES ('watched', '{9,9,9}')")
+        while texts() != 4:
+            pass
+        db.execute("DELETE FROM texts WHERE id = 'watched'")
+        while texts() != 3:
+            pass
+
+
+def test_a_watched_status_is_drawn_again_also_through_a_restart(database: str, tmp_path: Path) -> None:
+    with psycopg.connect(database, autocommit=True) as db:
+        db.execute("CREATE TABLE drawn (id int PRIMARY KEY, kind text, v real[])")
+        db.execute("SELECT syncd.attach('drawn', dataset => 'kind')")
+        db.execute("INSERT INTO drawn VALUES (1, '[bold]a', '{1,2}')")
+        daemon = Daemon(database, tmp_path / "data").start()
+        master, slave = os.openpty()
+        environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "150", "LINES": "40"}
+        with watching(daemon, stdout=slave, env=environment):
+            os.close(slave)
+            seen = b""
+
+            def wait_for(text: bytes) -> None:
+                nonlocal seen
+                while text not in seen:
+                    seen += os.read(master, 4096)
+                seen = b""
+
+            wait_for(b"[bold]a")
+            db.execute("INSERT INTO drawn SELECT i, '[bold]a', '{1,2}' FROM generate_series(10, 1243) AS i")
+            wait_for(b"1,235")
+            daemon.stop()
+            wait_for(b"as it was")
+            daemon.start()
+            db.execute("DELETE FROM drawn WHERE id = 1")
+            wait_for(b"1,234")
+        os.close(master)
+        daemon.stop()
+
+
+@pytest.fixture(scope="module")
+def slow(server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A service that reads tables a few rows at a time."""
+    for conninfo in clone(server):
+        with psycopg.connect(conninfo, autocommit=True) as db:
+            db.execute("CREATE TABLE slow (id int PRIMARY KEY, v real[])")
+            db.execute("INSERT INTO slow SELECT i, ARRAY[i, 1] FROM generate_series(1, 20000) AS i")
+            db.execute("SELECT syncd.attach('slow')")
+        daemon = Daemon(conninfo, tmp_path_factory.mktemp("slow") / "data", verify_seconds=0).start()
+        daemon.stop()
+        daemon.with_constant("syncd.sync.watched.SCAN_PAGE_ROWS", (10, 10, 10))
+        daemon.with_constant("syncd.sync.verify.ROWS_PER_FETCH", 5)
+        yield daemon.start()
+        daemon.stop()
+
+
+@pytest.mark.parametrize("arguments", [["rebuild", "slow"], ["verify"]], ids=lambda value: value[0])
+def test_long_work_shows_rows_rate_and_time_left_on_a_terminal(slow: Daemon, arguments: list[str]) -> None:
+    master, slave = os.openpty()
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "150"}
+    command = [sys.executable, "-m", "syncd.cli.main", *arguments, "--json", "--socket", str(slow.socket)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=slave, env=environment) as process:
+        os.close(slave)
+        seen = b""
+        while True:
+            try:
+                seen += os.read(master, 4096)
+            except OSError:  # the terminal's other end is closed
+                break
+        assert process.wait(SECONDS) == 0
+        assert process.stdout is not None
+        json.loads(process.stdout.read())  # and nothing of it is in the result
+    os.close(master)
+    shown = re.sub(rb"\x1b\[[0-9;?]*[a-zA-Z]", b"", seen).decode()
+    for rows in re.findall(r"([0-9,]+)/20,000 rows", shown):
+        assert int(rows.replace(",", "")) <= 20_000
+    assert re.search(r"[1-9][0-9,]*/20,000 rows [0-9,]+ rows/s 0:\d\d:\d\d", shown), shown
 
 
 # The schema

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -75,20 +76,31 @@ def test_the_defaults_are_those_of_the_contract() -> None:
     assert settings.poll_seconds is None
     assert settings.notify is None
     assert settings.outbox_max_rows is None
+    assert settings.verify_seconds == 86400
+    assert settings.recall == 0.95
+    assert (settings.listen, settings.tcp_listen, settings.tls) == ("off", None, None)
+    assert (settings.http, settings.http_was_chosen) == ("127.0.0.1:9464", False)
+    assert settings.max_staleness_seconds is None
+    assert not settings.token.get_secret_value()
+    assert not settings.webhook_url.get_secret_value()
 
 
-@pytest.mark.xfail(reason="these settings are not built yet")
-def test_every_setting_of_the_contract_is_there() -> None:
-    assert {
-        "listen",
-        "token",
-        "tls_cert",
-        "tls_key",
-        "http",
-        "verify_seconds",
-        "max_staleness_seconds",
-        "webhook_url",
-    } <= set(Settings.model_fields)
+CONTRACT = re.findall(
+    r"\S+",
+    """SYNCD_DSN SYNCD_DATA_DIR SYNCD_SOCKET SYNCD_LISTEN SYNCD_TOKEN SYNCD_TLS_CERT SYNCD_TLS_KEY SYNCD_MAX_CONNECTIONS SYNCD_HTTP
+    SYNCD_CONSUMER SYNCD_CHECKPOINT_SECONDS SYNCD_POLL_SECONDS SYNCD_VERIFY_SECONDS SYNCD_MAX_STALENESS_SECONDS SYNCD_WEBHOOK_URL SYNCD_NOTIFY
+    SYNCD_OUTBOX_MAX_ROWS SYNCD_RECALL""",
+)
+
+
+def test_every_setting_of_the_contract_is_read_and_described_and_there_is_no_other() -> None:
+    assert [*shown()] == [f"SYNCD_{name.upper()}" for name in Settings.model_fields]
+    assert sorted(shown()) == sorted(CONTRACT)
+    printed = run("config", cwd=Path.cwd()).stdout
+    for name, field in Settings.model_fields.items():
+        line = next(line for line in printed.splitlines() if line.startswith(f"SYNCD_{name.upper()} "))
+        assert field.description
+        assert line.rstrip().endswith(field.description)
 
 
 @pytest.mark.parametrize(
@@ -103,9 +115,24 @@ def test_every_setting_of_the_contract_is_there() -> None:
         ("poll_seconds", "nan"),
         ("max_connections", "0"),
         ("max_connections", "1.5"),
+        ("recall", "0"),
+        ("recall", "1.01"),
+        ("recall", "nan"),
+        ("webhook_url", "https://h/\u00fc"),
         ("notify", "on"),
         ("outbox_max_rows", "-5"),
         ("outbox_max_rows", "99999999999999999999"),
+        ("listen", "7432"),
+        ("listen", "::1"),
+        ("listen", "host:http"),
+        ("http", "localhost"),
+        ("http", "localhost:99999"),
+        ("max_staleness_seconds", "0"),
+        ("max_staleness_seconds", "inf"),
+        ("webhook_url", "ftp://h/x"),
+        ("webhook_url", "hooks.example/x"),
+        ("webhook_url", "https://"),
+        ("webhook_url", "https://h:port/x"),
         ("consumer", "x" * 51),
         ("consumer", "line\nbreak"),
     ],
@@ -129,6 +156,24 @@ def test_a_wrong_setting_exits_2_on_every_command(tmp_path: Path) -> None:
     assert_failed(run("config", cwd=tmp_path), 2, "syncd.toml")
 
 
+def test_listening_without_a_token_exits_2_and_says_why(tmp_path: Path) -> None:
+    done = run("serve", SYNCD_LISTEN="127.0.0.1:7432", cwd=tmp_path)
+    assert_failed(done, 2, "listen is 127.0.0.1:7432", "no token", "SYNCD_TOKEN", "SYNCD_LISTEN=off")
+    assert load_settings(listen="[::1]:7432", token=SECRET).tcp_listen == "[::1]:7432"
+
+
+@pytest.mark.parametrize(("given", "missing"), [("tls_cert", "tls_key"), ("tls_key", "tls_cert")])
+def test_a_certificate_and_its_key_go_together(given: str, missing: str) -> None:
+    with pytest.raises(SettingsError, match=f"{missing} is not set") as caught:
+        load_settings(**{given: "/some/file"})
+    assert f"SYNCD_{missing.upper()}" in caught.value.hint
+
+
+def test_an_ops_address_counts_as_chosen_wherever_it_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SYNCD_HTTP", "127.0.0.1:9464")
+    assert load_settings().http_was_chosen
+
+
 def test_a_connection_string_that_cannot_be_read_is_never_repeated(tmp_path: Path) -> None:
     for dsn in (
         f"postgresql://user:{SECRET}@h:{SECRET}/x",
@@ -144,13 +189,22 @@ def test_a_connection_string_that_cannot_be_read_is_never_repeated(tmp_path: Pat
 def test_config_shows_every_setting_and_no_secret(tmp_path: Path) -> None:
     dsn = f"host=/nosuch password={SECRET}"
     for arguments in (["config"], ["config", "--json"]):
-        done = run(*arguments, SYNCD_DSN=dsn, PGPASSWORD=SECRET, SYNCD_TOKEN=SECRET, cwd=tmp_path)
+        done = run(
+            *arguments, SYNCD_DSN=dsn, PGPASSWORD=SECRET, SYNCD_TOKEN=SECRET,
+            SYNCD_WEBHOOK_URL=f"https://hooks.example/{SECRET}", cwd=tmp_path,
+        )  # fmt: skip
         assert done.returncode == 0
         assert SECRET not in done.stdout + done.stderr
         for name in Settings.model_fields:
             assert f"SYNCD_{name.upper()}" in done.stdout
     assert shown()["SYNCD_DSN"] is None
     assert shown(SYNCD_DSN=dsn)["SYNCD_DSN"] == "(set)"
+    for name in ("SYNCD_TOKEN", "SYNCD_WEBHOOK_URL"):
+        assert shown(**{name: f"https://h/{SECRET}"})[name] == "(set)"
+    for url in (f"{SECRET}.example/x", f"https://h:{SECRET}/"):  # a wrong one is not repeated either
+        done = run("config", SYNCD_WEBHOOK_URL=url, cwd=tmp_path)
+        assert done.returncode == 2
+        assert SECRET not in done.stdout + done.stderr
 
 
 def test_settings_that_belong_to_the_database_are_stored_there_and_kept(

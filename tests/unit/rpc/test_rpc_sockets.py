@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from anyio.to_thread import run_sync
 
-from syncd.errors import SettingsError
+from syncd.errors import AddressInUse, SettingsError
 from syncd.rpc.address import TcpAddress, UnixAddress, find_service
 from syncd.rpc.dispatch import Limits
 from syncd.rpc.server import Server
@@ -103,7 +103,7 @@ def test_an_address_that_is_not_host_and_port_is_refused(listen: str) -> None:
 
 
 def test_a_port_in_use_is_a_setting_to_change() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SettingsError) as caught:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(AddressInUse) as caught:
         bind_tcp(f"127.0.0.1:{taken.getsockname()[1]}")
     assert "SYNCD_LISTEN" in caught.value.hint
 
@@ -128,6 +128,19 @@ def test_a_client_finds_the_service_by_path_by_url_or_by_itself(
     assert find_service(None, None) == UnixAddress(str(tmp_path / "mine"))
     with pytest.raises(SettingsError):
         find_service("tcp://db", None)
+    encrypted = find_service("tcps://[::1]:7432/", "t")
+    assert isinstance(encrypted, TcpAddress)
+    assert encrypted.tls is not None
+    assert encrypted.tls.check_hostname
+    assert str(encrypted) == "tcps://[::1]:7432"
+    with pytest.raises(SettingsError, match="not encrypted") as caught:
+        find_service("tcp://db:1", "t", encrypted.tls)
+    assert "tcps://db:1" in caught.value.hint
+
+
+def test_an_address_never_shows_its_token() -> None:
+    address = find_service("tcp://db:1", "s3cret")
+    assert "s3cret" not in f"{address} {address!r}"
 
 
 @pytest.mark.anyio

@@ -1,0 +1,180 @@
+"""Clients that search, each in a process of its own, so that they do not wait for one another."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import signal
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
+from multiprocessing.synchronize import Barrier
+from threading import BrokenBarrierError
+
+import numpy as np
+import psycopg
+from numpy.typing import NDArray
+
+from syncd.bench.engines import Engine, Search
+from syncd.errors import SyncdError
+
+START_SECONDS = 60.0
+OTHER_FAILED = "another client did not begin"
+ANSWERS_SECONDS = 20.0
+"""A slow engine answers as many of the queries as it can in this time, and its recall is that of those."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a client is to do: ``numbers`` of queries, once or over and over, for at most some seconds."""
+
+    engine: Engine
+    numbers: Sequence[int]
+    once: bool
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What one client did: for each search the query's number and its seconds, and the answers where they were kept."""
+
+    numbers: list[int]
+    latencies: list[float]
+    answers: list[list[int]]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """What some clients did together."""
+
+    latencies: NDArray[np.float64]
+    qps: float
+
+
+class Clients:
+    """Some clients that stay: a connection is open and warm after its first search."""
+
+    def __init__(self, pipes: Sequence[Connection], queries: int) -> None:
+        self.pipes = pipes
+        self.queries = queries
+
+    @property
+    def number(self) -> int:
+        """How many they are."""
+        return len(self.pipes)
+
+    def answers(self, engine: Engine) -> tuple[list[int], list[list[int]]]:
+        """Ask every query once: which were asked, and the answers."""
+        for client, pipe in enumerate(self.pipes):
+            pipe.send(Work(engine, range(client, self.queries, self.number), True, ANSWERS_SECONDS))
+        served = self.receive()
+        return [n for one in served for n in one.numbers], [keys for one in served for keys in one.answers]
+
+    def search(self, engine: Engine, seconds: float) -> Timing:
+        """Search for some time, one query after the other, each client from a place of its own."""
+        self.start(engine, seconds)
+        return self.finish()
+
+    def start(self, engine: Engine, seconds: float) -> None:
+        """The same, without waiting for the end."""
+        for client, pipe in enumerate(self.pipes):
+            begin = client * self.queries // self.number
+            pipe.send(Work(engine, [*range(begin, self.queries), *range(begin)], False, seconds))
+
+    def finish(self) -> Timing:
+        """What all have done since ``start``."""
+        served = self.receive()
+        latencies = np.concatenate([one.latencies for one in served])
+        return Timing(latencies, sum(len(one.latencies) / one.seconds for one in served))
+
+    def receive(self) -> list[Served]:
+        """One result from each; raises ``SyncdError`` where a client failed."""
+        results: list[Served | str] = []
+        for pipe in self.pipes:
+            try:
+                results.append(pipe.recv())
+            except (EOFError, ConnectionError):
+                results.append("its process ended")
+        reasons = [result for result in results if isinstance(result, str)]
+        if reasons:  # the first one that is not only another's consequence
+            raise SyncdError(f"a searching client failed: {min(reasons, key=OTHER_FAILED.__eq__)}")
+        return [result for result in results if isinstance(result, Served)]
+
+
+@contextmanager
+def clients(number: int, queries: NDArray[np.float32]) -> Iterator[Clients]:
+    """Start the processes; they end with the block."""
+    context = process_context()
+    barrier = context.Barrier(number)
+    pipes, processes = [], []
+    try:
+        for _ in range(number):
+            mine, theirs = context.Pipe()
+            pipes.append(mine)
+            process = context.Process(target=serve, args=(theirs, barrier, queries), daemon=True)
+            process.start()
+            processes.append(process)
+            theirs.close()
+        yield Clients(pipes, len(queries))
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join()
+        for pipe in pipes:
+            pipe.close()
+
+
+def serve(pipe: Connection, barrier: Barrier, queries: NDArray[np.float32]) -> None:
+    """A client's process: work, one after the other, until the pipe is closed."""
+    leave_ctrl_c_to_the_parent()
+    opened: dict[Engine, Search] = {}
+    while True:
+        try:
+            work: Work = pipe.recv()
+        except EOFError:
+            return
+        try:
+            if work.engine not in opened:
+                opened[work.engine] = work.engine.open()
+            barrier.wait(START_SECONDS)
+            pipe.send(run(work, opened[work.engine], queries))
+        except BrokenBarrierError:
+            pipe.send(OTHER_FAILED)
+        except (SyncdError, psycopg.Error) as error:
+            barrier.abort()
+            pipe.send(str(error))
+
+
+def run(work: Work, search: Search, queries: NDArray[np.float32]) -> Served:
+    """Search and note; answers are kept only where each query is asked once."""
+    numbers: Iterable[int] = work.numbers if work.once else itertools.cycle(work.numbers)
+    asked, latencies, answers = [], [], []
+    begun = before = time.perf_counter()
+    for number in numbers:
+        keys = search(queries[number])
+        now = time.perf_counter()
+        latencies.append(now - before)
+        if work.once:
+            asked.append(number)
+            answers.append(keys)
+        before = now
+        if now - begun > work.seconds:
+            break
+    return Served(asked, latencies, answers, before - begun)
+
+
+def process_context() -> ForkServerContext:
+    """Processes that begin with this module in memory; one that must read all of a program first takes a second."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["syncd.bench.environment", __name__])
+    return context
+
+
+def leave_ctrl_c_to_the_parent() -> None:
+    """The parent ends its processes itself, and cleans up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,62 @@
+"""Datasets: what a search costs where there are many of them, each as large as the one."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from syncd.bench.environment import Environment, serving
+
+WARM_UP = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Many:
+    """One client, each search in a dataset drawn at random; memory is that of the process without mapped files."""
+
+    datasets: int
+    rows_each: int
+    dimension: int
+    start_seconds: float
+    memory_bytes: int
+    p50_us: float
+    p99_us: float
+
+
+def measure(
+    where: Environment, *, numbers: list[int], rows_each: int, dimension: int, searches: int, seed: int = 0
+) -> list[Many]:
+    """One number after the other, each with a table and a syncd of its own."""
+    return [run(where, number, rows_each, dimension, searches, seed) for number in numbers]
+
+
+def run(where: Environment, number: int, rows_each: int, dimension: int, searches: int, seed: int) -> Many:
+    """A table whose rows are dealt out to the datasets."""
+    generator = np.random.default_rng(seed + 1)
+    table = f"of_{number}"
+    where.create(table, dimension)
+    where.fill(table, number * rows_each, dimension, seed)
+    where.run("attach_datasets", [f"syncd_bench.{table}", "l2", f"{table}_", number])
+    chosen = generator.integers(number, size=searches + WARM_UP)
+    queries = generator.standard_normal((len(chosen), dimension), dtype=np.float32)
+    seconds = []
+    with where.step(f"{number} datasets"), serving(where) as service, service.client() as client:
+        for dataset, query in zip(chosen.tolist(), queries, strict=True):
+            begun = time.perf_counter()
+            client.search(f"{table}_{dataset}", query, k=10)
+            seconds.append(time.perf_counter() - begun)
+        memory = service.memory_bytes("RssAnon")
+    where.run("detach", [f"syncd_bench.{table}"])
+    where.run("drop_table", table=table)
+    p50, p99 = np.percentile(seconds[WARM_UP:], [50, 99]) * 1e6
+    return Many(
+        number,
+        rows_each,
+        dimension,
+        round(service.start_seconds, 2),
+        memory,
+        round(float(p50), 1),
+        round(float(p99), 1),
+    )

@@ -1,0 +1,184 @@
+"""Vectors to measure with: the user's, or made ones that are as hard to search as real ones; and which answers to a search are right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from syncd.errors import SettingsError
+
+K = 10
+BLOCK_ROWS = 50_000
+LOADED_ROWS = 1000
+CANDIDATES = 2 * K  # float32 may order the last few otherwise than float64
+ROUNDING = 1e-5
+LATENT = 24
+CLUSTERS = 200
+SPREAD = 1.0
+NOISE = 0.02
+
+Track = Callable[[Sequence[int], str], Iterable[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class VectorSet:
+    """``base`` (n, d) of any numeric type, ``queries`` (q, d) float32 that are not among them, and their neighbours where they are known."""
+
+    name: str
+    base: NDArray[Any]
+    queries: NDArray[np.float32]
+    metric: str
+    neighbors: NDArray[Any] | None = None
+    """Rows of ``base``, nearest first, (q, at least ``K``)."""
+
+    @property
+    def dimension(self) -> int:
+        """Of every vector."""
+        return int(self.base.shape[1])
+
+    def blocks(self, begin: int = 0, end: int | None = None) -> Iterator[NDArray[np.float32]]:
+        """Rows of ``base`` as float32, some at a time."""
+        stop = len(self.base) if end is None else end
+        for start in range(begin, stop, LOADED_ROWS):
+            yield self.base[start : min(start + LOADED_ROWS, stop)].astype(np.float32)
+
+
+def read(path: Path, *, rows: int | None, queries: int, metric: str, seed: int = 0) -> VectorSet:
+    """Read .npy (n, d), .fvecs, or .npz with ``base`` and, where it has them, ``queries`` and ``neighbors`` (Euclidean).
+
+    Without queries, rows taken out of the vectors are. Raises ``SettingsError``.
+    """
+    found: dict[str, NDArray[Any]] = {}
+    try:
+        if path.suffix == ".npz":
+            with np.load(path) as archive:
+                found = {name: archive[name] for name in ("base", "queries", "neighbors") if name in archive}
+        elif path.suffix == ".npy":
+            found = {"base": np.load(path, mmap_mode="r")}
+        elif path.suffix == ".fvecs":
+            words = np.fromfile(path, dtype=np.int32)
+            found = {"base": words.reshape(-1, int(words[0]) + 1)[:, 1:].view(np.float32)}
+    except (OSError, ValueError, IndexError) as error:
+        raise SettingsError(f"{path} cannot be read: {error}", hint="give a .npy, .npz or .fvecs file") from error
+    base = found.get("base")
+    if base is None or base.ndim != 2 or len(base) <= K:
+        raise SettingsError(
+            f"{path} holds no vectors that can be searched", hint="give .npy (n, d), .fvecs, or .npz with base (n, d)"
+        )
+    neighbors = found.get("neighbors") if metric == "l2" else None
+    if "queries" in found:
+        chosen = found["queries"][:queries].astype(np.float32)
+    else:
+        held_out = np.sort(np.random.default_rng(seed).permutation(len(base))[: min(queries, len(base) // 10 + 1)])
+        chosen = base[held_out].astype(np.float32)
+        base = np.delete(base, held_out, axis=0)
+    if rows is not None and rows < len(base):
+        base, neighbors = base[:rows], None
+    return VectorSet(path.name, base, chosen, metric, None if neighbors is None else neighbors[:queries])
+
+
+def generate(rows: int, dimension: int, *, queries: int, metric: str, seed: int = 0) -> VectorSet:
+    """Clusters on a curved surface of ``LATENT`` dimensions, with some noise.
+
+    Vectors of independent coordinates would be useless: all are equally far from one another, and no index can help. The intrinsic dimension of
+    these (``Truth.intrinsic_dimension``) is 16 at 100,000 rows, whatever their length; that of MNIST is 13, of a million SIFT descriptors 21.
+    """
+    generator = np.random.default_rng(seed)
+    hidden = 4 * LATENT
+    inner = generator.standard_normal((LATENT, hidden), dtype=np.float32) / np.float32(np.sqrt(LATENT))
+    outer = generator.standard_normal((hidden, dimension), dtype=np.float32) / np.float32(np.sqrt(hidden))
+    centres = generator.standard_normal((CLUSTERS, LATENT), dtype=np.float32)
+    made = np.empty((rows + queries, dimension), dtype=np.float32)
+    for start in range(0, len(made), BLOCK_ROWS):
+        block = made[start : start + BLOCK_ROWS]
+        latent = centres[generator.integers(CLUSTERS, size=len(block))]
+        latent = latent + SPREAD * generator.standard_normal(latent.shape, dtype=np.float32)
+        block[:] = np.tanh(latent @ inner) @ outer + NOISE * generator.standard_normal(block.shape, dtype=np.float32)
+    return VectorSet(f"generated, seed {seed}", made[:rows], made[rows:], metric)
+
+
+class Truth:
+    """The exact answers to the queries over some rows: ``limits`` (q,) is how far the ``K``-th nearest row is."""
+
+    def __init__(self, vectors: NDArray[Any], queries: NDArray[np.float32], metric: str, candidates: NDArray[Any]):
+        """``vectors``: the row with key n at n - 1. ``candidates`` (q, ≥ K): rows among which the nearest are."""
+        self.vectors = vectors
+        self.queries = queries
+        self.metric = metric
+        self.distances = np.sort(
+            np.stack([self.distance(number, rows) for number, rows in enumerate(candidates)]), axis=1
+        )
+        self.limits = self.distances[:, min(K, candidates.shape[1]) - 1]
+
+    def distance(self, query: int, rows: NDArray[Any]) -> NDArray[np.float64]:
+        """Squared Euclidean distances under l2 and, of the normalised vectors, under cosine; else the negative inner product."""
+        given, found = self.queries[query].astype(np.float64), self.vectors[rows].astype(np.float64)
+        if self.metric == "ip":
+            return np.asarray(-found @ given)
+        if self.metric == "cosine":
+            given, found = given / np.linalg.norm(given), found / np.linalg.norm(found, axis=1, keepdims=True)
+        return np.asarray(((found - given) ** 2).sum(axis=1))
+
+    def recall(
+        self, numbers: Sequence[int], answers: Sequence[Sequence[int]], gone: frozenset[int] = frozenset()
+    ) -> float:
+        """Mean share of the ``K`` nearest in the answers to some queries. A row as near as the ``K``-th is as good; one that is gone is not."""
+        shares = []
+        for number, keys in zip(numbers, answers, strict=True):
+            there = np.array([key - 1 for key in set(keys) - gone], dtype=np.int64)
+            limit = self.limits[number] + ROUNDING * abs(self.limits[number])
+            shares.append(np.count_nonzero(self.distance(number, there) <= limit) / min(K, self.distances.shape[1]))
+        return round(float(np.minimum(shares, 1.0).mean()), 4)
+
+    def intrinsic_dimension(self) -> float | None:
+        """How many dimensions the neighbourhoods of the queries have (Levina and Bickel 2004, with the mean of MacKay and Ghahramani)."""
+        distances = np.maximum(self.distances, 0.0)
+        usable = distances[(distances[:, 0] > 0) & (distances[:, -1] > distances[:, 0])]
+        if self.metric == "ip" or not len(usable):
+            return None
+        logs = np.log(usable[:, -1:] / usable[:, :-1]) / 2  # of squared distances
+        return round(float(1 / logs.mean()), 1)
+
+
+def truth(
+    vectors: NDArray[Any],
+    queries: NDArray[np.float32],
+    metric: str,
+    *,
+    track: Track,
+    neighbors: NDArray[Any] | None = None,
+    gone: NDArray[np.int64] | None = None,
+) -> Truth:
+    """Compare every query with every row but those in ``gone``, unless the neighbours are known."""
+    if neighbors is not None:
+        return Truth(vectors, queries, metric, neighbors[:, :CANDIDATES])
+    wanted = min(CANDIDATES, len(vectors) - (0 if gone is None else len(gone)))
+    kind = faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT
+    asked = normalised(queries) if metric == "cosine" else queries
+    best = np.empty((len(queries), 0), dtype=np.float32)
+    rows = np.empty((len(queries), 0), dtype=np.int64)
+    there = np.ones(len(vectors), dtype=bool)
+    if gone is not None:
+        there[gone] = False
+    places = np.flatnonzero(there)
+    for start in track(range(0, len(places), BLOCK_ROWS), "exact answers"):
+        chosen = places[start : start + BLOCK_ROWS]
+        block = vectors[chosen].astype(np.float32)
+        block = normalised(block) if metric == "cosine" else block
+        near, found = faiss.knn(asked, block, min(wanted, len(block)), metric=kind)
+        near = near if metric == "l2" else -near
+        best, rows = np.hstack([best, near]), np.hstack([rows, chosen[found]])
+        order = np.argsort(best, axis=1)[:, :wanted]
+        best, rows = np.take_along_axis(best, order, axis=1), np.take_along_axis(rows, order, axis=1)
+    return Truth(vectors, queries, metric, rows)
+
+
+def normalised(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Of length one."""
+    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-30)))

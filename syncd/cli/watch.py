@@ -1,0 +1,80 @@
+"""``syncd status --watch``: the service and its datasets, drawn again every second."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import suppress
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from syncd.cli.output import print_json
+from syncd.cli.progress import in_words
+from syncd.errors import ServiceUnavailable, TimedOut
+from syncd.rpc.client import Client
+from syncd.rpc.messages import DatasetStatus, ServiceStatus
+
+WATCH_SECONDS = 1.0
+COLUMNS = ("dataset", "state", "rows", "tombstones", "index", "recall", "MB", "lag s", "in sync")
+WORK_SHOWN = 5
+LEFT = 2
+"""Columns that hold words."""
+
+
+def watch(client: Client, *, json: bool) -> None:
+    """Until it is interrupted. A service that is not there at the start is an error; one that goes away is waited for."""
+    found: tuple[ServiceStatus, list[DatasetStatus]] = (client.status(), client.datasets())
+    with suppress(KeyboardInterrupt):
+        if json:
+            while True:
+                print_json({"status": found[0], "datasets": found[1]})
+                sys.stdout.flush()
+                time.sleep(WATCH_SECONDS)
+                found = (client.status(), client.datasets())
+        console = Console()
+        with Live(drawn(*found, console.height), console=console, auto_refresh=False) as live:
+            while True:
+                live.refresh()
+                time.sleep(WATCH_SECONDS)
+                try:
+                    found = (client.status(), client.datasets())
+                    live.update(drawn(*found, console.height))
+                except (ServiceUnavailable, TimedOut) as error:
+                    lost = Text(f"{error.message}; what follows is as it was", style="red")
+                    live.update(Group(lost, drawn(*found, console.height - 1)))
+
+
+def drawn(status: ServiceStatus, datasets: list[DatasetStatus], height: int) -> Group:
+    """One screen: those datasets first that need a look."""
+    tone = "green" if status.state == "ready" and not status.lag_seconds else "yellow"
+    saved = "none" if status.checkpoint.at is None else status.checkpoint.at.isoformat(" ", "seconds")
+    lines = [
+        Text.assemble(
+            (status.state, f"bold {tone}"), f"   consumer {status.consumer}   up {status.uptime_seconds:,.0f} s"
+        ),
+        Text(f"{status.lag_rows or 0:,} changes wait, {status.lag_seconds:.1f} s   quarantined {status.quarantined:,}"),
+        Text(f"checkpoint {saved}", style="red" if status.checkpoint.error else ""),
+        Text(status.checkpoint.error or "", style="red"),
+        *(Text(in_words(work)) for work in status.work[:WORK_SHOWN]),
+    ]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, column in enumerate(COLUMNS):
+        table.add_column(column, justify="left" if number < LEFT else "right", overflow="fold")
+    room = max(height - len(lines) - 3, 1)
+    for one in sorted(datasets, key=lambda one: (one.state == "ready" and not one.lag_seconds, one.dataset))[:room]:
+        table.add_row(
+            Text(one.dataset),
+            Text(one.state, style="green" if one.state == "ready" else "yellow"),
+            f"{one.count:,}",
+            f"{one.tombstones:,}",
+            one.index or "",
+            "" if one.recall is None else f"{one.recall:.3f}",
+            f"{one.bytes / 1e6:,.1f}",
+            f"{one.lag_seconds:.1f}",
+            {None: "", True: "yes", False: "NO"}[one.in_sync],
+        )
+    left = len(datasets) - room
+    return Group(*lines, table, Text(f"and {left:,} more: syncd datasets" if left > 0 else ""))

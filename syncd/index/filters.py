@@ -1,0 +1,365 @@
+"""The language of filters: what a request says, checked against a dataset's columns, as an expression that is true for some slots.
+
+``{"lang": "en", "year": {"gte": 2020, "lt": 2024}, "tag": {"in": ["a", "b"]}, "not": {…}, "or": [{…}]}``: everything in one object must be
+true. Invariant: a filter lets through exactly the rows that the same condition in a WHERE clause would, NULL included: what is unknown is not
+true, and neither is its ``not``.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import reduce
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from syncd.errors import InvalidFilter, shortened
+from syncd.index.operands import Chosen, Operand, Operator, Values, instant
+from syncd.types import AttachedColumn, ColumnKind
+
+MAX_DEPTH = 16
+MAX_CONDITIONS = 256
+MAX_VALUES = 10_000
+"""In all the lists of a filter together."""
+MAX_PATH_KEYS = 16
+
+EQUAL = ("eq", "ne", "in")
+ORDER = ("gt", "gte", "lt", "lte")
+SETS = ("contains", "any")
+"""``@>`` and ``&&`` of arrays."""
+
+NUMBER_WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """A column by its place, and the keys that lead into its jsonb."""
+
+    column: int
+    keys: tuple[str, ...] = ()
+
+
+Operands = Mapping[Path, Values]
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One comparison of one column."""
+
+    path: Path
+    operator: Operator
+    values: tuple[Operand, ...] = ()
+
+    def true(self, operands: Operands, slots: slice) -> Chosen:
+        """For which slots it is true."""
+        return operands[self.path].true(self.operator, self.values, slots)
+
+    def false(self, operands: Operands, slots: slice) -> Chosen:
+        """For which slots it is false; for the rest it is unknown."""
+        return operands[self.path].false(self.operator, self.values, slots)
+
+
+@dataclass(frozen=True, slots=True)
+class Not:
+    """True where another is false."""
+
+    inner: Node
+
+    def true(self, operands: Operands, slots: slice) -> Chosen:
+        """See ``Condition``."""
+        return self.inner.false(operands, slots)
+
+    def false(self, operands: Operands, slots: slice) -> Chosen:
+        """See ``Condition``."""
+        return self.inner.true(operands, slots)
+
+
+@dataclass(frozen=True, slots=True)
+class And:
+    """True where all are true, false where one is false; all of none is true."""
+
+    parts: tuple[Node, ...]
+
+    def true(self, operands: Operands, slots: slice) -> Chosen:
+        """See ``Condition``."""
+        return reduce(np.logical_and, (part.true(operands, slots) for part in self.parts), _constant(True, slots))
+
+    def false(self, operands: Operands, slots: slice) -> Chosen:
+        """See ``Condition``."""
+        return reduce(np.logical_or, (part.false(operands, slots) for part in self.parts), _constant(False, slots))
+
+
+@dataclass(frozen=True, slots=True)
+class Or:
+    """True where one is true, false where all are false; one of none is false."""
+
+    parts: tuple[Node, ...]
+
+    def true(self, operands: Operands, slots: slice) -> Chosen:
+        """See ``Condition``."""
+        return reduce(np.logical_or, (part.true(operands, slots) for part in self.parts), _constant(False, slots))
+
+    def false(self, operands: Operands, slots: slice) -> Chosen:
+        """See ``Condition``."""
+        return reduce(np.logical_and, (part.false(operands, slots) for part in self.parts), _constant(True, slots))
+
+
+Node = Condition | Not | And | Or
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """A checked filter. ``text`` stands for it: filters of one text let the same rows through."""
+
+    root: Node
+    text: bytes
+    paths: frozenset[Path]
+    conditions: int
+
+
+def parse_filter(given: Mapping[str, Any], columns: Sequence[AttachedColumn], dataset: str) -> Filter | None:
+    """Check a request's filter against a dataset's columns; None for ``{}``. Raises ``InvalidFilter``."""
+    if not given:
+        return None
+    if not columns:
+        raise InvalidFilter(
+            f"dataset {shortened(dataset)!r} has no filterable columns",
+            hint="attach the table again with columns => ARRAY[…]",
+        )
+    reading = _Reading(columns, dataset)
+    root = reading.node(given, MAX_DEPTH)
+    text = msgspec.json.encode(given, order="deterministic")
+    return Filter(root, text, frozenset(reading.paths), reading.conditions)
+
+
+def find_path(name: str, columns: Sequence[AttachedColumn]) -> Path | None:
+    """What a name in a filter or in ``include`` stands for: a column, or keys into a jsonb column behind dots."""
+    names = [column.name for column in columns]
+    if name in names:
+        return Path(names.index(name))
+    for place, column in enumerate(columns):
+        if column.kind == "json" and name.startswith(f"{column.name}."):
+            keys = tuple(name[len(column.name) + 1 :].split("."))
+            return Path(place, keys) if len(keys) <= MAX_PATH_KEYS else None
+    return None
+
+
+def listed(columns: Sequence[AttachedColumn]) -> str:
+    """The columns, as a hint names them."""
+    return ", ".join(f"{column.name}.<key>" if column.kind == "json" else column.name for column in columns) or "none"
+
+
+class _Reading:
+    """A filter that is being read, and how much of it there has been."""
+
+    def __init__(self, columns: Sequence[AttachedColumn], dataset: str) -> None:
+        self.columns = columns
+        self.dataset = dataset
+        self.paths: set[Path] = set()
+        self.conditions = 0
+        self.values = 0
+
+    def node(self, given: object, depth: int) -> Node:
+        """An object: all of its members."""
+        if not isinstance(given, Mapping):
+            raise self.wrong(
+                f"{_shown(given)} stands where an object with conditions should", 'write {"column": value}'
+            )
+        if depth == 0:
+            raise InvalidFilter(f"the filter is nested more than {MAX_DEPTH} deep", hint="write it flatter")
+        parts: list[Node] = []
+        for name, value in given.items():
+            if name == "not":
+                parts.append(Not(self.node(value, depth - 1)))
+            elif name in ("and", "or"):
+                if not isinstance(value, list) or not value:
+                    raise self.wrong(f"{name!r} takes a list of objects", f'write {{"{name}": [{{…}}, {{…}}]}}')
+                inner = tuple(self.node(each, depth - 1) for each in value)
+                parts.append(Or(inner) if name == "or" else And(inner))
+            else:
+                parts.append(self.column(name, value))
+        return parts[0] if len(parts) == 1 else And(tuple(parts))
+
+    def column(self, name: str, value: object) -> Node:
+        """What is asked of one column."""
+        path = find_path(name, self.columns)
+        if path is None:
+            raise self.wrong(
+                f"dataset {shortened(self.dataset)!r} has no filterable column {shortened(name)!r}",
+                "attach the table again with other columns => to filter on others",
+            )
+        self.paths.add(path)
+        kind = self.columns[path.column].kind
+        if not isinstance(value, Mapping):
+            return self.compare(name, kind, path, "eq", value)
+        if not value:
+            raise self.wrong(
+                f"{shortened(name)!r} is asked for nothing", f"its operators: {', '.join(_operators(kind))}"
+            )
+        parts = []
+        for operator, operand in value.items():
+            if operator not in _operators(kind):
+                within = f"for a key of it write {shortened(f'{name}.{operator}')}; " if kind == "json" else ""
+                raise self.wrong(
+                    f"{shortened(operator)!r} is no operator of {shortened(name)!r}, which holds {_READERS[kind][0]}",
+                    f"{within}its operators: {', '.join(_operators(kind))}",
+                )
+            parts.append(self.compare(name, kind, path, operator, operand))
+        return parts[0] if len(parts) == 1 else And(tuple(parts))
+
+    def compare(self, name: str, kind: ColumnKind, path: Path, operator: str, value: object) -> Node:
+        """One operator of one column."""
+        self.conditions += 1
+        if self.conditions > MAX_CONDITIONS:
+            raise InvalidFilter(
+                f"the filter has more than {MAX_CONDITIONS} conditions", hint='take {"in": […]} for many values'
+            )
+        null = Condition(path, "null")
+        if operator in ("eq", "ne"):
+            found = null if value is None else Condition(path, "in", (self.operand(name, kind, value),))
+            return Not(found) if operator == "ne" else found
+        if operator == "contains":
+            wanted = self.operands(name, kind, operator, value if isinstance(value, list) else [value])
+            each = tuple(Condition(path, "in", (operand,)) for operand in wanted)
+            return And(each) if each else Not(Condition(path, "in"))  # every array but NULL contains nothing
+        if operator == "any":
+            return Condition(path, "in", self.operands(name, kind, operator, value))
+        if operator == "in":
+            given = [each for each in value if each is not None] if isinstance(value, list) else value
+            found = Condition(path, "in", self.operands(name, kind, operator, given))
+            # NULL is in a list that has null, as it equals null; in an empty list is nothing.
+            return found if given == value and value else Or((found, null) if given != value else ())
+        if value is None:
+            raise self.wrong(f"{operator!r} of {shortened(name)!r} takes no null", 'for IS NULL write {"column": null}')
+        if isinstance(value, bool):
+            raise self.wrong(f"true and false have no order for {operator!r}", 'write {"column": true}')
+        return Condition(path, operator, (self.operand(name, kind, value),))  # type: ignore[arg-type]  # ORDER is left
+
+    def operands(self, name: str, kind: ColumnKind, operator: str, values: object) -> tuple[Operand, ...]:
+        """A list of values."""
+        if not isinstance(values, list):
+            raise self.wrong(f"{operator!r} of {shortened(name)!r} takes a list", f'write {{"{operator}": [...]}}')
+        self.values += len(values)
+        if self.values > MAX_VALUES:
+            raise InvalidFilter(f"the filter lists more than {MAX_VALUES} values", hint="split the request")
+        return tuple(self.operand(name, kind, value) for value in values)
+
+    def operand(self, name: str, kind: ColumnKind, value: object) -> Operand:
+        """A value as the column compares it."""
+        what, read = _READERS[kind]
+        operand = read(value)
+        if operand is None:
+            raise self.wrong(
+                f"{_shown(value)} cannot be compared with {shortened(name)!r}, which holds {what}", "null is IS NULL"
+            )
+        return operand
+
+    def wrong(self, message: str, hint: str) -> InvalidFilter:
+        """The error, with the columns that there are."""
+        return InvalidFilter(message, hint=f"{hint}; columns: {listed(self.columns)}")
+
+
+def _constant(value: bool, slots: slice) -> Chosen:
+    return np.full(slots.stop - slots.start, value)
+
+
+def _integer(value: object) -> Operand | None:
+    # A fraction is a fair question to an integer column: which are above 1.5?
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _number(value: object) -> Operand | None:
+    return NUMBER_WORDS.get(value) if isinstance(value, str) else _integer(value)
+
+
+def _text(value: object) -> Operand | None:
+    return value if isinstance(value, str) else None
+
+
+def _boolean(value: object) -> Operand | None:
+    return value if isinstance(value, bool) else None
+
+
+def _uuid(value: object) -> Operand | None:
+    try:
+        return str(uuid.UUID(value)) if isinstance(value, str) else None
+    except ValueError:
+        return None
+
+
+def _instant(value: object) -> Operand | None:
+    """A point in time; UTC where no zone is given."""
+    if not isinstance(value, str):
+        return None
+    exact = instant(value)
+    moment = None if exact is not None else _moment(value)
+    if moment is None:
+        return exact
+    local = instant(moment.replace(tzinfo=None).isoformat())
+    offset = moment.utcoffset() or timedelta()
+    return None if local is None else local - offset // timedelta(microseconds=1)
+
+
+def _timestamp(value: object) -> Operand | None:
+    """Without a zone, as the column's own values are."""
+    if not isinstance(value, str) or value.endswith("+00:00"):
+        return None
+    exact = instant(value)
+    moment = None if exact is not None else _moment(value)
+    return exact if moment is None or moment.tzinfo is not None else instant(moment.isoformat())
+
+
+def _date(value: object) -> Operand | None:
+    return instant(value, date=True) if isinstance(value, str) else None
+
+
+def _moment(text: str) -> datetime | None:
+    """ISO 8601 in another form than Postgres writes."""
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return None
+
+
+def _scalar(value: object) -> Operand | None:
+    return value if isinstance(value, str | int | float | bool) else None
+
+
+_READERS: dict[ColumnKind, tuple[str, Callable[[object], Operand | None]]] = {
+    "integer": ("numbers", _integer),
+    "real": ("numbers", _number),
+    "double": ("numbers", _number),
+    "numeric": ("numbers", _number),
+    "text": ("strings", _text),
+    "character": ("strings", _text),
+    "enum": ("names of an enum, as strings", _text),
+    "boolean": ("true and false", _boolean),
+    "uuid": ("uuids", _uuid),
+    "instant": ("points in time such as 2024-01-31T12:00:00Z", _instant),
+    "timestamp": ("timestamps without a time zone such as 2024-01-31T12:00:00", _timestamp),
+    "date": ("dates such as 2024-01-31", _date),
+    "text_array": ("arrays of strings: pass one string", _text),
+    "integer_array": ("arrays of numbers: pass one number", _integer),
+    "json": ("a string, a number, true or false", _scalar),
+}
+
+
+def _operators(kind: ColumnKind) -> tuple[str, ...]:
+    match kind:
+        case "boolean" | "enum":
+            return EQUAL
+        case "text_array" | "integer_array":
+            return (*EQUAL, *SETS)
+        case "json":
+            return (*EQUAL, *ORDER, *SETS)
+        case _:
+            return (*EQUAL, *ORDER)
+
+
+def _shown(value: object) -> str:
+    return shortened(msgspec.json.encode(value).decode())

@@ -1,0 +1,34 @@
+"""The parts of a running service that its operators are shown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from syncd.postgres.listener import Listener
+from syncd.rpc.methods import Methods
+from syncd.settings import Settings
+from syncd.sync.checkpoints import Checkpointer
+from syncd.sync.consumer import Consumer
+from syncd.sync.counters import Counters
+from syncd.sync.reports import Reporter
+from syncd.sync.rotation import Rotator
+from syncd.sync.verify import Verifier
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """All that ``syncd.ops`` reads. It changes none of it."""
+
+    settings: Settings
+    consumer: Consumer
+    checkpointer: Checkpointer
+    listener: Listener
+    reporter: Reporter
+    verifier: Verifier
+    rotator: Rotator
+    methods: Methods
+
+    @property
+    def counters(self) -> Counters:
+        """What has happened since the start."""
+        return self.consumer.registry.counters

@@ -1,0 +1,77 @@
+"""May this syncd be asked? What ``/readyz`` says, and why.
+
+Not ready: until every dataset has answered once, while none does, once stopping, and when the answers are older than the user allows. A database that
+is down does not make it unready by itself: it goes on answering from the position that it has, and says so. Nor does a table that is attached later,
+or one dataset among others that fails: taking the whole service out of rotation would help nobody.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from syncd.ops.parts import Parts
+from syncd.sync.datasets import ANSWERING
+
+SHOWN = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``reasons`` are why it is not ready; ``remarks`` what is amiss all the same."""
+
+    ready: bool
+    reasons: list[str]
+    remarks: list[str]
+    stale_seconds: float
+
+
+class Readiness:
+    """Remembers that every dataset has answered once."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.was_ready = False
+        self.stopping = False
+
+    @property
+    def stale_seconds(self) -> float:
+        """How old answers may be: changes that are known to wait, or a heartbeat that does not arrive."""
+        return max(self.parts.consumer.lag_seconds, self.parts.reporter.heartbeat.late_seconds)
+
+    def look(self) -> Verdict:
+        """The verdict now."""
+        consumer, settings = self.parts.consumer, self.parts.settings
+        datasets = list(consumer.registry.by_name.values())
+        silent = [
+            f"{each.name} is {each.state}{f': {each.reason}' if each.reason else ''}"
+            for each in datasets
+            if each.state not in ANSWERING
+        ]
+        pending = [f"{source}: {reason}" for source, reason in consumer.registry.pending.items()]
+        amiss = [*silent, *(each for each in pending if not silent)]
+        if not consumer.ready.is_set() and not amiss:
+            amiss = ["syncd is starting"]
+        self.was_ready |= not amiss
+        stale, reasons, remarks = self.stale_seconds, [], []
+        if self.stopping:
+            reasons.append("syncd is stopping")
+        if not self.was_ready or (datasets and len(silent) == len(datasets)):
+            reasons += some(amiss)
+        else:
+            remarks += some(amiss)
+        if not consumer.connected and consumer.passes_done:
+            remarks.append(f"the database cannot be reached: answers are as of {stale:.0f} s ago")
+        elif stale > 0 and consumer.passes_done:
+            remarks.append(f"answers may be {stale:.1f} s behind the tables")
+        allowed = settings.max_staleness_seconds
+        if allowed is not None and stale > allowed:
+            reasons.append(
+                f"answers may be {stale:.1f} s behind, more than SYNCD_MAX_STALENESS_SECONDS={allowed:g} allows"
+            )
+        return Verdict(not reasons, reasons, remarks, stale)
+
+
+def some(texts: list[str]) -> list[str]:
+    """The first ones, and how many there are beyond."""
+    left = len(texts) - SHOWN
+    return [*texts[:SHOWN], f"and {left} more: see syncd datasets"] if left > 0 else texts

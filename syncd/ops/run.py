@@ -1,0 +1,54 @@
+"""Everything that only looks on: started, run and stopped with the service, in its task group."""
+
+from __future__ import annotations
+
+import anyio
+from anyio.abc import TaskGroup
+
+from syncd.ops.history import History
+from syncd.ops.http import Http
+from syncd.ops.metrics import Metrics
+from syncd.ops.notify import keep_watchdog, notify
+from syncd.ops.parts import Parts
+from syncd.ops.readiness import Readiness
+from syncd.ops.webhook import Webhook
+from syncd.settings import OFF
+
+STOP_SECONDS = 5.0
+
+
+class Ops:
+    """HTTP from before the database is reached until after the last checkpoint; the rest while there is something to see."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.readiness = Readiness(parts)
+        self.history = History(parts)
+        self.http = Http(parts, self.readiness, self.history, Metrics(parts))
+        self.serves_http = parts.settings.http != OFF
+        self.webhook = Webhook(parts) if parts.settings.webhook_url.get_secret_value() else None
+
+    async def start(self, tasks: TaskGroup) -> None:
+        """Open the HTTP port; raises ``AddressInUse`` or ``SettingsError``."""
+        if self.serves_http:
+            await tasks.start(self.http.serve)
+
+    def observe(self, tasks: TaskGroup) -> None:
+        """Once the database has been reached."""
+        tasks.start_soon(self.history.run)
+        tasks.start_soon(keep_watchdog)
+        if self.webhook is not None:
+            tasks.start_soon(self.webhook.run)
+
+    def stopping(self) -> None:
+        """The service takes no more requests: balancers are to look elsewhere."""
+        self.readiness.stopping = True
+        notify("STOPPING=1")
+
+    async def stop(self) -> None:
+        """Tell what the last checkpoint came to, and close the HTTP port, the last thing to go."""
+        if self.webhook is not None:
+            await self.webhook.stop()
+        self.http.stop()
+        if self.serves_http:
+            with anyio.move_on_after(STOP_SECONDS):
+                await self.http.stopped.wait()

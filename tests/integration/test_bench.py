@@ -1,0 +1,343 @@
+"""``syncd bench``: every measurement runs, says what the README says it does, and leaves the database as it was."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+
+from syncd.bench.clients import clients
+from syncd.bench.engines import PgvectorEngine, SyncdEngine
+from syncd.bench.search import Point, comparison
+from syncd.bench.vector_set import generate, read, truth
+from syncd.bench.versus import Recalls
+from syncd.cli.bench import vector_set
+from syncd.errors import SettingsError, SyncdError
+from tests.conftest import clone
+from tests.daemon import Daemon
+from tests.faults.following import until
+from tests.integration.test_cli import assert_failed, printed_json, run
+from tests.servers import PostgresServer
+
+SMALL = ("--dim", "8", "--json")
+SEARCHES = ("--rows", "2000", "--seconds", "0.1", "--rounds", "1", "--queries", "50", "--versus", "pgvector", *SMALL)
+LEFT = """
+SELECT 'schema', nspname FROM pg_namespace WHERE nspname !~ '^pg_' UNION ALL SELECT 'extension', extname FROM pg_extension
+UNION ALL SELECT 'table', c.oid::regclass::text FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = relnamespace
+    WHERE nspname !~ '^pg_|information_schema' AND relkind = 'r'
+ORDER BY 1, 2"""
+
+
+@pytest.fixture(scope="module")
+def followed(server: PostgresServer) -> Iterator[str]:
+    """One database for the module, with schema syncd."""
+    yield from clone(server)
+
+
+@pytest.fixture
+def bare(server: PostgresServer) -> Iterator[str]:
+    """A database without anything of syncd's, nor pgvector."""
+    yield server.create_database("bare")
+    server.drop_database("bare")
+
+
+def left(dsn: str) -> list[tuple[Any, ...]]:
+    with psycopg.connect(dsn) as db:
+        found = db.execute(LEFT.encode()).fetchall()
+        if ("schema", "syncd") in found:
+            found += db.execute("SELECT 'source', source::text FROM syncd.sources ORDER BY 2").fetchall()
+            found += db.execute("SELECT 'consumer', name FROM syncd.consumers ORDER BY 2").fetchall()
+        return found
+
+
+def bench(dsn: str, *arguments: str) -> Any:
+    """What a benchmark prints, with ``--json`` among its arguments; it leaves the database as it found it."""
+    before = left(dsn)
+    printed = printed_json(run("bench", *arguments, "--dsn", dsn))
+    assert left(dsn) == before
+    return printed
+
+
+# What each command says
+
+
+def test_search_measures_recall_and_compares_at_equal_recall(followed: str, tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).integers(0, 9, (2050, 6)).astype(np.float32)  # many are as far as others
+    np.save(tmp_path / "own.npy", vectors)
+    own = ("--vectors", str(tmp_path / "own.npy"), "--metric", "cosine")
+    found = bench(followed, "search", *SEARCHES, *own, "--clients", "1", "--clients", "2")
+    assert (found["vectors"], found["metric"], found["k"]) == ("own.npy", "cosine", 10)
+    assert (found["rows"], found["dimension"]) == (2000, 6), "without the fifty that are searched for"
+    assert 2 < found["intrinsic_dimension"] < 6.5
+    assert [(build["engine"], build["index"], build["rows"]) for build in found["builds"]] == [
+        ("syncd", "exact", 2000),
+        ("pgvector", "hnsw", 2000),
+    ]
+    assert all(build["seconds"] > 0 and build["index_bytes"] > 0 for build in found["builds"])
+    by_engine: dict[str, list[dict[str, Any]]] = {"syncd": [], "pgvector": []}
+    for point in found["points"]:
+        by_engine[point["engine"]].append(point)
+        assert point["recall_queries"] == 50
+        assert point["qps"] > 0
+        assert 0 < point["p50_ms"] <= point["p99_ms"]
+    assert [(point["setting"], point["clients"], point["recall"]) for point in by_engine["syncd"]] == [
+        ("exact", 1, 1.0),
+        ("exact", 2, 1.0),
+    ]
+    assert any(point["recall"] == 1.0 for point in by_engine["pgvector"]), "nothing of pgvector's is as good"
+    assert [row["clients"] for row in found["comparisons"]] == [1, 2]
+    for row in found["comparisons"]:
+        assert row["recall"] == 1.0
+        assert row["ratio"] == pytest.approx(row["syncd_qps"] / row["pgvector_qps"], abs=0.01)
+
+
+def test_churn_measures_before_and_after(followed: str) -> None:
+    found = bench(followed, "churn", *SEARCHES, "--recall", "0.9")
+    for change in found["changes"]:
+        assert (change["updated"], change["deleted"]) == (1000, 600)
+        assert change["rows_per_second"] > 0
+    assert [change["engine"] for change in found["changes"]] == ["syncd", "pgvector"]
+    for points in (found["before"], found["after"]):
+        assert [point["engine"] for point in points] == ["syncd", "pgvector"]
+        assert points[0]["recall"] == 1.0
+        assert points[1]["recall"] > 0.5
+    assert [point["setting"] for point in found["before"]] == [point["setting"] for point in found["after"]]
+
+
+def test_mixed_measures_searches_and_freshness_while_writers_write(followed: str) -> None:
+    syncd, pgvector = bench(
+        followed, "mixed", *SEARCHES, "--rate", "50", "--writers", "1", "--clients", "1", "--seconds", "0.5"
+    )
+    assert (syncd["engine"], syncd["recall"], pgvector["engine"], pgvector["recall"]) == ("syncd", 1.0, "pgvector", 1.0)
+    for row in (syncd, pgvector):
+        assert row["qps"] > 0
+        assert 0 < row["writes_per_second"] < 60
+    assert 0 < syncd["fresh_p50_ms"] <= syncd["fresh_p99_ms"]
+    assert pgvector["fresh_p50_ms"] is None
+
+
+def test_restart_measures_stops_starts_and_checkpoints(followed: str) -> None:
+    (found,) = bench(followed, "restart", "--rows", "20000", "--changes", "100", "--rounds", "1", *SMALL)
+    assert found["checkpoint_bytes"] > 100 * 8 * 4, "the changed vectors at least"
+    for name in ("checkpoint_seconds", "stop_seconds", "start_seconds", "start_after_changes_seconds"):
+        assert found[name] > 0
+
+
+def test_passes_are_measured_by_the_size_of_the_table(followed: str) -> None:
+    found = bench(followed, "passes", "--rows", "200", "--rows", "2000", "--changes", "100", "--rounds", "1", *SMALL)
+    assert [(row["rows"], row["changes"], row["passes"]) for row in found] == [(200, 100, 5), (2000, 100, 5)]
+    assert all(0 < row["p50_ms"] <= row["p99_ms"] for row in found)
+
+
+def test_datasets_are_measured_by_their_number(followed: str) -> None:
+    found = bench(
+        followed, "datasets", "--datasets", "1", "--datasets", "30", "--rows", "20", "--searches", "100", *SMALL
+    )
+    assert [(row["datasets"], row["rows_each"]) for row in found] == [(1, 20), (30, 20)]
+    assert all(row["p50_us"] > 0 and row["memory_bytes"] > 0 and row["start_seconds"] > 0 for row in found)
+
+
+@pytest.mark.parametrize(
+    ("command", "fields"),
+    [
+        (("fresh", "--commits", "5", "--writers", "2"), {"writers", "commits", "p50_ms", "p99_ms", "worst_ms"}),
+        (("backfill", "--rows", "2000"), {"rows", "rows_per_second", "seconds", "beside_vectors_bytes"}),
+        (("verify", "--rows", "2000", "--rounds", "1"), {"verify_seconds", "hash_seconds", "repaired"}),
+        (("ingest", "--clients", "2", "--seconds", "1", "--rounds", "1"), {"bare", "attached", "hnsw"}),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_the_other_measurements_print_their_figures(followed: str, command: tuple[str, ...], fields: set[str]) -> None:
+    for row in bench(followed, *command, *SMALL):
+        assert fields <= set(row)
+        assert all(isinstance(row[name], int | float) and row[name] >= 0 for name in fields - {"beside_vectors_bytes"})
+
+
+# What it leaves
+
+
+def test_the_database_is_left_as_it_was_found(bare: str) -> None:
+    (found,) = bench(bare, "rpc", "--rows", "100", *SMALL)
+    assert 0 < found["ping_p50_us"] < found["rpc_p99_us"]
+    assert left(bare) == [("extension", "plpgsql"), ("schema", "information_schema"), ("schema", "public")]
+
+
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(signal.SIGINT, id="ctrl-c"), pytest.param(signal.SIGTERM, id="sigterm", marks=pytest.mark.long)],
+)
+def test_an_interrupted_benchmark_cleans_up(bare: str, number: signal.Signals) -> None:
+    before = left(bare)
+    command = [
+        sys.executable,
+        "-m",
+        "syncd.cli.main",
+        "bench",
+        "fresh",
+        "--commits",
+        "100000",
+        "--dim",
+        "8",
+        "--dsn",
+        bare,
+    ]
+    with (
+        psycopg.connect(bare, autocommit=True) as db,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as process,
+    ):
+
+        def writing() -> bool:
+            assert process.poll() is None, process.communicate()
+            found = db.execute("SELECT to_regclass('syncd_bench.fresh') IS NOT NULL").fetchone()
+            return found == (True,) and db.execute("SELECT max(id) > 2 FROM syncd_bench.fresh").fetchone() == (True,)
+
+        until(writing, "the benchmark writes")
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)  # a terminal tells every process
+        else:
+            process.send_signal(number)
+        output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output) == (130, b""), errors
+    assert b"Traceback" not in errors, errors.decode()
+    assert left(bare) == before
+
+
+def test_two_benchmarks_in_one_database_are_refused(followed: str) -> None:
+    with psycopg.connect(followed, autocommit=True) as db:
+        db.execute("SELECT pg_advisory_lock(hashtext('syncd_bench'))")
+        assert_failed(run("bench", "rpc", "--dsn", followed), 1, "another benchmark")
+
+
+def test_a_schema_of_another_version_is_left_to_its_owner(database: str, db: psycopg.Connection) -> None:
+    db.execute("UPDATE syncd.alembic_version SET version_num = '0000'")
+    assert_failed(run("bench", "rpc", "--dsn", database), 1, "revision 0000", "syncd init")
+    assert db.execute("SELECT version_num FROM syncd.alembic_version").fetchone() == ("0000",)
+
+
+def test_what_would_spoil_the_figures_is_said_and_what_a_killed_benchmark_left_is_removed(
+    database: str, db: psycopg.Connection, tmp_path: Path
+) -> None:
+    db.execute("CREATE TABLE mine (id int PRIMARY KEY, embedding real[]); SELECT syncd.attach('mine')")
+    db.execute("CREATE SCHEMA syncd_bench; CREATE TABLE syncd_bench.killed (id int PRIMARY KEY, embedding real[])")
+    db.execute("SELECT syncd.attach('syncd_bench.killed')")  # what a benchmark that was killed has left
+    daemon = Daemon(database, tmp_path / "data").start()
+    done = run("bench", "rpc", "--rows", "100", "--dim", "8", "--dsn", database)
+    daemon.stop()
+    assert done.returncode == 0, done.stderr
+    assert "mine is attached too" in done.stderr
+    assert "a syncd runs here as consumer default" in done.stderr
+    assert "killed" not in done.stderr
+    assert db.execute("SELECT count(*) FROM syncd.sources WHERE source::text ~ 'bench'").fetchone() == (0,)
+
+
+def test_without_pgvector_a_comparison_is_refused(followed: str, servers: Any) -> None:
+    del followed
+    old = servers.of(15)
+    dsn = old.create_database("no_pgvector")
+    try:
+        refused = run("bench", "search", *SEARCHES, "--dsn", dsn)
+        assert_failed(refused, 2, "pgvector", "--embedded")
+    finally:
+        old.drop_database("no_pgvector")
+
+
+# How recall and settings of equal recall are found
+
+
+def everything(numbers: Any, _: str) -> Any:
+    return numbers
+
+
+def test_recall_counts_rows_as_near_as_the_tenth_and_none_that_is_gone() -> None:
+    vectors = np.array([[0.0, n] for n in range(20)] + [[0.0, -n] for n in range(1, 20)], dtype=np.float32)
+    queries = np.zeros((1, 2), dtype=np.float32)
+    exact = truth(vectors, queries, "l2", track=everything)
+    nearest = [1, 2, 3, 4, 5, 21, 22, 23, 24]  # key n is row n - 1: nine rows nearer than 5
+    assert exact.recall([0], [[*nearest, 6]]) == exact.recall([0], [[*nearest, 25]]) == 1.0
+    assert exact.recall([0], [[*nearest, 7]]) == 0.9
+    assert exact.recall([0], [[*nearest, 24]]) == 0.9, "one row twice is one"
+    assert exact.recall([0], [nearest[:5]]) == 0.5
+    assert exact.recall([0], [[*nearest, 6]], frozenset({6, 1})) == 0.8
+    without = truth(vectors, queries, "l2", track=everything, gone=np.array([0, 1]))
+    assert without.recall([0], [[3, 4, 5, 6, 21, 22, 23, 24, 25, 26]], frozenset({1, 2})) == 1.0
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine", "ip"])
+def test_exact_answers_are_those_of_plain_arithmetic(metric: str) -> None:
+    made = generate(500, 7, queries=5, metric=metric)
+    a, b = made.queries.astype(float)[:, None], made.base.astype(float)[None]
+    products = (a * b).sum(axis=2)
+    norms = np.linalg.norm(a, axis=2) * np.linalg.norm(b, axis=2)
+    distances = {"l2": ((a - b) ** 2).sum(axis=2), "cosine": -products / norms, "ip": -products}[metric]
+    order = np.argsort(distances, axis=1)
+    exact = truth(made.base, made.queries, metric, track=everything)
+    assert exact.recall(range(5), (order[:, :10] + 1).tolist()) == 1.0
+    assert exact.recall(range(5), (order[:, 1:11] + 1).tolist()) == 0.9
+
+
+def test_vectors_are_read_from_each_kind_of_file(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).standard_normal((50, 4)).astype(np.float32)
+    np.save(tmp_path / "a.npy", vectors)
+    np.savez(tmp_path / "a.npz", base=vectors[:40], queries=vectors[40:], neighbors=np.zeros((10, 20), dtype=np.int32))
+    with (tmp_path / "a.fvecs").open("wb") as file:
+        for vector in vectors:
+            file.write(np.int32(4).tobytes() + vector.tobytes())
+    plain = read(tmp_path / "a.npy", rows=None, queries=3, metric="l2")
+    assert (plain.base.shape, plain.queries.shape) == ((47, 4), (3, 4))
+    assert not (plain.base[:, None] == plain.queries[None]).all(axis=2).any(), "a query is no row"
+    words = read(tmp_path / "a.fvecs", rows=None, queries=3, metric="l2")
+    np.testing.assert_array_equal(words.base, plain.base)
+    given = read(tmp_path / "a.npz", rows=None, queries=5, metric="l2")
+    np.testing.assert_array_equal(given.queries, vectors[40:45])
+    assert given.neighbors is not None
+    assert read(tmp_path / "a.npz", rows=30, queries=5, metric="l2").neighbors is None, "of all rows, not of these"
+    assert read(tmp_path / "a.npz", rows=None, queries=5, metric="ip").neighbors is None, "Euclidean"
+    (tmp_path / "b.npy").write_bytes(b"nothing")
+    with pytest.raises(SettingsError, match="has 46 vectors for rows, 60 are needed"):
+        vector_set(tmp_path / "a.npy", 40, 8, "l2", queries=4, spare=20)
+    for name in ("b.npy", "c.npy", "a.txt"):
+        with pytest.raises(SettingsError):
+            read(tmp_path / name, rows=None, queries=3, metric="l2")
+
+
+@pytest.mark.parametrize(("wanted", "settings"), [(0.1, [10]), (0.9, [87, 90]), (0.99999, [1000, None])])
+def test_settings_of_equal_recall_bracket_it(
+    wanted: float, settings: list[int | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def recall(self: Recalls, engine: PgvectorEngine) -> float:  # noqa: ARG001 - of a method
+        return 1.0 if engine.ef_search is None else 1 - 9 / (engine.ef_search + 1)
+
+    monkeypatch.setattr(Recalls, "of", recall)
+    recalls = Recalls(None, None)  # type: ignore[arg-type]  # only what it finds is replaced
+    found = recalls.bracket(lambda ef: PgvectorEngine("", "t", "l2", ef, 10), wanted)
+    assert [engine.ef_search for engine in found] == settings
+
+
+def test_the_rate_at_equal_recall_is_between_those_of_the_bracket() -> None:
+    def point(engine: str, setting: str, recall: float, qps: float) -> Point:
+        return Point(engine, setting, 1, recall, 100, qps, 1.0, 2.0)
+
+    mine = point("syncd", "recall 0.9", 0.92, 4000)
+    others = [point("pgvector", "ef_search 40", 0.91, 1000), point("pgvector", "ef_search 42", 0.93, 800)]
+    found = comparison(mine, others)
+    assert (found.pgvector_qps, found.ratio) == (900.0, 4.44)
+    assert comparison(mine, others[1:]).pgvector_qps == 800
+
+
+def test_a_client_that_cannot_search_is_an_error_and_no_hang(tmp_path: Path) -> None:
+    queries = np.zeros((4, 2), dtype=np.float32)
+    with clients(2, queries) as searchers:
+        with pytest.raises(SyncdError, match="no syncd answers"):
+            searchers.search(SyncdEngine(str(tmp_path / "none"), "x", 0.9, 10), 0.1)
+        for process_pipe in searchers.pipes:
+            process_pipe.send("no work")  # ends the process by an error
+        with pytest.raises(SyncdError):
+            searchers.receive()

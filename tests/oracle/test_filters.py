@@ -1,0 +1,131 @@
+"""A filter lets through exactly the rows that the same condition in a WHERE clause does, of every type, NULL included."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from psycopg import sql
+
+from syncd.index.dataset import DatasetIndex
+from syncd.index.filters import parse_filter
+from syncd.index.live import live_slots
+from syncd.postgres.source import read_sources
+from syncd.types import Key
+from tests.oracle.conditions import (
+    COLUMNS,
+    CREATE,
+    JSON_SAMPLES,
+    NUMBERS,
+    TEXTS,
+    condition,
+    tables_and_filters,
+    written,
+)
+
+BATCH_ROWS = 5
+CONDITIONS_AT_ONCE = 100
+
+
+@pytest.fixture(scope="module")
+def facts(shared_database: str) -> Iterator[psycopg.Connection]:
+    """A connection in a transaction that has made and attached the table, and is rolled back at the end."""
+    with psycopg.connect(shared_database, autocommit=True) as connection, connection.transaction(force_rollback=True):
+        connection.execute("SET LOCAL timezone = 'UTC'")
+        for command in CREATE:
+            connection.execute(command.encode())
+        yield connection
+
+
+def indexes_of(connection: psycopg.Connection, directory: Path) -> Iterator[DatasetIndex]:
+    """An index of the table, empty and after each few of its rows, which are read as they always are."""
+    (source,) = [each for each in read_sources(connection) if each.table == "facts"]
+    index = DatasetIndex.create(
+        directory, metric="l2", key_kind="integer", dim=2, columns=source.attached_columns, chunk_bytes=64
+    )
+    read = connection.execute(source.read_rows(sql.SQL("true"))).fetchall()
+    yield index
+    for start in range(0, len(read), BATCH_ROWS):
+        some = read[start : start + BATCH_ROWS]
+        vectors = np.ones((len(some), 2), dtype=np.float32)
+        index.apply([row[0] for row in some], vectors, [], columns=[row[5] for row in some])
+        yield index
+
+
+def insert(connection: psycopg.Connection, table: list[dict[str, Any]]) -> None:
+    """Rows, numbered from 0."""
+    names = list(table[0])
+    query = sql.SQL("INSERT INTO facts (id, {}) VALUES ({}, {})").format(
+        sql.SQL(", ").join(map(sql.Identifier, names)),
+        sql.Placeholder("id"),
+        sql.SQL(", ").join(map(sql.Placeholder, names)),
+    )
+    with connection.cursor() as cursor:
+        cursor.executemany(query, [row | {"id": number} for number, row in enumerate(table)])
+
+
+def compare(connection: psycopg.Connection, index: DatasetIndex, wanted: Sequence[dict[str, Any]]) -> None:
+    """Each filter finds in the index what its condition finds in the table, of the rows that are indexed."""
+    asked = [msgspec.json.decode(msgspec.json.encode(each)) for each in wanted]
+    for start in range(0, len(wanted), CONDITIONS_AT_ONCE):
+        some = asked[start : start + CONDITIONS_AT_ONCE]
+        query = sql.SQL("SELECT id, ARRAY[{}] FROM facts WHERE id = ANY({})").format(
+            sql.SQL(", ").join(map(condition, some)), sql.Literal(list(index.keys(None, 1000).keys))
+        )
+        found = connection.execute(query).fetchall()
+        for place, each in enumerate(some):
+            assert keys_of(index, each) == {key for key, answers in found if answers[place]}, each
+
+
+@pytest.mark.parametrize("name", [*COLUMNS, "attributes.n"])
+def test_every_comparison_of_every_kind_is_that_of_postgres(
+    facts: psycopg.Connection, tmp_path: Path, name: str
+) -> None:
+    """All sample values against all sample operands, which are chosen to nearly meet."""
+    column = COLUMNS.get(name)
+    samples = [None, *column.samples] if column is not None else [written({"n": value}) for value in JSON_SAMPLES]
+    operands = column.asked_samples if column is not None else [*TEXTS, *NUMBERS, True, False]
+    operators = column.operators if column is not None else ("eq", "ne", "gt", "gte", "lt", "lte", "contains")
+    wanted = [
+        {name: {operator: operand}}
+        for operator in operators
+        for operand in operands
+        if not (isinstance(operand, bool) and operator.startswith(("g", "l")))
+    ]
+    wanted += [{"not": each} for each in wanted] + [{name: None}, {name: {"ne": None}}, {name: {"in": operands}}]
+    with facts.transaction(force_rollback=True):
+        insert(facts, [{name.partition(".")[0]: value} for value in samples])
+        *_, index = indexes_of(facts, tmp_path)
+        compare(facts, index, wanted)
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large],
+)
+@given(drawn=tables_and_filters())
+def test_a_filter_is_a_where_clause(
+    facts: psycopg.Connection, tmp_path: Path, drawn: tuple[list[dict[str, Any]], list[dict[str, Any]]]
+) -> None:
+    """Random filters, also while the rows come in, when what was found before is made longer."""
+    table, wanted = drawn
+    with facts.transaction(force_rollback=True):
+        insert(facts, table)
+        for index in indexes_of(facts, tmp_path):
+            compare(facts, index, wanted)
+
+
+def keys_of(index: DatasetIndex, wanted: dict[str, Any]) -> set[Key]:
+    """The keys that a filter lets through."""
+    view = index.view
+    passing = view.where(parse_filter(wanted, view.columns, "facts"))
+    found = live_slots(passing.live, view.count)
+    assert passing.live_count == len(found)
+    return set(view.keys_of(found))
