@@ -18,12 +18,14 @@ from syncd.index.calibration import Calibration, Point
 from syncd.index.columns import Column
 from syncd.index.compaction import Move
 from syncd.index.dataset import DatasetIndex
+from syncd.index.filters import parse_filter
 from syncd.index.training import Cancelled
 from syncd.index.vectors import Vectors
 from syncd.index.view import View
+from syncd.types import AttachedColumn
 from tests.unit.index.rows import random_vectors
 
-DATA = Path("/work/shared/data/sift-1m-128-l2.npz")
+DATA = Path(__file__).resolve().parents[4] / "shared" / "data" / "sift-1m-128-l2.npz"
 DIM = 16
 
 
@@ -394,6 +396,27 @@ def test_a_compaction_gives_way_to_a_dataset_that_takes_another_dimension(index:
 
     assert not index.build(building.Plan("compact"), stop)
     np.testing.assert_array_equal([row for _, row in index.get(range(500), vectors=True)], wider)
+
+
+def test_filters_let_the_same_rows_through_with_codes_and_after_a_compaction(tmp_path: Path) -> None:
+    columns = (AttachedColumn("lang", "text"),)
+    index = DatasetIndex.create(
+        tmp_path / "p" / "d", metric="l2", key_kind="integer", dim=DIM, columns=columns, chunk_bytes=1 << 14
+    )
+    langs = ["en", "de", "fr"]
+    index.apply(range(1000), random_vectors(1000, DIM), [], None, [f'["{langs[n % 3]}"]' for n in range(1000)])
+    build_all(index)
+    index.apply(range(300), random_vectors(300, DIM, seed=1), [], None, ['["de"]'] * 300)
+    wanted = parse_filter({"lang": "en"}, columns, "d")
+    queries = random_vectors(20, DIM, seed=2)
+    there = index.search(queries, 10, view=index.view.where(wanted))
+    assert all(key >= 300 and key % 3 == 0 for one in there for key in one.keys if isinstance(key, int))
+    assert all(len(one.keys) == 10 for one in there)
+    assert index.build(building.Plan("compact"))
+    moved = DatasetIndex.load(tmp_path / "p" / "d", index.save().saved)
+    for one in (index, moved):
+        for found, before in zip(one.search(queries, 10, view=one.view.where(wanted)), there, strict=True):
+            assert found.keys == before.keys
 
 
 def test_a_sweep_goes_on_in_the_new_generation(index: DatasetIndex) -> None:
