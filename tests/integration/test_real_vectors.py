@@ -1,4 +1,4 @@
-"""Real vectors, loaded through SQL by COPY: exact searches find the neighbours that brute force found, others the share of them that was asked for."""
+"""Real vectors, loaded through SQL by COPY: exact searches find the neighbours of brute force, others the share of them that was asked for."""
 
 from __future__ import annotations
 
