@@ -343,9 +343,8 @@ class DatasetIndex:
 
     def _compact(self, stop: Stop) -> bool:
         source = self._state
-        source.generation.scrub(
-            stop
-        )  # or damage that nobody has noticed yet would be copied into files that are vouched for
+        # Or damage that nobody has noticed yet would be copied into files that are vouched for.
+        source.generation.scrub(stop)
         target = self._new_generation(source.view.dim).generation
         move, moved = Move(source.view, target), False
         try:

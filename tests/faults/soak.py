@@ -265,7 +265,7 @@ class Soak:
         result = self.verify()
         wrong = [row for row in result.datasets if not row.in_sync]
         failed = [source for source in result.sources if source.outcome in ("failed", "none_live")]
-        assert not wrong, wrong
+        assert not wrong, (wrong, result.sources)
         assert not failed, failed
         self.counts["verified_rows"] += sum(row.rows for row in result.datasets)
         self.counts["settles"] += 1

@@ -14,7 +14,7 @@ from syncd.errors import ServiceUnavailable
 from tests.conftest import clone
 from tests.daemon import Daemon
 from tests.faults.following import applied, assert_in_step, attach_tables, change, change_one, until
-from tests.faults.points import CODES_POINTS, POINTS, Point, arm, reached
+from tests.faults.points import ARMED, CODES_POINTS, POINTS, Point, arm, reached
 from tests.servers import PostgresServer
 
 seeds = itertools.count(100)
@@ -39,6 +39,7 @@ def test_a_kill_at_any_point_leaves_what_the_next_start_makes_right(mortal: Daem
     folder = mortal.data_dir.parent
     if mortal.process is not None and mortal.process.poll() is not None:  # after a test that failed
         mortal.kill()
+        (folder / ARMED).unlink(missing_ok=True)
     if point.phase in ("scan", "start"):
         if mortal.process is not None:
             mortal.kill()
@@ -57,7 +58,7 @@ def test_a_kill_at_any_point_leaves_what_the_next_start_makes_right(mortal: Daem
             change(mortal.conninfo, seed=next(seeds))
         elif point.phase == "checkpoint":
             save(mortal)  # two of them, so that the next one removes what the first alone needs
-            change(mortal.conninfo, seed=next(seeds))
+            applied(mortal, change(mortal.conninfo, seed=next(seeds)))
             save(mortal)
             applied(mortal, change_one(mortal.conninfo, seed=next(seeds)))  # too little to be written ahead
             arm(folder, point)
