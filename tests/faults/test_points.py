@@ -112,6 +112,7 @@ def test_a_kill_while_codes_are_made_or_slots_given_back_loses_nothing(coded: Da
     folder = coded.data_dir.parent
     if coded.process is not None and coded.process.poll() is not None:  # after a test that failed
         coded.kill()
+        (folder / ARMED).unlink(missing_ok=True)
     if point.phase == "build":
         if coded.process is not None:
             coded.kill()

@@ -209,7 +209,18 @@ def run(trap: Trap) -> bool:
         environment = os.environ | {"PYTHONPATH": folder, "PYTHONSAFEPATH": "1"}
         for test in trap.tests:
             begun = time.monotonic()
-            command = [sys.executable, "-m", "pytest", test, "-q", "-x", "-p", "no:cacheprovider"]
+            command = [
+                sys.executable,
+                "-m",
+                "pytest",
+                test,
+                "-q",
+                "-x",
+                "-n",
+                "0",
+                "-p",
+                "no:cacheprovider",
+            ]  # with processes, -x exits 2
             done = subprocess.run(command, env=environment, cwd=folder, stdout=subprocess.PIPE, text=True, check=False)
             as_meant = done.returncode == (FAILED if trap.edits else 0)
             fine &= as_meant
