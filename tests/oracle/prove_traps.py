@@ -181,7 +181,7 @@ TRAPS = {
                 "                pass",
             ),
         ),
-        (QUEUE,),
+        (f"{QUEUE}::test_one_who_goes_in_the_moment_its_turn_comes_passes_it_on",),
     ),
 }
 
