@@ -80,6 +80,8 @@ class Scan:
     beside: bool = False
     """Whether it fills the ``replacement`` of a dataset that goes on answering."""
     dimensions: dict[DatasetName, Counter[int]] = field(default_factory=dict)
+    quarantined: set[Key] = field(default_factory=set)
+    """Keys that were in quarantine before it began and have not been read since."""
     believed: bool = False
     """Whether the indexes are believed to be right all the same: then they go on answering as if nothing were."""
 
@@ -164,6 +166,8 @@ class WatchedSource:
         keys = self.source.parse_keys([row[0] for row in rows])
         for key in (*asked, *keys) if self.quarantine else ():
             self.quarantine.pop(key, None)
+        if self.scan is not None and self.scan.quarantined:
+            self.scan.quarantined.difference_update(asked, keys)
         targets: dict[Key, DatasetName] = {}
         names: dict[tuple[str, str], DatasetName] = {}
         for place, (_, project, dataset, _, fingerprint, _) in enumerate(rows):
@@ -394,8 +398,7 @@ class WatchedSource:
             dataset.replacement = None
         self.scan = Scan(only, forced or {}, resumable=only is None and not self.datasets)
         self.unconfirmed.everything = True
-        for key in [key for key, row in self.quarantine.items() if only is None or row.dataset in only]:
-            del self.quarantine[key]
+        self.scan.quarantined = {key for key, row in self.quarantine.items() if only is None or row.dataset in only}
         for dataset in self.datasets.values():
             if only is None or dataset.name in only:
                 self.registry.counters.rebuilt(dataset.name, reason)
@@ -416,6 +419,8 @@ class WatchedSource:
         assert self.scan is not None
         scan, self.scan = self.scan, None
         removed = 0
+        for key in scan.quarantined:
+            self.quarantine.pop(key, None)
         for dataset in self.datasets.values():
             if dataset.replacement is not None:
                 dataset.index, dataset.replacement = dataset.replacement, None

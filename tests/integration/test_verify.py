@@ -135,6 +135,26 @@ def test_quarantined_rows_are_accounted_for_until_they_change(db: psycopg.Connec
         assert client.get("items", [2001])
 
 
+def test_quarantined_rows_stay_accounted_for_while_a_table_is_compared(db: psycopg.Connection, daemon: Daemon) -> None:
+    db.execute("CREATE TABLE items (id int PRIMARY KEY, v vector)")
+    db.execute("INSERT INTO items SELECT i, '[1,2]' FROM generate_series(1, 400) i")
+    db.execute("INSERT INTO items SELECT i, '[0,0]' FROM generate_series(401, 500) i")
+    db.execute("SELECT syncd.attach('items')")
+    daemon.settings["verify_seconds"] = 0
+    daemon.with_constant("syncd.sync.watched.SCAN_PAGE_ROWS", (10, 10, 10))
+    daemon.start()
+    with daemon.client() as client:
+        for _ in range(5):
+            db.execute("VACUUM FULL items")  # has it compared, page by page
+            for _ in range(5):
+                found = of(client.verify("items"))
+                assert (*counts(found), found.quarantined) == (True, 0, 0, 0, 100)
+                assert client.status().quarantined == 100
+        unseen(db, "DELETE FROM items WHERE id > 450")
+        db.execute("VACUUM FULL items")
+        until(lambda: client.status().quarantined == 50)
+
+
 def test_rows_of_a_dataset_that_never_formed_are_missing(db: psycopg.Connection, daemon: Daemon) -> None:
     db.execute("CREATE TABLE notes (id uuid PRIMARY KEY, lang text, v real[])")
     db.execute("INSERT INTO notes VALUES (gen_random_uuid(), 'en', '{1,2}')")
