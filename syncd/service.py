@@ -17,6 +17,7 @@ import structlog
 from anyio import TASK_STATUS_IGNORED, CancelScope, create_task_group
 from anyio.abc import TaskStatus
 
+from syncd.cores import available_cores
 from syncd.errors import DatabaseUnreachable, SyncdError
 from syncd.host_port import join_host_port
 from syncd.ops.dataset_report import why_method
@@ -31,6 +32,7 @@ from syncd.rpc.server import Server
 from syncd.settings import Settings
 from syncd.store.checkpoint import CheckpointStore
 from syncd.store.data_dir import locked_data_dir
+from syncd.sync.building import Builder
 from syncd.sync.checkpoints import Checkpointer
 from syncd.sync.consumer import Consumer
 from syncd.sync.datasets import Registry
@@ -88,6 +90,7 @@ class Service:
         self.reporter = Reporter(self.consumer, self.control)
         self.verifier = Verifier(self.consumer)
         self.mender = Mender(self.consumer, self.control)
+        self.builder = Builder(self.consumer, self.checkpointer, settings.recall)
         self.rotator = Rotator(self.consumer, self.control, self.checkpointer)
         self.stopping = anyio.Event()
         self.rpc_stopped = anyio.Event()
@@ -98,6 +101,7 @@ class Service:
             self.listener,
             version=version("syncd"),
             search_threads=available_cores(),
+            recall=settings.recall,
         )
         self.ops = Ops(
             Parts(
@@ -138,6 +142,7 @@ class Service:
                 tasks.start_soon(self.verifier.run, self.settings.verify_seconds)
                 tasks.start_soon(self.mender.run)
                 tasks.start_soon(self.rotator.run)
+                tasks.start_soon(self.builder.run)
                 self.ops.observe(tasks)
                 tasks.start_soon(self.announce)
                 await self.stopping.wait()
@@ -196,11 +201,6 @@ def allow_many_files() -> None:
     if soft != hard:
         with contextlib.suppress(ValueError, OSError):  # macOS names a hard limit that it does not grant
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -164,7 +164,7 @@ class Settings(BaseSettings):
             gt=0,
             le=1,
             allow_inf_nan=False,
-            description="recall@10 that searches aim for which name none; exact ones, as all are now, reach 1",
+            description="share of the nearest rows that searches of large datasets find; 1: all",
         ),
     ] = 0.95
 

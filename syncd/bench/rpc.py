@@ -42,7 +42,7 @@ def measure(where: Environment, *, rows: int, dimension: int, seed: int = 0) -> 
         for number in range(ROUNDS + WARM_UP):
             query = queries[number % len(queries)]
             begun = time.perf_counter()
-            client.search(TABLE, query, k=10)
+            client.search(TABLE, query, k=10, exact=True)
             after_rpc = time.perf_counter()
             index.search(query[None, :], 10)
             after_faiss = time.perf_counter()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ WRITE_AHEAD_BYTES = 4 << 20
 """Above this, unwritten rows of the open chunk go to its file, so that no one pass has to write a whole chunk (60 ms)."""
 
 _FEW_ROWS = 64
+_FEW_ROWS_PER_CHUNK = 16
+"""Row by row costs 0.3 µs a row, chunk by chunk 5 µs a chunk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +60,13 @@ class ColumnView:
         first = self.chunks[0]
         taken = np.empty((rows.size, *first.shape[1:]), dtype=first.dtype)
         mask = (1 << self.shift) - 1
-        if rows.size <= _FEW_ROWS:  # 0.3 µs a row, against 5 µs a chunk
+        numbers = rows >> self.shift
+        touched = np.unique(numbers) if rows.size > _FEW_ROWS else numbers
+        if rows.size <= _FEW_ROWS_PER_CHUNK * touched.size:
             for i, row in enumerate(rows.tolist()):
                 taken[i] = self.chunks[row >> self.shift][row & mask]
             return taken
-        numbers = rows >> self.shift
-        for number in np.unique(numbers).tolist():
+        for number in touched.tolist():
             chosen = np.flatnonzero(numbers == number)
             taken[chosen] = self.chunks[number][rows[chosen] & mask]
         return taken
@@ -160,6 +163,10 @@ class Column:
         self._view = ColumnView(tuple(self._chunks), self._shift)
         return True
 
+    def is_sealed(self, count: int) -> bool:
+        """Whether every full chunk below ``count`` is a mapping of its file."""
+        return self._mapped >= count >> self._shift
+
     def save(self, view: ColumnView, count: int) -> tuple[list[SavedFile], int]:
         """Make the first ``count`` rows durable; returns their files and how many bytes were written.
 
@@ -204,11 +211,9 @@ class Column:
             self._files.append(_ChunkFile(rows, file.crc32))
         self._view = ColumnView(tuple(self._chunks), self._shift)
 
-    def scrub(self) -> None:
-        """Check what ``load`` left unchecked; raises ``DamagedFile``. May run beside anything: sealed chunks never
-        change.
-        """
-        while self._unchecked:
+    def scrub(self, stop: Callable[[], bool]) -> None:
+        """Check what ``load`` left unchecked, until ``stop`` says so; raises ``DamagedFile``. May run beside anything: sealed chunks never change."""
+        while self._unchecked and not stop():
             number = self._unchecked[-1]
             check_content(self._path(number), _content(self._chunks[number]), self._files[number].crc32)
             self._unchecked.pop()

@@ -7,18 +7,23 @@ the count is written over.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from syncd.errors import DimensionMismatch, InvalidVector
+from syncd.errors import DamagedFile, DataDirectoryError, DimensionMismatch, InvalidVector
 from syncd.index.attributes import Lines, store_lines
+from syncd.index.building import Plan, build, plan_build, wants_codes
+from syncd.index.codefiles import load_codes
+from syncd.index.codes import Codes, LiveCodes, Stop
 from syncd.index.columns import CHUNK_BYTES
+from syncd.index.compaction import LAST_ROUND_SLOTS, MOST_ROUNDS, Move
 from syncd.index.generation import Generation
 from syncd.index.keys import hash_keys, store_keys
 from syncd.index.live import (
@@ -33,10 +38,12 @@ from syncd.index.live import (
     test_bits,
 )
 from syncd.index.saved import Saved, SavedIndex
-from syncd.index.search import SearchResult, search
+from syncd.index.search import SearchResult, point_for, search
 from syncd.index.vectors import VectorFormat, Vectors
 from syncd.index.view import KeyPage, Prints, View
 from syncd.types import AttachedColumn, Key, KeyKind, Metric
+
+IndexKind = Literal["exact", "building", "codes"]
 
 
 class Applied(NamedTuple):
@@ -64,8 +71,16 @@ class DatasetIndex:
         self._name = name
         self._chunk_bytes = chunk_bytes
         self._last_saved = None if last is None else (_rows(state), last)
+        self._live_sequence = 0 if last is None else last.live_sequence
         self._save_lock = threading.Lock()
         self._seen: Bitmap | None = None
+        self._write_lock = threading.Lock()  # held by each change, and by the last step of a compaction
+        # The writer publishes passes, a builder swaps codes: each takes up what the other put there last.
+        self._publish_lock = threading.Lock()
+        self._generation_numbers = itertools.count(state.generation.number + 1)
+        self._code_number = 0 if last is None else last.code_number
+        self.codes_damage = ""
+        """Why codes that were saved could not be loaded; they are built again."""
 
     @classmethod
     def create(
@@ -99,8 +114,17 @@ class DatasetIndex:
             directory, saved.generation, format_, saved.key_kind, saved.dim, saved.chunk_bytes, saved.columns
         )
         view = generation.load(saved)
-        state = _State(generation, view)
-        return cls(state, name or _name(directory), saved.chunk_bytes, saved)
+        codes, damage = None, ""
+        try:
+            codes = load_codes(directory, saved)
+        except (DamagedFile, DataDirectoryError) as error:  # everything in them can be computed from the vectors
+            damage = str(error)
+        state = _State(generation, _with_codes(view, codes))
+        index = cls(state, name or _name(directory), saved.chunk_bytes, None if damage else saved)
+        index._code_number = saved.code_number
+        index._live_sequence = saved.live_sequence
+        index.codes_damage = damage
+        return index
 
     # Reading: from any thread, without a lock. Take ``view`` once where several answers must be of one pass.
 
@@ -117,13 +141,17 @@ class DatasetIndex:
         exclude: Key | None = None,
         max_distance: float | None = None,
         view: View | None = None,
+        recall: float = 0.95,
+        exact: bool = False,
     ) -> list[SearchResult]:
         """For each query of (q, dim) the ``k`` nearest rows, by exact distance as pgvector computes it.
 
+        Of those, the share ``recall`` is found in the mean, or all with ``exact``, or where no codes reach it.
         ``exclude`` is left out; rows beyond ``max_distance`` too. Raises ``DimensionMismatch``, ``InvalidVector``, and
         ``InvalidParams`` for a ``k`` below 1 or an ``exclude`` of another kind.
         """
-        return search(self.view if view is None else view, self._name, queries, k, exclude, max_distance)
+        wanted = 1.0 if exact else recall
+        return search(self.view if view is None else view, self._name, queries, k, exclude, max_distance, wanted)
 
     def get(self, keys: Sequence[Key], vectors: bool) -> list[tuple[Key, Vectors | None]]:
         """See ``View.get``."""
@@ -160,23 +188,24 @@ class DatasetIndex:
     def bytes_memory(self) -> int:
         """Memory of rows, keys and maps; files that are mapped are not counted."""
         state = self._state
-        return state.generation.heap_bytes + state.view.live.nbytes
+        codes = state.view.codes
+        return state.generation.heap_bytes + state.view.live.nbytes + (0 if codes is None else codes.codes.nbytes)
 
     @property
     def bytes_disk(self) -> int:
         """Bytes of the present rows in files."""
-        return self._state.generation.disk_bytes + ((self.view.count + 7) >> 3)
+        state = self._state
+        codes = 0 if state.view.codes is None else state.view.codes.codes.disk_bytes
+        return state.generation.disk_bytes + ((state.view.count + 7) >> 3) + codes
 
     @property
     def verified(self) -> bool:
         """Whether every byte that was loaded has been compared with its checksum."""
         return self._state.generation.checked
 
-    def scrub(self) -> None:
-        """Compare with their checksums the vector files that ``load`` left out; raises ``DamagedFile``. Reads them
-        all.
-        """
-        self._state.generation.scrub()
+    def scrub(self, stop: Stop = lambda: False) -> None:
+        """Compare with their checksums the vector files that ``load`` left out, until ``stop`` says so; raises ``DamagedFile``."""
+        self._state.generation.scrub(stop)
 
     # Writing: one thread.
 
@@ -197,6 +226,17 @@ class DatasetIndex:
         ``InvalidVector``, ``InvalidParams`` for a key of another kind, ``ValueError`` for a key in both lists or
         lengths that differ.
         """
+        with self._write_lock:
+            return self._apply(upserts, vectors, deletes, prints, columns)
+
+    def _apply(
+        self,
+        upserts: Sequence[Key],
+        vectors: Vectors,
+        deletes: Sequence[Key],
+        prints: Prints | None,
+        columns: Sequence[str] | Sequence[bytes] | None,
+    ) -> Applied:
         state, view = self._state, self._state.view
         if prints is None:
             prints = np.zeros(len(upserts), dtype=np.int64)
@@ -254,31 +294,115 @@ class DatasetIndex:
 
     def clear(self) -> int:
         """Remove every row at once; returns how many there were. The next row may have another dimension."""
-        removed = self.view.live_count
-        if self.view.count:
-            self._state = self._new_generation(None)
-        return removed
+        with self._write_lock:
+            removed = self.view.live_count
+            if self.view.count:
+                with self._publish_lock:
+                    self._state = self._new_generation(None)
+            return removed
 
     def begin_sweep(self) -> None:
         """Note from now on which rows ``apply`` is given, changed or not; a sweep under way starts over."""
-        self._seen = empty_bitmap(self.view.count)
+        with self._write_lock:
+            self._seen = empty_bitmap(self.view.count)
 
     def end_sweep(self) -> int:
         """Remove the rows that ``apply`` was not given since ``begin_sweep``, at once; returns how many.
 
         Raises ``RuntimeError`` when no sweep was begun.
         """
-        if self._seen is None:
-            raise RuntimeError("end_sweep without begin_sweep")
-        generation, view = self._state.generation, self._state.view
-        seen, self._seen = grown(self._seen, view.count), None
-        slots = live_slots(view.live, view.count)
-        unseen = slots[~test_bits(seen, slots)]
-        if unseen.size:
-            live = _cleared(view.live, unseen, view.count)
-            dead = view.dead + generation.chunk_counts(unseen, view.count)
-            self._publish(generation, generation.view(view.count, live, view.live_count - unseen.size, dead))
-        return int(unseen.size)
+        with self._write_lock:
+            if self._seen is None:
+                raise RuntimeError("end_sweep without begin_sweep")
+            generation, view = self._state.generation, self._state.view
+            seen, self._seen = grown(self._seen, view.count), None
+            slots = live_slots(view.live, view.count)
+            unseen = slots[~test_bits(seen, slots)]
+            if unseen.size:
+                live = _cleared(view.live, unseen, view.count)
+                dead = view.dead + generation.chunk_counts(unseen, view.count)
+                self._publish(generation, generation.view(view.count, live, view.live_count - unseen.size, dead))
+            return int(unseen.size)
+
+    # Building: any one thread, beside the writer, readers and saves.
+
+    def plan_build(self, recall: float = 0.95) -> Plan | None:
+        """What to build now for searches that want this recall; None when all is well."""
+        return plan_build(self.view, recall)
+
+    def build(self, plan: Plan, stop: Stop = lambda: False) -> bool:
+        """Build what was planned from the present view, and use it; returns whether it still could be used.
+
+        May take minutes. Raises ``Cancelled`` soon after ``stop`` says so; ``DataDirectoryError`` and ``DamagedFile`` where rows cannot be moved.
+        """
+        if plan.kind == "compact":
+            return self._compact(stop)
+        state = self._state
+        codes = build(state.view, plan, state.generation.number, self._next_code_number, stop)
+        return self.swap_codes(state.view, codes)
+
+    def _compact(self, stop: Stop) -> bool:
+        source = self._state
+        # Or damage that nobody has noticed yet would be copied into files that are vouched for.
+        source.generation.scrub(stop)
+        target = self._new_generation(source.view.dim).generation
+        move, moved = Move(source.view, target), False
+        try:
+            move.follow(source.view, stop)
+            before = source.view.codes
+            codes = None if before is None else move.encoded(before.codes, self._next_code_number(), stop)
+            for _ in range(MOST_ROUNDS):
+                state = self._state
+                if state.generation is not source.generation or move.behind(state.view) <= LAST_ROUND_SLOTS:
+                    break
+                move.follow(state.view, stop)
+            moved = self._move_in(source, move, codes)
+        finally:
+            if not moved:
+                target.discard()
+        return moved
+
+    def _move_in(self, source: _State, move: Move, codes: Codes | None) -> bool:
+        """The last round, and the new generation in the place of the old one; False where that was emptied meanwhile."""
+        with self._write_lock:
+            state = self._state
+            if state.generation is not source.generation:
+                return False
+            move.follow(state.view, lambda: False)
+            if self._seen is not None:
+                self._seen = move.seen(self._seen)
+            with self._publish_lock:
+                self._state = _State(move.target, _with_codes(move.view(), codes))
+        return True
+
+    def swap_codes(self, built_from: View, codes: Codes | None) -> bool:
+        """Search with these codes from now on; False, and nothing happens, where what they were built from is not there any more."""
+        with self._publish_lock:
+            state = self._state
+            same_rows = codes is None or codes.generation == state.generation.number
+            if not same_rows or _codes(state.view) is not _codes(built_from):
+                return False
+            self._state = _State(state.generation, _with_codes(state.view, codes))
+        self.codes_damage = ""
+        return True
+
+    def kind(self, recall: float = 0.95) -> IndexKind | None:
+        """How searches that want this recall are answered: ``building`` is exact meanwhile; None before the first row."""
+        view = self.view
+        if view.dim is None:
+            return None
+        if view.codes is None:
+            return "building" if wants_codes(view) else "exact"
+        return "exact" if point_for(view, 10, recall) is None else "codes"
+
+    def recall(self, target: float = 0.95) -> float:
+        """The recall@10 that was measured for searches that want ``target``."""
+        point = point_for(self.view, 10, target)
+        return 1.0 if point is None else point.recall
+
+    def _next_code_number(self) -> int:
+        self._code_number += 1
+        return self._code_number
 
     # Saving: any one thread, beside the writer.
 
@@ -295,8 +419,8 @@ class DatasetIndex:
             last = self._last_saved
             if last is not None and _same(_rows(state), last[0]) and self._has_files(last[1]):
                 return Saved(last[1], 0)
-            sequence = 1 if last is None else last[1].live_sequence + 1
-            done = state.generation.save(state.view, sequence, self._chunk_bytes)
+            self._live_sequence += 1
+            done = state.generation.save(state.view, self._live_sequence, self._code_number, self._chunk_bytes)
             self._last_saved = (_rows(state), done.saved)
             return done
 
@@ -306,15 +430,21 @@ class DatasetIndex:
         return all((directory / name).exists() for name in saved.file_names)
 
     def _publish(self, generation: Generation, view: View) -> None:
-        self._state = _State(generation, view)
+        self._replace(generation, view)
         if generation.seal(view.count):  # the same rows again, so that their memory can go
-            self._state = _State(generation, generation.view(view.count, view.live, view.live_count, view.dead))
+            self._replace(generation, generation.view(view.count, view.live, view.live_count, view.dead))
+
+    def _replace(self, generation: Generation, view: View) -> None:
+        """Publish a view with the codes of the view before, if that is of the same generation."""
+        with self._publish_lock:
+            before = self._state
+            same = before.generation is generation
+            self._state = _State(generation, _with_codes(view, _codes(before.view)) if same else view)
 
     def _new_generation(self, dim: int | None) -> _State:
         old, view = self._state.generation, self._state.view
-        generation = Generation(
-            old.directory, old.number + 1, view.format, view.key_kind, dim, self._chunk_bytes, view.columns
-        )
+        number = next(self._generation_numbers)
+        generation = Generation(old.directory, number, view.format, view.key_kind, dim, self._chunk_bytes, view.columns)
         return _State(generation, generation.empty_view())
 
 
@@ -343,13 +473,24 @@ def _name(directory: Path) -> str:
     return f"{directory.parent.name}/{directory.name}"
 
 
-def _rows(state: _State) -> tuple[int, int, Bitmap]:
-    """What tells one state's rows from another's: clearing bits makes another bitmap, else only the count grows."""
-    return state.generation.number, state.view.count, state.view.live
+_Rows = tuple[int, int, Bitmap, "Codes | None"]
 
 
-def _same(one: tuple[int, int, Bitmap], other: tuple[int, int, Bitmap]) -> bool:
-    return one[:2] == other[:2] and one[2] is other[2]
+def _rows(state: _State) -> _Rows:
+    """What tells one state from another: clearing bits makes another bitmap, else only the count grows; codes are replaced."""
+    return state.generation.number, state.view.count, state.view.live, _codes(state.view)
+
+
+def _same(one: _Rows, other: _Rows) -> bool:
+    return one[:2] == other[:2] and one[2] is other[2] and one[3] is other[3]
+
+
+def _codes(view: View) -> Codes | None:
+    return None if view.codes is None else view.codes.codes
+
+
+def _with_codes(view: View, codes: Codes | None) -> View:
+    return replace(view, codes=None if codes is None else LiveCodes(codes, view.live))
 
 
 def _cleared(live: Bitmap, dead: Slots, slots: int) -> Bitmap:

@@ -19,6 +19,7 @@ from syncd.index.columns import ColumnView
 from syncd.index.live import Slots, bitmap_bytes, live_slots
 from syncd.index.vectors import Vectors, half_to_float
 from syncd.index.view import View
+from syncd.types import Metric
 
 Distances = NDArray[np.float64]
 
@@ -68,15 +69,40 @@ def search_exact(view: View, queries: Vectors, k: int) -> list[tuple[Distances, 
     return found
 
 
+def search_from(view: View, queries: Vectors, k: int, start: int) -> tuple[Distances, Slots]:
+    """The nearest live rows at ``start``, a multiple of eight, and after: distances and slots (q, some), in no order.
+
+    Where there are fewer than ``k``, distances are infinite; each query's first ``k`` by distance are what it asked for.
+    """
+    parts = [search_block(view, queries, k, *block) for block in blocks(view, start)]
+    if not parts:
+        return np.empty((len(queries), 0), dtype=np.float64), np.empty((len(queries), 0), dtype=np.int64)
+    if len(parts) == 1:
+        return parts[0]
+    distances, slots = (np.concatenate(each, axis=1) for each in zip(*parts, strict=True))
+    return distances, slots
+
+
+def pgvector_distances(metric: Metric, raw: NDArray[np.float32]) -> Distances:
+    """pgvector's distances from FAISS' numbers: squared Euclidean for l2, else inner products."""
+    if metric == "l2":
+        return np.sqrt(raw, dtype=np.float64)
+    exact = np.negative(raw, dtype=np.float64)
+    if metric == "cosine":
+        exact += 1.0
+        np.maximum(exact, 0.0, out=exact)
+    return exact
+
+
 def _search_some(view: View, queries: Vectors, k: int) -> list[tuple[Distances, Slots]]:
-    blocks = list(_searched_blocks(view, queries, k))
-    if len(blocks) == 1:
-        distances, slots = blocks[0]
+    parts = list(_searched_blocks(view, queries, k))
+    if len(parts) == 1:
+        distances, slots = parts[0]
     else:
-        distances, slots = (np.concatenate(parts, axis=1) for parts in zip(*blocks, strict=True))
+        distances, slots = (np.concatenate(each, axis=1) for each in zip(*parts, strict=True))
     found = []
     for query, row, row_slots in zip(queries, distances, slots, strict=True):
-        if len(blocks) > 1:
+        if len(parts) > 1:
             order = np.argpartition(row, k - 1)[:k] if k < row.size else np.arange(row.size)
             order = order[np.argsort(row[order], kind="stable")]
             row, row_slots = row[order], row_slots[order]
@@ -88,7 +114,7 @@ def _search_some(view: View, queries: Vectors, k: int) -> list[tuple[Distances, 
 
 
 def _searched_blocks(view: View, queries: Vectors, k: int) -> Iterator[tuple[Distances, Slots]]:
-    """What ``_search_block`` or ``_search_chosen`` finds, chunk by chunk."""
+    """What ``search_block`` or ``_search_chosen`` finds, chunk by chunk."""
     for number, (first, rows) in enumerate(view.vectors.blocks(view.count)):
         live = len(rows) - int(view.dead[number])
         if live * _SPARSE <= len(rows):
@@ -96,11 +122,11 @@ def _searched_blocks(view: View, queries: Vectors, k: int) -> Iterator[tuple[Dis
                 yield _search_chosen(view, queries, min(k, live), first, rows)
             continue
         for start, block in _converted(first, rows, view.norms) if view.format.half else ((first, rows),):
-            yield _search_block(view, queries, k, start, block, live == len(rows))
+            yield search_block(view, queries, k, start, block, live == len(rows))
 
 
 def _search_chosen(view: View, queries: Vectors, k: int, first: int, rows: NDArray[Any]) -> tuple[Distances, Slots]:
-    """``_search_block`` for a block of which few rows are live: only these are touched."""
+    """``search_block`` for a block of which few rows are live: only these are touched."""
     dim = rows.shape[1]
     chosen = live_slots(view.live[first >> 3 : bitmap_bytes(first + len(rows))], len(rows))
     slots = chosen + first
@@ -122,7 +148,7 @@ def _search_chosen(view: View, queries: Vectors, k: int, first: int, rows: NDArr
     return _as_distances(view, distances, np.where(found < 0, -1, slots[found] if view.format.half else found + first))
 
 
-def _search_block(
+def search_block(
     view: View, queries: Vectors, k: int, first: int, rows: Vectors, all_live: bool
 ) -> tuple[Distances, Slots]:
     """The nearest rows of one block: distances and slots (q, k), ascending; where there are fewer, infinite and
@@ -152,16 +178,22 @@ def _search_block(
 
 def _as_distances(view: View, found: Vectors, slots: Slots) -> tuple[Distances, Slots]:
     """What FAISS computed, as pgvector's distances; infinite for the slot -1."""
-    if view.format.metric == "l2":
-        exact = np.sqrt(found, dtype=np.float64)
-    else:
-        exact = np.negative(found, dtype=np.float64)
-        if view.format.metric == "cosine":
-            exact += 1.0
-            np.maximum(exact, 0.0, out=exact)
+    exact = pgvector_distances(view.format.metric, found)
     if slots[:, -1].min() < 0:  # fewer than k are live, or overflowed
         exact[slots < 0] = np.inf
     return exact, slots
+
+
+def blocks(view: View, begin: int = 0) -> Iterator[tuple[int, Vectors, bool]]:
+    """Each block's first slot, its rows as float32, and whether all are live; slots before ``begin`` are left out."""
+    for number, (first, rows) in enumerate(view.vectors.blocks(view.count)):
+        dead = int(view.dead[number])
+        if dead == len(rows) or first + len(rows) <= begin:
+            continue
+        if first < begin:
+            first, rows = begin, rows[begin - first :]
+        for start, block in _converted(first, rows, view.norms) if view.format.half else ((first, rows),):
+            yield start, block, not dead
 
 
 def _converted(first: int, rows: NDArray[np.float16], norms: ColumnView | None) -> Iterator[tuple[int, Vectors]]:

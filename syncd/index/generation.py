@@ -6,7 +6,8 @@ are until no manifest names them. So a dataset without rows may take another dim
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 
 from syncd.errors import DamagedFile
 from syncd.index.attributes import Attributes, Lines
+from syncd.index.codefiles import save_codes
+from syncd.index.codes import Codes, LiveCodes
 from syncd.index.columns import Column
 from syncd.index.files import make_durable, read_file, write_at
 from syncd.index.keymap import Hashes, HashMultimap, Values
@@ -54,8 +57,10 @@ class Generation:
         self._key_map = HashMultimap()
         self._attributes = Attributes(columns, directory, prefix, chunk_bytes) if columns else None
 
-    def view(self, count: int, live: Bitmap, live_count: int, dead: NDArray[np.int64]) -> View:
-        """A view of the first ``count`` slots."""
+    def view(
+        self, count: int, live: Bitmap, live_count: int, dead: NDArray[np.int64], codes: Codes | None = None
+    ) -> View:
+        """A view of the first ``count`` slots, with codes of some of them."""
         return View(
             format=self._format,
             key_kind=self._key_kind,
@@ -69,6 +74,7 @@ class Generation:
             prints=self._prints.view,
             stored_keys=self._keys.view(),
             key_map=self._key_map.view,
+            codes=None if codes is None else LiveCodes(codes, live),
             attributes=None if self._attributes is None else self._attributes.view(),
         )
 
@@ -105,7 +111,17 @@ class Generation:
         sealed = [column.seal(rows) for column, rows in self._columns(count)]
         return any(sealed)
 
-    def save(self, view: View, live_sequence: int, chunk_bytes: int) -> Saved:
+    def is_sealed(self, count: int) -> bool:
+        """Whether every full chunk below ``count`` is on disk."""
+        return all(column.is_sealed(rows) for column, rows in self._columns(count))
+
+    def discard(self) -> None:
+        """Remove the files of a generation that never came to be; what cannot be removed now is a leftover at the next start."""
+        for path in self.directory.glob(f"{self.number:04d}-*"):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    def save(self, view: View, live_sequence: int, code_number: int, chunk_bytes: int) -> Saved:
         """Make a view's rows durable, with a bitmap under a new name.
 
         Raises ``DataDirectoryError``; nothing is lost then, and the next call goes on.
@@ -117,9 +133,15 @@ class Generation:
             live = prefix(view.live, view.count)
             write_at(self.directory / live_name, 0, live.data, truncate=True)
             make_durable(self.directory / live_name)
-            make_durable(self.directory)
             files.append(SavedFile.of(live_name, live))
             bytes_written += live.nbytes
+        codes = None
+        if view.codes is not None:
+            codes, code_files, code_bytes = save_codes(self.directory, view.codes.codes)
+            files += code_files
+            bytes_written += code_bytes
+        if files:
+            make_durable(self.directory)
         saved = SavedIndex(
             metric=self._format.metric,
             key_kind=self._key_kind,
@@ -131,6 +153,8 @@ class Generation:
             live_sequence=live_sequence,
             live_name=live_name,
             files=tuple(files),
+            code_number=code_number,
+            codes=codes,
             columns=() if self._attributes is None else self._attributes.columns,
         )
         return Saved(saved, bytes_written)
@@ -164,9 +188,9 @@ class Generation:
         shift = self._vectors.view.shift
         return np.bincount(slots >> shift, minlength=-(-count >> shift)).astype(np.int64, copy=False)
 
-    def scrub(self) -> None:
-        """Compare with their checksums the vector files that ``load`` left out; raises ``DamagedFile``."""
-        self._vectors.scrub()
+    def scrub(self, stop: Callable[[], bool]) -> None:
+        """Compare with their checksums the vector files that ``load`` left out, until ``stop`` says so; raises ``DamagedFile``."""
+        self._vectors.scrub(stop)
 
     @property
     def checked(self) -> bool:

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from syncd.index.calibration import Calibration
 from syncd.types import AttachedColumn, KeyKind, Metric
 
 
@@ -27,6 +28,28 @@ class SavedFile(msgspec.Struct, frozen=True):
     def of(cls, name: str, content: NDArray[np.uint8]) -> SavedFile:
         """The entry of a file that holds just ``content``."""
         return cls(name=name, bytes=content.nbytes, crc32=zlib.crc32(content.data))
+
+
+class SavedPart(msgspec.Struct, frozen=True):
+    """One part of the codes: the file ``name`` has the codes of ``rows`` rows of the slots ``start <= slot < stop``."""
+
+    number: int
+    start: int
+    stop: int
+    rows: int
+    name: str
+
+
+class SavedCodes(msgspec.Struct, frozen=True):
+    """The codes of a dataset; their files are listed with the others."""
+
+    codebook_number: int
+    codebook_name: str
+    trained_rows: int
+    trained_slots: int
+    unevenness_trained: float
+    parts: tuple[SavedPart, ...]
+    calibration: Calibration
 
 
 class SavedIndex(msgspec.Struct, frozen=True):
@@ -45,6 +68,9 @@ class SavedIndex(msgspec.Struct, frozen=True):
     live_name: str
     files: tuple[SavedFile, ...]
     columns: tuple[AttachedColumn, ...] = ()
+    code_number: int = 0
+    """The highest number that a file of codes has had: those of the checkpoint before keep their names to themselves."""
+    codes: SavedCodes | None = None
 
     @property
     def file_names(self) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """A search request on one view: checked, answered, and given back as keys.
 
-Exact for now: approximate candidates will come from the view too, and be re-ranked by the same distances.
+With the codes' help where they reach the recall that is wanted, else exactly; distances are exact either way.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from syncd.errors import DimensionMismatch, InvalidParams
+from syncd.index.approximate import search_codes
+from syncd.index.calibration import EXACT_NS_PER_ELEMENT, Point
 from syncd.index.exact import Distances, search_exact
+from syncd.index.live import Slots
 from syncd.index.vectors import Vectors
 from syncd.index.view import View
 from syncd.types import Key
@@ -24,9 +27,9 @@ class SearchResult(NamedTuple):
 
 
 def search(
-    view: View, name: str, queries: Vectors, k: int, exclude: Key | None, max_distance: float | None
+    view: View, name: str, queries: Vectors, k: int, exclude: Key | None, max_distance: float | None, recall: float
 ) -> list[SearchResult]:
-    """For each query of (q, dim) the ``k`` nearest rows of ``view``; ``name`` is the dataset's, for messages.
+    """For each query of (q, dim) the ``k`` nearest rows of ``view``, at this mean ``recall``; ``name`` is the dataset's, for messages.
 
     Raises ``DimensionMismatch``, ``InvalidVector``, and ``InvalidParams`` for a ``k`` below 1 or an ``exclude`` of
     another kind.
@@ -40,7 +43,7 @@ def search(
     if queries.shape[1] != view.dim:
         raise DimensionMismatch(name, expected=view.dim or 0, got=queries.shape[1])
     results = []
-    for distances, slots in search_exact(view, queries, k if excluded < 0 else k + 1):
+    for distances, slots in nearest(view, queries, k if excluded < 0 else k + 1, recall):
         if excluded >= 0:
             others = slots != excluded
             distances, slots = distances[others][:k], slots[others][:k]
@@ -49,3 +52,28 @@ def search(
             distances, slots = distances[:near], slots[:near]
         results.append(SearchResult(view.keys_of(slots), distances))
     return results
+
+
+def nearest(view: View, queries: Vectors, k: int, recall: float) -> list[tuple[Distances, Slots]]:
+    """The ``k`` nearest live rows of each query, or all if there are fewer: distances ascending, and slots."""
+    point = point_for(view, k, recall)
+    if point is None or view.codes is None:
+        return search_exact(view, queries, k)
+    return search_codes(view, view.codes, queries, k, point)
+
+
+def point_for(view: View, k: int, recall: float) -> Point | None:
+    """The settings of the codes with which ``k`` rows are searched; None for an exact search."""
+    if view.codes is None or recall >= 1.0 or k >= view.live_count:
+        return None
+    return view.codes.codes.calibration.choose(k, recall)
+
+
+def elements(view: View, queries: int, k: int, recall: float) -> int:
+    """What a search is expected to cost, as the number of elements that an exact one compares in the same time."""
+    dim = view.dim or 0
+    point = point_for(view, k, recall)
+    if point is None or view.codes is None:
+        return queries * view.count * dim
+    coded = point.cost_us * 1000 / EXACT_NS_PER_ELEMENT
+    return queries * (int(coded) + (view.count - view.codes.codes.stop) * dim)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from syncd.index.attributes import AttributesView
+from syncd.index.codes import LiveCodes
 from syncd.index.columns import ColumnView
 from syncd.index.filters import Filter
 from syncd.index.keymap import Hashes, HashMultimapView
@@ -56,6 +57,8 @@ class View:
     prints: ColumnView
     stored_keys: KeysView
     key_map: HashMultimapView
+    codes: LiveCodes | None = None
+    """What approximate search reads; None while the dataset is searched exactly. Their slots are below ``count``."""
     attributes: AttributesView | None = None
 
     @property
@@ -76,7 +79,8 @@ class View:
         counts = count_bits(live, 1 << self.vectors.shift)
         rows = np.full(len(counts), 1 << self.vectors.shift)
         rows[-1] = self.count - ((len(counts) - 1) << self.vectors.shift)
-        return replace(self, live=live, live_count=int(counts.sum()), dead=rows - counts)
+        # Without codes: which settings reach a recall depends on how many rows pass, and which.
+        return replace(self, live=live, live_count=int(counts.sum()), dead=rows - counts, codes=None)
 
     def find(self, keys: Sequence[Key]) -> Slots:
         """The live slot of each key, -1 where it is not indexed; raises ``InvalidParams`` for a key of another kind."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import time
 from asyncio import CancelledError
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import anyio
@@ -13,15 +15,17 @@ from anyio import to_thread
 from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
-from syncd.errors import DimensionMismatch, InvalidParams, TimedOut, TooLarge, UnknownKey, shortened
+from syncd.errors import DimensionMismatch, InvalidParams, RequestError, TimedOut, TooLarge, UnknownKey, shortened
 from syncd.index.filters import Path, find_path, listed, parse_filter
 from syncd.index.search import SearchResult as Found
+from syncd.index.search import elements
 from syncd.index.view import View
 from syncd.postgres.listener import Listener
 from syncd.rpc import messages
 from syncd.rpc.dispatch import drop
 from syncd.rpc.messages import WirePosition
 from syncd.rpc.protocol import Method
+from syncd.rpc.search_queue import SearchQueue
 from syncd.rpc.wire import key_from_wire, key_to_wire, vector_from_wire, vector_to_wire
 from syncd.sync.checkpoints import Checkpointer
 from syncd.sync.consumer import Consumer
@@ -53,6 +57,7 @@ class Methods:
         *,
         version: str,
         search_threads: int,
+        recall: float,
     ) -> None:
         self.consumer = consumer
         self.registry: Registry = consumer.registry
@@ -62,7 +67,9 @@ class Methods:
         self.listener = listener
         self.version = version
         self.begun = time.monotonic()
+        self.recall = recall
         self.search_limit = anyio.CapacityLimiter(search_threads)
+        self.search_queue = SearchQueue(search_threads, search_together)
 
     def table(self) -> Mapping[str, Method[Any, Any]]:
         """The methods by name."""
@@ -110,13 +117,13 @@ class Methods:
         self.counters.searches_of(name if name in self.registry.by_name else OTHER).outcomes[kind] += 1
 
     def search(self, params: messages.SearchParams) -> messages.SearchResult | Awaitable[messages.SearchResult]:
-        """Small searches in place, large ones in a worker thread, and those that wait for a position after it."""
+        """Small searches in place, large ones in worker threads, and those that wait for a position after it."""
         if params.after is not None or params.consistency == "strong":
             return self.search_later(params)
         search = PreparedSearch(self, params)
         if search.elements <= IN_PLACE_ELEMENTS:
             return search.run()
-        return self.in_thread(search.run)
+        return self.search_queue.run(search, params.timeout_ms / 1000)
 
     async def search_later(self, params: messages.SearchParams) -> messages.SearchResult:
         """Search at a position that the caller asked for."""
@@ -128,7 +135,9 @@ class Methods:
         if params.consistency == "strong":
             await self.consumer.wait_for_now(max(deadline - anyio.current_time(), 0), dataset.follower)
         search = PreparedSearch(self, params)
-        return search.run() if search.elements <= IN_PLACE_ELEMENTS else await self.in_thread(search.run)
+        if search.elements <= IN_PLACE_ELEMENTS:
+            return search.run()
+        return await self.search_queue.run(search, max(deadline - anyio.current_time(), 0))
 
     def get(self, params: messages.GetParams) -> messages.GetResult | Awaitable[messages.GetResult]:
         """Those of the keys that are indexed."""
@@ -187,8 +196,8 @@ class Methods:
             tombstones=index.tombstones,
             dim=index.dim,
             metric=dataset.source.metric,
-            index="exact",
-            recall=1.0,
+            index=index.kind(self.recall),
+            recall=None if index.dim is None else index.recall(self.recall),
             verified=index.verified,
             bytes=index.bytes_memory + index.bytes_disk,
             bytes_memory=index.bytes_memory,
@@ -288,7 +297,7 @@ class Methods:
         return time.monotonic() - consumer.last_pass_at
 
     async def in_thread(self, work: Callable[[], T]) -> T:
-        """Run a search or a long reading beside the event loop, as many at once as there are cores for it."""
+        """Run a long reading beside the event loop, as many at once as there are cores for it."""
         return await to_thread.run_sync(work, limiter=self.search_limit)
 
 
@@ -327,6 +336,7 @@ class PreparedSearch:
         self.dataset = methods.registry.find(params.dataset)
         self.kind = self.dataset.source.key_kind
         self.lag_seconds = methods.lag_seconds(self.dataset)
+        self.recall = 1.0 if params.exact else params.recall or methods.recall
         # The position is read before the view, so that it never claims more than the answer holds.
         self.position: Position = self.dataset.follower.cursor.position
         self.view: View = self.dataset.index.view
@@ -338,10 +348,26 @@ class PreparedSearch:
     @property
     def elements(self) -> int:
         """How much there is to compare."""
-        elements = len(self.queries) * self.view.count * (self.view.dim or 0)
+        cost = elements(self.view, len(self.queries), self.params.k, 1.0 if self.filter is not None else self.recall)
         if self.filter is not None and self.view.attributes is not None:
-            elements += self.view.attributes.cost(self.view.count, self.filter)
-        return elements
+            cost += self.view.attributes.cost(self.view.count, self.filter)
+        return cost
+
+    @property
+    def query_count(self) -> int:
+        """How many queries there are."""
+        return len(self.queries)
+
+    @property
+    def together_with(self) -> object:
+        """Searches of which this is equal may be one; None for "more like this row", which leaves out its own, and for a filter."""
+        if self.exclude is not None or self.filter is not None:
+            return None
+        return id(self.dataset), self.queries.shape[1], self.params.k, self.recall, self.params.max_distance
+
+    def look_at(self, position: Position, view: View) -> None:
+        """Search a newer view than the one of the request's arrival."""
+        self.position, self.view = position, view
 
     def read_path(self, name: str) -> Path:
         """A column to include."""
@@ -375,8 +401,11 @@ class PreparedSearch:
 
     def run(self) -> messages.SearchResult:
         """Search; safe in any thread."""
+        return self.result(self.search_in_time(self.queries))
+
+    def result(self, found: Sequence[Found]) -> messages.SearchResult:
+        """The answer, of one found for each query."""
         params = self.params
-        found = self.search_in_time()
         keys: list[Any] = [self.wire_keys(one) for one in found]
         distances: list[Any] = [one.distances.tolist() for one in found]
         columns: dict[str, list[Any]] | UnsetType = UNSET
@@ -386,7 +415,7 @@ class PreparedSearch:
             keys, distances = keys[0], distances[0]
         return messages.SearchResult(keys, distances, WirePosition.of(self.position), self.lag_seconds, columns)
 
-    def columns_of(self, found: list[Found]) -> dict[str, list[Any]]:
+    def columns_of(self, found: Sequence[Found]) -> dict[str, list[Any]]:
         """The values of the included columns, in the order of the keys."""
         attributes, paths = self.view.attributes, list(self.included.values())
         assert attributes is not None
@@ -395,28 +424,52 @@ class PreparedSearch:
             return dict(zip(self.included, each[0], strict=True))
         return {name: [values[place] for values in each] for place, name in enumerate(self.included)}
 
-    def search_in_time(self) -> list[Found]:
-        """Some queries at a time, since nothing stops a search of FAISS' half-way; raises ``TimedOut`` between them."""
+    def search_in_time(self, queries: NDArray[np.float32]) -> list[Found]:
+        """What is nearest to these queries, all else as asked.
+
+        Some of them at a time, since nothing stops a search of FAISS' half-way; raises ``TimedOut`` between them.
+        """
         params, found, passing = self.params, list[Found](), self.view.where(self.filter)
-        at_once = max(ELEMENTS_AT_ONCE // max(self.view.count * (self.view.dim or 0), 1), 1)
-        for start in range(0, max(len(self.queries), 1), at_once):
+        at_once = max(ELEMENTS_AT_ONCE // max(elements(passing, 1, params.k, self.recall), 1), 1)
+        for start in range(0, max(len(queries), 1), at_once):
             if start and time.monotonic() > self.deadline:
                 raise TimedOut(
-                    f"{start} of {len(self.queries)} vectors were searched in {params.timeout_ms} ms",
+                    f"{start} of {len(queries)} vectors were searched in {params.timeout_ms} ms",
                     hint="send fewer at once, or allow more with timeout_ms",
                 )
             found += self.dataset.index.search(
-                self.queries[start : start + at_once],
+                queries[start : start + at_once],
                 params.k,
                 exclude=self.exclude,
                 max_distance=params.max_distance,
                 view=passing,
+                recall=self.recall,
             )
         return found
 
     def wire_keys(self, found: Found) -> list[Any]:
         """One query's keys as JSON has them."""
         return [key_to_wire(self.kind, key) for key in found.keys]
+
+
+def search_together(searches: Sequence[PreparedSearch]) -> list[messages.SearchResult | Exception]:
+    """The answers to searches that have all but their queries in common, from one call where that succeeds."""
+    answers: list[messages.SearchResult | Exception] = []
+    if len(searches) > 1:
+        dataset = searches[0].dataset
+        position = dataset.follower.cursor.position  # before the view, as ever
+        view = dataset.index.view
+        for each in searches:
+            each.look_at(position, view)
+        with contextlib.suppress(RequestError):  # one query is bad: each for itself
+            found = iter(searches[0].search_in_time(np.concatenate([each.queries for each in searches])))
+            return [each.result(list(itertools.islice(found, each.query_count))) for each in searches]
+    for each in searches:
+        try:
+            answers.append(each.run())
+        except Exception as error:  # noqa: BLE001 - the request's own task raises it
+            answers.append(error)
+    return answers
 
 
 def parse_token(token: str) -> int:

@@ -14,7 +14,9 @@ from syncd.store.manifest import MANIFEST, PREVIOUS, Manifest, read_manifest, wr
 
 DAMAGED = "manifest.damaged.json"
 INDEX_DIRECTORY = re.compile(r"[0-9a-f]{8}")
-INDEX_FILE = re.compile(r"[0-9]{4}-(vectors|norms|keys|key-ends|live)-[0-9]{6}\.[a-z0-9]+")
+INDEX_FILE = re.compile(
+    r"[0-9]{4,}-(vectors|norms|prints|keys|key-ends|columns|column-ends|live|codebook|codes)-[0-9]{6,}\.[a-z0-9]+"
+)
 
 logger = structlog.get_logger()
 

@@ -44,6 +44,8 @@ def load_source(
             dataset = registry.create(name, source, watched)
         else:
             dataset = Dataset(name, source, index, watched, "catching_up")
+            if index.codes_damage:
+                logger.warning("codes_damaged", dataset=name, reason=index.codes_damage)
         watched.adopt(dataset)
     for row in saved.quarantine:
         watched.quarantine[row.key] = Quarantined(

@@ -1,4 +1,4 @@
-"""Named points of a pass, a checkpoint and a start, at which a test has syncd killed.
+"""Named points of a pass, a checkpoint, a start, a build and a compaction, at which a test has syncd killed.
 
 The product knows nothing of them: ``watch``, which runs in syncd's process before it starts, puts a wrapper around the function of each point. The
 test names one point in a file; the process that comes there next notes it in another file, and kills itself as ``kill -9`` does.
@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 ARMED, REACHED = "armed", "reached"
 
-Phase = Literal["scan", "start", "pass", "checkpoint", "stop"]
+Phase = Literal["scan", "start", "pass", "checkpoint", "stop", "build", "compaction", "restart"]
 
 
 class Point(NamedTuple):
@@ -87,6 +87,44 @@ POINTS = [
     Point("stop", "in the last checkpoint", "before", "syncd.store.checkpoint:write_manifest"),
 ]
 
+CODES_POINTS = [
+    Point("build", "before a codebook is trained", "before", "syncd.index.building:train"),
+    Point("build", "after a part is encoded", "after", "syncd.index.building:encode"),
+    Point("build", "before recall is measured", "before", "syncd.index.building:calibrate"),
+    Point("build", "before codes are used", "before", "syncd.index.dataset:DatasetIndex.swap_codes"),
+    Point("build", "after codes are used", "after", "syncd.index.dataset:DatasetIndex.swap_codes"),
+    Point("compaction", "before it begins", "before", "syncd.index.dataset:DatasetIndex._compact"),
+    Point("compaction", "after the old files are checked", "before", "syncd.index.compaction:Move.follow"),
+    Point("compaction", "after the first rows are copied", "after", "syncd.index.compaction:Move.copy"),
+    Point("compaction", "in the middle of copying", "after", "syncd.index.compaction:Move.copy", 3),
+    Point("compaction", "after all rows are copied", "after", "syncd.index.compaction:Move.follow"),
+    Point("compaction", "after they are encoded", "after", "syncd.index.compaction:Move.encoded"),
+    Point("compaction", "before the last round", "before", "syncd.index.dataset:DatasetIndex._move_in"),
+    Point("compaction", "before the new generation is published", "after", "syncd.index.compaction:Move.follow", 2),
+    Point("compaction", "after it is published", "after", "syncd.index.dataset:DatasetIndex._move_in"),
+    Point("compaction", "before its checkpoint", "before", "syncd.sync.building:Builder.save"),
+    Point(
+        "compaction",
+        "before the files of the new generation are durable",
+        "before",
+        "syncd.index.generation:Generation.save",
+    ),
+    Point("compaction", "before codes are written", "before", "syncd.index.codefiles:write_at"),
+    Point("compaction", "after codes are written", "after", "syncd.index.codefiles:write_at"),
+    Point("compaction", "after codes are durable", "after", "syncd.index.codefiles:make_durable"),
+    Point(
+        "compaction",
+        "before the manifest that names the new generation",
+        "before",
+        "syncd.store.checkpoint:write_manifest",
+    ),
+    Point("compaction", "after that manifest", "after", "syncd.store.checkpoint:write_manifest"),
+    Point("compaction", "after the first old file is removed", "after", "syncd.store.checkpoint:remove_file"),
+    Point("compaction", "after its checkpoint", "after", "syncd.store.checkpoint:CheckpointStore.save"),
+    Point("restart", "before codes are loaded", "before", "syncd.index.dataset:load_codes"),
+    Point("restart", "after codes are loaded", "after", "syncd.index.dataset:load_codes"),
+]
+
 
 def arm(folder: Path, point: Point) -> None:
     """Have the process stop at a point."""
@@ -102,7 +140,7 @@ def reached(folder: Path) -> str:
 
 def watch(folder: str) -> None:
     """Put a wrapper around each point's function. Runs in syncd's process."""
-    for point in POINTS:
+    for point in POINTS + CODES_POINTS:
         module, _, path = point.function.partition(":")
         owner = pkgutil.resolve_name(module)
         *outer, name = path.split(".")

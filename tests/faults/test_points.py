@@ -1,4 +1,4 @@
-"""Killed at every step of a first reading, a start, a pass, a checkpoint and a stop: after a restart the index equals the table."""
+"""Killed at every step of a first reading, a start, a pass, a checkpoint, a stop, a build and a compaction: the next start is right."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 from syncd.errors import ServiceUnavailable
 from tests.conftest import clone
 from tests.daemon import Daemon
-from tests.faults.following import applied, assert_in_step, attach_tables, change, change_one
-from tests.faults.points import ARMED, POINTS, Point, arm, reached
+from tests.faults.following import applied, assert_in_step, attach_tables, change, change_one, until
+from tests.faults.points import ARMED, CODES_POINTS, POINTS, Point, arm, reached
 from tests.servers import PostgresServer
 
 seeds = itertools.count(100)
@@ -75,6 +75,82 @@ def test_a_kill_at_any_point_leaves_what_the_next_start_makes_right(mortal: Daem
     change(mortal.conninfo, seed=next(seeds))
     mortal.start()
     assert_in_step(mortal.conninfo, mortal)
+
+
+SMALL_CODES = {
+    "syncd.index.building.EXACT_ROWS": (16, 16),
+    "syncd.index.building.TAIL_ELEMENTS": 1,
+    "syncd.index.building.TAIL_ROWS": 8,
+    "syncd.index.building.LEAST_DEAD_SLOTS": 1,
+    "syncd.index.building.MOST_DEAD_SLOTS": 0.02,
+    "syncd.index.compaction.BLOCK_BYTES": 1,
+    "syncd.index.measuring.CHEAPER_THAN_EXACT": 1e9,
+    "syncd.index.measuring.CANDIDATES": {10: (100_000,), 100: (100_000,)},  # every row: then codes leave nothing out
+    "syncd.index.measuring.QUERIES": {10: 20, 100: 5},
+    "syncd.sync.building.LOOK_SECONDS": 0.02,
+    "syncd.sync.building.NICENESS": 0,  # a test waits for it
+}
+"""Datasets of 30 rows have codes, and each change makes slots that are worth giving back."""
+
+
+@pytest.fixture(scope="module")
+def coded(server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A syncd whose small datasets have codes, to be killed again and again."""
+    folder = tmp_path_factory.mktemp("points")
+    for conninfo in clone(server):
+        attach_tables(conninfo, rows=150)
+        daemon = Daemon(conninfo, folder / "data").with_points(folder)
+        for name, value in SMALL_CODES.items():
+            daemon.with_constant(name, value)
+        yield daemon
+        if daemon.process is not None:
+            daemon.kill()
+
+
+@pytest.mark.parametrize("point", CODES_POINTS, ids=[f"{point.phase}: {point.name}" for point in CODES_POINTS])
+def test_a_kill_while_codes_are_made_or_slots_given_back_loses_nothing(coded: Daemon, point: Point) -> None:
+    folder = coded.data_dir.parent
+    if coded.process is not None and coded.process.poll() is not None:  # after a test that failed
+        coded.kill()
+        (folder / ARMED).unlink(missing_ok=True)
+    if point.phase == "build":
+        if coded.process is not None:
+            coded.kill()
+        shutil.rmtree(coded.data_dir, ignore_errors=True)
+        arm(folder, point)
+        coded.spawn()
+    else:
+        if coded.process is None:
+            coded.start()
+        all_coded(coded)
+        save(coded)
+        if point.phase == "restart":
+            coded.kill()
+            arm(folder, point)
+            coded.spawn()
+        else:
+            arm(folder, point)
+            change(coded.conninfo, seed=next(seeds))
+    assert coded.process is not None
+    assert coded.process.wait(30) == -signal.SIGKILL, f"{point} was not reached\n{coded.log.read_text()[-3000:]}"
+    assert reached(folder) == repr(point)
+    coded.kill()
+    change(coded.conninfo, seed=next(seeds))
+    coded.start()
+    all_coded(coded)
+    assert_in_step(coded.conninfo, coded)
+
+
+def all_coded(daemon: Daemon) -> None:
+    """Return once every dataset with rows enough has codes."""
+    with daemon.client() as client:
+        until(
+            lambda: (
+                all(each.index == "codes" for each in client.datasets() if each.count > 16)
+                and any(each.index == "codes" for each in client.datasets())
+            ),
+            "codes",
+        )
 
 
 def save(daemon: Daemon) -> None:

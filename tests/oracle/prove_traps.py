@@ -23,6 +23,9 @@ LOOK = f"{RACES}::test_every_commit_of_a_burst_is_noticed_by_the_look_for_open_w
 HALF = f"{RACES}::test_readers_never_see_half_of_a_transaction"
 ROTATION = "tests/faults/test_rotation.py"
 OUTBOX = "tests/integration/test_outbox.py"
+CODES = "tests/unit/index/test_index_codes.py"
+CODES_ORACLE = "tests/unit/index/test_index_codes_oracle.py"
+QUEUE = "tests/unit/rpc/test_rpc_search_queue.py"
 FAILED = 1
 """pytest's exit status when tests ran and some failed."""
 
@@ -113,6 +116,73 @@ TRAPS = {
         (("sql/queries/passes.sql", "SET enable_seqscan = off;\nSET enable_sort = off;", "SET enable_seqscan = off;"),),
         (f"{OUTBOX}::test_a_page_of_one_large_transaction_is_read_by_its_index_in_every_slot[False]",),
     ),
+    "dead rows are candidates": Trap(
+        (("syncd/index/codes.py", "SearchParametersIVF(sel=self._selector, nprobe", "SearchParametersIVF(nprobe"),),
+        (CODES_ORACLE,),
+    ),
+    "rows without codes are not searched": Trap(
+        (("syncd/index/approximate.py", "if codes.codes.stop < view.count else None", "if False else None"),),
+        (CODES_ORACLE,),
+    ),
+    "a compaction does not see who died meanwhile": Trap(
+        (("syncd/index/compaction.py", "if view.live is before.live:", "if True:"),), (CODES_ORACLE,)
+    ),
+    "a change may come in the last moment of a compaction": Trap(
+        (
+            (
+                "syncd/index/dataset.py",
+                "with self._write_lock:\n            return self._apply",
+                "if True:\n            return self._apply",
+            ),
+        ),
+        (f"{CODES}::test_a_change_in_the_last_moment_of_a_compaction_waits_for_it",),
+    ),
+    "a sweep forgets what it saw before a compaction": Trap(
+        (("syncd/index/dataset.py", "self._seen = move.seen(self._seen)", "pass"),),
+        (f"{CODES}::test_a_sweep_goes_on_in_the_new_generation",),
+    ),
+    "a compaction copies what it did not check": Trap(
+        (("syncd/index/dataset.py", "source.generation.scrub(stop)", "pass"),),
+        (f"{CODES}::test_damage_that_nobody_has_noticed_is_not_copied",),
+    ),
+    "codes of rows that are gone are used": Trap(
+        (("syncd/index/dataset.py", "if not same_rows or _codes", "if _codes"),),
+        (f"{CODES}::test_codes_of_rows_that_were_cleared_meanwhile_are_not_used",),
+    ),
+    "new codes take the names of saved ones": Trap(
+        (("syncd/index/dataset.py", "index._code_number = saved.code_number", "index._code_number = 0"),),
+        (f"{CODES}::test_new_codes_never_overwrite_those_of_a_checkpoint_that_is_kept",),
+    ),
+    "damaged codes are served": Trap(
+        (
+            (
+                "syncd/index/codefiles.py",
+                "memoryview(read_file(directory / name, files[name]))",
+                "memoryview((directory / name).read_bytes())",
+            ),
+        ),
+        (
+            f"{CODES}::test_damaged_codes_are_built_again_from_the_vectors_and_searches_are_exact_meanwhile[changed-part]",
+        ),
+    ),
+    "the luckiest settings are chosen": Trap(
+        (("syncd/index/calibration.py", "return min(self.bound, self.recall)", "return self.recall + 0.02"),),
+        (f"{CODES}::test_the_recall_of_other_rows_is_at_or_above_each_target",),
+    ),
+    "searches that wait do not go together": Trap(
+        (("syncd/rpc/search_queue.py", "if common is None or", "if True or"),),
+        (f"{QUEUE}::test_those_that_wait_go_together_once_a_thread_is_free",),
+    ),
+    "a search that leaves takes its turn with it": Trap(
+        (
+            (
+                "syncd/rpc/search_queue.py",
+                "                self._elements -= mine.elements\n                self._next_turn()",
+                "                pass",
+            ),
+        ),
+        (f"{QUEUE}::test_one_who_goes_in_the_moment_its_turn_comes_passes_it_on",),
+    ),
 }
 
 
@@ -139,7 +209,18 @@ def run(trap: Trap) -> bool:
         environment = os.environ | {"PYTHONPATH": folder, "PYTHONSAFEPATH": "1"}
         for test in trap.tests:
             begun = time.monotonic()
-            command = [sys.executable, "-m", "pytest", test, "-q", "-x", "-p", "no:cacheprovider"]
+            command = [
+                sys.executable,
+                "-m",
+                "pytest",
+                test,
+                "-q",
+                "-x",
+                "-n",
+                "0",
+                "-p",
+                "no:cacheprovider",
+            ]  # with processes, -x exits 2
             done = subprocess.run(command, env=environment, cwd=folder, stdout=subprocess.PIPE, text=True, check=False)
             as_meant = done.returncode == (FAILED if trap.edits else 0)
             fine &= as_meant

@@ -1,0 +1,45 @@
+"""How many cores this process may use: what it is bound to, and what its control group is given."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from pathlib import Path
+
+CGROUPS = Path("/sys/fs/cgroup")
+OWN_CGROUPS = Path("/proc/self/cgroup")
+
+
+def available_cores() -> int:
+    """At least one. A container with two cores' worth of time on a machine of 64 has two."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(bound, cgroup_cores())))
+
+
+def cgroup_cores() -> float:
+    """The least that any of the control groups around this process allows, infinite where none limits it (cgroups(7), both versions)."""
+    least = math.inf
+    for folder in folders():
+        with contextlib.suppress(OSError, ValueError):
+            quota, period = (folder / "cpu.max").read_text().split()
+            if quota != "max":
+                least = min(least, int(quota) / int(period))
+        with contextlib.suppress(OSError, ValueError):
+            quota = (folder / "cpu.cfs_quota_us").read_text()
+            if int(quota) > 0:
+                least = min(least, int(quota) / int((folder / "cpu.cfs_period_us").read_text()))
+    return least
+
+
+def folders() -> list[Path]:
+    """The process's groups and those around them; inside a container the outermost is its own."""
+    found: list[Path] = [CGROUPS, CGROUPS / "cpu"]
+    with contextlib.suppress(OSError):
+        for line in OWN_CGROUPS.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers or "cpu" in controllers.split(","):
+                root = CGROUPS / "cpu" if controllers else CGROUPS
+                inner = root / path.strip("/")
+                found += [inner, *(outer for outer in inner.parents if outer.is_relative_to(root))]
+    return found

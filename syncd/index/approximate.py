@@ -1,0 +1,78 @@
+"""Approximate search: candidates from the codes, their exact distances from the vectors, and the newest rows exactly.
+
+Distances are therefore as exact as those of ``exact``; only a row may be missing. Where fewer rows come out than were asked for and are there, or a
+distance overflows, the query is answered by exact search.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from syncd.index.calibration import Point
+from syncd.index.codes import LiveCodes, library
+from syncd.index.exact import Distances, pgvector_distances, search_exact, search_from, use_one_thread
+from syncd.index.live import Slots
+from syncd.index.vectors import Vectors, half_to_float
+from syncd.index.view import View
+
+QUERIES_AT_ONCE = 64
+
+
+def search_codes(view: View, codes: LiveCodes, queries: Vectors, k: int, point: Point) -> list[tuple[Distances, Slots]]:
+    """About the ``k`` nearest live rows of each query, as ``search_exact`` gives them. ``codes`` is the view's, or the same with fewer bits set."""
+    use_one_thread()
+    wanted = min(k, view.live_count)
+    results: list[tuple[Distances, Slots]] = []
+    for start in range(0, len(queries), QUERIES_AT_ONCE):
+        some = queries[start : start + QUERIES_AT_ONCE]
+        approximate, labels = codes.candidates(some, point)
+        ascending = view.format.metric == "l2"
+        tail = search_from(view, some, wanted, codes.codes.stop) if codes.codes.stop < view.count else None
+        for row in range(len(some)):
+            slots = labels[row]
+            if slots.size > point.candidates:  # several parts: the nearest of them all
+                order = approximate[row] if ascending else -approximate[row]
+                slots = slots[order.argpartition(point.candidates - 1)[: point.candidates]]
+            if slots.size and slots.min() < 0:
+                slots = slots[slots >= 0]
+            distances = exact_distances(view, some[row], slots)
+            if tail is not None:
+                distances = np.concatenate((distances, tail[0][row]))
+                slots = np.concatenate((slots, tail[1][row]))
+            if distances.size > wanted:
+                nearest = distances.argpartition(wanted - 1)[:wanted]
+                distances, slots = distances[nearest], slots[nearest]
+            order = distances.argsort(kind="stable")
+            distances, slots = distances[order], slots[order]
+            if distances.size < wanted or not np.isfinite(distances[[0, -1]]).all():
+                results += search_exact(view, some[row : row + 1], k)
+            else:
+                results.append((distances, slots))
+    return results
+
+
+def exact_distances(view: View, query: Vectors, slots: Slots) -> Distances:
+    """pgvector's distances between a query (dim,) and the rows of ``slots``."""
+    if not slots.size:
+        return np.empty(0, dtype=np.float64)
+    rows = rows_of(view, slots)
+    raw = np.empty(slots.size, dtype=np.float32)
+    compare = library.fvec_L2sqr_ny if view.format.metric == "l2" else library.fvec_inner_products_ny
+    pointer = library.swig_ptr
+    compare(pointer(raw), pointer(query), pointer(rows), rows.shape[1], slots.size)
+    return pgvector_distances(view.format.metric, raw)
+
+
+def rows_of(view: View, slots: Slots) -> Vectors:
+    """The rows of ``slots`` as searches compare them, (n, dim) float32: under cosine divided by their norm."""
+    rows = view.vectors.take(slots)
+    return as_compared(view, rows, None if view.norms is None else view.norms.take(slots)) if view.format.half else rows
+
+
+def as_compared(view: View, rows: Vectors, norms: Distances | None) -> Vectors:
+    """Stored rows (n, dim) as float32; ``norms`` are those of halfvec rows under cosine."""
+    if not view.format.half:
+        return rows
+    converted = np.empty(rows.shape, dtype=np.float32)
+    half_to_float(rows, norms, converted)  # type: ignore[arg-type]  # float16 where the format says so
+    return converted

@@ -1,0 +1,134 @@
+"""Measure recall: some rows as queries, their exact neighbours, and what the codes find of them with each setting."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from syncd.index.approximate import exact_distances, rows_of
+from syncd.index.calibration import EXACT_NS_PER_ELEMENT, KS, Calibration, Point, cost_us, frontier
+from syncd.index.codes import Codes, LiveCodes, Stop
+from syncd.index.exact import Distances, blocks, search_block, use_one_thread
+from syncd.index.live import Slots, live_slots
+from syncd.index.training import Cancelled
+from syncd.index.vectors import Vectors
+from syncd.index.view import View
+
+QUERIES = {10: 600, 100: 150}
+"""For each k, how many rows serve as queries. Each query says more of recall@100, and takes longer."""
+CHOOSING = 2 / 3
+"""The share of them by which settings are chosen; the others only confirm."""
+CANDIDATES = {10: (20, 40, 70, 100, 150, 200, 300, 400), 100: (150, 200, 300, 400, 700, 1000, 1600)}
+NPROBE_STEP = 1.35
+ENOUGH = 0.999
+CHEAPER_THAN_EXACT = 0.7
+"""Settings that are expected to cost more than this share of an exact search are not used."""
+BLOCK_BYTES = 2 << 20
+"""All queries are compared with so much at a time: it stays in the second-level cache, and 256 queries cost a fifth of 256 searches."""
+
+_TIE = 1e-6
+
+
+def calibrate(view: View, codes: Codes, seed: int, stop: Stop) -> Calibration:
+    """The settings worth using with ``codes``, measured on ``view``; raises ``Cancelled``."""
+    use_one_thread()
+    slots = live_slots(view.live, view.count)
+    if slots.size < 2:
+        return Calibration(view.live_count, view.count, ())
+    slots = np.random.default_rng(seed).permutation(slots)[: max(QUERIES.values())]
+    queries = np.ascontiguousarray(rows_of(view, slots))
+    exact = nearest_others(view, queries, slots, max(KS) + 1, stop)
+    live = LiveCodes(codes, view.live)
+    points: list[Point] = []
+    for k in KS:
+        points += _measure(view, live, queries[: QUERIES[k]], slots, exact, k, stop)
+    return Calibration(view.live_count, view.count, frontier(points))
+
+
+def nearest_others(view: View, queries: Vectors, own: Slots, k: int, stop: Stop) -> tuple[Distances, Slots]:
+    """For each query the ``k`` nearest live rows but its ``own``: distances ascending and slots (q, k), infinite and -1 where there are fewer."""
+    distances = np.full((len(queries), k + 1), np.inf)
+    slots = np.full((len(queries), k + 1), -1, dtype=np.int64)
+    step = max(8, BLOCK_BYTES // (4 * queries.shape[1]) & ~7)
+    for first, rows, all_live in blocks(view):
+        for offset in range(0, len(rows), step):
+            if stop():
+                raise Cancelled
+            found = search_block(view, queries, k + 1, first + offset, rows[offset : offset + step], all_live)
+            distances, slots = np.hstack((distances, found[0])), np.hstack((slots, found[1]))
+            nearest = distances.argpartition(k, axis=1)[:, : k + 1]
+            distances = np.take_along_axis(distances, nearest, axis=1)
+            slots = np.take_along_axis(slots, nearest, axis=1)
+    distances[(slots == own[:, None]) | (slots < 0)] = np.inf
+    order = distances.argsort(axis=1, kind="stable")[:, :k]
+    distances, slots = np.take_along_axis(distances, order, axis=1), np.take_along_axis(slots, order, axis=1)
+    slots[np.isinf(distances)] = -1
+    return distances, slots
+
+
+def _measure(
+    view: View, live: LiveCodes, queries: Vectors, own: Slots, exact: tuple[Distances, Slots], k: int, stop: Stop
+) -> list[Point]:
+    """The settings for one k, from few lists to as many as are cheaper than an exact search, or find everything."""
+    codebook, dim = live.codes.codebook, view.dim or 1
+    most_us = CHEAPER_THAN_EXACT * view.live_count * dim * EXACT_NS_PER_ELEMENT / 1000
+    choosing = max(1, int(CHOOSING * len(queries)))
+    points: list[Point] = []
+    nprobe = max(1, codebook.lists // 128)
+    while True:
+        shares = _shares(view, live, queries, own, exact, k, nprobe, stop)
+        cheap = False
+        for column, candidates in enumerate(CANDIDATES[k]):
+            us = cost_us(
+                rows=view.live_count,
+                dim=dim,
+                codes=int(codebook.template.pq.M),
+                lists=codebook.lists,
+                nprobe=nprobe,
+                candidates=candidates,
+            )
+            if us > most_us:
+                break
+            cheap = True
+            chosen_by, others = shares[:choosing, column], shares[choosing:, column]
+            bound = float(chosen_by.mean() - 2 * chosen_by.std() / np.sqrt(len(chosen_by)))
+            recall = float(others.mean()) if len(others) else bound
+            points.append(Point(k, nprobe, candidates, bound, recall, us))
+        if not cheap or nprobe >= codebook.lists or shares[:, -1].mean() >= ENOUGH:
+            return points
+        nprobe = min(codebook.lists, max(nprobe + 1, int(nprobe * NPROBE_STEP)))
+
+
+def _shares(
+    view: View,
+    live: LiveCodes,
+    queries: Vectors,
+    own: Slots,
+    exact: tuple[Distances, Slots],
+    k: int,
+    nprobe: int,
+    stop: Stop,
+) -> NDArray[np.float64]:
+    """Recall@k of each query with each number of candidates, (q, candidates). One search serves all: fewer candidates are the first of more."""
+    numbers = np.array(CANDIDATES[k])
+    setting = Point(k, nprobe, int(numbers[-1]) + 1, 0.0, 0.0, 0.0)
+    shares = np.ones((len(queries), len(numbers)))
+    for row, query in enumerate(queries):
+        if stop():
+            raise Cancelled
+        distances, slots = exact[0][row], exact[1][row]
+        wanted = min(k, int(np.count_nonzero(slots >= 0)))
+        if not wanted:
+            continue
+        approximate, labels = live.candidates(query[None, :], setting)
+        near = labels[0][(approximate[0] if view.format.metric == "l2" else -approximate[0]).argsort(kind="stable")]
+        near = near[(near >= 0) & (near != own[row])][: numbers[-1]]  # the query itself is no answer
+        limit = distances[wanted - 1] + _TIE * abs(distances[wanted - 1])
+        if wanted < distances.size and distances[wanted] <= limit:  # of rows equally far, any will do
+            good = exact_distances(view, query, near) <= limit
+        else:
+            good = np.isin(near, slots[:wanted])
+        found = np.concatenate(([0], np.cumsum(good)))[np.minimum(numbers, near.size)]
+        in_tail = np.count_nonzero(slots[:wanted] >= live.codes.stop)
+        shares[row] = np.minimum(found + in_tail, wanted) / wanted
+    return shares

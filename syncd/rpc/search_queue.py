@@ -1,0 +1,143 @@
+"""Searches in worker threads: as many at once as there are cores, and those that wait together go to FAISS together.
+
+A search that finds a thread free starts at once. The others wait, and whoever becomes free takes the first of them with all that fit into the same
+call. Nobody leads but those who search: the request whose turn it is runs the batch for the others. A search whose turn would come after its time is
+over is refused when it comes, not when it is too late.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Generic, Protocol, TypeVar
+
+import anyio
+from anyio import to_thread
+
+from syncd.errors import Overloaded
+from syncd.index.calibration import EXACT_NS_PER_ELEMENT
+
+BATCH_QUERIES = 64
+
+T = TypeVar("T")
+
+
+class Queued(Protocol):
+    """A search as the queue sees it."""
+
+    @property
+    def elements(self) -> int:
+        """What it costs, see ``syncd.index.search.elements``."""
+
+    @property
+    def query_count(self) -> int:
+        """How many queries it has."""
+
+    @property
+    def together_with(self) -> object:
+        """What it has in common with those that fit into one call; None where it must be alone."""
+
+
+Search = TypeVar("Search", bound=Queued)
+
+
+class SearchQueue(Generic[Search, T]):
+    """See the module. ``run_batch`` gives each search's result or error, in a worker thread."""
+
+    def __init__(self, threads: int, run_batch: Callable[[Sequence[Search]], Sequence[T | Exception]]) -> None:
+        self._run_batch = run_batch
+        self._threads = threads
+        self._free = threads
+        self._limiter = anyio.CapacityLimiter(threads)
+        self._waiting: deque[_Waiting[Search, T]] = deque()
+        self._elements = 0
+        """What the searches that wait or run cost."""
+
+    async def run(self, search: Search, seconds: float) -> T:
+        """The search's result, within about ``seconds``; raises its own error, or ``Overloaded``."""
+        mine: _Waiting[Search, T] = _Waiting(search)
+        if self._free:
+            self._free -= 1
+            self._elements += mine.elements
+        else:
+            if self._elements * EXACT_NS_PER_ELEMENT / self._threads > seconds * 1e9:
+                raise Overloaded(len(self._waiting))
+            await self._wait_for_turn(mine, seconds)
+        if mine.outcome is None:
+            await self._lead(mine)
+        assert mine.outcome is not None
+        if isinstance(mine.outcome, Exception):
+            raise mine.outcome
+        return mine.outcome
+
+    async def _wait_for_turn(self, mine: _Waiting[Search, T], seconds: float) -> None:
+        self._waiting.append(mine)
+        self._elements += mine.elements
+        try:
+            with anyio.fail_after(seconds):
+                await mine.turn.wait()
+        except BaseException as error:
+            mine.gone = True
+            if mine in self._waiting:
+                self._waiting.remove(mine)
+                self._elements -= mine.elements
+            elif mine.outcome is None and mine.turn.is_set():  # it was to lead
+                self._elements -= mine.elements
+                self._next_turn()
+            if isinstance(error, TimeoutError):
+                raise Overloaded(len(self._waiting)) from None
+            raise
+
+    async def _lead(self, mine: _Waiting[Search, T]) -> None:
+        batch = [mine, *self._take_like(mine)]
+
+        def work() -> None:
+            outcomes = self._run_batch([each.search for each in batch])
+            for each, outcome in zip(batch, outcomes, strict=True):
+                each.outcome = outcome
+
+        try:
+            await to_thread.run_sync(work, limiter=self._limiter)
+        finally:
+            self._elements -= mine.elements
+            for each in reversed(batch[1:]):
+                if each.outcome is None and not each.gone:  # this one was cancelled before it began
+                    self._waiting.appendleft(each)
+                else:
+                    self._elements -= each.elements
+                    each.turn.set()
+            self._next_turn()
+
+    def _take_like(self, first: _Waiting[Search, T]) -> list[_Waiting[Search, T]]:
+        common = first.search.together_with
+        if common is None or not self._waiting:
+            return []
+        room = BATCH_QUERIES - first.search.query_count
+        taken: list[_Waiting[Search, T]] = []
+        left: deque[_Waiting[Search, T]] = deque()
+        for each in self._waiting:
+            if each.search.together_with == common and each.search.query_count <= room:
+                room -= each.search.query_count
+                taken.append(each)
+            else:
+                left.append(each)
+        self._waiting = left
+        return taken
+
+    def _next_turn(self) -> None:
+        if self._waiting:
+            self._waiting.popleft().turn.set()
+        else:
+            self._free += 1
+
+
+class _Waiting(Generic[Search, T]):
+    """One search, from its arrival to its answer."""
+
+    def __init__(self, search: Search) -> None:
+        self.search = search
+        self.elements = search.elements
+        self.turn = anyio.Event()
+        self.gone = False
+        """Whether nobody waits for it any more."""
+        self.outcome: T | Exception | None = None
