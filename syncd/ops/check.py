@@ -286,6 +286,10 @@ def check_service(settings: Settings, service: Service) -> Iterator[Finding]:
             yield warn(
                 f"dataset {row.dataset}", f"is {row.state}, {ago(row.lag_seconds)} behind", f"syncd why {row.dataset}"
             )
+        if row.in_sync is False:
+            yield warn(
+                f"dataset {row.dataset}", "the last verify found a difference", f"syncd verify {row.dataset} --repair"
+            )
     detail = f"{status.state}, consumer {status.consumer}, version {status.version}, up {ago(status.uptime_seconds)}"
     if status.state == "failed":
         yield fail("service", f"{detail}: a source cannot be read", "see the lines about each source and dataset")

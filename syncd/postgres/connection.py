@@ -118,7 +118,14 @@ def translated_errors(conninfo: str = "") -> Iterator[None]:
     """Raise the driver's errors as syncd's own."""
     try:
         yield
-    except (pg.InvalidSchemaName, pg.UndefinedTable, pg.UndefinedFunction) as error:
+    except pg.UndefinedFunction as error:
+        if "syncd." in (error.diag.message_primary or ""):
+            raise DatabaseError(
+                f"the database's schema syncd lacks what this program needs: {first_line(error)}",
+                hint="it was changed by hand, or made by an unreleased program: syncd uninstall, syncd init, and attach again",
+            ) from error
+        raise as_database_error(error) from error
+    except (pg.InvalidSchemaName, pg.UndefinedTable) as error:
         if "syncd." in (error.diag.message_primary or "") or '"syncd"' in (error.diag.message_primary or ""):
             raise not_installed() from error
         raise as_database_error(error) from error
@@ -126,6 +133,11 @@ def translated_errors(conninfo: str = "") -> Iterator[None]:
         raise DatabaseUnreachable(
             f"the database has not answered in time: {first_line(error)}",
             hint="see who holds a lock in pg_stat_activity and pg_locks",
+        ) from error
+    except pg.LockNotAvailable as error:
+        raise DatabaseError(
+            f"another session has locked what is needed: {first_line(error)}",
+            hint="see who holds it in pg_locks, and try again",
         ) from error
     except psycopg.OperationalError as error:
         if error.sqlstate is not None and not error.sqlstate.startswith(("08", "28", "3D", "57")):
@@ -165,4 +177,6 @@ def connect_hint(text: str, conninfo: str) -> str:
     if "read-only" in text or "not read-write" in text:
         return "the server is a standby: name the primary in SYNCD_DSN, or all hosts and let libpq choose"
     where = "" if conninfo else " (now: libpq's defaults)"
-    return f"set SYNCD_DSN to a server that runs{where}, or add --embedded to use the PostgreSQL that syncd brings"
+    return (
+        f"start the server, or set SYNCD_DSN to one that runs{where}; --embedded uses the PostgreSQL that syncd brings"
+    )

@@ -16,7 +16,6 @@ from msgspec import UNSET, Meta, UnsetType
 from syncd.errors import InvalidParams, TooLarge
 from syncd.types import Metric, Position, Snapshot
 
-MAX_K = 10_000
 MAX_INCLUDED = 100
 MAX_RESULTS = 1_000_000
 """Rows that one search may ask for, all its vectors together: their keys and distances are in memory at once."""
@@ -57,7 +56,7 @@ class SearchParams(Params, frozen=True):
     vector: WireVector | None = None
     vectors: list[WireVector] | None = None
     key: WireKey | None = None
-    k: Annotated[int, Meta(ge=1, le=MAX_K)] = 10
+    k: Annotated[int, Meta(ge=1, le=MAX_RESULTS)] = 10
     filter: dict[str, Any] | None = None
     recall: Annotated[float, Meta(gt=0, le=1)] | None = None
     exact: bool = False
@@ -309,7 +308,7 @@ class DatasetVerified(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SourceVerified(msgspec.Struct, frozen=True):
-    """One source: whether there was anything to compare, and why it ``failed`` where it did."""
+    """One source: whether there was anything to compare, why it ``failed`` where it did, else which of its rows are in none of its datasets."""
 
     source: str
     outcome: Literal["compared", "empty", "none_live", "failed"]

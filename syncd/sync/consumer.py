@@ -425,7 +425,7 @@ class Consumer:
             await self.next_pass_until(lambda: True)
 
     async def next_pass_until(self, done: Callable[[], bool]) -> None:
-        """Wait for at least one pass, and until one has left things as they are wanted."""
+        """Wait for at least one pass, and until one has left things as they are wanted; raises ``DatabaseUnreachable``."""
         self.waiters += 1
         try:
             while True:
@@ -434,6 +434,11 @@ class Consumer:
                 await passed.wait()
                 if done():
                     return
+                if not self.connected:
+                    raise DatabaseUnreachable(
+                        "the database cannot be reached",
+                        hint="see the service's log; ask again when the database is back",
+                    )
         finally:
             self.waiters -= 1
 

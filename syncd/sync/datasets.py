@@ -71,9 +71,10 @@ class Registry:
         dataset = self.known(name)
         if dataset.state not in ANSWERING:
             why = f": {dataset.reason}" if dataset.reason else ""
-            raise NotReady(
-                f"dataset {dataset.name!r} is {dataset.state}{why}", hint="wait, and watch it with: syncd datasets"
+            hint = (
+                f"syncd why {dataset.name}" if dataset.state == "failed" else "wait, and watch it with: syncd datasets"
             )
+            raise NotReady(f"dataset {dataset.name!r} is {dataset.state}{why}", hint=hint)
         return dataset
 
     def known(self, name: str) -> Dataset:

