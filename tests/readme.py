@@ -17,7 +17,7 @@ END = "<!-- end of settings -->\n"
 def settings_table() -> str:
     """Every setting: its variable, its default where it is one value, and its description."""
     rows = [
-        f"| `SYNCD_{name.upper()}` | {shown_default(field)} | {str(field.description).replace('|', chr(92) + '|')} |\n"
+        f"| `SYNCD_{name.upper()}` | {shown_default(field)} | {as_text(str(field.description))} |\n"
         for name, field in Settings.model_fields.items()
     ]
     return "| variable | default | |\n|---|---|---|\n" + "".join(rows)
@@ -29,6 +29,11 @@ def shown_default(field: FieldInfo) -> str:
     if field.is_required() or field.default_factory is not None or value in (None, ""):
         return ""
     return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+
+
+def as_text(description: str) -> str:
+    """A description that Markdown takes neither for a tag nor for the end of a cell."""
+    return description.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
 
 
 def with_current_table(text: str) -> str:
