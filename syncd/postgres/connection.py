@@ -119,6 +119,11 @@ def translated_errors(conninfo: str = "") -> Iterator[None]:
     try:
         yield
     except (pg.InvalidSchemaName, pg.UndefinedTable, pg.UndefinedFunction) as error:
+        if isinstance(error, pg.UndefinedFunction) and "syncd." in (error.diag.message_primary or ""):
+            raise DatabaseError(  # of a schema that is missing the server says just that
+                f"schema syncd is damaged, or was made by another build: {error.diag.message_primary}",
+                hint="run: syncd uninstall && syncd init, then attach again",
+            ) from error
         if "syncd." in (error.diag.message_primary or "") or '"syncd"' in (error.diag.message_primary or ""):
             raise not_installed() from error
         raise as_database_error(error) from error
