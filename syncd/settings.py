@@ -93,7 +93,10 @@ class Settings(BaseSettings):
     data_dir: Annotated[
         Path,
         AfterValidator(Path.absolute),
-        Field(description="checkpoints, and the embedded PostgreSQL", default_factory=default_data_dir),
+        Field(
+            description="checkpoints, and the embedded PostgreSQL; default: /var/lib/syncd where writable, else the user's data directory",
+            default_factory=default_data_dir,
+        ),
     ]
     socket: Annotated[Path | None, Field(description="RPC socket; default: <data dir>/syncd.sock")] = None
     listen: Annotated[

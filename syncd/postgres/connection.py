@@ -118,14 +118,12 @@ def translated_errors(conninfo: str = "") -> Iterator[None]:
     """Raise the driver's errors as syncd's own."""
     try:
         yield
-    except pg.UndefinedFunction as error:
-        if "syncd." in (error.diag.message_primary or ""):
-            raise DatabaseError(
-                f"the database's schema syncd lacks what this program needs: {first_line(error)}",
-                hint="it was changed by hand, or made by an unreleased program: syncd uninstall, syncd init, and attach again",
+    except (pg.InvalidSchemaName, pg.UndefinedTable, pg.UndefinedFunction) as error:
+        if isinstance(error, pg.UndefinedFunction) and "syncd." in (error.diag.message_primary or ""):
+            raise DatabaseError(  # of a schema that is missing the server says just that
+                f"schema syncd is damaged, or was made by another build: {error.diag.message_primary}",
+                hint="run: syncd uninstall && syncd init, then attach again",
             ) from error
-        raise as_database_error(error) from error
-    except (pg.InvalidSchemaName, pg.UndefinedTable) as error:
         if "syncd." in (error.diag.message_primary or "") or '"syncd"' in (error.diag.message_primary or ""):
             raise not_installed() from error
         raise as_database_error(error) from error

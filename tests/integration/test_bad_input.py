@@ -487,6 +487,13 @@ def test_a_database_of_another_schema_version_ends_the_start(
     refused_start(Daemon(database, tmp_path / "data"), "0000", "syncd init")
 
 
+def test_a_schema_that_lacks_a_function_is_not_called_missing(
+    db: psycopg.Connection, database: str, tmp_path: Path
+) -> None:
+    db.execute("DROP FUNCTION syncd.rotate_outbox")
+    refused_start(Daemon(database, tmp_path / "data"), "is damaged", "rotate_outbox", "syncd uninstall && syncd init")
+
+
 @pytest.fixture(scope="module")
 def scram(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
     """A server that wants passwords over TCP."""

@@ -21,7 +21,7 @@ from tests.integration.test_cli import run
 from tests.scrape import events, get, wait_for_event
 from tests.servers import PostgresServer
 
-ROLES = ("installer", "follower", "keeper", "writer", "stranger")
+ROLES = ("installer", "follower", "keeper", "writer", "reader", "stranger")
 SECRETS = {
     "password": "s3cret-dsn-w0rd",
     "token": "s3cret-t0ken-w0rd",
@@ -35,7 +35,7 @@ class Installed:
     """A database in which each role has just the rights that the README gives it.
 
     The installer may create in the database and runs ``init``; the follower is a member of it and may read the table: ``serve`` connects as that. The
-    keeper owns the table and may use the schema; the writer may write the table; the stranger may connect.
+    keeper owns the table and may use the schema; the writer may write the table; the reader may read syncd's views; the stranger may connect.
     """
 
     server: PostgresServer
@@ -64,9 +64,10 @@ def installed(server: PostgresServer) -> Iterator[Installed]:
         server.execute("ALTER TABLE app.items OWNER TO keeper", name)
         server.execute("GRANT USAGE ON SCHEMA app TO keeper, writer, follower", name)
         server.execute("GRANT SELECT ON app.items TO follower", name)
-        server.execute("GRANT SELECT, INSERT, UPDATE, DELETE ON app.items TO writer", name)
+        server.execute("GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON app.items TO writer", name)
         schema.install(it.as_role("installer"))
-        server.execute("GRANT USAGE ON SCHEMA syncd TO keeper", name)
+        server.execute("GRANT USAGE ON SCHEMA syncd TO keeper, reader", name)
+        server.execute("GRANT SELECT ON syncd.status, syncd.quarantine, syncd.sources TO reader", name)
         it.run("keeper", "attach", "app.items", "--metric", "l2")
         yield it
     finally:
@@ -107,6 +108,7 @@ def test_the_follower_follows_verifies_repairs_rebuilds_and_saves(installed: Ins
         ("follower", ["attach", "app.items", "--metric", "ip"]),
         ("writer", ["detach", "app.items"]),
         ("keeper", ["serve", "--once"]),
+        ("installer", ["uninstall", "--yes"]),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
@@ -125,6 +127,28 @@ def test_who_has_no_right_to_is_refused_with_exit_1_and_the_next_command(
 def test_a_stranger_sees_nothing(installed: Installed, query: str) -> None:
     with psycopg.connect(installed.as_role("stranger")) as db, pytest.raises(pg.InsufficientPrivilege):
         db.execute(query.encode())
+
+
+def test_a_reader_sees_what_services_report_and_neither_rows_nor_the_outbox(
+    installed: Installed, following: Daemon
+) -> None:
+    assert following.process is not None
+    with psycopg.connect(installed.as_role("reader"), autocommit=True) as db:
+        assert db.execute("SELECT DISTINCT consumer FROM syncd.status").fetchall() == [("default",)]
+        assert ("app.items",) in db.execute("SELECT source::text FROM syncd.sources").fetchall()
+        assert db.execute("SELECT key, reason FROM syncd.quarantine").fetchall() == []
+        for query in ("SELECT * FROM app.items", "SELECT * FROM syncd.outbox", "SELECT * FROM syncd.embeddings"):
+            with pytest.raises(pg.InsufficientPrivilege):
+                db.execute(query.encode())
+
+
+def test_a_writer_needs_nothing_on_schema_syncd_and_gets_nothing(installed: Installed) -> None:
+    with psycopg.connect(installed.as_role("writer")) as db:
+        db.execute("TRUNCATE app.items")
+        db.execute("INSERT INTO app.items VALUES (1, '{1,1}') ON CONFLICT (id) DO UPDATE SET v = excluded.v")
+        with pytest.raises(pg.InsufficientPrivilege):
+            db.execute("SELECT * FROM syncd.status")
+        db.rollback()
 
 
 def test_the_keeper_may_attach_but_not_touch_what_the_triggers_write(installed: Installed) -> None:

@@ -1,0 +1,39 @@
+"""What the README says that the code knows better."""
+
+from __future__ import annotations
+
+import re
+
+from tests.oracle.prove_traps import TRAPS
+from tests.readme import README, settings_table, with_current_table
+
+
+def test_the_readme_lists_every_setting_as_it_is() -> None:
+    text = README.read_text("utf-8")
+    assert text == with_current_table(text), "run: python -m tests.readme"
+
+
+def test_the_table_tells_a_default_where_it_is_one_value() -> None:
+    rows = {row.split("`")[1]: row for row in settings_table().splitlines()[2:]}
+    assert rows["SYNCD_CHECKPOINT_SECONDS"].startswith("| `SYNCD_CHECKPOINT_SECONDS` | `60` |")
+    assert rows["SYNCD_VERIFY_SECONDS"].startswith("| `SYNCD_VERIFY_SECONDS` | `86400` |")
+    assert rows["SYNCD_TOKEN"].startswith("| `SYNCD_TOKEN` |  |")
+    assert rows["SYNCD_DATA_DIR"].startswith("| `SYNCD_DATA_DIR` |  |")
+
+
+def test_every_file_and_every_trap_that_the_architecture_page_names_is_there() -> None:
+    text = (README.parent / "syncd" / "ARCHITECTURE.md").read_text("utf-8")
+    named = {name for name in re.findall(r"`([^`\s]+)`", text) if re.match(r"(syncd|sql|tests|migrations|\.ci)/", name)}
+    assert len(named) > 30
+    assert [name for name in sorted(named) if not (README.parent / name).exists()] == []
+    broken = [
+        cells[-2].strip(" `") for line in text.splitlines() if len(cells := line.split("|")) == 5 and "`" in cells[-2]
+    ]
+    assert len(broken) >= 10
+    assert [name for name in broken if name not in TRAPS] == []
+
+
+def test_every_link_of_the_readme_leads_to_a_file() -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", README.read_text("utf-8"))
+    assert links
+    assert [link for link in links if not (README.parent / link).is_file()] == []
