@@ -13,7 +13,7 @@ from anyio import to_thread
 from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
-from syncd.errors import DimensionMismatch, InvalidParams, TimedOut, TooLarge, UnknownKey, shortened
+from syncd.errors import DimensionMismatch, InvalidParams, TimedOut, TooLarge, UnknownDataset, UnknownKey, shortened
 from syncd.index.filters import Path, find_path, listed, parse_filter
 from syncd.index.search import SearchResult as Found
 from syncd.index.view import View
@@ -119,14 +119,17 @@ class Methods:
         return self.in_thread(search.run)
 
     async def search_later(self, params: messages.SearchParams) -> messages.SearchResult:
-        """Search at a position that the caller asked for."""
-        dataset = self.registry.find(params.dataset)
+        """Search at a position that the caller asked for. The dataset may be one that comes to be there."""
+        try:
+            follower = self.registry.find(params.dataset).follower
+        except UnknownDataset:
+            follower = None  # then every source's position counts: any of them may be the one that forms it
         seconds = params.timeout_ms / 1000
         deadline = anyio.current_time() + seconds
         if params.after is not None:
-            await self.consumer.wait_for_xid(parse_token(params.after), seconds, dataset.follower)
+            await self.consumer.wait_for_xid(parse_token(params.after), seconds, follower)
         if params.consistency == "strong":
-            await self.consumer.wait_for_now(max(deadline - anyio.current_time(), 0), dataset.follower)
+            await self.consumer.wait_for_now(max(deadline - anyio.current_time(), 0), follower)
         search = PreparedSearch(self, params)
         return search.run() if search.elements <= IN_PLACE_ELEMENTS else await self.in_thread(search.run)
 
