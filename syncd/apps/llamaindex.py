@@ -120,9 +120,9 @@ class SyncdVectorStore(BasePydanticVectorStore):
         if query.mode != VectorStoreQueryMode.DEFAULT or query.query_embedding is None:
             raise ValueError(f"syncd answers queries of mode default with an embedding, not {query.mode.value}")
         conditions = [as_filter(query.filters)] if query.filters is not None else []
-        if query.node_ids is not None:
+        if query.node_ids:  # a retriever passes an empty list for "any"
             conditions.append({"id": {"in": query.node_ids}})
-        if query.doc_ids is not None:
+        if query.doc_ids:
             conditions.append({"document_id": {"in": query.doc_ids}})
         found = self._documents.search(
             query.query_embedding, query.similarity_top_k, {"and": conditions} if conditions else None, after
