@@ -67,3 +67,13 @@ def test_the_first_row_of_a_new_dataset_is_found_by_whoever_waits_for_it(
             assert [hit.key for hit in client.search(f"p{number}", [1, 0], **wait)] == [number]
         with pytest.raises(UnknownDataset):
             client.search("nowhere", [1, 0], consistency="strong")
+
+
+def test_a_search_waits_for_a_table_that_was_attached_a_moment_ago(db: psycopg.Connection, daemon: Daemon) -> None:
+    daemon.start()
+    with daemon.client() as client:
+        for number in range(10):
+            db.execute(f"CREATE TABLE t{number} (id int PRIMARY KEY, v real[])")
+            db.execute(f"INSERT INTO t{number} SELECT i, ARRAY[i, 1] FROM generate_series(1, 1000) i")
+            db.execute(f"SELECT syncd.attach('t{number}', metric => 'l2')")
+            assert client.search(f"t{number}", [7, 1], k=1, consistency="strong")[0].key == 7
