@@ -11,8 +11,8 @@ from syncd.testing import Throwaway
 
 pytest.importorskip("llama_index.core", reason="pip install 'syncd[llamaindex]'")
 
-from llama_index.core.schema import NodeRelationship, RelatedNodeInfo, TextNode  # noqa: E402
-from llama_index.core.vector_stores.types import (  # noqa: E402
+from llama_index.core.schema import NodeRelationship, RelatedNodeInfo, TextNode
+from llama_index.core.vector_stores.types import (
     FilterCondition,
     FilterOperator,
     MetadataFilter,
@@ -21,7 +21,7 @@ from llama_index.core.vector_stores.types import (  # noqa: E402
     VectorStoreQueryMode,
 )
 
-from syncd.apps.llamaindex import SyncdVectorStore  # noqa: E402
+from syncd.apps.llamaindex import SyncdVectorStore
 
 
 @pytest.fixture
