@@ -14,7 +14,7 @@ SELECT CASE WHEN c.oid IS NULL THEN a.source::oid::text ELSE a.source::text END
 FROM syncd.attachments AS a LEFT JOIN pg_class AS c ON c.oid = a.source;
 
 -- name: detach
-SELECT syncd.detach(%s);
+SELECT syncd.detach(%(source)s);
 
 -- name: drop_schema
 DROP SCHEMA syncd CASCADE;
@@ -23,4 +23,4 @@ DROP SCHEMA syncd CASCADE;
 SELECT rows, live_rows, datasets
 FROM syncd.attach(%(source)s, key => %(key)s, vector => %(vector)s, project => coalesce(%(project)s, $$'default'$$),
                   dataset => %(dataset)s, live => coalesce(%(live)s, 'true'), metric => coalesce(%(metric)s, 'cosine'),
-                  columns => coalesce(%(columns)s::text[], '{}'));
+                  columns => coalesce(CAST(%(columns)s AS text[]), '{}'));

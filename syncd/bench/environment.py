@@ -10,7 +10,6 @@ import os
 import signal
 import struct
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from psycopg import sql
 from rich.progress import Progress
 
+from syncd import process
 from syncd.errors import SyncdError
 from syncd.postgres import schema
 from syncd.postgres.connection import connect_blocking
@@ -34,7 +34,6 @@ from syncd.settings import Settings
 from syncd.statements import statement
 
 CONSUMER = "bench"
-STOP_SECONDS = 60.0
 LOOK_SECONDS = 0.02
 SAMPLES = 20_000
 COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
@@ -221,7 +220,7 @@ def uninterrupted() -> Iterator[None]:
 class Serving:
     """A ``syncd serve`` for the benchmark, in a process of its own."""
 
-    def __init__(self, process: subprocess.Popen[bytes], socket: Path) -> None:
+    def __init__(self, process: subprocess.Popen[str], socket: Path) -> None:
         self.process = process
         self.socket = socket
         self.start_seconds = 0.0
@@ -276,32 +275,12 @@ def serving(where: Environment) -> Iterator[Serving]:
         "SYNCD_HTTP": "off",
         "SYNCD_LISTEN": "off",
     }
-    log = where.directory / "serve.log"
-    with log.open("ab") as stderr:
-        begun = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "syncd.cli.main", "serve"],
-            env=os.environ | variables,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-        )
-    service = Serving(process, socket)
-    with process:
+    begun = time.perf_counter()
+    with process.serve(os.environ | variables, where.directory / "serve.log") as started:
+        service = Serving(started, socket)
+        service.start_seconds = time.perf_counter() - begun
         try:
-            assert process.stdout is not None
-            if not process.stdout.readline().startswith(b"ready"):
-                raise SyncdError(
-                    f"syncd serve did not start: {log.read_text(encoding='utf-8')[-2000:]}",
-                    hint="run it by itself to see why",
-                )
-            service.start_seconds = time.perf_counter() - begun
             yield service
         finally:
             begun = time.perf_counter()
-            process.terminate()
-            try:
-                process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                raise
-            service.stop_seconds = time.perf_counter() - begun
+    service.stop_seconds = time.perf_counter() - begun

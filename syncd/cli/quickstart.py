@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -11,10 +10,10 @@ from contextlib import contextmanager
 
 import psycopg
 
+from syncd import process
 from syncd.cli.options import DataDir
 from syncd.cli.output import print_table, talk
 from syncd.cli.session import database
-from syncd.errors import SyncdError
 from syncd.postgres import schema
 from syncd.postgres.connection import connect_blocking
 from syncd.rpc.client import Client
@@ -22,7 +21,6 @@ from syncd.settings import Settings, load_settings
 from syncd.statements import statement
 
 QUERY = [220.0, 20.0, 60.0]
-STOP_SECONDS = 30.0
 
 
 def quickstart(data_dir: DataDir = None) -> None:
@@ -75,23 +73,8 @@ def search(client: Client) -> None:
 
 @contextmanager
 def serving(settings: Settings) -> Iterator[None]:
-    """``syncd serve`` in a process of its own, until the block ends. ``-P``: of the installed package, not of the current directory."""
+    """``syncd serve`` until the block ends."""
     environment = {**os.environ, "SYNCD_DSN": settings.conninfo, "SYNCD_DATA_DIR": str(settings.data_dir)}
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "syncd.cli.main", "serve"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )  # fmt: skip
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if not line.startswith("ready"):
-            _, log = process.communicate()
-            raise SyncdError(
-                f"syncd serve did not start: {log.strip()}", hint="run it by itself: syncd serve --embedded"
-            )
-        talk(f"\nsyncd serve\n{line.strip()}")
+    with process.serve(environment, settings.data_dir / "serve.log"):
+        talk(f"\nsyncd serve\nready {settings.socket_path}")
         yield
-    finally:
-        process.terminate()
-        _, log = process.communicate(timeout=STOP_SECONDS)
-    if process.returncode != 0:
-        raise SyncdError(f"syncd serve failed: {log.strip()}", hint="run it by itself: syncd serve --embedded")

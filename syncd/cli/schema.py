@@ -92,7 +92,7 @@ def detach(table: Table, dsn: Dsn = None, data_dir: DataDir = None, embedded: Em
     settings = load_settings(dsn=dsn, data_dir=data_dir)
     with database(settings, embedded=embedded) as found, connect_blocking(found.conninfo) as connection:
         schema.check_usable(connection)
-        row = connection.execute(statement("schema", "detach"), [table]).fetchone()
+        row = connection.execute(statement("schema", "detach"), {"source": table}).fetchone()
     talk(f"{table} is detached" if row and row[0] else f"{table} was not attached")
 
 

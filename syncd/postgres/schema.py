@@ -132,7 +132,7 @@ def uninstall(conninfo: str) -> bool:
         if installed_revision(connection) is None:
             return False
         for (source,) in connection.execute(statement("schema", "list_sources")).fetchall():
-            connection.execute(statement("schema", "detach"), [source])
+            connection.execute(statement("schema", "detach"), {"source": source})
         connection.execute(statement("schema", "drop_schema"))
     return True
 

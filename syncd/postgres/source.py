@@ -72,10 +72,15 @@ class Source:
     def is_same(self, other: Source) -> bool:
         """Whether an index of one is an index of the other. A number alone does not tell: a database that was turned back gives it out again."""
         mine, others = (
-            (each.id, each.oid, each.arguments_md5, each.key_types, each.vector_type, each.dimension, each.metric)
+            (each.id, each.oid, each.arguments_md5, each.key_kinds, each.vector_type, each.dimension, each.metric)
             for each in (self, other)
         )
         return mine == others
+
+    @property
+    def key_kinds(self) -> list[str]:
+        """The types of the key's columns, as far as an index tells them apart."""
+        return [KEY_KINDS.get(name, name) for name in self.key_types]
 
     @property
     def key_kind(self) -> KeyKind:

@@ -15,7 +15,17 @@ from anyio import to_thread
 from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
-from syncd.errors import DimensionMismatch, InvalidParams, RequestError, TimedOut, TooLarge, UnknownKey, shortened
+from syncd.errors import (
+    DimensionMismatch,
+    InvalidParams,
+    NotReady,
+    RequestError,
+    TimedOut,
+    TooLarge,
+    UnknownDataset,
+    UnknownKey,
+    shortened,
+)
 from syncd.index.filters import Path, find_path, listed, parse_filter
 from syncd.index.search import SearchResult as Found
 from syncd.index.search import elements
@@ -30,7 +40,7 @@ from syncd.rpc.wire import key_from_wire, key_to_wire, vector_from_wire, vector_
 from syncd.sync.checkpoints import Checkpointer
 from syncd.sync.consumer import Consumer
 from syncd.sync.counters import OTHER
-from syncd.sync.datasets import Dataset, Registry
+from syncd.sync.datasets import Dataset, Follower, Registry
 from syncd.sync.verify import Verifier
 from syncd.types import Key, Position, full_dataset_name
 
@@ -126,18 +136,29 @@ class Methods:
         return self.search_queue.run(search, params.timeout_ms / 1000)
 
     async def search_later(self, params: messages.SearchParams) -> messages.SearchResult:
-        """Search at a position that the caller asked for."""
-        dataset = self.registry.find(params.dataset)
-        seconds = params.timeout_ms / 1000
-        deadline = anyio.current_time() + seconds
-        if params.after is not None:
-            await self.consumer.wait_for_xid(parse_token(params.after), seconds, dataset.follower)
-        if params.consistency == "strong":
-            await self.consumer.wait_for_now(max(deadline - anyio.current_time(), 0), dataset.follower)
+        """Search at a position that the caller asked for. The dataset may be one that is formed on the way there."""
+        deadline = anyio.current_time() + params.timeout_ms / 1000
+        try:
+            await self.wait_for_position(params, self.registry.find(params.dataset).follower, deadline)
+        except (UnknownDataset, NotReady) as error:
+            try:
+                await self.wait_for_position(params, None, deadline)  # any source may be the one that forms it
+            except TimedOut:
+                raise error from None
         search = PreparedSearch(self, params)
         if search.elements <= IN_PLACE_ELEMENTS:
             return search.run()
         return await self.search_queue.run(search, max(deadline - anyio.current_time(), 0))
+
+    async def wait_for_position(
+        self, params: messages.SearchParams, follower: Follower | None, deadline: float
+    ) -> None:
+        """Return once the position, of one source or of all, is what a search asks for; raises ``TimedOut``."""
+        if params.after is not None:
+            seconds = max(deadline - anyio.current_time(), 0)
+            await self.consumer.wait_for_xid(parse_token(params.after), seconds, follower)
+        if params.consistency == "strong":
+            await self.consumer.wait_for_now(max(deadline - anyio.current_time(), 0), follower)
 
     def get(self, params: messages.GetParams) -> messages.GetResult | Awaitable[messages.GetResult]:
         """Those of the keys that are indexed."""

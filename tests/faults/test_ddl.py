@@ -399,7 +399,7 @@ def test_a_column_to_filter_on_that_is_given_another_type_makes_a_new_index(filt
     filtered.db.execute("ALTER TABLE items ALTER COLUMN note TYPE bigint")
     filtered.in_step()
     check()
-    assert filtered.log.count("source_attached") == 1  # a longer integer fits the same index
+    assert filtered.log.count("source_altered") == 1  # a longer integer fits the same index
 
 
 def test_a_dropped_column_to_filter_on_fails_with_the_command_that_goes_on_without(filtered: Followed) -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import psycopg
+import pytest
 
+from syncd.errors import UnknownDataset
 from tests.daemon import Daemon
 
 
@@ -48,3 +50,30 @@ def test_rows_committed_while_syncd_is_down_are_found_after_a_restart(db: psycop
         assert sorted(client.keys("items")) == [*range(1, 1000, 2)]
     assert "there is no checkpoint" in daemon.log.read_text()
     assert daemon.log.read_text().count("source_to_be_read") == 2  # at the first start: embeddings, and items
+
+
+def test_the_first_row_of_a_new_dataset_is_found_by_whoever_waits_for_it(
+    db: psycopg.Connection, daemon: Daemon
+) -> None:
+    db.execute("CREATE TABLE items (id int PRIMARY KEY, part text, v real[])")
+    db.execute("SELECT syncd.attach('items', dataset => 'part')")
+    daemon.start()
+    with daemon.client() as client:
+        for number in range(20):
+            (token,) = db.execute(
+                "WITH row AS (INSERT INTO items VALUES (%s, %s, '{1,0}')) SELECT syncd.token()", [number, f"p{number}"]
+            ).fetchone() or [""]
+            wait = {"after": token} if number % 2 else {"consistency": "strong"}
+            assert [hit.key for hit in client.search(f"p{number}", [1, 0], **wait)] == [number]
+        with pytest.raises(UnknownDataset):
+            client.search("nowhere", [1, 0], consistency="strong")
+
+
+def test_a_search_waits_for_a_table_that_was_attached_a_moment_ago(db: psycopg.Connection, daemon: Daemon) -> None:
+    daemon.start()
+    with daemon.client() as client:
+        for number in range(10):
+            db.execute(f"CREATE TABLE t{number} (id int PRIMARY KEY, v real[])")
+            db.execute(f"INSERT INTO t{number} SELECT i, ARRAY[i, 1] FROM generate_series(1, 1000) i")
+            db.execute(f"SELECT syncd.attach('t{number}', metric => 'l2')")
+            assert client.search(f"t{number}", [7, 1], k=1, consistency="strong")[0].key == 7

@@ -1,0 +1,48 @@
+-- The table of documents behind the LangChain and LlamaIndex stores. {table} is its name.
+
+-- name: create_documents
+CREATE TABLE IF NOT EXISTS {table} (
+    collection text NOT NULL,
+    id text NOT NULL,
+    document_id text,  -- what a LlamaIndex node was cut from
+    content text NOT NULL,
+    metadata jsonb NOT NULL DEFAULT '{{}}',
+    embedding real[],
+    PRIMARY KEY (collection, id)
+);
+
+-- name: lock_creation
+-- Two that create the same table at once would fail, though IF NOT EXISTS is said.
+SELECT pg_advisory_xact_lock(hashtext('syncd.apps'));
+
+-- name: has_table
+SELECT to_regclass(%s) IS NOT NULL;
+
+-- name: attach_documents
+-- The project is the table's name, so that collections of two tables may have one name.
+SELECT syncd.attach(%(source)s, vector => 'embedding', project => quote_literal(%(project)s), dataset => 'collection', metric => %(metric)s,
+                    columns => ARRAY['id', 'document_id', 'metadata']);
+
+-- name: write_document
+INSERT INTO {table} (collection, id, document_id, content, metadata, embedding)
+VALUES (%(collection)s, %(id)s, %(document_id)s, %(content)s, %(metadata)s, %(embedding)s::real[])
+ON CONFLICT (collection, id) DO UPDATE
+SET document_id = excluded.document_id, content = excluded.content, metadata = excluded.metadata, embedding = excluded.embedding;
+
+-- name: read_documents
+SELECT id, document_id, content, metadata FROM {table} WHERE collection = %(collection)s AND id = ANY (%(ids)s);
+
+-- name: delete_documents
+DELETE FROM {table} WHERE collection = %(collection)s AND id = ANY (%(ids)s);
+
+-- name: delete_of_document
+DELETE FROM {table} WHERE collection = %(collection)s AND document_id = %(document_id)s;
+
+-- name: delete_collection
+DELETE FROM {table} WHERE collection = %(collection)s;
+
+-- name: has_vectors
+SELECT EXISTS (SELECT FROM {table} WHERE collection = %(collection)s AND embedding IS NOT NULL);
+
+-- name: token
+SELECT syncd.token();

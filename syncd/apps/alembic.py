@@ -1,0 +1,48 @@
+"""``attach`` and ``detach`` for the revisions of a program's own Alembic, online and with ``--sql``.
+
+Schema ``syncd`` is made by ``syncd init``, before; the two have version tables of their own and do not meet.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from alembic import op
+from sqlalchemy import Text, bindparam, text
+from sqlalchemy.dialects.postgresql import ARRAY
+
+from syncd.statements import statement
+from syncd.types import Metric
+
+
+def attach(
+    source: str,
+    *,
+    key: Sequence[str] | None = None,
+    vector: str | None = None,
+    project: str | None = None,
+    dataset: str | None = None,
+    live: str | None = None,
+    metric: Metric | None = None,
+    columns: Sequence[str] | None = None,
+) -> None:
+    """``syncd.attach`` in a revision's ``upgrade``, in its transaction; what is not given has the function's default."""
+    words = {"source": source, "vector": vector, "project": project, "dataset": dataset, "live": live, "metric": metric}
+    lists = {"key": key, "columns": columns}
+    op.execute(
+        text(with_colons(statement("schema", "attach"))).bindparams(
+            *(bindparam(name, value, Text) for name, value in words.items()),
+            *(bindparam(name, None if value is None else list(value), ARRAY(Text)) for name, value in lists.items()),
+        )
+    )
+
+
+def detach(source: str) -> None:
+    """``syncd.detach`` in a revision's ``downgrade``."""
+    op.execute(text(with_colons(statement("schema", "detach"))).bindparams(bindparam("source", source, Text)))
+
+
+def with_colons(query: str) -> str:
+    """A statement with psycopg's parameters as one with SQLAlchemy's."""
+    return re.sub(r"%\((\w+)\)s", r":\1", query)

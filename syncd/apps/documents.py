@@ -1,0 +1,226 @@
+"""A table of documents in PostgreSQL whose searches are answered by syncd: what the LangChain and the LlamaIndex store share.
+
+The invariant: a search sees every write that this object has finished. Texts and metadata are read from the table, so an answer never holds
+a document that is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from psycopg import Connection, sql
+from psycopg.rows import class_row
+from psycopg.types.json import Jsonb
+from psycopg_pool import ConnectionPool
+
+from syncd.errors import DatabaseError, UnknownDataset
+from syncd.rpc.calls import Hit, Vector
+from syncd.rpc.client import Client
+from syncd.statements import statement
+from syncd.types import Metric, dataset_name
+
+MAX_CONNECTIONS = 4
+METADATA = "metadata"
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A row without its vector. ``document_id`` names what it was cut from, where it was."""
+
+    id: str
+    content: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+    document_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A document and its distance, as pgvector's operators count it."""
+
+    document: Document
+    distance: float
+
+
+class Documents:
+    """One collection of one table. Threads may share it.
+
+    ``dsn`` is libpq's connection string, by default its ``PG*`` variables; ``address`` and ``token`` are those of ``syncd.connect``.
+    ``table`` is a name, or ``schema.name``; it is made and attached where it does not exist, for which its user needs ``USAGE`` on schema
+    ``syncd``. ``metric`` is what the table is attached with then.
+    """
+
+    def __init__(
+        self,
+        dsn: str = "",
+        *,
+        table: str,
+        collection: str,
+        metric: Metric = "cosine",
+        address: str | os.PathLike[str] | None = None,
+        token: str | None = None,
+    ) -> None:
+        self.table = table
+        self.collection = collection
+        self.metric = metric
+        self.dataset = dataset_name(table, collection)
+        self.last_token: str | None = None
+        self._address, self._address_token = address, token
+        self._name = sql.Identifier(*table.split("."))
+        self._name_in_query = sql.Identifier(*table.replace("%", "%%").split("."))  # psycopg reads % in names too
+        self._lock = threading.Lock()
+        self._clients: deque[Client] = deque()
+        self._pool = ConnectionPool(
+            dsn, min_size=0, max_size=MAX_CONNECTIONS, open=True, check=ConnectionPool.check_connection
+        )
+        try:
+            self._create()
+        except BaseException:
+            self._pool.close()
+            raise
+
+    def close(self) -> None:
+        """Close the connections; the object is of no use afterwards."""
+        self._pool.close()
+        while self._clients:
+            self._clients.pop().close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def write(self, documents: Sequence[Document], vectors: Sequence[Vector]) -> None:
+        """Insert or replace, all or none of them."""
+        rows = [
+            {
+                "collection": self.collection,
+                "id": each.id,
+                "document_id": each.document_id,
+                "content": each.content,
+                "metadata": Jsonb(each.metadata),
+                "embedding": np.asarray(vector, dtype=np.float64).tolist(),
+            }
+            for each, vector in zip(documents, vectors, strict=True)
+        ]
+        with self._pool.connection() as connection:
+            with connection.transaction(), connection.cursor() as cursor:
+                cursor.executemany(self._statement("write_document"), rows)
+            self._remember(connection)
+
+    def delete(self, ids: Sequence[str] | None = None) -> None:
+        """Delete these, or without ``ids`` all of the collection; those that are not there do no harm."""
+        if ids is None:
+            self._change("delete_collection")
+        else:
+            self._change("delete_documents", ids=list(ids))
+
+    def delete_of(self, document_id: str) -> None:
+        """Delete all that was cut from one document."""
+        self._change("delete_of_document", document_id=document_id)
+
+    def read(self, ids: Sequence[str]) -> list[Document]:
+        """Those of these documents that there are, in the order of ``ids``."""
+        with self._pool.connection() as connection, connection.cursor(row_factory=class_row(Document)) as cursor:
+            cursor.execute(self._statement("read_documents"), {"collection": self.collection, "ids": list(ids)})
+            found = {document.id: document for document in cursor}
+        return [found[each] for each in ids if each in found]
+
+    def search(
+        self, vector: Vector, k: int, conditions: Mapping[str, Any] | None = None, after: str | None = None
+    ) -> list[Found]:
+        """The ``k`` nearest, nearest first. ``after`` is another writer's token; this object's own writes are always seen."""
+        hits = self._hits(vector, k, conditions, after)
+        distances = {key[1]: hit.distance for hit in hits if isinstance(key := hit.key, tuple)}
+        return [Found(document, distances[document.id]) for document in self.read([str(each) for each in distances])]
+
+    def vectors(self, ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """The indexed vectors of these documents, of unit length where the metric is cosine."""
+        with self._client() as client:
+            rows = client.get(self.dataset, [(self.collection, each) for each in ids], vectors=True)
+        return {str(row.key[1]): row.vector for row in rows if isinstance(row.key, tuple) and row.vector is not None}
+
+    def _hits(self, vector: Vector, k: int, conditions: Mapping[str, Any] | None, after: str | None) -> list[Hit]:
+        if k <= 0:
+            return []
+        with self._client() as client:
+            if after is not None:
+                client.wait(after)  # by itself: neither of two tokens vouches for the other
+            try:
+                return client.search(self.dataset, vector, k=k, filter=conditions, after=self.last_token)
+            except UnknownDataset:
+                if not self._has_vectors():
+                    return []
+            try:
+                return client.search(self.dataset, vector, k=k, filter=conditions, consistency="strong")
+            except UnknownDataset:
+                raise DatabaseError(
+                    f"table {self.table} has vectors of collection {self.collection!r}, but syncd does not follow it",
+                    hint="attach it: see the `attach_documents` statement of syncd/sql/queries/apps.sql",
+                ) from None
+
+    def _create(self) -> None:
+        with self._pool.connection() as connection:
+            connection.execute(statement("apps", "lock_creation"))
+            name = self._name.as_string(connection)
+            if connection.execute(statement("apps", "has_table"), [name]).fetchone() == (False,):
+                connection.execute(self._statement("create_documents"), {})
+                connection.execute(
+                    statement("apps", "attach_documents"),
+                    {"source": name, "project": self.table, "metric": self.metric},
+                )
+
+    def _change(self, name: str, **parameters: object) -> None:
+        with self._pool.connection() as connection:
+            with connection.transaction():
+                connection.execute(self._statement(name), {"collection": self.collection, **parameters})
+            self._remember(connection)
+
+    def _remember(self, connection: Connection) -> None:
+        """Keep a token that was taken after the commit: whoever sees it sees every write that had finished, by whatever thread."""
+        row = connection.execute(statement("apps", "token")).fetchone()
+        assert row is not None
+        with self._lock:
+            self.last_token = max(self.last_token or "0", row[0], key=int)
+
+    def _has_vectors(self) -> bool:
+        with self._pool.connection() as connection:
+            return connection.execute(self._statement("has_vectors"), {"collection": self.collection}).fetchone() == (
+                True,
+            )
+
+    def _statement(self, name: str) -> sql.Composed:
+        return sql.SQL(statement("apps", name)).format(table=self._name_in_query)
+
+    @contextmanager
+    def _client(self) -> Iterator[Client]:
+        """A client that no other thread uses: one that waits for a write does not hold up the others."""
+        try:
+            client = self._clients.pop()
+        except IndexError:
+            client = Client(self._address, token=self._address_token)
+        try:
+            yield client
+        finally:
+            self._clients.append(client)
+
+
+def on_metadata(conditions: Mapping[str, Any]) -> dict[str, Any]:
+    """A filter over metadata as syncd's filter over the table's columns: each name gets ``metadata.`` before it."""
+    found: dict[str, Any] = {}
+    for name, value in conditions.items():
+        if name == "not":
+            found[name] = on_metadata(value)
+        elif name in ("and", "or"):
+            found[name] = [on_metadata(each) for each in value]
+        else:
+            found[f"{METADATA}.{name}"] = value
+    return found

@@ -1,0 +1,142 @@
+"""LangChain's ``VectorStore`` on a PostgreSQL table, with searches answered by syncd. Needs ``pip install 'syncd[langchain]'``."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+from langchain_core.documents import Document
+from langchain_core.embeddings import Embeddings
+from langchain_core.vectorstores import VectorStore
+from langchain_core.vectorstores.utils import maximal_marginal_relevance
+
+from syncd.apps import documents
+from syncd.apps.documents import Documents, on_metadata
+from syncd.types import Metric
+
+Filter = Mapping[str, Any]
+
+
+class SyncdVectorStore(VectorStore):
+    """Documents in a table of yours, searched by syncd.
+
+    A search sees every write that this store has finished; ``after`` takes the token of another writer. ``filter`` is syncd's, over the
+    metadata: ``{"lang": "en", "year": {"gte": 2020}}``. Scores are distances as pgvector counts them: less is nearer. The other parameters
+    are those of ``syncd.apps.documents.Documents``. The asynchronous methods run in threads, as LangChain does by itself.
+    """
+
+    def __init__(
+        self,
+        embedding: Embeddings,
+        dsn: str = "",
+        *,
+        collection: str = "default",
+        table: str = "langchain_documents",
+        metric: Metric = "cosine",
+        address: str | os.PathLike[str] | None = None,
+        token: str | None = None,
+    ) -> None:
+        self._embedding = embedding
+        self.documents = Documents(
+            dsn, table=table, collection=collection, metric=metric, address=address, token=token
+        )  # fmt: skip
+
+    @classmethod
+    def from_texts(
+        cls, texts: list[str], embedding: Embeddings, metadatas: list[dict[Any, Any]] | None = None, *, ids: list[str] | None = None, **kwargs: Any
+    ) -> Self:  # fmt: skip
+        """A store with these texts in it. ``kwargs`` are those of the class."""
+        store = cls(embedding, **kwargs)
+        store.add_texts(texts, metadatas, ids=ids)
+        return store
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.documents.close()
+
+    @property
+    def embeddings(self) -> Embeddings:
+        """What makes vectors of texts."""
+        return self._embedding
+
+    @property
+    def last_token(self) -> str | None:
+        """The token of this store's writes, for a reader elsewhere."""
+        return self.documents.last_token
+
+    def add_texts(
+        self, texts: Iterable[str], metadatas: list[dict[Any, Any]] | None = None, *, ids: Sequence[str | None] | None = None, **_: Any
+    ) -> list[str]:  # fmt: skip
+        """Embed and write; a document whose id is there is replaced. Returns the ids."""
+        contents = list(texts)
+        names = [each or str(uuid.uuid4()) for each in ids or [None] * len(contents)]
+        rows = [
+            documents.Document(name, content, dict(metadata))
+            for name, content, metadata in zip(names, contents, metadatas or [{}] * len(contents), strict=True)
+        ]
+        self.documents.write(rows, self._embedding.embed_documents(contents))
+        return names
+
+    def delete(self, ids: list[str] | None = None, **_: Any) -> bool:
+        """Delete these documents; without ``ids`` all of the collection, as LangChain defines it."""
+        self.documents.delete(ids)
+        return True
+
+    def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
+        """Those of these documents that there are."""
+        return [as_document(each) for each in self.documents.read(ids)]
+
+    def similarity_search(self, query: str, k: int = 4, **kwargs: Any) -> list[Document]:
+        """The nearest documents; takes ``filter`` and ``after``."""
+        return self.similarity_search_by_vector(self._embedding.embed_query(query), k, **kwargs)
+
+    def similarity_search_by_vector(self, embedding: list[float], k: int = 4, **kwargs: Any) -> list[Document]:
+        """The nearest documents to a vector."""
+        return [document for document, _ in self.similarity_search_with_score_by_vector(embedding, k, **kwargs)]
+
+    def similarity_search_with_score(self, query: str, k: int = 4, **kwargs: Any) -> list[tuple[Document, float]]:
+        """The nearest documents and their distances."""
+        return self.similarity_search_with_score_by_vector(self._embedding.embed_query(query), k, **kwargs)
+
+    def similarity_search_with_score_by_vector(
+        self, embedding: list[float], k: int = 4, *, filter: Filter | None = None, after: str | None = None, **_: Any  # noqa: A002 - LangChain's name
+    ) -> list[tuple[Document, float]]:  # fmt: skip
+        """The nearest documents to a vector, and their distances."""
+        found = self.documents.search(embedding, k, on_metadata(filter) if filter else None, after)
+        return [(as_document(each.document), each.distance) for each in found]
+
+    def max_marginal_relevance_search(
+        self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
+    ) -> list[Document]:
+        """``k`` of the ``fetch_k`` nearest, each unlike those before it."""
+        vector = self._embedding.embed_query(query)
+        return self.max_marginal_relevance_search_by_vector(vector, k, fetch_k, lambda_mult, **kwargs)
+
+    def max_marginal_relevance_search_by_vector(
+        self, embedding: list[float], k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
+    ) -> list[Document]:
+        """The same for a vector."""
+        near = {str(each.id): each for each in self.similarity_search_by_vector(embedding, fetch_k, **kwargs)}
+        vectors = self.documents.vectors(list(near))
+        names = [name for name in near if name in vectors]
+        if not names:
+            return []
+        chosen = maximal_marginal_relevance(
+            np.asarray(embedding, dtype=np.float32), [vectors[name] for name in names], lambda_mult, k
+        )
+        return [near[names[place]] for place in chosen]
+
+    def _select_relevance_score_fn(self) -> Callable[[float], float]:
+        if self.documents.metric == "cosine":
+            return self._cosine_relevance_score_fn
+        if self.documents.metric == "l2":
+            return self._euclidean_relevance_score_fn
+        return self._max_inner_product_relevance_score_fn
+
+
+def as_document(document: documents.Document) -> Document:
+    """A document as LangChain has it."""
+    return Document(id=document.id, page_content=document.content, metadata=document.metadata)

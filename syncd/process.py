@@ -1,0 +1,47 @@
+"""``syncd serve`` in a process of its own, for as long as a block needs it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from syncd.errors import SyncdError
+
+STOP_SECONDS = 60.0
+
+
+@contextmanager
+def serve(environment: Mapping[str, str], log: Path, cwd: Path | None = None) -> Iterator[subprocess.Popen[str]]:
+    """Start the service and wait until it is ready; stop it at the end of the block. What it says on stderr is added to ``log``.
+
+    ``environment`` is all that it gets. ``-P`` makes it the installed package, not one in the current directory. Raises ``SyncdError`` where it
+    does not start, and where it does not stop in order though the block went well.
+    """
+    with log.open("ab") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "syncd.cli.main", "serve"], env=dict(environment), cwd=cwd, stdout=subprocess.PIPE, stderr=stderr, text=True
+        )  # fmt: skip
+    with process:
+        try:
+            assert process.stdout is not None
+            if not process.stdout.readline().startswith("ready"):
+                raise failure("syncd serve did not start", log)
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+    if process.returncode != 0:
+        raise failure(f"syncd serve ended with exit {process.returncode}", log)
+
+
+def failure(what: str, log: Path) -> SyncdError:
+    """An error that ends with the last words of the service."""
+    words = log.read_text(encoding="utf-8", errors="replace")[-2000:].strip()
+    return SyncdError(f"{what}: {words}", hint="run it by itself to see why: syncd serve")

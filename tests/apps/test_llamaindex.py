@@ -1,0 +1,143 @@
+"""The LlamaIndex store: what a vector store is asked for, against a real PostgreSQL and a real syncd."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from syncd.testing import Throwaway
+
+pytest.importorskip("llama_index.core", reason="pip install 'syncd[llamaindex]'")
+
+from llama_index.core.schema import NodeRelationship, RelatedNodeInfo, TextNode
+from llama_index.core.vector_stores.types import (
+    FilterCondition,
+    FilterOperator,
+    MetadataFilter,
+    MetadataFilters,
+    VectorStoreQuery,
+    VectorStoreQueryMode,
+)
+
+from syncd.apps.llamaindex import SyncdVectorStore
+
+
+@pytest.fixture
+def store(running: Throwaway) -> Iterator[SyncdVectorStore]:
+    opened = SyncdVectorStore(running.dsn, collection=uuid.uuid4().hex, address=running.socket)
+    yield opened
+    opened.close()
+
+
+def node(name: str, vector: list[float], document: str = "", **metadata: object) -> TextNode:
+    made = TextNode(id_=name, text=f"text of {name}", embedding=vector, metadata=metadata)
+    if document:
+        made.relationships[NodeRelationship.SOURCE] = RelatedNodeInfo(node_id=document)
+    return made
+
+
+NODES = [
+    node("a", [1, 0], "first", lang="en", year=2020, tags=["x", "y"]),
+    node("b", [1, 1], "first", lang="de", year=2024, tags=["y"]),
+    node("c", [0, 1], "second", year=2022, tags=["z"]),
+]
+
+
+def query(**parameters: object) -> VectorStoreQuery:
+    return VectorStoreQuery(**({"query_embedding": [1.0, 0.0], "similarity_top_k": 10} | parameters))
+
+
+def test_nodes_come_back_as_they_were_written_nearest_first(store: SyncdVectorStore) -> None:
+    assert store.add(NODES) == ["a", "b", "c"]
+    found = store.query(query())
+    assert found.ids == ["a", "b", "c"]
+    assert found.similarities == pytest.approx([1, 2**-0.5, 0], abs=1e-6)
+    first = (found.nodes or [])[0]
+    assert (first.get_content(), first.metadata, first.ref_doc_id) == ("text of a", NODES[0].metadata, "first")
+    assert [each.node_id for each in store.get_nodes(["c", "nobody", "a"])] == ["c", "a"]
+
+
+def test_what_is_written_again_or_deleted_is_seen_at_once(store: SyncdVectorStore) -> None:
+    store.add(NODES)
+    store.add([node("a", [-1, 0], "first")])
+    assert store.query(query()).ids == ["b", "c", "a"]
+    store.delete("first")
+    assert store.query(query()).ids == ["c"]
+    store.delete_nodes(["c"])
+    assert store.query(query()).ids == []
+    store.add(NODES)
+    store.clear()
+    assert store.query(query()).ids == []
+
+
+@pytest.mark.anyio
+async def test_the_same_without_blocking_the_loop(store: SyncdVectorStore) -> None:
+    await store.async_add(NODES)
+    assert (await store.aquery(query(similarity_top_k=2))).ids == ["a", "b"]
+    await store.adelete("first")
+    assert (await store.aquery(query())).ids == ["c"]
+    assert [each.node_id for each in await store.aget_nodes(["c"])] == ["c"]
+    await store.adelete_nodes(["c"])
+    await store.aclear()
+    assert (await store.aquery(query())).ids == []
+
+
+@pytest.mark.parametrize(
+    ("operator", "key", "value", "expected"),
+    [
+        (FilterOperator.EQ, "lang", "en", ["a"]),
+        (FilterOperator.NE, "lang", "en", ["b"]),
+        (FilterOperator.GT, "year", 2022, ["b"]),
+        (FilterOperator.GTE, "year", 2022, ["b", "c"]),
+        (FilterOperator.LT, "year", 2022, ["a"]),
+        (FilterOperator.LTE, "year", 2022, ["a", "c"]),
+        (FilterOperator.IN, "lang", ["en", "fr"], ["a"]),
+        (FilterOperator.NIN, "year", [2020, 2022], ["b"]),
+        (FilterOperator.ANY, "tags", ["x", "z"], ["a", "c"]),
+        (FilterOperator.ALL, "tags", ["x", "y"], ["a"]),
+        (FilterOperator.CONTAINS, "tags", "y", ["a", "b"]),
+        (FilterOperator.IS_EMPTY, "lang", None, ["c"]),
+    ],
+)
+def test_operators(
+    store: SyncdVectorStore, operator: FilterOperator, key: str, value: object, expected: list[str]
+) -> None:
+    store.add(NODES)
+    filters = MetadataFilters(filters=[MetadataFilter(key=key, value=value, operator=operator)])
+    assert store.query(query(filters=filters)).ids == expected
+
+
+def test_conditions_documents_and_ids(store: SyncdVectorStore) -> None:
+    store.add(NODES)
+    english = MetadataFilter(key="lang", value="en")
+    late = MetadataFilter(key="year", value=2022, operator=FilterOperator.GTE)
+
+    def ids(condition: FilterCondition, *filters: object) -> list[str] | None:
+        return store.query(query(filters=MetadataFilters(filters=list(filters), condition=condition))).ids
+
+    assert ids(FilterCondition.AND, english, late) == []
+    assert ids(FilterCondition.OR, english, late) == ["a", "b", "c"]
+    assert ids(FilterCondition.NOT, late) == ["a"]
+    assert ids(FilterCondition.AND, MetadataFilters(filters=[english, late], condition=FilterCondition.OR), late) == ["b", "c"]  # fmt: skip
+    assert store.query(query(doc_ids=["second"])).ids == ["c"]
+    assert store.query(query(node_ids=["c", "a"])).ids == ["a", "c"]
+
+
+def test_what_cannot_be_asked_is_refused(store: SyncdVectorStore) -> None:
+    like = MetadataFilters(filters=[MetadataFilter(key="lang", value="e", operator=FilterOperator.TEXT_MATCH)])
+    with pytest.raises(ValueError, match="no filter for text_match"):
+        store.query(query(filters=like))
+    with pytest.raises(ValueError, match="not mmr"):
+        store.query(query(mode=VectorStoreQueryMode.MMR))
+    with pytest.raises(ValueError, match="by their ids"):
+        store.delete_nodes(filters=like)
+
+
+def test_an_index_of_llamaindex_on_it_retrieves(store: SyncdVectorStore) -> None:
+    from llama_index.core import MockEmbedding, StorageContext, VectorStoreIndex
+
+    context = StorageContext.from_defaults(vector_store=store)
+    index = VectorStoreIndex(NODES, storage_context=context, embed_model=MockEmbedding(2))
+    assert {each.node.node_id for each in index.as_retriever(similarity_top_k=3).retrieve("x")} == {"a", "b", "c"}
