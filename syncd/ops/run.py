@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import anyio
 from anyio.abc import TaskGroup
 
 from syncd.ops.history import History
-from syncd.ops.http import Http
-from syncd.ops.metrics import Metrics
 from syncd.ops.notify import keep_watchdog, notify
 from syncd.ops.parts import Parts
 from syncd.ops.readiness import Readiness
 from syncd.ops.webhook import Webhook
 from syncd.settings import OFF
+
+if TYPE_CHECKING:
+    from syncd.ops.http import Http
 
 STOP_SECONDS = 5.0
 
@@ -23,13 +26,17 @@ class Ops:
     def __init__(self, parts: Parts) -> None:
         self.readiness = Readiness(parts)
         self.history = History(parts)
-        self.http = Http(parts, self.readiness, self.history, Metrics(parts))
-        self.serves_http = parts.settings.http != OFF
+        self.http: Http | None = None
+        if parts.settings.http != OFF:
+            from syncd.ops.http import Http  # a fifth of a start's time: the web server comes with it
+            from syncd.ops.metrics import Metrics
+
+            self.http = Http(parts, self.readiness, self.history, Metrics(parts))
         self.webhook = Webhook(parts) if parts.settings.webhook_url.get_secret_value() else None
 
     async def start(self, tasks: TaskGroup) -> None:
         """Open the HTTP port; raises ``AddressInUse`` or ``SettingsError``."""
-        if self.serves_http:
+        if self.http is not None:
             await tasks.start(self.http.serve)
 
     def observe(self, tasks: TaskGroup) -> None:
@@ -48,7 +55,7 @@ class Ops:
         """Tell what the last checkpoint came to, and close the HTTP port, the last thing to go."""
         if self.webhook is not None:
             await self.webhook.stop()
-        self.http.stop()
-        if self.serves_http:
+        if self.http is not None:
+            self.http.stop()
             with anyio.move_on_after(STOP_SECONDS):
                 await self.http.stopped.wait()
