@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 from tests.faults.soak import Soak
 
 MINUTES = float(os.environ.get("SOAK_MINUTES", "2"))
 
 
+@pytest.mark.timeout(MINUTES * 60 + 180)
 def test_indexes_stay_in_sync_while_everything_is_killed(tmp_path: Path) -> None:
     soak = Soak(tmp_path, seed=2)
     try:
