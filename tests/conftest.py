@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import resource
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +18,9 @@ from tests.daemon import Daemon
 from tests.servers import VERSIONS, PostgresServer, Version, available
 
 TEMPLATE = "syncd_template"
+
+# As the service does: a test that maps many small files needs more than the usual 1024.
+resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
 numbers = itertools.count(1)
 
 

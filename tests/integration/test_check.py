@@ -428,7 +428,7 @@ def test_a_database_that_is_down_is_one_line_and_no_traceback(tmp_path: Path) ->
     assert done.stderr == ""
     assert len(re.findall(r"^fail ", done.stdout, re.MULTILINE)) == 1
     assert re.search(r"^fail  database .*Connection refused", done.stdout, re.MULTILINE)
-    assert "fix: set SYNCD_DSN" in done.stdout
+    assert "fix: start the server, or set SYNCD_DSN" in done.stdout
     as_json = run("check", "--json", SYNCD_DSN="host=127.0.0.1 port=1", SYNCD_DATA_DIR=str(tmp_path / "data"))
     assert as_json.returncode == 1
     assert [row["what"] for row in json.loads(as_json.stdout) if row["level"] == "fail"] == ["database"]
