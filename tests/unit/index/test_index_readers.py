@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -77,7 +78,7 @@ def test_a_view_stays_as_it_was(create: Create) -> None:
 
 def test_saves_beside_the_writer_load_as_whole_passes(tmp_path: Path) -> None:
     directory = tmp_path / "p" / "d"
-    index = DatasetIndex.create(directory, metric="l2", key_kind="text", chunk_bytes=SMALL_CHUNKS)
+    index = DatasetIndex.create(directory, metric="l2", key_kind="text", chunk_bytes=8 * SMALL_CHUNKS)
     keys = [f"key {n}" for n in range(ROWS)]
     done = threading.Event()
 
@@ -99,6 +100,8 @@ def test_saves_beside_the_writer_load_as_whole_passes(tmp_path: Path) -> None:
             assert len(rows) == loaded.count == ROWS
             assert len({float(vector[0]) for _, vector in rows if vector is not None}) == 1
             saves += 1
+            del loaded
+            gc.collect()  # each of its many small files is open while it is mapped
     finally:
         writer.join()
     assert saves
