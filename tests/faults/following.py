@@ -65,6 +65,16 @@ def change_one(conninfo: str, seed: int, tables: Sequence[Table] = TABLES) -> st
         return fetch(db, "SELECT syncd.token()")
 
 
+def takes_requests(daemon: Daemon) -> bool:
+    """Whether it takes requests; its socket is there a moment before."""
+    try:
+        with daemon.client() as client:
+            client.ping()
+    except ServiceUnavailable:
+        return False
+    return True
+
+
 def applied(daemon: Daemon, token: str) -> None:
     """Return once syncd has applied a transaction."""
     with daemon.client() as client:

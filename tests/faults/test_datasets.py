@@ -12,7 +12,7 @@ import pytest
 from syncd.errors import NotReady, RequestError, UnknownDataset
 from syncd.rpc.client import Client
 from tests.daemon import Daemon
-from tests.faults.following import assert_in_step, attach_tables, change, logged, until
+from tests.faults.following import assert_in_step, attach_tables, change, logged, takes_requests, until
 from tests.oracle.writes import fetch
 
 PAGE_ROWS = "syncd.sync.watched.SCAN_PAGE_ROWS"
@@ -132,7 +132,7 @@ def test_a_small_table_answers_before_a_large_one_has_been_read(db: psycopg.Conn
     db.execute("SELECT syncd.attach('large', metric => 'l2'), syncd.attach('small', metric => 'l2')")
     daemon.with_constant(PAGE_ROWS, (10, 10, 10))
     daemon.spawn()
-    until(daemon.socket.exists, "it serves")
+    until(lambda: takes_requests(daemon), "it serves")
     with daemon.client() as client:
         until(lambda: count_of(client, "small") == 100, "the small table answers")
         states = {each.dataset: each.state for each in client.datasets()}

@@ -25,7 +25,7 @@ from tests.faults.clusters import (
     set_aside,
     stop_following,
 )
-from tests.faults.following import applied, assert_in_step, attach_tables, change, logged, until
+from tests.faults.following import applied, assert_in_step, attach_tables, change, logged, takes_requests, until
 from tests.faults.proxy import Proxy
 from tests.servers import PostgresServer, available
 
@@ -145,7 +145,7 @@ def test_writers_to_a_restored_database_do_not_queue_behind_syncd(
                 with psycopg.connect(restored, options="-c lock_timeout=2s") as db:
                     db.execute("UPDATE docs SET v = v WHERE n = %s", [seed])
             slow.rollback()
-        until(daemon.socket.exists, "syncd serves")
+        until(lambda: takes_requests(daemon), "syncd serves")
         assert_in_step(restored, daemon)
     finally:
         if daemon.process is not None:

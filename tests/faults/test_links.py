@@ -22,7 +22,17 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from syncd.errors import RequestError
 from tests.conftest import TEMPLATE, prepare
 from tests.daemon import Daemon
-from tests.faults.following import TABLES, applied, assert_in_step, attach_tables, change, logged, until, upsert
+from tests.faults.following import (
+    TABLES,
+    applied,
+    assert_in_step,
+    attach_tables,
+    change,
+    logged,
+    takes_requests,
+    until,
+    upsert,
+)
 from tests.faults.proxy import Proxy
 from tests.oracle.tables import ITEMS, TOPICS
 from tests.servers import PostgresServer, available
@@ -193,7 +203,7 @@ def test_connections_reset_during_the_first_reading(direct: str, behind: Daemon,
     behind.with_constant("syncd.sync.watched.SCAN_PAGE_ROWS", (4, 4, 4))
     behind.with_constant("syncd.postgres.listener.LAST_DELAY_SECONDS", 0.2)
     behind.spawn()
-    until(behind.socket.exists, "it serves")
+    until(lambda: takes_requests(behind), "it serves")
     with behind.client() as client:
         until(lambda: client.status().listener_connected, "it has started")
         for _ in range(5):
