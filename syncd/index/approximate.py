@@ -6,11 +6,13 @@ distance overflows, the query is answered by exact search.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from syncd.index.calibration import Point
 from syncd.index.codes import LiveCodes, library
-from syncd.index.exact import Distances, pgvector_distances, search_exact, search_from, use_one_thread
+from syncd.index.exact import Distances, pgvector_distances, search_exact, search_from, search_rows, use_one_thread
 from syncd.index.live import Slots
 from syncd.index.vectors import Vectors, half_to_float
 from syncd.index.view import View
@@ -35,20 +37,25 @@ def search_codes(view: View, codes: LiveCodes, queries: Vectors, k: int, point: 
                 slots = slots[order.argpartition(point.candidates - 1)[: point.candidates]]
             if slots.size and slots.min() < 0:
                 slots = slots[slots >= 0]
-            distances = exact_distances(view, some[row], slots)
+            distances, slots = nearest_of(view, some[row : row + 1], slots, wanted)
             if tail is not None:
                 distances = np.concatenate((distances, tail[0][row]))
                 slots = np.concatenate((slots, tail[1][row]))
-            if distances.size > wanted:
-                nearest = distances.argpartition(wanted - 1)[:wanted]
-                distances, slots = distances[nearest], slots[nearest]
-            order = distances.argsort(kind="stable")
-            distances, slots = distances[order], slots[order]
-            if distances.size < wanted or not np.isfinite(distances[[0, -1]]).all():
+                order = distances.argsort(kind="stable")[:wanted]
+                distances, slots = distances[order], slots[order]
+            if distances.size < wanted or not (math.isfinite(distances[0]) and math.isfinite(distances[-1])):
                 results += search_exact(view, some[row : row + 1], k)
             else:
                 results.append((distances, slots))
     return results
+
+
+def nearest_of(view: View, query: Vectors, slots: Slots, k: int) -> tuple[Distances, Slots]:
+    """Of ``slots`` the at most ``k`` nearest to a query (1, dim): distances ascending, infinite where they overflow, and slots."""
+    if not slots.size:
+        return np.empty(0, dtype=np.float64), slots
+    distances, places = search_rows(view.format.metric, query, rows_of(view, slots), k)
+    return distances[0], slots[places[0]]
 
 
 def exact_distances(view: View, query: Vectors, slots: Slots) -> Distances:

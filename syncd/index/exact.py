@@ -145,7 +145,8 @@ def _search_chosen(view: View, queries: Vectors, k: int, first: int, rows: NDArr
         faiss.knn_L2sqr_by_idx(*arguments)  # type: ignore[attr-defined]  # the stubs of FAISS leave it out
     else:
         faiss.knn_inner_products_by_idx(*arguments)  # type: ignore[attr-defined]  # as above
-    return _as_distances(view, distances, np.where(found < 0, -1, slots[found] if view.format.half else found + first))
+    found = np.where(found < 0, -1, slots[found] if view.format.half else found + first)
+    return _as_distances(view.format.metric, distances, found), found
 
 
 def search_block(
@@ -154,34 +155,44 @@ def search_block(
     """The nearest rows of one block: distances and slots (q, k), ascending; where there are fewer, infinite and
     last.
     """
+    selector, metric = None, view.format.metric
+    # A selector costs 3-10 %. With several queries and none, FAISS would compute l2 as |x|² + |y|² - 2xy, which is fast
+    # and loses near neighbours far from the origin: exact search must not.
+    if not all_live or (metric == "l2" and len(queries) > 1):
+        bits = view.live[first >> 3 : bitmap_bytes(first + len(rows))]  # held while FAISS reads it
+        selector = faiss.IDSelectorBitmap(bits.size, faiss.swig_ptr(bits))
+    distances, slots = search_rows(metric, queries, rows, k, selector)
+    if first:
+        slots[slots >= 0] += first
+    return distances, slots
+
+
+def search_rows(
+    metric: Metric, queries: Vectors, rows: Vectors, k: int, selector: faiss.IDSelector | None = None
+) -> tuple[Distances, Slots]:
+    """The nearest of ``rows`` (n, dim) that a selector lets through: distances ascending and their numbers (q, at most k).
+
+    Where there are fewer, or a distance overflows, infinite and the number -1.
+    """
     count, dim = rows.shape
     k = min(k, count)
     distances = np.empty((len(queries), k), dtype=np.float32)
-    slots = np.empty((len(queries), k), dtype=np.int64)
+    numbers = np.empty((len(queries), k), dtype=np.int64)
     pointer = faiss.swig_ptr
-    # A selector costs 3-10 %. With several queries and none, FAISS would compute l2 as |x|² + |y|² - 2xy, which is fast
-    # and loses near neighbours far from the origin: exact search must not.
-    l2 = view.format.metric == "l2"
-    selector = None
-    if not all_live or (l2 and len(queries) > 1):
-        bits = view.live[first >> 3 : bitmap_bytes(first + count)]  # held while FAISS reads it
-        selector = faiss.IDSelectorBitmap(bits.size, pointer(bits))
-    arguments = (pointer(queries), pointer(rows), dim, len(queries), count, k, pointer(distances), pointer(slots))
-    if l2:
+    arguments = (pointer(queries), pointer(rows), dim, len(queries), count, k, pointer(distances), pointer(numbers))
+    if metric == "l2":
         faiss.knn_L2sqr(*arguments, None, selector)
     else:
         faiss.knn_inner_product(*arguments, selector)
-    if first:
-        slots[slots >= 0] += first
-    return _as_distances(view, distances, slots)
+    return _as_distances(metric, distances, numbers), numbers
 
 
-def _as_distances(view: View, found: Vectors, slots: Slots) -> tuple[Distances, Slots]:
+def _as_distances(metric: Metric, found: Vectors, slots: Slots) -> Distances:
     """What FAISS computed, as pgvector's distances; infinite for the slot -1."""
-    exact = pgvector_distances(view.format.metric, found)
+    exact = pgvector_distances(metric, found)
     if slots[:, -1].min() < 0:  # fewer than k are live, or overflowed
         exact[slots < 0] = np.inf
-    return exact, slots
+    return exact
 
 
 def blocks(view: View, begin: int = 0) -> Iterator[tuple[int, Vectors, bool]]:
