@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 from syncd.index.approximate import exact_distances, rows_of
 from syncd.index.calibration import EXACT_NS_PER_ELEMENT, KS, Calibration, Point, cost_us, frontier
 from syncd.index.codes import Codes, LiveCodes, Stop
-from syncd.index.exact import Distances, blocks, search_block, use_one_thread
+from syncd.index.exact import Distances, use_one_thread
 from syncd.index.live import Slots, live_slots
+from syncd.index.neighbors import nearest_others
 from syncd.index.training import Cancelled
 from syncd.index.vectors import Vectors
 from syncd.index.view import View
@@ -23,8 +24,6 @@ NPROBE_STEP = 1.35
 ENOUGH = 0.999
 CHEAPER_THAN_EXACT = 0.7
 """Settings that are expected to cost more than this share of an exact search are not used."""
-BLOCK_BYTES = 2 << 20
-"""All queries are compared with so much at a time: it stays in the second-level cache, and 256 queries cost a fifth of 256 searches."""
 
 _TIE = 1e-6
 
@@ -43,27 +42,6 @@ def calibrate(view: View, codes: Codes, seed: int, stop: Stop) -> Calibration:
     for k in KS:
         points += _measure(view, live, queries[: QUERIES[k]], slots, exact, k, stop)
     return Calibration(view.live_count, view.count, frontier(points))
-
-
-def nearest_others(view: View, queries: Vectors, own: Slots, k: int, stop: Stop) -> tuple[Distances, Slots]:
-    """For each query the ``k`` nearest live rows but its ``own``: distances ascending and slots (q, k), infinite and -1 where there are fewer."""
-    distances = np.full((len(queries), k + 1), np.inf)
-    slots = np.full((len(queries), k + 1), -1, dtype=np.int64)
-    step = max(8, BLOCK_BYTES // (4 * queries.shape[1]) & ~7)
-    for first, rows, all_live in blocks(view):
-        for offset in range(0, len(rows), step):
-            if stop():
-                raise Cancelled
-            found = search_block(view, queries, k + 1, first + offset, rows[offset : offset + step], all_live)
-            distances, slots = np.hstack((distances, found[0])), np.hstack((slots, found[1]))
-            nearest = distances.argpartition(k, axis=1)[:, : k + 1]
-            distances = np.take_along_axis(distances, nearest, axis=1)
-            slots = np.take_along_axis(slots, nearest, axis=1)
-    distances[(slots == own[:, None]) | (slots < 0)] = np.inf
-    order = distances.argsort(axis=1, kind="stable")[:, :k]
-    distances, slots = np.take_along_axis(distances, order, axis=1), np.take_along_axis(slots, order, axis=1)
-    slots[np.isinf(distances)] = -1
-    return distances, slots
 
 
 def _measure(
