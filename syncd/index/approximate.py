@@ -13,7 +13,7 @@ import numpy as np
 from syncd.index.calibration import Point
 from syncd.index.codes import LiveCodes, library
 from syncd.index.exact import Distances, pgvector_distances, search_exact, search_from, search_rows, use_one_thread
-from syncd.index.live import Slots
+from syncd.index.live import Slots, test_bits
 from syncd.index.vectors import Vectors, half_to_float
 from syncd.index.view import View
 
@@ -21,7 +21,11 @@ QUERIES_AT_ONCE = 64
 
 
 def search_codes(view: View, codes: LiveCodes, queries: Vectors, k: int, point: Point) -> list[tuple[Distances, Slots]]:
-    """About the ``k`` nearest live rows of each query, as ``search_exact`` gives them. ``codes`` is the view's, or the same with fewer bits set."""
+    """About the ``k`` nearest live rows of each query, as ``search_exact`` gives them. ``codes`` is the view's; a filter is only in the view's bits.
+
+    Recall was measured without a filter. So what passes one is taken from the ``point.k`` nearest of all rows, of which that recall is known; where
+    fewer than ``k`` of them pass, as it happens when what passes lies elsewhere, the query is answered by exact search.
+    """
     use_one_thread()
     wanted = min(k, view.live_count)
     results: list[tuple[Distances, Slots]] = []
@@ -32,11 +36,15 @@ def search_codes(view: View, codes: LiveCodes, queries: Vectors, k: int, point: 
         tail = search_from(view, some, wanted, codes.codes.stop) if codes.codes.stop < view.count else None
         for row in range(len(some)):
             slots = labels[row]
-            if slots.size > point.candidates:  # several parts: the nearest of them all
+            if slots.size > point.candidates or view.share < 1.0:  # from several parts they come part by part
                 order = approximate[row] if ascending else -approximate[row]
-                slots = slots[order.argpartition(point.candidates - 1)[: point.candidates]]
+                slots = slots[order.argsort(kind="stable")[: point.candidates]]
             if slots.size and slots.min() < 0:
                 slots = slots[slots >= 0]
+            if view.share < 1.0:
+                (places,) = test_bits(view.live, slots).nonzero()
+                enough = places.size >= wanted and places[wanted - 1] < point.k
+                slots = slots[places] if enough else places[:0]
             distances, slots = nearest_of(view, some[row : row + 1], slots, wanted)
             if tail is not None:
                 distances = np.concatenate((distances, tail[0][row]))

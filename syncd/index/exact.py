@@ -30,7 +30,7 @@ _MOST_CANDIDATES = 1 << 22
 
 _FLOAT64_ROWS = 4096
 
-_SPARSE = 4
+SPARSE = 4
 """Where at most one row in so many of a chunk is live, these are compared one by one: 1,000 of 262,144 × 128 take 20 µs, and behind a
 bitmap 450; 60,000 of them 9 ms and 19."""
 
@@ -117,7 +117,7 @@ def _searched_blocks(view: View, queries: Vectors, k: int) -> Iterator[tuple[Dis
     """What ``search_block`` or ``_search_chosen`` finds, chunk by chunk."""
     for number, (first, rows) in enumerate(view.vectors.blocks(view.count)):
         live = len(rows) - int(view.dead[number])
-        if live * _SPARSE <= len(rows):
+        if live * SPARSE <= len(rows):
             if live:
                 yield _search_chosen(view, queries, min(k, live), first, rows)
             continue

@@ -15,11 +15,15 @@ from syncd.index.training import Cancelled
 from syncd.index.vectors import Vectors
 from syncd.index.view import View
 
-QUERIES = {10: 600, 100: 150}
-"""For each k, how many rows serve as queries. Each query says more of recall@100, and takes longer."""
+QUERIES = {10: 600, 100: 150, 1000: 45}
+"""For each k, how many rows serve as queries. Each query says more of recall@1000, and takes longer."""
 CHOOSING = 2 / 3
 """The share of them by which settings are chosen; the others only confirm."""
-CANDIDATES = {10: (20, 40, 70, 100, 150, 200, 300, 400), 100: (150, 200, 300, 400, 700, 1000, 1600)}
+CANDIDATES = {
+    10: (20, 40, 70, 100, 150, 200, 300, 400),
+    100: (150, 200, 300, 400, 700, 1000, 1600),
+    1000: (1300, 1600, 2000, 3000, 4500, 7000),
+}
 NPROBE_STEP = 1.35
 ENOUGH = 0.999
 CHEAPER_THAN_EXACT = 0.7
@@ -36,11 +40,13 @@ def calibrate(view: View, codes: Codes, seed: int, stop: Stop) -> Calibration:
         return Calibration(view.live_count, view.count, ())
     slots = np.random.default_rng(seed).permutation(slots)[: max(QUERIES.values())]
     queries = np.ascontiguousarray(rows_of(view, slots))
-    exact = nearest_others(view, queries, slots, max(KS) + 1, stop)
+    few = QUERIES[KS[-1]]
+    exact = nearest_others(view, queries, slots, KS[-2] + 1, stop)
+    exact_of_few = nearest_others(view, queries[:few], slots[:few], KS[-1] + 1, stop)
     live = LiveCodes(codes, view.live)
     points: list[Point] = []
     for k in KS:
-        points += _measure(view, live, queries[: QUERIES[k]], slots, exact, k, stop)
+        points += _measure(view, live, queries[: QUERIES[k]], slots, exact_of_few if k == KS[-1] else exact, k, stop)
     return Calibration(view.live_count, view.count, frontier(points))
 
 

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from syncd.rpc.wire import key_from_wire, key_to_wire, vector_from_wire
 from syncd.sync.datasets import Dataset
 from syncd.types import Key, Position
 
+ELEMENTS_BEFORE = 1_000_000
+"""A filter of which more must be read first is left to a worker thread before anything is known of how many rows it lets through."""
 ELEMENTS_AT_ONCE = 50_000_000
 """A search over so many takes some hundredths of a second; between two of them the request's time is looked at."""
 
@@ -48,10 +51,17 @@ class PreparedSearch:
     @property
     def elements(self) -> int:
         """How much there is to compare."""
-        cost = elements(self.view, len(self.queries), self.params.k, 1.0 if self.filter is not None else self.recall)
-        if self.filter is not None and self.view.attributes is not None:
-            cost += self.view.attributes.cost(self.view.count, self.filter)
-        return cost
+        params, view, cost = self.params, self.view, 0
+        if self.filter is not None and view.attributes is not None:
+            cost = view.attributes.cost(view.count, self.filter)
+            if cost > ELEMENTS_BEFORE:
+                return cost + elements(view, len(self.queries), params.k, 1.0)
+        return cost + elements(self.passing, len(self.queries), params.k, self.recall)
+
+    @cached_property
+    def passing(self) -> View:
+        """The view with only the rows that the filter lets through."""
+        return self.view.where(self.filter)
 
     @property
     def query_count(self) -> int:
@@ -66,8 +76,9 @@ class PreparedSearch:
         return id(self.dataset), self.queries.shape[1], self.params.k, self.recall, self.params.max_distance
 
     def look_at(self, position: Position, view: View) -> None:
-        """Search a newer view than the one of the request's arrival."""
+        """Search a newer view than the one of the request's arrival, for which no filter may have been asked."""
         self.position, self.view = position, view
+        self.__dict__.pop("passing", None)
 
     def read_path(self, name: str) -> Path:
         """A column to include."""
@@ -129,7 +140,7 @@ class PreparedSearch:
 
         Some of them at a time, since nothing stops a search of FAISS' half-way; raises ``TimedOut`` between them.
         """
-        params, found, passing = self.params, list[Found](), self.view.where(self.filter)
+        params, found, passing = self.params, list[Found](), self.passing
         at_once = max(ELEMENTS_AT_ONCE // max(elements(passing, 1, params.k, self.recall), 1), 1)
         for start in range(0, max(len(queries), 1), at_once):
             if start and time.monotonic() > self.deadline:
