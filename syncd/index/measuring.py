@@ -24,6 +24,8 @@ CANDIDATES = {
     100: (150, 200, 300, 400, 700, 1000, 1600),
     1000: (1300, 1600, 2000, 3000, 4500, 7000),
 }
+QUERIES_AT_ONCE = 100
+"""Together they take half of the time that they take one by one."""
 NPROBE_STEP = 1.35
 ENOUGH = 0.999
 CHEAPER_THAN_EXACT = 0.7
@@ -98,21 +100,23 @@ def _shares(
     setting = Point(k, nprobe, int(numbers[-1]) + 1, 0.0, 0.0, 0.0)
     shares = np.ones((len(queries), len(numbers)))
     for row, query in enumerate(queries):
-        if stop():
-            raise Cancelled
+        if row % QUERIES_AT_ONCE == 0:
+            if stop():
+                raise Cancelled
+            found = live.candidates(queries[row : row + QUERIES_AT_ONCE], setting)
         distances, slots = exact[0][row], exact[1][row]
         wanted = min(k, int(np.count_nonzero(slots >= 0)))
         if not wanted:
             continue
-        approximate, labels = live.candidates(query[None, :], setting)
-        near = labels[0][(approximate[0] if view.format.metric == "l2" else -approximate[0]).argsort(kind="stable")]
+        approximate, labels = (each[row % QUERIES_AT_ONCE] for each in found)
+        near = labels[(approximate if view.format.metric == "l2" else -approximate).argsort(kind="stable")]
         near = near[(near >= 0) & (near != own[row])][: numbers[-1]]  # the query itself is no answer
         limit = distances[wanted - 1] + _TIE * abs(distances[wanted - 1])
         if wanted < distances.size and distances[wanted] <= limit:  # of rows equally far, any will do
             good = exact_distances(view, query, near) <= limit
         else:
             good = np.isin(near, slots[:wanted])
-        found = np.concatenate(([0], np.cumsum(good)))[np.minimum(numbers, near.size)]
+        among = np.concatenate(([0], np.cumsum(good)))[np.minimum(numbers, near.size)]
         in_tail = np.count_nonzero(slots[:wanted] >= live.codes.stop)
-        shares[row] = np.minimum(found + in_tail, wanted) / wanted
+        shares[row] = np.minimum(among + in_tail, wanted) / wanted
     return shares

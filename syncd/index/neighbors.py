@@ -53,8 +53,9 @@ def _scan(view: View, queries: Vectors, k: int, stop: Stop, *, rough: bool) -> t
     """The ``k`` nearest live rows of each query, in no order."""
     distances = np.full((len(queries), k), np.inf)
     slots = np.full((len(queries), k), -1, dtype=np.int64)
-    step = max(8, BLOCK_BYTES // (4 * queries.shape[1]) & ~7)
     for first, rows, all_live in blocks(view):
+        # FAISS' matrix product has blocks of its own.
+        step = len(rows) if rough and all_live else max(8, BLOCK_BYTES // (4 * queries.shape[1]) & ~7)
         for offset in range(0, len(rows), step):
             if stop():
                 raise Cancelled
