@@ -91,7 +91,7 @@ def measure(
             vacuum_seconds = round(time.perf_counter() - begun, 2)
             rate = round((len(updated) + len(deleted)) / spent[table])
             changes.append(Change(name, len(updated), len(deleted), round(spent[table], 2), rate, vacuum_seconds))
-        measured = Recalls(searchers, changed, frozenset(deleted.tolist()))
+        measured = Recalls(searchers, changed)
         for engine in engines:
             measured.of(engine)
         after = take_turns(where, searchers, engines, measured, seconds=seconds, rounds=rounds)

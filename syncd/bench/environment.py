@@ -6,13 +6,14 @@ extension that was not there before.
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import struct
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,10 @@ COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
 COPY_TRAILER = struct.pack(">h", -1)
 COPY_ROWS = 1000
 FLOAT4_OID = 700
+
+Columns = Mapping[str, NDArray[np.int32]]
+"""Integers of all rows by the name of their column."""
+NO_COLUMNS: Columns = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +88,11 @@ class Environment:
         column = f"vector({dimension})" if self.vector_type == "vector" else self.vector_type
         self.run("create_table", table=table, type=column)
 
-    def load(self, table: str, blocks: Iterable[NDArray[np.float32]]) -> None:
-        """Vectors by COPY in binary; the n-th gets the key n."""
-        query = sql.SQL(statement("bench", "copy_rows")).format(table=sql.Identifier(table))
-        copy_vectors(self.connection, query, blocks, self.vector_type)
+    def load(self, table: str, blocks: Iterable[NDArray[np.float32]], columns: Columns = NO_COLUMNS) -> None:
+        """Vectors by COPY in binary, and the numbers of other columns; the n-th gets the key n."""
+        names = sql.SQL(", ").join(map(sql.Identifier, ("embedding", *columns)))
+        query = sql.SQL(statement("bench", "copy_rows")).format(table=sql.Identifier(table), columns=names)
+        copy_vectors(self.connection, query, blocks, self.vector_type, list(columns.values()))
 
     def fill(self, table: str, rows: int, dimension: int, seed: int) -> None:
         """Random vectors of unit variance."""
@@ -115,24 +121,27 @@ def copy_vectors(
     copy_statement: sql.SQL | sql.Composed,
     blocks: Iterable[NDArray[np.float32]],
     vector_type: str,
+    numbers: Sequence[NDArray[np.int32]] = (),
 ) -> None:
-    """COPY one column of vectors in binary, from blocks of (n, dimension) float32."""
+    """COPY one column of vectors in binary, from blocks of (n, dimension) float32, and after it columns of integers."""
+    others = zip(*(column.tolist() for column in numbers), strict=True) if numbers else itertools.repeat(())
     with connection.cursor().copy(copy_statement) as copy:
         copy.write(COPY_HEADER)
         for block in blocks:
-            copy.write(b"".join(copied_row(row, vector_type) for row in block.astype(">f4")))
+            copy.write(b"".join(copied_row(row, vector_type, next(others)) for row in block.astype(">f4")))
         copy.write(COPY_TRAILER)
 
 
-def copied_row(vector: NDArray[np.float32], vector_type: str) -> bytes:
-    """One row of one column in COPY's binary format, from big-endian floats."""
+def copied_row(vector: NDArray[np.float32], vector_type: str, numbers: tuple[int, ...]) -> bytes:
+    """One row in COPY's binary format, from big-endian floats and integers of four bytes."""
     if vector_type == "vector":
         value = struct.pack(">hh", len(vector), 0) + vector.tobytes()
     else:
         elements = np.empty(len(vector), dtype=[("bytes", ">i4"), ("value", ">f4")])
         elements["bytes"], elements["value"] = 4, vector
         value = struct.pack(">iiiii", 1, 0, FLOAT4_OID, len(vector), 1) + elements.tobytes()
-    return struct.pack(">hi", 1, len(value)) + value
+    others = b"".join(struct.pack(">ii", 4, number) for number in numbers)
+    return struct.pack(">hi", 1 + len(numbers), len(value)) + value + others
 
 
 @contextmanager

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from syncd.bench.clients import Clients, clients
-from syncd.bench.engines import Engine
+from syncd.bench.engines import Engine, PgvectorEngine
 from syncd.bench.environment import Environment
 from syncd.bench.vector_set import K, VectorSet, truth
 from syncd.bench.versus import Build, Pair, Recalls, pair
+
+Ladder = dict[Engine, list[PgvectorEngine]]
+"""syncd at each target, and for each the settings of pgvector whose recall is the same or on either side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +77,7 @@ def measure(
         sets = [stack.enter_context(clients(number, vectors.queries)) for number in client_numbers]
         measured = Recalls(sets[-1], exact)
         ladder = choose(both, measured, recalls)
-        engines = list(dict.fromkeys(engine for syncd, others in ladder.items() for engine in (syncd, *others)))
-        points = [
-            point
-            for searchers in sets
-            for point in take_turns(where, searchers, engines, measured, seconds=seconds, rounds=rounds)
-        ]
+        points, comparisons = rate(where, sets, ladder, measured, seconds=seconds, rounds=rounds)
         return SearchReport(
             vectors.name,
             len(vectors.base),
@@ -90,18 +88,33 @@ def measure(
             str(where.value("shared_buffers")),
             both.builds,
             points,
-            compare(ladder, points),
+            comparisons,
         )
 
 
-def choose(both: Pair, measured: Recalls, recalls: list[float]) -> dict[Engine, list[Engine]]:
+def rate(
+    where: Environment, sets: list[Clients], ladder: Ladder, measured: Recalls, *, seconds: float, rounds: int
+) -> tuple[list[Point], list[Comparison]]:
+    """Let all that is on the ladder take turns in each round, with each set of clients."""
+    engines: list[Engine] = list(
+        dict.fromkeys(engine for syncd, others in ladder.items() for engine in (syncd, *others))
+    )
+    points = [
+        point
+        for searchers in sets
+        for point in take_turns(where, searchers, engines, measured, seconds=seconds, rounds=rounds)
+    ]
+    return points, compare(ladder, points)
+
+
+def choose(both: Pair, measured: Recalls, recalls: list[float]) -> Ladder:
     """syncd at each target, and for each the settings of pgvector that measure the same recall or bracket it."""
-    ladder: dict[Engine, list[Engine]] = {}
+    ladder: Ladder = {}
     with both.where.step("settings of equal recall"):
         for target in recalls:
             engine = both.syncd(target)
             wanted = measured.of(engine)
-            ladder[engine] = [*measured.bracket(both.pgvector, wanted)] if both.versus else []
+            ladder[engine] = measured.bracket(both.pgvector, wanted) if both.versus else []
     return ladder
 
 
@@ -130,7 +143,7 @@ def take_turns(
     ]
 
 
-def compare(ladder: dict[Engine, list[Engine]], points: list[Point]) -> list[Comparison]:
+def compare(ladder: Ladder, points: list[Point]) -> list[Comparison]:
     """One line for each of syncd's points that has others to compare with."""
     by_setting = {(point.engine, point.setting, point.clients): point for point in points}
     return [

@@ -48,7 +48,7 @@ def measurement(measure: Callable[..., object]) -> Callable[..., None]:
     del registered.__wrapped__  # typer would look through it
     registered.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]  # what inspect reads first
     registered.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *shared)}
-    return bench.command()(registered)
+    return bench.command(measure.__name__.rstrip("_"))(registered)
 
 
 Rounds = Annotated[int, typer.Option(min=1, help="Rounds; what is compared takes turns in each.")]
@@ -107,6 +107,42 @@ def search(
         where,
         vector_set(vectors, rows, dim, metric, queries),
         recalls=recall or RECALLS,
+        client_numbers=clients or client_numbers(),
+        seconds=seconds,
+        rounds=rounds,
+        versus=versus is not None,
+    )
+
+
+@measurement
+def filter_(
+    where: Environment,
+    selectivity: Annotated[
+        list[float] | None,
+        typer.Option(min=0, max=1, help="Share of the rows that pass; again for more. Default: 0.5, 0.1, 0.01, 0.001."),
+    ] = None,
+    vectors: Vectors = None,
+    rows: Annotated[int | None, typer.Option(min=100, help="Rows.", show_default="100000, or all of --vectors")] = None,
+    dim: Dimension = 128,
+    metric: Metric = "l2",
+    recall: Recall = 0.95,
+    clients: Clients = None,
+    queries: Queries = 1000,
+    seconds: Seconds = 3,
+    rounds: Rounds = 3,
+    versus: Versus = None,
+) -> object:
+    """Recall and speed of searches with filters that let few or many rows pass, at random and near or far ones.
+
+    Example: syncd bench filter --embedded --versus pgvector
+    """
+    from syncd.bench import filtered as module
+
+    return module.measure(
+        where,
+        vector_set(vectors, rows, dim, metric, queries),
+        selectivities=selectivity or [0.5, 0.1, 0.01, 0.001],
+        recall=recall,
         client_numbers=clients or client_numbers(),
         seconds=seconds,
         rounds=rounds,
