@@ -33,7 +33,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Searches a second at one recall: pgvector's between the two settings whose measured recall is next to syncd's."""
+    """Searches a second at one recall, pgvector's by the settings whose measured recall is the same or next to it."""
 
     setting: str
     clients: int
@@ -156,10 +156,13 @@ def compare(ladder: Ladder, points: list[Point]) -> list[Comparison]:
 
 
 def comparison(mine: Point, others: list[Point]) -> Comparison:
-    """The rate between two settings of pgvector is interpolated by recall."""
-    qps = others[-1].qps
-    if len(others) == 2:
-        qps = float(np.interp(mine.recall, [other.recall for other in others], [other.qps for other in others]))
+    """pgvector's best rate at this recall or a higher one, or what is interpolated by recall from the setting below to the one above."""
+    below = [other for other in others if other.recall < mine.recall][-1:]
+    enough = [other for other in others if other.recall >= mine.recall]
+    qps = max(other.qps for other in enough or below)
+    if below and enough:
+        pair = (below[0], enough[0])
+        qps = max(qps, float(np.interp(mine.recall, [other.recall for other in pair], [other.qps for other in pair])))
     return Comparison(
         mine.setting,
         mine.clients,

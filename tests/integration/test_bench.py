@@ -117,10 +117,13 @@ def test_filtered_searches_are_measured_by_selectivity_and_by_where_the_passing_
     assert [(row["kind"], row["selectivity"]) for row in found["comparisons"]] == filters
     for row in found["comparisons"]:
         assert row["ratio"] == pytest.approx(row["syncd_qps"] / row["pgvector_qps"], abs=0.01)
-    plans = {(row["kind"], row["selectivity"]): row["plan"] for row in found["plans"]}
-    assert list(plans) == filters
-    assert "hnsw_embedding_idx" in plans["independent", 0.5]
-    assert "Sort" in plans["independent", 0.004], "eight rows are read by their column's index, and sorted"
+    plans = {
+        one: [row["plan"] for row in found["plans"] if (row["kind"], row["selectivity"]) == one] for one in filters
+    }
+    assert any("hnsw_embedding_idx" in plan for plan in plans["independent", 0.5])
+    assert all("Sort" in plan for plan in plans["independent", 0.004]), (
+        "eight rows are found by their column, and sorted"
+    )
 
 
 def test_churn_measures_before_and_after(followed: str) -> None:
@@ -369,6 +372,8 @@ def test_the_rate_at_equal_recall_is_between_those_of_the_bracket() -> None:
     found = comparison(mine, others)
     assert (found.pgvector_qps, found.ratio) == (900.0, 4.44)
     assert comparison(mine, others[1:]).pgvector_qps == 800
+    by_another_plan = point("pgvector", "ef_search 44", 1.0, 3000)
+    assert comparison(mine, [*others, by_another_plan]).pgvector_qps == 3000
 
 
 def test_a_client_that_cannot_search_is_an_error_and_no_hang(tmp_path: Path) -> None:
