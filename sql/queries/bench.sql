@@ -46,6 +46,10 @@ SELECT sum(pg_relation_size(indexrelid))::bigint FROM pg_index WHERE indrelid = 
 -- name: copy_table
 INSERT INTO syncd_bench.{table} OVERRIDING SYSTEM VALUE SELECT * FROM syncd_bench.followed ORDER BY id;
 
+-- name: continue_keys
+-- After a copy, which brings its own keys.
+SELECT setval(pg_get_serial_sequence(%s, 'id'), max(id)) FROM syncd_bench.{table};
+
 -- name: set_setting
 SELECT set_config(%s, %s, false);
 

@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,10 @@ from syncd.statements import statement
 
 CONSUMER = "bench"
 LOOK_SECONDS = 0.02
+SETTLED_SECONDS = 2.5
+"""More than two of the builder's looks."""
+LOWEST = "19"
+"""The niceness of the thread that builds."""
 SAMPLES = 20_000
 COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
 COPY_TRAILER = struct.pack(">h", -1)
@@ -93,6 +97,11 @@ class Environment:
         names = sql.SQL(", ").join(map(sql.Identifier, ("embedding", *columns)))
         query = sql.SQL(statement("bench", "copy_rows")).format(table=sql.Identifier(table), columns=names)
         copy_vectors(self.connection, query, blocks, self.vector_type, list(columns.values()))
+
+    def copy(self, table: str) -> None:
+        """The rows of the table ``followed``, with their keys."""
+        self.run("copy_table", table=table)
+        self.run("continue_keys", [f"syncd_bench.{table}"], table=table)
 
     def fill(self, table: str, rows: int, dimension: int, seed: int) -> None:
         """Random vectors of unit variance."""
@@ -260,8 +269,44 @@ class Serving:
 
     def cpu_seconds(self) -> float:
         """Time of processors that the process has used so far."""
-        user, system = self.system_file("stat").rpartition(")")[2].split()[11:13]
-        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+        return used_seconds(self.stat("stat"))
+
+    def building_cpu_seconds(self) -> float:
+        """How much of that was for building."""
+        return sum(map(used_seconds, self.builders()))
+
+    def settle(self) -> None:
+        """Return once it builds nothing any more, which it looks for every second: its builder has slept for longer."""
+        with self.client() as client:
+            while True:
+                while self.is_building():
+                    time.sleep(LOOK_SECONDS)
+                client.checkpoint()  # a compaction ends with one, and is looked after only then
+                end = time.monotonic() + SETTLED_SECONDS
+                while not self.is_building():
+                    if time.monotonic() > end:
+                        return
+                    time.sleep(LOOK_SECONDS)
+
+    def is_building(self) -> bool:
+        """Whether the builder does anything at the moment."""
+        return any(fields[0] != "S" for fields in self.builders())
+
+    def builders(self) -> list[list[str]]:
+        """What the system says of the threads of the lowest priority, of which the builder is one."""
+        try:
+            threads = [thread.name for thread in Path(f"/proc/{self.process.pid}/task").iterdir()]
+        except OSError as error:
+            raise SyncdError(f"the system does not tell about threads: {error}", hint="run it on Linux") from error
+        found = []
+        for thread in threads:
+            with suppress(SyncdError):  # it has ended meanwhile
+                found.append(self.stat(f"task/{thread}/stat"))
+        return [fields for fields in found if fields[16] == LOWEST]
+
+    def stat(self, name: str) -> list[str]:
+        """The fields of a ``stat`` from the third one on, the state (proc(5))."""
+        return self.system_file(name).rpartition(")")[2].split()
 
     def system_file(self, name: str) -> str:
         """What the system says of the process."""
@@ -269,6 +314,11 @@ class Serving:
             return Path(f"/proc/{self.process.pid}/{name}").read_text(encoding="ascii")
         except OSError as error:
             raise SyncdError(f"the system does not tell about processes: {error}", hint="run it on Linux") from error
+
+
+def used_seconds(fields: list[str]) -> float:
+    """Time of processors, in user and in system mode, of a process or a thread."""
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager

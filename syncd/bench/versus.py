@@ -74,7 +74,7 @@ def pair(
             builds = [Build("syncd", index, rows, round(time.perf_counter() - begun, 2), found.bytes)]
         if versus:
             create(where, HNSW, vectors.dimension, columns)
-            where.run("copy_table", table=HNSW)
+            where.copy(HNSW)
             where.run("vacuum", table=HNSW)
             with where.step("pgvector: CREATE INDEX"):
                 seconds = create_hnsw(where, vectors, rows)
