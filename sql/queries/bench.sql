@@ -31,6 +31,9 @@ DROP EXTENSION IF EXISTS vector;
 -- name: create_table
 CREATE TABLE syncd_bench.{table} (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, embedding {type} NOT NULL);
 
+-- name: create_table_like
+CREATE TABLE syncd_bench.{table} (LIKE syncd_bench.followed INCLUDING ALL);
+
 -- name: add_column
 ALTER TABLE syncd_bench.{table} ADD COLUMN {column} integer;
 
@@ -85,8 +88,8 @@ INSERT INTO syncd_bench.{table} (embedding) SELECT embedding FROM syncd_bench.sa
 -- name: insert_returning
 INSERT INTO syncd_bench.{table} (embedding) SELECT embedding FROM syncd_bench.samples WHERE id = %s RETURNING id;
 
--- name: change_row
-UPDATE syncd_bench.{table} SET embedding = (SELECT embedding FROM syncd_bench.samples WHERE id = %s) WHERE id = %s;
+-- name: find_row
+SELECT id FROM syncd_bench.{table} WHERE id = %s;
 
 -- name: change_rows
 UPDATE syncd_bench.{table} AS t SET embedding = s.embedding

@@ -19,7 +19,7 @@ from syncd.bench.engines import Below
 from syncd.bench.environment import Columns, Environment
 from syncd.bench.search import Comparison, Ladder, Point, choose, rate
 from syncd.bench.vector_set import K, VectorSet, normalised, truth
-from syncd.bench.versus import Build, Pair, Recalls, pair
+from syncd.bench.versus import Build, Pair, Recalls, Turns, pair
 from syncd.errors import SettingsError
 
 ITERATIVE_SCAN = (0, 8)
@@ -80,17 +80,15 @@ def measure(
     selectivities: list[float],
     recall: float,
     client_numbers: list[int],
-    seconds: float,
-    rounds: int,
-    versus: bool,
+    turns: Turns,
 ) -> FilterReport:
     """Load, build, and under each filter find the settings of equal recall and let them take turns in each round."""
-    if versus:
+    if turns.versus:
         check_iterative_scan(where)
     rows = len(vectors.base)
     vectors, columns = with_columns(vectors)
     points, comparisons, plans = list[FilteredPoint](), list[FilteredComparison](), list[Plan]()
-    with pair(where, vectors, rows, versus=versus, columns=columns) as both, ExitStack() as stack:
+    with pair(where, vectors, rows, versus=turns.versus, columns=columns) as both, ExitStack() as stack:
         sets = [stack.enter_context(clients(number, vectors.queries)) for number in client_numbers]
         for column, kinds in asked(len(vectors.queries)).items():
             for selectivity in selectivities:
@@ -102,7 +100,7 @@ def measure(
                     asking = [searchers.asking(queries) for searchers in sets]
                     measured = Recalls(asking[-1], exact)
                     ladder = with_default(filtered, measured, choose(filtered, measured, [recall]))
-                    found, compared = rate(where, asking, ladder, measured, seconds=seconds, rounds=rounds)
+                    found, compared = rate(where, asking, ladder, measured, turns)
                     points += [FilteredPoint(**asdict(one), kind=kind, selectivity=selectivity) for one in found]
                     comparisons += [
                         FilteredComparison(**asdict(one), kind=kind, selectivity=selectivity) for one in compared

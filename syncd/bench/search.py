@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from syncd.bench.clients import Clients, clients
 from syncd.bench.engines import Engine, PgvectorEngine
 from syncd.bench.environment import Environment
 from syncd.bench.vector_set import K, VectorSet, truth
-from syncd.bench.versus import Build, Pair, Recalls, pair
+from syncd.bench.versus import Build, Pair, Recalls, Turns, pair
 
 Ladder = dict[Engine, list[PgvectorEngine]]
 """syncd at each target, and for each the settings of pgvector whose recall is the same or on either side."""
@@ -67,17 +68,15 @@ def measure(
     *,
     recalls: list[float],
     client_numbers: list[int],
-    seconds: float,
-    rounds: int,
-    versus: bool,
+    turns: Turns,
 ) -> SearchReport:
     """Load, build, find the settings of equal recall, and let them take turns in each round."""
     exact = truth(vectors.base, vectors.queries, vectors.metric, track=where.track, neighbors=vectors.neighbors)
-    with pair(where, vectors, len(vectors.base), versus=versus) as both, ExitStack() as stack:
+    with pair(where, vectors, len(vectors.base), versus=turns.versus) as both, ExitStack() as stack:
         sets = [stack.enter_context(clients(number, vectors.queries)) for number in client_numbers]
         measured = Recalls(sets[-1], exact)
         ladder = choose(both, measured, recalls)
-        points, comparisons = rate(where, sets, ladder, measured, seconds=seconds, rounds=rounds)
+        points, comparisons = rate(where, sets, ladder, measured, turns)
         return SearchReport(
             vectors.name,
             len(vectors.base),
@@ -93,17 +92,13 @@ def measure(
 
 
 def rate(
-    where: Environment, sets: list[Clients], ladder: Ladder, measured: Recalls, *, seconds: float, rounds: int
+    where: Environment, sets: list[Clients], ladder: Ladder, measured: Recalls, turns: Turns
 ) -> tuple[list[Point], list[Comparison]]:
     """Let all that is on the ladder take turns in each round, with each set of clients."""
     engines: list[Engine] = list(
         dict.fromkeys(engine for syncd, others in ladder.items() for engine in (syncd, *others))
     )
-    points = [
-        point
-        for searchers in sets
-        for point in take_turns(where, searchers, engines, measured, seconds=seconds, rounds=rounds)
-    ]
+    points = [point for searchers in sets for point in take_turns(where, searchers, engines, measured, turns)]
     return points, compare(ladder, points)
 
 
@@ -119,14 +114,14 @@ def choose(both: Pair, measured: Recalls, recalls: list[float]) -> Ladder:
 
 
 def take_turns(
-    where: Environment, searchers: Clients, engines: list[Engine], measured: Recalls, *, seconds: float, rounds: int
+    where: Environment, searchers: Clients, engines: Sequence[Engine], measured: Recalls, turns: Turns
 ) -> list[Point]:
     """Every engine in turn, in each round, so that all meet the same machine."""
     rates: dict[Engine, list[float]] = {engine: [] for engine in engines}
     latencies: dict[Engine, list[float]] = {engine: [] for engine in engines}
-    for _ in where.track(range(rounds), f"{searchers.number} clients"):
+    for _ in where.track(range(turns.rounds), f"{searchers.number} clients"):
         for engine in engines:
-            timing = searchers.search(engine, seconds)
+            timing = searchers.search(engine, turns.seconds)
             rates[engine].append(timing.qps)
             latencies[engine] += timing.latencies.tolist()
     return [

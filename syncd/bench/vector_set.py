@@ -36,6 +36,13 @@ class VectorSet:
     metric: str
     neighbors: NDArray[Any] | None = None
     """Rows of ``base``, nearest first, (q, at least ``K``)."""
+    spare: int = 0
+    """So many at the end of ``base`` are not to be searched, but to be written."""
+
+    @property
+    def rows(self) -> int:
+        """How many are to be searched from the start."""
+        return len(self.base) - self.spare
 
     @property
     def dimension(self) -> int:

@@ -23,6 +23,15 @@ GRAPH_BYTES = 400
 
 
 @dataclass(frozen=True, slots=True)
+class Turns:
+    """How long each engine runs in each round, how many rounds there are, and whether pgvector is one."""
+
+    seconds: float
+    rounds: int
+    versus: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Build:
     """From a loaded table to one that is searched by its index."""
 
