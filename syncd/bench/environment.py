@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import psycopg
@@ -45,6 +45,8 @@ COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
 COPY_TRAILER = struct.pack(">h", -1)
 COPY_ROWS = 1000
 FLOAT4_OID = 700
+
+T = TypeVar("T", int, float)
 
 Columns = Mapping[str, NDArray[np.int32]]
 """Integers of all rows by the name of their column."""
@@ -83,7 +85,7 @@ class Environment:
         finally:
             self.progress.remove_task(task)
 
-    def track(self, numbers: Sequence[int], what: str) -> Iterable[int]:
+    def track(self, numbers: Sequence[T], what: str) -> Iterable[T]:
         """The same numbers, showing how many of them are done."""
         return self.progress.track(numbers, description=what)
 

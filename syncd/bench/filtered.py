@@ -91,7 +91,7 @@ def measure(
     with pair(where, vectors, rows, versus=turns.versus, columns=columns) as both, ExitStack() as stack:
         sets = [stack.enter_context(clients(number, vectors.queries)) for number in client_numbers]
         for column, kinds in asked(len(vectors.queries)).items():
-            for selectivity in selectivities:
+            for selectivity in where.track(selectivities, f"filters on {column}"):
                 below = Below(column, max(round(rows * selectivity), 1))
                 gone = np.flatnonzero(columns[column] >= below.limit)
                 exact = truth(vectors.base, vectors.queries, vectors.metric, track=where.track, gone=gone)

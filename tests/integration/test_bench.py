@@ -203,6 +203,7 @@ def test_datasets_are_measured_by_their_number(followed: str) -> None:
         followed, "datasets", "--datasets", "1", "--datasets", "30", "--rows", "20", "--searches", "100", *SMALL
     )
     assert [(row["datasets"], row["rows_each"]) for row in found] == [(1, 20), (30, 20)]
+    assert all(0 < row["first_p50_us"] <= row["first_p99_us"] for row in found)
     assert all(row["p50_us"] > 0 and row["memory_bytes"] > 0 and row["start_seconds"] > 0 for row in found)
 
 
