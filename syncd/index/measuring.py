@@ -15,12 +15,13 @@ from syncd.index.training import Cancelled
 from syncd.index.vectors import Vectors
 from syncd.index.view import View
 
-QUERIES = {10: 600, 100: 150, 1000: 45}
+QUERIES = {10: 600, 40: 250, 100: 150, 1000: 45}
 """For each k, how many rows serve as queries. Each query says more of recall@1000, and takes longer."""
 CHOOSING = 2 / 3
 """The share of them by which settings are chosen; the others only confirm."""
 CANDIDATES = {
     10: (20, 40, 70, 100, 150, 200, 300, 400),
+    40: (60, 80, 120, 160, 250, 400, 700),
     100: (150, 200, 300, 400, 700, 1000, 1600),
     1000: (1300, 1600, 2000, 3000, 4500, 7000),
 }

@@ -37,7 +37,7 @@ def small() -> Iterator[None]:
         for name, value in {"EXACT_ROWS": (300, 300), "TAIL_ELEMENTS": 1, "TAIL_ROWS": 100}.items():
             stack.enter_context(patch.object(building, name, value))
         stack.enter_context(patch("syncd.index.measuring.CHEAPER_THAN_EXACT", 1000.0))
-        stack.enter_context(patch("syncd.index.measuring.QUERIES", {10: 60, 100: 15, 1000: 5}))
+        stack.enter_context(patch("syncd.index.measuring.QUERIES", {10: 60, 40: 15, 100: 15, 1000: 5}))
         yield
 
 
@@ -157,7 +157,7 @@ def test_the_recall_of_other_rows_is_at_or_above_each_target(tmp_path: Path) -> 
     held_out, rows = rows[:2000], rows[2000:]
     index = DatasetIndex.create(tmp_path / "p" / "d", metric="l2", key_kind="integer", dim=128)
     index.apply(range(len(rows)), rows, [])
-    with patch("syncd.index.measuring.QUERIES", {10: 600, 100: 60, 1000: 5}):
+    with patch("syncd.index.measuring.QUERIES", {10: 600, 40: 15, 100: 60, 1000: 5}):
         build_all(index)
     exact = index.search(held_out, 10, exact=True)
     for target in (0.8, 0.9, 0.95, 0.98, 0.99):
