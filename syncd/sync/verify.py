@@ -32,7 +32,8 @@ from syncd.statements import statement
 from syncd.sync.alerts import NAMED, named
 from syncd.sync.consumer import Consumer
 from syncd.sync.passes import KEYS_PER_READ, Handover
-from syncd.sync.watched import Quarantined, Row, WatchedSource
+from syncd.sync.reading import Row
+from syncd.sync.watched import Quarantined, WatchedSource
 from syncd.types import DatasetName, Key, Position, dataset_name
 
 ROWS_PER_FETCH = 10_000
