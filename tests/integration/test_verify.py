@@ -247,7 +247,7 @@ def test_rows_that_come_and_go_beside_a_verify_wait_for_nobody(db: psycopg.Conne
         "INSERT INTO items SELECT i, ARRAY[i, 1, 1, 2, 3, 4, 5, 6]::real[]::vector FROM generate_series(2000, 60000) i"
     )
     followed.stop()
-    followed.with_constant("syncd.sync.verify.ROWS_PER_DEEP_FETCH", 5).start()  # a slow one
+    followed.with_constant("syncd.sync.comparison.ROWS_PER_DEEP_FETCH", 5).start()  # a slow one
     stop = threading.Event()
 
     def verify(client: Client) -> None:
