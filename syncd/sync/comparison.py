@@ -66,7 +66,6 @@ class SourceReport:
 class Captured:
     """One source and its indexes as a pass left them. ``keys``: compare only these; ``only``: compare only these datasets."""
 
-    watched: WatchedSource
     source: Source
     views: dict[DatasetName, View]
     quarantine: Mapping[Key, Quarantined]

@@ -141,7 +141,7 @@ class Verifier:
 
         def captured(each: WatchedSource) -> Captured:
             views = {name: one.index.view for name, one in each.datasets.items() if only is None or name in only}
-            return Captured(each, each.source, views, dict(each.quarantine), each.failing, only)
+            return Captured(each.source, views, dict(each.quarantine), each.failing, only)
 
         async with self.consumer.busy:
             for watched in [self.consumer.sources[one] for one in ids if one in self.consumer.sources]:
@@ -232,7 +232,7 @@ class Verifier:
 
         def captured(each: WatchedSource) -> Captured:
             views = {name: one.index.view for name, one in each.datasets.items()}
-            return Captured(each, each.source, views, dict(each.quarantine), keys=found.differing)
+            return Captured(each.source, views, dict(each.quarantine), keys=found.differing)
 
         again, _ = await self.at_one_snapshot([source_id], captured, deep=deep)
         left = {row.dataset for each in again for row in each.datasets if not row.in_sync}
