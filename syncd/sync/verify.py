@@ -66,6 +66,21 @@ class Verified:
         )
 
 
+@dataclass(slots=True)
+class Work:
+    """What one verify has done: rows of the tables that it has read, and about how many there are.
+
+    Each has its own: the thread of one that was cancelled may still count.
+    """
+
+    expected: int
+    rows: int = 0
+
+    def note(self, rows: int) -> None:
+        """A comparison goes on."""
+        self.rows += rows
+
+
 class Verifier:
     """Verifies on request and in the background, one at a time."""
 
@@ -74,9 +89,8 @@ class Verifier:
         self.lock = anyio.Lock()
         self.last: dict[DatasetName, tuple[datetime, bool]] = {}
         """When each dataset was last compared, and whether it is in sync since then, as far as is known."""
-        self.compared: int | None = None
-        """Rows of the tables that the verify under way has read; None while there is none."""
-        self.expected = 0
+        self.work: Work | None = None
+        """Of the verify under way."""
         self.last_success_at: datetime | None = None
         """When every source was last compared, whatever that showed."""
 
@@ -99,11 +113,21 @@ class Verifier:
         """Compare some datasets, or all, with their tables; raises ``DatabaseError``, ``UnknownDataset``."""
         async with self.lock:
             only = None if names is None else frozenset(self.consumer.registry.known(name).name for name in names)
-            self.compared, self.expected = 0, self.indexed(only)
+            self.work = Work(self.indexed(only))
             try:
                 return await self.verify_now(only, repair=repair, deep=deep)
             finally:
-                self.compared = None
+                self.work = None
+
+    @property
+    def compared(self) -> int | None:
+        """Rows of the tables that the verify under way has read; None while there is none."""
+        return None if self.work is None else self.work.rows
+
+    @property
+    def expected(self) -> int:
+        """About how many rows the verify under way is to read."""
+        return 0 if self.work is None else self.work.expected
 
     def indexed(self, only: frozenset[DatasetName] | None) -> int:
         """About how many rows there are to compare."""
@@ -175,7 +199,8 @@ class Verifier:
         self, ids: Sequence[int], capture: Callable[[WatchedSource], Captured], *, deep: bool
     ) -> tuple[list[Found], Position]:
         """One attempt; raises ``InTheWay``."""
-        settings, stop = self.consumer.settings, threading.Event()
+        settings, stop, work = self.consumer.settings, threading.Event(), self.work
+        assert work is not None
         taken: list[tuple[Position, list[Captured]]] = []
         connection = await to_thread.run_sync(open_pass_connection, settings.conninfo, settings.consumer)
         refused: list[psycopg.Error] = []
@@ -195,9 +220,7 @@ class Verifier:
             with connection:
                 if refused:
                     raise in_the_way() if isinstance(refused[0], pg.LockNotAvailable) else refused[0]
-                return [
-                    compare_source(connection, each, deep=deep, stop=stop, note=self.note_rows) for each in taken[0][1]
-                ]
+                return [compare_source(connection, each, deep=deep, stop=stop, note=work.note) for each in taken[0][1]]
 
         comparing = False
         try:
@@ -213,10 +236,6 @@ class Verifier:
                         connection.close()
             raise
         return found, taken[0][0]
-
-    def note_rows(self, rows: int) -> None:
-        """A comparison goes on."""
-        self.compared = (self.compared or 0) + rows
 
     async def mend(self, found: Found, *, deep: bool) -> Found:
         """Have the rows that differ read again, and compare them once more. Costs as much as the difference."""
