@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from typing import TypeVar, TypeVarTuple
 
 import anyio
@@ -417,12 +418,17 @@ class Consumer:
                     if watched.scan is None:
                         watched.begin_rebuild(dataset.name)
                 replacement = dataset.replacement
-                await self.next_pass_until(rebuilt(watched))
+                await self.next_pass_until(partial(self.has_rebuilt, watched))
                 if dataset.index is replacement:
                     return dataset.index.count
             if watched is not None and watched.is_failed:
                 raise DatabaseError(f"{watched.source.name} cannot be read: {watched.failure}", hint="see: syncd check")
             await self.next_pass_until(lambda: True)
+
+    def has_rebuilt(self, watched: WatchedSource) -> bool:
+        """Whether a rebuild has ended, well or not; one whose source is followed no more ends with it."""
+        followed = self.sources.get(watched.source.id) is watched
+        return not followed or watched.scan is None or watched.is_failed
 
     async def next_pass_until(self, done: Callable[[], bool]) -> None:
         """Wait for at least one pass, and until one has left things as they are wanted; raises ``DatabaseUnreachable``."""
@@ -501,8 +507,3 @@ class Consumer:
         return TimedOut(
             what, hint="is the token's transaction committed? allow more with timeout_ms; see: syncd status"
         )
-
-
-def rebuilt(watched: WatchedSource) -> Callable[[], bool]:
-    """Whether a rebuild has ended, well or not."""
-    return lambda: watched.scan is None or watched.is_failed

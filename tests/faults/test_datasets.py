@@ -172,3 +172,32 @@ def test_a_name_that_another_source_has_is_free_when_that_one_is_detached(
         until(lambda: client.status().quarantined == 1, "now the other one comes late")
         assert sorted(client.keys("same")) == [2, 3]
     daemon.stop()
+
+
+@pytest.mark.parametrize("change", ["SELECT syncd.detach('items')", "SELECT syncd.attach('items', metric => 'l2')"])
+def test_a_rebuild_ends_although_its_source_is_detached_or_attached_anew_meanwhile(
+    db: psycopg.Connection, daemon: Daemon, change: str
+) -> None:
+    db.execute("CREATE TABLE items (id int PRIMARY KEY, v real[])")
+    db.execute("INSERT INTO items SELECT i, ARRAY[i, 1] FROM generate_series(1, 20000) AS i")
+    db.execute("SELECT syncd.attach('items')")
+    daemon.start()
+    daemon.stop()
+    daemon.with_constant(PAGE_ROWS, (10, 10, 2000)).start()
+
+    def rebuild() -> int | str:
+        try:
+            with daemon.client() as client:
+                return client.rebuild("items").rows
+        except RequestError as error:
+            return error.kind
+
+    with ThreadPoolExecutor(1) as threads, daemon.client() as client:
+        rebuilding = threads.submit(rebuild)
+        try:
+            until(lambda: any(work.what == "rebuilding" for work in client.status().work), "it is being rebuilt")
+            db.execute(change.encode())
+            until(rebuilding.done, "the rebuild has ended")
+        finally:
+            daemon.stop()
+    assert rebuilding.result() == ("unknown_dataset" if "detach" in change else 20000)
