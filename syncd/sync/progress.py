@@ -14,7 +14,7 @@ import anyio
 import psycopg
 
 from syncd.errors import DatabaseError, DatabaseUnreachable, TimedOut
-from syncd.sync.datasets import ANSWERING, Follower, Registry, State
+from syncd.sync.datasets import ANSWERING, Dataset, Follower, Registry, State
 from syncd.sync.pace import Pace
 from syncd.sync.passes import Handover
 from syncd.sync.wake import Wake
@@ -110,8 +110,10 @@ class Progress:
         """Build a dataset anew beside the one that answers; returns its rows once it has taken the place. Raises ``UnknownDataset``."""
         while True:
             dataset = self.registry.known(name)
-            watched = next((each for each in self.sources.values() if each.datasets.get(dataset.name) is dataset), None)
-            if watched is not None and watched.scan is None and not watched.is_failed:
+            watched = self.source_of(dataset)
+            if watched is not None and watched.is_failed:
+                raise DatabaseError(f"{watched.source.name} cannot be read: {watched.failure}", hint="see: syncd check")
+            if watched is not None and watched.scan is None and watched.predecessor is None:
                 async with self.busy:
                     if watched.scan is None:
                         watched.begin_rebuild(dataset.name)
@@ -119,9 +121,16 @@ class Progress:
                 await self.next_pass_until(partial(self.has_rebuilt, watched))
                 if dataset.index is replacement:
                     return dataset.index.count
-            if watched is not None and watched.is_failed:
-                raise DatabaseError(f"{watched.source.name} cannot be read: {watched.failure}", hint="see: syncd check")
-            await self.next_pass_until(lambda: True)
+            else:
+                await self.next_pass_until(lambda: True)
+
+    def source_of(self, dataset: Dataset) -> WatchedSource | None:
+        """The source that a dataset is of; where the table was attached anew, the one that is to take the place of the dataset's."""
+        for watched in self.sources.values():
+            for each in (watched, watched.predecessor):
+                if each is not None and each.datasets.get(dataset.name) is dataset:
+                    return watched
+        return None
 
     def has_rebuilt(self, watched: WatchedSource) -> bool:
         """Whether a rebuild has ended, well or not; one whose source is followed no more ends with it."""

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 
-from syncd.errors import NotReady, RequestError, UnknownDataset
+from syncd.errors import NotReady, RequestError, SyncdError, UnknownDataset
 from syncd.rpc.client import Client
 from tests.daemon import Daemon
 from tests.faults.following import assert_in_step, attach_tables, change, logged, takes_requests, until
@@ -201,3 +201,25 @@ def test_a_rebuild_ends_although_its_source_is_detached_or_attached_anew_meanwhi
         finally:
             daemon.stop()
     assert rebuilding.result() == ("unknown_dataset" if "detach" in change else 20000)
+
+
+def test_a_rebuild_says_why_where_what_is_to_take_the_dataset_s_place_cannot_be_read(
+    db: psycopg.Connection, daemon: Daemon
+) -> None:
+    db.execute("CREATE TABLE items (id int PRIMARY KEY, v real[])")
+    db.execute("INSERT INTO items VALUES (1, '{1,1}')")
+    db.execute("SELECT syncd.attach('items')")
+    daemon.start()
+    with db.transaction():
+        db.execute("SELECT syncd.attach('items', metric => 'l2')")
+        db.execute("ALTER TABLE items RENAME COLUMN v TO w")
+    with ThreadPoolExecutor(1) as threads, daemon.client() as client, daemon.client() as other:
+        until(lambda: client.status().state == "failed", "it cannot be read")
+        assert list(client.keys("items")) == [1]
+        rebuilding = threads.submit(other.rebuild, "items")
+        try:
+            until(rebuilding.done, "the rebuild has ended")
+        finally:
+            daemon.stop()
+    with pytest.raises(SyncdError, match="cannot be read"):
+        rebuilding.result()
