@@ -239,6 +239,8 @@ class Cluster:
         return self.log.stat().st_size if self.log.exists() else 0
 
     def _log_from(self, begin: int) -> bytes:
+        if not self.log.exists():  # somebody has removed it
+            return b""
         with self.log.open("rb") as log:
             log.seek(max(begin, self._log_size() - 10_000))
             return log.read()

@@ -20,7 +20,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from syncd.errors import DataDirectoryError, EmbeddedUnavailable
-from syncd.postgres import embedded, programs
+from syncd.postgres import cluster, embedded, programs
 from syncd.postgres.account import server_account
 from syncd.postgres.cluster import Cluster
 from syncd.postgres.embedded import EmbeddedPostgres
@@ -250,6 +250,23 @@ def test_below_a_directory_of_root_the_server_runs_as_another_user_and_no_permis
         assert cluster_of(closed / "data").wait_ready()
         assert fetch(server.conninfo, "SELECT pg_backend_pid()") != backend
     assert before == [(parent, parent.stat().st_mode, parent.stat().st_uid) for parent in [closed, *closed.parents]]
+
+
+@needs_proc
+def test_a_server_that_does_not_answer_is_named_also_where_its_log_was_removed(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with EmbeddedPostgres(data_dir) as server:
+        monkeypatch.setattr(cluster, "READY_SECONDS", 0.0)
+        pid = Cluster(data_dir / "postgres", Path(), server.log, {}).pid
+        assert pid is not None
+        server.log.unlink()
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(EmbeddedUnavailable, match="does not accept connections"):
+                EmbeddedPostgres(data_dir).start()
+        finally:
+            os.kill(pid, signal.SIGCONT)
 
 
 @pytest.fixture
