@@ -8,6 +8,7 @@ SyncdError
 ├── DatabaseError             the database cannot be used as it is
 │   ├── DatabaseUnreachable  NotInstalled  WrongSchemaVersion  ConsumerReplaced
 ├── AddressInUse              another process listens there
+├── EmbeddedUnavailable       the embedded PostgreSQL is not installed, or does not start
 ├── DataDirectoryError        locked, read-only, or full
 ├── DamagedFile               a file of a checkpoint is missing or not what the manifest says
 └── ServiceUnavailable        nobody listens on the socket
@@ -167,6 +168,12 @@ class ConsumerReplaced(DatabaseError):
     """Another process has taken this consumer's name."""
 
     kind = "consumer_replaced"
+
+
+class EmbeddedUnavailable(SyncdError):
+    """The embedded PostgreSQL cannot be used."""
+
+    kind = "embedded_unavailable"
 
 
 class DataDirectoryError(SyncdError):

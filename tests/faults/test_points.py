@@ -28,7 +28,7 @@ def mortal(server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> 
         attach_tables(conninfo)
         daemon = Daemon(conninfo, folder / "data").with_points(folder)
         daemon.with_constant("syncd.index.columns.WRITE_AHEAD_BYTES", 16)
-        daemon.with_constant("syncd.sync.watched.SCAN_PAGE_ROWS", (10, 10, 10))
+        daemon.with_constant("syncd.sync.scan.PAGE_ROWS", (10, 10, 10))
         yield daemon
         if daemon.process is not None:
             daemon.kill()
