@@ -72,7 +72,7 @@ def apply(watched: WatchedSource, asked: Sequence[Key], rows: Sequence[Row]) -> 
         for key in {keys[place] for place in at}.difference(upserts[name].keys):
             targets.pop(key, None)
     changed, begun = 0, time.perf_counter()
-    deletes = homes_to_leave(watched, (*asked, *keys), targets)
+    deletes = watched.directory.to_leave(list(dict.fromkeys((*asked, *keys))), targets)
     for name in {*upserts, *deletes}:
         good = upserts.get(name) or Usable()
         columns = good.columns if watched.source.columns else None
@@ -154,15 +154,3 @@ def dimension_for(
         index.clear()
         watched.reread_misfits({dataset.name})
     return dimension
-
-
-def homes_to_leave(
-    watched: WatchedSource, keys: Iterable[Key], targets: dict[Key, DatasetName]
-) -> dict[DatasetName, list[Key]]:
-    """Where each key is indexed now although it no longer belongs there."""
-    leaving: dict[DatasetName, list[Key]] = {}
-    for name, candidates in watched.directory.candidates(list(dict.fromkeys(keys))).items():
-        there = [key for key in candidates if targets.get(key) != name]
-        if there:
-            leaving[name] = there
-    return leaving
