@@ -27,6 +27,7 @@ from syncd.ops.run import Ops
 from syncd.postgres.control import Control
 from syncd.postgres.listener import Listener
 from syncd.rpc.dispatch import Limits
+from syncd.rpc.inputs import Inputs
 from syncd.rpc.methods import Methods
 from syncd.rpc.server import Server
 from syncd.settings import Settings
@@ -94,12 +95,14 @@ class Service:
         self.rotator = Rotator(self.consumer, self.control, self.checkpointer)
         self.stopping = anyio.Event()
         self.rpc_stopped = anyio.Event()
+        inputs = Inputs()
         methods = Methods(
             self.consumer,
             self.checkpointer,
             self.verifier,
             self.listener,
             version=version("syncd"),
+            inputs=inputs,
             search_threads=available_cores(),
             recall=settings.recall,
         )
@@ -116,6 +119,7 @@ class Service:
             token=settings.token.get_secret_value() or None,
             tls=settings.tls,
             limits=Limits(connections=settings.max_connections),
+            inputs=inputs,
             version=version("syncd"),
         )
 

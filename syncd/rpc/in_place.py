@@ -1,32 +1,31 @@
-"""Which searches run on the event loop: short ones always, longer ones as long as nobody waits for it.
+"""Which searches run on the event loop: short ones always, longer ones as long as nobody else waits for it.
 
 A hop to a worker thread and back costs 0.1 to 0.2 ms, as much as many a search. On the loop a search has one core, and whoever asks meanwhile waits;
-so as soon as somebody has, the longer ones are left to the threads for a while.
+so once somebody has waited, the longer ones are left to the threads for a while.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 SHORT_ELEMENTS = 2_000_000
 """0.3 ms; what an element is, says ``syncd.index.search.elements``."""
 LONGER_ELEMENTS = 8_000_000
-NEXT_SECONDS = 80e-6
-"""A search that begins so soon after the last one ended has waited for it: a client that asks one after the other takes longer to read an answer."""
-COMPANY_SECONDS = 0.01
+COMPANY_SECONDS = 0.02
 
 
 class InPlace:
-    """Decides, from when searches on the loop ended and when the next ones came."""
+    """Decides; ``anyone_waits`` says whether a client's request is there that has not been read."""
 
-    def __init__(self) -> None:
-        self._last_end = float("-inf")
+    def __init__(self, anyone_waits: Callable[[], bool]) -> None:
+        self._anyone_waits = anyone_waits
         self._company_until = float("-inf")
 
     def allows(self, elements: int, now: float) -> bool:
         """Whether a search of this cost runs on the loop; ``now`` in seconds."""
-        if now - self._last_end < NEXT_SECONDS:
-            self._company_until = now + COMPANY_SECONDS
         return elements <= SHORT_ELEMENTS or (elements <= LONGER_ELEMENTS and now >= self._company_until)
 
-    def ended(self, now: float) -> None:
-        """A search on the loop has ended."""
-        self._last_end = now
+    def ended(self, elements: int, now: float) -> None:
+        """A search on the loop has ended: did it keep anybody waiting?"""
+        if elements > SHORT_ELEMENTS and self._anyone_waits():
+            self._company_until = now + COMPANY_SECONDS

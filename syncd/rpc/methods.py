@@ -21,6 +21,7 @@ from syncd.postgres.listener import Listener
 from syncd.rpc import messages
 from syncd.rpc.dispatch import drop
 from syncd.rpc.in_place import InPlace
+from syncd.rpc.inputs import Inputs
 from syncd.rpc.messages import WirePosition
 from syncd.rpc.prepared_search import PreparedSearch, search_together
 from syncd.rpc.protocol import Method
@@ -50,6 +51,7 @@ class Methods:
         listener: Listener | None,
         *,
         version: str,
+        inputs: Inputs,
         search_threads: int,
         recall: float,
     ) -> None:
@@ -64,7 +66,7 @@ class Methods:
         self.recall = recall
         self.search_limit = anyio.CapacityLimiter(search_threads)
         self.search_queue = SearchQueue(search_threads, search_together)
-        self.in_place = InPlace()
+        self.in_place = InPlace(inputs.waiting)
 
     def table(self) -> Mapping[str, Method[Any, Any]]:
         """The methods by name."""
@@ -124,12 +126,13 @@ class Methods:
 
     def run(self, search: PreparedSearch, seconds: float) -> messages.SearchResult | Awaitable[messages.SearchResult]:
         """The answer, or what gives it within about ``seconds``."""
-        if not self.in_place.allows(search.elements, time.perf_counter()):
+        elements = search.elements
+        if not self.in_place.allows(elements, time.monotonic()):
             return self.search_queue.run(search, seconds)
         try:
             return search.run()
         finally:
-            self.in_place.ended(time.perf_counter())
+            self.in_place.ended(elements, time.monotonic())
 
     async def search_later(self, params: messages.SearchParams) -> messages.SearchResult:
         """Search at a position that the caller asked for. The dataset may be one that is formed on the way there."""
