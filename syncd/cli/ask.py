@@ -17,8 +17,10 @@ from syncd.cli.progress import progress
 from syncd.cli.session import service
 from syncd.cli.watch import watch
 from syncd.errors import SettingsError
+from syncd.ops.findings import since
+from syncd.rpc import calls
 from syncd.rpc.client import Client
-from syncd.rpc.messages import MAX_RESULTS, DatasetVerified
+from syncd.rpc.messages import MAX_RESULTS, DatasetVerified, SearchResult
 
 STATUS_ROWS = (
     "version",
@@ -54,16 +56,19 @@ def search(
             "give either --key or --vector", hint="syncd search DATASET --key K, or --vector '[0.1, 0.2]'"
         )
     with service(socket) as client:
-        hits = client.search(
+        asked = calls.search(
             dataset,
             None if vector is None else read_vector(vector),
             key=None if key is None else key_argument(client, dataset, key),
             k=k, exact=exact, recall=recall, filter=None if filter_json is None else read_filter(filter_json),
         )  # fmt: skip
+        whole_answer = msgspec.json.Decoder(SearchResult).decode
+        found = client.run(calls.Call(asked.method, asked.params, whole_answer, asked.patience_seconds))
     if json:
-        print_json({"keys": [hit.key for hit in hits], "distances": [hit.distance for hit in hits]})
+        print_json(found)
     else:
-        print_table(["key", "distance"], [(shown_key(hit.key), f"{hit.distance:.6f}") for hit in hits])
+        rows = zip(found.keys, found.distances, strict=True)
+        print_table(["key", "distance"], [(shown_key(key), f"{distance:.6f}") for key, distance in rows])
 
 
 def status(
@@ -86,7 +91,7 @@ def status(
     rows: list[tuple[str, Any]] = [(name, getattr(found, name)) for name in STATUS_ROWS]
     if found.position is not None:
         rows.append(("position", f"{found.position.snapshot} outbox_id {found.position.outbox_id}"))
-    rows.append(("checkpoint at", found.checkpoint.at))
+    rows.append(("checkpoint", since(found.checkpoint.at)))
     rows.append(("checkpoint error", found.checkpoint.error))
     print_table(["", ""], [(name.replace("_", " "), round(v, 3) if isinstance(v, float) else v) for name, v in rows])
 
@@ -179,7 +184,7 @@ def verdict(row: DatasetVerified) -> str:
 
 def shown_keys(keys: Sequence[Any]) -> str:
     """Some keys for a table."""
-    return ", ".join(shown_key(tuple(key) if isinstance(key, list) else key) for key in keys)
+    return ", ".join(map(shown_key, keys))
 
 
 def rebuild(
@@ -267,4 +272,4 @@ def key_argument(client: Client, dataset: str, text: str) -> Any:
 
 def shown_key(key: object) -> str:
     """A key for a table."""
-    return msgspec.json.encode(key).decode() if isinstance(key, tuple) else str(key)
+    return msgspec.json.encode(key).decode() if isinstance(key, list) else str(key)

@@ -69,7 +69,7 @@ class DatasetReport:
             last_pass_seconds=time.monotonic() - consumer.last_pass_at,
             open_writers=len(consumer.pace.writers),
             checkpoint=messages.CheckpointStatus(
-                checkpointer.last_at, checkpointer.last_seconds, checkpointer.last_error
+                checkpointer.last_success_at, checkpointer.last_seconds, checkpointer.last_error
             ),
         )
 

@@ -7,7 +7,6 @@ every check of the dataset's source was made and passed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -15,7 +14,7 @@ import psycopg
 
 from syncd.errors import DatabaseError
 from syncd.ops.check_sources import READING_CHECKS, SOURCE_CHECKS, sampled_lengths, wrong_dimension
-from syncd.ops.findings import REASONS, Finding, ago, fail, guarded, warn
+from syncd.ops.findings import REASONS, Finding, ago, fail, guarded, since, warn
 from syncd.ops.look import Look, Service, looking
 from syncd.ops.sessions import check_locks, check_prepared_transactions, read_writers
 from syncd.postgres.source import Source, read_sources
@@ -111,11 +110,6 @@ def unconfirmed(progress: SourceProgress | None) -> str:
         return ""
     count = "a whole table" if progress.unconfirmed_keys is None else f"{progress.unconfirmed_keys} keys"
     return f"; {count} applied since"
-
-
-def since(at: datetime | None) -> str:
-    """When something was done."""
-    return "none yet" if at is None else f"{ago((datetime.now(UTC) - at).total_seconds())} old"
 
 
 def service_causes(said: WhyResult) -> Iterator[Finding]:

@@ -201,7 +201,8 @@ class DatasetStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CheckpointStatus(msgspec.Struct, frozen=True):
-    """The last checkpoint: when it was saved, how long that took, and the error of the last attempt."""
+    """The last checkpoint: when it was saved, by this process or the one before; how long that took, null where it was not this one; and the error
+    of the last attempt."""
 
     at: datetime | None = None
     seconds: float | None = None

@@ -239,7 +239,7 @@ class Methods:
             lag_seconds=consumer.lag_seconds,
             listener_connected=self.listener is not None and self.listener.connected,
             checkpoint=messages.CheckpointStatus(
-                checkpointer.last_at, checkpointer.last_seconds, checkpointer.last_error
+                checkpointer.last_success_at, checkpointer.last_seconds, checkpointer.last_error
             ),
             quarantined=sum(len(watched.quarantine) for watched in consumer.sources.values()),
             uptime_seconds=time.monotonic() - self.begun,
