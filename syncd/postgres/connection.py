@@ -26,17 +26,34 @@ KEEPALIVE: dict[str, Any] = {
 SILENCE_SECONDS = 40.0
 """Longer than any statement may take (``statement_timeout``): a server that has said nothing for so long is gone, though nobody closed the
 connection. Keepalives notice a host that is gone; not a proxy, a pooler or a firewall that forgot about us and still acknowledges what we send."""
+SILENCE_AT_STOP_SECONDS = 4.0
+"""Once the service stops: whoever has asked for that waits, and what is lost is work, never a row."""
 
 T = TypeVar("T")
 
 
+class Patience:
+    """How long a server may be silent on the connections of one service; it shrinks at stop, also for what waits already."""
+
+    def __init__(self) -> None:
+        self.stopping = False
+
+    @property
+    def seconds(self) -> float:
+        """As of now."""
+        return min(SILENCE_SECONDS, SILENCE_AT_STOP_SECONDS) if self.stopping else SILENCE_SECONDS
+
+
 class PassConnection(psycopg.Connection[TupleRow]):
-    """A blocking connection that does not wait for ever: ``psycopg.OperationalError`` after ``SILENCE_SECONDS`` without a byte."""
+    """A blocking connection that does not wait for ever: ``psycopg.OperationalError`` after ``patience`` without a byte."""
+
+    patience = Patience()
+    """Where ``open_pass_connection`` was given none."""
 
     def wait(self, gen: PQGen[T], *arguments: Any, **named: Any) -> T:
         """See psycopg."""
         try:
-            return super().wait(heard(gen), *arguments, **named)
+            return super().wait(heard(gen, self.patience), *arguments, **named)
         except ServerSilent:
             self.close()
             raise
@@ -46,7 +63,7 @@ class ServerSilent(psycopg.OperationalError):
     """The server has not answered, and the connection was given up."""
 
 
-def heard(generator: PQGen[T]) -> PQGen[T]:
+def heard(generator: PQGen[T], patience: Patience) -> PQGen[T]:
     """The same, as long as there is something to read or write now and then; psycopg asks a few times a second."""
     try:
         wanted = next(generator)
@@ -55,8 +72,8 @@ def heard(generator: PQGen[T]) -> PQGen[T]:
             ready = yield wanted
             if ready:
                 since = time.monotonic()
-            elif time.monotonic() - since > SILENCE_SECONDS:
-                raise ServerSilent(f"the server has been silent for {SILENCE_SECONDS:g} s")
+            elif time.monotonic() - since > patience.seconds:
+                raise ServerSilent(f"the server has been silent for {patience.seconds:g} s")
             wanted = generator.send(ready)
     except StopIteration as end:
         result: T = end.value
@@ -79,17 +96,19 @@ async def connect(conninfo: str, consumer: str, *, autocommit: bool = True) -> A
             prepare_threshold=None,  # behind a pooler the next transaction may be another session's
             **KEEPALIVE,
         )
-    async with connection:
+    try:
         yield connection
+    finally:  # never by a ROLLBACK or COMMIT, which a server that hangs would not answer; what is open is undone
+        await connection.close()
 
 
-def open_pass_connection(conninfo: str, consumer: str) -> PassConnection:
+def open_pass_connection(conninfo: str, consumer: str, patience: Patience | None = None) -> PassConnection:
     """The connection that reads rows: blocking, for a worker thread. Raises ``DatabaseUnreachable``.
 
     Blocking, because libpq hands a large result to an event loop 16 kB at a time: that took a third of the time of a pass.
     """
     with translated_errors(conninfo):
-        return PassConnection.connect(
+        connection = PassConnection.connect(
             conninfo,
             autocommit=True,
             application_name=f"syncd/{consumer}",
@@ -97,6 +116,9 @@ def open_pass_connection(conninfo: str, consumer: str) -> PassConnection:
             target_session_attrs="read-write",
             **KEEPALIVE,
         )
+    if patience is not None:
+        connection.patience = patience
+    return connection
 
 
 @contextmanager

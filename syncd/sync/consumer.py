@@ -19,7 +19,7 @@ from anyio import TASK_STATUS_IGNORED, to_thread
 from anyio.abc import TaskStatus
 
 from syncd.errors import ConsumerReplaced, DatabaseError, DatabaseUnreachable, TimedOut
-from syncd.postgres.connection import first_line, open_pass_connection, translated_errors
+from syncd.postgres.connection import Patience, first_line, open_pass_connection, translated_errors
 from syncd.postgres.freeing import apply_cap
 from syncd.postgres.identity import (
     Nonce,
@@ -89,6 +89,7 @@ class Consumer:
         self.handover: Handover | None = None
         self.handed_over = anyio.Event()
         self.pace = Pace()
+        self.patience = Patience()
 
     async def run(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
         """Follow until cancelled. Errors before the first connection stop the start; a lost connection later is opened again."""
@@ -98,10 +99,14 @@ class Consumer:
             try:
                 settings = self.settings
                 connection = await to_thread.run_sync(
-                    open_pass_connection, settings.conninfo, settings.consumer, abandon_on_cancel=not started
+                    open_pass_connection, settings.conninfo, settings.consumer, self.patience, abandon_on_cancel=True
                 )
                 async with self.busy:
-                    await to_thread.run_sync(self.begin, connection, not started, abandon_on_cancel=not started)
+                    try:
+                        await to_thread.run_sync(self.begin, connection, not started, abandon_on_cancel=not started)
+                    except anyio.get_cancelled_exc_class():
+                        connection = None if not started else connection  # its thread may use it still
+                        raise
                 if not started:
                     task_status.started()
                     started = True

@@ -228,7 +228,9 @@ class Verifier:
         """One attempt; raises ``InTheWay``."""
         settings, stop = self.consumer.settings, threading.Event()
         taken: list[tuple[Position, list[Captured]]] = []
-        connection = await to_thread.run_sync(open_pass_connection, settings.conninfo, settings.consumer)
+        connection = await to_thread.run_sync(
+            open_pass_connection, settings.conninfo, settings.consumer, self.consumer.patience, abandon_on_cancel=True
+        )
         refused: list[psycopg.Error] = []
 
         def take(snapshot: str, position: Position, watched: Sequence[WatchedSource]) -> None:
