@@ -21,7 +21,9 @@ from syncd.ops.findings import since
 from syncd.rpc import calls
 from syncd.rpc.client import Client
 from syncd.rpc.messages import MAX_RESULTS, DatasetVerified, SearchResult
+from syncd.settings import load_settings
 
+ANSWERING = ("ready", "rebuilding")
 STATUS_ROWS = (
     "version",
     "consumer",
@@ -29,8 +31,8 @@ STATUS_ROWS = (
     "lag_rows",
     "lag_seconds",
     "listener_connected",
-    "quarantined",
     "uptime_seconds",
+    "quarantined",
 )
 
 
@@ -91,8 +93,10 @@ def status(
     rows: list[tuple[str, Any]] = [(name, getattr(found, name)) for name in STATUS_ROWS]
     if found.position is not None:
         rows.append(("position", f"{found.position.snapshot} outbox_id {found.position.outbox_id}"))
+    rows += [("", f"{each.rows} rows of {each.source} with {each.reason}") for each in found.quarantine]
     rows.append(("checkpoint", since(found.checkpoint.at)))
     rows.append(("checkpoint error", found.checkpoint.error))
+    rows.append(("database", found.database_error or "connected"))
     print_table(["", ""], [(name.replace("_", " "), round(v, 3) if isinstance(v, float) else v) for name, v in rows])
 
 
@@ -205,14 +209,22 @@ def rebuild(
 
 
 def healthcheck(socket: Socket = None) -> None:
-    """Exit 0 if the service answers and is in a good state, 1 if not.
+    """Exit 0 if the service answers searches from every dataset, no older than SYNCD_MAX_STALENESS_SECONDS allows; 1 if not.
+
+    A database that is away, or lacks schema syncd, is no reason by itself: the service answers from where it was, and a restart would end that.
 
     Example: syncd healthcheck && echo well
     """
     with service(socket) as client:
         found = client.status()
-    talk(f"{found.state}, lag {found.lag_seconds:.1f} s")
-    if found.state not in ("ready", "rebuilding"):
+    allowed = load_settings().max_staleness_seconds
+    stale = allowed is not None and found.lag_seconds > allowed
+    database = f"; answers are as old as that: {found.database_error}" if found.database_error else ""
+    limit = f", more than SYNCD_MAX_STALENESS_SECONDS={allowed:g} allows" if stale else ""
+    talk(f"{found.state}, lag {found.lag_seconds:.1f} s{limit}{database}")
+    if database or stale or found.state not in ANSWERING:
+        talk("  next: syncd check")
+    if stale or found.state not in ANSWERING:
         raise typer.Exit(1)
 
 

@@ -75,7 +75,7 @@ def drawn(status: ServiceStatus, datasets: list[DatasetStatus], height: int) -> 
         ),
         Text(f"{status.lag_rows or 0:,} changes wait, {status.lag_seconds:.1f} s   quarantined {status.quarantined:,}"),
         Text(f"checkpoint {since(status.checkpoint.at)}", style="red" if status.checkpoint.error else ""),
-        Text(status.checkpoint.error or "", style="red"),
+        Text("\n".join(filter(None, (status.database_error, status.checkpoint.error))), style="red"),
         *(Text(in_words(work)) for work in status.work[:WORK_SHOWN]),
     ]
     table = Table(box=None, pad_edge=False, header_style="bold")

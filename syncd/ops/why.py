@@ -15,7 +15,7 @@ import psycopg
 from syncd.errors import DatabaseError
 from syncd.ops.check_sources import READING_CHECKS, SOURCE_CHECKS, sampled_lengths, wrong_dimension
 from syncd.ops.findings import REASONS, Finding, ago, fail, guarded, since, warn
-from syncd.ops.look import Look, Service, looking
+from syncd.ops.look import Look, Service, commands_in, looking
 from syncd.ops.sessions import check_locks, check_prepared_transactions, read_writers
 from syncd.postgres.source import Source, read_sources
 from syncd.rpc.client import Client
@@ -56,7 +56,8 @@ def explain(settings: Settings, socket: Path | str, name: str) -> Explanation:
     facts += verify_facts(verified)
     causes += verify_causes(verified)
     try:
-        with looking(settings, Service(status, datasets)) as look:
+        commands = commands_in({} if said.status is None else {said.status.source: said.reason})
+        with looking(settings, Service(status, datasets, commands=commands)) as look:
             look.role = look.row("read_server")[2]
             with look.transaction():
                 look.sources = read_sources(look.connection)
@@ -69,8 +70,9 @@ def explain(settings: Settings, socket: Path | str, name: str) -> Explanation:
                 causes += database_causes(said, look)
     except DatabaseError as error:
         refused = isinstance(error.__cause__, psycopg.errors.InsufficientPrivilege)
-        fix = "run syncd why as the role that syncd serve connects as" if refused else error.hint
-        causes.append(fail("database", f"from here: {error.message}", fix))
+        fix = f"run syncd why as the role that syncd serve connects as; or {error.hint}" if refused else error.hint
+        if error.message != said.database_error:
+            causes.append(fail("database", f"from here: {error.message}", fix))
     return Explanation(said.dataset, said.status is not None, facts, in_order(causes, said))
 
 
@@ -116,8 +118,9 @@ def service_causes(said: WhyResult) -> Iterator[Finding]:
     """What the service knows to be wrong."""
     status, progress = said.status, said.progress
     if not said.connected:
-        detail = "the service has no connection to the database; it answers from where it was, and tries again"
-        yield fail("database", detail, "syncd check; and see database_lost in the log of syncd serve")
+        reason = said.database_error or "it has no connection to the database"
+        detail = f"the service says: {reason}; it answers from where it was, and tries again by itself"
+        yield fail("database", detail, said.database_hint or "syncd check")
     if status is not None and status.state == "must_rebuild":
         reading = progress is not None and progress.scanned_rows is not None
         detail = f"the changes it needs are no longer kept, so that it must be rebuilt{with_reason(said)}"

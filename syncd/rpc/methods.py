@@ -244,6 +244,11 @@ class Methods:
             quarantined=sum(len(watched.quarantine) for watched in consumer.sources.values()),
             uptime_seconds=time.monotonic() - self.begun,
             work=self.work(),
+            quarantine=[
+                messages.QuarantineReason(source, reason, rows)
+                for (source, reason), rows in self.registry.quarantined.most_common()
+            ],
+            database_error=None if consumer.lost is None else consumer.lost.message,
         )
 
     def work(self) -> list[messages.Work]:

@@ -100,9 +100,8 @@ class Checkpointer:
         try:
             with anyio.move_on_after(proof_seconds) as proving:
                 return await self.save_one(proving)
-            raise DatabaseUnreachable(
-                f"the database has not proved within {proof_seconds:g} s that it holds what is to be saved",
-                hint="the checkpoint before stays, and the next start replays what is newer; see: syncd check",
+            raise self.consumer.unreachable(
+                f"the database has not proved within {proof_seconds:g} s that it holds what is to be saved, and the checkpoint before stays"
             )
         except SyncdError as error:
             if self.last_error is None:  # and not again each minute, for as long as the disk is full

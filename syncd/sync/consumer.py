@@ -19,7 +19,7 @@ from anyio import TASK_STATUS_IGNORED, to_thread
 from anyio.abc import TaskStatus
 
 from syncd.errors import ConsumerReplaced, DatabaseError, DatabaseUnreachable, TimedOut
-from syncd.postgres.connection import Patience, first_line, open_pass_connection, translated_errors
+from syncd.postgres.connection import Patience, open_pass_connection, translated, translated_errors
 from syncd.postgres.freeing import apply_cap
 from syncd.postgres.identity import (
     Nonce,
@@ -90,6 +90,8 @@ class Consumer:
         self.handed_over = anyio.Event()
         self.pace = Pace()
         self.patience = Patience()
+        self.lost: DatabaseError | None = None
+        """Why there is no connection, or none that is of use; None while there is one."""
 
     async def run(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
         """Follow until cancelled. Errors before the first connection stop the start; a lost connection later is opened again."""
@@ -111,7 +113,7 @@ class Consumer:
                     task_status.started()
                     started = True
                 delays = backoff_delays()
-                self.connected = True
+                self.connected, self.lost = True, None
                 while True:
                     outcome = await self.next_pass(connection)
                     self.settled = connection
@@ -122,8 +124,8 @@ class Consumer:
                 self.connected = False
                 if not started:
                     raise
-                delay = next(delays)
-                logger.warning("database_lost", retry_in_seconds=delay, error=first_line(error))
+                delay, self.lost = next(delays), translated(error, self.settings.conninfo)
+                logger.warning("database_lost", retry_in_seconds=delay, error=self.lost.message, hint=self.lost.hint)
                 self.finish_pass()
                 await anyio.sleep(delay)
             finally:
@@ -364,10 +366,14 @@ class Consumer:
             while self.settled is None:
                 await self.pass_done.wait()
             return self.settled
-        raise DatabaseUnreachable(
-            "the database cannot be reached, and without it a checkpoint would prove nothing",
-            hint="try again when it is back; the checkpoint before stays",
+        raise self.unreachable("a checkpoint would prove nothing now, the one before stays")
+
+    def unreachable(self, what: str = "") -> DatabaseUnreachable:
+        """The error for what needs the database, while there is none that is of use: ``what`` follows from that."""
+        lost = self.lost or DatabaseUnreachable(
+            "the database cannot be reached", hint="see the log of syncd serve, and: syncd check"
         )
+        return DatabaseUnreachable(f"{what}: {lost.message}" if what else lost.message, hint=lost.hint)
 
     def unsettle(self, connection: psycopg.Connection) -> None:
         """A connection turned out to be lost, or not to be fit for a proof: a pass has to show otherwise."""
@@ -427,7 +433,7 @@ class Consumer:
                     return dataset.index.count
             if watched is not None and watched.is_failed:
                 raise DatabaseError(f"{watched.source.name} cannot be read: {watched.failure}", hint="see: syncd check")
-            await self.next_pass_until(lambda: True)
+            await self.next_pass_until(lambda: self.connected)
 
     async def next_pass_until(self, done: Callable[[], bool]) -> None:
         """Wait for at least one pass, and until one has left things as they are wanted; raises ``DatabaseUnreachable``."""
@@ -440,10 +446,7 @@ class Consumer:
                 if done():
                     return
                 if not self.connected:
-                    raise DatabaseUnreachable(
-                        "the database cannot be reached",
-                        hint="see the service's log; ask again when the database is back",
-                    )
+                    raise self.unreachable()
         finally:
             self.waiters -= 1
 
@@ -494,10 +497,8 @@ class Consumer:
     def timed_out(self, what: str) -> TimedOut:
         """The time of a request that waits ran out."""
         if not self.connected:
-            return TimedOut(
-                f"{what}: the database cannot be reached",
-                hint="see the service's log; try again when the database is back",
-            )
+            error = self.unreachable(what)
+            return TimedOut(error.message, hint=error.hint)
         for watched in self.sources.values():
             if watched.watch.weakness:
                 return TimedOut(f"{what}: {watched.watch.weakness}", hint="or do not ask for a position")
