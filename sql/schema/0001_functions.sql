@@ -491,7 +491,7 @@ DECLARE
     others text[];
 BEGIN
     RETURN source::pg_catalog.regclass;
-EXCEPTION WHEN undefined_table OR invalid_schema_name THEN
+EXCEPTION WHEN undefined_table OR invalid_schema_name OR invalid_name THEN
     SELECT pg_catalog.array_agg(o.name) INTO others FROM (
         SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) AS name
         FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace

@@ -98,6 +98,8 @@ def status(
     rows.append(("checkpoint error", found.checkpoint.error))
     rows.append(("database", found.database_error or "connected"))
     print_table(["", ""], [(name.replace("_", " "), round(v, 3) if isinstance(v, float) else v) for name, v in rows])
+    if found.state not in ANSWERING or found.database_error or found.checkpoint.error:
+        talk("next: syncd check")
 
 
 def datasets(socket: Socket = None, json: Json = False) -> None:
@@ -169,7 +171,7 @@ def verify(
         if each.outcome == "none_live":
             talk(f"{each.source}: none of its rows is live, so nothing was compared; look at its rule in syncd.sources")
         else:
-            talk(f"{each.source} could not be compared: {each.reason}; see: syncd check")
+            talk(f"{each.source} could not be compared: {each.reason.rstrip(';')}; see: syncd check")
     differing = [row.dataset for row in rows if row.missing + row.extra + row.stale > row.repaired]
     if differing:
         talk(f"next: syncd verify {shlex.join(differing[:8])} --repair")

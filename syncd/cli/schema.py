@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,11 +16,12 @@ from syncd.cli.output import print_json, print_table, talk
 from syncd.cli.session import database
 from syncd.errors import DatabaseError
 from syncd.postgres import schema
+from syncd.postgres.catalogue import shell_line
 from syncd.postgres.connection import connect_blocking
 from syncd.settings import load_settings
 from syncd.statements import statement
 
-ATTACH = re.compile(r"SELECT \* FROM syncd\.attach\((.*?)\);")
+ATTACH = re.compile(r"SELECT \* FROM syncd\.attach\((.*?)\)(?:;$)?")
 ARGUMENT = re.compile(r"(?:(\w+) => )?(?:ARRAY\[(.*?)\]|'((?:[^']|'')*)')")
 LITERAL = re.compile(r"'((?:[^']|'')*)'")
 
@@ -148,7 +148,7 @@ def hints_in_words_of_the_command_line() -> Iterator[None]:
 
 def in_words_of_the_command_line(hint: str) -> str:
     """``SELECT * FROM syncd.attach('t', key => ARRAY['a']);`` as ``syncd attach t --key a``."""
-    return ATTACH.sub(lambda call: shlex.join(["syncd", "attach", *arguments_of(call[1])]), hint)
+    return ATTACH.sub(lambda call: shell_line(["syncd", "attach", *arguments_of(call[1])]), hint)
 
 
 def arguments_of(call: str) -> Iterator[str]:

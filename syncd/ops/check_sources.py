@@ -65,7 +65,8 @@ def check_columns(look: Look, source: Source) -> Iterator[Finding]:
     try:
         look.source_rows(source.read_rows(part("no_row")))
     except (errors.UndefinedColumn, errors.UndefinedFunction, errors.DatatypeMismatch) as error:
-        detail = f"its rows cannot be read as they were attached: {error.diag.message_primary}"
+        meant = f" ({error.diag.message_hint})" if error.diag.message_hint else ""
+        detail = f"its rows cannot be read as they were attached: {error.diag.message_primary}{meant}"
         yield fail(what, detail, look.attach_with_present_columns(source))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import psycopg
 from psycopg import sql
 
 from syncd.errors import SyncdError
+from syncd.postgres.catalogue import shell_line
 from syncd.postgres.connection import connect_blocking
 from syncd.postgres.source import Source
 from syncd.rpc.client import Client
@@ -90,6 +90,8 @@ class Look:
             arguments["vector"] = (
                 candidates[0] if len(candidates) == 1 else f"COLUMN ({' or '.join(candidates) or 'of vectors'})"
             )
+        else:
+            return f"{attach_command(source, arguments)}  # with the names that its columns have now"
         return attach_command(source, arguments)
 
     def attach_command(self, source: Source) -> str:
@@ -121,7 +123,7 @@ def attach_command(source: Source, arguments: Mapping[str, Any]) -> str:
     for name, values in (("key", arguments.get("key", ())), ("column", arguments.get("columns", ()))):
         for value in values:
             words += [f"--{name}", str(value)]
-    return shlex.join(words)
+    return shell_line(words)
 
 
 def needs_quotes(source: Source) -> bool:

@@ -27,6 +27,7 @@ LAG_SECONDS = 5.0
 ORDER = (
     "database", "consumer", "table", "rights", "columns", "locks", "triggers", "failure", "state", "key", "live rows", "dimensions",
     "quarantine", "prepared transactions", "open transaction", "verify", "lag", "checkpoint", "listener",
+    "dataset",
 )  # fmt: skip
 """What a cause is about, the likeliest to keep a dataset from being right first."""
 
@@ -91,7 +92,8 @@ def service_facts(said: WhyResult) -> Iterator[Fact]:
         if progress.scanned_rows is not None:
             yield Fact("reading", f"the whole table; {progress.scanned_rows} rows so far")
         if progress.failure is not None:
-            yield Fact("last error", f"{progress.failure}; tried again in {ago(progress.retry_in_seconds)}")
+            failure = "as above" if progress.failure == said.reason else progress.failure
+            yield Fact("last error", f"{failure}; tried again in {ago(progress.retry_in_seconds)}")
     connected = "connected" if said.connected else "not connected"
     yield Fact("database", f"consumer {said.consumer} {connected}, last pass {ago(said.last_pass_seconds)} ago")
     if said.notifies:
@@ -284,7 +286,9 @@ def missing_causes(said: WhyResult, look: Look) -> Iterator[Finding]:
         yield from source_causes(source, look)
     if not said.near:
         detail = f"no live row's project and dataset expressions give {said.dataset} (see the sources above), or it had none at its last start"
-        yield fail("name", detail, "list the datasets with: syncd datasets; compare with: SELECT * FROM syncd.sources;")
+        yield fail(
+            "dataset", detail, "list the datasets with: syncd datasets; compare with: SELECT * FROM syncd.sources;"
+        )
 
 
 def in_order(causes: list[Finding], said: WhyResult) -> list[Finding]:
