@@ -214,6 +214,8 @@ def connect_hint(text: str, conninfo: str) -> str:
         return "create the database, or name another one in SYNCD_DSN"
     if "read-only" in text or "not read-write" in text:
         return "the server is a standby: name the primary in SYNCD_DSN, or all hosts and let libpq choose"
+    if "timeout expired" in text:
+        return "the server hangs, or a firewall is in between: try psql with the same address; --embedded uses the PostgreSQL that syncd brings"
     where = "" if conninfo else " (now: libpq's defaults)"
     return (
         f"start the server, or set SYNCD_DSN to one that runs{where}; --embedded uses the PostgreSQL that syncd brings"

@@ -278,6 +278,8 @@ class Methods:
 
     async def verify(self, params: messages.VerifyParams) -> messages.VerifyResult:
         """Compare, and mend where asked."""
+        if not self.consumer.passes_done:  # an empty result would say that all is well
+            raise NotReady("nothing has been read yet: syncd is starting", hint="watch it with: syncd status --watch")
         names = None if params.dataset is None else [self.registry.known(params.dataset).name]
         done = await self.verifier.verify(names, repair=params.repair, deep=params.deep)
         return messages.VerifyResult(

@@ -90,7 +90,9 @@ class Consumer:
         self.handed_over = anyio.Event()
         self.pace = Pace()
         self.patience = Patience()
-        self.lost: DatabaseError | None = None
+        self.lost: DatabaseError | None = DatabaseUnreachable(
+            "the database has not been reached yet", hint="wait; or: syncd check"
+        )
         """Why there is no connection, or none that is of use; None while there is one."""
 
     async def run(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:

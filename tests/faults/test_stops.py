@@ -13,7 +13,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from syncd.errors import SyncdError
+from syncd.errors import NotReady, SyncdError
 from syncd.postgres import schema
 from tests.daemon import Daemon
 from tests.servers import PostgresServer
@@ -130,5 +130,9 @@ def test_a_start_that_waits_for_a_server_that_hangs_can_be_stopped(
         followed.spawn()
         while not followed.socket.exists():
             pass
+        with followed.client() as client:
+            assert client.status().database_error is not None
+            with pytest.raises(NotReady):  # nothing to compare is not the same as nothing that differs
+                client.verify()
         assert_stops(followed)
     assert_in_sync_again(followed)
