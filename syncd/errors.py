@@ -8,6 +8,7 @@ SyncdError
 ├── DatabaseError             the database cannot be used as it is
 │   ├── DatabaseUnreachable  NotInstalled  WrongSchemaVersion  ConsumerReplaced
 ├── AddressInUse              another process listens there
+├── EmbeddedUnavailable       the embedded PostgreSQL is not installed, or does not start
 ├── DataDirectoryError        locked, read-only, or full
 ├── DamagedFile               a file of a checkpoint is missing or not what the manifest says
 └── ServiceUnavailable        nobody listens on the socket
@@ -171,6 +172,13 @@ class ConsumerReplaced(DatabaseError):
     """Another process has taken this consumer's name."""
 
     kind = "consumer_replaced"
+
+
+class EmbeddedUnavailable(SyncdError):
+    """The embedded PostgreSQL cannot be used."""
+
+    kind = "embedded_unavailable"
+    next_step = "pip install --force-reinstall 'syncd[embedded]', or name a PostgreSQL of your own in SYNCD_DSN"
 
 
 class DataDirectoryError(SyncdError):

@@ -30,8 +30,8 @@ KeyPart = int | str | float | bool | None
 WireKey = int | str | list[KeyPart]
 """A key on the wire: a number (a string above 2^53), a string, or an array for a composite key."""
 
-WireVector = list[float] | str
-"""Numbers, or the base64 of little-endian float32."""
+WireVector = list[float] | bytes
+"""Numbers, or little-endian float32, which JSON has as base64."""
 
 State = Literal["backfilling", "catching_up", "ready", "rebuilding", "must_rebuild", "failed"]
 IndexKind = Literal["exact", "building", "codes"]

@@ -29,6 +29,7 @@ from syncd.postgres.catalogue import (
     weakness,
 )
 from syncd.postgres.connection import first_line
+from syncd.sync.datasets import ANSWERING
 
 if TYPE_CHECKING:
     from syncd.sync.watched import WatchedSource
@@ -154,9 +155,9 @@ def take_note(connection: psycopg.Connection, each: WatchedSource, text: str) ->
     strong = [change.reason for change in found if change.doubt in ("registry", "doubted", "mend")]
     weaker = [change.reason for change in found if change.doubt == "believed"]
     if strong:
-        each.doubt(f"{each.source.name}: {', '.join(strong)}")
+        doubt(each, f"{each.source.name}: {', '.join(strong)}")
     if weaker:
-        each.doubt(f"{each.source.name}: {', '.join(weaker)}", believed=True)
+        doubt(each, f"{each.source.name}: {', '.join(weaker)}", believed=True)
     return bool(altered)
 
 
@@ -169,7 +170,46 @@ def watch_triggers(each: WatchedSource, now: float) -> None:
         watch.compare_at = now + COMPARE_SECONDS
     elif now >= watch.compare_at:
         watch.compare_at = now + COMPARE_SECONDS
-        each.doubt(f"{each.source.name}: {watch.weakness}")
+        doubt(each, f"{each.source.name}: {watch.weakness}")
+
+
+def doubt(each: WatchedSource, reason: str, *, believed: bool = False) -> None:
+    """The indexes may differ from the table for a reason that no trigger tells of: compare them with it.
+
+    Datasets that answer go on answering; ``believed`` to be right, they also stay ``ready``. A comparison under way goes on to its end and
+    is followed by another, so that doubts that keep coming never keep it from ending.
+    """
+    each.watch.note_doubt(reason, believed)
+    if each.scan is None or (each.scan.only is None and each.scan.after is None):
+        compare(each)
+    elif not believed:
+        each.scan.believed = False
+        mark_doubted(each, reason)
+
+
+def compare(each: WatchedSource) -> None:
+    """Begin the comparison that a doubt asks for."""
+    reason, believed = each.watch.doubt or "", each.watch.believed and (each.scan is None or each.scan.believed)
+    each.watch.settle()
+    answering = [dataset for dataset in each.datasets.values() if dataset.state in ANSWERING]
+    states = [(dataset, dataset.state, dataset.reason) for dataset in answering]
+    everything = each.unconfirmed.everything
+    each.begin_scan(reason="doubt")
+    assert each.scan is not None
+    each.scan.believed = believed
+    if believed:  # every change has come through the outbox; what the comparison finds to be otherwise is noted then
+        each.unconfirmed.everything = everything
+    for dataset, state, why in states:
+        dataset.state, dataset.reason = state, why
+    if not believed:
+        mark_doubted(each, reason)
+
+
+def mark_doubted(each: WatchedSource, reason: str) -> None:
+    """Datasets that are ready go on answering, and say that they may differ from their table."""
+    for dataset in each.datasets.values():
+        if dataset.state == "ready":
+            dataset.state, dataset.reason = "rebuilding", reason
 
 
 def explained(each: WatchedSource, error: psycopg.Error, role: str) -> str:

@@ -30,7 +30,7 @@ NOTICED_WITHIN_SECONDS = 30.0
 COMPARE_SECONDS = "syncd.sync.watch.COMPARE_SECONDS"
 LIVE = "deleted_at IS NULL"
 ROWS = 300
-SHORT_PAGES = ("syncd.sync.watched.SCAN_PAGE_ROWS", (10, 10, 10))
+SHORT_PAGES = ("syncd.sync.scan.PAGE_ROWS", (10, 10, 10))
 """A comparison of the small table takes so many passes that readers meet it."""
 
 roles = itertools.count(1)
