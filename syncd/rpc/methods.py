@@ -236,11 +236,16 @@ class Methods:
             lag_seconds=consumer.lag_seconds,
             listener_connected=self.listener is not None and self.listener.connected,
             checkpoint=messages.CheckpointStatus(
-                checkpointer.last_at, checkpointer.last_seconds, checkpointer.last_error
+                checkpointer.last_success_at, checkpointer.last_seconds, checkpointer.last_error
             ),
             quarantined=sum(len(watched.quarantine) for watched in consumer.sources.values()),
             uptime_seconds=time.monotonic() - self.begun,
             work=self.work(),
+            quarantine=[
+                messages.QuarantineReason(source, reason, rows)
+                for (source, reason), rows in self.registry.quarantined.most_common()
+            ],
+            database_error=None if consumer.lost is None else consumer.lost.message,
         )
 
     def work(self) -> list[messages.Work]:
@@ -270,6 +275,8 @@ class Methods:
 
     async def verify(self, params: messages.VerifyParams) -> messages.VerifyResult:
         """Compare, and mend where asked."""
+        if not self.consumer.passes_done:  # an empty result would say that all is well
+            raise NotReady("nothing has been read yet: syncd is starting", hint="watch it with: syncd status --watch")
         names = None if params.dataset is None else [self.registry.known(params.dataset).name]
         done = await self.verifier.verify(names, repair=params.repair, deep=params.deep)
         return messages.VerifyResult(

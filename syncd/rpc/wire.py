@@ -86,7 +86,10 @@ def vector_to_bytes(vector: Sequence[float] | NDArray[np.floating]) -> bytes:
         with np.errstate(over="ignore"):
             array = np.asarray(vector, dtype="<f4")
     except (TypeError, ValueError) as error:
-        raise InvalidParams(f"the vector is no sequence of numbers: {error}") from None
+        raise InvalidParams(
+            f"the vector is no sequence of numbers: {error}",
+            hint="pass a list of numbers, or an array of one dimension",
+        ) from None
     if array.ndim != 1:
         raise InvalidParams(f"the vector has {array.ndim} dimensions, not one", hint="pass several as `vectors`")
     return array.tobytes()

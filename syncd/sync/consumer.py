@@ -19,7 +19,7 @@ from anyio import TASK_STATUS_IGNORED, to_thread
 from anyio.abc import TaskStatus
 
 from syncd.errors import ConsumerReplaced, DatabaseError
-from syncd.postgres.connection import first_line, open_pass_connection, translated_errors
+from syncd.postgres.connection import Patience, open_pass_connection, translated, translated_errors
 from syncd.postgres.freeing import apply_cap
 from syncd.postgres.identity import (
     Nonce,
@@ -71,6 +71,7 @@ class Consumer(Progress):
         self.name_since: datetime | None = None
         self.nonce: Nonce | None = None
         self.notifies = True
+        self.patience = Patience()
 
     async def run(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
         """Follow until cancelled. Errors before the first connection stop the start; a lost connection later is opened again."""
@@ -80,15 +81,19 @@ class Consumer(Progress):
             try:
                 settings = self.settings
                 connection = await to_thread.run_sync(
-                    open_pass_connection, settings.conninfo, settings.consumer, abandon_on_cancel=not started
+                    open_pass_connection, settings.conninfo, settings.consumer, self.patience, abandon_on_cancel=True
                 )
                 async with self.busy:
-                    await to_thread.run_sync(self.begin, connection, not started, abandon_on_cancel=not started)
+                    try:
+                        await to_thread.run_sync(self.begin, connection, not started, abandon_on_cancel=not started)
+                    except anyio.get_cancelled_exc_class():
+                        connection = None if not started else connection  # its thread may use it still
+                        raise
                 if not started:
                     task_status.started()
                     started = True
                 delays = backoff_delays()
-                self.connected = True
+                self.connected, self.lost = True, None
                 while True:
                     outcome = await self.next_pass(connection)
                     self.settled = connection
@@ -99,8 +104,8 @@ class Consumer(Progress):
                 self.connected = False
                 if not started:
                     raise
-                delay = next(delays)
-                logger.warning("database_lost", retry_in_seconds=delay, error=first_line(error))
+                delay, self.lost = next(delays), translated(error, self.settings.conninfo)
+                logger.warning("database_lost", retry_in_seconds=delay, error=self.lost.message, hint=self.lost.hint)
                 self.finish_pass()
                 await anyio.sleep(delay)
             finally:

@@ -138,10 +138,9 @@ class Pass:
                 each.behind("another transaction holds a lock on the table", now=time.monotonic())
             except pg.InsufficientPrivilege:
                 self.connection.execute(passes("rollback_to_savepoint"))
-                each.failed(
-                    f"the role that syncd connects as may not read {each.source.name}: GRANT SELECT ON {each.source.name} TO it",
-                    now=time.monotonic(),
-                )
+                role = sql.Identifier(self.connection.info.user).as_string()
+                grant = f"GRANT SELECT ON {each.source.identifier.as_string()} TO {role};"
+                each.failed(f"role {role} may not read {each.source.name}: {grant}", now=time.monotonic())
             else:
                 locked.append(each)
             self.connection.execute(passes("release_savepoint"))
@@ -303,7 +302,7 @@ class Pass:
             if is_of_a_row(error) and not each.careful:
                 each.careful = True  # find the row, and read the others
             else:
-                each.failed(explained(each, error), now=time.monotonic())
+                each.failed(explained(each, error, self.connection.info.user), now=time.monotonic())
             raise StartAgain from error
         if isinstance(error, SyncdError | OSError | ValueError):
             each.failed(str(error), now=time.monotonic())

@@ -46,6 +46,10 @@ class Progress:
         self.handover: Handover | None = None
         self.handed_over = anyio.Event()
         self.pace = Pace()
+        self.lost: DatabaseError | None = DatabaseUnreachable(
+            "the database has not been reached yet", hint="wait; or: syncd check"
+        )
+        """Why there is no connection, or none that is of use; None while there is one."""
 
     def finish_pass(self) -> None:
         """Let those who wait for a position look at it."""
@@ -58,10 +62,14 @@ class Progress:
             while self.settled is None:
                 await self.pass_done.wait()
             return self.settled
-        raise DatabaseUnreachable(
-            "the database cannot be reached, and without it a checkpoint would prove nothing",
-            hint="try again when it is back; the checkpoint before stays",
+        raise self.unreachable("a checkpoint would prove nothing now, the one before stays")
+
+    def unreachable(self, what: str = "") -> DatabaseUnreachable:
+        """The error for what needs the database, while there is none that is of use: ``what`` follows from that."""
+        lost = self.lost or DatabaseUnreachable(
+            "the database cannot be reached", hint="see the log of syncd serve, and: syncd check"
         )
+        return DatabaseUnreachable(f"{what}: {lost.message}" if what else lost.message, hint=lost.hint)
 
     def unsettle(self, connection: psycopg.Connection) -> None:
         """A connection turned out to be lost, or not to be fit for a proof: a pass has to show otherwise."""
@@ -122,7 +130,7 @@ class Progress:
                 if dataset.index is replacement:
                     return dataset.index.count
             else:
-                await self.next_pass_until(lambda: True)
+                await self.next_pass_until(lambda: self.connected)
 
     def source_of(self, dataset: Dataset) -> WatchedSource | None:
         """The source that a dataset is of; where the table was attached anew, the one that is to take the place of the dataset's."""
@@ -148,10 +156,7 @@ class Progress:
                 if done():
                     return
                 if not self.connected:
-                    raise DatabaseUnreachable(
-                        "the database cannot be reached",
-                        hint="see the service's log; ask again when the database is back",
-                    )
+                    raise self.unreachable()
         finally:
             self.waiters -= 1
 
@@ -202,10 +207,8 @@ class Progress:
     def timed_out(self, what: str) -> TimedOut:
         """The time of a request that waits ran out."""
         if not self.connected:
-            return TimedOut(
-                f"{what}: the database cannot be reached",
-                hint="see the service's log; try again when the database is back",
-            )
+            error = self.unreachable(what)
+            return TimedOut(error.message, hint=error.hint)
         for watched in self.sources.values():
             if watched.watch.weakness:
                 return TimedOut(f"{what}: {watched.watch.weakness}", hint="or do not ask for a position")

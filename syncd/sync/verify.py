@@ -202,7 +202,9 @@ class Verifier:
         settings, stop, work = self.consumer.settings, threading.Event(), self.work
         assert work is not None
         taken: list[tuple[Position, list[Captured]]] = []
-        connection = await to_thread.run_sync(open_pass_connection, settings.conninfo, settings.consumer)
+        connection = await to_thread.run_sync(
+            open_pass_connection, settings.conninfo, settings.consumer, self.consumer.patience, abandon_on_cancel=True
+        )
         refused: list[psycopg.Error] = []
 
         def take(snapshot: str, position: Position, watched: Sequence[WatchedSource]) -> None:

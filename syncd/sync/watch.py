@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import psycopg
 import structlog
 from psycopg import errors as pg
+from psycopg import sql
 
 from syncd.postgres.catalogue import (
     Catalogue,
@@ -43,6 +44,7 @@ FEW_SOURCES = 8
 MANY_LEAVES = 200
 """With more partitions than that, a pass looks at the table itself only: 500 take 1.2 ms."""
 
+ATTACH_AGAIN = ": attach it again: "
 COMPARE_SECONDS = 50.0
 """Between two comparisons while triggers do not record every write."""
 
@@ -210,7 +212,7 @@ def mark_doubted(each: WatchedSource, reason: str) -> None:
             dataset.state, dataset.reason = "rebuilding", reason
 
 
-def explained(each: WatchedSource, error: psycopg.Error) -> str:
+def explained(each: WatchedSource, error: psycopg.Error, role: str) -> str:
     """Why reading a source failed, and what to do, from what the catalogue says."""
     watch, source = each.watch, each.source
     if isinstance(error, pg.UndefinedColumn | pg.UndefinedFunction | pg.DatatypeMismatch):
@@ -218,9 +220,10 @@ def explained(each: WatchedSource, error: psycopg.Error) -> str:
         return attach_again(each, f"{watch.altered or source.name}: {message}")
     hidden = watch.facts is not None and (watch.facts.row_security[0] or watch.leaves)
     if isinstance(error, pg.InsufficientPrivilege) and hidden:
+        name = sql.Identifier(role).as_string()
         return (
-            f"row-level security would hide rows of {source.name} from the role that syncd connects as: "
-            f"ALTER ROLE … BYPASSRLS, or ALTER TABLE {source.name} DISABLE ROW LEVEL SECURITY"
+            f"row-level security would hide rows of {source.name} from role {name}: ALTER ROLE {name} BYPASSRLS; "
+            f"or ALTER TABLE {source.identifier.as_string()} DISABLE ROW LEVEL SECURITY;"
         )
     return first_line(error)
 
@@ -234,4 +237,9 @@ def trouble(each: WatchedSource) -> str:
 
 def attach_again(each: WatchedSource, reason: str) -> str:
     """A reason with the command that attaches the source with its present columns."""
-    return f"{reason}: attach it again: {attach_command(each.source, each.watch.renamed)}"
+    return f"{reason}{ATTACH_AGAIN}{attach_command(each.source, each.watch.renamed)}"
+
+
+def named_command(reason: str) -> str:
+    """The command that ``attach_again`` named in a reason; empty where it named none."""
+    return reason.partition(ATTACH_AGAIN)[2]

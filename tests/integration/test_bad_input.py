@@ -682,7 +682,7 @@ def test_a_role_that_may_not_read_a_source_fails_that_source_alone_and_says_whic
             db.execute("SELECT syncd.attach('open'), syncd.attach('closed')")
             daemon = Daemon(make_conninfo(conninfo, user="reader"), tmp_path / "data").start()
             try:
-                assert "GRANT SELECT ON public.closed" in daemon.log.read_text()
+                assert r"GRANT SELECT ON \"public\".\"closed\"" in daemon.log.read_text()
                 with daemon.client() as client:
                     assert list(client.keys("open")) == [1]
                     db.execute("GRANT SELECT ON closed TO reader")
