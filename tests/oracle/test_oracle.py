@@ -21,7 +21,7 @@ PROFILES = {"short": (20, 50), "long": (300, 100)}
 
 PROFILE = os.environ.get("ORACLE_PROFILE", "short")
 EXAMPLES, STEPS = PROFILES[PROFILE]
-TIMEOUT_SECONDS = 240 if PROFILE == "short" else 24 * 3600
+TIMEOUT_SECONDS = 600 if PROFILE == "short" else 24 * 3600
 
 
 @pytest.mark.timeout(TIMEOUT_SECONDS)
