@@ -16,6 +16,7 @@ import pytest
 from syncd.errors import NotReady, SyncdError
 from syncd.postgres import schema
 from tests.daemon import Daemon
+from tests.faults.following import takes_requests, until
 from tests.servers import PostgresServer
 
 STOP_SECONDS = 25.0
@@ -128,8 +129,7 @@ def test_a_start_that_waits_for_a_server_that_hangs_can_be_stopped(
     followed.stop()
     with frozen(own_server):
         followed.spawn()
-        while not followed.socket.exists():
-            pass
+        until(lambda: takes_requests(followed), "it serves")
         with followed.client() as client:
             assert client.status().database_error is not None
             with pytest.raises(NotReady):  # nothing to compare is not the same as nothing that differs
