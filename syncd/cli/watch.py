@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from syncd.cli.output import print_json
-from syncd.cli.progress import in_words
+from syncd.cli.progress import Pace
 from syncd.errors import ServiceUnavailable, TimedOut
 from syncd.rpc.client import Client
 from syncd.rpc.messages import DatasetStatus, ServiceStatus
@@ -34,20 +34,20 @@ def watch(client: Client, *, json: bool) -> None:
                 sys.stdout.flush()
                 time.sleep(WATCH_SECONDS)
                 found = (client.status(), client.datasets())
-        console = Console()
-        with Live(drawn(*found, console.height), console=console, auto_refresh=False) as live:
+        console, pace = Console(), Pace()
+        with Live(drawn(*found, pace, console.height), console=console, auto_refresh=False) as live:
             while True:
                 live.refresh()
                 time.sleep(WATCH_SECONDS)
                 try:
                     found = (client.status(), client.datasets())
-                    live.update(drawn(*found, console.height))
+                    live.update(drawn(*found, pace, console.height))
                 except (ServiceUnavailable, TimedOut) as error:
                     lost = Text(f"{error.message}; what follows is as it was", style="red")
-                    live.update(Group(lost, drawn(*found, console.height - 1)))
+                    live.update(Group(lost, drawn(*found, pace, console.height - 1)))
 
 
-def drawn(status: ServiceStatus, datasets: list[DatasetStatus], height: int) -> Group:
+def drawn(status: ServiceStatus, datasets: list[DatasetStatus], pace: Pace, height: int) -> Group:
     """One screen: those datasets first that need a look."""
     tone = "green" if status.state == "ready" and not status.lag_seconds else "yellow"
     saved = "none" if status.checkpoint.at is None else status.checkpoint.at.isoformat(" ", "seconds")
@@ -58,7 +58,7 @@ def drawn(status: ServiceStatus, datasets: list[DatasetStatus], height: int) -> 
         Text(f"{status.lag_rows or 0:,} changes wait, {status.lag_seconds:.1f} s   quarantined {status.quarantined:,}"),
         Text(f"checkpoint {saved}", style="red" if status.checkpoint.error else ""),
         Text(status.checkpoint.error or "", style="red"),
-        *(Text(in_words(work)) for work in status.work[:WORK_SHOWN]),
+        *map(Text, pace.in_words(status.work[:WORK_SHOWN], status.uptime_seconds)),
     ]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(COLUMNS):
