@@ -7,8 +7,10 @@ import os
 import shutil
 import signal
 import subprocess
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psycopg
 import pytest
@@ -22,15 +24,21 @@ DATABASE_SOCKET = "/run/postgresql/.s.PGSQL.5432"
 READYZ = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:9464/readyz').status)"
 
 
+@pytest.fixture
+def roots() -> Iterator[Path]:
+    """Where whole systems go; pytest would keep them."""
+    with TemporaryDirectory() as name:
+        yield Path(name)
+
+
 @pytest.mark.long
 @pytest.mark.timeout(1200)
 @pytest.mark.skipif(os.geteuid() != 0 or not all(map(shutil.which, TOOLS)), reason="root and debootstrap are needed")
 def test_the_images_steps_make_a_syncd_that_serves_is_healthy_and_saves_at_sigterm(
-    server: PostgresServer, tmp_path: Path
+    server: PostgresServer, tmp_path: Path, roots: Path
 ) -> None:
-    base = tmp_path / "base"
-    debian(base)
-    image = build((CHECKOUT / "docker/Dockerfile").read_text(), CHECKOUT, base, tmp_path)
+    debian(roots / "base")
+    image = build((CHECKOUT / "docker/Dockerfile").read_text(), CHECKOUT, roots / "base", roots)
     volume = tmp_path / "volume"
     subprocess.run(["cp", "-a", image.inside(image.volume), volume], check=True)  # what an engine does with a new one
     database = conninfo_to_dict(server.create_database("of_the_image"))
