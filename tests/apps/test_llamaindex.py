@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -45,8 +46,9 @@ NODES = [
 ]
 
 
-def query(**parameters: object) -> VectorStoreQuery:
-    return VectorStoreQuery(**({"query_embedding": [1.0, 0.0], "similarity_top_k": 10} | parameters))
+def query(**parameters: Any) -> VectorStoreQuery:
+    asked: dict[str, Any] = {"query_embedding": [1.0, 0.0], "similarity_top_k": 10}
+    return VectorStoreQuery(**asked | parameters)
 
 
 def test_nodes_come_back_as_they_were_written_nearest_first(store: SyncdVectorStore) -> None:
@@ -102,7 +104,7 @@ async def test_the_same_without_blocking_the_loop(store: SyncdVectorStore) -> No
     ],
 )
 def test_operators(
-    store: SyncdVectorStore, operator: FilterOperator, key: str, value: object, expected: list[str]
+    store: SyncdVectorStore, operator: FilterOperator, key: str, value: Any, expected: list[str]
 ) -> None:
     store.add(NODES)
     filters = MetadataFilters(filters=[MetadataFilter(key=key, value=value, operator=operator)])
@@ -114,7 +116,7 @@ def test_conditions_documents_and_ids(store: SyncdVectorStore) -> None:
     english = MetadataFilter(key="lang", value="en")
     late = MetadataFilter(key="year", value=2022, operator=FilterOperator.GTE)
 
-    def ids(condition: FilterCondition, *filters: object) -> list[str] | None:
+    def ids(condition: FilterCondition, *filters: MetadataFilter | MetadataFilters) -> list[str] | None:
         return store.query(query(filters=MetadataFilters(filters=list(filters), condition=condition))).ids
 
     assert ids(FilterCondition.AND, english, late) == []
@@ -146,7 +148,7 @@ def test_marginal_relevance_prefers_what_is_unlike(store: SyncdVectorStore) -> N
         [node("first", [1, 0]), node("twin", [1, 0.01]), node("other", [0.7, 0.7], lang="en"), node("far", [-1, 0])]
     )
 
-    def ids(number: int = 2, filters: MetadataFilters | None = None, **options: float) -> list[str] | None:
+    def ids(number: int = 2, filters: MetadataFilters | None = None, **options: Any) -> list[str] | None:
         asked = query(mode=VectorStoreQueryMode.MMR, similarity_top_k=number, filters=filters)
         return store.query(asked, **options).ids
 
