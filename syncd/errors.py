@@ -8,6 +8,7 @@ SyncdError
 ├── DatabaseError             the database cannot be used as it is
 │   ├── DatabaseUnreachable  NotInstalled  WrongSchemaVersion  ConsumerReplaced
 ├── AddressInUse              another process listens there
+├── EmbeddedUnavailable       the embedded PostgreSQL is not installed, or does not start
 ├── DataDirectoryError        locked, read-only, or full
 ├── DamagedFile               a file of a checkpoint is missing or not what the manifest says
 └── ServiceUnavailable        nobody listens on the socket
@@ -24,11 +25,13 @@ class SyncdError(Exception):
     """Something syncd could not do."""
 
     kind = "internal_error"
+    next_step = "see the log of syncd serve, and: syncd check"
+    """The hint where whoever raises it knows no better one."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = hint or self.next_step
 
 
 def shortened(name: str) -> str:
@@ -92,6 +95,7 @@ class InvalidParams(RequestError):
     """The request's parameters are not what the method takes (JSON-RPC -32602)."""
 
     kind = "invalid_params"
+    next_step = "rpc.discover lists each method's parameters"
 
 
 class NotReady(RequestError):
@@ -131,6 +135,7 @@ class SettingsError(SyncdError):
     """A setting, or the way a command was used, is wrong."""
 
     kind = "settings"
+    next_step = "see: syncd config, and syncd --help"
 
 
 class AddressInUse(SyncdError):
@@ -169,6 +174,13 @@ class ConsumerReplaced(DatabaseError):
     kind = "consumer_replaced"
 
 
+class EmbeddedUnavailable(SyncdError):
+    """The embedded PostgreSQL cannot be used."""
+
+    kind = "embedded_unavailable"
+    next_step = "pip install --force-reinstall 'syncd[embedded]', or name a PostgreSQL of your own in SYNCD_DSN"
+
+
 class DataDirectoryError(SyncdError):
     """The data directory is locked, read-only or full."""
 
@@ -179,6 +191,9 @@ class DamagedFile(SyncdError):
     """A file of a checkpoint is missing, or is not what the manifest says."""
 
     kind = "damaged_file"
+    next_step = (
+        "its dataset is read again from its table by itself; look at the disk, and watch it with: syncd datasets"
+    )
 
 
 class ServiceUnavailable(SyncdError):

@@ -15,7 +15,7 @@ from importlib.metadata import version
 import anyio
 import structlog
 from anyio import TASK_STATUS_IGNORED, CancelScope, create_task_group
-from anyio.abc import TaskStatus
+from anyio.abc import TaskGroup, TaskStatus
 
 from syncd.cores import available_cores
 from syncd.errors import DatabaseUnreachable, SyncdError
@@ -27,6 +27,7 @@ from syncd.ops.run import Ops
 from syncd.postgres.control import Control
 from syncd.postgres.listener import Listener
 from syncd.rpc.dispatch import Limits
+from syncd.rpc.inputs import Inputs
 from syncd.rpc.methods import Methods
 from syncd.rpc.server import Server
 from syncd.settings import Settings
@@ -44,7 +45,10 @@ from syncd.sync.verify import Verifier
 START_SECONDS = 25.0
 SWITCH_SECONDS = 0.001
 """How long a pass in its thread may keep the interpreter from the event loop, which answers searches."""
-LAST_CHECKPOINT_SECONDS = 60.0
+LAST_PROOF_SECONDS = 5.0
+LAST_REPORT_SECONDS = 2.0
+STOP_REQUESTS_SECONDS = 8.0
+"""A stop takes about ten seconds at most, whatever the database does; only a checkpoint's files may take longer."""
 
 logger = structlog.get_logger()
 
@@ -94,12 +98,14 @@ class Service:
         self.rotator = Rotator(self.consumer, self.control, self.checkpointer)
         self.stopping = anyio.Event()
         self.rpc_stopped = anyio.Event()
+        inputs = Inputs()
         methods = Methods(
             self.consumer,
             self.checkpointer,
             self.verifier,
             self.listener,
             version=version("syncd"),
+            inputs=inputs,
             search_threads=available_cores(),
             recall=settings.recall,
         )
@@ -115,7 +121,8 @@ class Service:
             listen=settings.tcp_listen,
             token=settings.token.get_secret_value() or None,
             tls=settings.tls,
-            limits=Limits(connections=settings.max_connections),
+            limits=Limits(connections=settings.max_connections, stop_seconds=STOP_REQUESTS_SECONDS),
+            inputs=inputs,
             version=version("syncd"),
         )
 
@@ -128,35 +135,56 @@ class Service:
                 for host, port in self.server.tcp_addresses:
                     logger.info("listening", address=join_host_port(host, port), tls=self.settings.tls is not None)
                 await self.ops.start(tasks)
-                with anyio.move_on_after(START_SECONDS) as starting:
-                    await tasks.start(self.consumer.run)
-                    if self.consumer.notifies:
-                        await tasks.start(self.listener.run)
-                if starting.cancelled_caught:
-                    raise DatabaseUnreachable(
-                        f"the database has not answered for {START_SECONDS:.0f} s",
-                        hint="set SYNCD_DSN to a server that runs",
-                    )
-                tasks.start_soon(self.checkpointer.run, self.settings.checkpoint_seconds)
-                tasks.start_soon(self.reporter.run)
-                tasks.start_soon(self.verifier.run, self.settings.verify_seconds)
-                tasks.start_soon(self.mender.run)
-                tasks.start_soon(self.rotator.run)
-                tasks.start_soon(self.builder.run)
-                self.ops.observe(tasks)
-                tasks.start_soon(self.announce)
-                await self.stopping.wait()
-                self.ops.stopping()
-                self.server.stop()
+                started = await self.reach_database(tasks)
+                async with create_task_group() as background:
+                    if started:
+                        self.start_background(background)
+                        self.ops.observe(tasks)
+                        tasks.start_soon(self.announce)
+                    await self.stopping.wait()
+                    self.ops.stopping()
+                    self.server.stop()
+                    self.consumer.patience.stopping = True
+                    background.cancel_scope.cancel()
                 with CancelScope(shield=True):
-                    await self.rpc_stopped.wait()
-                    await self.save_last_checkpoint()
+                    async with create_task_group() as last:  # requests under way may wait for the database as well
+                        last.start_soon(self.rpc_stopped.wait)
+                        if started:
+                            last.start_soon(self.save_last_checkpoint)
                     await self.ops.stop()
                 tasks.cancel_scope.cancel()
         except BaseExceptionGroup as group:
             raise first_cause(group) from group
         finally:
             await self.control.close()
+
+    async def reach_database(self, tasks: TaskGroup) -> bool:
+        """Start what the service cannot do without; False where it was told to stop meanwhile. Raises ``DatabaseError``."""
+        with anyio.move_on_after(START_SECONDS) as starting:
+            tasks.start_soon(self.give_up, starting)
+            await tasks.start(self.consumer.run)
+            if self.consumer.notifies:
+                await tasks.start(self.listener.run)
+        if starting.cancelled_caught and not self.stopping.is_set():
+            raise DatabaseUnreachable(
+                f"the database has not answered for {START_SECONDS:.0f} s",
+                hint="set SYNCD_DSN to a server that runs",
+            )
+        return not starting.cancelled_caught
+
+    async def give_up(self, starting: CancelScope) -> None:
+        """End a start that is no longer wanted."""
+        await self.stopping.wait()
+        starting.cancel()
+
+    def start_background(self, tasks: TaskGroup) -> None:
+        """What runs beside passes and requests, and goes first at a stop: none of it may keep the last checkpoint waiting."""
+        tasks.start_soon(self.checkpointer.run, self.settings.checkpoint_seconds)
+        tasks.start_soon(self.reporter.run)
+        tasks.start_soon(self.verifier.run, self.settings.verify_seconds)
+        tasks.start_soon(self.mender.run)
+        tasks.start_soon(self.rotator.run)
+        tasks.start_soon(self.builder.run)
 
     async def announce(self) -> None:
         """Say ``ready`` once each dataset answers, or has failed."""
@@ -174,14 +202,14 @@ class Service:
             self.rpc_stopped.set()
 
     async def save_last_checkpoint(self) -> None:
-        """Save at stop; when that fails the checkpoint before stays, and the next start replays from there."""
-        with anyio.move_on_after(LAST_CHECKPOINT_SECONDS) as scope:
-            try:
-                await self.checkpointer.save()
-            except SyncdError as error:
-                logger.error("checkpoint_failed", error=str(error), hint=error.hint)
-        if scope.cancelled_caught:
-            logger.error("checkpoint_failed", error=f"it took more than {LAST_CHECKPOINT_SECONDS:.0f} s")
+        """Save at stop, and report how it ended; when that fails the checkpoint before stays, and the next start replays from there."""
+        try:
+            await self.checkpointer.save(LAST_PROOF_SECONDS)
+        except SyncdError as error:
+            logger.error("checkpoint_failed", error=str(error), hint=error.hint)
+        if self.consumer.connected:
+            with anyio.move_on_after(LAST_REPORT_SECONDS), contextlib.suppress(SyncdError):
+                await self.reporter.report()
 
     async def handle_signals(self) -> None:
         """The first signal stops the service in order, a second one at once."""

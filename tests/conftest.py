@@ -12,8 +12,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from syncd.errors import EmbeddedUnavailable
 from syncd.postgres import schema
-from syncd.postgres.embedded import EmbeddedUnavailable
 from tests.daemon import Daemon
 from tests.servers import VERSIONS, PostgresServer, Version, available
 

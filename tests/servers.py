@@ -18,7 +18,10 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from syncd.postgres import embedded
+from syncd.errors import EmbeddedUnavailable
+from syncd.postgres.account import server_account
+from syncd.postgres.cluster import PORT, Cluster
+from syncd.postgres.programs import binaries
 
 Version = Literal[15, 16, 18]
 StopMode = Literal["smart", "fast", "immediate"]
@@ -31,7 +34,7 @@ SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.S
 def bindir(version: Version) -> Path:
     """The programs of a version: 16 and 18 carry pgvector, 15 (Debian's) does not. FileNotFoundError where missing."""
     if version in (16, 18):
-        return embedded.binaries(version)
+        return binaries(version)
     folder = Path(DEBIAN.format(version=version))
     if not (folder / "postgres").exists():
         raise FileNotFoundError(f"PostgreSQL {version} is not installed: apt-get install postgresql-{version}")
@@ -41,7 +44,7 @@ def bindir(version: Version) -> Path:
 def available(version: Version) -> bool:
     try:
         bindir(version)
-    except (FileNotFoundError, embedded.EmbeddedUnavailable):
+    except (FileNotFoundError, EmbeddedUnavailable):
         return False
     return True
 
@@ -67,13 +70,13 @@ class PostgresServer:
         self.bindir = bindir(version)
         self.folder = Path(tempfile.mkdtemp(prefix=f"syncd-pg{version}-"))
         atexit.register(self.remove)
-        account = embedded.server_account(self.folder)
+        account = server_account(self.folder)
         if account is not None:
             os.chown(self.folder, account.uid, account.gid)
         self.tcp = tcp
-        self.port = _free_port() if tcp else embedded.PORT
+        self.port = _free_port() if tcp else PORT
         log = (directory or self.folder) / f"postgres{version}-{self.folder.name[-8:]}.log"
-        self._cluster = embedded.Cluster(self.folder / "cluster", self.bindir, log, {}, port=self.port)
+        self._cluster = Cluster(self.folder / "cluster", self.bindir, log, {}, port=self.port)
         self._fsync = fsync
         self.settings = self._cluster.settings
         self.settings.update(
@@ -126,7 +129,7 @@ class PostgresServer:
     def wait_ready(self) -> None:
         """Return when the server accepts connections; an error when it is gone, or after a minute."""
         if not self._cluster.wait_ready():
-            raise embedded.EmbeddedUnavailable(f"PostgreSQL {self.version} is not running", hint=f"read {self.log}")
+            raise EmbeddedUnavailable(f"PostgreSQL {self.version} is not running", hint=f"read {self.log}")
 
     def conninfo(self, dbname: str = "postgres", user: str = "postgres", *, tcp: bool = False, **options: Any) -> str:
         """For libpq: through the Unix socket, or through 127.0.0.1 where the server was made with ``tcp=True``."""
@@ -160,7 +163,7 @@ class PostgresServer:
     def remove(self) -> None:
         """Stop the server and delete its cluster; called at exit too."""
         atexit.unregister(self.remove)
-        with contextlib.suppress(embedded.EmbeddedUnavailable):
+        with contextlib.suppress(EmbeddedUnavailable):
             self._cluster.stop(signal.SIGQUIT)
         shutil.rmtree(self.folder, ignore_errors=True)
 

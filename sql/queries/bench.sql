@@ -31,6 +31,15 @@ DROP EXTENSION IF EXISTS vector;
 -- name: create_table
 CREATE TABLE syncd_bench.{table} (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, embedding {type} NOT NULL);
 
+-- name: create_table_like
+CREATE TABLE syncd_bench.{table} (LIKE syncd_bench.followed INCLUDING ALL);
+
+-- name: add_column
+ALTER TABLE syncd_bench.{table} ADD COLUMN {column} integer;
+
+-- name: create_btree
+CREATE INDEX ON syncd_bench.{table} ({column});
+
 -- name: create_hnsw
 CREATE INDEX ON syncd_bench.{table} USING hnsw (embedding {operators}) WITH (m = 16, ef_construction = 64);
 
@@ -38,7 +47,11 @@ CREATE INDEX ON syncd_bench.{table} USING hnsw (embedding {operators}) WITH (m =
 SELECT sum(pg_relation_size(indexrelid))::bigint FROM pg_index WHERE indrelid = %s::regclass AND NOT indisprimary;
 
 -- name: copy_table
-INSERT INTO syncd_bench.{table} (id, embedding) OVERRIDING SYSTEM VALUE SELECT id, embedding FROM syncd_bench.followed ORDER BY id;
+INSERT INTO syncd_bench.{table} OVERRIDING SYSTEM VALUE SELECT * FROM syncd_bench.followed ORDER BY id;
+
+-- name: continue_keys
+-- After a copy, which brings its own keys.
+SELECT setval(pg_get_serial_sequence(%s, 'id'), max(id)) FROM syncd_bench.{table};
 
 -- name: set_setting
 SELECT set_config(%s, %s, false);
@@ -52,8 +65,21 @@ SELECT set_config('enable_indexscan', %s, false);
 -- name: set_ef_search
 SELECT set_config('hnsw.ef_search', %s, false);
 
+-- name: set_iterative_scan
+SET hnsw.iterative_scan = strict_order;
+
+-- name: pgvector_version
+SELECT extversion FROM pg_extension WHERE extname = 'vector';
+
 -- name: nearest
-SELECT id FROM syncd_bench.{table} ORDER BY embedding {operator} $1 LIMIT {k};
+SELECT id FROM syncd_bench.{table} ORDER BY embedding {operator} {vector} LIMIT {k};
+
+-- name: nearest_below
+-- The limit is a literal, so that the planner knows how many rows pass.
+SELECT id FROM syncd_bench.{table} WHERE {column} < {limit} ORDER BY embedding {operator} {vector} LIMIT {k};
+
+-- name: explain
+EXPLAIN (FORMAT JSON) {query};
 
 -- name: insert_sample
 -- From a table of vectors, so that making them is not what is measured; many, since an HNSW index stores equal ones only once.
@@ -62,8 +88,8 @@ INSERT INTO syncd_bench.{table} (embedding) SELECT embedding FROM syncd_bench.sa
 -- name: insert_returning
 INSERT INTO syncd_bench.{table} (embedding) SELECT embedding FROM syncd_bench.samples WHERE id = %s RETURNING id;
 
--- name: change_row
-UPDATE syncd_bench.{table} SET embedding = (SELECT embedding FROM syncd_bench.samples WHERE id = %s) WHERE id = %s;
+-- name: find_row
+SELECT id FROM syncd_bench.{table} WHERE id = %s;
 
 -- name: change_rows
 UPDATE syncd_bench.{table} AS t SET embedding = s.embedding
@@ -77,10 +103,13 @@ DELETE FROM syncd_bench.{table} WHERE id = ANY(%s);
 SELECT syncd.token();
 
 -- name: copy_rows
-COPY syncd_bench.{table} (embedding) FROM STDIN (FORMAT BINARY);
+COPY syncd_bench.{table} ({columns}) FROM STDIN (FORMAT BINARY);
 
 -- name: attach
 SELECT rows FROM syncd.attach(%s, metric => %s);
+
+-- name: attach_with_columns
+SELECT rows FROM syncd.attach(%s, metric => %s, columns => %s::text[]);
 
 -- name: attach_datasets
 -- Rows are dealt out to datasets whose names no other table's have.

@@ -61,6 +61,11 @@ SELECT EXISTS (
 SELECT format_type(a.atttypid, a.atttypmod) FROM pg_attribute AS a
 WHERE a.attrelid = %s::oid AND a.attname = %s AND a.attnum > 0 AND NOT a.attisdropped;
 
+-- name: read_vector_candidates
+SELECT a.attname FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid
+WHERE a.attrelid = %s::oid AND a.attnum > 0 AND NOT a.attisdropped
+  AND (a.atttypid IN ('real[]'::regtype, 'double precision[]'::regtype) OR t.typname IN ('vector', 'halfvec')) ORDER BY a.attnum;
+
 -- name: no_row
 false;
 

@@ -53,12 +53,17 @@ AS $function$
 DECLARE
     candidates text[];
     extension_types text[] := ARRAY['vector', 'halfvec'];
+    advice text;
 BEGIN
     SELECT array_agg(a.attname ORDER BY a.attnum) INTO candidates
     FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid
     WHERE a.attrelid = source AND a.attnum > 0 AND NOT a.attisdropped
       AND (a.atttypid IN ('real[]'::regtype, 'double precision[]'::regtype) OR t.typname = ANY (extension_types)
            OR a.atttypid = 'bytea'::regtype AND a.attname IN (vector, 'embedding'));
+    advice := CASE WHEN candidates IS NULL
+        THEN format('ALTER TABLE %s ADD COLUMN embedding real[]; a vector is of type vector, halfvec, real[], double precision[] or bytea.', source)
+        ELSE format('SELECT * FROM syncd.attach(%L, vector => %L); the candidates are: %s', source, candidates[1],
+                    array_to_string(candidates, ', ')) END;
     IF vector IS NULL THEN
         IF 'embedding' = ANY (candidates) THEN
             name := 'embedding';
@@ -67,16 +72,14 @@ BEGIN
         ELSE
             RAISE EXCEPTION 'table % has % that could hold the vector', source,
                     CASE WHEN candidates IS NULL THEN 'no column' ELSE 'several columns' END
-                USING ERRCODE = 'invalid_parameter_value',
-                      HINT = coalesce('Name one with vector => : ' || array_to_string(candidates, ', '),
-                                      'A vector is of type vector, halfvec, real[], double precision[] or bytea.');
+                USING ERRCODE = 'invalid_parameter_value', HINT = advice;
         END IF;
     ELSE
         name := vector;
         IF NOT EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = source AND a.attname = vector AND a.attnum > 0
                        AND NOT a.attisdropped) THEN
             RAISE EXCEPTION 'table % has no column %', source, quote_ident(vector)
-                USING ERRCODE = 'undefined_column', HINT = coalesce('Candidates: ' || array_to_string(candidates, ', '), '');
+                USING ERRCODE = 'undefined_column', HINT = advice;
         ELSIF NOT vector = ANY (coalesce(candidates, '{}')) THEN
             RAISE EXCEPTION 'column % of table % is of type %, which holds no vector', quote_ident(vector), source,
                     (SELECT format_type(a.atttypid, a.atttypmod) FROM pg_attribute AS a WHERE a.attrelid = source AND a.attname = vector)
@@ -99,6 +102,7 @@ LANGUAGE plpgsql SET search_path = pg_catalog, syncd
 AS $function$
 DECLARE
     known constant regtype[] := ARRAY['smallint', 'integer', 'bigint', 'uuid', 'text', 'character varying']::regtype[];
+    advice constant text := format('SELECT * FROM syncd.attach(%L, key => ARRAY[''COLUMN'']);', source);
     bad text;
 BEGIN
     names := key;
@@ -109,7 +113,8 @@ BEGIN
         WHERE i.indrelid = source AND i.indisprimary AND a.attrelid = source;
         IF names IS NULL THEN
             RAISE EXCEPTION 'table % has no primary key', source
-                USING ERRCODE = 'invalid_parameter_value', HINT = 'Add one, or name the columns of a unique key with key => .';
+                USING ERRCODE = 'invalid_parameter_value',
+                      HINT = format('ALTER TABLE %s ADD PRIMARY KEY (COLUMN); or name the columns of a unique key: ', source) || advice;
         END IF;
     END IF;
     SELECT quote_ident(n.name) INTO bad FROM unnest(names) AS n (name)
@@ -117,7 +122,7 @@ BEGIN
     LIMIT 1;
     IF bad IS NOT NULL OR cardinality(names) = 0 THEN
         RAISE EXCEPTION 'table % has no column %', source, coalesce(bad, 'for an empty key') USING ERRCODE = 'undefined_column',
-            HINT = 'Name the columns of a unique key with key => .';
+            HINT = 'Name the columns of a unique key: ' || advice;
     END IF;
     SELECT format('%I of type %s', a.attname, format_type(a.atttypid, a.atttypmod)) INTO bad
     FROM unnest(names) AS n (name) JOIN pg_attribute AS a ON a.attname = n.name
@@ -131,7 +136,7 @@ BEGIN
     WHERE a.attrelid = source AND a.attgenerated = 'v' LIMIT 1;
     IF bad IS NOT NULL THEN
         RAISE EXCEPTION 'key column % of table % is a virtual generated column, which no unique index can hold', bad, source
-            USING ERRCODE = 'feature_not_supported', HINT = 'Make it GENERATED ALWAYS AS (...) STORED, or take other columns with key => .';
+            USING ERRCODE = 'feature_not_supported', HINT = 'Make it GENERATED ALWAYS AS (...) STORED, or take others: ' || advice;
     END IF;
     SELECT format('%I', a.attname) INTO bad
     FROM unnest(names) AS n (name) JOIN pg_attribute AS a ON a.attname = n.name
@@ -163,7 +168,8 @@ AS $function$
 BEGIN
     IF NOT pg_has_role((SELECT c.relowner FROM pg_class AS c WHERE c.oid = source), 'USAGE') THEN
         RAISE EXCEPTION 'must be owner of table %', source USING ERRCODE = 'insufficient_privilege',
-            HINT = 'Ask the owner of the table.';
+            HINT = (SELECT format('Connect as %1$I, the owner of the table: SYNCD_DSN="... user=%1$I"', pg_get_userbyid(c.relowner))
+                    FROM pg_class AS c WHERE c.oid = source);
     END IF;
 END
 $function$;
@@ -232,7 +238,9 @@ BEGIN
     SELECT coalesce(quote_ident(c.name), 'NULL') INTO bad FROM unnest(columns) AS c (name) WHERE syncd.column_kind(source, c.name) IS NULL LIMIT 1;
     IF bad IS NOT NULL THEN
         RAISE EXCEPTION 'table % has no column %', source, bad USING ERRCODE = 'undefined_column',
-            HINT = 'Name columns of the table in columns => .';
+            HINT = format('SELECT * FROM syncd.attach(%L, columns => ARRAY[''COLUMN'']); the table has: %s', source,
+                          (SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum) FROM pg_attribute AS a
+                           WHERE a.attrelid = source AND a.attnum > 0 AND NOT a.attisdropped));
     END IF;
     SELECT quote_ident(c.name) INTO bad FROM unnest(columns) AS c (name) GROUP BY c.name HAVING count(*) > 1 LIMIT 1;
     IF bad IS NOT NULL THEN
@@ -241,7 +249,7 @@ BEGIN
     SELECT quote_ident(c.name) INTO bad FROM unnest(columns) AS c (name) WHERE c.name IN ('and', 'or', 'not') LIMIT 1;
     IF bad IS NOT NULL THEN
         RAISE EXCEPTION 'column % cannot be filtered on: in a filter its name means something else', bad
-            USING ERRCODE = 'reserved_name', HINT = 'Rename the column, or leave it out of columns => .';
+            USING ERRCODE = 'reserved_name', HINT = format('ALTER TABLE %s RENAME COLUMN %s TO ...; or leave it out.', source, bad);
     END IF;
     SELECT format('%I of type %s', a.attname, format_type(a.atttypid, a.atttypmod)) INTO bad
     FROM unnest(columns) AS c (name) JOIN pg_attribute AS a ON a.attrelid = source AND a.attname = c.name
@@ -322,7 +330,8 @@ DECLARE
     owner_id oid := (SELECT c.relowner FROM pg_class AS c WHERE c.oid = source);
 BEGIN
     IF owner_id IS NOT NULL AND NOT pg_has_role(session_user, owner_id, 'MEMBER') THEN
-        RAISE EXCEPTION 'must be owner of table %', source USING ERRCODE = 'insufficient_privilege', HINT = 'Ask the owner of the table.';
+        RAISE EXCEPTION 'must be owner of table %', source USING ERRCODE = 'insufficient_privilege',
+            HINT = format('Connect as %1$I, the owner of the table: SYNCD_DSN="... user=%1$I"', pg_get_userbyid(owner_id));
     END IF;
 END
 $function$;
@@ -474,6 +483,31 @@ BEGIN
 END
 $function$;
 
+-- The table that a name means; where there is none, the error says which tables have vectors.
+CREATE FUNCTION syncd.table_of(source text) RETURNS regclass
+LANGUAGE plpgsql
+AS $function$
+DECLARE
+    others text[];
+BEGIN
+    RETURN source::pg_catalog.regclass;
+EXCEPTION WHEN undefined_table OR invalid_schema_name OR invalid_name THEN
+    SELECT pg_catalog.array_agg(o.name) INTO others FROM (
+        SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) AS name
+        FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+        WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence = 'p'
+          AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'syncd')
+          AND EXISTS (SELECT FROM pg_catalog.pg_attribute AS a JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
+                      WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+                        AND (t.typname IN ('vector', 'halfvec', '_float4', '_float8') OR a.attname = 'embedding'))
+        ORDER BY pg_catalog.strpos(source, c.relname::text) = 0, c.relname, n.nspname LIMIT 5) AS o;
+    RAISE EXCEPTION 'there is no table %', source USING ERRCODE = 'undefined_table',
+        HINT = coalesce(pg_catalog.format('SELECT * FROM syncd.attach(%L); tables with vectors are: %s', others[1],
+                                          pg_catalog.array_to_string(others, ', ')),
+                        'See which tables there are: SELECT schemaname, tablename FROM pg_catalog.pg_tables;');
+END
+$function$;
+
 CREATE FUNCTION syncd.attach(
     source text,
     key text[] DEFAULT NULL,
@@ -487,7 +521,7 @@ CREATE FUNCTION syncd.attach(
 LANGUAGE plpgsql
 AS $function$
 DECLARE
-    relation pg_catalog.regclass := source::pg_catalog.regclass;
+    relation pg_catalog.regclass := syncd.table_of(source);
     table_name text;
     key_names text[];
     key_types text[];
@@ -509,7 +543,8 @@ BEGIN
     SELECT v.name, v.type, v.dimension INTO vector_name, vector_type, dimension FROM syncd.vector_column(relation, vector) AS v;
     IF metric IS NULL OR metric NOT IN ('cosine', 'l2', 'ip') THEN
         RAISE EXCEPTION 'there is no metric %', pg_catalog.quote_nullable(metric)
-            USING ERRCODE = 'invalid_parameter_value', HINT = 'Take cosine, l2 or ip.';
+            USING ERRCODE = 'invalid_parameter_value',
+                  HINT = pg_catalog.format('SELECT * FROM syncd.attach(%L, metric => ''cosine''); there are cosine, l2 or ip.', relation::text);
     END IF;
     PERFORM syncd.check_columns(relation, columns);
     dataset := coalesce(dataset, pg_catalog.quote_literal(table_name));
@@ -536,7 +571,8 @@ BEGIN
     END;
     IF rows > 0 AND live_rows = 0 THEN
         RAISE WARNING 'none of the % rows of % is live: the rule is % and % IS NOT NULL', rows, relation, live, pg_catalog.quote_ident(vector_name)
-            USING HINT = 'Nothing will be found until a row is. Attach again with another live => if the rule is wrong.';
+            USING HINT = pg_catalog.format('Nothing will be found until a row is. If the rule is wrong: SELECT * FROM syncd.attach(%L, live => ''true'');',
+                                           relation::text);
     END IF;
 
     SELECT a.id, a.arguments INTO old_id, old_arguments FROM syncd.attachment(relation) AS a;
@@ -564,7 +600,7 @@ BEGIN
     IF relation IS NULL THEN  -- the table itself is gone: its triggers went with it, and syncd.sources shows its number
         IF source !~ '^[0-9]+$' THEN
             RAISE EXCEPTION 'table % does not exist', source USING ERRCODE = 'undefined_table',
-                HINT = 'A dropped source is listed in syncd.sources by its number; detach that.';
+                HINT = 'SELECT source FROM syncd.sources; a table that was dropped is there by its number, by which it is detached.';
         END IF;
         relation := source::pg_catalog.oid::pg_catalog.regclass;
     END IF;

@@ -69,7 +69,7 @@ CREATE TABLE syncd.consumers (
     run_id uuid NOT NULL,
     started_at timestamptz NOT NULL DEFAULT now(),
     state text NOT NULL DEFAULT 'catching_up',
-    position text,
+    position jsonb,  -- {"snapshot": "10:20:11", "outbox_id": 5}
     lag_rows bigint NOT NULL DEFAULT 0,
     lag_seconds double precision NOT NULL DEFAULT 0,
     checkpoint_at timestamptz,

@@ -1,37 +1,57 @@
-"""Churn: recall and latency before and after much of a table has changed, and what following that cost."""
+"""Churn: recall and latency before and after much of a table has changed, beside a fresh build of what is left, and what following that cost."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from syncd.bench.clients import clients
-from syncd.bench.engines import Engine
+from syncd.bench.clients import Clients, clients
+from syncd.bench.engines import Engine, SyncdEngine
 from syncd.bench.environment import Environment
 from syncd.bench.search import Point, take_turns
-from syncd.bench.vector_set import VectorSet, truth
-from syncd.bench.versus import FOLLOWED, HNSW, Build, Recalls, pair
+from syncd.bench.vector_set import Truth, VectorSet, truth
+from syncd.bench.versus import FOLLOWED, HNSW, Build, Pair, Recalls, Turns, pair
 
+FRESH = "fresh"
 BATCH_ROWS = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Changing the table with its index, in transactions of ``BATCH_ROWS``, until the index had it all; and vacuuming after that."""
+    """Changing the table with its index, in transactions of ``BATCH_ROWS``, until the index had it all; and vacuuming after that.
+
+    ``settle_seconds``: from the end of the first measurement after it until syncd built nothing any more.
+    """
 
     engine: str
     updated: int
     deleted: int
     seconds: float
     rows_per_second: int
+    settle_seconds: float
     vacuum_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
+class Loss:
+    """syncd at one target, at once after the change and settled, beside a new index of the same rows. ``lost_recall``: the settled one's to that."""
+
+    setting: str
+    fresh_recall: float
+    at_once_recall: float
+    settled_recall: float
+    lost_recall: float
+    fresh_p99_ms: float
+    at_once_p99_ms: float
+    settled_p99_ms: float
+
+
+@dataclass(frozen=True, slots=True)
 class ChurnReport:
-    """The same settings before and after."""
+    """The same settings before the change, at once after it, and then with all built and vacuumed, in turn with a fresh build."""
 
     vectors: str
     rows: int
@@ -39,63 +59,126 @@ class ChurnReport:
     metric: str
     builds: list[Build]
     changes: list[Change]
+    losses: list[Loss]
     before: list[Point]
-    after: list[Point]
+    at_once: list[Point]
+    settled: list[Point]
+    fresh: list[Point]
 
 
 def measure(
     where: Environment,
     vectors: VectorSet,
     *,
-    rows: int,
-    updates: float,
     deletes: float,
     recalls: list[float],
     client_number: int,
-    seconds: float,
-    rounds: int,
-    versus: bool,
+    turns: Turns,
 ) -> ChurnReport:
     """Index the first rows of the set; give a share of them the vectors that follow in it, and delete a share of the others."""
-    order = np.random.default_rng(0).permutation(rows) + 1
-    updated, deleted = np.split(order, [int(rows * updates)])
+    rows = vectors.rows
+    updated, deleted = np.split(np.random.default_rng(0).permutation(rows) + 1, [vectors.spare])
     deleted = deleted[: int(rows * deletes)]
     vectors_after = np.array(vectors.base[:rows])
-    vectors_after[updated - 1] = vectors.base[rows : rows + len(updated)]
+    vectors_after[updated - 1] = vectors.base[rows:]
     loaded = truth(vectors.base[:rows], vectors.queries, vectors.metric, track=where.track)
     changed = truth(vectors_after, vectors.queries, vectors.metric, track=where.track, gone=deleted - 1)
     where.create("samples", vectors.dimension)
-    where.load("samples", vectors.blocks(rows, rows + len(updated)))
-    with pair(where, vectors, rows, versus=versus) as both, clients(client_number, vectors.queries) as searchers:
+    where.load("samples", vectors.blocks(rows))
+    with pair(where, vectors, rows, versus=turns.versus) as both, clients(client_number, vectors.queries) as searchers:
         measured = Recalls(searchers, loaded)
-        engines: list[Engine] = []
+        engines, mine = list[Engine](), list[SyncdEngine]()
         with where.step("settings of equal recall"):
             for target in recalls:
                 syncd = both.syncd(target)
                 wanted = measured.of(syncd)
-                engines += [syncd, *(measured.bracket(both.pgvector, wanted)[-1:] if versus else [])]
+                mine.append(syncd)
+                engines += [syncd, *(measured.bracket(both.pgvector, wanted)[-1:] if turns.versus else [])]
         engines = list(dict.fromkeys(engines))
-        before = take_turns(where, searchers, engines, measured, seconds=seconds, rounds=rounds)
-        tables = {"syncd": FOLLOWED} | ({"pgvector": HNSW} if versus else {})
+        before = take_turns(where, searchers, engines, measured, turns)
+        tables = {"syncd": FOLLOWED} | ({"pgvector": HNSW} if turns.versus else {})
         spent = change_tables(where, list(tables.values()), updated, deleted)
         begun = time.perf_counter()
         with both.service.client() as client:
             client.wait(str(where.value("token")), timeout_ms=600_000)
-        both.service.wait_searchable(FOLLOWED, rows - len(deleted))
         spent[FOLLOWED] += time.perf_counter() - begun
+        at_once = measure_again(where, searchers, engines, changed, turns)
+        begun = time.perf_counter()
+        with where.step("syncd: until nothing is built"):
+            both.service.wait_searchable(FOLLOWED, rows - len(deleted))
+            both.service.settle()
+        settle_seconds = {"syncd": time.perf_counter() - begun}
         changes = []
         for name, table in tables.items():
             begun = time.perf_counter()
             with where.step(f"VACUUM {table}"):
                 where.run("vacuum", table=table)
-            vacuum_seconds = round(time.perf_counter() - begun, 2)
-            rate = round((len(updated) + len(deleted)) / spent[table])
-            changes.append(Change(name, len(updated), len(deleted), round(spent[table], 2), rate, vacuum_seconds))
-        measured = Recalls(searchers, changed, frozenset(deleted.tolist()))
-        for engine in engines:
-            measured.of(engine)
-        after = take_turns(where, searchers, engines, measured, seconds=seconds, rounds=rounds)
-        return ChurnReport(vectors.name, rows, vectors.dimension, vectors.metric, both.builds, changes, before, after)
+            changes.append(
+                Change(
+                    name,
+                    len(updated),
+                    len(deleted),
+                    round(spent[table], 2),
+                    round((len(updated) + len(deleted)) / spent[table]),
+                    round(settle_seconds.get(name, 0.0), 2),
+                    round(time.perf_counter() - begun, 2),
+                )
+            )
+        build_fresh(where, both, rows - len(deleted))
+        others = [replace(engine, dataset=FRESH) for engine in dict.fromkeys(mine)]
+        later = measure_again(where, searchers, [*engines, *others], changed, turns)
+        settled, fresh = later[: len(engines)], later[len(engines) :]
+        return ChurnReport(
+            vectors.name,
+            rows,
+            vectors.dimension,
+            vectors.metric,
+            both.builds,
+            changes,
+            losses(fresh, at_once, settled),
+            before,
+            at_once,
+            settled,
+            fresh,
+        )
+
+
+def measure_again(
+    where: Environment, searchers: Clients, engines: Sequence[Engine], exact: Truth, turns: Turns
+) -> list[Point]:
+    """The engines on the rows as they are now; the recall of all before the first turn."""
+    measured = Recalls(searchers, exact)
+    for engine in engines:
+        measured.of(engine)
+    return take_turns(where, searchers, engines, measured, turns)
+
+
+def build_fresh(where: Environment, both: Pair, rows: int) -> None:
+    """A copy of the table as it is now, with an index that is new."""
+    with where.step("a fresh build of the same rows"):
+        where.run("create_table_like", table=FRESH)
+        where.copy(FRESH)
+        where.run("attach", [f"syncd_bench.{FRESH}", both.metric])
+        both.service.wait_searchable(FRESH, rows)
+        both.service.settle()
+
+
+def losses(fresh: list[Point], at_once: list[Point], settled: list[Point]) -> list[Loss]:
+    """One line for each of syncd's settings."""
+    earlier, later = ({(one.engine, one.setting): one for one in points} for points in (at_once, settled))
+    return [
+        Loss(
+            one.setting,
+            one.recall,
+            earlier[one.engine, one.setting].recall,
+            later[one.engine, one.setting].recall,
+            round(one.recall - later[one.engine, one.setting].recall, 4),
+            one.p99_ms,
+            earlier[one.engine, one.setting].p99_ms,
+            later[one.engine, one.setting].p99_ms,
+        )
+        for one in fresh
+    ]
 
 
 def change_tables(where: Environment, tables: list[str], updated: np.ndarray, deleted: np.ndarray) -> dict[str, float]:

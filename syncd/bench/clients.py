@@ -7,7 +7,7 @@ import multiprocessing
 import signal
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
@@ -22,6 +22,8 @@ from syncd.bench.engines import Engine, Search
 from syncd.errors import SyncdError
 
 START_SECONDS = 60.0
+MOST_OPEN = 9
+"""Engines that a client keeps open, three targets with two settings beside each: Postgres has 100 connections for all."""
 OTHER_FAILED = "another client did not begin"
 ANSWERS_SECONDS = 20.0
 """A slow engine answers as many of the queries as it can in this time, and its recall is that of those."""
@@ -58,9 +60,14 @@ class Timing:
 class Clients:
     """Some clients that stay: a connection is open and warm after its first search."""
 
-    def __init__(self, pipes: Sequence[Connection], queries: int) -> None:
+    def __init__(self, pipes: Sequence[Connection], queries: range) -> None:
         self.pipes = pipes
         self.queries = queries
+        """The numbers of those that are asked."""
+
+    def asking(self, queries: range) -> Clients:
+        """The same clients, for some of the queries."""
+        return Clients(self.pipes, queries)
 
     @property
     def number(self) -> int:
@@ -70,7 +77,7 @@ class Clients:
     def answers(self, engine: Engine) -> tuple[list[int], list[list[int]]]:
         """Ask every query once: which were asked, and the answers."""
         for client, pipe in enumerate(self.pipes):
-            pipe.send(Work(engine, range(client, self.queries, self.number), True, ANSWERS_SECONDS))
+            pipe.send(Work(engine, self.queries[client :: self.number], True, ANSWERS_SECONDS))
         served = self.receive()
         return [n for one in served for n in one.numbers], [keys for one in served for keys in one.answers]
 
@@ -82,8 +89,8 @@ class Clients:
     def start(self, engine: Engine, seconds: float) -> None:
         """The same, without waiting for the end."""
         for client, pipe in enumerate(self.pipes):
-            begin = client * self.queries // self.number
-            pipe.send(Work(engine, [*range(begin, self.queries), *range(begin)], False, seconds))
+            begin = client * len(self.queries) // self.number
+            pipe.send(Work(engine, [*self.queries[begin:], *self.queries[:begin]], False, seconds))
 
     def finish(self) -> Timing:
         """What all have done since ``start``."""
@@ -119,7 +126,7 @@ def clients(number: int, queries: NDArray[np.float32]) -> Iterator[Clients]:
             process.start()
             processes.append(process)
             theirs.close()
-        yield Clients(pipes, len(queries))
+        yield Clients(pipes, range(len(queries)))
     finally:
         for process in processes:
             process.terminate()
@@ -132,17 +139,22 @@ def clients(number: int, queries: NDArray[np.float32]) -> Iterator[Clients]:
 def serve(pipe: Connection, barrier: Barrier, queries: NDArray[np.float32]) -> None:
     """A client's process: work, one after the other, until the pipe is closed."""
     leave_ctrl_c_to_the_parent()
-    opened: dict[Engine, Search] = {}
+    opened: dict[Engine, tuple[ExitStack, Search]] = {}  # the one used last at the end
     while True:
         try:
             work: Work = pipe.recv()
         except EOFError:
             return
         try:
-            if work.engine not in opened:
-                opened[work.engine] = work.engine.open()
+            if work.engine in opened:
+                opened[work.engine] = opened.pop(work.engine)
+            else:
+                stack = ExitStack()
+                opened[work.engine] = stack, stack.enter_context(work.engine.open())
+            if len(opened) > MOST_OPEN:
+                opened.pop(next(iter(opened)))[0].close()
             barrier.wait(START_SECONDS)
-            pipe.send(run(work, opened[work.engine], queries))
+            pipe.send(run(work, opened[work.engine][1], queries))
         except BrokenBarrierError:
             pipe.send(OTHER_FAILED)
         except (SyncdError, psycopg.Error) as error:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import psycopg
@@ -24,6 +25,14 @@ Search = Callable[[NDArray[np.float32]], list[int]]
 """The keys nearest to a vector, nearest first."""
 
 
+@dataclass(frozen=True, slots=True)
+class Below:
+    """A filter: the rows whose ``column`` is less than ``limit``."""
+
+    column: str
+    limit: int
+
+
 class Engine(Protocol):
     """One way to search, at one setting."""
 
@@ -37,8 +46,8 @@ class Engine(Protocol):
         """What decides on its recall."""
         ...
 
-    def open(self) -> Search:
-        """Connect; the connection ends with the process."""
+    def open(self) -> AbstractContextManager[Search]:
+        """Connect; the connection ends with the block."""
         ...
 
 
@@ -50,6 +59,7 @@ class SyncdEngine:
     dataset: str
     recall: float
     k: int
+    filter: Below | None = None
 
     @property
     def name(self) -> str:
@@ -61,16 +71,20 @@ class SyncdEngine:
         """What decides on its recall."""
         return "exact" if self.recall == 1 else f"recall {self.recall:g}"
 
-    def open(self) -> Search:
+    @contextmanager
+    def open(self) -> Iterator[Search]:
         """Connect."""
-        client = Client(self.socket, timeout=120.0)
         exact = self.recall == 1
+        recall = None if exact else self.recall
+        passing = None if self.filter is None else {self.filter.column: {"lt": self.filter.limit}}
 
-        def search(vector: NDArray[np.float32]) -> list[int]:
-            hits = client.search(self.dataset, vector, k=self.k, recall=None if exact else self.recall, exact=exact)
-            return [int(str(hit.key)) for hit in hits]
+        with Client(self.socket, timeout=120.0) as client:
 
-        return search
+            def search(vector: NDArray[np.float32]) -> list[int]:
+                hits = client.search(self.dataset, vector, k=self.k, recall=recall, exact=exact, filter=passing)
+                return [int(str(hit.key)) for hit in hits]
+
+            yield search
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +97,7 @@ class PgvectorEngine:
     ef_search: int | None
     """None: without the index, row by row."""
     k: int
+    filter: Below | None = None
 
     @property
     def name(self) -> str:
@@ -94,25 +109,55 @@ class PgvectorEngine:
         """What decides on its recall."""
         return "scan" if self.ef_search is None else f"ef_search {self.ef_search}"
 
-    def open(self) -> Search:
+    @contextmanager
+    def open(self) -> Iterator[Search]:
         """Connect, set ``ef_search`` and prepare."""
+        with self.connect() as connection:
+            prepared = connection.pgconn.prepare(b"nearest", self.query(sql.SQL("$1")).as_bytes(connection))
+            if prepared.error_message:
+                raise DatabaseError(prepared.error_message.decode())
+
+            def search(vector: NDArray[np.float32]) -> list[int]:
+                value = struct.pack(">hh", len(vector), 0) + vector.astype(">f4").tobytes()
+                found = connection.pgconn.exec_prepared(b"nearest", [value], [BINARY], BINARY)
+                if found.error_message:
+                    raise DatabaseError(found.error_message.decode())
+                keys = b"".join(found.get_value(row, 0) or b"" for row in range(found.ntuples))
+                return list(struct.unpack(f">{found.ntuples}q", keys))
+
+            yield search
+
+    def plan(self, vector: NDArray[np.float32]) -> str:
+        """The nodes of the plan that the search for a vector has, from the top down, each with its index."""
+        literal = sql.Literal(f"[{','.join(map(str, vector.tolist()))}]")
+        with self.connect() as connection:
+            (found,) = connection.execute(
+                sql.SQL(statement("bench", "explain")).format(query=self.query(literal))
+            ).fetchone() or (None,)
+        nodes: list[Any] = [found[0]["Plan"]] if found else []
+        for node in nodes:
+            nodes += node.get("Plans", [])
+        return " > ".join(" ".join(filter(None, (node["Node Type"], node.get("Index Name")))) for node in nodes)
+
+    def connect(self) -> psycopg.Connection:
+        """A connection with the settings of this engine."""
         connection = psycopg.connect(self.conninfo, autocommit=True)
         connection.execute(statement("bench", "use_index"), [str(self.ef_search is not None)])
         if self.ef_search is not None:
             connection.execute(statement("bench", "set_ef_search"), [str(self.ef_search)])
-        query = sql.SQL(statement("bench", "nearest")).format(
-            table=sql.Identifier(self.table), operator=sql.SQL(OPERATORS[self.metric]), k=sql.Literal(self.k)
-        )
-        prepared = connection.pgconn.prepare(b"nearest", query.as_bytes(connection))
-        if prepared.error_message:
-            raise DatabaseError(prepared.error_message.decode())
+        if self.filter is not None:
+            connection.execute(statement("bench", "set_iterative_scan"))
+        return connection
 
-        def search(vector: NDArray[np.float32]) -> list[int]:
-            value = struct.pack(">hh", len(vector), 0) + vector.astype(">f4").tobytes()
-            found = connection.pgconn.exec_prepared(b"nearest", [value], [BINARY], BINARY)
-            if found.error_message:
-                raise DatabaseError(found.error_message.decode())
-            keys = b"".join(found.get_value(row, 0) or b"" for row in range(found.ntuples))
-            return list(struct.unpack(f">{found.ntuples}q", keys))
-
-        return search
+    def query(self, vector: sql.Composable) -> sql.Composed:
+        """The search for a vector."""
+        names: dict[str, sql.Composable] = {
+            "table": sql.Identifier(self.table),
+            "operator": sql.SQL(OPERATORS[self.metric]),
+            "k": sql.Literal(self.k),
+            "vector": vector,
+        }
+        if self.filter is None:
+            return sql.SQL(statement("bench", "nearest")).format(**names)
+        names |= {"column": sql.Identifier(self.filter.column), "limit": sql.Literal(self.filter.limit)}
+        return sql.SQL(statement("bench", "nearest_below")).format(**names)

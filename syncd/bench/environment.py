@@ -6,17 +6,18 @@ extension that was not there before.
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import struct
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import psycopg
@@ -35,11 +36,21 @@ from syncd.statements import statement
 
 CONSUMER = "bench"
 LOOK_SECONDS = 0.02
+SETTLED_SECONDS = 2.5
+"""More than two of the builder's looks."""
+LOWEST = "19"
+"""The niceness of the thread that builds."""
 SAMPLES = 20_000
 COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
 COPY_TRAILER = struct.pack(">h", -1)
 COPY_ROWS = 1000
 FLOAT4_OID = 700
+
+T = TypeVar("T", int, float)
+
+Columns = Mapping[str, NDArray[np.int32]]
+"""Integers of all rows by the name of their column."""
+NO_COLUMNS: Columns = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +85,7 @@ class Environment:
         finally:
             self.progress.remove_task(task)
 
-    def track(self, numbers: Sequence[int], what: str) -> Iterable[int]:
+    def track(self, numbers: Sequence[T], what: str) -> Iterable[T]:
         """The same numbers, showing how many of them are done."""
         return self.progress.track(numbers, description=what)
 
@@ -83,10 +94,16 @@ class Environment:
         column = f"vector({dimension})" if self.vector_type == "vector" else self.vector_type
         self.run("create_table", table=table, type=column)
 
-    def load(self, table: str, blocks: Iterable[NDArray[np.float32]]) -> None:
-        """Vectors by COPY in binary; the n-th gets the key n."""
-        query = sql.SQL(statement("bench", "copy_rows")).format(table=sql.Identifier(table))
-        copy_vectors(self.connection, query, blocks, self.vector_type)
+    def load(self, table: str, blocks: Iterable[NDArray[np.float32]], columns: Columns = NO_COLUMNS) -> None:
+        """Vectors by COPY in binary, and the numbers of other columns; the n-th gets the key n."""
+        names = sql.SQL(", ").join(map(sql.Identifier, ("embedding", *columns)))
+        query = sql.SQL(statement("bench", "copy_rows")).format(table=sql.Identifier(table), columns=names)
+        copy_vectors(self.connection, query, blocks, self.vector_type, list(columns.values()))
+
+    def copy(self, table: str) -> None:
+        """The rows of the table ``followed``, with their keys."""
+        self.run("copy_table", table=table)
+        self.run("continue_keys", [f"syncd_bench.{table}"], table=table)
 
     def fill(self, table: str, rows: int, dimension: int, seed: int) -> None:
         """Random vectors of unit variance."""
@@ -115,24 +132,27 @@ def copy_vectors(
     copy_statement: sql.SQL | sql.Composed,
     blocks: Iterable[NDArray[np.float32]],
     vector_type: str,
+    numbers: Sequence[NDArray[np.int32]] = (),
 ) -> None:
-    """COPY one column of vectors in binary, from blocks of (n, dimension) float32."""
+    """COPY one column of vectors in binary, from blocks of (n, dimension) float32, and after it columns of integers."""
+    others = zip(*(column.tolist() for column in numbers), strict=True) if numbers else itertools.repeat(())
     with connection.cursor().copy(copy_statement) as copy:
         copy.write(COPY_HEADER)
         for block in blocks:
-            copy.write(b"".join(copied_row(row, vector_type) for row in block.astype(">f4")))
+            copy.write(b"".join(copied_row(row, vector_type, next(others)) for row in block.astype(">f4")))
         copy.write(COPY_TRAILER)
 
 
-def copied_row(vector: NDArray[np.float32], vector_type: str) -> bytes:
-    """One row of one column in COPY's binary format, from big-endian floats."""
+def copied_row(vector: NDArray[np.float32], vector_type: str, numbers: tuple[int, ...]) -> bytes:
+    """One row in COPY's binary format, from big-endian floats and integers of four bytes."""
     if vector_type == "vector":
         value = struct.pack(">hh", len(vector), 0) + vector.tobytes()
     else:
         elements = np.empty(len(vector), dtype=[("bytes", ">i4"), ("value", ">f4")])
         elements["bytes"], elements["value"] = 4, vector
         value = struct.pack(">iiiii", 1, 0, FLOAT4_OID, len(vector), 1) + elements.tobytes()
-    return struct.pack(">hi", 1, len(value)) + value
+    others = b"".join(struct.pack(">ii", 4, number) for number in numbers)
+    return struct.pack(">hi", 1 + len(numbers), len(value)) + value + others
 
 
 @contextmanager
@@ -251,8 +271,44 @@ class Serving:
 
     def cpu_seconds(self) -> float:
         """Time of processors that the process has used so far."""
-        user, system = self.system_file("stat").rpartition(")")[2].split()[11:13]
-        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+        return used_seconds(self.stat("stat"))
+
+    def building_cpu_seconds(self) -> float:
+        """How much of that was for building."""
+        return sum(map(used_seconds, self.builders()))
+
+    def settle(self) -> None:
+        """Return once it builds nothing any more, which it looks for every second: its builder has slept for longer."""
+        with self.client() as client:
+            while True:
+                while self.is_building():
+                    time.sleep(LOOK_SECONDS)
+                client.checkpoint()  # a compaction ends with one, and is looked after only then
+                end = time.monotonic() + SETTLED_SECONDS
+                while not self.is_building():
+                    if time.monotonic() > end:
+                        return
+                    time.sleep(LOOK_SECONDS)
+
+    def is_building(self) -> bool:
+        """Whether the builder does anything at the moment."""
+        return any(fields[0] != "S" for fields in self.builders())
+
+    def builders(self) -> list[list[str]]:
+        """What the system says of the threads of the lowest priority, of which the builder is one."""
+        try:
+            threads = [thread.name for thread in Path(f"/proc/{self.process.pid}/task").iterdir()]
+        except OSError as error:
+            raise SyncdError(f"the system does not tell about threads: {error}", hint="run it on Linux") from error
+        found = []
+        for thread in threads:
+            with suppress(SyncdError):  # it has ended meanwhile
+                found.append(self.stat(f"task/{thread}/stat"))
+        return [fields for fields in found if fields[16] == LOWEST]
+
+    def stat(self, name: str) -> list[str]:
+        """The fields of a ``stat`` from the third one on, the state (proc(5))."""
+        return self.system_file(name).rpartition(")")[2].split()
 
     def system_file(self, name: str) -> str:
         """What the system says of the process."""
@@ -260,6 +316,11 @@ class Serving:
             return Path(f"/proc/{self.process.pid}/{name}").read_text(encoding="ascii")
         except OSError as error:
             raise SyncdError(f"the system does not tell about processes: {error}", hint="run it on Linux") from error
+
+
+def used_seconds(fields: list[str]) -> float:
+    """Time of processors, in user and in system mode, of a process or a thread."""
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager

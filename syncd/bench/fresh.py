@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import random
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,14 +66,25 @@ def run(where: Environment, service: Serving, *, writers: int, commits: int, idl
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A writer that looks for what it has written."""
+    """A writer that looks for what it has written: by RPC, or without a socket by SQL from another session."""
 
     conninfo: str
-    socket: str
+    socket: str | None
     table: str
     samples: int
     pause_seconds: tuple[float, float]
     seed: int
+
+    @contextmanager
+    def reader(self) -> Iterator[Callable[[int], bool]]:
+        """Whether the row with a key is there."""
+        if self.socket is not None:
+            with Client(self.socket) as client:
+                yield lambda key: bool(client.get(self.table, [key]))
+        else:
+            find = sql.SQL(statement("bench", "find_row")).format(table=sql.Identifier(self.table))
+            with psycopg.connect(self.conninfo, autocommit=True) as connection:
+                yield lambda key: connection.execute(find, [key], prepare=True).fetchone() is not None
 
 
 def write_and_look(probe: Probe, commits: int, seconds: float = math.inf) -> NDArray[np.float64]:
@@ -79,14 +92,14 @@ def write_and_look(probe: Probe, commits: int, seconds: float = math.inf) -> NDA
     chance = random.Random(probe.seed)  # noqa: S311 - a reproducible schedule
     insert = sql.SQL(statement("bench", "insert_returning")).format(table=sql.Identifier(probe.table))
     delays: list[float] = []
-    with psycopg.connect(probe.conninfo, autocommit=True) as connection, Client(probe.socket) as client:
+    with psycopg.connect(probe.conninfo, autocommit=True) as connection, probe.reader() as is_there:
         end = time.perf_counter() + seconds
         while len(delays) < commits and time.perf_counter() < end:
             time.sleep(chance.uniform(*probe.pause_seconds))
             row = connection.execute(insert, [chance.randint(1, probe.samples)], prepare=True).fetchone()
             committed = time.perf_counter()
             assert row is not None
-            while not client.get(probe.table, [row[0]]):
+            while not is_there(row[0]):
                 time.sleep(LOOK_SECONDS)  # eight readers that spin would be what is measured
             delays.append(time.perf_counter() - committed)
     return np.array(delays[WARM_UP:] or delays) * 1000

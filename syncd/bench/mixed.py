@@ -15,7 +15,7 @@ from syncd.bench.engines import Engine
 from syncd.bench.environment import Environment
 from syncd.bench.fresh import Probe, write_and_look
 from syncd.bench.vector_set import VectorSet, truth
-from syncd.bench.versus import FOLLOWED, HNSW, Recalls, pair
+from syncd.bench.versus import FOLLOWED, HNSW, Recalls, Turns, pair
 from syncd.statements import statement
 
 PROBE_PAUSE_SECONDS = (0.0, 0.04)
@@ -23,41 +23,44 @@ PROBE_PAUSE_SECONDS = (0.0, 0.04)
 
 @dataclass(frozen=True, slots=True)
 class Mixed:
-    """Medians of the rounds' rates, percentiles over all rounds. ``recall`` is that before the writing. pgvector's rows are searchable at once."""
+    """Medians of the rounds' rates, percentiles over all rounds.
+
+    ``writes_per_second`` are the rows that were changed, as many as are wanted or else can be; ``recall`` is that before the writing. Fresh is a row,
+    inserted beside those, from its commit until another session finds it: with pgvector at once.
+    """
 
     engine: str
     setting: str
     recall: float
     clients: int
+    rows_per_write: int
     wanted_writes_per_second: float
     writes_per_second: float
     qps: float
     p50_ms: float
     p99_ms: float
-    fresh_p50_ms: float | None
-    fresh_p99_ms: float | None
+    fresh_p50_ms: float
+    fresh_p99_ms: float
 
 
 def measure(
     where: Environment,
     vectors: VectorSet,
     *,
-    rows: int,
     recall: float,
     rate: float,
+    batch: int,
     writers: int,
     client_number: int,
-    seconds: float,
-    rounds: int,
-    versus: bool,
+    turns: Turns,
 ) -> list[Mixed]:
     """The first rows of the set are searched; the writers give them the vectors of the others."""
+    rows, samples = vectors.rows, vectors.spare
     exact = truth(vectors.base[:rows], vectors.queries, vectors.metric, track=where.track)
-    samples = len(vectors.base) - rows
     where.create("samples", vectors.dimension)
     where.load("samples", vectors.blocks(rows))
     with (
-        pair(where, vectors, rows, versus=versus) as both,
+        pair(where, vectors, rows, versus=turns.versus) as both,
         clients(client_number, vectors.queries) as searchers,
         process_context().Pool(writers + 1, leave_ctrl_c_to_the_parent) as pool,
     ):
@@ -65,58 +68,74 @@ def measure(
         syncd: Engine = both.syncd(recall)
         tables = {syncd: FOLLOWED}
         wanted = measured.of(syncd)
-        if versus:
+        if turns.versus:
             with where.step("setting of equal recall"):
                 tables[measured.bracket(both.pgvector, wanted)[-1]] = HNSW
         rates: dict[Engine, list[float]] = {engine: [] for engine in tables}
         writes: dict[Engine, list[float]] = {engine: [] for engine in tables}
         latencies: dict[Engine, list[float]] = {engine: [] for engine in tables}
-        delays: list[float] = []
-        probe = Probe(where.conninfo, str(both.service.socket), FOLLOWED, samples, PROBE_PAUSE_SECONDS, 0)
-        for number in where.track(range(rounds), "searching and writing"):
+        delays: dict[Engine, list[float]] = {engine: [] for engine in tables}
+        both.service.settle()
+        for number in where.track(range(turns.rounds), "searching and writing"):
             for engine, table in tables.items():
                 tasks = [
-                    (where.conninfo, table, rows, samples, rate / writers, seconds, number * writers + writer)
-                    for writer in range(writers)
+                    Writer(
+                        where.conninfo, table, range(first, rows + 1, writers), samples, rate / writers, batch, number
+                    )
+                    for first in range(1, writers + 1)
                 ]
-                writing = pool.starmap_async(write, tasks, chunksize=1)
-                looking = pool.starmap_async(write_and_look, [(probe, 10**9, seconds)] if engine is syncd else [])
-                timing = searchers.search(engine, seconds)
+                socket = str(both.service.socket) if engine is syncd else None
+                probe = Probe(where.conninfo, socket, table, samples, PROBE_PAUSE_SECONDS, number)
+                writing = pool.starmap_async(write, [(task, turns.seconds) for task in tasks], chunksize=1)
+                looking = pool.apply_async(write_and_look, (probe, 10**9, turns.seconds))
+                timing = searchers.search(engine, turns.seconds)
                 rates[engine].append(timing.qps)
                 latencies[engine] += timing.latencies.tolist()
                 writes[engine].append(sum(writing.get()))
-                delays += [delay for found in looking.get() for delay in found.tolist()]
+                delays[engine] += looking.get().tolist()
     return [
         Mixed(
             engine.name,
             engine.setting,
             measured.of(engine),
             client_number,
+            batch,
             rate,
             round(float(np.median(writes[engine])), 1),
             round(float(np.median(rates[engine])), 1),
             *(round(float(value), 3) for value in np.percentile(latencies[engine], [50, 99]) * 1000),
-            *(
-                (round(float(value), 2) for value in np.percentile(delays, [50, 99]))
-                if engine is syncd
-                else (None, None)
-            ),
+            *(round(float(value), 2) for value in np.percentile(delays[engine], [50, 99])),
         )
         for engine in tables
     ]
 
 
-def write(conninfo: str, table: str, rows: int, samples: int, rate: float, seconds: float, seed: int) -> float:
-    """Change one row a transaction, as many a second as are wanted or else can be; how many a second it were."""
-    chance = random.Random(seed)  # noqa: S311 - a reproducible schedule
-    change = sql.SQL(statement("bench", "change_row")).format(table=sql.Identifier(table))
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """A process that gives rows other vectors; no two have a row in common, or they would wait for one another."""
+
+    conninfo: str
+    table: str
+    keys: range
+    samples: int
+    rows_per_second: float
+    batch: int
+    seed: int
+
+
+def write(writer: Writer, seconds: float) -> float:
+    """Change some rows a transaction, as many rows a second as are wanted or else can be; how many a second it were."""
+    chance = random.Random(f"{writer.seed} {writer.keys.start}")  # noqa: S311 - a reproducible schedule
+    change = sql.SQL(statement("bench", "change_rows")).format(table=sql.Identifier(writer.table))
+    batch = min(writer.batch, len(writer.keys))
     done = 0
-    with psycopg.connect(conninfo, autocommit=True) as connection:
+    with psycopg.connect(writer.conninfo, autocommit=True) as connection:
         begun = time.perf_counter()
         while (now := time.perf_counter()) - begun < seconds:
-            due = begun + done / rate
+            due = begun + done / writer.rows_per_second
             if due > now:
                 time.sleep(due - now)
-            connection.execute(change, [chance.randint(1, samples), chance.randint(1, rows)], prepare=True)
-            done += 1
+            samples = chance.choices(range(1, writer.samples + 1), k=batch)
+            connection.execute(change, [chance.sample(writer.keys, batch), samples], prepare=True)
+            done += batch
         return done / (time.perf_counter() - begun)

@@ -7,17 +7,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from syncd.bench.environment import SAMPLES, Environment, serving
+from syncd.bench.environment import SAMPLES, Environment, Serving, serving
 
 TABLE = "restart"
+FEW = "few"
+FEW_ROWS = 100
+"""A dataset without which FAISS would not be in memory yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """Medians of the rounds. A start lasts from the command to its line ``ready``, with Python's own start in it."""
+    """Medians of the rounds. A start lasts from the command to its line ``ready``, with Python's own start in it.
+
+    ``memory_bytes_per_row``: of the process after such a start, changes and a search, without mapped files and what it has with ``FEW_ROWS`` alone.
+    """
 
     rows: int
     dimension: int
+    index: str
+    memory_bytes_per_row: float
     changes: int
     checkpoint_bytes: int
     checkpoint_seconds: float
@@ -29,18 +37,27 @@ class Restart:
 def measure(where: Environment, *, rows: int, dimension: int, changes: int, rounds: int, seed: int = 0) -> Restart:
     """A checkpoint after changes, a stop, a start with nothing to catch up with, and one after changes that were made meanwhile."""
     generator = np.random.default_rng(seed)
-    where.create_tables(TABLE, dimension=dimension)
-    where.fill(TABLE, rows, dimension, seed)
-    where.run("vacuum", table=TABLE)
-    where.run("attach", [f"syncd_bench.{TABLE}", "cosine"])
+    where.create_tables(TABLE, FEW, dimension=dimension)
+    for table, number in ((TABLE, rows), (FEW, FEW_ROWS)):
+        where.fill(table, number, dimension, seed)
+        where.run("vacuum", table=table)
+
+    def search(service: Serving, table: str) -> None:
+        with service.client() as client:
+            client.search(table, generator.standard_normal(dimension, dtype=np.float32))
 
     def change() -> str:
         keys = generator.choice(rows, changes, replace=False) + 1
         return where.change(TABLE, keys.tolist(), generator.integers(1, SAMPLES + 1, changes).tolist())
 
-    with serving(where), where.step("the first reading"):
-        pass  # it ends with a checkpoint
-    written, saved, stops, starts, late_starts = [], [], [], [], []
+    with serving(where) as service:
+        attach(where, service, FEW, FEW_ROWS)
+    with serving(where) as service, where.step("the first reading"):
+        search(service, FEW)
+        empty = service.memory_bytes("RssAnon")
+        index = attach(where, service, TABLE, rows)
+        service.settle()  # it ends with a checkpoint
+    written, saved, stops, starts, late_starts, memory = [], [], [], [], [], []
     for _ in where.track(range(rounds), "stop and start"):
         with serving(where) as service, service.client() as client:
             starts.append(service.start_seconds)
@@ -48,6 +65,8 @@ def measure(where: Environment, *, rows: int, dimension: int, changes: int, roun
             checkpoint = client.checkpoint()
             written.append(checkpoint.bytes_written)
             saved.append(checkpoint.seconds)
+            search(service, TABLE)
+            memory.append((service.memory_bytes("RssAnon") - empty) / rows)
         stops.append(service.stop_seconds)
         change()
         with serving(where) as service:
@@ -55,7 +74,15 @@ def measure(where: Environment, *, rows: int, dimension: int, changes: int, roun
     return Restart(
         rows,
         dimension,
+        index,
+        round(statistics.median(memory), 1),
         changes,
         int(statistics.median(written)),
         *(round(statistics.median(values), 3) for values in (saved, stops, starts, late_starts)),
     )
+
+
+def attach(where: Environment, service: Serving, table: str, rows: int) -> str:
+    """Have it followed, and wait until it is searched by its index, whose kind is returned."""
+    where.run("attach", [f"syncd_bench.{table}", "cosine"])
+    return str(service.wait_searchable(table, rows).index)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
 
 from syncd.bench.clients import Clients, clients
-from syncd.bench.engines import Engine
+from syncd.bench.engines import Engine, PgvectorEngine
 from syncd.bench.environment import Environment
 from syncd.bench.vector_set import K, VectorSet, truth
-from syncd.bench.versus import Build, Pair, Recalls, pair
+from syncd.bench.versus import Build, Pair, Recalls, Turns, pair
+
+Ladder = dict[Engine, list[PgvectorEngine]]
+"""syncd at each target, and for each the settings of pgvector whose recall is the same or on either side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Searches a second at one recall: pgvector's between the two settings whose measured recall is next to syncd's."""
+    """Searches a second at one recall, pgvector's by the settings whose measured recall is the same or next to it."""
 
     setting: str
     clients: int
@@ -64,22 +68,15 @@ def measure(
     *,
     recalls: list[float],
     client_numbers: list[int],
-    seconds: float,
-    rounds: int,
-    versus: bool,
+    turns: Turns,
 ) -> SearchReport:
     """Load, build, find the settings of equal recall, and let them take turns in each round."""
     exact = truth(vectors.base, vectors.queries, vectors.metric, track=where.track, neighbors=vectors.neighbors)
-    with pair(where, vectors, len(vectors.base), versus=versus) as both, ExitStack() as stack:
+    with pair(where, vectors, len(vectors.base), versus=turns.versus) as both, ExitStack() as stack:
         sets = [stack.enter_context(clients(number, vectors.queries)) for number in client_numbers]
         measured = Recalls(sets[-1], exact)
         ladder = choose(both, measured, recalls)
-        engines = list(dict.fromkeys(engine for syncd, others in ladder.items() for engine in (syncd, *others)))
-        points = [
-            point
-            for searchers in sets
-            for point in take_turns(where, searchers, engines, measured, seconds=seconds, rounds=rounds)
-        ]
+        points, comparisons = rate(where, sets, ladder, measured, turns)
         return SearchReport(
             vectors.name,
             len(vectors.base),
@@ -90,30 +87,41 @@ def measure(
             str(where.value("shared_buffers")),
             both.builds,
             points,
-            compare(ladder, points),
+            comparisons,
         )
 
 
-def choose(both: Pair, measured: Recalls, recalls: list[float]) -> dict[Engine, list[Engine]]:
+def rate(
+    where: Environment, sets: list[Clients], ladder: Ladder, measured: Recalls, turns: Turns
+) -> tuple[list[Point], list[Comparison]]:
+    """Let all that is on the ladder take turns in each round, with each set of clients."""
+    engines: list[Engine] = list(
+        dict.fromkeys(engine for syncd, others in ladder.items() for engine in (syncd, *others))
+    )
+    points = [point for searchers in sets for point in take_turns(where, searchers, engines, measured, turns)]
+    return points, compare(ladder, points)
+
+
+def choose(both: Pair, measured: Recalls, recalls: list[float]) -> Ladder:
     """syncd at each target, and for each the settings of pgvector that measure the same recall or bracket it."""
-    ladder: dict[Engine, list[Engine]] = {}
+    ladder: Ladder = {}
     with both.where.step("settings of equal recall"):
         for target in recalls:
             engine = both.syncd(target)
             wanted = measured.of(engine)
-            ladder[engine] = [*measured.bracket(both.pgvector, wanted)] if both.versus else []
+            ladder[engine] = measured.bracket(both.pgvector, wanted) if both.versus else []
     return ladder
 
 
 def take_turns(
-    where: Environment, searchers: Clients, engines: list[Engine], measured: Recalls, *, seconds: float, rounds: int
+    where: Environment, searchers: Clients, engines: Sequence[Engine], measured: Recalls, turns: Turns
 ) -> list[Point]:
     """Every engine in turn, in each round, so that all meet the same machine."""
     rates: dict[Engine, list[float]] = {engine: [] for engine in engines}
     latencies: dict[Engine, list[float]] = {engine: [] for engine in engines}
-    for _ in where.track(range(rounds), f"{searchers.number} clients"):
+    for _ in where.track(range(turns.rounds), f"{searchers.number} clients"):
         for engine in engines:
-            timing = searchers.search(engine, seconds)
+            timing = searchers.search(engine, turns.seconds)
             rates[engine].append(timing.qps)
             latencies[engine] += timing.latencies.tolist()
     return [
@@ -130,7 +138,7 @@ def take_turns(
     ]
 
 
-def compare(ladder: dict[Engine, list[Engine]], points: list[Point]) -> list[Comparison]:
+def compare(ladder: Ladder, points: list[Point]) -> list[Comparison]:
     """One line for each of syncd's points that has others to compare with."""
     by_setting = {(point.engine, point.setting, point.clients): point for point in points}
     return [
@@ -143,10 +151,13 @@ def compare(ladder: dict[Engine, list[Engine]], points: list[Point]) -> list[Com
 
 
 def comparison(mine: Point, others: list[Point]) -> Comparison:
-    """The rate between two settings of pgvector is interpolated by recall."""
-    qps = others[-1].qps
-    if len(others) == 2:
-        qps = float(np.interp(mine.recall, [other.recall for other in others], [other.qps for other in others]))
+    """pgvector's best rate at this recall or a higher one, or what is interpolated by recall from the setting below to the one above."""
+    below = [other for other in others if other.recall < mine.recall][-1:]
+    enough = [other for other in others if other.recall >= mine.recall]
+    qps = max(other.qps for other in enough or below)
+    if below and enough:
+        pair = (below[0], enough[0])
+        qps = max(qps, float(np.interp(mine.recall, [other.recall for other in pair], [other.qps for other in pair])))
     return Comparison(
         mine.setting,
         mine.clients,

@@ -36,6 +36,13 @@ class VectorSet:
     metric: str
     neighbors: NDArray[Any] | None = None
     """Rows of ``base``, nearest first, (q, at least ``K``)."""
+    spare: int = 0
+    """So many at the end of ``base`` are not to be searched, but to be written."""
+
+    @property
+    def rows(self) -> int:
+        """How many are to be searched from the start."""
+        return len(self.base) - self.spare
 
     @property
     def dimension(self) -> int:
@@ -106,9 +113,17 @@ def generate(rows: int, dimension: int, *, queries: int, metric: str, seed: int 
 class Truth:
     """The exact answers to the queries over some rows: ``limits`` (q,) is how far the ``K``-th nearest row is."""
 
-    def __init__(self, vectors: NDArray[Any], queries: NDArray[np.float32], metric: str, candidates: NDArray[Any]):
-        """``vectors``: the row with key n at n - 1. ``candidates`` (q, ≥ K): rows among which the nearest are."""
+    def __init__(
+        self,
+        vectors: NDArray[Any],
+        queries: NDArray[np.float32],
+        metric: str,
+        candidates: NDArray[Any],
+        there: NDArray[np.bool_],
+    ) -> None:
+        """``vectors``: the row with key n at n - 1. ``candidates`` (q, ≥ K): rows among which the nearest are. ``there`` (n,): those to be found."""
         self.vectors = vectors
+        self.there = there
         self.queries = queries
         self.metric = metric
         self.distances = np.sort(
@@ -125,15 +140,14 @@ class Truth:
             given, found = given / np.linalg.norm(given), found / np.linalg.norm(found, axis=1, keepdims=True)
         return np.asarray(((found - given) ** 2).sum(axis=1))
 
-    def recall(
-        self, numbers: Sequence[int], answers: Sequence[Sequence[int]], gone: frozenset[int] = frozenset()
-    ) -> float:
-        """Mean share of the ``K`` nearest in the answers to some queries. A row as near as the ``K``-th is as good; one that is gone is not."""
+    def recall(self, numbers: Sequence[int], answers: Sequence[Sequence[int]]) -> float:
+        """Mean share of the ``K`` nearest in the answers to some queries. A row as near as the ``K``-th is as good; one that is not there is not."""
         shares = []
         for number, keys in zip(numbers, answers, strict=True):
-            there = np.array([key - 1 for key in set(keys) - gone], dtype=np.int64)
+            rows = np.array(list(set(keys)), dtype=np.int64) - 1
+            rows = rows[self.there[rows]]
             limit = self.limits[number] + ROUNDING * abs(self.limits[number])
-            shares.append(np.count_nonzero(self.distance(number, there) <= limit) / min(K, self.distances.shape[1]))
+            shares.append(np.count_nonzero(self.distance(number, rows) <= limit) / min(K, self.distances.shape[1]))
         return round(float(np.minimum(shares, 1.0).mean()), 4)
 
     def intrinsic_dimension(self) -> float | None:
@@ -156,17 +170,17 @@ def truth(
     gone: NDArray[np.int64] | None = None,
 ) -> Truth:
     """Compare every query with every row but those in ``gone``, unless the neighbours are known."""
+    there = np.ones(len(vectors), dtype=bool)
+    if gone is not None:
+        there[gone] = False
     if neighbors is not None:
-        return Truth(vectors, queries, metric, neighbors[:, :CANDIDATES])
-    wanted = min(CANDIDATES, len(vectors) - (0 if gone is None else len(gone)))
+        return Truth(vectors, queries, metric, neighbors[:, :CANDIDATES], there)
     kind = faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT
     asked = normalised(queries) if metric == "cosine" else queries
     best = np.empty((len(queries), 0), dtype=np.float32)
     rows = np.empty((len(queries), 0), dtype=np.int64)
-    there = np.ones(len(vectors), dtype=bool)
-    if gone is not None:
-        there[gone] = False
     places = np.flatnonzero(there)
+    wanted = min(CANDIDATES, len(places))
     for start in track(range(0, len(places), BLOCK_ROWS), "exact answers"):
         chosen = places[start : start + BLOCK_ROWS]
         block = vectors[chosen].astype(np.float32)
@@ -176,7 +190,7 @@ def truth(
         best, rows = np.hstack([best, near]), np.hstack([rows, chosen[found]])
         order = np.argsort(best, axis=1)[:, :wanted]
         best, rows = np.take_along_axis(best, order, axis=1), np.take_along_axis(rows, order, axis=1)
-    return Truth(vectors, queries, metric, rows)
+    return Truth(vectors, queries, metric, rows, there)
 
 
 def normalised(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import psycopg
 
 from syncd.bench.clients import Clients
-from syncd.bench.engines import OPERATOR_CLASSES, Engine, PgvectorEngine, SyncdEngine
-from syncd.bench.environment import Environment, Serving, serving
+from syncd.bench.engines import OPERATOR_CLASSES, Below, Engine, PgvectorEngine, SyncdEngine
+from syncd.bench.environment import NO_COLUMNS, Columns, Environment, Serving, serving
 from syncd.bench.vector_set import K, Truth, VectorSet
 from syncd.errors import SettingsError
 
@@ -20,6 +20,15 @@ FOLLOWED, HNSW = "followed", "hnsw"
 MAX_EF_SEARCH = 1000
 GRAPH_BYTES = 400
 """A row's neighbours in an HNSW graph with m = 16, and its head."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """How long each engine runs in each round, how many rounds there are, and whether pgvector is one."""
+
+    seconds: float
+    rounds: int
+    versus: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,42 +52,54 @@ class Pair:
     index: str
     builds: list[Build]
     versus: bool
+    filter: Below | None = None
 
     def syncd(self, recall: float) -> SyncdEngine:
         """Searches at a recall target; ``exact`` where the service has no other index."""
-        return SyncdEngine(str(self.service.socket), FOLLOWED, 1.0 if self.index == "exact" else recall, K)
+        return SyncdEngine(str(self.service.socket), FOLLOWED, 1.0 if self.index == "exact" else recall, K, self.filter)
 
     def pgvector(self, ef_search: int | None) -> PgvectorEngine:
         """Searches of the HNSW index."""
-        return PgvectorEngine(self.where.conninfo, HNSW, self.metric, ef_search, K)
+        return PgvectorEngine(self.where.conninfo, HNSW, self.metric, ef_search, K, self.filter)
 
 
 @contextmanager
-def pair(where: Environment, vectors: VectorSet, rows: int, *, versus: bool) -> Iterator[Pair]:
-    """Load the first rows of a set, start syncd, and build both indexes one after the other."""
+def pair(
+    where: Environment, vectors: VectorSet, rows: int, *, versus: bool, columns: Columns = NO_COLUMNS
+) -> Iterator[Pair]:
+    """Load the first rows of a set, start syncd, and build both indexes one after the other; pgvector's table has one on each column too."""
     if versus and where.vector_type != "vector":
         raise SettingsError("the server has no pgvector", hint="leave --versus out, or use: --embedded")
-    where.create(FOLLOWED, vectors.dimension)
+    create(where, FOLLOWED, vectors.dimension, columns)
     blocks = where.progress.track(vectors.blocks(0, rows), total=-(-rows // 1000), description=f"loading {rows} rows")
-    where.load(FOLLOWED, blocks)
+    where.load(FOLLOWED, blocks, columns)
     where.run("vacuum", table=FOLLOWED)
     with serving(where) as service:
         with where.step("syncd: from attach to searchable"):
             begun = time.perf_counter()
-            where.run("attach", [f"syncd_bench.{FOLLOWED}", vectors.metric])
+            where.run("attach_with_columns", [f"syncd_bench.{FOLLOWED}", vectors.metric, list(columns)])
             found = service.wait_searchable(FOLLOWED, rows)
             index = str(found.index)
             builds = [Build("syncd", index, rows, round(time.perf_counter() - begun, 2), found.bytes)]
         if versus:
-            where.create(HNSW, vectors.dimension)
-            where.run("copy_table", table=HNSW)
+            create(where, HNSW, vectors.dimension, columns)
+            where.copy(HNSW)
             where.run("vacuum", table=HNSW)
             with where.step("pgvector: CREATE INDEX"):
                 seconds = create_hnsw(where, vectors, rows)
             builds.append(
                 Build("pgvector", "hnsw", rows, round(seconds, 2), where.value("index_bytes", [f"syncd_bench.{HNSW}"]))
             )
+            for column in columns:
+                where.run("create_btree", table=HNSW, column=column)
         yield Pair(where, service, vectors.metric, index, builds, versus)
+
+
+def create(where: Environment, table: str, dimension: int, columns: Columns) -> None:
+    """An empty table."""
+    where.create(table, dimension)
+    for column in columns:
+        where.run("add_column", table=table, column=column)
 
 
 def create_hnsw(where: Environment, vectors: VectorSet, rows: int) -> float:
@@ -100,17 +121,16 @@ def create_hnsw(where: Environment, vectors: VectorSet, rows: int) -> float:
 class Recalls:
     """The measured recall of engines, each asked once; which also warms them."""
 
-    def __init__(self, searchers: Clients, truth: Truth, gone: frozenset[int] = frozenset()) -> None:
+    def __init__(self, searchers: Clients, truth: Truth) -> None:
         self.searchers = searchers
         self.truth = truth
-        self.gone = gone
         self.known: dict[Engine, tuple[float, int]] = {}
 
     def of(self, engine: Engine) -> float:
         """Mean recall over the queries."""
         if engine not in self.known:
             numbers, answers = self.searchers.answers(engine)
-            self.known[engine] = (self.truth.recall(numbers, answers, self.gone), len(numbers))
+            self.known[engine] = (self.truth.recall(numbers, answers), len(numbers))
         return self.known[engine][0]
 
     def queries(self, engine: Engine) -> int:

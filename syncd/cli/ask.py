@@ -17,9 +17,13 @@ from syncd.cli.progress import progress
 from syncd.cli.session import service
 from syncd.cli.watch import watch
 from syncd.errors import SettingsError
+from syncd.ops.findings import since
+from syncd.rpc import calls
 from syncd.rpc.client import Client
-from syncd.rpc.messages import MAX_RESULTS, DatasetVerified
+from syncd.rpc.messages import MAX_RESULTS, DatasetVerified, SearchResult
+from syncd.settings import load_settings
 
+ANSWERING = ("ready", "rebuilding")
 STATUS_ROWS = (
     "version",
     "consumer",
@@ -27,8 +31,8 @@ STATUS_ROWS = (
     "lag_rows",
     "lag_seconds",
     "listener_connected",
-    "quarantined",
     "uptime_seconds",
+    "quarantined",
 )
 
 
@@ -54,16 +58,19 @@ def search(
             "give either --key or --vector", hint="syncd search DATASET --key K, or --vector '[0.1, 0.2]'"
         )
     with service(socket) as client:
-        hits = client.search(
+        asked = calls.search(
             dataset,
             None if vector is None else read_vector(vector),
             key=None if key is None else key_argument(client, dataset, key),
             k=k, exact=exact, recall=recall, filter=None if filter_json is None else read_filter(filter_json),
         )  # fmt: skip
+        whole_answer = msgspec.json.Decoder(SearchResult).decode
+        found = client.run(calls.Call(asked.method, asked.params, whole_answer, asked.patience_seconds))
     if json:
-        print_json({"keys": [hit.key for hit in hits], "distances": [hit.distance for hit in hits]})
+        print_json(found)
     else:
-        print_table(["key", "distance"], [(shown_key(hit.key), f"{hit.distance:.6f}") for hit in hits])
+        rows = zip(found.keys, found.distances, strict=True)
+        print_table(["key", "distance"], [(shown_key(key), f"{distance:.6f}") for key, distance in rows])
 
 
 def status(
@@ -86,9 +93,13 @@ def status(
     rows: list[tuple[str, Any]] = [(name, getattr(found, name)) for name in STATUS_ROWS]
     if found.position is not None:
         rows.append(("position", f"{found.position.snapshot} outbox_id {found.position.outbox_id}"))
-    rows.append(("checkpoint at", found.checkpoint.at))
+    rows += [("", f"{each.rows} rows of {each.source} with {each.reason}") for each in found.quarantine]
+    rows.append(("checkpoint", since(found.checkpoint.at)))
     rows.append(("checkpoint error", found.checkpoint.error))
+    rows.append(("database", found.database_error or "connected"))
     print_table(["", ""], [(name.replace("_", " "), round(v, 3) if isinstance(v, float) else v) for name, v in rows])
+    if found.state not in ANSWERING or found.database_error or found.checkpoint.error:
+        talk("next: syncd check")
 
 
 def datasets(socket: Socket = None, json: Json = False) -> None:
@@ -160,7 +171,7 @@ def verify(
         if each.outcome == "none_live":
             talk(f"{each.source}: none of its rows is live, so nothing was compared; look at its rule in syncd.sources")
         else:
-            talk(f"{each.source} could not be compared: {each.reason}; see: syncd check")
+            talk(f"{each.source} could not be compared: {each.reason.rstrip(';')}; see: syncd check")
     differing = [row.dataset for row in rows if row.missing + row.extra + row.stale > row.repaired]
     if differing:
         talk(f"next: syncd verify {shlex.join(differing[:8])} --repair")
@@ -179,7 +190,7 @@ def verdict(row: DatasetVerified) -> str:
 
 def shown_keys(keys: Sequence[Any]) -> str:
     """Some keys for a table."""
-    return ", ".join(shown_key(tuple(key) if isinstance(key, list) else key) for key in keys)
+    return ", ".join(map(shown_key, keys))
 
 
 def rebuild(
@@ -200,14 +211,22 @@ def rebuild(
 
 
 def healthcheck(socket: Socket = None) -> None:
-    """Exit 0 if the service answers and is in a good state, 1 if not.
+    """Exit 0 if the service answers searches from every dataset, no older than SYNCD_MAX_STALENESS_SECONDS allows; 1 if not.
+
+    A database that is away, or lacks schema syncd, is no reason by itself: the service answers from where it was, and a restart would end that.
 
     Example: syncd healthcheck && echo well
     """
     with service(socket) as client:
         found = client.status()
-    talk(f"{found.state}, lag {found.lag_seconds:.1f} s")
-    if found.state not in ("ready", "rebuilding"):
+    allowed = load_settings().max_staleness_seconds
+    stale = allowed is not None and found.lag_seconds > allowed
+    database = f"; answers are as old as that: {found.database_error}" if found.database_error else ""
+    limit = f", more than SYNCD_MAX_STALENESS_SECONDS={allowed:g} allows" if stale else ""
+    talk(f"{found.state}, lag {found.lag_seconds:.1f} s{limit}{database}")
+    if database or stale or found.state not in ANSWERING:
+        talk("  next: syncd check")
+    if stale or found.state not in ANSWERING:
         raise typer.Exit(1)
 
 
@@ -267,4 +286,4 @@ def key_argument(client: Client, dataset: str, text: str) -> Any:
 
 def shown_key(key: object) -> str:
     """A key for a table."""
-    return msgspec.json.encode(key).decode() if isinstance(key, tuple) else str(key)
+    return msgspec.json.encode(key).decode() if isinstance(key, list) else str(key)

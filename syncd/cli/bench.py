@@ -9,94 +9,75 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import update_wrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
 
 from syncd.bench.environment import SAMPLES, Environment, environment
+from syncd.cli.bench_options import (
+    SOME_ROWS,
+    Changes,
+    Clients,
+    Dimension,
+    ManyClients,
+    Recall,
+    Recalls,
+    Rounds,
+    Rows,
+    Searched,
+    SearchedAndWritten,
+    again,
+)
 from syncd.cli.options import DataDir, Dsn, Embedded, Json
 from syncd.cli.output import print_json, print_table, talk
 from syncd.cli.session import database
-from syncd.errors import SettingsError
 from syncd.settings import load_settings
-
-if TYPE_CHECKING:
-    from syncd.bench.vector_set import VectorSet  # loads FAISS
 
 bench = typer.Typer(
     help="Measure syncd on this machine. A schema syncd_bench is made, and dropped at the end.", no_args_is_help=True
 )
 
-Dimension = Annotated[int, typer.Option("--dim", min=1, help="Dimension of the vectors.")]
-
 
 def measurement(measure: Callable[..., object]) -> Callable[..., None]:
-    """Make ``measure(where, ...)`` a command with its own options and those of every benchmark; what it returns is printed."""
+    """Make ``measure(where, ...)`` a command with its own options and those of every benchmark; what it returns is printed.
+
+    A parameter that is a dataclass stands for an option for each of its fields.
+    """
+    parameters = list(inspect.signature(measure, eval_str=True).parameters.values())[1:]
+    groups: dict[str, Any] = {
+        one.name: one.annotation for one in parameters if dataclasses.is_dataclass(one.annotation)
+    }
 
     def command(
         dsn: Dsn = None, data_dir: DataDir = None, embedded: Embedded = False, json: Json = False, **own: Any
     ) -> None:
+        for name, group in groups.items():
+            own[name] = group(**{field.name: own.pop(field.name) for field in dataclasses.fields(group)})
         with prepared(dsn, data_dir, embedded) as where:
             result = measure(where, **own)
         show(result, json)
 
-    shared = list(inspect.signature(command, eval_str=True).parameters.values())[:-1]
-    own = list(inspect.signature(measure, eval_str=True).parameters.values())[1:]
+    options: list[inspect.Parameter] = []
+    for one in parameters:
+        options += (
+            inspect.signature(groups[one.name], eval_str=True).parameters.values() if one.name in groups else [one]
+        )
+    options += list(inspect.signature(command, eval_str=True).parameters.values())[:-1]
     registered = update_wrapper(command, measure, assigned=("__name__", "__doc__"))
     del registered.__wrapped__  # typer would look through it
-    registered.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]  # what inspect reads first
-    registered.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *shared)}
-    return bench.command()(registered)
+    registered.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]  # what inspect reads first
+    registered.__annotations__ = {option.name: option.annotation for option in options}
+    return bench.command(measure.__name__.rstrip("_"))(registered)
 
 
-Rounds = Annotated[int, typer.Option(min=1, help="Rounds; what is compared takes turns in each.")]
-Clients = Annotated[
-    list[int] | None, typer.Option(min=1, help="Clients, each a process; again for more. Default: 1, and one a core.")
-]
-Seconds = Annotated[float, typer.Option(min=0.1, help="Seconds for each run.")]
-Recall = Annotated[float, typer.Option(min=0.01, max=1, help="Recall to aim for, where searches are approximate.")]
-Recalls = Annotated[
-    list[float] | None,
-    typer.Option("--recall", min=0.01, max=1, help="Recall to aim for; again for more. Default: 0.9, 0.95, 0.99."),
-]
 RECALLS = [0.9, 0.95, 0.99]
-SOME_ROWS = 100_000
-SomeRows = Annotated[int, typer.Option("--rows", min=100, help="Rows of the table.")]
-Changes = Annotated[int, typer.Option(min=1, help="Rows that a transaction changes.")]
-Queries = Annotated[int, typer.Option(min=1, help="Different searches.")]
-Metric = Annotated[Literal["cosine", "l2", "ip"], typer.Option(help="Distance.")]
-Vectors = Annotated[
-    Path | None,
-    typer.Option(
-        "--vectors",
-        help=".npy, .fvecs, or .npz with base and, where it has them, queries and neighbors.",
-        show_default="made vectors",
-    ),
-]
-Versus = Annotated[
-    Literal["pgvector"] | None, typer.Option(help="The same with an HNSW index (m 16, ef_construction 64), in turn.")
-]
+SELECTIVITIES = [0.5, 0.1, 0.01, 0.001]
 
 
 @measurement
-def search(
-    where: Environment,
-    vectors: Vectors = None,
-    rows: Annotated[int | None, typer.Option(min=100, help="Rows.", show_default="100000, or all of --vectors")] = None,
-    dim: Dimension = 128,
-    metric: Metric = "l2",
-    recall: Annotated[
-        list[float] | None,
-        typer.Option(min=0.01, max=1, help="Recall to aim for; again for more. Default: 0.9, 0.95, 0.99."),
-    ] = None,
-    clients: Clients = None,
-    queries: Queries = 1000,
-    seconds: Seconds = 3,
-    rounds: Rounds = 3,
-    versus: Versus = None,
-) -> object:
+def search(where: Environment, searched: Searched, recall: Recalls = None, clients: ManyClients = None) -> object:
     """Recall, searches a second and their latency; the time until a loaded table is searchable.
 
     Example: syncd bench search --embedded --versus pgvector
@@ -105,30 +86,49 @@ def search(
 
     return module.measure(
         where,
-        vector_set(vectors, rows, dim, metric, queries),
+        searched.load(),
         recalls=recall or RECALLS,
         client_numbers=clients or client_numbers(),
-        seconds=seconds,
-        rounds=rounds,
-        versus=versus is not None,
+        turns=searched.turns,
+    )
+
+
+@measurement
+def filter_(
+    where: Environment,
+    searched: Searched,
+    selectivity: Annotated[
+        list[float] | None,
+        again("Share of the rows that pass", "0.5, 0.1, 0.01, 0.001", min=0, max=1),
+    ] = None,
+    recall: Recall = 0.95,
+    clients: ManyClients = None,
+) -> object:
+    """Recall and speed of searches with filters that let few or many rows pass, at random and near or far ones.
+
+    Example: syncd bench filter --embedded --versus pgvector
+    """
+    from syncd.bench import filtered as module
+
+    return module.measure(
+        where,
+        searched.load(),
+        selectivities=selectivity or SELECTIVITIES,
+        recall=recall,
+        client_numbers=clients or client_numbers(),
+        turns=searched.turns,
     )
 
 
 @measurement
 def mixed(
     where: Environment,
-    rate: Annotated[float, typer.Option(min=1, help="Rows to change a second, one a transaction.")] = 500,
+    searched: SearchedAndWritten,
+    rate: Annotated[float, typer.Option(min=1, help="Rows to change a second.")] = 5000,
+    batch: Annotated[int, typer.Option(min=1, help="Rows that a transaction changes, in one statement.")] = 50,
     writers: Annotated[int, typer.Option(min=1, help="Processes that write.")] = 2,
-    clients: Annotated[int, typer.Option(min=1, help="Processes that search.")] = 2,
-    vectors: Vectors = None,
-    rows: SomeRows = SOME_ROWS,
-    dim: Dimension = 128,
-    metric: Metric = "l2",
+    clients: Clients = 2,
     recall: Recall = 0.95,
-    queries: Queries = 1000,
-    seconds: Seconds = 5,
-    rounds: Rounds = 3,
-    versus: Versus = None,
 ) -> object:
     """Searches while writers write: the searches' latency, and the time from commit to searchable.
 
@@ -138,35 +138,26 @@ def mixed(
 
     return module.measure(
         where,
-        vector_set(vectors, rows, dim, metric, queries, SAMPLES),
-        rows=rows,
+        searched.load(spare=SAMPLES),
         recall=recall,
         rate=rate,
+        batch=batch,
         writers=writers,
         client_number=clients,
-        seconds=seconds,
-        rounds=rounds,
-        versus=versus is not None,
+        turns=searched.turns,
     )
 
 
 @measurement
 def churn(
     where: Environment,
+    searched: Searched,
     updates: Annotated[float, typer.Option(min=0, max=1, help="Share of the rows to give another vector.")] = 0.5,
     deletes: Annotated[float, typer.Option(min=0, max=1, help="Share of the rows to delete, of the others.")] = 0.3,
-    vectors: Vectors = None,
-    rows: SomeRows = SOME_ROWS,
-    dim: Dimension = 128,
-    metric: Metric = "l2",
     recall: Recalls = None,
-    clients: Annotated[int, typer.Option(min=1, help="Processes that search.")] = 1,
-    queries: Queries = 1000,
-    seconds: Seconds = 3,
-    rounds: Rounds = 3,
-    versus: Versus = None,
+    clients: Clients = 1,
 ) -> object:
-    """Recall and latency before and after updates of half of the rows and deletes of others, and what those cost.
+    """Recall and latency before and after updates of half of the rows and deletes of others, beside a fresh build.
 
     Example: syncd bench churn --embedded --versus pgvector
     """
@@ -174,22 +165,18 @@ def churn(
 
     return module.measure(
         where,
-        vector_set(vectors, rows, dim, metric, queries, int(rows * updates)),
-        rows=rows,
-        updates=updates,
+        searched.load(share=updates),
         deletes=deletes,
         recalls=recall or RECALLS,
         client_number=clients,
-        seconds=seconds,
-        rounds=rounds,
-        versus=versus is not None,
+        turns=searched.turns,
     )
 
 
 @measurement
 def restart(
     where: Environment,
-    rows: SomeRows = SOME_ROWS,
+    rows: Annotated[int, typer.Option(min=100, help="Rows of the table.")] = SOME_ROWS,
     changes: Changes = 1000,
     rounds: Rounds = 3,
     dim: Dimension = 768,
@@ -206,9 +193,7 @@ def restart(
 @measurement
 def passes(
     where: Environment,
-    rows: Annotated[
-        list[int] | None, typer.Option(min=1, help="Rows of a table; again for more. Default: 10000, 1000000.")
-    ] = None,
+    rows: Annotated[list[int] | None, again("Rows of a table", "10000, 1000000")] = None,
     changes: Changes = 1000,
     rounds: Rounds = 10,
     dim: Dimension = 128,
@@ -225,9 +210,7 @@ def passes(
 @measurement
 def datasets(
     where: Environment,
-    datasets: Annotated[
-        list[int] | None, typer.Option(min=1, help="Number of datasets; again for more. Default: 1, 100, 5000.")
-    ] = None,
+    datasets: Annotated[list[int] | None, again("Number of datasets", "1, 100, 5000")] = None,
     rows: Annotated[int, typer.Option(min=1, help="Rows of each.")] = 100,
     searches: Annotated[int, typer.Option(min=1, help="Searches to time.")] = 5000,
     dim: Dimension = 128,
@@ -260,11 +243,9 @@ def fresh(
 @measurement
 def ingest(
     where: Environment,
-    clients: Annotated[
-        list[int] | None, typer.Option(min=1, help="Number of writers; again for more. Default: 1, 8, 32.")
-    ] = None,
+    clients: Annotated[list[int] | None, again("Number of writers", "1, 8, 32")] = None,
     seconds: Annotated[int, typer.Option(min=1, help="Seconds for each run.")] = 5,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds; tables take turns in each.")] = 5,
+    rounds: Rounds = 5,
     dim: Dimension = 768,
 ) -> object:
     """Inserts a second: a bare table, one that syncd follows, one with a pgvector HNSW index.
@@ -279,7 +260,7 @@ def ingest(
 @measurement
 def backfill(
     where: Environment,
-    rows: Annotated[int, typer.Option(min=1, help="Rows of the table.")] = 100_000,
+    rows: Rows = SOME_ROWS,
     dim: Dimension = 768,
 ) -> object:
     """Time and memory from attaching a full table until all of it is indexed.
@@ -294,8 +275,8 @@ def backfill(
 @measurement
 def verify(
     where: Environment,
-    rows: Annotated[int, typer.Option(min=1, help="Rows of the table.")] = 1_000_000,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds; the query and the verify take turns.")] = 3,
+    rows: Rows = 1_000_000,
+    rounds: Rounds = 3,
     dim: Dimension = 768,
 ) -> object:
     """Time of a verify beside that of one query that hashes the same rows, and of a repair.
@@ -310,7 +291,7 @@ def verify(
 @measurement
 def rpc(
     where: Environment,
-    rows: Annotated[int, typer.Option(min=1, help="Rows of the dataset.")] = 1000,
+    rows: Rows = 1000,
     dim: Dimension = 768,
 ) -> object:
     """Round trip of an exact search, beside FAISS alone.
@@ -320,23 +301,6 @@ def rpc(
     from syncd.bench import rpc as module
 
     return [module.measure(where, rows=rows, dimension=dim)]
-
-
-def vector_set(
-    path: Path | None, rows: int | None, dimension: int, metric: str, queries: int, spare: int = 0
-) -> VectorSet:
-    """The user's vectors, or made ones: so many rows, and some to write; all of a file where no number is given."""
-    from syncd.bench.vector_set import generate, read
-
-    if path is None:
-        return generate((rows or SOME_ROWS) + spare, dimension, queries=queries, metric=metric)
-    found = read(path, rows=None if rows is None else rows + spare, queries=queries, metric=metric)
-    if rows is not None and len(found.base) < rows + spare:
-        raise SettingsError(
-            f"{path} has {len(found.base)} vectors for rows, {rows + spare} are needed",
-            hint="ask for fewer with --rows N",
-        )
-    return found
 
 
 def client_numbers() -> list[int]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import psycopg
@@ -11,10 +14,16 @@ import typer
 from syncd.cli.options import DataDir, Dsn, Embedded, Json
 from syncd.cli.output import print_json, print_table, talk
 from syncd.cli.session import database
+from syncd.errors import DatabaseError
 from syncd.postgres import schema
+from syncd.postgres.catalogue import shell_line
 from syncd.postgres.connection import connect_blocking
 from syncd.settings import load_settings
 from syncd.statements import statement
+
+ATTACH = re.compile(r"SELECT \* FROM syncd\.attach\((.*?)\)(?:;$)?")
+ARGUMENT = re.compile(r"(?:(\w+) => )?(?:ARRAY\[(.*?)\]|'((?:[^']|'')*)')")
+LITERAL = re.compile(r"'((?:[^']|'')*)'")
 
 Table = Annotated[str, typer.Argument(help="The table, with its schema if it is not on the search path.")]
 
@@ -66,7 +75,11 @@ def attach(
     Example: syncd attach public.chunks --vector embedding --dataset "lang" --live "deleted_at IS NULL"
     """
     settings = load_settings(dsn=dsn, data_dir=data_dir)
-    with database(settings, embedded=embedded) as found, connect_blocking(found.conninfo) as connection:
+    with (
+        database(settings, embedded=embedded) as found,
+        hints_in_words_of_the_command_line(),
+        connect_blocking(found.conninfo) as connection,
+    ):
         connection.add_notice_handler(show_notice)
         schema.check_usable(connection)
         row = connection.execute(
@@ -120,4 +133,27 @@ def show_notice(notice: psycopg.errors.Diagnostic) -> None:
     """A warning of the server's, with its hint."""
     talk(f"{(notice.severity or 'notice').lower()}: {notice.message_primary}")
     if notice.message_hint:
-        talk(f"  next: {notice.message_hint}")
+        talk(f"  next: {in_words_of_the_command_line(notice.message_hint)}")
+
+
+@contextmanager
+def hints_in_words_of_the_command_line() -> Iterator[None]:
+    """The server's hints speak SQL: whoever typed ``syncd attach`` is told what to type instead."""
+    try:
+        yield
+    except DatabaseError as error:
+        error.hint = in_words_of_the_command_line(error.hint)
+        raise
+
+
+def in_words_of_the_command_line(hint: str) -> str:
+    """``SELECT * FROM syncd.attach('t', key => ARRAY['a']);`` as ``syncd attach t --key a``."""
+    return ATTACH.sub(lambda call: shell_line(["syncd", "attach", *arguments_of(call[1])]), hint)
+
+
+def arguments_of(call: str) -> Iterator[str]:
+    """The words of the arguments of ``syncd.attach``."""
+    for name, array, literal in ARGUMENT.findall(call):
+        option = {"": [], "columns": ["--column"]}.get(name, [f"--{name}"])
+        for value in LITERAL.findall(array) if array else [literal]:
+            yield from (*option, value.replace("''", "'"))

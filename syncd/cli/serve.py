@@ -43,11 +43,13 @@ def serve(
             if embedded:
                 schema.install(found.conninfo)
             anyio.run(service.run_with, found, once, say, backend_options={"use_uvloop": service.has_uvloop()})
+        status = 0
     except SyncdError as error:
         report(error)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(exit_status(error))  # a thread may still wait for a database that does not answer
+        status = exit_status(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # a thread may still wait for a database that does not answer
 
 
 def say(line: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 
 from rich.console import Console, Group
@@ -14,6 +15,7 @@ from rich.text import Text
 from syncd.cli.output import print_json
 from syncd.cli.progress import Pace
 from syncd.errors import ServiceUnavailable, TimedOut
+from syncd.ops.findings import since
 from syncd.rpc.client import Client
 from syncd.rpc.messages import DatasetStatus, ServiceStatus
 
@@ -24,40 +26,56 @@ LEFT = 2
 """Columns that hold words."""
 
 
+Found = tuple[ServiceStatus, list[DatasetStatus]]
+
+
 def watch(client: Client, *, json: bool) -> None:
     """Until it is interrupted. A service that is not there at the start is an error; one that goes away is waited for."""
-    found: tuple[ServiceStatus, list[DatasetStatus]] = (client.status(), client.datasets())
+    found = look(client)
     with suppress(KeyboardInterrupt):
         if json:
             while True:
                 print_json({"status": found[0], "datasets": found[1]})
                 sys.stdout.flush()
                 time.sleep(WATCH_SECONDS)
-                found = (client.status(), client.datasets())
-        console, pace = Console(), Pace()
-        with Live(drawn(*found, pace, console.height), console=console, auto_refresh=False) as live:
-            while True:
-                live.refresh()
-                time.sleep(WATCH_SECONDS)
-                try:
-                    found = (client.status(), client.datasets())
-                    live.update(drawn(*found, pace, console.height))
-                except (ServiceUnavailable, TimedOut) as error:
-                    lost = Text(f"{error.message}; what follows is as it was", style="red")
-                    live.update(Group(lost, drawn(*found, pace, console.height - 1)))
+                found = look(client)
+        console = Console()
+        if not console.is_terminal:  # a pipe or a file gets every frame whole, at once, one after the other
+            for frame in frames(client, found, sys.maxsize):
+                Console(width=10_000).print(frame, soft_wrap=True)
+                sys.stdout.flush()
+        with Live(console=console, auto_refresh=False) as live:
+            for frame in frames(client, found, console.height):
+                live.update(frame, refresh=True)
+
+
+def look(client: Client) -> Found:
+    """The service and its datasets."""
+    return client.status(), client.datasets()
+
+
+def frames(client: Client, found: Found, height: int) -> Iterator[Group]:
+    """One a second; while the service does not answer, why, above what there was before."""
+    lost, pace = "", Pace()
+    while True:
+        yield Group(Text(lost, style="red"), drawn(*found, pace, height - 1)) if lost else drawn(*found, pace, height)
+        time.sleep(WATCH_SECONDS)
+        try:
+            found, lost = look(client), ""
+        except (ServiceUnavailable, TimedOut) as error:
+            lost = f"{error.message}; what follows is as it was"
 
 
 def drawn(status: ServiceStatus, datasets: list[DatasetStatus], pace: Pace, height: int) -> Group:
     """One screen: those datasets first that need a look."""
     tone = "green" if status.state == "ready" and not status.lag_seconds else "yellow"
-    saved = "none" if status.checkpoint.at is None else status.checkpoint.at.isoformat(" ", "seconds")
     lines = [
         Text.assemble(
             (status.state, f"bold {tone}"), f"   consumer {status.consumer}   up {status.uptime_seconds:,.0f} s"
         ),
         Text(f"{status.lag_rows or 0:,} changes wait, {status.lag_seconds:.1f} s   quarantined {status.quarantined:,}"),
-        Text(f"checkpoint {saved}", style="red" if status.checkpoint.error else ""),
-        Text(status.checkpoint.error or "", style="red"),
+        Text(f"checkpoint {since(status.checkpoint.at)}", style="red" if status.checkpoint.error else ""),
+        Text("\n".join(filter(None, (status.database_error, status.checkpoint.error))), style="red"),
         *map(Text, pace.in_words(status.work[:WORK_SHOWN], status.uptime_seconds)),
     ]
     table = Table(box=None, pad_edge=False, header_style="bold")

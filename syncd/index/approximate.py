@@ -6,12 +6,14 @@ distance overflows, the query is answered by exact search.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from syncd.index.calibration import Point
 from syncd.index.codes import LiveCodes, library
-from syncd.index.exact import Distances, pgvector_distances, search_exact, search_from, use_one_thread
-from syncd.index.live import Slots
+from syncd.index.exact import Distances, pgvector_distances, search_exact, search_from, search_rows, use_one_thread
+from syncd.index.live import Slots, test_bits
 from syncd.index.vectors import Vectors, half_to_float
 from syncd.index.view import View
 
@@ -19,7 +21,11 @@ QUERIES_AT_ONCE = 64
 
 
 def search_codes(view: View, codes: LiveCodes, queries: Vectors, k: int, point: Point) -> list[tuple[Distances, Slots]]:
-    """About the ``k`` nearest live rows of each query, as ``search_exact`` gives them. ``codes`` is the view's, or the same with fewer bits set."""
+    """About the ``k`` nearest live rows of each query, as ``search_exact`` gives them. ``codes`` is the view's; a filter is only in the view's bits.
+
+    Recall was measured without a filter. So what passes one is taken from the ``point.k`` nearest of all rows, of which that recall is known; where
+    fewer than ``k`` of them pass, as it happens when what passes lies elsewhere, the query is answered by exact search.
+    """
     use_one_thread()
     wanted = min(k, view.live_count)
     results: list[tuple[Distances, Slots]] = []
@@ -30,25 +36,34 @@ def search_codes(view: View, codes: LiveCodes, queries: Vectors, k: int, point: 
         tail = search_from(view, some, wanted, codes.codes.stop) if codes.codes.stop < view.count else None
         for row in range(len(some)):
             slots = labels[row]
-            if slots.size > point.candidates:  # several parts: the nearest of them all
+            if slots.size > point.candidates or view.share < 1.0:  # from several parts they come part by part
                 order = approximate[row] if ascending else -approximate[row]
-                slots = slots[order.argpartition(point.candidates - 1)[: point.candidates]]
+                slots = slots[order.argsort(kind="stable")[: point.candidates]]
             if slots.size and slots.min() < 0:
                 slots = slots[slots >= 0]
-            distances = exact_distances(view, some[row], slots)
+            if view.share < 1.0:
+                (places,) = test_bits(view.live, slots).nonzero()
+                enough = places.size >= wanted and places[wanted - 1] < point.k
+                slots = slots[places] if enough else places[:0]
+            distances, slots = nearest_of(view, some[row : row + 1], slots, wanted)
             if tail is not None:
                 distances = np.concatenate((distances, tail[0][row]))
                 slots = np.concatenate((slots, tail[1][row]))
-            if distances.size > wanted:
-                nearest = distances.argpartition(wanted - 1)[:wanted]
-                distances, slots = distances[nearest], slots[nearest]
-            order = distances.argsort(kind="stable")
-            distances, slots = distances[order], slots[order]
-            if distances.size < wanted or not np.isfinite(distances[[0, -1]]).all():
+                order = distances.argsort(kind="stable")[:wanted]
+                distances, slots = distances[order], slots[order]
+            if distances.size < wanted or not (math.isfinite(distances[0]) and math.isfinite(distances[-1])):
                 results += search_exact(view, some[row : row + 1], k)
             else:
                 results.append((distances, slots))
     return results
+
+
+def nearest_of(view: View, query: Vectors, slots: Slots, k: int) -> tuple[Distances, Slots]:
+    """Of ``slots`` the at most ``k`` nearest to a query (1, dim): distances ascending, infinite where they overflow, and slots."""
+    if not slots.size:
+        return np.empty(0, dtype=np.float64), slots
+    distances, places = search_rows(view.format.metric, query, rows_of(view, slots), k)
+    return distances[0], slots[places[0]]
 
 
 def exact_distances(view: View, query: Vectors, slots: Slots) -> Distances:

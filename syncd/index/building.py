@@ -45,8 +45,6 @@ MOST_DEAD_SLOTS = 0.5
 """More dead slots than this, and a larger share of all than this, are given back."""
 BLOCK_ROWS = 4096
 
-_BITS_SET = np.array([number.bit_count() for number in range(256)], dtype=np.int64)
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -152,7 +150,7 @@ def encode(view: View, codebook: Codebook, start: int, stop: int, number: int, c
 
 def live_between(live: Bitmap, start: int, stop: int) -> int:
     """How many slots in ``start <= slot < stop``, both multiples of eight, are live."""
-    return int(_BITS_SET[live[start >> 3 : stop >> 3]].sum())
+    return int(np.bitwise_count(live[start >> 3 : stop >> 3]).sum(dtype=np.int64))
 
 
 def _extended(view: View, codes: Codes) -> Plan:

@@ -43,10 +43,12 @@ class HashMultimapView:
         """Every entry with one of ``hashes``: (index into ``hashes``, value) pairs, in no particular order."""
         if hashes.size == 1:
             return self._find_one(hashes)
-        found = [_find_sorted(run, hashes) for run in self.runs]
+        order = hashes.argsort()
+        ascending = hashes[order]  # then a search begins where the last one ended, in the cache
+        found = [_find_sorted(run, ascending) for run in self.runs]
         if self.buffered:
-            found.append(self._find_buffered(hashes))
-        queries, values = [f[0] for f in found if f[0].size], [f[1] for f in found if f[0].size]
+            found.append(self._find_buffered(ascending))
+        queries, values = [order[f[0]] for f in found if f[0].size], [f[1] for f in found if f[0].size]
         if not queries:
             return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
         return (queries[0], values[0]) if len(queries) == 1 else (np.concatenate(queries), np.concatenate(values))

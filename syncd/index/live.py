@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 Bitmap = NDArray[np.uint8]
 Slots = NDArray[np.int64]
 
-_BIT_COUNTS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.uint8)
-
 
 def empty_bitmap(slots: int) -> Bitmap:
     """A bitmap with room for ``slots`` slots, all dead."""
@@ -73,7 +71,7 @@ def live_slots(bitmap: Bitmap, stop: int) -> Slots:
 
 def count_bits(bitmap: Bitmap, slots: int) -> NDArray[np.int64]:
     """How many bits are set in each stretch of ``slots`` slots, a multiple of 8; what lies past the last slot must be zero."""
-    return np.add.reduceat(_BIT_COUNTS[bitmap], np.arange(0, bitmap.size, slots >> 3), dtype=np.int64)
+    return np.add.reduceat(np.bitwise_count(bitmap), np.arange(0, bitmap.size, slots >> 3), dtype=np.int64)
 
 
 def prefix(bitmap: Bitmap, stop: int) -> Bitmap:

@@ -58,8 +58,10 @@ class View:
     stored_keys: KeysView
     key_map: HashMultimapView
     codes: LiveCodes | None = None
-    """What approximate search reads; None while the dataset is searched exactly. Their slots are below ``count``."""
+    """What approximate search reads; None while the dataset is searched exactly. Their slots are below ``count``, and no filter is in their bits."""
     attributes: AttributesView | None = None
+    share: float = 1.0
+    """Of the pass' rows, how many a filter has left: 1 where none was asked for."""
 
     @property
     def columns(self) -> tuple[AttachedColumn, ...]:
@@ -79,8 +81,9 @@ class View:
         counts = count_bits(live, 1 << self.vectors.shift)
         rows = np.full(len(counts), 1 << self.vectors.shift)
         rows[-1] = self.count - ((len(counts) - 1) << self.vectors.shift)
-        # Without codes: which settings reach a recall depends on how many rows pass, and which.
-        return replace(self, live=live, live_count=int(counts.sum()), dead=rows - counts, codes=None)
+        passed = int(counts.sum())
+        share = self.share * passed / self.live_count if self.live_count else 1.0
+        return replace(self, live=live, live_count=passed, dead=rows - counts, share=share)
 
     def find(self, keys: Sequence[Key]) -> Slots:
         """The live slot of each key, -1 where it is not indexed; raises ``InvalidParams`` for a key of another kind."""

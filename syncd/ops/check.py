@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import shlex
@@ -23,8 +24,10 @@ from syncd.ops.findings import Finding, ago, amount, fail, guarded, ok, warn
 from syncd.ops.look import Look, Service, ask_service, looking
 from syncd.ops.sessions import check_locks, check_oldest_transaction, check_prepared_transactions, check_writers
 from syncd.postgres import schema
+from syncd.postgres.rights import grant_own_tables
 from syncd.postgres.source import Source, read_sources
 from syncd.settings import Settings
+from syncd.sync.reports import MAX_REPORTED_ROWS
 
 NEWEST_SERVER_VERSION = 18
 CLOCK_SECONDS = 5.0
@@ -187,10 +190,7 @@ def check_own_rights(look: Look) -> Iterator[Finding]:
 def grant_all(role: str, owner: str) -> str:
     """What gives a role the rights that a service needs of schema syncd, or the role that has them."""
     to = sql.Identifier(role).as_string()
-    return (
-        f'connect syncd as "{owner}", or as that role: GRANT USAGE ON SCHEMA syncd TO {to}; '
-        f"GRANT ALL ON ALL TABLES IN SCHEMA syncd TO {to}; GRANT ALL ON ALL SEQUENCES IN SCHEMA syncd TO {to};"
-    )
+    return f'connect syncd as "{owner}", or as that role: {grant_own_tables(to)}'
 
 
 def load_sources(look: Look) -> Iterator[Finding]:
@@ -261,9 +261,10 @@ def check_quarantine(look: Look) -> Iterator[Finding]:
     """No live row is left out."""
     consumer = look.settings.consumer if look.service.status is None else look.service.status.consumer
     rows = look.rows("read_quarantine", [consumer])
+    at_least = "at least " if sum(row[2] for row in rows) >= MAX_REPORTED_ROWS else ""
     for dataset, reason, count, sample in rows[:20]:
         name = dataset or "(no dataset)"
-        detail = f"{count} row{'s' if count > 1 else ''} with {reason}, such as key {sample[0]}"
+        detail = f"{at_least}{count} row{'s' if count > 1 else ''} with {reason}, such as key {sample[0]}"
         yield warn(f"quarantine of {name}", detail, f"syncd why {dataset}" if dataset else "see syncd.quarantine")
     if not rows:
         yield ok("quarantine", "no row")
@@ -293,6 +294,12 @@ def check_service(settings: Settings, service: Service) -> Iterator[Finding]:
     detail = f"{status.state}, consumer {status.consumer}, version {status.version}, up {ago(status.uptime_seconds)}"
     if status.state == "failed":
         yield fail("service", f"{detail}: a source cannot be read", "see the lines about each source and dataset")
+    elif status.database_error:
+        yield fail(
+            "service",
+            f"{detail}: {status.database_error}; it answers from where it was",
+            "mend that, and watch: syncd status --watch",
+        )
     else:
         yield ok("service", f"{detail}, lag {ago(status.lag_seconds) if status.lag_seconds else 'none'}")
     if status.version != version("syncd"):
@@ -303,7 +310,7 @@ def check_service(settings: Settings, service: Service) -> Iterator[Finding]:
     late = LATE_CHECKPOINTS * settings.checkpoint_seconds
     if checkpoint.error:
         yield fail("checkpoint", f"the last attempt failed: {checkpoint.error}", "mend that, then: syncd checkpoint")
-    elif (status.uptime_seconds if age is None else age) > late:
+    elif min(status.uptime_seconds, math.inf if age is None else age) > late:  # a start may load one that is days old
         shown = "none since the service started" if age is None else f"{ago(age)} old"
         yield warn("checkpoint", f"{shown}, expected every {settings.checkpoint_seconds:.0f} s", "syncd checkpoint")
     else:

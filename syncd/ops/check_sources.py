@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from psycopg import sql
+from psycopg import errors, sql
 
 from syncd.ops.findings import Finding, fail, ok, warn
 from syncd.ops.look import Look, part
@@ -58,11 +58,16 @@ def check_columns(look: Look, source: Source) -> Iterator[Finding]:
     if source.table is None:
         return
     what = f"columns of {source.name}"
-    again = f"syncd attach {source.name} with columns and expressions that exist"
     if look.row("read_vector_column", [source.oid, source.vector]) is None:
-        yield fail(what, f"the vector column {source.vector} is gone, or has another name", again)
+        detail = f"the vector column {source.vector} is gone, or has another name"
+        yield fail(what, detail, look.attach_with_present_columns(source))
         return
-    look.source_rows(source.read_rows(part("no_row")))
+    try:
+        look.source_rows(source.read_rows(part("no_row")))
+    except (errors.UndefinedColumn, errors.UndefinedFunction, errors.DatatypeMismatch) as error:
+        meant = f" ({error.diag.message_hint})" if error.diag.message_hint else ""
+        detail = f"its rows cannot be read as they were attached: {error.diag.message_primary}{meant}"
+        yield fail(what, detail, look.attach_with_present_columns(source))
 
 
 def check_triggers(look: Look, source: Source) -> Iterator[Finding]:

@@ -53,7 +53,7 @@ class DatasetReport:
         by_name = consumer.registry.by_name
         dataset = by_name.get(name)
         watched = None if dataset is None else self.watched(dataset)
-        checkpointer = self.methods.checkpointer
+        checkpointer, lost = self.methods.checkpointer, consumer.lost
         return messages.WhyResult(
             dataset=name,
             status=None if dataset is None else self.methods.dataset_status(dataset),
@@ -64,12 +64,14 @@ class DatasetReport:
             pending=dict(consumer.registry.pending),
             consumer=consumer.settings.consumer,
             connected=consumer.connected,
+            database_error="" if lost is None else lost.message,
+            database_hint="" if lost is None else lost.hint,
             notifies=consumer.notifies,
             listener_connected=listener is not None and listener.connected,
             last_pass_seconds=time.monotonic() - consumer.last_pass_at,
             open_writers=len(consumer.pace.writers),
             checkpoint=messages.CheckpointStatus(
-                checkpointer.last_at, checkpointer.last_seconds, checkpointer.last_error
+                checkpointer.last_success_at, checkpointer.last_seconds, checkpointer.last_error
             ),
         )
 

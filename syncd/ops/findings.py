@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from typing import Literal
 
 import msgspec
@@ -97,6 +98,11 @@ def ago(seconds: float | None) -> str:
         if seconds >= 2 * size:
             return f"{int(seconds // size)} {unit}s"
     return f"{max(seconds, 0):.0f} s" if seconds >= 1 else f"{max(seconds, 0) * 1000:.0f} ms"
+
+
+def since(at: datetime | None) -> str:
+    """How old the last checkpoint or verify is."""
+    return "none yet" if at is None else f"{ago((datetime.now(UTC) - at).total_seconds())} old"
 
 
 def amount(size: float) -> str:

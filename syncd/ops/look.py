@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,14 +12,18 @@ import psycopg
 from psycopg import sql
 
 from syncd.errors import SyncdError
+from syncd.postgres.catalogue import shell_line
 from syncd.postgres.connection import connect_blocking
 from syncd.postgres.source import Source
 from syncd.rpc.client import Client
 from syncd.rpc.messages import DatasetStatus, ServiceStatus
 from syncd.settings import Settings
 from syncd.statements import statement
+from syncd.sync.watch import named_command
 
 SERVICE_TIMEOUT_SECONDS = 10.0
+FAILURES_ASKED = 20
+"""Of so many failed sources the service is asked what it knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,8 @@ class Service:
     status: ServiceStatus | None
     datasets: Sequence[DatasetStatus]
     error: SyncdError | None = None
+    commands: Mapping[str, str] = field(default_factory=dict)
+    """By source: the command that attaches it as its columns are called now, where the service has named one."""
 
 
 @dataclass(slots=True)
@@ -74,6 +79,21 @@ class Look:
         oids = [source.oid for source in sources if source.table is not None]
         return [*oids, *(leaf for _, leaf in self.rows("read_leaves", [oids]) if leaf not in oids)]
 
+    def attach_with_present_columns(self, source: Source) -> str:
+        """What attaches a source again that has lost a column: with its new name, where that is known or there is but one choice."""
+        known = self.service.commands.get(source.name)
+        if known:
+            return known
+        arguments = dict(self.arguments.get(source.id, {}))
+        if self.row("read_vector_column", [source.oid, source.vector]) is None:
+            candidates = [name for (name,) in self.rows("read_vector_candidates", [source.oid])]
+            arguments["vector"] = (
+                candidates[0] if len(candidates) == 1 else f"COLUMN ({' or '.join(candidates) or 'of vectors'})"
+            )
+        else:
+            return f"{attach_command(source, arguments)}  # with the names that its columns have now"
+        return attach_command(source, arguments)
+
     def attach_command(self, source: Source) -> str:
         """What attaches the source again as it is: it makes triggers that are missing, and reads the table again."""
         return attach_command(source, self.arguments.get(source.id, {}))
@@ -103,7 +123,7 @@ def attach_command(source: Source, arguments: Mapping[str, Any]) -> str:
     for name, values in (("key", arguments.get("key", ())), ("column", arguments.get("columns", ()))):
         for value in values:
             words += [f"--{name}", str(value)]
-    return shlex.join(words)
+    return shell_line(words)
 
 
 def needs_quotes(source: Source) -> bool:
@@ -111,10 +131,18 @@ def needs_quotes(source: Source) -> bool:
     return not all(part.isidentifier() and part == part.lower() for part in (source.schema or "", source.table or ""))
 
 
+def commands_in(reasons: Mapping[str, str]) -> dict[str, str]:
+    """The commands that reasons of failed sources end with."""
+    return {source: command for source, reason in reasons.items() if (command := named_command(reason))}
+
+
 def ask_service(socket: Path | str) -> Service:
     """What the service on this socket answers, or why none does."""
     try:
         with Client(socket, timeout=SERVICE_TIMEOUT_SECONDS) as client:
-            return Service(client.status(), client.datasets())
+            status, datasets = client.status(), client.datasets()
+            failed = {row.source: row.dataset for row in datasets if row.state == "failed"}
+            reasons = {source: client.why(dataset).reason for source, dataset in list(failed.items())[:FAILURES_ASKED]}
+            return Service(status, datasets, commands=commands_in(reasons))
     except SyncdError as error:
         return Service(None, (), error)

@@ -258,6 +258,8 @@ def quarantine(view: View) -> str:
     if not counts:
         return ""
     lines = [f"{name or 'without a dataset'}: {rows:,} rows" for name, rows in counts]
+    reasons = view.parts.consumer.registry.quarantined.most_common(EVENTS_SHOWN)
+    lines += [f"{source}, {reason}: {rows:,} rows" for (source, reason), rows in reasons]
     newest = sorted(view.parts.reporter.quarantine.items(), key=lambda item: item[1].since, reverse=True)[:ROWS_SHOWN]
     rows = "".join(
         f'<tr><td class="name">{escape(row.dataset)}</td><td class="name">{escape(str(key))}</td>'

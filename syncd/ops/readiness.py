@@ -60,7 +60,7 @@ class Readiness:
         else:
             remarks += some(amiss)
         if not consumer.connected and consumer.passes_done:
-            remarks.append(f"the database cannot be reached: answers are as of {stale:.0f} s ago")
+            remarks.append(f"{consumer.unreachable().message}; answers are as of {stale:.0f} s ago")
         elif stale > 0 and consumer.passes_done:
             remarks.append(f"answers may be {stale:.1f} s behind the tables")
         allowed = settings.max_staleness_seconds

@@ -7,7 +7,6 @@ every check of the dataset's source was made and passed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -15,8 +14,8 @@ import psycopg
 
 from syncd.errors import DatabaseError
 from syncd.ops.check_sources import READING_CHECKS, SOURCE_CHECKS, sampled_lengths, wrong_dimension
-from syncd.ops.findings import REASONS, Finding, ago, fail, guarded, warn
-from syncd.ops.look import Look, Service, looking
+from syncd.ops.findings import REASONS, Finding, ago, fail, guarded, since, warn
+from syncd.ops.look import Look, Service, commands_in, looking
 from syncd.ops.sessions import check_locks, check_prepared_transactions, read_writers
 from syncd.postgres.source import Source, read_sources
 from syncd.rpc.client import Client
@@ -28,6 +27,7 @@ LAG_SECONDS = 5.0
 ORDER = (
     "database", "consumer", "table", "rights", "columns", "locks", "triggers", "failure", "state", "key", "live rows", "dimensions",
     "quarantine", "prepared transactions", "open transaction", "verify", "lag", "checkpoint", "listener",
+    "dataset",
 )  # fmt: skip
 """What a cause is about, the likeliest to keep a dataset from being right first."""
 
@@ -57,7 +57,8 @@ def explain(settings: Settings, socket: Path | str, name: str) -> Explanation:
     facts += verify_facts(verified)
     causes += verify_causes(verified)
     try:
-        with looking(settings, Service(status, datasets)) as look:
+        commands = commands_in({} if said.status is None else {said.status.source: said.reason})
+        with looking(settings, Service(status, datasets, commands=commands)) as look:
             look.role = look.row("read_server")[2]
             with look.transaction():
                 look.sources = read_sources(look.connection)
@@ -70,8 +71,9 @@ def explain(settings: Settings, socket: Path | str, name: str) -> Explanation:
                 causes += database_causes(said, look)
     except DatabaseError as error:
         refused = isinstance(error.__cause__, psycopg.errors.InsufficientPrivilege)
-        fix = "run syncd why as the role that syncd serve connects as" if refused else error.hint
-        causes.append(fail("database", f"from here: {error.message}", fix))
+        fix = f"run syncd why as the role that syncd serve connects as; or {error.hint}" if refused else error.hint
+        if error.message != said.database_error:
+            causes.append(fail("database", f"from here: {error.message}", fix))
     return Explanation(said.dataset, said.status is not None, facts, in_order(causes, said))
 
 
@@ -90,7 +92,8 @@ def service_facts(said: WhyResult) -> Iterator[Fact]:
         if progress.scanned_rows is not None:
             yield Fact("reading", f"the whole table; {progress.scanned_rows} rows so far")
         if progress.failure is not None:
-            yield Fact("last error", f"{progress.failure}; tried again in {ago(progress.retry_in_seconds)}")
+            failure = "as above" if progress.failure == said.reason else progress.failure
+            yield Fact("last error", f"{failure}; tried again in {ago(progress.retry_in_seconds)}")
     connected = "connected" if said.connected else "not connected"
     yield Fact("database", f"consumer {said.consumer} {connected}, last pass {ago(said.last_pass_seconds)} ago")
     if said.notifies:
@@ -113,17 +116,13 @@ def unconfirmed(progress: SourceProgress | None) -> str:
     return f"; {count} applied since"
 
 
-def since(at: datetime | None) -> str:
-    """When something was done."""
-    return "none yet" if at is None else f"{ago((datetime.now(UTC) - at).total_seconds())} old"
-
-
 def service_causes(said: WhyResult) -> Iterator[Finding]:
     """What the service knows to be wrong."""
     status, progress = said.status, said.progress
     if not said.connected:
-        detail = "the service has no connection to the database; it answers from where it was, and tries again"
-        yield fail("database", detail, "syncd check; and see database_lost in the log of syncd serve")
+        reason = said.database_error or "it has no connection to the database"
+        detail = f"the service says: {reason}; it answers from where it was, and tries again by itself"
+        yield fail("database", detail, said.database_hint or "syncd check")
     if status is not None and status.state == "must_rebuild":
         reading = progress is not None and progress.scanned_rows is not None
         detail = f"the changes it needs are no longer kept, so that it must be rebuilt{with_reason(said)}"
@@ -287,7 +286,9 @@ def missing_causes(said: WhyResult, look: Look) -> Iterator[Finding]:
         yield from source_causes(source, look)
     if not said.near:
         detail = f"no live row's project and dataset expressions give {said.dataset} (see the sources above), or it had none at its last start"
-        yield fail("name", detail, "list the datasets with: syncd datasets; compare with: SELECT * FROM syncd.sources;")
+        yield fail(
+            "dataset", detail, "list the datasets with: syncd datasets; compare with: SELECT * FROM syncd.sources;"
+        )
 
 
 def in_order(causes: list[Finding], said: WhyResult) -> list[Finding]:

@@ -214,6 +214,19 @@ def attach_command(source: Source, renamed: Mapping[str, str]) -> str:
     for option, names in (("--key", source.key), ("--vector", [source.vector]), ("--column", columns)):
         for name in names:
             words += [option, renamed.get(name, name)]
+    defaults = {
+        "--project": "('default'::text)",
+        "--dataset": f"({sql.Literal(source.table).as_string()}::text)",
+        "--live": "(true)",
+    }
     for option, expression in (("--project", source.project), ("--dataset", source.dataset), ("--live", source.live)):
-        words += [option, present(expression)]
-    return shlex.join([*words, "--metric", source.metric])
+        if expression != defaults[option]:
+            words += [option, present(expression)]
+    return shell_line([*words, *(["--metric", source.metric] if source.metric != "cosine" else [])])
+
+
+def shell_line(words: Iterable[str]) -> str:
+    """A command for a shell, with as few quotes as will do: what is in single quotes in SQL goes into double ones."""
+    return " ".join(
+        f'"{word}"' if "'" in word and not set('"$`\\!') & set(word) else shlex.quote(word) for word in words
+    )

@@ -10,9 +10,11 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg import errors as pg
 from psycopg.abc import PQGen
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 
 from syncd.errors import DatabaseError, DatabaseUnreachable, NotInstalled
+from syncd.postgres.rights import missing_grant
 
 CONNECT_TIMEOUT_SECONDS = 10
 KEEPALIVE: dict[str, Any] = {
@@ -26,17 +28,34 @@ KEEPALIVE: dict[str, Any] = {
 SILENCE_SECONDS = 40.0
 """Longer than any statement may take (``statement_timeout``): a server that has said nothing for so long is gone, though nobody closed the
 connection. Keepalives notice a host that is gone; not a proxy, a pooler or a firewall that forgot about us and still acknowledges what we send."""
+SILENCE_AT_STOP_SECONDS = 4.0
+"""Once the service stops: whoever has asked for that waits, and what is lost is work, never a row."""
 
 T = TypeVar("T")
 
 
+class Patience:
+    """How long a server may be silent on the connections of one service; it shrinks at stop, also for what waits already."""
+
+    def __init__(self) -> None:
+        self.stopping = False
+
+    @property
+    def seconds(self) -> float:
+        """As of now."""
+        return min(SILENCE_SECONDS, SILENCE_AT_STOP_SECONDS) if self.stopping else SILENCE_SECONDS
+
+
 class PassConnection(psycopg.Connection[TupleRow]):
-    """A blocking connection that does not wait for ever: ``psycopg.OperationalError`` after ``SILENCE_SECONDS`` without a byte."""
+    """A blocking connection that does not wait for ever: ``psycopg.OperationalError`` after ``patience`` without a byte."""
+
+    patience = Patience()
+    """Where ``open_pass_connection`` was given none."""
 
     def wait(self, gen: PQGen[T], *arguments: Any, **named: Any) -> T:
         """See psycopg."""
         try:
-            return super().wait(heard(gen), *arguments, **named)
+            return super().wait(heard(gen, self.patience), *arguments, **named)
         except ServerSilent:
             self.close()
             raise
@@ -46,7 +65,7 @@ class ServerSilent(psycopg.OperationalError):
     """The server has not answered, and the connection was given up."""
 
 
-def heard(generator: PQGen[T]) -> PQGen[T]:
+def heard(generator: PQGen[T], patience: Patience) -> PQGen[T]:
     """The same, as long as there is something to read or write now and then; psycopg asks a few times a second."""
     try:
         wanted = next(generator)
@@ -55,8 +74,8 @@ def heard(generator: PQGen[T]) -> PQGen[T]:
             ready = yield wanted
             if ready:
                 since = time.monotonic()
-            elif time.monotonic() - since > SILENCE_SECONDS:
-                raise ServerSilent(f"the server has been silent for {SILENCE_SECONDS:g} s")
+            elif time.monotonic() - since > patience.seconds:
+                raise ServerSilent(f"the server has been silent for {patience.seconds:g} s")
             wanted = generator.send(ready)
     except StopIteration as end:
         result: T = end.value
@@ -79,17 +98,19 @@ async def connect(conninfo: str, consumer: str, *, autocommit: bool = True) -> A
             prepare_threshold=None,  # behind a pooler the next transaction may be another session's
             **KEEPALIVE,
         )
-    async with connection:
+    try:
         yield connection
+    finally:  # never by a ROLLBACK or COMMIT, which a server that hangs would not answer; what is open is undone
+        await connection.close()
 
 
-def open_pass_connection(conninfo: str, consumer: str) -> PassConnection:
+def open_pass_connection(conninfo: str, consumer: str, patience: Patience | None = None) -> PassConnection:
     """The connection that reads rows: blocking, for a worker thread. Raises ``DatabaseUnreachable``.
 
     Blocking, because libpq hands a large result to an event loop 16 kB at a time: that took a third of the time of a pass.
     """
     with translated_errors(conninfo):
-        return PassConnection.connect(
+        connection = PassConnection.connect(
             conninfo,
             autocommit=True,
             application_name=f"syncd/{consumer}",
@@ -97,6 +118,9 @@ def open_pass_connection(conninfo: str, consumer: str) -> PassConnection:
             target_session_attrs="read-write",
             **KEEPALIVE,
         )
+    if patience is not None:
+        connection.patience = patience
+    return connection
 
 
 @contextmanager
@@ -109,13 +133,13 @@ def connect_blocking(conninfo: str) -> Iterator[psycopg.Connection]:
             connect_timeout=CONNECT_TIMEOUT_SECONDS,
             target_session_attrs="read-write",
         )
-    with connection, translated_errors(conninfo):
+    with connection, translated_errors(conninfo, role=connection.info.user):
         yield connection
 
 
 @contextmanager
-def translated_errors(conninfo: str = "") -> Iterator[None]:
-    """Raise the driver's errors as syncd's own."""
+def translated_errors(conninfo: str = "", *, role: str | None = None) -> Iterator[None]:
+    """Raise the driver's errors as syncd's own; ``role`` is whose rights they may be about, where it is known."""
     try:
         yield
     except (pg.InvalidSchemaName, pg.UndefinedTable, pg.UndefinedFunction) as error:
@@ -127,6 +151,9 @@ def translated_errors(conninfo: str = "") -> Iterator[None]:
         if "syncd." in (error.diag.message_primary or "") or '"syncd"' in (error.diag.message_primary or ""):
             raise not_installed() from error
         raise as_database_error(error) from error
+    except pg.InsufficientPrivilege as error:
+        role = role or str(conninfo_to_dict(conninfo).get("user") or "") or None
+        raise DatabaseError(described(error), hint=error.diag.message_hint or missing_grant(error, role)) from error
     except pg.QueryCanceled as error:
         raise DatabaseUnreachable(
             f"the database has not answered in time: {first_line(error)}",
@@ -147,6 +174,15 @@ def translated_errors(conninfo: str = "") -> Iterator[None]:
         raise as_database_error(error) from error
 
 
+def translated(error: psycopg.Error | DatabaseError, conninfo: str = "") -> DatabaseError:
+    """One error as syncd's own."""
+    try:
+        with translated_errors(conninfo):
+            raise error
+    except DatabaseError as own:
+        return own
+
+
 def not_installed() -> NotInstalled:
     """The database has no schema syncd."""
     return NotInstalled("the database has no schema syncd", hint="install it with: syncd init")
@@ -154,11 +190,15 @@ def not_installed() -> NotInstalled:
 
 def as_database_error(error: psycopg.Error) -> DatabaseError:
     """The server's message with its own detail and hint."""
-    hint = error.diag.message_hint or ""
+    if isinstance(error, pg.InsufficientPrivilege):
+        return DatabaseError(described(error), hint=error.diag.message_hint or missing_grant(error, None))
+    return DatabaseError(described(error), hint=error.diag.message_hint or "see the server's log, and: syncd check")
+
+
+def described(error: psycopg.Error) -> str:
+    """The server's message with its detail."""
     detail = f" ({error.diag.message_detail})" if error.diag.message_detail else ""
-    return DatabaseError(
-        (error.diag.message_primary or first_line(error)) + detail, hint=hint or "see the server's log"
-    )
+    return (error.diag.message_primary or first_line(error)) + detail
 
 
 def first_line(error: Exception) -> str:
@@ -174,6 +214,8 @@ def connect_hint(text: str, conninfo: str) -> str:
         return "create the database, or name another one in SYNCD_DSN"
     if "read-only" in text or "not read-write" in text:
         return "the server is a standby: name the primary in SYNCD_DSN, or all hosts and let libpq choose"
+    if "timeout expired" in text:
+        return "the server hangs, or a firewall is in between: try psql with the same address; --embedded uses the PostgreSQL that syncd brings"
     where = "" if conninfo else " (now: libpq's defaults)"
     return (
         f"start the server, or set SYNCD_DSN to one that runs{where}; --embedded uses the PostgreSQL that syncd brings"

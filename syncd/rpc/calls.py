@@ -42,7 +42,7 @@ from syncd.rpc.messages import (
     WireKey,
     WirePosition,
 )
-from syncd.rpc.wire import MAX_EXACT_INTEGER, vector_from_wire, vector_to_base64
+from syncd.rpc.wire import MAX_EXACT_INTEGER, vector_from_wire, vector_to_bytes
 
 T = TypeVar("T")
 
@@ -143,8 +143,8 @@ def search(
     timeout = DEFAULT_TIMEOUT_MS if timeout_ms is None else timeout_ms
     params = SearchParams(
         dataset=dataset,
-        vector=None if vector is None else vector_to_base64(vector),
-        vectors=None if vectors is None else [vector_to_base64(each) for each in vectors],
+        vector=None if vector is None else vector_to_bytes(vector),
+        vectors=None if vectors is None else [vector_to_bytes(each) for each in vectors],
         key=None if key is None else _key_to_wire(key),
         k=k,
         filter=None if filter is None else dict(filter),

@@ -68,6 +68,8 @@ class Connection(asyncio.Protocol):
         self._authorized = token is None
         self._unauthorized_left = self._limits.unauthorized_requests
         self._transport: asyncio.Transport
+        self.descriptor = -1
+        """The socket's number, from when it is open; its transport no longer knows it when it is closed."""
         self._timer: asyncio.TimerHandle | None = None
         self._partial = bytearray()
         self._lines: deque[bytes] = deque()
@@ -86,6 +88,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Greet nobody: the first byte is the client's."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is one by its methods only
+        self.descriptor = self._transport.get_extra_info("socket").fileno()
         self._transport.set_write_buffer_limits(high=self._limits.unread_bytes)
         if self._host.stopping:
             self._transport.abort()  # it was accepted just before the listener closed

@@ -46,7 +46,10 @@ def request_line(number: int, call: Call[T]) -> bytes:
     try:
         return _encoder.encode(_Message(number, call.method, call.params)) + b"\n"
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise InvalidParams(f"a parameter of {call.method} cannot be sent as JSON: {error}") from error
+        raise InvalidParams(
+            f"a parameter of {call.method} cannot be sent as JSON: {error}",
+            hint="pass numbers, strings, lists and dicts",
+        ) from error
 
 
 def take_result(call: Call[T], answer: Answer) -> T:

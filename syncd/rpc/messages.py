@@ -30,8 +30,8 @@ KeyPart = int | str | float | bool | None
 WireKey = int | str | list[KeyPart]
 """A key on the wire: a number (a string above 2^53), a string, or an array for a composite key."""
 
-WireVector = list[float] | str
-"""Numbers, or the base64 of little-endian float32."""
+WireVector = list[float] | bytes
+"""Numbers, or little-endian float32, which JSON has as base64."""
 
 State = Literal["backfilling", "catching_up", "ready", "rebuilding", "must_rebuild", "failed"]
 IndexKind = Literal["exact", "building", "codes"]
@@ -69,7 +69,9 @@ class SearchParams(Params, frozen=True):
     def check(self) -> None:
         """Exactly one of ``vector``, ``vectors`` and ``key``. What ``filter`` and ``include`` name is checked against the dataset."""
         if (self.vector is not None) + (self.vectors is not None) + (self.key is not None) != 1:
-            raise InvalidParams("pass exactly one of vector, vectors and key")
+            raise InvalidParams(
+                "pass exactly one of vector, vectors and key", hint='for example "key": 42, or "vector": [0.1, 0.2]'
+            )
         if self.vectors is not None and len(self.vectors) * self.k > MAX_RESULTS:
             raise TooLarge(
                 f"{len(self.vectors)} vectors with k={self.k} are more than {MAX_RESULTS} rows", hint="send fewer vectors at once"
@@ -201,7 +203,8 @@ class DatasetStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CheckpointStatus(msgspec.Struct, frozen=True):
-    """The last checkpoint: when it was saved, how long that took, and the error of the last attempt."""
+    """The last checkpoint: when it was saved, by this process or the one before; how long that took, null where it was not this one; and the error
+    of the last attempt."""
 
     at: datetime | None = None
     seconds: float | None = None
@@ -218,6 +221,14 @@ class Work(msgspec.Struct, frozen=True):
     expected: int
 
 
+class QuarantineReason(msgspec.Struct, frozen=True):
+    """Rows of a source that are in quarantine for one reason."""
+
+    source: str
+    reason: str
+    rows: int
+
+
 class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The whole service, as ``status`` shows it."""
 
@@ -232,6 +243,10 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     quarantined: int
     uptime_seconds: float
     work: list[Work] = []
+    quarantine: list[QuarantineReason] = []
+    """The same by source and reason, the most frequent first; counted every few seconds."""
+    database_error: str | None = None
+    """Why the database cannot be used just now; null where it can."""
 
 
 class QuarantineCount(msgspec.Struct, frozen=True):
@@ -270,6 +285,9 @@ class WhyResult(msgspec.Struct, frozen=True, kw_only=True):
     """Sources that are not read to the end, with the reason."""
     consumer: str
     connected: bool
+    database_error: str = ""
+    """Why it is not connected, and what to do; both empty where it is."""
+    database_hint: str = ""
     notifies: bool
     listener_connected: bool
     last_pass_seconds: float

@@ -2,55 +2,40 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import time
 from asyncio import CancelledError
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from typing import Any, TypeVar
 
 import anyio
-import numpy as np
 from anyio import to_thread
-from msgspec import UNSET, UnsetType
-from numpy.typing import NDArray
 
 from syncd.errors import (
-    DimensionMismatch,
     InvalidParams,
     NotReady,
-    RequestError,
     TimedOut,
     TooLarge,
     UnknownDataset,
-    UnknownKey,
-    shortened,
 )
-from syncd.index.filters import Path, find_path, listed, parse_filter
-from syncd.index.search import SearchResult as Found
-from syncd.index.search import elements
-from syncd.index.view import View
 from syncd.postgres.listener import Listener
 from syncd.rpc import messages
 from syncd.rpc.dispatch import drop
+from syncd.rpc.in_place import InPlace
+from syncd.rpc.inputs import Inputs
 from syncd.rpc.messages import WirePosition
+from syncd.rpc.prepared_search import PreparedSearch, search_together
 from syncd.rpc.protocol import Method
 from syncd.rpc.search_queue import SearchQueue
-from syncd.rpc.wire import key_from_wire, key_to_wire, vector_from_wire, vector_to_wire
+from syncd.rpc.wire import key_from_wire, key_to_wire, vector_to_wire
 from syncd.sync.checkpoints import Checkpointer
 from syncd.sync.consumer import Consumer
 from syncd.sync.counters import OTHER
 from syncd.sync.datasets import Dataset, Follower, Registry
 from syncd.sync.verify import Verifier
-from syncd.types import Key, Position, full_dataset_name
+from syncd.types import full_dataset_name
 
 T = TypeVar("T")
 
-IN_PLACE_ELEMENTS = 2_000_000
-"""A search over fewer elements than this runs on the event loop: a hop to a worker thread costs 0.1 ms, as much as the search."""
-
-ELEMENTS_AT_ONCE = 50_000_000
-"""A search over so many takes some hundredths of a second; between two of them the request's time is looked at."""
 IN_PLACE_KEYS = 1000
 """Looking up more than this is left to a worker thread."""
 
@@ -66,6 +51,7 @@ class Methods:
         listener: Listener | None,
         *,
         version: str,
+        inputs: Inputs,
         search_threads: int,
         recall: float,
     ) -> None:
@@ -80,6 +66,7 @@ class Methods:
         self.recall = recall
         self.search_limit = anyio.CapacityLimiter(search_threads)
         self.search_queue = SearchQueue(search_threads, search_together)
+        self.in_place = InPlace(inputs.waiting)
 
     def table(self) -> Mapping[str, Method[Any, Any]]:
         """The methods by name."""
@@ -130,10 +117,22 @@ class Methods:
         """Small searches in place, large ones in worker threads, and those that wait for a position after it."""
         if params.after is not None or params.consistency == "strong":
             return self.search_later(params)
-        search = PreparedSearch(self, params)
-        if search.elements <= IN_PLACE_ELEMENTS:
+        return self.run(self.prepare(params), params.timeout_ms / 1000)
+
+    def prepare(self, params: messages.SearchParams) -> PreparedSearch:
+        """Check a search; raises what is wrong with it."""
+        dataset = self.registry.find(params.dataset)
+        return PreparedSearch(params, dataset, lag_seconds=self.lag_seconds(dataset), recall=self.recall)
+
+    def run(self, search: PreparedSearch, seconds: float) -> messages.SearchResult | Awaitable[messages.SearchResult]:
+        """The answer, or what gives it within about ``seconds``."""
+        elements = search.elements
+        if not self.in_place.allows(elements, time.monotonic()):
+            return self.search_queue.run(search, seconds)
+        try:
             return search.run()
-        return self.search_queue.run(search, params.timeout_ms / 1000)
+        finally:
+            self.in_place.ended(elements, time.monotonic())
 
     async def search_later(self, params: messages.SearchParams) -> messages.SearchResult:
         """Search at a position that the caller asked for. The dataset may be one that is formed on the way there."""
@@ -145,10 +144,8 @@ class Methods:
                 await self.wait_for_position(params, None, deadline)  # any source may be the one that forms it
             except TimedOut:
                 raise error from None
-        search = PreparedSearch(self, params)
-        if search.elements <= IN_PLACE_ELEMENTS:
-            return search.run()
-        return await self.search_queue.run(search, max(deadline - anyio.current_time(), 0))
+        found = self.run(self.prepare(params), max(deadline - anyio.current_time(), 0))
+        return found if isinstance(found, messages.SearchResult) else await found
 
     async def wait_for_position(
         self, params: messages.SearchParams, follower: Follower | None, deadline: float
@@ -239,11 +236,16 @@ class Methods:
             lag_seconds=consumer.lag_seconds,
             listener_connected=self.listener is not None and self.listener.connected,
             checkpoint=messages.CheckpointStatus(
-                checkpointer.last_at, checkpointer.last_seconds, checkpointer.last_error
+                checkpointer.last_success_at, checkpointer.last_seconds, checkpointer.last_error
             ),
             quarantined=sum(len(watched.quarantine) for watched in consumer.sources.values()),
             uptime_seconds=time.monotonic() - self.begun,
             work=self.work(),
+            quarantine=[
+                messages.QuarantineReason(source, reason, rows)
+                for (source, reason), rows in self.registry.quarantined.most_common()
+            ],
+            database_error=None if consumer.lost is None else consumer.lost.message,
         )
 
     def work(self) -> list[messages.Work]:
@@ -273,6 +275,8 @@ class Methods:
 
     async def verify(self, params: messages.VerifyParams) -> messages.VerifyResult:
         """Compare, and mend where asked."""
+        if not self.consumer.passes_done:  # an empty result would say that all is well
+            raise NotReady("nothing has been read yet: syncd is starting", hint="watch it with: syncd status --watch")
         names = None if params.dataset is None else [self.registry.known(params.dataset).name]
         done = await self.verifier.verify(names, repair=params.repair, deep=params.deep)
         return messages.VerifyResult(
@@ -346,151 +350,6 @@ class CountedSearch:
     def close(self) -> None:
         """It is not awaited any more."""
         drop(self.waited)
-
-
-class PreparedSearch:
-    """A search whose parameters have been checked, at one view of one dataset."""
-
-    def __init__(self, methods: Methods, params: messages.SearchParams) -> None:
-        self.params = params
-        self.deadline = time.monotonic() + params.timeout_ms / 1000
-        self.dataset = methods.registry.find(params.dataset)
-        self.kind = self.dataset.source.key_kind
-        self.lag_seconds = methods.lag_seconds(self.dataset)
-        self.recall = 1.0 if params.exact else params.recall or methods.recall
-        # The position is read before the view, so that it never claims more than the answer holds.
-        self.position: Position = self.dataset.follower.cursor.position
-        self.view: View = self.dataset.index.view
-        self.filter = parse_filter(params.filter or {}, self.view.columns, self.dataset.name)
-        self.included = {name: self.read_path(name) for name in params.include or ()}
-        self.exclude: Key | None = None
-        self.queries = self.read_queries()
-
-    @property
-    def elements(self) -> int:
-        """How much there is to compare."""
-        cost = elements(self.view, len(self.queries), self.params.k, 1.0 if self.filter is not None else self.recall)
-        if self.filter is not None and self.view.attributes is not None:
-            cost += self.view.attributes.cost(self.view.count, self.filter)
-        return cost
-
-    @property
-    def query_count(self) -> int:
-        """How many queries there are."""
-        return len(self.queries)
-
-    @property
-    def together_with(self) -> object:
-        """Searches of which this is equal may be one; None for "more like this row", which leaves out its own, and for a filter."""
-        if self.exclude is not None or self.filter is not None:
-            return None
-        return id(self.dataset), self.queries.shape[1], self.params.k, self.recall, self.params.max_distance
-
-    def look_at(self, position: Position, view: View) -> None:
-        """Search a newer view than the one of the request's arrival."""
-        self.position, self.view = position, view
-
-    def read_path(self, name: str) -> Path:
-        """A column to include."""
-        path = find_path(name, self.view.columns)
-        if path is None:
-            raise InvalidParams(
-                f"dataset {self.dataset.name!r} has no column {shortened(name)!r} to include",
-                hint=f"columns: {listed(self.view.columns)}; attach the table again with other columns => for others",
-            )
-        return path
-
-    def read_queries(self) -> NDArray[np.float32]:
-        """The query vectors, (q, dim) float32."""
-        params = self.params
-        if params.vector is not None:
-            return vector_from_wire(params.vector)[None, :]
-        if params.vectors is not None:
-            queries = [vector_from_wire(vector) for vector in params.vectors]
-            for query in queries:
-                if len(query) != len(queries[0]):  # one of them is wrong, whatever the dataset's dimension is
-                    raise DimensionMismatch(
-                        self.dataset.name, expected=self.view.dim or len(queries[0]), got=len(query)
-                    )
-            return np.stack(queries) if queries else np.empty((0, self.view.dim or 0), dtype=np.float32)
-        assert params.key is not None
-        self.exclude = key_from_wire(self.kind, params.key)
-        vector = self.view.vector_of(self.exclude)
-        if vector is None:
-            raise UnknownKey(self.dataset.name, params.key)
-        return vector[None, :]
-
-    def run(self) -> messages.SearchResult:
-        """Search; safe in any thread."""
-        return self.result(self.search_in_time(self.queries))
-
-    def result(self, found: Sequence[Found]) -> messages.SearchResult:
-        """The answer, of one found for each query."""
-        params = self.params
-        keys: list[Any] = [self.wire_keys(one) for one in found]
-        distances: list[Any] = [one.distances.tolist() for one in found]
-        columns: dict[str, list[Any]] | UnsetType = UNSET
-        if self.included:
-            columns = self.columns_of(found)
-        if params.vectors is None:
-            keys, distances = keys[0], distances[0]
-        return messages.SearchResult(keys, distances, WirePosition.of(self.position), self.lag_seconds, columns)
-
-    def columns_of(self, found: Sequence[Found]) -> dict[str, list[Any]]:
-        """The values of the included columns, in the order of the keys."""
-        attributes, paths = self.view.attributes, list(self.included.values())
-        assert attributes is not None
-        each = [attributes.values(paths, self.view.find(one.keys)) for one in found]
-        if self.params.vectors is None:
-            return dict(zip(self.included, each[0], strict=True))
-        return {name: [values[place] for values in each] for place, name in enumerate(self.included)}
-
-    def search_in_time(self, queries: NDArray[np.float32]) -> list[Found]:
-        """What is nearest to these queries, all else as asked.
-
-        Some of them at a time, since nothing stops a search of FAISS' half-way; raises ``TimedOut`` between them.
-        """
-        params, found, passing = self.params, list[Found](), self.view.where(self.filter)
-        at_once = max(ELEMENTS_AT_ONCE // max(elements(passing, 1, params.k, self.recall), 1), 1)
-        for start in range(0, max(len(queries), 1), at_once):
-            if start and time.monotonic() > self.deadline:
-                raise TimedOut(
-                    f"{start} of {len(queries)} vectors were searched in {params.timeout_ms} ms",
-                    hint="send fewer at once, or allow more with timeout_ms",
-                )
-            found += self.dataset.index.search(
-                queries[start : start + at_once],
-                params.k,
-                exclude=self.exclude,
-                max_distance=params.max_distance,
-                view=passing,
-                recall=self.recall,
-            )
-        return found
-
-    def wire_keys(self, found: Found) -> list[Any]:
-        """One query's keys as JSON has them."""
-        return [key_to_wire(self.kind, key) for key in found.keys]
-
-
-def search_together(searches: Sequence[PreparedSearch]) -> list[messages.SearchResult | Exception]:
-    """The answers to searches that have all but their queries in common, from one call where that succeeds."""
-    answers: list[messages.SearchResult | Exception] = []
-    if len(searches) > 1:
-        dataset = searches[0].dataset
-        position = dataset.follower.cursor.position  # before the view, as ever
-        view = dataset.index.view
-        for each in searches:
-            each.look_at(position, view)
-        with contextlib.suppress(RequestError):  # one query is bad: each for itself
-            found = iter(searches[0].search_in_time(np.concatenate([each.queries for each in searches])))
-            return [each.result(list(itertools.islice(found, each.query_count))) for each in searches]
-    for each in searches:
-        try:
-            answers.append(each.run())
-        except Exception as error:  # noqa: BLE001 - the request's own task raises it
-            answers.append(error)
-    return answers
 
 
 def parse_token(token: str) -> int:

@@ -140,7 +140,9 @@ def decode_request(line: bytes) -> Request | BadRequest:
         return _no_json(error)
     request_id = bytes(envelope.id)
     if request_id[:1] not in _ID_STARTS:
-        return BadRequest(b"null", InvalidRequestError("the id is neither a string nor a number"))
+        return BadRequest(
+            b"null", InvalidRequestError("the id is neither a string nor a number", hint='for example "id": 1')
+        )
     if envelope.jsonrpc != "2.0":
         version = envelope.jsonrpc[:SHOWN_CHARACTERS]
         return BadRequest(
@@ -180,13 +182,14 @@ def as_request_error(error: Exception, method: str) -> RequestError:
     """What the client is told. Only a ``RequestError`` is its own doing; all else is logged, ``internal_error``."""
     if isinstance(error, RequestError):
         return error
-    with suppress(Exception):  # a log that cannot be written must not end the server
+    if isinstance(error, SyncdError):  # one that has been thought of: a traceback would say nothing more
+        with suppress(Exception):  # a log that cannot be written must not end the server
+            logger.error("request_failed", method=method, error=error.message, hint=error.hint)
+        return RequestError(error.message, hint=error.hint)
+    with suppress(Exception):
         logger.error("request_failed", method=method, exc_info=error)
-    message = (
-        error.message if isinstance(error, SyncdError) else f"{method} failed inside syncd: {type(error).__name__}"
-    )
-    hint = error.hint if isinstance(error, SyncdError) else ""
-    return RequestError(message, hint=hint or "the service's log has the traceback")
+    message = f"{method} failed inside syncd: {type(error).__name__}"
+    return RequestError(message, hint="the log of syncd serve has the traceback")
 
 
 _ID_STARTS = {b"", b"n", b'"', b"-", *(b"%d" % digit for digit in range(10))}

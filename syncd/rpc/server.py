@@ -21,6 +21,7 @@ from syncd.errors import SettingsError
 from syncd.rpc.connection import AUTHENTICATE, Connection
 from syncd.rpc.discovery import openrpc_document
 from syncd.rpc.dispatch import Dispatcher, Limits, drop
+from syncd.rpc.inputs import Inputs
 from syncd.rpc.messages import AuthenticateParams, NoParams
 from syncd.rpc.protocol import Method, Request
 from syncd.rpc.sockets import LISTEN_BACKLOG, UnixSocket, bind_tcp, bind_unix, server_tls
@@ -31,7 +32,7 @@ CLOSE_SECONDS = 1.0
 class Server:
     """Serves ``methods``, and its own ``ping``, ``authenticate`` and ``rpc.discover``, on a Unix socket and TCP.
 
-    ``tls`` names the certificate chain and the key of TCP, which is not encrypted without them.
+    ``tls`` names the certificate chain and the key of TCP, which is not encrypted without them. ``inputs`` is kept up to date with its connections.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Server:
         token: str | None = None,
         tls: tuple[Path, Path] | None = None,
         limits: Limits | None = None,
+        inputs: Inputs | None = None,
         version: str = "",
     ) -> None:
         if listen is not None and not token:
@@ -57,6 +59,7 @@ class Server:
         self._quiet = Event()
         self._connections: set[Connection] = set()
         self.limits = limits or Limits()
+        self.inputs = inputs or Inputs()
         self.dispatcher = Dispatcher(_with_own_methods(methods, version), self.limits)
         self.lingering: set[Connection] = set()
         self.tcp_addresses: list[tuple[str, int]] = []
@@ -116,11 +119,13 @@ class Server:
         if len(self._connections) >= self.limits.connections:
             return False
         self._connections.add(connection)
+        self.inputs.add(connection.descriptor, connection)
         return True
 
     def closed(self, connection: Connection) -> None:
         """Count a connection out."""
         self._connections.discard(connection)
+        self.inputs.remove(connection.descriptor, connection)
         self._look_for_quiet()
 
     def run(

@@ -5,8 +5,6 @@ A key's form on the wire depends on its dataset's key kind; a key that goes to t
 
 from __future__ import annotations
 
-import base64
-import binascii
 import uuid
 from collections.abc import Sequence
 
@@ -61,14 +59,10 @@ def key_from_wire(kind: KeyKind, value: WireKey) -> Key:
 
 def vector_from_wire(value: WireVector) -> NDArray[np.float32]:
     """A vector out of a request, float32 of shape (d,); raises ``InvalidVector`` unless it is finite and not empty."""
-    if isinstance(value, str):
-        try:
-            data = base64.b64decode(value, validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise InvalidParams(f"the vector is not base64: {error}", hint=_VECTOR_FORMS) from None
-        if len(data) % 4:
-            raise InvalidParams(f"the vector's {len(data)} bytes are no whole number of float32", hint=_VECTOR_FORMS)
-        vector = np.frombuffer(data, dtype="<f4").astype(np.float32, copy=False)
+    if isinstance(value, bytes):
+        if len(value) % 4:
+            raise InvalidParams(f"the vector's {len(value)} bytes are no whole number of float32", hint=_VECTOR_FORMS)
+        vector = np.frombuffer(value, dtype="<f4").astype(np.float32, copy=False)
     else:
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity, and is refused below
             vector = np.array(value, dtype=np.float32)
@@ -86,16 +80,19 @@ def vector_to_wire(vector: NDArray[np.float32]) -> list[float]:
     return numbers
 
 
-def vector_to_base64(vector: Sequence[float] | NDArray[np.floating]) -> str:
-    """A vector for a request: a third of the bytes of numbers, and no parsing; raises ``InvalidParams``."""
+def vector_to_bytes(vector: Sequence[float] | NDArray[np.floating]) -> bytes:
+    """A vector for a request, a third of what numbers take; raises ``InvalidParams``."""
     try:
         with np.errstate(over="ignore"):
             array = np.asarray(vector, dtype="<f4")
     except (TypeError, ValueError) as error:
-        raise InvalidParams(f"the vector is no sequence of numbers: {error}") from None
+        raise InvalidParams(
+            f"the vector is no sequence of numbers: {error}",
+            hint="pass a list of numbers, or an array of one dimension",
+        ) from None
     if array.ndim != 1:
         raise InvalidParams(f"the vector has {array.ndim} dimensions, not one", hint="pass several as `vectors`")
-    return base64.b64encode(array.tobytes()).decode("ascii")
+    return array.tobytes()
 
 
 _VECTOR_FORMS = "send an array of numbers, or the base64 of little-endian float32"

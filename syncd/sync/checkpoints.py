@@ -7,6 +7,7 @@ the positions and the files. A crash anywhere leaves the checkpoint before.
 
 from __future__ import annotations
 
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -91,27 +92,38 @@ class Checkpointer:
                 logger.error("checkpoint_failed", error=str(error), hint=error.hint)
             await anyio.sleep(interval_seconds)
 
-    async def save(self) -> CheckpointDone:
-        """Write a checkpoint; raises ``DatabaseError`` or ``DataDirectoryError``, and then the one before stays."""
+    async def save(self, proof_seconds: float = math.inf) -> CheckpointDone:
+        """Write a checkpoint; raises ``DatabaseError`` or ``DataDirectoryError``, and then the one before stays.
+
+        ``proof_seconds`` is how long the database may take for its part; files may take as long as they need.
+        """
+        try:
+            with anyio.move_on_after(proof_seconds) as proving:
+                return await self.save_one(proving)
+            raise self.consumer.unreachable(
+                f"the database has not proved within {proof_seconds:g} s that it holds what is to be saved, and the checkpoint before stays"
+            )
+        except SyncdError as error:
+            if self.last_error is None:  # and not again each minute, for as long as the disk is full
+                self.consumer.registry.alerts.add(
+                    "checkpoint_failed", f"a checkpoint failed: {error}", reason=str(error), hint=error.hint
+                )
+            self.last_error = str(error)
+            self.consumer.registry.counters.checkpoint_failures += 1
+            raise
+
+    async def save_one(self, proving: anyio.CancelScope) -> CheckpointDone:
+        """``save``, within a time-out that ends when the database has done its part."""
         async with self.lock:
             begun = time.monotonic()
-            try:
-                position, bytes_written = await self.write()
-            except SyncdError as error:
-                if self.last_error is None:  # and not again each minute, for as long as the disk is full
-                    self.consumer.registry.alerts.add(
-                        "checkpoint_failed", f"a checkpoint failed: {error}", reason=str(error), hint=error.hint
-                    )
-                self.last_error = str(error)
-                self.consumer.registry.counters.checkpoint_failures += 1
-                raise
+            position, bytes_written = await self.write(proving)
             self.last_seconds = time.monotonic() - begun
             self.consumer.registry.counters.checkpoint_seconds.observe(self.last_seconds)
             self.last_at, self.last_error = datetime.now(UTC), None
             logger.debug("checkpoint_saved", seconds=round(self.last_seconds, 3), bytes_written=bytes_written)
             return CheckpointDone(position, self.last_seconds, bytes_written)
 
-    async def write(self) -> tuple[Position, int]:
+    async def write(self, proving: anyio.CancelScope) -> tuple[Position, int]:
         """The four steps."""
         connection = await self.consumer.settled_connection(CONNECTION_SECONDS)
         try:
@@ -119,6 +131,7 @@ class Checkpointer:
         except DatabaseUnreachable:  # the connection was lost unnoticed; the consumer opens another
             connection = await self.consumer.settled_connection(CONNECTION_SECONDS)
             position, captured, nonce = await self.capture_and_prove(connection)
+        proving.deadline = math.inf
         try:
             bytes_written = await to_thread.run_sync(self.write_files, captured, nonce)
         except OSError as error:
@@ -127,17 +140,22 @@ class Checkpointer:
                 hint="free some space on its disk; the checkpoint before this one stays, and nothing is lost",
             ) from error
         try:
-            async with self.control.transaction() as control:
-                await control.execute(
-                    statement("consumer", "note_checkpoint"), [self.consumer.settings.consumer, self.consumer.run_id]
-                )
-                await control.execute(
-                    statement("consumer", "note_needs"),
-                    {"consumer": self.consumer.settings.consumer, "kept": self.store.nonces},
-                )
-        except DatabaseError as error:  # the checkpoint is there all the same
+            with anyio.fail_after(self.consumer.patience.seconds):
+                await self.note()
+        except (DatabaseError, TimeoutError) as error:  # the checkpoint is there all the same
             logger.debug("checkpoint_not_noted", error=str(error))
         return position, bytes_written
+
+    async def note(self) -> None:
+        """Tell the database, which frees what no checkpoint needs any more; raises ``DatabaseError``."""
+        async with self.control.transaction() as control:
+            await control.execute(
+                statement("consumer", "note_checkpoint"), [self.consumer.settings.consumer, self.consumer.run_id]
+            )
+            await control.execute(
+                statement("consumer", "note_needs"),
+                {"consumer": self.consumer.settings.consumer, "kept": self.store.nonces},
+            )
 
     async def capture_and_prove(self, connection: psycopg.Connection) -> tuple[Position, list[CapturedSource], Nonce]:
         """Steps 1 and 2; raises ``DatabaseError``."""

@@ -18,8 +18,8 @@ import structlog
 from anyio import TASK_STATUS_IGNORED, to_thread
 from anyio.abc import TaskStatus
 
-from syncd.errors import ConsumerReplaced, DatabaseError, DatabaseUnreachable, TimedOut
-from syncd.postgres.connection import first_line, open_pass_connection, translated_errors
+from syncd.errors import ConsumerReplaced, DatabaseError
+from syncd.postgres.connection import Patience, open_pass_connection, translated, translated_errors
 from syncd.postgres.freeing import apply_cap
 from syncd.postgres.identity import (
     Nonce,
@@ -38,13 +38,13 @@ from syncd.postgres.source import Source, read_fingerprint_probe
 from syncd.settings import Settings
 from syncd.statements import statement
 from syncd.store.manifest import Manifest
-from syncd.sync.datasets import ANSWERING, Follower, Registry, State
+from syncd.sync.datasets import Registry
 from syncd.sync.loading import load_source
 from syncd.sync.pace import Pace
-from syncd.sync.passes import NO_LONGER_HELD, Handover, Pass, PassOutcome, alert_of_rebuild
-from syncd.sync.wake import Wake
+from syncd.sync.passes import NO_LONGER_HELD, Pass, PassOutcome, alert_of_rebuild
+from syncd.sync.progress import Progress
 from syncd.sync.watched import WatchedSource
-from syncd.types import DatasetName, Position, Snapshot
+from syncd.types import Position, Snapshot
 
 POLL_SECONDS = 1.0
 POLL_SECONDS_WITHOUT_NOTIFY = 0.02
@@ -55,40 +55,23 @@ T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
 
 logger = structlog.get_logger()
-NOWHERE = Position(Snapshot(0, 0, frozenset()), 0)
 
 
-class Consumer:
-    """See the module. ``sources`` and everything below them are changed by the task in ``run`` alone, while it holds ``busy``."""
+class Consumer(Progress):
+    """See the module; what others may ask of it is in ``Progress``."""
 
     def __init__(self, settings: Settings, run_id: str, registry: Registry, manifest: Manifest | None) -> None:
+        super().__init__(registry)
         self.settings = settings
         self.run_id = run_id
-        self.registry = registry
         self.manifest = manifest
-        self.wake = Wake()
-        self.busy = anyio.Lock()
         self.one_thread = anyio.CapacityLimiter(1)
-        self.sources: dict[int, WatchedSource] = {}
-        self.position = NOWHERE
         self.incarnation = ""
         self.fingerprint_probe = 0
         self.name_since: datetime | None = None
         self.nonce: Nonce | None = None
         self.notifies = True
-        self.connected = False
-        self.settled: psycopg.Connection | None = None
-        """The connection, once a pass on it has brought the indexes to what its server has."""
-        self.ready = anyio.Event()
-        self.waiters = 0
-        self.passes_begun = 0
-        self.passes_done = 0
-        self.pass_done = anyio.Event()
-        self.last_pass_at = time.monotonic()
-        self.newest_outbox_id = 0
-        self.handover: Handover | None = None
-        self.handed_over = anyio.Event()
-        self.pace = Pace()
+        self.patience = Patience()
 
     async def run(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
         """Follow until cancelled. Errors before the first connection stop the start; a lost connection later is opened again."""
@@ -98,15 +81,19 @@ class Consumer:
             try:
                 settings = self.settings
                 connection = await to_thread.run_sync(
-                    open_pass_connection, settings.conninfo, settings.consumer, abandon_on_cancel=not started
+                    open_pass_connection, settings.conninfo, settings.consumer, self.patience, abandon_on_cancel=True
                 )
                 async with self.busy:
-                    await to_thread.run_sync(self.begin, connection, not started, abandon_on_cancel=not started)
+                    try:
+                        await to_thread.run_sync(self.begin, connection, not started, abandon_on_cancel=not started)
+                    except anyio.get_cancelled_exc_class():
+                        connection = None if not started else connection  # its thread may use it still
+                        raise
                 if not started:
                     task_status.started()
                     started = True
                 delays = backoff_delays()
-                self.connected = True
+                self.connected, self.lost = True, None
                 while True:
                     outcome = await self.next_pass(connection)
                     self.settled = connection
@@ -117,8 +104,8 @@ class Consumer:
                 self.connected = False
                 if not started:
                     raise
-                delay = next(delays)
-                logger.warning("database_lost", retry_in_seconds=delay, error=first_line(error))
+                delay, self.lost = next(delays), translated(error, self.settings.conninfo)
+                logger.warning("database_lost", retry_in_seconds=delay, error=self.lost.message, hint=self.lost.hint)
                 self.finish_pass()
                 await anyio.sleep(delay)
             finally:
@@ -286,11 +273,6 @@ class Consumer:
         if all(watched.was_ready or watched.failure is not None for watched in self.sources.values()):
             self.ready.set()
 
-    def finish_pass(self) -> None:
-        """Let those who wait for a position look at it."""
-        done, self.pass_done = self.pass_done, anyio.Event()
-        done.set()
-
     async def rest(self, connection: psycopg.Connection, outcome: PassOutcome) -> None:
         """Wait for as long as nothing can be missed."""
         pace = self.pace
@@ -352,169 +334,3 @@ class Consumer:
             if watched.retry_at > now:
                 delay = min(delay, max(watched.retry_at - now, 0.005))
         return delay
-
-    async def settled_connection(self, timeout_seconds: float) -> psycopg.Connection:
-        """The connection whose server the indexes stand for; raises ``DatabaseUnreachable``."""
-        with anyio.move_on_after(timeout_seconds):
-            while self.settled is None:
-                await self.pass_done.wait()
-            return self.settled
-        raise DatabaseUnreachable(
-            "the database cannot be reached, and without it a checkpoint would prove nothing",
-            hint="try again when it is back; the checkpoint before stays",
-        )
-
-    def unsettle(self, connection: psycopg.Connection) -> None:
-        """A connection turned out to be lost, or not to be fit for a proof: a pass has to show otherwise."""
-        if self.settled is connection:
-            self.settled = None
-        self.wake("request")
-
-    @property
-    def changes_wait(self) -> bool:
-        """Whether there is more to apply than has been, as far as is known."""
-        return not self.connected or any(watched.lags for watched in self.sources.values())
-
-    @property
-    def lag_seconds(self) -> float:
-        """Since the last completed pass while changes wait or the database cannot be reached, else 0; of the source that is furthest behind.
-
-        A source that failed does not count: it does not answer, and says so.
-        """
-        if not self.changes_wait:
-            return 0.0
-        return max(
-            [self.behind(), *(self.behind(each) for each in self.sources.values() if each.lags and not each.is_failed)]
-        )
-
-    def behind(self, follower: Follower | None = None) -> float:
-        """Seconds since the last completed pass, of this source where it is named: passes over the others go on while it is locked."""
-        moved_at = None if follower is None else follower.moved_at
-        return time.monotonic() - (self.last_pass_at if moved_at is None else min(moved_at, self.last_pass_at))
-
-    @property
-    def lag_rows(self) -> int:
-        """Outbox rows that wait, at most."""
-        oldest = self.oldest_position().outbox_id
-        return max(self.newest_outbox_id - oldest, 0) if any(watched.lags for watched in self.sources.values()) else 0
-
-    @property
-    def state(self) -> State:
-        """The state of the whole."""
-        sources = self.sources.values()
-        if any(watched.is_failed for watched in sources):
-            return "failed"
-        if any(watched.must_rebuild for watched in sources):
-            return "must_rebuild"
-        if any(watched.reading and not watched.was_ready for watched in sources):
-            return "backfilling"
-        compared = [watched for watched in sources if watched.reading]
-        answering = all(dataset.state in ANSWERING for watched in compared for dataset in watched.datasets.values())
-        if not self.ready.is_set() or not answering:
-            return "catching_up"
-        return "rebuilding" if any(watched.scanning for watched in sources) or compared else "ready"
-
-    def oldest_position(self) -> Position:
-        """The position that every source has reached. Snapshots of one consumer are taken one after another, so they are in order."""
-        positions = [watched.cursor.position for watched in self.sources.values() if watched.source.table is not None]
-        return min(positions, key=lambda position: position.snapshot.age(), default=self.position)
-
-    async def rebuild(self, name: DatasetName) -> int:
-        """Build a dataset anew beside the one that answers; returns its rows once it has taken the place. Raises ``UnknownDataset``."""
-        while True:
-            dataset = self.registry.known(name)
-            watched = next((each for each in self.sources.values() if each.datasets.get(dataset.name) is dataset), None)
-            if watched is not None and watched.scan is None and not watched.is_failed:
-                async with self.busy:
-                    if watched.scan is None:
-                        watched.begin_rebuild(dataset.name)
-                replacement = dataset.replacement
-                await self.next_pass_until(rebuilt(watched))
-                if dataset.index is replacement:
-                    return dataset.index.count
-            if watched is not None and watched.is_failed:
-                raise DatabaseError(f"{watched.source.name} cannot be read: {watched.failure}", hint="see: syncd check")
-            await self.next_pass_until(lambda: True)
-
-    async def next_pass_until(self, done: Callable[[], bool]) -> None:
-        """Wait for at least one pass, and until one has left things as they are wanted; raises ``DatabaseUnreachable``."""
-        self.waiters += 1
-        try:
-            while True:
-                passed = self.pass_done
-                self.wake("request")
-                await passed.wait()
-                if done():
-                    return
-                if not self.connected:
-                    raise DatabaseUnreachable(
-                        "the database cannot be reached",
-                        hint="see the service's log; ask again when the database is back",
-                    )
-        finally:
-            self.waiters -= 1
-
-    async def hand_over(self, handover: Handover) -> None:
-        """Return once a pass has called ``handover.take``. One at a time."""
-        self.handover, self.handed_over = handover, anyio.Event()
-        try:
-            await self.next_pass_until(self.handed_over.is_set)
-        finally:
-            self.handover = None
-
-    async def wait_for_xid(self, xid: int, timeout_seconds: float, watched: Follower | None = None) -> Position:
-        """Return once the position, of one source or of all, includes a transaction; raises ``TimedOut``."""
-        # A position from before a crash of the server may include another transaction of the same id.
-        needed = self.passes_begun + 1
-        with anyio.move_on_after(timeout_seconds):
-            return await self.wait_until(lambda snapshot: self.passes_done >= needed and snapshot.sees(xid), watched)
-        raise self.timed_out(f"the index does not include transaction {xid} yet")
-
-    async def wait_for_now(self, timeout_seconds: float, watched: Follower | None = None) -> Position:
-        """Return once the position, of one source or of all, includes all that was committed before this call; raises ``TimedOut``."""
-        needed = self.passes_begun + 1
-        with anyio.move_on_after(timeout_seconds):
-            await self.wait_until(lambda _: self.passes_done >= needed, watched)
-            newest = self.position.snapshot
-            return await self.wait_until(lambda snapshot: snapshot.covers(newest), watched)
-        raise self.timed_out("no pass over this dataset has been completed since the request")
-
-    async def wait_until(self, reached: Callable[[Snapshot], bool], watched: Follower | None) -> Position:
-        """Wake the consumer until the position is what is asked for."""
-        self.waiters += 1
-        try:
-            while True:
-                followed: list[Follower] = [each for each in self.sources.values() if not each.is_failed]
-                while watched is not None and watched.successor is not None:
-                    watched = watched.successor
-                waited_for = [watched] if watched is not None else followed
-                if reached(self.position.snapshot) and all(
-                    not each.scanning and reached(each.cursor.position.snapshot) for each in waited_for
-                ):
-                    return watched.cursor.position if watched is not None else self.oldest_position()
-                done = self.pass_done
-                self.wake("request")
-                await done.wait()
-        finally:
-            self.waiters -= 1
-
-    def timed_out(self, what: str) -> TimedOut:
-        """The time of a request that waits ran out."""
-        if not self.connected:
-            return TimedOut(
-                f"{what}: the database cannot be reached",
-                hint="see the service's log; try again when the database is back",
-            )
-        for watched in self.sources.values():
-            if watched.watch.weakness:
-                return TimedOut(f"{what}: {watched.watch.weakness}", hint="or do not ask for a position")
-        if self.pace.writers:
-            return TimedOut(what, hint="a transaction that wrote to a source is still open; see pg_stat_activity")
-        return TimedOut(
-            what, hint="is the token's transaction committed? allow more with timeout_ms; see: syncd status"
-        )
-
-
-def rebuilt(watched: WatchedSource) -> Callable[[], bool]:
-    """Whether a rebuild has ended, well or not."""
-    return lambda: watched.scan is None or watched.is_failed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -63,6 +64,8 @@ class Registry:
         self.by_name: dict[DatasetName, Dataset] = {}
         self.counters = Counters()
         self.alerts = Alerts()
+        self.quarantined: Counter[tuple[str, str]] = Counter()
+        """How many rows of which source are in quarantine for which reason, as last reported."""
         self.freed = False
         """Whether a name has become free since the consumer looked: another source's rows may be waiting for it."""
         self.pending: dict[str, str] = {"syncd": "it is starting"}

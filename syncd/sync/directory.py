@@ -6,7 +6,7 @@ name datasets that a key has left long ago, which is harmless: deleting a key th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -56,18 +56,22 @@ class Directory:
             new[known_at[numbers == number]] = False
             self.map.add(hashes[new], np.full(int(new.sum()), number, dtype=np.int64))
 
-    def candidates(self, keys: Sequence[Key]) -> dict[DatasetName, list[Key]]:
-        """The datasets that may hold each key."""
+    def to_leave(self, keys: Sequence[Key], homes: Mapping[Key, DatasetName]) -> dict[DatasetName, list[Key]]:
+        """The datasets that may hold a key, but for the one that is now its home."""
         if not keys:
             return {}
         found: dict[DatasetName, list[Key]] = {}
         if self.map is None:
             for dataset in self.datasets:
-                if dataset.index.count:
-                    there = dataset.index.contains(keys)
-                    found[dataset.name] = [keys[place] for place in np.flatnonzero(there).tolist()]
+                strangers = [key for key in keys if homes.get(key) != dataset.name]
+                if strangers and dataset.index.count:
+                    there = [strangers[place] for place in dataset.index.contains(strangers).nonzero()[0].tolist()]
+                    if there:
+                        found[dataset.name] = there
             return found
         places, numbers = self.map.view.find(hash_keys(self.key_kind, store_keys(self.key_kind, keys)))
         for place, number in zip(places.tolist(), numbers.tolist(), strict=True):
-            found.setdefault(self.datasets[number].name, []).append(keys[place])
+            name = self.datasets[number].name
+            if homes.get(keys[place]) != name:
+                found.setdefault(name, []).append(keys[place])
         return found

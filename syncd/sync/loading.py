@@ -16,7 +16,8 @@ from syncd.postgres.outbox import Cursor, Window
 from syncd.postgres.source import Source
 from syncd.store.manifest import SavedDataset, SavedSource
 from syncd.sync.datasets import Dataset, Registry
-from syncd.sync.watched import Quarantined, Scan, WatchedSource
+from syncd.sync.scan import Scan
+from syncd.sync.watched import Quarantined, WatchedSource
 from syncd.types import DatasetName, Position, Snapshot
 
 logger = structlog.get_logger()

@@ -20,10 +20,12 @@ from syncd.errors import ConsumerReplaced, DatabaseUnreachable, SyncdError
 from syncd.postgres.outbox import Changes, Cursor, read_changes, read_markers, registry_changed, window_range
 from syncd.postgres.source import Source, passes, read_sources
 from syncd.sync.alerts import NAMED, named
+from syncd.sync.applying import apply
 from syncd.sync.datasets import Registry
 from syncd.sync.reading import is_of_a_row, read_by_keys, read_page
-from syncd.sync.watch import explained, look, trouble
-from syncd.sync.watched import Scan, WatchedSource
+from syncd.sync.scan import Scan
+from syncd.sync.watch import doubt, explained, look, trouble
+from syncd.sync.watched import WatchedSource
 from syncd.types import Position, Snapshot
 
 LOCK_ALL_UP_TO = 8
@@ -136,10 +138,9 @@ class Pass:
                 each.behind("another transaction holds a lock on the table", now=time.monotonic())
             except pg.InsufficientPrivilege:
                 self.connection.execute(passes("rollback_to_savepoint"))
-                each.failed(
-                    f"the role that syncd connects as may not read {each.source.name}: GRANT SELECT ON {each.source.name} TO it",
-                    now=time.monotonic(),
-                )
+                role = sql.Identifier(self.connection.info.user).as_string()
+                grant = f"GRANT SELECT ON {each.source.identifier.as_string()} TO {role};"
+                each.failed(f"role {role} may not read {each.source.name}: {grant}", now=time.monotonic())
             else:
                 locked.append(each)
             self.connection.execute(passes("release_savepoint"))
@@ -201,7 +202,7 @@ class Pass:
                         apply_marker(each, marker.op)
                 if each.watch.rewritten:  # not by a truncation
                     each.watch.rewritten = False
-                    each.doubt(f"{each.source.name}: the table was rewritten", believed=True)
+                    doubt(each, f"{each.source.name}: the table was rewritten", believed=True)
                 outcome.changed_rows += self.bring(each, changes)
                 outcome.more |= changes.cursor.window is not None or bool(each.reread)
         scanned = [
@@ -267,7 +268,7 @@ class Pass:
     def bring(self, each: WatchedSource, changes: Changes) -> int:
         """Read one source's changed rows, apply them, and move its cursor. Returns how many rows changed."""
         asked = changes.keys.get(each.source.id, [])
-        each.note_unconfirmed(asked)
+        each.unconfirmed.note(asked)
         reread = set(itertools.islice(each.reread, REREAD_PER_PASS))
         each.reread -= reread
         try:
@@ -286,7 +287,7 @@ class Pass:
         for start in range(0, len(asked), KEYS_PER_READ):
             some = asked[start : start + KEYS_PER_READ]
             rows, failing = read_by_keys(self.connection, each, some)
-            changed += each.apply([each.source.parse_key(key) for key in some], rows)
+            changed += apply(each, [each.source.parse_key(key) for key in some], rows)
             each.reject_failing([each.source.parse_key(key) for key in failing])
         return changed
 
@@ -301,7 +302,7 @@ class Pass:
             if is_of_a_row(error) and not each.careful:
                 each.careful = True  # find the row, and read the others
             else:
-                each.failed(explained(each, error), now=time.monotonic())
+                each.failed(explained(each, error, self.connection.info.user), now=time.monotonic())
             raise StartAgain from error
         if isinstance(error, SyncdError | OSError | ValueError):
             each.failed(str(error), now=time.monotonic())
@@ -342,7 +343,7 @@ class Pass:
         try:
             only = None if scan.only is None else sorted(scan.only)
             rows, failing, until = read_page(self.connection, each, scan.after, only, scan.page_rows)
-            if each.apply(failing, rows):
+            if apply(each, failing, rows):
                 each.unconfirmed.everything = True
             each.reject_failing(failing)
         except Exception as error:
@@ -385,4 +386,4 @@ def apply_marker(watched: WatchedSource, op: str) -> None:
         watched.clear()
         watched.watch.rewritten = False
     elif op == "r":
-        watched.doubt(f"{watched.source.name}: a trigger could not record which rows changed")
+        doubt(watched, f"{watched.source.name}: a trigger could not record which rows changed")

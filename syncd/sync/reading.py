@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psycopg
 
@@ -23,7 +23,10 @@ EXPRESSION_FAILED = "expression_failed"
 OF_A_ROW = ("21", "22", "23", "2F", "38", "39", "54", "0A", "P0")
 """Classes of SQLSTATE that the value of one row can cause; the others concern the whole table, the session or the server."""
 
-Rows = list[tuple[Any, ...]]
+Row = tuple[str | int, str | None, str | None, bytes, int, str | None]
+"""Key, project, dataset, vector, fingerprint and attached columns (a JSON array), as they were read."""
+
+Rows = list[Row]
 
 
 def is_of_a_row(error: BaseException) -> bool:

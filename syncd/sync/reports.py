@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from itertools import islice
 
 import anyio
 import psycopg
 import structlog
+from psycopg.types.json import Jsonb
 
 from syncd.errors import SyncdError
 from syncd.postgres.control import Control
@@ -16,12 +16,12 @@ from syncd.statements import statement
 from syncd.sync.consumer import Consumer
 from syncd.sync.datasets import State
 from syncd.sync.heartbeat import Heartbeat
-from syncd.sync.watched import Quarantined
+from syncd.sync.watched import Quarantined, WatchedSource
 from syncd.types import DatasetName, Key
 
 REPORT_SECONDS = 5.0
 MAX_REPORTED_ROWS = 10_000
-"""Of a consumer's quarantine: who has more has one problem many times, and ``status`` counts them all."""
+"""Of a consumer's quarantine: who has more has one problem many times. Each reason in each source is among them, and ``status`` counts them all."""
 
 logger = structlog.get_logger()
 
@@ -62,23 +62,26 @@ class Reporter:
             dataset.name: (dataset.state, dataset.index.count) for dataset in consumer.registry.by_name.values()
         }
         async with consumer.busy:
-            oldest_first = (
-                ((source_id, key), row)
+            counts = Counter(
+                (source_id, row.dataset, row.reason)
                 for source_id, watched in consumer.sources.items()
-                for key, row in watched.quarantine.items()
+                for row in watched.quarantine.values()
             )
-            quarantine = dict(islice(oldest_first, MAX_REPORTED_ROWS))
-            quarantined = Counter(
-                row.dataset for watched in consumer.sources.values() for row in watched.quarantine.values()
-            )
-        self.quarantined = quarantined
-        position = str(consumer.oldest_position().snapshot)
+            quarantine = listed(consumer.sources, counts)
+        self.quarantined = Counter()
+        by_reason: Counter[tuple[str, str]] = Counter()
+        for (source_id, dataset, reason), rows in counts.items():
+            self.quarantined[dataset] += rows
+            by_reason[consumer.sources[source_id].source.name, reason] += rows
+        consumer.registry.quarantined = by_reason
+        position = consumer.oldest_position()
+        at = Jsonb({"snapshot": str(position.snapshot), "outbox_id": position.outbox_id})
         async with self.control.transaction() as connection:
             if self.opened != self.control.opened:  # the server may have lost reports since, or be another one
                 self.datasets, self.opened = None, self.control.opened
             await connection.execute(
                 statement("consumer", "report_consumer"),
-                [consumer.state, position, consumer.lag_rows, consumer.lag_seconds, name, consumer.run_id],
+                [consumer.state, at, consumer.lag_rows, consumer.lag_seconds, name, consumer.run_id],
             )
             await self.report_datasets(connection, name, datasets)
             await self.report_quarantine(connection, name, quarantine)
@@ -120,3 +123,26 @@ class Reporter:
         ]
         if new:
             await connection.cursor().executemany(statement("consumer", "report_quarantined"), new)
+
+
+def listed(
+    sources: Mapping[int, WatchedSource], counts: Counter[tuple[int, DatasetName, str]]
+) -> dict[tuple[int, Key], Quarantined]:
+    """The rows that are listed: all where there is room, else of each reason in each source as many as of any other, those that came first."""
+    sizes: Counter[tuple[int, str]] = Counter()
+    for (source_id, _, reason), rows in counts.items():
+        sizes[source_id, reason] += rows
+    left, shares = MAX_REPORTED_ROWS, {}
+    for place, (group, size) in enumerate(sorted(sizes.items(), key=lambda item: item[1])):
+        shares[group] = min(size, left // (len(sizes) - place))
+        left -= shares[group]
+    found: dict[tuple[int, Key], Quarantined] = {}
+    wanted = MAX_REPORTED_ROWS - left
+    for source_id, watched in sources.items():
+        for key, row in watched.quarantine.items():
+            if len(found) == wanted:
+                return found
+            if shares[source_id, row.reason]:
+                shares[source_id, row.reason] -= 1
+                found[source_id, key] = row
+    return found

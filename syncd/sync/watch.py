@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import psycopg
 import structlog
 from psycopg import errors as pg
+from psycopg import sql
 
 from syncd.postgres.catalogue import (
     Catalogue,
@@ -28,6 +29,7 @@ from syncd.postgres.catalogue import (
     weakness,
 )
 from syncd.postgres.connection import first_line
+from syncd.sync.datasets import ANSWERING
 
 if TYPE_CHECKING:
     from syncd.sync.watched import WatchedSource
@@ -42,6 +44,7 @@ FEW_SOURCES = 8
 MANY_LEAVES = 200
 """With more partitions than that, a pass looks at the table itself only: 500 take 1.2 ms."""
 
+ATTACH_AGAIN = ": attach it again: "
 COMPARE_SECONDS = 50.0
 """Between two comparisons while triggers do not record every write."""
 
@@ -152,9 +155,9 @@ def take_note(connection: psycopg.Connection, each: WatchedSource, text: str) ->
     strong = [change.reason for change in found if change.doubt in ("registry", "doubted", "mend")]
     weaker = [change.reason for change in found if change.doubt == "believed"]
     if strong:
-        each.doubt(f"{each.source.name}: {', '.join(strong)}")
+        doubt(each, f"{each.source.name}: {', '.join(strong)}")
     if weaker:
-        each.doubt(f"{each.source.name}: {', '.join(weaker)}", believed=True)
+        doubt(each, f"{each.source.name}: {', '.join(weaker)}", believed=True)
     return bool(altered)
 
 
@@ -167,10 +170,49 @@ def watch_triggers(each: WatchedSource, now: float) -> None:
         watch.compare_at = now + COMPARE_SECONDS
     elif now >= watch.compare_at:
         watch.compare_at = now + COMPARE_SECONDS
-        each.doubt(f"{each.source.name}: {watch.weakness}")
+        doubt(each, f"{each.source.name}: {watch.weakness}")
 
 
-def explained(each: WatchedSource, error: psycopg.Error) -> str:
+def doubt(each: WatchedSource, reason: str, *, believed: bool = False) -> None:
+    """The indexes may differ from the table for a reason that no trigger tells of: compare them with it.
+
+    Datasets that answer go on answering; ``believed`` to be right, they also stay ``ready``. A comparison under way goes on to its end and
+    is followed by another, so that doubts that keep coming never keep it from ending.
+    """
+    each.watch.note_doubt(reason, believed)
+    if each.scan is None or (each.scan.only is None and each.scan.after is None):
+        compare(each)
+    elif not believed:
+        each.scan.believed = False
+        mark_doubted(each, reason)
+
+
+def compare(each: WatchedSource) -> None:
+    """Begin the comparison that a doubt asks for."""
+    reason, believed = each.watch.doubt or "", each.watch.believed and (each.scan is None or each.scan.believed)
+    each.watch.settle()
+    answering = [dataset for dataset in each.datasets.values() if dataset.state in ANSWERING]
+    states = [(dataset, dataset.state, dataset.reason) for dataset in answering]
+    everything = each.unconfirmed.everything
+    each.begin_scan(reason="doubt")
+    assert each.scan is not None
+    each.scan.believed = believed
+    if believed:  # every change has come through the outbox; what the comparison finds to be otherwise is noted then
+        each.unconfirmed.everything = everything
+    for dataset, state, why in states:
+        dataset.state, dataset.reason = state, why
+    if not believed:
+        mark_doubted(each, reason)
+
+
+def mark_doubted(each: WatchedSource, reason: str) -> None:
+    """Datasets that are ready go on answering, and say that they may differ from their table."""
+    for dataset in each.datasets.values():
+        if dataset.state == "ready":
+            dataset.state, dataset.reason = "rebuilding", reason
+
+
+def explained(each: WatchedSource, error: psycopg.Error, role: str) -> str:
     """Why reading a source failed, and what to do, from what the catalogue says."""
     watch, source = each.watch, each.source
     if isinstance(error, pg.UndefinedColumn | pg.UndefinedFunction | pg.DatatypeMismatch):
@@ -178,9 +220,10 @@ def explained(each: WatchedSource, error: psycopg.Error) -> str:
         return attach_again(each, f"{watch.altered or source.name}: {message}")
     hidden = watch.facts is not None and (watch.facts.row_security[0] or watch.leaves)
     if isinstance(error, pg.InsufficientPrivilege) and hidden:
+        name = sql.Identifier(role).as_string()
         return (
-            f"row-level security would hide rows of {source.name} from the role that syncd connects as: "
-            f"ALTER ROLE … BYPASSRLS, or ALTER TABLE {source.name} DISABLE ROW LEVEL SECURITY"
+            f"row-level security would hide rows of {source.name} from role {name}: ALTER ROLE {name} BYPASSRLS; "
+            f"or ALTER TABLE {source.identifier.as_string()} DISABLE ROW LEVEL SECURITY;"
         )
     return first_line(error)
 
@@ -194,4 +237,9 @@ def trouble(each: WatchedSource) -> str:
 
 def attach_again(each: WatchedSource, reason: str) -> str:
     """A reason with the command that attaches the source with its present columns."""
-    return f"{reason}: attach it again: {attach_command(each.source, each.watch.renamed)}"
+    return f"{reason}{ATTACH_AGAIN}{attach_command(each.source, each.watch.renamed)}"
+
+
+def named_command(reason: str) -> str:
+    """The command that ``attach_again`` named in a reason; empty where it named none."""
+    return reason.partition(ATTACH_AGAIN)[2]

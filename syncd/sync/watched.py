@@ -1,45 +1,34 @@
 """One source as it is being followed: its cursor, its datasets, its quarantine, and a scan when one is under way.
 
-Invariant: after ``apply`` of everything that a pass read at its snapshot, the source's indexes hold exactly the rows that were live at that
-snapshot and can be indexed; the rest of the live rows are in ``quarantine``. Changes are idempotent: applying a newer reading of a row, or the
-same one again, is always right.
+Invariant: the indexes stand at the cursor. Whatever puts that in doubt (a lost commit, a write that no trigger recorded, changes that the outbox no
+longer holds) has rows read again, and until they have been, the datasets that depend on them do not claim to be ready.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
-import numpy as np
 import structlog
-from numpy.typing import NDArray
 
-from syncd.index.vectors import VectorFormat
 from syncd.postgres.outbox import Cursor
 from syncd.postgres.source import Source
-from syncd.postgres.vectors import decode_vectors
-from syncd.sync.datasets import ANSWERING, Dataset, Registry, State
+from syncd.sync.datasets import Dataset, Registry, State
 from syncd.sync.directory import Directory
 from syncd.sync.reading import EXPRESSION_FAILED
-from syncd.sync.watch import Watch
-from syncd.types import DatasetName, Key, Position, dataset_name
+from syncd.sync.scan import Scan
+from syncd.sync.watch import Watch, compare
+from syncd.types import DatasetName, Key, Position
 
 FIRST_RETRY_SECONDS = 0.05
 LAST_RETRY_SECONDS = 15.0
 HELD_UP_SECONDS = 5.0
 """Of delay between two attempts; the first was some six seconds before."""
 MAX_UNCONFIRMED_KEYS = 200_000
-SCAN_PAGE_ROWS = (1000, 100, 16_000)  # the first page, the shortest and the longest
-SCAN_PAGE_SECONDS = 0.06
-SCAN_PAGE_BYTES = 8 << 20
 
 logger = structlog.get_logger()
-
-Row = tuple[str | int, str | None, str | None, bytes, int, str | None]
-"""Key, project, dataset, vector, fingerprint and attached columns (a JSON array), as they were read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,53 +41,6 @@ class Quarantined:
     fingerprint: int
 
 
-@dataclass(slots=True)
-class Usable:
-    """Rows that can be indexed: their keys, vectors in blocks (n, dimension) float32, fingerprints, and attached columns if there are any."""
-
-    keys: list[Key] = field(default_factory=list)
-    vectors: list[NDArray[np.float32]] = field(default_factory=list)
-    fingerprints: list[int] = field(default_factory=list)
-    columns: list[str] = field(default_factory=list)
-
-    @property
-    def matrix(self) -> NDArray[np.float32]:
-        """All vectors, (n, dimension)."""
-        return np.concatenate(self.vectors) if self.vectors else np.empty((0, 0), dtype=np.float32)
-
-
-@dataclass(slots=True)
-class Scan:
-    """A reading of the whole source, page by page in key order; ``only`` some datasets, or all. ``forced`` dimensions hold for its rows."""
-
-    only: frozenset[DatasetName] | None = None
-    forced: dict[DatasetName, int] = field(default_factory=dict)
-    after: Key | None = None
-    rows: int = 0
-    expected: int | None = None
-    """About how many rows there are to read; 0 where nothing tells, None before anybody has asked."""
-    page_rows: int = field(default_factory=lambda: SCAN_PAGE_ROWS[0])
-    resumable: bool = False
-    beside: bool = False
-    """Whether it fills the ``replacement`` of a dataset that goes on answering."""
-    dimensions: dict[DatasetName, Counter[int]] = field(default_factory=dict)
-    quarantined: set[Key] = field(default_factory=set)
-    """Keys that were in quarantine before it began and have not been read since."""
-    believed: bool = False
-    """Whether the indexes are believed to be right all the same: then they go on answering as if nothing were."""
-
-    def note_page(self, until: Key | None, rows: Sequence[Row], seconds: float) -> None:
-        """Move on behind a page, and make the next one longer or shorter: other changes wait while a page is read, and it is held in memory."""
-        _, smallest, largest = SCAN_PAGE_ROWS
-        self.after = until
-        self.rows += len(rows)
-        size = sum(len(row[3]) + len(row[5] or "") for row in rows)
-        if seconds < SCAN_PAGE_SECONDS / 2 and size < SCAN_PAGE_BYTES / 2:
-            self.page_rows = min(self.page_rows * 2, largest)
-        elif size > SCAN_PAGE_BYTES or seconds > SCAN_PAGE_SECONDS:
-            self.page_rows = max(self.page_rows // 2, smallest)
-
-
 class Unconfirmed:
     """What was applied since the last nonce that Postgres has confirmed to be durable: a crash may undo it under us."""
 
@@ -106,6 +48,14 @@ class Unconfirmed:
         self.confirmed = confirmed
         self.keys: set[str] = set()
         self.everything = False  # too much to list, or a whole table: then only reading all of it again is sure
+
+    def note(self, keys: Iterable[str]) -> None:
+        """Remember keys, as the outbox has them, until a nonce confirms the commits that changed them."""
+        if not self.everything:
+            self.keys.update(keys)
+            if len(self.keys) > MAX_UNCONFIRMED_KEYS:
+                self.everything = True
+                self.keys.clear()
 
 
 class WatchedSource:
@@ -164,68 +114,6 @@ class WatchedSource:
         self.directory.adopt([dataset])
         self.registry.publish(dataset)
 
-    def apply(self, asked: Sequence[Key], rows: Sequence[Row]) -> int:
-        """Bring the indexes to what was just read: ``rows`` are the live ones, any other key ``asked`` for is a tombstone.
-
-        Returns how many rows changed. Raises ``OSError`` when the disk is full; then nothing is lost, and the same may be applied again.
-        """
-        places: dict[DatasetName, list[int]] = {}
-        keys = self.source.parse_keys([row[0] for row in rows])
-        for key in (*asked, *keys) if self.quarantine else ():
-            self.quarantine.pop(key, None)
-        if self.scan is not None and self.scan.quarantined:
-            self.scan.quarantined.difference_update(asked, keys)
-        targets: dict[Key, DatasetName] = {}
-        names: dict[tuple[str, str], DatasetName] = {}
-        for place, (_, project, dataset, _, fingerprint, _) in enumerate(rows):
-            if project is None or dataset is None:
-                self.reject(keys[place], DatasetName(""), "null_dataset", fingerprint)
-                continue
-            name = names.get((project, dataset)) or names.setdefault((project, dataset), dataset_name(project, dataset))
-            places.setdefault(name, []).append(place)
-            targets[keys[place]] = name
-        upserts: dict[DatasetName, Usable] = {}
-        for name, at in places.items():
-            found = self.dataset(name)
-            if found is None:
-                for place in at:
-                    self.reject(keys[place], name, "dataset_taken", rows[place][4])
-                    targets.pop(keys[place], None)
-                continue
-            upserts[name] = self.usable(
-                found, [keys[place] for place in at], [rows[place] for place in at], {*asked, *keys}
-            )
-            for key in {keys[place] for place in at}.difference(upserts[name].keys):
-                targets.pop(key, None)
-        changed, begun = 0, time.perf_counter()
-        deletes = self.homes_to_leave((*asked, *keys), targets)
-        for name in {*upserts, *deletes}:
-            good = upserts.get(name) or Usable()
-            columns = good.columns if self.source.columns else None
-            change = (
-                good.keys,
-                good.matrix,
-                deletes.get(name, []),
-                np.array(good.fingerprints, dtype=np.int64),
-                columns,
-            )
-            replacement = self.datasets[name].replacement
-            if replacement is not None:
-                replacement.apply(*change)
-            applied = self.datasets[name].index.apply(*change)
-            self.directory.add(name, good.keys)
-            changed += applied.inserted + applied.updated + applied.deleted
-            self.registry.counters.applied(name, applied.inserted, applied.updated, applied.deleted)
-        self.registry.counters.apply_seconds.observe(time.perf_counter() - begun)
-        self.reconsider(deletes)
-        return changed
-
-    def reconsider(self, names: Iterable[DatasetName]) -> None:
-        """A dataset that has lost its last row takes the dimension of the next: read again the rows that did not fit before."""
-        empty = {name for name in names if not self.datasets[name].index.count}
-        if empty:
-            self.reread_misfits(empty)
-
     def reread_misfits(self, names: set[DatasetName]) -> None:
         """Read again the rows that had another dimension than their dataset."""
         self.reread |= {
@@ -237,56 +125,6 @@ class WatchedSource:
     def try_taken_names(self) -> None:
         """A dataset of another source has gone: read again the rows that its name was taken from."""
         self.reread |= {str(key) for key, row in self.quarantine.items() if row.reason == "dataset_taken"}
-
-    def usable(self, dataset: Dataset, keys: Sequence[Key], rows: Sequence[Row], touched: set[Key]) -> Usable:
-        """The rows that can be indexed, the last reading of a key first to count; the others go to quarantine."""
-        last = {key: place for place, key in enumerate(keys)}
-        if len(last) < len(keys):
-            keys, rows = list(last), [rows[place] for place in last.values()]
-        decoded = decode_vectors(self.source.vector_type, [row[3] for row in rows])
-        for place, reason in decoded.bad:
-            self.reject(keys[place], dataset.name, reason, rows[place][4])
-        if self.scan is not None:
-            seen = self.scan.dimensions.setdefault(dataset.name, Counter())
-            for block in decoded.blocks:
-                seen[block.vectors.shape[1]] += len(block.rows)
-        dimension = self.dimension_for(dataset, [block.vectors for block in decoded.blocks], touched)
-        usable = Usable()
-        for block in decoded.blocks:
-            if block.vectors.shape[1] != dimension:
-                for place in block.rows:
-                    self.reject(keys[place], dataset.name, "dimension_mismatch", rows[place][4])
-                continue
-            bad = VectorFormat(self.source.metric, self.source.half).validate(block.vectors)
-            for place, reason in bad.items():
-                self.reject(keys[block.rows[place]], dataset.name, reason, rows[block.rows[place]][4])
-            good = [place for place in range(len(block.rows)) if place not in bad] if bad else range(len(block.rows))
-            usable.keys += [keys[block.rows[place]] for place in good]
-            usable.fingerprints += [rows[block.rows[place]][4] for place in good]
-            if self.source.columns:
-                usable.columns += [rows[block.rows[place]][5] or "" for place in good]
-            usable.vectors.append(block.vectors[list(good)] if bad else block.vectors)
-        return usable
-
-    def dimension_for(self, dataset: Dataset, blocks: Sequence[NDArray[np.float32]], touched: set[Key]) -> int | None:
-        """The dimension that the dataset's rows must have: declared, else that of the rows that are not ``touched``, else the most
-        frequent of these."""
-        if self.source.dimension is not None:
-            return self.source.dimension
-        if self.scan is not None and dataset.name in self.scan.forced:
-            return self.scan.forced[dataset.name]
-        index = dataset.index
-        if index.count and (
-            index.count > len(touched) or index.count > np.count_nonzero(index.contains(list(touched)))
-        ):
-            return index.dim
-        if not blocks:
-            return None
-        dimension: int = max(blocks, key=len).shape[1]
-        if index.count and dimension != index.dim:  # every row of the old dimension is being replaced
-            index.clear()
-            self.reread_misfits({dataset.name})
-        return dimension
 
     def reject(self, key: Key, dataset: DatasetName, reason: str, fingerprint: int) -> None:
         """Put a live row into quarantine; ``apply`` takes any indexed version of it out of the index."""
@@ -325,15 +163,6 @@ class WatchedSource:
                 mine.state = "ready"
         return mine
 
-    def homes_to_leave(self, keys: Iterable[Key], targets: dict[Key, DatasetName]) -> dict[DatasetName, list[Key]]:
-        """Where each key is indexed now although it no longer belongs there."""
-        leaving: dict[DatasetName, list[Key]] = {}
-        for name, candidates in self.directory.candidates(list(dict.fromkeys(keys))).items():
-            there = [key for key in candidates if targets.get(key) != name]
-            if there:
-                leaving[name] = there
-        return leaving
-
     def clear(self) -> None:
         """The table was truncated: every row is a tombstone."""
         self.unconfirmed.everything = True
@@ -351,44 +180,6 @@ class WatchedSource:
         self.scan = Scan(frozenset({name}), beside=True)
         self.registry.counters.rebuilt(name, "request")
         logger.info("rebuild_begun", dataset=name)
-
-    def doubt(self, reason: str, *, believed: bool = False) -> None:
-        """The indexes may differ from the table for a reason that no trigger tells of: compare them with it.
-
-        Datasets that answer go on answering; ``believed`` to be right, they also stay ``ready``. A comparison under way goes on to its end and
-        is followed by another, so that doubts that keep coming never keep it from ending.
-        """
-        self.watch.note_doubt(reason, believed)
-        if self.scan is None or (self.scan.only is None and self.scan.after is None):
-            self.compare()
-        elif not believed:
-            self.scan.believed = False
-            self.mark_doubted(reason)
-
-    def compare(self) -> None:
-        """Begin the comparison that a doubt asks for."""
-        reason, believed = self.watch.doubt or "", self.watch.believed and (self.scan is None or self.scan.believed)
-        self.watch.settle()
-        answering = [dataset for dataset in self.datasets.values() if dataset.state in ANSWERING]
-        states = [(dataset, dataset.state, dataset.reason) for dataset in answering]
-        everything = self.unconfirmed.everything
-        self.begin_scan(reason="doubt")
-        assert self.scan is not None
-        self.scan.believed = believed
-        if (
-            believed
-        ):  # every change has come through the outbox; what the comparison finds to be otherwise is noted then
-            self.unconfirmed.everything = everything
-        for dataset, state, why in states:
-            dataset.state, dataset.reason = state, why
-        if not believed:
-            self.mark_doubted(reason)
-
-    def mark_doubted(self, reason: str) -> None:
-        """Datasets that are ready go on answering, and say that they may differ from their table."""
-        for dataset in self.datasets.values():
-            if dataset.state == "ready":
-                dataset.state, dataset.reason = "rebuilding", reason
 
     def begin_scan(
         self,
@@ -456,7 +247,7 @@ class WatchedSource:
             return
         self.moved_at = time.monotonic()
         if self.scan is None and self.watch.doubt is not None:
-            self.compare()
+            compare(self)
         if self.careful and self.scan is None:
             self.careful = bool(self.failing)
         state: State = "rebuilding" if self.watch.weakness else "ready"
@@ -503,14 +294,6 @@ class WatchedSource:
         self.retry_delay_seconds = min(max(self.retry_delay_seconds * 2, FIRST_RETRY_SECONDS), LAST_RETRY_SECONDS)
         self.retry_at = now + self.retry_delay_seconds
 
-    def note_unconfirmed(self, keys: Iterable[str]) -> None:
-        """Remember keys, as the outbox has them, until a nonce confirms the commits that changed them."""
-        if not self.unconfirmed.everything:
-            self.unconfirmed.keys.update(keys)
-            if len(self.unconfirmed.keys) > MAX_UNCONFIRMED_KEYS:
-                self.unconfirmed.everything = True
-                self.unconfirmed.keys.clear()
-
     def begin_confirming(self) -> Unconfirmed:
         """A checkpoint takes the state as it is now; returns what ``confirm`` or ``not_confirmed`` is to be given."""
         taken, self.unconfirmed = self.unconfirmed, Unconfirmed(self.unconfirmed.confirmed)
@@ -522,7 +305,7 @@ class WatchedSource:
         """The nonce was not committed: what was taken is still unconfirmed."""
         self.unconfirmed.confirmed = taken.confirmed
         self.unconfirmed.everything |= taken.everything
-        self.note_unconfirmed(taken.keys)
+        self.unconfirmed.note(taken.keys)
 
     def return_to_confirmed(self) -> None:
         """A connection was lost, and perhaps commits with it: read again what was applied since the last confirmed position."""

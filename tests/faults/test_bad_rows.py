@@ -44,6 +44,41 @@ def test_many_bad_rows_are_counted_all_and_listed_up_to_a_bound(db: psycopg.Conn
     daemon.stop()
 
 
+def test_every_reason_in_every_source_is_listed_and_counted_however_many_rows_another_one_has(
+    db: psycopg.Connection, daemon: Daemon
+) -> None:
+    for name in ("items", "others"):
+        db.execute(f"CREATE TABLE {name} (id int PRIMARY KEY, v real[])".encode())
+        db.execute(f"INSERT INTO {name} VALUES (1, '{{1,1}}'), (2, '{{2,1}}')".encode())
+        db.execute(f"SELECT syncd.attach('{name}', metric => 'l2')".encode())
+    db.execute("INSERT INTO items SELECT i, ARRAY[i, 'NaN'::real] FROM generate_series(1001, 1200) AS i")
+    db.execute("INSERT INTO items VALUES (3, '{}'), (4, '{1,2,3}'), (5, '{1,2,3}')")
+    db.execute("INSERT INTO others VALUES (3, '{NaN,1}')")
+    daemon.with_constant("syncd.sync.reports.MAX_REPORTED_ROWS", REPORTED)
+    daemon.with_constant("syncd.sync.reports.REPORT_SECONDS", 0.05)
+    daemon.start()
+    counted = (
+        "SELECT array_agg(ARRAY[c.dataset, c.reason, c.rows] ORDER BY c.dataset, c.reason)"
+        " FROM (SELECT dataset, reason, count(*)::text AS rows FROM syncd.quarantine GROUP BY 1, 2) AS c"
+    )
+    wanted = [
+        ["default/items", "dimension_mismatch", "2"],
+        ["default/items", "empty", "1"],
+        ["default/items", "nan", str(REPORTED - 4)],
+        ["default/others", "nan", "1"],
+    ]
+    until(lambda: db.execute(counted.encode()).fetchone() == (wanted,), "each is in the list")
+    with daemon.client() as client:
+        found = [(each.source, each.reason, each.rows) for each in client.status().quarantine]
+    assert sorted(found) == [
+        ("public.items", "dimension_mismatch", 2),
+        ("public.items", "empty", 1),
+        ("public.items", "nan", 200),
+        ("public.others", "nan", 1),
+    ]
+    daemon.stop()
+
+
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_million_bad_rows_take_little_memory_and_the_others_go_on(db: psycopg.Connection, daemon: Daemon) -> None:

@@ -9,13 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 
-from syncd.errors import NotReady, RequestError, UnknownDataset
+from syncd.errors import NotReady, RequestError, SyncdError, UnknownDataset
 from syncd.rpc.client import Client
 from tests.daemon import Daemon
 from tests.faults.following import assert_in_step, attach_tables, change, logged, takes_requests, until
 from tests.oracle.writes import fetch
 
-PAGE_ROWS = "syncd.sync.watched.SCAN_PAGE_ROWS"
+PAGE_ROWS = "syncd.sync.scan.PAGE_ROWS"
 
 
 def test_datasets_that_come_and_go_while_they_are_read_changed_and_saved(database: str, daemon: Daemon) -> None:
@@ -172,3 +172,54 @@ def test_a_name_that_another_source_has_is_free_when_that_one_is_detached(
         until(lambda: client.status().quarantined == 1, "now the other one comes late")
         assert sorted(client.keys("same")) == [2, 3]
     daemon.stop()
+
+
+@pytest.mark.parametrize("change", ["SELECT syncd.detach('items')", "SELECT syncd.attach('items', metric => 'l2')"])
+def test_a_rebuild_ends_although_its_source_is_detached_or_attached_anew_meanwhile(
+    db: psycopg.Connection, daemon: Daemon, change: str
+) -> None:
+    db.execute("CREATE TABLE items (id int PRIMARY KEY, v real[])")
+    db.execute("INSERT INTO items SELECT i, ARRAY[i, 1] FROM generate_series(1, 20000) AS i")
+    db.execute("SELECT syncd.attach('items')")
+    daemon.start()
+    daemon.stop()
+    daemon.with_constant(PAGE_ROWS, (10, 10, 2000)).start()
+
+    def rebuild() -> int | str:
+        try:
+            with daemon.client() as client:
+                return client.rebuild("items").rows
+        except RequestError as error:
+            return error.kind
+
+    with ThreadPoolExecutor(1) as threads, daemon.client() as client:
+        rebuilding = threads.submit(rebuild)
+        try:
+            until(lambda: any(work.what == "rebuilding" for work in client.status().work), "it is being rebuilt")
+            db.execute(change.encode())
+            until(rebuilding.done, "the rebuild has ended")
+        finally:
+            daemon.stop()
+    assert rebuilding.result() == ("unknown_dataset" if "detach" in change else 20000)
+
+
+def test_a_rebuild_says_why_where_what_is_to_take_the_dataset_s_place_cannot_be_read(
+    db: psycopg.Connection, daemon: Daemon
+) -> None:
+    db.execute("CREATE TABLE items (id int PRIMARY KEY, v real[])")
+    db.execute("INSERT INTO items VALUES (1, '{1,1}')")
+    db.execute("SELECT syncd.attach('items')")
+    daemon.start()
+    with db.transaction():
+        db.execute("SELECT syncd.attach('items', metric => 'l2')")
+        db.execute("ALTER TABLE items RENAME COLUMN v TO w")
+    with ThreadPoolExecutor(1) as threads, daemon.client() as client, daemon.client() as other:
+        until(lambda: client.status().state == "failed", "it cannot be read")
+        assert list(client.keys("items")) == [1]
+        rebuilding = threads.submit(other.rebuild, "items")
+        try:
+            until(rebuilding.done, "the rebuild has ended")
+        finally:
+            daemon.stop()
+    with pytest.raises(SyncdError, match="cannot be read"):
+        rebuilding.result()

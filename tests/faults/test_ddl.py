@@ -30,7 +30,7 @@ NOTICED_WITHIN_SECONDS = 30.0
 COMPARE_SECONDS = "syncd.sync.watch.COMPARE_SECONDS"
 LIVE = "deleted_at IS NULL"
 ROWS = 300
-SHORT_PAGES = ("syncd.sync.watched.SCAN_PAGE_ROWS", (10, 10, 10))
+SHORT_PAGES = ("syncd.sync.scan.PAGE_ROWS", (10, 10, 10))
 """A comparison of the small table takes so many passes that readers meet it."""
 
 roles = itertools.count(1)
@@ -718,7 +718,7 @@ def test_row_level_security_fails_the_dataset_and_hides_no_row(limited: Followed
 def test_revoked_rights_fail_the_dataset_until_they_are_granted_again(limited: Followed) -> None:
     db, role = limited.db, limited.role  # type: ignore[attr-defined]
     db.execute(f"REVOKE SELECT ON items FROM {role}".encode())
-    limited.failed("GRANT SELECT ON public.items")
+    limited.failed('GRANT SELECT ON "public"."items"')
     db.execute("UPDATE items SET v = '[6,6,6]' WHERE id = 100")
     db.execute("UPDATE others SET v = '[3,2,1]'")
     limited.in_step("SELECT id, v::real[] FROM others", "others")

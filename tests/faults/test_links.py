@@ -200,7 +200,7 @@ def test_connections_reset_again_and_again_while_rows_change_and_checkpoints_are
 def test_connections_reset_during_the_first_reading(direct: str, behind: Daemon, proxy: Proxy) -> None:
     with psycopg.connect(direct) as db:
         upsert(db, ITEMS, range(100, 6000), seed=5)
-    behind.with_constant("syncd.sync.watched.SCAN_PAGE_ROWS", (4, 4, 4))
+    behind.with_constant("syncd.sync.scan.PAGE_ROWS", (4, 4, 4))
     behind.with_constant("syncd.postgres.listener.LAST_DELAY_SECONDS", 0.2)
     behind.spawn()
     until(lambda: takes_requests(behind), "it serves")

@@ -28,7 +28,7 @@ def mortal(server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> 
         attach_tables(conninfo)
         daemon = Daemon(conninfo, folder / "data").with_points(folder)
         daemon.with_constant("syncd.index.columns.WRITE_AHEAD_BYTES", 16)
-        daemon.with_constant("syncd.sync.watched.SCAN_PAGE_ROWS", (10, 10, 10))
+        daemon.with_constant("syncd.sync.scan.PAGE_ROWS", (10, 10, 10))
         yield daemon
         if daemon.process is not None:
             daemon.kill()
@@ -86,7 +86,7 @@ SMALL_CODES = {
     "syncd.index.compaction.BLOCK_BYTES": 1,
     "syncd.index.measuring.CHEAPER_THAN_EXACT": 1e9,
     "syncd.index.measuring.CANDIDATES": {10: (100_000,), 100: (100_000,)},  # every row: then codes leave nothing out
-    "syncd.index.measuring.QUERIES": {10: 20, 100: 5},
+    "syncd.index.measuring.QUERIES": {10: 20, 40: 5, 100: 5, 1000: 5},
     "syncd.sync.building.LOOK_SECONDS": 0.02,
     "syncd.sync.building.NICENESS": 0,  # a test waits for it
 }

@@ -26,8 +26,8 @@ from syncd.errors import NotReady, ServiceUnavailable
 from syncd.postgres.connection import open_pass_connection
 from syncd.postgres.outbox import Cursor, read_changes
 from syncd.rpc.client import Client
-from syncd.sync.consumer import NOWHERE
 from syncd.sync.passes import Pass
+from syncd.sync.progress import NOWHERE
 from syncd.types import Position, Snapshot
 from tests.conftest import clone
 from tests.daemon import Daemon

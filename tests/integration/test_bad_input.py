@@ -118,6 +118,10 @@ NOT_FINITE = "nan"  # the reason of NaN and infinity alike
         ({"vector": [0, 0, 0]}, "invalid_vector"),
         ({"vector": []}, "invalid_vector"),
         ({"vector": ""}, "invalid_vector"),
+        ({"vector": "AAAA AAAA"}, "invalid_params"),
+        ({"vector": "AAA"}, "invalid_params"),
+        ({"vector": "\u00e4"}, "invalid_params"),
+        ({"vectors": [[1, 2, 3], base64.b64encode(b"12345").decode()]}, "invalid_params"),
         ({"vectors": [[1, 2, 3], []]}, "invalid_vector"),
         ({"dataset": "nosuch", "vector": [1]}, "unknown_dataset"),
         ({"dataset": "", "vector": [1]}, "unknown_dataset"),
@@ -135,7 +139,7 @@ def test_a_request_that_cannot_be_answered_gets_the_error_of_its_kind(
         request = {"jsonrpc": "2.0", "id": 7, "method": "search", "params": {"dataset": "items"} | params}
         answer = ask(json.dumps(request).encode() + b"\n")
         assert answer["id"] == 7
-        assert answer["error"]["code"] == -32000
+        assert answer["error"]["code"] == (-32602 if kind == "invalid_params" else -32000)
         assert answer["error"]["data"]["kind"] == kind, answer
         assert answer["error"]["data"]["hint"]
         assert len(answer["error"]["message"]) < 1000, "a message does not repeat all it was given"
@@ -678,7 +682,7 @@ def test_a_role_that_may_not_read_a_source_fails_that_source_alone_and_says_whic
             db.execute("SELECT syncd.attach('open'), syncd.attach('closed')")
             daemon = Daemon(make_conninfo(conninfo, user="reader"), tmp_path / "data").start()
             try:
-                assert "GRANT SELECT ON public.closed" in daemon.log.read_text()
+                assert r"GRANT SELECT ON \"public\".\"closed\"" in daemon.log.read_text()
                 with daemon.client() as client:
                     assert list(client.keys("open")) == [1]
                     db.execute("GRANT SELECT ON closed TO reader")

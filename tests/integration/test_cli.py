@@ -175,7 +175,13 @@ def test_wrong_usage_exits_2_and_says_what_is_wrong(ask: Run, arguments: Sequenc
 )
 def test_search_by_key_reads_the_key_by_its_type(ask: Run, dataset: str, key: str, nearest: object) -> None:
     found = printed_json(ask("search", dataset, "--key", key, "-k", "1", "--json"))
-    assert found == {"keys": [nearest], "distances": [1.0]}
+    assert (found["keys"], found["distances"]) == ([nearest], [1.0])
+
+
+def test_a_search_as_json_says_for_which_snapshot_it_stands(ask: Run) -> None:
+    found = printed_json(ask("search", "ints", "--key", "1", "--json"))
+    assert found.keys() == {"keys", "distances", "position", "lag_seconds"}
+    assert found["position"].keys() == {"snapshot", "outbox_id"}
 
 
 def test_search_by_a_uuid_in_any_of_its_spellings(ask: Run) -> None:
@@ -187,12 +193,12 @@ def test_search_by_vector_from_the_command_line_a_file_and_stdin(ask: Run, tmp_p
     (tmp_path / "vector.json").write_text("[3, 0, 0]")
     for given, stdin in (("[3.0, 0, 0]", None), (f"@{tmp_path / 'vector.json'}", None), ("-", "[3, 0, 0]\n")):
         found = printed_json(ask("search", "ints", "--vector", given, "-k", "2", "--json", stdin=stdin))
-        assert found == {"keys": [3, 2], "distances": [0.0, 1.0]}
+        assert (found["keys"], found["distances"]) == ([3, 2], [0.0, 1.0])
 
 
 def test_search_with_a_filter_finds_what_passes_and_says_what_can_be_asked(ask: Run) -> None:
     found = printed_json(ask("search", "pairs", "--vector", "[0, 0, 0]", "--filter", '{"b": "x"}', "--json"))
-    assert found == {"keys": [[1, "x"], [2, "x"]], "distances": [1.0, 3.0]}
+    assert (found["keys"], found["distances"]) == ([[1, "x"], [2, "x"]], [1.0, 3.0])
     assert_failed(
         ask("search", "pairs", "--vector", "[0, 0, 0]", "--filter", '{"c": 1}'),
         1,
@@ -347,6 +353,42 @@ def test_a_watched_status_follows_the_service_for_programs(service: Daemon, data
             pass
 
 
+def test_a_watched_status_in_a_pipe_is_there_as_soon_as_it_is_drawn_also_through_a_restart(
+    daemon: Daemon, db: psycopg.Connection
+) -> None:
+    db.execute("CREATE TABLE piped (id int PRIMARY KEY, v real[])")
+    db.execute("INSERT INTO piped VALUES (1, '{1}')")
+    db.execute("SELECT syncd.attach('piped')")
+    with watching(daemon.start(), stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+
+        def wait_for(text: bytes) -> None:
+            while text not in (line := process.stdout.readline()):  # type: ignore[union-attr]
+                assert line, "the end"
+
+        wait_for(b"default/piped  ready")
+        daemon.stop()
+        wait_for(b"as it was")
+        daemon.start()
+        wait_for(b"checkpoint")
+        wait_for(b"default/piped  ready")
+
+
+def test_a_status_after_a_restart_says_how_old_the_checkpoint_is_that_was_loaded(daemon: Daemon) -> None:
+    with daemon.start().client() as client:
+        client.checkpoint()
+        saved = client.status().checkpoint.at
+    daemon.kill()
+    with daemon.start().client() as client:
+        found = client.status().checkpoint
+        assert saved is not None
+        assert found.at is not None
+        assert found.at <= saved  # a manifest is stamped a moment before it is durable
+        assert found.seconds is None
+    shown = run("status", SYNCD_SOCKET=str(daemon.socket)).stdout
+    assert re.search(r"checkpoint +\d+ (s|ms) old", shown), shown
+
+
 def test_a_watched_status_is_drawn_again_also_through_a_restart(database: str, tmp_path: Path) -> None:
     with psycopg.connect(database, autocommit=True) as db:
         db.execute("CREATE TABLE drawn (id int PRIMARY KEY, kind text, v real[])")
@@ -387,8 +429,8 @@ def slow(server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> It
             db.execute("SELECT syncd.attach('slow')")
         daemon = Daemon(conninfo, tmp_path_factory.mktemp("slow") / "data", verify_seconds=0).start()
         daemon.stop()
-        daemon.with_constant("syncd.sync.watched.SCAN_PAGE_ROWS", (10, 10, 10))
-        daemon.with_constant("syncd.sync.verify.ROWS_PER_FETCH", 5)
+        daemon.with_constant("syncd.sync.scan.PAGE_ROWS", (10, 10, 10))
+        daemon.with_constant("syncd.sync.comparison.ROWS_PER_FETCH", 5)
         yield daemon.start()
         daemon.stop()
 

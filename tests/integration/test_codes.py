@@ -20,8 +20,9 @@ SMALL = {
     "syncd.index.building.TAIL_ROWS": 200,
     "syncd.index.building.LEAST_DEAD_SLOTS": 500,
     "syncd.index.measuring.CHEAPER_THAN_EXACT": 1e9,  # of so few rows no settings would be
-    "syncd.rpc.methods.IN_PLACE_ELEMENTS": 0,
-    "syncd.index.measuring.QUERIES": {10: 150, 100: 15},
+    "syncd.rpc.in_place.SHORT_ELEMENTS": 0,
+    "syncd.rpc.in_place.LONGER_ELEMENTS": 0,
+    "syncd.index.measuring.QUERIES": {10: 150, 40: 15, 100: 15, 1000: 5},
     "syncd.sync.building.LOOK_SECONDS": 0.02,
     "syncd.sync.building.NICENESS": 0,  # a test waits for it
 }

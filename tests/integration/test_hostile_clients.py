@@ -48,7 +48,7 @@ def service(server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) ->
             db.execute("SELECT syncd.attach('t', metric => 'l2')")
         directory = tmp_path_factory.mktemp("hostile")
         daemon = Daemon(conninfo, directory / "data", max_connections=CONNECTIONS)
-        daemon.with_constant("syncd.rpc.methods.ELEMENTS_AT_ONCE", 1)
+        daemon.with_constant("syncd.rpc.prepared_search.ELEMENTS_AT_ONCE", 1)
         daemon.with_constant("syncd.rpc.messages.MAX_GET_BYTES", 80_000).start()
         yield daemon
         assert not events(daemon, "request_failed")

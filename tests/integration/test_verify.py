@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import threading
@@ -144,7 +145,7 @@ def test_quarantined_rows_stay_accounted_for_while_a_table_is_compared(db: psyco
     db.execute("INSERT INTO items SELECT i, '[0,0]' FROM generate_series(401, 500) i")
     db.execute("SELECT syncd.attach('items')")
     daemon.settings["verify_seconds"] = 0
-    daemon.with_constant("syncd.sync.watched.SCAN_PAGE_ROWS", (10, 10, 10))
+    daemon.with_constant("syncd.sync.scan.PAGE_ROWS", (10, 10, 10))
     daemon.start()
     with daemon.client() as client:
         for _ in range(5):
@@ -247,7 +248,7 @@ def test_rows_that_come_and_go_beside_a_verify_wait_for_nobody(db: psycopg.Conne
         "INSERT INTO items SELECT i, ARRAY[i, 1, 1, 2, 3, 4, 5, 6]::real[]::vector FROM generate_series(2000, 60000) i"
     )
     followed.stop()
-    followed.with_constant("syncd.sync.verify.ROWS_PER_DEEP_FETCH", 5).start()  # a slow one
+    followed.with_constant("syncd.sync.comparison.ROWS_PER_DEEP_FETCH", 5).start()  # a slow one
     stop = threading.Event()
 
     def verify(client: Client) -> None:
@@ -265,6 +266,27 @@ def test_rows_that_come_and_go_beside_a_verify_wait_for_nobody(db: psycopg.Conne
         finally:
             stop.set()
         verifying.result()
+
+
+def test_a_verify_whose_client_has_gone_is_not_under_way_any_more(db: psycopg.Connection, followed: Daemon) -> None:
+    followed.stop()
+    followed.with_constant("syncd.sync.comparison.ROWS_PER_DEEP_FETCH", 1).start()  # a slow one
+
+    def sessions() -> int:
+        return len(db.execute("SELECT FROM pg_stat_activity WHERE application_name = 'syncd/default'").fetchall())
+
+    with followed.client() as client:
+        client.verify("items")
+        before = sessions()
+        with socket.socket(socket.AF_UNIX) as other:
+            other.connect(str(followed.socket))
+            other.sendall(
+                b'{"jsonrpc": "2.0", "id": 1, "method": "verify", "params": {"dataset": "items", "deep": true}}\n'
+            )
+            until(lambda: client.status().work)
+            until(lambda: client.status().work[0].rows > 1)
+        until(lambda: sessions() == before)
+        assert client.status().work == []
 
 
 def until(true: Callable[[], object]) -> None:

@@ -1,7 +1,8 @@
-"""Break syncd on purpose, and see the suite fail: ``python -m tests.oracle.prove_traps [trap ...]``.
+"""Break syncd on purpose, and see the suite fail: ``python -m tests.oracle.prove_traps [--list | trap ...]``.
 
-Each trap is a replacement in a copy of the package, which tests and syncd processes then import. The exit status is 0 when every broken copy
-failed at least one of its tests, and the copy that was not broken passed them all.
+``--list`` names the traps, and what of their texts and tests is not there; it breaks nothing. Each trap is a replacement in a copy of the
+package, which tests and syncd processes then import. The exit status is 0 when every broken copy failed at least one of its tests, and the copy
+that was not broken passed them all.
 """
 
 from __future__ import annotations
@@ -69,8 +70,24 @@ TRAPS = {
         (f"{ROTATION}::test_a_reader_of_the_outbox_delays_rotation_and_nobody_else",),
     ),
     "a writer touches a slot that it does not write to": Trap(
-        (("sql/triggers/0001_capture.sql", "FROM syncd.outbox_%1$s AS syncd_b", "FROM syncd.outbox_0 AS syncd_b"),),
-        (f"{ROTATION}::test_a_writer_has_only_the_slot_open_that_it_writes_to",),
+        (
+            (
+                "sql/triggers/0001_capture.sql",
+                "FROM syncd.outbox_%1$s AS syncd_b CROSS JOIN",
+                "FROM syncd.outbox_0 AS syncd_b CROSS JOIN",
+            ),
+        ),
+        (f"{ROTATION}::test_a_writer_has_only_the_slot_open_that_it_writes_to[plain]",),
+    ),
+    "a writer to a partition touches a slot that it does not write to": Trap(
+        (
+            (
+                "sql/triggers/0001_capture.sql",
+                "FROM syncd.outbox_%1$s AS syncd_b LIMIT 0",
+                "FROM syncd.outbox_0 AS syncd_b LIMIT 0",
+            ),
+        ),
+        (f"{ROTATION}::test_a_writer_has_only_the_slot_open_that_it_writes_to[partitioned]",),
     ),
     "what a checkpoint needs is freed": Trap(
         (
@@ -186,8 +203,24 @@ TRAPS = {
 }
 
 
+def misplaced(trap: Trap) -> list[str]:
+    """The edits whose text is not in its file exactly once."""
+    texts = [(name, text, (CHECKOUT / name).read_text("utf-8").count(text)) for name, text, _ in trap.edits]
+    return [f"{name} has {text!r} {found} times" for name, text, found in texts if found != 1]
+
+
+def missing_tests() -> list[str]:
+    """What pytest says of tests that traps name and that are not there."""
+    tests = sorted({test for trap in TRAPS.values() for test in trap.tests})
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-n", "0", "-p", "no:cacheprovider", *tests]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    return [line for line in done.stderr.splitlines() if line] if done.returncode else []
+
+
 def copy_package(folder: Path, trap: Trap) -> None:
-    """The package as it is installed, broken; an edit whose text is not there exactly once is an error."""
+    """The package as it is installed, broken; raises ``ValueError`` where it cannot be broken as it is meant to be."""
+    if faults := misplaced(trap):
+        raise ValueError("; ".join(faults))
     ignore = shutil.ignore_patterns("__pycache__")
     shutil.copytree(CHECKOUT / "syncd", folder / "syncd", ignore=ignore)
     for part in ("sql", "migrations"):
@@ -196,9 +229,7 @@ def copy_package(folder: Path, trap: Trap) -> None:
     shutil.copy(CHECKOUT / "pyproject.toml", folder)
     for name, text, replacement in trap.edits:
         path = folder / (name if name.startswith("syncd/") else f"syncd/{name}")
-        content = path.read_text()
-        assert content.count(text) == 1, f"{name} has {text!r} {content.count(text)} times"
-        path.write_text(content.replace(text, replacement))
+        path.write_text(path.read_text("utf-8").replace(text, replacement), "utf-8")
 
 
 def run(trap: Trap) -> bool:
@@ -236,6 +267,12 @@ def run(trap: Trap) -> bool:
 
 def main() -> int:
     """All traps, or those that are named."""
+    if sys.argv[1:] == ["--list"]:
+        for name, trap in TRAPS.items():
+            print("\n  WRONG ".join([name, *misplaced(trap)]))
+        missing = missing_tests()
+        print("".join(f"WRONG {line}\n" for line in missing), end="")
+        return 1 if missing or any(misplaced(trap) for trap in TRAPS.values()) else 0
     results = []
     for name in sys.argv[1:] or TRAPS:
         print(name, flush=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from tests.oracle.prove_traps import TRAPS
+from tests.oracle.prove_traps import TRAPS, misplaced, missing_tests
 from tests.readme import README, settings_table, with_current_table
 
 
@@ -31,6 +31,11 @@ def test_every_file_and_every_trap_that_the_architecture_page_names_is_there() -
     ]
     assert len(broken) >= 10
     assert [name for name in broken if name not in TRAPS] == []
+
+
+def test_every_trap_finds_its_text_once_and_its_tests() -> None:
+    assert {name: faults for name, trap in TRAPS.items() if (faults := misplaced(trap))} == {}
+    assert missing_tests() == []
 
 
 def test_every_link_of_the_readme_leads_to_a_file() -> None:

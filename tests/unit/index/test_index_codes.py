@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 
 from syncd.errors import DamagedFile, DataDirectoryError
-from syncd.index import building
+from syncd.index import approximate, building
 from syncd.index.calibration import Calibration, Point
 from syncd.index.columns import Column
 from syncd.index.compaction import Move
 from syncd.index.dataset import DatasetIndex
 from syncd.index.filters import parse_filter
+from syncd.index.search import point_for
 from syncd.index.training import Cancelled
 from syncd.index.vectors import Vectors
 from syncd.index.view import View
-from syncd.types import AttachedColumn
+from syncd.types import AttachedColumn, Metric
 from tests.unit.index.rows import random_vectors
 
 DATA = Path(__file__).resolve().parents[4] / "shared" / "data" / "sift-1m-128-l2.npz"
@@ -36,7 +37,7 @@ def small() -> Iterator[None]:
         for name, value in {"EXACT_ROWS": (300, 300), "TAIL_ELEMENTS": 1, "TAIL_ROWS": 100}.items():
             stack.enter_context(patch.object(building, name, value))
         stack.enter_context(patch("syncd.index.measuring.CHEAPER_THAN_EXACT", 1000.0))
-        stack.enter_context(patch("syncd.index.measuring.QUERIES", {10: 60, 100: 15}))
+        stack.enter_context(patch("syncd.index.measuring.QUERIES", {10: 60, 40: 15, 100: 15, 1000: 5}))
         yield
 
 
@@ -156,7 +157,7 @@ def test_the_recall_of_other_rows_is_at_or_above_each_target(tmp_path: Path) -> 
     held_out, rows = rows[:2000], rows[2000:]
     index = DatasetIndex.create(tmp_path / "p" / "d", metric="l2", key_kind="integer", dim=128)
     index.apply(range(len(rows)), rows, [])
-    with patch("syncd.index.measuring.QUERIES", {10: 600, 100: 60}):
+    with patch("syncd.index.measuring.QUERIES", {10: 600, 40: 15, 100: 60, 1000: 5}):
         build_all(index)
     exact = index.search(held_out, 10, exact=True)
     for target in (0.8, 0.9, 0.95, 0.98, 0.99):
@@ -452,3 +453,36 @@ def test_damage_that_nobody_has_noticed_is_not_copied(index: DatasetIndex, tmp_p
         loaded = DatasetIndex.load(tmp_path / "p" / "d", saved)
     with pytest.raises(DamagedFile):
         loaded.build(building.Plan("compact"))
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine", "ip"])
+def test_unselective_filters_use_the_codes_and_reach_the_recall(
+    metric: Metric, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By chance, by what lies near the queries, and by what lies far from them: nothing is missed that an exact search finds."""
+    rows, columns = 20_000, (AttachedColumn("chance", "integer"), AttachedColumn("side", "integer"))
+    index = DatasetIndex.create(tmp_path / "f", metric=metric, key_kind="integer", dim=DIM, columns=columns)
+    vectors = random_vectors(rows, DIM)
+    chances = np.random.default_rng(5).integers(0, 100, rows)
+    sides = (vectors[:, 0].argsort().argsort() * 100) // rows
+    index.apply(range(rows), vectors, [], None, [f"[{a},{b}]" for a, b in zip(chances, sides, strict=True)])
+    build_all(index)
+    index.apply(range(500), random_vectors(500, DIM, seed=1), [], None, ["[50,50]"] * 500)
+    queries = random_vectors(60, DIM, seed=2)
+    exact_searches: list[int] = []
+    searched = approximate.search_exact
+    monkeypatch.setattr(
+        "syncd.index.search.exact_elements", lambda _: 1 << 60
+    )  # of so few rows it would be the cheaper one
+    monkeypatch.setattr(approximate, "search_exact", lambda *given: exact_searches.append(1) or searched(*given))  # type: ignore[func-returns-value]
+    for column in ("chance", "side"):
+        for below in (50, 10, 1):
+            view = index.view.where(parse_filter({column: {"lt": below}}, columns, "d"))
+            truth = index.search(queries, 10, view=view, exact=True)
+            exact_searches.clear()
+            found = index.search(queries, 10, view=view, recall=0.95)
+            shares = [len({*a.keys} & {*b.keys}) / 10 for a, b in zip(found, truth, strict=True)]
+            assert np.mean(shares) >= 0.94, (column, below)
+            if (column, below) == ("chance", 50):
+                assert point_for(view, 10, 0.95) is not None
+                assert len(exact_searches) < len(queries) // 10

@@ -35,7 +35,7 @@ SMALL = {
     "syncd.index.building.BLOCK_ROWS": 8,
     "syncd.index.compaction.BLOCK_BYTES": 100,
     "syncd.index.compaction.LAST_ROUND_SLOTS": 0,
-    "syncd.index.measuring.QUERIES": {10: 4, 100: 2},
+    "syncd.index.measuring.QUERIES": {10: 4, 40: 2, 100: 2, 1000: 5},
     "syncd.index.approximate.QUERIES_AT_ONCE": 2,
 }
 

@@ -225,7 +225,7 @@ async def test_what_a_client_is_given_is_what_the_service_is_asked(path: Path) -
         )
         asked = library.asked.pop()
         assert isinstance(asked, messages.SearchParams)
-        assert vector_from_wire(asked.vector or "").tolist() == [1.0]
+        assert vector_from_wire(asked.vector or b"").tolist() == [1.0]
         assert (asked.k, asked.recall, asked.exact, asked.max_distance) == (3, 0.9, True, 0.5)
         assert (asked.consistency, asked.after, asked.timeout_ms) == ("strong", "7", 100)
         await client.get("c", [2**53 + 1, np.int64(5), (1, "a")])  # type: ignore[list-item] # numpy's integers are no int

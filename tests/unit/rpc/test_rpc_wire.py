@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import base64
 from typing import Any
 
 import numpy as np
 import pytest
 
 from syncd.errors import InvalidParams, InvalidVector
-from syncd.rpc.wire import key_from_wire, key_to_wire, vector_from_wire, vector_to_base64, vector_to_wire
+from syncd.rpc.wire import key_from_wire, key_to_wire, vector_from_wire, vector_to_bytes, vector_to_wire
 from syncd.types import Key, KeyKind
 
 UUID = "6f1c0c9e-53a1-4e8a-9c61-0c8b8d1f7a10"
@@ -71,27 +70,26 @@ def test_a_key_of_another_kind_is_refused(kind: KeyKind, value: Any) -> None:
 
 def test_a_vector_comes_back_from_either_form_as_it_was() -> None:
     vector = np.random.default_rng(1).standard_normal(768, dtype=np.float32)
-    for wire in (vector_to_wire(vector), vector_to_base64(vector), vector_to_base64(vector.tolist())):
+    for wire in (vector_to_wire(vector), vector_to_bytes(vector), vector_to_bytes(vector.tolist())):
         back = vector_from_wire(wire)
         assert back.dtype == np.float32
         assert np.array_equal(back, vector)
 
 
 @pytest.mark.parametrize(
-    "wire", [[], "", [1e39], vector_to_base64([1.0, float("nan")]), vector_to_base64([float("inf")])]
+    "wire", [[], b"", [1e39], vector_to_bytes([1.0, float("nan")]), vector_to_bytes([float("inf")])]
 )
 def test_a_vector_that_is_empty_or_not_finite_is_invalid(wire: Any) -> None:
     with pytest.raises(InvalidVector):
         vector_from_wire(wire)
 
 
-@pytest.mark.parametrize("wire", ["?", "AAA", "ä", base64.b64encode(b"12345").decode(), "AAAA AAAA"])
-def test_text_that_is_no_base64_of_float32_is_refused(wire: str) -> None:
+def test_bytes_that_are_no_whole_number_of_float32_are_refused() -> None:
     with pytest.raises(InvalidParams):
-        vector_from_wire(wire)
+        vector_from_wire(b"12345")
 
 
 @pytest.mark.parametrize("vector", [["a"], [[1.0]], 3, object()])
 def test_a_client_refuses_to_send_what_is_no_vector(vector: Any) -> None:
     with pytest.raises(InvalidParams):
-        vector_to_base64(vector)
+        vector_to_bytes(vector)

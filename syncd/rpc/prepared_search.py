@@ -1,0 +1,183 @@
+"""One search request: checked on arrival, run in whatever thread, answered in the wire's form."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from msgspec import UNSET, UnsetType
+from numpy.typing import NDArray
+
+from syncd.errors import DimensionMismatch, InvalidParams, RequestError, TimedOut, UnknownKey, shortened
+from syncd.index.filters import Path, find_path, listed, parse_filter
+from syncd.index.search import SearchResult as Found
+from syncd.index.search import elements
+from syncd.index.view import View
+from syncd.rpc import messages
+from syncd.rpc.messages import WirePosition
+from syncd.rpc.wire import key_from_wire, key_to_wire, vector_from_wire
+from syncd.sync.datasets import Dataset
+from syncd.types import Key, Position
+
+ELEMENTS_BEFORE = 1_000_000
+"""A filter of which more must be read first is left to a worker thread before anything is known of how many rows it lets through."""
+ELEMENTS_AT_ONCE = 50_000_000
+"""A search over so many takes some hundredths of a second; between two of them the request's time is looked at."""
+
+
+class PreparedSearch:
+    """A search whose parameters have been checked, at one view of one dataset; ``recall`` is for those that name none."""
+
+    def __init__(self, params: messages.SearchParams, dataset: Dataset, *, lag_seconds: float, recall: float) -> None:
+        self.params = params
+        self.deadline = time.monotonic() + params.timeout_ms / 1000
+        self.dataset = dataset
+        self.kind = self.dataset.source.key_kind
+        self.lag_seconds = lag_seconds
+        self.recall = 1.0 if params.exact else params.recall or recall
+        # The position is read before the view, so that it never claims more than the answer holds.
+        self.position: Position = self.dataset.follower.cursor.position
+        self.view: View = self.dataset.index.view
+        self.filter = parse_filter(params.filter or {}, self.view.columns, self.dataset.name)
+        self.included = {name: self.read_path(name) for name in params.include or ()}
+        self.exclude: Key | None = None
+        self.queries = self.read_queries()
+
+    @property
+    def elements(self) -> int:
+        """How much there is to compare."""
+        params, view, cost = self.params, self.view, 0
+        if self.filter is not None and view.attributes is not None:
+            cost = view.attributes.cost(view.count, self.filter)
+            if cost > ELEMENTS_BEFORE:
+                return cost + elements(view, len(self.queries), params.k, 1.0)
+        return cost + elements(self.passing, len(self.queries), params.k, self.recall)
+
+    @cached_property
+    def passing(self) -> View:
+        """The view with only the rows that the filter lets through."""
+        return self.view.where(self.filter)
+
+    @property
+    def query_count(self) -> int:
+        """How many queries there are."""
+        return len(self.queries)
+
+    @property
+    def together_with(self) -> object:
+        """Searches of which this is equal may be one; None for "more like this row", which leaves out its own, and for a filter."""
+        if self.exclude is not None or self.filter is not None:
+            return None
+        return id(self.dataset), self.queries.shape[1], self.params.k, self.recall, self.params.max_distance
+
+    def look_at(self, position: Position, view: View) -> None:
+        """Search a newer view than the one of the request's arrival, for which no filter may have been asked."""
+        self.position, self.view = position, view
+        self.__dict__.pop("passing", None)
+
+    def read_path(self, name: str) -> Path:
+        """A column to include."""
+        path = find_path(name, self.view.columns)
+        if path is None:
+            raise InvalidParams(
+                f"dataset {self.dataset.name!r} has no column {shortened(name)!r} to include",
+                hint=f"columns: {listed(self.view.columns)}; attach the table again with other columns => for others",
+            )
+        return path
+
+    def read_queries(self) -> NDArray[np.float32]:
+        """The query vectors, (q, dim) float32."""
+        params = self.params
+        if params.vector is not None:
+            return vector_from_wire(params.vector)[None, :]
+        if params.vectors is not None:
+            queries = [vector_from_wire(vector) for vector in params.vectors]
+            for query in queries:
+                if len(query) != len(queries[0]):  # one of them is wrong, whatever the dataset's dimension is
+                    raise DimensionMismatch(
+                        self.dataset.name, expected=self.view.dim or len(queries[0]), got=len(query)
+                    )
+            return np.stack(queries) if queries else np.empty((0, self.view.dim or 0), dtype=np.float32)
+        assert params.key is not None
+        self.exclude = key_from_wire(self.kind, params.key)
+        vector = self.view.vector_of(self.exclude)
+        if vector is None:
+            raise UnknownKey(self.dataset.name, params.key)
+        return vector[None, :]
+
+    def run(self) -> messages.SearchResult:
+        """Search; safe in any thread."""
+        return self.result(self.search_in_time(self.queries))
+
+    def result(self, found: Sequence[Found]) -> messages.SearchResult:
+        """The answer, of one found for each query."""
+        params = self.params
+        keys: list[Any] = [self.wire_keys(one) for one in found]
+        distances: list[Any] = [one.distances.tolist() for one in found]
+        columns: dict[str, list[Any]] | UnsetType = UNSET
+        if self.included:
+            columns = self.columns_of(found)
+        if params.vectors is None:
+            keys, distances = keys[0], distances[0]
+        return messages.SearchResult(keys, distances, WirePosition.of(self.position), self.lag_seconds, columns)
+
+    def columns_of(self, found: Sequence[Found]) -> dict[str, list[Any]]:
+        """The values of the included columns, in the order of the keys."""
+        attributes, paths = self.view.attributes, list(self.included.values())
+        assert attributes is not None
+        each = [attributes.values(paths, self.view.find(one.keys)) for one in found]
+        if self.params.vectors is None:
+            return dict(zip(self.included, each[0], strict=True))
+        return {name: [values[place] for values in each] for place, name in enumerate(self.included)}
+
+    def search_in_time(self, queries: NDArray[np.float32]) -> list[Found]:
+        """What is nearest to these queries, all else as asked.
+
+        Some of them at a time, since nothing stops a search of FAISS' half-way; raises ``TimedOut`` between them.
+        """
+        params, found, passing = self.params, list[Found](), self.passing
+        at_once = max(ELEMENTS_AT_ONCE // max(elements(passing, 1, params.k, self.recall), 1), 1)
+        for start in range(0, max(len(queries), 1), at_once):
+            if start and time.monotonic() > self.deadline:
+                raise TimedOut(
+                    f"{start} of {len(queries)} vectors were searched in {params.timeout_ms} ms",
+                    hint="send fewer at once, or allow more with timeout_ms",
+                )
+            found += self.dataset.index.search(
+                queries[start : start + at_once],
+                params.k,
+                exclude=self.exclude,
+                max_distance=params.max_distance,
+                view=passing,
+                recall=self.recall,
+            )
+        return found
+
+    def wire_keys(self, found: Found) -> list[Any]:
+        """One query's keys as JSON has them."""
+        return [key_to_wire(self.kind, key) for key in found.keys]
+
+
+def search_together(searches: Sequence[PreparedSearch]) -> list[messages.SearchResult | Exception]:
+    """The answers to searches that have all but their queries in common, from one call where that succeeds."""
+    answers: list[messages.SearchResult | Exception] = []
+    if len(searches) > 1:
+        dataset = searches[0].dataset
+        position = dataset.follower.cursor.position  # before the view, as ever
+        view = dataset.index.view
+        for each in searches:
+            each.look_at(position, view)
+        with contextlib.suppress(RequestError):  # one query is bad: each for itself
+            found = iter(searches[0].search_in_time(np.concatenate([each.queries for each in searches])))
+            return [each.result(list(itertools.islice(found, each.query_count))) for each in searches]
+    for each in searches:
+        try:
+            answers.append(each.run())
+        except Exception as error:  # noqa: BLE001 - the request's own task raises it
+            answers.append(error)
+    return answers

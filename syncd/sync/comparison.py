@@ -1,0 +1,251 @@
+"""Comparing one source's table with its indexes, both at one snapshot: whatever differs is a difference, never a change that was under way.
+
+The table is read in a transaction that imported the snapshot at which the indexes were captured. It is read by fingerprint, and in a deep comparison
+by vector and attached columns too; a live row that is missing may be in quarantine, as long as it is still the row that was put there.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import psycopg
+from psycopg import sql
+
+from syncd.errors import DatabaseError
+from syncd.index.comparison import Comparison
+from syncd.index.view import View
+from syncd.postgres.connection import first_line
+from syncd.postgres.source import Source
+from syncd.postgres.vectors import decode_vectors
+from syncd.statements import statement
+from syncd.sync.passes import KEYS_PER_READ
+from syncd.sync.reading import Row
+from syncd.sync.watched import Quarantined, WatchedSource
+from syncd.types import DatasetName, Key, dataset_name
+
+ROWS_PER_FETCH = 10_000
+ROWS_PER_DEEP_FETCH = 500
+SAMPLE_KEYS = 10
+
+
+class InTheWay(DatabaseError):
+    """Somebody waits for a lock that this verify holds, or holds one that it wants."""
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetReport:
+    """One dataset: ``rows`` live ones in the table, ``indexed`` ones here, and how many keys differ, before any repair."""
+
+    dataset: DatasetName
+    source: Source
+    rows: int
+    indexed: int
+    missing: int
+    extra: int
+    stale: int
+    quarantined: int
+    sample: list[Key]
+    repaired: int = 0
+    in_sync: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class SourceReport:
+    """One source: was there anything to compare? ``reason`` says why not where it ``failed``, else what is in none of its datasets."""
+
+    source: Source
+    outcome: Literal["compared", "empty", "none_live", "failed"]
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class Captured:
+    """One source and its indexes as a pass left them. ``keys``: compare only these; ``only``: compare only these datasets."""
+
+    source: Source
+    views: dict[DatasetName, View]
+    quarantine: Mapping[Key, Quarantined]
+    failing: Sequence[Key] = ()
+    only: frozenset[DatasetName] | None = None
+    keys: Sequence[Key] | None = None
+
+
+@dataclass(slots=True)
+class Found:
+    """What the comparison of one source came to."""
+
+    report: SourceReport
+    datasets: list[DatasetReport] = field(default_factory=list)
+    differing: list[Key] = field(default_factory=list)
+
+
+def in_the_way() -> InTheWay:
+    """The error for who would make others wait."""
+    return InTheWay(
+        "another session has locked the table, or waits to", hint="verify again when it is done; see pg_stat_activity"
+    )
+
+
+def not_compared(watched: WatchedSource, only: frozenset[DatasetName] | None, reason: str) -> Found:
+    """The reports of a source that fails: nothing is known of its datasets, so none is in sync."""
+    source = watched.source
+    datasets = [
+        DatasetReport(name, source, 0, dataset.index.count, 0, 0, 0, 0, [], in_sync=False)
+        for name, dataset in watched.datasets.items()
+        if only is None or name in only
+    ]
+    return Found(SourceReport(source, "failed", reason), datasets)
+
+
+def compare_source(
+    connection: psycopg.Connection,
+    captured: Captured,
+    *,
+    deep: bool,
+    stop: threading.Event,
+    note: Callable[[int], None],
+) -> Found:
+    """Compare one source with its indexes, in a transaction at their snapshot. Blocking; ends early with ``DatabaseError`` at ``stop``."""
+    source = captured.source
+    comparison = SourceComparison(captured, deep=deep)
+    connection.execute(statement("passes", "savepoint"))
+    try:
+        for rows in batches(connection, captured, deep=deep):
+            comparison.feed(rows)
+            note(len(rows))
+            if stop.is_set():
+                raise DatabaseError("the verify was cancelled", hint="start it again")
+            if connection.execute(statement("verify", "is_in_the_way")).fetchone() == (True,):
+                raise in_the_way()
+        datasets, differing = comparison.finish()
+        outcome: Literal["compared", "empty", "none_live"] = "compared"
+        if captured.keys is None and captured.only is None and not comparison.rows:
+            query = sql.SQL(statement("verify", "has_rows")).format(source=source.rows_from)
+            row = connection.execute(query).fetchone()
+            outcome = "none_live" if row is not None and row[0] else "empty"
+    except (psycopg.DataError, psycopg.ProgrammingError, psycopg.InternalError) as error:
+        connection.execute(statement("passes", "rollback_to_savepoint"))
+        return Found(SourceReport(source, "failed", first_line(error)))
+    return Found(SourceReport(source, outcome, comparison.left_out()), datasets, differing)
+
+
+def batches(connection: psycopg.Connection, captured: Captured, *, deep: bool) -> Iterator[Sequence[Row]]:
+    """The table's live rows, some at a time."""
+    source = captured.source
+    if captured.keys is not None:
+        query = source.read_keys(vectors=deep)
+        for start in range(0, len(captured.keys), KEYS_PER_READ):
+            some = [str(key) for key in captured.keys[start : start + KEYS_PER_READ]]
+            cursor = psycopg.RawCursor(connection)
+            yield cursor.execute(query, [source.key_array(some)], prepare=source.prepare, binary=True).fetchall()
+        return
+    only = None if captured.only is None else sorted(captured.only)
+    with psycopg.RawServerCursor(connection, "syncd_verify") as scan:
+        scan.execute(source.read_all(only, vectors=deep, failing=captured.failing), binary=True)
+        while rows := scan.fetchmany(ROWS_PER_DEEP_FETCH if deep else ROWS_PER_FETCH):
+            yield rows
+
+
+class SourceComparison:
+    """The rows of one source's table against its datasets' views."""
+
+    def __init__(self, captured: Captured, *, deep: bool) -> None:
+        self.captured = captured
+        self.deep = deep
+        self.rows = 0
+        self.by_name = {name: Comparison(view) for name, view in captured.views.items()}
+        self.unindexed: dict[DatasetName, list[Key]] = {}
+        """Rows of datasets that are not there."""
+        self.quarantined: dict[DatasetName, int] = {}
+        self.seen: set[Key] = set()
+
+    def feed(self, rows: Sequence[Row]) -> None:
+        """Some rows of the table, each once."""
+        self.rows += len(rows)
+        keys = self.captured.source.parse_keys([row[0] for row in rows])
+        if self.captured.keys is not None:
+            self.seen.update(keys)
+        places: dict[tuple[str | None, str | None], list[int]] = {}
+        for place, row in enumerate(rows):
+            places.setdefault((row[1], row[2]), []).append(place)
+        for (project, dataset), at in places.items():
+            name = DatasetName("") if project is None or dataset is None else dataset_name(project, dataset)
+            self.feed_dataset(name, [keys[place] for place in at], [rows[place] for place in at])
+
+    def feed_dataset(self, name: DatasetName, keys: list[Key], rows: list[Row]) -> None:
+        """Rows of one dataset. One in quarantine is accounted for, as long as it is still the row that was put there."""
+        comparison, quarantine = self.by_name.get(name), self.captured.quarantine
+        if quarantine:
+            there = [quarantine.get(key) for key in keys]
+            absent = [
+                keys[place] for place, row in enumerate(there) if row is not None and row.fingerprint == rows[place][4]
+            ]
+            if absent:
+                self.quarantined[name] = self.quarantined.get(name, 0) + len(absent)
+                if comparison is not None:
+                    comparison.absent(absent)
+                left = set(keys).difference(absent)
+                places = [place for place, key in enumerate(keys) if key in left]
+                keys, rows = [keys[place] for place in places], [rows[place] for place in places]
+        if not keys:
+            return
+        if comparison is None:
+            self.unindexed.setdefault(name, []).extend(keys)
+            return
+        prints = np.fromiter((row[4] for row in rows), dtype=np.int64, count=len(rows))
+        if not self.deep:
+            comparison.rows(keys, prints)
+            return
+        decoded = decode_vectors(self.captured.source.vector_type, [row[3] for row in rows])
+        for block in decoded.blocks:
+            places = block.rows.tolist()
+            comparison.deep(
+                [keys[place] for place in places], block.vectors, prints[places], [rows[place][5] for place in places]
+            )
+        bad = [place for place, _ in decoded.bad]
+        comparison.rows([keys[place] for place in bad], prints[bad])
+
+    def finish(self) -> tuple[list[DatasetReport], list[Key]]:
+        """The reports, and all keys that differ."""
+        reports, differing = [], []
+        for name, comparison in self.by_name.items():
+            if self.captured.keys is None:
+                extra = comparison.extra()
+            else:  # what was asked for and is in no table
+                gone = [key for key in self.captured.keys if key not in self.seen]
+                extra = [key for key, there in zip(gone, comparison.view.contains(gone), strict=True) if there]
+            reports.append(self.report(name, comparison, extra))
+            differing += [*comparison.missing, *comparison.stale, *extra]
+        for name, keys in self.unindexed.items():
+            reports.append(
+                DatasetReport(
+                    name, self.captured.source, len(keys), 0, len(keys), 0, 0, 0, keys[:SAMPLE_KEYS], in_sync=False
+                )
+            )
+            differing += keys
+        return reports, differing
+
+    def left_out(self) -> str:
+        """In words, the rows that are in quarantine and in none of the source's datasets."""
+        rows = sum(count for name, count in self.quarantined.items() if name not in self.by_name)
+        return f"{rows} live rows are in quarantine, and in none of its datasets" if rows else ""
+
+    def report(self, name: DatasetName, comparison: Comparison, extra: Sequence[Key]) -> DatasetReport:
+        """One dataset's."""
+        missing, stale = comparison.missing, comparison.stale
+        return DatasetReport(
+            name,
+            self.captured.source,
+            rows=comparison.rows_seen,
+            indexed=comparison.view.live_count,
+            missing=len(missing),
+            extra=len(extra),
+            stale=len(stale),
+            quarantined=self.quarantined.get(name, 0),
+            sample=[*missing, *stale, *extra][:SAMPLE_KEYS],
+            in_sync=not (missing or extra or stale),
+        )

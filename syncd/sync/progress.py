@@ -1,0 +1,231 @@
+"""How far the consumer has come: what others read of it, ask of it, and wait for.
+
+Invariant: who waits for a position is answered only from a pass that began after the request, and who waits looks again after every pass, whether it
+came to a snapshot or found the database lost. While somebody waits the consumer does not sleep for long.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+import anyio
+import psycopg
+
+from syncd.errors import DatabaseError, DatabaseUnreachable, TimedOut
+from syncd.sync.datasets import ANSWERING, Dataset, Follower, Registry, State
+from syncd.sync.pace import Pace
+from syncd.sync.passes import Handover
+from syncd.sync.wake import Wake
+from syncd.sync.watched import WatchedSource
+from syncd.types import DatasetName, Position, Snapshot
+
+NOWHERE = Position(Snapshot(0, 0, frozenset()), 0)
+
+
+class Progress:
+    """See the module. ``sources`` and everything below them are changed by the consumer's task alone, or by who holds ``busy``."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.registry = registry
+        self.wake = Wake()
+        self.busy = anyio.Lock()
+        self.sources: dict[int, WatchedSource] = {}
+        self.position = NOWHERE
+        self.connected = False
+        self.settled: psycopg.Connection | None = None
+        """The connection, once a pass on it has brought the indexes to what its server has."""
+        self.ready = anyio.Event()
+        self.waiters = 0
+        self.passes_begun = 0
+        self.passes_done = 0
+        self.pass_done = anyio.Event()
+        self.last_pass_at = time.monotonic()
+        self.newest_outbox_id = 0
+        self.handover: Handover | None = None
+        self.handed_over = anyio.Event()
+        self.pace = Pace()
+        self.lost: DatabaseError | None = DatabaseUnreachable(
+            "the database has not been reached yet", hint="wait; or: syncd check"
+        )
+        """Why there is no connection, or none that is of use; None while there is one."""
+
+    def finish_pass(self) -> None:
+        """Let those who wait for a position look at it."""
+        done, self.pass_done = self.pass_done, anyio.Event()
+        done.set()
+
+    async def settled_connection(self, timeout_seconds: float) -> psycopg.Connection:
+        """The connection whose server the indexes stand for; raises ``DatabaseUnreachable``."""
+        with anyio.move_on_after(timeout_seconds):
+            while self.settled is None:
+                await self.pass_done.wait()
+            return self.settled
+        raise self.unreachable("a checkpoint would prove nothing now, the one before stays")
+
+    def unreachable(self, what: str = "") -> DatabaseUnreachable:
+        """The error for what needs the database, while there is none that is of use: ``what`` follows from that."""
+        lost = self.lost or DatabaseUnreachable(
+            "the database cannot be reached", hint="see the log of syncd serve, and: syncd check"
+        )
+        return DatabaseUnreachable(f"{what}: {lost.message}" if what else lost.message, hint=lost.hint)
+
+    def unsettle(self, connection: psycopg.Connection) -> None:
+        """A connection turned out to be lost, or not to be fit for a proof: a pass has to show otherwise."""
+        if self.settled is connection:
+            self.settled = None
+        self.wake("request")
+
+    @property
+    def changes_wait(self) -> bool:
+        """Whether there is more to apply than has been, as far as is known."""
+        return not self.connected or any(watched.lags for watched in self.sources.values())
+
+    @property
+    def lag_seconds(self) -> float:
+        """Since the last completed pass while changes wait or the database cannot be reached, else 0; of the source that is furthest behind.
+
+        A source that failed does not count: it does not answer, and says so.
+        """
+        if not self.changes_wait:
+            return 0.0
+        return max(
+            [self.behind(), *(self.behind(each) for each in self.sources.values() if each.lags and not each.is_failed)]
+        )
+
+    def behind(self, follower: Follower | None = None) -> float:
+        """Seconds since the last completed pass, of this source where it is named: passes over the others go on while it is locked."""
+        moved_at = None if follower is None else follower.moved_at
+        return time.monotonic() - (self.last_pass_at if moved_at is None else min(moved_at, self.last_pass_at))
+
+    @property
+    def lag_rows(self) -> int:
+        """Outbox rows that wait, at most."""
+        oldest = self.oldest_position().outbox_id
+        return max(self.newest_outbox_id - oldest, 0) if any(watched.lags for watched in self.sources.values()) else 0
+
+    @property
+    def state(self) -> State:
+        """The state of the whole."""
+        sources = self.sources.values()
+        if any(watched.is_failed for watched in sources):
+            return "failed"
+        if any(watched.must_rebuild for watched in sources):
+            return "must_rebuild"
+        if any(watched.reading and not watched.was_ready for watched in sources):
+            return "backfilling"
+        compared = [watched for watched in sources if watched.reading]
+        answering = all(dataset.state in ANSWERING for watched in compared for dataset in watched.datasets.values())
+        if not self.ready.is_set() or not answering:
+            return "catching_up"
+        return "rebuilding" if any(watched.scanning for watched in sources) or compared else "ready"
+
+    def oldest_position(self) -> Position:
+        """The position that every source has reached. Snapshots of one consumer are taken one after another, so they are in order."""
+        positions = [watched.cursor.position for watched in self.sources.values() if watched.source.table is not None]
+        return min(positions, key=lambda position: position.snapshot.age(), default=self.position)
+
+    async def rebuild(self, name: DatasetName) -> int:
+        """Build a dataset anew beside the one that answers; returns its rows once it has taken the place. Raises ``UnknownDataset``."""
+        while True:
+            dataset = self.registry.known(name)
+            watched = self.source_of(dataset)
+            if watched is not None and watched.is_failed:
+                raise DatabaseError(f"{watched.source.name} cannot be read: {watched.failure}", hint="see: syncd check")
+            if watched is not None and watched.scan is None and watched.predecessor is None:
+                async with self.busy:
+                    if watched.scan is None:
+                        watched.begin_rebuild(dataset.name)
+                replacement = dataset.replacement
+                await self.next_pass_until(partial(self.has_rebuilt, watched))
+                if dataset.index is replacement:
+                    return dataset.index.count
+            else:
+                await self.next_pass_until(lambda: self.connected)
+
+    def source_of(self, dataset: Dataset) -> WatchedSource | None:
+        """The source that a dataset is of; where the table was attached anew, the one that is to take the place of the dataset's."""
+        for watched in self.sources.values():
+            for each in (watched, watched.predecessor):
+                if each is not None and each.datasets.get(dataset.name) is dataset:
+                    return watched
+        return None
+
+    def has_rebuilt(self, watched: WatchedSource) -> bool:
+        """Whether a rebuild has ended, well or not; one whose source is followed no more ends with it."""
+        followed = self.sources.get(watched.source.id) is watched
+        return not followed or watched.scan is None or watched.is_failed
+
+    async def next_pass_until(self, done: Callable[[], bool]) -> None:
+        """Wait for at least one pass, and until one has left things as they are wanted; raises ``DatabaseUnreachable``."""
+        self.waiters += 1
+        try:
+            while True:
+                passed = self.pass_done
+                self.wake("request")
+                await passed.wait()
+                if done():
+                    return
+                if not self.connected:
+                    raise self.unreachable()
+        finally:
+            self.waiters -= 1
+
+    async def hand_over(self, handover: Handover) -> None:
+        """Return once a pass has called ``handover.take``. One at a time."""
+        self.handover, self.handed_over = handover, anyio.Event()
+        try:
+            await self.next_pass_until(self.handed_over.is_set)
+        finally:
+            self.handover = None
+
+    async def wait_for_xid(self, xid: int, timeout_seconds: float, watched: Follower | None = None) -> Position:
+        """Return once the position, of one source or of all, includes a transaction; raises ``TimedOut``."""
+        # A position from before a crash of the server may include another transaction of the same id.
+        needed = self.passes_begun + 1
+        with anyio.move_on_after(timeout_seconds):
+            return await self.wait_until(lambda snapshot: self.passes_done >= needed and snapshot.sees(xid), watched)
+        raise self.timed_out(f"the index does not include transaction {xid} yet")
+
+    async def wait_for_now(self, timeout_seconds: float, watched: Follower | None = None) -> Position:
+        """Return once the position, of one source or of all, includes all that was committed before this call; raises ``TimedOut``."""
+        needed = self.passes_begun + 1
+        with anyio.move_on_after(timeout_seconds):
+            await self.wait_until(lambda _: self.passes_done >= needed, watched)
+            newest = self.position.snapshot
+            return await self.wait_until(lambda snapshot: snapshot.covers(newest), watched)
+        raise self.timed_out("no pass over this dataset has been completed since the request")
+
+    async def wait_until(self, reached: Callable[[Snapshot], bool], watched: Follower | None) -> Position:
+        """Wake the consumer until the position is what is asked for."""
+        self.waiters += 1
+        try:
+            while True:
+                followed: list[Follower] = [each for each in self.sources.values() if not each.is_failed]
+                while watched is not None and watched.successor is not None:
+                    watched = watched.successor
+                waited_for = [watched] if watched is not None else followed
+                if reached(self.position.snapshot) and all(
+                    not each.scanning and reached(each.cursor.position.snapshot) for each in waited_for
+                ):
+                    return watched.cursor.position if watched is not None else self.oldest_position()
+                done = self.pass_done
+                self.wake("request")
+                await done.wait()
+        finally:
+            self.waiters -= 1
+
+    def timed_out(self, what: str) -> TimedOut:
+        """The time of a request that waits ran out."""
+        if not self.connected:
+            error = self.unreachable(what)
+            return TimedOut(error.message, hint=error.hint)
+        for watched in self.sources.values():
+            if watched.watch.weakness:
+                return TimedOut(f"{what}: {watched.watch.weakness}", hint="or do not ask for a position")
+        if self.pace.writers:
+            return TimedOut(what, hint="a transaction that wrote to a source is still open; see pg_stat_activity")
+        return TimedOut(
+            what, hint="is the token's transaction committed? allow more with timeout_ms; see: syncd status"
+        )
