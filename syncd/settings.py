@@ -208,10 +208,15 @@ class Settings(BaseSettings):
         """Flags, variables, then the first configuration file that exists."""
         del dotenv_settings, file_secret_settings
         sources = [init_settings, env_settings]
-        config = next((path for path in CONFIG_FILES if path.is_file()), None)
+        config = config_file()
         if config is not None:
             sources.append(TomlConfigSettingsSource(settings_cls, toml_file=config))
         return tuple(sources)
+
+
+def config_file() -> Path | None:
+    """The configuration file that is read: the first that exists."""
+    return next((path for path in CONFIG_FILES if path.is_file()), None)
 
 
 def load_settings(**flags: Any) -> Settings:

@@ -21,7 +21,7 @@ from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 from psycopg_pool import ConnectionPool
 
-from syncd.errors import DatabaseError, UnknownDataset
+from syncd.errors import DatabaseError, NotReady, UnknownDataset
 from syncd.rpc.calls import Hit, Vector
 from syncd.rpc.client import Client
 from syncd.statements import statement
@@ -144,6 +144,8 @@ class Documents:
 
     def vectors(self, ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """The indexed vectors of these documents, of unit length where the metric is cosine."""
+        if not ids:
+            return {}  # of a collection without rows there is no dataset to ask
         with self._client() as client:
             rows = client.get(self.dataset, [(self.collection, each) for each in ids], vectors=True)
         return {str(row.key[1]): row.vector for row in rows if isinstance(row.key, tuple) and row.vector is not None}
@@ -156,7 +158,7 @@ class Documents:
                 client.wait(after)  # by itself: neither of two tokens vouches for the other
             try:
                 return client.search(self.dataset, vector, k=k, filter=conditions, after=self.last_token)
-            except UnknownDataset:
+            except (UnknownDataset, NotReady):  # nothing written yet, or another program has only now made the table
                 if not self._has_vectors():
                     return []
             try:

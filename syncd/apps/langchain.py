@@ -125,7 +125,7 @@ class SyncdVectorStore(VectorStore):
         if not names:
             return []
         chosen = maximal_marginal_relevance(
-            np.asarray(embedding, dtype=np.float32), [vectors[name] for name in names], lambda_mult, k
+            np.asarray(embedding, dtype=np.float32), [vectors[name].tolist() for name in names], lambda_mult, k
         )
         return [near[names[place]] for place in chosen]
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llama_index.core.bridge.pydantic import PrivateAttr
+from llama_index.core.indices.query.embedding_utils import get_top_k_mmr_embeddings
 from llama_index.core.schema import BaseNode, MetadataMode
 from llama_index.core.vector_stores.types import (
     BasePydanticVectorStore,
@@ -21,7 +22,7 @@ from llama_index.core.vector_stores.types import (
 )
 from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
 
-from syncd.apps.documents import METADATA, Document, Documents
+from syncd.apps.documents import METADATA, Document, Documents, Found
 from syncd.types import Metric
 
 OPERATORS = {
@@ -36,6 +37,8 @@ OPERATORS = {
     FilterOperator.ALL: "contains",
     FilterOperator.CONTAINS: "contains",
 }
+MODES = (VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.MMR)
+MMR_PREFETCH_FACTOR = 4.0
 
 
 class SyncdVectorStore(BasePydanticVectorStore):
@@ -43,7 +46,7 @@ class SyncdVectorStore(BasePydanticVectorStore):
 
     A query sees every write that this store has finished; ``query(..., after=token)`` takes the token of another writer. ``similarities``
     are 1 - distance under ``cosine``, the inner product under ``ip``, and 1 / (1 + distance) under ``l2``. The parameters are those of
-    ``syncd.apps.documents.Documents``. The asynchronous methods run in threads.
+    ``syncd.apps.documents.Documents``. The asynchronous methods run in threads, and do not hold up the loop.
     """
 
     stores_text: bool = True
@@ -115,21 +118,24 @@ class SyncdVectorStore(BasePydanticVectorStore):
         refuse(filters)
         return [as_node(each) for each in self._documents.read(node_ids or [])]
 
-    def query(self, query: VectorStoreQuery, *, after: str | None = None, **_: Any) -> VectorStoreQueryResult:
-        """The nearest nodes to ``query_embedding``; modes other than the default one are refused."""
-        if query.mode != VectorStoreQueryMode.DEFAULT or query.query_embedding is None:
-            raise ValueError(f"syncd answers queries of mode default with an embedding, not {query.mode.value}")
-        conditions = [as_filter(query.filters)] if query.filters is not None else []
-        if query.node_ids:  # a retriever passes an empty list for "any"
-            conditions.append({"id": {"in": query.node_ids}})
-        if query.doc_ids:
-            conditions.append({"document_id": {"in": query.doc_ids}})
-        found = self._documents.search(
-            query.query_embedding, query.similarity_top_k, {"and": conditions} if conditions else None, after
-        )
+    def query(self, query: VectorStoreQuery, *, after: str | None = None, **kwargs: Any) -> VectorStoreQueryResult:
+        """The nearest nodes to ``query_embedding``, or in mode ``mmr`` nodes near to it of which each is unlike the one before.
+
+        ``mmr_threshold``, ``mmr_prefetch_factor`` and ``mmr_prefetch_k`` are those of LlamaIndex's other stores. Raises ``ValueError`` in modes
+        that look at texts: syncd compares vectors.
+        """
+        if query.mode not in MODES or query.query_embedding is None:
+            raise ValueError(f"syncd answers queries of mode default or mmr with an embedding, not {query.mode.value}")
+        limit = query.similarity_top_k
+        if query.mode == VectorStoreQueryMode.MMR:
+            near = self._nearest(query, max(limit, candidates(limit, kwargs)), after)
+            found, similarities = self._unlike(query, near, kwargs.get("mmr_threshold", query.mmr_threshold))
+        else:
+            found = self._nearest(query, limit, after)
+            similarities = [self._similarity(each.distance) for each in found]
         return VectorStoreQueryResult(
             nodes=[as_node(each.document) for each in found],
-            similarities=[self._similarity(each.distance) for each in found],
+            similarities=similarities,
             ids=[each.document.id for each in found],
         )
 
@@ -161,10 +167,44 @@ class SyncdVectorStore(BasePydanticVectorStore):
         """See ``query``."""
         return await asyncio.to_thread(self.query, query, **kwargs)
 
+    def _nearest(self, query: VectorStoreQuery, k: int, after: str | None) -> list[Found]:
+        assert query.query_embedding is not None
+        conditions = [as_filter(query.filters)] if query.filters is not None else []
+        if query.node_ids:  # a retriever passes an empty list for "any"
+            conditions.append({"id": {"in": query.node_ids}})
+        if query.doc_ids:
+            conditions.append({"document_id": {"in": query.doc_ids}})
+        return self._documents.search(query.query_embedding, k, {"and": conditions} if conditions else None, after)
+
+    def _unlike(
+        self, query: VectorStoreQuery, near: list[Found], threshold: float | None
+    ) -> tuple[list[Found], list[float]]:
+        """Those that LlamaIndex's maximal marginal relevance chooses, and its scores. One deleted meanwhile has no vector any more."""
+        assert query.query_embedding is not None
+        vectors = self._documents.vectors([each.document.id for each in near])
+        there = {each.document.id: each for each in near if each.document.id in vectors}
+        if not there:
+            return [], []
+        scores, names = get_top_k_mmr_embeddings(
+            query.query_embedding,
+            [vectors[name].tolist() for name in there],
+            similarity_top_k=query.similarity_top_k,
+            embedding_ids=list(there),
+            mmr_threshold=threshold,
+        )
+        return [there[name] for name in names], scores
+
     def _similarity(self, distance: float) -> float:
         if self._documents.metric == "cosine":
             return 1 - distance
         return -distance if self._documents.metric == "ip" else 1 / (1 + distance)
+
+
+def candidates(limit: int, options: Mapping[str, Any]) -> int:
+    """How many of the nearest the relevance chooses from."""
+    if "mmr_prefetch_k" in options and "mmr_prefetch_factor" in options:
+        raise ValueError("mmr_prefetch_k and mmr_prefetch_factor say the same: give one")
+    return int(options.get("mmr_prefetch_k", limit * options.get("mmr_prefetch_factor", MMR_PREFETCH_FACTOR)))
 
 
 def as_node(document: Document) -> BaseNode:

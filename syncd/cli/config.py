@@ -5,12 +5,12 @@ from __future__ import annotations
 from pydantic import SecretStr
 
 from syncd.cli.options import Json
-from syncd.cli.output import print_json, print_table
-from syncd.settings import Settings, load_settings
+from syncd.cli.output import print_json, print_table, talk
+from syncd.settings import CONFIG_FILES, Settings, config_file, load_settings
 
 
 def config(json: Json = False) -> None:
-    """Print every setting, its value now and what it does. Secrets are not shown.
+    """Print every setting, its value now and what it does, and which syncd.toml is read. Secrets are not shown.
 
     Example: syncd config
     """
@@ -23,6 +23,10 @@ def config(json: Json = False) -> None:
         print_json({name: value for name, value, _ in rows})
     else:
         print_table(["variable", "value", ""], rows)
+        file = config_file()
+        names = " or ".join(map(str, CONFIG_FILES))
+        talk(f"read: {file.absolute()}" if file else f"no configuration file is there: {names}")
+        talk("A variable goes before its line there, such as: checkpoint_seconds = 30")
 
 
 def shown(value: object) -> str | None:

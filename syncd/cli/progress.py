@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -76,3 +77,29 @@ def count(work: Work) -> str:
 def in_words(work: Work) -> str:
     """The same without a bar."""
     return f"{work.what} {work.name}".strip() + f": {count(work)}"
+
+
+class Pace:
+    """How fast each piece of work has gone since it was first seen, and how long the rest will take at that."""
+
+    def __init__(self) -> None:
+        self.first: dict[tuple[str, str], tuple[float, int]] = {}
+
+    def in_words(self, works: Sequence[Work], now: float) -> list[str]:
+        """A line for each; ``now`` is in seconds, since whenever."""
+        before, self.first = self.first, {}
+        lines = []
+        for work in works:
+            key = (work.what, work.name)
+            since, rows = before.get(key, (now, work.rows))
+            if work.rows < rows:  # begun anew
+                since, rows = now, work.rows
+            self.first[key] = (since, rows)
+            line = in_words(work)
+            if work.rows > rows and now > since:
+                speed = (work.rows - rows) / (now - since)
+                line += f", {speed:,.0f} rows/s"
+                if work.expected > work.rows:
+                    line += f", {timedelta(seconds=round((work.expected - work.rows) / speed))} left"
+            lines.append(line)
+        return lines

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from syncd.cli.output import print_json
-from syncd.cli.progress import in_words
+from syncd.cli.progress import Pace
 from syncd.errors import ServiceUnavailable, TimedOut
 from syncd.ops.findings import since
 from syncd.rpc.client import Client
@@ -56,9 +56,9 @@ def look(client: Client) -> Found:
 
 def frames(client: Client, found: Found, height: int) -> Iterator[Group]:
     """One a second; while the service does not answer, why, above what there was before."""
-    lost = ""
+    lost, pace = "", Pace()
     while True:
-        yield Group(Text(lost, style="red"), drawn(*found, height - 1)) if lost else drawn(*found, height)
+        yield Group(Text(lost, style="red"), drawn(*found, pace, height - 1)) if lost else drawn(*found, pace, height)
         time.sleep(WATCH_SECONDS)
         try:
             found, lost = look(client), ""
@@ -66,7 +66,7 @@ def frames(client: Client, found: Found, height: int) -> Iterator[Group]:
             lost = f"{error.message}; what follows is as it was"
 
 
-def drawn(status: ServiceStatus, datasets: list[DatasetStatus], height: int) -> Group:
+def drawn(status: ServiceStatus, datasets: list[DatasetStatus], pace: Pace, height: int) -> Group:
     """One screen: those datasets first that need a look."""
     tone = "green" if status.state == "ready" and not status.lag_seconds else "yellow"
     lines = [
@@ -76,7 +76,7 @@ def drawn(status: ServiceStatus, datasets: list[DatasetStatus], height: int) -> 
         Text(f"{status.lag_rows or 0:,} changes wait, {status.lag_seconds:.1f} s   quarantined {status.quarantined:,}"),
         Text(f"checkpoint {since(status.checkpoint.at)}", style="red" if status.checkpoint.error else ""),
         Text("\n".join(filter(None, (status.database_error, status.checkpoint.error))), style="red"),
-        *(Text(in_words(work)) for work in status.work[:WORK_SHOWN]),
+        *map(Text, pace.in_words(status.work[:WORK_SHOWN], status.uptime_seconds)),
     ]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(COLUMNS):

@@ -60,7 +60,7 @@ td.name{white-space:normal;overflow-wrap:anywhere;min-width:9rem}td.n,th.n{text-
 ul{padding-left:1.2rem;margin:.3rem 0}li{overflow-wrap:anywhere}
 dl{display:grid;grid-template-columns:repeat(auto-fit,minmax(10rem,1fr));gap:.6rem;margin:.8rem 0}
 dt{color:var(--soft);font-size:.85rem}dd{margin:0;overflow-wrap:anywhere}
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(17rem,1fr));gap:1rem}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(15rem,1fr));gap:1rem;align-items:end}
 figure{margin:0}figcaption{font-size:.9rem}
 svg{width:100%;height:5.6rem;display:block}polyline{fill:none;stroke:var(--mark);stroke-width:1.5;vector-effect:non-scaling-stroke}
 polyline.s1{stroke:var(--two)}line{stroke:var(--line)}

@@ -315,11 +315,11 @@ class Methods:
         return max(self.consumer.newest_outbox_id - found.follower.cursor.position.outbox_id, 0)
 
     def lag_seconds(self, dataset: Dataset) -> float:
-        """Since the last completed pass, while changes of this dataset's source wait."""
+        """Since the last completed pass over this dataset's source, while changes of it wait."""
         consumer = self.consumer
         if consumer.connected and not dataset.follower.lags:
             return 0.0
-        return time.monotonic() - consumer.last_pass_at
+        return consumer.behind(dataset.follower)
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Run a long reading beside the event loop, as many at once as there are cores for it."""

@@ -25,6 +25,8 @@ class Follower(Protocol):
     """What moves a dataset on: its source, as it is being followed."""
 
     cursor: Cursor
+    moved_at: float | None
+    """When all was last applied that a pass saw, by ``time.monotonic``."""
 
     @property
     def successor(self) -> Follower | None:

@@ -84,8 +84,20 @@ class Progress:
 
     @property
     def lag_seconds(self) -> float:
-        """Since the last completed pass while changes wait or the database cannot be reached, else 0."""
-        return time.monotonic() - self.last_pass_at if self.changes_wait else 0.0
+        """Since the last completed pass while changes wait or the database cannot be reached, else 0; of the source that is furthest behind.
+
+        A source that failed does not count: it does not answer, and says so.
+        """
+        if not self.changes_wait:
+            return 0.0
+        return max(
+            [self.behind(), *(self.behind(each) for each in self.sources.values() if each.lags and not each.is_failed)]
+        )
+
+    def behind(self, follower: Follower | None = None) -> float:
+        """Seconds since the last completed pass, of this source where it is named: passes over the others go on while it is locked."""
+        moved_at = None if follower is None else follower.moved_at
+        return time.monotonic() - (self.last_pass_at if moved_at is None else min(moved_at, self.last_pass_at))
 
     @property
     def lag_rows(self) -> int:

@@ -47,7 +47,7 @@ def test_sqlalchemy(running: Throwaway) -> None:
     assert run(running, sys.executable, str(EXAMPLES / "with_sqlalchemy.py"), dsn=url) == "red\norange\n"
 
 
-@pytest.mark.skipif(importlib.util.find_spec("django") is None, reason="pip install 'syncd[apps-dev]'")
+@pytest.mark.skipif(importlib.util.find_spec("django") is None, reason="pip install -e '.[dev]'")
 def test_django(running: Throwaway) -> None:
     assert run(running, sys.executable, str(EXAMPLES / "with_django.py")) == "red\norange\n"
 

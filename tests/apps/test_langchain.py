@@ -11,8 +11,8 @@ import pytest
 
 from syncd.testing import Throwaway
 
-pytest.importorskip("langchain_core", reason="pip install 'syncd[langchain]'")
-suites = pytest.importorskip("langchain_tests.integration_tests.vectorstores", reason="pip install 'syncd[apps-dev]'")
+pytest.importorskip("langchain_core", reason="pip install -e '.[dev]'")
+suites = pytest.importorskip("langchain_tests.integration_tests.vectorstores", reason="pip install -e '.[dev]'")
 
 from langchain_core.documents import Document  # noqa: E402
 from langchain_core.embeddings import DeterministicFakeEmbedding, Embeddings  # noqa: E402
@@ -97,7 +97,22 @@ def test_scores_are_distances_and_relevance_is_their_complement(store: SyncdVect
     assert [round(score, 6) for _, score in relevant] == [1.0, 0.0]
 
 
+def test_a_table_that_was_made_a_moment_ago_answers(running: Throwaway) -> None:
+    """Also while syncd has not looked at it yet, and to a program that has not made it."""
+    for number in range(10):
+        table = f"fresh_{uuid.uuid4().hex}"
+        stores = [SyncdVectorStore(Words(), running.dsn, table=table, address=running.socket) for _ in range(2)]
+        try:
+            assert stores[number % 2].similarity_search("1 0") == []
+            stores[0].add_texts(["1 0"], ids=["x"])
+            assert [document.id for document in stores[1].similarity_search("1 0")] == ["x"]
+        finally:
+            for each in stores:
+                each.close()
+
+
 def test_marginal_relevance_prefers_what_is_unlike(store: SyncdVectorStore) -> None:
+    assert store.max_marginal_relevance_search("1 0", k=2) == []
     store.add_texts(["1 0", "1 0.01", "0.7 0.7"], ids=["first", "twin", "other"])
     assert [each.id for each in store.similarity_search("1 0", k=2)] == ["first", "twin"]
     assert [each.id for each in store.max_marginal_relevance_search("1 0", k=2, lambda_mult=0.2)] == ["first", "other"]

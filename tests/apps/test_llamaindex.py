@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from syncd.testing import Throwaway
 
-pytest.importorskip("llama_index.core", reason="pip install 'syncd[llamaindex]'")
+pytest.importorskip("llama_index.core", reason="pip install -e '.[dev]'")
 
 from llama_index.core.schema import NodeRelationship, RelatedNodeInfo, TextNode
 from llama_index.core.vector_stores.types import (
@@ -45,8 +46,9 @@ NODES = [
 ]
 
 
-def query(**parameters: object) -> VectorStoreQuery:
-    return VectorStoreQuery(**({"query_embedding": [1.0, 0.0], "similarity_top_k": 10} | parameters))
+def query(**parameters: Any) -> VectorStoreQuery:
+    asked: dict[str, Any] = {"query_embedding": [1.0, 0.0], "similarity_top_k": 10}
+    return VectorStoreQuery(**asked | parameters)
 
 
 def test_nodes_come_back_as_they_were_written_nearest_first(store: SyncdVectorStore) -> None:
@@ -102,7 +104,7 @@ async def test_the_same_without_blocking_the_loop(store: SyncdVectorStore) -> No
     ],
 )
 def test_operators(
-    store: SyncdVectorStore, operator: FilterOperator, key: str, value: object, expected: list[str]
+    store: SyncdVectorStore, operator: FilterOperator, key: str, value: Any, expected: list[str]
 ) -> None:
     store.add(NODES)
     filters = MetadataFilters(filters=[MetadataFilter(key=key, value=value, operator=operator)])
@@ -114,7 +116,7 @@ def test_conditions_documents_and_ids(store: SyncdVectorStore) -> None:
     english = MetadataFilter(key="lang", value="en")
     late = MetadataFilter(key="year", value=2022, operator=FilterOperator.GTE)
 
-    def ids(condition: FilterCondition, *filters: object) -> list[str] | None:
+    def ids(condition: FilterCondition, *filters: MetadataFilter | MetadataFilters) -> list[str] | None:
         return store.query(query(filters=MetadataFilters(filters=list(filters), condition=condition))).ids
 
     assert ids(FilterCondition.AND, english, late) == []
@@ -129,10 +131,35 @@ def test_what_cannot_be_asked_is_refused(store: SyncdVectorStore) -> None:
     like = MetadataFilters(filters=[MetadataFilter(key="lang", value="e", operator=FilterOperator.TEXT_MATCH)])
     with pytest.raises(ValueError, match="no filter for text_match"):
         store.query(query(filters=like))
-    with pytest.raises(ValueError, match="not mmr"):
-        store.query(query(mode=VectorStoreQueryMode.MMR))
+    for mode in set(VectorStoreQueryMode) - {VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.MMR}:
+        with pytest.raises(ValueError, match=f"mode default or mmr with an embedding, not {mode.value}"):
+            store.query(query(mode=mode))
+    with pytest.raises(ValueError, match="with an embedding"):
+        store.query(query(query_embedding=None))
+    with pytest.raises(ValueError, match="give one"):
+        store.query(query(mode=VectorStoreQueryMode.MMR), mmr_prefetch_k=9, mmr_prefetch_factor=2)
     with pytest.raises(ValueError, match="by their ids"):
         store.delete_nodes(filters=like)
+
+
+def test_marginal_relevance_prefers_what_is_unlike(store: SyncdVectorStore) -> None:
+    assert store.query(query(mode=VectorStoreQueryMode.MMR)).ids == []
+    store.add(
+        [node("first", [1, 0]), node("twin", [1, 0.01]), node("other", [0.7, 0.7], lang="en"), node("far", [-1, 0])]
+    )
+
+    def ids(number: int = 2, filters: MetadataFilters | None = None, **options: Any) -> list[str] | None:
+        asked = query(mode=VectorStoreQueryMode.MMR, similarity_top_k=number, filters=filters)
+        return store.query(asked, **options).ids
+
+    assert store.query(query(similarity_top_k=2)).ids == ["first", "twin"]
+    assert ids(mmr_threshold=0.2, mmr_prefetch_k=3) == ["first", "other"]
+    assert ids(mmr_threshold=0.2) == ["first", "far"]  # eight candidates
+    assert ids(mmr_threshold=0.2, mmr_prefetch_factor=1) == ["first", "twin"]
+    assert ids(mmr_threshold=1) == ["first", "twin"]
+    assert ids(mmr_threshold=1, mmr_prefetch_k=1) == ["first", "twin"]  # never fewer candidates than answers
+    assert ids(filters=MetadataFilters(filters=[MetadataFilter(key="lang", value="en")])) == ["other"]
+    assert len(ids(10) or []) == 4
 
 
 def test_an_index_of_llamaindex_on_it_retrieves(store: SyncdVectorStore) -> None:

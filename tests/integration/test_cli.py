@@ -458,6 +458,25 @@ def test_long_work_shows_rows_rate_and_time_left_on_a_terminal(slow: Daemon, arg
     assert re.search(r"[1-9][0-9,]*/20,000 rows [0-9,]+ rows/s 0:\d\d:\d\d", shown), shown
 
 
+def test_a_first_reading_shows_rows_rate_and_time_left_on_a_terminal(slow: Daemon) -> None:
+    with psycopg.connect(slow.conninfo, autocommit=True) as db:
+        db.execute("CREATE TABLE long (id int PRIMARY KEY, v real[])")
+        db.execute("INSERT INTO long SELECT i, ARRAY[i, 1] FROM generate_series(1, 100000) AS i")
+        db.execute("ANALYZE long")  # what is expected is the planner's estimate
+        db.execute("SELECT syncd.attach('long')")
+        master, slave = os.openpty()
+        environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "150", "LINES": "40"}
+        with watching(slow, stdout=slave, env=environment):
+            os.close(slave)
+            seen = b""
+            while not re.search(
+                rb"reading public\.long: [0-9,]+/100,000 rows, [1-9][0-9,]* rows/s, \d+:\d\d:\d\d left", seen
+            ):
+                seen += os.read(master, 4096)
+        os.close(master)
+        db.execute("SELECT syncd.detach('long')")
+
+
 # The schema
 
 

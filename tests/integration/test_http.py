@@ -17,8 +17,10 @@ from urllib.parse import urlencode
 import psycopg
 import pytest
 
+from syncd.rpc.client import Client
 from tests.conftest import clone
 from tests.daemon import Daemon
+from tests.faults.following import until
 from tests.integration.test_cli import assert_failed, run
 from tests.scrape import events, get, readyz, url_of, wait_for_event
 from tests.servers import PostgresServer
@@ -148,6 +150,35 @@ def test_a_heartbeat_that_does_not_arrive_makes_answers_stale(database: str, tmp
         assert body["stale_seconds"] > 0.2
     while readyz(daemon)[0] != 200:
         pass
+    daemon.stop()
+
+
+def test_a_table_that_somebody_keeps_locked_lags_for_as_long_and_the_others_do_not(
+    database: str, tmp_path: Path
+) -> None:
+    """Passes over the other tables, and tries at this one, go on all the while."""
+    for name in ("t", "free"):
+        make_table(database, name)
+    with psycopg.connect(database, autocommit=True) as db:
+        db.execute("SELECT syncd.attach('free', dataset => $$'free'$$, metric => 'l2')")
+    daemon = Daemon(database, tmp_path / "data", http="127.0.0.1:0", poll_seconds=0.05, max_staleness_seconds=1).start()
+
+    def lags(client: Client) -> tuple[float, float]:
+        found = {row.source: row.lag_seconds for row in client.datasets()}
+        return found["public.t"], found["public.free"]
+
+    with daemon.client() as client, psycopg.connect(database) as lock:
+        until(lambda: lags(client) == (0, 0), "at rest")
+        lock.execute("LOCK TABLE t IN ACCESS EXCLUSIVE MODE")
+        until(lambda: lags(client)[0] > 2, "the locked table lags")
+        assert lags(client)[1] == 0
+        assert client.search("a", [1.0, 1.0], k=1)[0].key == 1
+        assert client.status().lag_seconds > 2
+        assert readyz(daemon)[0] == 503
+        lock.rollback()
+        until(lambda: lags(client) == (0, 0), "it is read again")
+        assert client.status().lag_seconds == 0
+        until(lambda: readyz(daemon)[0] == 200, "the heartbeat has arrived")
     daemon.stop()
 
 

@@ -207,6 +207,16 @@ def test_config_shows_every_setting_and_no_secret(tmp_path: Path) -> None:
         assert SECRET not in done.stdout + done.stderr
 
 
+def test_config_tells_which_file_is_read_and_what_a_line_of_it_is(tmp_path: Path) -> None:
+    done = run("config", cwd=tmp_path)
+    assert "no configuration file is there: syncd.toml or /etc/syncd/syncd.toml\n" in done.stderr
+    line = done.stderr.splitlines()[-1].partition(": ")[2]
+    (tmp_path / "syncd.toml").write_text(line)
+    done = run("config", cwd=tmp_path)
+    assert f"read: {tmp_path / 'syncd.toml'}\n" in done.stderr
+    assert re.search(r"SYNCD_CHECKPOINT_SECONDS +30\.0 ", done.stdout)
+
+
 def test_settings_that_belong_to_the_database_are_stored_there_and_kept(
     db: psycopg.Connection, database: str, tmp_path: Path
 ) -> None:

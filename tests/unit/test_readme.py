@@ -42,3 +42,11 @@ def test_every_link_of_the_readme_leads_to_a_file() -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", README.read_text("utf-8"))
     assert links
     assert [link for link in links if not (README.parent / link).is_file()] == []
+
+
+def test_the_picture_of_the_status_page_is_as_wide_as_a_screen_and_small() -> None:
+    (link,) = re.findall(r"!\[[^]]+\]\(([^)]+)\)", README.read_text("utf-8"))
+    picture = (README.parent / link).read_bytes()
+    assert picture.startswith(b"\x89PNG\r\n")
+    assert int.from_bytes(picture[16:20], "big") == 1200
+    assert len(picture) < 100_000
