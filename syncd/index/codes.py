@@ -28,6 +28,9 @@ library: Any = faiss
 PAIRS_UP_TO_DIM = 256
 """A 4-bit code stands for two dimensions up to here, for four above."""
 
+MOST_CHOSEN = 1000
+"""Whoever may search may ask for any recall."""
+
 _LARGEST = np.float32(1e15)
 """Numbers are cut to this size before they are encoded: their squares then stay finite. Distances come from the vectors themselves."""
 
@@ -92,6 +95,17 @@ class Codes:
     calibration: Calibration
     unevenness_trained: float = 1.0
     """``unevenness`` when the codebook was new."""
+    _chosen: dict[tuple[int, float], Point | None] = field(default_factory=dict, init=False)
+
+    def point(self, k: int, recall: float) -> Point | None:
+        """``Calibration.choose``, kept for those who ask for the same."""
+        try:
+            return self._chosen[k, recall]
+        except KeyError:
+            if len(self._chosen) >= MOST_CHOSEN:
+                self._chosen.clear()
+            point = self._chosen[k, recall] = self.calibration.choose(k, recall)
+            return point
 
     @property
     def unevenness(self) -> float:

@@ -75,8 +75,8 @@ def point_for(view: View, k: int, recall: float) -> Point | None:
     if view.codes is None or recall >= 1.0 or k >= view.live_count:
         return None
     if view.share == 1.0:
-        return view.codes.codes.calibration.choose(k, recall)
-    point = view.codes.codes.calibration.choose(nearest_to_look_at(k, view.share), recall)
+        return view.codes.codes.point(k, recall)
+    point = view.codes.codes.point(nearest_to_look_at(k, view.share), recall)
     return point if point is not None and coded_elements(view, point) < exact_elements(view) else None
 
 

@@ -66,7 +66,7 @@ class Methods:
         self.recall = recall
         self.search_limit = anyio.CapacityLimiter(search_threads)
         self.search_queue = SearchQueue(search_threads, search_together)
-        self.in_place = InPlace(inputs.waiting)
+        self.in_place = InPlace(inputs.waiting, search_threads)
 
     def table(self) -> Mapping[str, Method[Any, Any]]:
         """The methods by name."""

@@ -141,7 +141,9 @@ class PreparedSearch:
         Some of them at a time, since nothing stops a search of FAISS' half-way; raises ``TimedOut`` between them.
         """
         params, found, passing = self.params, list[Found](), self.passing
-        at_once = max(ELEMENTS_AT_ONCE // max(elements(passing, 1, params.k, self.recall), 1), 1)
+        at_once = 1
+        if len(queries) > 1:
+            at_once = max(ELEMENTS_AT_ONCE // max(elements(passing, 1, params.k, self.recall), 1), 1)
         for start in range(0, max(len(queries), 1), at_once):
             if start and time.monotonic() > self.deadline:
                 raise TimedOut(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import socket
 
-from syncd.rpc.in_place import COMPANY_SECONDS, LONGER_ELEMENTS, SHORT_ELEMENTS, InPlace
+from syncd.rpc.in_place import COMPANY_SECONDS, LEAST_THREADS, LONGER_ELEMENTS, SHORT_ELEMENTS, InPlace
 from syncd.rpc.inputs import MOST_CONNECTIONS, Inputs
 
 
 def test_a_short_search_always_stays_and_a_long_one_never() -> None:
-    place = InPlace(lambda: True)
+    place = InPlace(lambda: True, LEAST_THREADS)
     for at in (0.0, COMPANY_SECONDS / 2, 1.0):
         assert place.allows(SHORT_ELEMENTS, at)
         place.ended(SHORT_ELEMENTS, at)
@@ -18,7 +18,7 @@ def test_a_short_search_always_stays_and_a_long_one_never() -> None:
 
 def test_a_longer_search_stays_until_it_has_kept_somebody_waiting() -> None:
     waits = False
-    place = InPlace(lambda: waits)
+    place = InPlace(lambda: waits, LEAST_THREADS)
     for at in (0.0, 0.001, 0.002):
         assert place.allows(LONGER_ELEMENTS, at)
         place.ended(LONGER_ELEMENTS, at)
@@ -26,6 +26,9 @@ def test_a_longer_search_stays_until_it_has_kept_somebody_waiting() -> None:
     place.ended(LONGER_ELEMENTS, 1.0)
     assert not place.allows(LONGER_ELEMENTS, 1.0 + COMPANY_SECONDS / 2)
     assert place.allows(LONGER_ELEMENTS, 1.0 + 2 * COMPANY_SECONDS), "it is tried again"
+    on_two_cores = InPlace(lambda: True, LEAST_THREADS - 1)
+    on_two_cores.ended(LONGER_ELEMENTS, 1.0)
+    assert on_two_cores.allows(LONGER_ELEMENTS, 1.0)
 
 
 def test_who_waits_is_seen_and_who_is_gone_is_not() -> None:
