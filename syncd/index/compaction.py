@@ -29,6 +29,7 @@ from syncd.index.live import (
     set_range,
     test_bits,
 )
+from syncd.index.stored_rows import StoredRows
 from syncd.index.training import Cancelled
 from syncd.index.view import View
 
@@ -74,7 +75,8 @@ class Move:
         keys = view.stored_keys.take(slots)
         hashes = hash_keys(view.key_kind, keys)
         lines = None if view.attributes is None else view.attributes.stored(slots)
-        self.target.write(start, view.stored_vectors(slots), view.prints.take(slots), keys, hashes, self._live, lines)
+        rows = StoredRows(view.stored_vectors(slots), view.prints.take(slots), keys, hashes, lines)
+        self.target.write(start, rows, self._live)
         self.target.seal(stop)
         if not self.target.is_sealed(stop):  # or all of them would pile up in memory
             raise DataDirectoryError(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -18,18 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from syncd.errors import DamagedFile, DataDirectoryError, DimensionMismatch, InvalidVector
-from syncd.index.attributes import Lines, store_lines
 from syncd.index.building import Plan, build, plan_build, wants_codes
 from syncd.index.codefiles import load_codes
-from syncd.index.codes import Codes, LiveCodes, Stop
+from syncd.index.codes import Codes, Stop
 from syncd.index.columns import CHUNK_BYTES
 from syncd.index.compaction import LAST_ROUND_SLOTS, MOST_ROUNDS, Move
 from syncd.index.generation import Generation
-from syncd.index.keys import hash_keys, store_keys
 from syncd.index.live import (
     Bitmap,
-    Slots,
-    clear_bits,
+    cleared,
     empty_bitmap,
     grown,
     live_slots,
@@ -38,7 +34,9 @@ from syncd.index.live import (
     test_bits,
 )
 from syncd.index.saved import Saved, SavedIndex
+from syncd.index.saving import CapturedIndex, Saver, State
 from syncd.index.search import SearchResult, point_for, search
+from syncd.index.stored_rows import Upserts
 from syncd.index.vectors import VectorFormat, Vectors
 from syncd.index.view import KeyPage, Prints, View
 from syncd.types import AttachedColumn, Key, KeyKind, Metric
@@ -55,30 +53,20 @@ class Applied(NamedTuple):
     deleted: int
 
 
-@dataclass(frozen=True, slots=True)
-class _State:
-    """What is replaced at once: a view, and the columns that it shows."""
-
-    generation: Generation
-    view: View
-
-
 class DatasetIndex:
     """Rows of one dataset by key and by distance; made by ``create`` or ``load``."""
 
-    def __init__(self, state: _State, name: str, chunk_bytes: int, last: SavedIndex | None) -> None:
+    def __init__(self, state: State, name: str, chunk_bytes: int) -> None:
         self._state = state
         self._name = name
         self._chunk_bytes = chunk_bytes
-        self._last_saved = None if last is None else (_rows(state), last)
-        self._live_sequence = 0 if last is None else last.live_sequence
-        self._save_lock = threading.Lock()
+        self._saver = Saver(chunk_bytes, lambda: self._code_number)
         self._seen: Bitmap | None = None
         self._write_lock = threading.Lock()  # held by each change, and by the last step of a compaction
         # The writer publishes passes, a builder swaps codes: each takes up what the other put there last.
         self._publish_lock = threading.Lock()
         self._generation_numbers = itertools.count(state.generation.number + 1)
-        self._code_number = 0 if last is None else last.code_number
+        self._code_number = 0
         self.codes_damage = ""
         """Why codes that were saved could not be loaded; they are built again."""
 
@@ -100,7 +88,7 @@ class DatasetIndex:
         The directory is made with the first file, so that a full disk is met by ``save`` alone.
         """
         generation = Generation(directory, 1, VectorFormat(metric, half), key_kind, dim, chunk_bytes, columns)
-        return cls(_State(generation, generation.empty_view()), name or _name(directory), chunk_bytes, None)
+        return cls(State(generation, generation.empty_view()), name or _name(directory), chunk_bytes)
 
     @classmethod
     def load(cls, directory: Path, saved: SavedIndex, *, name: str = "") -> DatasetIndex:
@@ -119,10 +107,9 @@ class DatasetIndex:
             codes = load_codes(directory, saved)
         except (DamagedFile, DataDirectoryError) as error:  # everything in them can be computed from the vectors
             damage = str(error)
-        state = _State(generation, _with_codes(view, codes))
-        index = cls(state, name or _name(directory), saved.chunk_bytes, None if damage else saved)
+        index = cls(State(generation, view).with_codes(codes), name or _name(directory), saved.chunk_bytes)
+        index._saver.loaded(index._state, saved, whole=not damage)
         index._code_number = saved.code_number
-        index._live_sequence = saved.live_sequence
         index.codes_damage = damage
         return index
 
@@ -156,10 +143,6 @@ class DatasetIndex:
     def get(self, keys: Sequence[Key], vectors: bool) -> list[tuple[Key, Vectors | None]]:
         """See ``View.get``."""
         return self.view.get(keys, vectors)
-
-    def vector_of(self, key: Key) -> Vectors | None:
-        """See ``View.vector_of``."""
-        return self.view.vector_of(key)
 
     def keys(self, after: Key | None, limit: int) -> KeyPage:
         """See ``View.keys``."""
@@ -238,50 +221,31 @@ class DatasetIndex:
         columns: Sequence[str] | Sequence[bytes] | None,
     ) -> Applied:
         state, view = self._state, self._state.view
-        if prints is None:
-            prints = np.zeros(len(upserts), dtype=np.int64)
-        lines = _lines(view.columns, columns, len(upserts))
-        upserts, vectors, prints, lines = _last_of_each(upserts, vectors, prints, lines, deletes)
+        given = Upserts.of(upserts, vectors, prints, columns, view.columns)
+        if deletes and not set(given.keys).isdisjoint(deletes):
+            raise ValueError("a key is both upserted and deleted")
         deleted = view.find(list(dict.fromkeys(deletes)))
         deleted = deleted[deleted >= 0]
-        if len(upserts) and vectors.shape[1] != view.dim:
-            if vectors.shape[1] == 0:
+        dim = given.vectors.shape[1]
+        if len(given.keys) and dim != view.dim:
+            if dim == 0:
                 raise InvalidVector("the vector has no element")
             if view.dim is not None and view.live_count > deleted.size:
-                raise DimensionMismatch(self._name, expected=view.dim, got=vectors.shape[1])
-            state = self._new_generation(vectors.shape[1])
+                raise DimensionMismatch(self._name, expected=view.dim, got=dim)
+            state = self._new_generation(dim)
             view = state.view
-        stored = view.format.store(vectors)
-        keys = store_keys(view.key_kind, upserts)
-        hashes = hash_keys(view.key_kind, keys)
-        old = view.find_stored(keys, hashes)
-        known = np.flatnonzero(old >= 0)
-        changed = np.ones(len(upserts), dtype=np.bool_)
-        if known.size:
-            same = stored.select(known).equals(view.stored_vectors(old[known]))
-            changed[known] = ~same | (prints[known] != view.prints.take(old[known]))
-            if (
-                lines is not None and view.attributes is not None
-            ):  # 1.0 that became 1.00 has the fingerprint that it had
-                changed[known] |= view.attributes.stored(old[known]) != lines[known]
+        rows = given.store(view.format, view.key_kind)
+        old, changed = rows.compare(view)
         fresh = np.flatnonzero(changed)
         replaced = old[fresh][old[fresh] >= 0]
-        applied = Applied(fresh.size - replaced.size, replaced.size, len(upserts) - fresh.size, deleted.size)
+        applied = Applied(fresh.size - replaced.size, replaced.size, len(rows) - fresh.size, deleted.size)
 
         start, stop = view.count, view.count + fresh.size
         dead_now = replaced if state is not self._state else np.concatenate((replaced, deleted))
         if stop > start or dead_now.size:
-            live = _cleared(view.live, dead_now, stop)
+            live = cleared(view.live, dead_now, stop)
             set_range(live, start, stop)
-            state.generation.write(
-                start,
-                stored.select(fresh),
-                prints[fresh],
-                keys[fresh],
-                hashes[fresh],
-                live,
-                None if lines is None else lines[fresh],
-            )
+            state.generation.write(start, rows.select(fresh), live)
             dead = state.generation.chunk_counts(dead_now, stop)
             dead[: view.dead.size] += view.dead
             live_count = view.live_count + fresh.size - dead_now.size
@@ -319,7 +283,7 @@ class DatasetIndex:
             slots = live_slots(view.live, view.count)
             unseen = slots[~test_bits(seen, slots)]
             if unseen.size:
-                live = _cleared(view.live, unseen, view.count)
+                live = cleared(view.live, unseen, view.count)
                 dead = view.dead + generation.chunk_counts(unseen, view.count)
                 self._publish(generation, generation.view(view.count, live, view.live_count - unseen.size, dead))
             return int(unseen.size)
@@ -339,7 +303,7 @@ class DatasetIndex:
             return self._compact(stop)
         state = self._state
         codes = build(state.view, plan, state.generation.number, self._next_code_number, stop)
-        return self.swap_codes(state.view, codes)
+        return self.swap_codes(state.codes, codes)
 
     def _compact(self, stop: Stop) -> bool:
         source = self._state
@@ -362,7 +326,7 @@ class DatasetIndex:
                 target.discard()
         return moved
 
-    def _move_in(self, source: _State, move: Move, codes: Codes | None) -> bool:
+    def _move_in(self, source: State, move: Move, codes: Codes | None) -> bool:
         """The last round, and the new generation in the place of the old one; False where that was emptied meanwhile."""
         with self._write_lock:
             state = self._state
@@ -372,17 +336,17 @@ class DatasetIndex:
             if self._seen is not None:
                 self._seen = move.seen(self._seen)
             with self._publish_lock:
-                self._state = _State(move.target, _with_codes(move.view(), codes))
+                self._state = State(move.target, move.view()).with_codes(codes)
         return True
 
-    def swap_codes(self, built_from: View, codes: Codes | None) -> bool:
+    def swap_codes(self, before: Codes | None, codes: Codes | None) -> bool:
         """Search with these codes from now on; False, and nothing happens, where what they were built from is not there any more."""
         with self._publish_lock:
             state = self._state
             same_rows = codes is None or codes.generation == state.generation.number
-            if not same_rows or _codes(state.view) is not _codes(built_from):
+            if not same_rows or state.codes is not before:
                 return False
-            self._state = _State(state.generation, _with_codes(state.view, codes))
+            self._state = state.with_codes(codes)
         self.codes_damage = ""
         return True
 
@@ -412,22 +376,7 @@ class DatasetIndex:
 
     def capture(self) -> CapturedIndex:
         """The present view, to be saved while passes go on."""
-        return CapturedIndex(self, self._state)
-
-    def _save(self, state: _State) -> Saved:
-        with self._save_lock:
-            last = self._last_saved
-            if last is not None and _same(_rows(state), last[0]) and self._has_files(last[1]):
-                return Saved(last[1], 0)
-            self._live_sequence += 1
-            done = state.generation.save(state.view, self._live_sequence, self._code_number, self._chunk_bytes)
-            self._last_saved = (_rows(state), done.saved)
-            return done
-
-    def _has_files(self, saved: SavedIndex) -> bool:
-        """Whether nobody has removed a file since it was saved: then it is written again."""
-        directory = self._state.generation.directory
-        return all((directory / name).exists() for name in saved.file_names)
+        return CapturedIndex(self._saver, self._state)
 
     def _publish(self, generation: Generation, view: View) -> None:
         self._replace(generation, view)
@@ -437,89 +386,15 @@ class DatasetIndex:
     def _replace(self, generation: Generation, view: View) -> None:
         """Publish a view with the codes of the view before, if that is of the same generation."""
         with self._publish_lock:
-            before = self._state
-            same = before.generation is generation
-            self._state = _State(generation, _with_codes(view, _codes(before.view)) if same else view)
+            before, state = self._state, State(generation, view)
+            self._state = state.with_codes(before.codes) if before.generation is generation else state
 
-    def _new_generation(self, dim: int | None) -> _State:
+    def _new_generation(self, dim: int | None) -> State:
         old, view = self._state.generation, self._state.view
         number = next(self._generation_numbers)
         generation = Generation(old.directory, number, view.format, view.key_kind, dim, self._chunk_bytes, view.columns)
-        return _State(generation, generation.empty_view())
-
-
-@dataclass(frozen=True, slots=True)
-class CapturedIndex:
-    """One view of an index, whole, however far the index moves on."""
-
-    _index: DatasetIndex
-    _state: _State
-
-    @property
-    def directory(self) -> Path:
-        """Where the index keeps its files."""
-        return self._state.generation.directory
-
-    def save(self) -> Saved:
-        """Make the view durable; what is written is what came since the last save, nothing when nothing did.
-
-        Raises ``DataDirectoryError`` when the disk is full or fails: nothing is lost, and the next call goes on from
-        there.
-        """
-        return self._index._save(self._state)
+        return State(generation, generation.empty_view())
 
 
 def _name(directory: Path) -> str:
     return f"{directory.parent.name}/{directory.name}"
-
-
-_Rows = tuple[int, int, Bitmap, "Codes | None"]
-
-
-def _rows(state: _State) -> _Rows:
-    """What tells one state from another: clearing bits makes another bitmap, else only the count grows; codes are replaced."""
-    return state.generation.number, state.view.count, state.view.live, _codes(state.view)
-
-
-def _same(one: _Rows, other: _Rows) -> bool:
-    return one[:2] == other[:2] and one[2] is other[2] and one[3] is other[3]
-
-
-def _codes(view: View) -> Codes | None:
-    return None if view.codes is None else view.codes.codes
-
-
-def _with_codes(view: View, codes: Codes | None) -> View:
-    return replace(view, codes=None if codes is None else LiveCodes(codes, view.live))
-
-
-def _cleared(live: Bitmap, dead: Slots, slots: int) -> Bitmap:
-    """``live`` with room for ``slots``; a copy with the ``dead`` ones cleared, if there are any."""
-    larger = grown(live, slots)
-    if dead.size:
-        larger = larger.copy() if larger is live else larger
-        clear_bits(larger, dead)
-    return larger
-
-
-def _lines(
-    attached: Sequence[AttachedColumn], rows: Sequence[str] | Sequence[bytes] | None, count: int
-) -> Lines | None:
-    if not attached:
-        return None
-    return store_lines(["[" + ",".join(["null"] * len(attached)) + "]"] * count if rows is None else rows)
-
-
-def _last_of_each(
-    upserts: Sequence[Key], vectors: Vectors, prints: Prints, lines: Lines | None, deletes: Sequence[Key]
-) -> tuple[Sequence[Key], Vectors, Prints, Lines | None]:
-    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-    if vectors.ndim != 2 or not len(vectors) == len(upserts) == len(prints) == len(prints if lines is None else lines):
-        raise ValueError(f"{len(upserts)} keys and vectors of shape {vectors.shape}")
-    last = {key: row for row, key in enumerate(upserts)}
-    if not last.keys().isdisjoint(deletes):
-        raise ValueError("a key is both upserted and deleted")
-    if len(last) == len(upserts):
-        return upserts, vectors, prints, lines
-    rows = list(last.values())
-    return list(last), vectors[rows], prints[rows], None if lines is None else lines[rows]

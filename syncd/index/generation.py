@@ -14,17 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from syncd.errors import DamagedFile
-from syncd.index.attributes import Attributes, Lines
+from syncd.index.attributes import Attributes
 from syncd.index.codefiles import save_codes
 from syncd.index.codes import Codes, LiveCodes
 from syncd.index.columns import Column
 from syncd.index.files import make_durable, read_file, write_at
-from syncd.index.keymap import Hashes, HashMultimap, Values
-from syncd.index.keys import Stored, hash_keys, key_columns
+from syncd.index.keymap import HashMultimap, Values
+from syncd.index.keys import hash_keys, key_columns
 from syncd.index.live import Bitmap, bitmap_bytes, empty_bitmap, live_slots, prefix, test_bits
 from syncd.index.saved import Saved, SavedFile, SavedIndex
-from syncd.index.vectors import StoredVectors, VectorFormat
-from syncd.index.view import Prints, View
+from syncd.index.stored_rows import StoredRows
+from syncd.index.vectors import VectorFormat
+from syncd.index.view import View
 from syncd.types import AttachedColumn, KeyKind
 
 CHECK_AT_LOAD_BYTES = 64 << 20
@@ -85,26 +86,22 @@ class Generation:
     def write(
         self,
         start: int,
-        stored: StoredVectors,
-        prints: Prints,
-        keys: Stored,
-        hashes: Hashes,
+        rows: StoredRows,
         live: Bitmap,
-        lines: Lines | None,
     ) -> None:
         """Put rows at the slots from ``start`` on, in memory; they count once a view covers them.
 
         ``live`` is what the next view says: the key map leaves out dead slots when it merges.
         """
-        self._vectors.write(start, stored.rows)
-        if self._norms is not None and stored.norms is not None:
-            self._norms.write(start, stored.norms)
-        self._prints.write(start, prints)
-        self._keys.write(start, keys)
-        if self._attributes is not None and lines is not None:
-            self._attributes.lines.write(start, lines)
-        slots = np.arange(start, start + len(keys), dtype=np.int64)
-        self._key_map.add(hashes, slots, keep=lambda values: test_bits(live, values))
+        self._vectors.write(start, rows.vectors.rows)
+        if self._norms is not None and rows.vectors.norms is not None:
+            self._norms.write(start, rows.vectors.norms)
+        self._prints.write(start, rows.prints)
+        self._keys.write(start, rows.keys)
+        if self._attributes is not None and rows.lines is not None:
+            self._attributes.lines.write(start, rows.lines)
+        slots = np.arange(start, start + len(rows), dtype=np.int64)
+        self._key_map.add(rows.hashes, slots, keep=lambda values: test_bits(live, values))
 
     def seal(self, count: int) -> bool:
         """Move full chunks of published rows to disk, where that is possible now; whether any was."""

@@ -57,6 +57,15 @@ def clear_bits(bitmap: Bitmap, slots: Slots) -> None:
     np.bitwise_and.at(bitmap, slots >> 3, ~_bits(slots))
 
 
+def cleared(live: Bitmap, dead: Slots, slots: int) -> Bitmap:
+    """``live`` with room for ``slots``; a copy with the ``dead`` ones cleared, if there are any."""
+    larger = grown(live, slots)
+    if dead.size:
+        larger = larger.copy() if larger is live else larger
+        clear_bits(larger, dead)
+    return larger
+
+
 def test_bits(bitmap: Bitmap, slots: Slots) -> NDArray[np.bool_]:
     """Which of ``slots`` are live."""
     bits: NDArray[np.uint8] = bitmap[slots >> 3] & _bits(slots)

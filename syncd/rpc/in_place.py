@@ -1,7 +1,7 @@
 """Which searches run on the event loop: short ones always, longer ones as long as nobody else waits for it.
 
 A hop to a worker thread and back costs 0.1 to 0.2 ms, as much as many a search. On the loop a search has one core, and whoever asks meanwhile waits;
-so once somebody has waited, the longer ones are left to the threads for a while. With two cores that does not pay: the other one is busy with those who
+so once somebody has waited, the longer ones are left to the threads for a while. With two cores that does not pay: the other is busy with those who
 ask and with Postgres. Eight clients of a million rows got 2,117 answers a second on the loop, and 1,545 from two threads.
 """
 

@@ -33,7 +33,7 @@ def random_vectors(count: int, dim: int, seed: int = 0) -> Vectors:
 
 
 def vector_of(index: DatasetIndex, key: Key) -> Vectors:
-    vector = index.vector_of(key)
+    vector = index.view.vector_of(key)
     assert vector is not None
     return vector
 

@@ -70,7 +70,7 @@ def everything(index: DatasetIndex) -> None:
     assert codes is not None
     points = tuple(Point(k, 1 << 20, 1 << 20, 1.0, 1.0, 1.0) for k in (10, 100))
     calibration = msgspec.structs.replace(codes.codes.calibration, points=points)
-    assert index.swap_codes(index.view, building.replace(codes.codes, calibration=calibration))
+    assert index.swap_codes(codes.codes, building.replace(codes.codes, calibration=calibration))
 
 
 def test_a_dataset_is_exact_then_building_then_codes_and_exact_again_when_little_is_left(index: DatasetIndex) -> None:

@@ -58,7 +58,7 @@ def test_a_dataset_without_rows_answers_empty(create: Create) -> None:
     index.apply([], no_vectors(), [1])
     assert [result.keys for result in index.search(random_vectors(1, 9), 10, exclude=1)] == [[]]
     assert index.get([1], vectors=True) == []
-    assert index.vector_of(1) is None
+    assert index.view.vector_of(1) is None
     assert index.keys(None, 10) == ([], None)
 
 

@@ -1,0 +1,95 @@
+"""Some rows in the form in which a generation keeps them, and which of a pass' rows are not there yet as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from syncd.index.attributes import Lines, store_lines
+from syncd.index.keymap import Hashes
+from syncd.index.keys import Stored, hash_keys, store_keys
+from syncd.index.live import Slots
+from syncd.index.vectors import StoredVectors, VectorFormat, Vectors
+from syncd.index.view import Prints, View
+from syncd.types import AttachedColumn, Key, KeyKind
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRows:
+    """Rows (n,); ``lines`` are None where no columns are attached."""
+
+    vectors: StoredVectors
+    prints: Prints
+    keys: Stored
+    hashes: Hashes
+    lines: Lines | None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def select(self, chosen: NDArray[Any]) -> StoredRows:
+        """Some of them, by mask or by index."""
+        lines = None if self.lines is None else self.lines[chosen]
+        return StoredRows(
+            self.vectors.select(chosen), self.prints[chosen], self.keys[chosen], self.hashes[chosen], lines
+        )
+
+    def compare(self, view: View) -> tuple[Slots, NDArray[np.bool_]]:
+        """Each row's live slot in ``view``, -1 where there is none, and whether it differs from what is there."""
+        slots = view.find_stored(self.keys, self.hashes)
+        differs = np.ones(len(self), dtype=np.bool_)
+        (known,) = (slots >= 0).nonzero()
+        if known.size:
+            there = slots[known]
+            same = self.vectors.select(known).equals(view.stored_vectors(there))
+            differs[known] = ~same | (self.prints[known] != view.prints.take(there))
+            if self.lines is not None and view.attributes is not None:
+                # 1.0 that became 1.00 has the fingerprint that it had
+                differs[known] |= view.attributes.stored(there) != self.lines[known]
+        return slots, differs
+
+
+@dataclass(frozen=True, slots=True)
+class Upserts:
+    """A pass' rows as they were given, each key once: of a repeated one the last counts."""
+
+    keys: Sequence[Key]
+    vectors: Vectors
+    prints: Prints
+    lines: Lines | None
+
+    @classmethod
+    def of(
+        cls,
+        keys: Sequence[Key],
+        vectors: Vectors,
+        prints: Prints | None,
+        lines: Sequence[str] | Sequence[bytes] | None,
+        attached: Sequence[AttachedColumn],
+    ) -> Upserts:
+        """Fingerprints that are left out are 0, and columns NULL; raises ``ValueError`` for lengths that differ."""
+        count = len(keys)
+        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+        if prints is None:
+            prints = np.zeros(count, dtype=np.int64)
+        stored = None
+        if attached:
+            stored = store_lines(["[" + ",".join(["null"] * len(attached)) + "]"] * count if lines is None else lines)
+        if vectors.ndim != 2 or any(
+            len(each) != count for each in (vectors, prints, keys if stored is None else stored)
+        ):
+            raise ValueError(f"{count} keys and vectors of shape {vectors.shape}")
+        last = {key: row for row, key in enumerate(keys)}
+        if len(last) == count:
+            return cls(keys, vectors, prints, stored)
+        rows = list(last.values())
+        return cls(list(last), vectors[rows], prints[rows], None if stored is None else stored[rows])
+
+    def store(self, form: VectorFormat, kind: KeyKind) -> StoredRows:
+        """In stored form; raises ``InvalidVector``, and ``InvalidParams`` for a key of another kind."""
+        vectors, keys = form.store(self.vectors), store_keys(kind, self.keys)
+        return StoredRows(vectors, self.prints, keys, hash_keys(kind, keys), self.lines)
