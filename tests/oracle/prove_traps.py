@@ -163,7 +163,7 @@ TRAPS = {
         (f"{CODES}::test_damage_that_nobody_has_noticed_is_not_copied",),
     ),
     "codes of rows that are gone are used": Trap(
-        (("syncd/index/dataset.py", "if not same_rows or _codes", "if _codes"),),
+        (("syncd/index/dataset.py", "if not same_rows or state.codes", "if state.codes"),),
         (f"{CODES}::test_codes_of_rows_that_were_cleared_meanwhile_are_not_used",),
     ),
     "new codes take the names of saved ones": Trap(

@@ -15,6 +15,7 @@ import pytest
 
 from syncd.errors import DamagedFile, DataDirectoryError
 from syncd.index import columns, generation
+from syncd.index.columns import Column
 from syncd.index.dataset import DatasetIndex
 from syncd.index.files import make_directory
 from syncd.index.saved import SavedIndex
@@ -285,3 +286,20 @@ def test_a_directory_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").unlink()
     index.save()
     assert index.count == 1
+
+
+@pytest.mark.parametrize("width", [None, 1, 3, 7])
+@pytest.mark.parametrize("dtype", ["<f4", "<f2", "<u8", "u1"])
+def test_rows_out_of_many_chunks_are_those_that_were_written(tmp_path: Path, dtype: str, width: int | None) -> None:
+    """Chunks on the heap and mapped, in any order in memory; rows in any order, twice, and none."""
+    column = Column(tmp_path / "p" / "d", "c", "bin", dtype, width, 256)
+    shape = (997,) if width is None else (997, width)
+    rows = np.random.default_rng(3).integers(0, 200, shape).astype(dtype)
+    for start in range(0, 997, 50):
+        column.write(start, rows[start : start + 50])
+        if start == 500:
+            column.seal(550)
+    view = column.view()
+    assert len(view.chunks) > 3
+    for wanted in (np.arange(997), np.array([996, 0, 500, 500, 3]), np.array([], dtype=np.int64)):
+        np.testing.assert_array_equal(view.take(wanted), rows[wanted])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncd.index import dataset, generation, view
+from syncd.index import generation, stored_rows, view
 from syncd.index.keymap import Hashes, HashMultimap
 from syncd.index.keys import Stored
 from syncd.types import KeyKind
@@ -75,7 +75,7 @@ def test_keys_that_share_a_hash_are_told_apart(create: Create, monkeypatch: pyte
     def four_hashes(_: KeyKind, stored: Stored) -> Hashes:
         return np.array([(2**64 - 1) - len(str(key)) % 4 for key in stored.tolist()], dtype=np.uint64)
 
-    for module in (dataset, generation, view):
+    for module in (stored_rows, generation, view):
         monkeypatch.setattr(module, "hash_keys", four_hashes)
     index, vectors = create(key_kind=kind), random_vectors(200, 4)
     keys = [n * 37 % 1000 if kind == "integer" else f"k{n * 37 % 1000}" for n in range(200)]
