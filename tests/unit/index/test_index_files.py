@@ -299,7 +299,7 @@ def test_rows_out_of_many_chunks_are_those_that_were_written(tmp_path: Path, dty
         column.write(start, rows[start : start + 50])
         if start == 500:
             column.seal(550)
-    view = column.view()
+    view = column.view
     assert len(view.chunks) > 3
     for wanted in (np.arange(997), np.array([996, 0, 500, 500, 3]), np.array([], dtype=np.int64)):
         np.testing.assert_array_equal(view.take(wanted), rows[wanted])
