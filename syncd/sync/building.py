@@ -28,7 +28,7 @@ from syncd.sync.consumer import Consumer
 from syncd.sync.datasets import ANSWERING, Dataset
 from syncd.types import DatasetName
 
-LOOK_SECONDS = 1.0
+LOOK_SECONDS = 0.25
 RETRY_SECONDS = 60.0
 """After something could not be built."""
 NICENESS = 19
