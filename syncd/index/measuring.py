@@ -100,6 +100,7 @@ def _shares(
     numbers = np.array(CANDIDATES[k])
     setting = Point(k, nprobe, int(numbers[-1]) + 1, 0.0, 0.0, 0.0)
     shares = np.ones((len(queries), len(numbers)))
+    sought = np.zeros(view.count, dtype=np.bool_)
     for row, query in enumerate(queries):
         if row % QUERIES_AT_ONCE == 0:
             if stop():
@@ -110,13 +111,16 @@ def _shares(
         if not wanted:
             continue
         approximate, labels = (each[row % QUERIES_AT_ONCE] for each in found)
-        near = labels[(approximate if view.format.metric == "l2" else -approximate).argsort(kind="stable")]
-        near = near[(near >= 0) & (near != own[row])][: numbers[-1]]  # the query itself is no answer
+        if len(live.codes.parts) > 1:  # else they come in this order
+            labels = labels[(approximate if view.format.metric == "l2" else -approximate).argsort(kind="stable")]
+        near = labels[(labels >= 0) & (labels != own[row])][: numbers[-1]]  # the query itself is no answer
         limit = distances[wanted - 1] + _TIE * abs(distances[wanted - 1])
         if wanted < distances.size and distances[wanted] <= limit:  # of rows equally far, any will do
             good = exact_distances(view, query, near) <= limit
         else:
-            good = np.isin(near, slots[:wanted])
+            sought[slots[:wanted]] = True
+            good = sought[near]
+            sought[slots[:wanted]] = False
         among = np.concatenate(([0], np.cumsum(good)))[np.minimum(numbers, near.size)]
         in_tail = np.count_nonzero(slots[:wanted] >= live.codes.stop)
         shares[row] = np.minimum(among + in_tail, wanted) / wanted
