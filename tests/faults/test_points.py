@@ -85,7 +85,9 @@ SMALL_CODES = {
     "syncd.index.building.MOST_DEAD_SLOTS": 0.02,
     "syncd.index.compaction.BLOCK_BYTES": 1,
     "syncd.index.measuring.CHEAPER_THAN_EXACT": 1e9,
-    "syncd.index.measuring.CANDIDATES": dict.fromkeys((10, 40, 100, 1000), (100_000,)),  # every row: then codes leave nothing out
+    "syncd.index.measuring.CANDIDATES": dict.fromkeys(
+        (10, 40, 100, 1000), (100_000,)
+    ),  # every row: then codes leave nothing out
     "syncd.index.measuring.QUERIES": {10: 20, 40: 5, 100: 5, 1000: 5},
     "syncd.sync.building.LOOK_SECONDS": 0.02,
     "syncd.sync.building.NICENESS": 0,  # a test waits for it
