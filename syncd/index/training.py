@@ -24,7 +24,7 @@ BLOCK_ROWS = 4096
 """So many rows at a time: numpy holds the interpreter for milliseconds at most, and searches go on."""
 
 QUANTIZER_ROUNDS = 12
-"""FAISS' own 25 take twice as long, for the same recall to 0.001."""
+"""FAISS' own 25 take twice as long; among 100 candidates they then find 0.001 more of the ten nearest."""
 
 
 class Cancelled(Exception):

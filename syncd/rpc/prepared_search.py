@@ -77,8 +77,7 @@ class PreparedSearch:
 
     def look_at(self, position: Position, view: View) -> None:
         """Search a newer view than the one of the request's arrival, for which no filter may have been asked."""
-        self.position, self.view = position, view
-        self.__dict__.pop("passing", None)
+        self.position, self.view, self.passing = position, view, view
 
     def read_path(self, name: str) -> Path:
         """A column to include."""

@@ -162,6 +162,27 @@ TRAPS = {
         (("syncd/index/dataset.py", "source.generation.scrub(stop)", "pass"),),
         (f"{CODES}::test_damage_that_nobody_has_noticed_is_not_copied",),
     ),
+    "a filter's rows are taken from whatever the codes find": Trap(
+        (
+            (
+                "syncd/index/approximate.py",
+                "enough = places.size >= wanted and places[wanted - 1] < point.k",
+                "enough = True",
+            ),
+        ),
+        (f"{CODES}::test_unselective_filters_use_the_codes_and_reach_the_recall",),
+    ),
+    "recall is measured against what rounding has left": Trap(
+        (("syncd/index/neighbors.py", "(farthest**2 <= left_out**2 - error)", "True"),),
+        ("tests/unit/index/test_index_neighbors.py",),
+    ),
+    "rows of another chunk are taken": Trap(
+        (("syncd/index/window.py", "self._bases[rows >> self._shift] +", "self._bases[0] +"),),
+        ("tests/unit/index/test_index_files.py",),
+    ),
+    "a longer search never leaves the event loop": Trap(
+        (("syncd/rpc/in_place.py", "and now >= self._company_until", ""),), ("tests/unit/rpc/test_rpc_in_place.py",)
+    ),
     "codes of rows that are gone are used": Trap(
         (("syncd/index/dataset.py", "if not same_rows or state.codes", "if state.codes"),),
         (f"{CODES}::test_codes_of_rows_that_were_cleared_meanwhile_are_not_used",),
