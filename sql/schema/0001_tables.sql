@@ -69,7 +69,7 @@ CREATE TABLE syncd.consumers (
     run_id uuid NOT NULL,
     started_at timestamptz NOT NULL DEFAULT now(),
     state text NOT NULL DEFAULT 'catching_up',
-    position jsonb,  -- {"snapshot": "10:20:11", "outbox_id": 5}
+    position text,  -- JSON: {"snapshot": "10:20:11", "outbox_id": 5}
     lag_rows bigint NOT NULL DEFAULT 0,
     lag_seconds double precision NOT NULL DEFAULT 0,
     checkpoint_at timestamptz,
@@ -113,7 +113,7 @@ FROM syncd.attachments;
 
 CREATE VIEW syncd.status AS
 SELECT c.name AS consumer, d.dataset, CASE WHEN c.must_rebuild THEN 'must_rebuild' ELSE coalesce(d.state, c.state) END AS state,
-       coalesce(d.rows, 0) AS rows, c.lag_rows, c.lag_seconds, c.checkpoint_at, c.position, c.reported_at
+       coalesce(d.rows, 0) AS rows, c.lag_rows, c.lag_seconds, c.checkpoint_at, c.position::jsonb AS position, c.reported_at
 FROM syncd.consumers AS c LEFT JOIN syncd.dataset_reports AS d ON d.consumer = c.name;
 
 CREATE VIEW syncd.quarantine AS

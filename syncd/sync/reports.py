@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 
 import anyio
 import psycopg
 import structlog
-from psycopg.types.json import Jsonb
 
 from syncd.errors import SyncdError
 from syncd.postgres.control import Control
@@ -75,7 +75,7 @@ class Reporter:
             by_reason[consumer.sources[source_id].source.name, reason] += rows
         consumer.registry.quarantined = by_reason
         position = consumer.oldest_position()
-        at = Jsonb({"snapshot": str(position.snapshot), "outbox_id": position.outbox_id})
+        at = json.dumps({"snapshot": str(position.snapshot), "outbox_id": position.outbox_id})
         async with self.control.transaction() as connection:
             if self.opened != self.control.opened:  # the server may have lost reports since, or be another one
                 self.datasets, self.opened = None, self.control.opened
