@@ -3,6 +3,7 @@
 -- name: local_settings
 -- For one transaction: behind a pooler the session is somebody else's next.
 SET LOCAL statement_timeout = '10s';
+SET LOCAL idle_in_transaction_session_timeout = '30s';
 SET LOCAL lock_timeout = '100ms';
 SET LOCAL search_path = pg_catalog, syncd;
 SET LOCAL row_security = off;

@@ -13,6 +13,7 @@ SELECT version_num FROM syncd.alembic_version;
 SELECT m.incarnation::text, m.xmin::text::bigint = m.xid::text::bigint % 4294967296 FROM syncd.meta AS m;
 
 -- name: lock_identity
+SET LOCAL idle_in_transaction_session_timeout = '30s';
 LOCK TABLE syncd.meta IN ACCESS EXCLUSIVE MODE;
 
 -- name: lock_outbox
@@ -102,21 +103,25 @@ LISTEN syncd;
 SELECT 1;
 
 -- name: begin_durable
+-- Here and below: a service that is frozen in a transaction keeps no lock for long, or the outbox could never be freed without it.
 -- Others hold the consumers' rows for moments, on a busy machine for longer than a pass waits for a table.
 BEGIN;
 SET LOCAL synchronous_commit = on;
 SET LOCAL lock_timeout = '5s';
 SET LOCAL statement_timeout = '30s';
+SET LOCAL idle_in_transaction_session_timeout = '30s';
 
 -- name: begin_start
 -- Shorter than a start may take, so that a start that was given up does not take the name later.
 BEGIN;
 SET LOCAL statement_timeout = '20s';
+SET LOCAL idle_in_transaction_session_timeout = '30s';
 
 -- name: begin_report
 BEGIN;
 SET LOCAL synchronous_commit = off;
 SET LOCAL statement_timeout = '30s';
+SET LOCAL idle_in_transaction_session_timeout = '30s';
 
 -- name: write_nonce
 INSERT INTO syncd.checkpoints (nonce, consumer, snapshot) VALUES (%s, %s, %s::pg_snapshot) RETURNING xid::text;

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from syncd.errors import NotReady, ServiceUnavailable
 from syncd.postgres.connection import open_pass_connection
 from syncd.postgres.outbox import Cursor, read_changes
 from syncd.rpc.client import Client
+from syncd.statements import statement
 from syncd.sync.passes import Pass
 from syncd.sync.progress import NOWHERE
 from syncd.types import Position, Snapshot
@@ -620,6 +621,24 @@ def test_where_nothing_ran_the_next_to_start_applies_the_cap(
         with daemon.client() as client:
             assert_in_step(client, items)
             assert client.status().state == "ready"
+
+
+@pytest.mark.parametrize("begin", ["begin_report", "begin_durable", "begin_start", "lock_identity"])
+def test_a_service_that_is_frozen_in_a_transaction_keeps_no_lock_for_long(
+    begin: str, database: str, db: psycopg.Connection
+) -> None:
+    with closing(psycopg.connect(database, autocommit=True)) as frozen:
+        if begin == "lock_identity":  # its transaction is psycopg's
+            frozen.execute("BEGIN")
+        frozen.execute(
+            statement("consumer", begin).replace(
+                "idle_in_transaction_session_timeout = '30s'", "idle_in_transaction_session_timeout = '300ms'"
+            )
+        )
+        frozen.execute("LOCK TABLE syncd.consumers IN ACCESS EXCLUSIVE MODE")
+        held = f"SELECT count(*) FROM pg_locks WHERE pid = {frozen.info.backend_pid} AND mode = 'AccessExclusiveLock'"
+        assert value(db, held) > 0
+        until(lambda: value(db, held) == 0, "the server ends it")
 
 
 def test_a_live_consumer_that_falls_too_far_behind_rebuilds(
