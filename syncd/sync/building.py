@@ -32,6 +32,8 @@ LOOK_SECONDS = 0.25
 RETRY_SECONDS = 60.0
 """After something could not be built."""
 NICENESS = 19
+MEASURING_REST = 10.0
+"""While rows keep coming, recall is measured again after so many times as long as that took: it is a tenth of the work at most."""
 
 logger = structlog.get_logger()
 
@@ -46,6 +48,9 @@ class Builder:
         self.stopping = threading.Event()
         self.content: WeakKeyDictionary[DatasetIndex, View] = WeakKeyDictionary()
         """Views for which there was nothing to do."""
+        self.looked_at: WeakKeyDictionary[DatasetIndex, View] = WeakKeyDictionary()
+        """The view that each index had at the last look."""
+        self.measure_at: WeakKeyDictionary[DatasetIndex, float] = WeakKeyDictionary()
         self.retry_at: WeakKeyDictionary[DatasetIndex, float] = WeakKeyDictionary()
 
     async def run(self) -> None:
@@ -76,6 +81,9 @@ class Builder:
             if self.content.get(index) is view or self.retry_at.get(index, 0.0) > now:
                 continue
             plan = index.plan_build(self.recall)
+            grows, self.looked_at[index] = self.looked_at.get(index) is not view, view
+            if plan is not None and plan.kind == "measure" and grows and self.measure_at.get(index, 0.0) > now:
+                continue
             if plan is not None or not index.verified:
                 wanted.append((dataset, plan))
             else:
@@ -105,6 +113,9 @@ class Builder:
             return "failed"
         del self.retry_at[index]
         if plan is not None:
+            if plan.kind in ("train", "measure"):
+                now = time.monotonic()
+                self.measure_at[index] = now + MEASURING_REST * (now - begun)
             say = logger.info if plan.kind in ("train", "compact") else logger.debug
             say("built", dataset=name, what=plan.kind, rows=index.count, seconds=round(time.monotonic() - begun, 2))
         return "done" if used else "failed"

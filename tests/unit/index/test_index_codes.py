@@ -15,6 +15,7 @@ import pytest
 from syncd.errors import DamagedFile, DataDirectoryError
 from syncd.index import approximate, building
 from syncd.index.calibration import Calibration, Point
+from syncd.index.codes import LiveCodes
 from syncd.index.columns import Column
 from syncd.index.compaction import Move
 from syncd.index.dataset import DatasetIndex
@@ -97,15 +98,48 @@ def test_what_is_built_when(index: DatasetIndex) -> None:
     put(index, 2000, 2090)
     assert (build_all(index), part_rows(index)) == ([], [2000])  # they wait in the tail
     put(index, 2090, 2104)
-    assert (build_all(index), part_rows(index)) == (["encode"], [2000, 104])
+    assert (build_all(index), part_rows(index)) == (["extend"], [2000, 104])
     put(index, 2104, 2304)
-    assert (build_all(index), part_rows(index)) == (["encode"], [2000, 304])  # merged with the small part
+    assert (build_all(index), part_rows(index)) == (["extend"], [2000, 304])  # merged with the small part
     index.apply([], np.empty((0, DIM), dtype=np.float32), range(401))
     assert (build_all(index), part_rows(index)) == (["encode"], [1599, 304])  # a fifth of the first part was dead
     put(index, 2304, 2600)
-    assert (build_all(index), part_rows(index)) == (["encode", "measure"], [2199])  # a quarter came, and a fifth went
+    assert (build_all(index), part_rows(index)) == (["extend", "measure"], [2199])  # a quarter came, and a fifth went
     put(index, 3000, 9000)
     assert (build_all(index), part_rows(index)) == (["train"], [8199])  # four times the rows
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+@pytest.mark.parametrize("loaded", [False, True])
+def test_joined_codes_are_those_that_encoding_all_rows_would_give(metric: Metric, loaded: bool, tmp_path: Path) -> None:
+    index = DatasetIndex.create(tmp_path / "p" / "d", metric=metric, key_kind="integer", dim=DIM)
+    put(index, 0, 1003)
+    build_all(index)
+    for stop in (1111, 1260, 1405):  # lists of which the last block of 32 is not full
+        put(index, stop - 105, stop)
+        with patch.object(building, "TIER_FACTOR", 0):
+            assert build_all(index) in (["extend"], ["extend", "measure"])
+    index.apply([], np.empty((0, DIM), dtype=np.float32), range(0, 1300, 13))
+    if loaded:
+        index = DatasetIndex.load(tmp_path / "p" / "d", index.save().saved)
+    view = index.view
+    assert view.codes is not None
+    codes = view.codes.codes
+    assert len(codes.parts) > 2
+    joined = building.joined(codes.codebook, codes.parts, lambda: False)
+    encoded = building.encode(view, codes.codebook, 0, codes.stop, 99, lambda: False)
+    point = Point(10, 4, 5000, 1.0, 1.0, 1.0)  # all rows of four lists
+    queries = random_vectors(30, DIM, seed=11)
+    found = [
+        LiveCodes(building.replace(codes, parts=(part,)), view.live).candidates(queries, point)
+        for part in (joined, encoded)
+    ]
+    for (distances, slots), (wanted_distances, wanted_slots) in zip(
+        *(zip(*one, strict=True) for one in found), strict=True
+    ):
+        assert distances[slots >= 0].tolist() == wanted_distances[wanted_slots >= 0].tolist()
+        assert set(slots.tolist()) == set(wanted_slots.tolist())
+    assert (joined.start, joined.stop, joined.rows) == (0, codes.stop, sum(part.rows for part in codes.parts))
 
 
 def test_there_are_never_more_than_five_parts(index: DatasetIndex) -> None:
@@ -125,7 +159,7 @@ def test_lists_that_have_become_uneven_are_trained_again_once(index: DatasetInde
     put(index, 0, 1, version=3)
     one_place = random_vectors(1, DIM, seed=5) + 0.01 * random_vectors(1000, DIM, seed=6)
     index.apply(range(1000, 2000), one_place, [])
-    assert build_all(index)[:2] == ["encode", "train"]
+    assert build_all(index)[:2] == ["extend", "train"]
     assert index.plan_build() is None
 
 
@@ -142,7 +176,7 @@ def test_a_recall_out_of_reach_is_answered_exactly_and_trained_for_again_only_wh
             assert found.keys == exact.keys
         assert build_all(index) == []
         put(index, 0, 260, version=1)  # as many rows, but other ones
-        assert build_all(index) == ["encode", "encode", "measure", "train"] or index.plan_build() is None
+        assert build_all(index) == ["extend", "encode", "measure", "train"] or index.plan_build() is None
         codes = index.view.codes
         assert codes is not None
         assert codes.codes.codebook.trained_slots == 1260

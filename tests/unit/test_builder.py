@@ -1,0 +1,80 @@
+"""What the builder takes up, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+
+from syncd.index import building
+from syncd.index.dataset import DatasetIndex
+from syncd.sync.building import Builder
+from syncd.sync.datasets import Dataset
+from tests.unit.index.rows import random_vectors
+
+DIM = 16
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[DatasetIndex]:
+    """Two thousand rows with codes."""
+    with ExitStack() as stack:
+        for name, value in {"EXACT_ROWS": (300, 300), "TAIL_ELEMENTS": 1, "TAIL_ROWS": 10_000}.items():
+            stack.enter_context(patch.object(building, name, value))
+        stack.enter_context(patch("syncd.index.measuring.CHEAPER_THAN_EXACT", 1000.0))
+        stack.enter_context(patch("syncd.index.measuring.QUERIES", {10: 60, 40: 15, 100: 15, 1000: 5}))
+        index = DatasetIndex.create(tmp_path / "p" / "d", metric="l2", key_kind="integer", dim=DIM)
+        put(index, 0, 2000)
+        yield index
+
+
+def put(index: DatasetIndex, start: int, stop: int) -> None:
+    index.apply(range(start, stop), random_vectors(stop - start, DIM, seed=start), [])
+
+
+def take_up(builder: Builder, index: DatasetIndex) -> list[str]:
+    """Look once, and do what is found."""
+    datasets = [cast(Dataset, SimpleNamespace(name="p/d", index=index))]
+    done = []
+    for dataset, plan in builder.look(datasets):
+        assert plan is not None
+        assert builder.work(dataset.name, dataset.index, plan) == "done"
+        done.append(plan.kind)
+    return done
+
+
+def builder() -> Builder:
+    return Builder(cast(Any, None), cast(Any, None), 0.95)
+
+
+def test_recall_is_measured_again_when_rows_have_stopped_coming(index: DatasetIndex) -> None:
+    building_it = builder()
+    with patch("syncd.sync.building.MEASURING_REST", 1e9):
+        assert take_up(building_it, index) == ["train"]
+        for start in (2000, 2600, 3200):  # each of them a quarter
+            put(index, start, start + 600)
+            assert take_up(building_it, index) == []
+        assert take_up(building_it, index) == ["measure"]
+        assert take_up(building_it, index) == []
+
+
+def test_recall_is_measured_while_rows_come_once_that_has_rested(index: DatasetIndex) -> None:
+    building_it = builder()
+    with patch("syncd.sync.building.MEASURING_REST", 0.0):
+        assert take_up(building_it, index) == ["train"]
+        for start in (2000, 2600, 3400):
+            put(index, start, start + 1000)
+            assert take_up(building_it, index) == ["measure"]
+
+
+def test_a_change_of_one_row_measures_nothing(index: DatasetIndex) -> None:
+    building_it = builder()
+    take_up(building_it, index)
+    index.apply([1], np.ones((1, DIM), dtype=np.float32), [])
+    assert take_up(building_it, index) == []
