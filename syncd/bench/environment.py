@@ -26,6 +26,7 @@ from psycopg import sql
 from rich.progress import Progress
 
 from syncd import process
+from syncd.bench.vector_set import LOADED_ROWS, made_blocks
 from syncd.errors import SyncdError
 from syncd.postgres import schema
 from syncd.postgres.connection import connect_blocking
@@ -43,7 +44,6 @@ LOWEST = "19"
 SAMPLES = 20_000
 COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
 COPY_TRAILER = struct.pack(">h", -1)
-COPY_ROWS = 1000
 FLOAT4_OID = 700
 
 T = TypeVar("T", int, float)
@@ -106,16 +106,12 @@ class Environment:
         self.run("continue_keys", [f"syncd_bench.{table}"], table=table)
 
     def fill(self, table: str, rows: int, dimension: int, seed: int) -> None:
-        """Random vectors of unit variance."""
-        generator = np.random.default_rng(seed)
-        blocks = (
-            generator.standard_normal((min(COPY_ROWS, rows - start), dimension), dtype=np.float32)
-            for start in range(0, rows, COPY_ROWS)
-        )
-        self.load(table, self.progress.track(blocks, total=-(-rows // COPY_ROWS), description=f"loading {rows} rows"))
+        """Vectors that are as hard to search as real ones."""
+        blocks = made_blocks(rows, dimension, seed)
+        self.load(table, self.progress.track(blocks, total=-(-rows // LOADED_ROWS), description=f"loading {rows} rows"))
 
     def create_tables(self, *tables: str, dimension: int) -> None:
-        """Tables with a key and a vector, and random vectors to insert."""
+        """Tables with a key and a vector, and vectors to insert."""
         for table in ("samples", *tables):
             self.create(table, dimension)
         self.fill("samples", SAMPLES, dimension, seed=1)
@@ -289,6 +285,15 @@ class Serving:
                     if time.monotonic() > end:
                         return
                     time.sleep(LOOK_SECONDS)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Take its processors away for a while."""
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
 
     def is_building(self) -> bool:
         """Whether the builder does anything at the moment."""

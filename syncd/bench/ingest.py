@@ -7,17 +7,21 @@ import re
 import shutil
 import statistics
 import subprocess
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
-from syncd.bench.environment import Environment, serving
+from syncd.bench.environment import Environment, Serving, serving
 from syncd.errors import SyncdError
 from syncd.statements import statement
 
-TABLES = ("bare", "attached", "hnsw")
+RUNS = {"bare": "bare", "attached": "attached", "captured": "attached", "hnsw": "hnsw"}
+"""Which table each run writes. For ``captured`` syncd is paused: what is left is the triggers' part, as where syncd has cores of its own."""
+CAUGHT_UP_MS = 600_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,40 +31,53 @@ class Ingest:
     clients: int
     bare: float
     attached: float
+    captured: float
     hnsw: float | None
     attached_to_bare: float
+    captured_to_bare: float
     attached_to_hnsw: float | None
 
 
 def measure(where: Environment, *, dimension: int, clients: list[int], seconds: int, rounds: int) -> list[Ingest]:
-    """Every table in turn, in each round, while syncd follows the attached one on the same machine."""
-    tables = TABLES if where.vector_type == "vector" else TABLES[:2]
-    where.create_tables(*tables, dimension=dimension)
-    if "hnsw" in tables:
+    """Every run in turn, in each round, on the machine on which syncd follows the attached table. Each begins when syncd has nothing left to do."""
+    runs = [run for run in RUNS if run != "hnsw" or where.vector_type == "vector"]
+    where.create_tables(*dict.fromkeys(RUNS[run] for run in runs), dimension=dimension)
+    if "hnsw" in runs:
         where.run("create_hnsw", table="hnsw", operators="vector_cosine_ops")
     where.run("insert_sample", table="attached")
     where.run("attach", ["syncd_bench.attached", "cosine"])
-    results = []
-    with serving(where):
-        for number in clients:
-            rates: dict[str, list[float]] = {table: [] for table in tables}
-            for _ in range(rounds):
-                for table in tables:
-                    rates[table].append(run_pgbench(where, table, number, seconds))
-            bare, attached = statistics.median(rates["bare"]), statistics.median(rates["attached"])
-            hnsw = statistics.median(rates["hnsw"]) if "hnsw" in tables else None
-            results.append(
-                Ingest(
-                    number,
-                    round(bare),
-                    round(attached),
-                    None if hnsw is None else round(hnsw),
-                    # ratios of neighbours in time, since the machine's speed drifts
-                    round(statistics.median(a / b for a, b in zip(rates["attached"], rates["bare"], strict=True)), 3),
-                    None if hnsw is None else round(attached / hnsw, 1),
-                )
-            )
-    return results
+    with serving(where) as service:
+        return [measure_clients(where, service, runs, number, seconds, rounds) for number in clients]
+
+
+def measure_clients(
+    where: Environment, service: Serving, runs: Sequence[str], clients: int, seconds: int, rounds: int
+) -> Ingest:
+    """The rounds with one number of writers."""
+    rates: dict[str, list[float]] = {run: [] for run in runs}
+    for _ in range(rounds):
+        for run in runs:
+            service.settle()
+            with service.paused() if run == "captured" else nullcontext():
+                rates[run].append(run_pgbench(where, RUNS[run], clients, seconds))
+            with service.client() as client:
+                client.wait(str(where.value("token")), timeout_ms=CAUGHT_UP_MS)
+    rate = {run: statistics.median(found) for run, found in rates.items()}
+
+    def share(run: str) -> float:
+        """Of the bare table's rate: the median of neighbours in time, since the machine's speed drifts."""
+        return round(statistics.median(a / b for a, b in zip(rates[run], rates["bare"], strict=True)), 3)
+
+    return Ingest(
+        clients,
+        round(rate["bare"]),
+        round(rate["attached"]),
+        round(rate["captured"]),
+        round(rate["hnsw"]) if "hnsw" in rate else None,
+        share("attached"),
+        share("captured"),
+        round(rate["attached"] / rate["hnsw"], 1) if "hnsw" in rate else None,
+    )
 
 
 def run_pgbench(where: Environment, table: str, clients: int, seconds: int) -> float:

@@ -91,23 +91,32 @@ def read(path: Path, *, rows: int | None, queries: int, metric: str, seed: int =
 
 
 def generate(rows: int, dimension: int, *, queries: int, metric: str, seed: int = 0) -> VectorSet:
-    """Clusters on a curved surface of ``LATENT`` dimensions, with some noise.
+    """Vectors of ``made_blocks`` to search and to search for."""
+    made = np.empty((rows + queries, dimension), dtype=np.float32)
+    start = 0
+    for block in made_blocks(len(made), dimension, seed, BLOCK_ROWS):
+        made[start : start + len(block)] = block
+        start += len(block)
+    return VectorSet(f"generated, seed {seed}", made[:rows], made[rows:], metric)
+
+
+def made_blocks(rows: int, dimension: int, seed: int, block_rows: int = LOADED_ROWS) -> Iterator[NDArray[np.float32]]:
+    """Clusters on a curved surface of ``LATENT`` dimensions, the same for every seed, with some noise: (at most ``block_rows``, dimension) at a time.
 
     Vectors of independent coordinates would be useless: all are equally far from one another, and no index can help. The intrinsic dimension of
     these (``Truth.intrinsic_dimension``) is 16 at 100,000 rows, whatever their length; that of MNIST is 13, of a million SIFT descriptors 21.
     """
-    generator = np.random.default_rng(seed)
+    surface, generator = np.random.default_rng(0), np.random.default_rng((0, seed))
     hidden = 4 * LATENT
-    inner = generator.standard_normal((LATENT, hidden), dtype=np.float32) / np.float32(np.sqrt(LATENT))
-    outer = generator.standard_normal((hidden, dimension), dtype=np.float32) / np.float32(np.sqrt(hidden))
-    centres = generator.standard_normal((CLUSTERS, LATENT), dtype=np.float32)
-    made = np.empty((rows + queries, dimension), dtype=np.float32)
-    for start in range(0, len(made), BLOCK_ROWS):
-        block = made[start : start + BLOCK_ROWS]
-        latent = centres[generator.integers(CLUSTERS, size=len(block))]
+    inner = surface.standard_normal((LATENT, hidden), dtype=np.float32) / np.float32(np.sqrt(LATENT))
+    outer = surface.standard_normal((hidden, dimension), dtype=np.float32) / np.float32(np.sqrt(hidden))
+    centres = surface.standard_normal((CLUSTERS, LATENT), dtype=np.float32)
+    for start in range(0, rows, block_rows):
+        count = min(block_rows, rows - start)
+        latent = centres[generator.integers(CLUSTERS, size=count)]
         latent = latent + SPREAD * generator.standard_normal(latent.shape, dtype=np.float32)
-        block[:] = np.tanh(latent @ inner) @ outer + NOISE * generator.standard_normal(block.shape, dtype=np.float32)
-    return VectorSet(f"generated, seed {seed}", made[:rows], made[rows:], metric)
+        noise = NOISE * generator.standard_normal((count, dimension), dtype=np.float32)
+        yield np.tanh(latent @ inner) @ outer + noise
 
 
 class Truth:

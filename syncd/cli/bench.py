@@ -248,7 +248,7 @@ def ingest(
     rounds: Rounds = 5,
     dim: Dimension = 768,
 ) -> object:
-    """Inserts a second: a bare table, one that syncd follows, one with a pgvector HNSW index.
+    """Inserts a second: a bare table, one that syncd follows, the same with syncd paused, one with a pgvector HNSW index.
 
     Example: syncd bench ingest --embedded --clients 32
     """

@@ -213,7 +213,7 @@ def test_datasets_are_measured_by_their_number(followed: str) -> None:
         (("fresh", "--commits", "5", "--writers", "2"), {"writers", "commits", "p50_ms", "p99_ms", "worst_ms"}),
         (("backfill", "--rows", "2000"), {"rows", "rows_per_second", "seconds", "beside_vectors_bytes"}),
         (("verify", "--rows", "2000", "--rounds", "1"), {"verify_seconds", "hash_seconds", "repaired"}),
-        (("ingest", "--clients", "2", "--seconds", "1", "--rounds", "1"), {"bare", "attached", "hnsw"}),
+        (("ingest", "--clients", "2", "--seconds", "1", "--rounds", "1"), {"bare", "attached", "captured", "hnsw"}),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
