@@ -121,6 +121,16 @@ TRAPS = {
         (("syncd/sync/consumer.py", "            apply_cap(connection)\n", ""),),
         (f"{ROTATION}::test_where_nothing_ran_the_next_to_start_applies_the_cap",),
     ),
+    "a service that is frozen while it reports holds its row": Trap(
+        (
+            (
+                "sql/queries/consumer.sql",
+                "SET LOCAL synchronous_commit = off;\nSET LOCAL statement_timeout = '30s';\nSET LOCAL idle_in_transaction_session_timeout = '30s';",
+                "SET LOCAL synchronous_commit = off;",
+            ),
+        ),
+        (f"{ROTATION}::test_a_service_that_is_frozen_in_a_transaction_keeps_no_lock_for_long[begin_report]",),
+    ),
     "what another cluster freed is believed": Trap(
         (("syncd/postgres/identity.py", '    "forget_freed",\n', ""),),
         (f"{ROTATION}::test_what_another_cluster_freed_is_forgotten_in_a_restored_copy",),
@@ -182,6 +192,20 @@ TRAPS = {
     ),
     "a longer search never leaves the event loop": Trap(
         (("syncd/rpc/in_place.py", "and now >= self._company_until", ""),), ("tests/unit/rpc/test_rpc_in_place.py",)
+    ),
+    "joined codes lack some": Trap(
+        (
+            (
+                "syncd/index/building.py",
+                "number, int(part.sizes[number]), source",
+                "number, max(int(part.sizes[number]) - 1, 1), source",
+            ),
+        ),
+        (f"{CODES}::test_joined_codes_are_those_that_encoding_all_rows_would_give[False-l2]",),
+    ),
+    "recall is measured all the time": Trap(
+        (("syncd/sync/building.py", "and grows and", "and False and"),),
+        ("tests/unit/test_builder.py::test_recall_is_measured_again_when_rows_have_stopped_coming",),
     ),
     "codes of rows that are gone are used": Trap(
         (("syncd/index/dataset.py", "if not same_rows or state.codes", "if state.codes"),),
