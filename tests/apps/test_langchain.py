@@ -43,7 +43,7 @@ def store(running: Throwaway) -> Iterator[SyncdVectorStore]:
 
 
 @pytest.mark.anyio
-class TestLangChainsOwnSuite(suites.VectorStoreIntegrationTests):  # type: ignore[misc, name-defined]
+class TestLangChainsOwnSuite(suites.VectorStoreIntegrationTests):  # type: ignore[name-defined]
     @pytest.fixture
     def vectorstore(self, running: Throwaway) -> Iterator[SyncdVectorStore]:
         opened = store_in(running, self.get_embeddings())

@@ -117,7 +117,10 @@ def test_conditions_documents_and_ids(store: SyncdVectorStore) -> None:
     late = MetadataFilter(key="year", value=2022, operator=FilterOperator.GTE)
 
     def ids(condition: FilterCondition, *filters: MetadataFilter | MetadataFilters) -> list[str] | None:
-        return store.query(query(filters=MetadataFilters(filters=list(filters), condition=condition))).ids
+        found: list[str] | None = store.query(
+            query(filters=MetadataFilters(filters=list(filters), condition=condition))
+        ).ids
+        return found
 
     assert ids(FilterCondition.AND, english, late) == []
     assert ids(FilterCondition.OR, english, late) == ["a", "b", "c"]
@@ -150,7 +153,8 @@ def test_marginal_relevance_prefers_what_is_unlike(store: SyncdVectorStore) -> N
 
     def ids(number: int = 2, filters: MetadataFilters | None = None, **options: Any) -> list[str] | None:
         asked = query(mode=VectorStoreQueryMode.MMR, similarity_top_k=number, filters=filters)
-        return store.query(asked, **options).ids
+        found: list[str] | None = store.query(asked, **options).ids
+        return found
 
     assert store.query(query(similarity_top_k=2)).ids == ["first", "twin"]
     assert ids(mmr_threshold=0.2, mmr_prefetch_k=3) == ["first", "other"]

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import psycopg
 import pytest
@@ -147,7 +148,7 @@ def serving(db: psycopg.Connection, daemon: Daemon) -> Iterator[Followed]:
 @pytest.fixture
 def followed(db: psycopg.Connection, daemon: Daemon) -> Iterator[Followed]:
     make_items(db)
-    daemon.constants.update([SHORT_PAGES])  # type: ignore[list-item]
+    daemon.constants.update([SHORT_PAGES])
     with serving(db, daemon) as it:
         it.in_step()
         yield it
@@ -165,13 +166,13 @@ class Readers:
     answers: int = 0
     stopped: threading.Event = field(default_factory=threading.Event)
 
-    def ask(self, consistency: str) -> None:
+    def ask(self, consistency: Literal["eventual", "strong"]) -> None:
         with self.daemon.client() as client:
             while not self.stopped.is_set():
                 try:
                     assert client.search(self.dataset, [1, 0, 0], k=1, consistency=consistency, timeout_ms=20_000), (
                         "no row"
-                    )  # type: ignore[call-overload]
+                    )
                     if consistency == "eventual":  # a strong read would wait until a comparison is over
                         self.states |= {s.state for s in client.datasets() if s.dataset == f"default/{self.dataset}"}
                     self.answers += 1

@@ -76,7 +76,7 @@ def dump(conninfo: str, file: Path, server: PostgresServer) -> None:
 
 
 def restore(conninfo: str, file: Path, server: PostgresServer, *options: str) -> None:
-    command = [server.bindir / "pg_restore", "--exit-on-error", *options, "-d", conninfo, file]
+    command: list[str | Path] = [server.bindir / "pg_restore", "--exit-on-error", *options, "-d", conninfo, file]
     subprocess.run(command, check=True, capture_output=True)
 
 

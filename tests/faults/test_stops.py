@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -88,12 +88,13 @@ def test_a_stop_does_not_wait_for_requests_that_wait_for_a_server_that_hangs(
     def ask(method: str) -> None:
         with suppress(SyncdError), followed.client() as client:
             connected.wait()
-            {
+            methods: dict[str, Callable[[], object]] = {
                 "verify": client.verify,
                 "checkpoint": client.checkpoint,
                 "rebuild": lambda: client.rebuild("chunks"),
                 "wait": lambda: client.wait(str(2**40), timeout_ms=60_000),
-            }[method]()
+            }
+            methods[method]()
 
     with frozen(own_server):
         asking = [threading.Thread(target=ask, args=[each]) for each in ("verify", "checkpoint", "rebuild", "wait")]

@@ -387,13 +387,13 @@ def test_correlated_rows_pass_near_to_the_first_queries_and_far_from_the_last(me
     made = generate(2000, 7, queries=40, metric=metric)
     vectors, columns = with_columns(made)
     assert sorted(map(tuple, vectors.queries)) == sorted(map(tuple, made.queries))
-    distances = {}
+    distances: dict[str, float] = {}
     for column, kinds in asked(40).items():
         assert sorted(columns[column]) == list(range(2000)), "below n there are n"
         exact = truth(
             vectors.base, vectors.queries, metric, track=everything, gone=np.flatnonzero(columns[column] >= 100)
         )
-        distances |= {kind: np.median(exact.limits[list(queries)]) for kind, queries in kinds.items()}
+        distances |= {kind: float(np.median(exact.limits[list(queries)])) for kind, queries in kinds.items()}
     assert distances["near"] < distances["independent"] < distances["far"]
 
 

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -81,7 +82,7 @@ def role(db: psycopg.Connection, *grants: str) -> Iterator[str]:
     db.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(name)))
     try:
         for grant in grants:
-            db.execute(sql.SQL(grant).format(role=sql.Identifier(name)))  # type: ignore[arg-type]  # a test's own text
+            db.execute(sql.SQL(grant).format(role=sql.Identifier(name)))  # a test's own text
         yield name
     finally:
         db.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(name)))
@@ -398,7 +399,7 @@ def test_a_data_directory_that_cannot_be_written_fails(
 def test_clocks_that_differ_are_a_warning(
     items_18: psycopg.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = check.time.time
+    now = time.time
     monkeypatch.setattr(check, "time", SimpleNamespace(time=lambda: now() + 9000))
     found = about(examine(items_18, tmp_path), "clock")
     assert found.level == "warn"
@@ -438,7 +439,7 @@ def test_with_a_running_service_check_exits_0_and_says_how_it_is(items_18: psyco
     daemon.start()
     with daemon.client() as client:
         client.checkpoint()
-    settings = {
+    settings: dict[str, Any] = {
         "SYNCD_DSN": items_18.info.dsn,
         "SYNCD_SOCKET": str(daemon.socket),
         "SYNCD_DATA_DIR": str(daemon.data_dir),

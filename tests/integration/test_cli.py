@@ -342,7 +342,7 @@ def test_a_watched_status_follows_the_service_for_programs(service: Daemon, data
             assert process.stdout is not None
             found = json.loads(process.stdout.readline())
             assert found["status"]["state"] == "ready"
-            return {one["dataset"]: one["count"] for one in found["datasets"]}["default/texts"]
+            return int({one["dataset"]: one["count"] for one in found["datasets"]}["default/texts"])
 
         assert texts() == 3
         db.execute("INSERT INTO texts VALUES ('watched', '{9,9,9}')")

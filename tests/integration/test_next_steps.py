@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 from collections.abc import Iterator
+from typing import Any
 
 import psycopg
 import pytest
@@ -123,7 +124,7 @@ def test_a_role_without_rights_is_told_the_grant_and_the_check(db: psycopg.Conne
 def test_where_the_schema_is_gone_each_command_says_so_and_the_service_goes_on_answering(
     items: psycopg.Connection, daemon: Daemon
 ) -> None:
-    settings = {"SYNCD_SOCKET": str(daemon.socket)}
+    settings: dict[str, Any] = {"SYNCD_SOCKET": str(daemon.socket)}
     items.execute("DROP SCHEMA syncd CASCADE")
     with daemon.client() as client:
         until(lambda: client.status().database_error is not None, "it is noticed")

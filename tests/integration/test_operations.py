@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
@@ -103,7 +104,8 @@ def test_a_data_directory_that_was_moved_or_copied_while_stopped_is_resumed(
     read_before = len(events(daemon, "source_to_be_read"))
     assert read_before
     attached.execute("INSERT INTO t VALUES (11, '{11,1}')")
-    for number, transfer in enumerate((shutil.move, shutil.copytree)):
+    transfers: tuple[Callable[[str, str], object], ...] = (shutil.move, shutil.copytree)
+    for number, transfer in enumerate(transfers):
         place = tmp_path / f"place{number}" / "data"
         place.parent.mkdir()
         transfer(str(daemon.data_dir), str(place))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
+from typing import Any
 
 import psycopg
 import pytest
@@ -87,9 +88,9 @@ def test_a_page_reads_what_changed_and_not_the_outbox(
         queries: list[bytes | str] = []
         execute = psycopg.Connection.execute
 
-        def noting(self: psycopg.Connection, query: bytes | str, *args: object, **options: object) -> object:
+        def noting(self: psycopg.Connection, query: bytes | str, *args: Any, **options: Any) -> object:
             queries.append(query)
-            return execute(self, query, *args, **options)  # type: ignore[arg-type]
+            return execute(self, query, *args, **options)
 
         with monkeypatch.context() as patch:
             patch.setattr(psycopg.Connection, "execute", noting)

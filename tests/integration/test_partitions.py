@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import LiteralString
+from typing import LiteralString, cast
 
 import psycopg
 import pytest
@@ -29,7 +28,7 @@ INSERT INTO parted (id, embedding) VALUES (1, '{1}'), (2, '{2}'), (11, '{11}'), 
 
 
 @pytest.fixture
-def parted(scratch: psycopg.Connection) -> Iterator[psycopg.Connection]:
+def parted(scratch: psycopg.Connection) -> psycopg.Connection:
     """A partitioned table with rows in each leaf, attached, and an empty outbox; rolled back in the end."""
     scratch.execute(PARTED)
     assert attach(scratch, "parted") == (4, 4, 1)
@@ -445,8 +444,8 @@ def test_a_service_follows_a_partitioned_table(db: psycopg.Connection, daemon: D
     daemon.start()
     with daemon.client() as client:
 
-        def found() -> list[object]:
-            return sorted(hit.key for hit in client.search("parted", [0], k=100, consistency="strong"))  # type: ignore[type-var]  # integers
+        def found() -> list[int]:
+            return sorted(cast(int, hit.key) for hit in client.search("parted", [0], k=100, consistency="strong"))
 
         assert found() == [1, 2, 11, 101]
         db.execute("UPDATE parted SET id = id + 10 WHERE id = 2; INSERT INTO deepest VALUES (102, 'en', '{102}')")

@@ -48,7 +48,7 @@ def pairs(scratch: psycopg.Connection, request: pytest.FixtureRequest) -> psycop
             "CREATE TABLE parents (c varchar(10) PRIMARY KEY);"
             "CREATE TABLE pairs (c varchar(10) REFERENCES parents ON UPDATE CASCADE ON DELETE CASCADE, b uuid, a bigint, v real[],"
             " PRIMARY KEY (a, b, c)) {}"
-        ).format(sql.SQL(partition))  # type: ignore[arg-type]  # one of two literals
+        ).format(sql.SQL(partition))  # one of two literals
     )
     if partition:
         scratch.execute(

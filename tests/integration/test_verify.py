@@ -91,12 +91,16 @@ def test_every_kind_of_difference_is_found_and_mended(
 
 def assert_equal(db: psycopg.Connection, daemon: Daemon) -> None:
     """The index holds what the table holds."""
-    rows = dict(db.execute("SELECT id, v::real[] FROM items WHERE NOT gone AND v IS NOT NULL").fetchall())
+    rows: dict[int, list[float]] = dict(
+        db.execute("SELECT id, v::real[] FROM items WHERE NOT gone AND v IS NOT NULL").fetchall()
+    )
     with daemon.client() as client:
         indexed = {row.key: row.vector for row in client.get("items", [*client.keys("items")], vectors=True)}
     assert indexed.keys() == rows.keys()
     for key, vector in rows.items():
-        np.testing.assert_allclose(indexed[key], vector, rtol=1e-6)
+        found = indexed[key]
+        assert found is not None
+        np.testing.assert_allclose(found, vector, rtol=1e-6)
 
 
 def test_verify_has_no_false_alarm_while_writers_write(followed: Daemon, database: str) -> None:

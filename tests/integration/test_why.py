@@ -259,7 +259,7 @@ def test_a_forgotten_prepared_transaction_is_named(
 def test_an_unknown_dataset_has_near_names_and_what_sources_form(items: psycopg.Connection, daemon: Daemon) -> None:
     items.execute("INSERT INTO items VALUES (50, '{5,5}', NULL)")
     followed(items, daemon)
-    settings = {"SYNCD_DSN": items.info.dsn, "SYNCD_SOCKET": str(daemon.socket)}
+    settings: dict[str, Any] = {"SYNCD_DSN": items.info.dsn, "SYNCD_SOCKET": str(daemon.socket)}
     done = run("why", "DE", **settings)
     assert done.returncode == 1
     assert done.stderr == ""

@@ -92,7 +92,7 @@ def test_every_comparison_of_every_kind_is_that_of_postgres(
     samples = [None, *column.samples] if column is not None else [written({"n": value}) for value in JSON_SAMPLES]
     operands = column.asked_samples if column is not None else [*TEXTS, *NUMBERS, True, False]
     operators = column.operators if column is not None else ("eq", "ne", "gt", "gte", "lt", "lte", "contains")
-    wanted = [
+    wanted: list[dict[str, Any]] = [
         {name: {operator: operand}}
         for operator in operators
         for operand in operands

@@ -41,7 +41,7 @@ def put(index: DatasetIndex, start: int, stop: int) -> None:
 def take_up(builder: Builder, index: DatasetIndex) -> list[str]:
     """Look once, and do what is found."""
     datasets = [cast(Dataset, SimpleNamespace(name="p/d", index=index))]
-    done = []
+    done: list[str] = []
     for dataset, plan in builder.look(datasets):
         assert plan is not None
         assert builder.work(dataset.name, dataset.index, plan) == "done"

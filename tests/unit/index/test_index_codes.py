@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import msgspec
@@ -19,6 +21,7 @@ from syncd.index.codes import LiveCodes
 from syncd.index.columns import Column
 from syncd.index.compaction import Move
 from syncd.index.dataset import DatasetIndex
+from syncd.index.exact import search_exact
 from syncd.index.filters import parse_filter
 from syncd.index.search import point_for
 from syncd.index.training import Cancelled
@@ -52,7 +55,7 @@ def put(index: DatasetIndex, start: int, stop: int, version: int = 0) -> None:
 
 
 def build_all(index: DatasetIndex, recall: float = 0.95) -> list[str]:
-    done = []
+    done: list[str] = []
     while (plan := index.plan_build(recall)) is not None:
         assert index.build(plan)
         done.append(plan.kind)
@@ -71,7 +74,7 @@ def everything(index: DatasetIndex) -> None:
     assert codes is not None
     points = tuple(Point(k, 1 << 20, 1 << 20, 1.0, 1.0, 1.0) for k in (10, 100))
     calibration = msgspec.structs.replace(codes.codes.calibration, points=points)
-    assert index.swap_codes(codes.codes, building.replace(codes.codes, calibration=calibration))
+    assert index.swap_codes(codes.codes, replace(codes.codes, calibration=calibration))
 
 
 def test_a_dataset_is_exact_then_building_then_codes_and_exact_again_when_little_is_left(index: DatasetIndex) -> None:
@@ -131,8 +134,7 @@ def test_joined_codes_are_those_that_encoding_all_rows_would_give(metric: Metric
     point = Point(10, 4, 5000, 1.0, 1.0, 1.0)  # all rows of four lists
     queries = random_vectors(30, DIM, seed=11)
     found = [
-        LiveCodes(building.replace(codes, parts=(part,)), view.live).candidates(queries, point)
-        for part in (joined, encoded)
+        LiveCodes(replace(codes, parts=(part,)), view.live).candidates(queries, point) for part in (joined, encoded)
     ]
     for (distances, slots), (wanted_distances, wanted_slots) in zip(
         *(zip(*one, strict=True) for one in found), strict=True
@@ -504,11 +506,15 @@ def test_unselective_filters_use_the_codes_and_reach_the_recall(
     index.apply(range(500), random_vectors(500, DIM, seed=1), [], None, ["[50,50]"] * 500)
     queries = random_vectors(60, DIM, seed=2)
     exact_searches: list[int] = []
-    searched = approximate.search_exact
     monkeypatch.setattr(
         "syncd.index.search.exact_elements", lambda _: 1 << 60
     )  # of so few rows it would be the cheaper one
-    monkeypatch.setattr(approximate, "search_exact", lambda *given: exact_searches.append(1) or searched(*given))  # type: ignore[func-returns-value]
+
+    def counted(*given: Any) -> object:
+        exact_searches.append(1)
+        return search_exact(*given)
+
+    monkeypatch.setattr(approximate, "search_exact", counted)
     for column in ("chance", "side"):
         for below in (50, 10, 1):
             view = index.view.where(parse_filter({column: {"lt": below}}, columns, "d"))
