@@ -315,9 +315,9 @@ class Methods:
         return max(self.consumer.newest_outbox_id - found.follower.cursor.position.outbox_id, 0)
 
     def lag_seconds(self, dataset: Dataset) -> float:
-        """Since the last completed pass over this dataset's source, while changes of it wait."""
+        """Since the last completed pass over this dataset's source, while changes of it wait or the database cannot be reached."""
         consumer = self.consumer
-        if consumer.connected and not dataset.follower.lags:
+        if consumer.is_answered and not dataset.follower.lags:
             return 0.0
         return consumer.behind(dataset.follower)
 

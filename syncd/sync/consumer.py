@@ -47,6 +47,8 @@ from syncd.sync.watched import WatchedSource
 from syncd.types import Position, Snapshot
 
 POLL_SECONDS = 1.0
+HANGS_SECONDS = 5.0
+"""No pass and no rest between two takes longer: after that the server counts as out of reach, though nobody has closed the connection."""
 POLL_SECONDS_WITHOUT_NOTIFY = 0.02
 WAITER_POLL_SECONDS = 0.02
 PEEK_SECONDS = 0.1
@@ -318,6 +320,11 @@ class Consumer(Progress):
         connection.execute(statement("consumer", "release_guard"))
         self.pace.guard_held = False
         self.pace.loaded_passes = 0
+
+    @property
+    def is_answered(self) -> bool:
+        """Not where passes have come to a stand either."""
+        return super().is_answered and self.behind() < self.poll_seconds + HANGS_SECONDS
 
     @property
     def poll_seconds(self) -> float:

@@ -78,9 +78,14 @@ class Progress:
         self.wake("request")
 
     @property
+    def is_answered(self) -> bool:
+        """Whether the server can be reached, as far as is known."""
+        return self.connected
+
+    @property
     def changes_wait(self) -> bool:
-        """Whether there is more to apply than has been, as far as is known."""
-        return not self.connected or any(watched.lags for watched in self.sources.values())
+        """Whether there is more to apply than has been, or nobody can know."""
+        return not self.is_answered or any(watched.lags for watched in self.sources.values())
 
     @property
     def lag_seconds(self) -> float:

@@ -73,6 +73,17 @@ def assert_in_sync_again(daemon: Daemon) -> None:
         assert client.verify(deep=True).datasets[0].in_sync
 
 
+def test_a_server_that_hangs_is_a_lag_long_before_it_is_given_up(own_server: PostgresServer, followed: Daemon) -> None:
+    with followed.client() as client:
+        until(lambda: client.status().lag_seconds == 0, "all is well")
+        with frozen(own_server):
+            until(lambda: client.status().lag_seconds > 5, "it does not answer")
+            assert all(dataset.lag_seconds > 5 for dataset in client.datasets())
+            assert len(client.search("chunks", [1, 1], k=3)) == 3
+            assert "database_lost" not in followed.log.read_text()
+        until(lambda: client.status().lag_seconds == 0, "it answers again")
+
+
 def test_a_stop_does_not_wait_for_a_server_that_hangs(own_server: PostgresServer, followed: Daemon) -> None:
     with frozen(own_server):
         assert_stops(followed)
