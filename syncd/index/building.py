@@ -50,9 +50,9 @@ BLOCK_ROWS = 4096
 class Plan:
     """One thing to build.
 
-    ``train``: everything anew. ``extend``: the tail's rows ``start <= slot < stop`` are encoded, and become one part with the parts ``first <= part
-    < last`` before them. ``encode``: the part ``first`` again, without its dead rows. ``measure``: only the recall. ``drop``: nothing is worth
-    codes any more. ``compact``: the live rows without the dead slots.
+    ``train``: everything anew, and recall in haste. ``extend``: the tail's rows ``start <= slot < stop`` are encoded, and become one part with the
+    parts ``first <= part < last`` before them. ``encode``: the part ``first`` again, without its dead rows. ``measure``: only the recall.
+    ``drop``: nothing is worth codes any more. ``compact``: the live rows without the dead slots.
     """
 
     kind: Literal["train", "extend", "encode", "measure", "drop", "compact"]
@@ -98,6 +98,8 @@ def plan_build(view: View, recall: float) -> Plan | None:
         if part.rows - alive > MOST_DEAD * part.rows:
             return Plan("encode", number, number + 1, part.start, part.stop)
     measured = codes.calibration
+    if not measured.whole:
+        return Plan("measure")
     came, went = view.count - measured.slots, measured.rows + view.count - measured.slots - rows
     if max(came, went) > MEASURE_AGAIN * measured.rows:
         return Plan("measure")
@@ -120,7 +122,7 @@ def build(
         part = encode(view, codebook, 0, view.count & ~7, next_number(), stop)
         codes = Codes(generation, codebook, (part,), Calibration(0, 0, ()))
         codes = replace(codes, unevenness_trained=codes.unevenness)
-        return replace(codes, calibration=calibrate(view, codes, number, stop))
+        return replace(codes, calibration=calibrate(view, codes, number, stop, in_haste=True))
     codes = view.codes.codes
     if plan.kind == "measure":
         return replace(codes, calibration=calibrate(view, codes, view.count, stop))

@@ -44,11 +44,15 @@ class Point(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Calibration(msgspec.Struct, frozen=True):
-    """What was measured, when the dataset had ``rows`` live rows and ``slots`` slots; for each k the cheapest points come first."""
+    """What was measured, when the dataset had ``rows`` live rows and ``slots`` slots; for each k the cheapest points come first.
+
+    ``whole``: for every k, and not only in haste for the first.
+    """
 
     rows: int
     slots: int
     points: tuple[Point, ...]
+    whole: bool = True
 
     def choose(self, k: int, recall: float) -> Point | None:
         """The cheapest settings with which ``k`` rows are found at this recall; None where only exact search does."""

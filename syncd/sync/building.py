@@ -113,7 +113,7 @@ class Builder:
             return "failed"
         del self.retry_at[index]
         if plan is not None:
-            if plan.kind in ("train", "measure"):
+            if plan.kind == "measure":
                 now = time.monotonic()
                 self.measure_at[index] = now + MEASURING_REST * (now - begun)
             say = logger.info if plan.kind in ("train", "compact") else logger.debug

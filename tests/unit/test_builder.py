@@ -57,8 +57,10 @@ def test_recall_is_measured_again_when_rows_have_stopped_coming(index: DatasetIn
     building_it = builder()
     with patch("syncd.sync.building.MEASURING_REST", 1e9):
         assert take_up(building_it, index) == ["train"]
-        for start in (2000, 2600, 3200):  # each of them a quarter
-            put(index, start, start + 600)
+        put(index, 2000, 2600)  # rows come, and are a quarter
+        assert take_up(building_it, index) == ["measure"], "what was measured in haste is, whatever comes"
+        for start in (2600, 3400, 4400):
+            put(index, start, start + 1000)
             assert take_up(building_it, index) == []
         assert take_up(building_it, index) == ["measure"]
         assert take_up(building_it, index) == []
@@ -68,6 +70,7 @@ def test_recall_is_measured_while_rows_come_once_that_has_rested(index: DatasetI
     building_it = builder()
     with patch("syncd.sync.building.MEASURING_REST", 0.0):
         assert take_up(building_it, index) == ["train"]
+        assert take_up(building_it, index) == ["measure"]
         for start in (2000, 2600, 3400):
             put(index, start, start + 1000)
             assert take_up(building_it, index) == ["measure"]
@@ -75,6 +78,6 @@ def test_recall_is_measured_while_rows_come_once_that_has_rested(index: DatasetI
 
 def test_a_change_of_one_row_measures_nothing(index: DatasetIndex) -> None:
     building_it = builder()
-    take_up(building_it, index)
+    assert [*take_up(building_it, index), *take_up(building_it, index)] == ["train", "measure"]
     index.apply([1], np.ones((1, DIM), dtype=np.float32), [])
     assert take_up(building_it, index) == []

@@ -83,11 +83,25 @@ def test_a_dataset_is_exact_then_building_then_codes_and_exact_again_when_little
     assert (index.kind(), index.plan_build()) == ("exact", None)
     put(index, 300, 600)
     assert index.kind() == "building"
-    assert build_all(index) == ["train"]
+    assert build_all(index) == ["train", "measure"]
     assert index.kind() == "codes"
     index.apply([], np.empty((0, DIM), dtype=np.float32), range(50, 600))
     assert build_all(index) == ["drop"]
     assert index.kind() == "exact"
+
+
+def test_new_codes_serve_the_ten_nearest_at_once_and_more_when_that_is_measured(index: DatasetIndex) -> None:
+    put(index, 0, 2000)
+    plan = index.plan_build()
+    assert plan is not None
+    assert index.build(plan)
+    queries = random_vectors(5, DIM, seed=9)
+    assert point_for(index.view, 10, 0.95) is not None
+    assert point_for(index.view, 100, 0.95) is None, "it is exact meanwhile"
+    for found, exact in zip(index.search(queries, 100), index.search(queries, 100, exact=True), strict=True):
+        assert found.keys == exact.keys
+    assert build_all(index) == ["measure"]
+    assert point_for(index.view, 100, 0.95) is not None
 
 
 def part_rows(index: DatasetIndex) -> list[int]:
@@ -97,7 +111,7 @@ def part_rows(index: DatasetIndex) -> list[int]:
 
 def test_what_is_built_when(index: DatasetIndex) -> None:
     put(index, 0, 2000)
-    assert build_all(index) == ["train"]
+    assert build_all(index) == ["train", "measure"]
     put(index, 2000, 2090)
     assert (build_all(index), part_rows(index)) == ([], [2000])  # they wait in the tail
     put(index, 2090, 2104)
@@ -109,7 +123,7 @@ def test_what_is_built_when(index: DatasetIndex) -> None:
     put(index, 2304, 2600)
     assert (build_all(index), part_rows(index)) == (["extend", "measure"], [2199])  # a quarter came, and a fifth went
     put(index, 3000, 9000)
-    assert (build_all(index), part_rows(index)) == (["train"], [8199])  # four times the rows
+    assert (build_all(index), part_rows(index)) == (["train", "measure"], [8199])  # four times the rows
 
 
 @pytest.mark.parametrize("metric", ["l2", "cosine"])
@@ -178,7 +192,7 @@ def test_a_recall_out_of_reach_is_answered_exactly_and_trained_for_again_only_wh
             assert found.keys == exact.keys
         assert build_all(index) == []
         put(index, 0, 260, version=1)  # as many rows, but other ones
-        assert build_all(index) == ["extend", "encode", "measure", "train"] or index.plan_build() is None
+        assert build_all(index) == ["extend", "encode", "measure", "train", "measure"]
         codes = index.view.codes
         assert codes is not None
         assert codes.codes.codebook.trained_slots == 1260
@@ -259,7 +273,7 @@ def test_damaged_codes_are_built_again_from_the_vectors_and_searches_are_exact_m
     assert [one.keys for one in loaded.search(queries, 10)] == [
         one.keys for one in index.search(queries, 10, exact=True)
     ]
-    assert build_all(loaded) == ["train"]
+    assert build_all(loaded) == ["train", "measure"]
     again = DatasetIndex.load(tmp_path / "p" / "d", loaded.save().saved)
     assert (again.kind(), again.codes_damage) == ("codes", "")
 
