@@ -6,7 +6,7 @@ swapped in. Memory is bounded: rows are read in blocks, and training rows have a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,6 +16,7 @@ from syncd.index.approximate import as_compared
 from syncd.index.calibration import KS, Calibration
 from syncd.index.codes import Codebook, Codes, Part, Stop, empty_part, list_sizes, without_quantizer
 from syncd.index.exact import use_one_thread
+from syncd.index.joining import joined
 from syncd.index.live import Bitmap
 from syncd.index.measuring import calibrate
 from syncd.index.training import Cancelled, train
@@ -50,15 +51,14 @@ BLOCK_ROWS = 4096
 class Plan:
     """One thing to build.
 
-    ``train``: everything anew, and recall in haste. ``extend``: the tail's rows ``start <= slot < stop`` are encoded, and become one part with the
-    parts ``first <= part < last`` before them. ``encode``: the part ``first`` again, without its dead rows. ``measure``: only the recall.
-    ``drop``: nothing is worth codes any more. ``compact``: the live rows without the dead slots.
+    ``train``: everything anew, and recall in haste. ``extend``: the tail's rows below ``stop`` are encoded, and become one part with the parts
+    ``first <= part < last`` before them. ``purge``: the part ``first`` without its dead rows. ``measure``: only the recall. ``drop``: nothing is
+    worth codes any more. ``compact``: the live rows without the dead slots.
     """
 
-    kind: Literal["train", "extend", "encode", "measure", "drop", "compact"]
+    kind: Literal["train", "extend", "purge", "measure", "drop", "compact"]
     first: int = 0
     last: int = 0
-    start: int = 0
     stop: int = 0
 
 
@@ -96,7 +96,7 @@ def plan_build(view: View, recall: float) -> Plan | None:
     for number, part in enumerate(codes.parts):
         alive = live_between(view.live, part.start, part.stop)
         if part.rows - alive > MOST_DEAD * part.rows:
-            return Plan("encode", number, number + 1, part.start, part.stop)
+            return Plan("purge", number, number + 1)
     measured = codes.calibration
     if not measured.whole:
         return Plan("measure")
@@ -126,9 +126,12 @@ def build(
     codes = view.codes.codes
     if plan.kind == "measure":
         return replace(codes, calibration=calibrate(view, codes, view.count, stop))
-    part = encode(view, codes.codebook, plan.start, plan.stop, next_number(), stop)
+    number, parts = next_number(), codes.parts[plan.first : plan.last]
     if plan.kind == "extend":
-        part = joined(codes.codebook, (*codes.parts[plan.first : plan.last], part), stop)
+        tail = encode(view, codes.codebook, codes.stop, plan.stop, number, stop)
+        part = joined(codes.codebook, (*parts, tail), view.live, stop) if parts else tail
+    else:
+        part = replace(joined(codes.codebook, parts, view.live, stop), number=number)
     return replace(codes, parts=(*codes.parts[: plan.first], part, *codes.parts[plan.last :]))
 
 
@@ -153,24 +156,6 @@ def encode(view: View, codebook: Codebook, start: int, stop: int, number: int, c
     return Part(number, start, stop, rows, list_sizes(index), without_quantizer(codebook, index))
 
 
-def joined(codebook: Codebook, parts: Sequence[Part], cancelled: Stop) -> Part:
-    """Neighbouring parts as one, with the last one's number: their codes are copied, 0.1 to 1 µs a row, where encoding takes 5 to 15."""
-    if len(parts) == 1:
-        return parts[0]
-    index = empty_part(codebook)
-    for part in parts:
-        source = part.index.invlists
-        for number in part.sizes.nonzero()[0].tolist():
-            index.invlists.add_entries(
-                number, int(part.sizes[number]), source.get_ids(number), source.get_codes(number)
-            )
-        index.ntotal += part.rows
-        if cancelled():
-            raise Cancelled
-    rows, last = int(index.ntotal), parts[-1]
-    return Part(last.number, parts[0].start, last.stop, rows, list_sizes(index), without_quantizer(codebook, index))
-
-
 def live_between(live: Bitmap, start: int, stop: int) -> int:
     """How many slots in ``start <= slot < stop``, both multiples of eight, are live."""
     return int(np.bitwise_count(live[start >> 3 : stop >> 3]).sum(dtype=np.int64))
@@ -184,7 +169,7 @@ def _extended(view: View, codes: Codes) -> Plan:
     while first and (codes.parts[first - 1].rows <= TIER_FACTOR * rows or first + 1 > MOST_PARTS):
         first -= 1
         rows += codes.parts[first].rows
-    return Plan("extend", first, len(codes.parts), codes.stop, stop)
+    return Plan("extend", first, len(codes.parts), stop)
 
 
 def _worn_out(view: View, codes: Codes, recall: float) -> bool:

@@ -73,7 +73,7 @@ class Codebook:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """The codes of the rows that lived in ``start <= slot < stop`` when they were encoded; ``sizes`` are its lists' rows, (lists,)."""
+    """The codes of the rows that lived in ``start <= slot < stop`` when it was built; ``sizes`` are its lists' rows, (lists,)."""
 
     number: int
     start: int

@@ -194,13 +194,7 @@ TRAPS = {
         (("syncd/rpc/in_place.py", "and now >= self._company_until", ""),), ("tests/unit/rpc/test_rpc_in_place.py",)
     ),
     "joined codes lack some": Trap(
-        (
-            (
-                "syncd/index/building.py",
-                "number, int(part.sizes[number]), source",
-                "number, max(int(part.sizes[number]) - 1, 1), source",
-            ),
-        ),
+        (("syncd/index/joining.py", "return slots[alive], codes[alive]", "return slots[alive][1:], codes[alive][1:]"),),
         (f"{CODES}::test_joined_codes_are_those_that_encoding_all_rows_would_give[False-l2]",),
     ),
     "what was measured in haste is never measured well": Trap(

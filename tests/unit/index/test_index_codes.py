@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from syncd.errors import DamagedFile, DataDirectoryError
-from syncd.index import approximate, building
+from syncd.index import approximate, building, joining
 from syncd.index.calibration import Calibration, Point
 from syncd.index.codes import LiveCodes
 from syncd.index.columns import Column
@@ -119,7 +119,7 @@ def test_what_is_built_when(index: DatasetIndex) -> None:
     put(index, 2104, 2304)
     assert (build_all(index), part_rows(index)) == (["extend"], [2000, 304])  # merged with the small part
     index.apply([], np.empty((0, DIM), dtype=np.float32), range(401))
-    assert (build_all(index), part_rows(index)) == (["encode"], [1599, 304])  # a fifth of the first part was dead
+    assert (build_all(index), part_rows(index)) == (["purge"], [1599, 304])  # a fifth of the first part was dead
     put(index, 2304, 2600)
     assert (build_all(index), part_rows(index)) == (["extend", "measure"], [2199])  # a quarter came, and a fifth went
     put(index, 3000, 9000)
@@ -143,7 +143,7 @@ def test_joined_codes_are_those_that_encoding_all_rows_would_give(metric: Metric
     assert view.codes is not None
     codes = view.codes.codes
     assert len(codes.parts) > 2
-    joined = building.joined(codes.codebook, codes.parts, lambda: False)
+    joined = joining.joined(codes.codebook, codes.parts, view.live, lambda: False)
     encoded = building.encode(view, codes.codebook, 0, codes.stop, 99, lambda: False)
     point = Point(10, 4, 5000, 1.0, 1.0, 1.0)  # all rows of four lists
     queries = random_vectors(30, DIM, seed=11)
@@ -155,7 +155,29 @@ def test_joined_codes_are_those_that_encoding_all_rows_would_give(metric: Metric
     ):
         assert distances[slots >= 0].tolist() == wanted_distances[wanted_slots >= 0].tolist()
         assert set(slots.tolist()) == set(wanted_slots.tolist())
-    assert (joined.start, joined.stop, joined.rows) == (0, codes.stop, sum(part.rows for part in codes.parts))
+    assert (joined.start, joined.stop, joined.rows) == (0, codes.stop, encoded.rows)
+
+
+@pytest.mark.parametrize("first", [120, 128, 136, 256])
+def test_a_list_of_any_length_takes_more(index: DatasetIndex, first: int) -> None:
+    with patch("syncd.index.training.ROWS_PER_LIST", 10_000):
+        put(index, 0, 600)
+        build_all(index)
+    view = index.view
+    assert view.codes is not None
+    codebook = view.codes.codes.codebook
+    assert codebook.lists == 1
+    one, two, both = (
+        building.encode(view, codebook, start, stop, 9, lambda: False)
+        for start, stop in ((0, first), (first, 600), (0, 600))
+    )
+    found = joining.joined(codebook, (one, two), view.live, lambda: False)
+    slots, codes = zip(*(joining._rows(part, 0, int(part.index.M2), view.live) for part in (found, both)), strict=True)
+    np.testing.assert_array_equal(*slots)
+    np.testing.assert_array_equal(*codes)
+    assert found.rows == 600
+    assert len(np.unique(codes[0], axis=0)) > 100
+    assert joining.joined(codebook, (one, two), np.zeros_like(view.live), lambda: False).rows == 0
 
 
 def test_there_are_never_more_than_five_parts(index: DatasetIndex) -> None:
@@ -192,7 +214,7 @@ def test_a_recall_out_of_reach_is_answered_exactly_and_trained_for_again_only_wh
             assert found.keys == exact.keys
         assert build_all(index) == []
         put(index, 0, 260, version=1)  # as many rows, but other ones
-        assert build_all(index) == ["extend", "encode", "measure", "train", "measure"]
+        assert build_all(index) == ["extend", "measure", "train", "measure"]
         codes = index.view.codes
         assert codes is not None
         assert codes.codes.codebook.trained_slots == 1260
