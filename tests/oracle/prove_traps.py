@@ -279,8 +279,11 @@ def run(trap: Trap) -> bool:
     """Whether the trap's tests notice it, or pass where nothing is broken."""
     fine = True
     with tempfile.TemporaryDirectory() as folder:
-        copy_package(Path(folder), trap)
-        environment = os.environ | {"PYTHONPATH": folder, "PYTHONSAFEPATH": "1"}
+        checkout, data = Path(folder) / "checkout", CHECKOUT.parent / "shared"
+        copy_package(checkout, trap)
+        if data.is_dir():  # real vectors, beside a checkout where there are any
+            (Path(folder) / "shared").symlink_to(data)
+        environment = os.environ | {"PYTHONPATH": str(checkout), "PYTHONSAFEPATH": "1"}
         for test in trap.tests:
             begun = time.monotonic()
             command = [
@@ -295,7 +298,9 @@ def run(trap: Trap) -> bool:
                 "-p",
                 "no:cacheprovider",
             ]  # with processes, -x exits 2
-            done = subprocess.run(command, env=environment, cwd=folder, stdout=subprocess.PIPE, text=True, check=False)
+            done = subprocess.run(
+                command, env=environment, cwd=checkout, stdout=subprocess.PIPE, text=True, check=False
+            )
             as_meant = done.returncode == (FAILED if trap.edits else 0)
             fine &= as_meant
             verdict = "fails" if done.returncode == FAILED else "passes" if done.returncode == 0 else "did not run"
