@@ -128,10 +128,8 @@ def build(
         return replace(codes, calibration=calibrate(view, codes, view.count, stop))
     number, parts = next_number(), codes.parts[plan.first : plan.last]
     if plan.kind == "extend":
-        tail = encode(view, codes.codebook, codes.stop, plan.stop, number, stop)
-        part = joined(codes.codebook, (*parts, tail), view.live, stop) if parts else tail
-    else:
-        part = replace(joined(codes.codebook, parts, view.live, stop), number=number)
+        parts = (*parts, encode(view, codes.codebook, codes.stop, plan.stop, number, stop))
+    part = joined(codes.codebook, parts, view.live, number, stop)
     return replace(codes, parts=(*codes.parts[: plan.first], part, *codes.parts[plan.last :]))
 
 

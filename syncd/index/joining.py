@@ -26,27 +26,21 @@ Nibbles = NDArray[np.uint8]
 """Codes, one of 4 bits in each element."""
 
 
-def joined(codebook: Codebook, parts: Sequence[Part], live: Bitmap, cancelled: Stop) -> Part:
-    """What lives of neighbouring ``parts``, in one with the last one's number; raises ``Cancelled``."""
+def joined(codebook: Codebook, parts: Sequence[Part], live: Bitmap, number: int, cancelled: Stop) -> Part:
+    """What lives of neighbouring ``parts``, as the part ``number``; raises ``Cancelled``."""
     index = empty_part(codebook)
     quantizers = int(index.M2)
-    for number in range(codebook.lists):
-        if number % LISTS_AT_ONCE == 0 and cancelled():
+    for each in range(codebook.lists):
+        if each % LISTS_AT_ONCE == 0 and cancelled():
             raise Cancelled
-        slots, codes = zip(*(_rows(part, number, quantizers, live) for part in parts), strict=True)
+        slots, codes = zip(*(_rows(part, each, quantizers, live) for part in parts), strict=True)
         ids = np.concatenate(slots)
         if ids.size:
             packed = _packed(np.concatenate(codes))
-            index.invlists.add_entries(number, ids.size, library.swig_ptr(ids), library.swig_ptr(packed))
+            index.invlists.add_entries(each, ids.size, library.swig_ptr(ids), library.swig_ptr(packed))
             index.ntotal += ids.size
-    return Part(
-        parts[-1].number,
-        parts[0].start,
-        parts[-1].stop,
-        int(index.ntotal),
-        list_sizes(index),
-        without_quantizer(codebook, index),
-    )
+    rows, sizes = int(index.ntotal), list_sizes(index)
+    return Part(number, parts[0].start, parts[-1].stop, rows, sizes, without_quantizer(codebook, index))
 
 
 def _rows(part: Part, number: int, quantizers: int, live: Bitmap) -> tuple[Slots, Nibbles]:
