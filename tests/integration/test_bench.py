@@ -140,7 +140,7 @@ def test_churn_measures_before_and_after_and_beside_a_fresh_build(followed: str)
     for points in (found["before"], found["at_once"], found["settled"]):
         assert [point["engine"] for point in points] == ["syncd", "pgvector"]
         assert points[0]["recall"] == 1.0
-        assert points[1]["recall"] > 0.5
+        assert points[1]["recall"] > 0.2  # dead rows take places in its candidates
     settings = [[point["setting"] for point in found[when]] for when in ("before", "at_once", "settled")]
     assert settings == [settings[0]] * 3
     (fresh,) = found["fresh"]
