@@ -43,8 +43,7 @@ def calibrate(view: View, codes: Codes, seed: int, stop: Stop, *, in_haste: bool
     slots = live_slots(view.live, view.count)
     if slots.size < 2:
         return Calibration(view.live_count, view.count, ())
-    most = min(max(QUERIES.values()), QUERIES_IN_HASTE if in_haste else slots.size)
-    slots = np.random.default_rng(seed).permutation(slots)[:most]
+    slots = np.random.default_rng(seed).permutation(slots)[: QUERIES_IN_HASTE if in_haste else max(QUERIES.values())]
     queries = np.ascontiguousarray(rows_of(view, slots))
     live = LiveCodes(codes, view.live)
     if in_haste:

@@ -624,15 +624,15 @@ def test_where_nothing_ran_the_next_to_start_applies_the_cap(
             assert client.status().state == "ready"
 
 
-@pytest.mark.parametrize("begin", ["begin_report", "begin_durable", "begin_start", "lock_identity"])
+@pytest.mark.parametrize("begin", ["begin_report", "begin_durable", "begin_start", "lock_identity", "local_settings"])
 def test_a_service_that_is_frozen_in_a_transaction_keeps_no_lock_for_long(
     begin: str, database: str, db: psycopg.Connection
 ) -> None:
     with closing(psycopg.connect(database, autocommit=True)) as frozen:
-        if begin == "lock_identity":  # its transaction is psycopg's
+        if not begin.startswith("begin"):  # its transaction is psycopg's
             frozen.execute("BEGIN")
         frozen.execute(
-            statement("consumer", begin).replace(
+            statement("check" if begin == "local_settings" else "consumer", begin).replace(
                 "idle_in_transaction_session_timeout = '30s'", "idle_in_transaction_session_timeout = '300ms'"
             )
         )

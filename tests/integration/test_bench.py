@@ -137,10 +137,12 @@ def test_churn_measures_before_and_after_and_beside_a_fresh_build(followed: str)
         assert (change["updated"], change["deleted"]) == (1000, 600)
         assert change["rows_per_second"] > 0
     assert [change["engine"] for change in found["changes"]] == ["syncd", "pgvector"]
-    for points in (found["before"], found["at_once"], found["settled"]):
+    # until it is vacuumed, dead rows take places in pgvector's candidates
+    for when, least in {"before": 0.9, "at_once": 0.2, "settled": 0.9}.items():
+        points = found[when]
         assert [point["engine"] for point in points] == ["syncd", "pgvector"]
         assert points[0]["recall"] == 1.0
-        assert points[1]["recall"] > 0.2  # dead rows take places in its candidates
+        assert points[1]["recall"] > least, when
     settings = [[point["setting"] for point in found[when]] for when in ("before", "at_once", "settled")]
     assert settings == [settings[0]] * 3
     (fresh,) = found["fresh"]
