@@ -22,7 +22,10 @@ RACES = "tests/faults/test_races.py"
 LATE_COMMIT = f"{RACES}::test_a_transaction_that_took_a_lower_outbox_id_and_commits_later_is_noticed[usual poll]"
 LOOK = f"{RACES}::test_every_commit_of_a_burst_is_noticed_by_the_look_for_open_writers_alone"
 HALF = f"{RACES}::test_readers_never_see_half_of_a_transaction"
+FREEING = "tests/faults/test_freeing.py"
 ROTATION = "tests/faults/test_rotation.py"
+FALLING_BEHIND = "tests/faults/test_falling_behind.py"
+LARGE = "tests/faults/test_large_transactions.py"
 OUTBOX = "tests/integration/test_outbox.py"
 CODES = "tests/unit/index/test_index_codes.py"
 CODES_ORACLE = "tests/unit/index/test_index_codes_oracle.py"
@@ -63,11 +66,11 @@ TRAPS = {
     ),
     "a pass does not lock the outbox before its snapshot": Trap(
         (("syncd/sync/passes.py", 'begin.append(passes("lock_outbox"))', "pass"),),
-        (f"{ROTATION}::test_a_pass_under_way_keeps_the_slots_that_its_snapshot_sees",),
+        (f"{FREEING}::test_a_pass_under_way_keeps_the_slots_that_its_snapshot_sees",),
     ),
     "the rotation waits for its lock": Trap(
         (("sql/schema/0001_rotation.sql", "ACCESS EXCLUSIVE MODE NOWAIT", "ACCESS EXCLUSIVE MODE"),),
-        (f"{ROTATION}::test_a_reader_of_the_outbox_delays_rotation_and_nobody_else",),
+        (f"{FREEING}::test_a_reader_of_the_outbox_delays_rotation_and_nobody_else",),
     ),
     "a writer touches a slot that it does not write to": Trap(
         (
@@ -77,7 +80,7 @@ TRAPS = {
                 "FROM syncd.outbox_0 AS syncd_b CROSS JOIN",
             ),
         ),
-        (f"{ROTATION}::test_a_writer_has_only_the_slot_open_that_it_writes_to[plain]",),
+        (f"{FREEING}::test_a_writer_has_only_the_slot_open_that_it_writes_to[plain]",),
     ),
     "a writer to a partition touches a slot that it does not write to": Trap(
         (
@@ -87,7 +90,7 @@ TRAPS = {
                 "FROM syncd.outbox_0 AS syncd_b LIMIT 0",
             ),
         ),
-        (f"{ROTATION}::test_a_writer_has_only_the_slot_open_that_it_writes_to[partitioned]",),
+        (f"{FREEING}::test_a_writer_has_only_the_slot_open_that_it_writes_to[partitioned]",),
     ),
     "what a checkpoint needs is freed": Trap(
         (
@@ -98,28 +101,28 @@ TRAPS = {
             ),
         ),
         (
-            f"{ROTATION}::test_only_what_every_consumer_has_seen_is_freed",
+            f"{FREEING}::test_only_what_every_consumer_has_seen_is_freed",
             f"{ROTATION}::test_two_consumers_at_different_positions_are_right_through_rotations",
         ),
     ),
     "transactions that were open at a checkpoint are forgotten": Trap(
         (("sql/schema/0001_rotation.sql", "IF NOT needed_by_someone THEN", "IF false THEN"),),
-        (f"{ROTATION}::test_a_transaction_of_which_rows_may_come_holds_back_what_it_wrote",),
+        (f"{FREEING}::test_a_transaction_of_which_rows_may_come_holds_back_what_it_wrote",),
     ),
     "what was freed is not noted": Trap(
         (("sql/schema/0001_rotation.sql", "ELSE syncd.seen_by_either(l.freed, seen) END;", "END WHERE false;"),),
-        (f"{ROTATION}::test_an_older_data_directory_reconciles_after_a_rotation",),
+        (f"{FALLING_BEHIND}::test_an_older_data_directory_reconciles_after_a_rotation",),
     ),
     "nobody looks at what was freed": Trap(
         (("syncd/types.py", "return freed is not None and not self.covers(freed)", "return False"),),
         (
-            f"{ROTATION}::test_an_older_data_directory_reconciles_after_a_rotation",
-            f"{ROTATION}::test_a_live_consumer_that_falls_too_far_behind_rebuilds",
+            f"{FALLING_BEHIND}::test_an_older_data_directory_reconciles_after_a_rotation",
+            f"{FALLING_BEHIND}::test_a_live_consumer_that_falls_too_far_behind_rebuilds",
         ),
     ),
     "a start does not apply the cap": Trap(
         (("syncd/sync/consumer.py", "            apply_cap(connection)\n", ""),),
-        (f"{ROTATION}::test_where_nothing_ran_the_next_to_start_applies_the_cap",),
+        (f"{FALLING_BEHIND}::test_where_nothing_ran_the_next_to_start_applies_the_cap",),
     ),
     "a service that is frozen while it reports holds its row": Trap(
         (
@@ -133,11 +136,11 @@ TRAPS = {
     ),
     "what another cluster freed is believed": Trap(
         (("syncd/postgres/identity.py", '    "forget_freed",\n', ""),),
-        (f"{ROTATION}::test_what_another_cluster_freed_is_forgotten_in_a_restored_copy",),
+        (f"{FALLING_BEHIND}::test_what_another_cluster_freed_is_forgotten_in_a_restored_copy",),
     ),
     "a checkpoint forgets the window": Trap(
         (("syncd/sync/checkpoints.py", "window=None if cursor.window is None else", "window=None if True else"),),
-        (f"{ROTATION}::test_one_large_transaction_goes_on_where_a_kill_left_it[100000]",),
+        (f"{LARGE}::test_one_large_transaction_goes_on_where_a_kill_left_it[100000]",),
     ),
     "the planner may sort a page": Trap(
         (("sql/queries/passes.sql", "SET enable_seqscan = off;\nSET enable_sort = off;", "SET enable_seqscan = off;"),),

@@ -1,0 +1,96 @@
+"""Table ``items`` and the outbox of its changes, which is freed by hand, or all the time under a syncd with small slots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from syncd.rpc.client import Client
+from syncd.types import Snapshot
+from tests.daemon import Daemon
+
+A_MOMENT = "100ms"
+WITHIN_SECONDS = 30.0
+UPSERT = "INSERT INTO items VALUES (%s, ARRAY[%s, 1]) ON CONFLICT (id) DO UPDATE SET v = excluded.v"
+
+
+def rotate(db: psycopg.Connection, *, rows: int = 1) -> tuple[int, bool, str | None]:
+    """One rotation that switches after so many rows: slots freed, whether one is to be tried later, who was told to rebuild."""
+    try:
+        row = db.execute("SELECT freed, later, marked FROM syncd.rotate_outbox(%s, 3600)", [rows]).fetchone()
+    except (
+        psycopg.errors.LockNotAvailable
+    ):  # somebody, perhaps a service that was stopped just then, has a consumer's row
+        return 0, True, None
+    assert row is not None
+    return row[0], row[1], row[2]
+
+
+def value(db: psycopg.Connection, query: str) -> Any:
+    """The single value that a query gives."""
+    row = db.execute(query).fetchone()
+    assert row is not None
+    return row[0]
+
+
+def snapshot(db: psycopg.Connection) -> Snapshot:
+    """What a statement sees now."""
+    return Snapshot.parse(value(db, "SELECT pg_current_snapshot()::text"))
+
+
+def freed(db: psycopg.Connection) -> Snapshot | None:
+    """What one must have seen to miss nothing of what was freed."""
+    text = value(db, "SELECT freed::text FROM syncd.outbox_limit")
+    return None if text is None else Snapshot.parse(text)
+
+
+def outbox_rows(db: psycopg.Connection) -> int:
+    """How many rows the outbox has, as syncd counts them."""
+    return int(value(db, "SELECT syncd.outbox_rows()"))
+
+
+def make_items(db: psycopg.Connection) -> None:
+    """The table with one row, attached."""
+    db.execute("CREATE TABLE items (id int PRIMARY KEY, v real[])")
+    db.execute("INSERT INTO items VALUES (0, '{0,1}')")
+    db.execute("SELECT syncd.attach('items', metric => 'l2')")
+
+
+def fill(db: psycopg.Connection, rows: int, start: int = 1) -> None:
+    """Change many rows, in some transactions."""
+    for first in range(start, start + rows, 500):
+        db.execute(
+            "INSERT INTO items SELECT i, ARRAY[i, 1] FROM generate_series(%s::int, %s::int) AS i "
+            "ON CONFLICT (id) DO UPDATE SET v = excluded.v",
+            [first, first + 499],
+        )
+
+
+@contextmanager
+def following(conninfo: str, data_dir: Path, **settings: object) -> Iterator[Daemon]:
+    """A syncd, not started, that is gone afterwards."""
+    daemon = Daemon(conninfo, data_dir, **{"checkpoint_seconds": 0.2} | settings).with_small_slots()
+    try:
+        yield daemon
+    finally:
+        if daemon.process is not None:
+            daemon.kill()
+
+
+def assert_in_step(client: Client, db: psycopg.Connection, seconds: float = WITHIN_SECONDS) -> None:
+    """The index holds the table's rows, once it includes all that was committed before this call."""
+    with db.transaction():
+        token = value(db, "SELECT syncd.token()")
+    client.wait(token, timeout_ms=int(seconds * 1000))
+    expected: dict[object, float] = dict(db.execute("SELECT id, v[1] FROM items").fetchall())
+    keys = list(client.keys("items"))
+    assert len(keys) == len(expected)
+    assert set(keys) == set(expected)
+    for start in range(0, len(keys), 1000):
+        for row in client.get("items", keys[start : start + 1000], vectors=True):
+            assert row.vector is not None
+            assert row.vector[0] == expected[row.key], row.key

@@ -1,0 +1,188 @@
+"""A consumer whose changes the outbox no longer holds knows it, compares every row and is right again; one that misses none goes on."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from syncd.errors import NotReady, ServiceUnavailable
+from syncd.types import Snapshot
+from tests.daemon import Daemon
+from tests.faults.following import until
+from tests.faults.rotation import assert_in_step, fill, following, freed, outbox_rows, rotate, value
+
+
+def test_over_the_cap_one_that_is_away_must_rebuild_and_is_right_again(
+    database: str, items: psycopg.Connection, tmp_path: Path
+) -> None:
+    with (
+        following(database, tmp_path / "a", consumer="a", outbox_max_rows=2000) as alive,
+        following(database, tmp_path / "b", consumer="b") as away,
+    ):
+        away.start()
+        away.stop()
+        items.execute("DELETE FROM items WHERE id = 0")
+        alive.start()
+
+        def away_state() -> Any:
+            return value(items, "SELECT min(state) FROM syncd.status WHERE consumer = 'b'")
+
+        for number in range(100):
+            fill(items, 500, 1 + 500 * number)
+            if away_state() == "must_rebuild":
+                break
+        until(lambda: away_state() == "must_rebuild", "it is said of the one that is away")
+        until(lambda: outbox_rows(items) < 2000, "the outbox is freed for the other")
+        with alive.client() as client:
+            assert_in_step(client, items)
+        with psycopg.connect(database) as holder:
+            holder.execute("LOCK TABLE items IN ACCESS EXCLUSIVE MODE")
+            away.spawn()
+            assert seen_state(away) == "must_rebuild", "until it has"
+        assert away.process is not None
+        away.wait_for_line(away.process)
+        with away.client() as client:
+            assert_in_step(client, items)
+            until(lambda: client.status().state == "ready", "it has rebuilt")
+            until(lambda: away_state() == "ready", "and says so in SQL")
+        assert not value(items, "SELECT bool_or(must_rebuild) FROM syncd.consumers")
+
+
+def seen_state(daemon: Daemon) -> str:
+    """What a starting service says of its dataset, once it knows it."""
+    found: list[str] = []
+
+    def known() -> bool:
+        try:
+            with daemon.client() as client:
+                found[:] = [each.state for each in client.datasets() if each.dataset == "default/items"]
+        except (ServiceUnavailable, NotReady, ConnectionError):
+            return False
+        return bool(found)
+
+    until(known, "the dataset is known")
+    return found[0]
+
+
+def test_where_nothing_ran_the_next_to_start_applies_the_cap(
+    database: str, items: psycopg.Connection, tmp_path: Path
+) -> None:
+    with following(database, tmp_path / "data", outbox_max_rows=1000) as daemon:
+        fill(items, 3000)
+        daemon.start()
+        daemon.stop()
+        items.execute("DELETE FROM items WHERE id % 3 = 0")
+        fill(items, 5000, 2000)
+        assert outbox_rows(items) > 5000
+        daemon.start()
+        assert "outbox_full" in daemon.log.read_text()
+        assert outbox_rows(items) < 1000
+        with daemon.client() as client:
+            assert_in_step(client, items)
+            assert client.status().state == "ready"
+
+
+def test_a_live_consumer_that_falls_too_far_behind_rebuilds(
+    database: str, items: psycopg.Connection, tmp_path: Path
+) -> None:
+    with following(database, tmp_path / "data", outbox_max_rows=2000) as daemon:
+        daemon.start()
+        assert daemon.process is not None
+        daemon.process.send_signal(signal.SIGSTOP)
+        try:
+            fill(items, 4000)
+            items.execute("DELETE FROM items WHERE id % 3 = 0")
+            until(
+                lambda: rotate(items)[2] == "default", "it holds the outbox back", seconds=60
+            )  # or it was stopped in a pass: for as long as that may be idle
+            until(lambda: rotate(items)[0] == 0 and outbox_rows(items) < 2000, "which is freed without it")
+            fill(items, 500, 5000)
+        finally:
+            daemon.process.send_signal(signal.SIGCONT)
+        with daemon.client() as client:
+            # Where it was stopped in a pass the server has cut its connection, and it compares every row for that reason.
+            until(
+                lambda: any(word in daemon.log.read_text() for word in ("must_rebuild", "reconciling")),
+                "it notices",
+                seconds=60,
+            )
+            assert_in_step(client, items)
+            until(lambda: client.status().state == "ready", "it has rebuilt")
+            until(
+                lambda: not value(items, "SELECT bool_or(must_rebuild) FROM syncd.consumers"),
+                "the outbox keeps what it needs again",
+            )
+            fill(items, 1000, 100)
+            assert_in_step(client, items)
+        daemon.stop()
+        before = len(daemon.log.read_text())
+        daemon.start()
+        assert "reconciling" not in daemon.log.read_text()[before:]
+
+
+def test_a_consumer_whose_row_was_deleted_is_right_when_it_comes_back(
+    database: str, items: psycopg.Connection, tmp_path: Path
+) -> None:
+    with following(database, tmp_path / "data") as daemon:
+        daemon.start()
+        daemon.stop()
+        fill(items, 500)
+        items.execute("DELETE FROM items WHERE id < 100")
+        items.execute("DELETE FROM syncd.consumers")
+        rotate(items)
+        rotate(items)
+        assert outbox_rows(items) == 0
+        daemon.start()
+        with daemon.client() as client:
+            assert_in_step(client, items)
+
+
+def test_what_another_cluster_freed_is_forgotten_in_a_restored_copy(
+    database: str, items: psycopg.Connection, tmp_path: Path
+) -> None:
+    fill(items, 500)
+    with following(database, tmp_path / "data") as daemon:
+        daemon.start()
+        daemon.stop()
+        items.execute("UPDATE syncd.meta SET xid = '5000000000'")  # as the row of a dump
+        items.execute("UPDATE syncd.outbox_limit SET freed = '5000000000:5000000000:'")
+        items.execute("UPDATE syncd.consumers SET needs = '5000000000:5000000000:'")
+        daemon.start()
+        with daemon.client() as client:
+            assert_in_step(client, items)
+            fill(items, 500, 300)
+            assert_in_step(client, items)
+        until(lambda: outbox_rows(items) == 0, "the outbox is freed")
+        daemon.stop()
+        assert "must_rebuild" not in daemon.log.read_text()
+        assert freed(items) != Snapshot(5_000_000_000, 5_000_000_000, frozenset())
+
+
+def test_an_older_data_directory_reconciles_after_a_rotation(
+    database: str, items: psycopg.Connection, tmp_path: Path
+) -> None:
+    fill(items, 500)
+    with following(database, tmp_path / "data", checkpoint_seconds=3600) as daemon:
+        daemon.start()
+        daemon.stop()
+        shutil.copytree(tmp_path / "data", tmp_path / "older")
+        daemon.start()
+        items.execute("DELETE FROM items WHERE id < 100")
+        with daemon.client() as client:
+            assert_in_step(client, items)
+            for _ in range(2):  # both that are kept are newer now, and the copy's nonce is still known
+                client.checkpoint()
+        until(lambda: outbox_rows(items) == 0, "the outbox is freed")
+        daemon.kill()
+        shutil.rmtree(tmp_path / "data")
+        shutil.copytree(tmp_path / "older", tmp_path / "data")
+        before = len(daemon.log.read_text())
+        daemon.start()
+        log = daemon.log.read_text()[before:]
+        assert "the outbox no longer holds the changes" in log
+        with daemon.client() as client:
+            assert_in_step(client, items)

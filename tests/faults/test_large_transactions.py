@@ -1,0 +1,81 @@
+"""One very large transaction is applied in bounded memory, and goes on where a kill left it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from syncd.rpc.client import Client
+from tests.conftest import clone
+from tests.daemon import Daemon
+from tests.faults.following import until
+from tests.faults.rotation import assert_in_step, following, make_items, value
+from tests.servers import PostgresServer
+
+
+def peak_bytes(daemon: Daemon) -> int:
+    """The most memory that the process ever had."""
+    assert daemon.process is not None
+    lines = Path(f"/proc/{daemon.process.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def count(client: Client) -> int:
+    return sum(each.count for each in client.datasets() if each.dataset == "default/items")
+
+
+@pytest.mark.parametrize("rows", [100_000, pytest.param(1_000_000, marks=[pytest.mark.long, pytest.mark.timeout(900)])])
+def test_one_large_transaction_goes_on_where_a_kill_left_it(
+    server: PostgresServer, database: str, items: psycopg.Connection, tmp_path: Path, rows: int
+) -> None:
+    with following(database, tmp_path / "data", checkpoint_seconds=3600) as daemon:
+        daemon.with_constant("syncd.postgres.outbox.PAGE_ROWS", 1000)
+        daemon.start()
+        items.execute("INSERT INTO items SELECT i, ARRAY[i, 1] FROM generate_series(1, %s::int) AS i", [rows])
+        with daemon.client() as client:
+            until(lambda: count(client) > rows / 4, "it has read some", seconds=300)
+            client.checkpoint()
+            waiting = client.status().lag_rows
+            assert waiting is not None
+            assert 0 < waiting < rows, "in its middle"
+        daemon.kill()
+        first = value(
+            items, "SELECT min(id) FROM syncd.outbox WHERE xid = (SELECT max(xid) FROM syncd.outbox WHERE op = 'k')"
+        )
+        items.execute(f"ALTER DATABASE {value(items, 'SELECT current_database()')} SET log_statement = 'all'")
+        logged = server.log.stat().st_size
+        daemon.start()
+        pages = re.findall(r"SELECT o\.xid::text::bigint.*?LIMIT", server.log.read_text()[logged:], re.DOTALL)
+        after = re.search(r"\(o\.xid, o\.id\) > \('\d+'::xid8, (\d+)\)", pages[0])
+        assert after is not None, "it begins where the checkpoint was"
+        assert int(after[1]) > first + rows / 5
+        with daemon.client() as client:
+            assert_in_step(client, items)
+        daemon.stop()
+
+
+@pytest.mark.parametrize("rows", [100_000, pytest.param(1_000_000, marks=[pytest.mark.long, pytest.mark.timeout(900)])])
+def test_one_large_transaction_takes_no_more_memory_than_many_small_ones(
+    server: PostgresServer, tmp_path: Path, rows: int
+) -> None:
+    peaks = []
+    for transactions in (rows // 1000, 1):
+        for database in clone(server):
+            with psycopg.connect(database, autocommit=True) as db:
+                make_items(db)
+                with following(database, tmp_path / f"data{transactions}", checkpoint_seconds=3600) as daemon:
+                    daemon.start()
+                    each = rows // transactions
+                    for first in range(1, rows, each):
+                        db.execute(
+                            "INSERT INTO items SELECT i, ARRAY[i, 1] FROM generate_series(%s::int, %s::int) AS i",
+                            [first, first + each - 1],
+                        )
+                    with daemon.client() as client:
+                        assert_in_step(client, db, seconds=300)
+                    peaks.append(peak_bytes(daemon))
+    print(f"many small transactions: {peaks[0] >> 20} MiB at most, one large: {peaks[1] >> 20} MiB")
+    assert peaks[1] < peaks[0] * 1.2
