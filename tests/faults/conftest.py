@@ -1,4 +1,4 @@
-"""What several files begin with: a table, and a service that follows it or is about to."""
+"""What tests of several files begin with: a table, a service that follows it, a server behind a TCP port."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
+from tests.conftest import TEMPLATE, prepare
 from tests.daemon import Daemon
 from tests.faults import altered, rotation
 from tests.faults.altered import Followed
+from tests.faults.following import attach_tables
+from tests.servers import PostgresServer
 
 SHORT_PAGES = ("syncd.sync.scan.PAGE_ROWS", (10, 10, 10))
 """A comparison of the small table takes so many passes that readers meet it."""
@@ -31,3 +34,21 @@ def followed(db: psycopg.Connection, daemon: Daemon) -> Iterator[Followed]:
         it.in_step()
         yield it
         daemon.stop()
+
+
+@pytest.fixture(scope="module")
+def tcp_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    """A server behind a TCP port, which may be restarted."""
+    with PostgresServer(18, tmp_path_factory.mktemp("links"), tcp=True) as server:
+        prepare(server, pgvector=True)
+        yield server
+
+
+@pytest.fixture
+def direct(tcp_server: PostgresServer, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A database of the test's own, without the proxy."""
+    name = f"links_{abs(hash(request.node.name)) % 10**9}"
+    conninfo = tcp_server.create_database(name, TEMPLATE)
+    attach_tables(conninfo)
+    yield conninfo
+    tcp_server.drop_database(name)
