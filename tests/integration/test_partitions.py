@@ -11,8 +11,8 @@ from psycopg import sql
 from syncd.postgres import source as sources
 from syncd.postgres.source import Source, read_sources
 from tests.daemon import Daemon
+from tests.integration.captured import Entry, keys, listening, outbox
 from tests.integration.test_attach import attach, connected_as, everything, refused, role
-from tests.integration.test_capture import Entry, keys, listening, outbox
 from tests.servers import PostgresServer
 
 PARTED = """

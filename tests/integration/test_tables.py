@@ -14,8 +14,8 @@ from psycopg.conninfo import make_conninfo
 from syncd.postgres import schema
 from tests.conftest import has_pgvector, prepare
 from tests.daemon import Daemon
+from tests.integration.captured import Entry, keys, outbox
 from tests.integration.test_attach import attach, connected_as, refused, role
-from tests.integration.test_capture import Entry, keys, outbox
 from tests.integration.test_partitions import PARTED, mend, wrong
 from tests.servers import VERSIONS, PostgresServer, available
 
