@@ -15,8 +15,8 @@ from syncd.postgres import schema
 from tests.conftest import has_pgvector, prepare
 from tests.daemon import Daemon
 from tests.integration.captured import Entry, keys, outbox
+from tests.integration.partitions import PARTED, mend, wrong
 from tests.integration.test_attach import attach, connected_as, refused, role
-from tests.integration.test_partitions import PARTED, mend, wrong
 from tests.servers import VERSIONS, PostgresServer, available
 
 A, B = "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11", "b0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11"
