@@ -103,6 +103,7 @@ class Service:
             self.consumer,
             self.checkpointer,
             self.verifier,
+            self.builder,
             self.listener,
             version=version("syncd"),
             inputs=inputs,

@@ -37,8 +37,8 @@ from syncd.statements import statement
 
 CONSUMER = "bench"
 LOOK_SECONDS = 0.02
-SETTLED_SECONDS = 2.5
-"""More than two of the builder's looks."""
+SETTLED_SECONDS = 1.0
+"""Several of the builder's looks: it measures recall again once two in a row have seen no new row."""
 LOWEST = "19"
 """The niceness of the thread that builds."""
 SAMPLES = 20_000
@@ -274,14 +274,14 @@ class Serving:
         return sum(map(used_seconds, self.builders()))
 
     def settle(self) -> None:
-        """Return once it builds nothing any more, which it looks for every second: its builder has slept for longer."""
+        """Return once it builds nothing any more."""
         with self.client() as client:
             while True:
-                while self.is_building():
+                while is_building(client):
                     time.sleep(LOOK_SECONDS)
                 client.checkpoint()  # a compaction ends with one, and is looked after only then
                 end = time.monotonic() + SETTLED_SECONDS
-                while not self.is_building():
+                while not is_building(client):
                     if time.monotonic() > end:
                         return
                     time.sleep(LOOK_SECONDS)
@@ -294,10 +294,6 @@ class Serving:
             yield
         finally:
             self.process.send_signal(signal.SIGCONT)
-
-    def is_building(self) -> bool:
-        """Whether the builder does anything at the moment."""
-        return any(fields[0] != "S" for fields in self.builders())
 
     def builders(self) -> list[list[str]]:
         """What the system says of the threads of the lowest priority, of which the builder is one."""
@@ -321,6 +317,11 @@ class Serving:
             return Path(f"/proc/{self.process.pid}/{name}").read_text(encoding="ascii")
         except OSError as error:
             raise SyncdError(f"the system does not tell about processes: {error}", hint="run it on Linux") from error
+
+
+def is_building(client: Client) -> bool:
+    """Whether the service says that it builds something."""
+    return any(work.what == "building" for work in client.status().work)
 
 
 def used_seconds(fields: list[str]) -> float:

@@ -215,7 +215,7 @@ class Work(msgspec.Struct, frozen=True):
     """Something that takes long and is under way. ``name`` is a source, a dataset, or empty for all; ``expected`` is about how many rows there
     are in all, 0 where nobody knows."""
 
-    what: Literal["reading", "rebuilding", "verifying"]
+    what: Literal["reading", "rebuilding", "verifying", "building"]
     name: str
     rows: int
     expected: int

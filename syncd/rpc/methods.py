@@ -27,6 +27,7 @@ from syncd.rpc.prepared_search import PreparedSearch, search_together
 from syncd.rpc.protocol import Method
 from syncd.rpc.search_queue import SearchQueue
 from syncd.rpc.wire import key_from_wire, key_to_wire, vector_to_wire
+from syncd.sync.building import Builder
 from syncd.sync.checkpoints import Checkpointer
 from syncd.sync.consumer import Consumer
 from syncd.sync.counters import OTHER
@@ -48,6 +49,7 @@ class Methods:
         consumer: Consumer,
         checkpointer: Checkpointer,
         verifier: Verifier,
+        builder: Builder,
         listener: Listener | None,
         *,
         version: str,
@@ -60,6 +62,7 @@ class Methods:
         self.counters = consumer.registry.counters
         self.checkpointer = checkpointer
         self.verifier = verifier
+        self.builder = builder
         self.listener = listener
         self.version = version
         self.begun = time.monotonic()
@@ -249,7 +252,7 @@ class Methods:
         )
 
     def work(self) -> list[messages.Work]:
-        """Tables that are read or compared as a whole just now."""
+        """Tables that are read or compared as a whole just now, and the dataset that something is built for."""
         found = []
         for watched in self.consumer.sources.values():
             scan = watched.scan
@@ -260,6 +263,9 @@ class Methods:
         compared = self.verifier.compared
         if compared is not None:
             found.append(messages.Work("verifying", "", compared, self.verifier.expected))
+        built = self.builder.at_work_on
+        if built is not None:
+            found.append(messages.Work("building", built.name, built.index.count, 0))
         return found
 
     async def wait(self, params: messages.WaitParams) -> messages.WaitResult:

@@ -52,6 +52,8 @@ class Builder:
         """The view that each index had at the last look."""
         self.measure_at: WeakKeyDictionary[DatasetIndex, float] = WeakKeyDictionary()
         self.retry_at: WeakKeyDictionary[DatasetIndex, float] = WeakKeyDictionary()
+        self.at_work_on: Dataset | None = None
+        """None once a look has found nothing to do."""
 
     async def run(self) -> None:
         """Build what is wanted until cancelled; then what is under way is given up."""
@@ -61,12 +63,14 @@ class Builder:
                 datasets = [each for each in self.consumer.registry.by_name.values() if each.state in ANSWERING]
                 wanted = await asyncio.wrap_future(thread.submit(self.look, datasets))
                 for dataset, plan in wanted:
+                    self.at_work_on = dataset
                     outcome = await asyncio.wrap_future(thread.submit(self.work, dataset.name, dataset.index, plan))
                     if outcome == "damaged":
                         await self.rebuild(dataset)
                     elif outcome == "done" and plan is not None and plan.kind == "compact":
                         await self.save()
                 if not wanted:
+                    self.at_work_on = None
                     await anyio.sleep(LOOK_SECONDS)
         finally:
             self.stopping.set()

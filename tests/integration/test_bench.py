@@ -18,7 +18,7 @@ from rich.progress import Progress
 
 from syncd.bench.clients import clients
 from syncd.bench.engines import PgvectorEngine, SyncdEngine
-from syncd.bench.environment import environment, serving
+from syncd.bench.environment import environment, is_building, serving
 from syncd.bench.filtered import asked, with_columns
 from syncd.bench.mixed import Writer, write
 from syncd.bench.search import Point, comparison
@@ -235,10 +235,11 @@ def test_a_service_has_settled_once_what_it_builds_is_there(followed: str) -> No
         where.fill("many", 21_000, 8, seed=0)  # too many for exact searches
         where.run("attach", ["syncd_bench.many", "l2"])
         with service.client() as client:
+            until(lambda: is_building(client), "it says that it builds")
             until(lambda: [row.count for row in client.datasets() if row.dataset == "default/many"] == [21_000], "rows")
             service.settle()
             assert [row.index != "building" for row in client.datasets() if row.dataset == "default/many"] == [True]
-        assert not service.is_building()
+            assert not is_building(client)
         assert 0 < service.building_cpu_seconds() < service.cpu_seconds()
 
 
