@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
@@ -179,6 +178,8 @@ def truth(
     gone: NDArray[np.int64] | None = None,
 ) -> Truth:
     """Compare every query with every row but those in ``gone``, unless the neighbours are known."""
+    import faiss  # which a start of any other command would wait for
+
     there = np.ones(len(vectors), dtype=bool)
     if gone is not None:
         there[gone] = False

@@ -10,7 +10,7 @@ import msgspec
 from syncd.errors import InvalidParams, RequestError, ServiceUnavailable, SyncdError, TimedOut
 from syncd.rpc.address import TcpAddress, UnixAddress
 from syncd.rpc.calls import Call
-from syncd.rpc.protocol import ErrorBody
+from syncd.rpc.messages import ErrorBody
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ import numpy as np
 import structlog
 
 from syncd.errors import InvalidParams, RequestError, SyncdError
-from syncd.rpc.messages import Params
+from syncd.rpc.messages import ErrorBody, ErrorData, Params
 
 SERVER_ERROR = -32000
 """The code of an error that is syncd's own; ``error.data.kind`` says which."""
@@ -92,21 +92,6 @@ class BadRequest:
 
     id: bytes
     error: RequestError
-
-
-class ErrorData(msgspec.Struct, frozen=True):
-    """``error.data``: which error it is, and what to do."""
-
-    kind: str
-    hint: str = ""
-
-
-class ErrorBody(msgspec.Struct, frozen=True):
-    """The ``error`` of an answer."""
-
-    code: int
-    message: str
-    data: ErrorData | None = None
 
 
 class _Envelope(msgspec.Struct):
