@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import resource
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,6 +22,10 @@ TEMPLATE = "syncd_template"
 
 # As the service does: a test that maps many small files needs more than the usual 1024.
 resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+# Programs that the tests start inherit both. The tests run beside each other, and a library's own threads would only wait for one another; where they
+# were started in the background, Ctrl-C would be ignored.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+signal.signal(signal.SIGINT, signal.default_int_handler)
 numbers = itertools.count(1)
 
 
