@@ -16,7 +16,7 @@ import pytest
 from syncd.errors import EmbeddedUnavailable
 from syncd.postgres import schema
 from tests.daemon import Daemon
-from tests.servers import VERSIONS, PostgresServer, Version, available
+from tests.servers import EMBEDDED, VERSIONS, PostgresServer, Version, available
 
 TEMPLATE = "syncd_template"
 
@@ -56,7 +56,7 @@ class Servers:
 
 def has_pgvector(version: Version) -> bool:
     """Whether a version's server has the extension: the embedded ones do."""
-    return version in (16, 18)
+    return version in EMBEDDED
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +74,7 @@ def server(servers: Servers) -> PostgresServer:
 
 @pytest.fixture(scope="session", params=VERSIONS)
 def any_server(servers: Servers, request: pytest.FixtureRequest) -> PostgresServer:
-    """The same on every version: 15 without pgvector, 16 and 18 with it."""
+    """The same on every version that is there."""
     return servers.of(request.param)
 
 

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import psycopg
 from psycopg import sql
@@ -23,22 +23,27 @@ from syncd.postgres.account import server_account
 from syncd.postgres.cluster import PORT, Cluster
 from syncd.postgres.programs import binaries
 
-Version = Literal[15, 16, 18]
+Version = Literal[14, 15, 16, 17, 18]
 StopMode = Literal["smart", "fast", "immediate"]
 
-VERSIONS: tuple[Version, ...] = (15, 16, 18)
-DEBIAN = "/usr/lib/postgresql/{version}/bin"
+EMBEDDED: tuple[Version, ...] = (16, 18)
+"""What the wheel carries, with pgvector."""
+EXPECTED: tuple[Version, ...] = (15, *EMBEDDED)
+"""A test for one of these is skipped where that is missing; one for another version is there where the version is."""
+PLACES = [*filter(None, os.environ.get("TEST_POSTGRES", "").split(os.pathsep)), "/usr/lib/postgresql"]
+"""Folders that have those of versions, as Debian has: ``15/bin/postgres``."""
 SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 
 
 def bindir(version: Version) -> Path:
-    """The programs of a version: 16 and 18 carry pgvector, 15 (Debian's) does not. FileNotFoundError where missing."""
-    if version in (16, 18):
+    """The programs of a version. FileNotFoundError where it is missing."""
+    if version in EMBEDDED:
         return binaries(version)
-    folder = Path(DEBIAN.format(version=version))
-    if not (folder / "postgres").exists():
-        raise FileNotFoundError(f"PostgreSQL {version} is not installed: apt-get install postgresql-{version}")
-    return folder
+    for place in PLACES:
+        folder = Path(place) / str(version) / "bin"
+        if (folder / "postgres").exists():
+            return folder
+    raise FileNotFoundError(f"PostgreSQL {version} is not installed: apt-get install postgresql-{version}")
 
 
 def available(version: Version) -> bool:
@@ -47,6 +52,11 @@ def available(version: Version) -> bool:
     except (FileNotFoundError, EmbeddedUnavailable):
         return False
     return True
+
+
+VERSIONS: tuple[Version, ...] = tuple(
+    version for version in get_args(Version) if version in EXPECTED or available(version)
+)
 
 
 class PostgresServer:
