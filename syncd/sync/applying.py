@@ -59,6 +59,7 @@ def apply(watched: WatchedSource, asked: Sequence[Key], rows: Sequence[Row]) -> 
         places.setdefault(name, []).append(place)
         targets[keys[place]] = name
     upserts: dict[DatasetName, Usable] = {}
+    touched = {*asked, *keys}
     for name, at in places.items():
         found = watched.dataset(name)
         if found is None:
@@ -67,7 +68,7 @@ def apply(watched: WatchedSource, asked: Sequence[Key], rows: Sequence[Row]) -> 
                 targets.pop(keys[place], None)
             continue
         upserts[name] = usable_rows(
-            watched, found, [keys[place] for place in at], [rows[place] for place in at], {*asked, *keys}
+            watched, found, [keys[place] for place in at], [rows[place] for place in at], touched
         )
         for key in {keys[place] for place in at}.difference(upserts[name].keys):
             targets.pop(key, None)
@@ -145,6 +146,8 @@ def dimension_for(
     if watched.scan is not None and dataset.name in watched.scan.forced:
         return watched.scan.forced[dataset.name]
     index = dataset.index
+    if index.count and all(block.shape[1] == index.dim for block in blocks):
+        return index.dim  # whether or not other rows have it: which of them are touched need not be looked up
     if index.count and (index.count > len(touched) or index.count > np.count_nonzero(index.contains(list(touched)))):
         return index.dim
     if not blocks:
