@@ -263,9 +263,8 @@ class Methods:
         compared = self.verifier.compared
         if compared is not None:
             found.append(messages.Work("verifying", "", compared, self.verifier.expected))
-        built = self.builder.at_work_on
-        if built is not None:
-            found.append(messages.Work("building", built.name, built.index.count, 0))
+        if self.builder.at_work_on is not None:
+            found.append(messages.Work("building", *self.builder.at_work_on, 0))
         return found
 
     async def wait(self, params: messages.WaitParams) -> messages.WaitResult:

@@ -52,8 +52,8 @@ class Builder:
         """The view that each index had at the last look."""
         self.measure_at: WeakKeyDictionary[DatasetIndex, float] = WeakKeyDictionary()
         self.retry_at: WeakKeyDictionary[DatasetIndex, float] = WeakKeyDictionary()
-        self.at_work_on: Dataset | None = None
-        """None once a look has found nothing to do."""
+        self.at_work_on: tuple[DatasetName, int] | None = None
+        """The dataset that something is built for, and its rows when that began; None once a look has found nothing to do."""
 
     async def run(self) -> None:
         """Build what is wanted until cancelled; then what is under way is given up."""
@@ -63,7 +63,7 @@ class Builder:
                 datasets = [each for each in self.consumer.registry.by_name.values() if each.state in ANSWERING]
                 wanted = await asyncio.wrap_future(thread.submit(self.look, datasets))
                 for dataset, plan in wanted:
-                    self.at_work_on = dataset
+                    self.at_work_on = dataset.name, dataset.index.count
                     outcome = await asyncio.wrap_future(thread.submit(self.work, dataset.name, dataset.index, plan))
                     if outcome == "damaged":
                         await self.rebuild(dataset)
