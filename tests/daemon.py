@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +28,7 @@ class Daemon:
         self.conninfo = conninfo
         self.data_dir = data_dir
         self.socket = Path(tempfile.mkdtemp(prefix="syncd-")) / "s"  # a path that fits a socket address
+        weakref.finalize(self, shutil.rmtree, self.socket.parent, ignore_errors=True)
         self.settings = settings
         self.log = data_dir.parent / f"{data_dir.name}.log"
         self.process: subprocess.Popen[bytes] | None = None
