@@ -30,7 +30,7 @@ from syncd.settings import load_settings
 from tests.conftest import clone
 from tests.daemon import Daemon
 from tests.faults.following import until
-from tests.integration.test_cli import assert_failed, printed_json, run
+from tests.integration.commands import assert_failed, printed_json, run
 from tests.servers import PostgresServer
 
 SMALL = ("--dim", "8", "--json")

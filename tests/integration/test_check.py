@@ -30,7 +30,7 @@ from syncd.ops.look import Service, looking
 from syncd.settings import load_settings
 from tests.conftest import Servers
 from tests.daemon import Daemon
-from tests.integration.test_cli import run
+from tests.integration.commands import run
 from tests.servers import PostgresServer
 
 TABLE = "CREATE TABLE items (id int PRIMARY KEY, v real[], lang text)"

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,35 +20,15 @@ from syncd.postgres import schema
 from syncd.statements import script
 from tests.conftest import Servers, clone
 from tests.daemon import Daemon
+from tests.integration.commands import SECONDS, assert_failed, printed_json, run, watching
 from tests.servers import PostgresServer
 
-SECONDS = 60
 BIG = 2**60 + 1
 UUID = "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11"
 COMMANDS = ["init", "attach", "detach", "serve", "search", "status", "datasets", "verify", "rebuild", "checkpoint", "check", "why", "bench",
             "quickstart", "config", "healthcheck", "uninstall"]  # fmt: skip
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-def run(
-    *arguments: str, stdin: str | None = None, cwd: Path | None = None, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """One command, with nothing of the tester's own settings."""
-    kept = {
-        name: value for name, value in os.environ.items() if not name.startswith(("SYNCD_", "PG", "XDG_", "NO_COLOR"))
-    }
-    command = [sys.executable, "-m", "syncd.cli.main", *arguments]
-    return subprocess.run(
-        command,
-        env=kept | environment,
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-        cwd=cwd,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -91,24 +69,6 @@ def ask(service: Daemon) -> Run:
         return run(*arguments, SYNCD_SOCKET=str(service.socket), **more)
 
     return command
-
-
-def printed_json(done: subprocess.CompletedProcess[str]) -> Any:
-    """The one result on stdout, of a command that said nothing else there."""
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("\n") == 1
-    return json.loads(done.stdout)
-
-
-def assert_failed(done: subprocess.CompletedProcess[str], status: int, *words: str) -> None:
-    """Nothing on stdout; on stderr what and why, and the next step; no traceback."""
-    assert done.returncode == status, (done.returncode, done.stdout, done.stderr)
-    assert done.stdout == ""
-    assert "Traceback" not in done.stderr
-    assert done.stderr.startswith("error: "), done.stderr
-    assert "\n  next: " in done.stderr
-    for word in words:
-        assert word in done.stderr, done.stderr
 
 
 # Help and usage
@@ -316,19 +276,6 @@ def test_no_color_is_obeyed_on_a_terminal(service: Daemon) -> None:
     os.close(master)
     assert b"default/ints" in seen
     assert re.search(rb"\x1b\[(?:[0-9;]*;)?[349][0-9]", seen) is None
-
-
-@contextmanager
-def watching(service: Daemon, *arguments: str, **streams: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """``syncd status --watch``, until the block ends; an interrupt is its ordinary end."""
-    command = [sys.executable, "-m", "syncd.cli.main", "status", "--watch", "--socket", str(service.socket), *arguments]
-    with subprocess.Popen(command, **streams) as process:
-        try:
-            yield process
-            process.send_signal(signal.SIGINT)
-            assert process.wait(SECONDS) == 0
-        finally:
-            process.kill()
 
 
 def test_a_watched_status_follows_the_service_for_programs(service: Daemon, database_18: str) -> None:

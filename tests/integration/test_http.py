@@ -21,7 +21,7 @@ from syncd.rpc.client import Client
 from tests.conftest import clone
 from tests.daemon import Daemon
 from tests.faults.following import until
-from tests.integration.test_cli import assert_failed, run
+from tests.integration.commands import assert_failed, run
 from tests.scrape import events, get, readyz, url_of, wait_for_event
 from tests.servers import PostgresServer
 

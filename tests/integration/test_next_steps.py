@@ -17,7 +17,7 @@ from syncd import errors
 from syncd.errors import RequestError, SyncdError
 from tests.daemon import Daemon
 from tests.faults.following import until
-from tests.integration.test_cli import assert_failed, run
+from tests.integration.commands import assert_failed, run
 from tests.servers import PostgresServer
 
 COMMAND = re.compile(r"syncd attach [^;\n]+")

@@ -15,7 +15,7 @@ from syncd.errors import RequestError
 from syncd.rpc.client import Client
 from tests.daemon import Daemon
 from tests.faults.following import until
-from tests.integration.test_cli import run
+from tests.integration.commands import run
 from tests.scrape import events
 from tests.servers import PostgresServer
 

@@ -17,7 +17,7 @@ from syncd.errors import RequestError, Unauthorized
 from syncd.postgres import schema
 from syncd.rpc.client import connect
 from tests.daemon import Daemon
-from tests.integration.test_cli import run
+from tests.integration.commands import run
 from tests.scrape import events, get, wait_for_event
 from tests.servers import PostgresServer
 

@@ -14,7 +14,7 @@ import pytest
 from syncd.errors import SettingsError
 from syncd.settings import Settings, load_settings, service_socket
 from tests.daemon import Daemon
-from tests.integration.test_cli import assert_failed, run
+from tests.integration.commands import assert_failed, run
 
 SECRET = "s3cret-word"  # noqa: S105  it opens nothing
 

@@ -20,7 +20,7 @@ from syncd.rpc.async_client import AsyncClient
 from syncd.rpc.client import Client, connect
 from tests.conftest import clone
 from tests.daemon import Daemon
-from tests.integration.test_cli import assert_failed, run
+from tests.integration.commands import assert_failed, run
 from tests.scrape import events
 from tests.servers import PostgresServer
 

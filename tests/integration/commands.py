@@ -1,0 +1,68 @@
+"""The command line in processes of its own: run a command, see what it printed and how it exited."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.daemon import Daemon
+
+SECONDS = 60
+
+
+def run(
+    *arguments: str, stdin: str | None = None, cwd: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """One command, with nothing of the tester's own settings."""
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("SYNCD_", "PG", "XDG_", "NO_COLOR"))
+    }
+    command = [sys.executable, "-m", "syncd.cli.main", *arguments]
+    return subprocess.run(
+        command,
+        env=kept | environment,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+        cwd=cwd,
+    )
+
+
+def printed_json(done: subprocess.CompletedProcess[str]) -> Any:
+    """The one result on stdout, of a command that said nothing else there."""
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1
+    return json.loads(done.stdout)
+
+
+def assert_failed(done: subprocess.CompletedProcess[str], status: int, *words: str) -> None:
+    """Nothing on stdout; on stderr what and why, and the next step; no traceback."""
+    assert done.returncode == status, (done.returncode, done.stdout, done.stderr)
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: "), done.stderr
+    assert "\n  next: " in done.stderr
+    for word in words:
+        assert word in done.stderr, done.stderr
+
+
+@contextmanager
+def watching(service: Daemon, *arguments: str, **streams: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """``syncd status --watch``, until the block ends; an interrupt is its ordinary end."""
+    command = [sys.executable, "-m", "syncd.cli.main", "status", "--watch", "--socket", str(service.socket), *arguments]
+    with subprocess.Popen(command, **streams) as process:
+        try:
+            yield process
+            process.send_signal(signal.SIGINT)
+            assert process.wait(SECONDS) == 0
+        finally:
+            process.kill()
