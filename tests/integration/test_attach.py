@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import psycopg
@@ -15,39 +14,11 @@ from psycopg.conninfo import make_conninfo
 from syncd.postgres import schema
 from tests.conftest import has_pgvector
 from tests.daemon import Daemon
+from tests.integration.sources import attach, connected_as, everything, refused, role
 from tests.servers import PostgresServer, bindir
 
 KEY_TYPES = ["smallint", "int", "bigint", "uuid", "text", "varchar", "varchar(40)"]
 BUILTIN_VECTOR_TYPES = ["real[]", "double precision[]", "bytea"]
-
-
-@contextmanager
-def refused(db: psycopg.Connection, message: str, hint: str | None = None) -> Iterator[None]:
-    """The block raises a server error with this in its message, and this in its hint; without ``hint`` there still is one."""
-    with pytest.raises(psycopg.Error, match=message) as caught, db.transaction():
-        yield
-    assert caught.value.diag.message_hint, "every refusal says what to do"
-    assert hint is None or hint in caught.value.diag.message_hint
-
-
-def attach(db: psycopg.Connection, source: str, **arguments: Any) -> tuple[int, int, int]:
-    """Rows, live rows, datasets."""
-    named = sql.SQL(", ").join(
-        [sql.Literal(source), *(sql.SQL("{} => {}").format(sql.SQL(name), value) for name, value in arguments.items())]
-    )
-    row = db.execute(sql.SQL("SELECT rows, live_rows, datasets FROM syncd.attach({})").format(named)).fetchone()
-    assert row is not None
-    return row
-
-
-def everything(db: psycopg.Connection) -> list[tuple[Any, ...]]:
-    """Every object of schema syncd, and every trigger, with the transaction that last wrote it."""
-    return db.execute(
-        "SELECT 'relation', oid, relname, xmin::text FROM pg_class WHERE relnamespace = 'syncd'::regnamespace AND relkind <> 'S' UNION ALL"
-        " SELECT 'function', oid, proname, xmin::text FROM pg_proc WHERE pronamespace = 'syncd'::regnamespace UNION ALL"
-        " SELECT 'attachment', id::oid, source::text, xmin::text FROM syncd.attachments UNION ALL"
-        " SELECT 'trigger', oid, tgname, xmin::text FROM pg_trigger WHERE NOT tgisinternal ORDER BY 1, 2"
-    ).fetchall()
 
 
 def definitions(db: psycopg.Connection) -> list[tuple[Any, ...]]:
@@ -62,22 +33,6 @@ def definitions(db: psycopg.Connection) -> list[tuple[Any, ...]]:
         " SELECT 'version', version_num, NULL, NULL, NULL FROM syncd.alembic_version UNION ALL"
         " SELECT 'source', source::text, arguments::text, NULL, NULL FROM syncd.attachments ORDER BY 1, 2, 3"
     ).fetchall()
-
-
-@contextmanager
-def role(server: PostgresServer, name: str, options: str = "LOGIN") -> Iterator[str]:
-    """A role of a test's own."""
-    server.execute(f"CREATE ROLE {name} {options}")
-    try:
-        yield name
-    finally:
-        server.execute(f"DROP ROLE {name}")
-
-
-@contextmanager
-def connected_as(conninfo: str, user: str) -> Iterator[psycopg.Connection]:
-    with psycopg.connect(make_conninfo(conninfo, user=user), autocommit=True) as connection:
-        yield connection
 
 
 # Installing

@@ -10,7 +10,7 @@ from psycopg import sql
 
 from tests.integration.captured import Entry, keys, listening, outbox
 from tests.integration.partitions import PARTED, mend, source_id, wrong
-from tests.integration.test_attach import attach, connected_as, everything, refused, role
+from tests.integration.sources import attach, connected_as, everything, refused, role
 from tests.servers import PostgresServer
 
 

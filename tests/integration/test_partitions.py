@@ -11,7 +11,7 @@ from syncd.postgres import source as sources
 from syncd.postgres.source import Source, read_sources
 from tests.daemon import Daemon
 from tests.integration.partitions import PARTED
-from tests.integration.test_attach import attach, refused
+from tests.integration.sources import attach, refused
 
 # Which tables can be attached
 

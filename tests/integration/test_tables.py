@@ -16,24 +16,10 @@ from tests.conftest import has_pgvector, prepare
 from tests.daemon import Daemon
 from tests.integration.captured import Entry, keys, outbox
 from tests.integration.partitions import PARTED, mend, wrong
-from tests.integration.test_attach import attach, connected_as, refused, role
+from tests.integration.sources import ROW_FORM, STATEMENT_FORM, attach, connected_as, events, refused, role
 from tests.servers import VERSIONS, PostgresServer, available
 
 A, B = "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11", "b0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11"
-
-
-def events(db: psycopg.Connection, table: str = "items") -> list[str]:
-    """Which of syncd's triggers a table has."""
-    return [
-        row[0].rpartition("_")[2]
-        for row in db.execute(
-            "SELECT tgname FROM pg_trigger WHERE tgrelid = %s::regclass AND tgname LIKE 'syncd%%' ORDER BY 1", [table]
-        ).fetchall()
-    ]
-
-
-STATEMENT_FORM = ["delete", "insert", "truncate", "update"]
-ROW_FORM = ["row", "truncate"]
 
 
 # Composite keys
