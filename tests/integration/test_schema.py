@@ -1,0 +1,113 @@
+"""Schema syncd: it is the same however it is installed, and it and attaching take no more rights than they must."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from syncd.postgres import schema
+from tests.integration.sources import attach, connected_as, everything, refused, role
+from tests.servers import PostgresServer, bindir
+
+
+def definitions(db: psycopg.Connection) -> list[tuple[Any, ...]]:
+    """What schema syncd is made of, without what differs from one installation to the next."""
+    return db.execute(
+        "SELECT 'column', c.relname, a.attname, format_type(a.atttypid, a.atttypmod), pg_get_expr(d.adbin, d.adrelid)"
+        " FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum"
+        " WHERE c.relnamespace = 'syncd'::regnamespace AND a.attnum > 0 UNION ALL"
+        " SELECT 'function', proname, pg_get_functiondef(oid), NULL, NULL FROM pg_proc WHERE pronamespace = 'syncd'::regnamespace UNION ALL"
+        " SELECT 'index', indexname, indexdef, NULL, NULL FROM pg_indexes WHERE schemaname = 'syncd' UNION ALL"
+        " SELECT 'trigger', tgname, pg_get_triggerdef(oid), tgenabled::text, NULL FROM pg_trigger WHERE NOT tgisinternal UNION ALL"
+        " SELECT 'version', version_num, NULL, NULL, NULL FROM syncd.alembic_version UNION ALL"
+        " SELECT 'source', source::text, arguments::text, NULL, NULL FROM syncd.attachments ORDER BY 1, 2, 3"
+    ).fetchall()
+
+
+# Installing
+
+
+def test_installing_twice_changes_nothing(any_db: psycopg.Connection, any_database: str) -> None:
+    before = everything(any_db)
+    assert schema.install(any_database) == (schema.newest_revision(), schema.newest_revision())
+    assert everything(any_db) == before
+
+
+def test_the_printed_sql_installs_the_same(any_server: PostgresServer, any_db: psycopg.Connection) -> None:
+    name = "from_script"
+    conninfo = any_server.create_database(name)
+    try:
+        psql = [str(bindir(any_server.version) / "psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", conninfo]
+        done = subprocess.run(psql, input=schema.install_script(), text=True, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
+        with psycopg.connect(conninfo, autocommit=True) as scripted:
+            assert definitions(scripted) == definitions(any_db)
+        assert schema.install(conninfo) == (schema.newest_revision(), schema.newest_revision())
+    finally:
+        any_server.drop_database(name)
+
+
+def test_a_role_that_may_create_in_the_database_installs_and_attaches_without_being_superuser(
+    any_server: PostgresServer,
+) -> None:
+    with role(any_server, "plain_owner"):
+        conninfo = any_server.create_database("plain")
+        any_server.execute("ALTER DATABASE plain OWNER TO plain_owner")
+        try:
+            schema.install(make_conninfo(conninfo, user="plain_owner"))
+            with connected_as(conninfo, "plain_owner") as db:
+                db.execute("CREATE SCHEMA mine CREATE TABLE items (id int PRIMARY KEY, embedding real[])")
+                db.execute("INSERT INTO mine.items VALUES (1, '{1,2}')")
+                assert attach(db, "mine.items") == (1, 1, 1)
+                db.execute("INSERT INTO mine.items VALUES (2, '{1,2}')")
+                assert db.execute("SELECT syncd.detach('mine.items')").fetchone() == (True,)
+            assert schema.uninstall(make_conninfo(conninfo, user="plain_owner"))
+        finally:
+            any_server.drop_database("plain")
+
+
+# Who may attach
+
+
+def test_only_the_owner_attaches_and_detaches(
+    any_server: PostgresServer, any_db: psycopg.Connection, any_database: str
+) -> None:
+    any_db.execute("CREATE TABLE items (id int PRIMARY KEY, embedding real[])")
+    with role(any_server, "stranger"):
+        any_db.execute("GRANT USAGE ON SCHEMA syncd TO stranger; GRANT ALL ON items TO stranger")
+        with connected_as(any_database, "stranger") as stranger:
+            with refused(stranger, "must be owner", "owner of the table"):
+                attach(stranger, "items")
+            attach(any_db, "items")
+            with refused(stranger, "must be owner", "owner of the table"):
+                stranger.execute("SELECT syncd.detach('items')")
+        any_db.execute("DROP OWNED BY stranger")
+
+
+def test_a_table_owner_attaches_with_only_usage_on_the_schema(
+    any_server: PostgresServer, any_db: psycopg.Connection, any_database: str
+) -> None:
+    with role(any_server, "table_owner"):
+        any_db.execute("CREATE SCHEMA theirs AUTHORIZATION table_owner; GRANT USAGE ON SCHEMA syncd TO table_owner")
+        with connected_as(any_database, "table_owner") as owner:
+            owner.execute("CREATE TABLE theirs.items (id int PRIMARY KEY, embedding real[])")
+            assert attach(owner, "theirs.items") == (0, 0, 0)
+            before = everything(any_db)
+            attach(owner, "theirs.items")
+            assert everything(any_db) == before
+            attach(owner, "theirs.items", metric="ip")
+            owner.execute("INSERT INTO theirs.items VALUES (1, '{1}')")
+            assert any_db.execute("SELECT key FROM syncd.outbox WHERE op = 'k'").fetchall() == [("1",)]
+            for forbidden in (
+                "SELECT * FROM syncd.outbox",
+                "SELECT * FROM syncd.attachments",
+                "DELETE FROM syncd.consumers",
+            ):
+                with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                    owner.execute(forbidden)
+            assert owner.execute("SELECT syncd.detach('theirs.items')").fetchone() == (True,)
+        any_db.execute("DROP OWNED BY table_owner")
