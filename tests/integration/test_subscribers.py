@@ -1,0 +1,164 @@
+"""Tables that logical replication fills: what it applies is noted, and a table changes its triggers when it becomes one or is none any more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import LiteralString
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from syncd.postgres import schema
+from tests.conftest import prepare
+from tests.daemon import Daemon
+from tests.integration.captured import keys, outbox
+from tests.integration.partitions import mend, wrong
+from tests.integration.sources import ROW_FORM, STATEMENT_FORM, attach, connected_as, events, role
+from tests.servers import VERSIONS, PostgresServer, available
+
+
+class Replicated:
+    """A publisher and a subscriber, both databases of one server, and a table that flows from one to the other."""
+
+    def __init__(self, server: PostgresServer, publisher: psycopg.Connection, subscriber: psycopg.Connection) -> None:
+        self.server = server
+        self.publisher = publisher
+        self.subscriber = subscriber
+
+    def subscribe(self) -> None:
+        """From here on the subscriber's apply writes the table, and a commit of the publisher returns once it is applied."""
+        # A slot made by hand: a subscription that makes its own would wait for itself where both databases are on one server.
+        self.publisher.execute("SELECT pg_create_logical_replication_slot('flow', 'pgoutput')")
+        self.subscriber.execute(
+            sql.SQL(
+                "CREATE SUBSCRIPTION flow CONNECTION {} PUBLICATION flow"
+                " WITH (create_slot = false, slot_name = 'flow', copy_data = false, synchronous_commit = 'local')"
+            ).format(sql.Literal(self.server.conninfo("publisher")))
+        )
+        self.publisher.execute("SET synchronous_commit = remote_apply")
+
+    def unsubscribe(self) -> None:
+        """Nothing flows any more."""
+        self.publisher.execute("SET synchronous_commit = local")
+        self.subscriber.execute("ALTER SUBSCRIPTION flow DISABLE; ALTER SUBSCRIPTION flow SET (slot_name = NONE)")
+        self.subscriber.execute("DROP SUBSCRIPTION flow")
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
+def logical_server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[PostgresServer]:
+    """A server whose logical replication can be waited for."""
+    if not available(request.param):
+        pytest.skip(f"PostgreSQL {request.param} is not installed")
+    settings = {"wal_level": "logical", "synchronous_standby_names": "flow", "synchronous_commit": "local"}
+    with PostgresServer(request.param, tmp_path_factory.mktemp("logical"), settings=settings) as server:
+        prepare(server, pgvector=False)
+        yield server
+
+
+@pytest.fixture
+def replicated(logical_server: PostgresServer) -> Iterator[Replicated]:
+    """Not subscribed yet."""
+    table: LiteralString = "CREATE TABLE items (id int PRIMARY KEY, n int, v real[])"
+    publisher = logical_server.create_database("publisher")
+    subscriber = logical_server.create_database("subscriber", "syncd_template")
+    try:
+        with (
+            psycopg.connect(publisher, autocommit=True) as here,
+            psycopg.connect(subscriber, autocommit=True) as there,
+        ):
+            here.execute(table)
+            here.execute("CREATE PUBLICATION flow FOR TABLE items")
+            there.execute(table)
+            both = Replicated(logical_server, here, there)
+            yield both
+            if there.execute("SELECT FROM pg_subscription").fetchone() is not None:
+                both.unsubscribe()
+            here.execute(
+                "SELECT pg_terminate_backend(active_pid, 10000) FROM pg_replication_slots WHERE active_pid IS NOT NULL"
+            )
+            here.execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots")
+    finally:
+        logical_server.drop_database("subscriber")
+        logical_server.drop_database("publisher")
+
+
+def test_what_replication_applies_is_noted(replicated: Replicated) -> None:
+    replicated.subscribe()
+    there, here = replicated.subscriber, replicated.publisher
+    here.execute("INSERT INTO items VALUES (1, 1, '{1}')")
+    attach(there, "items")
+    assert events(there) == ROW_FORM
+    there.execute("TRUNCATE syncd.outbox")
+    here.execute("INSERT INTO items VALUES (2, 2, '{2}'), (3, 3, '{3}')")
+    here.execute("UPDATE items SET n = 5 WHERE id = 1")
+    here.execute("UPDATE items SET id = 4 WHERE id = 2")
+    here.execute("DELETE FROM items WHERE id = 3")
+    here.execute("TRUNCATE items")
+    here.execute("INSERT INTO items VALUES (9, 9, '{9}')")
+    assert there.execute("SELECT array_agg(id) FROM items").fetchone() == ([9],)
+    assert outbox(there) == [*keys(2, 3), *keys(1), *keys(2, 4), *keys(3), ("t", None), *keys(9)]
+
+
+def test_a_table_that_becomes_a_subscribers_is_switched_by_mending_and_back(replicated: Replicated) -> None:
+    there, here = replicated.subscriber, replicated.publisher
+    attach(there, "items")
+    assert events(there) == STATEMENT_FORM
+    replicated.subscribe()
+    assert ("items", "row", "missing") in wrong(there, "items")
+    there.execute("TRUNCATE syncd.outbox")
+    here.execute("INSERT INTO items VALUES (5, 5, '{5}')")
+    assert outbox(there) == []
+    assert mend(there, "items")
+    assert events(there) == ROW_FORM
+    assert outbox(there) == [("r", None)]  # for what was applied before
+    here.execute("INSERT INTO items VALUES (6, 6, '{6}')")
+    assert outbox(there) == [("r", None), *keys(6)]
+    replicated.unsubscribe()
+    assert mend(there, "items")
+    assert events(there) == STATEMENT_FORM
+    assert wrong(there, "items") == []
+
+
+def test_a_service_follows_a_subscribers_table(replicated: Replicated, tmp_path: Path) -> None:
+    replicated.subscribe()
+    there, here = replicated.subscriber, replicated.publisher
+    here.execute("INSERT INTO items VALUES (1, 1, '{1}')")
+    attach(there, "items", metric="l2")
+    daemon = Daemon(replicated.server.conninfo("subscriber"), tmp_path / "data").start()
+    try:
+        with daemon.client() as client:
+            here.execute("INSERT INTO items SELECT i, i, ARRAY[i] FROM generate_series(2, 500) i")
+            assert len(client.search("items", [0], k=1000, consistency="strong")) == 500
+            here.execute("DELETE FROM items WHERE id > 3")
+            here.execute("UPDATE items SET v = '{0}' WHERE id = 2")
+            assert [hit.key for hit in client.search("items", [0], consistency="strong")] == [2, 1, 3]
+            here.execute("TRUNCATE items")
+            assert client.search("items", [0], consistency="strong") == []
+        daemon.stop()
+    finally:
+        if daemon.process is not None:
+            daemon.kill()
+
+
+def test_where_subscriptions_cannot_be_seen_a_table_takes_the_form_that_is_always_right(
+    any_server: PostgresServer,
+) -> None:
+    with role(any_server, "blind"):
+        conninfo = any_server.create_database("sealed")
+        try:
+            any_server.execute("ALTER DATABASE sealed OWNER TO blind", "sealed")
+            any_server.execute("REVOKE SELECT ON pg_subscription_rel FROM PUBLIC", "sealed")
+            schema.install(make_conninfo(conninfo, user="blind"))
+            with connected_as(conninfo, "blind") as db:
+                db.execute("CREATE SCHEMA mine CREATE TABLE items (id int PRIMARY KEY, embedding real[])")
+                attach(db, "mine.items")
+                assert events(db, "mine.items") == ROW_FORM
+                assert wrong(db, "mine.items") == []
+                assert not mend(db, "mine.items")
+        finally:
+            any_server.drop_database("sealed")
