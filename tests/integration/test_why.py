@@ -21,8 +21,8 @@ from syncd.rpc.messages import WhyResult
 from syncd.settings import load_settings
 from tests.conftest import Servers, prepare
 from tests.daemon import Daemon
+from tests.integration.checking import SERVICE_RIGHTS, role
 from tests.integration.commands import run
-from tests.integration.test_check import SERVICE_RIGHTS, role
 from tests.servers import PostgresServer
 
 
