@@ -59,6 +59,14 @@ VERSIONS: tuple[Version, ...] = tuple(
 )
 
 
+def fetch(conninfo: str, query: str) -> Any:
+    """The first value that a statement gives; None where it gives none."""
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        cursor = connection.execute(query)
+        row = cursor.fetchone() if cursor.description else None
+        return row[0] if row else None
+
+
 class PostgresServer:
     """One server of one version. ``directory`` gets its log, which outlives it; the cluster gets a folder of its own.
 

