@@ -15,7 +15,6 @@ import string
 import struct
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,18 +30,11 @@ from syncd.rpc.client import Client
 from syncd.types import dataset_name
 from tests.conftest import Servers, clone
 from tests.daemon import Daemon
+from tests.faults.following import until
 from tests.servers import PostgresServer
 
 WAIT_SECONDS = 30.0
 REPORT_SECONDS = 10.0
-
-
-def until(condition: Callable[[], bool], seconds: float = WAIT_SECONDS) -> None:
-    """Ask again until it is so; fails after a while."""
-    pause, deadline = threading.Event(), time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not so within {seconds} s"
-        pause.wait(0.02)
 
 
 # One service, many bad requests
@@ -210,7 +202,7 @@ def test_clients_that_vanish_in_the_middle_harm_nobody(service: Daemon) -> None:
 def reported(db: psycopg.Connection, expected: dict[tuple[str, str], str]) -> None:
     """``syncd.quarantine`` shows this within the time that it may lag."""
     with contextlib.suppress(AssertionError):
-        until(lambda: quarantine(db) == expected, REPORT_SECONDS)
+        until(lambda: quarantine(db) == expected, "what is in quarantine is reported", REPORT_SECONDS)
     assert quarantine(db) == expected
 
 
@@ -339,7 +331,7 @@ def test_a_row_whose_project_or_dataset_is_null_is_quarantined(db: psycopg.Conne
     daemon.start()
     with daemon.client() as client:
         assert list(client.keys("a")) == [2]
-    until(lambda: set(quarantine(db).values()) == {"null_dataset"}, REPORT_SECONDS)
+    until(lambda: set(quarantine(db).values()) == {"null_dataset"}, "the row is reported", REPORT_SECONDS)
 
 
 def test_a_row_on_which_an_expression_fails_is_quarantined_until_it_is_mended(
@@ -353,7 +345,7 @@ def test_a_row_on_which_an_expression_fails_is_quarantined_until_it_is_mended(
         db.execute("INSERT INTO items VALUES (2, 0, '{1}'); INSERT INTO others VALUES (2, '{1}')")
         assert {hit.key for hit in client.search("others", [1], consistency="strong")} == {1, 2}
         assert {hit.key for hit in client.search("items", [1], consistency="strong")} == {1}
-        until(lambda: set(quarantine(db).values()) == {"expression_failed"}, REPORT_SECONDS)
+        until(lambda: set(quarantine(db).values()) == {"expression_failed"}, "the row is reported", REPORT_SECONDS)
         db.execute("UPDATE items SET n = 2 WHERE id = 2")
         assert {hit.key for hit in client.search("items", [1], consistency="strong")} == {1, 2}
 
@@ -393,6 +385,7 @@ def test_rows_are_found_under_any_name_and_files_stay_in_the_data_directory(
                 if restarted:
                     until(
                         lambda: len(set(db.execute("SELECT dataset FROM syncd.status").fetchall())) == len(set(names)),
+                        "every dataset is reported",
                         REPORT_SECONDS,
                     )
                 else:
@@ -603,7 +596,7 @@ def test_sigterm_and_sigint_exit_0_and_leave_a_checkpoint_and_no_socket(db: psyc
         assert process.returncode == 0, daemon.log.read_text()
         assert not daemon.socket.exists()
         assert (daemon.data_dir / "manifest.json").exists()
-    until(lambda: not open_connections(db))
+    until(lambda: not open_connections(db), "its connections are closed", WAIT_SECONDS)
 
 
 def test_a_second_signal_stops_at_once(daemon: Daemon) -> None:
@@ -615,7 +608,7 @@ def test_a_second_signal_stops_at_once(daemon: Daemon) -> None:
         raw.sendall(b'{"jsonrpc":"2.0","id":2,"method":"ping"}\n')
         assert b"pong" in raw.recv(1000)
         process.send_signal(signal.SIGTERM)
-        until(lambda: "stopping" in daemon.log.read_text())
+        until(lambda: "stopping" in daemon.log.read_text(), "it is stopping", WAIT_SECONDS)
         process.send_signal(signal.SIGTERM)
         process.wait(5)
     assert "stopped_at_once" in daemon.log.read_text()
@@ -686,7 +679,7 @@ def test_a_role_that_may_not_read_a_source_fails_that_source_alone_and_says_whic
                 with daemon.client() as client:
                     assert list(client.keys("open")) == [1]
                     db.execute("GRANT SELECT ON closed TO reader")
-                    until(lambda: has_keys(client, "closed", [1]))
+                    until(lambda: has_keys(client, "closed", [1]), "the rows it may read now are found", WAIT_SECONDS)
                 daemon.stop()
             finally:
                 if daemon.process is not None:

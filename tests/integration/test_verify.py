@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from syncd.rpc.client import Client
 from syncd.rpc.messages import DatasetVerified, VerifyResult
 from tests.conftest import clone
 from tests.daemon import Daemon
+from tests.faults.following import until
 from tests.servers import PostgresServer
 
 DIM = 8
@@ -160,13 +160,13 @@ def test_quarantined_rows_stay_accounted_for_while_a_table_is_compared(db: psyco
                 assert client.status().quarantined == 100
         unseen(db, "DELETE FROM items WHERE id > 450")
         db.execute("VACUUM FULL items")
-        until(lambda: client.status().quarantined == 50)
+        until(lambda: client.status().quarantined == 50, "half of the rows are in quarantine")
 
 
 def test_a_verify_waits_for_whoever_holds_the_table_for_a_moment(followed: Daemon) -> None:
     with psycopg.connect(followed.conninfo) as holder, followed.client() as client, ThreadPoolExecutor(1) as pool:
         holder.execute("LOCK TABLE items IN ACCESS EXCLUSIVE MODE")
-        until(lambda: "source_delayed" in followed.log.read_text())
+        until(lambda: "source_delayed" in followed.log.read_text(), "it waits for the lock")
         found = pool.submit(client.verify, "items")
         time.sleep(0.5)  # not to wait for anything: the lock is held meanwhile
         holder.rollback()
@@ -176,13 +176,13 @@ def test_a_verify_waits_for_whoever_holds_the_table_for_a_moment(followed: Daemo
 def test_a_table_that_is_locked_for_long_is_said_not_to_be_compared(followed: Daemon) -> None:
     with psycopg.connect(followed.conninfo) as holder, followed.client() as client:
         holder.execute("LOCK TABLE items IN ACCESS EXCLUSIVE MODE")
-        until(lambda: "source_delayed" in followed.log.read_text())
+        until(lambda: "source_delayed" in followed.log.read_text(), "it waits for the lock")
         found = client.verify("items")
         (source,) = found.sources
         assert (source.outcome, "lock" in source.reason, of(found).in_sync) == ("failed", True, False)
         holder.rollback()
         assert "drift_found" not in followed.log.read_text()
-        until(lambda: of(client.verify("items")).in_sync)
+        until(lambda: of(client.verify("items")).in_sync, "it compares the table again")
 
 
 def test_a_rebuild_while_the_database_is_gone_says_so(own_server: PostgresServer, tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_a_rebuild_while_the_database_is_gone_says_so(own_server: PostgresServer
             with pytest.raises(SyncdError, match="cannot be reached"):
                 client.rebuild("items")
             own_server.start()
-            until(lambda: client.status().state == "ready")
+            until(lambda: client.status().state == "ready", "it is ready again")
             assert client.rebuild("items").rows == 1
         daemon.stop()
 
@@ -207,7 +207,7 @@ def test_rows_whose_dataset_another_source_has_are_told_of(db: psycopg.Connectio
     )
     db.execute("SELECT syncd.attach('others', dataset => $$'items'$$)")
     with followed.client() as client:
-        until(lambda: client.status().quarantined == 2)
+        until(lambda: client.status().quarantined == 2, "both rows are in quarantine")
         said = {each.source: each for each in client.verify().sources}
     assert said["public.others"].reason == "2 live rows are in quarantine, and in none of its datasets"
     assert said["public.items"].reason == ""
@@ -264,7 +264,11 @@ def test_rows_that_come_and_go_beside_a_verify_wait_for_nobody(db: psycopg.Conne
         try:
             db.execute("SET lock_timeout = '1s'")
             until(
-                lambda: db.execute("SELECT 1 FROM pg_stat_activity WHERE query LIKE 'FETCH %syncd_verify%'").fetchone()
+                lambda: (
+                    db.execute("SELECT 1 FROM pg_stat_activity WHERE query LIKE 'FETCH %syncd_verify%'").fetchone()
+                    is not None
+                ),
+                "a verify reads the table",
             )
             db.execute("ALTER TABLE items ADD COLUMN more int")
         finally:
@@ -287,18 +291,10 @@ def test_a_verify_whose_client_has_gone_is_not_under_way_any_more(db: psycopg.Co
             other.sendall(
                 b'{"jsonrpc": "2.0", "id": 1, "method": "verify", "params": {"dataset": "items", "deep": true}}\n'
             )
-            until(lambda: client.status().work)
-            until(lambda: client.status().work[0].rows > 1)
-        until(lambda: sessions() == before)
+            until(lambda: bool(client.status().work), "the verify is under way")
+            until(lambda: client.status().work[0].rows > 1, "the verify has compared rows")
+        until(lambda: sessions() == before, "the session of the verify is gone")
         assert client.status().work == []
-
-
-def until(true: Callable[[], object]) -> None:
-    """Wait for something to be so."""
-    deadline = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def test_the_background_verify_mends_what_drifted(db: psycopg.Connection, followed: Daemon) -> None:
@@ -307,7 +303,7 @@ def test_the_background_verify_mends_what_drifted(db: psycopg.Connection, follow
     followed.settings["verify_seconds"] = 3600
     followed.start()
     with followed.client() as client:
-        until(lambda: len([*client.keys("items")]) == 990)
+        until(lambda: len([*client.keys("items")]) == 990, "the rows that are gone have left the index")
     assert_equal(db, followed)
     log = followed.log.read_text()
     assert '"drift_found"' in log
@@ -399,7 +395,7 @@ def test_a_source_that_cannot_be_read_is_not_in_sync(db: psycopg.Connection, fol
     db.execute("ALTER TABLE items RENAME COLUMN v TO w")
     db.execute("UPDATE items SET w = w WHERE id = 1")
     with followed.client() as client:
-        until(lambda: client.status().state == "failed")
+        until(lambda: client.status().state == "failed", "it has failed")
         result = client.verify()
         assert not of(result).in_sync
         assert [source.outcome for source in result.sources if source.source == "public.items"] == ["failed"]
