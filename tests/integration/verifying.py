@@ -1,0 +1,40 @@
+"""Differences between an index and its table: made behind syncd's back, and as verify counts them."""
+
+from __future__ import annotations
+
+import numpy as np
+import psycopg
+
+from syncd.rpc.messages import DatasetVerified, VerifyResult
+from tests.daemon import Daemon
+
+
+def unseen(db: psycopg.Connection, statement: str) -> None:
+    """Change the table, and let nobody know."""
+    with db.transaction():
+        db.execute(statement.encode())
+        db.execute("DELETE FROM syncd.outbox WHERE xid = pg_current_xact_id()")
+
+
+def of(result: VerifyResult, dataset: str = "default/items") -> DatasetVerified:
+    """One dataset's part."""
+    return next(row for row in result.datasets if row.dataset == dataset)
+
+
+def counts(row: DatasetVerified) -> tuple[bool, int, int, int]:
+    """Whether it is in sync, and how many rows are missing, extra and stale."""
+    return row.in_sync, row.missing, row.extra, row.stale
+
+
+def assert_equal(db: psycopg.Connection, daemon: Daemon) -> None:
+    """The index holds what the table holds."""
+    rows: dict[int, list[float]] = dict(
+        db.execute("SELECT id, v::real[] FROM items WHERE NOT gone AND v IS NOT NULL").fetchall()
+    )
+    with daemon.client() as client:
+        indexed = {row.key: row.vector for row in client.get("items", [*client.keys("items")], vectors=True)}
+    assert indexed.keys() == rows.keys()
+    for key, vector in rows.items():
+        found = indexed[key]
+        assert found is not None
+        np.testing.assert_allclose(found, vector, rtol=1e-6)
