@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from tests.integration.captured import Entry, keys, listening, outbox
+from tests.integration.captured import Entry, execute, keys, listening, outbox
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def with_items(db: psycopg.Connection) -> psycopg.Connection:
 def test_a_statement_notes_each_key_that_it_touched(
     rolled_back: psycopg.Connection, write: LiteralString, noted: list[Entry]
 ) -> None:
-    rolled_back.execute(write)
+    execute(rolled_back, write)
     assert outbox(rolled_back) == noted
 
 
@@ -90,7 +90,7 @@ def test_a_statement_that_touches_no_row_notes_nothing_and_wakes_nobody(
     items: psycopg.Connection, any_database: str, write: LiteralString
 ) -> None:
     with listening(any_database) as heard:
-        items.execute(write)
+        execute(items, write)
         assert outbox(items) == []
         assert heard() == 0
 
@@ -216,7 +216,7 @@ def test_an_outbox_that_cannot_be_written_fails_no_write_and_a_warning_says_so(
         lambda notice: warnings.append((notice.severity, notice.message_primary or "", notice.message_hint or ""))
     )
     for write in WRITES:
-        rolled_back.execute(write)
+        execute(rolled_back, write)
     assert [severity for severity, _, _ in warnings] == ["WARNING"] * len(WRITES)
     assert all(
         text.startswith("syncd could not note a change of items: ") and "syncd init" in hint
@@ -227,7 +227,7 @@ def test_an_outbox_that_cannot_be_written_fails_no_write_and_a_warning_says_so(
 def test_a_wake_up_that_fails_fails_no_write_and_loses_no_key(rolled_back: psycopg.Connection) -> None:
     rolled_back.execute("DROP SEQUENCE syncd.notify_mode")
     for write in WRITES:
-        rolled_back.execute(write)
+        execute(rolled_back, write)
     assert sorted(outbox(rolled_back), key=str) == [("k", "4"), ("k", "4"), ("k", "5"), ("k", "5"), ("t", None)]
 
 

@@ -9,7 +9,7 @@ import pytest
 from psycopg import sql
 
 from tests.daemon import Daemon
-from tests.integration.captured import Entry, keys, outbox
+from tests.integration.captured import Entry, execute, keys, outbox
 from tests.integration.sources import attach
 
 A, B = "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11", "b0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11"
@@ -61,7 +61,7 @@ X1A, Y1B, Y9A = f'[1, "{A}", "x"]', f'[1, "{B}", "y"]', f'[9007199254740993, "{A
 def test_a_composite_key_is_noted_whole_by_every_kind_of_write(
     pairs: psycopg.Connection, write: LiteralString, noted: list[Entry]
 ) -> None:
-    pairs.execute(write)
+    execute(pairs, write)
     assert sorted(outbox(pairs)) == sorted(noted)
 
 

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from tests.integration.captured import Entry, keys, listening, outbox
+from tests.integration.captured import Entry, execute, keys, listening, outbox
 from tests.integration.partitions import PARTED, mend, source_id, wrong
 from tests.integration.sources import attach, connected_as, everything, refused, role
 from tests.servers import PostgresServer
@@ -57,7 +57,7 @@ def parted(scratch: psycopg.Connection) -> psycopg.Connection:
 def test_a_write_to_the_table_or_to_a_partition_notes_each_key(
     parted: psycopg.Connection, write: LiteralString, noted: list[Entry]
 ) -> None:
-    parted.execute(write)
+    execute(parted, write)
     assert outbox(parted) == noted
 
 
@@ -164,7 +164,7 @@ def test_an_outbox_that_cannot_be_written_fails_no_write_to_a_partition(
     parted.execute(damage)
     parted.add_notice_handler(lambda notice: warnings.append(notice.message_primary or ""))
     for write in WRITES:
-        parted.execute(write)
+        execute(parted, write)
     assert warnings
     assert all(text.startswith("syncd could not note a change of ") for text in warnings)
     assert len([text for text in warnings if "change of parted" not in text]) == 1  # once a transaction, not once a row
@@ -182,7 +182,7 @@ def test_an_outbox_dropped_between_two_transactions_of_a_session_fails_no_write(
 def test_a_wake_up_that_fails_fails_no_write_to_a_partition(parted: psycopg.Connection) -> None:
     parted.execute("DROP SEQUENCE syncd.notify_mode")
     for write in WRITES:
-        parted.execute(write)
+        execute(parted, write)
     assert outbox(parted) == [*keys(14, 14, 4, 4, 5), ("r", None), ("t", None)]
 
 
@@ -289,7 +289,7 @@ def test_detach_takes_every_trigger_along_those_of_former_partitions_too(parted:
     assert parted.execute(left).fetchall() == []
     parted.execute("TRUNCATE syncd.outbox")
     for write in WRITES[3:]:
-        parted.execute(write)
+        execute(parted, write)
     assert outbox(parted) == []
 
 

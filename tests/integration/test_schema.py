@@ -41,7 +41,7 @@ def test_the_printed_sql_installs_the_same(any_server: PostgresServer, any_db: p
     name = "from_script"
     conninfo = any_server.create_database(name)
     try:
-        psql = [str(bindir(any_server.version) / "psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", conninfo]
+        psql = [str(bindir(18) / "psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", conninfo]
         done = subprocess.run(psql, input=schema.install_script(), text=True, capture_output=True, check=False)
         assert done.returncode == 0, done.stderr
         with psycopg.connect(conninfo, autocommit=True) as scripted:
