@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -55,12 +54,12 @@ def test_a_status_after_a_restart_says_how_old_the_checkpoint_is_that_was_loaded
     assert re.search(r"checkpoint +\d+ (s|ms) old", shown), shown
 
 
-def test_a_watched_status_is_drawn_again_also_through_a_restart(database: str, tmp_path: Path) -> None:
-    with psycopg.connect(database, autocommit=True) as db:
+def test_a_watched_status_is_drawn_again_also_through_a_restart(daemon: Daemon) -> None:
+    with psycopg.connect(daemon.conninfo, autocommit=True) as db:
         db.execute("CREATE TABLE drawn (id int PRIMARY KEY, kind text, v real[])")
         db.execute("SELECT syncd.attach('drawn', dataset => 'kind')")
         db.execute("INSERT INTO drawn VALUES (1, '[bold]a', '{1,2}')")
-        daemon = Daemon(database, tmp_path / "data").start()
+        daemon.start()
         master, slave = os.openpty()
         environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "150", "LINES": "40"}
         with watching(daemon, stdout=slave, env=environment):
