@@ -32,6 +32,8 @@ EXPECTED: tuple[Version, ...] = (15, *EMBEDDED)
 """A test for one of these is skipped where that is missing; one for another version is there where the version is."""
 PLACES = [*filter(None, os.environ.get("TEST_POSTGRES", "").split(os.pathsep)), "/usr/lib/postgresql"]
 """Folders that have those of versions, as Debian has: ``15/bin/postgres``."""
+MEMORY = Path("/dev/shm")  # noqa: S108  a folder of a server's own is made in it
+MEMORY_BYTES = 4 << 30
 SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 
 
@@ -54,6 +56,15 @@ def available(version: Version) -> bool:
     return True
 
 
+def quick_folder() -> Path | None:
+    """Where there is plenty of memory, that; None elsewhere. Databases are made and dropped by the thousand, and a file system that keeps away from
+    inodes that were freed a moment ago (ext4) takes 200 ms for one instead of 20."""
+    with contextlib.suppress(OSError):
+        if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > MEMORY_BYTES:
+            return MEMORY
+    return None
+
+
 VERSIONS: tuple[Version, ...] = tuple(
     version for version in get_args(Version) if version in EXPECTED or available(version)
 )
@@ -70,7 +81,7 @@ def fetch(conninfo: str, query: str) -> Any:
 class PostgresServer:
     """One server of one version. ``directory`` gets its log, which outlives it; the cluster gets a folder of its own.
 
-    That folder is directly below the system's temporary one because the socket's path must be short, and because
+    That folder is directly below ``quick_folder`` or the system's temporary one because the socket's path must be short, and because
     PostgreSQL 15 enters it by its path, which it cannot below pytest's folders (mode 0700) when root runs the tests.
     ``settings`` are read at each start. ``fsync=True`` guards against power cuts, which no test can cause.
     """
@@ -86,7 +97,7 @@ class PostgresServer:
     ) -> None:
         self.version = version
         self.bindir = bindir(version)
-        self.folder = Path(tempfile.mkdtemp(prefix=f"syncd-pg{version}-"))
+        self.folder = Path(tempfile.mkdtemp(prefix=f"syncd-pg{version}-", dir=quick_folder()))
         atexit.register(self.remove)
         account = server_account(self.folder)
         if account is not None:
