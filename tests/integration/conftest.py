@@ -1,11 +1,15 @@
-"""A service with rows to compare."""
+"""What several files of this folder want: a service with rows to compare, a server that allows prepared transactions."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import psycopg
 import pytest
 
+from tests.conftest import prepare
 from tests.daemon import Daemon
+from tests.servers import PostgresServer
 
 
 @pytest.fixture
@@ -18,3 +22,13 @@ def followed(db: psycopg.Connection, daemon: Daemon) -> Daemon:
     db.execute("SELECT syncd.attach('items', metric => 'cosine', live => 'NOT gone', columns => ARRAY['lang'])")
     daemon.settings["verify_seconds"] = 0
     return daemon.start()
+
+
+@pytest.fixture(scope="module")
+def two_phase(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    """A server that allows PREPARE TRANSACTION."""
+    with PostgresServer(
+        18, tmp_path_factory.mktemp("two_phase"), settings={"max_prepared_transactions": "5"}
+    ) as server:
+        prepare(server, pgvector=False)
+        yield server

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
@@ -170,14 +169,6 @@ def test_the_start_of_other_roles_transactions_may_be_hidden(items: psycopg.Conn
         assert_only(findings)
         assert "pg_read_all_stats" in about(findings, "transactions").detail
         writer.rollback()
-
-
-@pytest.fixture(scope="module")
-def two_phase(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
-    """A server that allows prepared transactions."""
-    folder = tmp_path_factory.mktemp("two_phase")
-    with PostgresServer(18, folder, settings={"max_prepared_transactions": "5"}) as server:
-        yield server
 
 
 def test_a_forgotten_prepared_transaction_is_named_and_turns_notify_off(

@@ -8,20 +8,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.conftest import prepare
 from tests.daemon import Daemon
 from tests.integration.captured import keys, listening, outbox
 from tests.servers import PostgresServer
-
-
-@pytest.fixture(scope="module")
-def two_phase(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
-    """A server that allows PREPARE TRANSACTION."""
-    with PostgresServer(
-        18, tmp_path_factory.mktemp("two_phase"), settings={"max_prepared_transactions": "5"}
-    ) as server:
-        prepare(server, pgvector=False)
-        yield server
 
 
 @pytest.fixture
