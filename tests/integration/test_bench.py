@@ -30,7 +30,7 @@ from syncd.settings import load_settings
 from tests.conftest import clone
 from tests.daemon import Daemon
 from tests.faults.following import until
-from tests.integration.commands import assert_failed, printed_json, run
+from tests.integration.commands import BENCH_SECONDS, assert_failed, printed_json, run
 from tests.servers import PostgresServer
 
 SMALL = ("--dim", "8", "--json")
@@ -40,6 +40,8 @@ SELECT 'schema', nspname FROM pg_namespace WHERE nspname !~ '^pg_' UNION ALL SEL
 UNION ALL SELECT 'table', c.oid::regclass::text FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = relnamespace
     WHERE nspname !~ '^pg_|information_schema' AND relkind = 'r'
 ORDER BY 1, 2"""
+
+pytestmark = pytest.mark.timeout(2 * BENCH_SECONDS)
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +217,7 @@ def test_datasets_are_measured_by_their_number(followed: str) -> None:
         (("fresh", "--commits", "5", "--writers", "2"), {"writers", "commits", "p50_ms", "p99_ms", "worst_ms"}),
         (("backfill", "--rows", "2000"), {"rows", "rows_per_second", "seconds", "beside_vectors_bytes"}),
         (("verify", "--rows", "2000", "--rounds", "1"), {"verify_seconds", "hash_seconds", "repaired"}),
-        (("ingest", "--clients", "2", "--seconds", "1", "--rounds", "1"), {"bare", "attached", "captured", "hnsw"}),
+        (("ingest", "--clients", "1", "--seconds", "1", "--rounds", "1"), {"bare", "attached", "captured", "hnsw"}),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
