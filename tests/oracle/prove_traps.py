@@ -28,6 +28,8 @@ FALLING_BEHIND = "tests/faults/test_falling_behind.py"
 LARGE = "tests/faults/test_large_transactions.py"
 OUTBOX = "tests/integration/test_outbox.py"
 CODES = "tests/unit/index/test_index_codes.py"
+SAVED_CODES = "tests/unit/index/test_saved_codes.py"
+COMPACTION = "tests/unit/index/test_compaction.py"
 CODES_ORACLE = "tests/unit/index/test_index_codes_oracle.py"
 QUEUE = "tests/unit/rpc/test_rpc_search_queue.py"
 FAILED = 1
@@ -165,15 +167,15 @@ TRAPS = {
                 "if True:\n            return self._apply",
             ),
         ),
-        (f"{CODES}::test_a_change_in_the_last_moment_of_a_compaction_waits_for_it",),
+        (f"{COMPACTION}::test_a_change_in_the_last_moment_of_a_compaction_waits_for_it",),
     ),
     "a sweep forgets what it saw before a compaction": Trap(
         (("syncd/index/dataset.py", "self._seen = move.seen(self._seen)", "pass"),),
-        (f"{CODES}::test_a_sweep_goes_on_in_the_new_generation",),
+        (f"{COMPACTION}::test_a_sweep_goes_on_in_the_new_generation",),
     ),
     "a compaction copies what it did not check": Trap(
         (("syncd/index/dataset.py", "source.generation.scrub(stop)", "pass"),),
-        (f"{CODES}::test_damage_that_nobody_has_noticed_is_not_copied",),
+        (f"{COMPACTION}::test_damage_that_nobody_has_noticed_is_not_copied",),
     ),
     "a filter's rows are taken from whatever the codes find": Trap(
         (
@@ -214,7 +216,7 @@ TRAPS = {
     ),
     "new codes take the names of saved ones": Trap(
         (("syncd/index/dataset.py", "index._code_number = saved.code_number", "index._code_number = 0"),),
-        (f"{CODES}::test_new_codes_never_overwrite_those_of_a_checkpoint_that_is_kept",),
+        (f"{SAVED_CODES}::test_new_codes_never_overwrite_those_of_a_checkpoint_that_is_kept",),
     ),
     "damaged codes are served": Trap(
         (
@@ -225,7 +227,7 @@ TRAPS = {
             ),
         ),
         (
-            f"{CODES}::test_damaged_codes_are_built_again_from_the_vectors_and_searches_are_exact_meanwhile[changed-part]",
+            f"{SAVED_CODES}::test_damaged_codes_are_built_again_from_the_vectors_and_searches_are_exact_meanwhile[changed-part]",
         ),
     ),
     "the luckiest settings are chosen": Trap(

@@ -1,13 +1,18 @@
-"""An index in a directory of its own."""
+"""An index in a directory of its own, and what makes codes worth building for a few hundred rows."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
+from syncd.index import building
 from syncd.index.dataset import DatasetIndex
 from syncd.types import KeyKind, Metric
+from tests.unit.index.coded import DIM
 from tests.unit.index.rows import SMALL_CHUNKS, Create
 
 
@@ -22,3 +27,19 @@ def create(directory: Path) -> Create:
         return DatasetIndex.create(directory, metric=metric, key_kind=key_kind, half=half, chunk_bytes=SMALL_CHUNKS)
 
     return create
+
+
+@pytest.fixture
+def small_codes() -> Iterator[None]:
+    """Codes from 300 rows on."""
+    with ExitStack() as stack:
+        for name, value in {"EXACT_ROWS": (300, 300), "TAIL_ELEMENTS": 1, "TAIL_ROWS": 100}.items():
+            stack.enter_context(patch.object(building, name, value))
+        stack.enter_context(patch("syncd.index.measuring.CHEAPER_THAN_EXACT", 1000.0))
+        stack.enter_context(patch("syncd.index.measuring.QUERIES", {10: 60, 40: 15, 100: 15, 1000: 5}))
+        yield
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> DatasetIndex:
+    return DatasetIndex.create(tmp_path / "p" / "d", metric="l2", key_kind="integer", dim=DIM, chunk_bytes=1 << 14)

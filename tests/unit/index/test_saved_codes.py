@@ -1,0 +1,100 @@
+"""Codes in checkpoints: what is saved of them, and what a damaged or a missing file costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+
+from syncd.errors import DataDirectoryError
+from syncd.index import building
+from syncd.index.dataset import DatasetIndex
+from tests.unit.index.coded import DIM, build_all, flipped, put
+from tests.unit.index.rows import random_vectors
+
+pytestmark = pytest.mark.usefixtures("small_codes")
+
+
+def test_a_start_does_not_train_again_and_a_checkpoint_writes_codes_once(index: DatasetIndex, tmp_path: Path) -> None:
+    put(index, 0, 2000)
+    build_all(index)
+    first = index.save()
+    names = [name for name in first.saved.file_names if name.endswith(".ivf")]
+    assert len(names) == 2
+    put(index, 2000, 2010)
+    index.apply([], np.empty((0, DIM), dtype=np.float32), [5])
+    second = index.save()
+    assert second.bytes_written < 10 * (4 * DIM + 8 + 8) + 2010 // 8 + 2
+    with patch.object(building, "train", side_effect=AssertionError):
+        loaded = DatasetIndex.load(tmp_path / "p" / "d", second.saved)
+        assert build_all(loaded) == []
+    assert loaded.kind() == "codes"
+    assert loaded.recall() == index.recall()
+    queries = random_vectors(20, DIM, seed=2)
+    for one, other in zip(loaded.search(queries, 10), index.search(queries, 10), strict=True):
+        assert one.keys == other.keys
+    assert loaded.save().bytes_written == 0
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["codebook", "part"])
+@pytest.mark.parametrize(
+    "damage",
+    [flipped, Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-1])],
+    ids=["changed", "missing", "short"],
+)
+def test_damaged_codes_are_built_again_from_the_vectors_and_searches_are_exact_meanwhile(
+    which: int, damage: Callable[[Path], None], index: DatasetIndex, tmp_path: Path
+) -> None:
+    put(index, 0, 1000)
+    build_all(index)
+    saved = index.save().saved
+    damage(tmp_path / "p" / "d" / [name for name in saved.file_names if name.endswith(".ivf")][which])
+    loaded = DatasetIndex.load(tmp_path / "p" / "d", saved)
+    assert loaded.codes_damage
+    assert loaded.kind() == "building"
+    queries = random_vectors(5, DIM, seed=9)
+    assert [one.keys for one in loaded.search(queries, 10)] == [
+        one.keys for one in index.search(queries, 10, exact=True)
+    ]
+    assert build_all(loaded) == ["train", "measure"]
+    again = DatasetIndex.load(tmp_path / "p" / "d", loaded.save().saved)
+    assert (again.kind(), again.codes_damage) == ("codes", "")
+
+
+def test_a_removed_file_of_codes_is_written_again(index: DatasetIndex, tmp_path: Path) -> None:
+    put(index, 0, 1000)
+    build_all(index)
+    saved = index.save().saved
+    for name in saved.file_names:
+        if name.endswith(".ivf"):
+            (tmp_path / "p" / "d" / name).unlink()
+    assert not DatasetIndex.load(tmp_path / "p" / "d", index.save().saved).codes_damage
+
+
+def test_new_codes_never_overwrite_those_of_a_checkpoint_that_is_kept(index: DatasetIndex, tmp_path: Path) -> None:
+    put(index, 0, 1000)
+    build_all(index)
+    kept = index.save().saved
+    index.apply([], np.empty((0, DIM), dtype=np.float32), range(950))
+    with patch.object(building, "LEAST_DEAD_SLOTS", 10**6):
+        assert build_all(index) == ["drop"]
+    started = DatasetIndex.load(tmp_path / "p" / "d", index.save().saved)
+    put(started, 0, 950, version=1)
+    with patch.object(building, "LEAST_DEAD_SLOTS", 10**6):
+        build_all(started)
+    started.save()
+    assert not DatasetIndex.load(tmp_path / "p" / "d", kept).codes_damage
+
+
+def test_a_full_disk_fails_the_save_and_the_next_one_goes_on(index: DatasetIndex, tmp_path: Path) -> None:
+    put(index, 0, 1000)
+    build_all(index)
+    with (
+        patch("syncd.index.codefiles.write_at", side_effect=DataDirectoryError("no space")),
+        pytest.raises(DataDirectoryError, match="no space"),
+    ):
+        index.save()
+    assert not DatasetIndex.load(tmp_path / "p" / "d", index.save().saved).codes_damage
