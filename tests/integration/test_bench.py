@@ -16,16 +16,8 @@ import psycopg
 import pytest
 from rich.progress import Progress
 
-from syncd.bench.clients import clients
-from syncd.bench.engines import PgvectorEngine, SyncdEngine
 from syncd.bench.environment import environment, is_building, serving
-from syncd.bench.filtered import asked, with_columns
 from syncd.bench.mixed import Writer, write
-from syncd.bench.search import Point, comparison
-from syncd.bench.vector_set import generate, read, truth
-from syncd.bench.versus import Recalls
-from syncd.cli.bench_options import Searched
-from syncd.errors import SettingsError, SyncdError
 from syncd.settings import load_settings
 from tests.conftest import clone
 from tests.daemon import Daemon
@@ -217,7 +209,7 @@ def test_datasets_are_measured_by_their_number(followed: str) -> None:
         (("fresh", "--commits", "5", "--writers", "2"), {"writers", "commits", "p50_ms", "p99_ms", "worst_ms"}),
         (("backfill", "--rows", "2000"), {"rows", "rows_per_second", "seconds", "beside_vectors_bytes"}),
         (("verify", "--rows", "2000", "--rounds", "1"), {"verify_seconds", "hash_seconds", "repaired"}),
-        (("ingest", "--clients", "1", "--seconds", "1", "--rounds", "1"), {"bare", "attached", "captured", "hnsw"}),
+        (("ingest", "--clients", "2", "--seconds", "1", "--rounds", "1"), {"bare", "attached", "captured", "hnsw"}),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
@@ -351,116 +343,3 @@ def test_without_pgvector_a_comparison_is_refused(followed: str, servers: Any) -
         assert_failed(refused, 2, "pgvector", "--embedded")
     finally:
         old.drop_database("no_pgvector")
-
-
-# How recall and settings of equal recall are found
-
-
-def everything(numbers: Any, _: str) -> Any:
-    return numbers
-
-
-def test_recall_counts_rows_as_near_as_the_tenth_and_none_that_is_gone() -> None:
-    vectors = np.array([[0.0, n] for n in range(20)] + [[0.0, -n] for n in range(1, 20)], dtype=np.float32)
-    queries = np.zeros((1, 2), dtype=np.float32)
-    exact = truth(vectors, queries, "l2", track=everything)
-    nearest = [1, 2, 3, 4, 5, 21, 22, 23, 24]  # key n is row n - 1: nine rows nearer than 5
-    assert exact.recall([0], [[*nearest, 6]]) == exact.recall([0], [[*nearest, 25]]) == 1.0
-    assert exact.recall([0], [[*nearest, 7]]) == 0.9
-    assert exact.recall([0], [[*nearest, 24]]) == 0.9, "one row twice is one"
-    assert exact.recall([0], [nearest[:5]]) == 0.5
-    without = truth(vectors, queries, "l2", track=everything, gone=np.array([0, 1]))
-    assert without.recall([0], [[3, 4, 5, 6, 21, 22, 23, 24, 25, 26]]) == 1.0
-    assert without.recall([0], [[*nearest, 6]]) == 0.8, "one and two are not there"
-
-
-@pytest.mark.parametrize("metric", ["l2", "cosine", "ip"])
-def test_exact_answers_are_those_of_plain_arithmetic(metric: str) -> None:
-    made = generate(500, 7, queries=5, metric=metric)
-    a, b = made.queries.astype(float)[:, None], made.base.astype(float)[None]
-    products = (a * b).sum(axis=2)
-    norms = np.linalg.norm(a, axis=2) * np.linalg.norm(b, axis=2)
-    distances = {"l2": ((a - b) ** 2).sum(axis=2), "cosine": -products / norms, "ip": -products}[metric]
-    order = np.argsort(distances, axis=1)
-    exact = truth(made.base, made.queries, metric, track=everything)
-    assert exact.recall(range(5), (order[:, :10] + 1).tolist()) == 1.0
-    assert exact.recall(range(5), (order[:, 1:11] + 1).tolist()) == 0.9
-
-
-@pytest.mark.parametrize("metric", ["l2", "cosine"])
-def test_correlated_rows_pass_near_to_the_first_queries_and_far_from_the_last(metric: str) -> None:
-    made = generate(2000, 7, queries=40, metric=metric)
-    vectors, columns = with_columns(made)
-    assert sorted(map(tuple, vectors.queries)) == sorted(map(tuple, made.queries))
-    distances: dict[str, float] = {}
-    for column, kinds in asked(40).items():
-        assert sorted(columns[column]) == list(range(2000)), "below n there are n"
-        exact = truth(
-            vectors.base, vectors.queries, metric, track=everything, gone=np.flatnonzero(columns[column] >= 100)
-        )
-        distances |= {kind: float(np.median(exact.limits[list(queries)])) for kind, queries in kinds.items()}
-    assert distances["near"] < distances["independent"] < distances["far"]
-
-
-def test_vectors_are_read_from_each_kind_of_file(tmp_path: Path) -> None:
-    vectors = np.random.default_rng(0).standard_normal((50, 4)).astype(np.float32)
-    np.save(tmp_path / "a.npy", vectors)
-    np.savez(tmp_path / "a.npz", base=vectors[:40], queries=vectors[40:], neighbors=np.zeros((10, 20), dtype=np.int32))
-    with (tmp_path / "a.fvecs").open("wb") as file:
-        for vector in vectors:
-            file.write(np.int32(4).tobytes() + vector.tobytes())
-    plain = read(tmp_path / "a.npy", rows=None, queries=3, metric="l2")
-    assert (plain.base.shape, plain.queries.shape) == ((47, 4), (3, 4))
-    assert not (plain.base[:, None] == plain.queries[None]).all(axis=2).any(), "a query is no row"
-    words = read(tmp_path / "a.fvecs", rows=None, queries=3, metric="l2")
-    np.testing.assert_array_equal(words.base, plain.base)
-    given = read(tmp_path / "a.npz", rows=None, queries=5, metric="l2")
-    np.testing.assert_array_equal(given.queries, vectors[40:45])
-    assert given.neighbors is not None
-    assert read(tmp_path / "a.npz", rows=30, queries=5, metric="l2").neighbors is None, "of all rows, not of these"
-    assert read(tmp_path / "a.npz", rows=None, queries=5, metric="ip").neighbors is None, "Euclidean"
-    (tmp_path / "b.npy").write_bytes(b"nothing")
-    with pytest.raises(SettingsError, match="has 46 vectors for rows, 60 are needed"):
-        Searched(vectors=tmp_path / "a.npy", rows=40, queries=4).load(spare=20)
-    whole = Searched(vectors=tmp_path / "a.npy", queries=4).load(share=0.5)
-    assert (whole.rows, whole.spare, len(whole.base)) == (30, 15, 45), "as many rows as there are vectors to write for"
-    for name in ("b.npy", "c.npy", "a.txt"):
-        with pytest.raises(SettingsError):
-            read(tmp_path / name, rows=None, queries=3, metric="l2")
-
-
-@pytest.mark.parametrize(("wanted", "settings"), [(0.1, [10]), (0.9, [87, 90]), (0.99999, [1000, None])])
-def test_settings_of_equal_recall_bracket_it(
-    wanted: float, settings: list[int | None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def recall(self: Recalls, engine: PgvectorEngine) -> float:  # noqa: ARG001 - of a method
-        return 1.0 if engine.ef_search is None else 1 - 9 / (engine.ef_search + 1)
-
-    monkeypatch.setattr(Recalls, "of", recall)
-    recalls = Recalls(None, None)  # type: ignore[arg-type]  # only what it finds is replaced
-    found = recalls.bracket(lambda ef: PgvectorEngine("", "t", "l2", ef, 10), wanted)
-    assert [engine.ef_search for engine in found] == settings
-
-
-def test_the_rate_at_equal_recall_is_between_those_of_the_bracket() -> None:
-    def point(engine: str, setting: str, recall: float, qps: float) -> Point:
-        return Point(engine, setting, 1, recall, 100, qps, 1.0, 2.0)
-
-    mine = point("syncd", "recall 0.9", 0.92, 4000)
-    others = [point("pgvector", "ef_search 40", 0.91, 1000), point("pgvector", "ef_search 42", 0.93, 800)]
-    found = comparison(mine, others)
-    assert (found.pgvector_qps, found.ratio) == (900.0, 4.44)
-    assert comparison(mine, others[1:]).pgvector_qps == 800
-    by_another_plan = point("pgvector", "ef_search 44", 1.0, 3000)
-    assert comparison(mine, [*others, by_another_plan]).pgvector_qps == 3000
-
-
-def test_a_client_that_cannot_search_is_an_error_and_no_hang(tmp_path: Path) -> None:
-    queries = np.zeros((4, 2), dtype=np.float32)
-    with clients(2, queries) as searchers:
-        with pytest.raises(SyncdError, match="no syncd answers"):
-            searchers.search(SyncdEngine(str(tmp_path / "none"), "x", 0.9, 10), 0.1)
-        for process_pipe in searchers.pipes:
-            process_pipe.send("no work")  # ends the process by an error
-        with pytest.raises(SyncdError):
-            searchers.receive()
