@@ -45,21 +45,6 @@ class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
         """Raise a ``RequestError`` for what the types alone do not say; the server calls it after decoding."""
 
 
-class ErrorData(msgspec.Struct, frozen=True):
-    """``error.data``: which error it is, and what to do."""
-
-    kind: str
-    hint: str = ""
-
-
-class ErrorBody(msgspec.Struct, frozen=True):
-    """The ``error`` of an answer."""
-
-    code: int
-    message: str
-    data: ErrorData | None = None
-
-
 class NoParams(Params, frozen=True):
     """A method without parameters."""
 
@@ -363,3 +348,18 @@ class RebuildResult(msgspec.Struct, frozen=True):
     dataset: str
     rows: int
     seconds: float
+
+
+class ErrorData(msgspec.Struct, frozen=True):
+    """``error.data``: which error it is, and what to do."""
+
+    kind: str
+    hint: str = ""
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """The ``error`` of an answer."""
+
+    code: int
+    message: str
+    data: ErrorData | None = None
