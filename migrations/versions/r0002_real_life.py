@@ -1,0 +1,17 @@
+"""Tables and functions of schema syncd that hold among other people's tools and settings."""
+
+from alembic import op
+
+from syncd.statements import executable_script
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+FILES: tuple[str, ...] = ()
+
+
+def upgrade() -> None:
+    for path in FILES:
+        op.execute(executable_script(path))
