@@ -92,6 +92,7 @@ class PostgresServer:
         directory: Path | None = None,
         *,
         tcp: bool = False,
+        port: int | None = None,
         fsync: bool = False,
         settings: Mapping[str, str] | None = None,
     ) -> None:
@@ -103,7 +104,7 @@ class PostgresServer:
         if account is not None:
             os.chown(self.folder, account.uid, account.gid)
         self.tcp = tcp
-        self.port = _free_port() if tcp else PORT
+        self.port = (port or _free_port()) if tcp else PORT
         log = (directory or self.folder) / f"postgres{version}-{self.folder.name[-8:]}.log"
         self._cluster = Cluster(self.folder / "cluster", self.bindir, log, {}, port=self.port)
         self._fsync = fsync
@@ -135,9 +136,13 @@ class PostgresServer:
     def start(self) -> Self:
         """Start, and make the cluster the first time. Returns when connections are accepted, also after a crash."""
         if not self._cluster.directory.exists():
-            self._cluster.create(*(() if self._fsync else ("--no-sync",)))
+            self.create()
         self._cluster.start()
         return self
+
+    def create(self, *options: str) -> None:
+        """Make the cluster, with these options of initdb besides; ``start`` does it without any."""
+        self._cluster.create(*(() if self._fsync else ("--no-sync",)), *options)
 
     def stop(self, mode: StopMode = "fast") -> None:
         """Stop, and wait until the last process is gone. ``smart`` waits for clients to leave."""
