@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal, NewType
 
@@ -12,6 +13,9 @@ DatasetName = NewType("DatasetName", str)
 """A dataset's full name, ``project/dataset``, with ``/`` and ``%`` inside the project percent-encoded."""
 
 Metric = Literal["cosine", "l2", "ip"]
+
+TOKEN = re.compile(r"\d{1,20}(\.[0-9a-f]{8}\.\d{1,10})?", re.ASCII)
+"""What ``syncd.token()`` writes; version 0.1.0 wrote the transaction id alone."""
 
 KeyKind = Literal["integer", "uuid", "text", "composite"]
 
@@ -55,6 +59,22 @@ def dataset_name(project: str, dataset: str) -> DatasetName:
 def full_dataset_name(name: str) -> DatasetName:
     """What a user typed, as a full name: the project ``default`` may be left out where the dataset has no ``/``."""
     return DatasetName(name if "/" in name else f"default/{name}")
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A writer's token. ``history`` names the database whose transaction it is, as ``syncd.history()`` does; empty: the present one."""
+
+    xid: int
+    history: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Token:
+        """Read what ``syncd.token()`` writes, ``xid`` or ``xid.history``; raises ``ValueError`` on anything else."""
+        if TOKEN.fullmatch(text) is None:
+            raise ValueError(text)
+        xid, _, history = text.partition(".")
+        return cls(int(xid), history)
 
 
 @dataclass(frozen=True, slots=True)

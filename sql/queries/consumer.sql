@@ -14,7 +14,8 @@ SELECT m.incarnation::text, m.xmin::text::bigint = m.xid::text::bigint % 4294967
 
 -- name: lock_identity
 SET LOCAL idle_in_transaction_session_timeout = '30s';
-LOCK TABLE syncd.meta IN ACCESS EXCLUSIVE MODE;
+-- One consumer at a time; syncd.token() goes on reading.
+LOCK TABLE syncd.meta IN EXCLUSIVE MODE;
 
 -- name: lock_outbox
 -- Never waiting: writers would queue behind us.

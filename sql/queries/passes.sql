@@ -62,13 +62,16 @@ ROLLBACK;
 
 -- name: read_snapshot
 -- The first statement of a pass that takes a snapshot: S1. With it, what the pass must know before it reads: is this still our place to
--- be, the names that the locked oids have now, and whether there is a marker since the oldest position.
+-- be, the names that the locked oids have now, whether there is a marker since the oldest position, the history of its transactions (NULL in
+-- a restored copy that has none of its own yet), and the next transaction id: no transaction of this history has that id or a higher one.
 SELECT pg_current_snapshot()::text, (SELECT last_value FROM syncd.outbox_id), pg_is_in_recovery(),
        (SELECT c.run_id::text FROM syncd.consumers AS c WHERE c.name = {consumer}),
        (SELECT coalesce(json_agg(json_build_array(r.oid::bigint, n.nspname, r.relname)), '[]')
         FROM pg_class AS r JOIN pg_namespace AS n ON n.oid = r.relnamespace WHERE r.oid = ANY ({oids}::oid[])),
        EXISTS (SELECT FROM syncd.outbox AS o WHERE o.op <> 'k' AND ({range})),
-       (SELECT l.freed::text FROM syncd.outbox_limit AS l);
+       (SELECT l.freed::text FROM syncd.outbox_limit AS l),
+       syncd.history(),
+       pg_snapshot_xmax(pg_current_snapshot())::text::bigint + age(pg_snapshot_xmax(pg_current_snapshot())::xid);
 
 -- name: export_snapshot
 -- For a transaction on another connection that is to see what this one sees.

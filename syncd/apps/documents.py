@@ -25,7 +25,7 @@ from syncd.errors import DatabaseError, NotReady, UnknownDataset
 from syncd.rpc.calls import Hit, Vector
 from syncd.rpc.client import Client
 from syncd.statements import statement
-from syncd.types import Metric, dataset_name
+from syncd.types import Metric, Token, dataset_name
 
 MAX_CONNECTIONS = 4
 METADATA = "metadata"
@@ -191,7 +191,9 @@ class Documents:
         row = connection.execute(statement("apps", "token")).fetchone()
         assert row is not None
         with self._lock:
-            self.last_token = max(self.last_token or "0", row[0], key=int)
+            new, last = Token.parse(row[0]), Token.parse(self.last_token or "0")
+            if new.xid > last.xid or new.history != last.history:
+                self.last_token = row[0]
 
     def _has_vectors(self) -> bool:
         with self._pool.connection() as connection:

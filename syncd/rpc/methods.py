@@ -33,7 +33,7 @@ from syncd.sync.consumer import Consumer
 from syncd.sync.counters import OTHER
 from syncd.sync.datasets import Dataset, Follower, Registry
 from syncd.sync.verify import Verifier
-from syncd.types import full_dataset_name
+from syncd.types import Token, full_dataset_name
 
 T = TypeVar("T")
 
@@ -156,7 +156,7 @@ class Methods:
         """Return once the position, of one source or of all, is what a search asks for; raises ``TimedOut``."""
         if params.after is not None:
             seconds = max(deadline - anyio.current_time(), 0)
-            await self.consumer.wait_for_xid(parse_token(params.after), seconds, follower)
+            await self.consumer.wait_for_token(parse_token(params.after), seconds, follower)
         if params.consistency == "strong":
             await self.consumer.wait_for_now(max(deadline - anyio.current_time(), 0), follower)
 
@@ -269,7 +269,7 @@ class Methods:
 
     async def wait(self, params: messages.WaitParams) -> messages.WaitResult:
         """Until every dataset includes a transaction."""
-        position = await self.consumer.wait_for_xid(parse_token(params.after), params.timeout_ms / 1000)
+        position = await self.consumer.wait_for_token(parse_token(params.after), params.timeout_ms / 1000)
         return messages.WaitResult(WirePosition.of(position))
 
     async def checkpoint(self, _: messages.NoParams) -> messages.CheckpointResult:
@@ -357,8 +357,9 @@ class CountedSearch:
         drop(self.waited)
 
 
-def parse_token(token: str) -> int:
-    """A token as a transaction id; raises ``InvalidParams``."""
-    if not (token.isascii() and token.isdigit() and len(token) <= 20):
-        raise InvalidParams(f"{token[:40]!r} is no token", hint="take it from: SELECT syncd.token()")
-    return int(token)
+def parse_token(token: str) -> Token:
+    """A request's token; raises ``InvalidParams``."""
+    try:
+        return Token.parse(token)
+    except ValueError:
+        raise InvalidParams(f"{token[:40]!r} is not a valid token", hint="take it from: SELECT syncd.token()") from None

@@ -255,8 +255,13 @@ class Consumer(Progress):
             self.registry.freed = False
             for watched in self.sources.values():
                 watched.try_taken_names()
-        this = Pass(connection, self.settings.consumer, self.run_id, self.position, not self.notifies, self.handover)
+        pooled = not self.notifies
+        this = Pass(
+            connection, self.settings.consumer, self.run_id, self.incarnation, self.position, pooled, self.handover
+        )
         outcome = this.run(list(self.sources.values()))
+        if this.history:
+            self.history, self.next_xid = this.history, this.next_xid
         if outcome.sources is not None:
             self.follow_registry(outcome.sources, Position(outcome.snapshot, self.position.outbox_id))
         newest = max((watched.cursor.position.outbox_id for watched in self.sources.values()), default=0)

@@ -77,11 +77,14 @@ class Pass:
     connection: psycopg.Connection
     consumer: str
     run_id: str
+    incarnation: str
     position: Position
     """Of the newest pass; what was attached or detached since then is looked for."""
     pooled: bool
     """Whether the connection may lead to another session in each transaction."""
     handover: Handover | None = None
+    history: str = ""
+    next_xid: int = 0
 
     def run(self, watched: Sequence[WatchedSource]) -> PassOutcome:
         """Take a snapshot and bring the sources to it; raises ``psycopg.OperationalError`` when the connection is lost."""
@@ -247,7 +250,7 @@ class Pass:
         )
         row = self.connection.execute(query, prepare=False).fetchone()
         assert row is not None
-        snapshot, newest_outbox_id, in_recovery, run_id, names, marked, freed = row
+        snapshot, newest_outbox_id, in_recovery, run_id, names, marked, freed, history, self.next_xid = row
         if in_recovery:
             raise DatabaseUnreachable("the server has become a standby", hint="name all hosts in SYNCD_DSN")
         if run_id is None:
@@ -260,6 +263,11 @@ class Pass:
                 f"another process has taken the consumer name {self.consumer!r}",
                 hint="stop one of them, or give each its own SYNCD_CONSUMER",
             )
+        if history is None or not history.startswith(self.incarnation[:8]):
+            raise DatabaseUnreachable(
+                "the database was restored from a dump", hint="wait: syncd connects again, and compares every row"
+            )
+        self.history = history
         expected = {(each.source.oid, each.source.schema, each.source.table) for each in locked}
         names_changed = {tuple(name) for name in names} != expected
         freed = None if freed is None else Snapshot.parse(freed)

@@ -19,7 +19,7 @@ from syncd.sync.pace import Pace
 from syncd.sync.passes import Handover
 from syncd.sync.wake import Wake
 from syncd.sync.watched import WatchedSource
-from syncd.types import DatasetName, Position, Snapshot
+from syncd.types import DatasetName, Position, Snapshot, Token
 
 NOWHERE = Position(Snapshot(0, 0, frozenset()), 0)
 
@@ -33,6 +33,10 @@ class Progress:
         self.busy = anyio.Lock()
         self.sources: dict[int, WatchedSource] = {}
         self.position = NOWHERE
+        self.history = ""
+        """Of the database's transactions, as its tokens name it."""
+        self.next_xid = 0
+        """The lowest transaction id that the server had not given out at the last pass."""
         self.connected = False
         self.settled: psycopg.Connection | None = None
         """The connection, once a pass on it has brought the indexes to what its server has."""
@@ -185,13 +189,30 @@ class Progress:
         finally:
             self.handover = None
 
-    async def wait_for_xid(self, xid: int, timeout_seconds: float, watched: Follower | None = None) -> Position:
-        """Return once the position, of one source or of all, includes a transaction; raises ``TimedOut``."""
+    async def wait_for_token(self, token: Token, timeout_seconds: float, watched: Follower | None = None) -> Position:
+        """Return once the position, of one source or of all, includes a token's transaction; raises ``TimedOut``.
+
+        A token of another history counts as included: one that names another database, or an id that this server has not
+        given out (the writes of a failed primary, or of a clone). While the database is lost nobody knows which history it has.
+        """
         # A position from before a crash of the server may include another transaction of the same id.
         needed = self.passes_begun + 1
+        if self.settled is not None and self.is_foreign(token):
+            return watched.cursor.position if watched is not None else self.oldest_position()
+
+        def includes(snapshot: Snapshot) -> bool:
+            if self.passes_done < needed:
+                return False
+            lost = bool(token.history) and token.xid >= self.next_xid
+            return snapshot.sees(token.xid) or lost or self.is_foreign(token)
+
         with anyio.move_on_after(timeout_seconds):
-            return await self.wait_until(lambda snapshot: self.passes_done >= needed and snapshot.sees(xid), watched)
-        raise self.timed_out(f"the index does not include transaction {xid} yet")
+            return await self.wait_until(includes, watched)
+        raise self.timed_out(f"the index does not include transaction {token.xid} yet")
+
+    def is_foreign(self, token: Token) -> bool:
+        """Whether a token names another history than that of the last pass."""
+        return token.history not in ("", self.history)
 
     async def wait_for_now(self, timeout_seconds: float, watched: Follower | None = None) -> Position:
         """Return once the position, of one source or of all, includes all that was committed before this call; raises ``TimedOut``."""

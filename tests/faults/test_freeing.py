@@ -217,7 +217,7 @@ def test_a_pass_under_way_keeps_the_slots_that_its_snapshot_sees(db: psycopg.Con
     """A table that is truncated looks empty to every snapshot, also to an older one."""
     write(db, 1)
     connection = open_pass_connection(database, "it")
-    this = Pass(connection, "it", "", NOWHERE, pooled=False)
+    this = Pass(connection, "it", "", "", NOWHERE, pooled=False)
     this.begin([])
     assert rotate(db)[:2] == (0, True)
     this.rollback()
