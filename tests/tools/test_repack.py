@@ -8,7 +8,9 @@ from collections.abc import Callable
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
+from tests.daemon import Daemon
 from tests.faults.altered import Followed, writers
+from tests.faults.following import logged
 from tests.servers import PostgresServer
 from tests.tools.following import WRITES, assert_in_sync
 
@@ -34,6 +36,27 @@ def test_a_table_that_pg_repack_repacks_under_writers_is_followed(
             assert before["items_pkey"] != now["items_pkey"]
             assert (before["items"] != now["items"]) == ("--only-indexes" not in options)
     assert_in_sync(followed)
+
+
+def test_pg_repack_of_the_whole_database_takes_syncd_s_own_tables_along_and_the_next_start_compares(
+    debian: PostgresServer,
+    database: str,
+    extension: Callable[[str, str], None],
+    followed: Followed,
+    daemon: Daemon,
+) -> None:
+    """The copy of ``syncd.checkpoints`` was written by pg_repack's transaction, so it does not prove the checkpoint any more."""
+    extension("pg_repack", "postgresql-15-repack")
+    followed.client.checkpoint()
+    with writers(database, WRITES):
+        repack(debian, database)
+    assert_in_sync(followed)
+    daemon.kill()
+    repack(debian, database)
+    followed.db.execute("UPDATE items SET v = '{3,3,3}' WHERE id = 3")
+    daemon.start()
+    assert_in_sync(followed)
+    assert logged(daemon, "does not hold the checkpoint's nonce") > 0
 
 
 def repack(server: PostgresServer, conninfo: str, *options: str) -> None:
