@@ -1,10 +1,66 @@
 """Vector search that is provably in step with PostgreSQL.
 
-``connect`` and ``AsyncClient`` talk to a running ``syncd serve``; everything else is the service itself and its command line.
+``connect`` and ``AsyncClient`` talk to a running ``syncd serve``; what they raise is a ``SyncdError``. Everything else is the service itself and
+its command line.
 """
 
+from syncd.errors import (
+    AddressInUse,
+    ConsumerReplaced,
+    DamagedFile,
+    DatabaseError,
+    DatabaseUnreachable,
+    DataDirectoryError,
+    DimensionMismatch,
+    EmbeddedUnavailable,
+    InvalidFilter,
+    InvalidParams,
+    InvalidVector,
+    NotInstalled,
+    NotReady,
+    Overloaded,
+    RequestError,
+    ServiceUnavailable,
+    SettingsError,
+    SyncdError,
+    TimedOut,
+    TooLarge,
+    Unauthorized,
+    UnknownDataset,
+    UnknownKey,
+    WrongSchemaVersion,
+)
 from syncd.rpc.async_client import AsyncClient
 from syncd.rpc.calls import Hit
 from syncd.rpc.client import Client, connect
 
-__all__ = ["AsyncClient", "Client", "Hit", "connect"]
+__all__ = [
+    "AddressInUse",
+    "AsyncClient",
+    "Client",
+    "ConsumerReplaced",
+    "DamagedFile",
+    "DataDirectoryError",
+    "DatabaseError",
+    "DatabaseUnreachable",
+    "DimensionMismatch",
+    "EmbeddedUnavailable",
+    "Hit",
+    "InvalidFilter",
+    "InvalidParams",
+    "InvalidVector",
+    "NotInstalled",
+    "NotReady",
+    "Overloaded",
+    "RequestError",
+    "ServiceUnavailable",
+    "SettingsError",
+    "SyncdError",
+    "TimedOut",
+    "TooLarge",
+    "Unauthorized",
+    "UnknownDataset",
+    "UnknownKey",
+    "WrongSchemaVersion",
+    "connect",
+]

@@ -10,9 +10,10 @@ import os
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from psycopg.types.json import Jsonb
 from psycopg_pool import ConnectionPool
 
 from syncd.errors import DatabaseError, NotReady, UnknownDataset
+from syncd.per_process import PerProcess
 from syncd.rpc.calls import Hit, Vector
 from syncd.rpc.client import Client
 from syncd.statements import statement
@@ -50,7 +52,7 @@ class Found:
 
 
 class Documents:
-    """One collection of one table. Threads may share it.
+    """One collection of one table. Threads may share it, and so may processes that fork: each opens its own connections.
 
     ``dsn`` is libpq's connection string, by default its ``PG*`` variables; ``address`` and ``token`` are those of ``syncd.connect``.
     ``table`` is a name, or ``schema.name``; it is made and attached where it does not exist, for which its user needs ``USAGE`` on schema
@@ -72,25 +74,18 @@ class Documents:
         self.metric = metric
         self.dataset = dataset_name(table, collection)
         self.last_token: str | None = None
-        self._address, self._address_token = address, token
         self._name = sql.Identifier(*table.split("."))
         self._name_in_query = sql.Identifier(*table.replace("%", "%%").split("."))  # psycopg reads % in names too
-        self._lock = threading.Lock()
-        self._clients: deque[Client] = deque()
-        self._pool = ConnectionPool(
-            dsn, min_size=0, max_size=MAX_CONNECTIONS, open=True, check=ConnectionPool.check_connection
-        )
+        self._own = PerProcess(lambda: _Own(dsn, address, token), _Own.leave)
         try:
             self._create()
         except BaseException:
-            self._pool.close()
+            self.close()
             raise
 
     def close(self) -> None:
-        """Close the connections; the object is of no use afterwards."""
-        self._pool.close()
-        while self._clients:
-            self._clients.pop().close()
+        """Close this process's connections; the object is of no use in it afterwards."""
+        self._own.get().close()
 
     def __enter__(self) -> Self:
         return self
@@ -111,7 +106,7 @@ class Documents:
             }
             for each, vector in zip(documents, vectors, strict=True)
         ]
-        with self._pool.connection() as connection:
+        with self._own.get().connection() as connection:
             with connection.transaction(), connection.cursor() as cursor:
                 cursor.executemany(self._statement("write_document"), rows)
             self._remember(connection)
@@ -129,7 +124,7 @@ class Documents:
 
     def read(self, ids: Sequence[str]) -> list[Document]:
         """Those of these documents that there are, in the order of ``ids``."""
-        with self._pool.connection() as connection, connection.cursor(row_factory=class_row(Document)) as cursor:
+        with self._own.get().connection() as connection, connection.cursor(row_factory=class_row(Document)) as cursor:
             cursor.execute(self._statement("read_documents"), {"collection": self.collection, "ids": list(ids)})
             found = {document.id: document for document in cursor}
         return [found[each] for each in ids if each in found]
@@ -146,14 +141,14 @@ class Documents:
         """The indexed vectors of these documents, of unit length where the metric is cosine."""
         if not ids:
             return {}  # of a collection without rows there is no dataset to ask
-        with self._client() as client:
+        with self._own.get().client() as client:
             rows = client.get(self.dataset, [(self.collection, each) for each in ids], vectors=True)
         return {str(row.key[1]): row.vector for row in rows if isinstance(row.key, tuple) and row.vector is not None}
 
     def _hits(self, vector: Vector, k: int, conditions: Mapping[str, Any] | None, after: str | None) -> list[Hit]:
         if k <= 0:
             return []
-        with self._client() as client:
+        with self._own.get().client() as client:
             if after is not None:
                 client.wait(after)  # by itself: neither of two tokens vouches for the other
             try:
@@ -170,7 +165,7 @@ class Documents:
                 ) from None
 
     def _create(self) -> None:
-        with self._pool.connection() as connection:
+        with self._own.get().connection() as connection:
             connection.execute(statement("apps", "lock_creation"))
             name = self._name.as_string(connection)
             if connection.execute(statement("apps", "has_table"), [name]).fetchone() == (False,):
@@ -181,7 +176,7 @@ class Documents:
                 )
 
     def _change(self, name: str, **parameters: object) -> None:
-        with self._pool.connection() as connection:
+        with self._own.get().connection() as connection:
             with connection.transaction():
                 connection.execute(self._statement(name), {"collection": self.collection, **parameters})
             self._remember(connection)
@@ -190,13 +185,13 @@ class Documents:
         """Keep a token that was taken after the commit: whoever sees it sees every write that had finished, by whatever thread."""
         row = connection.execute(statement("apps", "token")).fetchone()
         assert row is not None
-        with self._lock:
+        with self._own.get().lock:
             new, last = Token.parse(row[0]), Token.parse(self.last_token or "0")
             if new.xid > last.xid or new.history != last.history:
                 self.last_token = row[0]
 
     def _has_vectors(self) -> bool:
-        with self._pool.connection() as connection:
+        with self._own.get().connection() as connection:
             return connection.execute(self._statement("has_vectors"), {"collection": self.collection}).fetchone() == (
                 True,
             )
@@ -204,17 +199,55 @@ class Documents:
     def _statement(self, name: str) -> sql.Composed:
         return sql.SQL(statement("apps", name)).format(table=self._name_in_query)
 
+
+class _Own:
+    """What one process has of a ``Documents``: a pool of database connections, and clients of syncd."""
+
+    def __init__(self, dsn: str, address: str | os.PathLike[str] | None, token: str | None) -> None:
+        self.lock = threading.Lock()
+        self._address, self._token = address, token
+        self._clients: list[Client] = []
+        self._idle: deque[Client] = deque()
+        self._opened: WeakSet[Connection] = WeakSet()
+        self._pool = ConnectionPool(
+            dsn, min_size=0, max_size=MAX_CONNECTIONS, open=False, configure=self._opened.add,
+            check=ConnectionPool.check_connection,
+        )  # fmt: skip
+
+    def connection(self) -> AbstractContextManager[Connection]:
+        """A connection to the database; raises ``psycopg.OperationalError`` after ``close``."""
+        self._pool.open()  # does nothing where it is open
+        return self._pool.connection()
+
     @contextmanager
-    def _client(self) -> Iterator[Client]:
+    def client(self) -> Iterator[Client]:
         """A client that no other thread uses: one that waits for a write does not hold up the others."""
         try:
-            client = self._clients.pop()
+            client = self._idle.pop()
         except IndexError:
-            client = Client(self._address, token=self._address_token)
+            client = Client(self._address, token=self._token)
+            self._clients.append(client)
         try:
             yield client
         finally:
-            self._clients.append(client)
+            self._idle.append(client)
+
+    def close(self) -> None:
+        """Close them all."""
+        self._pool.close()
+        while self._idle:
+            self._idle.pop().close()
+
+    def leave(self) -> None:
+        """Close this process's descriptors of the parent's connections, which go on: no word is sent to the database.
+
+        libpq's objects are never finished here: psycopg finishes those alone that the same process has made.
+        """
+        for connection in tuple(self._opened):
+            if not connection.closed:
+                os.close(connection.fileno())
+        for client in self._clients:
+            client.close()
 
 
 def on_metadata(conditions: Mapping[str, Any]) -> dict[str, Any]:

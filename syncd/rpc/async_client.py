@@ -6,19 +6,19 @@ import asyncio
 import os
 import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
-from itertools import count
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import anyio
-import msgspec
 from anyio.to_thread import run_sync
 
-from syncd.errors import ServiceUnavailable
+from syncd.errors import ServiceUnavailable, SyncdError
+from syncd.per_process import PerProcess
 from syncd.rpc import calls
-from syncd.rpc.address import TcpAddress, UnixAddress, find_service
+from syncd.rpc.address import TcpAddress, find_service
+from syncd.rpc.async_link import Link, OnLoop, open_link
 from syncd.rpc.calls import Call, Key
 from syncd.rpc.client import DEFAULT_TIMEOUT_SECONDS, as_method
-from syncd.rpc.exchange import Answer, allowed_seconds, read_answer, request_line, take_result, timed_out, unavailable
+from syncd.rpc.exchange import allowed_seconds, take_result, timed_out
 from syncd.rpc.messages import DEFAULT_PAGE_KEYS
 
 P = ParamSpec("P")
@@ -35,7 +35,12 @@ def asynchronous(build: Callable[P, Call[T]]) -> Callable[Concatenate[AsyncClien
 
 
 class AsyncClient:
-    """A connection to syncd, for use with ``async with``. Tasks may share it; their calls run at the same time."""
+    """A connection to syncd, for use with ``async with``. Tasks may share it; their calls run at the same time.
+
+    Each event loop has a connection of its own, opened by the first call there, and so has a child process after
+    ``fork()``. A loop that ends as ``asyncio.run`` ends it closes its connection. A pickled client is one that has not
+    connected yet.
+    """
 
     def __init__(
         self,
@@ -49,8 +54,13 @@ class AsyncClient:
         self._address = address
         self._token = token
         self._tls = tls
-        self._link: _Link | None = None
-        self._connecting = anyio.Lock()
+        self._own = PerProcess(_Loops, _Loops.leave)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_own"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _own=PerProcess(_Loops, _Loops.leave))
 
     search = asynchronous(calls.search)
     get = asynchronous(calls.get)
@@ -80,11 +90,8 @@ class AsyncClient:
         await self._connected()
 
     async def close(self) -> None:
-        """Close the connection and wait until it is; the next call opens another."""
-        link, self._link = self._link, None
-        if link is not None:
-            link.close()
-            await link.closed.wait()
+        """Close this event loop's connection and wait until it is; the next call opens another."""
+        await self._own.get().here().close()
 
     async def __aenter__(self) -> Self:
         await self.connect()
@@ -96,123 +103,72 @@ class AsyncClient:
 
     async def run(self, call: Call[T]) -> T:
         """Send one call and wait for its answer. A connection that is dead is replaced once, as in ``Client``."""
-        link = self._link
-        if link is not None and not link.is_closed:
-            try:
-                return await self._exchange(link, call)
-            except ServiceUnavailable:
-                pass
-        return await self._exchange(await self._connected(), call)
+        link = await self._connected()
+        try:
+            return await self._exchange(link, call)
+        except ServiceUnavailable:
+            link = await self._connected()
+        return await self._exchange(link, call)
 
-    async def _exchange(self, link: _Link, call: Call[T]) -> T:
+    async def _exchange(self, link: Link, call: Call[T]) -> T:
         seconds = allowed_seconds(call, self.timeout)
+        began = asyncio.get_running_loop().time()
         with anyio.move_on_after(seconds):
             return take_result(call, await link.ask(call))
+        link.give_up(began)
         raise timed_out(call, link.address, seconds)
 
-    async def _connected(self) -> _Link:
-        async with self._connecting:
-            if self._link is None or self._link.is_closed:
-                address = await run_sync(find_service, self._address, self._token, self._tls)
-                link = await self._open(address)
+    async def _connected(self) -> Link:
+        here = self._own.get().here()
+        if here.link is not None and here.link.is_usable:
+            return here.link
+        failures = here.failures
+        async with here.connecting:
+            if here.link is None or not here.link.is_usable:
+                if here.failure is not None and here.failures != failures:
+                    raise here.failure.with_traceback(
+                        None
+                    )  # of the attempt that this call waited for: one time-out for all
                 try:
-                    if isinstance(address, TcpAddress):
-                        await self._exchange(link, calls.authenticate(address.token))
-                except BaseException:
-                    link.close()
+                    here.link = await self._open(here)
+                except SyncdError as error:
+                    here.failure = error
+                    here.failures += 1
                     raise
-                self._link = link
-            return self._link
+            return here.link
 
-    async def _open(self, address: UnixAddress | TcpAddress) -> _Link:
+    async def _open(self, here: OnLoop) -> Link:
+        address = await run_sync(find_service, self._address, self._token, self._tls)
+        link = await open_link(address, here, self.timeout)
+        try:
+            if isinstance(address, TcpAddress):
+                await self._exchange(link, calls.authenticate(address.token))
+        except BaseException:
+            link.close()
+            raise
+        return link
+
+
+class _Loops:
+    """What one process has of a client: a connection for each event loop."""
+
+    def __init__(self) -> None:
+        self._loops: dict[asyncio.AbstractEventLoop, OnLoop] = {}
+
+    def here(self) -> OnLoop:
+        """The running loop's. The loops themselves are the keys: the number of one that is gone could come again."""
         loop = asyncio.get_running_loop()
+        here = self._loops.get(loop)
+        if here is None:
+            for other in tuple(self._loops):
+                if other.is_closed():
+                    gone = self._loops.pop(other, None)  # None: another thread was faster
+                    if gone is not None:
+                        gone.leave()
+            here = self._loops[loop] = OnLoop()
+        return here
 
-        def new_link() -> _Link:
-            return _Link(address)
-
-        try:
-            with anyio.fail_after(self.timeout):
-                if isinstance(address, UnixAddress):
-                    return (await loop.create_unix_connection(new_link, address.path))[1]
-                return (await loop.create_connection(new_link, address.host, address.port, ssl=address.tls))[1]
-        except OSError as error:
-            raise unavailable(address, error) from error
-
-
-class _Link(asyncio.Protocol):
-    """One open connection and the calls that wait for an answer on it."""
-
-    def __init__(self, address: UnixAddress | TcpAddress) -> None:
-        self.address = address
-        self.closed = anyio.Event()
-        self.is_closed = False
-        self._transport: asyncio.Transport
-        self._numbers = count(1)
-        self._waiting: dict[int, asyncio.Future[Answer]] = {}
-        self._received = bytearray()
-        self._refusal: Answer | None = None
-        self._writable = anyio.Event()
-        self._writable.set()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one by its methods only
-
-    def data_received(self, data: bytes) -> None:
-        first, *more = data.split(b"\n")
-        self._received += first
-        if not more:
-            return
-        lines = [bytes(self._received), *more]
-        self._received = bytearray(lines.pop())
-        for line in lines:
-            try:
-                answer = read_answer(line)
-            except msgspec.MsgspecError:
-                self._transport.abort()  # whoever this is, it is not syncd
-                return
-            if answer.id is None:
-                self._refusal = answer
-                for future in self._waiting.values():
-                    if not future.done():
-                        future.set_result(answer)
-                self.close()
-                return
-            waiting = self._waiting.get(answer.id)
-            if waiting is not None and not waiting.done():
-                waiting.set_result(answer)
-
-    def pause_writing(self) -> None:
-        self._writable = anyio.Event()
-
-    def resume_writing(self) -> None:
-        self._writable.set()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self.is_closed = True
-        self._writable.set()
-        for future in self._waiting.values():
-            if not future.done():
-                future.set_exception(unavailable(self.address, error))
-        self.closed.set()
-
-    async def ask(self, call: Call[Any]) -> Answer:
-        """Send a call; its answer. Whoever stops waiting loses the answer, and nobody else does."""
-        await self._writable.wait()
-        if self._refusal is not None:
-            return self._refusal
-        if self.is_closed or self._transport.is_closing():
-            raise unavailable(self.address, None)
-        number = next(self._numbers)
-        line = request_line(number, call)
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._waiting[number] = future
-        try:
-            self._transport.write(line)
-            return await future
-        finally:
-            del self._waiting[number]
-
-    def close(self) -> None:
-        """Close without waiting for answers."""
-        self.is_closed = True
-        self._transport.abort()
+    def leave(self) -> None:
+        """Leave the parent's connections to the parent."""
+        for each in self._loops.values():
+            each.leave()

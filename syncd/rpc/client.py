@@ -8,6 +8,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import update_wrapper
 from itertools import count
 from time import monotonic
@@ -16,6 +17,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 import msgspec
 
 from syncd.errors import ServiceUnavailable
+from syncd.per_process import PerProcess
 from syncd.rpc import calls
 from syncd.rpc.address import TcpAddress, UnixAddress, find_service
 from syncd.rpc.calls import Call, Key
@@ -29,6 +31,7 @@ from syncd.rpc.exchange import (
     timed_out,
     unavailable,
 )
+from syncd.rpc.keepalive import keep_alive
 from syncd.rpc.messages import DEFAULT_PAGE_KEYS
 
 DEFAULT_TIMEOUT_SECONDS = 30.0
@@ -57,7 +60,10 @@ def blocking(build: Callable[P, Call[T]]) -> Callable[Concatenate[Client, P], T]
 
 
 class Client:
-    """A connection to syncd, for use with ``with``. Threads may share it; their calls then run one after the other."""
+    """A connection to syncd, for use with ``with``. Threads may share it; their calls then run one after the other.
+
+    After ``fork()`` the child's first call opens a connection of its own. A pickled client is one that has not connected yet.
+    """
 
     def __init__(
         self,
@@ -69,10 +75,14 @@ class Client:
     ) -> None:
         self.address = find_service(address, token, tls)
         self.timeout = timeout
-        self._lock = threading.Lock()
-        self._numbers = count(1)
-        self._socket: socket.socket | None = None
-        self._received = bytearray()
+        self._own = PerProcess(_Own, _Own.leave)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"address": self.address, "timeout": self.timeout}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.address, self.timeout = state["address"], state["timeout"]
+        self._own = PerProcess(_Own, _Own.leave)
 
     search = blocking(calls.search)
     get = blocking(calls.get)
@@ -98,14 +108,17 @@ class Client:
 
     def connect(self) -> None:
         """Connect now; without it the first call does. Raises ``ServiceUnavailable`` where nobody listens."""
-        with self._lock:
-            if self._socket is None:
-                self._connect()
+        own = self._own.get()
+        with own.lock:
+            if own.link is None or own.link.closed:
+                own.link = self._open()
 
     def close(self) -> None:
-        """Close the connection; the next call opens another."""
-        with self._lock:
-            self._disconnect()
+        """Close this process's connection; the next call opens another."""
+        own = self._own.get()
+        with own.lock:
+            if own.link is not None:
+                own.link.close()
 
     def __enter__(self) -> Self:
         self.connect()
@@ -120,42 +133,78 @@ class Client:
         A connection that turns out to be dead is replaced once: the service may have been restarted. That is safe
         because asking any of the calls twice does no more than asking once.
         """
-        with self._lock:
-            if self._socket is not None:
+        own = self._own.get()
+        with own.lock:
+            if own.link is not None and not own.link.closed:
                 try:
-                    return self._exchange(call)
+                    return self._exchange(own.link, call)
                 except ServiceUnavailable:
                     pass
-            self._connect()
-            return self._exchange(call)
+            own.link = self._open()
+            return self._exchange(own.link, call)
 
-    def _exchange(self, call: Call[T]) -> T:
+    def _exchange(self, link: _Link, call: Call[T]) -> T:
+        return take_result(call, link.ask(call, allowed_seconds(call, self.timeout)))
+
+    def _open(self) -> _Link:
+        link = _Link(self.address, self.timeout)
+        if isinstance(self.address, TcpAddress):
+            try:
+                self._exchange(link, calls.authenticate(self.address.token))
+            except BaseException:
+                link.close()  # it would be taken for one that has authenticated
+                raise
+        return link
+
+
+class _Link:
+    """One open connection. It closes itself when its next answer could be that of another call."""
+
+    def __init__(self, address: UnixAddress | TcpAddress, timeout: float | None) -> None:
+        self.address = address
+        self.closed = False
+        self._socket = _connected(address, timeout)
+        self._numbers = count(1)
+        self._received = bytearray()
+
+    def ask(self, call: Call[Any], seconds: float | None) -> Answer:
+        """Send a call; its answer, or the service's reason to end the connection."""
         number = next(self._numbers)
         line = request_line(number, call)
-        seconds = allowed_seconds(call, self.timeout)
         until = None if seconds is None else monotonic() + seconds
         try:
             answer = self._ask(line, until)
+            if answer.id != number and (answer.id is not None or answer.error is None):
+                raise ConnectionError("it answered a call that was not asked")  # noqa: TRY301 - the same way out
         except TimeoutError:
-            self._disconnect()
+            self.close()
             raise timed_out(call, self.address, seconds) from None
-        except (OSError, msgspec.MsgspecError) as error:  # whoever does not speak JSON-RPC is not syncd
-            self._disconnect()
+        except (OSError, msgspec.MsgspecError) as error:  # a peer that does not speak JSON-RPC is not syncd
+            self.close()
             raise unavailable(self.address, error) from error
         except BaseException:
-            self._disconnect()  # an interrupted exchange leaves an answer behind that belongs to nobody
+            self.close()  # an interrupted exchange leaves an answer behind that belongs to no call
             raise
-        if answer.id != number:
-            self._disconnect()
-        return take_result(call, answer)
+        if answer.id is None:
+            self.close()
+        return answer
+
+    def close(self) -> None:
+        """End the connection, also where a child process has inherited its descriptor."""
+        self.closed = True
+        with suppress(OSError):  # it may have ended already
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+    def leave(self) -> None:
+        """Close this process's descriptor of the parent's connection, which goes on."""
+        self._socket.close()
 
     def _ask(self, line: bytes, until: float | None) -> Answer:
-        connection = self._socket
-        assert connection is not None
         refused: OSError | None = None
         try:
-            connection.settimeout(_seconds_left(until))
-            connection.sendall(line)
+            self._socket.settimeout(_seconds_left(until))
+            self._socket.sendall(line)
         except TimeoutError:
             raise
         except OSError as error:
@@ -163,8 +212,8 @@ class Client:
         received = self._received
         end = received.find(b"\n")
         while end < 0:
-            connection.settimeout(_seconds_left(until))
-            data = connection.recv(READ_BYTES)
+            self._socket.settimeout(_seconds_left(until))
+            data = self._socket.recv(READ_BYTES)
             if not data:
                 raise refused or ConnectionError
             found = data.find(b"\n")
@@ -174,33 +223,18 @@ class Client:
         del received[: end + 1]
         return answer
 
-    def _connect(self) -> None:
-        address = self.address
-        try:
-            if isinstance(address, UnixAddress):
-                self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-                self._socket.settimeout(self.timeout)
-                self._socket.connect(address.path)
-            else:
-                self._socket = socket.create_connection((address.host, address.port), self.timeout)
-                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                if address.tls is not None:
-                    self._socket = address.tls.wrap_socket(self._socket, server_hostname=address.host)
-        except OSError as error:
-            self._disconnect()
-            raise unavailable(address, error) from error
-        if isinstance(address, TcpAddress):
-            try:
-                self._exchange(calls.authenticate(address.token))
-            except BaseException:
-                self._disconnect()  # it would be taken for one that has authenticated
-                raise
 
-    def _disconnect(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-        self._socket = None
-        self._received.clear()
+class _Own:
+    """What one process has of a client."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.link: _Link | None = None
+
+    def leave(self) -> None:
+        """Leave the parent's connection to the parent."""
+        if self.link is not None:
+            self.link.leave()
 
 
 def connect(
@@ -219,6 +253,27 @@ def connect(
     client = Client(address, token=token, tls=tls, timeout=timeout)
     client.connect()
     return client
+
+
+def _connected(address: UnixAddress | TcpAddress, timeout: float | None) -> socket.socket:
+    """An open socket, with TLS where the address says so; raises ``ServiceUnavailable``."""
+    connection: socket.socket | None = None
+    try:
+        if isinstance(address, UnixAddress):
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            connection.settimeout(timeout)
+            connection.connect(address.path)
+            return connection
+        connection = socket.create_connection((address.host, address.port), timeout)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        keep_alive(connection)
+        if address.tls is not None:
+            connection = address.tls.wrap_socket(connection, server_hostname=address.host)
+    except OSError as error:
+        if connection is not None:
+            connection.close()
+        raise unavailable(address, error) from error
+    return connection
 
 
 def _seconds_left(until: float | None) -> float | None:

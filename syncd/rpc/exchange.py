@@ -79,7 +79,8 @@ def timed_out(call: Call[T], address: object, seconds: float | None) -> TimedOut
 
 def unavailable(address: UnixAddress | TcpAddress, error: BaseException | None) -> ServiceUnavailable:
     """The error of a service that is not there."""
-    reason = getattr(error, "strerror", None) or (str(error) if error else "") or "the connection was closed"
+    silent = "it did not answer in time" if isinstance(error, TimeoutError) else "the connection was closed"
+    reason = getattr(error, "strerror", None) or (str(error) if error else "") or silent
     if isinstance(error, ssl.SSLError):
         hint = TLS_HINT
     elif isinstance(address, TcpAddress):

@@ -1,0 +1,243 @@
+"""One connection of the asynchronous client, and what an event loop has of such a client.
+
+A connection belongs to the event loop that opened it. The loop's end closes it: a transport that outlives its loop cannot be closed any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncGenerator
+from typing import Any, cast
+
+import anyio
+import msgspec
+
+from syncd.errors import SyncdError
+from syncd.rpc.address import TcpAddress, UnixAddress
+from syncd.rpc.calls import Call
+from syncd.rpc.exchange import Answer, read_answer, request_line, unavailable
+from syncd.rpc.keepalive import keep_alive
+
+CLOSE_SECONDS = 1.0
+
+
+class OnLoop:
+    """What one event loop has of a client: the connection in use, and those that are open still."""
+
+    def __init__(self) -> None:
+        self.connecting = anyio.Lock()
+        self.link: Link | None = None
+        self.links: set[Link] = set()
+        self.failure: SyncdError | None = None
+        """Why the last attempt to connect failed; ``failures`` counts such attempts."""
+        self.failures = 0
+        self._end: AsyncGenerator[None] | None = None
+
+    async def watch(self) -> None:
+        """Close the connections when the loop ends.
+
+        ``asyncio.run``, and whatever else calls ``loop.shutdown_asyncgens`` before ``loop.close``, ends the asynchronous
+        generators that were begun on the loop. One that waits for this is the only notice of a loop's end there is.
+        """
+        if self._end is None:
+            self._end = _closing_at_the_end(self)
+            await anext(self._end)
+
+    async def close(self) -> None:
+        """Close the connections and wait until they are closed."""
+        end, self._end = self._end, None
+        await self.close_links()
+        if end is not None:
+            await end.aclose()
+
+    async def close_links(self) -> None:
+        """Close the connections alone."""
+        self.link = None
+        links = tuple(self.links)
+        for link in links:
+            link.close()
+        with anyio.move_on_after(CLOSE_SECONDS):
+            for link in links:
+                await link.closed.wait()
+
+    def leave(self) -> None:
+        """Close the descriptors: the loop is closed, or it is that of the process that forked this one."""
+        for link in tuple(self.links):
+            link.leave()
+
+
+async def _closing_at_the_end(here: OnLoop) -> AsyncGenerator[None]:
+    try:
+        yield
+    finally:
+        await here.close_links()
+
+
+async def open_link(address: UnixAddress | TcpAddress, here: OnLoop, timeout: float | None) -> Link:
+    """A new connection; raises ``ServiceUnavailable``."""
+    loop = asyncio.get_running_loop()
+    await here.watch()
+    try:
+        with anyio.fail_after(timeout):
+            connection = await _connected_socket(address)
+
+            def new_link() -> Link:
+                return Link(address, connection, here)
+
+            if isinstance(address, UnixAddress):
+                return (await loop.create_unix_connection(new_link, sock=connection))[1]
+            name = address.host if address.tls else None
+            return (await loop.create_connection(new_link, sock=connection, ssl=address.tls, server_hostname=name))[1]
+    except OSError as error:
+        raise unavailable(address, error) from error
+
+
+async def _connected_socket(address: UnixAddress | TcpAddress) -> socket.socket:
+    """A socket of our own: of one that the transport opens only a copy could be closed."""
+    loop = asyncio.get_running_loop()
+    if isinstance(address, UnixAddress):
+        return await _connected_to(socket.AF_UNIX, address.path)
+    refused: OSError | None = None
+    for family, _, _, _, place in await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM):
+        try:
+            connection = await _connected_to(family, place)
+        except OSError as error:
+            refused = error
+        else:
+            keep_alive(connection)
+            return connection
+    raise refused or OSError("its name has no address")
+
+
+async def _connected_to(family: int, place: Any) -> socket.socket:
+    connection = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        connection.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(connection, place)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+class Link(asyncio.Protocol):
+    """One open connection and the calls that wait for an answer on it."""
+
+    def __init__(self, address: UnixAddress | TcpAddress, connection: socket.socket, here: OnLoop) -> None:
+        self.address = address
+        self.closed = anyio.Event()
+        self._is_closed = False
+        self._is_given_up = False
+        self._connection = connection
+        self._here = here
+        self._loop = asyncio.get_running_loop()
+        self._heard_at = self._loop.time()
+        self._transport: asyncio.Transport
+        self._last_number = 0
+        self._waiting: dict[int, asyncio.Future[Answer]] = {}
+        self._received = bytearray()
+        self._refusal: Answer | None = None
+        self._writable = anyio.Event()
+        self._writable.set()
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether further calls may be sent over it."""
+        return not self._is_closed and not self._is_given_up
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The loop's end is to close it from now on."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one by its methods only
+        self._here.links.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Give each answer to the call that waits for it; drop that of a call whose caller has left."""
+        self._heard_at = self._loop.time()
+        first, *more = data.split(b"\n")
+        self._received += first
+        if not more:
+            return
+        lines = [bytes(self._received), *more]
+        self._received = bytearray(lines.pop())
+        for line in lines:
+            try:
+                answer = read_answer(line)
+            except msgspec.MsgspecError:
+                self.close()  # this peer is not syncd
+                return
+            if answer.id is None and answer.error is not None:
+                self._refusal = answer
+                for future in self._waiting.values():
+                    if not future.done():
+                        future.set_result(answer)
+                self.close()
+                return
+            if answer.id is None or not 0 < answer.id <= self._last_number:
+                self.close()  # an answer to a call that was not asked here
+                return
+            waiting = self._waiting.get(answer.id)
+            if waiting is not None and not waiting.done():
+                waiting.set_result(answer)
+
+    def pause_writing(self) -> None:
+        """The service does not read."""
+        self._writable = anyio.Event()
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        self._writable.set()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Every call that waits here fails."""
+        self._is_closed = True
+        self._here.links.discard(self)
+        self._writable.set()
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(unavailable(self.address, error))
+        self.closed.set()
+
+    async def ask(self, call: Call[Any]) -> Answer:
+        """Send a call; its answer. A caller that stops waiting loses its answer; the other calls go on."""
+        await self._writable.wait()
+        if self._refusal is not None:
+            return self._refusal
+        if self._is_closed or self._transport.is_closing():
+            raise unavailable(self.address, None)
+        number = self._last_number + 1
+        line = request_line(number, call)
+        self._last_number = number
+        future: asyncio.Future[Answer] = self._loop.create_future()
+        self._waiting[number] = future
+        try:
+            self._transport.write(line)
+            return await future
+        finally:
+            del self._waiting[number]
+            if self._is_given_up and not self._waiting:
+                self.close()
+
+    def give_up(self, began: float) -> None:
+        """A call that began then has timed out: take no further call.
+
+        Where the service has said nothing since, no call will get its answer: all fail now, and are asked over another
+        connection. Where it has, it is slow at this call only: the others wait on.
+        """
+        self._is_given_up = True
+        if self._heard_at <= began or not self._waiting:
+            self.close()
+
+    def close(self) -> None:
+        """Close without waiting for answers."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._transport.abort()
+
+    def leave(self) -> None:
+        """Close this process's descriptor, and leave the transport as it is: its loop is closed, or another process's."""
+        self._is_closed = True
+        descriptor = self._connection.detach()
+        if descriptor >= 0:
+            os.close(descriptor)

@@ -1,0 +1,31 @@
+"""TCP connections whose other end vanished without a word: noticed after a minute, on both ends.
+
+A host that lost its power or its network, and a NAT that forgot a connection, send nothing. Without probes an idle connection to them stays open
+forever, and one in the middle of an answer for 15 minutes (Linux's ``tcp_retries2``).
+"""
+
+from __future__ import annotations
+
+import socket
+
+IDLE_SECONDS = 30
+"""Silence before the first probe. Common NATs forget a connection after 60 s or more of silence, so the probes also keep it known there."""
+INTERVAL_SECONDS = 10
+PROBES = 3
+USER_TIMEOUT_SECONDS = 60
+"""How long sent bytes may stay without acknowledgement. On Linux this also replaces the number of probes, and counts while the peer's program
+does not read: a client that takes no byte of its answers for this long is disconnected (tcp(7))."""
+
+
+def keep_alive(connection: socket.socket) -> None:
+    """Let the system end this TCP connection, with ``ETIMEDOUT``, when its peer has vanished."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_KEEPIDLE", IDLE_SECONDS),
+        ("TCP_KEEPALIVE", IDLE_SECONDS),  # macOS's name for it
+        ("TCP_KEEPINTVL", INTERVAL_SECONDS),
+        ("TCP_KEEPCNT", PROBES),
+        ("TCP_USER_TIMEOUT", USER_TIMEOUT_SECONDS * 1000),
+    ):
+        if hasattr(socket, name):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
