@@ -6,6 +6,7 @@ import asyncio
 import os
 import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
+from time import monotonic
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import anyio
@@ -112,7 +113,7 @@ class AsyncClient:
 
     async def _exchange(self, link: Link, call: Call[T]) -> T:
         seconds = allowed_seconds(call, self.timeout)
-        began = asyncio.get_running_loop().time()
+        began = monotonic()
         with anyio.move_on_after(seconds):
             return take_result(call, await link.ask(call))
         link.give_up(began)

@@ -9,6 +9,7 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncGenerator
+from time import monotonic
 from typing import Any, cast
 
 import anyio
@@ -133,7 +134,7 @@ class Link(asyncio.Protocol):
         self._connection = connection
         self._here = here
         self._loop = asyncio.get_running_loop()
-        self._heard_at = self._loop.time()
+        self._heard_at = monotonic()
         self._transport: asyncio.Transport
         self._last_number = 0
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
@@ -154,7 +155,7 @@ class Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Give each answer to the call that waits for it; drop that of a call whose caller has left."""
-        self._heard_at = self._loop.time()
+        self._heard_at = monotonic()
         first, *more = data.split(b"\n")
         self._received += first
         if not more:
