@@ -2,6 +2,8 @@
 
 from alembic import context
 
+from syncd.statements import statement
+
 VERSION_TABLE = {"version_table": "alembic_version", "version_table_schema": "syncd"}
 
 if context.is_offline_mode():
@@ -10,5 +12,7 @@ else:
     context.configure(connection=context.config.attributes["connection"], **VERSION_TABLE)  # type: ignore[arg-type]
 
 with context.begin_transaction():
+    for part in ("first_of_init", "settings", "service_settings", "new_tables"):
+        context.execute(statement("session", part))
     context.execute("CREATE SCHEMA IF NOT EXISTS syncd")
     context.run_migrations()

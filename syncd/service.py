@@ -88,7 +88,7 @@ class Service:
         if removed:
             logger.info("leftovers_removed", files=removed)
         self.consumer = Consumer(settings, str(uuid.uuid4()), Registry(settings.data_dir), manifest)
-        self.control = Control(settings.conninfo, settings.consumer)
+        self.control = Control(settings.conninfo, settings.consumer, lambda: self.consumer.notifies)
         self.checkpointer = Checkpointer(self.consumer, self.control, self.store)
         self.listener = Listener(settings.conninfo, settings.consumer, self.consumer.wake)
         self.reporter = Reporter(self.consumer, self.control)

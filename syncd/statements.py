@@ -8,6 +8,7 @@ from importlib.resources import files
 from typing import LiteralString
 
 NAME_MARK = "-- name: "
+NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 
 
 @cache
@@ -33,5 +34,6 @@ def statement(path: str, name: str) -> LiteralString:
 
 
 def executable_script(path: str) -> str:
-    """A whole SQL file for Alembic, which would take ``:name`` for a parameter of its own."""
-    return re.sub(r"(?<!:):(?=[A-Za-z0-9_])", r"\\:", script(path))
+    """A whole SQL file for Alembic, which would take ``:name`` for a parameter of its own. A character beyond ASCII, which only a comment has, is one
+    that the server's encoding may lack."""
+    return re.sub(r"(?<!:):(?=[A-Za-z0-9_])", r"\\:", NOT_ASCII.sub("?", script(path)))

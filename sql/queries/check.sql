@@ -1,12 +1,10 @@
 -- What check and why look at. Every statement reads only, and none waits for a lock.
 
--- name: local_settings
--- For one transaction: behind a pooler the session is somebody else's next.
+-- name: limits
+-- Behind the session's settings.
 SET LOCAL statement_timeout = '10s';
 SET LOCAL idle_in_transaction_session_timeout = '30s';
 SET LOCAL lock_timeout = '100ms';
-SET LOCAL search_path = pg_catalog, syncd;
-SET LOCAL row_security = off;
 
 -- name: read_server
 SELECT current_setting('server_version'), current_setting('server_version_num')::integer, current_user::text, pg_is_in_recovery(),

@@ -3,7 +3,7 @@
 -- name: read_server
 -- A dump is restored with its indexes last: before them there are tables that lack rows.
 SELECT pg_is_in_recovery(), current_setting('server_version_num')::integer, current_setting('max_prepared_transactions')::integer,
-       to_regclass('syncd.alembic_version') IS NOT NULL AND to_regclass('syncd.meta_one_row') IS NOT NULL, current_setting('transaction_read_only')::boolean;
+       to_regclass('syncd.alembic_version') IS NOT NULL AND to_regclass('syncd.meta_one_row') IS NOT NULL, current_setting('server_encoding');
 
 -- name: read_revision
 SELECT version_num FROM syncd.alembic_version;
@@ -103,23 +103,20 @@ LISTEN syncd;
 -- name: ping
 SELECT 1;
 
--- name: begin_durable
--- Here and below: a service that is frozen in a transaction keeps no lock for long, or the outbox could never be freed without it.
+-- name: durable_limits
+-- Here and below, behind BEGIN and the session's settings: a service that is frozen in a transaction keeps no lock for long, or the outbox could never be freed without it.
 -- Others hold the consumers' rows for moments, on a busy machine for longer than a pass waits for a table.
-BEGIN;
 SET LOCAL synchronous_commit = on;
 SET LOCAL lock_timeout = '5s';
 SET LOCAL statement_timeout = '30s';
 SET LOCAL idle_in_transaction_session_timeout = '30s';
 
--- name: begin_start
+-- name: start_limits
 -- Shorter than a start may take, so that a start that was given up does not take the name later.
-BEGIN;
 SET LOCAL statement_timeout = '20s';
 SET LOCAL idle_in_transaction_session_timeout = '30s';
 
--- name: begin_report
-BEGIN;
+-- name: report_limits
 SET LOCAL synchronous_commit = off;
 SET LOCAL statement_timeout = '30s';
 SET LOCAL idle_in_transaction_session_timeout = '30s';

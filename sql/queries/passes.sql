@@ -4,32 +4,11 @@
 -- name: begin_pass
 BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
 
--- name: session_settings
--- Of a connection of our own, once. Pages are read in the order of an index; where statistics are missing, as right after a slot was freed
--- or a large transaction, the planner would rather sort all that is left for each page (400 ms instead of 2 with a million rows).
-SET search_path = pg_catalog, syncd;
-SET lock_timeout = '100ms';
-SET statement_timeout = '30s';
-SET idle_in_transaction_session_timeout = '30s';
-SET max_parallel_workers_per_gather = 0;
-SET row_security = off;
-SET enable_seqscan = off;
-SET enable_sort = off;
-SET jit = off;
-SET timezone = 'UTC';
-
--- name: local_settings
--- The same for one transaction, where a pooler may give each one another session.
-SET LOCAL search_path = pg_catalog, syncd;
+-- name: limits
+-- Behind the session's settings.
 SET LOCAL lock_timeout = '100ms';
 SET LOCAL statement_timeout = '30s';
 SET LOCAL idle_in_transaction_session_timeout = '30s';
-SET LOCAL max_parallel_workers_per_gather = 0;
-SET LOCAL row_security = off;
-SET LOCAL enable_seqscan = off;
-SET LOCAL enable_sort = off;
-SET LOCAL jit = off;
-SET LOCAL timezone = 'UTC';
 
 -- name: lock_outbox
 -- With its slots, before there is a snapshot: a slot that is freed between the two would look empty to a snapshot that is older.

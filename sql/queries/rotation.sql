@@ -2,8 +2,7 @@
 
 -- name: rotate
 -- One message to the server, which commits by itself: the locks do not outlive the work, even where syncd is frozen meanwhile. Each statement
--- has to see what was committed before it took a lock, whatever the role's own isolation level is.
-BEGIN ISOLATION LEVEL READ COMMITTED;
+-- has to see what was committed before it took a lock, so BEGIN, which comes before this, names its isolation level.
 SET LOCAL statement_timeout = '10s';
 SELECT r.freed, r.later, r.marked, r.rows, r.max_rows FROM syncd.rotate_outbox({slot_rows}, {slot_seconds}) AS r;
 COMMIT;

@@ -1,18 +1,18 @@
 -- What verify asks of the server, on a connection of its own, at the very snapshot that a pass has brought the indexes to.
 
 -- name: begin
--- The first FETCH of a large table may take long, so there is no limit on a statement; a client that is frozen still holds nothing for long.
 BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
 SET TRANSACTION SNAPSHOT {snapshot};
-SET LOCAL search_path = pg_catalog, syncd;
+
+-- name: limits
+-- Behind the session's settings. The first FETCH of a large table may take long, so there is no limit on a statement; a client that is frozen
+-- still holds nothing for long.
 SET LOCAL lock_timeout = '100ms';
 SET LOCAL statement_timeout = 0;
 SET LOCAL idle_in_transaction_session_timeout = '60s';
 SET LOCAL max_parallel_workers_per_gather = 0;
-SET LOCAL row_security = off;
 SET LOCAL cursor_tuple_fraction = 1.0;
 SET LOCAL jit = off;
-SET LOCAL timezone = 'UTC';
 
 -- name: is_in_the_way
 -- Whether somebody waits for a lock on the table: an ALTER TABLE that waits for us makes every writer wait behind it.

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from psycopg import sql
 
 from syncd.errors import DatabaseError
+from syncd.postgres.connection import open_session
 from syncd.rpc.client import Client
 from syncd.statements import statement
 
@@ -139,15 +140,16 @@ class PgvectorEngine:
             nodes += node.get("Plans", [])
         return " > ".join(" ".join(filter(None, (node["Node Type"], node.get("Index Name")))) for node in nodes)
 
-    def connect(self) -> psycopg.Connection:
+    @contextmanager
+    def connect(self) -> Iterator[psycopg.Connection]:
         """A connection with the settings of this engine."""
-        connection = psycopg.connect(self.conninfo, autocommit=True)
-        connection.execute(statement("bench", "use_index"), [str(self.ef_search is not None)])
-        if self.ef_search is not None:
-            connection.execute(statement("bench", "set_ef_search"), [str(self.ef_search)])
-        if self.filter is not None:
-            connection.execute(statement("bench", "set_iterative_scan"))
-        return connection
+        with open_session(self.conninfo) as connection:
+            connection.execute(statement("bench", "use_index"), [str(self.ef_search is not None)])
+            if self.ef_search is not None:
+                connection.execute(statement("bench", "set_ef_search"), [str(self.ef_search)])
+            if self.filter is not None:
+                connection.execute(statement("bench", "set_iterative_scan"))
+            yield connection
 
     def query(self, vector: sql.Composable) -> sql.Composed:
         """The search for a vector."""

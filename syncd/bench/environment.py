@@ -29,7 +29,7 @@ from syncd import process
 from syncd.bench.vector_set import LOADED_ROWS, made_blocks
 from syncd.errors import SyncdError
 from syncd.postgres import schema
-from syncd.postgres.connection import connect_blocking
+from syncd.postgres.connection import open_session
 from syncd.rpc.client import Client
 from syncd.rpc.messages import DatasetStatus
 from syncd.settings import Settings
@@ -157,11 +157,8 @@ def environment(settings: Settings, progress: Progress, warn: Callable[[str], No
     with (
         interrupted_by_sigterm(),
         tempfile.TemporaryDirectory(prefix="syncd-bench-") as folder,
-        connect_blocking(
-            settings.conninfo
-        ) as keeper,  # idle meanwhile, so that it can clean up whatever is interrupted
+        open_session(settings.conninfo) as keeper,  # idle meanwhile, so that it can clean up whatever is interrupted
     ):
-        keeper.autocommit = True
         locked, has_extension, extension_available = first_row(keeper, "begin")
         if not locked:
             raise SyncdError("another benchmark is running in this database", hint="wait for it to end")
@@ -178,8 +175,7 @@ def environment(settings: Settings, progress: Progress, warn: Callable[[str], No
             keeper.execute(statement("bench", "create_schema"))
             if extension_available and not has_extension:
                 keeper.execute(statement("bench", "create_vector_extension"))
-            with connect_blocking(settings.conninfo) as connection:
-                connection.autocommit = True
+            with open_session(settings.conninfo) as connection:
                 vector_type = "vector" if extension_available else "real[]"
                 yield Environment(settings.conninfo, Path(folder), connection, vector_type, progress)
         finally:

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-import psycopg
 from numpy.typing import NDArray
 from psycopg import sql
 
 from syncd.bench.clients import leave_ctrl_c_to_the_parent, process_context
 from syncd.bench.environment import SAMPLES, Environment, Serving, serving
+from syncd.postgres.connection import open_session
 from syncd.rpc.client import Client
 from syncd.statements import statement
 
@@ -83,7 +83,7 @@ class Probe:
                 yield lambda key: bool(client.get(self.table, [key]))
         else:
             find = sql.SQL(statement("bench", "find_row")).format(table=sql.Identifier(self.table))
-            with psycopg.connect(self.conninfo, autocommit=True) as connection:
+            with open_session(self.conninfo) as connection:
                 yield lambda key: connection.execute(find, [key], prepare=True).fetchone() is not None
 
 
@@ -92,7 +92,7 @@ def write_and_look(probe: Probe, commits: int, seconds: float = math.inf) -> NDA
     chance = random.Random(probe.seed)  # noqa: S311 - a reproducible schedule
     insert = sql.SQL(statement("bench", "insert_returning")).format(table=sql.Identifier(probe.table))
     delays: list[float] = []
-    with psycopg.connect(probe.conninfo, autocommit=True) as connection, probe.reader() as is_there:
+    with open_session(probe.conninfo) as connection, probe.reader() as is_there:
         end = time.perf_counter() + seconds
         while len(delays) < commits and time.perf_counter() < end:
             time.sleep(chance.uniform(*probe.pause_seconds))

@@ -112,6 +112,8 @@ def find_pgbench() -> str:
 
 
 def libpq_variables(conninfo: str) -> dict[str, str]:
-    """A connection string as libpq's environment variables, which pgbench reads."""
+    """A connection string as libpq's environment variables, which pgbench reads; it writes, whatever a role's default is."""
     names = {"host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "password": "PGPASSWORD", "dbname": "PGDATABASE"}
-    return {names[name]: str(value) for name, value in conninfo_to_dict(conninfo).items() if name in names}
+    options = f"{os.environ.get('PGOPTIONS', '')} -c default_transaction_read_only=off".strip()
+    known = {names[name]: str(value) for name, value in conninfo_to_dict(conninfo).items() if name in names}
+    return known | {"PGOPTIONS": options}

@@ -7,7 +7,6 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-import psycopg
 from psycopg import sql
 
 from syncd.bench.clients import clients, leave_ctrl_c_to_the_parent, process_context
@@ -16,6 +15,7 @@ from syncd.bench.environment import Environment
 from syncd.bench.fresh import Probe, write_and_look
 from syncd.bench.vector_set import VectorSet, truth
 from syncd.bench.versus import FOLLOWED, HNSW, Recalls, Turns, pair
+from syncd.postgres.connection import open_session
 from syncd.statements import statement
 
 PROBE_PAUSE_SECONDS = (0.0, 0.04)
@@ -129,7 +129,7 @@ def write(writer: Writer, seconds: float) -> float:
     change = sql.SQL(statement("bench", "change_rows")).format(table=sql.Identifier(writer.table))
     batch = min(writer.batch, len(writer.keys))
     done = 0
-    with psycopg.connect(writer.conninfo, autocommit=True) as connection:
+    with open_session(writer.conninfo) as connection:
         begun = time.perf_counter()
         while (now := time.perf_counter()) - begun < seconds:
             due = begun + done / writer.rows_per_second

@@ -15,7 +15,7 @@ from syncd.cli.options import DataDir
 from syncd.cli.output import print_table, talk
 from syncd.cli.session import database
 from syncd.postgres import schema
-from syncd.postgres.connection import connect_blocking
+from syncd.postgres.connection import open_session
 from syncd.rpc.client import Client
 from syncd.settings import Settings, load_settings
 from syncd.statements import statement
@@ -32,8 +32,7 @@ def quickstart(data_dir: DataDir = None) -> None:
     with database(settings, embedded=True) as found:
         talk(f"PostgreSQL is running in {settings.data_dir / 'postgres'}")
         schema.install(found.conninfo)
-        with connect_blocking(found.conninfo) as connection:
-            connection.autocommit = True
+        with open_session(found.conninfo) as connection:
             for name in ("create_table", "empty_table", "insert_rows", "attach"):
                 run(connection, name)
             with serving(found), Client(settings.socket_path) as client:

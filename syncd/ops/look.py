@@ -12,6 +12,7 @@ import psycopg
 from psycopg import sql
 
 from syncd.errors import SyncdError
+from syncd.postgres import session
 from syncd.postgres.catalogue import shell_line
 from syncd.postgres.connection import connect_blocking
 from syncd.postgres.source import Source
@@ -71,7 +72,8 @@ class Look:
     def transaction(self) -> Iterator[None]:
         """A short transaction that reads only and waits for nobody; nothing of it stays with the session."""
         with self.connection.transaction():
-            self.connection.execute(statement("check", "local_settings"))
+            limits = statement("check", "limits")
+            self.connection.execute(";\n".join((session.service_settings(self.connection), limits)))
             yield
 
     def relations(self, sources: Sequence[Source]) -> list[int]:
@@ -103,6 +105,7 @@ class Look:
 def looking(settings: Settings, service: Service) -> Iterator[Look]:
     """Open a connection to look through; raises ``DatabaseError``."""
     with connect_blocking(settings.conninfo) as connection:
+        connection.rollback()
         connection.autocommit = True
         connection.read_only = True  # of the transactions
         connection.prepare_threshold = None  # a pooler may give each transaction another session

@@ -14,9 +14,9 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 
 from syncd.errors import DatabaseError, DatabaseUnreachable, NotInstalled
+from syncd.postgres import session
 from syncd.postgres.rights import missing_grant
 
-CONNECT_TIMEOUT_SECONDS = 10
 KEEPALIVE: dict[str, Any] = {
     "keepalives": 1,
     "keepalives_idle": 10,
@@ -24,6 +24,13 @@ KEEPALIVE: dict[str, Any] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 20_000,
 }
+CONNECT: dict[str, Any] = {
+    "connect_timeout": 10,
+    "client_encoding": "UTF8",
+    "target_session_attrs": "primary",
+}
+"""Keywords of every connection. ``client_encoding`` is one that poolers keep for each of their clients. ``primary`` makes libpq pass over a standby,
+as after a role flip; ``read-write`` would pass over a primary with ``default_transaction_read_only`` as well, which syncd's own sessions set off."""
 
 SILENCE_SECONDS = 40.0
 """Longer than any statement may take (``statement_timeout``): a server that has said nothing for so long is gone, though nobody closed the
@@ -84,18 +91,14 @@ def heard(generator: PQGen[T], patience: Patience) -> PQGen[T]:
 
 @asynccontextmanager
 async def connect(conninfo: str, consumer: str, *, autocommit: bool = True) -> AsyncIterator[psycopg.AsyncConnection]:
-    """Open one of syncd's connections; raises ``DatabaseUnreachable``.
-
-    ``target_session_attrs`` makes libpq pass over a server that is a standby, as after a role flip.
-    """
+    """Open one of a service's connections; raises ``DatabaseUnreachable``. What it rests on is set by whoever begins its transactions."""
     with translated_errors(conninfo):
         connection = await psycopg.AsyncConnection.connect(
             conninfo,
             autocommit=autocommit,
             application_name=f"syncd/{consumer}",
-            connect_timeout=CONNECT_TIMEOUT_SECONDS,
-            target_session_attrs="read-write",
             prepare_threshold=None,  # behind a pooler the next transaction may be another session's
+            **CONNECT,
             **KEEPALIVE,
         )
     try:
@@ -114,10 +117,10 @@ def open_pass_connection(conninfo: str, consumer: str, patience: Patience | None
             conninfo,
             autocommit=True,
             application_name=f"syncd/{consumer}",
-            connect_timeout=CONNECT_TIMEOUT_SECONDS,
-            target_session_attrs="read-write",
+            **CONNECT,
             **KEEPALIVE,
         )
+    session.defaults(connection)
     if patience is not None:
         connection.patience = patience
     return connection
@@ -125,15 +128,23 @@ def open_pass_connection(conninfo: str, consumer: str, patience: Patience | None
 
 @contextmanager
 def connect_blocking(conninfo: str) -> Iterator[psycopg.Connection]:
-    """Open a connection for one command of the command line; raises ``DatabaseUnreachable``."""
+    """Open a connection for one transaction of the command line, which is under way; raises ``DatabaseUnreachable``. A next transaction on it has
+    the driver's defaults and none of the settings."""
     with translated_errors(conninfo):
-        connection = psycopg.connect(
-            conninfo,
-            application_name="syncd",
-            connect_timeout=CONNECT_TIMEOUT_SECONDS,
-            target_session_attrs="read-write",
-        )
+        connection = psycopg.connect(conninfo, application_name="syncd", **CONNECT)
+    session.defaults(connection)
     with connection, translated_errors(conninfo, role=connection.info.user):
+        connection.execute(session.settings(connection))
+        yield connection
+
+
+@contextmanager
+def open_session(conninfo: str) -> Iterator[psycopg.Connection]:
+    """A session of our own in autocommit mode, for what no pooler comes between: benchmarks and the embedded server; raises ``DatabaseError``."""
+    with translated_errors(conninfo):
+        connection = psycopg.connect(conninfo, application_name="syncd", autocommit=True, **CONNECT)
+    with connection, translated_errors(conninfo, role=connection.info.user):
+        connection.execute(session.own_session_settings(connection))
         yield connection
 
 
@@ -154,6 +165,8 @@ def translated_errors(conninfo: str = "", *, role: str | None = None) -> Iterato
     except pg.InsufficientPrivilege as error:
         role = role or str(conninfo_to_dict(conninfo).get("user") or "") or None
         raise DatabaseError(described(error), hint=error.diag.message_hint or missing_grant(error, role)) from error
+    except pg.ReadOnlySqlTransaction as error:
+        raise read_only(error, conninfo) from error
     except pg.QueryCanceled as error:
         raise DatabaseUnreachable(
             f"the database has not answered in time: {first_line(error)}",
@@ -188,6 +201,18 @@ def not_installed() -> NotInstalled:
     return NotInstalled("the database has no schema syncd", hint="install it with: syncd init")
 
 
+def read_only(error: pg.ReadOnlySqlTransaction, conninfo: str) -> DatabaseError:
+    """A server that refuses to write: a standby, or one that is kept read-only though syncd's sessions ask for transactions that write."""
+    if "recovery" in (error.diag.message_primary or ""):
+        return DatabaseUnreachable(
+            f"the server is a standby: {first_line(error)}", hint=connect_hint("hot standby", conninfo)
+        )
+    return DatabaseError(
+        f"the database refuses to write, and is not a standby: {first_line(error)}",
+        hint="see whether its disk is full, and what keeps it read-only: SELECT name, setting, source FROM pg_settings WHERE name LIKE '%read_only';",
+    )
+
+
 def as_database_error(error: psycopg.Error) -> DatabaseError:
     """The server's message with its own detail and hint."""
     if isinstance(error, pg.InsufficientPrivilege):
@@ -212,7 +237,7 @@ def connect_hint(text: str, conninfo: str) -> str:
         return "give user and password in SYNCD_DSN, PGPASSWORD or ~/.pgpass"
     if 'database "' in text and "does not exist" in text:
         return "create the database, or name another one in SYNCD_DSN"
-    if "read-only" in text or "not read-write" in text:
+    if "hot standby" in text:
         return "the server is a standby: name the primary in SYNCD_DSN, or all hosts and let libpq choose"
     if "timeout expired" in text:
         return "the server hangs, or a firewall is in between: try psql with the same address; --embedded uses the PostgreSQL that syncd brings"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import LiteralString
 
 import anyio
 import psycopg
 
 from syncd.errors import DatabaseUnreachable
+from syncd.postgres import session
 from syncd.postgres.connection import connect, translated_errors
 from syncd.statements import statement
 
@@ -17,11 +19,12 @@ SILENCE_SECONDS = 40.0
 
 
 class Control:
-    """Short transactions, one at a time."""
+    """Short transactions, one at a time. ``owns_session`` says whether a connection is a session of our own, as it is but behind a pooler."""
 
-    def __init__(self, conninfo: str, consumer: str) -> None:
+    def __init__(self, conninfo: str, consumer: str, owns_session: Callable[[], bool] = lambda: False) -> None:
         self.conninfo = conninfo
         self.consumer = consumer
+        self.owns_session = owns_session
         self.lock = anyio.Lock()
         self.stack = AsyncExitStack()
         self.connection: psycopg.AsyncConnection | None = None
@@ -51,14 +54,16 @@ class Control:
         """Open a transaction; over a new connection where the one there was has been lost meanwhile."""
         if self.connection is not None:
             try:
-                await self.connection.execute(statement("consumer", "begin_report"))
+                await self.connection.execute(report_beginning(self.connection))
                 return self.connection
             except psycopg.Error:
                 await self.close()
         self.connection = await self.stack.enter_async_context(connect(self.conninfo, self.consumer))
         self.opened += 1
         with translated_errors(self.conninfo):
-            await self.connection.execute(statement("consumer", "begin_report"))
+            if self.owns_session():  # for its rests between transactions, which a time-out may end
+                await self.connection.execute(session.own_session_settings(self.connection, "service_settings"))
+            await self.connection.execute(report_beginning(self.connection))
         return self.connection
 
     async def close(self) -> None:
@@ -67,3 +72,8 @@ class Control:
         stack, self.stack = self.stack, AsyncExitStack()
         with anyio.CancelScope(shield=True):
             await stack.aclose()
+
+
+def report_beginning(connection: psycopg.AsyncConnection) -> LiteralString:
+    """What opens each of its transactions."""
+    return session.beginning(connection, statement("consumer", "report_limits"))

@@ -9,6 +9,7 @@ import psycopg
 import structlog
 from psycopg import errors as pg
 
+from syncd.postgres import session
 from syncd.statements import statement
 
 SLOT_ROWS = 200_000
@@ -35,9 +36,10 @@ class Rotation:
     max_rows: int
 
 
-def rotate_query() -> str:
+def rotate_query(connection: session.AnyConnection) -> str:
     """The whole transaction, as one message without parameters."""
-    return statement("rotation", "rotate").format(slot_rows=int(SLOT_ROWS), slot_seconds=float(SLOT_SECONDS))
+    rotate = statement("rotation", "rotate").format(slot_rows=int(SLOT_ROWS), slot_seconds=float(SLOT_SECONDS))
+    return f"{session.beginning(connection)};\n{rotate}"
 
 
 def apply_cap(connection: psycopg.Connection) -> None:
@@ -57,7 +59,7 @@ def apply_cap(connection: psycopg.Connection) -> None:
 def rotate(connection: psycopg.Connection) -> Rotation | None:
     """One call; ``None`` where another transaction was in the way."""
     try:
-        cursor = connection.execute(rotate_query().encode(), prepare=False)
+        cursor = connection.execute(rotate_query(connection).encode(), prepare=False)
     except BaseException as error:
         if not connection.closed:
             connection.execute(statement("passes", "rollback"))

@@ -17,12 +17,14 @@ import structlog
 from psycopg import errors as pg
 
 from syncd.errors import DatabaseUnreachable
+from syncd.postgres import session
 from syncd.postgres.connection import not_installed
 from syncd.postgres.schema import (
     NOTIFY_GUARDED,
     NOTIFY_GUARDED_BY_DEFAULT,
+    check_encoding,
     check_installed,
-    check_server_version_number,
+    check_server_version,
     store_settings,
 )
 from syncd.postgres.source import Source, read_sources
@@ -53,10 +55,11 @@ def check_server(connection: psycopg.Connection) -> int:
     """Raise unless the server can be followed; returns its ``max_prepared_transactions``."""
     row = connection.execute(statement("consumer", "read_server")).fetchone()
     assert row is not None
-    in_recovery, version, prepared_transactions, installed, _ = row
+    in_recovery, version, prepared_transactions, installed, encoding = row
     if in_recovery:
         raise DatabaseUnreachable("the server is a standby", hint="name the primary, or all hosts, in SYNCD_DSN")
-    check_server_version_number(version)
+    check_server_version(version)
+    check_encoding(encoding)
     revision = None
     if installed:
         found = connection.execute(statement("consumer", "read_revision")).fetchone()
@@ -67,10 +70,11 @@ def check_server(connection: psycopg.Connection) -> int:
 
 def read_incarnation(connection: psycopg.Connection) -> str:
     """The database's own identity. A restored copy gets a new one first, and its outbox, full of another cluster's ids, is emptied."""
-    incarnation, original = fetch_identity(connection)
+    with session.transaction(connection, "service_settings"):
+        incarnation, original = fetch_identity(connection)
     if original:
         return incarnation
-    with connection.transaction():
+    with session.transaction(connection, "service_settings"):
         connection.execute(statement("consumer", "lock_identity"))
         incarnation, original = fetch_identity(connection)  # another consumer may have been first
         if not original:
@@ -104,7 +108,7 @@ def fetch_identity(connection: psycopg.Connection) -> tuple[str, bool]:
 
 def take_name(connection: psycopg.Connection, settings: Settings, run_id: str) -> tuple[bool, datetime]:
     """Hold the consumer's name from now on, and with it what it needs of the outbox. Returns whether it has been told to rebuild, and since when."""
-    connection.execute(statement("consumer", "begin_start"))
+    connection.execute(session.beginning(connection, statement("consumer", "start_limits")))
     row = connection.execute(statement("consumer", "take_consumer_name"), [settings.consumer, run_id]).fetchone()
     assert row is not None
     connection.execute(statement("passes", "commit"))
@@ -141,7 +145,7 @@ def write_nonce(connection: psycopg.Connection, consumer: str, position: Positio
     lost commits since, and would then vouch for what is gone.
     """
     value = str(uuid.uuid4())
-    connection.execute(statement("consumer", "begin_durable"))
+    connection.execute(session.beginning(connection, statement("consumer", "durable_limits")))
     try:
         row = connection.execute(
             statement("consumer", "write_nonce"), [value, consumer, str(position.snapshot)]
@@ -159,7 +163,7 @@ def write_nonce(connection: psycopg.Connection, consumer: str, position: Positio
 
 def read_registry(connection: psycopg.Connection) -> tuple[Position, list[Source], Snapshot | None]:
     """The sources at a snapshot, and one in which everything is visible that was freed of the outbox, if anything was."""
-    connection.execute(statement("passes", "begin_pass"))
+    connection.execute(";\n".join((statement("passes", "begin_pass"), session.service_settings(connection))))
     try:
         row = connection.execute(statement("consumer", "read_registry")).fetchone()
         assert row is not None

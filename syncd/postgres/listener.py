@@ -11,6 +11,7 @@ from anyio import TASK_STATUS_IGNORED, fail_after, sleep
 from anyio.abc import TaskStatus
 
 from syncd.errors import DatabaseError
+from syncd.postgres import session
 from syncd.postgres.connection import connect
 from syncd.statements import statement
 
@@ -47,6 +48,7 @@ class Listener:
             try:
                 async with connect(self.conninfo, self.consumer) as connection:
                     with fail_after(PING_TIMEOUT_SECONDS):
+                        await connection.execute(session.own_session_settings(connection, "service_settings"))
                         await connection.execute(statement("consumer", "listen"))
                     self.connected = True
                     if not started:

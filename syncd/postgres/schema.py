@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
-from syncd.errors import WrongSchemaVersion
+from syncd.errors import DatabaseError, WrongSchemaVersion
 from syncd.postgres.connection import connect_blocking, not_installed, translated_errors
 from syncd.settings import Settings
 from syncd.statements import statement
@@ -37,7 +37,7 @@ def install(conninfo: str) -> tuple[str | None, str]:
 
     before = None
     with connect_blocking(conninfo) as connection:
-        check_server_version(connection)
+        check_server(connection)
         before = installed_revision(connection)
         if before == newest_revision():
             return before, before
@@ -113,13 +113,23 @@ def check_usable(connection: psycopg.Connection) -> None:
         check_installed(installed_revision(connection))
 
 
-def check_server_version(connection: psycopg.Connection) -> None:
-    """Raise on a server older than PostgreSQL 14."""
-    check_server_version_number(connection.info.server_version)
+def check_server(connection: psycopg.Connection) -> None:
+    """Raise on a server older than PostgreSQL 14, and on a database whose text has no encoding."""
+    check_server_version(connection.info.server_version)
+    check_encoding(connection.info.parameter_status("server_encoding") or "")
 
 
-def check_server_version_number(version: int) -> None:
-    """The same for a number as in ``server_version_num``."""
+def check_encoding(encoding: str) -> None:
+    """Raise unless the server knows which characters a text has."""
+    if encoding == "SQL_ASCII":
+        raise DatabaseError(
+            "the database's encoding is SQL_ASCII, under which PostgreSQL does not know which characters a key has",
+            hint="move it into a database with an encoding: createdb --template=template0 --encoding=UTF8 NEW; pg_dump OLD | psql NEW",
+        )
+
+
+def check_server_version(version: int) -> None:
+    """Raise on a version, as in ``server_version_num``, before PostgreSQL 14."""
     if version < MINIMUM_SERVER_VERSION:
         raise WrongSchemaVersion(
             f"the server is PostgreSQL {version // 10000}, syncd needs 14 or later", hint="upgrade the server"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from typing import TypeVar, TypeVarTuple
 
 import anyio
@@ -19,6 +20,7 @@ from anyio import TASK_STATUS_IGNORED, to_thread
 from anyio.abc import TaskStatus
 
 from syncd.errors import ConsumerReplaced, DatabaseError
+from syncd.postgres import session
 from syncd.postgres.connection import Patience, open_pass_connection, translated, translated_errors
 from syncd.postgres.freeing import apply_cap
 from syncd.postgres.identity import (
@@ -41,7 +43,7 @@ from syncd.store.manifest import Manifest
 from syncd.sync.datasets import Registry
 from syncd.sync.loading import load_source
 from syncd.sync.pace import Pace
-from syncd.sync.passes import NO_LONGER_HELD, Pass, PassOutcome, alert_of_rebuild
+from syncd.sync.passes import NO_LONGER_HELD, Pass, PassOutcome, alert_of_rebuild, session_settings
 from syncd.sync.progress import Progress
 from syncd.sync.watched import WatchedSource
 from syncd.types import Position, Snapshot
@@ -127,27 +129,33 @@ class Consumer(Progress):
     def take_up(self, connection: psycopg.Connection, first: bool) -> None:
         """``begin``, with the driver's own errors."""
         self.pace = Pace()  # a new session holds no guard
-        prepared_transactions = check_server(connection)
+        in_transaction = partial(session.transaction, connection, "service_settings")
+        with in_transaction():
+            prepared_transactions = check_server(connection)
         incarnation = read_incarnation(connection)
         must_rebuild = False
         if first:
-            store_settings(connection, self.settings)
+            with in_transaction():
+                store_settings(connection, self.settings)
             apply_cap(connection)
             must_rebuild, self.name_since = take_name(connection, self.settings, self.run_id)
         elif self.name_since is not None:
-            keep_name(connection, self.settings, self.run_id, self.name_since)
-        self.notifies = notifies(connection, prepared_transactions)
-        if self.notifies:  # a connection of our own; behind a pooler every pass brings its settings along
-            connection.execute(statement("passes", "session_settings"))
+            with in_transaction():
+                keep_name(connection, self.settings, self.run_id, self.name_since)
+        with in_transaction():
+            self.notifies = notifies(connection, prepared_transactions)
+        if self.notifies:  # a connection of our own; behind a pooler every transaction brings its settings along
+            connection.execute(session_settings(connection))
         else:
             connection.prepare_threshold = None
         position, sources, freed = read_registry(connection)
-        probe, self.fingerprint_probe = self.fingerprint_probe, read_fingerprint_probe(connection)
-        if first:
-            self.load(connection, incarnation, position, sources, freed, must_rebuild)
-        else:
-            self.resume(connection, incarnation, position, same_fingerprints=probe == self.fingerprint_probe)
-            self.follow_registry(sources, position)
+        with in_transaction():
+            probe, self.fingerprint_probe = self.fingerprint_probe, read_fingerprint_probe(connection)
+            if first:
+                self.load(connection, incarnation, position, sources, freed, must_rebuild)
+            else:
+                self.resume(connection, incarnation, position, same_fingerprints=probe == self.fingerprint_probe)
+                self.follow_registry(sources, position)
         self.incarnation = incarnation
         self.position = position
 

@@ -10,6 +10,7 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import LiteralString
 
 import psycopg
 import structlog
@@ -17,8 +18,10 @@ from psycopg import errors as pg
 from psycopg import sql
 
 from syncd.errors import ConsumerReplaced, DatabaseUnreachable, SyncdError
+from syncd.postgres import session
 from syncd.postgres.outbox import Changes, Cursor, read_changes, read_markers, registry_changed, window_range
 from syncd.postgres.source import Source, passes, read_sources
+from syncd.statements import statement
 from syncd.sync.alerts import NAMED, named
 from syncd.sync.applying import apply
 from syncd.sync.datasets import Registry
@@ -29,6 +32,7 @@ from syncd.sync.watched import WatchedSource
 from syncd.types import Position, Snapshot
 
 LOCK_ALL_UP_TO = 8
+SETTINGS = ("service_settings", "plan_settings")
 RECENTLY_DIRTY_SECONDS = 5.0
 KEYS_PER_READ = 1000
 REREAD_PER_PASS = 5000
@@ -113,7 +117,8 @@ class Pass:
                 pg.InvalidSchemaName,
             ):  # renamed or dropped: the registry knows its name by its oid
                 self.rollback()
-                sources = read_sources(self.connection)
+                with session.transaction(self.connection, "service_settings"):
+                    sources = read_sources(self.connection)
                 return PassOutcome(self.position.snapshot, more=True, sources=sources, took_snapshot=False)
             except BaseException:
                 self.rollback()
@@ -123,7 +128,7 @@ class Pass:
         """Open the transaction and lock the sources, before there is a snapshot. Returns those that could be locked."""
         begin = [passes("begin_pass")]
         if self.pooled:
-            begin.append(passes("local_settings"))
+            begin.append(sql.SQL(local_settings(self.connection)))
         begin.append(passes("lock_outbox"))
         try:
             self.connection.execute(sql.SQL(";\n").join([*begin, *(each.source.lock() for each in wanted)]))
@@ -370,6 +375,16 @@ class Pass:
         """End the transaction, if the connection is still there."""
         if not self.connection.closed:
             self.connection.execute(passes("rollback"))
+
+
+def local_settings(connection: psycopg.Connection) -> LiteralString:
+    """The settings of a pass, for its transaction."""
+    return ";\n".join((session.settings(connection, *SETTINGS), statement("passes", "limits")))
+
+
+def session_settings(connection: psycopg.Connection) -> LiteralString:
+    """The same for a session of our own."""
+    return session.own_session_settings(connection, *SETTINGS, limits=statement("passes", "limits"))
 
 
 def alert_of_rebuild(registry: Registry, lacking: Sequence[WatchedSource]) -> None:

@@ -11,7 +11,7 @@ import anyio
 import structlog
 
 from syncd.errors import SyncdError
-from syncd.postgres.control import Control
+from syncd.postgres.control import Control, report_beginning
 from syncd.postgres.freeing import MUST_REBUILD_HINT, Rotation, rotate_query
 from syncd.statements import statement
 from syncd.sync.checkpoints import Checkpointer
@@ -74,7 +74,7 @@ class Rotator:
         """One call of the server's function. Between two passes: our own would have the slots open."""
         async with self.consumer.busy, self.control.transaction() as connection:
             # Between the ends of the transaction that we were given: the rotation is one of its own.
-            parts = [statement("passes", "commit"), rotate_query(), statement("consumer", "begin_report")]
+            parts = [statement("passes", "commit"), rotate_query(connection), report_beginning(connection)]
             cursor = await connection.execute(";\n".join(parts).encode(), prepare=False)
             while cursor.description is None and cursor.nextset():
                 pass

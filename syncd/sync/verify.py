@@ -21,6 +21,7 @@ from psycopg import errors as pg
 from psycopg import sql
 
 from syncd.errors import SyncdError
+from syncd.postgres import session
 from syncd.postgres.connection import open_pass_connection, translated_errors
 from syncd.statements import statement
 from syncd.sync.alerts import NAMED, named
@@ -209,7 +210,9 @@ class Verifier:
 
         def take(snapshot: str, position: Position, watched: Sequence[WatchedSource]) -> None:
             try:
-                connection.execute(sql.SQL(statement("verify", "begin")).format(snapshot=sql.Literal(snapshot)))
+                begin = sql.SQL(statement("verify", "begin")).format(snapshot=sql.Literal(snapshot))
+                limits = sql.SQL(statement("verify", "limits"))
+                connection.execute(sql.SQL(";\n").join((begin, sql.SQL(session.service_settings(connection)), limits)))
                 for each in watched:
                     if not each.is_failed:
                         connection.execute(each.source.lock())

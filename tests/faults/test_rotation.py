@@ -162,15 +162,14 @@ def test_two_consumers_at_different_positions_are_right_through_rotations(
             assert "must_rebuild" not in daemon.log.read_text()
 
 
-@pytest.mark.parametrize("begin", ["begin_report", "begin_durable", "begin_start", "lock_identity", "local_settings"])
+@pytest.mark.parametrize("begin", ["report_limits", "durable_limits", "start_limits", "lock_identity", "limits"])
 def test_a_service_that_is_frozen_in_a_transaction_keeps_no_lock_for_long(
     begin: str, database: str, db: psycopg.Connection
 ) -> None:
     with closing(psycopg.connect(database, autocommit=True)) as frozen:
-        if not begin.startswith("begin"):  # its transaction is psycopg's
-            frozen.execute("BEGIN")
+        frozen.execute("BEGIN")
         frozen.execute(
-            statement("check" if begin == "local_settings" else "consumer", begin).replace(
+            statement("check" if begin == "limits" else "consumer", begin).replace(
                 "idle_in_transaction_session_timeout = '30s'", "idle_in_transaction_session_timeout = '300ms'"
             )
         )

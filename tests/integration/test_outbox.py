@@ -12,7 +12,7 @@ import pytest
 
 from syncd.postgres import outbox
 from syncd.postgres.outbox import Cursor, read_changes
-from syncd.statements import statement
+from syncd.sync.passes import session_settings
 from syncd.types import Position, Snapshot
 
 SOURCE = 7
@@ -119,7 +119,7 @@ def scans(plan: dict[str, object]) -> list[dict[str, object]]:
 
 def like_a_pass(db: psycopg.Connection) -> None:
     """The settings of a pass's session."""
-    db.execute(statement("passes", "session_settings"))
+    db.execute(session_settings(db))
     db.execute("SET statement_timeout = 0")
 
 

@@ -134,7 +134,7 @@ TRAPS = {
                 "SET LOCAL synchronous_commit = off;",
             ),
         ),
-        (f"{ROTATION}::test_a_service_that_is_frozen_in_a_transaction_keeps_no_lock_for_long[begin_report]",),
+        (f"{ROTATION}::test_a_service_that_is_frozen_in_a_transaction_keeps_no_lock_for_long[report_limits]",),
     ),
     "what another cluster freed is believed": Trap(
         (("syncd/postgres/identity.py", '    "forget_freed",\n', ""),),
@@ -145,7 +145,13 @@ TRAPS = {
         (f"{LARGE}::test_one_large_transaction_goes_on_where_a_kill_left_it[100000]",),
     ),
     "the planner may sort a page": Trap(
-        (("sql/queries/passes.sql", "SET enable_seqscan = off;\nSET enable_sort = off;", "SET enable_seqscan = off;"),),
+        (
+            (
+                "sql/queries/session.sql",
+                "SET LOCAL enable_seqscan = off;\nSET LOCAL enable_sort = off;",
+                "SET LOCAL enable_seqscan = off;",
+            ),
+        ),
         (f"{OUTBOX}::test_a_page_of_one_large_transaction_is_read_by_its_index_in_every_slot[False]",),
     ),
     "dead rows are candidates": Trap(
