@@ -13,8 +13,9 @@ NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 
 @cache
 def script(path: str) -> str:
-    """A whole SQL file, for example ``schema/0001_tables.sql``."""
-    return files("syncd.sql").joinpath(path).read_text(encoding="utf-8")
+    """A whole SQL file, for example ``schema/0001_tables.sql``. A character beyond ASCII, which only comments have, becomes a question mark: the
+    server converts comments as well, and its encoding may lack the character."""
+    return NOT_ASCII.sub("?", files("syncd.sql").joinpath(path).read_text(encoding="utf-8"))
 
 
 @cache
@@ -34,6 +35,5 @@ def statement(path: str, name: str) -> LiteralString:
 
 
 def executable_script(path: str) -> str:
-    """A whole SQL file for Alembic, which would take ``:name`` for a parameter of its own. A character beyond ASCII, which only a comment has, is one
-    that the server's encoding may lack."""
-    return re.sub(r"(?<!:):(?=[A-Za-z0-9_])", r"\\:", NOT_ASCII.sub("?", script(path)))
+    """A whole SQL file for Alembic, which would take ``:name`` for a parameter of its own."""
+    return re.sub(r"(?<!:):(?=[A-Za-z0-9_])", r"\\:", script(path))
