@@ -1,25 +1,24 @@
 """The language of filters: what a request says, checked against a dataset's columns, as an expression that is true for some slots.
 
 ``{"lang": "en", "year": {"gte": 2020, "lt": 2024}, "tag": {"in": ["a", "b"]}, "not": {…}, "or": [{…}]}``: everything in one object must be
-true. Invariant: a filter lets through exactly the rows that the same condition in a WHERE clause would, NULL included: what is unknown is not
+true. ``{"attributes": {"path": ["a.b"], "eq": 7}}`` names a key of a jsonb column that has dots.
+
+Invariant: a filter lets through exactly the rows that the same condition in a WHERE clause would, NULL included: what is unknown is not
 true, and neither is its ``not``.
 """
 
 from __future__ import annotations
 
-import math
-import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from functools import reduce
-from typing import Any
 
 import msgspec
 import numpy as np
 
 from syncd.errors import InvalidFilter, shortened
-from syncd.index.operands import Chosen, Operand, Operator, Values, instant
+from syncd.index.operands import Chosen, Operand, Operator, Values
+from syncd.index.operators import ORDER, READERS, TEXT, operators_of
 from syncd.types import AttachedColumn, ColumnKind
 
 MAX_DEPTH = 16
@@ -27,13 +26,6 @@ MAX_CONDITIONS = 256
 MAX_VALUES = 10_000
 """In all the lists of a filter together."""
 MAX_PATH_KEYS = 16
-
-EQUAL = ("eq", "ne", "in")
-ORDER = ("gt", "gte", "lt", "lte")
-SETS = ("contains", "any")
-"""``@>`` and ``&&`` of arrays."""
-
-NUMBER_WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +101,22 @@ class Or:
         return reduce(np.logical_and, (part.false(operands, slots) for part in self.parts), _constant(True, slots))
 
 
-Node = Condition | Not | And | Or
+@dataclass(frozen=True, slots=True)
+class NoneOf:
+    """True where none of these is true, be they false or unknown: ``(a OR b) IS NOT TRUE``. Never unknown."""
+
+    parts: tuple[Node, ...]
+
+    def true(self, operands: Operands, slots: slice) -> Chosen:
+        """See ``Condition``."""
+        return np.logical_not(self.false(operands, slots))
+
+    def false(self, operands: Operands, slots: slice) -> Chosen:
+        """See ``Condition``."""
+        return Or(self.parts).true(operands, slots)
+
+
+Node = Condition | Not | And | Or | NoneOf
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +129,10 @@ class Filter:
     conditions: int
 
 
-def parse_filter(given: Mapping[str, Any], columns: Sequence[AttachedColumn], dataset: str) -> Filter | None:
+def parse_filter(given: object, columns: Sequence[AttachedColumn], dataset: str) -> Filter | None:
     """Check a request's filter against a dataset's columns; None for ``{}``. Raises ``InvalidFilter``."""
+    if not isinstance(given, Mapping):
+        raise InvalidFilter(f"expected a filter as an object, got {_shown(given)}", hint='write {"column": value}')
     if not given:
         return None
     if not columns:
@@ -176,11 +185,10 @@ class _Reading:
         for name, value in given.items():
             if name == "not":
                 parts.append(Not(self.node(value, depth - 1)))
-            elif name in ("and", "or"):
+            elif name in _LISTS and (name != "none" or isinstance(value, list)):  # a column may be named none
                 if not isinstance(value, list) or not value:
                     raise self.wrong(f"{name!r} takes a list of objects", f'write {{"{name}": [{{…}}, {{…}}]}}')
-                inner = tuple(self.node(each, depth - 1) for each in value)
-                parts.append(Or(inner) if name == "or" else And(inner))
+                parts.append(_LISTS[name](tuple(self.node(each, depth - 1) for each in value)))
             else:
                 parts.append(self.column(name, value))
         return parts[0] if len(parts) == 1 else And(tuple(parts))
@@ -193,24 +201,39 @@ class _Reading:
                 f"dataset {shortened(self.dataset)!r} has no filterable column {shortened(name)!r}",
                 "attach the table again with other columns => to filter on others",
             )
-        self.paths.add(path)
         kind = self.columns[path.column].kind
+        if kind == "json" and isinstance(value, Mapping) and "path" in value:
+            path, value = self.deeper(name, path, value)
+        self.paths.add(path)
         if not isinstance(value, Mapping):
             return self.compare(name, kind, path, "eq", value)
         if not value:
             raise self.wrong(
-                f"{shortened(name)!r} is asked for nothing", f"its operators: {', '.join(_operators(kind))}"
+                f"{shortened(name)!r} is asked for nothing", f"its operators: {', '.join(operators_of(kind))}"
             )
         parts = []
         for operator, operand in value.items():
-            if operator not in _operators(kind):
+            if operator not in operators_of(kind):
                 within = f"for a key of it write {shortened(f'{name}.{operator}')}; " if kind == "json" else ""
                 raise self.wrong(
-                    f"{shortened(operator)!r} is no operator of {shortened(name)!r}, which holds {_READERS[kind][0]}",
-                    f"{within}its operators: {', '.join(_operators(kind))}",
+                    f"{shortened(operator)!r} is no operator of {shortened(name)!r}, which holds {READERS[kind][0]}",
+                    f"{within}its operators: {', '.join(operators_of(kind))}",
                 )
             parts.append(self.compare(name, kind, path, operator, operand))
         return parts[0] if len(parts) == 1 else And(tuple(parts))
+
+    def deeper(self, name: str, path: Path, value: Mapping[str, object]) -> tuple[Path, Mapping[str, object]]:
+        """What a list of keys leads to, and what is asked of it."""
+        keys = value["path"]
+        if not isinstance(keys, list) or not keys or not all(isinstance(key, str) for key in keys):
+            raise self.wrong(
+                f"'path' of {shortened(name)!r} takes a list of keys",
+                f'write {{"{name}": {{"path": ["a.b"], "eq": 7}}}}',
+            )
+        if len(path.keys) + len(keys) > MAX_PATH_KEYS:
+            raise self.wrong(f"'path' of {shortened(name)!r} has more than {MAX_PATH_KEYS} keys", "ask for fewer")
+        asked = {operator: operand for operator, operand in value.items() if operator != "path"}
+        return Path(path.column, (*path.keys, *keys)), asked
 
     def compare(self, name: str, kind: ColumnKind, path: Path, operator: str, value: object) -> Node:
         """One operator of one column."""
@@ -234,11 +257,21 @@ class _Reading:
             found = Condition(path, "in", self.operands(name, kind, operator, given))
             # NULL is in a list that has null, as it equals null; in an empty list is nothing.
             return found if given == value and value else Or((found, null) if given != value else ())
+        if operator == "is_array":
+            if not isinstance(value, bool):
+                raise self.wrong(f"'is_array' of {shortened(name)!r} takes true or false", 'write {"is_array": true}')
+            return Condition(path, "is_array", (value,))
+        if operator == "is" and isinstance(value, list):
+            return Condition(path, "is_list", self.operands(name, kind, operator, value))
+        if operator == "is" and value is None:
+            return null
+        if operator in TEXT and not isinstance(value, str):
+            raise self.wrong(f"{operator!r} of {shortened(name)!r} takes a string", f'write {{"{operator}": "…"}}')
         if value is None:
             raise self.wrong(f"{operator!r} of {shortened(name)!r} takes no null", 'for IS NULL write {"column": null}')
-        if isinstance(value, bool):
+        if isinstance(value, bool) and operator in ORDER:
             raise self.wrong(f"true and false have no order for {operator!r}", 'write {"column": true}')
-        return Condition(path, operator, (self.operand(name, kind, value),))  # type: ignore[arg-type]  # ORDER is left
+        return Condition(path, operator, (self.operand(name, kind, value),))  # type: ignore[arg-type]  # ORDER, TEXT, "is"
 
     def operands(self, name: str, kind: ColumnKind, operator: str, values: object) -> tuple[Operand, ...]:
         """A list of values."""
@@ -251,7 +284,7 @@ class _Reading:
 
     def operand(self, name: str, kind: ColumnKind, value: object) -> Operand:
         """A value as the column compares it."""
-        what, read = _READERS[kind]
+        what, read = READERS[kind]
         operand = read(value)
         if operand is None:
             raise self.wrong(
@@ -264,101 +297,11 @@ class _Reading:
         return InvalidFilter(message, hint=f"{hint}; columns: {listed(self.columns)}")
 
 
+_LISTS: dict[str, type[And | Or | NoneOf]] = {"and": And, "or": Or, "none": NoneOf}
+
+
 def _constant(value: bool, slots: slice) -> Chosen:
     return np.full(slots.stop - slots.start, value)
-
-
-def _integer(value: object) -> Operand | None:
-    # A fraction is a fair question to an integer column: which are above 1.5?
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def _number(value: object) -> Operand | None:
-    return NUMBER_WORDS.get(value) if isinstance(value, str) else _integer(value)
-
-
-def _text(value: object) -> Operand | None:
-    return value if isinstance(value, str) else None
-
-
-def _boolean(value: object) -> Operand | None:
-    return value if isinstance(value, bool) else None
-
-
-def _uuid(value: object) -> Operand | None:
-    try:
-        return str(uuid.UUID(value)) if isinstance(value, str) else None
-    except ValueError:
-        return None
-
-
-def _instant(value: object) -> Operand | None:
-    """A point in time; UTC where no zone is given."""
-    if not isinstance(value, str):
-        return None
-    exact = instant(value)
-    moment = None if exact is not None else _moment(value)
-    if moment is None:
-        return exact
-    local = instant(moment.replace(tzinfo=None).isoformat())
-    offset = moment.utcoffset() or timedelta()
-    return None if local is None else local - offset // timedelta(microseconds=1)
-
-
-def _timestamp(value: object) -> Operand | None:
-    """Without a zone, as the column's own values are."""
-    if not isinstance(value, str) or value.endswith("+00:00"):
-        return None
-    exact = instant(value)
-    moment = None if exact is not None else _moment(value)
-    return exact if moment is None or moment.tzinfo is not None else instant(moment.isoformat())
-
-
-def _date(value: object) -> Operand | None:
-    return instant(value, date=True) if isinstance(value, str) else None
-
-
-def _moment(text: str) -> datetime | None:
-    """ISO 8601 in another form than Postgres writes."""
-    try:
-        return datetime.fromisoformat(text)
-    except ValueError:
-        return None
-
-
-def _scalar(value: object) -> Operand | None:
-    return value if isinstance(value, str | int | float | bool) else None
-
-
-_READERS: dict[ColumnKind, tuple[str, Callable[[object], Operand | None]]] = {
-    "integer": ("numbers", _integer),
-    "real": ("numbers", _number),
-    "double": ("numbers", _number),
-    "numeric": ("numbers", _number),
-    "text": ("strings", _text),
-    "character": ("strings", _text),
-    "enum": ("names of an enum, as strings", _text),
-    "boolean": ("true and false", _boolean),
-    "uuid": ("uuids", _uuid),
-    "instant": ("points in time such as 2024-01-31T12:00:00Z", _instant),
-    "timestamp": ("timestamps without a time zone such as 2024-01-31T12:00:00", _timestamp),
-    "date": ("dates such as 2024-01-31", _date),
-    "text_array": ("arrays of strings: pass one string", _text),
-    "integer_array": ("arrays of numbers: pass one number", _integer),
-    "json": ("a string, a number, true or false", _scalar),
-}
-
-
-def _operators(kind: ColumnKind) -> tuple[str, ...]:
-    match kind:
-        case "boolean" | "enum":
-            return EQUAL
-        case "text_array" | "integer_array":
-            return (*EQUAL, *SETS)
-        case "json":
-            return (*EQUAL, *ORDER, *SETS)
-        case _:
-            return (*EQUAL, *ORDER)
 
 
 def _shown(value: object) -> str:

@@ -20,7 +20,10 @@ from numpy.typing import NDArray
 from syncd.types import ColumnKind
 
 Chosen = NDArray[np.bool_]
-Operator = Literal["in", "gt", "gte", "lt", "lte", "null"]
+Operator = Literal[
+    "in", "gt", "gte", "lt", "lte", "null", "text_match", "text_match_insensitive", "is", "is_list", "is_array"
+]
+"""``is_list`` compares with the array of its operands, ``in`` with each of them."""
 Operand = int | float | str | bool
 
 COMPARE: dict[str, Callable[[Any, Any], Any]] = {
@@ -54,7 +57,7 @@ class Values(Protocol):
         """Append the next slots' values, as JSON has them, numbers as ``number`` reads them."""
 
     def true(self, operator: Operator, operands: Sequence[Operand], slots: slice) -> Chosen:
-        """For which of the slots the comparison is true; ``in`` takes any number of operands, ``null`` none, the others one."""
+        """For which of the slots the comparison is true; ``in`` and ``is_list`` take any number of operands, ``null`` none, the others one."""
 
     def false(self, operator: Operator, operands: Sequence[Operand], slots: slice) -> Chosen:
         """For which of the slots the comparison is false."""

@@ -61,9 +61,15 @@ class Terms:
             return "boolean", value
         if isinstance(value, list):
             elements = value if self._kind == "json" else _flat(value)
-            return "array", frozenset(self._numbers[self._element(element)] for element in elements)
+            numbers = [self._numbers[self._element(element)] for element in elements]
+            return "array", frozenset(numbers), tuple(numbers) if self._kind == "json" else ()
         value = ("object",) if isinstance(value, dict) else canonical(value)
         return ("digits", value) if isinstance(value, Decimal) else value
+
+    def _array(self, elements: Sequence[Any]) -> int | None:
+        """The number of a whole array, None where there is none like it."""
+        numbers = [self._numbers.get(self._key(element)) for element in elements]
+        return None if None in numbers else self._numbers.get(("array", frozenset(numbers), tuple(numbers)))
 
     def _element(self, value: Any) -> Any:
         return ("object",) if isinstance(value, list) else self._key(value)
@@ -89,7 +95,14 @@ class Terms:
         tags = self._tags.rows
         if operator == "null":
             return tags == _NULL, np.ones(len(tags), dtype=np.bool_)
+        if operator == "is_array":
+            return ((tags == _ARRAY) == operands[0]) & (tags != _NULL), tags != _NULL
         true = np.zeros(len(tags), dtype=np.bool_)
+        if operator in ("is", "is_list"):
+            same = self._array(operands) if operator == "is_list" else self._numbers.get(self._key(operands[0]))
+            if same is not None:
+                true[same] = True
+            return true, tags != _NULL
         if operator == "in":
             found = [self._numbers.get(self._key(each)) for each in operands]
             numbers = np.array([number for number in found if number is not None], dtype=np.int32)
@@ -99,13 +112,19 @@ class Terms:
                 hit = members == numbers[0] if numbers.size == 1 else np.isin(members, numbers)
                 true[self._owners.rows[hit]] = True
             return true, tags != _NULL
-        operand, compare, entries = self._key(operands[0]), COMPARE[operator], self._numbers.entries
+        operand, entries = self._key(operands[0]), self._numbers.entries
         if isinstance(operand, str):
             known = tags == _STRING
             strings = np.flatnonzero(known).tolist()
+            if operator in ("text_match", "text_match_insensitive"):
+                wanted = str(operands[0])  # its trailing spaces count, as in position()
+                fold = str.lower if operator.endswith("insensitive") else str
+                true[strings] = [fold(wanted) in fold(entries[number]) for number in strings]
+                return true, known
             # Python compares strings by code point, as the collation "C" does.
-            true[strings] = [compare(entries[number], operand) for number in strings]
+            true[strings] = [COMPARE[operator](entries[number], operand) for number in strings]
             return true, known
+        compare = COMPARE[operator]
         known, exact = tags == _NUMBER, _digits(operand)
         value = as_float(exact)
         true = known & compare(self._floats.rows, value)

@@ -15,6 +15,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from syncd.errors import InvalidFilter
+from syncd.json_values import json_value
 from syncd.rpc.messages import (
     DEFAULT_PAGE_KEYS,
     DEFAULT_TIMEOUT_MS,
@@ -147,7 +149,7 @@ def search(
         vectors=None if vectors is None else [vector_to_bytes(each) for each in vectors],
         key=None if key is None else _key_to_wire(key),
         k=k,
-        filter=None if filter is None else dict(filter),
+        filter=None if filter is None else _filter(filter),
         recall=recall,
         exact=exact,
         max_distance=max_distance,
@@ -159,6 +161,21 @@ def search(
     if vectors is None:
         return Call("search", params, _hits, timeout / 1000)
     return Call("search", params, _hits_of_each, timeout / 1000)
+
+
+def _filter(given: object) -> dict[str, Any]:
+    """A filter with values of JSON; raises ``InvalidFilter``."""
+    if not isinstance(given, Mapping):
+        raise InvalidFilter(
+            f"expected a filter as a dict, got a value of type {type(given).__name__}", hint='write {"column": value}'
+        )
+    try:
+        found: dict[str, Any] = json_value(given)
+    except ValueError as error:
+        raise InvalidFilter(
+            f"the filter cannot be sent: {error}", hint="pass strings, numbers, lists and dicts"
+        ) from error
+    return found
 
 
 def get(dataset: str, keys: Sequence[KeyLike], vectors: bool = False) -> Call[list[Row]]:

@@ -57,7 +57,9 @@ class SearchParams(Params, frozen=True):
     vectors: list[WireVector] | None = None
     key: WireKey | None = None
     k: Annotated[int, Meta(ge=1, le=MAX_RESULTS)] = 10
-    filter: dict[str, Any] | None = None
+    filter: Annotated[Any, Meta(extra_json_schema={"type": ["object", "null"]})] = (
+        None  # what is no object is an invalid filter
+    )
     recall: Annotated[float, Meta(gt=0, le=1)] | None = None
     exact: bool = False
     max_distance: float | None = None

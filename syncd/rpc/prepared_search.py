@@ -43,7 +43,7 @@ class PreparedSearch:
         # The position is read before the view, so that it never claims more than the answer holds.
         self.position: Position = self.dataset.follower.cursor.position
         self.view: View = self.dataset.index.view
-        self.filter = parse_filter(params.filter or {}, self.view.columns, self.dataset.name)
+        self.filter = parse_filter({} if params.filter is None else params.filter, self.view.columns, self.dataset.name)
         self.included = {name: self.read_path(name) for name in params.include or ()}
         self.exclude: Key | None = None
         self.queries = self.read_queries()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -57,7 +58,10 @@ DATES = [
 ]
 UUIDS = [str(uuid.UUID(int=number)) for number in (0, 1, 2**127, 2**128 - 1)]
 MOODS = ["sad", "ok", "happy"]
-KEYS = ["lang", "n", "deep"]
+ASCII = ["", "a", "A", "AB", "Ab", "x"]
+"""Which every collation turns into the same lower case."""
+DOTTED = [["a.b"], ["a", "b"], ["a.b", "c.d"], [""], ["not"], ["path"], ["lang"]]
+"""Keys as a list: of those with dots, and those that are words of the language."""
 
 NUMBERS = [*FLOATS, *INTEGERS, -1.5, 0.1 + 2**-60]
 
@@ -115,6 +119,11 @@ documents = st.one_of(
             "lang": json_values,
             "n": json_values,
             "deep": st.one_of(json_values, st.fixed_dictionaries({"x": json_values})),
+            "a.b": st.one_of(json_values, st.fixed_dictionaries({"c.d": json_values})),
+            "a": st.fixed_dictionaries({"b": json_values}),
+            "": json_values,
+            "not": json_values,
+            "path": json_values,
         },
     ),
     json_values,
@@ -202,18 +211,36 @@ def asked(name: str) -> st.SearchStrategy[dict[str, Any]]:
     if column is None or "gt" in column.operators:
         ordered = operands.filter(lambda value: not isinstance(value, bool))
         operators |= dict.fromkeys(("gt", "gte", "lt", "lte"), ordered)
+    if column is None or column.type in ("text", "varchar(300)", "char(6)", "label"):
+        operators |= {"text_match": texts | st.sampled_from(TEXTS), "text_match_insensitive": st.sampled_from(ASCII)}
+    if column is None:
+        arrays = st.lists(operands, max_size=3)
+        operators |= {"is": st.one_of(nothing_or, arrays), "is_array": st.booleans()}
     some = st.sampled_from(sorted(operators)).flatmap(lambda word: st.fixed_dictionaries({word: operators[word]}))
     two = st.tuples(some, some).map(lambda both: both[0] | both[1])
     return st.one_of(nothing_or, some, some, two).map(lambda value: {name: value})
 
 
+def asked_by_list(keys: list[str]) -> st.SearchStrategy[dict[str, Any]]:
+    """Conditions on what a list of keys leads to."""
+    return asked("attributes.any").map(
+        lambda wanted: {
+            "attributes": {"path": keys}
+            | (each if isinstance(each := wanted["attributes.any"], dict) else {"eq": each})
+        }
+    )
+
+
 def filters(columns: list[str]) -> st.SearchStrategy[dict[str, Any]]:
     """Filters on some of the columns."""
-    names = st.sampled_from(columns).flatmap(lambda name: paths if name == "attributes" else st.just(name))
+    by_list = st.sampled_from(DOTTED).flatmap(asked_by_list)
     return st.recursive(
-        names.flatmap(asked),
+        st.sampled_from(columns).flatmap(
+            lambda name: st.one_of(paths.flatmap(asked), by_list) if name == "attributes" else asked(name)
+        ),
         lambda inner: st.one_of(
             inner.map(lambda one: {"not": one}),
+            st.lists(inner, min_size=1, max_size=3).map(lambda some: {"none": some}),
             st.lists(inner, min_size=1, max_size=3).map(lambda some: {"or": some}),
             st.lists(inner, min_size=1, max_size=3).map(lambda some: {"and": some}),
             st.tuples(inner, inner).map(lambda both: both[0] | both[1]),
@@ -239,24 +266,31 @@ def condition(wanted: dict[str, Any]) -> sql.Composable:
             parts.append(sql.SQL("NOT ({})").format(condition(value)))
         elif name in ("or", "and"):
             parts.append(sql.SQL("({})").format(sql.SQL(f" {name.upper()} ").join(map(condition, value))))
+        elif name == "none":
+            parts.append(sql.SQL("({}) IS NOT TRUE").format(sql.SQL(" OR ").join(map(condition, value))))
         elif isinstance(value, dict):
-            parts += [compared(name, operator, operand) for operator, operand in value.items()]
+            keys = value.get("path", [])
+            parts += [
+                compared(name, operator, operand, keys) for operator, operand in value.items() if operator != "path"
+            ]
         else:
             parts.append(compared(name, "eq", value))
     return sql.SQL(" AND ").join(sql.SQL("({})").format(part) for part in parts)
 
 
-def compared(name: str, operator: str, value: Any) -> sql.Composable:
-    """One comparison."""
+def compared(name: str, operator: str, value: Any, keys: Sequence[str] = ()) -> sql.Composable:
+    """One comparison, of a column or of what keys lead to in it."""
     column, _, path = name.partition(".")
     kind = COLUMNS.get(column)
     left: sql.Composable = sql.Identifier(column)
     if kind is None:
-        left = sql.SQL("nullif({} #> {}, 'null')").format(left, sql.Literal(path.split(".") if path else []))
+        left = sql.SQL("nullif({} #> {}, 'null')").format(
+            left, sql.Literal([*(path.split(".") if path else []), *keys])
+        )
     is_null = sql.SQL("{} IS NULL").format(left)
     match operator:
         case "ne":
-            return sql.SQL("NOT ({})").format(compared(name, "eq", value))
+            return sql.SQL("NOT ({})").format(compared(name, "eq", value, keys))
         case "eq":
             return is_null if value is None else one_of(left, kind, [value])
         case "in":
@@ -270,6 +304,27 @@ def compared(name: str, operator: str, value: Any) -> sql.Composable:
             if not every:
                 return known(left, sql.SQL("true"))
             return sql.SQL(" AND ").join(one_of(left, kind, [each]) for each in every)
+        case "is" if value is None:
+            return is_null
+        case "is":
+            exact = (
+                [Decimal(repr(each)) if isinstance(each, float) else each for each in value]
+                if isinstance(value, list)
+                else value
+            )
+            return sql.SQL("{} = {}::jsonb").format(
+                left, sql.Literal(written(Decimal(repr(exact)) if isinstance(exact, float) else exact))
+            )
+        case "is_array":
+            return sql.SQL("(jsonb_typeof({}) = 'array') = {}").format(left, sql.Literal(value))
+        case "text_match" | "text_match_insensitive":
+            text = sql.SQL("{}::text").format(left)
+            if kind is None:
+                text = sql.SQL("CASE WHEN jsonb_typeof({0}) = 'string' THEN {0} #>> '{{}}' END").format(left)
+            query = (
+                "position(lower({}) in lower({})) > 0" if operator.endswith("insensitive") else "position({} in {}) > 0"
+            )
+            return sql.SQL(query).format(sql.Literal(value), text)
     sign = sql.SQL({"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}[operator])
     if kind is not None:
         shown = sql.SQL(kind.compared).format(left)

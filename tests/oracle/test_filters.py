@@ -19,6 +19,8 @@ from syncd.index.live import live_slots
 from syncd.postgres.source import read_sources
 from syncd.types import Key
 from tests.oracle.conditions import (
+    ASCII,
+    CASED,
     COLUMNS,
     CREATE,
     JSON_SAMPLES,
@@ -91,14 +93,24 @@ def test_every_comparison_of_every_kind_is_that_of_postgres(
     column = COLUMNS.get(name)
     samples = [None, *column.samples] if column is not None else [written({"n": value}) for value in JSON_SAMPLES]
     operands = column.asked_samples if column is not None else [*TEXTS, *NUMBERS, True, False]
-    operators = column.operators if column is not None else ("eq", "ne", "gt", "gte", "lt", "lte", "contains")
+    operators = column.operators if column is not None else ("eq", "ne", "gt", "gte", "lt", "lte", "contains", "is")
     wanted: list[dict[str, Any]] = [
         {name: {operator: operand}}
         for operator in operators
         for operand in operands
         if not (isinstance(operand, bool) and operator.startswith(("g", "l")))
     ]
-    wanted += [{"not": each} for each in wanted] + [{name: None}, {name: {"ne": None}}, {name: {"in": operands}}]
+    if column is None:
+        arrays = [each for each in JSON_SAMPLES if isinstance(each, list) and each != [["a"]] and None not in each]
+        wanted += [{name: {"is": array}} for array in arrays] + [{name: {"is_array": flag}} for flag in (True, False)]
+    if column is None or column.compared == CASED:
+        wanted += [{name: {"text_match": text}} for text in TEXTS]
+        wanted += [{name: {"text_match_insensitive": text}} for text in ASCII]
+    wanted += [{word: each if word == "not" else [each]} for each in wanted for word in ("not", "none")] + [
+        {name: None},
+        {name: {"ne": None}},
+        {name: {"in": operands}},
+    ]
     with facts.transaction(force_rollback=True):
         insert(facts, [{name.partition(".")[0]: value} for value in samples])
         *_, index = indexes_of(facts, tmp_path)

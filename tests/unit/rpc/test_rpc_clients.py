@@ -254,8 +254,17 @@ async def test_other_errors_are_request_errors_with_their_message(path: Path) ->
             await client.search("c")
         with pytest.raises(InvalidParams, match="k: "):
             await client.search("c", [1.0], k=0)
-        with pytest.raises(InvalidParams, match="cannot be sent as JSON"):
-            await client.search("c", [1.0], filter={"lang": object()})
+        for unsendable in (
+            {"lang": object()},
+            {"lang": {"a"}},
+            {"lang": float("nan")},
+            {"lang": "a\0"},
+            {1.5: 1},
+            [1],
+            "lang",
+        ):
+            with pytest.raises(InvalidFilter):
+                await client.search("c", [1.0], filter=unsendable)  # type: ignore[arg-type]  # what a caller may do
         with pytest.raises(InvalidVector):
             await client.search("c", [float("nan")])
     async with serving(path) as service, AsyncClient(path) as client:
