@@ -38,6 +38,46 @@ def test_every_trap_finds_its_text_once_and_its_tests() -> None:
     assert missing_tests() == []
 
 
+def test_every_test_that_the_tables_name_is_there() -> None:
+    named = [(row, *test) for row in rows_with_tests(README.read_text("utf-8")) for test in named_in(row)]
+    assert len(named) > 100
+    assert [
+        f"{pattern} in {file or 'tests'}: {row[:60]}" for row, file, pattern in named if not found(file, pattern)
+    ] == []
+
+
+def rows_with_tests(text: str) -> list[str]:
+    """The rows of the tables whose last column names tests."""
+    rows = []
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        heading, _, *lines = table.splitlines()
+        if heading.split("|")[-2].strip().startswith("test"):
+            rows += lines
+    return rows
+
+
+def named_in(row: str) -> list[tuple[str, str]]:
+    """File and name of each test of a row; a name before which the row names no file may be in any."""
+    file, tests = "", []
+    for quoted in re.findall(r"`([^`]+)`", row.split("|")[-2]):
+        if quoted.endswith(".py"):
+            file = quoted
+            tests.append((file, "…"))
+        elif " " not in quoted:  # else it is a command
+            tests.append((file, quoted))
+    return tests
+
+
+def found(file: str, pattern: str) -> bool:
+    """Whether a test has this name, which is written without ``test_`` and with ``…`` for any part of it."""
+    name = re.compile("def test_" + ".*".join(map(re.escape, pattern.split("…"))) + r"\(")
+    root = README.parent / "tests"
+    paths = [
+        path for path in root.rglob("test_*.py") if path.name == file or str(path.relative_to(root.parent)) == file
+    ]
+    return any(name.search(path.read_text("utf-8")) for path in (paths if file else root.rglob("test_*.py")))
+
+
 def test_every_link_of_the_readme_leads_to_a_file() -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", README.read_text("utf-8"))
     assert links
