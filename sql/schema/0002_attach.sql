@@ -1,7 +1,115 @@
 -- Attach and detach as they are since revision 0002.
 
--- A user's expression over a row, as Postgres understands it: proved to be one immutable expression by indexing it over an empty copy of
--- the source, and printed back with every name's schema, so that it means the same under any search_path.
+-- The rules of a source mean what they meant when it was attached, as a view's would: PostgreSQL parsed them then, and syncd.rules keeps what it
+-- made of them, in which types, functions, operators, enum values and columns are numbers. Printed whenever they are read, they have the
+-- present names. Text alone is not enough: after ALTER TYPE .. RENAME VALUE, ALTER FUNCTION .. RENAME or ALTER EXTENSION .. SET SCHEMA it fails
+-- for every row, or means something else. A view, or an index over a copy of the table, would make PostgreSQL keep the same, but with
+-- dependencies: then DROP TYPE and DROP FUNCTION fail because of syncd, among them the last step of the usual exchange of an enum type.
+-- A tree cannot be written as text, so that no dump holds it: the columns are generated, and a restored copy has none. It is also of no use to
+-- another major version (pg_upgrade). In both cases the text, which syncd.remember keeps at its present names, is compiled again.
+ALTER TABLE syncd.attachments
+    ADD COLUMN schema_name text,  -- of the table, when it was last looked at: a dropped table's name is in no catalogue
+    ADD COLUMN table_name text,
+    ADD COLUMN attached_name text;  -- of the table when it was attached; NULL where that was before this revision
+UPDATE syncd.attachments AS a SET schema_name = n.nspname, table_name = c.relname
+FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = a.source;
+
+-- What PostgreSQL made of an expression that compile_expression has just indexed: a tree, or the number of a plain column. NULL for a constant of
+-- the server's own types, which can have no other meaning. Called immutable so that a generated column can be made of it.
+CREATE FUNCTION syncd.compiled_tree(role text) RETURNS pg_node_tree
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog
+AS $function$
+    SELECT i.indexprs FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid
+    WHERE c.relname = 'syncd_like_' || role AND c.relnamespace = pg_my_temp_schema()
+      AND EXISTS (SELECT FROM pg_depend AS d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
+                  AND NOT (d.refclassid = 'pg_class'::regclass AND d.refobjid = i.indrelid AND d.refobjsubid = 0))
+$function$;
+
+CREATE FUNCTION syncd.compiled_column(role text) RETURNS smallint
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog
+AS $function$
+    SELECT i.indkey[0] FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid
+    WHERE c.relname = 'syncd_like_' || role AND c.relnamespace = pg_my_temp_schema() AND i.indkey[0] <> 0
+$function$;
+
+CREATE FUNCTION syncd.is_compiled() RETURNS boolean
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog
+AS $function$
+    SELECT EXISTS (SELECT FROM pg_class AS c WHERE c.relname = 'syncd_like_live' AND c.relnamespace = pg_my_temp_schema())
+$function$;
+
+CREATE TABLE syncd.rules (
+    source integer PRIMARY KEY REFERENCES syncd.attachments ON DELETE CASCADE,
+    compiled boolean GENERATED ALWAYS AS (syncd.is_compiled()) STORED,  -- false in a restored copy: nothing else of the row counts there
+    server integer NOT NULL DEFAULT current_setting('server_version_num')::integer / 10000,  -- the major version that can read the trees
+    functions oid[] NOT NULL,  -- that the expressions call, also as operators
+    project pg_node_tree GENERATED ALWAYS AS (syncd.compiled_tree('project')) STORED,
+    dataset pg_node_tree GENERATED ALWAYS AS (syncd.compiled_tree('dataset')) STORED,
+    live pg_node_tree GENERATED ALWAYS AS (syncd.compiled_tree('live')) STORED,
+    project_column smallint GENERATED ALWAYS AS (syncd.compiled_column('project')) STORED,
+    dataset_column smallint GENERATED ALWAYS AS (syncd.compiled_column('dataset')) STORED,
+    live_column smallint GENERATED ALWAYS AS (syncd.compiled_column('live')) STORED
+);
+
+-- A compiled expression with the present names. NULL where it can no longer be printed: something that it names was dropped.
+CREATE FUNCTION syncd.print_expression(tree pg_node_tree, plain_column smallint, source oid) RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog
+AS $function$
+BEGIN
+    IF tree IS NOT NULL THEN
+        RETURN format('(%s)', pg_get_expr(tree, source));
+    END IF;
+    RETURN (SELECT format('(%I)', a.attname) FROM pg_attribute AS a
+            WHERE a.attrelid = source AND a.attnum = plain_column AND NOT a.attisdropped);
+EXCEPTION WHEN OTHERS THEN
+    RETURN NULL;
+END
+$function$;
+
+-- The rules of each source with the present names. What cannot be printed is as it was last stored. Whether they are kept: the trees are there, and were
+-- made by this server for this very database, and nothing that they name was dropped.
+CREATE VIEW syncd.present_rules AS
+SELECT a.id, coalesce(p.project, a.project) AS project, coalesce(p.dataset, a.dataset) AS dataset, coalesce(p.live, a.live) AS live,
+       r.source IS NOT NULL AND (p.project IS NOT NULL OR r.project IS NULL AND r.project_column IS NULL)
+       AND (p.dataset IS NOT NULL OR r.dataset IS NULL AND r.dataset_column IS NULL)
+       AND (p.live IS NOT NULL OR r.live IS NULL AND r.live_column IS NULL) AS kept,
+       coalesce(r.functions, '{}') AS functions
+FROM syncd.attachments AS a
+LEFT JOIN syncd.rules AS r ON r.source = a.id AND r.compiled AND r.server = current_setting('server_version_num')::integer / 10000
+CROSS JOIN LATERAL (
+    SELECT CASE WHEN r.project IS NOT NULL OR r.project_column IS NOT NULL THEN syncd.print_expression(r.project, r.project_column, a.source) END,
+           CASE WHEN r.dataset IS NOT NULL OR r.dataset_column IS NOT NULL THEN syncd.print_expression(r.dataset, r.dataset_column, a.source) END,
+           CASE WHEN r.live IS NOT NULL OR r.live_column IS NOT NULL THEN syncd.print_expression(r.live, r.live_column, a.source) END
+) AS p (project, dataset, live);
+
+-- An empty temporary table whose columns have the names, types and numbers of the source's: what is compiled over it can be printed over the source.
+CREATE FUNCTION syncd.make_like(source regclass) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, syncd
+AS $function$
+DECLARE
+    columns text;
+    dropped text;
+BEGIN
+    SELECT string_agg(CASE WHEN a.attisdropped THEN format('"syncd dropped %s" boolean', a.attnum)
+                           ELSE format('%I %s', a.attname, format_type(a.atttypid, a.atttypmod))
+                                || coalesce((SELECT format(' COLLATE %s.%I', c.collnamespace::regnamespace, c.collname) FROM pg_collation AS c
+                                             WHERE c.oid = a.attcollation AND c.oid <> t.typcollation), '') END, ', ' ORDER BY a.attnum),
+           string_agg(format('DROP COLUMN "syncd dropped %s"', a.attnum), ', ') FILTER (WHERE a.attisdropped)
+    INTO columns, dropped
+    FROM pg_attribute AS a LEFT JOIN pg_type AS t ON t.oid = a.atttypid WHERE a.attrelid = source AND a.attnum > 0;
+    EXECUTE format('CREATE TEMPORARY TABLE syncd_like (%s)', columns);
+    IF dropped IS NOT NULL THEN
+        EXECUTE format('ALTER TABLE pg_temp.syncd_like %s', dropped);
+    END IF;
+EXCEPTION WHEN insufficient_privilege THEN
+    RAISE EXCEPTION 'the expressions of table % cannot be compiled: %', source, SQLERRM USING ERRCODE = 'insufficient_privilege',
+        HINT = format('As the owner of what is named, give role %I the right to use it. A temporary table takes: GRANT TEMPORARY ON DATABASE %I TO %I;',
+                      current_user, current_database(), current_user);
+END
+$function$;
+
+-- A user's expression over a row, as PostgreSQL understands it: proved to be one immutable expression by indexing it over the table that make_like
+-- has made, and printed with every name's schema, so that it means the same under any search_path. The index stays for register.
 CREATE OR REPLACE FUNCTION syncd.compile_expression(source regclass, expression text, type text, role text) RETURNS text
 LANGUAGE plpgsql
 AS $function$
@@ -12,11 +120,10 @@ DECLARE
     one_statement refcursor;
 BEGIN
     BEGIN
-        EXECUTE pg_catalog.format('CREATE TEMPORARY TABLE syncd_like (LIKE %s)', source);
         -- A cursor refuses text that ends the statement and begins another, before any of it runs.
         OPEN one_statement FOR EXECUTE pg_catalog.format('SELECT (((%s)::%s)) FROM pg_temp.syncd_like', expression, type);
         CLOSE one_statement;
-        EXECUTE pg_catalog.format('CREATE INDEX syncd_like_expression ON pg_temp.syncd_like (((%s)::%s))', expression, type);
+        EXECUTE pg_catalog.format('CREATE INDEX %I ON pg_temp.syncd_like (((%s)::%s))', 'syncd_like_' || role, expression, type);
     EXCEPTION WHEN OTHERS THEN
         GET STACKED DIAGNOSTICS cause = MESSAGE_TEXT;
         RAISE EXCEPTION 'the % expression cannot be used: %', role, cause
@@ -28,15 +135,14 @@ BEGIN
     -- A plain column is no expression to an index; more than one column, a condition or another type was more than one expression.
     SELECT CASE WHEN i.indnatts = 1 AND i.indpred IS NULL AND (SELECT a.atttypid FROM pg_catalog.pg_attribute AS a
                                                                WHERE a.attrelid = i.indexrelid AND a.attnum = 1) = type::pg_catalog.regtype
-                THEN coalesce(pg_catalog.pg_get_expr(i.indexprs, i.indrelid),
+                THEN coalesce(pg_catalog.pg_get_expr(i.indexprs, source),
                               (SELECT pg_catalog.format('%I', a.attname) FROM pg_catalog.pg_attribute AS a
                                WHERE a.attrelid = i.indrelid AND a.attnum = i.indkey[0])) END
     INTO compiled
     FROM pg_catalog.pg_index AS i
     WHERE i.indexrelid = (SELECT c.oid FROM pg_catalog.pg_class AS c
-                          WHERE c.relname = 'syncd_like_expression' AND c.relnamespace = pg_catalog.pg_my_temp_schema());
+                          WHERE c.relname = 'syncd_like_' || role AND c.relnamespace = pg_catalog.pg_my_temp_schema());
     PERFORM pg_catalog.set_config('search_path', caller_path, true);
-    DROP TABLE pg_temp.syncd_like;
     IF compiled IS NULL THEN
         RAISE EXCEPTION 'the % expression is more than one expression', role USING ERRCODE = 'invalid_parameter_value',
             DETAIL = expression, HINT = 'Give one expression over the columns of ' || source::text || '.';
@@ -45,38 +151,52 @@ BEGIN
 END
 $function$;
 
--- Is this a table that can be watched? Raises when it is not.
-CREATE OR REPLACE FUNCTION syncd.check_source(source regclass) RETURNS void
+-- Keep what compile_expression has compiled for a source in this transaction. What was kept before goes.
+CREATE FUNCTION syncd.keep_rules(source_id integer) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, syncd
 AS $function$
-DECLARE
-    c pg_class;
 BEGIN
-    SELECT * INTO STRICT c FROM pg_class WHERE oid = source;
-    IF c.relkind NOT IN ('r', 'p') THEN
-        RAISE EXCEPTION '% is not a table', source USING ERRCODE = 'wrong_object_type', HINT = 'Attach the table that holds the rows.';
-    ELSIF c.relispartition THEN
-        RAISE EXCEPTION '% is a partition of %', source, pg_partition_root(source) USING ERRCODE = 'feature_not_supported',
-            HINT = format('Attach the whole table: SELECT * FROM syncd.attach(%L);', pg_partition_root(source)::text);
-    ELSIF c.relpersistence = 't' THEN
-        RAISE EXCEPTION '% is a temporary table, which only its own session can read', source USING ERRCODE = 'wrong_object_type',
-            HINT = 'Attach a permanent table.';
-    ELSIF c.relpersistence = 'u' THEN
-        RAISE EXCEPTION '% is an unlogged table, which a crash of the server empties without a trace', source
-            USING ERRCODE = 'wrong_object_type', HINT = format('ALTER TABLE %s SET LOGGED;', source);
-    ELSIF c.relnamespace = 'syncd'::regnamespace AND c.relname <> 'embeddings' OR c.relnamespace = 'pg_catalog'::regnamespace THEN
-        RAISE EXCEPTION '% belongs to the system', source USING ERRCODE = 'wrong_object_type', HINT = 'Attach a table of your own.';
-    ELSIF c.relkind = 'p' THEN
-        PERFORM syncd.check_partitions(source);
-    ELSIF EXISTS (SELECT FROM pg_inherits AS i WHERE i.inhparent = source) THEN
-        RAISE EXCEPTION 'table % has inheritance children, whose rows its triggers do not see', source
-            USING ERRCODE = 'feature_not_supported', HINT = 'Attach each child by itself.';
-    END IF;
-    PERFORM syncd.check_owner(source);
+    DELETE FROM syncd.rules AS r WHERE r.source = source_id;
+    INSERT INTO syncd.rules (source, functions)
+    SELECT source_id, coalesce(array_agg(DISTINCT coalesce(o.oprcode::oid, d.refobjid) ORDER BY coalesce(o.oprcode::oid, d.refobjid)), '{}')
+    FROM pg_depend AS d JOIN pg_class AS c ON d.classid = 'pg_class'::regclass AND d.objid = c.oid
+    LEFT JOIN pg_operator AS o ON d.refclassid = 'pg_operator'::regclass AND o.oid = d.refobjid
+    WHERE c.relnamespace = pg_my_temp_schema() AND c.relname IN ('syncd_like_project', 'syncd_like_dataset', 'syncd_like_live')
+      AND (o.oid IS NOT NULL OR d.refclassid = 'pg_proc'::regclass);
 END
 $function$;
 
--- Note a source in syncd's own tables, and make its trigger functions.
+-- Bring what syncd remembers of a source up to date: the name of its table, and its rules with the present names. Rules that are not kept are compiled
+-- again from their text; that raises where the text no longer means anything.
+CREATE FUNCTION syncd.remember(source_id integer) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, syncd
+AS $function$
+DECLARE
+    a syncd.attachments;
+    rules syncd.present_rules;
+BEGIN
+    SELECT * INTO a FROM syncd.attachments AS t WHERE t.id = source_id AND EXISTS (SELECT FROM pg_class AS c WHERE c.oid = t.source) FOR UPDATE;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    SELECT * INTO rules FROM syncd.present_rules AS p WHERE p.id = source_id;
+    IF NOT rules.kept THEN
+        PERFORM syncd.make_like(a.source);
+        rules.project := syncd.compile_expression(a.source, rules.project, 'text', 'project');
+        rules.dataset := syncd.compile_expression(a.source, rules.dataset, 'text', 'dataset');
+        rules.live := syncd.compile_expression(a.source, rules.live, 'boolean', 'live');
+        PERFORM syncd.keep_rules(source_id);
+        DROP TABLE pg_temp.syncd_like;
+    END IF;
+    UPDATE syncd.attachments AS t
+    SET schema_name = n.nspname, table_name = c.relname, project = rules.project, dataset = rules.dataset, live = rules.live
+    FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE t.id = source_id AND c.oid = a.source
+      AND (t.schema_name, t.table_name, t.project, t.dataset, t.live) IS DISTINCT FROM (n.nspname, c.relname, rules.project, rules.dataset, rules.live);
+END
+$function$;
+
+-- Note a source in syncd's own tables, with the rules that its caller has compiled, and make its trigger functions.
 CREATE OR REPLACE FUNCTION syncd.register(source regclass, key text[], key_types text[], vector text, vector_type text, dimension integer,
                                project text, dataset text, live text, metric text, columns text[], arguments jsonb) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, syncd
@@ -85,14 +205,27 @@ DECLARE
     source_id integer;
 BEGIN
     PERFORM syncd.check_session_owner(source);
-    INSERT INTO syncd.attachments (source, key, key_types, vector, vector_type, dimension, project, dataset, live, metric, columns, column_kinds, arguments)
-    VALUES (source, key, key_types, vector, vector_type, dimension, project, dataset, live, metric, columns,
-            ARRAY(SELECT syncd.column_kind(source, c.name) FROM unnest(columns) WITH ORDINALITY AS c (name, place) ORDER BY c.place), arguments)
+    INSERT INTO syncd.attachments (source, key, key_types, vector, vector_type, dimension, project, dataset, live, metric, columns, column_kinds, arguments,
+                                   schema_name, table_name, attached_name)
+    SELECT source, key, key_types, vector, vector_type, dimension, project, dataset, live, metric, columns,
+           ARRAY(SELECT syncd.column_kind(source, c.name) FROM unnest(columns) WITH ORDINALITY AS c (name, place) ORDER BY c.place), arguments,
+           n.nspname, r.relname, r.relname
+    FROM pg_class AS r JOIN pg_namespace AS n ON n.oid = r.relnamespace WHERE r.oid = source
     RETURNING id INTO source_id;
+    PERFORM syncd.keep_rules(source_id);
     PERFORM syncd.make_capture(source_id, key);
     PERFORM syncd.mark(source_id, 'a');
     RETURN source_id;
 END
+$function$;
+
+-- What a caller who may not read syncd's tables needs of them.
+DROP FUNCTION syncd.attachment(regclass);
+CREATE FUNCTION syncd.attachment(source regclass, OUT id integer, OUT arguments jsonb, OUT project text, OUT dataset text, OUT live text)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, syncd
+AS $function$
+    SELECT a.id, a.arguments, p.project, p.dataset, p.live
+    FROM syncd.attachments AS a JOIN syncd.present_rules AS p ON p.id = a.id WHERE a.source = attachment.source
 $function$;
 
 CREATE OR REPLACE FUNCTION syncd.attach(
@@ -119,8 +252,7 @@ DECLARE
     compiled_dataset text;
     compiled_live text;
     given jsonb;
-    old_id integer;
-    old_arguments jsonb;
+    old record;
     new_id integer;
     bad text;
 BEGIN
@@ -138,6 +270,7 @@ BEGIN
     project := coalesce(project, $$'default'$$);
     live := coalesce(live, 'true');
     columns := coalesce(columns, '{}');
+    PERFORM syncd.make_like(relation);
     compiled_project := syncd.compile_expression(relation, project, 'text', 'project');
     compiled_dataset := syncd.compile_expression(relation, dataset, 'text', 'dataset');
     compiled_live := syncd.compile_expression(relation, live, 'boolean', 'live');
@@ -162,17 +295,20 @@ BEGIN
                                            relation::text);
     END IF;
 
-    SELECT a.id, a.arguments INTO old_id, old_arguments FROM syncd.attachment(relation) AS a;
-    IF old_id IS NOT NULL AND old_arguments = given THEN  -- the same again: nothing to change, but perhaps to mend
+    SELECT * INTO old FROM syncd.attachment(relation) AS a;
+    -- The same text may mean something else by now: another search_path, another function or type of that name.
+    IF old.arguments = given AND (old.project, old.dataset, old.live) = (compiled_project, compiled_dataset, compiled_live) THEN
+        DROP TABLE pg_temp.syncd_like;
         PERFORM syncd.mend(source);
         RETURN;
     END IF;
-    IF old_id IS NOT NULL THEN
-        PERFORM syncd.drop_triggers(relation, old_id);
-        PERFORM syncd.unregister(old_id);
+    IF old.id IS NOT NULL THEN
+        PERFORM syncd.drop_triggers(relation, old.id);
+        PERFORM syncd.unregister(old.id);
     END IF;
     new_id := syncd.register(relation, key_names, key_types, vector_name, vector_type, dimension, compiled_project, compiled_dataset,
                              compiled_live, metric, columns, given);
+    DROP TABLE pg_temp.syncd_like;
     PERFORM syncd.mend_triggers(relation, new_id);
 END
 $function$;
@@ -203,3 +339,51 @@ BEGIN
     RETURN true;
 END
 $function$;
+
+-- What is left of tables that were attached under a table's name and dropped since, the newest first.
+CREATE FUNCTION syncd.orphans(relation regclass, OUT id integer, OUT arguments jsonb) RETURNS SETOF record
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, syncd
+AS $function$
+    SELECT a.id, a.arguments
+    FROM syncd.attachments AS a JOIN pg_class AS c ON c.relname = a.table_name JOIN pg_namespace AS n ON n.oid = c.relnamespace AND n.nspname = a.schema_name
+    WHERE c.oid = relation AND NOT EXISTS (SELECT FROM pg_class AS o WHERE o.oid = a.source)
+    ORDER BY a.id DESC
+$function$;
+
+-- A table that was dropped and made again is another table: attach it with the arguments of the one before, which is detached.
+CREATE FUNCTION syncd.reattach(source text, OUT rows bigint, OUT live_rows bigint, OUT datasets bigint)
+LANGUAGE plpgsql
+AS $function$
+DECLARE
+    relation pg_catalog.regclass := syncd.table_of(source);
+    given jsonb := (SELECT o.arguments FROM syncd.orphans(relation) AS o LIMIT 1);
+BEGIN
+    IF given IS NULL THEN
+        RAISE EXCEPTION 'no table named % was attached and dropped', relation USING ERRCODE = 'invalid_parameter_value',
+            HINT = pg_catalog.format('SELECT * FROM syncd.attach(%L);', relation::text);
+    END IF;
+    PERFORM syncd.check_owner(relation);
+    IF (SELECT a.id FROM syncd.attachment(relation) AS a) IS NULL THEN
+        SELECT a.rows, a.live_rows, a.datasets INTO rows, live_rows, datasets
+        FROM syncd.attach(source, key => ARRAY(SELECT pg_catalog.jsonb_array_elements_text(given -> 'key')), vector => given ->> 'vector',
+                          project => given ->> 'project', dataset => given ->> 'dataset', live => given ->> 'live', metric => given ->> 'metric',
+                          columns => ARRAY(SELECT pg_catalog.jsonb_array_elements_text(given -> 'columns'))) AS a;
+    END IF;
+    PERFORM syncd.unregister(o.id) FROM syncd.orphans(relation) AS o;
+END
+$function$;
+
+-- Rules of what was attached before this revision. One whose text means nothing any more is left to the service, which says so.
+DO $do$
+DECLARE
+    each record;
+BEGIN
+    FOR each IN SELECT a.id FROM syncd.attachments AS a LOOP
+        BEGIN
+            PERFORM syncd.remember(each.id);
+        EXCEPTION WHEN OTHERS THEN
+            RAISE NOTICE 'the rules of source % cannot be compiled: %', each.id, SQLERRM;
+        END;
+    END LOOP;
+END
+$do$;
