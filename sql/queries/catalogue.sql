@@ -3,18 +3,34 @@
 -- name: read_catalogue
 -- One line of facts a source. The ids are literals: without a parameter the plan of the prepared statement is kept, which saves most of its time. relfilenode changes with every rewrite, also with one that changes no value (VACUUM FULL); the xmin of a
 -- pg_attribute row with whatever is done to the column, and that of a pg_trigger row also when a trigger is switched off and on again.
--- Which columns an expression uses is not recorded anywhere: those whose name occurs in its text are taken. Partitions may be
--- many: digests, only of the sources in {whole}.
+-- Columns that an expression uses are those whose name occurs in its text. Partitions may be many: digests, only of the sources in {whole}.
+-- What the rules call is there by name, in their text, and with the xmin of the functions, which moves when one is replaced. The values of
+-- enum types are there by number: a renamed one changes what rows hold that nobody has written.
 SELECT a.id, json_build_object(
     'kind', c.relkind, 'file', c.relfilenode::bigint, 'persistence', c.relpersistence,
     'row_security', json_build_array(c.relrowsecurity, c.relforcerowsecurity),
     'per_row', syncd.fires_per_row(c.oid),
+    'rules', json_build_array(p.project, p.dataset, p.live),
+    'functions', (SELECT json_object_agg(f.oid::bigint, f.xmin::text::bigint ORDER BY f.oid) FROM pg_proc AS f WHERE f.oid = ANY (p.functions)),
+    'remembered', p.kept AND (a.project, a.dataset, a.live, a.schema_name, a.table_name)
+                             IS NOT DISTINCT FROM (p.project, p.dataset, p.live, n.nspname::text, c.relname::text),
+    'send', (SELECT format('%s.%I', f.pronamespace::regnamespace, f.proname)
+             FROM pg_attribute AS v JOIN pg_type AS t ON t.oid = v.atttypid JOIN pg_proc AS f ON f.oid = t.typsend
+             WHERE v.attrelid = c.oid AND v.attname = a.vector AND NOT v.attisdropped),
+    'labels', (WITH RECURSIVE types (id) AS (
+                   SELECT t.atttypid FROM pg_attribute AS t
+                   WHERE t.attrelid = c.oid AND t.attnum > 0 AND NOT t.attisdropped
+                     AND (t.attname = ANY (a.columns) OR strpos(concat(p.project, p.dataset, p.live), quote_ident(t.attname)) > 0)
+                   UNION
+                   SELECT i.id FROM types AS s JOIN pg_type AS t ON t.oid = s.id, LATERAL (VALUES (t.typbasetype), (t.typelem)) AS i (id) WHERE i.id <> 0
+               )
+               SELECT json_object_agg(e.oid::bigint, e.enumlabel ORDER BY e.oid) FROM types AS s JOIN pg_enum AS e ON e.enumtypid = s.id),
     'columns', (SELECT json_object_agg(t.attname, json_build_array(t.attnum, t.atttypid::bigint, t.atttypmod, t.xmin::text::bigint,
                                                                          t.attgenerated) ORDER BY t.attnum)
                 FROM pg_attribute AS t
                 WHERE t.attrelid = c.oid AND t.attnum > 0 AND NOT t.attisdropped
                   AND (t.attname = a.vector OR t.attname = ANY (a.key) OR t.attname = ANY (a.columns)
-                       OR strpos(concat(a.project, a.dataset, a.live), quote_ident(t.attname)) > 0)),
+                       OR strpos(concat(p.project, p.dataset, p.live), quote_ident(t.attname)) > 0)),
     'triggers', (SELECT json_object_agg(t.tgname, json_build_array(t.oid::bigint, t.xmin::text::bigint, t.tgenabled) ORDER BY t.tgname)
                  FROM pg_trigger AS t
                  WHERE t.tgrelid = c.oid AND starts_with(t.tgname::text, format('syncd_%s_', a.id))))::text,
@@ -28,6 +44,7 @@ SELECT a.id, json_build_object(
             'count', count(*), 'members', md5(string_agg(tree.relid::text, ',' ORDER BY tree.relid)),
             'files', md5(string_agg(concat(r.relfilenode, r.relpersistence), ',' ORDER BY tree.relid)),
             'row_security', md5(string_agg(concat(r.relrowsecurity, r.relforcerowsecurity), ',' ORDER BY tree.relid)),
+            'unlogged', coalesce(bool_or(r.relpersistence = 'u'), false),
             'triggers', md5(string_agg(t.facts, ',' ORDER BY tree.relid)), 'always', coalesce(bool_and(t.always), true))::text
         FROM tree JOIN pg_class AS r ON r.oid = tree.relid
         LEFT JOIN LATERAL (
@@ -35,7 +52,8 @@ SELECT a.id, json_build_object(
             FROM pg_trigger AS t
             WHERE t.tgrelid = tree.relid AND starts_with(t.tgname::text, format('syncd_%s_', a.id))
         ) AS t ON true) END
-FROM syncd.attachments AS a JOIN pg_class AS c ON c.oid = a.source
+FROM syncd.attachments AS a JOIN pg_class AS c ON c.oid = a.source JOIN pg_namespace AS n ON n.oid = c.relnamespace
+JOIN syncd.present_rules AS p ON p.id = a.id
 WHERE a.id = ANY ('{{{ids}}}'::integer[]);
 
 -- name: read_column_names
@@ -55,6 +73,9 @@ SELECT a.id,
 FROM syncd.attachments AS a
 LEFT JOIN pg_attribute AS v ON v.attrelid = a.source AND v.attname = a.vector AND v.attnum > 0 AND NOT v.attisdropped
 LEFT JOIN pg_type AS y ON y.oid = v.atttypid;
+
+-- name: remember
+SELECT syncd.remember(%s);
 
 -- name: limit_mend
 SET LOCAL statement_timeout = '10s';

@@ -20,7 +20,7 @@ SELECT pg_get_userbyid(n.nspowner)::text, has_schema_privilege(n.oid, 'USAGE') F
 -- name: read_missing_rights
 -- What a service needs of syncd's own tables and this role may not do; without a privilege: a table that is gone.
 SELECT w.relation, CASE WHEN c.oid IS NOT NULL THEN w.privilege END
-FROM (VALUES ('alembic_version', 'SELECT'), ('attachments', 'SELECT'), ('checkpoints', 'SELECT'), ('checkpoints', 'INSERT'),
+FROM (VALUES ('alembic_version', 'SELECT'), ('attachments', 'SELECT'), ('present_rules', 'SELECT'), ('checkpoints', 'SELECT'), ('checkpoints', 'INSERT'),
              ('checkpoints', 'DELETE'), ('consumers', 'SELECT'), ('consumers', 'INSERT'), ('consumers', 'UPDATE'),
              ('dataset_reports', 'SELECT'), ('dataset_reports', 'INSERT'), ('dataset_reports', 'UPDATE'), ('dataset_reports', 'DELETE'),
              ('meta', 'SELECT'), ('meta', 'INSERT'), ('meta', 'DELETE'), ('notify_mode', 'SELECT'), ('outbox', 'SELECT'),

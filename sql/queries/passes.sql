@@ -94,6 +94,9 @@ FROM (SELECT {key} AS syncd_key, {project} AS syncd_project, {dataset} AS syncd_
              {columns} AS syncd_columns
       FROM {source} WHERE {match} AND {live} AND {vector} IS NOT NULL OFFSET 0) AS syncd_r;
 
+-- name: plan
+EXPLAIN {query};
+
 -- name: live_but
 CASE WHEN ({columns}) IN ({failing}) THEN false ELSE {match} AND {live} END;
 

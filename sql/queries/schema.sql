@@ -24,3 +24,6 @@ SELECT rows, live_rows, datasets
 FROM syncd.attach(%(source)s, key => %(key)s, vector => %(vector)s, project => coalesce(%(project)s, $$'default'$$),
                   dataset => %(dataset)s, live => coalesce(%(live)s, 'true'), metric => coalesce(%(metric)s, 'cosine'),
                   columns => coalesce(CAST(%(columns)s AS text[]), '{}'));
+
+-- name: reattach
+SELECT rows, live_rows, datasets FROM syncd.reattach(%(source)s);

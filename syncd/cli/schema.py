@@ -65,6 +65,9 @@ def attach(
     column: Annotated[
         list[str] | None, typer.Option(help="Column that a search may filter on; again for more.")
     ] = None,
+    like_before: Annotated[
+        bool, typer.Option("--like-before", help="The table was dropped and made again: attach it as it was attached.")
+    ] = False,
     dsn: Dsn = None,
     data_dir: DataDir = None,
     embedded: Embedded = False,
@@ -74,6 +77,10 @@ def attach(
 
     Example: syncd attach public.chunks --vector embedding --dataset "lang" --live "deleted_at IS NULL"
     """
+    if like_before and any((key, vector, project, dataset, live, metric, column)):
+        raise typer.BadParameter(
+            "it takes the arguments that the table had before, and no other", param_hint="--like-before"
+        )
     settings = load_settings(dsn=dsn, data_dir=data_dir)
     with (
         database(settings, embedded=embedded) as found,
@@ -83,7 +90,7 @@ def attach(
         connection.add_notice_handler(show_notice)
         schema.check_usable(connection)
         row = connection.execute(
-            statement("schema", "attach"),
+            statement("schema", "reattach" if like_before else "attach"),
             {
                 "source": table, "key": key or None, "vector": vector, "project": project, "dataset": dataset, "live": live,
                 "metric": metric, "columns": column or None,

@@ -25,8 +25,8 @@ EVENTS_PER_ROW = ("row", "truncate")
 ALWAYS = "A"
 SWITCHED = {"D": "was disabled", "O": "fires no longer on every write (ENABLE ALWAYS)", "R": "fires on replicas only"}
 
-Doubt = Literal["registry", "rewritten", "believed", "doubted", "mend"]
-"""What a change asks for: ``registry``, to read anew what is attached; ``rewritten``, that rows moved, which a truncation explains;
+Doubt = Literal["registry", "rules", "rewritten", "believed", "doubted", "mend"]
+"""What a change asks for: ``registry``, to read again what is attached; ``rules``, the same, and a comparison at leisure; ``rewritten``, that rows moved, which a truncation explains;
 ``believed``, a comparison at leisure; ``doubted``, one at once; ``mend``, the same, and to see to the triggers."""
 
 
@@ -39,10 +39,13 @@ class Leaves(msgspec.Struct, frozen=True):
     row_security: str | None
     triggers: str | None
     always: bool
+    unlogged: bool = False
 
 
 class Catalogue(msgspec.Struct, frozen=True):
-    """The facts of one source. ``columns``: number, type, modifier, xmin, whether generated; ``triggers``: oid, xmin, when it fires."""
+    """The facts of one source. ``columns``: number, type, modifier, xmin, whether generated; ``triggers``: oid, xmin, when it fires; ``rules``: project,
+    dataset and live; ``functions``: the xmin of each that they call; ``labels``: the values of enum types. ``remembered``: whether the schema holds the
+    present names too. A checkpoint of an older version lacks what has a default."""
 
     kind: str
     file: int
@@ -51,7 +54,17 @@ class Catalogue(msgspec.Struct, frozen=True):
     per_row: bool
     columns: dict[str, tuple[int, int, int, int, str]] | None
     triggers: dict[str, tuple[int, int, str]] | None
+    rules: tuple[str, str, str] | None = None
+    functions: dict[int, int] | None = None
+    labels: dict[int, str] | None = None
+    send: str | None = None
+    remembered: bool = True
     leaves: Leaves | None = None
+
+    @property
+    def unlogged(self) -> bool:
+        """Whether a crash of the server empties the table, or a part of it."""
+        return self.persistence == "u" or (self.leaves is not None and self.leaves.unlogged)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +118,12 @@ def gone(before: Catalogue, after: Catalogue) -> dict[str, int]:
 
 def changes(before: Catalogue, after: Catalogue, renamed: Mapping[int, str | None]) -> list[Change]:
     """Every difference. ``renamed`` gives the present names of the columns that are ``gone``."""
-    found = [*column_changes(before, after, renamed), *trigger_changes(before, after), *leaf_changes(before, after)]
+    found = [
+        *column_changes(before, after, renamed),
+        *rule_changes(before, after),
+        *trigger_changes(before, after),
+        *leaf_changes(before, after),
+    ]
     if before.file != after.file:
         found.append(Change("the table was rewritten", "rewritten"))
     if before.persistence != after.persistence:
@@ -140,6 +158,26 @@ def column_changes(before: Catalogue, after: Catalogue, renamed: Mapping[int, st
             values = before.file != after.file or after.kind == "p" or "v" in (facts[4], now[4])
             found.append(Change(f"column {name} was altered", "doubted" if values else "believed"))
     found += [Change(f"there is a column {name} now", "registry") for name in new.keys() - old.keys()]
+    return found
+
+
+def rule_changes(before: Catalogue, after: Catalogue) -> list[Change]:
+    """What the rules name. Nothing is known of it from a checkpoint of an older version."""
+    if before.rules is None or after.rules is None:
+        return []
+    found = [
+        Change(f"the {role} expression is {now} now", "rules")
+        for role, was, now in zip(("project", "dataset", "live"), before.rules, after.rules, strict=True)
+        if was != now
+    ]
+    if before.send is not None and after.send is not None and before.send != after.send:
+        found.append(Change(f"the vector is sent by {after.send} now", "rules"))
+    if (before.functions or {}) != (after.functions or {}):
+        found.append(Change("a function of its rules was altered", "doubted"))
+    labels = after.labels or {}
+    for number, label in (before.labels or {}).items():
+        if labels.get(number, label) != label:
+            found.append(Change(f"enum value {label} was renamed to {labels[number]}", "doubted"))
     return found
 
 
@@ -202,8 +240,11 @@ def sql_name(source: Source) -> str:
     return sql.Literal(".".join(parts)).as_string(None)
 
 
-def attach_command(source: Source, renamed: Mapping[str, str]) -> str:
-    """The command that attaches a source again, with the present names of its columns; a dropped one stays, unless it was one to filter on."""
+def attach_command(source: Source, renamed: Mapping[str, str], *, as_given: bool = False) -> str:
+    """The command that attaches a source again, with the present names of its columns; a dropped one stays, unless it was one to filter on.
+
+    ``as_given`` takes the expressions as the user wrote them, for what was compiled of them means nothing any more.
+    """
     pattern = re.compile("|".join(rf"(?<![\w\"']){re.escape(name)}(?![\w\"'])" for name in renamed) or r"(?!)")
 
     def present(text: str) -> str:
@@ -219,7 +260,11 @@ def attach_command(source: Source, renamed: Mapping[str, str]) -> str:
         "--dataset": f"({sql.Literal(source.table).as_string()}::text)",
         "--live": "(true)",
     }
-    for option, expression in (("--project", source.project), ("--dataset", source.dataset), ("--live", source.live)):
+    rules = {"--project": source.project, "--dataset": source.dataset, "--live": source.live}
+    if as_given:
+        rules = {option: source.arguments.get(option[2:], rule) for option, rule in rules.items()}
+        defaults = {"--project": "'default'", "--dataset": sql.Literal(source.table).as_string(), "--live": "true"}
+    for option, expression in rules.items():
         if expression != defaults[option]:
             words += [option, present(expression)]
     return shell_line([*words, *(["--metric", source.metric] if source.metric != "cosine" else [])])

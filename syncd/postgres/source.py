@@ -1,16 +1,17 @@
 """A source: a table that syncd watches, and the SQL that reads its rows.
 
-The expressions come from ``syncd.attachments``, where attach stored them as Postgres prints them back; they are SQL text, not values, and run
-with the rights of the role that syncd connects as.
+The expressions come from ``syncd.present_rules``: what attach compiled, printed by Postgres with the present names. They are SQL text, not values,
+and run with the rights of the role that syncd connects as.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, LiteralString
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, LiteralString
 
 import psycopg
 from psycopg import sql
@@ -60,6 +61,10 @@ class Source:
     """The function that gives the vector's binary form, quoted; ``None`` when table or column were dropped."""
     partitions: int | None = None
     """How many, at every level, when it was looked; ``None`` for a table that is not partitioned."""
+    arguments: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """As they were given to attach."""
+    last_name: str | None = None
+    """The table's name when it was last looked at, quoted for SQL."""
     trouble: str = ""
     dropped: frozenset[str] = frozenset()
     """The attached columns that are no longer there under their names."""
@@ -67,7 +72,7 @@ class Source:
     @property
     def name(self) -> str:
         """The table's name for people."""
-        return f"{self.schema}.{self.table}" if self.table else f"dropped table {self.oid}"
+        return f"{self.schema}.{self.table}" if self.table else f"dropped table {self.last_name or self.oid}"
 
     def is_same(self, other: Source) -> bool:
         """Whether an index of one is an index of the other. A number alone does not tell: a database that was turned back gives it out again."""
@@ -195,6 +200,10 @@ class Source:
             page_rows=sql.Literal(page_rows),
         )
 
+    def plan(self) -> sql.Composed:
+        """Have the rules parsed and planned, on no row: what raises here is wrong with a rule, not with a row."""
+        return passes("plan").format(query=self.read_all(None, vectors=False))
+
     def read_rows(self, match: sql.Composable, *, vectors: bool = True, failing: Sequence[Key] = ()) -> sql.Composed:
         """Key, project, dataset, vector, fingerprint and attached columns of the live rows that match.
 
@@ -304,7 +313,8 @@ def layout_trouble(
 ) -> str:
     """Why the table's columns cannot be read as key, vector and columns to filter on."""
     if source.table is None:
-        return f"the table was dropped: run: syncd detach {source.oid}"
+        again = f"; or, if it was made again: {like_before(source)}" if source.last_name else ""
+        return f"the table was dropped: run: syncd detach {source.oid}{again}"
     attached = list(zip(source.columns, column_kinds, strict=True))
     for name, kind in (*zip(source.key, key_types, strict=True), (source.vector, vector_type), *attached):
         if kind is None:
@@ -318,6 +328,11 @@ def layout_trouble(
         if kind == "":
             return f"column {name} was given a type or a collation that cannot be filtered on"
     return ""
+
+
+def like_before(source: Source) -> str:
+    """The command that attaches a table in place of the dropped one whose name it has."""
+    return f"syncd attach {shlex.quote(source.last_name or '')} --like-before"
 
 
 def read_fingerprint_probe(connection: psycopg.Connection) -> int:

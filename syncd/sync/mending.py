@@ -1,6 +1,7 @@
-"""Mending: where a source's triggers are missing or switched off, put them right, as far as the role that syncd connects as may.
+"""Repairs: where a source's triggers are missing or switched off, put them right, as far as the role that syncd connects as may.
 
 It takes the owner's rights. Where they are not given the source says what the owner is to run, and is compared with its table every minute.
+Besides, what the schema remembers of a source is brought up to date when the look at the catalogue finds other names than those.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ class Mender:
             for watched in list(self.consumer.sources.values()):
                 if watched.watch.mend_at <= time.monotonic() and watched.source.table is not None:
                     await self.mend(watched)
+                if watched.watch.remember_at <= time.monotonic() and watched.source.table is not None:
+                    await self.remember(watched)
             await done.wait()
 
     async def mend(self, watched: WatchedSource) -> None:
@@ -57,6 +60,20 @@ class Mender:
             self.consumer.wake("request")  # the pass sees them, and compares what was written without them
         elif watched.watch.weakness:
             watched.watch.mend_at = time.monotonic() + MEND_SECONDS
+
+    async def remember(self, watched: WatchedSource) -> None:
+        """Try once. What fails is said once, and tried again later: rules that mean nothing any more cannot be compiled."""
+        watched.watch.remember_at = time.monotonic() + MEND_SECONDS
+        try:
+            async with self.control.transaction() as control:
+                await control.execute(statement("catalogue", "limit_mend"))
+                await control.execute(statement("catalogue", "remember"), [watched.source.id])
+        except SyncdError as error:
+            if self.said.get(-watched.source.id) != str(error):
+                self.said[-watched.source.id] = str(error)
+                logger.warning("rules_not_kept", source=watched.source.name, error=str(error))
+        else:
+            self.said.pop(-watched.source.id, None)
 
     async def call(self, oid: int) -> bool:
         """Whether triggers were changed; raises ``DatabaseError``."""

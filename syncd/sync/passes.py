@@ -25,7 +25,7 @@ from syncd.statements import statement
 from syncd.sync.alerts import NAMED, named
 from syncd.sync.applying import apply
 from syncd.sync.datasets import Registry
-from syncd.sync.reading import is_of_a_row, read_by_keys, read_page
+from syncd.sync.reading import read_by_keys, read_page
 from syncd.sync.scan import Scan
 from syncd.sync.watch import doubt, explained, look, trouble
 from syncd.sync.watched import WatchedSource
@@ -71,7 +71,11 @@ class Handover:
 
 
 class StartAgain(Exception):
-    """The pass must begin anew, with other sources locked, or without one that failed."""
+    """The pass must begin again, with other sources locked, or without one that failed."""
+
+
+class ReadRegistryAgain(Exception):
+    """A source could not be read: perhaps because something that its rules name has another name since they were read."""
 
 
 @dataclass(slots=True)
@@ -115,6 +119,7 @@ class Pass:
             except (
                 pg.UndefinedTable,
                 pg.InvalidSchemaName,
+                ReadRegistryAgain,
             ):  # renamed or dropped: the registry knows its name by its oid
                 self.rollback()
                 with session.transaction(self.connection, "service_settings"):
@@ -312,10 +317,10 @@ class Pass:
         if isinstance(error, psycopg.Error):
             if self.connection.broken or isinstance(error, psycopg.OperationalError):
                 return False
-            if is_of_a_row(error) and not each.careful:
-                each.careful = True  # find the row, and read the others
-            else:
-                each.failed(explained(each, error, self.connection.info.user), now=time.monotonic())
+            if not each.careful:
+                each.careful = True  # with the present names; then find the row, and read the others
+                raise ReadRegistryAgain from error
+            each.failed(explained(each, error, self.connection.info.user), now=time.monotonic())
             raise StartAgain from error
         if isinstance(error, SyncdError | OSError | ValueError):
             each.failed(str(error), now=time.monotonic())

@@ -3,6 +3,8 @@
 An error ends the whole statement, so the failing rows are found by halving what is asked for, each attempt behind a savepoint of the pass's own
 transaction: they go to quarantine as ``expression_failed``, the others are read. Savepoints cost two round trips, so they begin with the first
 failure: the pass starts again, and the source is read with care until no row of it fails any more.
+
+Invariant: no row goes to quarantine for an error that occurs without any row. That is the rule's own, and fails the source.
 """
 
 from __future__ import annotations
@@ -45,7 +47,13 @@ def read_by_keys(connection: psycopg.Connection, each: WatchedSource, keys: Sequ
 
     if not each.careful:
         return read(keys), []
+    check_rules(connection, each)
     return halving(connection, read, keys)
+
+
+def check_rules(connection: psycopg.Connection, each: WatchedSource) -> None:
+    """Raise what is wrong with the rules themselves."""
+    psycopg.RawCursor(connection).execute(each.source.plan(), prepare=False)
 
 
 def halving(
@@ -89,6 +97,7 @@ def read_page(
     until = end_of(after, rows)
     if not each.careful:
         return read(after, until), [], until
+    check_rules(connection, each)
     found: Rows = []
     failing: list[Key] = []
     waiting = [(after, until, rows)]

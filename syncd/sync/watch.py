@@ -30,6 +30,7 @@ from syncd.postgres.catalogue import (
 )
 from syncd.postgres.connection import first_line
 from syncd.sync.datasets import ANSWERING
+from syncd.sync.reading import is_of_a_row
 
 if TYPE_CHECKING:
     from syncd.sync.watched import WatchedSource
@@ -71,6 +72,7 @@ class Watch:
     looked_at: float = -math.inf
     compare_at: float = -math.inf
     mend_at: float = math.inf
+    remember_at: float = math.inf
 
     def remember(self, seen: str) -> None:
         """Go on from the facts of a checkpoint."""
@@ -140,6 +142,7 @@ def take_note(connection: psycopg.Connection, each: WatchedSource, text: str) ->
         weak += f": run as the owner of the table: SELECT syncd.mend({sql_name(each.source)});"
     watch.weakness = weak
     each.retry_at = min(each.retry_at, time.monotonic())  # what failed may be mended
+    watch.remember_at = math.inf if facts.remembered else 0.0
     if before is None:
         return False
     lost = gone(before, facts)
@@ -153,12 +156,12 @@ def take_note(connection: psycopg.Connection, each: WatchedSource, text: str) ->
     if any(change.doubt == "mend" for change in found):
         watch.mend_at = 0.0
     strong = [change.reason for change in found if change.doubt in ("registry", "doubted", "mend")]
-    weaker = [change.reason for change in found if change.doubt == "believed"]
+    weaker = [change.reason for change in found if change.doubt in ("rules", "believed")]
     if strong:
         doubt(each, f"{each.source.name}: {', '.join(strong)}")
     if weaker:
         doubt(each, f"{each.source.name}: {', '.join(weaker)}", believed=True)
-    return bool(altered)
+    return any(change.doubt in ("registry", "rules") for change in found)
 
 
 def watch_triggers(each: WatchedSource, now: float) -> None:
@@ -215,9 +218,10 @@ def mark_doubted(each: WatchedSource, reason: str) -> None:
 def explained(each: WatchedSource, error: psycopg.Error, role: str) -> str:
     """Why reading a source failed, and what to do, from what the catalogue says."""
     watch, source = each.watch, each.source
-    if isinstance(error, pg.UndefinedColumn | pg.UndefinedFunction | pg.DatatypeMismatch):
+    if is_of_a_rule(error):
         message = error.diag.message_primary or first_line(error)
-        return attach_again(each, f"{watch.altered or source.name}: {message}")
+        by_name = isinstance(error, pg.UndefinedColumn | pg.DatatypeMismatch) or bool(watch.altered)
+        return attach_again(each, f"{watch.altered or source.name}: {message}", as_given=not by_name)
     hidden = watch.facts is not None and (watch.facts.row_security[0] or watch.leaves)
     if isinstance(error, pg.InsufficientPrivilege) and hidden:
         name = sql.Identifier(role).as_string()
@@ -235,9 +239,15 @@ def trouble(each: WatchedSource) -> str:
     return attach_again(each, f"{each.watch.altered or each.source.name}: {each.source.trouble}")
 
 
-def attach_again(each: WatchedSource, reason: str) -> str:
+def is_of_a_rule(error: psycopg.Error) -> bool:
+    """Whether an expression of the source means nothing any more. Errors of a row's come here only where they occur without a row."""
+    state = error.sqlstate or ""
+    return is_of_a_row(error) or (state.startswith(("42", "3F")) and not isinstance(error, pg.InsufficientPrivilege))
+
+
+def attach_again(each: WatchedSource, reason: str, *, as_given: bool = False) -> str:
     """A reason with the command that attaches the source with its present columns."""
-    return f"{reason}{ATTACH_AGAIN}{attach_command(each.source, each.watch.renamed)}"
+    return f"{reason}{ATTACH_AGAIN}{attach_command(each.source, each.watch.renamed, as_given=as_given)}"
 
 
 def named_command(reason: str) -> str:
