@@ -26,8 +26,8 @@ ALWAYS = "A"
 SWITCHED = {"D": "was disabled", "O": "fires no longer on every write (ENABLE ALWAYS)", "R": "fires on replicas only"}
 
 Doubt = Literal["registry", "rules", "rewritten", "believed", "doubted", "mend"]
-"""What a change asks for: ``registry``, to read again what is attached; ``rules``, the same, and a comparison at leisure; ``rewritten``, that rows moved, which a truncation explains;
-``believed``, a comparison at leisure; ``doubted``, one at once; ``mend``, the same, and to see to the triggers."""
+"""What a change asks for: ``registry``, to read again what is attached; ``rules``, the same, and a comparison at leisure; ``rewritten``, that rows
+moved, which a truncation explains; ``believed``, a comparison at leisure; ``doubted``, one at once; ``mend``, that, and a look at the triggers."""
 
 
 class Leaves(msgspec.Struct, frozen=True):
@@ -43,9 +43,9 @@ class Leaves(msgspec.Struct, frozen=True):
 
 
 class Catalogue(msgspec.Struct, frozen=True):
-    """The facts of one source. ``columns``: number, type, modifier, xmin, whether generated; ``triggers``: oid, xmin, when it fires; ``rules``: project,
-    dataset and live; ``functions``: the xmin of each that they call; ``labels``: the values of enum types. ``remembered``: whether the schema holds the
-    present names too. A checkpoint of an older version lacks what has a default."""
+    """The facts of one source. ``columns``: number, type, modifier, xmin, whether generated; ``triggers``: oid, xmin, when it fires;
+    ``rules``: project, dataset and live; ``functions``: the xmin of each that they call; ``labels``: the values of enum types;
+    ``remembered``: whether the schema holds the present names too. A checkpoint of an older version lacks what has a default."""
 
     kind: str
     file: int
