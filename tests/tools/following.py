@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from syncd.postgres.account import as_account, server_account
 from tests.faults.altered import Followed
+from tests.servers import Version, available, bindir
 
 WRITES = (
     "INSERT INTO items (id, v) VALUES (1000 + {n} % 200, ARRAY[{n}, 1, 1]) ON CONFLICT (id) DO UPDATE SET v = excluded.v;"
@@ -26,3 +33,17 @@ def problems(followed: Followed) -> list[tuple[str, str, str]]:
     return followed.db.execute(
         "SELECT m.relation::text, m.trigger, m.problem FROM syncd.sources AS s, syncd.missing_triggers(s.id) AS m"
     ).fetchall()
+
+
+def skip_unless_runnable(version: Version, name: str) -> None:
+    """Skip the test if PostgreSQL's program is missing, or out of reach of the user who runs the servers."""
+    if not available(version):
+        pytest.skip(f"PostgreSQL {version} is not installed")
+    program = bindir(version) / name
+    if not program.exists():
+        pytest.skip(f"needs {name}: {program.parent} has none")
+    try:
+        account = as_account(server_account(Path("/")), Path("/"))
+        subprocess.run([program, "--version"], check=True, capture_output=True, **account)
+    except OSError as error:
+        pytest.skip(f"the user who runs the servers cannot run {name}: {error}")

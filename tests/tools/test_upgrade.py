@@ -14,7 +14,8 @@ from tests.conftest import TEMPLATE, has_pgvector, prepare
 from tests.daemon import Daemon
 from tests.faults.following import applied, assert_in_step, attach_tables, change, logged
 from tests.oracle.tables import DOCS, ITEMS, Table
-from tests.servers import PostgresServer, Version, available, bindir
+from tests.servers import PostgresServer, Version, bindir
+from tests.tools.following import skip_unless_runnable
 
 DATABASE = "app"
 
@@ -24,8 +25,8 @@ DATABASE = "app"
 def test_a_service_resumes_on_a_cluster_that_pg_upgrade_has_made(
     tmp_path: Path, old: Version, new: Version, restarted: bool
 ) -> None:
-    skip_without_pg_upgrade(old)
-    skip_without_pg_upgrade(new)
+    skip_unless_runnable(old, "pg_upgrade")
+    skip_unless_runnable(new, "pg_upgrade")
     tables = (ITEMS, DOCS) if has_pgvector(old) else (DOCS,)
     with PostgresServer(old, tmp_path, tcp=True) as before, following(before, tables, tmp_path) as daemon:
         address = daemon.conninfo
@@ -103,17 +104,3 @@ def skip_unless_dumped(server: PostgresServer, new: Version) -> None:
         pytest.skip(
             f"pg_dump of this PostgreSQL {new} does not know the option pg_attver that this {server.version} gives columns"
         )
-
-
-def skip_without_pg_upgrade(version: Version) -> None:
-    """Debian's packages and the wheel have it; the servers' user must reach it."""
-    if not available(version):
-        pytest.skip(f"PostgreSQL {version} is not installed")
-    program = bindir(version) / "pg_upgrade"
-    if not program.exists():
-        pytest.skip(f"needs pg_upgrade: {program.parent} has none")
-    try:
-        account = as_account(server_account(Path("/")), Path("/"))
-        subprocess.run([program, "--version"], check=True, capture_output=True, **account)
-    except OSError as error:
-        pytest.skip(f"the servers' user cannot run pg_upgrade: {error}")
