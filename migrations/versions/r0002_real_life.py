@@ -9,7 +9,13 @@ down_revision = "0001"
 branch_labels = None
 depends_on = None
 
-FILES: tuple[str, ...] = ("schema/0002_rules.sql", "schema/0002_attach.sql", "schema/0002_tokens.sql")
+FILES: tuple[str, ...] = (
+    "schema/0002_keys.sql",
+    "triggers/0002_capture.sql",
+    "schema/0002_rules.sql",
+    "schema/0002_attach.sql",
+    "schema/0002_tokens.sql",
+)
 
 
 def upgrade() -> None:

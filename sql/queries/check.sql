@@ -22,7 +22,7 @@ SELECT pg_get_userbyid(n.nspowner)::text, has_schema_privilege(n.oid, 'USAGE') F
 SELECT w.relation, CASE WHEN c.oid IS NOT NULL THEN w.privilege END
 FROM (VALUES ('alembic_version', 'SELECT'), ('attachments', 'SELECT'), ('present_rules', 'SELECT'), ('checkpoints', 'SELECT'), ('checkpoints', 'INSERT'),
              ('checkpoints', 'DELETE'), ('consumers', 'SELECT'), ('consumers', 'INSERT'), ('consumers', 'UPDATE'),
-             ('dataset_reports', 'SELECT'), ('dataset_reports', 'INSERT'), ('dataset_reports', 'UPDATE'), ('dataset_reports', 'DELETE'),
+             ('dataset_reports', 'SELECT'), ('dataset_reports', 'INSERT'), ('dataset_reports', 'UPDATE'), ('dataset_reports', 'DELETE'), ('doubts', 'SELECT'),
              ('meta', 'SELECT'), ('meta', 'INSERT'), ('meta', 'DELETE'), ('notify_mode', 'SELECT'), ('outbox', 'SELECT'),
              ('outbox_0', 'TRUNCATE'), ('outbox_1', 'TRUNCATE'), ('outbox_2', 'TRUNCATE'), ('outbox_id', 'SELECT'),
              ('outbox_limit', 'SELECT'), ('outbox_limit', 'UPDATE'), ('outbox_slot', 'SELECT'), ('outbox_slot', 'UPDATE'),

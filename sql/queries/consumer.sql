@@ -77,15 +77,22 @@ SELECT freed::text FROM syncd.outbox_limit;
 SELECT pg_current_snapshot()::text, (SELECT last_value FROM syncd.outbox_id);
 
 -- name: read_open_writers
--- Who has written to the outbox, or holds the guard, and has not ended: a loser of the guard wakes nobody when it commits.
-SELECT coalesce(array_agg(DISTINCT l.virtualtransaction), '{}') FROM pg_locks AS l
-WHERE l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database()) AND l.pid <> pg_backend_pid()
+-- Who has written to the outbox, or holds the guard, and has not ended: a loser of the guard wakes nobody when it commits. And whether a
+-- transaction is open, prepared ones too, that has moved syncd.doubts.
+SELECT coalesce(array_agg(DISTINCT l.virtualtransaction) FILTER (WHERE l.pid IS NOT NULL), '{}'),
+       coalesce(bool_or(l.relation = 'syncd.doubts'::regclass), false)
+FROM pg_locks AS l
+WHERE l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database()) AND l.pid IS DISTINCT FROM pg_backend_pid()
   AND (l.locktype = 'relation' AND l.mode = 'RowExclusiveLock'
-       AND l.relation IN ('syncd.outbox'::regclass, 'syncd.outbox_0'::regclass, 'syncd.outbox_1'::regclass, 'syncd.outbox_2'::regclass)
+       AND l.relation IN ('syncd.outbox'::regclass, 'syncd.outbox_0'::regclass, 'syncd.outbox_1'::regclass, 'syncd.outbox_2'::regclass,
+                          'syncd.doubts'::regclass)
        OR l.locktype = 'advisory' AND l.objsubid = 1 AND (l.classid::bigint << 32 | l.objid::bigint) = 8317708086);
 
+-- name: read_doubts
+SELECT d.last_value FROM syncd.doubts AS d;
+
 -- name: read_last_outbox_id
-SELECT last_value FROM syncd.outbox_id;
+SELECT o.last_value, d.last_value FROM syncd.outbox_id AS o, syncd.doubts AS d;
 
 -- name: take_guard
 -- While this session holds the guard nobody notifies: the consumer is awake, and a NOTIFY would only serialise commits. Not where

@@ -43,6 +43,7 @@ ROLLBACK;
 -- The first statement of a pass that takes a snapshot: S1. With it, what the pass must know before it reads: is this still our place to
 -- be, the names that the locked oids have now, whether there is a marker since the oldest position, the history of its transactions (NULL in
 -- a restored copy that has none of its own yet), and the next transaction id: no transaction of this history has that id or a higher one.
+-- The doubts are read behind the snapshot: no transaction that it sees has moved them unnoticed.
 SELECT pg_current_snapshot()::text, (SELECT last_value FROM syncd.outbox_id), pg_is_in_recovery(),
        (SELECT c.run_id::text FROM syncd.consumers AS c WHERE c.name = {consumer}),
        (SELECT coalesce(json_agg(json_build_array(r.oid::bigint, n.nspname, r.relname)), '[]')
@@ -50,7 +51,16 @@ SELECT pg_current_snapshot()::text, (SELECT last_value FROM syncd.outbox_id), pg
        EXISTS (SELECT FROM syncd.outbox AS o WHERE o.op <> 'k' AND ({range})),
        (SELECT l.freed::text FROM syncd.outbox_limit AS l),
        syncd.history(),
-       pg_snapshot_xmax(pg_current_snapshot())::text::bigint + age(pg_snapshot_xmax(pg_current_snapshot())::xid);
+       pg_snapshot_xmax(pg_current_snapshot())::text::bigint + age(pg_snapshot_xmax(pg_current_snapshot())::xid),
+       (SELECT d.last_value FROM syncd.doubts AS d);
+
+-- name: read_outbox_locks
+-- Who keeps the outbox, or an index of it, from being read.
+SELECT l.pid, left(a.query, 100) FROM pg_locks AS l LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid
+WHERE l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock' AND l.pid IS DISTINCT FROM pg_backend_pid()
+  AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+  AND l.relation IN (SELECT c.oid FROM pg_class AS c WHERE c.relnamespace = 'syncd'::regnamespace AND starts_with(c.relname::text, 'outbox'))
+ORDER BY l.granted DESC, l.pid LIMIT 1;
 
 -- name: export_snapshot
 -- For a transaction on another connection that is to see what this one sees.

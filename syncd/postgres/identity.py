@@ -161,6 +161,13 @@ def write_nonce(connection: psycopg.Connection, consumer: str, position: Positio
     return Nonce(value, int(row[0]))
 
 
+def read_doubts(connection: psycopg.Connection) -> int:
+    """The value of the sequence that writers move who could not write to the outbox."""
+    row = connection.execute(statement("consumer", "read_doubts")).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
 def read_registry(connection: psycopg.Connection) -> tuple[Position, list[Source], Snapshot | None]:
     """The sources at a snapshot, and one in which everything is visible that was freed of the outbox, if anything was."""
     connection.execute(";\n".join((statement("passes", "begin_pass"), session.service_settings(connection))))

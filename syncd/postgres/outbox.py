@@ -103,6 +103,13 @@ def read_changes(
     return Changes({source: list(found) for source, found in keys.items()}, following, rows)
 
 
+def who_locks_the_outbox(connection: psycopg.Connection) -> str:
+    """Why the outbox cannot be read now, in words."""
+    row = connection.execute(part("read_outbox_locks").encode(), prepare=False).fetchone()
+    who = "" if row is None else f" by process {row[0]}" if row[0] is not None else " by a prepared transaction"
+    return f"table syncd.outbox is locked{who}" + (f": {row[1]}" if row is not None and row[1] else "")
+
+
 def ranges(snapshot: Snapshot, after: tuple[int, int] | None = None) -> list[str]:
     """The outbox's two index ranges that a snapshot did not see, the second from ``after`` (xid, id) on if that is further; the first
     is left out when nothing was in progress."""

@@ -9,7 +9,7 @@ from psycopg import sql
 
 DENIED = re.compile(r"permission denied for (\w+) (.+)")
 OWN_RELATIONS = re.compile(
-    r"alembic_version|meta|outbox\w*|notify_mode|attachments|rules|present_rules|consumers|checkpoints|\w+_reports|sources|status|quarantine"
+    r"alembic_version|meta|outbox\w*|notify_mode|attachments|rules|present_rules|consumers|checkpoints|doubts|\w+_reports|sources|status|quarantine"
 )
 
 

@@ -81,6 +81,8 @@ class Manifest(msgspec.Struct, frozen=True):
     """What this number was when the fingerprints in the files were computed; with another they cannot be compared."""
     saved_at: str
     sources: list[SavedSource]
+    doubts: int = 0
+    """The value of ``syncd.doubts`` that the sources were compared for; -1 where they were not yet."""
     format: int = FORMAT
 
     @property

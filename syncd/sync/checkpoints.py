@@ -127,13 +127,13 @@ class Checkpointer:
         """The four steps."""
         connection = await self.consumer.settled_connection(CONNECTION_SECONDS)
         try:
-            position, captured, nonce = await self.capture_and_prove(connection)
+            position, captured, nonce, doubts = await self.capture_and_prove(connection)
         except DatabaseUnreachable:  # the connection was lost unnoticed; the consumer opens another
             connection = await self.consumer.settled_connection(CONNECTION_SECONDS)
-            position, captured, nonce = await self.capture_and_prove(connection)
+            position, captured, nonce, doubts = await self.capture_and_prove(connection)
         proving.deadline = math.inf
         try:
-            bytes_written = await to_thread.run_sync(self.write_files, captured, nonce)
+            bytes_written = await to_thread.run_sync(self.write_files, captured, nonce, doubts)
         except OSError as error:
             raise DataDirectoryError(
                 f"the checkpoint cannot be written to {self.store.data_dir}: {error.strerror or error}",
@@ -157,11 +157,13 @@ class Checkpointer:
                 {"consumer": self.consumer.settings.consumer, "kept": self.store.nonces},
             )
 
-    async def capture_and_prove(self, connection: psycopg.Connection) -> tuple[Position, list[CapturedSource], Nonce]:
-        """Steps 1 and 2; raises ``DatabaseError``."""
+    async def capture_and_prove(
+        self, connection: psycopg.Connection
+    ) -> tuple[Position, list[CapturedSource], Nonce, int]:
+        """Steps 1 and 2, and the doubts that are settled in what was taken; raises ``DatabaseError``."""
         consumer = self.consumer
         async with consumer.busy:
-            position = consumer.oldest_position()
+            position, doubts = consumer.oldest_position(), consumer.doubts.saved
             captured = [capture(watched) for watched in consumer.sources.values()]
             try:
                 with translated_errors():
@@ -174,9 +176,9 @@ class Checkpointer:
                 consumer.unsettle(connection)
                 raise
             consumer.nonce = nonce
-        return position, captured, nonce
+        return position, captured, nonce, doubts
 
-    def write_files(self, captured: list[CapturedSource], nonce: Nonce) -> int:
+    def write_files(self, captured: list[CapturedSource], nonce: Nonce, doubts: int) -> int:
         """Index files first, then the manifest. Runs in a worker thread while passes go on."""
         self.store.check_directory()
         bytes_written = 0
@@ -200,6 +202,7 @@ class Checkpointer:
             fingerprint_probe=self.consumer.fingerprint_probe,
             saved_at=datetime.now(UTC).isoformat(),
             sources=sources,
+            doubts=doubts,
         )
         return bytes_written + self.store.save(manifest)
 

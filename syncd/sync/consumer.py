@@ -29,6 +29,7 @@ from syncd.postgres.identity import (
     has_nonce,
     keep_name,
     notifies,
+    read_doubts,
     read_incarnation,
     read_registry,
     take_name,
@@ -100,7 +101,8 @@ class Consumer(Progress):
                 self.connected, self.lost = True, None
                 while True:
                     outcome = await self.next_pass(connection)
-                    self.settled = connection
+                    if not outcome.put_off:
+                        self.settled = connection
                     await self.rest(connection, outcome)
             except ConsumerReplaced:
                 raise
@@ -180,6 +182,12 @@ class Consumer(Progress):
                 doubt = "the database does not hold the checkpoint's nonce"
             else:
                 doubt, self.nonce = "", nonce
+        if manifest is not None and not doubt:
+            self.doubts.seen = manifest.doubts
+        else:  # everything is read: only what is still open may come later
+            self.doubts.seen = read_doubts(connection)
+            writers = connection.execute(statement("consumer", "read_open_writers")).fetchone()
+            self.doubts.unsettled = bool(writers and writers[1])
         saved_sources = {saved.id: saved for saved in manifest.sources} if manifest is not None else {}
         for source in sources:
             saved = saved_sources.get(source.id)
@@ -250,22 +258,43 @@ class Consumer(Progress):
         if outcome.handed_over:
             self.handover = None
             self.handed_over.set()
-        self.last_pass_at = time.monotonic()
+        self.note_put_off(outcome.put_off)
+        if not outcome.put_off:
+            self.last_pass_at = time.monotonic()
         self.note_progress()
         self.finish_pass()
         return outcome
+
+    def note_put_off(self, reason: str) -> None:
+        """Say once that passes are put off, and why; meanwhile the indexes answer, and their lag grows."""
+        before = self.lost.message if self.lost is not None else ""
+        if reason and reason != before:
+            logger.warning("passes_put_off", reason=reason)
+        elif before and not reason:
+            logger.info("passes_go_on")
+        self.lost = (
+            DatabaseError(reason, hint="wait until it is done, or end it; see pg_stat_activity") if reason else None
+        )
 
     def look_and_pass(self, connection: psycopg.Connection) -> PassOutcome:
         """One pass over all sources, in a worker thread."""
         row = connection.execute(statement("consumer", "read_open_writers"), prepare=self.notifies).fetchone()
         self.pace.note_writers(frozenset(row[0]) if row else frozenset())
+        self.doubts.begin_pass(bool(row and row[1]))
         if self.registry.freed:
             self.registry.freed = False
             for watched in self.sources.values():
                 watched.try_taken_names()
         pooled = not self.notifies
         this = Pass(
-            connection, self.settings.consumer, self.run_id, self.incarnation, self.position, pooled, self.handover
+            connection,
+            self.settings.consumer,
+            self.run_id,
+            self.incarnation,
+            self.position,
+            pooled,
+            self.handover,
+            self.doubts,
         )
         outcome = this.run(list(self.sources.values()))
         if this.history:
@@ -274,7 +303,10 @@ class Consumer(Progress):
             self.follow_registry(outcome.sources, Position(outcome.snapshot, self.position.outbox_id))
         newest = max((watched.cursor.position.outbox_id for watched in self.sources.values()), default=0)
         self.position = Position(outcome.snapshot, max(newest, self.position.outbox_id))
-        self.newest_outbox_id = outcome.newest_outbox_id
+        if outcome.put_off:
+            self.outbox_moved(connection)
+        else:
+            self.newest_outbox_id = outcome.newest_outbox_id
         return outcome
 
     def note_progress(self) -> None:
@@ -319,9 +351,11 @@ class Consumer(Progress):
                 return
 
     def outbox_moved(self, connection: psycopg.Connection) -> bool:
-        """Whether anybody has written to the outbox since the last pass, committed or not."""
+        """Whether anybody has written to the outbox since the last pass, committed or not, or could not and has noted a doubt."""
         row = connection.execute(statement("consumer", "read_last_outbox_id"), prepare=self.notifies).fetchone()
-        return row != (self.newest_outbox_id,)
+        assert row is not None
+        before, self.newest_outbox_id = self.newest_outbox_id, row[0]
+        return row != (before, self.doubts.seen)
 
     def take_guard(self, connection: psycopg.Connection) -> None:
         """Hold the guard under load, if no other consumer may be asleep."""

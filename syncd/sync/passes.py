@@ -19,14 +19,23 @@ from psycopg import sql
 
 from syncd.errors import ConsumerReplaced, DatabaseUnreachable, SyncdError
 from syncd.postgres import session
-from syncd.postgres.outbox import Changes, Cursor, read_changes, read_markers, registry_changed, window_range
+from syncd.postgres.outbox import (
+    Changes,
+    Cursor,
+    read_changes,
+    read_markers,
+    registry_changed,
+    who_locks_the_outbox,
+    window_range,
+)
 from syncd.postgres.source import Source, passes, read_sources
 from syncd.statements import statement
 from syncd.sync.alerts import NAMED, named
 from syncd.sync.applying import apply
 from syncd.sync.datasets import Registry
+from syncd.sync.doubts import DOUBT, Doubts
+from syncd.sync.estimates import expected_rows, nearest_to_its_end
 from syncd.sync.reading import read_by_keys, read_page
-from syncd.sync.scan import Scan
 from syncd.sync.watch import doubt, explained, look, trouble
 from syncd.sync.watched import WatchedSource
 from syncd.types import Position, Snapshot
@@ -36,8 +45,8 @@ SETTINGS = ("service_settings", "plan_settings")
 RECENTLY_DIRTY_SECONDS = 5.0
 KEYS_PER_READ = 1000
 REREAD_PER_PASS = 5000
-OUTBOX_LOCK_TRIES = 50
-"""Of 100 ms each. A slot is freed in milliseconds; only VACUUM FULL and its like hold the outbox for longer."""
+OUTBOX_LOCK_TRIES = 10
+"""Of 100 ms each. A slot is freed in milliseconds; only VACUUM FULL and its like hold the outbox for longer: then the pass is put off."""
 NO_LONGER_HELD = "the outbox no longer holds the changes since its position"
 
 logger = structlog.get_logger()
@@ -55,6 +64,8 @@ class PassOutcome:
     handed_over: bool = False
     sources: list[Source] | None = None
     took_snapshot: bool = True
+    put_off: str = ""
+    """Who has locked the outbox, so that there was no pass."""
     locked: set[int] = field(default_factory=set)
 
 
@@ -91,6 +102,7 @@ class Pass:
     pooled: bool
     """Whether the connection may lead to another session in each transaction."""
     handover: Handover | None = None
+    doubts: Doubts = field(default_factory=Doubts)
     history: str = ""
     next_xid: int = 0
 
@@ -125,6 +137,11 @@ class Pass:
                 with session.transaction(self.connection, "service_settings"):
                     sources = read_sources(self.connection)
                 return PassOutcome(self.position.snapshot, more=True, sources=sources, took_snapshot=False)
+            except pg.LockNotAvailable:  # of the outbox: a source that is locked waits by itself
+                self.rollback()
+                with session.transaction(self.connection, "service_settings"):
+                    reason = who_locks_the_outbox(self.connection)
+                return PassOutcome(self.position.snapshot, took_snapshot=False, put_off=reason)
             except BaseException:
                 self.rollback()
                 raise
@@ -175,6 +192,9 @@ class Pass:
         """Everything after the locks: from the snapshot to the new cursors."""
         oldest = min([self.position.snapshot, *(each.cursor.position.snapshot for each in due)], key=Snapshot.age)
         snapshot, newest_outbox_id, names_changed, marked, freed = self.take_snapshot(locked, oldest)
+        for each in watched if self.doubts.moved else ():
+            if each.source.table is not None:
+                doubt(each, f"{each.source.name}: {DOUBT}")
         if (
             names_changed
             or self.position.snapshot.lacks(freed)
@@ -222,7 +242,8 @@ class Pass:
             each for each in ready if each.scan is not None and each.cursor.window is None and each.failure is None
         ]
         if scanned:  # one page a pass: changes of the others are not kept waiting
-            self.scan_page(self.nearest_to_its_end(scanned))
+            if not (self.doubts.moved and self.doubts.unsettled):  # else the next pass would begin again
+                self.scan_page(nearest_to_its_end(self.connection, scanned))
             outcome.more = True
         outcome.handed_over = self.hand_over(snapshot, newest_outbox_id, watched)
         self.commit()
@@ -260,7 +281,7 @@ class Pass:
         )
         row = self.connection.execute(query, prepare=False).fetchone()
         assert row is not None
-        snapshot, newest_outbox_id, in_recovery, run_id, names, marked, freed, history, self.next_xid = row
+        snapshot, newest_outbox_id, in_recovery, run_id, names, marked, freed, history, self.next_xid, doubts = row
         if in_recovery:
             raise DatabaseUnreachable("the server has become a standby", hint="name all hosts in SYNCD_DSN")
         if run_id is None:
@@ -278,6 +299,7 @@ class Pass:
                 "the database was restored from a dump", hint="wait: syncd connects again, and compares every row"
             )
         self.history = history
+        self.doubts.note(doubts)
         expected = {(each.source.oid, each.source.schema, each.source.table) for each in locked}
         names_changed = {tuple(name) for name in names} != expected
         freed = None if freed is None else Snapshot.parse(freed)
@@ -314,6 +336,9 @@ class Pass:
 
         An error of the server's ended the transaction: then the pass starts again, without that source.
         """
+        if isinstance(error, pg.LockNotAvailable):  # REINDEX locks an index more than its table
+            each.behind("another transaction holds a lock on the table or an index of it", now=time.monotonic())
+            raise StartAgain from error
         if isinstance(error, psycopg.Error):
             if self.connection.broken or isinstance(error, psycopg.OperationalError):
                 return False
@@ -327,37 +352,12 @@ class Pass:
             return True
         return False
 
-    def nearest_to_its_end(self, scanned: Sequence[WatchedSource]) -> WatchedSource:
-        """The source with the fewest rows left to read, as far as the server's statistics tell: it answers before a large one.
-
-        First those that answer nothing yet.
-        """
-        if len(scanned) == 1:
-            return scanned[0]
-        query = passes("estimate_rows").format(oids=sql.Literal([each.source.oid for each in scanned]))
-        rows: dict[int, float] = dict(self.connection.execute(query, prepare=False).fetchall())
-
-        def left(each: WatchedSource) -> tuple[bool, float]:
-            assert each.scan is not None
-            return not each.reading, max(rows.get(each.source.oid, 0.0) - each.scan.rows, 0.0)
-
-        return min(scanned, key=left)
-
-    def expected_rows(self, each: WatchedSource, scan: Scan) -> int:
-        """About how many rows a scan is to read, for those who watch it: those that were there before, else what the statistics tell."""
-        known = sum(one.index.count for name, one in each.datasets.items() if scan.only is None or name in scan.only)
-        if known:
-            return known
-        query = passes("estimate_rows").format(oids=sql.Literal([each.source.oid]))
-        row = self.connection.execute(query, prepare=False).fetchone()
-        return 0 if row is None else int(row[1])
-
     def scan_page(self, each: WatchedSource) -> None:
         """Read one page of a scan at the pass's snapshot; later changes of its rows come through the outbox."""
         scan, begun = each.scan, time.monotonic()
         assert scan is not None
         if scan.expected is None:
-            scan.expected = self.expected_rows(each, scan)
+            scan.expected = expected_rows(self.connection, each, scan)
         try:
             only = None if scan.only is None else sorted(scan.only)
             rows, failing, until = read_page(self.connection, each, scan.after, only, scan.page_rows)

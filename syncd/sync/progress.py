@@ -15,6 +15,7 @@ import psycopg
 
 from syncd.errors import DatabaseError, DatabaseUnreachable, TimedOut
 from syncd.sync.datasets import ANSWERING, Dataset, Follower, Registry, State
+from syncd.sync.doubts import Doubts
 from syncd.sync.pace import Pace
 from syncd.sync.passes import Handover
 from syncd.sync.wake import Wake
@@ -50,10 +51,11 @@ class Progress:
         self.handover: Handover | None = None
         self.handed_over = anyio.Event()
         self.pace = Pace()
+        self.doubts = Doubts()
         self.lost: DatabaseError | None = DatabaseUnreachable(
             "the database has not been reached yet", hint="wait; or: syncd check"
         )
-        """Why there is no connection, or none that is of use; None while there is one."""
+        """Why there is no connection, or none that is of use, or why passes are put off; None while all is well."""
 
     def finish_pass(self) -> None:
         """Let those who wait for a position look at it."""
@@ -112,7 +114,7 @@ class Progress:
     def lag_rows(self) -> int:
         """Outbox rows that wait, at most."""
         oldest = self.oldest_position().outbox_id
-        return max(self.newest_outbox_id - oldest, 0) if any(watched.lags for watched in self.sources.values()) else 0
+        return max(self.newest_outbox_id - oldest, 0) if self.changes_wait else 0
 
     @property
     def state(self) -> State:
@@ -244,7 +246,7 @@ class Progress:
 
     def timed_out(self, what: str) -> TimedOut:
         """The time of a request that waits ran out."""
-        if not self.connected:
+        if self.lost is not None:
             error = self.unreachable(what)
             return TimedOut(error.message, hint=error.hint)
         for watched in self.sources.values():

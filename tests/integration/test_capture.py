@@ -175,7 +175,7 @@ def test_a_renamed_key_column_fails_no_write_and_has_the_source_read_again(rolle
     rolled_back.execute("INSERT INTO items VALUES (4)")
     rolled_back.execute("UPDATE items SET name = 'z' WHERE number = 4")
     rolled_back.execute("DELETE FROM items WHERE number = 4")
-    assert outbox(rolled_back) == [("r", None)] * 3
+    assert outbox(rolled_back) == [("r", None)]  # once a transaction
 
 
 def test_a_dropped_key_column_fails_no_write(rolled_back: psycopg.Connection) -> None:
@@ -217,11 +217,10 @@ def test_an_outbox_that_cannot_be_written_fails_no_write_and_a_warning_says_so(
     )
     for write in WRITES:
         execute(rolled_back, write)
-    assert [severity for severity, _, _ in warnings] == ["WARNING"] * len(WRITES)
-    assert all(
-        text.startswith("syncd could not note a change of items: ") and "syncd init" in hint
-        for _, text, hint in warnings
-    )
+    [(severity, text, hint)] = warnings  # once a transaction
+    assert severity == "WARNING"
+    assert text.startswith("syncd could not note a change of public.items: ")
+    assert "syncd init" in hint
 
 
 def test_a_wake_up_that_fails_fails_no_write_and_loses_no_key(rolled_back: psycopg.Connection) -> None:

@@ -24,6 +24,7 @@ LOOK = f"{RACES}::test_every_commit_of_a_burst_is_noticed_by_the_look_for_open_w
 HALF = f"{RACES}::test_readers_never_see_half_of_a_transaction"
 FREEING = "tests/faults/test_freeing.py"
 ROTATION = "tests/faults/test_rotation.py"
+LOCKED = "tests/faults/test_locked_outbox.py"
 FALLING_BEHIND = "tests/faults/test_falling_behind.py"
 LARGE = "tests/faults/test_large_transactions.py"
 OUTBOX = "tests/integration/test_outbox.py"
@@ -77,9 +78,9 @@ TRAPS = {
     "a writer touches a slot that it does not write to": Trap(
         (
             (
-                "sql/triggers/0001_capture.sql",
-                "FROM syncd.outbox_%1$s AS syncd_b CROSS JOIN",
-                "FROM syncd.outbox_0 AS syncd_b CROSS JOIN",
+                "sql/triggers/0002_capture.sql",
+                "LOCK TABLE syncd.outbox_%1$s IN ROW EXCLUSIVE MODE NOWAIT; '",
+                "LOCK TABLE syncd.outbox_0 IN ROW EXCLUSIVE MODE NOWAIT; '",
             ),
         ),
         (f"{FREEING}::test_a_writer_has_only_the_slot_open_that_it_writes_to[plain]",),
@@ -87,12 +88,37 @@ TRAPS = {
     "a writer to a partition touches a slot that it does not write to": Trap(
         (
             (
-                "sql/triggers/0001_capture.sql",
-                "FROM syncd.outbox_%1$s AS syncd_b LIMIT 0",
-                "FROM syncd.outbox_0 AS syncd_b LIMIT 0",
+                "sql/triggers/0002_capture.sql",
+                "LOCK TABLE syncd.outbox_%1$s IN ROW EXCLUSIVE MODE NOWAIT;',",
+                "LOCK TABLE syncd.outbox_0 IN ROW EXCLUSIVE MODE NOWAIT;',",
             ),
         ),
         (f"{FREEING}::test_a_writer_has_only_the_slot_open_that_it_writes_to[partitioned]",),
+    ),
+    "a writer waits for whoever has locked the outbox": Trap(
+        (
+            (
+                "sql/triggers/0002_capture.sql",
+                "LOCK TABLE syncd.outbox_%1$s IN ROW EXCLUSIVE MODE NOWAIT; '",
+                "LOCK TABLE syncd.outbox_%1$s IN ROW EXCLUSIVE MODE; '",
+            ),
+        ),
+        (
+            f"{LOCKED}::test_a_write_neither_fails_nor_waits_while_the_outbox_is_locked_and_leaves_a_doubt"
+            "[18-statement-lock_timeout = 0-SHARE]",
+        ),
+    ),
+    "a doubt is settled while its writer is open": Trap(
+        (("syncd/sync/doubts.py", "self.unsettled = value != self.seen or (", "self.unsettled = False and ("),),
+        (f"{LOCKED}::test_a_doubted_writer_that_commits_late_is_not_missed",),
+    ),
+    "a checkpoint forgets the doubts": Trap(
+        (("syncd/sync/doubts.py", "return UNSETTLED if self.unsettled else self.seen", "return self.seen"),),
+        (f"{LOCKED}::test_a_doubt_that_was_not_settled_at_the_last_checkpoint_is_settled_after_the_start",),
+    ),
+    "a start takes the doubts as they are": Trap(
+        (("syncd/sync/consumer.py", "self.doubts.seen = manifest.doubts", "self.doubts.seen = read_doubts(connection)"),),
+        (f"{LOCKED}::test_a_doubt_noted_while_no_service_ran_is_settled_at_the_next_start[stop]",),
     ),
     "what a checkpoint needs is freed": Trap(
         (
