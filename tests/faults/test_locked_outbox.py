@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from tests.daemon import Daemon
 from tests.faults.altered import Followed
 from tests.faults.following import logged, until
 from tests.faults.rotation import rotate, value
@@ -155,6 +156,13 @@ def test_a_writer_that_meets_a_slot_that_is_being_freed_has_the_source_read_agai
 
 
 # The service
+
+
+@pytest.fixture
+def daemon(daemon: Daemon) -> Daemon:
+    """One that never verifies by itself: a verify would repair what is missed."""
+    daemon.settings["verify_seconds"] = 0
+    return daemon
 
 
 def test_changes_made_while_the_outbox_was_locked_are_found(followed: Followed, database: str) -> None:

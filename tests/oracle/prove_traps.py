@@ -117,7 +117,13 @@ TRAPS = {
         (f"{LOCKED}::test_a_doubt_that_was_not_settled_at_the_last_checkpoint_is_settled_after_the_start",),
     ),
     "a start takes the doubts as they are": Trap(
-        (("syncd/sync/consumer.py", "self.doubts.seen = manifest.doubts", "self.doubts.seen = read_doubts(connection)"),),
+        (
+            (
+                "syncd/sync/consumer.py",
+                "self.doubts.seen = manifest.doubts",
+                "self.doubts.seen = read_doubts(connection)",
+            ),
+        ),
         (f"{LOCKED}::test_a_doubt_noted_while_no_service_ran_is_settled_at_the_next_start[stop]",),
     ),
     "what a checkpoint needs is freed": Trap(
