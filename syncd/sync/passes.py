@@ -36,7 +36,7 @@ from syncd.sync.datasets import Registry
 from syncd.sync.doubts import DOUBT, Doubts
 from syncd.sync.estimates import expected_rows, nearest_to_its_end
 from syncd.sync.reading import read_by_keys, read_page
-from syncd.sync.watch import doubt, explained, look, trouble
+from syncd.sync.watch import apply_marker, doubt, explained, look, trouble
 from syncd.sync.watched import WatchedSource
 from syncd.types import Position, Snapshot
 
@@ -406,12 +406,3 @@ def by_cursor(watched: Sequence[WatchedSource]) -> dict[Cursor, list[WatchedSour
     for each in watched:
         groups.setdefault(each.cursor, []).append(each)
     return groups
-
-
-def apply_marker(watched: WatchedSource, op: str) -> None:
-    """A truncation, or a trigger that could not record keys."""
-    if op == "t":
-        watched.clear()
-        watched.watch.rewritten = False
-    elif op == "r":
-        doubt(watched, f"{watched.source.name}: a trigger could not record which rows changed")

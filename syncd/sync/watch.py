@@ -190,6 +190,15 @@ def doubt(each: WatchedSource, reason: str, *, believed: bool = False) -> None:
         mark_doubted(each, reason)
 
 
+def apply_marker(watched: WatchedSource, op: str) -> None:
+    """A truncation, or a trigger that could not record keys."""
+    if op == "t":
+        watched.clear()
+        watched.watch.rewritten = False
+    elif op == "r":
+        doubt(watched, f"{watched.source.name}: a trigger could not record which rows changed")
+
+
 def compare(each: WatchedSource) -> None:
     """Begin the comparison that a doubt asks for."""
     reason, believed = each.watch.doubt or "", each.watch.believed and (each.scan is None or each.scan.believed)
