@@ -44,9 +44,9 @@ from syncd.store.manifest import Manifest
 from syncd.sync.datasets import Registry
 from syncd.sync.loading import load_source
 from syncd.sync.pace import Pace
-from syncd.sync.passes import NO_LONGER_HELD, Pass, PassOutcome, alert_of_rebuild, session_settings
+from syncd.sync.passes import Pass, PassOutcome, session_settings
 from syncd.sync.progress import Progress
-from syncd.sync.watched import WatchedSource
+from syncd.sync.watched import NO_LONGER_HELD, WatchedSource, alert_of_rebuild
 from syncd.types import Position, Snapshot
 
 POLL_SECONDS = 1.0

@@ -21,7 +21,6 @@ from syncd.errors import ConsumerReplaced, DatabaseUnreachable, SyncdError
 from syncd.postgres import session
 from syncd.postgres.outbox import (
     Changes,
-    Cursor,
     read_changes,
     read_markers,
     registry_changed,
@@ -30,14 +29,12 @@ from syncd.postgres.outbox import (
 )
 from syncd.postgres.source import Source, passes, read_sources
 from syncd.statements import statement
-from syncd.sync.alerts import NAMED, named
 from syncd.sync.applying import apply
-from syncd.sync.datasets import Registry
 from syncd.sync.doubts import DOUBT, Doubts
 from syncd.sync.estimates import expected_rows, nearest_to_its_end
 from syncd.sync.reading import read_by_keys, read_page
 from syncd.sync.watch import apply_marker, doubt, explained, look, trouble
-from syncd.sync.watched import WatchedSource
+from syncd.sync.watched import NO_LONGER_HELD, WatchedSource, alert_of_rebuild, by_cursor
 from syncd.types import Position, Snapshot
 
 LOCK_ALL_UP_TO = 8
@@ -47,7 +44,6 @@ KEYS_PER_READ = 1000
 REREAD_PER_PASS = 5000
 OUTBOX_LOCK_TRIES = 10
 """Of 100 ms each. A slot is freed in milliseconds; only VACUUM FULL and its like hold the outbox for longer: then the pass is put off."""
-NO_LONGER_HELD = "the outbox no longer holds the changes since its position"
 
 logger = structlog.get_logger()
 
@@ -390,19 +386,3 @@ def local_settings(connection: psycopg.Connection) -> LiteralString:
 def session_settings(connection: psycopg.Connection) -> LiteralString:
     """The same for a session of our own."""
     return session.own_session_settings(connection, *SETTINGS, limits=statement("passes", "limits"))
-
-
-def alert_of_rebuild(registry: Registry, lacking: Sequence[WatchedSource]) -> None:
-    """Somebody should know why sources are read as a whole."""
-    names = [each.source.name for each in lacking]
-    registry.alerts.add(
-        "must_rebuild", f"{NO_LONGER_HELD}; every row is compared of {named(names)}", sources=names[:NAMED], count=len(names)
-    )  # fmt: skip
-
-
-def by_cursor(watched: Sequence[WatchedSource]) -> dict[Cursor, list[WatchedSource]]:
-    """Sources that stand at the same place share one reading of the outbox; in ordinary times that is all of them."""
-    groups: dict[Cursor, list[WatchedSource]] = {}
-    for each in watched:
-        groups.setdefault(each.cursor, []).append(each)
-    return groups

@@ -7,7 +7,7 @@ longer holds) has rows read again, and until they have been, the datasets that d
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -15,6 +15,7 @@ import structlog
 
 from syncd.postgres.outbox import Cursor
 from syncd.postgres.source import Source
+from syncd.sync.alerts import NAMED, named
 from syncd.sync.datasets import Dataset, Registry, State
 from syncd.sync.directory import Directory
 from syncd.sync.reading import EXPRESSION_FAILED
@@ -27,6 +28,7 @@ LAST_RETRY_SECONDS = 15.0
 HELD_UP_SECONDS = 5.0
 """Of delay between two attempts; the first was some six seconds before."""
 MAX_UNCONFIRMED_KEYS = 200_000
+NO_LONGER_HELD = "the outbox no longer holds the changes since its position"
 
 logger = structlog.get_logger()
 
@@ -338,3 +340,19 @@ class WatchedSource:
         """The source was detached: its datasets go."""
         for dataset in (*self.datasets.values(), *(self.predecessor.datasets.values() if self.predecessor else ())):
             self.registry.remove(dataset)
+
+
+def alert_of_rebuild(registry: Registry, lacking: Sequence[WatchedSource]) -> None:
+    """Somebody should know why sources are read as a whole."""
+    names = [each.source.name for each in lacking]
+    registry.alerts.add(
+        "must_rebuild", f"{NO_LONGER_HELD}; every row is compared of {named(names)}", sources=names[:NAMED], count=len(names)
+    )  # fmt: skip
+
+
+def by_cursor(watched: Sequence[WatchedSource]) -> dict[Cursor, list[WatchedSource]]:
+    """Sources that stand at the same place share one reading of the outbox; in ordinary times that is all of them."""
+    groups: dict[Cursor, list[WatchedSource]] = {}
+    for each in watched:
+        groups.setdefault(each.cursor, []).append(each)
+    return groups
