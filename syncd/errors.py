@@ -7,6 +7,7 @@ SyncdError
 ├── SettingsError             a wrong setting or wrong usage: exit 2
 ├── DatabaseError             the database cannot be used as it is
 │   ├── DatabaseUnreachable  NotInstalled  WrongSchemaVersion  ConsumerReplaced
+├── InvalidDocument           a document that an app's store cannot hold
 ├── AddressInUse              another process listens there
 ├── EmbeddedUnavailable       the embedded PostgreSQL is not installed, or does not start
 ├── DataDirectoryError        locked, read-only, or full
@@ -136,6 +137,13 @@ class SettingsError(SyncdError):
 
     kind = "settings"
     next_step = "see: syncd config, and syncd --help"
+
+
+class InvalidDocument(SyncdError, ValueError):
+    """A document cannot be stored or indexed as it is; nothing of its write was stored."""
+
+    kind = "invalid_document"
+    next_step = "correct the document, and write again"
 
 
 class AddressInUse(SyncdError):

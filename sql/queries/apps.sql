@@ -15,8 +15,15 @@ CREATE TABLE IF NOT EXISTS {table} (
 -- Two that create the same table at once would fail, though IF NOT EXISTS is said.
 SELECT pg_advisory_xact_lock(hashtext('syncd.apps'));
 
--- name: has_table
-SELECT to_regclass(%s) IS NOT NULL;
+-- name: lock_first_write
+SELECT pg_advisory_xact_lock(hashtext('syncd.apps'), hashtext(%s));
+
+-- name: find_table
+SELECT t.oid::bigint, a.arguments ->> 'metric' FROM (SELECT to_regclass(%s) AS oid) AS t LEFT JOIN LATERAL syncd.attachment(t.oid) AS a ON true;
+
+-- name: detach_dropped
+-- A table that was dropped keeps its datasets' names until it is detached, by its number.
+SELECT syncd.detach(%(oid)s::text) WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class AS c WHERE c.oid = %(oid)s::bigint::oid);
 
 -- name: attach_documents
 -- The project is the table's name, so that collections of two tables may have one name.
@@ -28,6 +35,10 @@ INSERT INTO {table} (collection, id, document_id, content, metadata, embedding)
 VALUES (%(collection)s, %(id)s, %(document_id)s, %(content)s, %(metadata)s, %(embedding)s::real[])
 ON CONFLICT (collection, id) DO UPDATE
 SET document_id = excluded.document_id, content = excluded.content, metadata = excluded.metadata, embedding = excluded.embedding;
+
+-- name: vector_lengths
+SELECT cardinality(embedding::real[]) FROM {table}
+WHERE collection = %(collection)s AND embedding IS NOT NULL AND id <> ALL (%(replaced)s) ORDER BY id LIMIT 10;
 
 -- name: read_documents
 SELECT id, document_id, content, metadata FROM {table} WHERE collection = %(collection)s AND id = ANY (%(ids)s);

@@ -9,38 +9,33 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
 from weakref import WeakSet
 
 import numpy as np
+import psycopg
 from numpy.typing import NDArray
 from psycopg import Connection, sql
+from psycopg import errors as pg
 from psycopg.rows import class_row
-from psycopg.types.json import Jsonb
 from psycopg_pool import ConnectionPool
 
-from syncd.errors import DatabaseError, NotReady, UnknownDataset
+from syncd.apps.contents import Document, check_lengths, checked_rows, storable
+from syncd.errors import DatabaseError, NotReady, SettingsError, UnknownDataset
 from syncd.per_process import PerProcess
 from syncd.rpc.calls import Hit, Vector
 from syncd.rpc.client import Client
+from syncd.rpc.messages import MAX_RESULTS
 from syncd.statements import statement
 from syncd.types import Metric, Token, dataset_name
 
 MAX_CONNECTIONS = 4
-METADATA = "metadata"
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
-    """A row without its vector. ``document_id`` names what it was cut from, where it was."""
-
-    id: str
-    content: str
-    metadata: dict[str, Any] = field(default_factory=dict)
-    document_id: str | None = None
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +50,9 @@ class Documents:
     """One collection of one table. Threads may share it, and so may processes that fork: each opens its own connections.
 
     ``dsn`` is libpq's connection string, by default its ``PG*`` variables; ``address`` and ``token`` are those of ``syncd.connect``.
-    ``table`` is a name, or ``schema.name``; it is made and attached where it does not exist, for which its user needs ``USAGE`` on schema
-    ``syncd``. ``metric`` is what the table is attached with then.
+    ``table`` is a name, or ``schema.name``; it is made and attached where it does not exist, also when somebody has dropped it meanwhile. For
+    that its user needs ``USAGE`` on schema ``syncd``. ``metric`` is what the table is attached with then, by default cosine; a table that is
+    attached already has its own, and another one is a ``SettingsError``.
     """
 
     def __init__(
@@ -65,20 +61,23 @@ class Documents:
         *,
         table: str,
         collection: str,
-        metric: Metric = "cosine",
+        metric: Metric | None = None,
         address: str | os.PathLike[str] | None = None,
         token: str | None = None,
     ) -> None:
         self.table = table
         self.collection = collection
-        self.metric = metric
+        self.metric: Metric = metric or "cosine"
+        self._asked_metric = metric
+        self._oid: int | None = None
         self.dataset = dataset_name(table, collection)
         self.last_token: str | None = None
         self._name = sql.Identifier(*table.split("."))
         self._name_in_query = sql.Identifier(*table.replace("%", "%%").split("."))  # psycopg reads % in names too
         self._own = PerProcess(lambda: _Own(dsn, address, token), _Own.leave)
         try:
-            self._create()
+            with self._own.get().connection() as connection:
+                self._open(connection)
         except BaseException:
             self.close()
             raise
@@ -93,30 +92,30 @@ class Documents:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def write(self, documents: Sequence[Document], vectors: Sequence[Vector]) -> None:
-        """Insert or replace, all or none of them."""
-        rows = [
-            {
-                "collection": self.collection,
-                "id": each.id,
-                "document_id": each.document_id,
-                "content": each.content,
-                "metadata": Jsonb(each.metadata),
-                "embedding": np.asarray(vector, dtype=np.float64).tolist(),
-            }
-            for each, vector in zip(documents, vectors, strict=True)
-        ]
-        with self._own.get().connection() as connection:
+    def write(self, documents: Sequence[Document], vectors: Sequence[Vector | None]) -> None:
+        """Insert or replace, all or none of them; raises ``InvalidDocument`` that names those that could not be found afterwards."""
+        rows = checked_rows(self.collection, documents, vectors, self.metric)
+        ids = [row["id"] for row in rows]
+
+        def insert(connection: Connection) -> None:
             with connection.transaction(), connection.cursor() as cursor:
+                present = self._lengths(connection, ids)
+                if not present:  # of two first writes the second waits, and sees the lengths of the first
+                    connection.execute(statement("apps", "lock_first_write"), [self.dataset])
+                    present = self._lengths(connection, ids)
+                check_lengths(rows, present, self.collection)
                 cursor.executemany(self._statement("write_document"), rows)
             self._remember(connection)
+
+        if rows:
+            self._on_table(insert)
 
     def delete(self, ids: Sequence[str] | None = None) -> None:
         """Delete these, or without ``ids`` all of the collection; those that are not there do no harm."""
         if ids is None:
             self._change("delete_collection")
         else:
-            self._change("delete_documents", ids=list(ids))
+            self._change("delete_documents", ids=storable(ids))
 
     def delete_of(self, document_id: str) -> None:
         """Delete all that was cut from one document."""
@@ -124,10 +123,14 @@ class Documents:
 
     def read(self, ids: Sequence[str]) -> list[Document]:
         """Those of these documents that there are, in the order of ``ids``."""
-        with self._own.get().connection() as connection, connection.cursor(row_factory=class_row(Document)) as cursor:
-            cursor.execute(self._statement("read_documents"), {"collection": self.collection, "ids": list(ids)})
-            found = {document.id: document for document in cursor}
-        return [found[each] for each in ids if each in found]
+
+        def found(connection: Connection) -> dict[str, Document]:
+            with connection.cursor(row_factory=class_row(Document)) as cursor:
+                cursor.execute(self._statement("read_documents"), {"collection": self.collection, "ids": storable(ids)})
+                return {document.id: document for document in cursor}
+
+        documents = self._on_table(found)
+        return [documents[each] for each in ids if each in documents]
 
     def search(
         self, vector: Vector, k: int, conditions: Mapping[str, Any] | None = None, after: str | None = None
@@ -136,6 +139,16 @@ class Documents:
         hits = self._hits(vector, k, conditions, after)
         distances = {key[1]: hit.distance for hit in hits if isinstance(key := hit.key, tuple)}
         return [Found(document, distances[document.id]) for document in self.read([str(each) for each in distances])]
+
+    def ids_where(self, conditions: Mapping[str, Any]) -> list[str]:
+        """The ids of all documents that a filter lets through, in no order."""
+        lengths = self._on_table(lambda connection: self._lengths(connection, []))
+        if not lengths:
+            return []
+        hits = self._hits(np.ones(lengths[0], dtype=np.float32), MAX_RESULTS, conditions, None)
+        if len(hits) == MAX_RESULTS:
+            raise ValueError(f"the filter matches {MAX_RESULTS} documents or more: ask for fewer")
+        return [str(key[1]) for hit in hits if isinstance(key := hit.key, tuple)]
 
     def vectors(self, ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """The indexed vectors of these documents, of unit length where the metric is cosine."""
@@ -154,7 +167,7 @@ class Documents:
             try:
                 return client.search(self.dataset, vector, k=k, filter=conditions, after=self.last_token)
             except (UnknownDataset, NotReady):  # nothing written yet, or another program has only now made the table
-                if not self._has_vectors():
+                if not self._on_table(self._has_vectors):
                     return []
             try:
                 return client.search(self.dataset, vector, k=k, filter=conditions, consistency="strong")
@@ -164,25 +177,68 @@ class Documents:
                     hint="attach it: see the `attach_documents` statement of syncd/sql/queries/apps.sql",
                 ) from None
 
-    def _create(self) -> None:
-        with self._own.get().connection() as connection:
+    def _open(self, connection: Connection) -> None:
+        """Make the table and attach it, where that has not been done, and learn its metric."""
+        with connection.transaction():
             connection.execute(statement("apps", "lock_creation"))
             name = self._name.as_string(connection)
-            if connection.execute(statement("apps", "has_table"), [name]).fetchone() == (False,):
+            oid, metric = self._look(connection)
+            if oid is None:
                 connection.execute(self._statement("create_documents"), {})
-                connection.execute(
-                    statement("apps", "attach_documents"),
-                    {"source": name, "project": self.table, "metric": self.metric},
-                )
+            if self._oid not in (None, oid):
+                connection.execute(statement("apps", "detach_dropped"), {"oid": self._oid})
+            if metric is None:
+                wanted = self._asked_metric or self.metric
+                attach = {"source": name, "project": self.table, "metric": wanted}
+                try:
+                    connection.execute(statement("apps", "attach_documents"), attach)
+                except pg.InsufficientPrivilege as error:
+                    command = psycopg.ClientCursor(connection).mogrify(statement("apps", "attach_documents"), attach)
+                    raise DatabaseError(
+                        f"table {self.table} is not attached, and this role may not attach it: {error.diag.message_primary}",
+                        hint=f"as the table's owner: {' '.join(command[command.index('SELECT') :].split())};",
+                    ) from error
+                oid, metric = self._look(connection)
+        if self._asked_metric not in (None, metric):
+            raise SettingsError(
+                f"table {self.table} is attached with metric {metric!r}, the store was opened with {self._asked_metric!r}",
+                hint=f"open it without `metric`, or with metric={metric!r}",
+            )
+        assert metric is not None
+        self._oid, self.metric = oid, metric
+
+    def _look(self, connection: Connection) -> tuple[int | None, Metric | None]:
+        """The oid of the table that has the name now, and the metric that it is attached with."""
+        row = connection.execute(statement("apps", "find_table"), [self._name.as_string(connection)]).fetchone()
+        assert row is not None
+        return row[0], row[1]
+
+    def _on_table(self, work: Callable[[Connection], T]) -> T:
+        """Do something with the table; where somebody has dropped it, make it again first."""
+        own = self._own.get()
+        try:
+            with own.connection() as connection:
+                return work(connection)
+        except pg.UndefinedTable:
+            with own.connection() as connection:
+                self._open(connection)
+                return work(connection)
 
     def _change(self, name: str, **parameters: object) -> None:
-        with self._own.get().connection() as connection:
+        def change(connection: Connection) -> None:
             with connection.transaction():
                 connection.execute(self._statement(name), {"collection": self.collection, **parameters})
             self._remember(connection)
 
+        self._on_table(change)
+
     def _remember(self, connection: Connection) -> None:
-        """Keep a token that was taken after the commit: whoever sees it sees every write that had finished, by whatever thread."""
+        """Keep a token that was taken after the commit: whoever sees it sees every write that had finished, by whatever thread.
+
+        A table that somebody has made again since it was opened is attached first.
+        """
+        if self._look(connection)[0] != self._oid:
+            self._open(connection)
         row = connection.execute(statement("apps", "token")).fetchone()
         assert row is not None
         with self._own.get().lock:
@@ -190,11 +246,18 @@ class Documents:
             if new.xid > last.xid or new.history != last.history:
                 self.last_token = row[0]
 
-    def _has_vectors(self) -> bool:
-        with self._own.get().connection() as connection:
-            return connection.execute(self._statement("has_vectors"), {"collection": self.collection}).fetchone() == (
-                True,
-            )
+    def _has_vectors(self, connection: Connection) -> bool:
+        """Whether the collection has any; a table that was made again is attached on the way."""
+        if self._look(connection)[0] != self._oid:
+            self._open(connection)
+        return connection.execute(self._statement("has_vectors"), {"collection": self.collection}).fetchone() == (True,)
+
+    def _lengths(self, connection: Connection, replaced: Sequence[str]) -> list[int]:
+        """The lengths of some vectors of the collection, of those that are not to be replaced."""
+        found = connection.execute(
+            self._statement("vector_lengths"), {"collection": self.collection, "replaced": list(replaced)}
+        )
+        return [row[0] for row in found]
 
     def _statement(self, name: str) -> sql.Composed:
         return sql.SQL(statement("apps", name)).format(table=self._name_in_query)
@@ -248,16 +311,3 @@ class _Own:
                 os.close(connection.fileno())
         for client in self._clients:
             client.close()
-
-
-def on_metadata(conditions: Mapping[str, Any]) -> dict[str, Any]:
-    """A filter over metadata as syncd's filter over the table's columns: each name gets ``metadata.`` before it."""
-    found: dict[str, Any] = {}
-    for name, value in conditions.items():
-        if name == "not":
-            found[name] = on_metadata(value)
-        elif name in ("and", "or"):
-            found[name] = [on_metadata(each) for each in value]
-        else:
-            found[f"{METADATA}.{name}"] = value
-    return found

@@ -13,8 +13,9 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
 from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
-from syncd.apps import documents
-from syncd.apps.documents import Documents, on_metadata
+from syncd.apps.contents import Document as Row
+from syncd.apps.documents import Documents
+from syncd.apps.metadata_filters import on_metadata
 from syncd.types import Metric
 
 Filter = Mapping[str, Any]
@@ -24,8 +25,9 @@ class SyncdVectorStore(VectorStore):
     """Documents in a table of yours, searched by syncd.
 
     A search sees every write that this store has finished; ``after`` takes the token of another writer. ``filter`` is syncd's, over the
-    metadata: ``{"lang": "en", "year": {"gte": 2020}}``. Scores are distances as pgvector counts them: less is nearer. The other parameters
-    are those of ``syncd.apps.documents.Documents``. The asynchronous methods run in threads, as LangChain does by itself.
+    metadata: ``{"lang": "en", "year": {"gte": 2020}}``, also with a ``$`` before the operators; see ``syncd.apps.metadata_filters``. Scores are
+    distances as pgvector counts them: less is nearer. Metadata is stored as ``syncd.json_values`` has it. The other parameters are those of
+    ``syncd.apps.documents.Documents``. The asynchronous methods run in threads, as LangChain does by itself.
     """
 
     def __init__(
@@ -35,7 +37,7 @@ class SyncdVectorStore(VectorStore):
         *,
         collection: str = "default",
         table: str = "langchain_documents",
-        metric: Metric = "cosine",
+        metric: Metric | None = None,
         address: str | os.PathLike[str] | None = None,
         token: str | None = None,
     ) -> None:
@@ -74,7 +76,7 @@ class SyncdVectorStore(VectorStore):
         contents = list(texts)
         names = [each or str(uuid.uuid4()) for each in ids or [None] * len(contents)]
         rows = [
-            documents.Document(name, content, dict(metadata))
+            Row(name, content, metadata)
             for name, content, metadata in zip(names, contents, metadatas or [{}] * len(contents), strict=True)
         ]
         self.documents.write(rows, self._embedding.embed_documents(contents))
@@ -105,7 +107,7 @@ class SyncdVectorStore(VectorStore):
         self, embedding: list[float], k: int = 4, *, filter: Filter | None = None, after: str | None = None, **_: Any  # noqa: A002 - LangChain's name
     ) -> list[tuple[Document, float]]:  # fmt: skip
         """The nearest documents to a vector, and their distances."""
-        found = self.documents.search(embedding, k, on_metadata(filter) if filter else None, after)
+        found = self.documents.search(embedding, k, None if filter is None else on_metadata(filter) or None, after)
         return [(as_document(each.document), each.distance) for each in found]
 
     def max_marginal_relevance_search(
@@ -137,6 +139,6 @@ class SyncdVectorStore(VectorStore):
         return self._max_inner_product_relevance_score_fn
 
 
-def as_document(document: documents.Document) -> Document:
+def as_document(document: Row) -> Document:
     """A document as LangChain has it."""
-    return Document(id=document.id, page_content=document.content, metadata=document.metadata)
+    return Document(id=document.id, page_content=document.content, metadata=dict(document.metadata))

@@ -9,12 +9,9 @@ from typing import Any
 
 from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.indices.query.embedding_utils import get_top_k_mmr_embeddings
-from llama_index.core.schema import BaseNode, MetadataMode
+from llama_index.core.schema import BaseNode, MetadataMode, RelatedNodeInfo
 from llama_index.core.vector_stores.types import (
     BasePydanticVectorStore,
-    FilterCondition,
-    FilterOperator,
-    MetadataFilter,
     MetadataFilters,
     VectorStoreQuery,
     VectorStoreQueryMode,
@@ -22,21 +19,12 @@ from llama_index.core.vector_stores.types import (
 )
 from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
 
-from syncd.apps.documents import METADATA, Document, Documents, Found
+from syncd.apps.contents import Document, InvalidDocuments
+from syncd.apps.documents import Documents, Found
+from syncd.apps.llamaindex_filters import as_filter
+from syncd.json_values import json_value
 from syncd.types import Metric
 
-OPERATORS = {
-    FilterOperator.EQ: "eq",
-    FilterOperator.NE: "ne",
-    FilterOperator.GT: "gt",
-    FilterOperator.GTE: "gte",
-    FilterOperator.LT: "lt",
-    FilterOperator.LTE: "lte",
-    FilterOperator.IN: "in",
-    FilterOperator.ANY: "any",
-    FilterOperator.ALL: "contains",
-    FilterOperator.CONTAINS: "contains",
-}
 MODES = (VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.MMR)
 MMR_PREFETCH_FACTOR = 4.0
 
@@ -58,7 +46,7 @@ class SyncdVectorStore(BasePydanticVectorStore):
         *,
         collection: str = "default",
         table: str = "llamaindex_documents",
-        metric: Metric = "cosine",
+        metric: Metric | None = None,
         address: str | os.PathLike[str] | None = None,
         token: str | None = None,
     ) -> None:
@@ -88,16 +76,14 @@ class SyncdVectorStore(BasePydanticVectorStore):
 
     def add(self, nodes: Sequence[BaseNode], **_: Any) -> list[str]:
         """Write nodes that have embeddings; one whose id is there is replaced."""
-        rows = [
-            Document(
-                node.node_id,
-                node.get_content(metadata_mode=MetadataMode.NONE),
-                node_to_metadata_dict(node, remove_text=True, flat_metadata=False),
-                node.ref_doc_id,
-            )
-            for node in nodes
-        ]
-        self._documents.write(rows, [node.get_embedding() for node in nodes])
+        rows, wrong = [], InvalidDocuments(len(nodes))
+        for node in nodes:
+            with wrong.of(node.node_id):
+                content = node.get_content(metadata_mode=MetadataMode.NONE)
+                metadata = node_to_metadata_dict(plain(node), remove_text=True, flat_metadata=False)
+                rows.append(Document(node.node_id, content, metadata, node.ref_doc_id))
+        wrong.raise_if_any("correct their metadata, and write again")
+        self._documents.write(rows, [node.embedding for node in nodes])
         return [row.id for row in rows]
 
     def delete(self, ref_doc_id: str, **_: Any) -> None:
@@ -105,18 +91,16 @@ class SyncdVectorStore(BasePydanticVectorStore):
         self._documents.delete_of(ref_doc_id)
 
     def delete_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **_: Any) -> None:
-        """Delete nodes by their ids."""
-        refuse(filters)
-        self._documents.delete(node_ids or [])
+        """Delete nodes: these, those that pass the filters, or those of these that do. Without either none."""
+        self._documents.delete(self._ids(node_ids, filters))
 
     def clear(self) -> None:
         """Delete every node of the collection."""
         self._documents.delete()
 
     def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
-        """Nodes by their ids."""
-        refuse(filters)
-        return [as_node(each) for each in self._documents.read(node_ids or [])]
+        """Nodes: these, in their order, those that pass the filters, or those of these that do. Without either none."""
+        return [as_node(each) for each in self._documents.read(self._ids(node_ids, filters))]
 
     def query(self, query: VectorStoreQuery, *, after: str | None = None, **kwargs: Any) -> VectorStoreQueryResult:
         """The nearest nodes to ``query_embedding``, or in mode ``mmr`` nodes near to it of which each is unlike the one before.
@@ -167,9 +151,20 @@ class SyncdVectorStore(BasePydanticVectorStore):
         """See ``query``."""
         return await asyncio.to_thread(self.query, query, **kwargs)
 
+    def _ids(self, node_ids: list[str] | None, filters: MetadataFilters | None) -> list[str]:
+        """Which nodes are meant."""
+        if filters is None or node_ids == []:
+            return node_ids or []
+        passing = self._documents.ids_where(as_filter(filters))
+        if node_ids is None:
+            return passing
+        chosen = set(passing)
+        return [each for each in node_ids if each in chosen]
+
     def _nearest(self, query: VectorStoreQuery, k: int, after: str | None) -> list[Found]:
         assert query.query_embedding is not None
-        conditions = [as_filter(query.filters)] if query.filters is not None else []
+        asked = as_filter(query.filters) if query.filters is not None else {}
+        conditions = [asked] if asked else []
         if query.node_ids:  # a retriever passes an empty list for "any"
             conditions.append({"id": {"in": query.node_ids}})
         if query.doc_ids:
@@ -209,30 +204,16 @@ def candidates(limit: int, options: Mapping[str, Any]) -> int:
 
 def as_node(document: Document) -> BaseNode:
     """A node as LlamaIndex wrote it."""
-    return metadata_dict_to_node(document.metadata, document.content)
+    return metadata_dict_to_node(dict(document.metadata), document.content)
 
 
-def as_filter(filters: MetadataFilters) -> dict[str, Any]:
-    """LlamaIndex's filter in syncd's words; raises ``ValueError`` for an operator that syncd has not."""
-    each = [as_filter(one) if isinstance(one, MetadataFilters) else as_condition(one) for one in filters.filters]
-    if filters.condition == FilterCondition.OR:
-        return {"or": each}
-    return {"not": {"and": each}} if filters.condition == FilterCondition.NOT else {"and": each}
+def plain(node: BaseNode) -> BaseNode:
+    """A node whose metadata, and what it repeats of its relatives' metadata, is JSON; raises ``ValueError``."""
 
+    def related(given: Any) -> Any:
+        if isinstance(given, RelatedNodeInfo):
+            return given.model_copy(update={"metadata": json_value(given.metadata)})
+        return [related(each) for each in given]
 
-def as_condition(condition: MetadataFilter) -> dict[str, Any]:
-    """One comparison."""
-    name = f"{METADATA}.{condition.key}"
-    if condition.operator == FilterOperator.IS_EMPTY:
-        return {name: {"eq": None}}
-    if condition.operator == FilterOperator.NIN:
-        return {"not": {name: {"in": condition.value}}}
-    if condition.operator not in OPERATORS:
-        raise ValueError(f"syncd has no filter for {condition.operator.value}; it has {', '.join(OPERATORS)}")
-    return {name: {OPERATORS[condition.operator]: condition.value}}
-
-
-def refuse(filters: MetadataFilters | None) -> None:
-    """Filters are for queries."""
-    if filters is not None:
-        raise ValueError("nodes are read and deleted by their ids: filters are for queries")
+    relationships = {name: related(each) for name, each in node.relationships.items()}
+    return node.model_copy(update={"metadata": json_value(node.metadata), "relationships": relationships})

@@ -265,13 +265,19 @@ class _Reading:
             return Condition(path, "is_list", self.operands(name, kind, operator, value))
         if operator == "is" and value is None:
             return null
-        if operator in TEXT and not isinstance(value, str):
-            raise self.wrong(f"{operator!r} of {shortened(name)!r} takes a string", f'write {{"{operator}": "…"}}')
+        if operator in TEXT:
+            texts = value if isinstance(value, list) else [value]
+            if not texts or not all(isinstance(each, str) for each in texts):
+                raise self.wrong(
+                    f"{operator!r} of {shortened(name)!r} takes a string, or a list of strings",
+                    f'write {{"{operator}": "…"}}',
+                )
+            return Condition(path, operator, self.operands(name, kind, operator, texts))  # type: ignore[arg-type]  # one of TEXT
         if value is None:
             raise self.wrong(f"{operator!r} of {shortened(name)!r} takes no null", 'for IS NULL write {"column": null}')
         if isinstance(value, bool) and operator in ORDER:
             raise self.wrong(f"true and false have no order for {operator!r}", 'write {"column": true}')
-        return Condition(path, operator, (self.operand(name, kind, value),))  # type: ignore[arg-type]  # ORDER, TEXT, "is"
+        return Condition(path, operator, (self.operand(name, kind, value),))  # type: ignore[arg-type]  # ORDER or "is"
 
     def operands(self, name: str, kind: ColumnKind, operator: str, values: object) -> tuple[Operand, ...]:
         """A list of values."""

@@ -57,7 +57,7 @@ class Values(Protocol):
         """Append the next slots' values, as JSON has them, numbers as ``number`` reads them."""
 
     def true(self, operator: Operator, operands: Sequence[Operand], slots: slice) -> Chosen:
-        """For which of the slots the comparison is true; ``in`` and ``is_list`` take any number of operands, ``null`` none, the others one."""
+        """For which of the slots the comparison is true; ``in``, ``is_list`` and texts take any number of operands, ``null`` none, the others one."""
 
     def false(self, operator: Operator, operands: Sequence[Operand], slots: slice) -> Chosen:
         """For which of the slots the comparison is false."""

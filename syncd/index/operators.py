@@ -15,7 +15,7 @@ ORDER = ("gt", "gte", "lt", "lte")
 SETS = ("contains", "any")
 """``@>`` and ``&&`` of arrays."""
 TEXT = ("text_match", "text_match_insensitive")
-"""The column's text has this text in it; the second compares both in lower case."""
+"""The column's text has this text in it, or one of these; the second compares in lower case."""
 WHOLE = ("is", "is_array")
 """Of a jsonb key: its value equals this one, where ``eq`` also finds an array that has it; it is, or is not, an array."""
 

@@ -117,9 +117,9 @@ class Terms:
             known = tags == _STRING
             strings = np.flatnonzero(known).tolist()
             if operator in ("text_match", "text_match_insensitive"):
-                wanted = str(operands[0])  # its trailing spaces count, as in position()
                 fold = str.lower if operator.endswith("insensitive") else str
-                true[strings] = [fold(wanted) in fold(entries[number]) for number in strings]
+                wanted = [fold(str(each)) for each in operands]  # their trailing spaces count, as in position()
+                true[strings] = [any(each in fold(entries[number]) for each in wanted) for number in strings]
                 return true, known
             # Python compares strings by code point, as the collation "C" does.
             true[strings] = [COMPARE[operator](entries[number], operand) for number in strings]

@@ -233,6 +233,8 @@ class Progress:
                 followed: list[Follower] = [each for each in self.sources.values() if not each.is_failed]
                 while watched is not None and watched.successor is not None:
                     watched = watched.successor
+                if all(watched is not each for each in self.sources.values()):
+                    watched = None  # detached: another source may form the dataset now
                 waited_for = [watched] if watched is not None else followed
                 if reached(self.position.snapshot) and all(
                     not each.scanning and reached(each.cursor.position.snapshot) for each in waited_for

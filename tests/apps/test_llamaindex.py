@@ -90,7 +90,7 @@ async def test_the_same_without_blocking_the_loop(store: SyncdVectorStore) -> No
     ("operator", "key", "value", "expected"),
     [
         (FilterOperator.EQ, "lang", "en", ["a"]),
-        (FilterOperator.NE, "lang", "en", ["b"]),
+        (FilterOperator.NE, "lang", "en", ["b", "c"]),
         (FilterOperator.GT, "year", 2022, ["b"]),
         (FilterOperator.GTE, "year", 2022, ["b", "c"]),
         (FilterOperator.LT, "year", 2022, ["a"]),
@@ -100,6 +100,8 @@ async def test_the_same_without_blocking_the_loop(store: SyncdVectorStore) -> No
         (FilterOperator.ANY, "tags", ["x", "z"], ["a", "c"]),
         (FilterOperator.ALL, "tags", ["x", "y"], ["a"]),
         (FilterOperator.CONTAINS, "tags", "y", ["a", "b"]),
+        (FilterOperator.TEXT_MATCH, "lang", "e", ["a", "b"]),
+        (FilterOperator.TEXT_MATCH_INSENSITIVE, "lang", "EN", ["a"]),
         (FilterOperator.IS_EMPTY, "lang", None, ["c"]),
     ],
 )
@@ -131,9 +133,13 @@ def test_conditions_documents_and_ids(store: SyncdVectorStore) -> None:
 
 
 def test_what_cannot_be_asked_is_refused(store: SyncdVectorStore) -> None:
-    like = MetadataFilters(filters=[MetadataFilter(key="lang", value="e", operator=FilterOperator.TEXT_MATCH)])
-    with pytest.raises(ValueError, match="no filter for text_match"):
-        store.query(query(filters=like))
+    for operator, value in ((FilterOperator.TEXT_MATCH, 1), (FilterOperator.GT, ["a"]), (FilterOperator.ALL, 1)):
+        wrong = MetadataFilters(filters=[MetadataFilter(key="lang", value=value, operator=operator)])
+        with pytest.raises(ValueError, match=f"no filter {operator.value!r} for a value of type .*, asked of 'lang'"):
+            store.query(query(filters=wrong))
+    wrong = MetadataFilters(filters=[MetadataFilter(key="lang", value=1, operator=FilterOperator.IN)])
+    with pytest.raises(ValueError, match="IN and NIN take a list, asked of 'lang'"):
+        store.query(query(filters=wrong))
     for mode in set(VectorStoreQueryMode) - {VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.MMR}:
         with pytest.raises(ValueError, match=f"mode default or mmr with an embedding, not {mode.value}"):
             store.query(query(mode=mode))
@@ -141,8 +147,6 @@ def test_what_cannot_be_asked_is_refused(store: SyncdVectorStore) -> None:
         store.query(query(query_embedding=None))
     with pytest.raises(ValueError, match="give one"):
         store.query(query(mode=VectorStoreQueryMode.MMR), mmr_prefetch_k=9, mmr_prefetch_factor=2)
-    with pytest.raises(ValueError, match="by their ids"):
-        store.delete_nodes(filters=like)
 
 
 def test_marginal_relevance_prefers_what_is_unlike(store: SyncdVectorStore) -> None:
@@ -172,3 +176,19 @@ def test_an_index_of_llamaindex_on_it_retrieves(store: SyncdVectorStore) -> None
     context = StorageContext.from_defaults(vector_store=store)
     index = VectorStoreIndex(NODES, storage_context=context, embed_model=MockEmbedding(2))
     assert {each.node.node_id for each in index.as_retriever(similarity_top_k=3).retrieve("x")} == {"a", "b", "c"}
+
+
+def test_nodes_are_read_and_deleted_by_filters(store: SyncdVectorStore) -> None:
+    store.add(NODES)
+    english = MetadataFilters(filters=[MetadataFilter(key="lang", value="en")])
+    assert [each.node_id for each in store.get_nodes(filters=english)] == ["a"]
+    assert store.get_nodes(["b", "c"], filters=english) == []
+    assert store.get_nodes([], filters=english) == []
+    assert sorted(each.node_id for each in store.get_nodes(filters=MetadataFilters(filters=[]))) == ["a", "b", "c"]
+    store.delete_nodes(["b", "c"], filters=english)
+    store.delete_nodes()
+    assert store.query(query()).ids == ["a", "b", "c"]
+    store.delete_nodes(filters=english)
+    assert store.query(query()).ids == ["b", "c"]
+    store.clear()
+    assert store.get_nodes(filters=english) == []

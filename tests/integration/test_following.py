@@ -77,3 +77,22 @@ def test_a_search_waits_for_a_table_that_was_attached_a_moment_ago(db: psycopg.C
             db.execute(f"INSERT INTO t{number} SELECT i, ARRAY[i, 1] FROM generate_series(1, 1000) i")
             db.execute(f"SELECT syncd.attach('t{number}', metric => 'l2')")
             assert client.search(f"t{number}", [7, 1], k=1, consistency="strong")[0].key == 7
+
+
+def test_a_search_waits_for_a_table_that_takes_the_place_of_a_dropped_one(
+    db: psycopg.Connection, daemon: Daemon
+) -> None:
+    """The dataset is the dropped table's when the request arrives, and the new one's when it is answered."""
+    db.execute("CREATE TABLE items (id int PRIMARY KEY, v real[])")
+    db.execute("SELECT syncd.attach('items', metric => 'l2')")
+    daemon.start()
+    with daemon.client() as client:
+        for number in range(20):
+            (oid,) = db.execute("SELECT 'items'::regclass::oid::text").fetchone() or [""]
+            with db.transaction():
+                db.execute("DROP TABLE items; CREATE TABLE items (id int PRIMARY KEY, v real[])")
+                db.execute("SELECT syncd.detach(%s)", [oid])
+                db.execute("SELECT syncd.attach('items', metric => 'l2')")
+                db.execute("INSERT INTO items VALUES (%s, '{1,0}')", [number])
+            (token,) = db.execute("SELECT syncd.token()").fetchone() or [""]
+            assert [hit.key for hit in client.search("items", [1, 0], after=token)] == [number]

@@ -212,7 +212,11 @@ def asked(name: str) -> st.SearchStrategy[dict[str, Any]]:
         ordered = operands.filter(lambda value: not isinstance(value, bool))
         operators |= dict.fromkeys(("gt", "gte", "lt", "lte"), ordered)
     if column is None or column.type in ("text", "varchar(300)", "char(6)", "label"):
-        operators |= {"text_match": texts | st.sampled_from(TEXTS), "text_match_insensitive": st.sampled_from(ASCII)}
+        some_texts = st.lists(st.sampled_from(ASCII), min_size=1, max_size=3)
+        operators |= {
+            "text_match": some_texts | texts | st.sampled_from(TEXTS),
+            "text_match_insensitive": st.sampled_from(ASCII),
+        }
     if column is None:
         arrays = st.lists(operands, max_size=3)
         operators |= {"is": st.one_of(nothing_or, arrays), "is_array": st.booleans()}
@@ -317,6 +321,8 @@ def compared(name: str, operator: str, value: Any, keys: Sequence[str] = ()) -> 
             )
         case "is_array":
             return sql.SQL("(jsonb_typeof({}) = 'array') = {}").format(left, sql.Literal(value))
+        case "text_match" | "text_match_insensitive" if isinstance(value, list):
+            return sql.SQL("({})").format(sql.SQL(" OR ").join(compared(name, operator, each, keys) for each in value))
         case "text_match" | "text_match_insensitive":
             text = sql.SQL("{}::text").format(left)
             if kind is None:

@@ -70,7 +70,7 @@ def nested(depth: int) -> dict[str, Any]:
         ({"doc": {"path": ["a"], "b": 1}}, "'b' is no operator of 'doc'", "its operators: eq"),
         ({"doc.a": {"is_array": 1}}, "'is_array' of 'doc.a' takes true or false", 'write {"is_array": true}'),
         ({"doc.a": {"is": [[1]]}}, "[1] cannot be compared with 'doc.a'", "columns: year"),
-        ({"doc.a": {"text_match": 1}}, "'text_match' of 'doc.a' takes a string", 'write {"text_match": "…"}'),
+        ({"doc.a": {"text_match": 1}}, "'text_match' of 'doc.a' takes a string, or a list of strings", 'write {"text_match": "…"}'),
         ({"year": {"text_match": "1"}}, "'text_match' is no operator of 'year'", "its operators: eq, ne, in, gt"),
         (nested(MAX_DEPTH), f"nested more than {MAX_DEPTH} deep", "write it flatter"),
         ({"or": [{"year": 1}] * (MAX_CONDITIONS + 1)}, f"more than {MAX_CONDITIONS} conditions", '{"in": […]}'),

@@ -1,0 +1,184 @@
+"""LlamaIndex's filters: the documents that its own SimpleVectorStore finds, for every operator and condition."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from syncd.testing import Throwaway
+
+pytest.importorskip("llama_index.core", reason="pip install -e '.[dev]'")
+
+from llama_index.core.schema import TextNode
+from llama_index.core.vector_stores import SimpleVectorStore
+from llama_index.core.vector_stores.types import (
+    FilterCondition,
+    FilterOperator,
+    MetadataFilter,
+    MetadataFilters,
+    VectorStoreQuery,
+)
+
+from syncd.apps.llamaindex import SyncdVectorStore
+
+Operator = FilterOperator
+KEYS = ["level", "a.b", "a", "b", "", "and", "not", "none", "path", "eq", "metadata", "id", "q\"'%", "\u00e4 \u4e2d"]
+SCALARS: list[Any] = [
+    None,
+    True,
+    False,
+    0,
+    1,
+    2,
+    -1,
+    0.0,
+    1.0,
+    1.5,
+    "",
+    "a",
+    "A",
+    "ab",
+    "aB",
+    "b",
+    "1",
+    "true",
+    10**20,
+    "x" * 300,
+]
+TEXTS = ["", "a", "A", "AB", "b", "1", "ab"]
+NUMBERS: list[Any] = [0, 1, 2, 1.0, 1.5, -1, 10**20]
+ORDERED = (Operator.GT, Operator.GTE, Operator.LT, Operator.LTE)
+
+scalars = st.sampled_from(SCALARS)
+values = st.one_of(
+    scalars, scalars, st.lists(scalars.filter(lambda each: each is not None), max_size=3), st.just({"a": 1, "ab": "x"})
+)
+metadata = st.dictionaries(st.sampled_from(KEYS), values, max_size=5)
+text_lists, number_lists = (
+    st.lists(st.sampled_from(TEXTS), max_size=3),
+    st.lists(st.sampled_from([0, 1, 2]), max_size=3),
+)
+operands: dict[FilterOperator, st.SearchStrategy[Any]] = {
+    # A list with a 0 or a 1 equals in Python one with False or True in its place; syncd compares lists as JSON.
+    **dict.fromkeys(
+        (Operator.EQ, Operator.NE), st.sampled_from([*TEXTS, *NUMBERS, None]) | text_lists | st.just([2, 3])
+    ),
+    **dict.fromkeys(ORDERED, st.sampled_from([*TEXTS, *NUMBERS])),
+    **dict.fromkeys((Operator.IN, Operator.NIN), text_lists | number_lists | st.sampled_from(TEXTS)),
+    **dict.fromkeys((Operator.ANY, Operator.ALL), text_lists | number_lists | st.sampled_from(TEXTS)),
+    **dict.fromkeys((Operator.TEXT_MATCH, Operator.TEXT_MATCH_INSENSITIVE), st.sampled_from(TEXTS)),
+    Operator.CONTAINS: st.sampled_from([*TEXTS, *NUMBERS]),
+    Operator.IS_EMPTY: st.none(),
+}
+comparisons = st.sampled_from(list(Operator)).flatmap(
+    lambda operator: st.builds(
+        MetadataFilter, key=st.sampled_from(KEYS), value=operands[operator], operator=st.just(operator)
+    )
+)
+conditions = st.sampled_from([*FilterCondition, None])
+filters = st.builds(
+    MetadataFilters,
+    filters=st.lists(
+        comparisons | st.builds(MetadataFilters, filters=st.lists(comparisons, max_size=2), condition=conditions),
+        max_size=3,
+    ),
+    condition=conditions,
+)
+
+
+@pytest.fixture(scope="module")
+def store(running: Throwaway) -> Iterator[SyncdVectorStore]:
+    opened = SyncdVectorStore(running.dsn, collection=uuid.uuid4().hex, address=running.socket)
+    yield opened
+    opened.close()
+
+
+def nodes_of(documents: list[dict[str, Any]]) -> list[TextNode]:
+    return [
+        TextNode(id_=str(number), text="t", metadata=each, embedding=[1.0, float(number)])
+        for number, each in enumerate(documents)
+    ]
+
+
+def found(store: Any, wanted: MetadataFilters) -> set[str]:
+    """The ids that a store finds."""
+    query = VectorStoreQuery(query_embedding=[1.0, 1.0], similarity_top_k=100, filters=wanted)
+    return set(store.query(query).ids or [])
+
+
+def passes(reference: SimpleVectorStore, wanted: MetadataFilters) -> bool:
+    """Whether the reference's only document passes; raises ``TypeError`` as it does. It refuses nested filters, whose parts it judges here."""
+    if not any(isinstance(each, MetadataFilters) for each in wanted.filters):
+        return bool(found(reference, wanted))
+    each = [
+        passes(reference, one if isinstance(one, MetadataFilters) else MetadataFilters(filters=[one]))
+        for one in wanted.filters
+    ]
+    if wanted.condition == FilterCondition.OR:
+        return any(each)
+    return not any(each) if wanted.condition == FilterCondition.NOT else all(each)
+
+
+@settings(
+    max_examples=80,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(documents=st.lists(metadata, min_size=1, max_size=6), wanted=st.lists(filters, min_size=6, max_size=12))
+def test_every_filter_finds_what_the_reference_store_finds(
+    store: SyncdVectorStore, documents: list[dict[str, Any]], wanted: list[MetadataFilters]
+) -> None:
+    """Each document apart: one that the reference cannot compare says nothing of the others."""
+    nodes = nodes_of(documents)
+    store.clear()
+    store.add(nodes)
+    references = {node.node_id: SimpleVectorStore() for node in nodes}
+    for node in nodes:
+        references[node.node_id].add([node])
+    for each in wanted:
+        ours = found(store, each)
+        for name, reference in references.items():
+            try:
+                expected = passes(reference, each)
+            except TypeError:
+                continue
+            assert (name in ours) == expected, (documents[int(name)], each)
+
+
+@pytest.mark.parametrize("condition", list(FilterCondition))
+@pytest.mark.parametrize("key", KEYS)
+def test_every_key_is_found_beside_a_missing_and_an_empty_one(
+    store: SyncdVectorStore, key: str, condition: FilterCondition
+) -> None:
+    """The issue's own cases: NOT, no filters, NE and IS_EMPTY, by keys with dots and odd characters."""
+    nodes = nodes_of([{key: "secret"}, {key: "draft"}, {key: "public"}, {}, {key: ""}, {key: []}, {key: None}])
+    reference = SimpleVectorStore()
+    store.clear()
+    store.add(nodes)
+    reference.add(nodes)
+    secret, draft = MetadataFilter(key=key, value="secret"), MetadataFilter(key=key, value="draft")
+    other = MetadataFilter(key=key, value="secret", operator=Operator.NE)
+    neither = MetadataFilter(key=key, value=["secret", "draft"], operator=Operator.NIN)
+    empty = MetadataFilter(key=key, value=None, operator=Operator.IS_EMPTY)
+    wanted: list[list[MetadataFilter]] = [[secret, draft], [secret], [], [other], [neither], [empty]]
+    for some in wanted:
+        asked = MetadataFilters(filters=list(some), condition=condition)
+        assert found(store, asked) == found(reference, asked), asked
+
+
+def test_long_lists_are_answered(store: SyncdVectorStore) -> None:
+    store.clear()
+    store.add(nodes_of([{"n": "5"}, {"n": ["7"]}, {"n": 9}]))
+    many = [str(number) for number in range(4000)]
+    for operator, expected in ((Operator.IN, {"0"}), (Operator.NIN, {"1", "2"}), (Operator.ANY, {"0", "1"})):
+        assert (
+            found(store, MetadataFilters(filters=[MetadataFilter(key="n", value=many, operator=operator)])) == expected
+        )
+    with pytest.raises(ValueError, match="a text of 101 characters is too long"):
+        found(store, MetadataFilters(filters=[MetadataFilter(key="n", value="x" * 101, operator=Operator.IN)]))
