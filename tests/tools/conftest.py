@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -23,6 +24,15 @@ def debian(servers: Servers) -> PostgresServer:
 def database(debian: PostgresServer) -> Iterator[str]:
     """A fresh database with schema syncd; the connection string."""
     yield from clone(debian)
+
+
+@pytest.fixture
+def daemon(database: str, tmp_path: Path) -> Iterator[Daemon]:
+    """A syncd for the test's database, not yet started. It does not verify by itself: that would repair what it missed."""
+    it = Daemon(database, tmp_path / "data", verify_seconds=0)
+    yield it
+    if it.process is not None:
+        it.kill()
 
 
 @pytest.fixture

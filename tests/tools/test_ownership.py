@@ -35,7 +35,7 @@ def owned(debian: PostgresServer, tmp_path: Path) -> Iterator[Followed]:
         db = stack.enter_context(psycopg.connect(debian.conninfo(DATABASE, user="writer"), autocommit=True))
         make_items(db, vector="real[]")
         db.execute("GRANT SELECT ON items TO leaver, stayer")
-        daemon = Daemon(debian.conninfo(DATABASE, user="leaver"), tmp_path / "data")
+        daemon = Daemon(debian.conninfo(DATABASE, user="leaver"), tmp_path / "data", verify_seconds=0)
         with killed(daemon), serving(db, daemon) as followed:
             followed.in_step()
             followed.client.checkpoint()

@@ -28,7 +28,7 @@ def test_a_primary_that_pg_rewind_turned_back_is_followed_when_it_is_the_primary
             host="127.0.0.1,127.0.0.1", port=f"{first.port},{second.port}", dbname=DATABASE, user="postgres",
             target_session_attrs="read-write",
         )  # fmt: skip
-        daemon = Daemon(both, tmp_path / "data").start()
+        daemon = Daemon(both, tmp_path / "data", verify_seconds=0).start()
         try:
             caught_up(second, first)
             stop_following(second)

@@ -64,7 +64,7 @@ def following(server: PostgresServer, tables: Sequence[Table], folder: Path) -> 
     """A service in step with a database of the server."""
     prepare(server, pgvector=has_pgvector(server.version))
     attach_tables(server.create_database(DATABASE, TEMPLATE), tables)
-    daemon = Daemon(server.conninfo(DATABASE, tcp=True), folder / "data")
+    daemon = Daemon(server.conninfo(DATABASE, tcp=True), folder / "data", verify_seconds=0)
     try:
         yield daemon.start()
     finally:
