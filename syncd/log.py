@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
 from collections import deque
 from collections.abc import Mapping
+from typing import TextIO, cast
 
 import structlog
 
@@ -23,6 +25,24 @@ def remember(_: object, __: str, event: structlog.typing.EventDict) -> structlog
         {str(name): str(value)[:SHOWN_CHARACTERS] for name, value in event.items() if name != "exception"}
     )
     return event
+
+
+class Unbreakable:
+    """A text file whose errors nobody meets: a log on a full disk, or a closed pipe, must not fail what is logged."""
+
+    def __init__(self, file: TextIO) -> None:
+        self.file = file
+
+    def write(self, text: str) -> int:
+        """Write as much as goes."""
+        with contextlib.suppress(OSError, ValueError):
+            return self.file.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush what can be."""
+        with contextlib.suppress(OSError, ValueError):
+            self.file.flush()
 
 
 def configure_logging(*, verbose: bool = False) -> None:
@@ -43,6 +63,6 @@ def configure_logging(*, verbose: bool = False) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if verbose else logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(file=cast("TextIO", Unbreakable(sys.stderr))),
         cache_logger_on_first_use=True,
     )

@@ -9,7 +9,8 @@ import resource
 import signal
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from importlib.metadata import version
 
 import anyio
@@ -40,6 +41,7 @@ from syncd.sync.datasets import Registry
 from syncd.sync.mending import Mender
 from syncd.sync.reports import Reporter
 from syncd.sync.rotation import Rotator
+from syncd.sync.tasks import Tasks
 from syncd.sync.verify import Verifier
 
 START_SECONDS = 25.0
@@ -88,6 +90,7 @@ class Service:
         if removed:
             logger.info("leftovers_removed", files=removed)
         self.consumer = Consumer(settings, str(uuid.uuid4()), Registry(settings.data_dir), manifest)
+        self.tasks: Tasks = self.consumer.registry.tasks
         self.control = Control(settings.conninfo, settings.consumer, lambda: self.consumer.notifies)
         self.checkpointer = Checkpointer(self.consumer, self.control, self.store)
         self.listener = Listener(settings.conninfo, settings.consumer, self.consumer.wake)
@@ -165,7 +168,7 @@ class Service:
             tasks.start_soon(self.give_up, starting)
             await tasks.start(self.consumer.run)
             if self.consumer.notifies:
-                await tasks.start(self.listener.run)
+                await tasks.start(partial(self.tasks.keep_started, "listener", self.listener.run))
         if starting.cancelled_caught and not self.stopping.is_set():
             raise DatabaseUnreachable(
                 f"the database has not answered for {START_SECONDS:.0f} s",
@@ -180,17 +183,22 @@ class Service:
 
     def start_background(self, tasks: TaskGroup) -> None:
         """What runs beside passes and requests, and goes first at a stop: none of it may keep the last checkpoint waiting."""
-        tasks.start_soon(self.checkpointer.run, self.settings.checkpoint_seconds)
-        tasks.start_soon(self.reporter.run)
-        tasks.start_soon(self.verifier.run, self.settings.verify_seconds)
-        tasks.start_soon(self.mender.run)
-        tasks.start_soon(self.rotator.run)
-        tasks.start_soon(self.builder.run)
+        kept: Mapping[str, Callable[[], Awaitable[None]]] = {
+            "checkpointer": partial(self.checkpointer.run, self.settings.checkpoint_seconds),
+            "reporter": self.reporter.run,
+            "verifier": partial(self.verifier.run, self.settings.verify_seconds),
+            "mender": self.mender.run,
+            "rotator": self.rotator.run,
+            "builder": self.builder.run,
+        }
+        for task, run in kept.items():
+            tasks.start_soon(self.tasks.keep, task, run)
 
     async def announce(self) -> None:
         """Say ``ready`` once each dataset answers, or has failed."""
         await self.consumer.ready.wait()
-        self.say(f"ready {self.settings.socket_path}")
+        with contextlib.suppress(OSError, ValueError):  # nobody reads stdout any more
+            self.say(f"ready {self.settings.socket_path}")
         notify("READY=1\nSTATUS=every dataset answers, or has failed")
         if self.once:
             self.stopping.set()
@@ -198,7 +206,7 @@ class Service:
     async def serve_rpc(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
         """Serve until told to stop; the server finishes what is under way, within a limit of its own."""
         try:
-            await self.server.serve(task_status=task_status)
+            await self.tasks.keep_started("rpc", self.server.serve, task_status=task_status)
         finally:
             self.rpc_stopped.set()
 
@@ -218,7 +226,8 @@ class Service:
             async for number in signals:
                 if self.stopping.is_set():
                     logger.warning("stopped_at_once", signal=number.name)
-                    sys.stderr.flush()
+                    with contextlib.suppress(OSError, ValueError):
+                        sys.stderr.flush()
                     os._exit(1)
                 logger.info("stopping", signal=number.name)
                 self.stopping.set()

@@ -34,6 +34,7 @@ class Daemon:
         self.process: subprocess.Popen[bytes] | None = None
         self.constants: dict[str, object] = {}
         self.points: Path | None = None
+        self.broken: list[tuple[str, int, str]] = []
 
     def with_constant(self, name: str, value: object) -> Daemon:
         """Give a constant of a module, such as ``syncd.sync.consumer.POLL_SECONDS``, another value in the processes to come."""
@@ -51,16 +52,24 @@ class Daemon:
         self.points = folder
         return self
 
+    def with_error(self, function: str, times: int, when: str = "True") -> Daemon:
+        """Let ``function`` (``module:path``) raise at its first ``times`` calls in each of the processes to come; see ``tests.faults.errors``."""
+        self.broken.append((function, times, when))
+        return self
+
     @property
     def program(self) -> list[str]:
         """What Python runs."""
-        if not self.constants and self.points is None:
+        if not self.constants and self.points is None and not self.broken:
             return ["-m", "syncd.cli.main"]
         assign = "from unittest.mock import patch; from syncd.cli.main import main; " + "".join(
             f"patch({name!r}, {value!r}).start(); " for name, value in self.constants.items()
         )
         if self.points is not None:
             assign += f"import sys; sys.path.insert(0, {str(CHECKOUT)!r}); from tests.faults import points; points.watch({str(self.points)!r}); "
+        if self.broken:
+            assign += f"import sys; sys.path.insert(0, {str(CHECKOUT)!r}); from tests.faults import errors; "
+            assign += "".join(f"errors.break_function(*{one!r}); " for one in self.broken)
         return ["-c", assign + "main()"]
 
     @property

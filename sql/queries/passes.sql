@@ -136,7 +136,7 @@ SELECT jsonb_hash_extended(jsonb_build_array(1, 'a'),
 
 -- name: read_page_end
 -- The last key of the next page of a scan, in the order of the key's own index.
-SELECT {key} FROM {source} WHERE {after} ORDER BY {columns} OFFSET {page_rows} - 1 LIMIT 1;
+SELECT {key} FROM {source} WHERE {after} AND {keyed} ORDER BY {columns} OFFSET {page_rows} - 1 LIMIT 1;
 
 -- name: estimate_rows
 -- A table that was never analysed has no count; its size, at a kilobyte a row, does for an order.
@@ -155,6 +155,29 @@ FROM pg_class AS c WHERE c.oid = ANY ({oids}::oid[]);
 
 -- name: match_everything
 true;
+
+-- name: keyed
+-- A row without a key, or without a part of it, is no row that an index can name; NULLs would end the order of keys as well.
+({columns}) IS NOT NULL;
+
+-- name: part_is_null
+{column} IS NULL;
+
+-- name: may_lack_keys
+-- Whether rows without a key are possible at all. A constraint that was never validated says nothing of older rows.
+SELECT EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = {oid}::oid AND a.attname = ANY ({key}) AND
+               (NOT a.attnotnull OR EXISTS (SELECT FROM pg_constraint AS c WHERE c.conrelid = a.attrelid AND c.contype = 'n' AND NOT c.convalidated
+                                            AND a.attnum = ANY (c.conkey))));
+
+-- name: unkeyed_label
+-- What a row without a key is called: its key's text as far as there is one, and where the row is.
+coalesce({key}::text, 'NULL') || ' at ctid ' || ctid::text;
+
+-- name: unkeyed_label_in_partition
+coalesce({key}::text, 'NULL') || ' at ctid ' || ctid::text || ' of ' || tableoid::regclass::text;
+
+-- name: read_unkeyed_labels
+SELECT {label} FROM {source} WHERE {match};
 
 -- name: match_after
 ({columns}) > ({after});

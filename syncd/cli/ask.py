@@ -97,8 +97,9 @@ def status(
     rows.append(("checkpoint", since(found.checkpoint.at)))
     rows.append(("checkpoint error", found.checkpoint.error))
     rows.append(("database", found.database_error or "connected"))
+    rows += [("task", f"{each.task} fails: {each.error}") for each in found.failing_tasks]
     print_table(["", ""], [(name.replace("_", " "), round(v, 3) if isinstance(v, float) else v) for name, v in rows])
-    if found.state not in ANSWERING or found.database_error or found.checkpoint.error:
+    if found.state not in ANSWERING or found.database_error or found.checkpoint.error or found.failing_tasks:
         talk("next: syncd check")
 
 

@@ -76,6 +76,7 @@ def drawn(status: ServiceStatus, datasets: list[DatasetStatus], pace: Pace, heig
         Text(f"{status.lag_rows or 0:,} changes wait, {status.lag_seconds:.1f} s   quarantined {status.quarantined:,}"),
         Text(f"checkpoint {since(status.checkpoint.at)}", style="red" if status.checkpoint.error else ""),
         Text("\n".join(filter(None, (status.database_error, status.checkpoint.error))), style="red"),
+        *(Text(f"task {each.task} fails: {each.error}", style="red") for each in status.failing_tasks),
         *map(Text, pace.in_words(status.work[:WORK_SHOWN], status.uptime_seconds)),
     ]
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -302,6 +302,11 @@ def check_service(settings: Settings, service: Service) -> Iterator[Finding]:
         )
     else:
         yield ok("service", f"{detail}, lag {ago(status.lag_seconds) if status.lag_seconds else 'none'}")
+    for task in status.failing_tasks:
+        detail = f"fails, {task.failures} time{'s' if task.failures > 1 else ''} in a row: {task.error}; tried again in {ago(task.retry_in_seconds)}"
+        yield warn(
+            f"task {task.task}", detail, "see task_failed in the log of syncd serve; watch: syncd status --watch"
+        )
     if status.version != version("syncd"):
         detail = f"the running service is {status.version}, this program {version('syncd')}"
         yield warn("service", detail, "restart syncd serve")

@@ -13,6 +13,7 @@ from syncd.rpc.methods import Methods
 from syncd.rpc.protocol import Method
 from syncd.rpc.wire import key_to_wire
 from syncd.sync.datasets import Dataset
+from syncd.sync.reading import NULL_KEY
 from syncd.sync.watched import WatchedSource
 from syncd.types import DatasetName, full_dataset_name
 
@@ -86,14 +87,14 @@ class DatasetReport:
         Rows whose expressions give no dataset have an empty name.
         """
         counts: dict[str, list[Any]] = {}
-        for watched in list(self.methods.consumer.sources.values()):
+        for watched in self.methods.consumer.sources.values():
             kind = watched.source.key_kind
             for key, row in watched.quarantine.copy().items():  # a pass may be changing it in its thread
                 if row.dataset in names:
                     found = counts.setdefault(row.reason, [0, []])
                     found[0] += 1
                     if len(found[1]) < SAMPLE_KEYS:
-                        found[1].append(key_to_wire(kind, key))
+                        found[1].append(str(key) if row.reason == NULL_KEY else key_to_wire(kind, key))
         by_count = sorted(counts.items(), key=lambda item: -item[1][0])
         return [messages.QuarantineCount(reason, rows, sample) for reason, (rows, sample) in by_count]
 

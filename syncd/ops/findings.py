@@ -17,6 +17,7 @@ Level = Literal["ok", "warn", "fail"]
 REASONS = {
     "dimension_mismatch": "another length than the dataset's: embed these rows with the model that filled it",
     "dataset_taken": "the dataset belongs to another source: change a dataset or project expression with syncd attach",
+    "null_key": "the key, or a part of it, is NULL: write it, or attach with another key: syncd attach TABLE --key COL",
     "null_dataset": "the project or dataset expression gives NULL: fill its columns, or attach with coalesce(…)",
     "nan": "a NaN or an infinity, or a number too large for the index: write the vectors again",
     "zero_norm": "zero norm has no cosine distance: write the vectors again, or attach with --metric l2",

@@ -50,6 +50,7 @@ class History:
         while True:
             await anyio.sleep(SAMPLE_SECONDS)
             self.sample()
+            self.parts.consumer.registry.tasks.well("history")
 
     def sample(self) -> None:
         """Add what happened since the sample before."""

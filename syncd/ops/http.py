@@ -74,6 +74,7 @@ class Http:
         Raises ``AddressInUse`` for a port that the user has chosen, ``SettingsError`` for an address that is not this machine's.
         """
         settings = self.parts.settings
+        self.stopped = anyio.Event()
         try:
             sockets = await to_thread.run_sync(bind_tcp, settings.http, "SYNCD_HTTP")
         except AddressInUse as error:
@@ -96,6 +97,8 @@ class Http:
         try:
             await self.server.serve(sockets)
         finally:
+            for listening in getattr(self.server, "servers", ()):  # still open after an error
+                listening.close()
             for each in sockets:
                 each.close()
             self.stopped.set()

@@ -37,6 +37,7 @@ COUNTERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "syncd_deltas_applied_total": ("Rows that came into the index.", ("dataset", "op")),
     "syncd_searches_total": ("Searches; the outcome is ok or the kind of the error.", ("dataset", "outcome")),
     "syncd_checkpoint_failures_total": ("Checkpoints that could not be saved.", ()),
+    "syncd_task_failures_total": ("Errors of a background task, which is started again.", ("task",)),
     "syncd_listener_reconnects_total": ("Lost connections of the listener.", ()),
     "syncd_wakeups_total": ("What woke the consumer.", ("source",)),
     "syncd_verify_drift_total": ("Keys that differed from their table when they were compared.", ("dataset",)),
@@ -70,10 +71,12 @@ class Metrics(Collector):
         """One family after the other."""
         counters = self.parts.counters
         yield from self.gauges()
-        known: dict[Labels, float] = {(counters.label(name),): 0 for name in list(self.parts.consumer.registry.by_name)}
+        known: dict[Labels, float] = {(counters.label(one.name),): 0 for one in self.parts.consumer.registry.listed()}
         yield counter("syncd_deltas_applied_total", dict(counters.deltas_applied).items())
         yield counter("syncd_searches_total", self.outcomes().items())
         yield counter("syncd_checkpoint_failures_total", [((), counters.checkpoint_failures)])
+        failures = dict(self.parts.consumer.registry.tasks.failures)
+        yield counter("syncd_task_failures_total", {(task,): number for task, number in failures.items()}.items())
         yield counter("syncd_listener_reconnects_total", [((), self.parts.listener.reconnects)])
         yield counter("syncd_wakeups_total", [((source,), n) for source, n in self.parts.consumer.wake.counts.items()])
         # A series that begins with its first drift has no increase: these start at 0.

@@ -162,6 +162,8 @@ def headline(view: View, listed: Sequence[DatasetStatus]) -> str:
         text, tone = f"Database out of reach; answers are {ago(verdict.stale_seconds)} old", "bad"
     elif verdict.stale_seconds > 0:
         text, tone = f"{ago(verdict.stale_seconds)} behind", "bad"
+    elif view.parts.consumer.registry.tasks.listed():
+        text, tone = "A background task fails", "bad"
     elif drifted(view):
         text, tone = "A dataset differs from its table", "bad"
     elif not listed:
@@ -285,7 +287,7 @@ def events() -> str:
 
 def search_box(view: View, wanted: Wanted, found: SearchResult | SyncdError | None) -> str:
     """Rows like a given one."""
-    names = sorted(view.parts.consumer.registry.by_name)[:DATASETS_SHOWN]
+    names = sorted(one.name for one in view.parts.consumer.registry.listed())[:DATASETS_SHOWN]
     options = "".join(f'<option value="{escape(name)}">' for name in names)
     form = (
         '<h2 id="search">Rows like this one</h2><form action="/#search" method="get">'

@@ -41,7 +41,7 @@ class Readiness:
     def look(self) -> Verdict:
         """The verdict now."""
         consumer, settings = self.parts.consumer, self.parts.settings
-        datasets = list(consumer.registry.by_name.values())
+        datasets = consumer.registry.listed()
         silent = [
             f"{each.name} is {each.state}{f': {each.reason}' if each.reason else ''}"
             for each in datasets
@@ -63,6 +63,8 @@ class Readiness:
             remarks.append(f"{consumer.unreachable().message}; answers are as of {stale:.0f} s ago")
         elif stale > 0 and consumer.passes_done:
             remarks.append(f"answers may be {stale:.1f} s behind the tables")
+        failing = consumer.registry.tasks.listed()
+        remarks += [f"background task {each.task} fails and is tried again: {each.error}" for each in failing]
         allowed = settings.max_staleness_seconds
         if allowed is not None and stale > allowed:
             reasons.append(

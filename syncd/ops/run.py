@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -24,6 +25,7 @@ class Ops:
     """HTTP from before the database is reached until after the last checkpoint; the rest while there is something to see."""
 
     def __init__(self, parts: Parts) -> None:
+        self.tasks = parts.consumer.registry.tasks
         self.readiness = Readiness(parts)
         self.history = History(parts)
         self.http: Http | None = None
@@ -37,14 +39,14 @@ class Ops:
     async def start(self, tasks: TaskGroup) -> None:
         """Open the HTTP port; raises ``AddressInUse`` or ``SettingsError``."""
         if self.http is not None:
-            await tasks.start(self.http.serve)
+            await tasks.start(partial(self.tasks.keep_started, "http", self.http.serve))
 
     def observe(self, tasks: TaskGroup) -> None:
         """Once the database has been reached."""
-        tasks.start_soon(self.history.run)
-        tasks.start_soon(keep_watchdog)
+        tasks.start_soon(self.tasks.keep, "history", self.history.run)
+        tasks.start_soon(self.tasks.keep, "watchdog", keep_watchdog)
         if self.webhook is not None:
-            tasks.start_soon(self.webhook.run)
+            tasks.start_soon(self.tasks.keep, "webhook", self.webhook.run)
 
     def stopping(self) -> None:
         """The service takes no more requests: balancers are to look elsewhere."""

@@ -40,6 +40,7 @@ class Webhook:
         """Tell what there is to tell, until cancelled."""
         while True:
             await self.tell()
+            self.parts.consumer.registry.tasks.well("webhook")
             await anyio.sleep(LOOK_SECONDS)
 
     async def stop(self) -> None:

@@ -35,11 +35,15 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """One page of changed keys by source, as the outbox has them, each once, and the cursor to be had once they are applied."""
+    """One page of changed keys by source, as the outbox has them, each once, and the cursor to be had once they are applied.
+
+    ``unkeyed``: the sources of which rows without a key were written.
+    """
 
     keys: dict[int, list[str]]
     cursor: Cursor
     rows: int
+    unkeyed: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +78,7 @@ def read_changes(
     window = part("window_end").format(snapshot=cursor.window.end) if cursor.window is not None else part("no_bound")
     keys: dict[int, dict[str, None]] = {}
     last = cursor.window.after if cursor.window is not None else None
-    rows, newest_id = 0, cursor.position.outbox_id
+    rows, newest_id, unkeyed = 0, cursor.position.outbox_id, set[int]()
     # Transactions in progress at the position come first: their ids are below xmax, so the two ranges are in order of (xid, id).
     for outbox_range in ranges(cursor.position.snapshot, last):
         query = bounded(
@@ -88,7 +92,11 @@ def read_changes(
         result = connection.execute(query, prepare=False, binary=True)
         found = result.fetchall()
         for _, outbox_id, source, key in found:
-            keys.setdefault(source, {})[key] = None
+            some = keys.setdefault(source, {})
+            if key is None:
+                unkeyed.add(source)
+            else:
+                some[key] = None
             newest_id = max(newest_id, outbox_id)
         if found:
             last = found[-1][:2]
@@ -100,7 +108,7 @@ def read_changes(
             break
     else:
         following = Cursor(Position(cursor.window.end if cursor.window else now, newest_id))
-    return Changes({source: list(found) for source, found in keys.items()}, following, rows)
+    return Changes({source: list(found) for source, found in keys.items()}, following, rows, frozenset(unkeyed))
 
 
 def who_locks_the_outbox(connection: psycopg.Connection) -> str:

@@ -196,6 +196,7 @@ class Source:
             key=self.key_expression(),
             source=self.rows_from,
             after=self.after(after),
+            keyed=passes("keyed").format(columns=self.key_columns()),
             columns=self.key_columns(),
             page_rows=sql.Literal(page_rows),
         )
@@ -204,16 +205,27 @@ class Source:
         """Have the rules parsed and planned, on no row: what raises here is wrong with a rule, not with a row."""
         return passes("plan").format(query=self.read_all(None, vectors=False))
 
-    def read_rows(self, match: sql.Composable, *, vectors: bool = True, failing: Sequence[Key] = ()) -> sql.Composed:
+    def read_rows(
+        self,
+        match: sql.Composable,
+        *,
+        vectors: bool = True,
+        failing: Sequence[Key] = (),
+        key: sql.Composable | None = None,
+        keyed: bool = True,
+    ) -> sql.Composed:
         """Key, project, dataset, vector, fingerprint and attached columns of the live rows that match.
 
-        NULL for vector and columns where ``vectors`` are not wanted, and for the columns where there are none.
+        NULL for vector and columns where ``vectors`` are not wanted, and for the columns where there are none. Rows without a key are left out
+        unless ``keyed`` is false.
         """
+        if keyed:
+            match = sql.SQL(" AND ").join([match, passes("keyed").format(columns=self.key_columns())])
         columns: sql.Composable = passes("not_sent")
         if self.columns:
             columns = passes("columns").format(columns=sql.SQL(", ").join(map(sql.Identifier, self.columns)))
         return passes("read_rows").format(
-            key=self.key_expression(),
+            key=key or self.key_expression(),
             project=raw(self.project),
             dataset=raw(self.dataset),
             vector=sql.Identifier(self.vector),
@@ -232,6 +244,33 @@ class Source:
         """The live rule, tried on no row of the ``failing``."""
         keys = sql.SQL(", ").join(sql.SQL("({})").format(self.key_literal(key)) for key in failing)
         return passes("live_but").format(columns=self.key_columns(), failing=keys, match=match, live=raw(self.live))
+
+    def may_lack_keys(self) -> sql.Composed:
+        """Whether the table may have rows of which a key column is NULL."""
+        return passes("may_lack_keys").format(oid=sql.Literal(self.oid), key=sql.Literal(self.key))
+
+    def read_unkeyed(self) -> sql.Composed:
+        """The live rows of which a key column is NULL, as ``read_rows`` gives rows, with a label in the place of a key."""
+        return self.read_rows(self.unkeyed(), vectors=False, key=self.unkeyed_label(), keyed=False)
+
+    def read_unkeyed_labels(self) -> sql.Composed:
+        """The labels of all rows of which a key column is NULL, live or not."""
+        query = passes("read_unkeyed_labels")
+        return query.format(label=self.unkeyed_label(), source=self.rows_from, match=self.unkeyed())
+
+    def unkeyed(self) -> sql.Composed:
+        """The rows of which a key column is NULL."""
+        parts = [passes("part_is_null").format(column=sql.Identifier(column)) for column in self.key]
+        return sql.SQL("({})").format(sql.SQL(" OR ").join(parts))
+
+    def unkeyed_label(self) -> sql.Composed:
+        """What such a row is called: it tells it from the others, and is what the user finds it by."""
+        name = "unkeyed_label" if self.partitions is None else "unkeyed_label_in_partition"
+        return passes(name).format(key=self.key_expression())
+
+    def is_unkeyed(self, key: str) -> bool:
+        """Whether a key, as the outbox has it, has a part that is NULL."""
+        return self.key_kind == "composite" and "null" in key and None in json.loads(key)
 
     def after(self, key: Key | None) -> sql.Composed:
         """The rows above a key."""

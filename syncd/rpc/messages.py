@@ -231,6 +231,15 @@ class QuarantineReason(msgspec.Struct, frozen=True):
     rows: int
 
 
+class FailingTask(msgspec.Struct, frozen=True):
+    """A background task that fails: its last error, how many there were in a row, and when it is tried again."""
+
+    task: str
+    error: str
+    failures: int
+    retry_in_seconds: float
+
+
 class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The whole service, as ``status`` shows it."""
 
@@ -249,6 +258,7 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The same by source and reason, the most frequent first; counted every few seconds."""
     database_error: str | None = None
     """Why the database cannot be used just now; null where it can."""
+    failing_tasks: list[FailingTask] = []
 
 
 class QuarantineCount(msgspec.Struct, frozen=True):

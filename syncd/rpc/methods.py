@@ -203,7 +203,7 @@ class Methods:
 
     def dataset_statuses(self) -> list[messages.DatasetStatus]:
         """The same; from any thread."""
-        return [self.dataset_status(dataset) for _, dataset in sorted(self.registry.by_name.items())]
+        return [self.dataset_status(one) for one in sorted(self.registry.listed(), key=lambda one: one.name)]
 
     def dataset_status(self, dataset: Dataset) -> messages.DatasetStatus:
         """One dataset."""
@@ -229,7 +229,7 @@ class Methods:
 
     def status(self, _: messages.NoParams) -> messages.ServiceStatus:
         """The whole service."""
-        consumer, checkpointer = self.consumer, self.checkpointer
+        consumer, checkpointer, now = self.consumer, self.checkpointer, time.monotonic()
         return messages.ServiceStatus(
             version=self.version,
             consumer=consumer.settings.consumer,
@@ -249,6 +249,10 @@ class Methods:
                 for (source, reason), rows in self.registry.quarantined.most_common()
             ],
             database_error=None if consumer.lost is None else consumer.lost.message,
+            failing_tasks=[
+                messages.FailingTask(each.task, each.error, each.failures, max(each.retry_at - now, 0.0))
+                for each in self.registry.tasks.listed()
+            ],
         )
 
     def work(self) -> list[messages.Work]:

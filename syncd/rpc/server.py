@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Mapping
 from pathlib import Path
 from typing import Any
 
+import structlog
 from anyio import TASK_STATUS_IGNORED, CancelScope, Event, create_task_group, move_on_after
 from anyio.abc import TaskGroup, TaskStatus
 from anyio.to_thread import run_sync
@@ -27,6 +28,8 @@ from syncd.rpc.protocol import Method, Request
 from syncd.rpc.sockets import LISTEN_BACKLOG, UnixSocket, bind_tcp, bind_unix, server_tls
 
 CLOSE_SECONDS = 1.0
+
+logger = structlog.get_logger()
 
 
 class Server:
@@ -83,6 +86,8 @@ class Server:
         async with create_task_group() as self._tasks:
             unix: UnixSocket | None = None
             listeners: list[asyncio.AbstractServer] = []
+            self.stopping = False
+            self.tcp_addresses.clear()
             try:
                 if self._socket is not None:
                     unix = await run_sync(bind_unix, self._socket)
@@ -141,9 +146,15 @@ class Server:
         try:
             with scope:
                 answer = await self.dispatcher.finish(request, waited)
+        except Exception:
+            logger.exception("request_failed", method=request.method)
         finally:
-            drop(waited)
-            connection.finished(scope, size, answer)
+            try:
+                drop(waited)
+                connection.finished(scope, size, answer)
+            except Exception:  # it ends this connection, and no other
+                logger.exception("connection_failed", method=request.method)
+                connection.abort()
             self._look_for_quiet()
 
     async def _listen_on(

@@ -60,7 +60,7 @@ class Builder:
         thread = ThreadPoolExecutor(1, "syncd-build", initializer=be_nice)
         try:
             while True:
-                datasets = [each for each in self.consumer.registry.by_name.values() if each.state in ANSWERING]
+                datasets = [each for each in self.consumer.registry.listed() if each.state in ANSWERING]
                 wanted = await asyncio.wrap_future(thread.submit(self.look, datasets))
                 for dataset, plan in wanted:
                     self.at_work_on = dataset.name, dataset.index.count
@@ -71,6 +71,7 @@ class Builder:
                         await self.save()
                 if not wanted:
                     self.at_work_on = None
+                    self.consumer.registry.tasks.well("builder")
                     await anyio.sleep(LOOK_SECONDS)
         finally:
             self.stopping.set()

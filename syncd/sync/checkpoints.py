@@ -90,6 +90,7 @@ class Checkpointer:
                 await self.save()
             except SyncdError as error:
                 logger.error("checkpoint_failed", error=str(error), hint=error.hint)
+                self.consumer.task_failed("checkpointer", error, interval_seconds)
             await anyio.sleep(interval_seconds)
 
     async def save(self, proof_seconds: float = math.inf) -> CheckpointDone:
@@ -120,6 +121,7 @@ class Checkpointer:
             self.last_seconds = time.monotonic() - begun
             self.consumer.registry.counters.checkpoint_seconds.observe(self.last_seconds)
             self.last_at, self.last_error = datetime.now(UTC), None
+            self.consumer.registry.tasks.well("checkpointer")
             logger.debug("checkpoint_saved", seconds=round(self.last_seconds, 3), bytes_written=bytes_written)
             return CheckpointDone(position, self.last_seconds, bytes_written)
 

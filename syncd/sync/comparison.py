@@ -23,7 +23,7 @@ from syncd.postgres.source import Source
 from syncd.postgres.vectors import decode_vectors
 from syncd.statements import statement
 from syncd.sync.passes import KEYS_PER_READ
-from syncd.sync.reading import Row
+from syncd.sync.reading import NULL_KEY, Row
 from syncd.sync.watched import Quarantined, WatchedSource
 from syncd.types import DatasetName, Key, dataset_name
 
@@ -95,7 +95,7 @@ def not_compared(watched: WatchedSource, only: frozenset[DatasetName] | None, re
     source = watched.source
     datasets = [
         DatasetReport(name, source, 0, dataset.index.count, 0, 0, 0, 0, [], in_sync=False)
-        for name, dataset in watched.datasets.items()
+        for name, dataset in list(watched.datasets.items())
         if only is None or name in only
     ]
     return Found(SourceReport(source, "failed", reason), datasets)
@@ -162,6 +162,16 @@ class SourceComparison:
         """Rows of datasets that are not there."""
         self.quarantined: dict[DatasetName, int] = {}
         self.seen: set[Key] = set()
+        if captured.keys is None:
+            self.count_unkeyed()
+
+    def count_unkeyed(self) -> None:
+        """Live rows without a key are not read by any comparison: they are in quarantine, as a pass found them."""
+        only = self.captured.only
+        for row in self.captured.quarantine.values():
+            if row.reason == NULL_KEY and (only is None or row.dataset in only):
+                self.quarantined[row.dataset] = self.quarantined.get(row.dataset, 0) + 1
+                self.rows += 1
 
     def feed(self, rows: Sequence[Row]) -> None:
         """Some rows of the table, each once."""

@@ -43,8 +43,9 @@ from syncd.statements import statement
 from syncd.store.manifest import Manifest
 from syncd.sync.datasets import Registry
 from syncd.sync.loading import load_source
+from syncd.sync.outcome import PassOutcome
 from syncd.sync.pace import Pace
-from syncd.sync.passes import Pass, PassOutcome, session_settings
+from syncd.sync.passes import Pass, session_settings
 from syncd.sync.progress import Progress
 from syncd.sync.watched import NO_LONGER_HELD, WatchedSource, alert_of_rebuild
 from syncd.types import Position, Snapshot
@@ -97,21 +98,23 @@ class Consumer(Progress):
                 if not started:
                     task_status.started()
                     started = True
-                delays = backoff_delays()
                 self.connected, self.lost = True, None
                 while True:
                     outcome = await self.next_pass(connection)
-                    if not outcome.put_off:
-                        self.settled = connection
+                    if self.settled is not connection and not outcome.put_off:
+                        self.settled, delays = connection, backoff_delays()
+                        self.registry.tasks.well("consumer")
                     await self.rest(connection, outcome)
             except ConsumerReplaced:
                 raise
-            except (psycopg.Error, DatabaseError) as error:
+            except Exception as error:
                 self.connected = False
                 if not started:
                     raise
-                delay, self.lost = next(delays), translated(error, self.settings.conninfo)
-                logger.warning("database_lost", retry_in_seconds=delay, error=self.lost.message, hint=self.lost.hint)
+                delay = next(delays)
+                if isinstance(error, psycopg.Error):
+                    error = translated(error, self.settings.conninfo)
+                self.lose(error, delay)
                 self.finish_pass()
                 await anyio.sleep(delay)
             finally:
@@ -189,14 +192,16 @@ class Consumer(Progress):
             writers = connection.execute(statement("consumer", "read_open_writers")).fetchone()
             self.doubts.unsettled = bool(writers and writers[1])
         saved_sources = {saved.id: saved for saved in manifest.sources} if manifest is not None else {}
+        followed: dict[int, WatchedSource] = {}
         for source in sources:
             saved = saved_sources.get(source.id)
             if saved is not None and (saved.oid != source.oid or saved.arguments_md5 != source.arguments_md5):
                 saved = None
             lost = must_rebuild or (saved is not None and not doubt and Snapshot.parse(saved.snapshot).lacks(freed))
             why = NO_LONGER_HELD if lost else doubt
-            self.sources[source.id] = load_source(source, self.registry, saved, position, doubt=why, lost=lost)
-        lacking = [each for each in self.sources.values() if each.must_rebuild]
+            followed[source.id] = load_source(source, self.registry, saved, position, doubt=why, lost=lost)
+        self.sources = followed
+        lacking = [each for each in followed.values() if each.must_rebuild]
         if lacking:
             alert_of_rebuild(self.registry, lacking)
 
@@ -228,18 +233,18 @@ class Consumer(Progress):
             if source_id not in attached or not watched.source.is_same(attached[source_id])
         }
         by_oid = {watched.source.oid: watched for watched in gone.values()}
-        for source_id in gone:
-            del self.sources[source_id]
+        followed = {source_id: watched for source_id, watched in self.sources.items() if source_id not in gone}
         for source in sources:
-            if source.id in self.sources:
-                self.sources[source.id].rename(source)
+            if source.id in followed:
+                followed[source.id].rename(source)
                 continue
             before = by_oid.pop(source.oid, None)
             watched = WatchedSource(source, self.registry, Cursor(position))
             watched.begin_scan()
-            self.sources[source.id] = watched
+            followed[source.id] = watched
             watched.replaces(before)
             logger.info("source_attached" if before is None else "source_altered", source=source.name)
+        self.sources = followed
         for watched in by_oid.values():
             watched.stop()
             logger.info("source_detached", source=watched.source.name)

@@ -15,6 +15,7 @@ from syncd.postgres.source import Source
 from syncd.store.paths import dataset_directory
 from syncd.sync.alerts import Alerts
 from syncd.sync.counters import Counters
+from syncd.sync.tasks import Tasks
 from syncd.types import DatasetName, full_dataset_name
 
 State = Literal["backfilling", "catching_up", "ready", "rebuilding", "must_rebuild", "failed"]
@@ -57,19 +58,24 @@ class Dataset:
 
 
 class Registry:
-    """Datasets by name. The consumer's task alone changes it; anything may read it."""
+    """Datasets by name. The consumer's task alone changes it, in a worker thread: to go through the datasets, take ``listed``."""
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
         self.by_name: dict[DatasetName, Dataset] = {}
         self.counters = Counters()
         self.alerts = Alerts()
+        self.tasks = Tasks()
         self.quarantined: Counter[tuple[str, str]] = Counter()
         """How many rows of which source are in quarantine for which reason, as last reported."""
         self.freed = False
         """Whether a name has become free since the consumer looked: another source's rows may be waiting for it."""
         self.pending: dict[str, str] = {"syncd": "it is starting"}
         """Sources that are not read to the end, with the reason: while there is one, a name that is missing may still appear."""
+
+    def listed(self) -> list[Dataset]:
+        """The datasets of this moment; a pass may add and remove some meanwhile."""
+        return list(self.by_name.values())
 
     def find(self, name: str) -> Dataset:
         """A dataset that answers; raises ``UnknownDataset`` or ``NotReady``."""

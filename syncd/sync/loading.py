@@ -16,7 +16,9 @@ from syncd.postgres.outbox import Cursor, Window
 from syncd.postgres.source import Source
 from syncd.store.manifest import SavedDataset, SavedSource
 from syncd.sync.datasets import Dataset, Registry
+from syncd.sync.reading import NULL_KEY
 from syncd.sync.scan import Scan
+from syncd.sync.tasks import describe
 from syncd.sync.watched import Quarantined, WatchedSource
 from syncd.types import DatasetName, Position, Snapshot
 
@@ -33,14 +35,28 @@ def load_source(
         watched.begin_scan()
         logger.info("source_to_be_read", source=source.name, reason=doubt or "it is not in the checkpoint")
         return watched
+    try:
+        take_up(watched, saved, doubt=doubt, lost=lost)
+    except Exception:  # an error that nobody has thought of must not come back at each start
+        logger.exception("checkpoint_not_used", source=source.name)
+        watched.stop()
+        watched = WatchedSource(source, registry, Cursor(position))
+        watched.begin_scan()
+    return watched
+
+
+def take_up(watched: WatchedSource, saved: SavedSource, *, doubt: str, lost: bool) -> None:
+    """``load_source`` for a source that is in the checkpoint."""
+    source, registry = watched.source, watched.registry
     damaged = []
     for entry in saved.datasets:
         name = DatasetName(entry.name)
         try:
             check_kind(source, entry)
             index = DatasetIndex.load(registry.data_dir / entry.directory, entry.index, name=name)
-        except (DamagedFile, DataDirectoryError, OSError) as error:
-            logger.warning("dataset_damaged", dataset=name, reason=str(error))
+        except Exception as error:
+            known = isinstance(error, DamagedFile | DataDirectoryError | OSError)
+            logger.warning("dataset_damaged", dataset=name, reason=describe(error), exc_info=None if known else error)
             damaged.append(name)
             dataset = registry.create(name, source, watched)
         else:
@@ -52,13 +68,15 @@ def load_source(
         watched.quarantine[row.key] = Quarantined(
             DatasetName(row.dataset), row.reason, datetime.fromisoformat(row.since), row.fingerprint
         )
+        if row.reason == NULL_KEY:
+            watched.unkeyed.add(row.key)
     if doubt:
         logger.warning("reconciling", source=source.name, reason=doubt)
         if lost:
             watched.rebuild(watched.cursor.position)
         else:
             watched.begin_scan()
-        return watched
+        return
     watched.watch.remember(saved.catalogue)
     if saved.doubted:
         watched.watch.note_doubt(f"{source.name}: a comparison was not over at the last checkpoint", believed=True)
@@ -72,7 +90,6 @@ def load_source(
         watched.unconfirmed.everything = True
     elif saved.scanning:
         watched.begin_scan()
-    return watched
 
 
 def check_kind(source: Source, entry: SavedDataset) -> None:

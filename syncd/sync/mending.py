@@ -35,12 +35,17 @@ class Mender:
         """After each pass, mend the sources that want it, until cancelled."""
         while True:
             done = self.consumer.pass_done
-            for watched in list(self.consumer.sources.values()):
-                if watched.watch.mend_at <= time.monotonic() and watched.source.table is not None:
-                    await self.mend(watched)
-                if watched.watch.remember_at <= time.monotonic() and watched.source.table is not None:
-                    await self.remember(watched)
+            await self.mend_all()
+            self.consumer.registry.tasks.well("mender")
             await done.wait()
+
+    async def mend_all(self) -> None:
+        """Mend the sources that want it."""
+        for watched in self.consumer.sources.values():
+            if watched.watch.mend_at <= time.monotonic() and watched.source.table is not None:
+                await self.mend(watched)
+            if watched.watch.remember_at <= time.monotonic() and watched.source.table is not None:
+                await self.remember(watched)
 
     async def mend(self, watched: WatchedSource) -> None:
         """Try once. What fails is said once, and tried again later while it is needed."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import LiteralString
 
@@ -19,6 +20,7 @@ from psycopg import sql
 
 from syncd.errors import ConsumerReplaced, DatabaseUnreachable, SyncdError
 from syncd.postgres import session
+from syncd.postgres.connection import first_line
 from syncd.postgres.outbox import (
     Changes,
     read_changes,
@@ -27,12 +29,13 @@ from syncd.postgres.outbox import (
     who_locks_the_outbox,
     window_range,
 )
-from syncd.postgres.source import Source, passes, read_sources
+from syncd.postgres.source import passes, read_sources
 from syncd.statements import statement
 from syncd.sync.applying import apply
 from syncd.sync.doubts import DOUBT, Doubts
 from syncd.sync.estimates import expected_rows, nearest_to_its_end
-from syncd.sync.reading import read_by_keys, read_page
+from syncd.sync.outcome import Handover, PassOutcome
+from syncd.sync.reading import read_by_keys, read_page, read_unkeyed
 from syncd.sync.watch import apply_marker, doubt, explained, look, trouble
 from syncd.sync.watched import NO_LONGER_HELD, WatchedSource, alert_of_rebuild, by_cursor
 from syncd.types import Position, Snapshot
@@ -44,37 +47,10 @@ KEYS_PER_READ = 1000
 REREAD_PER_PASS = 5000
 OUTBOX_LOCK_TRIES = 10
 """Of 100 ms each. A slot is freed in milliseconds; only VACUUM FULL and its like hold the outbox for longer: then the pass is put off."""
+CONNECTION_LOST = ("08", "57P", "25P")
+"""Classes of SQLSTATE that end the session, or say that it is not to be used; an error without any is the driver's."""
 
 logger = structlog.get_logger()
-
-
-@dataclass(slots=True)
-class PassOutcome:
-    """What a pass did: the snapshot it took, or the one before where it came to none, and whether there is more to do at once."""
-
-    snapshot: Snapshot
-    newest_outbox_id: int = 0
-    changed_rows: int = 0
-    outbox_rows: int = 0
-    more: bool = False
-    handed_over: bool = False
-    sources: list[Source] | None = None
-    took_snapshot: bool = True
-    put_off: str = ""
-    """Who has locked the outbox, so that there was no pass."""
-    locked: set[int] = field(default_factory=set)
-
-
-@dataclass(slots=True)
-class Handover:
-    """Somebody who wants the indexes and the tables at one snapshot: ``take`` is called in a pass that has brought the sources of the ids
-    ``wanted`` to it, or has found that they fail, while its transaction is still open.
-
-    ``take`` is given a snapshot that another transaction can import, the position, and the sources.
-    """
-
-    wanted: frozenset[int]
-    take: Callable[[str, Position, Sequence[WatchedSource]], None]
 
 
 class StartAgain(Exception):
@@ -107,9 +83,10 @@ class Pass:
         now = time.monotonic()
         due = [source for source in watched if source.retry_at <= now and not source.source.trouble]
         for source in watched:
-            reason = trouble(source)
-            if reason and reason != source.failure:
-                source.failed(reason, now=now)
+            with self.guarded(source):
+                reason = trouble(source)
+                if reason and reason != source.failure:
+                    source.failed(reason, now=now)
         needed = self.handover.wanted if self.handover is not None else frozenset()
         wanted = [
             s
@@ -210,7 +187,8 @@ class Pass:
         lacking = [] if freed is None else [each for each in followed if each.cursor.position.snapshot.lacks(freed)]
         for each in lacking:
             logger.warning("must_rebuild", source=each.source.name, reason=NO_LONGER_HELD)
-            each.rebuild(Position(snapshot, newest_outbox_id))
+            with self.guarded(each):
+                each.rebuild(Position(snapshot, newest_outbox_id))
         if lacking:
             alert_of_rebuild(lacking[0].registry, lacking)
         for cursor, group in by_cursor(ready).items():
@@ -220,32 +198,36 @@ class Pass:
             outcome.outbox_rows += changes.rows
             dirty = {marker.source for marker in markers} | set(changes.keys)
             for each in group:
-                if each.source.id in dirty or each.scan is not None or each.reread:
+                if each.source.id in dirty or each.scan is not None or each.rereads:
                     each.dirty_at = now
             unlocked = [each for each in group if each.dirty_at == now and each.source.id not in outcome.locked]
             if unlocked:
                 raise StartAgain(unlocked)
             for each in group:
-                for marker in markers:
-                    if marker.source == each.source.id:
-                        apply_marker(each, marker.op)
-                if each.watch.rewritten:  # not by a truncation
-                    each.watch.rewritten = False
-                    doubt(each, f"{each.source.name}: the table was rewritten", believed=True)
-                outcome.changed_rows += self.bring(each, changes)
-                outcome.more |= changes.cursor.window is not None or bool(each.reread)
+                with self.guarded(each):
+                    for marker in markers:
+                        if marker.source == each.source.id:
+                            apply_marker(each, marker.op)
+                    if each.watch.rewritten:  # not by a truncation
+                        each.watch.rewritten = False
+                        doubt(each, f"{each.source.name}: the table was rewritten", believed=True)
+                    outcome.changed_rows += self.bring(each, changes)
+                outcome.more |= changes.cursor.window is not None or each.rereads
         scanned = [
             each for each in ready if each.scan is not None and each.cursor.window is None and each.failure is None
         ]
         if scanned:  # one page a pass: changes of the others are not kept waiting
+            nearest = nearest_to_its_end(self.connection, scanned)
             if not (self.doubts.moved and self.doubts.unsettled):  # else the next pass would begin again
-                self.scan_page(nearest_to_its_end(self.connection, scanned))
+                with self.guarded(nearest):
+                    self.scan_page(nearest)
             outcome.more = True
         outcome.handed_over = self.hand_over(snapshot, newest_outbox_id, watched)
         self.commit()
         for each in ready:
             if each.retry_at <= now:
-                each.caught_up()
+                with self.guarded(each):
+                    each.caught_up()
         return outcome
 
     def hand_over(self, snapshot: Snapshot, newest_outbox_id: int, watched: Sequence[WatchedSource]) -> bool:
@@ -302,17 +284,21 @@ class Pass:
         return Snapshot.parse(snapshot), newest_outbox_id, names_changed, marked, freed
 
     def bring(self, each: WatchedSource, changes: Changes) -> int:
-        """Read one source's changed rows, apply them, and move its cursor. Returns how many rows changed."""
-        asked = changes.keys.get(each.source.id, [])
+        """Read one source's changed rows, apply them, and move its cursor. Returns how many rows changed. Called ``guarded``."""
+        written = changes.keys.get(each.source.id, [])
+        asked = [key for key in written if not each.source.is_unkeyed(key)]
+        # A row trigger does not tell which row has come by a key, so these are looked at after any change.
+        each.reread_unkeyed |= each.source.id in changes.unkeyed or len(asked) < len(written)
+        each.reread_unkeyed |= bool(each.unkeyed and written)
         each.unconfirmed.note(asked)
         reread = set(itertools.islice(each.reread, REREAD_PER_PASS))
         each.reread -= reread
         try:
             changed = self.read_and_apply(each, list(dict.fromkeys([*asked, *reread])) if reread else asked)
-        except BaseException as error:
+            if each.reread_unkeyed:
+                each.reject_unkeyed(read_unkeyed(self.connection, each))
+        except BaseException:
             each.reread |= reread
-            if self.is_of_source(each, error):
-                return 0
             raise
         each.cursor = changes.cursor
         return changed
@@ -327,8 +313,19 @@ class Pass:
             each.reject_failing([each.source.parse_key(key) for key in failing])
         return changed
 
-    def is_of_source(self, each: WatchedSource, error: BaseException) -> bool:
-        """Whether an error concerns one source only, which then waits while the others go on.
+    @contextmanager
+    def guarded(self, each: WatchedSource) -> Iterator[None]:
+        """Around work for one source: an error of it fails that source, which then waits while the others go on."""
+        try:
+            yield
+        except (StartAgain, ReadRegistryAgain, ConsumerReplaced, DatabaseUnreachable):
+            raise
+        except Exception as error:
+            if not self.is_of_source(each, error):
+                raise
+
+    def is_of_source(self, each: WatchedSource, error: Exception) -> bool:
+        """Whether an error concerns one source only, which has been told so then.
 
         An error of the server's ended the transaction: then the pass starts again, without that source.
         """
@@ -336,17 +333,21 @@ class Pass:
             each.behind("another transaction holds a lock on the table or an index of it", now=time.monotonic())
             raise StartAgain from error
         if isinstance(error, psycopg.Error):
-            if self.connection.broken or isinstance(error, psycopg.OperationalError):
+            if self.connection.broken or (error.sqlstate or CONNECTION_LOST[0]).startswith(CONNECTION_LOST):
                 return False
-            if not each.careful:
+            if isinstance(error, psycopg.OperationalError):  # a time-out, a deadlock, no memory: it may be read later
+                each.behind(f"it cannot be read now: {first_line(error)}; see: syncd check", now=time.monotonic())
+            elif not each.careful:
                 each.careful = True  # with the present names; then find the row, and read the others
                 raise ReadRegistryAgain from error
-            each.failed(explained(each, error, self.connection.info.user), now=time.monotonic())
+            else:
+                each.failed(explained(each, error, self.connection.info.user), now=time.monotonic())
             raise StartAgain from error
-        if isinstance(error, SyncdError | OSError | ValueError):
+        if isinstance(error, SyncdError | OSError):
             each.failed(str(error), now=time.monotonic())
-            return True
-        return False
+        else:
+            each.failed_unexpectedly(error, now=time.monotonic())
+        return True
 
     def scan_page(self, each: WatchedSource) -> None:
         """Read one page of a scan at the pass's snapshot; later changes of its rows come through the outbox."""
@@ -354,16 +355,13 @@ class Pass:
         assert scan is not None
         if scan.expected is None:
             scan.expected = expected_rows(self.connection, each, scan)
-        try:
-            only = None if scan.only is None else sorted(scan.only)
-            rows, failing, until = read_page(self.connection, each, scan.after, only, scan.page_rows)
-            if apply(each, failing, rows):
-                each.unconfirmed.everything = True
-            each.reject_failing(failing)
-        except Exception as error:
-            if self.is_of_source(each, error):
-                return
-            raise
+        only = None if scan.only is None else sorted(scan.only)
+        rows, failing, until = read_page(self.connection, each, scan.after, only, scan.page_rows)
+        if apply(each, failing, rows):
+            each.unconfirmed.everything = True
+        each.reject_failing(failing)
+        if until is None:
+            each.reject_unkeyed(read_unkeyed(self.connection, each))
         scan.note_page(until, rows, time.monotonic() - begun)
         if until is None and each.end_scan():
             each.unconfirmed.everything = True

@@ -12,21 +12,28 @@ from functools import partial
 
 import anyio
 import psycopg
+import structlog
 
-from syncd.errors import DatabaseError, DatabaseUnreachable, TimedOut
+from syncd.errors import DatabaseError, DatabaseUnreachable, SyncdError, TimedOut
 from syncd.sync.datasets import ANSWERING, Dataset, Follower, Registry, State
 from syncd.sync.doubts import Doubts
+from syncd.sync.outcome import Handover
 from syncd.sync.pace import Pace
-from syncd.sync.passes import Handover
+from syncd.sync.tasks import describe
 from syncd.sync.wake import Wake
 from syncd.sync.watched import WatchedSource
 from syncd.types import DatasetName, Position, Snapshot, Token
+
+logger = structlog.get_logger()
 
 NOWHERE = Position(Snapshot(0, 0, frozenset()), 0)
 
 
 class Progress:
-    """See the module. ``sources`` and everything below them are changed by the consumer's task alone, or by who holds ``busy``."""
+    """See the module. ``sources`` and everything below them are changed by the consumer's task alone, or by a task that holds ``busy``.
+
+    Passes run in a worker thread. ``sources`` is replaced as a whole, so anything may go through it; what is below may change meanwhile.
+    """
 
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
@@ -56,6 +63,21 @@ class Progress:
             "the database has not been reached yet", hint="wait; or: syncd check"
         )
         """Why there is no connection, or none that is of use, or why passes are put off; None while all is well."""
+
+    def task_failed(self, task: str, error: SyncdError, retry_seconds: float) -> None:
+        """Note that a background task could not do its work. While there is no database, that is known already."""
+        if self.connected or not isinstance(error, DatabaseError):
+            self.registry.tasks.failed(task, error, retry_seconds)
+
+    def lose(self, error: Exception, retry_seconds: float) -> None:
+        """Passes have come to an end, until there is another connection."""
+        if isinstance(error, DatabaseError):
+            self.lost = error
+            logger.warning("database_lost", retry_in_seconds=retry_seconds, error=error.message, hint=error.hint)
+        else:
+            self.lost = DatabaseError(f"an unexpected error ended the reading of the database: {describe(error)}")
+            self.registry.tasks.failed("consumer", error, retry_seconds)
+            logger.error("task_failed", task="consumer", retry_in_seconds=retry_seconds, exc_info=error)
 
     def finish_pass(self) -> None:
         """Let those who wait for a position look at it."""
@@ -127,7 +149,9 @@ class Progress:
         if any(watched.reading and not watched.was_ready for watched in sources):
             return "backfilling"
         compared = [watched for watched in sources if watched.reading]
-        answering = all(dataset.state in ANSWERING for watched in compared for dataset in watched.datasets.values())
+        answering = all(
+            dataset.state in ANSWERING for watched in compared for dataset in list(watched.datasets.values())
+        )
         if not self.ready.is_set() or not answering:
             return "catching_up"
         return "rebuilding" if any(watched.scanning for watched in sources) or compared else "ready"

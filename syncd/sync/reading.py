@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from syncd.sync.watched import WatchedSource
 
 EXPRESSION_FAILED = "expression_failed"
+NULL_KEY = "null_key"
+"""Reasons of quarantined rows. ``NULL_KEY`` rows have no key that could be asked for: all of them are read whenever one may have changed."""
 OF_A_ROW = ("21", "22", "23", "2F", "38", "39", "54", "0A", "P0")
 """Classes of SQLSTATE that the value of one row can cause; the others concern the whole table, the session or the server."""
 
@@ -119,6 +121,26 @@ def read_page(
         else:
             waiting += [(middle, stop, max(count - half, 1)), (start, middle, half)]
     return found, failing, until
+
+
+def read_unkeyed(connection: psycopg.Connection, each: WatchedSource) -> Rows:
+    """The live rows that have no key, or lack a part of it, with labels in the place of keys.
+
+    If an expression fails on one of them, nothing tells which of them are live, so all of them are given, in no dataset.
+    """
+    cursor = psycopg.RawCursor(connection)
+    lacks_none = connection.execute(each.source.may_lack_keys(), prepare=False).fetchone() == (False,)
+    if lacks_none:
+        return []
+
+    def read() -> Rows:
+        return cursor.execute(each.source.read_unkeyed(), prepare=False, binary=True).fetchall()
+
+    found = attempt(connection, read) if each.careful else read()
+    if found is None:
+        labels = cursor.execute(each.source.read_unkeyed_labels(), prepare=False, binary=True).fetchall()
+        found = [(label, None, None, b"", 0, None) for (label,) in labels]
+    return found
 
 
 def attempt(connection: psycopg.Connection, read: Callable[[], Rows]) -> Rows | None:

@@ -42,6 +42,8 @@ class Reporter:
         self.quarantined: Counter[DatasetName] = Counter()
         """How many rows of each dataset are in quarantine."""
         self.heartbeat = Heartbeat(consumer)
+        self.said = ""
+        """Why the last report failed, as it was logged; empty where it did not."""
 
     async def run(self) -> None:
         """Report every few seconds, until cancelled. A report that fails is not missed: the next one says it all."""
@@ -49,31 +51,41 @@ class Reporter:
             try:
                 await self.report()
             except SyncdError as error:
-                self.heartbeat.lost()
-                self.datasets = None  # what is there is unknown: write everything again
-                logger.debug("report_failed", error=str(error))
+                self.report_failed(error)
+            else:
+                self.consumer.registry.tasks.well("reporter")
+                self.said = ""
             await anyio.sleep(REPORT_SECONDS)
+
+    def report_failed(self, error: SyncdError) -> None:
+        """Say so, once for each reason; a lost database is told of elsewhere."""
+        self.heartbeat.lost()
+        self.datasets = None  # what is there is unknown: write everything again
+        self.consumer.task_failed("reporter", error, REPORT_SECONDS)
+        reason = str(error)
+        say = logger.warning if self.consumer.connected and reason != self.said else logger.debug
+        say("report_failed", error=reason, hint=error.hint)
+        self.said = reason
 
     async def report(self) -> None:
         """Write one report; raises ``DatabaseError``."""
         consumer = self.consumer
         name = consumer.settings.consumer
-        datasets = {
-            dataset.name: (dataset.state, dataset.index.count) for dataset in consumer.registry.by_name.values()
-        }
+        datasets = {dataset.name: (dataset.state, dataset.index.count) for dataset in consumer.registry.listed()}
         async with consumer.busy:
+            sources = consumer.sources
             counts = Counter(
                 (source_id, row.dataset, row.reason)
-                for source_id, watched in consumer.sources.items()
+                for source_id, watched in sources.items()
                 for row in watched.quarantine.values()
             )
-            quarantine = listed(consumer.sources, counts)
-        self.quarantined = Counter()
+            quarantine = listed(sources, counts)
+        by_dataset: Counter[DatasetName] = Counter()
         by_reason: Counter[tuple[str, str]] = Counter()
         for (source_id, dataset, reason), rows in counts.items():
-            self.quarantined[dataset] += rows
-            by_reason[consumer.sources[source_id].source.name, reason] += rows
-        consumer.registry.quarantined = by_reason
+            by_dataset[dataset] += rows
+            by_reason[sources[source_id].source.name, reason] += rows
+        self.quarantined, consumer.registry.quarantined = by_dataset, by_reason  # whole: other threads read them
         position = consumer.oldest_position()
         at = json.dumps({"snapshot": str(position.snapshot), "outbox_id": position.outbox_id})
         async with self.control.transaction() as connection:

@@ -39,12 +39,19 @@ class Rotator:
 
     async def run(self) -> None:
         """Rotate, until cancelled. A rotation that fails is tried again at the next turn."""
+        said = ""
         while True:
             await anyio.sleep(ROTATION_SECONDS)
             try:
                 await self.rotate()
             except SyncdError as error:
-                logger.debug("rotation_failed", error=str(error))
+                self.consumer.task_failed("rotator", error, ROTATION_SECONDS)
+                say = logger.warning if self.consumer.connected and str(error) != said else logger.debug
+                say("rotation_failed", error=str(error), hint=error.hint)
+                said = str(error)
+            else:
+                self.consumer.registry.tasks.well("rotator")
+                said = ""
 
     async def rotate(self) -> None:
         """Free what can be freed, and do what the cap asks of this consumer; raises ``DatabaseError``."""

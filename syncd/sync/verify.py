@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import anyio
-import psycopg
 import structlog
 from anyio import to_thread
 from psycopg import errors as pg
@@ -36,7 +35,7 @@ from syncd.sync.comparison import (
     not_compared,
 )
 from syncd.sync.consumer import Consumer
-from syncd.sync.passes import Handover
+from syncd.sync.outcome import Handover
 from syncd.sync.watched import WatchedSource
 from syncd.types import DatasetName, Position
 
@@ -132,8 +131,8 @@ class Verifier:
 
     def indexed(self, only: frozenset[DatasetName] | None) -> int:
         """About how many rows there are to compare."""
-        known = self.consumer.registry.by_name.items()
-        return sum(dataset.index.count for name, dataset in known if only is None or name in only)
+        known = self.consumer.registry.listed()
+        return sum(each.index.count for each in known if only is None or each.name in only)
 
     async def verify_now(self, only: frozenset[DatasetName] | None, *, repair: bool, deep: bool) -> Verified:
         """``verify``, with the lock held."""
@@ -156,8 +155,8 @@ class Verifier:
 
     def sources_of(self, only: frozenset[DatasetName] | None) -> list[int]:
         """The sources that have these datasets."""
-        sources = self.consumer.sources
-        return [each for each in sources if only is None or not only.isdisjoint(sources[each].datasets)]
+        sources = self.consumer.sources.values()
+        return [each.source.id for each in sources if only is None or any(name in each.datasets for name in only)]
 
     async def compare(
         self, ids: Sequence[int], only: frozenset[DatasetName] | None, *, deep: bool
@@ -169,7 +168,8 @@ class Verifier:
             return Captured(each.source, views, dict(each.quarantine), each.failing, only)
 
         async with self.consumer.busy:
-            for watched in [self.consumer.sources[one] for one in ids if one in self.consumer.sources]:
+            followed = self.consumer.sources
+            for watched in [followed[one] for one in ids if one in followed]:
                 watched.reread_failing()
         found, position = await self.at_one_snapshot(ids, captured, deep=deep)
         by_id, reports = {each.report.source.id: each for each in found}, []
@@ -206,7 +206,7 @@ class Verifier:
         connection = await to_thread.run_sync(
             open_pass_connection, settings.conninfo, settings.consumer, self.consumer.patience, abandon_on_cancel=True
         )
-        refused: list[psycopg.Error] = []
+        refused: list[Exception] = []
 
         def take(snapshot: str, position: Position, watched: Sequence[WatchedSource]) -> None:
             try:
@@ -216,10 +216,9 @@ class Verifier:
                 for each in watched:
                     if not each.is_failed:
                         connection.execute(each.source.lock())
-            except psycopg.Error as error:  # of this connection: the pass goes on
-                refused.append(error)
-            else:
                 taken.append((position, [capture(each) for each in watched if not each.is_failed]))
+            except Exception as error:  # noqa: BLE001 - of this verify: the pass goes on
+                refused.append(error)
 
         def compare() -> list[Found]:
             with connection:

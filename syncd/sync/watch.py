@@ -126,9 +126,15 @@ def look(
         if text is None:
             anew |= each.source.table is not None
             continue
-        if text != each.watch.seen:
-            anew |= take_note(connection, each, text)
-        watch_triggers(each, now)
+        try:
+            if text != each.watch.seen:
+                anew |= take_note(connection, each, text)
+            watch_triggers(each, now)
+        except psycopg.Error:
+            raise
+        except Exception as error:  # noqa: BLE001 - of this source: the others go on
+            each.watch.seen = ""
+            each.failed_unexpectedly(error, now=now)
     return anew
 
 

@@ -18,10 +18,11 @@ from syncd.postgres.source import Source
 from syncd.sync.alerts import NAMED, named
 from syncd.sync.datasets import Dataset, Registry, State
 from syncd.sync.directory import Directory
-from syncd.sync.reading import EXPRESSION_FAILED
+from syncd.sync.reading import EXPRESSION_FAILED, NULL_KEY, Row
 from syncd.sync.scan import Scan
+from syncd.sync.tasks import describe
 from syncd.sync.watch import Watch, compare
-from syncd.types import DatasetName, Key, Position
+from syncd.types import DatasetName, Key, Position, dataset_name
 
 FIRST_RETRY_SECONDS = 0.05
 LAST_RETRY_SECONDS = 15.0
@@ -82,6 +83,10 @@ class WatchedSource:
         self.moved_at: float | None = None
         self.retry_delay_seconds = 0.0
         self.reread: set[str] = set()
+        self.unkeyed: set[Key] = set()
+        """The labels in ``quarantine`` of rows that have no key."""
+        self.reread_unkeyed = False
+        """Whether these rows are to be read again."""
         self.unconfirmed = Unconfirmed(cursor)
         self.watch = Watch()
         self.careful = False
@@ -97,7 +102,12 @@ class WatchedSource:
     @property
     def lags(self) -> bool:
         """Whether there is more to apply, as far as is known."""
-        return self.reading or self.cursor.window is not None or self.failure is not None or bool(self.reread)
+        return self.reading or self.cursor.window is not None or self.failure is not None or self.rereads
+
+    @property
+    def rereads(self) -> bool:
+        """Whether there are rows to be read again, beside those that changed."""
+        return bool(self.reread) or self.reread_unkeyed
 
     @property
     def is_held_up(self) -> bool:
@@ -138,9 +148,26 @@ class WatchedSource:
         for key in keys:
             self.reject(key, DatasetName(""), EXPRESSION_FAILED, fingerprint=0)
 
+    def reject_unkeyed(self, rows: Iterable[Row]) -> None:
+        """These are all rows that have no key, by their labels: they are in quarantine, and those that were there before are not."""
+        before = {label: self.quarantine.pop(label, None) for label in self.unkeyed}
+        self.unkeyed.clear()
+        for label, project, dataset, _, fingerprint, _ in rows:
+            name = DatasetName("") if project is None or dataset is None else dataset_name(project, dataset)
+            known = before.get(label)
+            self.unkeyed.add(label)
+            if known is not None and (known.dataset, known.fingerprint) == (name, fingerprint):
+                self.quarantine[label] = known
+            else:
+                self.reject(label, name, NULL_KEY, fingerprint)
+        self.reread_unkeyed = False
+        if self.scan is not None:
+            self.scan.quarantined -= before.keys() | self.unkeyed
+
     def reread_failing(self) -> None:
-        """Read again the rows that an expression failed on: nothing but that tells whether it still does."""
+        """Read again the rows that an expression failed on, and those without a key: nothing but that tells whether it is still so."""
         self.reread |= {str(key) for key in self.failing}
+        self.reread_unkeyed = True
 
     @property
     def failing(self) -> list[Key]:
@@ -169,6 +196,7 @@ class WatchedSource:
         """The table was truncated: every row is a tombstone."""
         self.unconfirmed.everything = True
         self.quarantine.clear()
+        self.unkeyed.clear()
         for dataset in self.datasets.values():
             dataset.index.clear()
             if dataset.replacement is not None:
@@ -289,6 +317,14 @@ class WatchedSource:
         self.is_failed = True
         for dataset in self.datasets.values():
             dataset.state, dataset.reason = "failed", reason
+
+    def failed_unexpectedly(self, error: Exception, *, now: float) -> None:
+        """An error that nobody has thought of, perhaps half-way through a change: the table is compared once the source can be read again."""
+        reason = f"unexpected {describe(error)}; it is tried again; see the log of syncd serve, and: syncd check"
+        if reason != self.failure:
+            logger.error("source_failed_unexpectedly", source=self.source.name, exc_info=error)
+        self.watch.note_doubt(f"{self.source.name}: an unexpected error", believed=False)
+        self.failed(reason, now=now)
 
     def retry_later(self, reason: str, *, now: float) -> None:
         """Leave the source out of passes for a while."""

@@ -27,7 +27,7 @@ CONTRACT = """
 `syncd_index_bytes{dataset}`, `syncd_index_recall{dataset}`, `syncd_checkpoint_seconds`, `syncd_checkpoint_last_success_timestamp_seconds`,
 `syncd_checkpoint_failures_total`, `syncd_listener_connected`, `syncd_listener_reconnects_total`, `syncd_wakeups_total{source}`,
 `syncd_outbox_rows`, `syncd_quarantined{dataset}`, `syncd_verify_seconds`, `syncd_verify_last_success_timestamp_seconds`,
-`syncd_verify_drift_total{dataset}`, `syncd_repaired_total{dataset}`, `syncd_rebuilds_total{dataset,reason}`
+`syncd_verify_drift_total{dataset}`, `syncd_repaired_total{dataset}`, `syncd_rebuilds_total{dataset,reason}`, `syncd_task_failures_total{task}`
 """
 LABELS: Mapping[str, frozenset[str]] = {
     name: frozenset(labels.split(",") if labels else ())
@@ -216,6 +216,15 @@ def rebuilt(it: Followed) -> Iterator[None]:
     yield
 
 
+@contextmanager
+def reports_failed(it: Followed) -> Iterator[None]:
+    it.write("ALTER TABLE syncd.quarantine_reports RENAME TO away")
+    try:
+        yield
+    finally:
+        it.write("ALTER TABLE syncd.away RENAME TO quarantine_reports")
+
+
 Act = Callable[[Followed], AbstractContextManager[None]]
 
 MOVES: list[tuple[str, Mapping[str, str], Act]] = [
@@ -248,6 +257,7 @@ MOVES: list[tuple[str, Mapping[str, str], Act]] = [
     ("syncd_verify_drift_total", {"dataset": DATASET}, drift_found),
     ("syncd_repaired_total", {"dataset": DATASET}, drift_repaired),
     ("syncd_rebuilds_total", {"dataset": DATASET, "reason": "request"}, rebuilt),
+    ("syncd_task_failures_total", {"task": "reporter"}, reports_failed),
 ]
 
 

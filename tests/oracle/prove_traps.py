@@ -28,6 +28,8 @@ LOCKED = "tests/faults/test_locked_outbox.py"
 FALLING_BEHIND = "tests/faults/test_falling_behind.py"
 LARGE = "tests/faults/test_large_transactions.py"
 OUTBOX = "tests/integration/test_outbox.py"
+ERRORS = "tests/faults/test_errors.py"
+NULL_KEYS = "tests/integration/test_null_keys.py"
 CODES = "tests/unit/index/test_index_codes.py"
 SAVED_CODES = "tests/unit/index/test_saved_codes.py"
 COMPACTION = "tests/unit/index/test_compaction.py"
@@ -185,6 +187,22 @@ TRAPS = {
             ),
         ),
         (f"{OUTBOX}::test_a_page_of_one_large_transaction_is_read_by_its_index_in_every_slot[False]",),
+    ),
+    "the registry is gone through without a copy": Trap(
+        (("syncd/sync/datasets.py", "return list(self.by_name.values())", "return self.by_name.values()"),),
+        ("tests/unit/test_registry.py",),
+    ),
+    "a background task's error ends the service": Trap(
+        (("syncd/sync/tasks.py", "                if not has_started():\n", "                if True:\n"),),
+        (f"{ERRORS}::test_a_task_that_fails_is_told_of_and_started_again[builder]",),
+    ),
+    "an error of one source ends the pass": Trap(
+        (("syncd/sync/passes.py", "            if not self.is_of_source(each, error):\n", "            if True:\n"),),
+        (f"{ERRORS}::test_an_unexpected_error_fails_its_source_and_the_others_go_on[syncd.sync.passes:apply]",),
+    ),
+    "a NULL is a key": Trap(
+        (("syncd/postgres/outbox.py", "            if key is None:\n", "            if False:\n"),),
+        (f"{NULL_KEYS}::test_a_row_whose_key_is_null_is_in_quarantine_and_the_others_go_on[while it runs-text]",),
     ),
     "dead rows are candidates": Trap(
         (("syncd/index/codes.py", "SearchParametersIVF(sel=self._selector, nprobe", "SearchParametersIVF(nprobe"),),

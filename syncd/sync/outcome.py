@@ -1,0 +1,39 @@
+"""What a pass did, and what somebody may ask of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from syncd.postgres.source import Source
+from syncd.sync.watched import WatchedSource
+from syncd.types import Position, Snapshot
+
+
+@dataclass(slots=True)
+class PassOutcome:
+    """What a pass did: the snapshot it took, or the one before where it came to none, and whether there is more to do at once."""
+
+    snapshot: Snapshot
+    newest_outbox_id: int = 0
+    changed_rows: int = 0
+    outbox_rows: int = 0
+    more: bool = False
+    handed_over: bool = False
+    sources: list[Source] | None = None
+    took_snapshot: bool = True
+    put_off: str = ""
+    """Who has locked the outbox, so that there was no pass."""
+    locked: set[int] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class Handover:
+    """Somebody who wants the indexes and the tables at one snapshot: ``take`` is called in a pass that has brought the sources of the ids
+    ``wanted`` to it, or has found that they fail, while its transaction is still open.
+
+    ``take`` is given a snapshot that another transaction can import, the position, and the sources.
+    """
+
+    wanted: frozenset[int]
+    take: Callable[[str, Position, Sequence[WatchedSource]], None]

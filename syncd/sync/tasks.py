@@ -1,0 +1,132 @@
+"""The background tasks: each is started again after an error, with a growing delay, and what fails is there to be asked for.
+
+Invariant: an error in one task ends neither the service nor another task. Only ``ConsumerReplaced`` and what fails before a task has started pass
+through: these end the process.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import anyio
+import structlog
+from anyio import TASK_STATUS_IGNORED
+from anyio.abc import TaskStatus
+
+from syncd.errors import ConsumerReplaced
+
+FIRST_RETRY_SECONDS = 0.25
+LAST_RETRY_SECONDS = 60.0
+SETTLED_SECONDS = 60.0
+"""A task that has run for this long since its last error counts as well, even if it has not said so."""
+
+logger = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Failing:
+    """One task that fails: its last error, how many there were in a row, and when it is tried again, by ``time.monotonic``."""
+
+    task: str
+    error: str
+    failures: int
+    retry_at: float
+
+
+class Startable(Protocol):
+    """A task that says when it has started."""
+
+    async def __call__(self, *, task_status: TaskStatus[None]) -> None:
+        """Run, and say when it has started."""
+
+
+class Tasks:
+    """Which tasks fail. The event loop alone changes it; ``listed`` may be called from any thread."""
+
+    def __init__(self) -> None:
+        self.failures: Counter[str] = Counter(consumer=0)
+        """Errors of each task since the start; 0 for a task that never failed."""
+        self.failing: dict[str, Failing] = {}
+
+    def failed(self, task: str, error: BaseException, retry_seconds: float) -> None:
+        """Note an error of a task, which is tried again after ``retry_seconds``."""
+        self.failures[task] += 1
+        before = self.failing.get(task)
+        in_a_row = 1 if before is None or is_settled(before) else before.failures + 1
+        self.failing[task] = Failing(task, describe(error), in_a_row, time.monotonic() + retry_seconds)
+
+    def well(self, task: str) -> None:
+        """A task has done its work."""
+        self.failing.pop(task, None)
+
+    def listed(self) -> list[Failing]:
+        """The tasks that fail now, by name."""
+        return sorted(
+            (each for each in list(self.failing.values()) if not is_settled(each)), key=lambda each: each.task
+        )
+
+    async def keep(self, task: str, run: Callable[[], Awaitable[None]]) -> None:
+        """Run a task, and run it again after an error, until it returns or is cancelled."""
+        await self.keep_running(task, run, lambda: True)
+
+    async def keep_started(
+        self, task: str, run: Startable, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED
+    ) -> None:
+        """``keep`` for a task that says when it has started. An error before that is raised: it ends the start."""
+        status = FirstStart(task_status)
+        await self.keep_running(task, lambda: run(task_status=status), lambda: status.has_started)
+
+    async def keep_running(
+        self, task: str, run: Callable[[], Awaitable[None]], has_started: Callable[[], bool]
+    ) -> None:
+        """``keep`` and ``keep_started``."""
+        self.failures[task] += 0  # a series that begins with its first error shows no increase
+        while True:
+            try:
+                await run()
+            except ConsumerReplaced:
+                raise
+            except Exception as error:
+                if not has_started():
+                    raise
+                before = self.failing.get(task)
+                in_a_row = 0 if before is None or is_settled(before) else before.failures
+                delay = min(FIRST_RETRY_SECONDS * 2 ** min(in_a_row, 16), LAST_RETRY_SECONDS)
+                self.failed(task, error, delay)
+                logger.exception("task_failed", task=task, retry_in_seconds=delay)
+                await anyio.sleep(delay)
+            else:
+                return
+
+
+class FirstStart(TaskStatus[None]):
+    """Passes ``started`` on once: a task that is started again says it again."""
+
+    def __init__(self, status: TaskStatus[None]) -> None:
+        self.status = status
+        self.has_started = False
+
+    def started(self, value: None = None) -> None:
+        """The task has started."""
+        if not self.has_started:
+            self.has_started = True
+            self.status.started(value)
+
+
+def describe(error: BaseException) -> str:
+    """An error for people: syncd's own in its words, any other with its type."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    text = str(error).strip()
+    return (
+        text if hasattr(error, "kind") and text else f"{type(error).__name__}: {text}" if text else type(error).__name__
+    )
+
+
+def is_settled(failing: Failing) -> bool:
+    """Whether the task has run for long since."""
+    return time.monotonic() > failing.retry_at + SETTLED_SECONDS
