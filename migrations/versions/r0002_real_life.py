@@ -15,6 +15,7 @@ FILES: tuple[str, ...] = (
     "schema/0002_rules.sql",
     "schema/0002_attach.sql",
     "schema/0002_tokens.sql",
+    "schema/0002_publications.sql",  # last: it locks the outbox, for which writers wait until init commits
 )
 
 

@@ -41,6 +41,11 @@ DELETE FROM syncd.checkpoints;
 -- name: forget_identity
 DELETE FROM syncd.meta;
 
+-- name: doubt_identity
+-- The next to read it finds a copy, and forgets what is another cluster's.
+DELETE FROM syncd.meta;
+INSERT INTO syncd.meta (xid) VALUES ('3');
+
 -- name: new_identity
 INSERT INTO syncd.meta DEFAULT VALUES;
 

@@ -27,3 +27,13 @@ FROM syncd.attach(%(source)s, key => %(key)s, vector => %(vector)s, project => c
 
 -- name: reattach
 SELECT rows, live_rows, datasets FROM syncd.reattach(%(source)s);
+
+-- name: read_publications
+-- Those that carry a table of schema syncd, or will: FOR ALL TABLES, or by the name of the schema or of a table. The ready table may well be carried.
+SELECT p.pubname::text, p.puballtables FROM pg_publication AS p
+WHERE p.puballtables
+   OR EXISTS (SELECT FROM pg_publication_tables AS t WHERE t.pubname = p.pubname AND t.schemaname = 'syncd' AND t.tablename <> 'embeddings')
+ORDER BY 1;
+
+-- name: read_subscriptions
+SELECT syncd.subscriptions_to_syncd();

@@ -18,6 +18,7 @@ from syncd.errors import DatabaseError
 from syncd.postgres import schema
 from syncd.postgres.catalogue import shell_line
 from syncd.postgres.connection import connect_blocking
+from syncd.postgres.publications import read_carriers
 from syncd.settings import load_settings
 from syncd.statements import statement
 
@@ -43,6 +44,11 @@ def init(
         return
     settings = load_settings(dsn=dsn, data_dir=data_dir)
     with database(settings, embedded=embedded) as found:
+        with connect_blocking(found.conninfo) as connection:
+            carriers = read_carriers(connection)
+        for each in carriers:  # before it is done: a subscriber may stop at once
+            talk(f"warning: {each.problem}")
+            talk(f"  next: {each.fix}")
         before, after = schema.install(found.conninfo)
         with connect_blocking(found.conninfo) as connection:
             schema.store_settings(connection, found)

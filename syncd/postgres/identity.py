@@ -19,6 +19,7 @@ from psycopg import errors as pg
 from syncd.errors import DatabaseUnreachable
 from syncd.postgres import session
 from syncd.postgres.connection import not_installed
+from syncd.postgres.publications import foreign_rows, read_subscriptions
 from syncd.postgres.schema import (
     NOTIFY_GUARDED,
     NOTIFY_GUARDED_BY_DEFAULT,
@@ -86,6 +87,16 @@ def read_incarnation(connection: psycopg.Connection) -> str:
             )
             incarnation, _ = fetch_identity(connection)
     return incarnation
+
+
+def refuse_foreign_rows(connection: psycopg.Connection) -> None:
+    """Raise ``DatabaseError`` where a subscription writes syncd's own tables. Once it does not, the outbox is emptied and every row compared."""
+    with session.transaction(connection, "service_settings"):
+        subscriptions = read_subscriptions(connection)
+        if subscriptions:
+            connection.execute(statement("consumer", "doubt_identity"))
+    if subscriptions:
+        raise foreign_rows(subscriptions)
 
 
 def forget_outbox(connection: psycopg.Connection) -> None:

@@ -30,8 +30,11 @@ def newest_revision() -> str:
     return max(name[1:5] for name in names if name.startswith("r"))
 
 
-def install(conninfo: str) -> tuple[str | None, str]:
-    """Bring the database to the newest revision; running it again changes nothing. Returns the versions before and after."""
+def install(conninfo: str, revision: str = "head") -> tuple[str | None, str]:
+    """Bring the database to the newest revision; running it again changes nothing. Returns the versions before and after.
+
+    Another ``revision`` is for tests of upgrades.
+    """
     import sqlalchemy
     from alembic import command
 
@@ -50,7 +53,7 @@ def install(conninfo: str) -> tuple[str | None, str]:
                 config = alembic_config(folder)
                 config.attributes["connection"] = opened
                 try:
-                    command.upgrade(config, "head")
+                    command.upgrade(config, revision)
                     opened.commit()
                 except sqlalchemy.exc.DBAPIError as error:
                     raise error.orig if isinstance(error.orig, psycopg.Error) else error from error

@@ -32,6 +32,7 @@ from syncd.postgres.identity import (
     read_doubts,
     read_incarnation,
     read_registry,
+    refuse_foreign_rows,
     take_name,
 )
 from syncd.postgres.listener import backoff_delays
@@ -56,6 +57,8 @@ HANGS_SECONDS = 5.0
 POLL_SECONDS_WITHOUT_NOTIFY = 0.02
 WAITER_POLL_SECONDS = 0.02
 PEEK_SECONDS = 0.1
+FOREIGN_ROWS_SECONDS = 5.0
+"""Between two looks whether a subscription writes syncd's own tables."""
 
 T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
@@ -78,6 +81,7 @@ class Consumer(Progress):
         self.nonce: Nonce | None = None
         self.notifies = True
         self.patience = Patience()
+        self.foreign_rows_at = 0.0
 
     async def run(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
         """Follow until cancelled. Errors before the first connection stop the start; a lost connection later is opened again."""
@@ -138,6 +142,7 @@ class Consumer(Progress):
         with in_transaction():
             prepared_transactions = check_server(connection)
         incarnation = read_incarnation(connection)
+        refuse_foreign_rows(connection)
         must_rebuild = False
         if first:
             with in_transaction():
@@ -283,6 +288,9 @@ class Consumer(Progress):
 
     def look_and_pass(self, connection: psycopg.Connection) -> PassOutcome:
         """One pass over all sources, in a worker thread."""
+        if time.monotonic() >= self.foreign_rows_at:
+            refuse_foreign_rows(connection)
+            self.foreign_rows_at = time.monotonic() + FOREIGN_ROWS_SECONDS
         row = connection.execute(statement("consumer", "read_open_writers"), prepare=self.notifies).fetchone()
         self.pace.note_writers(frozenset(row[0]) if row else frozenset())
         self.doubts.begin_pass(bool(row and row[1]))

@@ -23,6 +23,8 @@ LATE_COMMIT = f"{RACES}::test_a_transaction_that_took_a_lower_outbox_id_and_comm
 LOOK = f"{RACES}::test_every_commit_of_a_burst_is_noticed_by_the_look_for_open_writers_alone"
 HALF = f"{RACES}::test_readers_never_see_half_of_a_transaction"
 FREEING = "tests/faults/test_freeing.py"
+PUBLICATIONS = "tests/integration/test_publications.py"
+SESSIONS = "tests/faults/test_sessions.py"
 ROTATION = "tests/faults/test_rotation.py"
 LOCKED = "tests/faults/test_locked_outbox.py"
 FALLING_BEHIND = "tests/faults/test_falling_behind.py"
@@ -177,6 +179,26 @@ TRAPS = {
     "a checkpoint forgets the window": Trap(
         (("syncd/sync/checkpoints.py", "window=None if cursor.window is None else", "window=None if True else"),),
         (f"{LARGE}::test_one_large_transaction_goes_on_where_a_kill_left_it[100000]",),
+    ),
+    "a table of the schema has no replica identity": Trap(
+        (
+            (
+                "sql/schema/0002_publications.sql",
+                "ALTER TABLE %s REPLICA IDENTITY FULL",
+                "ALTER TABLE %s REPLICA IDENTITY DEFAULT",
+            ),
+        ),
+        (f"{PUBLICATIONS}::test_under_a_publication_status_quarantine_settings_and_freeing_go_on",),
+    ),
+    "an upgrade waits for its lock": Trap(
+        (("sql/schema/0002_publications.sql", "IN ACCESS EXCLUSIVE MODE NOWAIT;", "IN ACCESS EXCLUSIVE MODE;"),),
+        (
+            f"{PUBLICATIONS}::test_an_upgrade_beside_a_writer_whose_transaction_is_open_keeps_no_other_writer_waiting[18]",
+        ),
+    ),
+    "another server's outbox is believed": Trap(
+        (("sql/schema/0002_publications.sql", "c.relname <> 'embeddings' ORDER BY 1", "false ORDER BY 1"),),
+        (f"{PUBLICATIONS}::test_a_database_that_gets_another_servers_outbox_is_not_followed_until_it_does_not[18]",),
     ),
     "the planner may sort a page": Trap(
         (
