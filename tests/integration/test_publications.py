@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import contextmanager
 from pathlib import Path
 from typing import LiteralString
 
@@ -123,8 +123,7 @@ def test_an_upgrade_beside_a_writer_whose_transaction_is_open_keeps_no_other_wri
             db.execute(ALL_TABLES)
             incarnation = value(db, "SELECT incarnation FROM syncd.meta")
             writer.execute("INSERT INTO items VALUES (1, '{1}')")
-            with ExitStack() as stack:
-                upgrading = stack.enter_context(running_init(conninfo))
+            with running_init(conninfo) as upgrading:
                 waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'upgraded' AND wait_event = 'PgSleep'"
                 until(lambda: value(db, waits) == 1, "init waits for the writer")
                 db.execute("SET statement_timeout = '5s'; INSERT INTO items VALUES (2, '{2}')")
@@ -138,11 +137,16 @@ def test_an_upgrade_beside_a_writer_whose_transaction_is_open_keeps_no_other_wri
         any_server.drop_database("upgraded")
 
 
-def running_init(conninfo: str) -> subprocess.Popen[bytes]:
-    """``syncd init``, in a process of its own."""
+@contextmanager
+def running_init(conninfo: str) -> Iterator[subprocess.Popen[bytes]]:
+    """``syncd init``, in a process of its own that does not outlive the block."""
     environment = {name: text for name, text in os.environ.items() if not name.startswith(("SYNCD_", "PG"))}
     command = [sys.executable, "-m", "syncd.cli.main", "init"]
-    return subprocess.Popen(command, env=environment | {"SYNCD_DSN": conninfo}, stderr=subprocess.DEVNULL)
+    with subprocess.Popen(command, env=environment | {"SYNCD_DSN": conninfo}, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 # A publisher and its subscriber
