@@ -68,7 +68,7 @@ async def test_a_fork_while_another_thread_waits_for_its_answer_neither_blocks_t
 async def test_a_child_that_is_done_with_a_client_leaves_the_parents_connection_open(path: Path, ends: str) -> None:
     async with serving(path) as service:
         clients = [Client(path)]
-        await run_sync(clients[0].connect)
+        await run_sync(clients[0].ping)
 
         def finish() -> None:
             if ends == "closes":
@@ -90,7 +90,7 @@ async def test_a_child_that_is_done_with_a_client_leaves_the_parents_connection_
 async def test_a_parent_that_closes_ends_its_connection_though_a_child_has_its_descriptor(path: Path) -> None:
     async with serving(path) as service:
         client = Client(path)
-        await run_sync(client.connect)
+        await run_sync(client.ping)
         read, write = os.pipe()
 
         def live_until_told() -> bytes:
@@ -100,6 +100,7 @@ async def test_a_parent_that_closes_ends_its_connection_though_a_child_has_its_d
         child = Child(live_until_told)
         client.close()
         async with AsyncClient(path) as other:
+            await other.ping()
             while service.server.connections > 1:
                 await other.ping()
         os.close(write)
