@@ -50,6 +50,8 @@ SWITCH_SECONDS = 0.001
 LAST_PROOF_SECONDS = 5.0
 LAST_REPORT_SECONDS = 2.0
 STOP_REQUESTS_SECONDS = 8.0
+FILES_BESIDE_CONNECTIONS = 400
+"""Descriptors for the database, a checkpoint's files, spare connections, and those that were refused and linger."""
 """A stop takes about ten seconds at most, whatever the database does; only a checkpoint's files may take longer."""
 
 logger = structlog.get_logger()
@@ -125,7 +127,9 @@ class Service:
             listen=settings.tcp_listen,
             token=settings.token.get_secret_value() or None,
             tls=settings.tls,
-            limits=Limits(connections=settings.max_connections, stop_seconds=STOP_REQUESTS_SECONDS),
+            limits=Limits(
+                connections=connections_within_files(settings.max_connections), stop_seconds=STOP_REQUESTS_SECONDS
+            ),
             inputs=inputs,
             version=version("syncd"),
         )
@@ -239,6 +243,21 @@ def allow_many_files() -> None:
     if soft != hard:
         with contextlib.suppress(ValueError, OSError):  # macOS names a hard limit that it does not grant
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def connections_within_files(wanted: int) -> int:
+    """As many connections as asked for, or as there are descriptors for: one that cannot be accepted cannot be told why."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files == resource.RLIM_INFINITY or wanted <= files - FILES_BESIDE_CONNECTIONS:
+        return wanted
+    allowed = max(files - FILES_BESIDE_CONNECTIONS, 1)
+    logger.warning(
+        "connections_limited",
+        connections=allowed,
+        open_files=files,
+        hint="raise the limit of open files (ulimit -n), or lower SYNCD_MAX_CONNECTIONS",
+    )
+    return allowed
 
 
 def first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -135,12 +135,12 @@ class Client:
         """
         own = self._own.get()
         with own.lock:
-            if own.link is not None and not own.link.closed:
-                try:
-                    return self._exchange(own.link, call)
-                except ServiceUnavailable:
-                    pass
-            own.link = self._open()
+            if own.link is None or own.link.closed:
+                own.link = self._open()
+            try:
+                return self._exchange(own.link, call)
+            except ServiceUnavailable:
+                own.link = self._open()
             return self._exchange(own.link, call)
 
     def _exchange(self, link: _Link, call: Call[T]) -> T:
@@ -176,8 +176,10 @@ class _Link:
             answer = self._ask(line, until)
             if answer.id != number and (answer.id is not None or answer.error is None):
                 raise ConnectionError("it answered a call that was not asked")  # noqa: TRY301 - the same way out
-        except TimeoutError:
+        except TimeoutError as error:
             self.close()
+            if error.errno is not None:  # the system's word on a peer that has vanished, not this call's time
+                raise unavailable(self.address, error) from error
             raise timed_out(call, self.address, seconds) from None
         except (OSError, msgspec.MsgspecError) as error:  # a peer that does not speak JSON-RPC is not syncd
             self.close()

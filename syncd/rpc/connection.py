@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import select
+import socket
 from collections import deque
 from collections.abc import Awaitable
 from time import monotonic
@@ -20,6 +21,7 @@ from anyio import CancelScope
 
 from syncd.errors import RequestError, TooLarge, Unauthorized
 from syncd.rpc.dispatch import Dispatcher, TooManyConnections, TooMuchHeld
+from syncd.rpc.keepalive import keep_alive
 from syncd.rpc.messages import AuthenticateParams
 from syncd.rpc.protocol import (
     BadRequest,
@@ -32,6 +34,8 @@ from syncd.rpc.protocol import (
 )
 
 AUTHENTICATE = "authenticate"
+SPARE_METHODS = frozenset({"status", "datasets"})
+"""What a connection beyond the limit may ask: what ``syncd status``, ``syncd datasets`` and ``syncd healthcheck`` do. None of them waits."""
 NO_ID = b"null"
 WRITE_TOGETHER_BYTES = 65_536
 
@@ -45,8 +49,14 @@ class Host(Protocol):
     lingering: set[Connection]
     stopping: bool
 
-    def opened(self, connection: Connection) -> bool:
-        """Whether there is room for it."""
+    def admit(self, connection: Connection) -> bool:
+        """Whether there is room for it; if so it is counted from now on."""
+
+    def spare(self, connection: Connection) -> None:
+        """It is beyond the limit, but over the local socket."""
+
+    def refused(self, connection: Connection) -> None:
+        """It is about to close, and reads on only until its client has read why."""
 
     def closed(self, connection: Connection) -> None:
         """It is gone."""
@@ -77,6 +87,7 @@ class Connection(asyncio.Protocol):
         self._answers_bytes = 0
         self._in_flight: dict[CancelScope, bool] = {}
         self._turn_pending = False
+        self._is_spare = False
         self._reading = True
         self._write_paused = False
         self._ended = False
@@ -88,15 +99,22 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Greet nobody: the first byte is the client's."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is one by its methods only
-        self.descriptor = self._transport.get_extra_info("socket").fileno()
+        connection = self._transport.get_extra_info("socket")
+        self.descriptor = connection.fileno()
+        if connection.family != socket.AF_UNIX:
+            keep_alive(connection)
         self._transport.set_write_buffer_limits(high=self._limits.unread_bytes)
         if self._host.stopping:
             self._transport.abort()  # it was accepted just before the listener closed
-        elif not self._host.opened(self):
+        elif self._host.admit(self):
+            if not self._authorized:
+                loop = asyncio.get_running_loop()
+                self._timer = loop.call_later(self._limits.authenticate_seconds, self._authenticate_now)
+        elif self._token is None:
+            self._is_spare = True
+            self._host.spare(self)
+        else:
             self._refuse(TooManyConnections(self._limits.connections))
-        elif not self._authorized:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self._limits.authenticate_seconds, self._authenticate_now)
 
     def data_received(self, data: bytes) -> None:
         """Take input of any size and shape."""
@@ -225,12 +243,21 @@ class Connection(asyncio.Protocol):
             self._answer(error_line(request.id, request.error))
         elif request.method == AUTHENTICATE and self._token is not None:
             self._authenticate(request, self._token)
+        elif self._is_spare and not self._may_ask(request.method):
+            self._refuse(TooManyConnections(self._limits.connections))
         else:
             outcome = self._dispatcher.start(request, len(line))
             if isinstance(outcome, Awaitable):
                 self._await(request, outcome, len(line))
             elif outcome is not None:
                 self._answer(outcome)
+
+    def _may_ask(self, method: str) -> bool:
+        """Whether a spare connection gets its answer; another may have closed meanwhile."""
+        if method in SPARE_METHODS:
+            return True
+        self._is_spare = not self._host.admit(self)
+        return not self._is_spare
 
     def _await(self, request: Request, waited: Awaitable[Any], size: int) -> None:
         scope = CancelScope()
@@ -277,7 +304,7 @@ class Connection(asyncio.Protocol):
         self._lines.clear()
         self._take_partial()
         self._discard_left = self._limits.linger_bytes
-        self._host.lingering.add(self)
+        self._host.refused(self)
         if self._timer is not None:
             self._timer.cancel()
         linger = self._limits.linger_seconds if len(self._host.lingering) <= self._limits.lingering else 0

@@ -30,6 +30,9 @@ class Limits:
     """How much one server takes on. Every queue in it has its bound here."""
 
     connections: int = 1000
+    spare_connections: int = 64
+    """Connections over the local socket beyond that number. They are answered ``status`` and ``datasets`` alone, until another closes; the
+    oldest gives way to the next. So clients that only hold connections keep no health check out."""
     connection_requests: int = 64
     """Requests in flight on one connection; past it, its further input waits in the client's socket buffer."""
     requests: int = 1024

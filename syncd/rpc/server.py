@@ -61,6 +61,7 @@ class Server:
         self.stopping = False
         self._quiet = Event()
         self._connections: set[Connection] = set()
+        self._spare: dict[Connection, None] = {}
         self.limits = limits or Limits()
         self.inputs = inputs or Inputs()
         self.dispatcher = Dispatcher(_with_own_methods(methods, version), self.limits)
@@ -101,7 +102,7 @@ class Server:
                 await self._stop.wait()
                 self.stopping = True
                 await _close(listeners, unix)
-                for connection in self._connections | self.lingering:
+                for connection in self._open():
                     connection.drain()
                 with move_on_after(self.limits.stop_seconds):
                     await self._until_quiet()
@@ -110,7 +111,7 @@ class Server:
                 with CancelScope(shield=True):
                     await _close(listeners, unix)
                     self._tasks.cancel_scope.cancel()
-                    for connection in self._connections | self.lingering:
+                    for connection in self._open():
                         connection.abort()
                     with move_on_after(CLOSE_SECONDS):
                         await self._until_quiet()
@@ -119,17 +120,32 @@ class Server:
         """Take no more connections and requests, finish those under way within ``stop_seconds``, then end ``serve``."""
         self._stop.set()
 
-    def opened(self, connection: Connection) -> bool:
+    def admit(self, connection: Connection) -> bool:
         """Count a connection in; False where it is one too many."""
         if len(self._connections) >= self.limits.connections:
             return False
+        self._spare.pop(connection, None)
         self._connections.add(connection)
         self.inputs.add(connection.descriptor, connection)
         return True
 
+    def spare(self, connection: Connection) -> None:
+        """Keep a connection beyond the limit; the one that has been kept longest gives way."""
+        self._spare[connection] = None
+        if len(self._spare) > self.limits.spare_connections:
+            oldest = next(iter(self._spare))
+            del self._spare[oldest]
+            oldest.abort()
+
+    def refused(self, connection: Connection) -> None:
+        """Let a connection that was told to go read on for a while."""
+        self._spare.pop(connection, None)
+        self.lingering.add(connection)
+
     def closed(self, connection: Connection) -> None:
         """Count a connection out."""
         self._connections.discard(connection)
+        self._spare.pop(connection, None)
         self.inputs.remove(connection.descriptor, connection)
         self._look_for_quiet()
 
@@ -172,6 +188,9 @@ class Server:
             ssl_shutdown_timeout=CLOSE_SECONDS if tls else None,
         )
 
+    def _open(self) -> list[Connection]:
+        return [*self._connections | self.lingering, *self._spare]
+
     async def _until_quiet(self) -> None:
         while not self._is_quiet():
             self._quiet = Event()
@@ -182,7 +201,7 @@ class Server:
             self._quiet.set()
 
     def _is_quiet(self) -> bool:
-        return not (self._connections or self.lingering or self.dispatcher.requests)
+        return not (self._open() or self.dispatcher.requests)
 
 
 def _with_own_methods(methods: Mapping[str, Method[Any, Any]], version: str) -> dict[str, Method[Any, Any]]:

@@ -17,6 +17,7 @@ from syncd.errors import InvalidParams, Overloaded, TimedOut, TooLarge
 from syncd.rpc.messages import MAX_PAGE_KEYS, MAX_RESULTS
 from tests.conftest import clone
 from tests.daemon import Daemon
+from tests.integration.commands import run
 from tests.scrape import events
 from tests.servers import PostgresServer
 
@@ -121,6 +122,9 @@ def test_a_thousand_connections_with_half_requests_cost_others_nothing_and_are_a
         assert len(list(other.keys("t"))) == ROWS
         with pytest.raises(Overloaded, match="connections are open"), service.client() as one_too_many:
             one_too_many.ping()
+        for command in ("status", "datasets", "healthcheck"):
+            done = run(command, "--socket", str(service.socket))
+            assert done.returncode == 0, done.stderr
         for unix in waiting:
             unix.sendall(rest)
         for unix in waiting:

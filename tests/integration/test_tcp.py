@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import os
 import socket
 import ssl
 import stat
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
 import pytest
 import trustme
+import uvloop
+from anyio.to_thread import run_sync
 
-from syncd.errors import ServiceUnavailable, Unauthorized
+from syncd.errors import Overloaded, ServiceUnavailable, Unauthorized
 from syncd.rpc.async_client import AsyncClient
 from syncd.rpc.client import Client, connect
 from tests.conftest import clone
 from tests.daemon import Daemon
+from tests.deaf import go_deaf, needs_linux
+from tests.forks import Child
 from tests.integration.commands import assert_failed, run
 from tests.scrape import events
 from tests.servers import PostgresServer
@@ -206,3 +213,75 @@ def test_a_certificate_that_cannot_be_used_ends_the_start_with_exit_2(
             SYNCD_LISTEN="127.0.0.1:0", SYNCD_TOKEN=WORD, SYNCD_HTTP="off", SYNCD_TLS_CERT=str(chain), SYNCD_TLS_KEY=str(key),
         )  # fmt: skip
         assert_failed(done, 2, str(chain), "SYNCD_TLS_CERT")
+
+
+@pytest.mark.anyio
+async def test_a_child_process_connects_again_over_tls_and_the_parents_connection_goes_on(
+    encrypted: Daemon, certificate: Certificate
+) -> None:
+    address = f"tcps://localhost:{port_of(encrypted)}"
+    with connect(address, token=WORD, tls=certificate.trusting) as client:
+        child = Child(lambda: [client.search("t", key=key, k=1, exact=True)[0].distance for key in range(2, 50)])
+        mine = [client.search("t", key=key, k=1, exact=True)[0].distance for key in range(2, 50)]
+        assert mine == child.result() == [1.0] * 48
+        link = client._own.get().link
+        assert client.ping() == "pong"
+        assert client._own.get().link is link
+    async with AsyncClient(address, token=WORD, tls=certificate.trusting) as other:
+        assert await other.ping() == "pong"
+        forked = Child(lambda: asyncio.run(other.ping()))
+        assert [await other.ping() for _ in range(20)] == ["pong"] * 20
+        assert await run_sync(forked.result) == "pong"
+        assert await other.ping() == "pong"
+
+
+@pytest.mark.parametrize("encryption", ["plain", "encrypted"])
+def test_one_client_works_in_each_event_loop_that_a_program_starts(
+    request: pytest.FixtureRequest, certificate: Certificate, encryption: str
+) -> None:
+    daemon: Daemon = request.getfixturevalue(encryption)
+    tls = certificate.trusting if encryption == "encrypted" else None
+    client = AsyncClient(f"tcp{'s' if tls else ''}://localhost:{port_of(daemon)}", token=WORD, tls=tls)
+    for run_loop in (asyncio.run, uvloop.run):
+        for _ in range(3):
+            assert len(run_loop(client.search("t", key=7, k=3))) == 3
+            gc.collect()
+
+
+@needs_linux
+@pytest.mark.parametrize("encryption", ["plain", "encrypted"])
+def test_clients_that_vanished_without_a_word_give_their_slots_back(
+    filled: str, certificate: Certificate, encryption: str, tmp_path: Path
+) -> None:
+    tls = certificate.trusting if encryption == "encrypted" else None
+    settings = {"tls_cert": certificate.chain, "tls_key": certificate.key} if tls else {}
+    daemon = Daemon(
+        filled, tmp_path / "data", listen="localhost:0", token=WORD, max_connections=2, consumer="vanished", **settings
+    )
+    for name, value in (("IDLE", 1), ("INTERVAL", 1), ("USER_TIMEOUT", 2)):
+        daemon.with_constant(f"syncd.rpc.keepalive.{name}_SECONDS", value)
+    daemon.start()
+    with ExitStack() as stack:
+        vanished: list[socket.socket] = []
+        for request in (b"", b'{"jsonrpc":"2.0","id":2,"method":"keys","params":{"dataset":"t","limit":20000}}\n'):
+            connection = socket.create_connection(("localhost", port_of(daemon)))
+            connection = tls.wrap_socket(connection, server_hostname="localhost") if tls else connection
+            stack.callback(connection.close)
+            token = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "authenticate", "params": {"token": WORD}})
+            connection.sendall(token.encode() + b"\n")
+            assert b"true" in connection.recv(1000)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.sendall(request)
+            vanished.append(connection)
+        address = f"tcp{'s' if tls else ''}://localhost:{port_of(daemon)}"
+        with pytest.raises(Overloaded), connect(address, token=WORD, tls=tls):
+            pass
+        for connection in vanished:
+            go_deaf(connection)
+        back = 0
+        with ExitStack() as clients:
+            while back < 2:  # pytest's own time-out ends a wait that is too long
+                with suppress(Overloaded, ServiceUnavailable):
+                    clients.enter_context(connect(address, token=WORD, tls=tls))
+                    back += 1
+    daemon.stop()

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import socket
+from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 from anyio.to_thread import run_sync
 
 from syncd.rpc.dispatch import Limits
-from tests.unit.rpc.rpc_service import SHARED_WORD, lines_to, serving
+from syncd.rpc.protocol import Method
+from tests.unit.rpc.rpc_service import ANYTHING, SHARED_WORD, AnyParams, lines_to, serving
 
 pytestmark = pytest.mark.anyio
 MEBIBYTE = 1 << 20
@@ -226,3 +229,46 @@ async def test_tcp_closes_on_who_says_nothing_or_too_much_before_the_token(path:
         client.write(b"x" * 200_000)
         assert (await client.receive())["error"]["data"]["kind"] == "unauthorized"
         assert await client.is_closed()
+
+
+STATUS: dict[str, Method[Any, Any]] = {
+    name: Method(AnyParams, ANYTHING, lambda _: "well", "How it is.", immediate=True) for name in ("status", "datasets")
+}
+
+
+@pytest.mark.parametrize("over", ["unix", "tcp"])
+async def test_connections_that_do_nothing_keep_no_status_out_whichever_way_they_came(path: Path, over: str) -> None:
+    limits = Limits(connections=20, spare_connections=3)
+    async with AsyncExitStack() as idle, serving(path, tcp=True, limits=limits, methods=STATUS) as service:
+        for number in range(20):
+            held = await idle.enter_async_context(lines_to(path if over == "unix" else service.tcp))
+            if over == "tcp":
+                assert (await held.ask("authenticate", number, token=SHARED_WORD))["result"] is True
+            else:
+                assert (await held.ask("ping"))["result"] == "pong"
+        async with lines_to(service.tcp) as refused:
+            assert (await refused.receive())["error"]["data"]["kind"] == "overloaded"
+        spares = []
+        for _ in range(30):
+            spares.append(await idle.enter_async_context(lines_to(path)))
+            async with lines_to(path) as asking:
+                assert (await asking.ask("status"))["result"] == "well"
+                assert (await asking.ask("datasets"))["result"] == "well"
+        assert await spares[0].is_closed()
+        assert (await spares[-1].ask("echo"))["error"]["data"]["kind"] == "overloaded"
+        assert await spares[-1].is_closed()
+        assert service.server.connections == 20
+
+
+async def test_a_connection_over_the_limit_may_ask_anything_once_another_has_closed(path: Path) -> None:
+    async with serving(path, limits=Limits(connections=1), methods=STATUS) as service, lines_to(path) as first:
+        assert (await first.ask("ping"))["result"] == "pong"
+        async with lines_to(path) as spare:
+            assert (await spare.ask("status"))["result"] == "well"
+            first.writer.transport.abort()
+            while service.server.connections:
+                assert (await spare.ask("status"))["result"] == "well"
+            assert (await spare.ask("echo", value=1))["result"] == 1
+            async with lines_to(path) as next_one:
+                assert (await next_one.ask("echo", value=2))["error"]["data"]["kind"] == "overloaded"
+            assert (await spare.ask("echo", value=3))["result"] == 3

@@ -1,0 +1,18 @@
+"""The number of connections fits into what the system lets the process open."""
+
+from __future__ import annotations
+
+import resource
+
+from syncd.service import FILES_BESIDE_CONNECTIONS, connections_within_files
+from tests.forks import Child
+
+
+def test_connections_are_at_most_what_the_limit_of_open_files_leaves_for_them() -> None:
+    def allowed(files: int) -> list[int]:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+        return [connections_within_files(wanted) for wanted in (1, 100, 1000)]
+
+    assert Child(lambda: allowed(FILES_BESIDE_CONNECTIONS + 1000)).result() == [1, 100, 1000]
+    assert Child(lambda: allowed(FILES_BESIDE_CONNECTIONS + 999)).result() == [1, 100, 999]
+    assert Child(lambda: allowed(64)).result() == [1, 1, 1]
