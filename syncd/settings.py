@@ -152,7 +152,12 @@ class Settings(BaseSettings):
         Literal["guarded", "off"] | None,
         Field(description="how writers wake syncd; default guarded, off where max_prepared_transactions > 0"),
     ] = None
-    max_connections: Annotated[int, Field(gt=0, description="RPC connections at once")] = 1000
+    max_connections: Annotated[
+        int,
+        Field(
+            gt=0, description="RPC connections; beyond them the local socket still answers `status` and health checks"
+        ),
+    ] = 1000
     outbox_max_rows: Annotated[
         int | None,
         Field(
