@@ -12,7 +12,8 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from syncd.apps.documents import Document, Documents
+from syncd.apps.contents import Document
+from syncd.apps.documents import Documents
 from syncd.testing import Throwaway
 from tests.forks import Child
 
@@ -20,7 +21,8 @@ CHILDREN = 3
 WRITES = 20
 EXITS = """
 import os, sys
-from syncd.apps.documents import Document, Documents
+from syncd.apps.contents import Document
+from syncd.apps.documents import Documents
 dsn, address, collection = sys.argv[1:]
 documents = Documents(dsn, table="forked", collection=collection, address=address)
 documents.write([Document("p", "parent")], [[1, 0]])
