@@ -21,9 +21,15 @@ SELECT pg_advisory_xact_lock(hashtext('syncd.apps'), hashtext(%s));
 -- name: find_table
 SELECT t.oid::bigint, a.arguments ->> 'metric' FROM (SELECT to_regclass(%s) AS oid) AS t LEFT JOIN LATERAL syncd.attachment(t.oid) AS a ON true;
 
+-- name: dropped_metric
+-- A table of this name that was attached and dropped: it keeps its datasets' names until it is detached.
+SELECT o.arguments ->> 'metric' FROM syncd.orphans(to_regclass(%s)) AS o LIMIT 1;
+
+-- name: reattach_documents
+SELECT syncd.reattach(%(source)s);
+
 -- name: detach_dropped
--- A table that was dropped keeps its datasets' names until it is detached, by its number.
-SELECT syncd.detach(%(oid)s::text) WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class AS c WHERE c.oid = %(oid)s::bigint::oid);
+SELECT syncd.unregister(o.id) FROM syncd.orphans(to_regclass(%(source)s)) AS o;
 
 -- name: attach_documents
 -- The project is the table's name, so that collections of two tables may have one name.

@@ -185,19 +185,8 @@ class Documents:
             oid, metric = self._look(connection)
             if oid is None:
                 connection.execute(self._statement("create_documents"), {})
-            if self._oid not in (None, oid):
-                connection.execute(statement("apps", "detach_dropped"), {"oid": self._oid})
             if metric is None:
-                wanted = self._asked_metric or self.metric
-                attach = {"source": name, "project": self.table, "metric": wanted}
-                try:
-                    connection.execute(statement("apps", "attach_documents"), attach)
-                except pg.InsufficientPrivilege as error:
-                    command = psycopg.ClientCursor(connection).mogrify(statement("apps", "attach_documents"), attach)
-                    raise DatabaseError(
-                        f"table {self.table} is not attached, and this role may not attach it: {error.diag.message_primary}",
-                        hint=f"as the table's owner: {' '.join(command[command.index('SELECT') :].split())};",
-                    ) from error
+                self._attach(connection, name)
                 oid, metric = self._look(connection)
         if self._asked_metric not in (None, metric):
             raise SettingsError(
@@ -206,6 +195,22 @@ class Documents:
             )
         assert metric is not None
         self._oid, self.metric = oid, metric
+
+    def _attach(self, connection: Connection, name: str) -> None:
+        """Attach the table, as its predecessor of the same name was where that was dropped; raises ``DatabaseError`` for who is not its owner."""
+        row = connection.execute(statement("apps", "dropped_metric"), [name]).fetchone()
+        again = row is not None and self._asked_metric in (None, row[0])
+        command = statement("apps", "reattach_documents" if again else "attach_documents")
+        given = {"source": name, "project": self.table, "metric": self._asked_metric or self.metric}
+        try:
+            connection.execute(command, given)
+            connection.execute(statement("apps", "detach_dropped"), given)
+        except pg.InsufficientPrivilege as error:
+            shown = psycopg.ClientCursor(connection).mogrify(command, given)
+            raise DatabaseError(
+                f"table {self.table} is not attached, and this role may not attach it: {error.diag.message_primary}",
+                hint=f"as the table's owner: {' '.join(shown[shown.index('SELECT') :].split())};",
+            ) from error
 
     def _look(self, connection: Connection) -> tuple[int | None, Metric | None]:
         """The oid of the table that has the name now, and the metric that it is attached with."""

@@ -262,6 +262,19 @@ def test_a_table_that_was_dropped_is_made_again_by_the_next_use(running: Throwaw
         store.delete()
 
 
+def test_a_table_that_was_dropped_while_no_store_was_open_is_made_again_at_opening(
+    running: Throwaway, opened: Opening
+) -> None:
+    """The dropped table's attachment holds the datasets' names until it goes."""
+    for number, metric in enumerate(("l2", None, "l2", "ip")):
+        store = opened(metric=metric)
+        assert store.metric == (metric or "l2")
+        store.write([Document(f"{number}", "")], [[1.0, 0.0]])
+        assert ids(store) == [f"{number}"]
+        store.close()
+        drop(running, store)
+
+
 def test_a_table_that_somebody_made_again_is_attached_by_the_next_write(running: Throwaway, opened: Opening) -> None:
     store = opened(metric="l2")
     store.write([Document("a", "")], [[1.0, 0.0]])

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
+import numpy as np
 import pytest
 
+from syncd.errors import InvalidDocument
 from syncd.testing import Throwaway
 
 pytest.importorskip("llama_index.core", reason="pip install -e '.[dev]'")
@@ -192,3 +196,33 @@ def test_nodes_are_read_and_deleted_by_filters(store: SyncdVectorStore) -> None:
     assert store.query(query()).ids == ["b", "c"]
     store.clear()
     assert store.get_nodes(filters=english) == []
+
+
+def test_metadata_of_a_node_and_of_its_document_is_json_or_refused_by_the_nodes_id(store: SyncdVectorStore) -> None:
+    given = {
+        "at": datetime(2024, 2, 29, tzinfo=UTC),
+        "n": np.int64(7),
+        "v": np.array([1.5]),
+        "d": Decimal("0.5"),
+        "u": uuid.UUID(int=1),
+    }
+    stored = {"at": "2024-02-29T00:00:00+00:00", "n": 7, "v": [1.5], "d": 0.5, "u": str(uuid.UUID(int=1))}
+    good = node("good", [1, 0], "", **given)
+    good.relationships[NodeRelationship.SOURCE] = RelatedNodeInfo(node_id="whole", metadata=given)
+    good.relationships[NodeRelationship.CHILD] = [RelatedNodeInfo(node_id="part", metadata=given)]
+    store.add([good])
+    (back,) = store.get_nodes(["good"])
+    assert (back.metadata, back.source_node and back.source_node.metadata) == (stored, stored)
+    assert [each.metadata for each in back.child_nodes or []] == [stored]
+    assert good.metadata is not back.metadata
+    assert good.metadata["n"].dtype == np.int64  # the caller's own node is as it was
+    bad = node("bad", [1, 0])
+    for wrong in ({"n": float("nan")}, {"n": {"a"}}, {"n": "a\0"}):
+        bad.metadata = wrong
+        with pytest.raises(InvalidDocument, match="'bad': "):
+            store.add([good, bad])
+    bad.metadata = {}
+    bad.embedding = None
+    with pytest.raises(InvalidDocument, match="'bad': it has no vector"):
+        store.add([good, bad])
+    assert store.query(query()).ids == ["good"]
