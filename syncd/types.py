@@ -17,11 +17,12 @@ Metric = Literal["cosine", "l2", "ip"]
 TOKEN = re.compile(r"\d{1,20}(\.[0-9a-f]{8}\.\d{1,10})?", re.ASCII)
 """What ``syncd.token()`` writes; version 0.1.0 wrote the transaction id alone."""
 
-KeyKind = Literal["integer", "uuid", "text", "composite"]
+KeyKind = Literal["integer", "uuid", "text", "date", "timestamp", "timestamptz", "composite"]
 
 Key = int | str
-"""A row's key inside syncd: ``int`` for integers, the canonical lower-case text for a uuid, the text itself for text, and
-compact JSON text of an array (``[1,"a"]``) for a composite key. The RPC turns it into the contract's JSON form and back."""
+"""A row's key inside syncd: ``int`` for integers, the canonical lower-case text for a uuid, ISO 8601 for a time (in UTC for
+timestamptz), the text itself for text, and compact JSON text of an array (``[1,"a"]``) for a composite key. The RPC turns it into the
+contract's JSON form and back."""
 
 ColumnKind = Literal[
     "integer",

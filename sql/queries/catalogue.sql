@@ -62,9 +62,9 @@ SELECT t.attnum, CASE WHEN NOT t.attisdropped THEN t.attname END FROM pg_attribu
 WHERE t.attrelid = %s::oid AND t.attnum = ANY (%s::smallint[]);
 
 -- name: read_layouts
--- The types that the key's columns and the vector have now, and the kinds of the attached columns; NULL where a column is not there.
+-- The types that the key's columns (a domain counts as its base type) and the vector have now, and the kinds of the attached columns; NULL where a column is not there.
 SELECT a.id,
-       (SELECT array_agg(format_type(t.atttypid, NULL) ORDER BY k.place)
+       (SELECT array_agg(format_type(syncd.base_type(t.atttypid), NULL) ORDER BY k.place)
         FROM unnest(a.key) WITH ORDINALITY AS k (name, place)
         LEFT JOIN pg_attribute AS t ON t.attrelid = a.source AND t.attname = k.name AND t.attnum > 0 AND NOT t.attisdropped),
        CASE WHEN y.typname IN ('vector', 'halfvec') THEN y.typname ELSE format_type(v.atttypid, NULL) END,

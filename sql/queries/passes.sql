@@ -197,5 +197,9 @@ ARRAY[{project}, {dataset}] = ANY (SELECT ARRAY[syncd_w ->> 0, syncd_w ->> 1] FR
 -- name: text_key
 {column}::text;
 
+-- name: time_element
+-- As the triggers write it.
+syncd.key_text({column}::{type});
+
 -- name: composite_key
 json_build_array({columns})::text;

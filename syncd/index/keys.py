@@ -1,7 +1,7 @@
 """A dataset's keys: how each kind is stored, hashed, compared and given back.
 
-integer: int64, 8 bytes. uuid: two uint64, 16 bytes. text and composite: UTF-8 in a blob column, and each key's end in
-an offsets column. Between Python keys and columns stands the *stored form*, an array with one row a key, so that
+integer: int64, 8 bytes. uuid: two uint64, 16 bytes. The others: UTF-8 in a blob column, and each key's end in an offsets
+column. Between Python keys and columns stands the *stored form*, an array with one row a key, so that
 thousands of keys are hashed and compared at once. Hashes are not on disk: they are computed again at load.
 """
 

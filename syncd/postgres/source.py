@@ -16,6 +16,7 @@ from typing import Any, Literal, LiteralString
 import psycopg
 from psycopg import sql
 
+from syncd.postgres.keys import KEY_KINDS, TIMES, parse_key
 from syncd.postgres.vectors import VECTOR_TYPES
 from syncd.statements import statement
 from syncd.types import AttachedColumn, ColumnKind, DatasetName, Key, KeyKind, Metric
@@ -25,15 +26,6 @@ LOCK_PARTITIONS_UP_TO = 100
 have exhausted it and failed the transactions of others. Above, it locks the root alone, which keeps every partition from being dropped,
 detached or altered, and the planner those partitions that the keys are in. Only the truncation of one partition can then be seen before the
 position includes it; its own marker in the outbox has the source read again by the next pass."""
-
-KEY_KINDS: dict[str, KeyKind] = {
-    "smallint": "integer",
-    "integer": "integer",
-    "bigint": "integer",
-    "uuid": "uuid",
-    "text": "text",
-    "character varying": "text",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +75,14 @@ class Source:
         return mine == others
 
     @property
-    def key_kinds(self) -> list[str]:
-        """The types of the key's columns, as far as an index tells them apart."""
-        return [KEY_KINDS.get(name, name) for name in self.key_types]
+    def key_kinds(self) -> list[KeyKind]:
+        """The types of the key's columns, as far as an index tells them apart; of a type that cannot be one (see ``trouble``), text."""
+        return [KEY_KINDS.get(name, "text") for name in self.key_types]
 
     @property
     def key_kind(self) -> KeyKind:
         """How the index stores this source's keys."""
-        return KEY_KINDS[self.key_types[0]] if len(self.key) == 1 else "composite"
+        return self.key_kinds[0] if len(self.key) == 1 else "composite"
 
     @property
     def half(self) -> bool:
@@ -121,16 +113,13 @@ class Source:
         return None if self.partitions is None else False
 
     def parse_key(self, text: str | int) -> Key:
-        """A key as the outbox or a row has it, as syncd's own."""
-        if self.key_kind == "integer":
-            return int(text)
-        if self.key_kind == "composite":
-            return json.dumps(json.loads(str(text)), separators=(",", ":"), ensure_ascii=False)
-        return str(text)
+        """A key as the outbox or a row has it, as syncd's own; raises ``ValueError``."""
+        return parse_key(self.key_kinds, text)
 
     def parse_keys(self, texts: Sequence[str | int]) -> list[Key]:
         """``parse_key`` of many."""
-        return [int(text) for text in texts] if self.key_kind == "integer" else [self.parse_key(text) for text in texts]
+        kinds = self.key_kinds
+        return [int(text) for text in texts] if kinds == ["integer"] else [parse_key(kinds, text) for text in texts]
 
     def key_array(self, keys: Sequence[str]) -> str | Sequence[str]:
         """Keys as the parameter of ``read_keys``. Numbers and uuids need no quoting, and one text is cheaper than a list."""
@@ -287,8 +276,16 @@ class Source:
         if self.key_kind == "integer":
             return sql.Identifier(self.key[0])
         if self.key_kind == "composite":
-            return passes("composite_key").format(columns=self.key_columns())
-        return passes("text_key").format(column=sql.Identifier(self.key[0]))
+            elements = sql.SQL(", ").join(self.key_element(place) for place in range(len(self.key)))
+            return passes("composite_key").format(columns=elements)
+        return passes("text_key").format(column=self.key_element(0))
+
+    def key_element(self, place: int) -> sql.Composable:
+        """One column's value as the trigger writes it."""
+        column = sql.Identifier(self.key[place])
+        if self.key_kinds[place] in TIMES:
+            return passes("time_element").format(column=column, type=raw(self.key_types[place]))
+        return column
 
     def key_literal(self, key: Key) -> sql.Composed:
         """A key's elements as literals of the key columns' types."""
@@ -361,6 +358,10 @@ def layout_trouble(
     for name, kind in zip(source.key, key_types, strict=True):
         if kind not in KEY_KINDS:
             return f"column {name} is of type {kind}, which cannot be a key"
+    for name, before, kind in zip(source.key, source.key_types, key_types, strict=True):
+        kinds = {KEY_KINDS.get(before), KEY_KINDS[str(kind)]}
+        if len(kinds) == 2 and kinds & TIMES:  # the triggers write a time in another way than the rest
+            return f"column {name} was of type {before} and is of type {kind} now"
     if vector_type not in VECTOR_TYPES:
         return f"column {source.vector} is of type {vector_type}, which holds no vector"
     for name, kind in attached:

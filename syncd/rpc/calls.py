@@ -9,6 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any, Generic, Literal, TypeVar, overload
 
 import msgspec
@@ -51,7 +52,7 @@ T = TypeVar("T")
 Key = int | str | tuple[KeyPart, ...]
 """A row's key in Python: a composite key is a tuple. An integer over 2^53 comes as a string."""
 
-KeyLike = int | str | uuid.UUID | Sequence[KeyPart]
+KeyLike = int | str | uuid.UUID | date | Sequence[KeyPart | date]
 Vector = Sequence[float] | NDArray[np.floating]
 
 
@@ -295,8 +296,10 @@ def _key_to_wire(key: KeyLike) -> WireKey:
         return key
     if isinstance(key, uuid.UUID):
         return str(key)
+    if isinstance(key, date):  # a datetime is one too
+        return key.isoformat()
     if isinstance(key, Sequence):
-        return list(key)
+        return [part.isoformat() if isinstance(part, date) else part for part in key]
     number = int(key)  # numpy's integers come here too
     return number if abs(number) <= MAX_EXACT_INTEGER else str(number)
 

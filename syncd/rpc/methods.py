@@ -163,7 +163,7 @@ class Methods:
     def get(self, params: messages.GetParams) -> messages.GetResult | Awaitable[messages.GetResult]:
         """Those of the keys that are indexed."""
         dataset = self.registry.find(params.dataset)
-        kind = dataset.source.key_kind
+        kind, columns = dataset.source.key_kind, dataset.source.key_kinds
         size = len(params.keys) * (dataset.index.dim or 0) * 4
         if params.vectors and size > messages.MAX_GET_BYTES:
             raise TooLarge(
@@ -172,7 +172,7 @@ class Methods:
             )
 
         def read() -> messages.GetResult:
-            rows = dataset.index.get([key_from_wire(kind, key) for key in params.keys], params.vectors)
+            rows = dataset.index.get([key_from_wire(kind, key, columns) for key in params.keys], params.vectors)
             return messages.GetResult(
                 [
                     messages.WireRow(key_to_wire(kind, key))
@@ -188,7 +188,7 @@ class Methods:
         """One page of keys."""
         dataset = self.registry.find(params.dataset)
         kind = dataset.source.key_kind
-        after = None if params.after_key is None else key_from_wire(kind, params.after_key)
+        after = None if params.after_key is None else key_from_wire(kind, params.after_key, dataset.source.key_kinds)
 
         def read() -> messages.KeysResult:
             page = dataset.index.keys(after, params.limit)

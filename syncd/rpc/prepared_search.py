@@ -103,7 +103,7 @@ class PreparedSearch:
                     )
             return np.stack(queries) if queries else np.empty((0, self.view.dim or 0), dtype=np.float32)
         assert params.key is not None
-        self.exclude = key_from_wire(self.kind, params.key)
+        self.exclude = key_from_wire(self.kind, params.key, self.dataset.source.key_kinds)
         vector = self.view.vector_of(self.exclude)
         if vector is None:
             raise UnknownKey(self.dataset.name, params.key)

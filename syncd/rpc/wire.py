@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from syncd.errors import InvalidParams, InvalidVector
+from syncd.postgres.keys import TIMES, canonical_time
 from syncd.rpc.messages import KeyPart, WireKey, WireVector
 from syncd.types import Key, KeyKind
 
@@ -37,11 +38,18 @@ def key_to_wire(kind: KeyKind, key: Key) -> WireKey:
     return key
 
 
-def key_from_wire(kind: KeyKind, value: WireKey) -> Key:
-    """A key out of a request; raises ``InvalidParams`` where no key of this kind can look like it."""
+def key_from_wire(kind: KeyKind, value: WireKey, columns: Sequence[KeyKind] = ()) -> Key:
+    """A key out of a request; raises ``InvalidParams`` where no key of this kind can look like it.
+
+    ``columns`` are the kinds of a composite key's columns.
+    """
     if kind == "composite":
         if not isinstance(value, list) or not value:
             raise _wrong(value, "the key is composite", "pass an array with one value for each key column")
+        for place, column in enumerate(columns[: len(value)]):
+            element = value[place]
+            if column in TIMES and isinstance(element, str):
+                value = [*value[:place], canonical_time(column, element), *value[place + 1 :]]
         return msgspec.json.encode(value).decode()
     if isinstance(value, list):
         raise _wrong(value, f"the key is of kind {kind}", "pass the value itself, not an array")
@@ -54,7 +62,7 @@ def key_from_wire(kind: KeyKind, value: WireKey) -> Key:
             return str(uuid.UUID(value))
         except ValueError:
             raise _wrong(value, "the key is a uuid", "pass its 32 hexadecimal digits") from None
-    return value
+    return canonical_time(kind, value) if kind in TIMES else value
 
 
 def vector_from_wire(value: WireVector) -> NDArray[np.float32]:

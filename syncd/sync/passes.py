@@ -21,6 +21,7 @@ from psycopg import sql
 from syncd.errors import ConsumerReplaced, DatabaseUnreachable, SyncdError
 from syncd.postgres import session
 from syncd.postgres.connection import first_line
+from syncd.postgres.keys import readable
 from syncd.postgres.outbox import (
     Changes,
     read_changes,
@@ -286,7 +287,7 @@ class Pass:
     def bring(self, each: WatchedSource, changes: Changes) -> int:
         """Read one source's changed rows, apply them, and move its cursor. Returns how many rows changed. Called ``guarded``."""
         written = changes.keys.get(each.source.id, [])
-        asked = [key for key in written if not each.source.is_unkeyed(key)]
+        asked = self.readable(each, [key for key in written if not each.source.is_unkeyed(key)])
         # A row trigger does not tell which row has come by a key, so these are looked at after any change.
         each.reread_unkeyed |= each.source.id in changes.unkeyed or len(asked) < len(written)
         each.reread_unkeyed |= bool(each.unkeyed and written)
@@ -302,6 +303,15 @@ class Pass:
             raise
         each.cursor = changes.cursor
         return changed
+
+    def readable(self, each: WatchedSource, asked: list[str]) -> list[str]:
+        """The keys that can be read. For one that cannot, the whole source is: somebody altered the key's type, or wrote to the outbox."""
+        try:
+            each.source.parse_keys(asked)
+        except (ValueError, TypeError) as error:
+            doubt(each, f"{each.source.name}: a key in the outbox cannot be read: {error}")
+            return readable(each.source.key_kinds, asked)
+        return asked
 
     def read_and_apply(self, each: WatchedSource, asked: Sequence[str]) -> int:
         """Rows by key, some at a time so that memory stays bounded."""

@@ -26,6 +26,7 @@ FREEING = "tests/faults/test_freeing.py"
 PUBLICATIONS = "tests/integration/test_publications.py"
 SESSIONS = "tests/faults/test_sessions.py"
 ROTATION = "tests/faults/test_rotation.py"
+KEYS = "tests/integration/test_keys.py"
 LOCKED = "tests/faults/test_locked_outbox.py"
 FALLING_BEHIND = "tests/faults/test_falling_behind.py"
 LARGE = "tests/faults/test_large_transactions.py"
@@ -129,6 +130,26 @@ TRAPS = {
             ),
         ),
         (f"{LOCKED}::test_a_doubt_noted_while_no_service_ran_is_settled_at_the_next_start[stop]",),
+    ),
+    "a time is noted as its writer's session writes it": Trap(
+        (
+            (
+                "sql/schema/0002_keys.sql",
+                "pg_catalog.to_json(pg_catalog.timezone('UTC', $1))::pg_catalog.text, '\"') OPERATOR",
+                "pg_catalog.to_json($1)::pg_catalog.text, '\"') OPERATOR",
+            ),
+        ),
+        (f"{KEYS}::test_the_text_of_a_time_depends_on_no_setting_of_its_writer_and_reads_back[18]",),
+    ),
+    "a key that cannot be read fails its source": Trap(
+        (
+            (
+                "syncd/sync/passes.py",
+                "        except (ValueError, TypeError) as error:\n",
+                "        except ZeroDivisionError as error:\n",
+            ),
+        ),
+        (f"{KEYS}::test_a_key_that_cannot_be_read_has_the_source_read_again[abc]",),
     ),
     "what a checkpoint needs is freed": Trap(
         (

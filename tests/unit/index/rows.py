@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from datetime import date, timedelta
 
 import numpy as np
 
@@ -24,6 +25,10 @@ def key_of(kind: KeyKind, number: int) -> Key:
             return str(uuid.UUID(int=number * 0x9E3779B97F4A7C15F39CC0605CEDC835 % 2**128))
         case "text":
             return "" if number == 0 else f"Schlüssel {number} " + "x" * (number % 7)
+        case "date":
+            return (date(1, 1, 1) + timedelta(days=number)).isoformat()
+        case "timestamp" | "timestamptz":
+            return f"2024-02-29T12:30:00.{number + 1:06}" + ("+00:00" if kind == "timestamptz" else "")
         case "composite":
             return f'[{number},"a"]'
 

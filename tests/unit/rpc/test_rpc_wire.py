@@ -41,6 +41,25 @@ def test_an_integer_key_may_be_a_string_and_a_uuid_may_be_written_in_any_way() -
 
 
 @pytest.mark.parametrize(
+    ("kind", "given", "key"),
+    [
+        ("date", "20240229", "2024-02-29"),
+        ("date", "0044-03-15 BC", "0044-03-15 BC"),
+        ("timestamp", "2024-02-29 12:30", "2024-02-29T12:30:00"),
+        ("timestamp", "2024-02-29T12:30:00.500", "2024-02-29T12:30:00.5"),
+        ("timestamp", "infinity", "infinity"),
+        ("timestamptz", "2024-02-29T12:30:00.123456Z", "2024-02-29T12:30:00.123456+00:00"),
+        ("timestamptz", "2024-02-29 14:30:00+02:00", "2024-02-29T12:30:00+00:00"),
+        ("timestamptz", "2024-02-29T12:30", "2024-02-29T12:30:00+00:00"),
+        ("timestamptz", "10000-01-01T00:00:00+00:00", "10000-01-01T00:00:00+00:00"),
+    ],
+)
+def test_a_time_may_be_written_in_any_form_of_iso_8601(kind: KeyKind, given: str, key: Key) -> None:
+    assert key_from_wire(kind, given) == key
+    assert key_from_wire("composite", [1, given, "a"], ["integer", kind, "text"]) == f'[1,"{key}","a"]'
+
+
+@pytest.mark.parametrize(
     ("kind", "value"),
     [
         ("integer", "abc"),

@@ -1,0 +1,103 @@
+"""Keys between the forms of the table, the outbox, the index and a request.
+
+Invariant: one key has one text. The trigger writes it, the pass reads it and the index stores it, whatever the sessions' settings are; a request may
+name a time in another form of ISO 8601, which becomes that text here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from datetime import UTC, date, datetime
+
+from syncd.types import Key, KeyKind
+
+KEY_KINDS: dict[str, KeyKind] = {
+    "smallint": "integer",
+    "integer": "integer",
+    "bigint": "integer",
+    "uuid": "uuid",
+    "text": "text",
+    "character varying": "text",
+    "date": "date",
+    "timestamp without time zone": "timestamp",
+    "timestamp with time zone": "timestamptz",
+}
+"""The base types that a key's columns may have."""
+
+TIMES: frozenset[KeyKind] = frozenset({"date", "timestamp", "timestamptz"})
+_DAY = r"\d{4,7}-\d\d-\d\d"
+_TIME = r"T\d\d:\d\d:\d\d(\.\d{1,6})?"
+_TEXTS = {
+    "uuid": re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"),
+    "date": re.compile(rf"{_DAY}( BC)?|-?infinity"),
+    "timestamp": re.compile(rf"{_DAY}{_TIME}( BC)?|-?infinity"),
+    "timestamptz": re.compile(rf"{_DAY}{_TIME}\+00:00( BC)?|-?infinity"),
+}
+_INTEGER_BOUND = 2**63
+
+
+def parse_key(kinds: Sequence[KeyKind], text: str | int) -> Key:
+    """A key as the outbox or a row has it, as syncd's own; raises ``ValueError`` where no key of these kinds has such a text."""
+    if len(kinds) == 1:
+        return parse_element(kinds[0], text)
+    elements = json.loads(str(text))
+    if not isinstance(elements, list) or len(elements) != len(kinds):
+        raise ValueError(f"{text} is not a key of {len(kinds)} columns")
+    for kind, element in zip(kinds, elements, strict=True):
+        if isinstance(element, int) is not (kind == "integer"):
+            raise ValueError(f"{text} is not a key of the kinds {', '.join(kinds)}")
+        parse_element(kind, element)
+    return json.dumps(elements, separators=(",", ":"), ensure_ascii=False)
+
+
+def parse_element(kind: KeyKind, text: str | int) -> Key:
+    """One column's value."""
+    if kind == "integer":
+        number = int(text)
+        if not -_INTEGER_BOUND <= number < _INTEGER_BOUND:
+            raise ValueError(f"{text} is not an integer of 64 bits")
+        return number
+    pattern = _TEXTS.get(kind)
+    if pattern is not None and not pattern.fullmatch(str(text)):
+        raise ValueError(f"{text} is not a {kind}")
+    return str(text)
+
+
+def readable(kinds: Sequence[KeyKind], texts: Sequence[str]) -> list[str]:
+    """Those that are keys of these kinds: after an ALTER TABLE the outbox may hold keys of the column's type before."""
+
+    def reads(text: str) -> bool:
+        try:
+            parse_key(kinds, text)
+        except (ValueError, TypeError):
+            return False
+        return True
+
+    return [text for text in texts if reads(text)]
+
+
+def canonical_time(kind: KeyKind, text: str) -> str:
+    """The text of a date or an instant that a request names in any form of ISO 8601; an instant without an offset is in UTC.
+
+    What is no such form, as years before 1 and after 9999 and infinity, is taken as it is.
+    """
+    try:
+        if kind == "date":
+            return date.fromisoformat(text).isoformat()
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    if kind == "timestamp":
+        return iso_text(moment.replace(tzinfo=None))
+    return (
+        iso_text((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC).replace(tzinfo=None))
+        + "+00:00"
+    )
+
+
+def iso_text(moment: datetime) -> str:
+    """As PostgreSQL writes it in JSON: no more digits of a second than there are."""
+    text = moment.isoformat()
+    return text.rstrip("0") if "." in text else text
