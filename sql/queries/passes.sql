@@ -144,14 +144,23 @@ SELECT c.oid::bigint, CASE WHEN c.reltuples > 0 THEN c.reltuples ELSE pg_table_s
 FROM pg_class AS c WHERE c.oid = ANY ({oids}::oid[]);
 
 -- name: match_keys
-{column} = ANY ($1::text[]::{type}[]);
+{column} = ANY ({keys});
+
+-- name: given_keys
+$1::text[];
+
+-- name: given_elements
+syncd.key_elements($1::json[], {place});
+
+-- name: values
+{texts}::{type}[];
+
+-- name: times
+-- A cast from text to a time depends on settings as far as the planner knows, so that it would leave no partition out.
+syncd.key_times({texts}, NULL::pg_catalog.{kind});
 
 -- name: match_composite_keys
 ({columns}) IN (SELECT {elements} FROM unnest($1::json[]) AS syncd_k (syncd_key));
-
--- name: match_partitions
--- The same keys once more, a column at a time, for the planner: it leaves out the partitions that hold none of them, and their locks.
-{column} = ANY (syncd.key_elements($1::json[], {place})::{type}[]);
 
 -- name: match_everything
 true;

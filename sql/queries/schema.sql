@@ -23,7 +23,7 @@ DROP SCHEMA syncd CASCADE;
 SELECT rows, live_rows, datasets
 FROM syncd.attach(%(source)s, key => %(key)s, vector => %(vector)s, project => coalesce(%(project)s, $$'default'$$),
                   dataset => %(dataset)s, live => coalesce(%(live)s, 'true'), metric => coalesce(%(metric)s, 'cosine'),
-                  columns => coalesce(CAST(%(columns)s AS text[]), '{}'));
+                  columns => coalesce(CAST(%(columns)s AS text[]), '{}'), row_triggers => %(row_triggers)s);
 
 -- name: reattach
 SELECT rows, live_rows, datasets FROM syncd.reattach(%(source)s);

@@ -32,7 +32,8 @@ AS $function$
     FROM syncd.attachments AS a JOIN syncd.present_rules AS p ON p.id = a.id WHERE a.source = attachment.source
 $function$;
 
-CREATE OR REPLACE FUNCTION syncd.attach(
+DROP FUNCTION syncd.attach(text, text[], text, text, text, text, text, text[]);
+CREATE FUNCTION syncd.attach(
     source text,
     key text[] DEFAULT NULL,
     vector text DEFAULT NULL,
@@ -41,6 +42,7 @@ CREATE OR REPLACE FUNCTION syncd.attach(
     live text DEFAULT 'true',
     metric text DEFAULT 'cosine',
     columns text[] DEFAULT '{}',
+    row_triggers boolean DEFAULT false,  -- for a table that is written by what fires row triggers only and cannot be seen: see syncd.fires_per_row
     OUT rows bigint, OUT live_rows bigint, OUT datasets bigint)
 LANGUAGE plpgsql
 AS $function$
@@ -80,6 +82,9 @@ BEGIN
     compiled_live := syncd.compile_expression(relation, live, 'boolean', 'live');
     given := pg_catalog.jsonb_build_object('key', key_names, 'vector', vector_name, 'project', project, 'dataset', dataset, 'live', live,
                                            'metric', metric, 'columns', columns);
+    IF row_triggers THEN  -- only then: an attachment of an earlier revision has no such entry
+        given := given || '{"row_triggers": true}';
+    END IF;
 
     BEGIN
         EXECUTE pg_catalog.format(
@@ -101,7 +106,8 @@ BEGIN
 
     SELECT * INTO old FROM syncd.attachment(relation) AS a;
     -- The same text may mean something else by now: another search_path, another function or type of that name.
-    IF old.arguments = given AND (old.project, old.dataset, old.live) = (compiled_project, compiled_dataset, compiled_live) THEN
+    IF old.arguments = given AND syncd.writes_keys_as(old.id, key_types)
+       AND (old.project, old.dataset, old.live) = (compiled_project, compiled_dataset, compiled_live) THEN
         DROP TABLE pg_temp.syncd_like;
         PERFORM syncd.mend(source);
         RETURN;
@@ -171,7 +177,8 @@ BEGIN
         SELECT a.rows, a.live_rows, a.datasets INTO rows, live_rows, datasets
         FROM syncd.attach(source, key => ARRAY(SELECT pg_catalog.jsonb_array_elements_text(given -> 'key')), vector => given ->> 'vector',
                           project => given ->> 'project', dataset => given ->> 'dataset', live => given ->> 'live', metric => given ->> 'metric',
-                          columns => ARRAY(SELECT pg_catalog.jsonb_array_elements_text(given -> 'columns'))) AS a;
+                          columns => ARRAY(SELECT pg_catalog.jsonb_array_elements_text(given -> 'columns')),
+                          row_triggers => coalesce((given ->> 'row_triggers')::boolean, false)) AS a;
     END IF;
     PERFORM syncd.unregister(o.id) FROM syncd.orphans(relation) AS o;
 END

@@ -33,6 +33,20 @@ AS $function$
            END
 $function$;
 
+-- Texts that key_text has written, as times. Called immutable, which is true of these texts: the planner then knows the values, and leaves out
+-- the partitions that hold none of them.
+CREATE FUNCTION syncd.key_times(texts text[], kind date) RETURNS date[]
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog
+AS $function$ SELECT texts::date[] $function$;
+
+CREATE FUNCTION syncd.key_times(texts text[], kind timestamp) RETURNS timestamp[]
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog
+AS $function$ SELECT texts::timestamp[] $function$;
+
+CREATE FUNCTION syncd.key_times(texts text[], kind timestamptz) RETURNS timestamptz[]
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog
+AS $function$ SELECT texts::timestamptz[] $function$;
+
 -- SQL that gives one element of a key, of a base type, as the outbox holds it.
 CREATE FUNCTION syncd.key_element(type text, value text) RETURNS text
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog

@@ -224,6 +224,13 @@ BEGIN
 END
 $function$;
 
+-- Whether a source's trigger functions write keys of these types as they should: attach makes them again if the type of a key column has changed so.
+CREATE FUNCTION syncd.writes_keys_as(source_id integer, types text[]) RETURNS boolean
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, syncd
+AS $function$
+    SELECT syncd.capture_key(a.key, a.key_types, 'r') = syncd.capture_key(a.key, types, 'r') FROM syncd.attachments AS a WHERE a.id = source_id
+$function$;
+
 -- How long a writer waits for a lock on syncd's tables, in ms: a moment, and never so long that its own time-outs would end its statement.
 CREATE FUNCTION syncd.moment() RETURNS text
 LANGUAGE sql VOLATILE SET search_path = pg_catalog

@@ -71,6 +71,10 @@ def attach(
     column: Annotated[
         list[str] | None, typer.Option(help="Column that a search may filter on; again for more.")
     ] = None,
+    row_triggers: Annotated[
+        bool,
+        typer.Option("--row-triggers", help="The table is written by an apply worker, which fires row triggers only."),
+    ] = False,
     like_before: Annotated[
         bool, typer.Option("--like-before", help="The table was dropped and made again: attach it as it was attached.")
     ] = False,
@@ -99,7 +103,7 @@ def attach(
             statement("schema", "reattach" if like_before else "attach"),
             {
                 "source": table, "key": key or None, "vector": vector, "project": project, "dataset": dataset, "live": live,
-                "metric": metric, "columns": column or None,
+                "metric": metric, "columns": column or None, "row_triggers": row_triggers,
             },
         ).fetchone()  # fmt: skip
         assert row is not None
@@ -170,3 +174,5 @@ def arguments_of(call: str) -> Iterator[str]:
         option = {"": [], "columns": ["--column"]}.get(name, [f"--{name}"])
         for value in LITERAL.findall(array) if array else [literal]:
             yield from (*option, value.replace("''", "'"))
+    if "row_triggers => true" in call:
+        yield "--row-triggers"

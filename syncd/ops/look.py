@@ -126,7 +126,7 @@ def attach_command(source: Source, arguments: Mapping[str, Any]) -> str:
     for name, values in (("key", arguments.get("key", ())), ("column", arguments.get("columns", ()))):
         for value in values:
             words += [f"--{name}", str(value)]
-    return shell_line(words)
+    return shell_line([*words, *(["--row-triggers"] if arguments.get("row_triggers") else [])])
 
 
 def needs_quotes(source: Source) -> bool:

@@ -267,7 +267,8 @@ def attach_command(source: Source, renamed: Mapping[str, str], *, as_given: bool
     for option, expression in rules.items():
         if expression != defaults[option]:
             words += [option, present(expression)]
-    return shell_line([*words, *(["--metric", source.metric] if source.metric != "cosine" else [])])
+    words += ["--metric", source.metric] if source.metric != "cosine" else []
+    return shell_line([*words, *(["--row-triggers"] if source.arguments.get("row_triggers") else [])])
 
 
 def shell_line(words: Iterable[str]) -> str:

@@ -52,6 +52,16 @@ def parse_key(kinds: Sequence[KeyKind], text: str | int) -> Key:
     return json.dumps(elements, separators=(",", ":"), ensure_ascii=False)
 
 
+def parse_keys(kinds: Sequence[KeyKind], texts: Sequence[str | int]) -> list[Key]:
+    """``parse_key`` of many."""
+    if kinds != ["integer"]:
+        return [parse_key(kinds, text) for text in texts]
+    numbers = [int(text) for text in texts]
+    if numbers and not -_INTEGER_BOUND <= min(numbers) <= max(numbers) < _INTEGER_BOUND:
+        raise ValueError(f"{max(numbers, key=abs)} is not an integer of 64 bits")
+    return list(numbers)
+
+
 def parse_element(kind: KeyKind, text: str | int) -> Key:
     """One column's value."""
     if kind == "integer":
@@ -76,6 +86,15 @@ def readable(kinds: Sequence[KeyKind], texts: Sequence[str]) -> list[str]:
         return True
 
     return [text for text in texts if reads(text)]
+
+
+def has_null(text: str) -> bool:
+    """Whether a composite key, as the outbox has it, has a part that is NULL."""
+    try:
+        elements = json.loads(text)
+    except ValueError:
+        return False
+    return isinstance(elements, list) and None in elements
 
 
 def canonical_time(kind: KeyKind, text: str) -> str:

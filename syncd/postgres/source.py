@@ -16,7 +16,7 @@ from typing import Any, Literal, LiteralString
 import psycopg
 from psycopg import sql
 
-from syncd.postgres.keys import KEY_KINDS, TIMES, parse_key
+from syncd.postgres.keys import KEY_KINDS, TIMES, has_null, parse_key, parse_keys
 from syncd.postgres.vectors import VECTOR_TYPES
 from syncd.statements import statement
 from syncd.types import AttachedColumn, ColumnKind, DatasetName, Key, KeyKind, Metric
@@ -118,8 +118,7 @@ class Source:
 
     def parse_keys(self, texts: Sequence[str | int]) -> list[Key]:
         """``parse_key`` of many."""
-        kinds = self.key_kinds
-        return [int(text) for text in texts] if kinds == ["integer"] else [parse_key(kinds, text) for text in texts]
+        return parse_keys(self.key_kinds, texts)
 
     def key_array(self, keys: Sequence[str]) -> str | Sequence[str]:
         """Keys as the parameter of ``read_keys``. Numbers and uuids need no quoting, and one text is cheaper than a list."""
@@ -134,7 +133,9 @@ class Source:
     def read_keys(self, *, vectors: bool = True) -> sql.Composed:
         """Live rows by key; the one parameter is the keys, as the outbox has them."""
         if len(self.key) == 1:
-            match = passes("match_keys").format(column=sql.Identifier(self.key[0]), type=raw(self.key_types[0]))
+            match = passes("match_keys").format(
+                column=sql.Identifier(self.key[0]), keys=self.key_values(0, passes("given_keys"))
+            )
         else:
             elements = [
                 passes("json_element").format(place=sql.Literal(place), type=raw(kind))
@@ -157,11 +158,18 @@ class Source:
     def match_partitions(self) -> list[sql.Composed]:
         """What tells the planner which partitions can hold composite keys; for a single column ``match_keys`` does."""
         return [
-            passes("match_partitions").format(
-                column=sql.Identifier(column), place=sql.Literal(place), type=raw(self.key_types[place])
+            passes("match_keys").format(
+                column=sql.Identifier(column),
+                keys=self.key_values(place, passes("given_elements").format(place=sql.Literal(place))),
             )
             for place, column in enumerate(self.key)
         ]
+
+    def key_values(self, place: int, texts: sql.Composable) -> sql.Composed:
+        """An array of texts as one of a key column's type, which the planner knows as soon as it knows the texts."""
+        if self.key_kinds[place] in TIMES:
+            return passes("times").format(kind=sql.Identifier(self.key_kinds[place]), texts=texts)
+        return passes("values").format(texts=texts, type=raw(self.key_types[place]))
 
     def read_range(self, after: Key | None, until: Key | None, only: Sequence[DatasetName] | None) -> sql.Composed:
         """Live rows of one page of a scan: keys above ``after`` and up to ``until``, of the datasets ``only`` if given."""
@@ -259,7 +267,7 @@ class Source:
 
     def is_unkeyed(self, key: str) -> bool:
         """Whether a key, as the outbox has it, has a part that is NULL."""
-        return self.key_kind == "composite" and "null" in key and None in json.loads(key)
+        return self.key_kind == "composite" and "null" in key and has_null(key)
 
     def after(self, key: Key | None) -> sql.Composed:
         """The rows above a key."""
