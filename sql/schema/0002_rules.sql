@@ -52,9 +52,11 @@ CREATE TABLE syncd.rules (
     live_column smallint GENERATED ALWAYS AS (syncd.compiled_column('live')) STORED
 );
 
--- A compiled expression with the present names. NULL where it can no longer be printed: something that it names was dropped.
+-- A compiled expression with the present names. Constants are printed as a service reads them, whatever the session has set. NULL where it can no longer be printed: something that it names was dropped.
 CREATE FUNCTION syncd.print_expression(tree pg_node_tree, plain_column smallint, source oid) RETURNS text
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog
+    SET quote_all_identifiers = off SET standard_conforming_strings = on SET datestyle = 'ISO, YMD' SET intervalstyle = 'postgres'
+    SET timezone = 'UTC' SET extra_float_digits = 1 SET bytea_output = 'hex'
 AS $function$
 BEGIN
     IF tree IS NOT NULL THEN
@@ -86,7 +88,7 @@ CROSS JOIN LATERAL (
 
 -- An empty temporary table whose columns have the names, types and numbers of the source's: what is compiled over it can be printed over the source.
 CREATE FUNCTION syncd.make_like(source regclass) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, syncd
+LANGUAGE plpgsql SET search_path = pg_catalog, syncd SET default_table_access_method = 'heap'
 AS $function$
 DECLARE
     columns text;
@@ -116,7 +118,6 @@ CREATE OR REPLACE FUNCTION syncd.compile_expression(source regclass, expression 
 LANGUAGE plpgsql
 AS $function$
 DECLARE
-    caller_path text := pg_catalog.current_setting('search_path');
     compiled text;
     cause text;
     one_statement refcursor;
@@ -133,23 +134,19 @@ BEGIN
                   HINT = 'It must be one immutable expression over the columns of ' || source::text
                          || ' that can be cast to ' || type || '.';
     END;
-    PERFORM pg_catalog.set_config('search_path', 'pg_catalog', true);
     -- A plain column is no expression to an index; more than one column, a condition or another type was more than one expression.
     SELECT CASE WHEN i.indnatts = 1 AND i.indpred IS NULL AND (SELECT a.atttypid FROM pg_catalog.pg_attribute AS a
                                                                WHERE a.attrelid = i.indexrelid AND a.attnum = 1) = type::pg_catalog.regtype
-                THEN coalesce(pg_catalog.pg_get_expr(i.indexprs, source),
-                              (SELECT pg_catalog.format('%I', a.attname) FROM pg_catalog.pg_attribute AS a
-                               WHERE a.attrelid = i.indrelid AND a.attnum = i.indkey[0])) END
+                THEN syncd.print_expression(i.indexprs, i.indkey[0], source) END
     INTO compiled
     FROM pg_catalog.pg_index AS i
     WHERE i.indexrelid = (SELECT c.oid FROM pg_catalog.pg_class AS c
                           WHERE c.relname = 'syncd_like_' || role AND c.relnamespace = pg_catalog.pg_my_temp_schema());
-    PERFORM pg_catalog.set_config('search_path', caller_path, true);
     IF compiled IS NULL THEN
         RAISE EXCEPTION 'the % expression is more than one expression', role USING ERRCODE = 'invalid_parameter_value',
             DETAIL = expression, HINT = 'Give one expression over the columns of ' || source::text || '.';
     END IF;
-    RETURN pg_catalog.format('(%s)', compiled);
+    RETURN compiled;
 END
 $function$;
 

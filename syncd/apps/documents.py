@@ -26,6 +26,7 @@ from psycopg_pool import ConnectionPool
 from syncd.apps.contents import Document, check_lengths, checked_rows, storable
 from syncd.errors import DatabaseError, NotReady, SettingsError, UnknownDataset
 from syncd.per_process import PerProcess
+from syncd.postgres import session
 from syncd.rpc.calls import Hit, Vector
 from syncd.rpc.client import Client
 from syncd.rpc.messages import MAX_RESULTS
@@ -33,6 +34,8 @@ from syncd.statements import statement
 from syncd.types import Metric, Token, dataset_name
 
 MAX_CONNECTIONS = 4
+CONNECT = {"autocommit": True, "client_encoding": "UTF8", "prepare_threshold": None}
+"""Behind a pooler the next transaction may be in another session, so each begins with what it rests on, and nothing is prepared."""
 
 
 T = TypeVar("T")
@@ -98,7 +101,7 @@ class Documents:
         ids = [row["id"] for row in rows]
 
         def insert(connection: Connection) -> None:
-            with connection.transaction(), connection.cursor() as cursor:
+            with session.transaction(connection), connection.cursor() as cursor:
                 present = self._lengths(connection, ids)
                 if not present:  # of two first writes the second waits, and sees the lengths of the first
                     connection.execute(statement("apps", "lock_first_write"), [self.dataset])
@@ -125,7 +128,7 @@ class Documents:
         """Those of these documents that there are, in the order of ``ids``."""
 
         def found(connection: Connection) -> dict[str, Document]:
-            with connection.cursor(row_factory=class_row(Document)) as cursor:
+            with session.transaction(connection), connection.cursor(row_factory=class_row(Document)) as cursor:
                 cursor.execute(self._statement("read_documents"), {"collection": self.collection, "ids": storable(ids)})
                 return {document.id: document for document in cursor}
 
@@ -142,7 +145,12 @@ class Documents:
 
     def ids_where(self, conditions: Mapping[str, Any]) -> list[str]:
         """The ids of all documents that a filter lets through, in no order."""
-        lengths = self._on_table(lambda connection: self._lengths(connection, []))
+
+        def found(connection: Connection) -> list[int]:
+            with session.transaction(connection):
+                return self._lengths(connection, [])
+
+        lengths = self._on_table(found)
         if not lengths:
             return []
         hits = self._hits(np.ones(lengths[0], dtype=np.float32), MAX_RESULTS, conditions, None)
@@ -179,7 +187,7 @@ class Documents:
 
     def _open(self, connection: Connection) -> None:
         """Make the table and attach it, where that has not been done, and learn its metric."""
-        with connection.transaction():
+        with session.transaction(connection):
             connection.execute(statement("apps", "lock_creation"))
             name = self._name.as_string(connection)
             oid, metric = self._look(connection)
@@ -231,7 +239,7 @@ class Documents:
 
     def _change(self, name: str, **parameters: object) -> None:
         def change(connection: Connection) -> None:
-            with connection.transaction():
+            with session.transaction(connection):
                 connection.execute(self._statement(name), {"collection": self.collection, **parameters})
             self._remember(connection)
 
@@ -242,9 +250,10 @@ class Documents:
 
         A table that somebody has made again since it was opened is attached first.
         """
-        if self._look(connection)[0] != self._oid:
-            self._open(connection)
-        row = connection.execute(statement("apps", "token")).fetchone()
+        with session.transaction(connection):
+            if self._look(connection)[0] != self._oid:
+                self._open(connection)
+            row = connection.execute(statement("apps", "token")).fetchone()
         assert row is not None
         with self._own.get().lock:
             new, last = Token.parse(row[0]), Token.parse(self.last_token or "0")
@@ -253,9 +262,11 @@ class Documents:
 
     def _has_vectors(self, connection: Connection) -> bool:
         """Whether the collection has any; a table that was made again is attached on the way."""
-        if self._look(connection)[0] != self._oid:
-            self._open(connection)
-        return connection.execute(self._statement("has_vectors"), {"collection": self.collection}).fetchone() == (True,)
+        with session.transaction(connection):
+            if self._look(connection)[0] != self._oid:
+                self._open(connection)
+            found = connection.execute(self._statement("has_vectors"), {"collection": self.collection}).fetchone()
+            return found == (True,)
 
     def _lengths(self, connection: Connection, replaced: Sequence[str]) -> list[int]:
         """The lengths of some vectors of the collection, of those that are not to be replaced."""
@@ -278,7 +289,7 @@ class _Own:
         self._idle: deque[Client] = deque()
         self._opened: WeakSet[Connection] = WeakSet()
         self._pool = ConnectionPool(
-            dsn, min_size=0, max_size=MAX_CONNECTIONS, open=False, configure=self._opened.add,
+            dsn, kwargs=CONNECT, min_size=0, max_size=MAX_CONNECTIONS, open=False, configure=self._configure,
             check=ConnectionPool.check_connection,
         )  # fmt: skip
 
@@ -286,6 +297,11 @@ class _Own:
         """A connection to the database; raises ``psycopg.OperationalError`` after ``close``."""
         self._pool.open()  # does nothing where it is open
         return self._pool.connection()
+
+    def _configure(self, connection: Connection) -> None:
+        """A connection that the pool has opened."""
+        self._opened.add(connection)
+        session.defaults(connection)
 
     @contextmanager
     def client(self) -> Iterator[Client]:
