@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import datetime
 
 import psycopg
 import pytest
 
+from syncd.rpc.calls import Row
 from tests.daemon import Daemon
-from tests.faults.altered import Followed, serving, writers
-from tests.tools.following import assert_in_sync
+from tests.faults.altered import Followed, eventually, serving, writers
+from tests.tools.following import assert_in_sync, problems
 
 QUERY = "SELECT id, v::real[] FROM parted WHERE v IS NOT NULL"
 ROWS = "INSERT INTO parted (id, v) SELECT i, ARRAY[i, i % 7, 1] FROM generate_series({}, {}) AS i"
@@ -70,3 +72,55 @@ def test_rows_that_pg_partman_moves_out_of_the_default_partition_are_followed(pa
     assert {"2000", "2100", "2200"} <= set(partitions(db))
     db.execute("UPDATE parted SET v = '{7,7,7}' WHERE id = 2100")
     assert_in_sync(parted, QUERY, "parted")
+
+
+def test_a_table_in_partitions_by_day_with_the_time_in_its_key_is_followed(
+    db: psycopg.Connection, database: str, extension: Callable[[str, str], None], daemon: Daemon
+) -> None:
+    db.execute(
+        "CREATE TABLE events (id bigint, created_at timestamptz, v real[], PRIMARY KEY (id, created_at)) PARTITION BY RANGE (created_at)"
+    )
+    extension("pg_partman", "postgresql-15-partman")
+    start = "p_start_partition => (now() - interval '6 days')::text, p_premake => 2"
+    db.execute(f"SELECT public.create_parent('public.events', 'created_at', 'native', 'daily', {start})".encode())
+    write = (
+        "INSERT INTO events SELECT i, now() - i * interval '7 hours', ARRAY[i, 1, 1] FROM generate_series({}, {}) AS i"
+    )
+    db.execute(write.format(1, 15).encode())
+    db.execute("SELECT syncd.attach('events', metric => 'l2')")
+    with serving(db, daemon) as followed:
+        assert_events(followed)
+        elsewhere = "SET TimeZone = 'Asia/Kathmandu'; SET DateStyle = 'SQL, DMY';"
+        with writers(database, elsewhere + "UPDATE events SET v = ARRAY[{n}, 2, 2] WHERE id = {n} % 20"):
+            db.execute(write.format(16, 40).encode())  # the oldest go to the default partition
+            db.execute("CALL public.partition_data_proc('public.events', p_wait => 0)")
+            assert db.execute("SELECT count(*) FROM events_default").fetchone() == (0,)
+            db.execute("UPDATE public.part_config SET retention = '4 days', retention_keep_table = false")
+            db.execute("SELECT public.run_maintenance('public.events')")
+            assert db.execute("SELECT count(*) < 40 FROM events").fetchone() == (True,)
+        db.execute(
+            "SET TimeZone = 'America/Caracas'; UPDATE events SET created_at = created_at + interval '1 hour' WHERE id = 3"
+        )
+        assert_events(followed)
+        daemon.stop()
+
+
+def assert_events(followed: Followed) -> None:
+    """The index comes to equal the table, and verify finds it in sync."""
+
+    def check() -> None:
+        rows = followed.db.execute("SELECT id, created_at, v FROM events").fetchall()
+        found = followed.client.get("events", list(followed.client.keys("events")), vectors=True)
+        assert {read(row) for row in found} == {(number, at, tuple(vector)) for number, at, vector in rows}
+
+    eventually(check)
+    assert problems(followed) == []
+    assert [each for each in followed.client.verify().datasets if not each.in_sync] == []
+
+
+def read(row: Row) -> tuple[int, datetime, tuple[float, ...]]:
+    """Both columns of a key, and the vector."""
+    assert isinstance(row.key, tuple)
+    assert row.vector is not None
+    number, at = row.key
+    return int(str(number)), datetime.fromisoformat(str(at)), tuple(row.vector)
