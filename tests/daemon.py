@@ -62,13 +62,14 @@ class Daemon:
         """What Python runs."""
         if not self.constants and self.points is None and not self.broken:
             return ["-m", "syncd.cli.main"]
-        assign = "from unittest.mock import patch; from syncd.cli.main import main; " + "".join(
+        assign = f"import sys; sys.path.insert(0, {str(CHECKOUT)!r}); " if self.broken or self.points else ""
+        assign += "from unittest.mock import patch; from syncd.cli.main import main; " + "".join(
             f"patch({name!r}, {value!r}).start(); " for name, value in self.constants.items()
         )
         if self.points is not None:
-            assign += f"import sys; sys.path.insert(0, {str(CHECKOUT)!r}); from tests.faults import points; points.watch({str(self.points)!r}); "
+            assign += f"from tests.faults import points; points.watch({str(self.points)!r}); "
         if self.broken:
-            assign += f"import sys; sys.path.insert(0, {str(CHECKOUT)!r}); from tests.faults import errors; "
+            assign += "from tests.faults import errors; "
             assign += "".join(f"errors.break_function(*{one!r}); " for one in self.broken)
         return ["-c", assign + "main()"]
 

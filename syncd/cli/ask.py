@@ -97,6 +97,10 @@ def status(
     rows.append(("checkpoint", since(found.checkpoint.at)))
     rows.append(("checkpoint error", found.checkpoint.error))
     rows.append(("database", found.database_error or "connected"))
+    if found.verify is not None:
+        rows.append(
+            ("verify", since(found.verify.at) + (f", late: {found.verify.overdue}" if found.verify.overdue else ""))
+        )
     rows += [("task", f"{each.task} fails: {each.error}") for each in found.failing_tasks]
     print_table(["", ""], [(name.replace("_", " "), round(v, 3) if isinstance(v, float) else v) for name, v in rows])
     if found.state not in ANSWERING or found.database_error or found.checkpoint.error or found.failing_tasks:

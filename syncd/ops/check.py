@@ -20,13 +20,14 @@ from psycopg import sql
 
 from syncd.errors import DatabaseError, DatabaseUnreachable, ServiceUnavailable
 from syncd.ops.check_sources import READING_CHECKS, SOURCE_CHECKS
-from syncd.ops.findings import Finding, ago, amount, fail, guarded, ok, warn
+from syncd.ops.findings import Finding, ago, amount, fail, guarded, ok, since, warn
 from syncd.ops.look import Look, Service, ask_service, looking
 from syncd.ops.sessions import check_locks, check_oldest_transaction, check_prepared_transactions, check_writers
 from syncd.postgres import schema
 from syncd.postgres.publications import foreign_rows, read_carriers, read_subscriptions
 from syncd.postgres.rights import grant_own_tables
 from syncd.postgres.source import Source, read_sources
+from syncd.rpc.messages import VerifyStatus
 from syncd.settings import Settings
 from syncd.sync.reports import MAX_REPORTED_ROWS
 
@@ -325,6 +326,8 @@ def check_service(settings: Settings, service: Service) -> Iterator[Finding]:
     if status.version != version("syncd"):
         detail = f"the running service is {status.version}, this program {version('syncd')}"
         yield warn("service", detail, "restart syncd serve")
+    if status.verify is not None:
+        yield check_verify(status.verify)
     checkpoint = status.checkpoint
     age = None if checkpoint.at is None else (datetime.now(UTC) - checkpoint.at).total_seconds()
     late = LATE_CHECKPOINTS * settings.checkpoint_seconds
@@ -335,6 +338,15 @@ def check_service(settings: Settings, service: Service) -> Iterator[Finding]:
         yield warn("checkpoint", f"{shown}, expected every {settings.checkpoint_seconds:.0f} s", "syncd checkpoint")
     else:
         yield ok("checkpoint", "not due yet" if age is None else f"{ago(age)} old")
+
+
+def check_verify(verify: VerifyStatus) -> Finding:
+    """Every table is compared with its indexes now and then: drift that no verify looks for is never found."""
+    age = since(verify.at)
+    if verify.overdue:
+        detail = f"the last whole one is {age}, more than twice SYNCD_VERIFY_SECONDS={verify.interval_seconds:g}: {verify.overdue}"
+        return warn("verify", detail, "see to that, then: syncd verify")
+    return ok("verify", age if verify.interval_seconds else f"{age}; none in the background: SYNCD_VERIFY_SECONDS=0")
 
 
 def check_data_directory(settings: Settings, service: Service) -> Iterator[Finding]:

@@ -181,7 +181,7 @@ def drifted(view: View) -> list[str]:
 def facts(view: View) -> str:
     """The service in a few numbers."""
     status, checkpointer = view.parts.methods.status(NoParams()), view.parts.checkpointer
-    outbox_rows = view.parts.rotator.outbox_rows
+    outbox_rows, late = view.parts.rotator.outbox_rows, view.parts.verifier.overdue
     saved = checkpointer.last_success_at
     checkpoint = "none yet" if saved is None else f"{since(saved)} ago"
     if checkpointer.last_error:
@@ -190,6 +190,7 @@ def facts(view: View) -> str:
         "State": status.state,
         "Changes waiting": f"{status.lag_rows or 0:,} rows, {status.lag_seconds:.1f} s",
         "Checkpoint": checkpoint,
+        "Whole verify": "none yet" if late.at is None else f"{since(late.at)} ago{', and late' if late.reason else ''}",
         "Notifications": "listening" if status.listener_connected else "not listening: polling",
         "Outbox": "not counted yet" if outbox_rows is None else f"at most {outbox_rows:,} rows",
         "Quarantine": f"{status.quarantined:,} rows",

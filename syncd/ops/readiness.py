@@ -65,6 +65,11 @@ class Readiness:
             remarks.append(f"answers may be {stale:.1f} s behind the tables")
         failing = consumer.registry.tasks.listed()
         remarks += [f"background task {each.task} fails and is tried again: {each.error}" for each in failing]
+        late = self.parts.verifier.overdue
+        if late.reason and late.at is not None:
+            remarks.append(
+                f"the last whole verify was at {late.at:%Y-%m-%d %H:%M} UTC, and the next is late: {late.reason}"
+            )
         allowed = settings.max_staleness_seconds
         if allowed is not None and stale > allowed:
             reasons.append(

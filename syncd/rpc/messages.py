@@ -240,6 +240,14 @@ class FailingTask(msgspec.Struct, frozen=True):
     retry_in_seconds: float
 
 
+class VerifyStatus(msgspec.Struct, frozen=True):
+    """Verify in the background: since when no table was left out; ``overdue`` says why the next whole one is late, and is empty otherwise."""
+
+    at: datetime | None
+    interval_seconds: float
+    overdue: str
+
+
 class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The whole service, as ``status`` shows it."""
 
@@ -259,6 +267,7 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     database_error: str | None = None
     """Why the database cannot be used just now; null where it can."""
     failing_tasks: list[FailingTask] = []
+    verify: VerifyStatus | None = None
 
 
 class QuarantineCount(msgspec.Struct, frozen=True):

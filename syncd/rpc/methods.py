@@ -249,11 +249,17 @@ class Methods:
                 for (source, reason), rows in self.registry.quarantined.most_common()
             ],
             database_error=None if consumer.lost is None else consumer.lost.message,
+            verify=self.verify_status(),
             failing_tasks=[
                 messages.FailingTask(each.task, each.error, each.failures, max(each.retry_at - now, 0.0))
                 for each in self.registry.tasks.listed()
             ],
         )
+
+    def verify_status(self) -> messages.VerifyStatus:
+        """Verify in the background."""
+        found = self.verifier.overdue
+        return messages.VerifyStatus(found.at, self.consumer.settings.verify_seconds, found.reason)
 
     def work(self) -> list[messages.Work]:
         """Tables that are read or compared as a whole just now, and the dataset that something is built for."""

@@ -68,6 +68,8 @@ class SavedSource(msgspec.Struct, frozen=True):
     catalogue: str = ""
     doubted: bool = False
     window: SavedWindow | None = None
+    compared_at: str = ""
+    """When all of its table was last read, for its indexes or to compare them; empty in a manifest of an older version."""
 
 
 class Manifest(msgspec.Struct, frozen=True):

@@ -28,7 +28,8 @@ from syncd.store.checkpoint import CheckpointStore
 from syncd.store.manifest import Manifest, SavedDataset, SavedQuarantined, SavedSource, SavedWindow
 from syncd.sync.consumer import Consumer
 from syncd.sync.datasets import Dataset
-from syncd.sync.watched import Unconfirmed, WatchedSource
+from syncd.sync.unconfirmed import Unconfirmed
+from syncd.sync.watched import WatchedSource
 from syncd.types import Position
 
 CONNECTION_SECONDS = 10.0
@@ -228,6 +229,7 @@ def capture(watched: WatchedSource) -> CapturedSource:
         datasets=[],
         catalogue=watched.watch.seen,
         doubted=watched.is_believed or watched.watch.rewritten or watched.watch.doubt is not None,
+        compared_at="" if watched.compared_at is None else watched.compared_at.isoformat(),
         window=None if cursor.window is None else SavedWindow(str(cursor.window.end), cursor.window.after),
     )
     indexes = [(dataset, dataset.index.capture()) for dataset in watched.datasets.values()]

@@ -13,9 +13,10 @@ from typing import Literal
 
 import numpy as np
 import psycopg
+import structlog
 from psycopg import sql
 
-from syncd.errors import DatabaseError
+from syncd.errors import DatabaseError, SyncdError
 from syncd.index.comparison import Comparison
 from syncd.index.view import View
 from syncd.postgres.connection import first_line
@@ -24,12 +25,15 @@ from syncd.postgres.vectors import decode_vectors
 from syncd.statements import statement
 from syncd.sync.passes import KEYS_PER_READ
 from syncd.sync.reading import NULL_KEY, Row
+from syncd.sync.tasks import describe
 from syncd.sync.watched import Quarantined, WatchedSource
 from syncd.types import DatasetName, Key, dataset_name
 
 ROWS_PER_FETCH = 10_000
 ROWS_PER_DEEP_FETCH = 500
 SAMPLE_KEYS = 10
+
+logger = structlog.get_logger()
 
 
 class InTheWay(DatabaseError):
@@ -90,6 +94,13 @@ def in_the_way() -> InTheWay:
     )
 
 
+def not_in_step(seconds: float) -> DatabaseError:
+    """The error for sources that are being read, or are behind, for longer than a verify waits."""
+    return DatabaseError(
+        f"it was not in step with its table within {seconds:.0f} s", hint="watch it with: syncd status --watch"
+    )
+
+
 def not_compared(watched: WatchedSource, only: frozenset[DatasetName] | None, reason: str) -> Found:
     """The reports of a source that fails: nothing is known of its datasets, so none is in sync."""
     source = watched.source
@@ -99,6 +110,25 @@ def not_compared(watched: WatchedSource, only: frozenset[DatasetName] | None, re
         if only is None or name in only
     ]
     return Found(SourceReport(source, "failed", reason), datasets)
+
+
+def compare_or_fail(
+    connection: psycopg.Connection,
+    captured: Captured,
+    *,
+    deep: bool,
+    stop: threading.Event,
+    note: Callable[[int], None],
+) -> Found:
+    """``compare_source``; an error that nobody has thought of is this source's, and the others are compared."""
+    try:
+        return compare_source(connection, captured, deep=deep, stop=stop, note=note)
+    except (psycopg.Error, SyncdError):
+        raise
+    except Exception as error:
+        logger.exception("comparison_failed", source=captured.source.name)
+        reason = f"unexpected {describe(error)}; see the log of syncd serve"
+        return Found(SourceReport(captured.source, "failed", reason))
 
 
 def compare_source(

@@ -6,7 +6,7 @@ it is damaged. An index that came from a checkpoint under doubt is kept and comp
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 
 import structlog
 
@@ -70,6 +70,7 @@ def take_up(watched: WatchedSource, saved: SavedSource, *, doubt: str, lost: boo
         )
         if row.reason == NULL_KEY:
             watched.unkeyed.add(row.key)
+    watched.compared_at = datetime.fromisoformat(saved.compared_at) if saved.compared_at else datetime.now(UTC)
     if doubt:
         logger.warning("reconciling", source=source.name, reason=doubt)
         if lost:

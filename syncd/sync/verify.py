@@ -7,10 +7,11 @@ change that was under way.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import anyio
@@ -19,23 +20,24 @@ from anyio import to_thread
 from psycopg import errors as pg
 from psycopg import sql
 
-from syncd.errors import SyncdError
+from syncd.errors import DatabaseError, SyncdError
 from syncd.postgres import session
 from syncd.postgres.connection import open_pass_connection, translated_errors
 from syncd.statements import statement
 from syncd.sync.alerts import NAMED, named
 from syncd.sync.comparison import (
     Captured,
-    DatasetReport,
     Found,
     InTheWay,
-    SourceReport,
-    compare_source,
+    compare_or_fail,
     in_the_way,
     not_compared,
+    not_in_step,
 )
 from syncd.sync.consumer import Consumer
 from syncd.sync.outcome import Handover
+from syncd.sync.overdue import Overdue, compared_at, overdue, since
+from syncd.sync.verified import Verified, Work
 from syncd.sync.watched import WatchedSource
 from syncd.types import DatasetName, Position
 
@@ -45,40 +47,12 @@ SCAN_FROM_KEYS = 200_000
 """So many differences are mended by reading the whole source."""
 ATTEMPTS = 5
 FIRST_PAUSE_SECONDS = 1.0
+IN_STEP_SECONDS = 60.0
+"""How long a verify in the background waits until a source is in step; one that is being read for hours must not keep the others waiting."""
+RETRY_SECONDS = 600.0
+"""Until a source that could not be compared in the background is tried again."""
 
 logger = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Verified:
-    """What a verify found."""
-
-    position: Position
-    datasets: list[DatasetReport]
-    sources: list[SourceReport]
-    seconds: float
-
-    @property
-    def in_sync(self) -> bool:
-        """Whether every index equals its table, and every source could be compared."""
-        return all(each.in_sync for each in self.datasets) and all(
-            each.outcome in ("compared", "empty") for each in self.sources
-        )
-
-
-@dataclass(slots=True)
-class Work:
-    """What one verify has done: rows of the tables that it has read, and about how many there are.
-
-    Each has its own: the thread of one that was cancelled may still count.
-    """
-
-    expected: int
-    rows: int = 0
-
-    def note(self, rows: int) -> None:
-        """A comparison goes on."""
-        self.rows += rows
 
 
 class Verifier:
@@ -91,31 +65,70 @@ class Verifier:
         """When each dataset was last compared, and whether it is in sync since then, as far as is known."""
         self.work: Work | None = None
         """Of the verify under way."""
-        self.last_success_at: datetime | None = None
-        """When every source was last compared, whatever that showed."""
+        self.obstacles: dict[int, str] = {}
+        """Why sources could not be compared at the last attempt, by id."""
+
+    @property
+    def last_success_at(self) -> datetime | None:
+        """Since when every source has been compared, whatever that showed."""
+        return compared_at(list(self.consumer.sources.values()))
+
+    @property
+    def overdue(self) -> Overdue:
+        """Whether the last whole verify is too old, and why."""
+        return overdue(self.consumer, self.work, self.obstacles, self.consumer.settings.verify_seconds)
 
     async def run(self, interval_seconds: float) -> None:
-        """Compare and mend at start and every so often, until cancelled; an interval of 0 means never."""
+        """Compare and repair at start and every so often, until cancelled; an interval of 0 means never.
+
+        A source that could not be compared is tried again soon, alone; the others are not compared again for its sake.
+        """
         await self.consumer.ready.wait()
+        due_at: dict[int, float] = {}
         while interval_seconds:
-            try:
-                done = await self.verify(None, repair=True)
-                logger.info(
-                    "verified", in_sync=done.in_sync, datasets=len(done.datasets), seconds=round(done.seconds, 3)
-                )
-            except SyncdError as error:
-                logger.warning("verify_failed", error=str(error), hint=error.hint)
-            await anyio.sleep(interval_seconds)
+            now, followed = time.monotonic(), self.consumer.sources
+            due_at = {one: due_at.get(one, now if not due_at else now + interval_seconds) for one in followed}
+            due = sorted((one for one in due_at if due_at[one] <= now), key=lambda one: since(followed[one]))
+            if due:
+                retry = min(interval_seconds, RETRY_SECONDS)
+                left = await self.verify_in_background(due, retry)
+                now = time.monotonic()
+                due_at |= {one: now + (retry if one in left else interval_seconds) for one in due}
+            pause = min(due_at.values(), default=now + interval_seconds) - time.monotonic()
+            await anyio.sleep(min(max(pause, 0.0), interval_seconds))
+
+    async def verify_in_background(self, ids: Sequence[int], retry_seconds: float) -> frozenset[int]:
+        """Verify some sources; returns those that could not be compared."""
+        try:
+            done = await self.verify(None, repair=True, sources=ids)
+        except SyncdError as error:
+            logger.warning("verify_failed", error=str(error), hint=error.hint)
+            self.consumer.task_failed("verifier", error, retry_seconds)
+            self.obstacles |= dict.fromkeys(ids, str(error))
+            return frozenset(ids)
+        self.consumer.registry.tasks.well("verifier")
+        logger.info("verified", in_sync=done.in_sync, datasets=len(done.datasets), seconds=round(done.seconds, 3))
+        return frozenset(each.source.id for each in done.sources if each.outcome == "failed")
 
     async def verify(
-        self, names: Sequence[DatasetName] | None, *, repair: bool = False, deep: bool = False
+        self,
+        names: Sequence[DatasetName] | None,
+        *,
+        repair: bool = False,
+        deep: bool = False,
+        sources: Sequence[int] | None = None,
     ) -> Verified:
-        """Compare some datasets, or all, with their tables; raises ``DatabaseError``, ``UnknownDataset``."""
+        """Compare some datasets, or all, with their tables; raises ``DatabaseError``, ``UnknownDataset``.
+
+        ``sources``: only the whole of these, and without waiting for long for any of them.
+        """
         async with self.lock:
             only = None if names is None else frozenset(self.consumer.registry.known(name).name for name in names)
-            self.work = Work(self.indexed(only))
+            patience = math.inf if sources is None else IN_STEP_SECONDS
+            self.work = Work(self.indexed(only), patience_seconds=patience)
             try:
-                return await self.verify_now(only, repair=repair, deep=deep)
+                ids = self.sources_of(only) if sources is None else sources
+                return await self.verify_now(ids, only, repair=repair, deep=deep)
             finally:
                 self.work = None
 
@@ -134,20 +147,21 @@ class Verifier:
         known = self.consumer.registry.listed()
         return sum(each.index.count for each in known if only is None or each.name in only)
 
-    async def verify_now(self, only: frozenset[DatasetName] | None, *, repair: bool, deep: bool) -> Verified:
-        """``verify``, with the lock held."""
+    async def verify_now(
+        self, ids: Sequence[int], only: frozenset[DatasetName] | None, *, repair: bool, deep: bool
+    ) -> Verified:
+        """``verify``, with the lock held. What one group of sources came to is kept, however the next ends."""
         begun = time.monotonic()
         found, position = [], self.consumer.oldest_position()
-        ids = self.sources_of(only)
-        for start in range(0, len(ids), SOURCES_AT_ONCE) if ids else ():
-            some, position = await self.compare(ids[start : start + SOURCES_AT_ONCE], only, deep=deep)
+        for start in range(0, len(ids), SOURCES_AT_ONCE):
+            some, position = await self.compare_each(ids[start : start + SOURCES_AT_ONCE], only, position, deep=deep)
+            self.note(some)
+            if repair:
+                some = [await self.mend_one(each, deep=deep) if each.differing else each for each in some]
+                self.remember(some)
+            if only is None:
+                self.note_whole(some)
             found += some
-        self.note(found)
-        if repair:
-            found = [await self.mend(each, deep=deep) if each.differing else each for each in found]
-            self.remember(found)
-        if only is None and all(each.report.outcome != "failed" for each in found):
-            self.last_success_at = datetime.now(UTC)
         seconds = time.monotonic() - begun
         self.consumer.registry.counters.verify_seconds.observe(seconds)
         datasets = sorted((row for each in found for row in each.datasets), key=lambda row: row.dataset)
@@ -157,6 +171,27 @@ class Verifier:
         """The sources that have these datasets."""
         sources = self.consumer.sources.values()
         return [each.source.id for each in sources if only is None or any(name in each.datasets for name in only)]
+
+    async def compare_each(
+        self, ids: Sequence[int], only: frozenset[DatasetName] | None, position: Position, *, deep: bool
+    ) -> tuple[list[Found], Position]:
+        """Some sources, at one snapshot if that can be; one that is in the way of the others is left out, and said to have failed."""
+        try:
+            return await self.compare(ids, only, deep=deep)
+        except DatabaseError:
+            if len(ids) == 1 and only is not None:
+                raise
+        found = []
+        for one in ids:
+            try:
+                some, position = await self.compare([one], only, deep=deep)
+            except DatabaseError as error:
+                if not self.consumer.connected:
+                    raise
+                known = self.consumer.sources.get(one)
+                some = [] if known is None else [not_compared(known, only, str(error))]
+            found += some
+        return found, position
 
     async def compare(
         self, ids: Sequence[int], only: frozenset[DatasetName] | None, *, deep: bool
@@ -224,11 +259,11 @@ class Verifier:
             with connection:
                 if refused:
                     raise in_the_way() if isinstance(refused[0], pg.LockNotAvailable) else refused[0]
-                return [compare_source(connection, each, deep=deep, stop=stop, note=work.note) for each in taken[0][1]]
+                return [compare_or_fail(connection, each, deep=deep, stop=stop, note=work.note) for each in taken[0][1]]
 
         comparing = False
         try:
-            await self.consumer.hand_over(Handover(frozenset(ids), take))
+            await self.hand_over(Handover(frozenset(ids), take), work.patience_seconds)
             comparing = True  # from here on the thread closes it
             with translated_errors(settings.conninfo):
                 found = await to_thread.run_sync(compare, abandon_on_cancel=True)
@@ -240,6 +275,21 @@ class Verifier:
                         connection.close()
             raise
         return found, taken[0][0]
+
+    async def hand_over(self, handover: Handover, seconds: float) -> None:
+        """Return once a pass has called ``handover.take``; raises ``DatabaseError`` where none has brought the sources there in time."""
+        with anyio.move_on_after(seconds) as waiting:
+            await self.consumer.hand_over(handover)
+        if waiting.cancelled_caught:
+            raise not_in_step(seconds)
+
+    async def mend_one(self, found: Found, *, deep: bool) -> Found:
+        """``mend``; where that cannot be compared again now, what was found stands, and the next verify looks again."""
+        try:
+            return await self.mend(found, deep=deep)
+        except InTheWay as error:
+            logger.warning("drift_not_compared_again", source=found.report.source.name, reason=str(error))
+            return found
 
     async def mend(self, found: Found, *, deep: bool) -> Found:
         """Have the rows that differ read again, and compare them once more. Costs as much as the difference."""
@@ -278,6 +328,18 @@ class Verifier:
         now = datetime.now(UTC)
         compared = [each for each in found if each.report.outcome != "failed"]
         self.last.update({row.dataset: (now, row.in_sync) for each in compared for row in each.datasets})
+
+    def note_whole(self, found: Sequence[Found]) -> None:
+        """Sources were compared as a whole, or could not be."""
+        for each in found:
+            source = each.report.source
+            if each.report.outcome == "failed":
+                self.obstacles[source.id] = each.report.reason
+                continue
+            self.obstacles.pop(source.id, None)
+            watched = self.consumer.sources.get(source.id)
+            if watched is not None:
+                watched.compared_at = datetime.now(UTC)
 
     def note(self, found: Sequence[Found]) -> None:
         """Log what a comparison came to, and remember it."""

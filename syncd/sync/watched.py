@@ -21,6 +21,7 @@ from syncd.sync.directory import Directory
 from syncd.sync.reading import EXPRESSION_FAILED, NULL_KEY, Row
 from syncd.sync.scan import Scan
 from syncd.sync.tasks import describe
+from syncd.sync.unconfirmed import Unconfirmed
 from syncd.sync.watch import Watch, compare
 from syncd.types import DatasetName, Key, Position, dataset_name
 
@@ -28,7 +29,6 @@ FIRST_RETRY_SECONDS = 0.05
 LAST_RETRY_SECONDS = 15.0
 HELD_UP_SECONDS = 5.0
 """Of delay between two attempts; the first was some six seconds before."""
-MAX_UNCONFIRMED_KEYS = 200_000
 NO_LONGER_HELD = "the outbox no longer holds the changes since its position"
 
 logger = structlog.get_logger()
@@ -42,23 +42,6 @@ class Quarantined:
     reason: str
     since: datetime
     fingerprint: int
-
-
-class Unconfirmed:
-    """What was applied since the last nonce that Postgres has confirmed to be durable: a crash may undo it under us."""
-
-    def __init__(self, confirmed: Cursor) -> None:
-        self.confirmed = confirmed
-        self.keys: set[str] = set()
-        self.everything = False  # too much to list, or a whole table: then only reading all of it again is sure
-
-    def note(self, keys: Iterable[str]) -> None:
-        """Remember keys, as the outbox has them, until a nonce confirms the commits that changed them."""
-        if not self.everything:
-            self.keys.update(keys)
-            if len(self.keys) > MAX_UNCONFIRMED_KEYS:
-                self.everything = True
-                self.keys.clear()
 
 
 class WatchedSource:
@@ -89,6 +72,8 @@ class WatchedSource:
         """Whether these rows are to be read again."""
         self.unconfirmed = Unconfirmed(cursor)
         self.watch = Watch()
+        self.compared_at: datetime | None = None
+        """When all of the table was last read, for the indexes or to compare them with it."""
         self.careful = False
         """Whether an expression has failed on a row, so that readings take precautions."""
 
@@ -262,6 +247,8 @@ class WatchedSource:
             settled = (None, self.source.dimension, self.datasets[name].index.dim, scan.forced.get(name))
             if self.source.dimension is None and most_frequent not in settled:
                 wrong[name] = most_frequent
+        if scan.only is None:
+            self.compared_at = datetime.now(UTC)
         if wrong:  # the most frequent length decides, and its rows are in quarantine now
             for name in wrong:
                 self.datasets[name].index = self.registry.create(name, self.source, self).index

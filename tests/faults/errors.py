@@ -12,6 +12,10 @@ from typing import Any
 ALWAYS = 1_000_000_000
 
 
+RAISED = ""
+"""The name of a function of ``syncd.sync.comparison`` that gives the error; empty for one of no kind."""
+
+
 class BrokenOnPurposeError(Exception):
     """An error of no kind that syncd knows."""
 
@@ -32,7 +36,7 @@ def broken(function: Callable[..., Any], times: int, when: str) -> Callable[...,
 
     def check(args: tuple[Any, ...]) -> None:
         if eval(when, {"args": args}) and next(calls) <= times:  # noqa: S307 - the test's own text
-            raise BrokenOnPurposeError("broken on purpose")
+            raise comparison_error() if RAISED else BrokenOnPurposeError("broken on purpose")
 
     if inspect.iscoroutinefunction(function):
 
@@ -49,3 +53,10 @@ def broken(function: Callable[..., Any], times: int, when: str) -> Callable[...,
         return function(*args, **named)
 
     return now
+
+
+def comparison_error() -> Exception:
+    """The error that ``RAISED`` names."""
+    error = pkgutil.resolve_name(f"syncd.sync.comparison:{RAISED}")()
+    assert isinstance(error, Exception)
+    return error

@@ -32,6 +32,7 @@ FALLING_BEHIND = "tests/faults/test_falling_behind.py"
 LARGE = "tests/faults/test_large_transactions.py"
 OUTBOX = "tests/integration/test_outbox.py"
 ERRORS = "tests/faults/test_errors.py"
+OVERDUE = "tests/integration/test_verify_overdue.py"
 NULL_KEYS = "tests/integration/test_null_keys.py"
 CODES = "tests/unit/index/test_index_codes.py"
 SAVED_CODES = "tests/unit/index/test_saved_codes.py"
@@ -242,6 +243,14 @@ TRAPS = {
     "an error of one source ends the pass": Trap(
         (("syncd/sync/passes.py", "            if not self.is_of_source(each, error):\n", "            if True:\n"),),
         (f"{ERRORS}::test_an_unexpected_error_fails_its_source_and_the_others_go_on[syncd.sync.passes:apply]",),
+    ),
+    "a verify that never ends is not told of": Trap(
+        (("syncd/sync/overdue.py", "    if not interval_seconds or not late:\n", "    if True:\n"),),
+        (f"{OVERDUE}::test_a_whole_verify_that_is_late_is_told_by_check_the_page_and_status_with_the_reason",),
+    ),
+    "one table's trouble keeps others from being verified": Trap(
+        (("syncd/sync/verify.py", "            if len(ids) == 1 and only is not None:\n", "            if True:\n"),),
+        (f"{OVERDUE}::test_whoever_waits_for_a_lock_on_one_table_keeps_no_other_from_being_verified",),
     ),
     "a NULL is a key": Trap(
         (("syncd/postgres/outbox.py", "            if key is None:\n", "            if False:\n"),),
