@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from psycopg.types.json import Jsonb
 
 from syncd.errors import InvalidDocument, InvalidVector
-from syncd.index.vectors import VectorFormat
+from syncd.index.rows.vectors import VectorFormat
 from syncd.json_values import json_value, text
 from syncd.rpc.calls import Vector
 from syncd.types import Metric

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from syncd.errors import InvalidFilter
-from syncd.index.filters import MAX_PATH_KEYS
+from syncd.index.filter.language import MAX_PATH_KEYS
 
 METADATA = "metadata"
 WORDS = ("eq", "ne", "in", "gt", "gte", "lt", "lte", "and", "or", "not")

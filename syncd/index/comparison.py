@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from syncd.index.attributes import same_values, store_lines
-from syncd.index.keys import hash_keys, store_keys
-from syncd.index.live import clear_bits, live_slots, prefix
-from syncd.index.vectors import Vectors
+from syncd.index.filter.attributes import same_values, store_lines
+from syncd.index.rows.keys import hash_keys, store_keys
+from syncd.index.rows.vectors import Vectors
+from syncd.index.storage.bitmap import clear_bits, live_slots, prefix
 from syncd.index.view import Prints, View
 from syncd.types import Key
 

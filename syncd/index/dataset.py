@@ -17,13 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from syncd.errors import DamagedFile, DataDirectoryError, DimensionMismatch, InvalidVector
-from syncd.index.building import Plan, build, plan_build, wants_codes
-from syncd.index.codefiles import load_codes
-from syncd.index.codes import Codes, Stop
-from syncd.index.columns import CHUNK_BYTES
-from syncd.index.compaction import LAST_ROUND_SLOTS, MOST_ROUNDS, Move
-from syncd.index.generation import Generation
-from syncd.index.live import (
+from syncd.index.build.plan import Plan, build, plan_build, wants_codes
+from syncd.index.codes.codes import Codes, Stop
+from syncd.index.codes.files import load_codes
+from syncd.index.generation.compaction import LAST_ROUND_SLOTS, MOST_ROUNDS, Move
+from syncd.index.generation.generation import Generation
+from syncd.index.generation.saving import CapturedIndex, Saver, State
+from syncd.index.generation.stored_rows import Upserts
+from syncd.index.rows.vectors import VectorFormat, Vectors
+from syncd.index.saved import Saved, SavedIndex
+from syncd.index.search.search import SearchResult, point_for, search
+from syncd.index.storage.bitmap import (
     Bitmap,
     cleared,
     empty_bitmap,
@@ -33,11 +37,7 @@ from syncd.index.live import (
     set_range,
     test_bits,
 )
-from syncd.index.saved import Saved, SavedIndex
-from syncd.index.saving import CapturedIndex, Saver, State
-from syncd.index.search import SearchResult, point_for, search
-from syncd.index.stored_rows import Upserts
-from syncd.index.vectors import VectorFormat, Vectors
+from syncd.index.storage.columns import CHUNK_BYTES
 from syncd.index.view import KeyPage, Prints, View
 from syncd.types import AttachedColumn, Key, KeyKind, Metric
 

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from syncd.index.calibration import Calibration
+from syncd.index.codes.calibration import Calibration
 from syncd.types import AttachedColumn, KeyKind, Metric
 
 

@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from syncd.index.attributes import AttributesView
-from syncd.index.codes import LiveCodes
-from syncd.index.columns import ColumnView
-from syncd.index.filters import Filter
-from syncd.index.keymap import Hashes, HashMultimapView
-from syncd.index.keys import KeysView, Stored, hash_keys, restore_keys, same_keys, store_keys
-from syncd.index.live import Bitmap, Slots, bitmap_bytes, count_bits, live_slots, prefix, test_bits
-from syncd.index.vectors import StoredVectors, VectorFormat, Vectors
+from syncd.index.codes.codes import LiveCodes
+from syncd.index.filter.attributes import AttributesView
+from syncd.index.filter.language import Filter
+from syncd.index.rows.key_map import Hashes, HashMultimapView
+from syncd.index.rows.keys import KeysView, Stored, hash_keys, restore_keys, same_keys, store_keys
+from syncd.index.rows.vectors import StoredVectors, VectorFormat, Vectors
+from syncd.index.storage.bitmap import Bitmap, Slots, bitmap_bytes, count_bits, live_slots, prefix, test_bits
+from syncd.index.storage.columns import ColumnView
 from syncd.types import AttachedColumn, Key, KeyKind
 
 Prints = NDArray[np.int64]

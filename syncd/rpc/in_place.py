@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 SHORT_ELEMENTS = 2_000_000
-"""0.3 ms; what an element is, says ``syncd.index.search.elements``."""
+"""0.3 ms; what an element is, says ``syncd.index.search.search.elements``."""
 LONGER_ELEMENTS = 8_000_000
 COMPANY_SECONDS = 0.02
 LEAST_THREADS = 3

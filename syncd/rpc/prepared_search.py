@@ -14,9 +14,9 @@ from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
 from syncd.errors import DimensionMismatch, InvalidParams, RequestError, TimedOut, UnknownKey, shortened
-from syncd.index.filters import Path, find_path, listed, parse_filter
-from syncd.index.search import SearchResult as Found
-from syncd.index.search import elements
+from syncd.index.filter.language import Path, find_path, listed, parse_filter
+from syncd.index.search.search import SearchResult as Found
+from syncd.index.search.search import elements
 from syncd.index.view import View
 from syncd.rpc import messages
 from syncd.rpc.messages import WirePosition

@@ -15,7 +15,7 @@ import anyio
 from anyio import to_thread
 
 from syncd.errors import Overloaded
-from syncd.index.calibration import EXACT_NS_PER_ELEMENT
+from syncd.index.codes.calibration import EXACT_NS_PER_ELEMENT
 
 BATCH_QUERIES = 64
 
@@ -27,7 +27,7 @@ class Queued(Protocol):
 
     @property
     def elements(self) -> int:
-        """What it costs, see ``syncd.index.search.elements``."""
+        """What it costs, see ``syncd.index.search.search.elements``."""
 
     @property
     def query_count(self) -> int:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from syncd.index.vectors import VectorFormat
+from syncd.index.rows.vectors import VectorFormat
 from syncd.postgres.vectors import decode_vectors
 from syncd.sync.datasets import Dataset
 from syncd.sync.reading import Row

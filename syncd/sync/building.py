@@ -19,9 +19,9 @@ import anyio
 import structlog
 
 from syncd.errors import DamagedFile, SyncdError
-from syncd.index.building import Plan
+from syncd.index.build.plan import Plan
+from syncd.index.build.training import Cancelled
 from syncd.index.dataset import DatasetIndex
-from syncd.index.training import Cancelled
 from syncd.index.view import View
 from syncd.sync.checkpoints import Checkpointer
 from syncd.sync.consumer import Consumer

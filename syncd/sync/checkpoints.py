@@ -19,7 +19,7 @@ import structlog
 from anyio import to_thread
 
 from syncd.errors import DatabaseError, DatabaseUnreachable, DataDirectoryError, SyncdError
-from syncd.index.saving import CapturedIndex
+from syncd.index.generation.saving import CapturedIndex
 from syncd.postgres.connection import translated_errors
 from syncd.postgres.control import Control
 from syncd.postgres.identity import Nonce, write_nonce

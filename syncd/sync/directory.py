@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from syncd.index.keymap import HashMultimap
-from syncd.index.keys import hash_keys, store_keys
+from syncd.index.rows.key_map import HashMultimap
+from syncd.index.rows.keys import hash_keys, store_keys
 from syncd.sync.datasets import Dataset
 from syncd.types import DatasetName, Key, KeyKind
 

@@ -27,7 +27,7 @@ def mortal(server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> 
     for conninfo in clone(server):
         attach_tables(conninfo)
         daemon = Daemon(conninfo, folder / "data").with_points(folder)
-        daemon.with_constant("syncd.index.columns.WRITE_AHEAD_BYTES", 16)
+        daemon.with_constant("syncd.index.storage.columns.WRITE_AHEAD_BYTES", 16)
         daemon.with_constant("syncd.sync.scan.PAGE_ROWS", (10, 10, 10))
         yield daemon
         if daemon.process is not None:
@@ -78,17 +78,17 @@ def test_a_kill_at_any_point_leaves_what_the_next_start_makes_right(mortal: Daem
 
 
 SMALL_CODES = {
-    "syncd.index.building.EXACT_ROWS": (16, 16),
-    "syncd.index.building.TAIL_ELEMENTS": 1,
-    "syncd.index.building.TAIL_ROWS": 8,
-    "syncd.index.building.LEAST_DEAD_SLOTS": 1,
-    "syncd.index.building.MOST_DEAD_SLOTS": 0.02,
-    "syncd.index.compaction.BLOCK_BYTES": 1,
-    "syncd.index.measuring.CHEAPER_THAN_EXACT": 1e9,
-    "syncd.index.measuring.CANDIDATES": dict.fromkeys(
+    "syncd.index.build.plan.EXACT_ROWS": (16, 16),
+    "syncd.index.build.plan.TAIL_ELEMENTS": 1,
+    "syncd.index.build.plan.TAIL_ROWS": 8,
+    "syncd.index.build.plan.LEAST_DEAD_SLOTS": 1,
+    "syncd.index.build.plan.MOST_DEAD_SLOTS": 0.02,
+    "syncd.index.generation.compaction.BLOCK_BYTES": 1,
+    "syncd.index.build.measuring.CHEAPER_THAN_EXACT": 1e9,
+    "syncd.index.build.measuring.CANDIDATES": dict.fromkeys(
         (10, 40, 100, 1000), (100_000,)
     ),  # every row: then codes leave nothing out
-    "syncd.index.measuring.QUERIES": {10: 20, 40: 5, 100: 5, 1000: 5},
+    "syncd.index.build.measuring.QUERIES": {10: 20, 40: 5, 100: 5, 1000: 5},
     "syncd.sync.building.LOOK_SECONDS": 0.02,
     "syncd.sync.building.NICENESS": 0,  # a test waits for it
 }

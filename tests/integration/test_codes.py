@@ -15,14 +15,14 @@ from tests.faults.following import logged, until
 
 DIM, ROWS = 16, 3000
 SMALL = {
-    "syncd.index.building.EXACT_ROWS": (1000, 1000),
-    "syncd.index.building.TAIL_ELEMENTS": 1,
-    "syncd.index.building.TAIL_ROWS": 200,
-    "syncd.index.building.LEAST_DEAD_SLOTS": 500,
-    "syncd.index.measuring.CHEAPER_THAN_EXACT": 1e9,  # of so few rows no settings would be
+    "syncd.index.build.plan.EXACT_ROWS": (1000, 1000),
+    "syncd.index.build.plan.TAIL_ELEMENTS": 1,
+    "syncd.index.build.plan.TAIL_ROWS": 200,
+    "syncd.index.build.plan.LEAST_DEAD_SLOTS": 500,
+    "syncd.index.build.measuring.CHEAPER_THAN_EXACT": 1e9,  # of so few rows no settings would be
     "syncd.rpc.in_place.SHORT_ELEMENTS": 0,
     "syncd.rpc.in_place.LONGER_ELEMENTS": 0,
-    "syncd.index.measuring.QUERIES": {10: 150, 40: 15, 100: 15, 1000: 5},
+    "syncd.index.build.measuring.QUERIES": {10: 150, 40: 15, 100: 15, 1000: 5},
     "syncd.sync.building.LOOK_SECONDS": 0.02,
     "syncd.sync.building.NICENESS": 0,  # a test waits for it
 }
@@ -126,7 +126,7 @@ def test_vector_files_too_large_for_the_start_are_read_later_and_a_damaged_datas
     small: Daemon, db: psycopg.Connection
 ) -> None:
     put(db, 0, ROWS)
-    small.with_constant("syncd.index.generation.CHECK_AT_LOAD_BYTES", 0)
+    small.with_constant("syncd.index.generation.generation.CHECK_AT_LOAD_BYTES", 0)
     defaults = {"half": False, "dim": None, "name": "", "chunk_bytes": 1 << 16}  # full chunks are left for later
     small.with_constant("syncd.index.dataset.DatasetIndex.create.__func__.__kwdefaults__", defaults)
     small.start()

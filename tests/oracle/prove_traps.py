@@ -257,15 +257,21 @@ TRAPS = {
         (f"{NULL_KEYS}::test_a_row_whose_key_is_null_is_in_quarantine_and_the_others_go_on[while it runs-text]",),
     ),
     "dead rows are candidates": Trap(
-        (("syncd/index/codes.py", "SearchParametersIVF(sel=self._selector, nprobe", "SearchParametersIVF(nprobe"),),
+        (
+            (
+                "syncd/index/codes/codes.py",
+                "SearchParametersIVF(sel=self._selector, nprobe",
+                "SearchParametersIVF(nprobe",
+            ),
+        ),
         (CODES_ORACLE,),
     ),
     "rows without codes are not searched": Trap(
-        (("syncd/index/approximate.py", "if codes.codes.stop < view.count else None", "if False else None"),),
+        (("syncd/index/search/approximate.py", "if codes.codes.stop < view.count else None", "if False else None"),),
         (CODES_ORACLE,),
     ),
     "a compaction does not see who died meanwhile": Trap(
-        (("syncd/index/compaction.py", "if view.live is before.live:", "if True:"),), (CODES_ORACLE,)
+        (("syncd/index/generation/compaction.py", "if view.live is before.live:", "if True:"),), (CODES_ORACLE,)
     ),
     "a change may come in the last moment of a compaction": Trap(
         (
@@ -288,7 +294,7 @@ TRAPS = {
     "a filter's rows are taken from whatever the codes find": Trap(
         (
             (
-                "syncd/index/approximate.py",
+                "syncd/index/search/approximate.py",
                 "enough = places.size >= wanted and places[wanted - 1] < point.k",
                 "enough = True",
             ),
@@ -296,22 +302,28 @@ TRAPS = {
         (f"{CODES}::test_unselective_filters_use_the_codes_and_reach_the_recall",),
     ),
     "recall is measured against what rounding has left": Trap(
-        (("syncd/index/neighbors.py", "(farthest**2 <= left_out**2 - error)", "True"),),
+        (("syncd/index/build/neighbors.py", "(farthest**2 <= left_out**2 - error)", "True"),),
         ("tests/unit/index/test_index_neighbors.py",),
     ),
     "rows of another chunk are taken": Trap(
-        (("syncd/index/window.py", "self._bases[rows >> self._shift] +", "self._bases[0] +"),),
+        (("syncd/index/storage/window.py", "self._bases[rows >> self._shift] +", "self._bases[0] +"),),
         ("tests/unit/index/test_index_files.py",),
     ),
     "a longer search never leaves the event loop": Trap(
         (("syncd/rpc/in_place.py", "and now >= self._company_until", ""),), ("tests/unit/rpc/test_rpc_in_place.py",)
     ),
     "joined codes lack some": Trap(
-        (("syncd/index/joining.py", "return slots[alive], codes[alive]", "return slots[alive][1:], codes[alive][1:]"),),
+        (
+            (
+                "syncd/index/build/joining.py",
+                "return slots[alive], codes[alive]",
+                "return slots[alive][1:], codes[alive][1:]",
+            ),
+        ),
         (f"{CODES}::test_joined_codes_are_those_that_encoding_all_rows_would_give[False-l2]",),
     ),
     "what was measured in haste is never measured well": Trap(
-        (("syncd/index/building.py", "if not measured.whole:", "if False:"),),
+        (("syncd/index/build/plan.py", "if not measured.whole:", "if False:"),),
         (f"{CODES}::test_new_codes_serve_the_ten_nearest_at_once_and_more_when_that_is_measured",),
     ),
     "recall is measured all the time": Trap(
@@ -329,7 +341,7 @@ TRAPS = {
     "damaged codes are served": Trap(
         (
             (
-                "syncd/index/codefiles.py",
+                "syncd/index/codes/files.py",
                 "memoryview(read_file(directory / name, files[name]))",
                 "memoryview((directory / name).read_bytes())",
             ),
@@ -339,7 +351,7 @@ TRAPS = {
         ),
     ),
     "the luckiest settings are chosen": Trap(
-        (("syncd/index/calibration.py", "return min(self.bound, self.recall)", "return self.recall + 0.02"),),
+        (("syncd/index/codes/calibration.py", "return min(self.bound, self.recall)", "return self.recall + 0.02"),),
         (f"{CODES}::test_the_recall_of_other_rows_is_at_or_above_each_target",),
     ),
     "searches that wait do not go together": Trap(

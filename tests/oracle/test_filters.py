@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from psycopg import sql
 
 from syncd.index.dataset import DatasetIndex
-from syncd.index.filters import parse_filter
-from syncd.index.live import live_slots
+from syncd.index.filter.language import parse_filter
+from syncd.index.storage.bitmap import live_slots
 from syncd.postgres.source import read_sources
 from syncd.types import Key
 from tests.oracle.conditions import (

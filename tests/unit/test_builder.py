@@ -12,7 +12,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
-from syncd.index import building
+from syncd.index.build import plan as building
 from syncd.index.dataset import DatasetIndex
 from syncd.sync.building import Builder
 from syncd.sync.datasets import Dataset
@@ -27,8 +27,8 @@ def index(tmp_path: Path) -> Iterator[DatasetIndex]:
     with ExitStack() as stack:
         for name, value in {"EXACT_ROWS": (300, 300), "TAIL_ELEMENTS": 1, "TAIL_ROWS": 10_000}.items():
             stack.enter_context(patch.object(building, name, value))
-        stack.enter_context(patch("syncd.index.measuring.CHEAPER_THAN_EXACT", 1000.0))
-        stack.enter_context(patch("syncd.index.measuring.QUERIES", {10: 60, 40: 15, 100: 15, 1000: 5}))
+        stack.enter_context(patch("syncd.index.build.measuring.CHEAPER_THAN_EXACT", 1000.0))
+        stack.enter_context(patch("syncd.index.build.measuring.QUERIES", {10: 60, 40: 15, 100: 15, 1000: 5}))
         index = DatasetIndex.create(tmp_path / "p" / "d", metric="l2", key_kind="integer", dim=DIM)
         put(index, 0, 2000)
         yield index

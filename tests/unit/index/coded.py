@@ -8,9 +8,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from syncd.index.calibration import Point
+from syncd.index.codes.calibration import Point
 from syncd.index.dataset import DatasetIndex
-from syncd.index.vectors import Vectors
+from syncd.index.rows.vectors import Vectors
 from tests.unit.index.rows import random_vectors
 
 DIM = 16

@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import pytest
 
-from syncd.index import building
+from syncd.index.build import plan as building
 from syncd.index.dataset import DatasetIndex
 from syncd.types import KeyKind, Metric
 from tests.unit.index.coded import DIM
@@ -35,8 +35,8 @@ def small_codes() -> Iterator[None]:
     with ExitStack() as stack:
         for name, value in {"EXACT_ROWS": (300, 300), "TAIL_ELEMENTS": 1, "TAIL_ROWS": 100}.items():
             stack.enter_context(patch.object(building, name, value))
-        stack.enter_context(patch("syncd.index.measuring.CHEAPER_THAN_EXACT", 1000.0))
-        stack.enter_context(patch("syncd.index.measuring.QUERIES", {10: 60, 40: 15, 100: 15, 1000: 5}))
+        stack.enter_context(patch("syncd.index.build.measuring.CHEAPER_THAN_EXACT", 1000.0))
+        stack.enter_context(patch("syncd.index.build.measuring.QUERIES", {10: 60, 40: 15, 100: 15, 1000: 5}))
         yield
 
 

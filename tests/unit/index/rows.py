@@ -9,7 +9,7 @@ from datetime import date, timedelta
 import numpy as np
 
 from syncd.index.dataset import DatasetIndex
-from syncd.index.vectors import Vectors
+from syncd.index.rows.vectors import Vectors
 from syncd.types import Key, KeyKind
 
 SMALL_CHUNKS = 64

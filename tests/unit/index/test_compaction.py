@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from syncd.errors import DamagedFile, DataDirectoryError
-from syncd.index import building
-from syncd.index.columns import Column
-from syncd.index.compaction import Move
+from syncd.index.build import plan as building
 from syncd.index.dataset import DatasetIndex
-from syncd.index.filters import parse_filter
+from syncd.index.filter.language import parse_filter
+from syncd.index.generation.compaction import Move
+from syncd.index.storage.columns import Column
 from syncd.index.view import View
 from syncd.types import AttachedColumn
 from tests.unit.index.coded import DIM, assert_as_exact, build_all, everything, flipped, put
@@ -164,7 +164,7 @@ def test_a_full_disk_leaves_the_old_generation_and_no_file_of_a_new_one(index: D
 def test_damage_that_nobody_has_noticed_is_not_copied(index: DatasetIndex, tmp_path: Path) -> None:
     put(index, 0, 1000)
     saved = index.save().saved
-    with patch("syncd.index.generation.CHECK_AT_LOAD_BYTES", 0):
+    with patch("syncd.index.generation.generation.CHECK_AT_LOAD_BYTES", 0):
         flipped(tmp_path / "p" / "d" / next(name for name in saved.file_names if "vectors" in name))
         loaded = DatasetIndex.load(tmp_path / "p" / "d", saved)
     with pytest.raises(DamagedFile):

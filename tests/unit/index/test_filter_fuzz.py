@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from syncd.errors import InvalidFilter
 from syncd.index.dataset import DatasetIndex
-from syncd.index.filters import parse_filter
+from syncd.index.filter.language import parse_filter
 from syncd.types import AttachedColumn, ColumnKind
 
 KINDS: dict[str, ColumnKind] = {

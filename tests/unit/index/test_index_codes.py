@@ -10,14 +10,16 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
-from syncd.index import approximate, building, joining
-from syncd.index.calibration import Calibration, Point
-from syncd.index.codes import LiveCodes
+from syncd.index.build import joining
+from syncd.index.build import plan as building
+from syncd.index.build.training import Cancelled
+from syncd.index.codes.calibration import Calibration, Point
+from syncd.index.codes.codes import LiveCodes
 from syncd.index.dataset import DatasetIndex
-from syncd.index.exact import search_exact
-from syncd.index.filters import parse_filter
-from syncd.index.search import point_for
-from syncd.index.training import Cancelled
+from syncd.index.filter.language import parse_filter
+from syncd.index.search import approximate
+from syncd.index.search.exact import search_exact
+from syncd.index.search.search import point_for
 from syncd.types import AttachedColumn, Metric
 from tests.unit.index.coded import DIM, assert_as_exact, build_all, everything, part_rows, put
 from tests.unit.index.rows import random_vectors
@@ -105,7 +107,7 @@ def test_joined_codes_are_those_that_encoding_all_rows_would_give(metric: Metric
 
 @pytest.mark.parametrize("first", [120, 128, 136, 256])
 def test_a_list_of_any_length_takes_more(index: DatasetIndex, first: int) -> None:
-    with patch("syncd.index.training.ROWS_PER_LIST", 10_000):
+    with patch("syncd.index.build.training.ROWS_PER_LIST", 10_000):
         put(index, 0, 600)
         build_all(index)
     view = index.view
@@ -168,13 +170,13 @@ def test_a_recall_out_of_reach_is_answered_exactly_and_trained_for_again_only_wh
 def test_the_recall_of_other_rows_is_at_or_above_each_target(tmp_path: Path) -> None:
     if not DATA.exists():
         pytest.skip(f"needs {DATA.name}, which is not part of the project")
-    with np.load(DATA) as data, patch("syncd.index.measuring.CHEAPER_THAN_EXACT", 0.9):
+    with np.load(DATA) as data, patch("syncd.index.build.measuring.CHEAPER_THAN_EXACT", 0.9):
         rows = data["base"][:62_000].astype(np.float32)
     rows = rows[np.random.default_rng(0).permutation(len(rows))]
     held_out, rows = rows[:2000], rows[2000:]
     index = DatasetIndex.create(tmp_path / "p" / "d", metric="l2", key_kind="integer", dim=128)
     index.apply(range(len(rows)), rows, [])
-    with patch("syncd.index.measuring.QUERIES", {10: 600, 40: 15, 100: 60, 1000: 5}):
+    with patch("syncd.index.build.measuring.QUERIES", {10: 600, 40: 15, 100: 60, 1000: 5}):
         build_all(index)
     exact = index.search(held_out, 10, exact=True)
     for target in (0.8, 0.9, 0.95, 0.98, 0.99):
@@ -222,7 +224,7 @@ def test_a_build_can_be_given_up_anywhere(kind: str, index: DatasetIndex, tmp_pa
         asked += 1
         return False
 
-    with patch("syncd.index.compaction.BLOCK_BYTES", 1 << 13), patch.object(building, "BLOCK_ROWS", 128):
+    with patch("syncd.index.generation.compaction.BLOCK_BYTES", 1 << 13), patch.object(building, "BLOCK_ROWS", 128):
         index.build(plan, count)
         files, before = sorted((tmp_path / "p" / "d").glob("*")), index.view
         for moment in range(0, asked // 2, max(1, asked // 40)):  # how long it measures depends on what it finds
@@ -249,7 +251,7 @@ def test_unselective_filters_use_the_codes_and_reach_the_recall(
     queries = random_vectors(60, DIM, seed=2)
     exact_searches: list[int] = []
     monkeypatch.setattr(
-        "syncd.index.search.exact_elements", lambda _: 1 << 60
+        "syncd.index.search.search.exact_elements", lambda _: 1 << 60
     )  # of so few rows it would be the cheaper one
 
     def counted(*given: Any) -> object:

@@ -15,11 +15,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from syncd.index.building import Plan
-from syncd.index.calibration import Calibration, Point
+from syncd.index.build.plan import Plan
+from syncd.index.codes.calibration import Calibration, Point
 from syncd.index.dataset import DatasetIndex
-from syncd.index.search import point_for
-from syncd.index.vectors import Vectors
+from syncd.index.rows.vectors import Vectors
+from syncd.index.search.search import point_for
 from syncd.types import Key, KeyKind, Metric
 from tests.unit.index.rows import SMALL_CHUNKS, key_of
 
@@ -27,16 +27,16 @@ EVERYTHING = Point(10, 1 << 20, 1 << 20, 1.0, 1.0, 1.0)
 NUMBERS = st.integers(0, 120)
 CHANGES = st.dictionaries(NUMBERS, st.one_of(st.none(), st.integers(0, 5)), max_size=80)
 SMALL = {
-    "syncd.index.building.EXACT_ELEMENTS": 1,
-    "syncd.index.building.EXACT_ROWS": (24, 24),
-    "syncd.index.building.TAIL_ELEMENTS": 1,
-    "syncd.index.building.TAIL_ROWS": 12,
-    "syncd.index.building.LEAST_DEAD_SLOTS": 20,
-    "syncd.index.building.BLOCK_ROWS": 8,
-    "syncd.index.compaction.BLOCK_BYTES": 100,
-    "syncd.index.compaction.LAST_ROUND_SLOTS": 0,
-    "syncd.index.measuring.QUERIES": {10: 4, 40: 2, 100: 2, 1000: 5},
-    "syncd.index.approximate.QUERIES_AT_ONCE": 2,
+    "syncd.index.build.plan.EXACT_ELEMENTS": 1,
+    "syncd.index.build.plan.EXACT_ROWS": (24, 24),
+    "syncd.index.build.plan.TAIL_ELEMENTS": 1,
+    "syncd.index.build.plan.TAIL_ROWS": 12,
+    "syncd.index.build.plan.LEAST_DEAD_SLOTS": 20,
+    "syncd.index.build.plan.BLOCK_ROWS": 8,
+    "syncd.index.generation.compaction.BLOCK_BYTES": 100,
+    "syncd.index.generation.compaction.LAST_ROUND_SLOTS": 0,
+    "syncd.index.build.measuring.QUERIES": {10: 4, 40: 2, 100: 2, 1000: 5},
+    "syncd.index.search.approximate.QUERIES_AT_ONCE": 2,
 }
 
 

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 from syncd.errors import DamagedFile, DataDirectoryError
-from syncd.index import columns, generation
-from syncd.index.columns import Column
 from syncd.index.dataset import DatasetIndex
-from syncd.index.files import make_directory
+from syncd.index.generation import generation
 from syncd.index.saved import SavedIndex
+from syncd.index.storage import columns
+from syncd.index.storage.columns import Column
+from syncd.index.storage.files import make_directory
 from syncd.types import KeyKind, Metric
 from tests.unit.index.rows import SMALL_CHUNKS, Create, key_of, no_vectors, random_vectors
 

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncd.index import generation, stored_rows, view
-from syncd.index.keymap import Hashes, HashMultimap
-from syncd.index.keys import Stored
+from syncd.index import view
+from syncd.index.generation import generation, stored_rows
+from syncd.index.rows.key_map import Hashes, HashMultimap
+from syncd.index.rows.keys import Stored
 from syncd.types import KeyKind
 from tests.unit.index.rows import Create, no_vectors, random_vectors
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from syncd.index.build.neighbors import nearest_others
 from syncd.index.dataset import DatasetIndex
-from syncd.index.live import live_slots
-from syncd.index.neighbors import nearest_others
+from syncd.index.storage.bitmap import live_slots
 from syncd.types import Metric
 from tests.unit.index.rows import random_vectors
 

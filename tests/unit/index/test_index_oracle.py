@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from syncd.index.dataset import DatasetIndex
-from syncd.index.vectors import Vectors
+from syncd.index.rows.vectors import Vectors
 from syncd.types import Key, KeyKind, Metric
 from tests.unit.index.rows import SMALL_CHUNKS, key_of
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from syncd.errors import DimensionMismatch, InvalidParams, InvalidVector
-from syncd.index.exact import use_one_thread
-from syncd.index.vectors import half_to_float
+from syncd.index.rows.vectors import half_to_float
+from syncd.index.search.exact import use_one_thread
 from syncd.types import Metric
 from tests.unit.index.rows import Create, no_vectors, random_vectors, vector_of
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from syncd.errors import DataDirectoryError
-from syncd.index import building
+from syncd.index.build import plan as building
 from syncd.index.dataset import DatasetIndex
 from tests.unit.index.coded import DIM, build_all, flipped, put
 from tests.unit.index.rows import random_vectors
@@ -93,7 +93,7 @@ def test_a_full_disk_fails_the_save_and_the_next_one_goes_on(index: DatasetIndex
     put(index, 0, 1000)
     build_all(index)
     with (
-        patch("syncd.index.codefiles.write_at", side_effect=DataDirectoryError("no space")),
+        patch("syncd.index.codes.files.write_at", side_effect=DataDirectoryError("no space")),
         pytest.raises(DataDirectoryError, match="no space"),
     ):
         index.save()

@@ -10,11 +10,18 @@ import math
 
 import numpy as np
 
-from syncd.index.calibration import Point
-from syncd.index.codes import LiveCodes, library
-from syncd.index.exact import Distances, pgvector_distances, search_exact, search_from, search_rows, use_one_thread
-from syncd.index.live import Slots, test_bits
-from syncd.index.vectors import Vectors, half_to_float
+from syncd.index.codes.calibration import Point
+from syncd.index.codes.codes import LiveCodes, library
+from syncd.index.rows.vectors import Vectors, half_to_float
+from syncd.index.search.exact import (
+    Distances,
+    pgvector_distances,
+    search_exact,
+    search_from,
+    search_rows,
+    use_one_thread,
+)
+from syncd.index.storage.bitmap import Slots, test_bits
 from syncd.index.view import View
 
 QUERIES_AT_ONCE = 64

@@ -12,14 +12,14 @@ from typing import Literal
 
 import numpy as np
 
-from syncd.index.approximate import as_compared
-from syncd.index.calibration import KS, Calibration
-from syncd.index.codes import Codebook, Codes, Part, Stop, empty_part, list_sizes, without_quantizer
-from syncd.index.exact import use_one_thread
-from syncd.index.joining import joined
-from syncd.index.live import Bitmap
-from syncd.index.measuring import calibrate
-from syncd.index.training import Cancelled, train
+from syncd.index.build.joining import joined
+from syncd.index.build.measuring import calibrate
+from syncd.index.build.training import Cancelled, train
+from syncd.index.codes.calibration import KS, Calibration
+from syncd.index.codes.codes import Codebook, Codes, Part, Stop, empty_part, list_sizes, without_quantizer
+from syncd.index.search.approximate import as_compared
+from syncd.index.search.exact import use_one_thread
+from syncd.index.storage.bitmap import Bitmap
 from syncd.index.view import View
 
 EXACT_ELEMENTS = 3_000_000

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from syncd.errors import DamagedFile, DataDirectoryError
-from syncd.index.codes import Codebook, Codes, Part, library, list_sizes
-from syncd.index.files import make_durable, read_file, write_at
+from syncd.index.codes.codes import Codebook, Codes, Part, library, list_sizes
 from syncd.index.saved import SavedCodes, SavedFile, SavedIndex, SavedPart
+from syncd.index.storage.files import make_durable, read_file, write_at
 
 BUFFER_BYTES = 1 << 20
 

@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 
 from syncd.errors import DimensionMismatch, InvalidParams
-from syncd.index.approximate import search_codes
-from syncd.index.calibration import EXACT_NS_PER_ELEMENT, Point, rerank_us
-from syncd.index.exact import SPARSE, Distances, search_exact
-from syncd.index.live import Slots
-from syncd.index.vectors import Vectors
+from syncd.index.codes.calibration import EXACT_NS_PER_ELEMENT, Point, rerank_us
+from syncd.index.rows.vectors import Vectors
+from syncd.index.search.approximate import search_codes
+from syncd.index.search.exact import SPARSE, Distances, search_exact
+from syncd.index.storage.bitmap import Slots
 from syncd.index.view import View
 from syncd.types import Key
 

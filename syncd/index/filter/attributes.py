@@ -20,12 +20,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from syncd.index.columns import Column
-from syncd.index.filters import Filter, Path
-from syncd.index.keys import KeysView, TextKeys
-from syncd.index.live import Bitmap, Slots, bitmap_bytes
-from syncd.index.operands import INSTANTS, Numbers, Values, number
-from syncd.index.terms import Terms
+from syncd.index.filter.language import Filter, Path
+from syncd.index.filter.terms import Terms
+from syncd.index.filter.values import INSTANTS, Numbers, Values, number
+from syncd.index.rows.keys import KeysView, TextKeys
+from syncd.index.storage.bitmap import Bitmap, Slots, bitmap_bytes
+from syncd.index.storage.columns import Column
 from syncd.types import AttachedColumn, ColumnKind
 
 Lines = NDArray[Any]

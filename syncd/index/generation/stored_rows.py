@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from syncd.index.attributes import Lines, store_lines
-from syncd.index.keymap import Hashes
-from syncd.index.keys import Stored, hash_keys, store_keys
-from syncd.index.live import Slots
-from syncd.index.vectors import StoredVectors, VectorFormat, Vectors
+from syncd.index.filter.attributes import Lines, store_lines
+from syncd.index.rows.key_map import Hashes
+from syncd.index.rows.keys import Stored, hash_keys, store_keys
+from syncd.index.rows.vectors import StoredVectors, VectorFormat, Vectors
+from syncd.index.storage.bitmap import Slots
 from syncd.index.view import Prints, View
 from syncd.types import AttachedColumn, Key, KeyKind
 

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
-from syncd.index.operands import Operand, instant
+from syncd.index.filter.values import Operand, instant
 from syncd.types import ColumnKind
 
 EQUAL = ("eq", "ne", "in")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from syncd.index.operands import COMPARE, Chosen, Growing, Operand, Operator, as_float, canonical
+from syncd.index.filter.values import COMPARE, Chosen, Growing, Operand, Operator, as_float, canonical
 from syncd.types import ColumnKind
 
 _NULL, _STRING, _NUMBER, _ARRAY, _OTHER = range(5)

@@ -21,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from syncd.errors import DamagedFile, DataDirectoryError
-from syncd.index.files import check_content, make_durable, map_file, read_file, write_at
-from syncd.index.live import Slots
 from syncd.index.saved import SavedFile
-from syncd.index.window import Window
+from syncd.index.storage.bitmap import Slots
+from syncd.index.storage.files import check_content, make_durable, map_file, read_file, write_at
+from syncd.index.storage.window import Window
 
 CHUNK_BYTES = 32 << 20
 """The most a chunk holds: 65,536 rows of 128 float32, 8,192 of 768."""

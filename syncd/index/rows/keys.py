@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from syncd.errors import InvalidParams
-from syncd.index.columns import Column, ColumnView
-from syncd.index.keymap import Hashes
-from syncd.index.live import Slots
+from syncd.index.rows.key_map import Hashes
 from syncd.index.saved import SavedFile
+from syncd.index.storage.bitmap import Slots
+from syncd.index.storage.columns import Column, ColumnView
 from syncd.types import Key, KeyKind
 
 Stored = NDArray[Any]

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from syncd.index.codes import Codes, LiveCodes
-from syncd.index.generation import Generation
-from syncd.index.live import Bitmap
+from syncd.index.codes.codes import Codes, LiveCodes
+from syncd.index.generation.generation import Generation
 from syncd.index.saved import Saved, SavedIndex
+from syncd.index.storage.bitmap import Bitmap
 from syncd.index.view import View
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from syncd.index.live import Slots
+from syncd.index.storage.bitmap import Slots
 
 
 class Window:

@@ -13,11 +13,13 @@ import msgspec
 import numpy as np
 
 from syncd.errors import DataDirectoryError
-from syncd.index.building import encode
-from syncd.index.codes import Codes, Stop
-from syncd.index.generation import Generation
-from syncd.index.keys import hash_keys
-from syncd.index.live import (
+from syncd.index.build.plan import encode
+from syncd.index.build.training import Cancelled
+from syncd.index.codes.codes import Codes, Stop
+from syncd.index.generation.generation import Generation
+from syncd.index.generation.stored_rows import StoredRows
+from syncd.index.rows.keys import hash_keys
+from syncd.index.storage.bitmap import (
     Bitmap,
     Slots,
     bitmap_bytes,
@@ -29,8 +31,6 @@ from syncd.index.live import (
     set_range,
     test_bits,
 )
-from syncd.index.stored_rows import StoredRows
-from syncd.index.training import Cancelled
 from syncd.index.view import View
 
 BLOCK_BYTES = 1 << 20

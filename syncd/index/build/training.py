@@ -10,10 +10,10 @@ import math
 import faiss
 import numpy as np
 
-from syncd.index.approximate import as_compared
-from syncd.index.codes import Codebook, Stop, faiss_metric, new_index, padded_dim
-from syncd.index.live import Slots, live_slots
-from syncd.index.vectors import Vectors
+from syncd.index.codes.codes import Codebook, Stop, faiss_metric, new_index, padded_dim
+from syncd.index.rows.vectors import Vectors
+from syncd.index.search.approximate import as_compared
+from syncd.index.storage.bitmap import Slots, live_slots
 from syncd.index.view import View
 
 ROWS_PER_LIST = 40

@@ -14,17 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from syncd.errors import DamagedFile
-from syncd.index.attributes import Attributes
-from syncd.index.codefiles import save_codes
-from syncd.index.codes import Codes, LiveCodes
-from syncd.index.columns import Column
-from syncd.index.files import make_durable, read_file, write_at
-from syncd.index.keymap import HashMultimap, Values
-from syncd.index.keys import hash_keys, key_columns
-from syncd.index.live import Bitmap, bitmap_bytes, empty_bitmap, live_slots, prefix, test_bits
+from syncd.index.codes.codes import Codes, LiveCodes
+from syncd.index.codes.files import save_codes
+from syncd.index.filter.attributes import Attributes
+from syncd.index.generation.stored_rows import StoredRows
+from syncd.index.rows.key_map import HashMultimap, Values
+from syncd.index.rows.keys import hash_keys, key_columns
+from syncd.index.rows.vectors import VectorFormat
 from syncd.index.saved import Saved, SavedFile, SavedIndex
-from syncd.index.stored_rows import StoredRows
-from syncd.index.vectors import VectorFormat
+from syncd.index.storage.bitmap import Bitmap, bitmap_bytes, empty_bitmap, live_slots, prefix, test_bits
+from syncd.index.storage.columns import Column
+from syncd.index.storage.files import make_durable, read_file, write_at
 from syncd.index.view import View
 from syncd.types import AttachedColumn, KeyKind
 

@@ -16,10 +16,10 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from syncd.index.calibration import Calibration, Point
-from syncd.index.live import Bitmap, Slots
+from syncd.index.codes.calibration import Calibration, Point
+from syncd.index.rows.vectors import Vectors
 from syncd.index.saved import SavedFile
-from syncd.index.vectors import Vectors
+from syncd.index.storage.bitmap import Bitmap, Slots
 from syncd.types import Metric
 
 library: Any = faiss

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from syncd.index.approximate import exact_distances, rows_of
-from syncd.index.calibration import EXACT_NS_PER_ELEMENT, KS, Calibration, Point, cost_us, frontier
-from syncd.index.codes import Codes, LiveCodes, Stop
-from syncd.index.exact import Distances, use_one_thread
-from syncd.index.live import Slots, live_slots
-from syncd.index.neighbors import nearest_others
-from syncd.index.training import Cancelled
-from syncd.index.vectors import Vectors
+from syncd.index.build.neighbors import nearest_others
+from syncd.index.build.training import Cancelled
+from syncd.index.codes.calibration import EXACT_NS_PER_ELEMENT, KS, Calibration, Point, cost_us, frontier
+from syncd.index.codes.codes import Codes, LiveCodes, Stop
+from syncd.index.rows.vectors import Vectors
+from syncd.index.search.approximate import exact_distances, rows_of
+from syncd.index.search.exact import Distances, use_one_thread
+from syncd.index.storage.bitmap import Slots, live_slots
 from syncd.index.view import View
 
 QUERIES = {10: 600, 40: 250, 100: 150, 1000: 45}

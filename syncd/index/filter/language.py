@@ -17,8 +17,8 @@ import msgspec
 import numpy as np
 
 from syncd.errors import InvalidFilter, shortened
-from syncd.index.operands import Chosen, Operand, Operator, Values
-from syncd.index.operators import ORDER, READERS, TEXT, operators_of
+from syncd.index.filter.operators import ORDER, READERS, TEXT, operators_of
+from syncd.index.filter.values import Chosen, Operand, Operator, Values
 from syncd.types import AttachedColumn, ColumnKind
 
 MAX_DEPTH = 16

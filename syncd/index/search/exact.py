@@ -15,9 +15,9 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from syncd.index.columns import ColumnView
-from syncd.index.live import Slots, bitmap_bytes, live_slots
-from syncd.index.vectors import Vectors, half_to_float
+from syncd.index.rows.vectors import Vectors, half_to_float
+from syncd.index.storage.bitmap import Slots, bitmap_bytes, live_slots
+from syncd.index.storage.columns import ColumnView
 from syncd.index.view import View
 from syncd.types import Metric
 
