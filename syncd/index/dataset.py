@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from syncd.errors import DamagedFile, DataDirectoryError, DimensionMismatch, InvalidVector
 from syncd.index.build.plan import Plan, build, plan_build, wants_codes
-from syncd.index.codes.codes import Codes, Stop
+from syncd.index.codes.codes import Codes
 from syncd.index.codes.files import load_codes
 from syncd.index.generation.compaction import LAST_ROUND_SLOTS, MOST_ROUNDS, Move
 from syncd.index.generation.generation import Generation
@@ -38,6 +38,7 @@ from syncd.index.storage.bitmap import (
     test_bits,
 )
 from syncd.index.storage.columns import CHUNK_BYTES
+from syncd.index.storage.stopping import Stop
 from syncd.index.view import KeyPage, Prints, View
 from syncd.types import AttachedColumn, Key, KeyKind, Metric
 
@@ -104,7 +105,15 @@ class DatasetIndex:
         view = generation.load(saved)
         codes, damage = None, ""
         try:
-            codes = load_codes(directory, saved)
+            if saved.codes is not None:
+                codes = load_codes(
+                    directory,
+                    saved.codes,
+                    {file.name: file for file in saved.files},
+                    metric=saved.metric,
+                    dim=saved.dim or 0,
+                    generation=saved.generation,
+                )
         except (DamagedFile, DataDirectoryError) as error:  # everything in them can be computed from the vectors
             damage = str(error)
         index = cls(State(generation, view).with_codes(codes), name or _name(directory), saved.chunk_bytes)

@@ -6,50 +6,13 @@ What follows them belongs to a later checkpoint, or was left behind by a crash, 
 
 from __future__ import annotations
 
-import zlib
 from typing import NamedTuple
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
-from syncd.index.codes.calibration import Calibration
+from syncd.index.codes.saved import SavedCodes
+from syncd.index.storage.files import SavedFile
 from syncd.types import AttachedColumn, KeyKind, Metric
-
-
-class SavedFile(msgspec.Struct, frozen=True):
-    """The first ``bytes`` bytes of the file ``name`` have the checksum ``crc32``."""
-
-    name: str
-    bytes: int
-    crc32: int
-
-    @classmethod
-    def of(cls, name: str, content: NDArray[np.uint8]) -> SavedFile:
-        """The entry of a file that holds just ``content``."""
-        return cls(name=name, bytes=content.nbytes, crc32=zlib.crc32(content.data))
-
-
-class SavedPart(msgspec.Struct, frozen=True):
-    """One part of the codes: the file ``name`` has the codes of ``rows`` rows of the slots ``start <= slot < stop``."""
-
-    number: int
-    start: int
-    stop: int
-    rows: int
-    name: str
-
-
-class SavedCodes(msgspec.Struct, frozen=True):
-    """The codes of a dataset; their files are listed with the others."""
-
-    codebook_number: int
-    codebook_name: str
-    trained_rows: int
-    trained_slots: int
-    unevenness_trained: float
-    parts: tuple[SavedPart, ...]
-    calibration: Calibration
 
 
 class SavedIndex(msgspec.Struct, frozen=True):

@@ -140,6 +140,10 @@ class View:
         """The vectors of ``slots``, at least one, as they are stored."""
         return StoredVectors(self.vectors.take(slots), None if self.norms is None else self.norms.take(slots))
 
+    def compared_rows(self, slots: Slots) -> Vectors:
+        """The rows (n, dim) float32 of ``slots`` as searches compare them; under cosine each is divided by its norm."""
+        return self.format.as_compared(self.stored_vectors(slots)) if self.format.half else self.vectors.take(slots)
+
     def keys_of(self, slots: Slots) -> list[Key]:
         """The keys of ``slots``, in their order."""
         return restore_keys(self.key_kind, self.stored_keys.take(slots)) if slots.size else []

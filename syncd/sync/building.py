@@ -20,8 +20,8 @@ import structlog
 
 from syncd.errors import DamagedFile, SyncdError
 from syncd.index.build.plan import Plan
-from syncd.index.build.training import Cancelled
 from syncd.index.dataset import DatasetIndex
+from syncd.index.storage.stopping import Cancelled
 from syncd.index.view import View
 from syncd.sync.checkpoints import Checkpointer
 from syncd.sync.consumer import Consumer

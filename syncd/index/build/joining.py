@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from syncd.index.build.training import Cancelled
-from syncd.index.codes.codes import Codebook, Part, Stop, empty_part, library, list_sizes, without_quantizer
+from syncd.index.codes.codes import Codebook, Part, empty_part, library, list_sizes, without_quantizer
 from syncd.index.storage.bitmap import Bitmap, Slots, test_bits
+from syncd.index.storage.stopping import Cancelled, Stop
 
 BLOCK_ROWS = 32
 LISTS_AT_ONCE = 64

@@ -6,13 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from syncd.index.build.neighbors import nearest_others
-from syncd.index.build.training import Cancelled
 from syncd.index.codes.calibration import EXACT_NS_PER_ELEMENT, KS, Calibration, Point, cost_us, frontier
-from syncd.index.codes.codes import Codes, LiveCodes, Stop
+from syncd.index.codes.codes import Codes, LiveCodes
 from syncd.index.rows.vectors import Vectors
-from syncd.index.search.approximate import exact_distances, rows_of
+from syncd.index.search.approximate import exact_distances
 from syncd.index.search.exact import Distances, use_one_thread
 from syncd.index.storage.bitmap import Slots, live_slots
+from syncd.index.storage.stopping import Cancelled, Stop
 from syncd.index.view import View
 
 QUERIES = {10: 600, 40: 250, 100: 150, 1000: 45}
@@ -44,7 +44,7 @@ def calibrate(view: View, codes: Codes, seed: int, stop: Stop, *, in_haste: bool
     if slots.size < 2:
         return Calibration(view.live_count, view.count, ())
     slots = np.random.default_rng(seed).permutation(slots)[: QUERIES_IN_HASTE if in_haste else max(QUERIES.values())]
-    queries = np.ascontiguousarray(rows_of(view, slots))
+    queries = np.ascontiguousarray(view.compared_rows(slots))
     live = LiveCodes(codes, view.live)
     if in_haste:
         exact = nearest_others(view, queries, slots, KS[0] + 1, stop)

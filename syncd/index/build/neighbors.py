@@ -10,12 +10,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from syncd.index.build.training import Cancelled
-from syncd.index.codes.codes import Stop
 from syncd.index.rows.vectors import Vectors
 from syncd.index.search.approximate import exact_distances
 from syncd.index.search.exact import Distances, blocks, search_block
 from syncd.index.storage.bitmap import Slots
+from syncd.index.storage.stopping import Cancelled, Stop
 from syncd.index.view import View
 
 BLOCK_BYTES = 2 << 20

@@ -14,12 +14,13 @@ import numpy as np
 
 from syncd.index.build.joining import joined
 from syncd.index.build.measuring import calibrate
-from syncd.index.build.training import Cancelled, train
+from syncd.index.build.training import train
 from syncd.index.codes.calibration import KS, Calibration
-from syncd.index.codes.codes import Codebook, Codes, Part, Stop, empty_part, list_sizes, without_quantizer
-from syncd.index.search.approximate import as_compared
+from syncd.index.codes.codes import Codebook, Codes, Part, empty_part, list_sizes, without_quantizer
+from syncd.index.rows.vectors import StoredVectors
 from syncd.index.search.exact import use_one_thread
 from syncd.index.storage.bitmap import Bitmap
+from syncd.index.storage.stopping import Cancelled, Stop
 from syncd.index.view import View
 
 EXACT_ELEMENTS = 3_000_000
@@ -145,11 +146,11 @@ def encode(view: View, codebook: Codebook, start: int, stop: int, number: int, c
         slots = np.flatnonzero(alive) + first
         if not slots.size:
             continue
-        stored = view.vectors.read(first, last)
         norms = None if view.norms is None else view.norms.read(first, last)
+        stored = StoredVectors(view.vectors.read(first, last), norms)
         if slots.size < last - first:
-            stored, norms = stored[alive], None if norms is None else norms[alive]
-        index.add_with_ids(codebook.encodable(as_compared(view, stored, norms)), slots)
+            stored = stored.select(alive)
+        index.add_with_ids(codebook.encodable(view.format.as_compared(stored)), slots)
         rows += slots.size
     return Part(number, start, stop, rows, list_sizes(index), without_quantizer(codebook, index))
 

@@ -10,10 +10,10 @@ import math
 import faiss
 import numpy as np
 
-from syncd.index.codes.codes import Codebook, Stop, faiss_metric, new_index, padded_dim
+from syncd.index.codes.codes import Codebook, faiss_metric, new_index, padded_dim
 from syncd.index.rows.vectors import Vectors
-from syncd.index.search.approximate import as_compared
 from syncd.index.storage.bitmap import Slots, live_slots
+from syncd.index.storage.stopping import Cancelled, Stop
 from syncd.index.view import View
 
 ROWS_PER_LIST = 40
@@ -25,10 +25,6 @@ BLOCK_ROWS = 4096
 
 QUANTIZER_ROUNDS = 12
 """FAISS' own 25 take twice as long; among 100 candidates they then find 0.001 more of the ten nearest."""
-
-
-class Cancelled(Exception):
-    """The work was given up because it is no longer wanted."""
 
 
 def lists_for(rows: int) -> int:
@@ -101,6 +97,5 @@ def _read(view: View, slots: Slots, codebook: Codebook, stop: Stop) -> Vectors:
         if stop():
             raise Cancelled
         some = slots[start : start + BLOCK_ROWS]
-        norms = None if view.norms is None else view.norms.take(some)
-        rows[start : start + some.size] = codebook.encodable(as_compared(view, view.vectors.take(some), norms))
+        rows[start : start + some.size] = codebook.encodable(view.compared_rows(some))
     return rows

@@ -8,7 +8,6 @@ rows are never removed: ``remove_ids`` followed by ``add`` corrupts these indexe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +17,8 @@ from numpy.typing import NDArray
 
 from syncd.index.codes.calibration import Calibration, Point
 from syncd.index.rows.vectors import Vectors
-from syncd.index.saved import SavedFile
 from syncd.index.storage.bitmap import Bitmap, Slots
+from syncd.index.storage.files import SavedFile
 from syncd.types import Metric
 
 library: Any = faiss
@@ -234,7 +233,3 @@ def without_quantizer(codebook: Codebook, index: Any) -> Any:
     nothing.this.disown()
     index.own_fields = True
     return index
-
-
-Stop = Callable[[], bool]
-"""Whether the work is no longer wanted."""

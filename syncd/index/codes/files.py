@@ -11,8 +11,9 @@ from typing import Any
 
 from syncd.errors import DamagedFile, DataDirectoryError
 from syncd.index.codes.codes import Codebook, Codes, Part, library, list_sizes
-from syncd.index.saved import SavedCodes, SavedFile, SavedIndex, SavedPart
-from syncd.index.storage.files import make_durable, read_file, write_at
+from syncd.index.codes.saved import SavedCodes, SavedPart
+from syncd.index.storage.files import SavedFile, make_durable, read_file, write_at
+from syncd.types import Metric
 
 BUFFER_BYTES = 1 << 20
 
@@ -46,17 +47,14 @@ def save_codes(directory: Path, codes: Codes) -> tuple[SavedCodes, list[SavedFil
     return saved, files, written
 
 
-def load_codes(directory: Path, saved: SavedIndex) -> Codes | None:
-    """The codes of a saved index, None where it had none; raises ``DamagedFile``."""
-    entry = saved.codes
-    if entry is None:
-        return None
-    files = {file.name: file for file in saved.files}
-    dim = saved.dim or 0
+def load_codes(
+    directory: Path, entry: SavedCodes, files: dict[str, SavedFile], *, metric: Metric, dim: int, generation: int
+) -> Codes:
+    """The codes that ``entry`` records; ``files`` are those of their dataset. Raises ``DamagedFile``."""
     template = _read(directory, files, entry.codebook_name)
     codebook = Codebook(
         entry.codebook_number,
-        saved.metric,
+        metric,
         dim,
         entry.trained_rows,
         entry.trained_slots,
@@ -70,7 +68,7 @@ def load_codes(directory: Path, saved: SavedIndex) -> Codes | None:
         if index.ntotal != part.rows or index.nlist != codebook.lists:
             raise DamagedFile(f"{directory / part.name} holds {index.ntotal} rows, the checkpoint says {part.rows}")
         parts.append(Part(part.number, part.start, part.stop, part.rows, list_sizes(index), index, [files[part.name]]))
-    return Codes(saved.generation, codebook, tuple(parts), entry.calibration, entry.unevenness_trained)
+    return Codes(generation, codebook, tuple(parts), entry.calibration, entry.unevenness_trained)
 
 
 def _is_there(directory: Path, files: list[SavedFile]) -> bool:

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from syncd.index.filter.language import Filter, Path
 from syncd.index.filter.terms import Terms
 from syncd.index.filter.values import INSTANTS, Numbers, Values, number
-from syncd.index.rows.keys import KeysView, TextKeys
 from syncd.index.storage.bitmap import Bitmap, Slots, bitmap_bytes
+from syncd.index.storage.blobs import Blobs, BlobsView
 from syncd.index.storage.columns import Column
 from syncd.types import AttachedColumn, ColumnKind
 
@@ -65,7 +65,7 @@ class Attributes:
 
     def __init__(self, columns: Sequence[AttachedColumn], directory: FilePath, prefix: str, chunk_bytes: int) -> None:
         self.columns = tuple(columns)
-        self.lines = TextKeys(
+        self.lines = Blobs(
             Column(directory, f"{prefix}columns", "json", "u1", None, chunk_bytes),
             Column(directory, f"{prefix}column-ends", "u64", "<u8", None, chunk_bytes),
         )
@@ -84,7 +84,7 @@ class Attributes:
         """The columns as they are now, for the writer to publish."""
         return AttributesView(self, self.lines.view())
 
-    def passing(self, lines: KeysView, count: int, wanted: Filter) -> Bitmap:
+    def passing(self, lines: BlobsView, count: int, wanted: Filter) -> Bitmap:
         """One bit for each of the first ``count`` slots, of which ``lines`` is a view: does the filter let it through?"""
         known, bits = self._bitmaps.get(wanted.text, (0, _NO_BITS))
         if known >= count:
@@ -118,7 +118,7 @@ class Attributes:
         unread = max((count - (0 if array is None else array.count) for array in arrays), default=0)
         return max(unread, 0) * UNREAD_ROW_ELEMENTS + (count - known) * wanted.conditions * 4
 
-    def _extended(self, paths: Iterable[Path], lines: KeysView, count: int) -> Mapping[Path, Values]:
+    def _extended(self, paths: Iterable[Path], lines: BlobsView, count: int) -> Mapping[Path, Values]:
         """The arrays of ``paths``, with at least ``count`` slots."""
         for path in paths:
             array = self._arrays.pop(path, None)  # to the end: the first is the one that was not asked for longest
@@ -136,7 +136,7 @@ class Attributes:
             del self._arrays[path]
         return arrays
 
-    def _read(self, paths: Sequence[Path], lines: KeysView, start: int, stop: int) -> None:
+    def _read(self, paths: Sequence[Path], lines: BlobsView, start: int, stop: int) -> None:
         """Append the values of some slots to the arrays of ``paths``."""
         blob, ends = lines.columns
         begin = int(ends.read(start - 1, start)[0]) if start else 0
@@ -168,7 +168,7 @@ class AttributesView:
     """A dataset's attached columns at one moment."""
 
     _attributes: Attributes
-    lines: KeysView
+    lines: BlobsView
 
     @property
     def columns(self) -> tuple[AttachedColumn, ...]:

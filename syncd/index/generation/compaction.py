@@ -14,8 +14,7 @@ import numpy as np
 
 from syncd.errors import DataDirectoryError
 from syncd.index.build.plan import encode
-from syncd.index.build.training import Cancelled
-from syncd.index.codes.codes import Codes, Stop
+from syncd.index.codes.codes import Codes
 from syncd.index.generation.generation import Generation
 from syncd.index.generation.stored_rows import StoredRows
 from syncd.index.rows.keys import hash_keys
@@ -31,6 +30,7 @@ from syncd.index.storage.bitmap import (
     set_range,
     test_bits,
 )
+from syncd.index.storage.stopping import Cancelled, Stop
 from syncd.index.view import View
 
 BLOCK_BYTES = 1 << 20

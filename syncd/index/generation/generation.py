@@ -21,10 +21,10 @@ from syncd.index.generation.stored_rows import StoredRows
 from syncd.index.rows.key_map import HashMultimap, Values
 from syncd.index.rows.keys import hash_keys, key_columns
 from syncd.index.rows.vectors import VectorFormat
-from syncd.index.saved import Saved, SavedFile, SavedIndex
+from syncd.index.saved import Saved, SavedIndex
 from syncd.index.storage.bitmap import Bitmap, bitmap_bytes, empty_bitmap, live_slots, prefix, test_bits
 from syncd.index.storage.columns import Column
-from syncd.index.storage.files import make_durable, read_file, write_at
+from syncd.index.storage.files import SavedFile, make_durable, read_file, write_at
 from syncd.index.view import View
 from syncd.types import AttachedColumn, KeyKind
 

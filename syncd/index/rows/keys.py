@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from syncd.errors import InvalidParams
 from syncd.index.rows.key_map import Hashes
-from syncd.index.saved import SavedFile
 from syncd.index.storage.bitmap import Slots
+from syncd.index.storage.blobs import Blobs
 from syncd.index.storage.columns import Column, ColumnView
+from syncd.index.storage.files import SavedFile
 from syncd.types import Key, KeyKind
 
 Stored = NDArray[Any]
@@ -118,7 +119,7 @@ def key_columns(kind: KeyKind, directory: Path, prefix: str, chunk_bytes: int) -
         case "uuid":
             return FixedKeys(Column(directory, f"{prefix}keys", "uuid", "<u8", 2, chunk_bytes))
         case _:
-            return TextKeys(
+            return Blobs(
                 Column(directory, f"{prefix}keys", "utf8", "u1", None, chunk_bytes),
                 Column(directory, f"{prefix}key-ends", "u64", "<u8", None, chunk_bytes),
             )
@@ -162,61 +163,6 @@ class FixedKeys:
     def view(self) -> KeysView:
         """See ``KeyColumns``."""
         return FixedKeysView(self._column.view)
-
-
-@dataclass(frozen=True, slots=True)
-class TextKeysView:
-    """Text keys: key ``slot`` is ``blob[ends[slot - 1]:ends[slot]]``."""
-
-    blob: ColumnView
-    ends: ColumnView
-
-    @property
-    def columns(self) -> tuple[ColumnView, ...]:
-        """See ``KeysView``."""
-        return (self.blob, self.ends)
-
-    def take(self, slots: Slots) -> Stored:
-        """See ``KeysView``."""
-        ends = self.ends.take(slots).tolist()
-        starts = self.ends.take(np.maximum(slots - 1, 0)).tolist()
-        keys = np.empty(slots.size, dtype=object)
-        for row, slot in enumerate(slots.tolist()):
-            start = starts[row] if slot else 0
-            keys[row] = self.blob.read(start, ends[row]).tobytes() if ends[row] > start else b""
-        return keys
-
-
-class TextKeys:
-    """Keys of any length: a blob and the ends of the keys in it."""
-
-    def __init__(self, blob: Column, ends: Column) -> None:
-        self._blob, self._ends = blob, ends
-        self.columns = (blob, ends)
-
-    def rows(self, count: int) -> tuple[int, ...]:
-        """See ``KeyColumns``."""
-        return (self._end(count), count)
-
-    def write(self, start: int, stored: Stored) -> None:
-        """See ``KeyColumns``."""
-        keys = stored.tolist()
-        blob_start = self._end(start)
-        ends = blob_start + np.cumsum(np.fromiter(map(len, keys), dtype=np.uint64, count=len(keys)), dtype=np.uint64)
-        self._blob.write(blob_start, np.frombuffer(b"".join(keys), dtype=np.uint8))
-        self._ends.write(start, ends)
-
-    def load(self, saved: dict[str, SavedFile], count: int) -> None:
-        """See ``KeyColumns``."""
-        self._ends.load(saved, count, check=True)
-        self._blob.load(saved, self._end(count), check=True)
-
-    def view(self) -> KeysView:
-        """See ``KeyColumns``."""
-        return TextKeysView(self._blob.view, self._ends.view)
-
-    def _end(self, count: int) -> int:
-        return int(self._ends.view.read(count - 1, count)[0]) if count else 0
 
 
 def _splitmix64(numbers: NDArray[np.uint64]) -> Hashes:

@@ -92,6 +92,14 @@ class VectorFormat:
             return stored.rows.astype(np.float32)
         return (stored.rows * stored.norms[:, None]).astype(np.float32)
 
+    def as_compared(self, stored: StoredVectors) -> Vectors:
+        """(n, dim) float32 as searches compare stored rows; under cosine each is divided by its norm."""
+        if not self.half:
+            return stored.rows
+        rows = np.empty(stored.rows.shape, dtype=np.float32)
+        half_to_float(stored.rows, stored.norms, rows)
+        return rows
+
     def queries(self, queries: Vectors) -> Vectors:
         """(q, dim) as exact search compares them, contiguous; raises ``InvalidVector``."""
         queries = np.ascontiguousarray(queries, dtype=np.float32)

@@ -12,7 +12,7 @@ import numpy as np
 
 from syncd.index.codes.calibration import Point
 from syncd.index.codes.codes import LiveCodes, library
-from syncd.index.rows.vectors import Vectors, half_to_float
+from syncd.index.rows.vectors import Vectors
 from syncd.index.search.exact import (
     Distances,
     pgvector_distances,
@@ -69,7 +69,7 @@ def nearest_of(view: View, query: Vectors, slots: Slots, k: int) -> tuple[Distan
     """Of ``slots`` the at most ``k`` nearest to a query (1, dim): distances ascending, infinite where they overflow, and slots."""
     if not slots.size:
         return np.empty(0, dtype=np.float64), slots
-    distances, places = search_rows(view.format.metric, query, rows_of(view, slots), k)
+    distances, places = search_rows(view.format.metric, query, view.compared_rows(slots), k)
     return distances[0], slots[places[0]]
 
 
@@ -77,24 +77,9 @@ def exact_distances(view: View, query: Vectors, slots: Slots) -> Distances:
     """pgvector's distances between a query (dim,) and the rows of ``slots``."""
     if not slots.size:
         return np.empty(0, dtype=np.float64)
-    rows = rows_of(view, slots)
+    rows = view.compared_rows(slots)
     raw = np.empty(slots.size, dtype=np.float32)
     compare = library.fvec_L2sqr_ny if view.format.metric == "l2" else library.fvec_inner_products_ny
     pointer = library.swig_ptr
     compare(pointer(raw), pointer(query), pointer(rows), rows.shape[1], slots.size)
     return pgvector_distances(view.format.metric, raw)
-
-
-def rows_of(view: View, slots: Slots) -> Vectors:
-    """The rows of ``slots`` as searches compare them, (n, dim) float32: under cosine divided by their norm."""
-    rows = view.vectors.take(slots)
-    return as_compared(view, rows, None if view.norms is None else view.norms.take(slots)) if view.format.half else rows
-
-
-def as_compared(view: View, rows: Vectors, norms: Distances | None) -> Vectors:
-    """Stored rows (n, dim) as float32; ``norms`` are those of halfvec rows under cosine."""
-    if not view.format.half:
-        return rows
-    converted = np.empty(rows.shape, dtype=np.float32)
-    half_to_float(rows, norms, converted)  # type: ignore[arg-type]  # float16 where the format says so
-    return converted

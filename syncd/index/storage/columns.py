@@ -21,9 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from syncd.errors import DamagedFile, DataDirectoryError
-from syncd.index.saved import SavedFile
 from syncd.index.storage.bitmap import Slots
-from syncd.index.storage.files import check_content, make_durable, map_file, read_file, write_at
+from syncd.index.storage.files import SavedFile, check_content, make_durable, map_file, read_file, write_at
 from syncd.index.storage.window import Window
 
 CHUNK_BYTES = 32 << 20

@@ -14,11 +14,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from syncd.errors import DamagedFile, DataDirectoryError
-from syncd.index.saved import SavedFile
+
+
+class SavedFile(msgspec.Struct, frozen=True):
+    """The first ``bytes`` bytes of the file ``name`` have the checksum ``crc32``."""
+
+    name: str
+    bytes: int
+    crc32: int
+
+    @classmethod
+    def of(cls, name: str, content: NDArray[np.uint8]) -> SavedFile:
+        """The entry of a file that holds just ``content``."""
+        return cls(name=name, bytes=content.nbytes, crc32=zlib.crc32(content.data))
 
 
 def make_directory(path: Path) -> None:

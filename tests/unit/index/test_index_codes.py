@@ -12,7 +12,6 @@ import pytest
 
 from syncd.index.build import joining
 from syncd.index.build import plan as building
-from syncd.index.build.training import Cancelled
 from syncd.index.codes.calibration import Calibration, Point
 from syncd.index.codes.codes import LiveCodes
 from syncd.index.dataset import DatasetIndex
@@ -20,6 +19,7 @@ from syncd.index.filter.language import parse_filter
 from syncd.index.search import approximate
 from syncd.index.search.exact import search_exact
 from syncd.index.search.search import point_for
+from syncd.index.storage.stopping import Cancelled
 from syncd.types import AttachedColumn, Metric
 from tests.unit.index.coded import DIM, assert_as_exact, build_all, everything, part_rows, put
 from tests.unit.index.rows import random_vectors
