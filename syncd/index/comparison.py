@@ -29,7 +29,7 @@ class Comparison:
         """In the table, not in the index."""
         self.stale: list[Key] = []
         """In both, and not the same."""
-        self._unseen = prefix(self.view.live, self.view.count)
+        self._unseen = prefix(self.view.live.bits, self.view.count)
 
     def rows(self, keys: Sequence[Key], prints: Prints) -> None:
         """Some rows of the table, each key once: their fingerprints (n,) int64."""

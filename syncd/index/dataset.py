@@ -29,7 +29,6 @@ from syncd.index.saved import Saved, SavedIndex
 from syncd.index.search.search import SearchResult, point_for, search
 from syncd.index.storage.bitmap import (
     Bitmap,
-    cleared,
     empty_bitmap,
     grown,
     live_slots,
@@ -164,12 +163,12 @@ class DatasetIndex:
     @property
     def count(self) -> int:
         """Rows that a search can find."""
-        return self.view.live_count
+        return self.view.live.count
 
     @property
     def tombstones(self) -> int:
         """Slots whose row was updated or deleted."""
-        return self.view.count - self.view.live_count
+        return self.view.count - self.view.live.count
 
     @property
     def dim(self) -> int | None:
@@ -181,7 +180,7 @@ class DatasetIndex:
         """Memory of rows, keys and maps; files that are mapped are not counted."""
         state = self._state
         codes = state.view.codes
-        return state.generation.heap_bytes + state.view.live.nbytes + (0 if codes is None else codes.codes.nbytes)
+        return state.generation.heap_bytes + state.view.live.bits.nbytes + (0 if codes is None else codes.codes.nbytes)
 
     @property
     def bytes_disk(self) -> int:
@@ -239,7 +238,7 @@ class DatasetIndex:
         if len(given.keys) and dim != view.dim:
             if dim == 0:
                 raise InvalidVector("the vector has no element")
-            if view.dim is not None and view.live_count > deleted.size:
+            if view.dim is not None and view.live.count > deleted.size:
                 raise DimensionMismatch(self._name, expected=view.dim, got=dim)
             state = self._new_generation(dim)
             view = state.view
@@ -252,13 +251,9 @@ class DatasetIndex:
         start, stop = view.count, view.count + fresh.size
         dead_now = replaced if state is not self._state else np.concatenate((replaced, deleted))
         if stop > start or dead_now.size:
-            live = cleared(view.live, dead_now, stop)
-            set_range(live, start, stop)
-            state.generation.write(start, rows.select(fresh), live)
-            dead = state.generation.chunk_counts(dead_now, stop)
-            dead[: view.dead.size] += view.dead
-            live_count = view.live_count + fresh.size - dead_now.size
-            self._publish(state.generation, state.generation.view(stop, live, live_count, dead))
+            live = view.live.after(dead_now, start, stop, state.generation.chunk_shift)
+            state.generation.write(start, rows.select(fresh), live.bits)
+            self._publish(state.generation, state.generation.view(stop, live))
         if self._seen is not None:  # bits left from an older generation say what is true: each row since was given
             self._seen = grown(self._seen, stop)
             set_bits(self._seen, old[~changed])
@@ -268,7 +263,7 @@ class DatasetIndex:
     def clear(self) -> int:
         """Remove every row at once; returns how many there were. The next row may have another dimension."""
         with self._write_lock:
-            removed = self.view.live_count
+            removed = self.view.live.count
             if self.view.count:
                 with self._publish_lock:
                     self._state = self._new_generation(None)
@@ -289,12 +284,11 @@ class DatasetIndex:
                 raise RuntimeError("end_sweep without begin_sweep")
             generation, view = self._state.generation, self._state.view
             seen, self._seen = grown(self._seen, view.count), None
-            slots = live_slots(view.live, view.count)
+            slots = live_slots(view.live.bits, view.count)
             unseen = slots[~test_bits(seen, slots)]
             if unseen.size:
-                live = cleared(view.live, unseen, view.count)
-                dead = view.dead + generation.chunk_counts(unseen, view.count)
-                self._publish(generation, generation.view(view.count, live, view.live_count - unseen.size, dead))
+                live = view.live.after(unseen, view.count, view.count, generation.chunk_shift)
+                self._publish(generation, generation.view(view.count, live))
             return int(unseen.size)
 
     # Building: any one thread, beside the writer, readers and saves.
@@ -390,7 +384,7 @@ class DatasetIndex:
     def _publish(self, generation: Generation, view: View) -> None:
         self._replace(generation, view)
         if generation.seal(view.count):  # the same rows again, so that their memory can go
-            self._replace(generation, generation.view(view.count, view.live, view.live_count, view.dead))
+            self._replace(generation, generation.view(view.count, view.live))
 
     def _replace(self, generation: Generation, view: View) -> None:
         """Publish a view with the codes of the view before, if that is of the same generation."""

@@ -20,7 +20,7 @@ from syncd.index.filter.language import Filter
 from syncd.index.rows.key_map import Hashes, HashMultimapView
 from syncd.index.rows.keys import KeysView, Stored, hash_keys, restore_keys, same_keys, store_keys
 from syncd.index.rows.vectors import StoredVectors, VectorFormat, Vectors
-from syncd.index.storage.bitmap import Bitmap, Slots, bitmap_bytes, count_bits, live_slots, prefix, test_bits
+from syncd.index.storage.bitmap import Live, Slots, bitmap_bytes, live_slots, prefix, test_bits
 from syncd.index.storage.columns import ColumnView
 from syncd.types import AttachedColumn, Key, KeyKind
 
@@ -41,17 +41,14 @@ class KeyPage(NamedTuple):
 class View:
     """Everything that a search of one dataset needs, as of one pass.
 
-    Slots below ``count`` are written; of these the ones whose bit in ``live`` is set are the rows. ``dead`` counts the
-    others in each chunk of ``vectors``. ``dim`` is None until the first row.
+    Slots below ``count`` are written; of these the ``live`` ones are the rows. ``dim`` is None until the first row.
     """
 
     format: VectorFormat
     key_kind: KeyKind
     dim: int | None
     count: int
-    live: Bitmap
-    live_count: int
-    dead: NDArray[np.int64]
+    live: Live
     vectors: ColumnView
     norms: ColumnView | None
     prints: ColumnView
@@ -76,14 +73,11 @@ class View:
         if wanted is None or self.attributes is None or not self.count:
             return self
         passing = self.attributes.passing(self.count, wanted)
-        live = prefix(self.live, self.count)
-        np.bitwise_and(live, passing[: bitmap_bytes(self.count)], out=live)
-        counts = count_bits(live, 1 << self.vectors.shift)
-        rows = np.full(len(counts), 1 << self.vectors.shift)
-        rows[-1] = self.count - ((len(counts) - 1) << self.vectors.shift)
-        passed = int(counts.sum())
-        share = self.share * passed / self.live_count if self.live_count else 1.0
-        return replace(self, live=live, live_count=passed, dead=rows - counts, share=share)
+        bits = prefix(self.live.bits, self.count)
+        np.bitwise_and(bits, passing[: bitmap_bytes(self.count)], out=bits)
+        live = Live.of(bits, self.count, self.vectors.shift)
+        share = self.share * live.count / self.live.count if self.live.count else 1.0
+        return replace(self, live=live, share=share)
 
     def find(self, keys: Sequence[Key]) -> Slots:
         """The live slot of each key, -1 where it is not indexed; raises ``InvalidParams`` for a key of another kind."""
@@ -97,7 +91,7 @@ class View:
             return slots
         queries, candidates = self.key_map.find(hashes)
         if candidates.size:
-            live = test_bits(self.live, candidates)
+            live = test_bits(self.live.bits, candidates)
             queries, candidates = queries[live], candidates[live]
         if candidates.size:  # a hash is no proof
             same = same_keys(self.stored_keys.take(candidates), stored[queries])
@@ -106,9 +100,9 @@ class View:
 
     def key_hashes(self) -> Hashes:
         """The hash of every indexed key, in the order of slots."""
-        if not self.live_count:
+        if not self.live.count:
             return np.empty(0, dtype=np.uint64)
-        return hash_keys(self.key_kind, self.stored_keys.take(live_slots(self.live, self.count)))
+        return hash_keys(self.key_kind, self.stored_keys.take(live_slots(self.live.bits, self.count)))
 
     def contains(self, keys: Sequence[Key]) -> NDArray[np.bool_]:
         """Which of ``keys`` are indexed."""
@@ -160,7 +154,7 @@ class View:
         page: list[Key] = []
         while start is not None and len(page) <= limit:
             hashes, slots, start = self.key_map.from_hash(start, limit + 1)
-            live = test_bits(self.live, slots)
+            live = test_bits(self.live.bits, slots)
             hashes, slots = hashes[live], slots[live]
             keys = self.keys_of(slots)
             numbered: list[tuple[int, Any]] = list(zip(hashes.tolist(), keys, strict=True))

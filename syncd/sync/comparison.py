@@ -281,7 +281,7 @@ class SourceComparison:
             name,
             self.captured.source,
             rows=comparison.rows_seen,
-            indexed=comparison.view.live_count,
+            indexed=comparison.view.live.count,
             missing=len(missing),
             extra=len(extra),
             stale=len(stale),

@@ -271,7 +271,8 @@ TRAPS = {
         (CODES_ORACLE,),
     ),
     "a compaction does not see who died meanwhile": Trap(
-        (("syncd/index/generation/compaction.py", "if view.live is before.live:", "if True:"),), (CODES_ORACLE,)
+        (("syncd/index/generation/compaction.py", "if view.live.bits is before.live.bits:", "if True:"),),
+        (CODES_ORACLE,),
     ),
     "a change may come in the last moment of a compaction": Trap(
         (

@@ -138,6 +138,6 @@ def keys_of(index: DatasetIndex, wanted: dict[str, Any]) -> set[Key]:
     """The keys that a filter lets through."""
     view = index.view
     passing = view.where(parse_filter(wanted, view.columns, "facts"))
-    found = live_slots(passing.live, view.count)
-    assert passing.live_count == len(found)
+    found = live_slots(passing.live.bits, view.count)
+    assert passing.live.count == len(found)
     return set(view.keys_of(found))

@@ -40,23 +40,23 @@ _TIE = 1e-6
 def calibrate(view: View, codes: Codes, seed: int, stop: Stop, *, in_haste: bool = False) -> Calibration:
     """The settings worth using with ``codes``, measured on ``view``, ``in_haste`` for the first k alone; raises ``Cancelled``."""
     use_one_thread()
-    slots = live_slots(view.live, view.count)
+    slots = live_slots(view.live.bits, view.count)
     if slots.size < 2:
-        return Calibration(view.live_count, view.count, ())
+        return Calibration(view.live.count, view.count, ())
     slots = np.random.default_rng(seed).permutation(slots)[: QUERIES_IN_HASTE if in_haste else max(QUERIES.values())]
     queries = np.ascontiguousarray(view.compared_rows(slots))
-    live = LiveCodes(codes, view.live)
+    live = LiveCodes(codes, view.live.bits)
     if in_haste:
         exact = nearest_others(view, queries, slots, KS[0] + 1, stop)
         points = _measure(view, live, queries, slots, exact, KS[0], stop)
-        return Calibration(view.live_count, view.count, frontier(points), whole=False)
+        return Calibration(view.live.count, view.count, frontier(points), whole=False)
     few = QUERIES[KS[-1]]
     exact = nearest_others(view, queries, slots, KS[-2] + 1, stop)
     exact_of_few = nearest_others(view, queries[:few], slots[:few], KS[-1] + 1, stop)
     points = []
     for k in KS:
         points += _measure(view, live, queries[: QUERIES[k]], slots, exact_of_few if k == KS[-1] else exact, k, stop)
-    return Calibration(view.live_count, view.count, frontier(points))
+    return Calibration(view.live.count, view.count, frontier(points))
 
 
 def _measure(
@@ -64,7 +64,7 @@ def _measure(
 ) -> list[Point]:
     """The settings for one k, from few lists to as many as are cheaper than an exact search, or find everything."""
     codebook, dim = live.codes.codebook, view.dim or 1
-    most_us = CHEAPER_THAN_EXACT * view.live_count * dim * EXACT_NS_PER_ELEMENT / 1000
+    most_us = CHEAPER_THAN_EXACT * view.live.count * dim * EXACT_NS_PER_ELEMENT / 1000
     choosing = max(1, int(CHOOSING * len(queries)))
     points: list[Point] = []
     nprobe = max(1, codebook.lists // 128)
@@ -73,7 +73,7 @@ def _measure(
         cheap = False
         for column, candidates in enumerate(CANDIDATES[k]):
             us = cost_us(
-                rows=view.live_count,
+                rows=view.live.count,
                 dim=dim,
                 codes=int(codebook.template.pq.M),
                 lists=codebook.lists,

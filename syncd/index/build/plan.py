@@ -75,12 +75,12 @@ def tail_rows(dim: int) -> int:
 
 def wants_codes(view: View) -> bool:
     """Whether a dataset without codes is too large for that."""
-    return view.live_count > exact_rows(view.dim or 1)
+    return view.live.count > exact_rows(view.dim or 1)
 
 
 def plan_build(view: View, recall: float) -> Plan | None:
     """What to build for ``view``, whose searches want ``recall``; None when all is well."""
-    rows, dim = view.live_count, view.dim or 1
+    rows, dim = view.live.count, view.dim or 1
     if view.count - rows > max(LEAST_DEAD_SLOTS, MOST_DEAD_SLOTS * view.count):
         return Plan("compact")
     if view.codes is None:
@@ -95,7 +95,7 @@ def plan_build(view: View, recall: float) -> Plan | None:
     if view.count - codes.stop >= tail_rows(dim):
         return _extended(view, codes)
     for number, part in enumerate(codes.parts):
-        alive = live_between(view.live, part.start, part.stop)
+        alive = live_between(view.live.bits, part.start, part.stop)
         if part.rows - alive > MOST_DEAD * part.rows:
             return Plan("purge", number, number + 1)
     measured = codes.calibration
@@ -130,7 +130,7 @@ def build(
     number, parts = next_number(), codes.parts[plan.first : plan.last]
     if plan.kind == "extend":
         parts = (*parts, encode(view, codes.codebook, codes.stop, plan.stop, number, stop))
-    part = joined(codes.codebook, parts, view.live, number, stop)
+    part = joined(codes.codebook, parts, view.live.bits, number, stop)
     return replace(codes, parts=(*codes.parts[: plan.first], part, *codes.parts[plan.last :]))
 
 
@@ -142,7 +142,7 @@ def encode(view: View, codebook: Codebook, start: int, stop: int, number: int, c
         if cancelled():
             raise Cancelled
         last = min(first + BLOCK_ROWS, stop)
-        alive = np.unpackbits(view.live[first >> 3 : last >> 3], bitorder="little").view(np.bool_)
+        alive = np.unpackbits(view.live.bits[first >> 3 : last >> 3], bitorder="little").view(np.bool_)
         slots = np.flatnonzero(alive) + first
         if not slots.size:
             continue
@@ -164,7 +164,7 @@ def _extended(view: View, codes: Codes) -> Plan:
     """The tail becomes a part, together with the last parts where they are not larger by far."""
     stop = view.count & ~7
     first = len(codes.parts)
-    rows = live_between(view.live, codes.stop, stop)
+    rows = live_between(view.live.bits, codes.stop, stop)
     while first and (codes.parts[first - 1].rows <= TIER_FACTOR * rows or first + 1 > MOST_PARTS):
         first -= 1
         rows += codes.parts[first].rows

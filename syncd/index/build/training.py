@@ -40,21 +40,21 @@ def lists_for(rows: int) -> int:
 def train(view: View, number: int, seed: int, stop: Stop) -> Codebook:
     """A codebook for the live rows of ``view``, of which there is at least one; raises ``Cancelled``."""
     dim, metric = view.dim or 0, view.format.metric
-    lists = lists_for(view.live_count)
+    lists = lists_for(view.live.count)
     random = np.random.default_rng(seed)
     wanted = min(max(lists * ROWS_PER_LIST, QUANTIZER_ROWS), TRAINING_BYTES // (4 * dim))
-    slots = live_slots(view.live, view.count)
+    slots = live_slots(view.live.bits, view.count)
     if slots.size > wanted:
         slots = np.sort(random.choice(slots, wanted, replace=False))
     lists = min(lists, slots.size)
-    bare = Codebook(number, metric, dim, view.live_count, view.count, None, None)
+    bare = Codebook(number, metric, dim, view.live.count, view.count, None, None)
     rows = _read(view, slots, bare, stop)
     quantizer = faiss.IndexFlat(padded_dim(dim), faiss_metric(metric))
     quantizer.add(kmeans(rows, lists, random, stop, spherical=metric != "l2"))
     template = new_index(quantizer, metric, dim, lists)
     template.pq.cp.niter = QUANTIZER_ROUNDS
     template.train(np.ascontiguousarray(rows[random.permutation(len(rows))[:QUANTIZER_ROWS]]))
-    return Codebook(number, metric, dim, view.live_count, view.count, quantizer, template)
+    return Codebook(number, metric, dim, view.live.count, view.count, quantizer, template)
 
 
 def kmeans(rows: Vectors, lists: int, random: np.random.Generator, stop: Stop, *, spherical: bool) -> Vectors:

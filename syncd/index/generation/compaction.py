@@ -20,12 +20,14 @@ from syncd.index.generation.stored_rows import StoredRows
 from syncd.index.rows.keys import hash_keys
 from syncd.index.storage.bitmap import (
     Bitmap,
+    Live,
     Slots,
     bitmap_bytes,
     clear_bits,
     empty_bitmap,
     grown,
     live_slots,
+    prefix,
     set_bits,
     set_range,
     test_bits,
@@ -49,14 +51,12 @@ class Move:
         self._stop = 0
         self._old: Slots = np.empty(0, dtype=np.int64)
         """The old slot of each new one, ascending."""
-        self._buried: list[Slots] = []
-        """New slots that died on the way."""
         self._live = empty_bitmap(0)
 
     def follow(self, view: View, stop: Stop) -> None:
         """Bring the target to what ``view``, of the same generation and not older, shows; raises ``Cancelled`` and ``DataDirectoryError``."""
         self._bury(view)
-        fresh = live_slots(view.live, view.count)
+        fresh = live_slots(view.live.bits, view.count)
         fresh = fresh[np.searchsorted(fresh, self._stop) :]
         step = max(8, BLOCK_BYTES // (4 * (view.dim or 1)))
         start = self._old.size
@@ -91,8 +91,7 @@ class Move:
     def view(self) -> View:
         """What the target holds now."""
         count = self._old.size
-        gone = np.concatenate((np.empty(0, dtype=np.int64), *self._buried))
-        return self.target.view(count, self._live, count - gone.size, self.target.chunk_counts(gone, count))
+        return self.target.view(count, Live.of(prefix(self._live, count), count, self.target.chunk_shift))
 
     def seen(self, seen: Bitmap) -> Bitmap:
         """Bits of old slots as bits of the new ones."""
@@ -113,13 +112,12 @@ class Move:
     def _bury(self, view: View) -> None:
         """Take out what was copied and has died since."""
         before = self._view
-        if view.live is before.live:
+        if view.live.bits is before.live.bits:
             return
         size = bitmap_bytes(self._stop)
-        changed = np.flatnonzero(before.live[:size] != view.live[:size])
+        changed = np.flatnonzero(before.live.bits[:size] != view.live.bits[:size])
         slots = (changed[:, None] * 8 + np.arange(8)).reshape(-1)
         slots = slots[slots < self._stop]
-        gone = slots[test_bits(before.live, slots) & ~test_bits(view.live, slots)]
+        gone = slots[test_bits(before.live.bits, slots) & ~test_bits(view.live.bits, slots)]
         places = np.searchsorted(self._old, gone)
         clear_bits(self._live, places)
-        self._buried.append(places)

@@ -11,18 +11,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from syncd.errors import DamagedFile
 from syncd.index.codes.codes import Codes, LiveCodes
 from syncd.index.codes.files import save_codes
 from syncd.index.filter.attributes import Attributes
 from syncd.index.generation.stored_rows import StoredRows
-from syncd.index.rows.key_map import HashMultimap, Values
+from syncd.index.rows.key_map import HashMultimap
 from syncd.index.rows.keys import hash_keys, key_columns
 from syncd.index.rows.vectors import VectorFormat
 from syncd.index.saved import Saved, SavedIndex
-from syncd.index.storage.bitmap import Bitmap, bitmap_bytes, empty_bitmap, live_slots, prefix, test_bits
+from syncd.index.storage.bitmap import Bitmap, Live, bitmap_bytes, live_slots, prefix, test_bits
 from syncd.index.storage.columns import Column
 from syncd.index.storage.files import SavedFile, make_durable, read_file, write_at
 from syncd.index.view import View
@@ -58,9 +57,7 @@ class Generation:
         self._key_map = HashMultimap()
         self._attributes = Attributes(columns, directory, prefix, chunk_bytes) if columns else None
 
-    def view(
-        self, count: int, live: Bitmap, live_count: int, dead: NDArray[np.int64], codes: Codes | None = None
-    ) -> View:
+    def view(self, count: int, live: Live, codes: Codes | None = None) -> View:
         """A view of the first ``count`` slots, with codes of some of them."""
         return View(
             format=self._format,
@@ -68,20 +65,18 @@ class Generation:
             dim=self.dim,
             count=count,
             live=live,
-            live_count=live_count,
-            dead=dead,
             vectors=self._vectors.view,
             norms=None if self._norms is None else self._norms.view,
             prints=self._prints.view,
             stored_keys=self._keys.view(),
             key_map=self._key_map.view,
-            codes=None if codes is None else LiveCodes(codes, live),
+            codes=None if codes is None else LiveCodes(codes, live.bits),
             attributes=None if self._attributes is None else self._attributes.view(),
         )
 
     def empty_view(self) -> View:
         """A view without rows."""
-        return self.view(0, empty_bitmap(0), 0, np.zeros(0, dtype=np.int64))
+        return self.view(0, Live.nothing())
 
     def write(
         self,
@@ -127,7 +122,7 @@ class Generation:
         live_name = ""
         if view.count:
             live_name = f"{self.number:04d}-live-{live_sequence:06d}.bits"
-            live = prefix(view.live, view.count)
+            live = prefix(view.live.bits, view.count)
             write_at(self.directory / live_name, 0, live.data, truncate=True)
             make_durable(self.directory / live_name)
             files.append(SavedFile.of(live_name, live))
@@ -177,13 +172,12 @@ class Generation:
         if slots.size:
             stored = self._keys.view().take(slots)
             self._key_map.add(hash_keys(self._key_kind, stored), slots)
-        dead = self.chunk_counts(np.arange(count), count) - self.chunk_counts(slots, count)
-        return self.view(count, live, int(slots.size), dead)
+        return self.view(count, Live.of(live, count, self.chunk_shift))
 
-    def chunk_counts(self, slots: Values, count: int) -> NDArray[np.int64]:
-        """How many of ``slots`` lie in each of the vector chunks that ``count`` slots take."""
-        shift = self._vectors.view.shift
-        return np.bincount(slots >> shift, minlength=-(-count >> shift)).astype(np.int64, copy=False)
+    @property
+    def chunk_shift(self) -> int:
+        """``1 << chunk_shift`` slots are a chunk of vectors."""
+        return self._vectors.view.shift
 
     def scrub(self, stop: Callable[[], bool]) -> None:
         """Compare with their checksums the vector files that ``load`` left out, until ``stop`` says so; raises ``DamagedFile``."""

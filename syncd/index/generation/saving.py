@@ -28,7 +28,7 @@ class State:
 
     def with_codes(self, codes: Codes | None) -> State:
         """The same rows, searched with these codes."""
-        live = None if codes is None else LiveCodes(codes, self.view.live)
+        live = None if codes is None else LiveCodes(codes, self.view.live.bits)
         return State(self.generation, replace(self.view, codes=live))
 
 
@@ -38,18 +38,18 @@ class Mark:
 
     generation: int
     count: int
-    live: Bitmap
+    bits: Bitmap
     codes: Codes | None
 
     @classmethod
     def of(cls, state: State) -> Mark:
         """The mark of a state."""
-        return cls(state.generation.number, state.view.count, state.view.live, state.codes)
+        return cls(state.generation.number, state.view.count, state.view.live.bits, state.codes)
 
     def is_of(self, state: State) -> bool:
         """Whether this is its mark."""
         same_rows = self.generation == state.generation.number and self.count == state.view.count
-        return same_rows and self.live is state.view.live and self.codes is state.codes
+        return same_rows and self.bits is state.view.live.bits and self.codes is state.codes
 
 
 class Saver:

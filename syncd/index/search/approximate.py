@@ -34,7 +34,7 @@ def search_codes(view: View, codes: LiveCodes, queries: Vectors, k: int, point: 
     fewer than ``k`` of them pass, as it happens when what passes lies elsewhere, the query is answered by exact search.
     """
     use_one_thread()
-    wanted = min(k, view.live_count)
+    wanted = min(k, view.live.count)
     results: list[tuple[Distances, Slots]] = []
     for start in range(0, len(queries), QUERIES_AT_ONCE):
         some = queries[start : start + QUERIES_AT_ONCE]
@@ -49,7 +49,7 @@ def search_codes(view: View, codes: LiveCodes, queries: Vectors, k: int, point: 
             if slots.size and slots.min() < 0:
                 slots = slots[slots >= 0]
             if view.share < 1.0:
-                (places,) = test_bits(view.live, slots).nonzero()
+                (places,) = test_bits(view.live.bits, slots).nonzero()
                 enough = places.size >= wanted and places[wanted - 1] < point.k
                 slots = slots[places] if enough else places[:0]
             distances, slots = nearest_of(view, some[row : row + 1], slots, wanted)

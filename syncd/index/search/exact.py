@@ -64,7 +64,7 @@ def search_exact(view: View, queries: Vectors, k: int) -> list[tuple[Distances, 
     ``queries`` is (q, dim), from ``VectorFormat.queries``.
     """
     use_one_thread()
-    k = min(k, view.live_count)
+    k = min(k, view.live.count)
     if k == 0:
         return [(np.empty(0, dtype=np.float64), np.empty(0, dtype=np.int64)) for _ in queries]
     # A block gives k candidates: where k is large, a few queries at a time bound the memory.
@@ -123,7 +123,7 @@ def _search_some(view: View, queries: Vectors, k: int) -> list[tuple[Distances, 
 def _searched_blocks(view: View, queries: Vectors, k: int) -> Iterator[tuple[Distances, Slots]]:
     """What ``search_block`` or ``_search_chosen`` finds, chunk by chunk."""
     for number, (first, rows) in enumerate(view.vectors.blocks(view.count)):
-        live = len(rows) - int(view.dead[number])
+        live = len(rows) - int(view.live.dead[number])
         if live * SPARSE <= len(rows):
             if live:
                 yield _search_chosen(view, queries, min(k, live), first, rows)
@@ -135,7 +135,7 @@ def _searched_blocks(view: View, queries: Vectors, k: int) -> Iterator[tuple[Dis
 def _search_chosen(view: View, queries: Vectors, k: int, first: int, rows: NDArray[Any]) -> tuple[Distances, Slots]:
     """``search_block`` for a block of which few rows are live: only these are touched."""
     dim = rows.shape[1]
-    chosen = live_slots(view.live[first >> 3 : bitmap_bytes(first + len(rows))], len(rows))
+    chosen = live_slots(view.live.bits[first >> 3 : bitmap_bytes(first + len(rows))], len(rows))
     slots = chosen + first
     if view.format.half:
         rows, halves = np.empty((len(chosen), dim), dtype=np.float32), rows[chosen]
@@ -167,7 +167,7 @@ def search_block(
     # A selector costs 3-10 %. With many queries and none, FAISS would compute l2 as |x|² + |y|² - 2xy, which is fast
     # and loses near neighbours far from the origin: exact search must not.
     if not all_live or (metric == "l2" and queries.size >= PRODUCT_ELEMENTS and not rough):
-        bits = view.live[first >> 3 : bitmap_bytes(first + len(rows))]  # held while FAISS reads it
+        bits = view.live.bits[first >> 3 : bitmap_bytes(first + len(rows))]  # held while FAISS reads it
         selector = faiss.IDSelectorBitmap(bits.size, faiss.swig_ptr(bits))
     distances, slots = search_rows(metric, queries, rows, k, selector)
     if first:
@@ -206,7 +206,7 @@ def _as_distances(metric: Metric, found: Vectors, slots: Slots) -> Distances:
 def blocks(view: View, begin: int = 0) -> Iterator[tuple[int, Vectors, bool]]:
     """Each block's first slot, its rows as float32, and whether all are live; slots before ``begin`` are left out."""
     for number, (first, rows) in enumerate(view.vectors.blocks(view.count)):
-        dead = int(view.dead[number])
+        dead = int(view.live.dead[number])
         if dead == len(rows) or first + len(rows) <= begin:
             continue
         if first < begin:
@@ -227,7 +227,7 @@ def _converted(first: int, rows: NDArray[np.float16], norms: ColumnView | None) 
 
 
 def _search_in_float64(view: View, query: Vectors, k: int) -> tuple[Distances, Slots]:
-    slots = live_slots(view.live, view.count)
+    slots = live_slots(view.live.bits, view.count)
     wide: NDArray[Any] = query.astype(np.float64)
     distances = np.empty(slots.size, dtype=np.float64)
     for start in range(0, slots.size, _FLOAT64_ROWS):

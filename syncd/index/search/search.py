@@ -42,7 +42,7 @@ def search(
         raise InvalidParams(f"k is {k}", hint="ask for at least one row")
     queries = view.format.queries(queries)
     excluded = -1 if exclude is None else int(view.find([exclude])[0])
-    if not view.live_count:
+    if not view.live.count:
         return [SearchResult([], np.empty(0, dtype=np.float64)) for _ in queries]
     if queries.shape[1] != view.dim:
         raise DimensionMismatch(name, expected=view.dim or 0, got=queries.shape[1])
@@ -72,7 +72,7 @@ def point_for(view: View, k: int, recall: float) -> Point | None:
     The ``k`` nearest that a filter lets through are most likely among the nearest of all ``k`` over its share and some. With how many more lists
     and candidates those are found was measured; how the rows of a filter lie was not, so a search that meets too few of them is done again exactly.
     """
-    if view.codes is None or recall >= 1.0 or k >= view.live_count:
+    if view.codes is None or recall >= 1.0 or k >= view.live.count:
         return None
     if view.share == 1.0:
         return view.codes.codes.point(k, recall)
@@ -95,7 +95,7 @@ def exact_elements(view: View) -> int:
     """``elements`` of one query that is compared with every row."""
     dim = view.dim or 0
     return (
-        view.count * dim if view.live_count * SPARSE > view.count else view.live_count * (2 * dim + SPARSE_ROW_ELEMENTS)
+        view.count * dim if view.live.count * SPARSE > view.count else view.live.count * (2 * dim + SPARSE_ROW_ELEMENTS)
     )
 
 

@@ -7,11 +7,47 @@ copy.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 Bitmap = NDArray[np.uint8]
 Slots = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """Which slots are live, as of one pass. It is never changed: each change gives another one.
+
+    ``bits`` has one bit per slot, ``count`` is how many are set, and ``dead`` (chunks,) is how many slots of each chunk are not.
+    """
+
+    bits: Bitmap
+    count: int
+    dead: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, bits: Bitmap, stop: int, shift: int) -> Live:
+        """The bits below ``stop``, whose rest is zero, counted; ``1 << shift`` slots are a chunk."""
+        counts = count_bits(bits, 1 << shift)
+        slots = np.full(len(counts), 1 << shift, dtype=np.int64)
+        if slots.size:
+            slots[-1] = stop - ((len(counts) - 1) << shift)
+        return cls(bits, int(counts.sum()), slots - counts)
+
+    @classmethod
+    def nothing(cls) -> Live:
+        """No slot at all."""
+        return cls(empty_bitmap(0), 0, np.zeros(0, dtype=np.int64))
+
+    def after(self, gone: Slots, start: int, stop: int, shift: int) -> Live:
+        """The same with the slots ``gone`` dead and the new slots ``start <= slot < stop`` live."""
+        bits = cleared(self.bits, gone, stop)
+        set_range(bits, start, stop)
+        dead = np.bincount(gone >> shift, minlength=-(-stop >> shift)).astype(np.int64, copy=False)
+        dead[: self.dead.size] += self.dead
+        return Live(bits, self.count + stop - start - gone.size, dead)
 
 
 def empty_bitmap(slots: int) -> Bitmap:
@@ -80,6 +116,8 @@ def live_slots(bitmap: Bitmap, stop: int) -> Slots:
 
 def count_bits(bitmap: Bitmap, slots: int) -> NDArray[np.int64]:
     """How many bits are set in each stretch of ``slots`` slots, a multiple of 8; what lies past the last slot must be zero."""
+    if not bitmap.size:
+        return np.zeros(0, dtype=np.int64)
     return np.add.reduceat(np.bitwise_count(bitmap), np.arange(0, bitmap.size, slots >> 3), dtype=np.int64)
 
 

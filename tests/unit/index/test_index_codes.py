@@ -90,12 +90,13 @@ def test_joined_codes_are_those_that_encoding_all_rows_would_give(metric: Metric
     assert view.codes is not None
     codes = view.codes.codes
     assert len(codes.parts) > 2
-    joined = joining.joined(codes.codebook, codes.parts, view.live, 98, lambda: False)
+    joined = joining.joined(codes.codebook, codes.parts, view.live.bits, 98, lambda: False)
     encoded = building.encode(view, codes.codebook, 0, codes.stop, 99, lambda: False)
     point = Point(10, 4, 5000, 1.0, 1.0, 1.0)  # all rows of four lists
     queries = random_vectors(30, DIM, seed=11)
     found = [
-        LiveCodes(replace(codes, parts=(part,)), view.live).candidates(queries, point) for part in (joined, encoded)
+        LiveCodes(replace(codes, parts=(part,)), view.live.bits).candidates(queries, point)
+        for part in (joined, encoded)
     ]
     for (distances, slots), (wanted_distances, wanted_slots) in zip(
         *(zip(*one, strict=True) for one in found), strict=True
@@ -118,13 +119,15 @@ def test_a_list_of_any_length_takes_more(index: DatasetIndex, first: int) -> Non
         building.encode(view, codebook, start, stop, 9, lambda: False)
         for start, stop in ((0, first), (first, 600), (0, 600))
     )
-    found = joining.joined(codebook, (one, two), view.live, 9, lambda: False)
-    slots, codes = zip(*(joining._rows(part, 0, int(part.index.M2), view.live) for part in (found, both)), strict=True)
+    found = joining.joined(codebook, (one, two), view.live.bits, 9, lambda: False)
+    slots, codes = zip(
+        *(joining._rows(part, 0, int(part.index.M2), view.live.bits) for part in (found, both)), strict=True
+    )
     np.testing.assert_array_equal(*slots)
     np.testing.assert_array_equal(*codes)
     assert found.rows == 600
     assert len(np.unique(codes[0], axis=0)) > 100
-    assert joining.joined(codebook, (one, two), np.zeros_like(view.live), 9, lambda: False).rows == 0
+    assert joining.joined(codebook, (one, two), np.zeros_like(view.live.bits), 9, lambda: False).rows == 0
 
 
 def test_there_are_never_more_than_five_parts(index: DatasetIndex) -> None:

@@ -209,7 +209,7 @@ def test_the_nearest_are_found_however_few_rows_pass(
     passing = [key for key in range(rows) if chance[key] < selectivity and key % 7]
     queries = random_vectors(20, dim, seed=2)
     filtered = view.where(parse_filter({"n": {"lt": selectivity}}, view.columns, "d"))
-    assert filtered.live_count == len(passing)
+    assert filtered.live.count == len(passing)
     for found, query in zip(index.search(queries, 10, view=filtered), queries, strict=True):
         assert_nearest(found, query, view.vectors_of(view.find(passing)), passing, metric)
 

@@ -24,7 +24,7 @@ def test_they_are_those_of_an_exact_search(metric: Metric, far: float, tmp_path:
     index.apply(range(ROWS), random_vectors(ROWS, DIM) + np.float32(far if metric == "l2" else 0), [])
     index.apply([], np.empty((0, DIM), dtype=np.float32), range(0, 200, 7))
     view = index.view
-    own = live_slots(view.live, view.count)[-300:]
+    own = live_slots(view.live.bits, view.count)[-300:]
     queries = np.ascontiguousarray(view.vectors.take(own))
     distances, slots = nearest_others(view, queries, own, K, lambda: False)
     for row, query in enumerate(view.vectors_of(own)):
