@@ -26,7 +26,7 @@ from syncd.index.generation.saving import CapturedIndex, Saver, State
 from syncd.index.generation.stored_rows import Upserts
 from syncd.index.rows.vectors import VectorFormat, Vectors
 from syncd.index.saved import Saved, SavedIndex
-from syncd.index.search.search import SearchResult, point_for, search
+from syncd.index.search.plan import SearchResult, plan_search, point_for
 from syncd.index.storage.bitmap import (
     Bitmap,
     empty_bitmap,
@@ -145,8 +145,15 @@ class DatasetIndex:
         ``exclude`` is left out; rows beyond ``max_distance`` too. Raises ``DimensionMismatch``, ``InvalidVector``, and
         ``InvalidParams`` for a ``k`` below 1 or an ``exclude`` of another kind.
         """
-        wanted = 1.0 if exact else recall
-        return search(self.view if view is None else view, self._name, queries, k, exclude, max_distance, wanted)
+        plan = plan_search(
+            self.view if view is None else view,
+            self._name,
+            k,
+            1.0 if exact else recall,
+            exclude=exclude,
+            max_distance=max_distance,
+        )
+        return plan.run(queries)
 
     def get(self, keys: Sequence[Key], vectors: bool) -> list[tuple[Key, Vectors | None]]:
         """See ``View.get``."""

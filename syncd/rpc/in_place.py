@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 SHORT_ELEMENTS = 2_000_000
-"""0.3 ms; what an element is, says ``syncd.index.search.search.elements``."""
+"""0.3 ms; what an element is, says ``syncd.index.search.plan.SearchPlan``."""
 LONGER_ELEMENTS = 8_000_000
 COMPANY_SECONDS = 0.02
 LEAST_THREADS = 3
@@ -24,11 +24,11 @@ class InPlace:
         self._threads = threads
         self._company_until = float("-inf")
 
-    def allows(self, elements: int, now: float) -> bool:
+    def allows(self, cost: int, now: float) -> bool:
         """Whether a search of this cost runs on the loop; ``now`` in seconds."""
-        return elements <= SHORT_ELEMENTS or (elements <= LONGER_ELEMENTS and now >= self._company_until)
+        return cost <= SHORT_ELEMENTS or (cost <= LONGER_ELEMENTS and now >= self._company_until)
 
-    def ended(self, elements: int, now: float) -> None:
+    def ended(self, cost: int, now: float) -> None:
         """A search on the loop has ended: did it keep anybody waiting?"""
-        if elements > SHORT_ELEMENTS and self._threads >= LEAST_THREADS and self._anyone_waits():
+        if cost > SHORT_ELEMENTS and self._threads >= LEAST_THREADS and self._anyone_waits():
             self._company_until = now + COMPANY_SECONDS

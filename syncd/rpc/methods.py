@@ -129,13 +129,13 @@ class Methods:
 
     def run(self, search: PreparedSearch, seconds: float) -> messages.SearchResult | Awaitable[messages.SearchResult]:
         """The answer, or what gives it within about ``seconds``."""
-        elements = search.elements
-        if not self.in_place.allows(elements, time.monotonic()):
+        cost = search.cost
+        if not self.in_place.allows(cost, time.monotonic()):
             return self.search_queue.run(search, seconds)
         try:
             return search.run()
         finally:
-            self.in_place.ended(elements, time.monotonic())
+            self.in_place.ended(cost, time.monotonic())
 
     async def search_later(self, params: messages.SearchParams) -> messages.SearchResult:
         """Search at a position that the caller asked for. The dataset may be one that is formed on the way there."""

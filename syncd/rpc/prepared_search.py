@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from syncd.errors import DimensionMismatch, InvalidParams, RequestError, TimedOut, UnknownKey, shortened
 from syncd.index.filter.language import Path, find_path, listed, parse_filter
-from syncd.index.search.search import SearchResult as Found
-from syncd.index.search.search import elements
+from syncd.index.search.plan import SearchPlan, exact_elements, plan_search
+from syncd.index.search.plan import SearchResult as Found
 from syncd.index.view import View
 from syncd.rpc import messages
 from syncd.rpc.messages import WirePosition
@@ -48,20 +48,28 @@ class PreparedSearch:
         self.exclude: Key | None = None
         self.queries = self.read_queries()
 
-    @property
-    def elements(self) -> int:
-        """How much there is to compare."""
-        params, view, cost = self.params, self.view, 0
+    @cached_property
+    def cost(self) -> int:
+        """What filter and search together are expected to cost, in elements: see ``SearchPlan.cost``."""
+        view, filter_cost = self.view, 0
         if self.filter is not None and view.attributes is not None:
-            cost = view.attributes.cost(view.count, self.filter)
-            if cost > ELEMENTS_BEFORE:
-                return cost + elements(view, len(self.queries), params.k, 1.0)
-        return cost + elements(self.passing, len(self.queries), params.k, self.recall)
+            filter_cost = view.attributes.cost(view.count, self.filter)
+            if filter_cost > ELEMENTS_BEFORE:
+                return filter_cost + len(self.queries) * exact_elements(view)
+        return filter_cost + len(self.queries) * self.plan.cost
 
     @cached_property
-    def passing(self) -> View:
-        """The view with only the rows that the filter lets through."""
-        return self.view.where(self.filter)
+    def plan(self) -> SearchPlan:
+        """How the rows that the filter lets through are searched."""
+        params = self.params
+        return plan_search(
+            self.view.where(self.filter),
+            self.dataset.name,
+            params.k,
+            self.recall,
+            exclude=self.exclude,
+            max_distance=params.max_distance,
+        )
 
     @property
     def query_count(self) -> int:
@@ -75,9 +83,9 @@ class PreparedSearch:
             return None
         return id(self.dataset), self.queries.shape[1], self.params.k, self.recall, self.params.max_distance
 
-    def look_at(self, position: Position, view: View) -> None:
-        """Search a newer view than the one of the request's arrival, for which no filter may have been asked."""
-        self.position, self.view, self.passing = position, view, view
+    def look_at(self, position: Position, plan: SearchPlan) -> None:
+        """Take the plan of a newer view than that of the request's arrival; for a search without a filter."""
+        self.position, self.view, self.plan = position, plan.view, plan
 
     def read_path(self, name: str) -> Path:
         """A column to include."""
@@ -139,24 +147,15 @@ class PreparedSearch:
 
         Some of them at a time, since nothing stops a search of FAISS' half-way; raises ``TimedOut`` between them.
         """
-        params, found, passing = self.params, list[Found](), self.passing
-        at_once = 1
-        if len(queries) > 1:
-            at_once = max(ELEMENTS_AT_ONCE // max(elements(passing, 1, params.k, self.recall), 1), 1)
+        plan, found = self.plan, list[Found]()
+        at_once = max(ELEMENTS_AT_ONCE // max(plan.cost, 1), 1)
         for start in range(0, max(len(queries), 1), at_once):
             if start and time.monotonic() > self.deadline:
                 raise TimedOut(
-                    f"{start} of {len(queries)} vectors were searched in {params.timeout_ms} ms",
+                    f"{start} of {len(queries)} vectors were searched in {self.params.timeout_ms} ms",
                     hint="send fewer at once, or allow more with timeout_ms",
                 )
-            found += self.dataset.index.search(
-                queries[start : start + at_once],
-                params.k,
-                exclude=self.exclude,
-                max_distance=params.max_distance,
-                view=passing,
-                recall=self.recall,
-            )
+            found += plan.run(queries[start : start + at_once])
         return found
 
     def wire_keys(self, found: Found) -> list[Any]:
@@ -170,9 +169,12 @@ def search_together(searches: Sequence[PreparedSearch]) -> list[messages.SearchR
     if len(searches) > 1:
         dataset = searches[0].dataset
         position = dataset.follower.cursor.position  # before the view, as ever
-        view = dataset.index.view
+        first = searches[0].params
+        plan = plan_search(
+            dataset.index.view, dataset.name, first.k, searches[0].recall, max_distance=first.max_distance
+        )
         for each in searches:
-            each.look_at(position, view)
+            each.look_at(position, plan)
         with contextlib.suppress(RequestError):  # one query is bad: each for itself
             found = iter(searches[0].search_in_time(np.concatenate([each.queries for each in searches])))
             return [each.result(list(itertools.islice(found, each.query_count))) for each in searches]

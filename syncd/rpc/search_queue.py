@@ -26,8 +26,8 @@ class Queued(Protocol):
     """A search as the queue sees it."""
 
     @property
-    def elements(self) -> int:
-        """What it costs, see ``syncd.index.search.search.elements``."""
+    def cost(self) -> int:
+        """What it is expected to cost, in elements: see ``syncd.index.search.plan.SearchPlan``."""
 
     @property
     def query_count(self) -> int:
@@ -50,7 +50,7 @@ class SearchQueue(Generic[Search, T]):
         self._free = threads
         self._limiter = anyio.CapacityLimiter(threads)
         self._waiting: deque[_Waiting[Search, T]] = deque()
-        self._elements = 0
+        self._cost = 0
         """What the searches that wait or run cost."""
 
     async def run(self, search: Search, seconds: float) -> T:
@@ -58,9 +58,9 @@ class SearchQueue(Generic[Search, T]):
         mine: _Waiting[Search, T] = _Waiting(search)
         if self._free:
             self._free -= 1
-            self._elements += mine.elements
+            self._cost += mine.cost
         else:
-            if self._elements * EXACT_NS_PER_ELEMENT / self._threads > seconds * 1e9:
+            if self._cost * EXACT_NS_PER_ELEMENT / self._threads > seconds * 1e9:
                 raise Overloaded(len(self._waiting))
             await self._wait_for_turn(mine, seconds)
         if mine.outcome is None:
@@ -72,7 +72,7 @@ class SearchQueue(Generic[Search, T]):
 
     async def _wait_for_turn(self, mine: _Waiting[Search, T], seconds: float) -> None:
         self._waiting.append(mine)
-        self._elements += mine.elements
+        self._cost += mine.cost
         try:
             with anyio.fail_after(seconds):
                 await mine.turn.wait()
@@ -80,9 +80,9 @@ class SearchQueue(Generic[Search, T]):
             mine.gone = True
             if mine in self._waiting:
                 self._waiting.remove(mine)
-                self._elements -= mine.elements
+                self._cost -= mine.cost
             elif mine.outcome is None and mine.turn.is_set():  # it was to lead
-                self._elements -= mine.elements
+                self._cost -= mine.cost
                 self._next_turn()
             if isinstance(error, TimeoutError):
                 raise Overloaded(len(self._waiting)) from None
@@ -99,12 +99,12 @@ class SearchQueue(Generic[Search, T]):
         try:
             await to_thread.run_sync(work, limiter=self._limiter)
         finally:
-            self._elements -= mine.elements
+            self._cost -= mine.cost
             for each in reversed(batch[1:]):
                 if each.outcome is None and not each.gone:  # this one was cancelled before it began
                     self._waiting.appendleft(each)
                 else:
-                    self._elements -= each.elements
+                    self._cost -= each.cost
                     each.turn.set()
             self._next_turn()
 
@@ -136,7 +136,7 @@ class _Waiting(Generic[Search, T]):
 
     def __init__(self, search: Search) -> None:
         self.search = search
-        self.elements = search.elements
+        self.cost = search.cost
         self.turn = anyio.Event()
         self.gone = False
         """Whether nobody waits for it any more."""

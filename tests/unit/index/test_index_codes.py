@@ -18,7 +18,7 @@ from syncd.index.dataset import DatasetIndex
 from syncd.index.filter.language import parse_filter
 from syncd.index.search import approximate
 from syncd.index.search.exact import search_exact
-from syncd.index.search.search import point_for
+from syncd.index.search.plan import point_for
 from syncd.index.storage.stopping import Cancelled
 from syncd.types import AttachedColumn, Metric
 from tests.unit.index.coded import DIM, assert_as_exact, build_all, everything, part_rows, put
@@ -254,7 +254,7 @@ def test_unselective_filters_use_the_codes_and_reach_the_recall(
     queries = random_vectors(60, DIM, seed=2)
     exact_searches: list[int] = []
     monkeypatch.setattr(
-        "syncd.index.search.search.exact_elements", lambda _: 1 << 60
+        "syncd.index.search.plan.exact_elements", lambda _: 1 << 60
     )  # of so few rows it would be the cheaper one
 
     def counted(*given: Any) -> object:

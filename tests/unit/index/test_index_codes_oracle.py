@@ -19,7 +19,7 @@ from syncd.index.build.plan import Plan
 from syncd.index.codes.calibration import Calibration, Point
 from syncd.index.dataset import DatasetIndex
 from syncd.index.rows.vectors import Vectors
-from syncd.index.search.search import point_for
+from syncd.index.search.plan import point_for
 from syncd.types import Key, KeyKind, Metric
 from tests.unit.index.rows import SMALL_CHUNKS, key_of
 

@@ -15,7 +15,7 @@ from syncd.index.comparison import Comparison
 from syncd.index.dataset import DatasetIndex
 from syncd.index.filter import attributes
 from syncd.index.filter.language import MAX_CONDITIONS, MAX_DEPTH, MAX_VALUES, find_path, parse_filter
-from syncd.index.search.search import SearchResult
+from syncd.index.search.plan import SearchResult
 from syncd.types import AttachedColumn, ColumnKind, Metric
 from tests.unit.index.rows import SMALL_CHUNKS, random_vectors
 

@@ -22,7 +22,7 @@ LONG = 20.0
 class Search:
     name: str
     together_with: object = "one dataset"
-    elements: int = 1
+    cost: int = 1
     query_count: int = 1
 
 
@@ -126,7 +126,7 @@ async def test_what_would_come_too_late_is_refused_when_it_comes(threads: Thread
     queue: SearchQueue[Search, str] = SearchQueue(1, threads.run)
     with fail_after(LONG):
         async with create_task_group() as tasks:
-            tasks.start_soon(queue.run, Search("an hour", elements=10**14), LONG)
+            tasks.start_soon(queue.run, Search("an hour", cost=10**14), LONG)
             await threads.until_begun()
             refused = False
             with anyio.CancelScope() as at_once:
