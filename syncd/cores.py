@@ -43,3 +43,8 @@ def folders() -> list[Path]:
                 inner = root / path.strip("/")
                 found += [inner, *(outer for outer in inner.parents if outer.is_relative_to(root))]
     return found
+
+
+def memory_bytes() -> int:
+    """The machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from syncd.bench.clients import Clients
 from syncd.bench.engines import OPERATOR_CLASSES, Below, Engine, PgvectorEngine, SyncdEngine
 from syncd.bench.environment import NO_COLUMNS, Columns, Environment, Serving, serving
 from syncd.bench.vector_set import K, Truth, VectorSet
+from syncd.cores import memory_bytes
 from syncd.errors import SettingsError
 
 FOLLOWED, HNSW = "followed", "hnsw"
@@ -105,7 +105,7 @@ def create(where: Environment, table: str, dimension: int, columns: Columns) -> 
 def create_hnsw(where: Environment, vectors: VectorSet, rows: int) -> float:
     """With the memory that the graph needs, at most a quarter of the machine's: a build that does not fit is many times slower."""
     wanted = rows * (vectors.dimension * 4 + GRAPH_BYTES) * 5 // 4
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+    memory = memory_bytes() // 4
     where.run("set_setting", ["maintenance_work_mem", f"{min(max(wanted >> 10, 64 << 10), memory >> 10, 2**31 - 1)}kB"])
     operators = OPERATOR_CLASSES[vectors.metric]
     begun = time.perf_counter()

@@ -1,19 +1,26 @@
-"""Options that several benchmarks share."""
+"""Options that several benchmarks share, and the vectors that some of them ask for."""
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
 
+from syncd.cli.output import print_json, print_table, talk
+from syncd.cli.session import database
+from syncd.cores import memory_bytes
 from syncd.errors import SettingsError
+from syncd.settings import load_settings
 
 if TYPE_CHECKING:
-    from syncd.bench.vector_set import VectorSet  # loads FAISS
-    from syncd.bench.versus import Turns
+    from syncd.bench.environment import Environment  # these load FAISS
+    from syncd.bench.vector_set import VectorSet
 
 SOME_ROWS = 100_000
 
@@ -32,64 +39,100 @@ ManyClients = Annotated[list[int] | None, again("Clients, each a process", "1, a
 Clients = Annotated[int, typer.Option(min=1, help="Processes that search.")]
 Recall = Annotated[float, typer.Option(min=0.01, max=1, help="Recall to aim for, where searches are approximate.")]
 Recalls = Annotated[list[float] | None, again("Recall to aim for", "0.9, 0.95, 0.99", "--recall", min=0.01, max=1)]
+Vectors = Annotated[
+    Path | None,
+    typer.Option(
+        "--vectors",
+        help=".npy, .fvecs, or .npz with base and, where it has them, queries and neighbors.",
+        show_default="made vectors",
+    ),
+]
+SomeRows = Annotated[
+    int | None,
+    typer.Option(
+        "--rows",
+        min=100,
+        help="Rows of the table.",
+        show_default="100000, or as many as --vectors is enough for",
+    ),
+]
+DistanceMetric = Annotated[Literal["cosine", "l2", "ip"], typer.Option(help="Distance.")]
+Queries = Annotated[int, typer.Option(min=1, help="Different searches.")]
+Versus = Annotated[
+    Literal["pgvector"] | None,
+    typer.Option(help="The same with an HNSW index (m 16, ef_construction 64), in turn."),
+]
 
 
-@dataclass(frozen=True, slots=True)
-class Searched:
-    """Options of the benchmarks that search: what, and for how long."""
+def read_or_make(
+    path: Path | None,
+    rows: int | None,
+    dim: int,
+    *,
+    queries: int,
+    metric: Literal["cosine", "l2", "ip"],
+    share: float = 0.0,
+    spare: int = 0,
+) -> VectorSet:
+    """The vectors of a file, or made ones: those of the rows, and for each ``share`` of one, and ``spare``, to write.
 
-    vectors: Annotated[
-        Path | None,
-        typer.Option(
-            help=".npy, .fvecs, or .npz with base and, where it has them, queries and neighbors.",
-            show_default="made vectors",
-        ),
-    ] = None
-    rows: Annotated[
-        int | None,
-        typer.Option(min=100, help="Rows of the table.", show_default="100000, or as many as --vectors is enough for"),
-    ] = None
-    dim: Dimension = 128
-    metric: Annotated[Literal["cosine", "l2", "ip"], typer.Option(help="Distance.")] = "l2"
-    queries: Annotated[int, typer.Option(min=1, help="Different searches.")] = 1000
-    seconds: Seconds = 3
-    rounds: Rounds = 3
-    versus: Annotated[
-        Literal["pgvector"] | None,
-        typer.Option(help="The same with an HNSW index (m 16, ef_construction 64), in turn."),
-    ] = None
+    Raises ``SettingsError`` when the file has too few.
+    """
+    from syncd.bench.vector_set import generate, read
 
-    @property
-    def turns(self) -> Turns:
-        """How long what is compared runs, and how often."""
-        from syncd.bench.versus import Turns
+    def written(count: int) -> int:
+        return int(count * share) + spare
 
-        return Turns(self.seconds, self.rounds, self.versus is not None)
-
-    def load(self, *, share: float = 0.0, spare: int = 0) -> VectorSet:
-        """The user's vectors, or made ones: those of the rows, and for each ``share`` of one, and ``spare``, to write."""
-        from syncd.bench.vector_set import generate, read
-
-        def written(rows: int) -> int:
-            return int(rows * share) + spare
-
-        if self.vectors is None:
-            rows = self.rows or SOME_ROWS
-            found = generate(rows + written(rows), self.dim, queries=self.queries, metric=self.metric)
-            return dataclasses.replace(found, spare=written(rows))
-        needed = None if self.rows is None else self.rows + written(self.rows)
-        found = read(self.vectors, rows=needed, queries=self.queries, metric=self.metric)
-        rows = self.rows or max(int((len(found.base) - spare) / (1 + share)), 1)
-        if len(found.base) < rows + written(rows):
-            raise SettingsError(
-                f"{self.vectors} has {len(found.base)} vectors for rows, {rows + written(rows)} are needed",
-                hint="ask for fewer with --rows N",
-            )
-        return dataclasses.replace(found, base=found.base[: rows + written(rows)], spare=written(rows))
+    if path is None:
+        count = rows or SOME_ROWS
+        found = generate(count + written(count), dim, queries=queries, metric=metric)
+        return dataclasses.replace(found, spare=written(count))
+    needed = None if rows is None else rows + written(rows)
+    found = read(path, rows=needed, queries=queries, metric=metric)
+    count = rows or max(int((len(found.base) - spare) / (1 + share)), 1)
+    if len(found.base) < count + written(count):
+        raise SettingsError(
+            f"{path} has {len(found.base)} vectors for rows, {count + written(count)} are needed",
+            hint="ask for fewer with --rows N",
+        )
+    return dataclasses.replace(found, base=found.base[: count + written(count)], spare=written(count))
 
 
-@dataclass(frozen=True, slots=True)
-class SearchedAndWritten(Searched):
-    """The same where writing takes a while to show."""
+@contextmanager
+def prepared(dsn: str | None, data_dir: Path | None, embedded: bool) -> Iterator[Environment]:
+    """The environment of a benchmark, and a line that shows what it does if stderr is a terminal."""
+    from syncd.bench.environment import environment
 
-    seconds: Seconds = 5
+    settings = load_settings(dsn=dsn, data_dir=data_dir)
+    console = Console(stderr=True)
+    progress = Progress(
+        SpinnerColumn(),
+        *Progress.get_default_columns(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    # With PostgreSQL's default of 128 MB it would measure how files are read; its manual advises a quarter of memory.
+    buffers = {"shared_buffers": f"{memory_bytes() // 4 >> 20}MB"}
+    with (
+        database(settings, embedded=embedded, server_settings=buffers) as found,
+        progress,
+        environment(found, progress, talk) as where,
+    ):
+        yield where
+
+
+def show(result: Any, json: bool) -> None:
+    """Print a dataclass, or a list of them, one row each; lists within one follow as tables of their own."""
+    if json:
+        print_json(result)
+        return
+    rows = result if isinstance(result, list) else [result]
+    fields = {field.name: [getattr(row, field.name) for row in rows] for field in dataclasses.fields(rows[0])}
+    plain = {name: values for name, values in fields.items() if not isinstance(values[0], list)}
+    print_table(list(plain), zip(*plain.values(), strict=True))
+    for name, values in fields.items():
+        if name not in plain and values[0]:
+            print(f"\n{name}")
+            show(values[0], json)

@@ -20,20 +20,24 @@ BENCH_SECONDS = 240
 
 
 def run(
-    *arguments: str, stdin: str | None = None, cwd: Path | None = None, **environment: str
+    *arguments: str,
+    stdin: str | None = None,
+    cwd: Path | None = None,
+    program: str = "syncd.cli.main",
+    **environment: str,
 ) -> subprocess.CompletedProcess[str]:
     """One command, with nothing of the tester's own settings."""
     kept = {
         name: value for name, value in os.environ.items() if not name.startswith(("SYNCD_", "PG", "XDG_", "NO_COLOR"))
     }
-    command = [sys.executable, "-m", "syncd.cli.main", *arguments]
+    command = [sys.executable, "-m", program, *arguments]
     return subprocess.run(
         command,
         env=kept | environment,
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=BENCH_SECONDS if "bench" in arguments[:1] else SECONDS,
+        timeout=BENCH_SECONDS if "bench" in arguments[:1] or program == "tests.bench" else SECONDS,
         check=False,
         cwd=cwd,
     )

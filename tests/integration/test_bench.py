@@ -58,12 +58,18 @@ def left(dsn: str) -> list[tuple[Any, ...]]:
         return found
 
 
-def bench(dsn: str, *arguments: str) -> Any:
+def bench(dsn: str, *arguments: str, program: str = "syncd.cli.main") -> Any:
     """What a benchmark prints, with ``--json`` among its arguments; it leaves the database as it found it."""
     before = left(dsn)
-    printed = printed_json(run("bench", *arguments, "--dsn", dsn))
+    command = ["bench", *arguments] if program == "syncd.cli.main" else arguments
+    printed = printed_json(run(*command, "--dsn", dsn, program=program))
     assert left(dsn) == before
     return printed
+
+
+def developers_bench(dsn: str, *arguments: str) -> Any:
+    """The same for ``python -m tests.bench``."""
+    return bench(dsn, *arguments, program="tests.bench")
 
 
 # What each command says
@@ -126,7 +132,7 @@ def test_filtered_searches_are_measured_by_selectivity_and_by_where_the_passing_
 
 
 def test_churn_measures_before_and_after_and_beside_a_fresh_build(followed: str) -> None:
-    found = bench(followed, "churn", *SEARCHES, "--recall", "0.9")
+    found = developers_bench(followed, "churn", *SEARCHES, "--recall", "0.9")
     for change in found["changes"]:
         assert (change["updated"], change["deleted"]) == (1000, 600)
         assert change["rows_per_second"] > 0
@@ -170,7 +176,7 @@ def test_mixed_measures_searches_and_freshness_while_writers_write(followed: str
 
 
 def test_restart_measures_stops_starts_and_checkpoints(followed: str) -> None:
-    (found,) = bench(followed, "restart", "--rows", "20000", "--changes", "100", "--rounds", "1", *SMALL)
+    (found,) = developers_bench(followed, "restart", "--rows", "20000", "--changes", "100", "--rounds", "1", *SMALL)
     assert found["checkpoint_bytes"] > 100 * 8 * 4, "the changed vectors at least"
     assert found["index"] == "exact"
     assert 0 != found["memory_bytes_per_row"] < 1000
@@ -184,7 +190,9 @@ def test_restart_measures_stops_starts_and_checkpoints(followed: str) -> None:
 
 
 def test_passes_are_measured_by_the_size_of_the_table(followed: str) -> None:
-    found = bench(followed, "passes", "--rows", "200", "--rows", "2000", "--changes", "100", "--rounds", "1", *SMALL)
+    found = developers_bench(
+        followed, "passes", "--rows", "200", "--rows", "2000", "--changes", "100", "--rounds", "1", *SMALL
+    )
     assert [(row["rows"], row["changes"], row["passes"]) for row in found] == [(200, 100, 5), (2000, 100, 5)]
     assert all(0 < row["p50_ms"] <= row["p99_ms"] for row in found)
     small, large = found
@@ -195,7 +203,7 @@ def test_passes_are_measured_by_the_size_of_the_table(followed: str) -> None:
 
 
 def test_datasets_are_measured_by_their_number(followed: str) -> None:
-    found = bench(
+    found = developers_bench(
         followed, "datasets", "--datasets", "1", "--datasets", "30", "--rows", "20", "--searches", "100", *SMALL
     )
     assert [(row["datasets"], row["rows_each"]) for row in found] == [(1, 20), (30, 20)]
@@ -217,6 +225,13 @@ def test_the_other_measurements_print_their_figures(followed: str, command: tupl
     for row in bench(followed, *command, *SMALL):
         assert fields <= set(row)
         assert all(isinstance(row[name], int | float) and row[name] >= 0 for name in fields - {"beside_vectors_bytes"})
+
+
+def test_a_round_trip_is_measured_beside_faiss_alone(followed: str) -> None:
+    (found,) = developers_bench(followed, "rpc", "--rows", "100", *SMALL)
+    assert found["rows"] == 100
+    assert 0 < found["rpc_p50_us"] <= found["rpc_p99_us"]
+    assert found["faiss_p50_us"] > 0
 
 
 # What the measurements rest on
@@ -261,7 +276,7 @@ def test_a_writer_changes_as_many_rows_as_it_says_and_only_its_own(database: str
 
 
 def test_the_database_is_left_as_it_was_found(bare: str) -> None:
-    (found,) = bench(bare, "rpc", "--rows", "100", *SMALL)
+    (found,) = bench(bare, "backfill", "--rows", "100", *SMALL)
     assert 0 < found["ping_p50_us"] < found["rpc_p99_us"]
     assert left(bare) == [("extension", "plpgsql"), ("schema", "information_schema"), ("schema", "public")]
 
@@ -309,12 +324,12 @@ def test_an_interrupted_benchmark_cleans_up(bare: str, number: signal.Signals) -
 def test_two_benchmarks_in_one_database_are_refused(followed: str) -> None:
     with psycopg.connect(followed, autocommit=True) as db:
         db.execute("SELECT pg_advisory_lock(hashtext('syncd_bench'))")
-        assert_failed(run("bench", "rpc", "--dsn", followed), 1, "another benchmark")
+        assert_failed(run("bench", "backfill", "--dsn", followed), 1, "another benchmark")
 
 
 def test_a_schema_of_another_version_is_left_to_its_owner(database: str, db: psycopg.Connection) -> None:
     db.execute("UPDATE syncd.alembic_version SET version_num = '0000'")
-    assert_failed(run("bench", "rpc", "--dsn", database), 1, "revision 0000", "syncd init")
+    assert_failed(run("bench", "backfill", "--dsn", database), 1, "revision 0000", "syncd init")
     assert db.execute("SELECT version_num FROM syncd.alembic_version").fetchone() == ("0000",)
 
 
@@ -325,7 +340,7 @@ def test_what_would_spoil_the_figures_is_said_and_what_a_killed_benchmark_left_i
     db.execute("CREATE SCHEMA syncd_bench; CREATE TABLE syncd_bench.killed (id int PRIMARY KEY, embedding real[])")
     db.execute("SELECT syncd.attach('syncd_bench.killed')")  # what a benchmark that was killed has left
     daemon = Daemon(database, tmp_path / "data").start()
-    done = run("bench", "rpc", "--rows", "100", "--dim", "8", "--dsn", database)
+    done = run("bench", "backfill", "--rows", "100", "--dim", "8", "--dsn", database)
     daemon.stop()
     assert done.returncode == 0, done.stderr
     assert "mine is attached too" in done.stderr

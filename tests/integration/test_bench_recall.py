@@ -14,7 +14,7 @@ from syncd.bench.filtered import asked, with_columns
 from syncd.bench.search import Point, comparison
 from syncd.bench.vector_set import generate, read, truth
 from syncd.bench.versus import Recalls
-from syncd.cli.bench_options import Searched
+from syncd.cli.bench_options import read_or_make
 from syncd.errors import SettingsError, SyncdError
 
 
@@ -83,8 +83,8 @@ def test_vectors_are_read_from_each_kind_of_file(tmp_path: Path) -> None:
     assert read(tmp_path / "a.npz", rows=None, queries=5, metric="ip").neighbors is None, "Euclidean"
     (tmp_path / "b.npy").write_bytes(b"nothing")
     with pytest.raises(SettingsError, match="has 46 vectors for rows, 60 are needed"):
-        Searched(vectors=tmp_path / "a.npy", rows=40, queries=4).load(spare=20)
-    whole = Searched(vectors=tmp_path / "a.npy", queries=4).load(share=0.5)
+        read_or_make(tmp_path / "a.npy", 40, 128, queries=4, metric="l2", spare=20)
+    whole = read_or_make(tmp_path / "a.npy", None, 128, queries=4, metric="l2", share=0.5)
     assert (whole.rows, whole.spare, len(whole.base)) == (30, 15, 45), "as many rows as there are vectors to write for"
     for name in ("b.npy", "c.npy", "a.txt"):
         with pytest.raises(SettingsError):

@@ -1,0 +1,149 @@
+"""Measurements for developers, with the options of ``syncd bench``: ``python -m tests.bench passes --embedded``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from syncd.cli.bench import RECALLS
+from syncd.cli.bench_options import (
+    SOME_ROWS,
+    Changes,
+    Clients,
+    Dimension,
+    DistanceMetric,
+    Queries,
+    Recalls,
+    Rounds,
+    Rows,
+    Seconds,
+    SomeRows,
+    Vectors,
+    Versus,
+    again,
+    prepared,
+    read_or_make,
+    show,
+)
+from syncd.cli.options import DataDir, Dsn, Embedded, Json
+from syncd.cli.output import errors_reported
+
+bench = typer.Typer(help="Measure what syncd's developers ask.", no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@bench.command()
+def churn(
+    vectors: Vectors = None,
+    rows: SomeRows = None,
+    dim: Dimension = 128,
+    metric: DistanceMetric = "l2",
+    queries: Queries = 1000,
+    seconds: Seconds = 3,
+    rounds: Rounds = 3,
+    versus: Versus = None,
+    updates: Annotated[float, typer.Option(min=0, max=1, help="Share of the rows to give another vector.")] = 0.5,
+    deletes: Annotated[float, typer.Option(min=0, max=1, help="Share of the rows to delete, of the others.")] = 0.3,
+    recall: Recalls = None,
+    clients: Clients = 1,
+    dsn: Dsn = None,
+    data_dir: DataDir = None,
+    embedded: Embedded = False,
+    json: Json = False,
+) -> None:
+    """Recall and latency before and after updates of half of the rows and deletes of others, beside a fresh build."""
+    from syncd.bench.versus import Turns
+    from tests.bench import churn as module
+
+    found = read_or_make(vectors, rows, dim, queries=queries, metric=metric, share=updates)
+    with prepared(dsn, data_dir, embedded) as where:
+        result = module.measure(
+            where,
+            found,
+            deletes=deletes,
+            recalls=recall or RECALLS,
+            client_number=clients,
+            turns=Turns(seconds, rounds, versus is not None),
+        )
+    show(result, json)
+
+
+@bench.command()
+def restart(
+    rows: Annotated[int, typer.Option(min=100, help="Rows of the table.")] = SOME_ROWS,
+    changes: Changes = 1000,
+    rounds: Rounds = 3,
+    dim: Dimension = 768,
+    dsn: Dsn = None,
+    data_dir: DataDir = None,
+    embedded: Embedded = False,
+    json: Json = False,
+) -> None:
+    """Time of a stop and of a start until all answers are there, and what a checkpoint writes."""
+    from tests.bench import restart as module
+
+    with prepared(dsn, data_dir, embedded) as where:
+        result = [module.measure(where, rows=rows, dimension=dim, changes=changes, rounds=rounds)]
+    show(result, json)
+
+
+@bench.command()
+def passes(
+    rows: Annotated[list[int] | None, again("Rows of a table", "10000, 1000000")] = None,
+    changes: Changes = 1000,
+    rounds: Rounds = 10,
+    dim: Dimension = 128,
+    dsn: Dsn = None,
+    data_dir: DataDir = None,
+    embedded: Embedded = False,
+    json: Json = False,
+) -> None:
+    """Time and processor time of following a transaction, in tables of different sizes."""
+    from tests.bench import passes as module
+
+    with prepared(dsn, data_dir, embedded) as where:
+        result = module.measure(where, sizes=rows or [10_000, 1_000_000], dimension=dim, changes=changes, rounds=rounds)
+    show(result, json)
+
+
+@bench.command()
+def datasets(
+    datasets: Annotated[list[int] | None, again("Number of datasets", "1, 100, 5000")] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of each.")] = 100,
+    searches: Annotated[int, typer.Option(min=1, help="Searches to time.")] = 5000,
+    dim: Dimension = 128,
+    dsn: Dsn = None,
+    data_dir: DataDir = None,
+    embedded: Embedded = False,
+    json: Json = False,
+) -> None:
+    """Latency of a search among many datasets; memory, and the time to read them all."""
+    from tests.bench import datasets as module
+
+    with prepared(dsn, data_dir, embedded) as where:
+        result = module.measure(
+            where, numbers=datasets or [1, 100, 5000], rows_each=rows, dimension=dim, searches=searches
+        )
+    show(result, json)
+
+
+@bench.command()
+def rpc(
+    rows: Rows = 1000,
+    dim: Dimension = 768,
+    dsn: Dsn = None,
+    data_dir: DataDir = None,
+    embedded: Embedded = False,
+    json: Json = False,
+) -> None:
+    """Round trip of an exact search, beside FAISS alone."""
+    from tests.bench import rpc as module
+
+    with prepared(dsn, data_dir, embedded) as where:
+        result = [module.measure(where, rows=rows, dimension=dim)]
+    show(result, json)
+
+
+if __name__ == "__main__":
+    with errors_reported():
+        bench()
