@@ -277,7 +277,7 @@ def test_a_writer_changes_as_many_rows_as_it_says_and_only_its_own(database: str
 
 def test_the_database_is_left_as_it_was_found(bare: str) -> None:
     (found,) = bench(bare, "backfill", "--rows", "100", *SMALL)
-    assert 0 < found["ping_p50_us"] < found["rpc_p99_us"]
+    assert found["rows"] == 100
     assert left(bare) == [("extension", "plpgsql"), ("schema", "information_schema"), ("schema", "public")]
 
 
