@@ -363,7 +363,7 @@ TRAPS = {
         (
             (
                 "syncd/rpc/search_queue.py",
-                "                self._elements -= mine.elements\n                self._next_turn()",
+                "                self._cost -= mine.cost\n                self._next_turn()",
                 "                pass",
             ),
         ),
