@@ -34,13 +34,41 @@ WHERE c.oid IS NULL
 ORDER BY 1, 2;
 
 -- name: read_arguments
-SELECT a.id, a.arguments FROM syncd.attachments AS a;
+-- With which each source would be attached now.
+SELECT p.id, p.arguments FROM syncd.present_rules AS p;
 
 -- name: read_source
 SELECT pg_get_userbyid(c.relowner)::text, has_table_privilege(c.oid, 'SELECT'), has_schema_privilege(c.relnamespace, 'USAGE'),
-       row_security_active(c.oid), c.relpersistence = 'u', c.relkind <> 'p' AND EXISTS (SELECT FROM pg_inherits AS i WHERE i.inhparent = c.oid),
+       row_security_active(c.oid), c.relkind <> 'p' AND EXISTS (SELECT FROM pg_inherits AS i WHERE i.inhparent = c.oid),
        greatest(c.reltuples, 0)::bigint
 FROM pg_class AS c WHERE c.oid = %s;
+
+-- name: read_place
+-- What has become of a source's table: the root of the partitions that it is one of by now, and whether that is attached; and another table, which has the
+-- name that this one had when its dataset was named after it, and whether that is attached.
+SELECT CASE WHEN c.relispartition THEN pg_partition_root(c.oid)::text END,
+       EXISTS (SELECT FROM syncd.attachments AS r WHERE c.relispartition AND r.source = pg_partition_root(c.oid)),
+       o.oid::regclass::text, EXISTS (SELECT FROM syncd.attachments AS r WHERE r.source = o.oid)
+FROM syncd.attachments AS a JOIN pg_class AS c ON c.oid = a.source
+LEFT JOIN pg_class AS o ON o.relname = a.attached_name AND o.relnamespace = c.relnamespace AND c.relname <> a.attached_name
+    AND o.relkind IN ('r', 'p') AND a.arguments ->> 'dataset' = quote_literal(a.attached_name)
+    AND EXISTS (SELECT FROM pg_attribute AS v WHERE v.attrelid = o.oid AND v.attname = a.vector AND NOT v.attisdropped)
+WHERE a.id = %s;
+
+-- name: read_made_again
+SELECT to_regclass(%s) IS NOT NULL;
+
+-- name: read_unlogged
+-- What a crash of the server empties of a source: tables that hold rows.
+SELECT t.relation::text FROM syncd.tables_of(%s::oid) AS t JOIN pg_class AS c ON c.oid = t.relation
+WHERE c.relpersistence = 'u' AND c.relkind = 'r' ORDER BY 1;
+
+-- name: read_stray_triggers
+-- Triggers that call a source's functions from a table that is not the source's: they came with a dump, or with a partition that has left.
+SELECT t.tgrelid::regclass::text, t.tgname::text
+FROM syncd.attachments AS a JOIN pg_proc AS f ON f.pronamespace = 'syncd'::regnamespace AND f.proname LIKE format('capture\_%%s\_%%%%', a.id)
+JOIN pg_trigger AS t ON t.tgfoid = f.oid AND t.tgparentid = 0
+WHERE a.id = %s AND t.tgrelid <> a.source AND NOT EXISTS (SELECT FROM syncd.tables_of(a.source) AS s WHERE s.relation = t.tgrelid) ORDER BY 1, 2;
 
 -- name: read_missing_triggers
 SELECT m.relation::regclass::text, m.trigger::text, m.problem FROM syncd.missing_triggers(%s) AS m WHERE m.problem <> 'unwanted';

@@ -10,10 +10,10 @@ DECLARE
 BEGIN
     PERFORM syncd.check_session_owner(source);
     INSERT INTO syncd.attachments (source, key, key_types, vector, vector_type, dimension, project, dataset, live, metric, columns, column_kinds, arguments,
-                                   schema_name, table_name, attached_name)
+                                   schema_name, table_name, attached_name, attached_rules)
     SELECT source, key, key_types, vector, vector_type, dimension, project, dataset, live, metric, columns,
            ARRAY(SELECT syncd.column_kind(source, c.name) FROM unnest(columns) WITH ORDINALITY AS c (name, place) ORDER BY c.place), arguments,
-           n.nspname, r.relname, r.relname
+           n.nspname, r.relname, r.relname, ARRAY[project, dataset, live]
     FROM pg_class AS r JOIN pg_namespace AS n ON n.oid = r.relnamespace WHERE r.oid = source
     RETURNING id INTO source_id;
     PERFORM syncd.keep_rules(source_id);
@@ -59,6 +59,7 @@ DECLARE
     compiled_live text;
     given jsonb;
     old record;
+    expressions constant text[] := ARRAY['project', 'dataset', 'live'];
     new_id integer;
     bad text;
 BEGIN
@@ -105,8 +106,8 @@ BEGIN
     END IF;
 
     SELECT * INTO old FROM syncd.attachment(relation) AS a;
-    -- The same text may mean something else by now: another search_path, another function or type of that name.
-    IF old.arguments = given AND syncd.writes_keys_as(old.id, key_types)
+    -- What was compiled counts: the same text may mean something else by now, under another search_path or with another function of that name.
+    IF old.arguments - expressions = given - expressions AND syncd.writes_keys_as(old.id, key_types)
        AND (old.project, old.dataset, old.live) = (compiled_project, compiled_dataset, compiled_live) THEN
         DROP TABLE pg_temp.syncd_like;
         PERFORM syncd.mend(source);

@@ -10,7 +10,9 @@
 ALTER TABLE syncd.attachments
     ADD COLUMN schema_name text,  -- of the table, when it was last looked at: a dropped table's name is in no catalogue
     ADD COLUMN table_name text,
-    ADD COLUMN attached_name text;  -- of the table when it was attached; NULL where that was before this revision
+    ADD COLUMN attached_name text,  -- of the table when it was attached; NULL where that was before this revision
+    ADD COLUMN attached_rules text[];  -- project, dataset and live as they were printed then
+UPDATE syncd.attachments SET attached_rules = ARRAY[project, dataset, live];
 UPDATE syncd.attachments AS a SET schema_name = n.nspname, table_name = c.relname
 FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = a.source;
 
@@ -70,13 +72,17 @@ END
 $function$;
 
 -- The rules of each source with the present names. What cannot be printed is as it was last stored. Whether they are kept: the trees are there, and were
--- made by this server for this very database, and nothing that they name was dropped.
+-- made by this server for this very database, and nothing that they name was dropped. The arguments are those with which the table would be
+-- attached now: as they were given, but for expressions in which a name has changed since.
 CREATE VIEW syncd.present_rules AS
 SELECT a.id, coalesce(p.project, a.project) AS project, coalesce(p.dataset, a.dataset) AS dataset, coalesce(p.live, a.live) AS live,
        r.source IS NOT NULL AND (p.project IS NOT NULL OR r.project IS NULL AND r.project_column IS NULL)
        AND (p.dataset IS NOT NULL OR r.dataset IS NULL AND r.dataset_column IS NULL)
        AND (p.live IS NOT NULL OR r.live IS NULL AND r.live_column IS NULL) AS kept,
-       coalesce(r.functions, '{}') AS functions
+       coalesce(r.functions, '{}') AS functions,
+       a.arguments || CASE WHEN p.project <> a.attached_rules[1] THEN jsonb_build_object('project', p.project) ELSE '{}' END
+                   || CASE WHEN p.dataset <> a.attached_rules[2] THEN jsonb_build_object('dataset', p.dataset) ELSE '{}' END
+                   || CASE WHEN p.live <> a.attached_rules[3] THEN jsonb_build_object('live', p.live) ELSE '{}' END AS arguments
 FROM syncd.attachments AS a
 LEFT JOIN syncd.rules AS r ON r.source = a.id AND r.compiled AND r.server = current_setting('server_version_num')::integer / 10000
     AND NOT EXISTS (SELECT FROM pg_attribute AS d WHERE d.attrelid = a.source AND d.attnum = ANY (r.columns) AND d.attisdropped)

@@ -7,26 +7,66 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from psycopg import errors, sql
 
 from syncd.ops.findings import Finding, fail, ok, warn
-from syncd.ops.look import Look, part
-from syncd.postgres.source import Source, raw
+from syncd.ops.look import Look, part, sql_name
+from syncd.postgres.catalogue import shell_line
+from syncd.postgres.source import Source, like_before, raw
 from syncd.types import dataset_name
 
 EVENTS = ("insert", "update", "delete", "truncate")
 
 
 def check_table(look: Look, source: Source) -> Iterator[Finding]:
-    """The table is there, and of a kind whose triggers see every change."""
+    """The table is there, is still the one that was meant, and is of a kind whose triggers see every change."""
     what = f"table {source.name}"
     if source.table is None:
-        yield fail("table", f"{source.name}: it is still attached", f"syncd detach {source.oid}")
+        if source.last_name and look.row("read_made_again", [source.last_name]) == (True,):
+            detail = f"{source.last_name} was dropped and made again: what is attached is the dropped one"
+            yield fail("table", detail, like_before(source))
+        else:
+            yield fail("table", f"{source.name}: it is still attached", f"syncd detach {source.oid}")
         return
-    _, _, _, _, unlogged, children, *_ = look.row("read_source", [source.oid])
+    unlogged = [name for (name,) in look.rows("read_unlogged", [source.oid])]
     if unlogged:
-        detail = "the table is unlogged: a crash of the server empties it without a trace"
-        yield fail(what, detail, f"ALTER TABLE {source.identifier.as_string()} SET LOGGED;")
+        shown = ", ".join(unlogged[:8]) + (f", and {len(unlogged) - 8} more" if len(unlogged) > 8 else "")
+        detail = (
+            f"{shown} unlogged: a crash of the server empties it, and after each lost connection the table is compared"
+        )
+        yield warn(what, detail, f"ALTER TABLE {unlogged[0]} SET LOGGED;")
+    _, _, _, _, children, *_ = look.row("read_source", [source.oid])
     if children:
         detail = "the table has inheritance children, whose rows its triggers do not see"
         yield fail(what, detail, f"syncd detach {source.name}, and attach each child by itself")
+    yield from check_place(look, source)
+
+
+def check_place(look: Look, source: Source) -> Iterator[Finding]:
+    """The table has not changed places with another: sources follow the table that was attached, whatever its name becomes."""
+    root, root_attached, other, other_attached = look.row("read_place", [source.id])
+    what, leave = f"table {source.name}", shell_line(["syncd", "detach", sql_name(source)])
+    if root is not None:
+        detail = f"the table is a partition of {root} now: rows of the other partitions are not indexed"
+        # The key of a partitioned table holds its partition key too: it is another one.
+        attach = look.attach_command(source, table=root, key=())
+        yield warn(what, detail, leave if root_attached else f"{leave} && {attach}")
+    elif other is not None:
+        dataset = look.arguments.get(source.id, {}).get("dataset", "")
+        detail = f"dataset {dataset} is read from {source.name}, and {other} is another table now"
+        if other_attached:
+            own_name = sql.Literal(source.table).as_string()
+            yield warn(what, detail, look.attach_command(source, dataset=own_name))
+        else:
+            yield warn(what, detail, f"{leave} && {look.attach_command(source, table=other)}")
+
+
+def check_stray_triggers(look: Look, source: Source) -> Iterator[Finding]:
+    """No other table has this source's triggers."""
+    strays: dict[str, list[str]] = {}
+    for relation, trigger in look.rows("read_stray_triggers", [source.id]):
+        strays.setdefault(relation, []).append(trigger)
+    for relation, triggers in strays.items():
+        detail = f"{relation} has triggers of {source.name}: they came with a dump or a copy of the table"
+        drops = " ".join(f"DROP TRIGGER {sql.Identifier(name).as_string()} ON {relation};" for name in triggers)
+        yield warn(f"stray triggers of {source.name}", detail, drops)
 
 
 def check_rights(look: Look, source: Source) -> Iterator[Finding]:
@@ -191,6 +231,7 @@ SOURCE_CHECKS: tuple[tuple[str, Callable[[Look, Source], Iterator[Finding]]], ..
     ("rights on", check_rights),
     ("columns of", check_columns),
     ("triggers of", check_triggers),
+    ("stray triggers of", check_stray_triggers),
     ("key of", check_key),
     ("live rows of", check_live),
     ("dimensions of", check_dimensions),

@@ -96,9 +96,9 @@ class Look:
             return f"{attach_command(source, arguments)}  # with the names that its columns have now"
         return attach_command(source, arguments)
 
-    def attach_command(self, source: Source) -> str:
-        """What attaches the source again as it is: it makes triggers that are missing, and reads the table again."""
-        return attach_command(source, self.arguments.get(source.id, {}))
+    def attach_command(self, source: Source, table: str | None = None, **others: object) -> str:
+        """What attaches the source again as it is, which makes triggers that are missing and reads the table again; or another table like it."""
+        return attach_command(source, {**self.arguments.get(source.id, {}), **others}, table)
 
 
 @contextmanager
@@ -117,9 +117,9 @@ def part(name: str) -> sql.SQL:
     return sql.SQL(statement("check", name))
 
 
-def attach_command(source: Source, arguments: Mapping[str, Any]) -> str:
+def attach_command(source: Source, arguments: Mapping[str, Any], table: str | None = None) -> str:
     """The command with a source's own arguments, ready for a shell; what is a default is left out."""
-    words = ["syncd", "attach", source.identifier.as_string() if needs_quotes(source) else source.name]
+    words = ["syncd", "attach", table or sql_name(source)]
     for name, default in (("vector", ""), ("project", "'default'"), ("dataset", ""), ("live", "true"), ("metric", "cosine")):  # fmt: skip
         if arguments.get(name, default) not in (default, None):
             words += [f"--{name}", str(arguments[name])]
@@ -129,9 +129,10 @@ def attach_command(source: Source, arguments: Mapping[str, Any]) -> str:
     return shell_line([*words, *(["--row-triggers"] if arguments.get("row_triggers") else [])])
 
 
-def needs_quotes(source: Source) -> bool:
-    """Whether the table's name is no plain lower-case name."""
-    return not all(part.isidentifier() and part == part.lower() for part in (source.schema or "", source.table or ""))
+def sql_name(source: Source) -> str:
+    """The table's name, in quotes where SQL wants them."""
+    plain = all(part.isidentifier() and part == part.lower() for part in (source.schema or "", source.table or ""))
+    return source.name if plain else source.identifier.as_string()
 
 
 def commands_in(reasons: Mapping[str, str]) -> dict[str, str]:

@@ -13,7 +13,7 @@ import msgspec
 import psycopg
 
 from syncd.errors import DatabaseError
-from syncd.ops.check_sources import READING_CHECKS, SOURCE_CHECKS, sampled_lengths, wrong_dimension
+from syncd.ops.check_sources import READING_CHECKS, SOURCE_CHECKS, check_table, sampled_lengths, wrong_dimension
 from syncd.ops.findings import REASONS, Finding, ago, fail, guarded, since, warn
 from syncd.ops.look import Look, Service, commands_in, looking
 from syncd.ops.sessions import check_locks, check_prepared_transactions, read_writers
@@ -25,7 +25,7 @@ from syncd.settings import Settings
 OPEN_WRITER_SECONDS = 1.0
 LAG_SECONDS = 5.0
 ORDER = (
-    "database", "consumer", "table", "rights", "columns", "locks", "triggers", "failure", "state", "key", "live rows", "dimensions",
+    "database", "consumer", "table", "rights", "columns", "locks", "triggers", "stray triggers", "failure", "state", "key", "live rows", "dimensions",
     "quarantine", "prepared transactions", "open transaction", "verify", "lag", "checkpoint", "listener",
     "dataset",
 )  # fmt: skip
@@ -201,13 +201,12 @@ def database_causes(said: WhyResult, look: Look) -> Iterator[Finding]:
     source = source_of(said, look)
     if source is None:
         dropped = [each for each in look.sources if each.table is None]
+        named = [each for each in dropped if each.last_name == said.status.source]
+        if named or dropped:
+            yield from wrong("table", lambda: check_table(look, (named or dropped)[0]))
+            return
         detail = f"{said.status.source} is no longer attached under this name"
-        fix = (
-            f"syncd detach {dropped[0].oid}"
-            if dropped
-            else "syncd attach TABLE; what is attached: SELECT * FROM syncd.sources;"
-        )
-        yield fail("table", detail, fix)
+        yield fail("table", detail, "syncd attach TABLE; what is attached: SELECT * FROM syncd.sources;")
         return
     found = list(source_causes(source, look))
     yield from found

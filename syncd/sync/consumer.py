@@ -48,6 +48,7 @@ from syncd.sync.outcome import PassOutcome
 from syncd.sync.pace import Pace
 from syncd.sync.passes import Pass, session_settings
 from syncd.sync.progress import Progress
+from syncd.sync.watch import doubt_unlogged
 from syncd.sync.watched import NO_LONGER_HELD, WatchedSource, alert_of_rebuild
 from syncd.types import Position, Snapshot
 
@@ -223,6 +224,7 @@ class Consumer(Progress):
         for watched in self.sources.values():
             if trusted:
                 watched.return_to_confirmed()
+                doubt_unlogged(watched)
             else:
                 watched.cursor = Cursor(position)
                 watched.begin_scan()

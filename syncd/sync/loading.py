@@ -19,6 +19,7 @@ from syncd.sync.datasets import Dataset, Registry
 from syncd.sync.reading import NULL_KEY
 from syncd.sync.scan import Scan
 from syncd.sync.tasks import describe
+from syncd.sync.watch import doubt_unlogged
 from syncd.sync.watched import Quarantined, WatchedSource
 from syncd.types import DatasetName, Position, Snapshot
 
@@ -91,6 +92,8 @@ def take_up(watched: WatchedSource, saved: SavedSource, *, doubt: str, lost: boo
         watched.unconfirmed.everything = True
     elif saved.scanning:
         watched.begin_scan()
+    else:
+        doubt_unlogged(watched)
 
 
 def check_kind(source: Source, entry: SavedDataset) -> None:

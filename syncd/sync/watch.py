@@ -205,6 +205,12 @@ def apply_marker(watched: WatchedSource, op: str) -> None:
         doubt(watched, f"{watched.source.name}: a trigger could not record which rows changed")
 
 
+def doubt_unlogged(each: WatchedSource) -> None:
+    """The connection was lost, or there was none: a crash of the server in between has emptied what is unlogged, and nothing tells of it."""
+    if each.watch.facts is not None and each.watch.facts.unlogged:
+        doubt(each, f"{each.source.name}: it is unlogged, and the server may have crashed")
+
+
 def compare(each: WatchedSource) -> None:
     """Begin the comparison that a doubt asks for."""
     reason, believed = each.watch.doubt or "", each.watch.believed and (each.scan is None or each.scan.believed)
