@@ -184,3 +184,21 @@ def test_a_rule_compiled_by_another_major_version_is_compiled_again_and_followed
     eventually(kept)
     enum.db.execute("ALTER TYPE app.st RENAME VALUE 'active' TO 'live'")
     untouched(enum)
+
+
+def test_a_value_that_the_rule_names_by_an_old_name_fails_the_source_and_no_row_leaves(enum: Followed) -> None:
+    enum.daemon.stop()
+    enum.db.execute("UPDATE syncd.rules SET server = server - 1")  # as pg_upgrade leaves it
+    enum.db.execute("ALTER TYPE app.st RENAME VALUE 'active' TO 'live'")  # while the trees are of no use
+    enum.db.execute("UPDATE items SET note = 'm'")
+    enum.daemon.start()
+    enum.failed('invalid input value for enum app.st: "active": attach it again: syncd attach public.items')
+    assert enum.client.status().quarantined == 0
+    enum.db.execute("ALTER TYPE app.st RENAME VALUE 'live' TO 'active'")
+    untouched_since(enum)
+
+
+def untouched_since(followed: Followed) -> None:
+    """The index holds every row again, and none was dropped meanwhile."""
+    followed.in_step(QUERY)
+    assert followed.client.status().quarantined == 0

@@ -34,6 +34,11 @@ OUTBOX = "tests/integration/test_outbox.py"
 ERRORS = "tests/faults/test_errors.py"
 OVERDUE = "tests/integration/test_verify_overdue.py"
 NULL_KEYS = "tests/integration/test_null_keys.py"
+RENAMES = "tests/faults/test_renames.py"
+PLACES = "tests/integration/test_places.py"
+UNLOGGED = (
+    "tests/faults/test_unlogged.py::test_what_a_crash_has_emptied_is_empty_by_itself_soon_after_the_reconnect"
+)
 CODES = "tests/unit/index/test_index_codes.py"
 SAVED_CODES = "tests/unit/index/test_saved_codes.py"
 COMPACTION = "tests/unit/index/test_compaction.py"
@@ -255,6 +260,40 @@ TRAPS = {
     "a NULL is a key": Trap(
         (("syncd/postgres/outbox.py", "            if key is None:\n", "            if False:\n"),),
         (f"{NULL_KEYS}::test_a_row_whose_key_is_null_is_in_quarantine_and_the_others_go_on[while it runs-text]",),
+    ),
+    "a rule keeps the names that it was attached with": Trap(
+        (("sql/schema/0002_rules.sql", "r.source = a.id AND r.compiled AND", "r.source = a.id AND false AND"),),
+        (f"{RENAMES}::test_rules_follow_what_they_name_when_it_is_renamed_or_moved[True-an enum's value]",),
+    ),
+    "nobody looks at the values of enum types": Trap(
+        (("syncd/postgres/catalogue.py", "if labels.get(number, label) != label:", "if False:"),),
+        (f"{RENAMES}::test_a_renamed_value_is_what_a_search_filters_on",),
+    ),
+    "an error of the rule's counts as the row's": Trap(
+        (("syncd/sync/reading.py", "    check_rules(connection, each)\n    return halving", "    return halving"),),
+        (f"{RENAMES}::test_a_value_that_the_rule_names_by_an_old_name_fails_the_source_and_no_row_leaves",),
+    ),
+    "attach compares text alone": Trap(
+        (
+            (
+                "sql/schema/0002_attach.sql",
+                "(old.project, old.dataset, old.live) = (compiled_project, compiled_dataset, compiled_live)",
+                "old.arguments = given",
+            ),
+        ),
+        ("tests/integration/test_rules.py::test_the_same_text_is_attached_again_where_it_means_something_else_now[18]",),
+    ),
+    "nobody looks whether tables have changed places": Trap(
+        (("syncd/ops/check_sources.py", "    yield from check_place(look, source)\n", ""),),
+        (f"{PLACES}::test_two_tables_that_swapped_names_are_told_and_each_dataset_is_its_tables_again[False]",),
+    ),
+    "a dropped table's name is forgotten": Trap(
+        (("sql/schema/0002_attach.sql", "           n.nspname, r.relname, r.relname,", "           NULL, NULL, r.relname,"),),
+        (f"{PLACES}::test_a_table_dropped_and_made_again_is_put_back_by_the_command_that_is_named[False]",),
+    ),
+    "a crash is not known to empty what is unlogged": Trap(
+        (("syncd/sync/watch.py", "each.watch.facts.unlogged:", "False:"),),
+        (f"{UNLOGGED}[True-items]", f"{UNLOGGED}[False-items_1]"),
     ),
     "dead rows are candidates": Trap(
         (
