@@ -36,9 +36,7 @@ OVERDUE = "tests/integration/test_verify_overdue.py"
 NULL_KEYS = "tests/integration/test_null_keys.py"
 RENAMES = "tests/faults/test_renames.py"
 PLACES = "tests/integration/test_places.py"
-UNLOGGED = (
-    "tests/faults/test_unlogged.py::test_what_a_crash_has_emptied_is_empty_by_itself_soon_after_the_reconnect"
-)
+UNLOGGED = "tests/faults/test_unlogged.py::test_what_a_crash_has_emptied_is_empty_by_itself_soon_after_the_reconnect"
 CODES = "tests/unit/index/test_index_codes.py"
 SAVED_CODES = "tests/unit/index/test_saved_codes.py"
 COMPACTION = "tests/unit/index/test_compaction.py"
@@ -281,14 +279,22 @@ TRAPS = {
                 "old.arguments = given",
             ),
         ),
-        ("tests/integration/test_rules.py::test_the_same_text_is_attached_again_where_it_means_something_else_now[18]",),
+        (
+            "tests/integration/test_rules.py::test_the_same_text_is_attached_again_where_it_means_something_else_now[18]",
+        ),
     ),
     "nobody looks whether tables have changed places": Trap(
         (("syncd/ops/check_sources.py", "    yield from check_place(look, source)\n", ""),),
         (f"{PLACES}::test_two_tables_that_swapped_names_are_told_and_each_dataset_is_its_tables_again[False]",),
     ),
     "a dropped table's name is forgotten": Trap(
-        (("sql/schema/0002_attach.sql", "           n.nspname, r.relname, r.relname,", "           NULL, NULL, r.relname,"),),
+        (
+            (
+                "sql/schema/0002_attach.sql",
+                "           n.nspname, r.relname, r.relname,",
+                "           NULL, NULL, r.relname,",
+            ),
+        ),
         (f"{PLACES}::test_a_table_dropped_and_made_again_is_put_back_by_the_command_that_is_named[False]",),
     ),
     "a crash is not known to empty what is unlogged": Trap(
