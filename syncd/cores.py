@@ -18,7 +18,9 @@ def available_cores() -> int:
 
 
 def cgroup_cores() -> float:
-    """The least that any of the control groups around this process allows, infinite where none limits it (cgroups(7), both versions)."""
+    """The least that any of the control groups around this process allows, infinite where none
+    limits it (cgroups(7), both versions).
+    """
     least = math.inf
     for folder in folders():
         with contextlib.suppress(OSError, ValueError):

@@ -16,7 +16,9 @@ EVENTS_KEPT = 100
 SHOWN_CHARACTERS = 300
 
 recent_events: deque[Mapping[str, str]] = deque(maxlen=EVENTS_KEPT)
-"""The last events that were logged, the oldest first, for the status page. Logging is the process' own, and so is this."""
+"""The last events that were logged, the oldest first, for the status page. Logging is the process'
+own, and so is this.
+"""
 
 
 def remember(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
@@ -28,7 +30,9 @@ def remember(_: object, __: str, event: structlog.typing.EventDict) -> structlog
 
 
 class Unbreakable:
-    """A text file whose errors nobody meets: a log on a full disk, or a closed pipe, must not fail what is logged."""
+    """A text file whose errors nobody meets: a log on a full disk, or a closed pipe, must not fail
+    what is logged.
+    """
 
     def __init__(self, file: TextIO) -> None:
         self.file = file

@@ -15,15 +15,22 @@ STOP_SECONDS = 60.0
 
 @contextmanager
 def serve(environment: Mapping[str, str], log: Path, cwd: Path | None = None) -> Iterator[subprocess.Popen[str]]:
-    """Start the service and wait until it is ready; stop it at the end of the block. What it says on stderr is added to ``log``.
+    """Start the service and wait until it is ready; stop it at the end of the block. What it says
+    on stderr is added to ``log``.
 
-    ``environment`` is all that it gets. ``-P`` makes it the installed package, not one in the current directory. Raises ``SyncdError`` where it
-    does not start, and where it does not stop in order though the block went well.
+    ``environment`` is all that it gets. ``-P`` makes it the installed package, not one in the
+    current directory. Raises ``SyncdError`` where it does not start, and where it does not stop in
+    order though the block went well.
     """
     with log.open("ab") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "syncd.cli.main", "serve"], env=dict(environment), cwd=cwd, stdout=subprocess.PIPE, stderr=stderr, text=True
-        )  # fmt: skip
+            [sys.executable, "-P", "-m", "syncd.cli.main", "serve"],
+            env=dict(environment),
+            cwd=cwd,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        )
     with process:
         try:
             assert process.stdout is not None

@@ -1,4 +1,6 @@
-"""The settings of one syncd, each from the first place that has it: flag, ``SYNCD_*`` variable, ``syncd.toml``, default."""
+"""The settings of one syncd, each from the first place that has it: flag, ``SYNCD_*`` variable,
+``syncd.toml``, default.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ OFF = "off"
 
 
 def user_data_dir() -> Path:
-    """Where a user without a system-wide data directory keeps data (XDG Base Directory Specification)."""
+    """Where a user without a system-wide data directory keeps data (XDG Base Directory
+    Specification).
+    """
     base = os.environ.get("XDG_DATA_HOME")
     if base and Path(base).is_absolute():
         return Path(base) / "syncd"
@@ -31,7 +35,9 @@ def user_data_dir() -> Path:
 
 
 def default_data_dir() -> Path:
-    """``/var/lib/syncd`` where this process may write it, or make it; else the user's data directory."""
+    """``/var/lib/syncd`` where this process may write it, or make it; else the user's data
+    directory.
+    """
     system = SYSTEM_DATA_DIR
     writable = os.access(system, os.W_OK) if system.exists() else os.access(system.parent, os.W_OK)
     return system if writable else user_data_dir()
@@ -67,7 +73,9 @@ def url_to_post_to(url: SecretStr) -> SecretStr:
 def readable_dsn(dsn: SecretStr) -> SecretStr:
     """Refuse what libpq could not read, without repeating it: it may hold a password."""
     from psycopg import ProgrammingError
-    from psycopg.conninfo import conninfo_to_dict  # most commands that only ask the service do without the driver
+
+    # most commands that only ask the service do without the driver
+    from psycopg.conninfo import conninfo_to_dict
 
     try:
         parsed = conninfo_to_dict(dsn.get_secret_value())
@@ -94,7 +102,8 @@ class Settings(BaseSettings):
         Path,
         AfterValidator(Path.absolute),
         Field(
-            description="checkpoints, and the embedded PostgreSQL; default: /var/lib/syncd where writable, else the user's data directory",
+            description="checkpoints, and the embedded PostgreSQL; default: /var/lib/syncd where "
+            "writable, else the user's data directory",
             default_factory=default_data_dir,
         ),
     ]
@@ -225,7 +234,9 @@ def config_file() -> Path | None:
 
 
 def load_settings(**flags: Any) -> Settings:
-    """Read all settings; flags that are ``None`` were not given. Raises ``SettingsError`` that names each wrong one."""
+    """Read all settings; flags that are ``None`` were not given. Raises ``SettingsError`` that
+    names each wrong one.
+    """
     try:
         return agreeing(Settings(**{name: value for name, value in flags.items() if value is not None}))
     except ValidationError as error:
@@ -261,7 +272,9 @@ def agreeing(settings: Settings) -> Settings:
 
 
 def service_socket() -> Path:
-    """The socket of the running service: ``SYNCD_SOCKET``, else the system-wide one, else the one in the user's data directory."""
+    """The socket of the running service: ``SYNCD_SOCKET``, else the system-wide one, else the one
+    in the user's data directory.
+    """
     given = os.environ.get("SYNCD_SOCKET")
     if given:
         return Path(given).absolute()

@@ -13,8 +13,10 @@ NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 
 @cache
 def script(path: str) -> str:
-    """A whole SQL file, for example ``schema/0001_tables.sql``. A character beyond ASCII, which only comments have, becomes a question mark: the
-    server converts comments as well, and its encoding may lack the character."""
+    """A whole SQL file, for example ``schema/0001_tables.sql``. A character beyond ASCII, which
+    only comments have, becomes a question mark: the server converts comments as well, and its
+    encoding may lack the character.
+    """
     return NOT_ASCII.sub("?", files("syncd.sql").joinpath(path).read_text(encoding="utf-8"))
 
 
@@ -30,7 +32,9 @@ def statements(path: str) -> dict[str, LiteralString]:
 
 
 def statement(path: str, name: str) -> LiteralString:
-    """One statement, without its final semicolon; raises ``KeyError`` if the file has none of that name."""
+    """One statement, without its final semicolon; raises ``KeyError`` if the file has none of that
+    name.
+    """
     return statements(path)[name]
 
 

@@ -10,7 +10,9 @@ Slot = NewType("Slot", int)
 """The number of a row's place in a dataset's files; it never changes and is never used again."""
 
 DatasetName = NewType("DatasetName", str)
-"""A dataset's full name, ``project/dataset``, with ``/`` and ``%`` inside the project percent-encoded."""
+"""A dataset's full name, ``project/dataset``, with ``/`` and ``%`` inside the project
+percent-encoded.
+"""
 
 Metric = Literal["cosine", "l2", "ip"]
 
@@ -20,9 +22,10 @@ TOKEN = re.compile(r"\d{1,20}(\.[0-9a-f]{8}\.\d{1,10})?", re.ASCII)
 KeyKind = Literal["integer", "uuid", "text", "date", "timestamp", "timestamptz", "composite"]
 
 Key = int | str
-"""A row's key inside syncd: ``int`` for integers, the canonical lower-case text for a uuid, ISO 8601 for a time (in UTC for
-timestamptz), the text itself for text, and compact JSON text of an array (``[1,"a"]``) for a composite key. The RPC turns it into the
-contract's JSON form and back."""
+"""A row's key inside syncd: ``int`` for integers, the canonical lower-case text for a uuid, ISO
+8601 for a time (in UTC for timestamptz), the text itself for text, and compact JSON text of an
+array (``[1,"a"]``) for a composite key. The RPC turns it into the contract's JSON form and back.
+"""
 
 ColumnKind = Literal[
     "integer",
@@ -41,7 +44,9 @@ ColumnKind = Literal[
     "integer_array",
     "json",
 ]
-"""How the values of an attached column are compared, as ``syncd.column_kind`` finds it; ``instant`` is timestamptz."""
+"""How the values of an attached column are compared, as ``syncd.column_kind`` finds it; ``instant``
+is timestamptz.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,25 +58,33 @@ class AttachedColumn:
 
 
 def dataset_name(project: str, dataset: str) -> DatasetName:
-    """The full name of a dataset; ``/`` and ``%`` inside the project are percent-encoded so that the first ``/`` splits."""
+    """The full name of a dataset; ``/`` and ``%`` inside the project are percent-encoded so that
+    the first ``/`` splits.
+    """
     return DatasetName(f"{project.replace('%', '%25').replace('/', '%2F')}/{dataset}")
 
 
 def full_dataset_name(name: str) -> DatasetName:
-    """What a user typed, as a full name: the project ``default`` may be left out where the dataset has no ``/``."""
+    """What a user typed, as a full name: the project ``default`` may be left out where the dataset
+    has no ``/``.
+    """
     return DatasetName(name if "/" in name else f"default/{name}")
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A writer's token. ``history`` names the database whose transaction it is, as ``syncd.history()`` does; empty: the present one."""
+    """A writer's token. ``history`` names the database whose transaction it is, as
+    ``syncd.history()`` does; empty: the present one.
+    """
 
     xid: int
     history: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Token:
-        """Read what ``syncd.token()`` writes, ``xid`` or ``xid.history``; raises ``ValueError`` on anything else."""
+        """Read what ``syncd.token()`` writes, ``xid`` or ``xid.history``; raises ``ValueError`` on
+        anything else.
+        """
         if TOKEN.fullmatch(text) is None:
             raise ValueError(text)
         xid, _, history = text.partition(".")
@@ -80,7 +93,9 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A ``pg_snapshot``: transactions below ``xmax`` that are not ``in_progress`` are visible, once they have committed."""
+    """A ``pg_snapshot``: transactions below ``xmax`` that are not ``in_progress`` are visible, once
+    they have committed.
+    """
 
     xmin: int
     xmax: int
@@ -88,7 +103,9 @@ class Snapshot:
 
     @classmethod
     def parse(cls, text: str) -> Snapshot:
-        """Read Postgres' own text form, ``xmin:xmax:xip,xip,…``; raises ``ValueError`` on anything else."""
+        """Read Postgres' own text form, ``xmin:xmax:xip,xip,…``; raises ``ValueError`` on anything
+        else.
+        """
         xmin, xmax, in_progress = text.split(":")
         return cls(int(xmin), int(xmax), frozenset(int(xid) for xid in in_progress.split(",") if xid))
 
@@ -109,14 +126,17 @@ class Snapshot:
         return self.xmax >= other.xmax and not newly_hidden
 
     def lacks(self, freed: Snapshot | None) -> bool:
-        """Whether changes that this one does not see may be gone from the outbox; ``freed`` sees all that are."""
+        """Whether changes that this one does not see may be gone from the outbox; ``freed`` sees
+        all that are.
+        """
         return freed is not None and not self.covers(freed)
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where an index stands: it equals its table at ``snapshot``. ``outbox_id`` is the last outbox row applied; two
-    positions are equal when their snapshots are."""
+    """Where an index stands: it equals its table at ``snapshot``. ``outbox_id`` is the last outbox
+    row applied; two positions are equal when their snapshots are.
+    """
 
     snapshot: Snapshot
     outbox_id: int = field(compare=False)

@@ -1,8 +1,10 @@
-"""Is a view equal to a table? The rows of the table are given block by block; what differs comes out, key by key.
+"""Is a view equal to a table? The rows of the table are given block by block; what differs comes
+out, key by key.
 
-Each row's fingerprint, computed by Postgres when the row was applied and again now, stands for the row; ``deep`` compares the stored vectors
-too. A Postgres aggregate over buckets would send less, but needs a second reading of the table to find the keys, and costs the same hashing:
-one row is 20 bytes on the wire and 1 µs here, beside 6 µs of detoasting and hashing 768 dimensions there.
+Each row's fingerprint, computed by Postgres when the row was applied and again now, stands for the
+row; ``deep`` compares the stored vectors too. A Postgres aggregate over buckets would send less,
+but needs a second reading of the table to find the keys, and costs the same hashing: one row is 20
+bytes on the wire and 1 µs here, beside 6 µs of detoasting and hashing 768 dimensions there.
 """
 
 from __future__ import annotations
@@ -38,8 +40,11 @@ class Comparison:
         if known.size:
             self._differ(keys, known[self.view.prints.take(slots[known]) != prints[known]])
 
-    def deep(self, keys: Sequence[Key], vectors: Vectors, prints: Prints, columns: Sequence[str | None]) -> None:
-        """``rows`` with the vectors (n, dim) float32 and the attached columns too, as ``DatasetIndex.apply`` takes them.
+    def deep(
+        self, keys: Sequence[Key], vectors: Vectors, prints: Prints, columns: Sequence[str | None]
+    ) -> None:
+        """``rows`` with the vectors (n, dim) float32 and the attached columns too, as
+        ``DatasetIndex.apply`` takes them.
 
         A vector of another length differs from any that is stored.
         """
@@ -60,7 +65,9 @@ class Comparison:
         self._differ(keys, known[differ])
 
     def absent(self, keys: Sequence[Key]) -> None:
-        """Rows of the table that cannot be indexed: they count, and any version of them in the index is extra."""
+        """Rows of the table that cannot be indexed: they count, and any version of them in the
+        index is extra.
+        """
         self.rows_seen += len(keys)
 
     def extra(self) -> list[Key]:
@@ -75,5 +82,7 @@ class Comparison:
         clear_bits(self._unseen, slots[slots >= 0])
         return slots
 
-    def _differ(self, keys: Sequence[Key], rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> None:
+    def _differ(
+        self, keys: Sequence[Key], rows: np.ndarray[tuple[int], np.dtype[np.int64]]
+    ) -> None:
         self.stale += [keys[row] for row in rows.tolist()]

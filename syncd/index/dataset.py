@@ -1,8 +1,8 @@
 """One dataset's index: one writer applies passes, any number of threads search, one more may save.
 
-The index equals the last applied pass. Its only shared state is one reference to an immutable view, replaced once a
-pass; there is no lock between the writer and readers. A pass that fails leaves the view as it was: what it wrote past
-the count is written over.
+The index equals the last applied pass. Its only shared state is one reference to an immutable view,
+replaced once a pass; there is no lock between the writer and readers. A pass that fails leaves the
+view as it was: what it wrote past the count is written over.
 """
 
 from __future__ import annotations
@@ -45,7 +45,10 @@ IndexKind = Literal["exact", "building", "codes"]
 
 
 class Applied(NamedTuple):
-    """What a pass did to a dataset, in rows. ``unchanged`` were written with the vector they had."""
+    """Rows that one pass changed in a dataset.
+
+    ``unchanged`` rows were written again with the values that they had.
+    """
 
     inserted: int
     updated: int
@@ -62,8 +65,10 @@ class DatasetIndex:
         self._chunk_bytes = chunk_bytes
         self._saver = Saver(chunk_bytes, lambda: self._code_number)
         self._seen: Bitmap | None = None
-        self._write_lock = threading.Lock()  # held by each change, and by the last step of a compaction
-        # The writer publishes passes, a builder swaps codes: each takes up what the other put there last.
+        # held by each change, and by the last step of a compaction
+        self._write_lock = threading.Lock()
+        # The writer publishes passes, a builder swaps codes: each takes up what the other put there
+        # last.
         self._publish_lock = threading.Lock()
         self._generation_numbers = itertools.count(state.generation.number + 1)
         self._code_number = 0
@@ -83,23 +88,34 @@ class DatasetIndex:
         columns: Sequence[AttachedColumn] = (),
         chunk_bytes: int = CHUNK_BYTES,
     ) -> DatasetIndex:
-        """An empty index that will keep its files in ``directory``; ``name`` is for messages. Its rows have ``columns``.
+        """An empty index that will keep its files in ``directory``; ``name`` is for messages. Its
+        rows have ``columns``.
 
         The directory is made with the first file, so that a full disk is met by ``save`` alone.
         """
-        generation = Generation(directory, 1, VectorFormat(metric, half), key_kind, dim, chunk_bytes, columns)
-        return cls(State(generation, generation.empty_view()), name or _name(directory), chunk_bytes)
+        generation = Generation(
+            directory, 1, VectorFormat(metric, half), key_kind, dim, chunk_bytes, columns
+        )
+        return cls(
+            State(generation, generation.empty_view()), name or _name(directory), chunk_bytes
+        )
 
     @classmethod
     def load(cls, directory: Path, saved: SavedIndex, *, name: str = "") -> DatasetIndex:
         """The index as it was saved.
 
-        Raises ``DamagedFile`` when a file is missing, shorter than saved, or has another checksum. Vector files of a
-        dataset above 64 MiB are mapped and left for ``scrub``.
+        Raises ``DamagedFile`` when a file is missing, shorter than saved, or has another checksum.
+        Vector files of a dataset above 64 MiB are mapped and left for ``scrub``.
         """
         format_ = VectorFormat(saved.metric, saved.half)
         generation = Generation(
-            directory, saved.generation, format_, saved.key_kind, saved.dim, saved.chunk_bytes, saved.columns
+            directory,
+            saved.generation,
+            format_,
+            saved.key_kind,
+            saved.dim,
+            saved.chunk_bytes,
+            saved.columns,
         )
         view = generation.load(saved)
         codes, damage = None, ""
@@ -113,15 +129,21 @@ class DatasetIndex:
                     dim=saved.dim or 0,
                     generation=saved.generation,
                 )
-        except (DamagedFile, DataDirectoryError) as error:  # everything in them can be computed from the vectors
+        except (
+            DamagedFile,
+            DataDirectoryError,
+        ) as error:  # everything in them can be computed from the vectors
             damage = str(error)
-        index = cls(State(generation, view).with_codes(codes), name or _name(directory), saved.chunk_bytes)
+        index = cls(
+            State(generation, view).with_codes(codes), name or _name(directory), saved.chunk_bytes
+        )
         index._saver.loaded(index._state, saved, whole=not damage)
         index._code_number = saved.code_number
         index.codes_damage = damage
         return index
 
-    # Reading: from any thread, without a lock. Take ``view`` once where several answers must be of one pass.
+    # Reading: from any thread, without a lock. Take ``view`` once where several answers must be of
+    # one pass.
 
     @property
     def view(self) -> View:
@@ -139,11 +161,13 @@ class DatasetIndex:
         recall: float = 0.95,
         exact: bool = False,
     ) -> list[SearchResult]:
-        """For each query of (q, dim) the ``k`` nearest rows, by exact distance as pgvector computes it.
+        """For each query of (q, dim) the ``k`` nearest rows, by exact distance as pgvector computes
+        it.
 
-        Of those, the share ``recall`` is found in the mean, or all with ``exact``, or where no codes reach it.
-        ``exclude`` is left out; rows beyond ``max_distance`` too. Raises ``DimensionMismatch``, ``InvalidVector``, and
-        ``InvalidParams`` for a ``k`` below 1 or an ``exclude`` of another kind.
+        Of those, the share ``recall`` is found in the mean, or all with ``exact``, or where no
+        codes reach it. ``exclude`` is left out; rows beyond ``max_distance`` too. Raises
+        ``DimensionMismatch``, ``InvalidVector``, and ``InvalidParams`` for a ``k`` below 1 or an
+        ``exclude`` of another kind.
         """
         plan = plan_search(
             self.view if view is None else view,
@@ -187,7 +211,11 @@ class DatasetIndex:
         """Memory of rows, keys and maps; files that are mapped are not counted."""
         state = self._state
         codes = state.view.codes
-        return state.generation.heap_bytes + state.view.live.bits.nbytes + (0 if codes is None else codes.codes.nbytes)
+        return (
+            state.generation.heap_bytes
+            + state.view.live.bits.nbytes
+            + (0 if codes is None else codes.codes.nbytes)
+        )
 
     @property
     def bytes_disk(self) -> int:
@@ -202,7 +230,9 @@ class DatasetIndex:
         return self._state.generation.checked
 
     def scrub(self, stop: Stop = lambda: False) -> None:
-        """Compare with their checksums the vector files that ``load`` left out, until ``stop`` says so; raises ``DamagedFile``."""
+        """Compare with their checksums the vector files that ``load`` left out, until ``stop`` says
+        so; raises ``DamagedFile``.
+        """
         self._state.generation.scrub(stop)
 
     # Writing: one thread.
@@ -215,14 +245,15 @@ class DatasetIndex:
         prints: Prints | None = None,
         columns: Sequence[str] | Sequence[bytes] | None = None,
     ) -> Applied:
-        """Bring one pass into the index; readers see all of it at once, or, if this raises, nothing.
+        """Bring one pass into the index; readers see all of it at once, or, if this raises,
+        nothing.
 
-        ``vectors`` is (n, dim) float32, one row an upsert; of a repeated key the last counts. ``prints`` (n,) int64 are
-        the rows' fingerprints, 0 where left out; ``columns`` are JSON arrays of the attached columns' values, one a row,
-        NULLs where left out. A row whose stored vector, columns and fingerprint are the same keeps its slot; deletes of
-        unknown keys are ignored. Raises ``DimensionMismatch``,
-        ``InvalidVector``, ``InvalidParams`` for a key of another kind, ``ValueError`` for a key in both lists or
-        lengths that differ.
+        ``vectors`` is (n, dim) float32, one row an upsert; of a repeated key the last counts.
+        ``prints`` (n,) int64 are the rows' fingerprints, 0 where left out; ``columns`` are JSON
+        arrays of the attached columns' values, one a row, NULLs where left out. A row whose stored
+        vector, columns and fingerprint are the same keeps its slot; deletes of unknown keys are
+        ignored. Raises ``DimensionMismatch``, ``InvalidVector``, ``InvalidParams`` for a key of
+        another kind, ``ValueError`` for a key in both lists or lengths that differ.
         """
         with self._write_lock:
             return self._apply(upserts, vectors, deletes, prints, columns)
@@ -253,7 +284,9 @@ class DatasetIndex:
         old, changed = rows.compare(view)
         fresh = np.flatnonzero(changed)
         replaced = old[fresh][old[fresh] >= 0]
-        applied = Applied(fresh.size - replaced.size, replaced.size, len(rows) - fresh.size, deleted.size)
+        applied = Applied(
+            fresh.size - replaced.size, replaced.size, len(rows) - fresh.size, deleted.size
+        )
 
         start, stop = view.count, view.count + fresh.size
         dead_now = replaced if state is not self._state else np.concatenate((replaced, deleted))
@@ -261,14 +294,17 @@ class DatasetIndex:
             live = view.live.after(dead_now, start, stop, state.generation.chunk_shift)
             state.generation.write(start, rows.select(fresh), live.bits)
             self._publish(state.generation, state.generation.view(stop, live))
-        if self._seen is not None:  # bits left from an older generation say what is true: each row since was given
+        # bits left from an older generation say what is true: each row since was given
+        if self._seen is not None:
             self._seen = grown(self._seen, stop)
             set_bits(self._seen, old[~changed])
             set_range(self._seen, start, stop)
         return applied
 
     def clear(self) -> int:
-        """Remove every row at once; returns how many there were. The next row may have another dimension."""
+        """Remove every row at once; returns how many there were. The next row may have another
+        dimension.
+        """
         with self._write_lock:
             removed = self.view.live.count
             if self.view.count:
@@ -277,12 +313,15 @@ class DatasetIndex:
             return removed
 
     def begin_sweep(self) -> None:
-        """Note from now on which rows ``apply`` is given, changed or not; a sweep under way starts over."""
+        """Note from now on which rows ``apply`` is given, changed or not; a sweep under way starts
+        over.
+        """
         with self._write_lock:
             self._seen = empty_bitmap(self.view.count)
 
     def end_sweep(self) -> int:
-        """Remove the rows that ``apply`` was not given since ``begin_sweep``, at once; returns how many.
+        """Remove the rows that ``apply`` was not given since ``begin_sweep``, at once; returns how
+        many.
 
         Raises ``RuntimeError`` when no sweep was begun.
         """
@@ -305,9 +344,11 @@ class DatasetIndex:
         return plan_build(self.view, recall)
 
     def build(self, plan: Plan, stop: Stop = lambda: False) -> bool:
-        """Build what was planned from the present view, and use it; returns whether it still could be used.
+        """Build what was planned from the present view, and use it; returns whether it still could
+        be used.
 
-        May take minutes. Raises ``Cancelled`` soon after ``stop`` says so; ``DataDirectoryError`` and ``DamagedFile`` where rows cannot be moved.
+        May take minutes. Raises ``Cancelled`` soon after ``stop`` says so; ``DataDirectoryError``
+        and ``DamagedFile`` where rows cannot be moved.
         """
         if plan.kind == "compact":
             return self._compact(stop)
@@ -324,10 +365,17 @@ class DatasetIndex:
         try:
             move.follow(source.view, stop)
             before = source.view.codes
-            codes = None if before is None else move.encoded(before.codes, self._next_code_number(), stop)
+            codes = (
+                None
+                if before is None
+                else move.encoded(before.codes, self._next_code_number(), stop)
+            )
             for _ in range(MOST_ROUNDS):
                 state = self._state
-                if state.generation is not source.generation or move.behind(state.view) <= LAST_ROUND_SLOTS:
+                if (
+                    state.generation is not source.generation
+                    or move.behind(state.view) <= LAST_ROUND_SLOTS
+                ):
                     break
                 move.follow(state.view, stop)
             moved = self._move_in(source, move, codes)
@@ -337,7 +385,9 @@ class DatasetIndex:
         return moved
 
     def _move_in(self, source: State, move: Move, codes: Codes | None) -> bool:
-        """The last round, and the new generation in the place of the old one; False where that was emptied meanwhile."""
+        """The last round, and the new generation in the place of the old one; False where that was
+        emptied meanwhile.
+        """
         with self._write_lock:
             state = self._state
             if state.generation is not source.generation:
@@ -350,7 +400,9 @@ class DatasetIndex:
         return True
 
     def swap_codes(self, before: Codes | None, codes: Codes | None) -> bool:
-        """Search with these codes from now on; False, and nothing happens, where what they were built from is not there any more."""
+        """Search with these codes from now on; False, and nothing happens, where what they were
+        built from is not there any more.
+        """
         with self._publish_lock:
             state = self._state
             same_rows = codes is None or codes.generation == state.generation.number
@@ -361,7 +413,9 @@ class DatasetIndex:
         return True
 
     def kind(self, recall: float = 0.95) -> IndexKind | None:
-        """How searches that want this recall are answered: ``building`` is exact meanwhile; None before the first row."""
+        """How searches that want this recall are answered: ``building`` is exact meanwhile; None
+        before the first row.
+        """
         view = self.view
         if view.dim is None:
             return None
@@ -397,12 +451,16 @@ class DatasetIndex:
         """Publish a view with the codes of the view before, if that is of the same generation."""
         with self._publish_lock:
             before, state = self._state, State(generation, view)
-            self._state = state.with_codes(before.codes) if before.generation is generation else state
+            self._state = (
+                state.with_codes(before.codes) if before.generation is generation else state
+            )
 
     def _new_generation(self, dim: int | None) -> State:
         old, view = self._state.generation, self._state.view
         number = next(self._generation_numbers)
-        generation = Generation(old.directory, number, view.format, view.key_kind, dim, self._chunk_bytes, view.columns)
+        generation = Generation(
+            old.directory, number, view.format, view.key_kind, dim, self._chunk_bytes, view.columns
+        )
         return State(generation, generation.empty_view())
 
 

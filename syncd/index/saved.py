@@ -1,7 +1,9 @@
-"""What a checkpoint records of one dataset: enough to load its index again and to know a damaged file.
+"""What a checkpoint records of one dataset: enough to load its index again and to know a damaged
+file.
 
-Append-only files are shared by successive checkpoints: a ``SavedFile`` vouches for the first ``bytes`` bytes of a file.
-What follows them belongs to a later checkpoint, or was left behind by a crash, and is overwritten.
+Append-only files are shared by successive checkpoints: a ``SavedFile`` vouches for the first
+``bytes`` bytes of a file. What follows them belongs to a later checkpoint, or was left behind by a
+crash, and is overwritten.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from syncd.types import AttachedColumn, KeyKind, Metric
 
 
 class SavedIndex(msgspec.Struct, frozen=True):
-    """One dataset's part of a manifest. ``slots`` counts live and dead rows; ``live_name`` is the bitmap of the live
-    ones.
+    """One dataset's part of a manifest. ``slots`` counts live and dead rows; ``live_name`` is the
+    bitmap of the live ones.
     """
 
     metric: Metric
@@ -32,13 +34,15 @@ class SavedIndex(msgspec.Struct, frozen=True):
     files: tuple[SavedFile, ...]
     columns: tuple[AttachedColumn, ...] = ()
     code_number: int = 0
-    """The highest number that a file of codes has had: those of the checkpoint before keep their names to themselves."""
+    """The highest number that a file of codes has had: those of the checkpoint before keep their
+    names to themselves.
+    """
     codes: SavedCodes | None = None
 
     @property
     def file_names(self) -> tuple[str, ...]:
-        """Every file this checkpoint needs, inside the dataset's directory; what no kept checkpoint names may be
-        removed.
+        """Every file this checkpoint needs, inside the dataset's directory; what no kept checkpoint
+        names may be removed.
         """
         return tuple(file.name for file in self.files)
 

@@ -1,8 +1,9 @@
 """What a reader sees of a dataset: one pass, whole, for as long as it holds the view.
 
-A ``View`` is never changed. The writer appends rows past ``count``, copies the bitmap before it clears bits of
-published slots, and then replaces the index's one reference to its view: a reader sees every row of a pass or none, and
-never both versions of an updated row, or neither, as clearing bits in place would let it.
+A ``View`` is never changed. The writer appends rows past ``count``, copies the bitmap before it
+clears bits of published slots, and then replaces the index's one reference to its view: a reader
+sees every row of a pass or none, and never both versions of an updated row, or neither, as clearing
+bits in place would let it.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ from syncd.index.storage.columns import ColumnView
 from syncd.types import AttachedColumn, Key, KeyKind
 
 Prints = NDArray[np.int64]
-"""Fingerprints of rows as Postgres computed them, (n,); what they are made of is not the index' business."""
+"""Fingerprints of rows as Postgres computed them, (n,); what they are made of is not the index'
+business.
+"""
 
 
 class KeyPage(NamedTuple):
-    """Some keys in the order of (hash, key), and what to pass as ``after`` for those that follow; None after the
-    last.
+    """Some keys in the order of (hash, key), and what to pass as ``after`` for those that follow;
+    None after the last.
     """
 
     keys: list[Key]
@@ -41,7 +44,8 @@ class KeyPage(NamedTuple):
 class View:
     """Everything that a search of one dataset needs, as of one pass.
 
-    Slots below ``count`` are written; of these the ``live`` ones are the rows. ``dim`` is None until the first row.
+    Slots below ``count`` are written; of these the ``live`` ones are the rows. ``dim`` is None
+    until the first row.
     """
 
     format: VectorFormat
@@ -55,7 +59,9 @@ class View:
     stored_keys: KeysView
     key_map: HashMultimapView
     codes: LiveCodes | None = None
-    """What approximate search reads; None while the dataset is searched exactly. Their slots are below ``count``, and no filter is in their bits."""
+    """What approximate search reads; None while the dataset is searched exactly. Their slots are
+    below ``count``, and no filter is in their bits.
+    """
     attributes: AttributesView | None = None
     share: float = 1.0
     """Of the pass' rows, how many a filter has left: 1 where none was asked for."""
@@ -66,9 +72,11 @@ class View:
         return () if self.attributes is None else self.attributes.columns
 
     def where(self, wanted: Filter | None) -> View:
-        """The same pass with only the rows that a filter lets through: what a search of it finds are the nearest of these.
+        """The same pass with only the rows that a filter lets through: what a search of it finds
+        are the nearest of these.
 
-        This is the one place where a filter meets the live bitmap; whatever searches a view takes ``live`` for its selector.
+        This is the one place where a filter meets the live bitmap; whatever searches a view takes
+        ``live`` for its selector.
         """
         if wanted is None or self.attributes is None or not self.count:
             return self
@@ -80,7 +88,9 @@ class View:
         return replace(self, live=live, share=share)
 
     def find(self, keys: Sequence[Key]) -> Slots:
-        """The live slot of each key, -1 where it is not indexed; raises ``InvalidParams`` for a key of another kind."""
+        """The live slot of each key, -1 where it is not indexed; raises ``InvalidParams`` for a key
+        of another kind.
+        """
         stored = store_keys(self.key_kind, keys)
         return self.find_stored(stored, hash_keys(self.key_kind, stored))
 
@@ -102,15 +112,17 @@ class View:
         """The hash of every indexed key, in the order of slots."""
         if not self.live.count:
             return np.empty(0, dtype=np.uint64)
-        return hash_keys(self.key_kind, self.stored_keys.take(live_slots(self.live.bits, self.count)))
+        return hash_keys(
+            self.key_kind, self.stored_keys.take(live_slots(self.live.bits, self.count))
+        )
 
     def contains(self, keys: Sequence[Key]) -> NDArray[np.bool_]:
         """Which of ``keys`` are indexed."""
         return self.find(keys) >= 0
 
     def get(self, keys: Sequence[Key], vectors: bool) -> list[tuple[Key, Vectors | None]]:
-        """Those of ``keys`` that are indexed, in the order asked; each with the user's own vector (dim,) if
-        ``vectors``.
+        """Those of ``keys`` that are indexed, in the order asked; each with the user's own vector
+        (dim,) if ``vectors``.
         """
         slots = self.find(keys)
         (found,) = (slots >= 0).nonzero()
@@ -132,25 +144,37 @@ class View:
 
     def stored_vectors(self, slots: Slots) -> StoredVectors:
         """The vectors of ``slots``, at least one, as they are stored."""
-        return StoredVectors(self.vectors.take(slots), None if self.norms is None else self.norms.take(slots))
+        return StoredVectors(
+            self.vectors.take(slots), None if self.norms is None else self.norms.take(slots)
+        )
 
     def compared_rows(self, slots: Slots) -> Vectors:
-        """The rows (n, dim) float32 of ``slots`` as searches compare them; under cosine each is divided by its norm."""
-        return self.format.as_compared(self.stored_vectors(slots)) if self.format.half else self.vectors.take(slots)
+        """The rows (n, dim) float32 of ``slots`` as searches compare them; under cosine each is
+        divided by its norm.
+        """
+        return (
+            self.format.as_compared(self.stored_vectors(slots))
+            if self.format.half
+            else self.vectors.take(slots)
+        )
 
     def keys_of(self, slots: Slots) -> list[Key]:
         """The keys of ``slots``, in their order."""
         return restore_keys(self.key_kind, self.stored_keys.take(slots)) if slots.size else []
 
     def keys(self, after: Key | None, limit: int) -> KeyPage:
-        """At most ``limit`` keys after ``after`` in the order of (hash, key), which does not change when rows do.
+        """At most ``limit`` keys after ``after`` in the order of (hash, key), which does not change
+        when rows do.
 
-        A page costs its own size, not the dataset's. Raises ``InvalidParams`` when ``after`` is of another kind.
+        A page costs its own size, not the dataset's. Raises ``InvalidParams`` when ``after`` is of
+        another kind.
         """
         start: int | None = 0
         after_hash = None
         if after is not None:
-            start = after_hash = int(hash_keys(self.key_kind, store_keys(self.key_kind, [after]))[0])
+            start = after_hash = int(
+                hash_keys(self.key_kind, store_keys(self.key_kind, [after]))[0]
+            )
         page: list[Key] = []
         while start is not None and len(page) <= limit:
             hashes, slots, start = self.key_map.from_hash(start, limit + 1)

@@ -1,4 +1,6 @@
-"""Checkpoints on disk: write one, read the newest whole one, and remove files that no kept one names."""
+"""Checkpoints on disk: write one, read the newest whole one, and remove files that no kept one
+names.
+"""
 
 from __future__ import annotations
 
@@ -43,15 +45,20 @@ class CheckpointStore:
         return found.st_dev, found.st_ino
 
     def check_directory(self) -> None:
-        """Raise ``DataDirectoryError`` unless the directory is the one that was locked: another one may be another syncd's."""
+        """Raise ``DataDirectoryError`` unless the directory is the one that was locked: another one
+        may be another syncd's.
+        """
         if self.find_lock() != self.lock:
             raise DataDirectoryError(
                 f"the data directory {self.data_dir} was removed or replaced while syncd ran",
-                hint="restart syncd: it makes a new one and reads the tables again; until then it goes on answering",
+                hint="restart syncd: it makes a new one and reads the tables again; until then it "
+                "goes on answering",
             )
 
     def load(self) -> Manifest | None:
-        """The newest whole manifest. One that is damaged is set aside, so that it never takes the previous one's place."""
+        """The newest whole manifest. One that is damaged is set aside, so that it never takes the
+        previous one's place.
+        """
         whole: list[Manifest] = []
         for name in (MANIFEST, PREVIOUS):
             try:
@@ -65,7 +72,9 @@ class CheckpointStore:
         return self.newest
 
     def save(self, manifest: Manifest) -> int:
-        """Write a manifest whose files are durable, then remove what neither it nor the one before it needs. Returns bytes written."""
+        """Write a manifest whose files are durable, then remove what neither it nor the one before
+        it needs. Returns bytes written.
+        """
         written = write_manifest(self.data_dir, manifest)
         obsolete = self.previous.files if self.previous is not None else set()
         self.previous, self.newest = self.newest, manifest
@@ -74,7 +83,8 @@ class CheckpointStore:
         return written
 
     def remove_leftovers(self) -> int:
-        """At start: remove dataset files that no kept manifest names, left by a crash or a rebuild. Returns how many.
+        """At start: remove dataset files that no kept manifest names, left by a crash or a rebuild.
+        Returns how many.
 
         Only what is named as syncd names its files: the directory may be somebody's home.
         """
@@ -95,7 +105,12 @@ class CheckpointStore:
 
     def kept_files(self) -> set[str]:
         """The files of the manifests that are kept."""
-        return {name for manifest in (self.newest, self.previous) if manifest is not None for name in manifest.files}
+        return {
+            name
+            for manifest in (self.newest, self.previous)
+            if manifest is not None
+            for name in manifest.files
+        }
 
 
 def remove_file(data_dir: Path, name: str) -> None:

@@ -15,7 +15,8 @@ LOCK_FILE = "consumer.lock"
 
 @contextmanager
 def locked_data_dir(path: Path) -> Iterator[Path]:
-    """Hold the directory for this process; raises ``DataDirectoryError`` when another holds it or it cannot be written.
+    """Hold the directory for this process; raises ``DataDirectoryError`` when another holds it or
+    it cannot be written.
 
     The lock is the kernel's (``flock``): it is gone with the process, however that ends.
     """
@@ -41,7 +42,8 @@ def locked_data_dir(path: Path) -> Iterator[Path]:
             os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
         except OSError as error:
             raise DataDirectoryError(
-                f"the data directory {path} cannot be written: {error.strerror}", hint="free some space on its disk"
+                f"the data directory {path} cannot be written: {error.strerror}",
+                hint="free some space on its disk",
             ) from error
         yield path
     finally:

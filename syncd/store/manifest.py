@@ -1,7 +1,8 @@
 """The manifest of a checkpoint: which files make it up, and the position that they stand for.
 
-Invariant: a checkpoint is complete or ignored. Every file that a manifest names is durable before the manifest is; the manifest appears by a
-rename; the one before it is kept until then, and the files of both are there. A manifest that is torn fails its checksum and is passed over.
+Invariant: a checkpoint is complete or ignored. Every file that a manifest names is durable before
+the manifest is; the manifest appears by a rename; the one before it is kept until then, and the
+files of both are there. A manifest that is torn fails its checksum and is passed over.
 """
 
 from __future__ import annotations
@@ -45,15 +46,18 @@ class SavedQuarantined(msgspec.Struct, frozen=True, array_like=True):
 
 
 class SavedWindow(msgspec.Struct, frozen=True):
-    """The part of the outbox behind a source's snapshot that was being read: up to ``end``, and applied up to (xid, id)."""
+    """The part of the outbox behind a source's snapshot that was being read: up to ``end``, and
+    applied up to (xid, id).
+    """
 
     end: str
     after: tuple[int, int]
 
 
 class SavedSource(msgspec.Struct, frozen=True):
-    """One source: what it was attached as, how far it was applied, its datasets, and what the catalogue said of it; ``doubted``: its
-    table is to be compared."""
+    """One source: what it was attached as, how far it was applied, its datasets, and what the
+    catalogue said of it; ``doubted``: its table is to be compared.
+    """
 
     id: int
     oid: int
@@ -69,7 +73,9 @@ class SavedSource(msgspec.Struct, frozen=True):
     doubted: bool = False
     window: SavedWindow | None = None
     compared_at: str = ""
-    """When all of its table was last read, for its indexes or to compare them; empty in a manifest of an older version."""
+    """When all of its table was last read, for its indexes or to compare them; empty in a manifest
+    of an older version.
+    """
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -80,17 +86,22 @@ class Manifest(msgspec.Struct, frozen=True):
     nonce: str
     nonce_xid: int
     fingerprint_probe: int
-    """What this number was when the fingerprints in the files were computed; with another they cannot be compared."""
+    """What this number was when the fingerprints in the files were computed; with another they
+    cannot be compared.
+    """
     saved_at: str
     sources: list[SavedSource]
     doubts: int = 0
-    """The value of ``syncd.doubts`` that the sources were compared for; -1 where they were not yet."""
+    """The value of ``syncd.doubts`` that the sources were compared for; -1 where they were not yet.
+    """
     format: int = FORMAT
 
     @property
     def files(self) -> set[str]:
         """Every file that the manifest names, as paths below the data directory."""
-        return {name for source in self.sources for dataset in source.datasets for name in dataset.files}
+        return {
+            name for source in self.sources for dataset in source.datasets for name in dataset.files
+        }
 
 
 class Envelope(msgspec.Struct, frozen=True):
@@ -101,7 +112,9 @@ class Envelope(msgspec.Struct, frozen=True):
 
 
 def write_manifest(data_dir: Path, manifest: Manifest) -> int:
-    """Make a manifest the newest one, durably; the files that it names must be durable already. Returns bytes written."""
+    """Make a manifest the newest one, durably; the files that it names must be durable already.
+    Returns bytes written.
+    """
     body = msgspec.json.encode(manifest)
     content = msgspec.json.encode(Envelope(zlib.crc32(body), msgspec.Raw(body)))
     new = data_dir / NEW
@@ -115,14 +128,17 @@ def write_manifest(data_dir: Path, manifest: Manifest) -> int:
         os.close(descriptor)
     current = data_dir / MANIFEST
     if current.exists():
-        current.replace(data_dir / PREVIOUS)  # a crash between the two renames leaves the previous one to be read
+        # a crash between the two renames leaves the previous one to be read
+        current.replace(data_dir / PREVIOUS)
     new.replace(current)
     sync_directory(data_dir)
     return len(content)
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read one manifest; raises ``DamagedFile`` unless it is whole, ``FileNotFoundError`` where there is none."""
+    """Read one manifest; raises ``DamagedFile`` unless it is whole, ``FileNotFoundError`` where
+    there is none.
+    """
     return decode_manifest(path.read_bytes(), path.name)
 
 

@@ -19,7 +19,9 @@ def dataset_directory(data_dir: Path, name: DatasetName) -> Path:
 
 
 def encode(text: str) -> str:
-    """One path component for any text: never empty, never ``.`` or ``..``, never one of syncd's own files, never too long."""
+    """One path component for any text: never empty, never ``.`` or ``..``, never one of syncd's own
+    files, never too long.
+    """
     encoded = quote(text, safe="-_.~ ,+=@")
     if not encoded:
         return "%"  # no other text gives a lone percent sign

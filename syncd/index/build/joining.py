@@ -1,7 +1,9 @@
-"""Codes of some parts as one part, without the rows that have died: they are moved, 1 µs a row, where encoding takes 5 to 15.
+"""Codes of some parts as one part, without the rows that have died: they are moved, 1 µs a row,
+where encoding takes 5 to 15.
 
-FAISS keeps the 4-bit codes of 32 rows in a block, in the order in which its instructions take them (``CodePackerPQ4``). Here they are taken out of
-their blocks, and each list of the new part is written at once: appending to one by ``add_entries`` writes behind its end where the list happens to
+FAISS keeps the 4-bit codes of 32 rows in a block, in the order in which its instructions take them
+(``CodePackerPQ4``). Here they are taken out of their blocks, and each list of the new part is
+written at once: appending to one by ``add_entries`` writes behind its end where the list happens to
 have a multiple of ``block_size`` rows.
 """
 
@@ -14,7 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from syncd.index.codes.codes import Codebook, Part, empty_part, library, list_sizes, without_quantizer
+from syncd.index.codes.codes import (
+    Codebook,
+    Part,
+    empty_part,
+    library,
+    list_sizes,
+    without_quantizer,
+)
 from syncd.index.storage.bitmap import Bitmap, Slots, test_bits
 from syncd.index.storage.stopping import Cancelled, Stop
 
@@ -26,7 +35,9 @@ Nibbles = NDArray[np.uint8]
 """Codes, one of 4 bits in each element."""
 
 
-def joined(codebook: Codebook, parts: Sequence[Part], live: Bitmap, number: int, cancelled: Stop) -> Part:
+def joined(
+    codebook: Codebook, parts: Sequence[Part], live: Bitmap, number: int, cancelled: Stop
+) -> Part:
     """What lives of neighbouring ``parts``, as the part ``number``; raises ``Cancelled``."""
     index = empty_part(codebook)
     quantizers = int(index.M2)
@@ -37,10 +48,14 @@ def joined(codebook: Codebook, parts: Sequence[Part], live: Bitmap, number: int,
         ids = np.concatenate(slots)
         if ids.size:
             packed = _packed(np.concatenate(codes))
-            index.invlists.add_entries(each, ids.size, library.swig_ptr(ids), library.swig_ptr(packed))
+            index.invlists.add_entries(
+                each, ids.size, library.swig_ptr(ids), library.swig_ptr(packed)
+            )
             index.ntotal += ids.size
     rows, sizes = int(index.ntotal), list_sizes(index)
-    return Part(number, parts[0].start, parts[-1].stop, rows, sizes, without_quantizer(codebook, index))
+    return Part(
+        number, parts[0].start, parts[-1].stop, rows, sizes, without_quantizer(codebook, index)
+    )
 
 
 def _rows(part: Part, number: int, quantizers: int, live: Bitmap) -> tuple[Slots, Nibbles]:
@@ -50,7 +65,9 @@ def _rows(part: Part, number: int, quantizers: int, live: Bitmap) -> tuple[Slots
         return np.empty(0, dtype=np.int64), np.empty((0, quantizers), dtype=np.uint8)
     slots: Slots = library.rev_swig_ptr(lists.get_ids(number), rows)
     blocks = -(-rows // BLOCK_ROWS)
-    packed = library.rev_swig_ptr(lists.get_codes(number), blocks * BLOCK_ROWS * quantizers // 2).reshape(blocks, -1)
+    packed = library.rev_swig_ptr(
+        lists.get_codes(number), blocks * BLOCK_ROWS * quantizers // 2
+    ).reshape(blocks, -1)
     nibbles = np.empty((blocks, BLOCK_ROWS * quantizers), dtype=np.uint8)
     np.bitwise_and(packed, 15, out=nibbles[:, 0::2])
     np.right_shift(packed, 4, out=nibbles[:, 1::2])
@@ -73,10 +90,17 @@ def _packed(codes: Nibbles) -> NDArray[np.uint8]:
 
 @cache
 def _places(quantizers: int) -> NDArray[np.int64]:
-    """Which nibble of a block each code is, row by row, (32 * quantizers,): FAISS is asked for them one by one, 10 ms for 192."""
+    """Which nibble of a block each code is, row by row, (32 * quantizers,): FAISS is asked for them
+    one by one, 10 ms for 192.
+    """
     dim = 2 * quantizers
-    packer: Any = library.IndexIVFPQFastScan(library.IndexFlatL2(dim), dim, 1, quantizers, 4).get_CodePacker()
-    flat, block = np.zeros(packer.code_size, dtype=np.uint8), np.zeros((1, packer.block_size), dtype=np.uint8)
+    packer: Any = library.IndexIVFPQFastScan(
+        library.IndexFlatL2(dim), dim, 1, quantizers, 4
+    ).get_CodePacker()
+    flat, block = (
+        np.zeros(packer.code_size, dtype=np.uint8),
+        np.zeros((1, packer.block_size), dtype=np.uint8),
+    )
     places = np.empty((BLOCK_ROWS, quantizers), dtype=np.int64)
     for row in range(BLOCK_ROWS):
         for quantizer in range(quantizers):

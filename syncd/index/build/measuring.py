@@ -1,4 +1,6 @@
-"""Measure recall: some rows as queries, their exact neighbours, and what the codes find of them with each setting."""
+"""Measure recall: some rows as queries, their exact neighbours, and what the codes find of them
+with each setting.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from syncd.index.build.neighbors import nearest_others
-from syncd.index.codes.calibration import EXACT_NS_PER_ELEMENT, KS, Calibration, Point, cost_us, frontier
+from syncd.index.codes.calibration import (
+    EXACT_NS_PER_ELEMENT,
+    KS,
+    Calibration,
+    Point,
+    cost_us,
+    frontier,
+)
 from syncd.index.codes.codes import Codes, LiveCodes
 from syncd.index.rows.vectors import Vectors
 from syncd.index.search.approximate import exact_distances
@@ -16,9 +25,13 @@ from syncd.index.storage.stopping import Cancelled, Stop
 from syncd.index.view import View
 
 QUERIES = {10: 600, 40: 250, 100: 150, 1000: 45}
-"""For each k, how many rows serve as queries. Each query says more of recall@1000, and takes longer."""
+"""For each k, how many rows serve as queries. Each query says more of recall@1000, and takes
+longer.
+"""
 QUERIES_IN_HASTE = 200
-"""For the first k, so that new codes can be used soon: a fifth of the time. The bound below the mean is a little lower with so few."""
+"""For the first k, so that new codes can be used soon: a fifth of the time. The bound below the
+mean is a little lower with so few.
+"""
 CHOOSING = 2 / 3
 """The share of them by which settings are chosen; the others only confirm."""
 CANDIDATES = {
@@ -37,13 +50,19 @@ CHEAPER_THAN_EXACT = 0.7
 _TIE = 1e-6
 
 
-def calibrate(view: View, codes: Codes, seed: int, stop: Stop, *, in_haste: bool = False) -> Calibration:
-    """The settings worth using with ``codes``, measured on ``view``, ``in_haste`` for the first k alone; raises ``Cancelled``."""
+def calibrate(
+    view: View, codes: Codes, seed: int, stop: Stop, *, in_haste: bool = False
+) -> Calibration:
+    """The settings worth using with ``codes``, measured on ``view``, ``in_haste`` for the first k
+    alone; raises ``Cancelled``.
+    """
     use_one_thread()
     slots = live_slots(view.live.bits, view.count)
     if slots.size < 2:
         return Calibration(view.live.count, view.count, ())
-    slots = np.random.default_rng(seed).permutation(slots)[: QUERIES_IN_HASTE if in_haste else max(QUERIES.values())]
+    slots = np.random.default_rng(seed).permutation(slots)[
+        : QUERIES_IN_HASTE if in_haste else max(QUERIES.values())
+    ]
     queries = np.ascontiguousarray(view.compared_rows(slots))
     live = LiveCodes(codes, view.live.bits)
     if in_haste:
@@ -55,14 +74,30 @@ def calibrate(view: View, codes: Codes, seed: int, stop: Stop, *, in_haste: bool
     exact_of_few = nearest_others(view, queries[:few], slots[:few], KS[-1] + 1, stop)
     points = []
     for k in KS:
-        points += _measure(view, live, queries[: QUERIES[k]], slots, exact_of_few if k == KS[-1] else exact, k, stop)
+        points += _measure(
+            view,
+            live,
+            queries[: QUERIES[k]],
+            slots,
+            exact_of_few if k == KS[-1] else exact,
+            k,
+            stop,
+        )
     return Calibration(view.live.count, view.count, frontier(points))
 
 
 def _measure(
-    view: View, live: LiveCodes, queries: Vectors, own: Slots, exact: tuple[Distances, Slots], k: int, stop: Stop
+    view: View,
+    live: LiveCodes,
+    queries: Vectors,
+    own: Slots,
+    exact: tuple[Distances, Slots],
+    k: int,
+    stop: Stop,
 ) -> list[Point]:
-    """The settings for one k, from few lists to as many as are cheaper than an exact search, or find everything."""
+    """The settings for one k, from few lists to as many as are cheaper than an exact search, or
+    find everything.
+    """
     codebook, dim = live.codes.codebook, view.dim or 1
     most_us = CHEAPER_THAN_EXACT * view.live.count * dim * EXACT_NS_PER_ELEMENT / 1000
     choosing = max(1, int(CHOOSING * len(queries)))
@@ -102,7 +137,9 @@ def _shares(
     nprobe: int,
     stop: Stop,
 ) -> NDArray[np.float64]:
-    """Recall@k of each query with each number of candidates, (q, candidates). One search serves all: fewer candidates are the first of more."""
+    """Recall@k of each query with each number of candidates, (q, candidates). One search serves
+    all: fewer candidates are the first of more.
+    """
     numbers = np.array(CANDIDATES[k])
     setting = Point(k, nprobe, int(numbers[-1]) + 1, 0.0, 0.0, 0.0)
     shares = np.ones((len(queries), len(numbers)))
@@ -118,10 +155,14 @@ def _shares(
             continue
         approximate, labels = (each[row % QUERIES_AT_ONCE] for each in found)
         if len(live.codes.parts) > 1:  # else they come in this order
-            labels = labels[(approximate if view.format.metric == "l2" else -approximate).argsort(kind="stable")]
-        near = labels[(labels >= 0) & (labels != own[row])][: numbers[-1]]  # the query itself is no answer
+            labels = labels[
+                (approximate if view.format.metric == "l2" else -approximate).argsort(kind="stable")
+            ]
+        # the query itself is no answer
+        near = labels[(labels >= 0) & (labels != own[row])][: numbers[-1]]
         limit = distances[wanted - 1] + _TIE * abs(distances[wanted - 1])
-        if wanted < distances.size and distances[wanted] <= limit:  # of rows equally far, any will do
+        # of rows equally far, any will do
+        if wanted < distances.size and distances[wanted] <= limit:
             good = exact_distances(view, query, near) <= limit
         else:
             sought[slots[:wanted]] = True

@@ -1,7 +1,8 @@
 """The exact neighbours of many rows at once.
 
-For many queries the squared distances |x|² + |y|² - 2xy are a matrix product, which takes a quarter of the time of the sums of squared differences,
-but the difference of large numbers loses small ones. So it only chooses some rows more than are wanted. Those are compared exactly; where rounding
+For many queries the squared distances |x|² + |y|² - 2xy are a matrix product, which takes a quarter
+of the time of the sums of squared differences, but the difference of large numbers loses small
+ones. So it only chooses some rows more than are wanted. Those are compared exactly; where rounding
 may have left one of the nearest out, that query is searched again the long way.
 """
 
@@ -22,11 +23,16 @@ BLOCK_BYTES = 2 << 20
 SPARE = 27
 """So many rows more than are wanted are compared exactly."""
 ROUNDING = 1e-5
-"""More than the error of a matrix product, as a share of the squared norms: of 128, 784 and 1,536 dimensions it was at most 1e-6."""
+"""More than the error of a matrix product, as a share of the squared norms: of 128, 784 and 1,536
+dimensions it was at most 1e-6.
+"""
 
 
-def nearest_others(view: View, queries: Vectors, own: Slots, k: int, stop: Stop) -> tuple[Distances, Slots]:
-    """For each query the ``k`` nearest live rows but its ``own``: distances ascending and slots (q, k), infinite and -1 where there are fewer.
+def nearest_others(
+    view: View, queries: Vectors, own: Slots, k: int, stop: Stop
+) -> tuple[Distances, Slots]:
+    """For each query the ``k`` nearest live rows but its ``own``: distances ascending and slots (q,
+    k), infinite and -1 where there are fewer.
 
     Raises ``Cancelled``.
     """
@@ -39,28 +45,39 @@ def nearest_others(view: View, queries: Vectors, own: Slots, k: int, stop: Stop)
         distances, slots = _first(distances, slots, k + 1)
         (doubtful,) = (~_proven(queries, distances.max(axis=1), left_out)).nonzero()
         if doubtful.size:
-            distances[doubtful], slots[doubtful] = _scan(view, queries[doubtful], k + 1, stop, rough=False)
+            distances[doubtful], slots[doubtful] = _scan(
+                view, queries[doubtful], k + 1, stop, rough=False
+            )
     distances[(slots == own[:, None]) | (slots < 0)] = np.inf
     distances, slots = _first(distances, slots, k)
     order = distances.argsort(axis=1, kind="stable")
-    distances, slots = np.take_along_axis(distances, order, axis=1), np.take_along_axis(slots, order, axis=1)
+    distances, slots = (
+        np.take_along_axis(distances, order, axis=1),
+        np.take_along_axis(slots, order, axis=1),
+    )
     slots[np.isinf(distances)] = -1
     return distances, slots
 
 
-def _scan(view: View, queries: Vectors, k: int, stop: Stop, *, rough: bool) -> tuple[Distances, Slots]:
+def _scan(
+    view: View, queries: Vectors, k: int, stop: Stop, *, rough: bool
+) -> tuple[Distances, Slots]:
     """The ``k`` nearest live rows of each query, in no order."""
     distances = np.full((len(queries), k), np.inf)
     slots = np.full((len(queries), k), -1, dtype=np.int64)
     for first, rows, all_live in blocks(view):
         # FAISS' matrix product has blocks of its own.
-        step = len(rows) if rough and all_live else max(8, BLOCK_BYTES // (4 * queries.shape[1]) & ~7)
+        step = (
+            len(rows) if rough and all_live else max(8, BLOCK_BYTES // (4 * queries.shape[1]) & ~7)
+        )
         for offset in range(0, len(rows), step):
             if stop():
                 raise Cancelled
             some = rows[offset : offset + step]
             found = search_block(view, queries, k, first + offset, some, all_live, rough=rough)
-            distances, slots = _first(np.hstack((distances, found[0])), np.hstack((slots, found[1])), k)
+            distances, slots = _first(
+                np.hstack((distances, found[0])), np.hstack((slots, found[1])), k
+            )
     return distances, slots
 
 
@@ -71,7 +88,9 @@ def _first(distances: Distances, slots: Slots, k: int) -> tuple[Distances, Slots
 
 
 def _proven(queries: Vectors, farthest: Distances, left_out: Distances) -> NDArray[np.bool_]:
-    """Whether no row that is as near as the farthest one found can have been taken for one farther than those that were compared exactly."""
+    """Whether no row that is as near as the farthest one found can have been taken for one farther
+    than those that were compared exactly.
+    """
     norms = np.linalg.norm(queries.astype(np.float64), axis=1)
     error = ROUNDING * (norms**2 + (norms + left_out) ** 2)
     with np.errstate(invalid="ignore"):  # infinite where every row was compared

@@ -1,7 +1,9 @@
-"""What should be built for a dataset now, and building it: from a view, beside readers and the writer, in any one thread.
+"""What should be built for a dataset now, and building it: from a view, beside readers and the
+writer, in any one thread.
 
-A build reads nothing but its view, whose rows and live bits never change, and gives new codes; whether they are still wanted is decided when they are
-swapped in. Memory is bounded: rows are read in blocks, and training rows have a limit.
+A build reads nothing but its view, whose rows and live bits never change, and gives new codes;
+whether they are still wanted is decided when they are swapped in. Memory is bounded: rows are read
+in blocks, and training rows have a limit.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from syncd.index.view import View
 
 EXACT_ELEMENTS = 3_000_000
 EXACT_ROWS = (5_000, 20_000)
-"""Up to so many elements, and so many rows at least and at most, a dataset is searched exactly: 0.4 to 0.6 ms."""
+"""Up to so many elements, and so many rows at least and at most, a dataset is searched exactly: 0.4
+to 0.6 ms.
+"""
 
 TAIL_ELEMENTS = 1 << 20
 TAIL_ROWS = 2048
@@ -41,7 +45,9 @@ RETRAIN_GROWTH = 4.0
 RETRAIN_UNEVENNESS = 2.0
 """How many times as uneven as they were the lists may become."""
 MEASURE_AGAIN = 0.25
-"""The share of rows that may come or go before recall is measured again, or a codebook out of whose reach the recall is, is made anew."""
+"""The share of rows that may come or go before recall is measured again, or a codebook out of whose
+reach the recall is, is made anew.
+"""
 LEAST_DEAD_SLOTS = 4096
 MOST_DEAD_SLOTS = 0.5
 """More dead slots than this, and a larger share of all than this, are given back."""
@@ -52,9 +58,10 @@ BLOCK_ROWS = 4096
 class Plan:
     """One thing to build.
 
-    ``train``: everything anew, and recall in haste. ``extend``: the tail's rows below ``stop`` are encoded, and become one part with the parts
-    ``first <= part < last`` before them. ``purge``: the part ``first`` without its dead rows. ``measure``: only the recall. ``drop``: nothing is
-    worth codes any more. ``compact``: the live rows without the dead slots.
+    ``train``: everything anew, and recall in haste. ``extend``: the tail's rows below ``stop`` are
+    encoded, and become one part with the parts ``first <= part < last`` before them. ``purge``: the
+    part ``first`` without its dead rows. ``measure``: only the recall. ``drop``: nothing is worth
+    codes any more. ``compact``: the live rows without the dead slots.
     """
 
     kind: Literal["train", "extend", "purge", "measure", "drop", "compact"]
@@ -108,9 +115,14 @@ def plan_build(view: View, recall: float) -> Plan | None:
 
 
 def build(
-    view: View, plan: Plan, generation: int, next_number: Callable[[], int], stop: Stop = lambda: False
+    view: View,
+    plan: Plan,
+    generation: int,
+    next_number: Callable[[], int],
+    stop: Stop = lambda: False,
 ) -> Codes | None:
-    """What ``plan`` says, made from ``view``; None for ``drop``, and never for ``compact``. ``next_number`` names files.
+    """What ``plan`` says, made from ``view``; None for ``drop``, and never for ``compact``.
+    ``next_number`` names files.
 
     Raises ``Cancelled`` soon after ``stop`` says so.
     """
@@ -134,7 +146,9 @@ def build(
     return replace(codes, parts=(*codes.parts[: plan.first], part, *codes.parts[plan.last :]))
 
 
-def encode(view: View, codebook: Codebook, start: int, stop: int, number: int, cancelled: Stop) -> Part:
+def encode(
+    view: View, codebook: Codebook, start: int, stop: int, number: int, cancelled: Stop
+) -> Part:
     """The part of the rows that live in ``start <= slot < stop``, both multiples of eight."""
     index = empty_part(codebook)
     rows = 0
@@ -142,7 +156,9 @@ def encode(view: View, codebook: Codebook, start: int, stop: int, number: int, c
         if cancelled():
             raise Cancelled
         last = min(first + BLOCK_ROWS, stop)
-        alive = np.unpackbits(view.live.bits[first >> 3 : last >> 3], bitorder="little").view(np.bool_)
+        alive = np.unpackbits(view.live.bits[first >> 3 : last >> 3], bitorder="little").view(
+            np.bool_
+        )
         slots = np.flatnonzero(alive) + first
         if not slots.size:
             continue
@@ -172,6 +188,11 @@ def _extended(view: View, codes: Codes) -> Plan:
 
 
 def _worn_out(view: View, codes: Codes, recall: float) -> bool:
-    """Whether the codebook has aged: what is wanted is out of its reach, and there are rows that it does not know."""
+    """Whether the codebook has aged: what is wanted is out of its reach, and there are rows that it
+    does not know.
+    """
     new = view.count - codes.codebook.trained_slots
-    return new > MEASURE_AGAIN * codes.codebook.trained_rows and codes.calibration.choose(KS[0], recall) is None
+    return (
+        new > MEASURE_AGAIN * codes.codebook.trained_rows
+        and codes.calibration.choose(KS[0], recall) is None
+    )

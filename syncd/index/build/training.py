@@ -1,6 +1,8 @@
-"""A codebook from some of a dataset's rows: the lists' centroids by k-means, then the quantizer's by FAISS.
+"""A codebook from some of a dataset's rows: the lists' centroids by k-means, then the quantizer's
+by FAISS.
 
-K-means is done here and not by FAISS so that it can be given up between two blocks of rows: at four million rows of 768, one round takes a minute.
+K-means is done here and not by FAISS so that it can be given up between two blocks of rows: at four
+million rows of 768, one round takes a minute.
 """
 
 from __future__ import annotations
@@ -21,24 +23,30 @@ TRAINING_BYTES = 512 << 20
 QUANTIZER_ROWS = 16_384
 ROUNDS = 5
 BLOCK_ROWS = 4096
-"""So many rows at a time: numpy holds the interpreter for milliseconds at most, and searches go on."""
+"""So many rows at a time: numpy holds the interpreter for milliseconds at most, and searches go on.
+"""
 
 QUANTIZER_ROUNDS = 12
-"""FAISS' own 25 take twice as long; among 100 candidates they then find 0.001 more of the ten nearest."""
+"""FAISS' own 25 take twice as long; among 100 candidates they then find 0.001 more of the ten
+nearest.
+"""
 
 
 def lists_for(rows: int) -> int:
     """How many lists a dataset of ``rows`` rows gets: the power of two nearest to the square root.
 
-    Fewer than usual for IVF: with 4 bits a code, scanning is cheap beside finding the lists. A million rows of 128 at recall 0.985: 0.40 ms with
-    1024 lists, 0.53 with 512; with 4096 a quarter more than with 1024, and three times as long to build. 60,000 of 784 at 0.99: 0.17 ms with
-    256 lists, 0.22 with 512 or 1024.
+    Fewer than usual for IVF: with 4 bits a code, scanning is cheap beside finding the lists. A
+    million rows of 128 at recall 0.985: 0.40 ms with 1024 lists, 0.53 with 512; with 4096 a quarter
+    more than with 1024, and three times as long to build. 60,000 of 784 at 0.99: 0.17 ms with 256
+    lists, 0.22 with 512 or 1024.
     """
     return max(1, min(1 << round(math.log2(max(rows, 1)) / 2), rows // ROWS_PER_LIST))
 
 
 def train(view: View, number: int, seed: int, stop: Stop) -> Codebook:
-    """A codebook for the live rows of ``view``, of which there is at least one; raises ``Cancelled``."""
+    """A codebook for the live rows of ``view``, of which there is at least one; raises
+    ``Cancelled``.
+    """
     dim, metric = view.dim or 0, view.format.metric
     lists = lists_for(view.live.count)
     random = np.random.default_rng(seed)
@@ -57,13 +65,19 @@ def train(view: View, number: int, seed: int, stop: Stop) -> Codebook:
     return Codebook(number, metric, dim, view.live.count, view.count, quantizer, template)
 
 
-def kmeans(rows: Vectors, lists: int, random: np.random.Generator, stop: Stop, *, spherical: bool) -> Vectors:
-    """Centroids (lists, dim) of ``rows``, by Lloyd's algorithm; with ``spherical``, unit vectors compared by their inner product."""
+def kmeans(
+    rows: Vectors, lists: int, random: np.random.Generator, stop: Stop, *, spherical: bool
+) -> Vectors:
+    """Centroids (lists, dim) of ``rows``, by Lloyd's algorithm; with ``spherical``, unit vectors
+    compared by their inner product.
+    """
     centroids = rows[np.sort(random.choice(len(rows), lists, replace=False))].copy()
     for _ in range(ROUNDS):
         if spherical:
             _normalise(centroids)
-        nearest = faiss.IndexFlat(rows.shape[1], faiss.METRIC_INNER_PRODUCT if spherical else faiss.METRIC_L2)
+        nearest = faiss.IndexFlat(
+            rows.shape[1], faiss.METRIC_INNER_PRODUCT if spherical else faiss.METRIC_L2
+        )
         nearest.add(centroids)
         sums = np.zeros(centroids.shape, dtype=np.float64)
         counts = np.zeros(lists, dtype=np.int64)

@@ -1,1 +1,3 @@
-"""Codes: compressed vectors in *parts* that share one codebook, their files, and the settings that reach a recall."""
+"""Codes: compressed vectors in *parts* that share one codebook, their files, and the settings that
+reach a recall.
+"""

@@ -1,8 +1,10 @@
 """Codes: a compressed copy of the older rows, which gives a search its candidates.
 
-Up to a few immutable *parts*, each an IVF index of 4-bit product-quantized vectors over a range of slots (FAISS' ``IndexIVFPQFastScan``, after André
-et al., "Quicker ADC", 2019), all with one codebook: the centroids of the lists and the quantizer's. Ids are slots. A part is never changed, so its
-rows are never removed: ``remove_ids`` followed by ``add`` corrupts these indexes silently. Rows that died are left out by the view's live bitmap.
+Up to a few immutable *parts*, each an IVF index of 4-bit product-quantized vectors over a range of
+slots (FAISS' ``IndexIVFPQFastScan``, after André et al., "Quicker ADC", 2019), all with one
+codebook: the centroids of the lists and the quantizer's. Ids are slots. A part is never changed, so
+its rows are never removed: ``remove_ids`` followed by ``add`` corrupts these indexes silently. Rows
+that died are left out by the view's live bitmap.
 """
 
 from __future__ import annotations
@@ -31,12 +33,16 @@ MOST_CHOSEN = 1000
 """Whoever may search may ask for any recall."""
 
 _LARGEST = np.float32(1e15)
-"""Numbers are cut to this size before they are encoded: their squares then stay finite. Distances come from the vectors themselves."""
+"""Numbers are cut to this size before they are encoded: their squares then stay finite. Distances
+come from the vectors themselves.
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Codebook:
-    """What the parts share. ``template`` is a trained index without rows; ``quantizer`` finds the lists of a query."""
+    """What the parts share. ``template`` is a trained index without rows; ``quantizer`` finds the
+    lists of a query.
+    """
 
     number: int
     metric: Metric
@@ -44,7 +50,9 @@ class Codebook:
     trained_rows: int
     """Live rows of the dataset when this was trained."""
     trained_slots: int
-    """Slots of the dataset then: what has come since, by insert or update, is what this does not know."""
+    """Slots of the dataset then: what has come since, by insert or update, is what this does not
+    know.
+    """
     quantizer: Any
     template: Any
     file: list[SavedFile] = field(default_factory=list)
@@ -56,7 +64,9 @@ class Codebook:
         return int(self.quantizer.ntotal)
 
     def encodable(self, rows: Vectors) -> Vectors:
-        """(n, dim) as this codebook's indexes take them: finite squares, and as many dimensions as codes stand for."""
+        """(n, dim) as this codebook's indexes take them: finite squares, and as many dimensions as
+        codes stand for.
+        """
         cut: Vectors = np.clip(rows, -_LARGEST, _LARGEST)
         return self.padded(cut)
 
@@ -72,7 +82,9 @@ class Codebook:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """The codes of the rows that lived in ``start <= slot < stop`` when it was built; ``sizes`` are its lists' rows, (lists,)."""
+    """The codes of the rows that lived in ``start <= slot < stop`` when it was built; ``sizes`` are
+    its lists' rows, (lists,).
+    """
 
     number: int
     start: int
@@ -86,7 +98,9 @@ class Part:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Codes:
-    """Parts in the order of their slots, from 0 without a gap; what lies at ``stop`` and after is searched exactly."""
+    """Parts in the order of their slots, from 0 without a gap; what lies at ``stop`` and after is
+    searched exactly.
+    """
 
     generation: int
     codebook: Codebook
@@ -108,13 +122,19 @@ class Codes:
 
     @property
     def unevenness(self) -> float:
-        """What scanning a row's own list costs, against lists of one size: 1 at best (Jégou et al., 2011: imbalance factor)."""
-        sizes: NDArray[np.float64] = np.array([part.sizes for part in self.parts], dtype=np.float64).sum(axis=0)
+        """What scanning a row's own list costs, against lists of one size: 1 at best (Jégou et al.,
+        2011: imbalance factor).
+        """
+        sizes: NDArray[np.float64] = np.array(
+            [part.sizes for part in self.parts], dtype=np.float64
+        ).sum(axis=0)
         return float(len(sizes) * (sizes**2).sum() / max(sizes.sum(), 1.0) ** 2)
 
     @property
     def stop(self) -> int:
-        """The first slot without a code; a multiple of eight, so that the rest begins with a byte of the bitmap."""
+        """The first slot without a code; a multiple of eight, so that the rest begins with a byte
+        of the bitmap.
+        """
         return self.parts[-1].stop if self.parts else 0
 
     @property
@@ -126,22 +146,31 @@ class Codes:
     @property
     def disk_bytes(self) -> int:
         """Bytes in files."""
-        return sum(file.bytes for files in (self.codebook.file, *(part.file for part in self.parts)) for file in files)
+        return sum(
+            file.bytes
+            for files in (self.codebook.file, *(part.file for part in self.parts))
+            for file in files
+        )
 
 
 class LiveCodes:
-    """The codes of one view: with its live bitmap, and what FAISS needs made once. Any threads may search."""
+    """The codes of one view: with its live bitmap, and what FAISS needs made once. Any threads may
+    search.
+    """
 
     __slots__ = ("_bits", "_parameters", "_selector", "codes")
 
     def __init__(self, codes: Codes, live: Bitmap) -> None:
         self.codes = codes
-        self._bits = live[: codes.stop >> 3]  # FAISS reads this memory: it lives as long as the selector
+        # FAISS reads this memory: it lives as long as the selector
+        self._bits = live[: codes.stop >> 3]
         self._selector: Any = None
         self._parameters: dict[int, Any] = {}
 
     def parameters(self, nprobe: int) -> Any:
-        """FAISS' parameters, which an IVF search only reads; two threads that make them at once do no harm."""
+        """FAISS' parameters, which an IVF search only reads; two threads that make them at once do
+        no harm.
+        """
         found = self._parameters.get(nprobe)
         if found is None:
             if self._selector is None:
@@ -151,9 +180,11 @@ class LiveCodes:
         return found
 
     def candidates(self, queries: Vectors, point: Point) -> tuple[NDArray[np.float32], Slots]:
-        """For each query of (q, dim): approximate distances and slots (q, at most ``point.candidates`` a part), -1 where there are fewer.
+        """For each query of (q, dim): approximate distances and slots (q, at most
+        ``point.candidates`` a part), -1 where there are fewer.
 
-        All have codes and are live. From several parts they come part by part, from one in the order of FAISS.
+        All have codes and are live. From several parts they come part by part, from one in the
+        order of FAISS.
         """
         codebook, count = self.codes.codebook, len(queries)
         queries = codebook.padded(queries)
@@ -186,7 +217,9 @@ class LiveCodes:
             return found[0]
         if not found:
             return np.empty((count, 0), dtype=np.float32), np.empty((count, 0), dtype=np.int64)
-        return np.concatenate([one[0] for one in found], axis=1), np.concatenate([one[1] for one in found], axis=1)
+        return np.concatenate([one[0] for one in found], axis=1), np.concatenate(
+            [one[1] for one in found], axis=1
+        )
 
 
 def padded_dim(dim: int) -> int:
@@ -196,10 +229,12 @@ def padded_dim(dim: int) -> int:
 
 
 def new_index(quantizer: Any, metric: Metric, dim: int, lists: int) -> Any:
-    """An untrained index. Codes are of the rows themselves and not of what is left of them after their list's centroid.
+    """An untrained index. Codes are of the rows themselves and not of what is left of them after
+    their list's centroid.
 
-    On a million rows of 128, that halves the time in the lists (290 µs against 535 for 64 of 1024 lists) and needs no table of 64 bytes times
-    16 for each list; recall among 200 candidates stays the same (0.989), and calibration takes more candidates where it does not.
+    On a million rows of 128, that halves the time in the lists (290 µs against 535 for 64 of 1024
+    lists) and needs no table of 64 bytes times 16 for each list; recall among 200 candidates stays
+    the same (0.989), and calibration takes more candidates where it does not.
     """
     width = padded_dim(dim)
     codes = width // (2 if dim <= PAIRS_UP_TO_DIM else 4)
@@ -214,7 +249,9 @@ def faiss_metric(metric: Metric) -> int:
 
 
 def empty_part(codebook: Codebook) -> Any:
-    """An index without rows that takes them with ``add_with_ids``; to be closed by ``without_quantizer``."""
+    """An index without rows that takes them with ``add_with_ids``; to be closed by
+    ``without_quantizer``.
+    """
     index = new_index(codebook.quantizer, codebook.metric, codebook.dim, codebook.lists)
     index.pq = codebook.template.pq
     index.is_trained = True
@@ -223,11 +260,15 @@ def empty_part(codebook: Codebook) -> Any:
 
 def list_sizes(index: Any) -> NDArray[np.int64]:
     """How many rows each list has, (lists,)."""
-    return np.array([index.invlists.list_size(number) for number in range(index.nlist)], dtype=np.int64)
+    return np.array(
+        [index.invlists.list_size(number) for number in range(index.nlist)], dtype=np.int64
+    )
 
 
 def without_quantizer(codebook: Codebook, index: Any) -> Any:
-    """A finished part: it keeps no centroids, in memory or on disk, since the codebook's quantizer finds the lists."""
+    """A finished part: it keeps no centroids, in memory or on disk, since the codebook's quantizer
+    finds the lists.
+    """
     nothing = library.IndexFlat(padded_dim(codebook.dim), faiss_metric(codebook.metric))
     index.quantizer = nothing
     nothing.this.disown()

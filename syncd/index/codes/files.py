@@ -1,6 +1,7 @@
 """Codes on disk: one file for the codebook and one for each part, written once and never changed.
 
-FAISS' own format, streamed: neither saving nor loading holds a second copy of a part besides the bytes that are being checked.
+FAISS' own format, streamed: neither saving nor loading holds a second copy of a part besides the
+bytes that are being checked.
 """
 
 from __future__ import annotations
@@ -19,14 +20,18 @@ BUFFER_BYTES = 1 << 20
 
 
 def save_codes(directory: Path, codes: Codes) -> tuple[SavedCodes, list[SavedFile], int]:
-    """Make codes durable, except for the directory's names; returns what to record, the files, and the bytes written.
+    """Make codes durable, except for the directory's names; returns what to record, the files, and
+    the bytes written.
 
-    Only what has not been written before is. Raises ``DataDirectoryError``, and can then be called again.
+    Only what has not been written before is. Raises ``DataDirectoryError``, and can then be called
+    again.
     """
     book, written, files, parts = codes.codebook, 0, [], []
     prefix = f"{codes.generation:04d}"
     if not _is_there(directory, book.file):
-        book.file[:] = [_write(directory, f"{prefix}-codebook-{book.number:06d}.ivf", book.template)]
+        book.file[:] = [
+            _write(directory, f"{prefix}-codebook-{book.number:06d}.ivf", book.template)
+        ]
         written += book.file[0].bytes
     files.append(book.file[0])
     for part in codes.parts:
@@ -48,9 +53,17 @@ def save_codes(directory: Path, codes: Codes) -> tuple[SavedCodes, list[SavedFil
 
 
 def load_codes(
-    directory: Path, entry: SavedCodes, files: dict[str, SavedFile], *, metric: Metric, dim: int, generation: int
+    directory: Path,
+    entry: SavedCodes,
+    files: dict[str, SavedFile],
+    *,
+    metric: Metric,
+    dim: int,
+    generation: int,
 ) -> Codes:
-    """The codes that ``entry`` records; ``files`` are those of their dataset. Raises ``DamagedFile``."""
+    """The codes that ``entry`` records; ``files`` are those of their dataset. Raises
+    ``DamagedFile``.
+    """
     template = _read(directory, files, entry.codebook_name)
     codebook = Codebook(
         entry.codebook_number,
@@ -66,8 +79,21 @@ def load_codes(
     for part in entry.parts:
         index = _read(directory, files, part.name)
         if index.ntotal != part.rows or index.nlist != codebook.lists:
-            raise DamagedFile(f"{directory / part.name} holds {index.ntotal} rows, the checkpoint says {part.rows}")
-        parts.append(Part(part.number, part.start, part.stop, part.rows, list_sizes(index), index, [files[part.name]]))
+            raise DamagedFile(
+                f"{directory / part.name} holds {index.ntotal} rows, the checkpoint says "
+                f"{part.rows}"
+            )
+        parts.append(
+            Part(
+                part.number,
+                part.start,
+                part.stop,
+                part.rows,
+                list_sizes(index),
+                index,
+                [files[part.name]],
+            )
+        )
     return Codes(generation, codebook, tuple(parts), entry.calibration, entry.unevenness_trained)
 
 
@@ -87,7 +113,9 @@ def _write(directory: Path, name: str, index: Any) -> SavedFile:
             return
         try:
             write_at(path, size, memoryview(content), truncate=not size)
-        except DataDirectoryError as error:  # FAISS would pass on that something failed, or nothing from a destructor
+        except (
+            DataDirectoryError
+        ) as error:  # FAISS would pass on that something failed, or nothing from a destructor
             failure = error
         size, crc32 = size + len(content), zlib.crc32(content, crc32)
 

@@ -1,4 +1,6 @@
-"""What a checkpoint records of a dataset's codes. Their files are listed with the dataset's other files."""
+"""What a checkpoint records of a dataset's codes. Their files are listed with the dataset's other
+files.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,9 @@ from syncd.index.codes.calibration import Calibration
 
 
 class SavedPart(msgspec.Struct, frozen=True):
-    """One part of the codes: the file ``name`` has the codes of ``rows`` rows of the slots ``start <= slot < stop``."""
+    """One part of the codes: the file ``name`` has the codes of ``rows`` rows of the slots ``start
+    <= slot < stop``.
+    """
 
     number: int
     start: int

@@ -1,9 +1,12 @@
-"""The attached columns of a dataset's rows: kept as Postgres sent them, and turned into arrays for the filters that ask.
+"""The attached columns of a dataset's rows: kept as Postgres sent them, and turned into arrays for
+the filters that ask.
 
-A row's columns are one line of JSON, an array in the order of the columns; the lines lie in an append-only column like keys do, and are saved,
-checked and loaded with the rest. That is the truth, from which ``include`` and a deep verify read. Arrays of a column, or of a path into a jsonb
-column, are made at the first filter that names it and kept in memory: a million lines take about a second, and from then on only new rows cost.
-A dataset that nobody filters pays nothing. What a filter lets through is kept too, since a slot's values never change.
+A row's columns are one line of JSON, an array in the order of the columns; the lines lie in an
+append-only column like keys do, and are saved, checked and loaded with the rest. That is the truth,
+from which ``include`` and a deep verify read. Arrays of a column, or of a path into a jsonb column,
+are made at the first filter that names it and kept in memory: a million lines take about a second,
+and from then on only new rows cost. A dataset that nobody filters pays nothing. What a filter lets
+through is kept too, since a slot's values never change.
 """
 
 from __future__ import annotations
@@ -63,7 +66,9 @@ def same_values(one: bytes, other: bytes) -> bool:
 class Attributes:
     """One generation's attached columns. One thread writes; any may read what a view covers."""
 
-    def __init__(self, columns: Sequence[AttachedColumn], directory: FilePath, prefix: str, chunk_bytes: int) -> None:
+    def __init__(
+        self, columns: Sequence[AttachedColumn], directory: FilePath, prefix: str, chunk_bytes: int
+    ) -> None:
         self.columns = tuple(columns)
         self.lines = Blobs(
             Column(directory, f"{prefix}columns", "json", "u1", None, chunk_bytes),
@@ -85,7 +90,9 @@ class Attributes:
         return AttributesView(self, self.lines.view())
 
     def passing(self, lines: BlobsView, count: int, wanted: Filter) -> Bitmap:
-        """One bit for each of the first ``count`` slots, of which ``lines`` is a view: does the filter let it through?"""
+        """One bit for each of the first ``count`` slots, of which ``lines`` is a view: does the
+        filter let it through?
+        """
         known, bits = self._bitmaps.get(wanted.text, (0, _NO_BITS))
         if known >= count:
             return bits
@@ -112,17 +119,23 @@ class Attributes:
         known, _ = self._bitmaps.get(wanted.text, (0, _NO_BITS))
         if known >= count:
             return 0
-        if self._lock.locked():  # somebody reads lines: nobody should wait for that on the event loop
+        # somebody reads lines: nobody should wait for that on the event loop
+        if self._lock.locked():
             return count * UNREAD_ROW_ELEMENTS
         arrays = [self._arrays.get(path) for path in wanted.paths]
         unread = max((count - (0 if array is None else array.count) for array in arrays), default=0)
         return max(unread, 0) * UNREAD_ROW_ELEMENTS + (count - known) * wanted.conditions * 4
 
-    def _extended(self, paths: Iterable[Path], lines: BlobsView, count: int) -> Mapping[Path, Values]:
+    def _extended(
+        self, paths: Iterable[Path], lines: BlobsView, count: int
+    ) -> Mapping[Path, Values]:
         """The arrays of ``paths``, with at least ``count`` slots."""
         for path in paths:
-            array = self._arrays.pop(path, None)  # to the end: the first is the one that was not asked for longest
-            self._arrays[path] = values_of(self.columns[path.column].kind) if array is None else array
+            # to the end: the first is the one that was not asked for longest
+            array = self._arrays.pop(path, None)
+            self._arrays[path] = (
+                values_of(self.columns[path.column].kind) if array is None else array
+            )
         behind: dict[int, list[Path]] = {}
         for path in paths:
             if self._arrays[path].count < count:
@@ -132,7 +145,9 @@ class Attributes:
                 self._read(some, lines, first, min(first + READ_ROWS, count))
         arrays = {path: self._arrays[path] for path in paths}
         others = [path for path in self._arrays if path.keys and path not in arrays]
-        for path in others[: max(0, len(others) + sum(bool(path.keys) for path in paths) - MAX_JSON_PATHS)]:
+        for path in others[
+            : max(0, len(others) + sum(bool(path.keys) for path in paths) - MAX_JSON_PATHS)
+        ]:
             del self._arrays[path]
         return arrays
 
@@ -150,16 +165,23 @@ class Attributes:
             values = {place: [row[place] for row in read] for place in wanted}
         for path in paths:
             found = values[path.column]
-            self._arrays[path].extend([_inside(value, path.keys) for value in found] if path.keys else found)
+            self._arrays[path].extend(
+                [_inside(value, path.keys) for value in found] if path.keys else found
+            )
 
     def _decoder(self, wanted: tuple[int, ...]) -> msgspec.json.Decoder[Any]:
         """Reads some columns of a line, and steps over the others."""
         decoder = self._decoders.get(wanted)
         if decoder is None:
-            fields = [(f"column_{place}", Any if place in wanted else msgspec.Raw) for place in range(wanted[-1] + 1)]
+            fields = [
+                (f"column_{place}", Any if place in wanted else msgspec.Raw)
+                for place in range(wanted[-1] + 1)
+            ]
             row = msgspec.defstruct("Row", fields, array_like=True, gc=False)
             exact = any(self.columns[place].kind in ("numeric", "json") for place in wanted)
-            decoder = self._decoders[wanted] = msgspec.json.Decoder(row, float_hook=number if exact else None)
+            decoder = self._decoders[wanted] = msgspec.json.Decoder(
+                row, float_hook=number if exact else None
+            )
         return decoder
 
 
@@ -176,7 +198,9 @@ class AttributesView:
         return self._attributes.columns
 
     def passing(self, count: int, wanted: Filter) -> Bitmap:
-        """One bit for each of the first ``count`` slots: does the filter let it through? What follows them means nothing."""
+        """One bit for each of the first ``count`` slots: does the filter let it through? What
+        follows them means nothing.
+        """
         return self._attributes.passing(self.lines, count, wanted)
 
     def cost(self, count: int, wanted: Filter) -> int:
@@ -188,7 +212,9 @@ class AttributesView:
         return self.lines.take(slots)
 
     def values(self, paths: Sequence[Path], slots: Slots) -> list[list[Any]]:
-        """For each path the values at ``slots``, as JSON: whole columns with every digit that Postgres sent."""
+        """For each path the values at ``slots``, as JSON: whole columns with every digit that
+        Postgres sent.
+        """
         lines = self.lines.take(slots).tolist() if slots.size else []
         whole = [_raw_row.decode(line) for line in lines]
         deep: dict[int, list[Any]] = {}
@@ -210,11 +236,17 @@ _raw_numbers = msgspec.json.Decoder(float_hook=lambda digits: msgspec.Raw(digits
 
 def values_of(kind: ColumnKind) -> Values:
     """Empty arrays for a column of this kind."""
-    return Numbers(kind) if kind in ("integer", "real", "double", "numeric", *INSTANTS) else Terms(kind)
+    return (
+        Numbers(kind)
+        if kind in ("integer", "real", "double", "numeric", *INSTANTS)
+        else Terms(kind)
+    )
 
 
 def _decoded(line: bytes) -> Any:
-    """Any JSON that Postgres writes: its numbers may be larger than a float, or have thousands of digits."""
+    """Any JSON that Postgres writes: its numbers may be larger than a float, or have thousands of
+    digits.
+    """
     return json.loads(line, parse_int=_integer, parse_float=number)
 
 
@@ -227,7 +259,11 @@ def _with_raw_numbers(document: bytes) -> Any:
     try:
         return _raw_numbers.decode(document)
     except msgspec.DecodeError:
-        return json.loads(document, parse_int=_raw_integer, parse_float=lambda digits: msgspec.Raw(digits.encode()))
+        return json.loads(
+            document,
+            parse_int=_raw_integer,
+            parse_float=lambda digits: msgspec.Raw(digits.encode()),
+        )
 
 
 def _raw_integer(digits: str) -> msgspec.Raw:

@@ -1,10 +1,12 @@
-"""The language of filters: what a request says, checked against a dataset's columns, as an expression that is true for some slots.
+"""The language of filters: what a request says, checked against a dataset's columns, as an
+expression that is true for some slots.
 
-``{"lang": "en", "year": {"gte": 2020, "lt": 2024}, "tag": {"in": ["a", "b"]}, "not": {…}, "or": [{…}]}``: everything in one object must be
-true. ``{"attributes": {"path": ["a.b"], "eq": 7}}`` names a key of a jsonb column that has dots.
+``{"lang": "en", "year": {"gte": 2020, "lt": 2024}, "tag": {"in": ["a", "b"]}, "not": {…}, "or":
+[{…}]}``: everything in one object must be true. ``{"attributes": {"path": ["a.b"], "eq": 7}}``
+names a key of a jsonb column that has dots.
 
-Invariant: a filter lets through exactly the rows that the same condition in a WHERE clause would, NULL included: what is unknown is not
-true, and neither is its ``not``.
+Invariant: a filter lets through exactly the rows that the same condition in a WHERE clause would,
+NULL included: what is unknown is not true, and neither is its ``not``.
 """
 
 from __future__ import annotations
@@ -79,11 +81,19 @@ class And:
 
     def true(self, operands: Operands, slots: slice) -> Chosen:
         """See ``Condition``."""
-        return reduce(np.logical_and, (part.true(operands, slots) for part in self.parts), _constant(True, slots))
+        return reduce(
+            np.logical_and,
+            (part.true(operands, slots) for part in self.parts),
+            _constant(True, slots),
+        )
 
     def false(self, operands: Operands, slots: slice) -> Chosen:
         """See ``Condition``."""
-        return reduce(np.logical_or, (part.false(operands, slots) for part in self.parts), _constant(False, slots))
+        return reduce(
+            np.logical_or,
+            (part.false(operands, slots) for part in self.parts),
+            _constant(False, slots),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,16 +104,26 @@ class Or:
 
     def true(self, operands: Operands, slots: slice) -> Chosen:
         """See ``Condition``."""
-        return reduce(np.logical_or, (part.true(operands, slots) for part in self.parts), _constant(False, slots))
+        return reduce(
+            np.logical_or,
+            (part.true(operands, slots) for part in self.parts),
+            _constant(False, slots),
+        )
 
     def false(self, operands: Operands, slots: slice) -> Chosen:
         """See ``Condition``."""
-        return reduce(np.logical_and, (part.false(operands, slots) for part in self.parts), _constant(True, slots))
+        return reduce(
+            np.logical_and,
+            (part.false(operands, slots) for part in self.parts),
+            _constant(True, slots),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class NoneOf:
-    """True where none of these is true, be they false or unknown: ``(a OR b) IS NOT TRUE``. Never unknown."""
+    """True where none of these is true, be they false or unknown: ``(a OR b) IS NOT TRUE``. Never
+    unknown.
+    """
 
     parts: tuple[Node, ...]
 
@@ -130,9 +150,13 @@ class Filter:
 
 
 def parse_filter(given: object, columns: Sequence[AttachedColumn], dataset: str) -> Filter | None:
-    """Check a request's filter against a dataset's columns; None for ``{}``. Raises ``InvalidFilter``."""
+    """Check a request's filter against a dataset's columns; None for ``{}``. Raises
+    ``InvalidFilter``.
+    """
     if not isinstance(given, Mapping):
-        raise InvalidFilter(f"expected a filter as an object, got {_shown(given)}", hint='write {"column": value}')
+        raise InvalidFilter(
+            f"expected a filter as an object, got {_shown(given)}", hint='write {"column": value}'
+        )
     if not given:
         return None
     if not columns:
@@ -147,7 +171,9 @@ def parse_filter(given: object, columns: Sequence[AttachedColumn], dataset: str)
 
 
 def find_path(name: str, columns: Sequence[AttachedColumn]) -> Path | None:
-    """What a name in a filter or in ``include`` stands for: a column, or keys into a jsonb column behind dots."""
+    """What a name in a filter or in ``include`` stands for: a column, or keys into a jsonb column
+    behind dots.
+    """
     names = [column.name for column in columns]
     if name in names:
         return Path(names.index(name))
@@ -160,7 +186,12 @@ def find_path(name: str, columns: Sequence[AttachedColumn]) -> Path | None:
 
 def listed(columns: Sequence[AttachedColumn]) -> str:
     """The columns, as a hint names them."""
-    return ", ".join(f"{column.name}.<key>" if column.kind == "json" else column.name for column in columns) or "none"
+    return (
+        ", ".join(
+            f"{column.name}.<key>" if column.kind == "json" else column.name for column in columns
+        )
+        or "none"
+    )
 
 
 class _Reading:
@@ -177,17 +208,23 @@ class _Reading:
         """An object: all of its members."""
         if not isinstance(given, Mapping):
             raise self.wrong(
-                f"{_shown(given)} stands where an object with conditions should", 'write {"column": value}'
+                f"{_shown(given)} stands where an object with conditions should",
+                'write {"column": value}',
             )
         if depth == 0:
-            raise InvalidFilter(f"the filter is nested more than {MAX_DEPTH} deep", hint="write it flatter")
+            raise InvalidFilter(
+                f"the filter is nested more than {MAX_DEPTH} deep", hint="write it flatter"
+            )
         parts: list[Node] = []
         for name, value in given.items():
             if name == "not":
                 parts.append(Not(self.node(value, depth - 1)))
-            elif name in _LISTS and (name != "none" or isinstance(value, list)):  # a column may be named none
+            # A column may be named "none": with anything but a list, the name is the column's.
+            elif name in _LISTS and (name != "none" or isinstance(value, list)):
                 if not isinstance(value, list) or not value:
-                    raise self.wrong(f"{name!r} takes a list of objects", f'write {{"{name}": [{{…}}, {{…}}]}}')
+                    raise self.wrong(
+                        f"{name!r} takes a list of objects", f'write {{"{name}": [{{…}}, {{…}}]}}'
+                    )
                 parts.append(_LISTS[name](tuple(self.node(each, depth - 1) for each in value)))
             else:
                 parts.append(self.column(name, value))
@@ -209,20 +246,28 @@ class _Reading:
             return self.compare(name, kind, path, "eq", value)
         if not value:
             raise self.wrong(
-                f"{shortened(name)!r} is asked for nothing", f"its operators: {', '.join(operators_of(kind))}"
+                f"{shortened(name)!r} is asked for nothing",
+                f"its operators: {', '.join(operators_of(kind))}",
             )
         parts = []
         for operator, operand in value.items():
             if operator not in operators_of(kind):
-                within = f"for a key of it write {shortened(f'{name}.{operator}')}; " if kind == "json" else ""
+                within = (
+                    f"for a key of it write {shortened(f'{name}.{operator}')}; "
+                    if kind == "json"
+                    else ""
+                )
                 raise self.wrong(
-                    f"{shortened(operator)!r} is no operator of {shortened(name)!r}, which holds {READERS[kind][0]}",
+                    f"{shortened(operator)!r} is no operator of {shortened(name)!r}, which holds "
+                    f"{READERS[kind][0]}",
                     f"{within}its operators: {', '.join(operators_of(kind))}",
                 )
             parts.append(self.compare(name, kind, path, operator, operand))
         return parts[0] if len(parts) == 1 else And(tuple(parts))
 
-    def deeper(self, name: str, path: Path, value: Mapping[str, object]) -> tuple[Path, Mapping[str, object]]:
+    def deeper(
+        self, name: str, path: Path, value: Mapping[str, object]
+    ) -> tuple[Path, Mapping[str, object]]:
         """What a list of keys leads to, and what is asked of it."""
         keys = value["path"]
         if not isinstance(keys, list) or not keys or not all(isinstance(key, str) for key in keys):
@@ -231,35 +276,52 @@ class _Reading:
                 f'write {{"{name}": {{"path": ["a.b"], "eq": 7}}}}',
             )
         if len(path.keys) + len(keys) > MAX_PATH_KEYS:
-            raise self.wrong(f"'path' of {shortened(name)!r} has more than {MAX_PATH_KEYS} keys", "ask for fewer")
+            raise self.wrong(
+                f"'path' of {shortened(name)!r} has more than {MAX_PATH_KEYS} keys", "ask for fewer"
+            )
         asked = {operator: operand for operator, operand in value.items() if operator != "path"}
         return Path(path.column, (*path.keys, *keys)), asked
 
-    def compare(self, name: str, kind: ColumnKind, path: Path, operator: str, value: object) -> Node:
+    def compare(
+        self, name: str, kind: ColumnKind, path: Path, operator: str, value: object
+    ) -> Node:
         """One operator of one column."""
         self.conditions += 1
         if self.conditions > MAX_CONDITIONS:
             raise InvalidFilter(
-                f"the filter has more than {MAX_CONDITIONS} conditions", hint='take {"in": […]} for many values'
+                f"the filter has more than {MAX_CONDITIONS} conditions",
+                hint='take {"in": […]} for many values',
             )
         null = Condition(path, "null")
         if operator in ("eq", "ne"):
-            found = null if value is None else Condition(path, "in", (self.operand(name, kind, value),))
+            found = (
+                null if value is None else Condition(path, "in", (self.operand(name, kind, value),))
+            )
             return Not(found) if operator == "ne" else found
         if operator == "contains":
-            wanted = self.operands(name, kind, operator, value if isinstance(value, list) else [value])
+            wanted = self.operands(
+                name, kind, operator, value if isinstance(value, list) else [value]
+            )
             each = tuple(Condition(path, "in", (operand,)) for operand in wanted)
-            return And(each) if each else Not(Condition(path, "in"))  # every array but NULL contains nothing
+            # every array but NULL contains nothing
+            return And(each) if each else Not(Condition(path, "in"))
         if operator == "any":
             return Condition(path, "in", self.operands(name, kind, operator, value))
         if operator == "in":
-            given = [each for each in value if each is not None] if isinstance(value, list) else value
+            given = (
+                [each for each in value if each is not None] if isinstance(value, list) else value
+            )
             found = Condition(path, "in", self.operands(name, kind, operator, given))
             # NULL is in a list that has null, as it equals null; in an empty list is nothing.
-            return found if given == value and value else Or((found, null) if given != value else ())
+            return (
+                found if given == value and value else Or((found, null) if given != value else ())
+            )
         if operator == "is_array":
             if not isinstance(value, bool):
-                raise self.wrong(f"'is_array' of {shortened(name)!r} takes true or false", 'write {"is_array": true}')
+                raise self.wrong(
+                    f"'is_array' of {shortened(name)!r} takes true or false",
+                    'write {"is_array": true}',
+                )
             return Condition(path, "is_array", (value,))
         if operator == "is" and isinstance(value, list):
             return Condition(path, "is_list", self.operands(name, kind, operator, value))
@@ -274,18 +336,30 @@ class _Reading:
                 )
             return Condition(path, operator, self.operands(name, kind, operator, texts))  # type: ignore[arg-type]  # one of TEXT
         if value is None:
-            raise self.wrong(f"{operator!r} of {shortened(name)!r} takes no null", 'for IS NULL write {"column": null}')
+            raise self.wrong(
+                f"{operator!r} of {shortened(name)!r} takes no null",
+                'for IS NULL write {"column": null}',
+            )
         if isinstance(value, bool) and operator in ORDER:
-            raise self.wrong(f"true and false have no order for {operator!r}", 'write {"column": true}')
+            raise self.wrong(
+                f"true and false have no order for {operator!r}", 'write {"column": true}'
+            )
         return Condition(path, operator, (self.operand(name, kind, value),))  # type: ignore[arg-type]  # ORDER or "is"
 
-    def operands(self, name: str, kind: ColumnKind, operator: str, values: object) -> tuple[Operand, ...]:
+    def operands(
+        self, name: str, kind: ColumnKind, operator: str, values: object
+    ) -> tuple[Operand, ...]:
         """A list of values."""
         if not isinstance(values, list):
-            raise self.wrong(f"{operator!r} of {shortened(name)!r} takes a list", f'write {{"{operator}": [...]}}')
+            raise self.wrong(
+                f"{operator!r} of {shortened(name)!r} takes a list",
+                f'write {{"{operator}": [...]}}',
+            )
         self.values += len(values)
         if self.values > MAX_VALUES:
-            raise InvalidFilter(f"the filter lists more than {MAX_VALUES} values", hint="split the request")
+            raise InvalidFilter(
+                f"the filter lists more than {MAX_VALUES} values", hint="split the request"
+            )
         return tuple(self.operand(name, kind, value) for value in values)
 
     def operand(self, name: str, kind: ColumnKind, value: object) -> Operand:
@@ -294,7 +368,8 @@ class _Reading:
         operand = read(value)
         if operand is None:
             raise self.wrong(
-                f"{_shown(value)} cannot be compared with {shortened(name)!r}, which holds {what}", "null is IS NULL"
+                f"{_shown(value)} cannot be compared with {shortened(name)!r}, which holds {what}",
+                "null is IS NULL",
             )
         return operand
 

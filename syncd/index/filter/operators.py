@@ -17,7 +17,9 @@ SETS = ("contains", "any")
 TEXT = ("text_match", "text_match_insensitive")
 """The column's text has this text in it, or one of these; the second compares in lower case."""
 WHOLE = ("is", "is_array")
-"""Of a jsonb key: its value equals this one, where ``eq`` also finds an array that has it; it is, or is not, an array."""
+"""Of a jsonb key: its value equals this one, where ``eq`` also finds an array that has it; it is,
+or is not, an array.
+"""
 
 NUMBER_WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 

@@ -1,4 +1,6 @@
-"""Values of which each is compared once, however many slots have it: text, uuids, booleans, arrays, and what a path into a jsonb column finds."""
+"""Values of which each is compared once, however many slots have it: text, uuids, booleans, arrays,
+and what a path into a jsonb column finds.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from syncd.index.filter.values import COMPARE, Chosen, Growing, Operand, Operator, as_float, canonical
+from syncd.index.filter.values import (
+    COMPARE,
+    Chosen,
+    Growing,
+    Operand,
+    Operator,
+    as_float,
+    canonical,
+)
 from syncd.types import ColumnKind
 
 _NULL, _STRING, _NUMBER, _ARRAY, _OTHER = range(5)
@@ -17,7 +27,8 @@ _NULL, _STRING, _NUMBER, _ARRAY, _OTHER = range(5)
 class Terms:
     """A dictionary of the values that occur, and each slot's number in it; see ``Values``.
 
-    An array's entry is the set of its elements' numbers: ``in`` is true of it where one of its elements is asked for.
+    An array's entry is the set of its elements' numbers: ``in`` is true of it where one of its
+    elements is asked for.
     """
 
     def __init__(self, kind: ColumnKind) -> None:
@@ -54,7 +65,9 @@ class Terms:
         return np.asarray((known & ~true)[self._codes.rows[slots]])
 
     def _key(self, value: Any) -> Any:
-        """What stands for a value in the dictionary: ``True`` is not 1 there, and 0.1 not the decimal that its bits stand for."""
+        """What stands for a value in the dictionary: ``True`` is not 1 there, and 0.1 not the
+        decimal that its bits stand for.
+        """
         if isinstance(value, str):
             return value.rstrip(" ") if self._kind == "character" else value
         if isinstance(value, bool):
@@ -69,7 +82,11 @@ class Terms:
     def _array(self, elements: Sequence[Any]) -> int | None:
         """The number of a whole array, None where there is none like it."""
         numbers = [self._numbers.get(self._key(element)) for element in elements]
-        return None if None in numbers else self._numbers.get(("array", frozenset(numbers), tuple(numbers)))
+        return (
+            None
+            if None in numbers
+            else self._numbers.get(("array", frozenset(numbers), tuple(numbers)))
+        )
 
     def _element(self, value: Any) -> Any:
         return ("object",) if isinstance(value, list) else self._key(value)
@@ -99,7 +116,11 @@ class Terms:
             return ((tags == _ARRAY) == operands[0]) & (tags != _NULL), tags != _NULL
         true = np.zeros(len(tags), dtype=np.bool_)
         if operator in ("is", "is_list"):
-            same = self._array(operands) if operator == "is_list" else self._numbers.get(self._key(operands[0]))
+            same = (
+                self._array(operands)
+                if operator == "is_list"
+                else self._numbers.get(self._key(operands[0]))
+            )
             if same is not None:
                 true[same] = True
             return true, tags != _NULL
@@ -118,8 +139,11 @@ class Terms:
             strings = np.flatnonzero(known).tolist()
             if operator in ("text_match", "text_match_insensitive"):
                 fold = str.lower if operator.endswith("insensitive") else str
-                wanted = [fold(str(each)) for each in operands]  # their trailing spaces count, as in position()
-                true[strings] = [any(each in fold(entries[number]) for each in wanted) for number in strings]
+                # their trailing spaces count, as in position()
+                wanted = [fold(str(each)) for each in operands]
+                true[strings] = [
+                    any(each in fold(entries[number]) for each in wanted) for number in strings
+                ]
                 return true, known
             # Python compares strings by code point, as the collation "C" does.
             true[strings] = [COMPARE[operator](entries[number], operand) for number in strings]
@@ -136,7 +160,9 @@ class Terms:
 
 
 class _Dictionary(dict[Any, int]):
-    """Values and their numbers, in the order in which they came; NULL is 0. Asking for one that is not there adds it."""
+    """Values and their numbers, in the order in which they came; NULL is 0. Asking for one that is
+    not there adds it.
+    """
 
     def __init__(self) -> None:
         super().__init__({None: 0})

@@ -1,7 +1,9 @@
-"""The values of one attached column, or of one path into a jsonb column, as arrays over slots, and what comparisons make of them.
+"""The values of one attached column, or of one path into a jsonb column, as arrays over slots, and
+what comparisons make of them.
 
-Invariant: an array's element belongs to its slot for good, so arrays are only appended to. Comparisons have SQL's three values: each says for
-which slots it is true, and for which it is false; for the rest, NULL among them, it is unknown. An operand takes the column's type.
+Invariant: an array's element belongs to its slot for good, so arrays are only appended to.
+Comparisons have SQL's three values: each says for which slots it is true, and for which it is
+false; for the rest, NULL among them, it is unknown. An operand takes the column's type.
 """
 
 from __future__ import annotations
@@ -21,7 +23,17 @@ from syncd.types import ColumnKind
 
 Chosen = NDArray[np.bool_]
 Operator = Literal[
-    "in", "gt", "gte", "lt", "lte", "null", "text_match", "text_match_insensitive", "is", "is_list", "is_array"
+    "in",
+    "gt",
+    "gte",
+    "lt",
+    "lte",
+    "null",
+    "text_match",
+    "text_match_insensitive",
+    "is",
+    "is_list",
+    "is_array",
 ]
 """``is_list`` compares with the array of its operands, ``in`` with each of them."""
 Operand = int | float | str | bool
@@ -39,7 +51,9 @@ EXACT_CHARACTERS = 16
 """A decimal of up to 15 digits is the one that its float64 prints as."""
 
 _FEW_VALUES = 8
-_INSTANT = re.compile(r"(\d{4,})-(\d\d)-(\d\d)(?:[T ](\d\d:\d\d:\d\d(?:\.\d{1,6})?))?(?:[+]00:00)?( BC)?", re.ASCII)
+_INSTANT = re.compile(
+    r"(\d{4,})-(\d\d)-(\d\d)(?:[T ](\d\d:\d\d:\d\d(?:\.\d{1,6})?))?(?:[+]00:00)?( BC)?", re.ASCII
+)
 _FIRST_DAY, _FIRST_MICROSECOND = np.datetime64("2000-01-01", "D"), np.datetime64("2000-01-01", "us")
 _USUAL_CHARACTERS = len("2000-01-01T00:00:00.000000")
 
@@ -57,7 +71,9 @@ class Values(Protocol):
         """Append the next slots' values, as JSON has them, numbers as ``number`` reads them."""
 
     def true(self, operator: Operator, operands: Sequence[Operand], slots: slice) -> Chosen:
-        """For which of the slots the comparison is true; ``in``, ``is_list`` and texts take any number of operands, ``null`` none, the others one."""
+        """For which of the slots the comparison is true; ``in``, ``is_list`` and texts take any
+        number of operands, ``null`` none, the others one.
+        """
 
     def false(self, operator: Operator, operands: Sequence[Operand], slots: slice) -> Chosen:
         """For which of the slots the comparison is false."""
@@ -87,9 +103,11 @@ class Growing:
 
 
 class Numbers:
-    """int64 for integers, days and microseconds since 2000; float64 for other numbers, beside which lie the numerics that no float64 prints as.
+    """int64 for integers, days and microseconds since 2000; float64 for other numbers, beside which
+    lie the numerics that no float64 prints as.
 
-    As in Postgres NaN equals itself and is above every other number. real values are rounded to float32, operands too.
+    As in Postgres NaN equals itself and is above every other number. real values are rounded to
+    float32, operands too.
     """
 
     def __init__(self, kind: ColumnKind) -> None:
@@ -108,17 +126,27 @@ class Numbers:
         return self._rows.room.nbytes + self._nulls.room.nbytes + 200 * len(self._exact_slots)
 
     def extend(self, values: Sequence[Any]) -> None:
-        """See ``Values``. A value that is none of the column's kind, which only another type's column could hold, counts as NULL."""
+        """See ``Values``. A value that is none of the column's kind, which only another type's
+        column could hold, counts as NULL.
+        """
         nulls = np.fromiter((value is None for value in values), dtype=np.bool_, count=len(values))
         try:
             rows = self._converted(values, bool(nulls.any()))
         except (ValueError, TypeError, OverflowError):
             singly = [self._one(value) for value in values]
-            nulls = np.fromiter((value is None for value in singly), dtype=np.bool_, count=len(values))
-            rows = np.array([0 if value is None else value for value in singly], dtype=self._rows.room.dtype)
+            nulls = np.fromiter(
+                (value is None for value in singly), dtype=np.bool_, count=len(values)
+            )
+            rows = np.array(
+                [0 if value is None else value for value in singly], dtype=self._rows.room.dtype
+            )
         if self._kind == "numeric":
             for place, value in enumerate(values):
-                if type(value) is not float and value is not None and isinstance(canonical(value), Decimal):
+                if (
+                    type(value) is not float
+                    and value is not None
+                    and isinstance(canonical(value), Decimal)
+                ):
                     self._exact_slots.append(self.count + place)
                     self._exact_values.append(Decimal(value))
         self._any_null |= bool(nulls.any())
@@ -151,14 +179,21 @@ class Numbers:
         if self._kind in INSTANTS:
             # Postgres writes +00:00, since the session's time zone is UTC; numpy wants none.
             texts = ["NaT" if value is None else value.removesuffix("+00:00") for value in values]
-            if max(map(len, texts), default=0) > _USUAL_CHARACTERS or any(" " in text for text in texts):
+            if max(map(len, texts), default=0) > _USUAL_CHARACTERS or any(
+                " " in text for text in texts
+            ):
                 raise ValueError("a year that numpy does not read, before Christ or of five digits")
             epoch = _FIRST_DAY if self._kind == "date" else _FIRST_MICROSECOND
             return np.where(
-                [value is None for value in values], 0, (np.array(texts, dtype=epoch.dtype) - epoch).view(np.int64)
+                [value is None for value in values],
+                0,
+                (np.array(texts, dtype=epoch.dtype) - epoch).view(np.int64),
             )
         if self._whole:
-            return np.array([0 if value is None else value for value in values] if any_null else values, dtype=np.int64)
+            return np.array(
+                [0 if value is None else value for value in values] if any_null else values,
+                dtype=np.int64,
+            )
         rows = np.array(values, dtype=np.float64)
         return _rounded(rows) if self._kind == "real" else rows
 
@@ -173,7 +208,9 @@ class Numbers:
         return found if found is None or self._kind != "real" else float(_rounded(np.array(found)))
 
     def _operand(self, value: Operand) -> Any:
-        """A value as the column's type has it: a float, or a ``Decimal`` where no float64 prints as a numeric."""
+        """A value as the column's type has it: a float, or a ``Decimal`` where no float64 prints as
+        a numeric.
+        """
         if self._kind == "numeric":
             return canonical(value) if not isinstance(value, str) else float(value)
         found = as_float(value)
@@ -193,11 +230,18 @@ class Numbers:
         value = as_float(wanted)
         if math.isnan(value):
             nans = np.isnan(rows)
-            return ~nans if operator == "lt" else nans if operator == "gte" else np.full_like(nans, operator == "lte")
+            return (
+                ~nans
+                if operator == "lt"
+                else nans
+                if operator == "gte"
+                else np.full_like(nans, operator == "lte")
+            )
         # A row's NaN is above any number: it is not below it.
         below = {"gt": "lte", "gte": "lt"}.get(operator)
         chosen = np.asarray(compare(rows, value) if below is None else ~COMPARE[below](rows, value))
-        # Rounding to float64 keeps the order of numbers; only those that it makes equal are to be compared again.
+        # Rounding to float64 keeps the order of numbers; only those that it makes equal are to be
+        # compared again.
         printed = Decimal(repr(value))
         if isinstance(wanted, Decimal):
             chosen[rows == value] = compare(printed, wanted)
@@ -229,7 +273,8 @@ def _whole_in(rows: NDArray[Any], operands: Sequence[Operand]) -> Chosen:
 
 
 def _whole_ordered(rows: NDArray[Any], operator: str, operand: Operand) -> Chosen:
-    if isinstance(operand, float) and not operand.is_integer():  # nothing lies between it and the integers beside it
+    # nothing lies between it and the integers beside it
+    if isinstance(operand, float) and not operand.is_integer():
         operator, operand = "gt" if operator.startswith("gt") else "lte", math.floor(operand)
     operand = int(operand)
     if not INT64_MIN <= operand <= INT64_MAX:
@@ -240,11 +285,17 @@ def _whole_ordered(rows: NDArray[Any], operator: str, operand: Operand) -> Chose
 def number(text: str) -> float | Decimal:
     """A number of JSON: the float64 that prints as it, else all of its digits."""
     value = float(text)
-    return value if len(text) <= EXACT_CHARACTERS or Decimal(repr(value)) == Decimal(text) else Decimal(text)
+    return (
+        value
+        if len(text) <= EXACT_CHARACTERS or Decimal(repr(value)) == Decimal(text)
+        else Decimal(text)
+    )
 
 
 def canonical(value: Any) -> Any:
-    """A number so that equal ones are equal: a float where it prints as this number, else a ``Decimal``. Anything else as it is."""
+    """A number so that equal ones are equal: a float where it prints as this number, else a
+    ``Decimal``. Anything else as it is.
+    """
     if isinstance(value, bool) or not isinstance(value, int | Decimal):
         return value
     exact, rounded = Decimal(value), as_float(value)
@@ -260,7 +311,8 @@ def as_float(value: Any) -> float:
 
 
 def instant(text: str, *, date: bool = False) -> int | None:
-    """Microseconds since 2000 of what Postgres writes for a timestamp in UTC, days of a date; None for anything else.
+    """Microseconds since 2000 of what Postgres writes for a timestamp in UTC, days of a date; None
+    for anything else.
 
     As in Postgres, the smallest and the largest number stand for the infinities.
     """
@@ -280,7 +332,9 @@ def instant(text: str, *, date: bool = False) -> int | None:
         return None
     since = moment - datetime(2000, 1, 1)  # both are in UTC
     days = since.days + cycles * 146_097
-    found = days if date else days * DAY_MICROSECONDS + since.seconds * 1_000_000 + since.microseconds
+    found = (
+        days if date else days * DAY_MICROSECONDS + since.seconds * 1_000_000 + since.microseconds
+    )
     return max(INT64_MIN + 1, min(INT64_MAX - 1, found))
 
 

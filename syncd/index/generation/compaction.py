@@ -1,8 +1,11 @@
-"""Dead slots given back: the live rows of one generation moved into another, beside readers, saves and the writer.
+"""Dead slots given back: the live rows of one generation moved into another, beside readers, saves
+and the writer.
 
-Rows keep their order, so a new slot is the place of the old one among those that were moved. First what a view shows is copied, then, again and
-again, what passes have changed meanwhile; each such round is shorter than the one before, and only the last one keeps the writer waiting. The new
-generation's files are named like no other's and belong to no checkpoint until the rows are published: a crash or a failure leaves the old ones.
+Rows keep their order, so a new slot is the place of the old one among those that were moved. First
+what a view shows is copied, then, again and again, what passes have changed meanwhile; each such
+round is shorter than the one before, and only the last one keeps the writer waiting. The new
+generation's files are named like no other's and belong to no checkpoint until the rows are
+published: a crash or a failure leaves the old ones.
 """
 
 from __future__ import annotations
@@ -54,7 +57,9 @@ class Move:
         self._live = empty_bitmap(0)
 
     def follow(self, view: View, stop: Stop) -> None:
-        """Bring the target to what ``view``, of the same generation and not older, shows; raises ``Cancelled`` and ``DataDirectoryError``."""
+        """Bring the target to what ``view``, of the same generation and not older, shows; raises
+        ``Cancelled`` and ``DataDirectoryError``.
+        """
         self._bury(view)
         fresh = live_slots(view.live.bits, view.count)
         fresh = fresh[np.searchsorted(fresh, self._stop) :]
@@ -68,7 +73,9 @@ class Move:
         self._view, self._stop = view, view.count
 
     def copy(self, view: View, slots: Slots, start: int) -> None:
-        """Put some rows at the new slots from ``start`` on, full chunks onto the disk; raises ``DataDirectoryError`` where that cannot be."""
+        """Put some rows at the new slots from ``start`` on, full chunks onto the disk; raises
+        ``DataDirectoryError`` where that cannot be.
+        """
         stop = start + slots.size
         self._live = grown(self._live, stop)
         set_range(self._live, start, stop)
@@ -91,7 +98,9 @@ class Move:
     def view(self) -> View:
         """What the target holds now."""
         count = self._old.size
-        return self.target.view(count, Live.of(prefix(self._live, count), count, self.target.chunk_shift))
+        return self.target.view(
+            count, Live.of(prefix(self._live, count), count, self.target.chunk_shift)
+        )
 
     def seen(self, seen: Bitmap) -> Bitmap:
         """Bits of old slots as bits of the new ones."""
@@ -101,10 +110,14 @@ class Move:
         return moved
 
     def encoded(self, codes: Codes, number: int, stop: Stop) -> Codes:
-        """New codes of the rows that were moved, with the codebook and the measurements of the old ones; raises ``Cancelled``."""
+        """New codes of the rows that were moved, with the codebook and the measurements of the old
+        ones; raises ``Cancelled``.
+        """
         view = self.view()
         fewer, measured = self._view.count - view.count, codes.calibration
-        codebook = replace(codes.codebook, trained_slots=codes.codebook.trained_slots - fewer, file=[])
+        codebook = replace(
+            codes.codebook, trained_slots=codes.codebook.trained_slots - fewer, file=[]
+        )
         part = encode(view, codebook, 0, view.count & ~7, number, stop)
         calibration = msgspec.structs.replace(measured, slots=measured.slots - fewer)
         return Codes(self.target.number, codebook, (part,), calibration, codes.unevenness_trained)

@@ -1,7 +1,9 @@
-"""The columns of one dataset from its first row to its last: what is written, sealed, saved and loaded together.
+"""The columns of one dataset from its first row to its last: what is written, sealed, saved and
+loaded together.
 
-A dataset that is emptied begins a new generation, whose files have other names: the old checkpoint's files stay as they
-are until no manifest names them. So a dataset without rows may take another dimension.
+A dataset that is emptied begins a new generation, whose files have other names: the old
+checkpoint's files stay as they are until no manifest names them. So a dataset without rows may take
+another dimension.
 """
 
 from __future__ import annotations
@@ -28,11 +30,15 @@ from syncd.index.view import View
 from syncd.types import AttachedColumn, KeyKind
 
 CHECK_AT_LOAD_BYTES = 64 << 20
-"""Vectors up to this size are compared with their checksums at load (0.1 s), larger ones by ``scrub``."""
+"""Vectors up to this size are compared with their checksums at load (0.1 s), larger ones by
+``scrub``.
+"""
 
 
 class Generation:
-    """One generation's columns and key map. Its rows are what the view says; what lies past its count is not there."""
+    """One generation's columns and key map. Its rows are what the view says; what lies past its
+    count is not there.
+    """
 
     def __init__(
         self,
@@ -48,9 +54,13 @@ class Generation:
         self._format, self._key_kind = format_, key_kind
         prefix = f"{number:04d}-"
         suffix = "f16" if format_.half else "f32"
-        self._vectors = Column(directory, f"{prefix}vectors", suffix, format_.dtype, dim or 1, chunk_bytes)
+        self._vectors = Column(
+            directory, f"{prefix}vectors", suffix, format_.dtype, dim or 1, chunk_bytes
+        )
         self._norms = (
-            Column(directory, f"{prefix}norms", "f64", "<f8", None, chunk_bytes) if format_.has_norms else None
+            Column(directory, f"{prefix}norms", "f64", "<f8", None, chunk_bytes)
+            if format_.has_norms
+            else None
         )
         self._prints = Column(directory, f"{prefix}prints", "i64", "<i8", None, chunk_bytes)
         self._keys = key_columns(key_kind, directory, prefix, chunk_bytes)
@@ -99,7 +109,9 @@ class Generation:
         self._key_map.add(rows.hashes, slots, keep=lambda values: test_bits(live, values))
 
     def seal(self, count: int) -> bool:
-        """Move full chunks of published rows to disk, where that is possible now; whether any was."""
+        """Move full chunks of published rows to disk, as far as possible now; returns whether any
+        moved.
+        """
         sealed = [column.seal(rows) for column, rows in self._columns(count)]
         return any(sealed)
 
@@ -108,7 +120,9 @@ class Generation:
         return all(column.is_sealed(rows) for column, rows in self._columns(count))
 
     def discard(self) -> None:
-        """Remove the files of a generation that never came to be; what cannot be removed now is a leftover at the next start."""
+        """Remove the files of a generation that never came to be; what cannot be removed now is a
+        leftover at the next start.
+        """
         for path in self.directory.glob(f"{self.number:04d}-*"):
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -159,9 +173,13 @@ class Generation:
             return self.empty_view()
         live_file = files.get(saved.live_name)
         if live_file is None or live_file.bytes != bitmap_bytes(count):
-            raise DamagedFile(f"the checkpoint has no bitmap for the {count} slots in {self.directory}")
+            raise DamagedFile(
+                f"the checkpoint has no bitmap for the {count} slots in {self.directory}"
+            )
         live = np.frombuffer(read_file(self.directory / saved.live_name, live_file), dtype=np.uint8)
-        self._vectors.load(files, count, check=count * self._vectors.row_bytes <= CHECK_AT_LOAD_BYTES)
+        self._vectors.load(
+            files, count, check=count * self._vectors.row_bytes <= CHECK_AT_LOAD_BYTES
+        )
         if self._norms is not None:
             self._norms.load(files, count, check=True)
         self._prints.load(files, count, check=True)
@@ -180,7 +198,9 @@ class Generation:
         return self._vectors.view.shift
 
     def scrub(self, stop: Callable[[], bool]) -> None:
-        """Compare with their checksums the vector files that ``load`` left out, until ``stop`` says so; raises ``DamagedFile``."""
+        """Compare with their checksums the vector files that ``load`` left out, until ``stop`` says
+        so; raises ``DamagedFile``.
+        """
         self._vectors.scrub(stop)
 
     @property
@@ -192,7 +212,11 @@ class Generation:
     def heap_bytes(self) -> int:
         """Memory of columns and key map, mappings left out."""
         attributes = 0 if self._attributes is None else self._attributes.nbytes
-        return sum(column.heap_bytes for column, _ in self._columns(0)) + self._key_map.view.nbytes + attributes
+        return (
+            sum(column.heap_bytes for column, _ in self._columns(0))
+            + self._key_map.view.nbytes
+            + attributes
+        )
 
     @property
     def disk_bytes(self) -> int:
@@ -201,14 +225,19 @@ class Generation:
 
     def _save_columns(self, view: View) -> tuple[list[SavedFile], int]:
         files, bytes_written = [], 0
-        columns = [(self._vectors, view.vectors, view.count), (self._prints, view.prints, view.count)]
+        columns = [
+            (self._vectors, view.vectors, view.count),
+            (self._prints, view.prints, view.count),
+        ]
         if self._norms is not None and view.norms is not None:
             columns.append((self._norms, view.norms, view.count))
         key_rows = self._keys.rows(view.count)
         columns += zip(self._keys.columns, view.stored_keys.columns, key_rows, strict=True)
         if self._attributes is not None and view.attributes is not None:
             lines = self._attributes.lines
-            columns += zip(lines.columns, view.attributes.lines.columns, lines.rows(view.count), strict=True)
+            columns += zip(
+                lines.columns, view.attributes.lines.columns, lines.rows(view.count), strict=True
+            )
         for column, column_view, rows in columns:
             saved, written = column.save(column_view, rows)
             files += saved
@@ -221,5 +250,7 @@ class Generation:
             columns.append((self._norms, count))
         columns += zip(self._keys.columns, self._keys.rows(count), strict=True)
         if self._attributes is not None:
-            columns += zip(self._attributes.lines.columns, self._attributes.lines.rows(count), strict=True)
+            columns += zip(
+                self._attributes.lines.columns, self._attributes.lines.rows(count), strict=True
+            )
         return columns

@@ -34,7 +34,9 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What tells a state from any other, without keeping its rows in memory: clearing bits makes another bitmap, else only the count grows."""
+    """What tells a state from any other, without keeping its rows in memory: clearing bits makes
+    another bitmap, else only the count grows.
+    """
 
     generation: int
     count: int
@@ -53,7 +55,9 @@ class Mark:
 
 
 class Saver:
-    """Writes states of one index; any thread, one at a time. ``code_number`` gives the last number that a codes' file has."""
+    """Writes states of one index; any thread, one at a time. ``code_number`` gives the last number
+    that a codes' file has.
+    """
 
     def __init__(self, chunk_bytes: int, code_number: Callable[[], int]) -> None:
         self._chunk_bytes = chunk_bytes
@@ -63,17 +67,25 @@ class Saver:
         self._lock = threading.Lock()
 
     def loaded(self, state: State, saved: SavedIndex, *, whole: bool) -> None:
-        """``state`` is what was saved as ``saved``, but for what could not be read where it is not ``whole``."""
+        """``state`` is what was saved as ``saved``, but for what could not be read where it is not
+        ``whole``.
+        """
         self._last = (Mark.of(state), saved) if whole else None
         self._live_sequence = saved.live_sequence
 
     def save(self, state: State) -> Saved:
         """See ``CapturedIndex.save``."""
         with self._lock:
-            if self._last is not None and self._last[0].is_of(state) and _has_files(state, self._last[1]):
+            if (
+                self._last is not None
+                and self._last[0].is_of(state)
+                and _has_files(state, self._last[1])
+            ):
                 return Saved(self._last[1], 0)
             self._live_sequence += 1
-            done = state.generation.save(state.view, self._live_sequence, self._code_number(), self._chunk_bytes)
+            done = state.generation.save(
+                state.view, self._live_sequence, self._code_number(), self._chunk_bytes
+            )
             self._last = (Mark.of(state), done.saved)
             return done
 
@@ -91,9 +103,11 @@ class CapturedIndex:
         return self._state.generation.directory
 
     def save(self) -> Saved:
-        """Make the view durable; what is written is what came since the last save, nothing when nothing did.
+        """Make the view durable; what is written is what came since the last save, nothing when
+        nothing did.
 
-        Raises ``DataDirectoryError`` when the disk is full or fails: nothing is lost, and the next call goes on from there.
+        Raises ``DataDirectoryError`` when the disk is full or fails: nothing is lost, and the next
+        call goes on from there.
         """
         return self._saver.save(self._state)
 

@@ -1,4 +1,6 @@
-"""Some rows in the form in which a generation keeps them, and which of a pass' rows are not there yet as they are."""
+"""Some rows in the form in which a generation keeps them, and which of a pass' rows are not there
+yet as they are.
+"""
 
 from __future__ import annotations
 
@@ -35,11 +37,17 @@ class StoredRows:
         """Some of them, by mask or by index."""
         lines = None if self.lines is None else self.lines[chosen]
         return StoredRows(
-            self.vectors.select(chosen), self.prints[chosen], self.keys[chosen], self.hashes[chosen], lines
+            self.vectors.select(chosen),
+            self.prints[chosen],
+            self.keys[chosen],
+            self.hashes[chosen],
+            lines,
         )
 
     def compare(self, view: View) -> tuple[Slots, NDArray[np.bool_]]:
-        """Each row's live slot in ``view``, -1 where there is none, and whether it differs from what is there."""
+        """Each row's live slot in ``view``, -1 where there is none, and whether it differs from
+        what is there.
+        """
         slots = view.find_stored(self.keys, self.hashes)
         differs = np.ones(len(self), dtype=np.bool_)
         (known,) = (slots >= 0).nonzero()
@@ -71,14 +79,18 @@ class Upserts:
         lines: Sequence[str] | Sequence[bytes] | None,
         attached: Sequence[AttachedColumn],
     ) -> Upserts:
-        """Fingerprints that are left out are 0, and columns NULL; raises ``ValueError`` for lengths that differ."""
+        """Fingerprints that are left out are 0, and columns NULL; raises ``ValueError`` for lengths
+        that differ.
+        """
         count = len(keys)
         vectors = np.ascontiguousarray(vectors, dtype=np.float32)
         if prints is None:
             prints = np.zeros(count, dtype=np.int64)
         stored = None
         if attached:
-            stored = store_lines(["[" + ",".join(["null"] * len(attached)) + "]"] * count if lines is None else lines)
+            stored = store_lines(
+                ["[" + ",".join(["null"] * len(attached)) + "]"] * count if lines is None else lines
+            )
         if vectors.ndim != 2 or any(
             len(each) != count for each in (vectors, prints, keys if stored is None else stored)
         ):
@@ -87,9 +99,13 @@ class Upserts:
         if len(last) == count:
             return cls(keys, vectors, prints, stored)
         rows = list(last.values())
-        return cls(list(last), vectors[rows], prints[rows], None if stored is None else stored[rows])
+        return cls(
+            list(last), vectors[rows], prints[rows], None if stored is None else stored[rows]
+        )
 
     def store(self, form: VectorFormat, kind: KeyKind) -> StoredRows:
-        """In stored form; raises ``InvalidVector``, and ``InvalidParams`` for a key of another kind."""
+        """In stored form; raises ``InvalidVector``, and ``InvalidParams`` for a key of another
+        kind.
+        """
         vectors, keys = form.store(self.vectors), store_keys(kind, self.keys)
         return StoredRows(vectors, self.prints, keys, hash_keys(kind, keys), self.lines)

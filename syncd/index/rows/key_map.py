@@ -1,10 +1,11 @@
 """From 64-bit hashes to numbers, for millions of keys: 16 bytes an entry and no Python object.
 
-An append-only multimap in the manner of a log-structured merge tree: a small unsorted buffer, and immutable sorted runs
-that are merged in geometric tiers. One thread adds; a ``HashMultimapView`` taken at any moment stays as it was, because
-runs are never changed, a buffer is only appended to, and a full buffer is replaced. Nothing is removed: two keys may
-share a hash and a key may have had several numbers, so whoever looks up compares keys. A merge may leave out entries
-that no newer view wants.
+An append-only multimap in the manner of a log-structured merge tree: a small unsorted buffer, and
+immutable sorted runs that are merged in geometric tiers. One thread adds; a ``HashMultimapView``
+taken at any moment stays as it was, because runs are never changed, a buffer is only appended to,
+and a full buffer is replaced. Nothing is removed: two keys may share a hash and a key may have had
+several numbers, so whoever looks up compares keys. A merge may leave out entries that no newer view
+wants.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ _FEW_QUERIES = 8
 
 @dataclass(frozen=True, slots=True)
 class HashMultimapView:
-    """The entries at one moment. ``runs`` are (hashes ascending, values); of the buffer, the first ``buffered``
-    count.
+    """The entries at one moment. ``runs`` are (hashes ascending, values); of the buffer, the first
+    ``buffered`` count.
     """
 
     runs: tuple[Run, ...]
@@ -40,7 +41,9 @@ class HashMultimapView:
     buffered: int
 
     def find(self, hashes: Hashes) -> tuple[NDArray[np.int64], Values]:
-        """Every entry with one of ``hashes``: (index into ``hashes``, value) pairs, in no particular order."""
+        """Every entry with one of ``hashes``: (index into ``hashes``, value) pairs, in no
+        particular order.
+        """
         if hashes.size == 1:
             return self._find_one(hashes)
         order = hashes.argsort()
@@ -48,30 +51,48 @@ class HashMultimapView:
         found = [_find_sorted(run, ascending) for run in self.runs]
         if self.buffered:
             found.append(self._find_buffered(ascending))
-        queries, values = [order[f[0]] for f in found if f[0].size], [f[1] for f in found if f[0].size]
+        queries, values = (
+            [order[f[0]] for f in found if f[0].size],
+            [f[1] for f in found if f[0].size],
+        )
         if not queries:
             return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-        return (queries[0], values[0]) if len(queries) == 1 else (np.concatenate(queries), np.concatenate(values))
+        return (
+            (queries[0], values[0])
+            if len(queries) == 1
+            else (np.concatenate(queries), np.concatenate(values))
+        )
 
     def from_hash(self, start: int, at_least: int) -> tuple[Hashes, Values, int | None]:
-        """The entries with the lowest hashes >= ``start``, ascending: ``at_least`` of them or all there are.
+        """The entries with the lowest hashes >= ``start``, ascending: ``at_least`` of them or all
+        there are.
 
-        Entries that share a hash stay together. The third is where to go on, None when there is nothing more.
+        Entries that share a hash stay together. The third is where to go on, None when there is
+        nothing more.
         """
         first = np.uint64(start)
-        buffer_hashes, buffer_values = self.buffer[0][: self.buffered], self.buffer[1][: self.buffered]
+        buffer_hashes, buffer_values = (
+            self.buffer[0][: self.buffered],
+            self.buffer[1][: self.buffered],
+        )
         chosen = buffer_hashes >= first
         rest = [_sorted_run(buffer_hashes[chosen], buffer_values[chosen])]
         for hashes, values in self.runs:
             position = int(np.searchsorted(hashes, first))
             rest.append((hashes[position:], values[position:]))
-        # Nothing above the smallest of the runs' at_least-th hashes is needed: that run alone has enough below it.
+        # Nothing above the smallest of the runs' at_least-th hashes is needed: that run alone has
+        # enough below it.
         bounds = [hashes[at_least - 1] for hashes, _ in rest if hashes.size >= at_least]
         bound = min(bounds) if bounds else None
         if bound is not None:
             ends = [int(np.searchsorted(hashes, bound, side="right")) for hashes, _ in rest]
-            rest = [(hashes[:end], values[:end]) for (hashes, values), end in zip(rest, ends, strict=True)]
-        hashes, values = _sorted_run(np.concatenate([r[0] for r in rest]), np.concatenate([r[1] for r in rest]))
+            rest = [
+                (hashes[:end], values[:end])
+                for (hashes, values), end in zip(rest, ends, strict=True)
+            ]
+        hashes, values = _sorted_run(
+            np.concatenate([r[0] for r in rest]), np.concatenate([r[1] for r in rest])
+        )
         go_on = None if bound is None or int(bound) == 2**64 - 1 else int(bound) + 1
         return hashes, values, go_on
 
@@ -99,7 +120,10 @@ class HashMultimapView:
         return np.zeros(len(found), dtype=np.int64), np.array(found, dtype=np.int64)
 
     def _find_buffered(self, hashes: Hashes) -> tuple[NDArray[np.int64], Values]:
-        buffer_hashes, buffer_values = self.buffer[0][: self.buffered], self.buffer[1][: self.buffered]
+        buffer_hashes, buffer_values = (
+            self.buffer[0][: self.buffered],
+            self.buffer[1][: self.buffered],
+        )
         if hashes.size > _FEW_QUERIES:  # sorting the buffer pays from here on
             return _find_sorted(_sorted_run(buffer_hashes, buffer_values), hashes)
         queries, positions = (hashes[:, None] == buffer_hashes).nonzero()
@@ -114,10 +138,12 @@ class HashMultimap:
         self.view = HashMultimapView((), _new_buffer(0), 0)
 
     def add(self, hashes: Hashes, values: Values, keep: Keep | None = None) -> None:
-        """Add entries: in place where the buffer has room, which older views do not see; else as a sorted run.
+        """Add entries: in place where the buffer has room, which older views do not see; else as a
+        sorted run.
 
-        ``keep`` says which values are still wanted; in runs that are merged now, the others vanish for newer views.
-        Raises nothing but ``MemoryError``, and is then as if it had not been called.
+        ``keep`` says which values are still wanted; in runs that are merged now, the others vanish
+        for newer views. Raises nothing but ``MemoryError``, and is then as if it had not been
+        called.
         """
         view = self.view
         stop = view.buffered + hashes.size
@@ -165,7 +191,9 @@ def _sorted_run(hashes: Hashes, values: Values) -> Run:
 
 
 def _merged(larger: Run, smaller: Run) -> Run:
-    """Both runs in one. Linear: placing 4,096 entries among a million costs 1 ms, sorting all of them 70 ms."""
+    """Both runs in one. Linear: placing 4,096 entries among a million costs 1 ms, sorting all of
+    them 70 ms.
+    """
     size = larger[0].size + smaller[0].size
     places = np.searchsorted(larger[0], smaller[0]) + np.arange(smaller[0].size)
     others = np.ones(size, dtype=np.bool_)
@@ -178,7 +206,8 @@ def _merged(larger: Run, smaller: Run) -> Run:
 
 def _find_sorted(run: Run, hashes: Hashes) -> tuple[NDArray[np.int64], Values]:
     first = run[0].searchsorted(hashes)
-    # Most hashes meet one entry or none: compare first, search for the end only where there is something.
+    # Most hashes meet one entry or none: compare first, search for the end only where there is
+    # something.
     inside = np.minimum(first, run[0].size - 1)
     (hit,) = (run[0][inside] == hashes).nonzero()
     if not hit.size:

@@ -1,8 +1,9 @@
 """A dataset's keys: how each kind is stored, hashed, compared and given back.
 
-integer: int64, 8 bytes. uuid: two uint64, 16 bytes. The others: UTF-8 in a blob column, and each key's end in an offsets
-column. Between Python keys and columns stands the *stored form*, an array with one row a key, so that
-thousands of keys are hashed and compared at once. Hashes are not on disk: they are computed again at load.
+integer: int64, 8 bytes. uuid: two uint64, 16 bytes. The others: UTF-8 in a blob column, and each
+key's end in an offsets column. Between Python keys and columns stands the *stored form*, an array
+with one row a key, so that thousands of keys are hashed and compared at once. Hashes are not on
+disk: they are computed again at load.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from syncd.index.storage.files import SavedFile
 from syncd.types import Key, KeyKind
 
 Stored = NDArray[Any]
-"""Keys in stored form: int64 (n,) for integer, uint64 (n, 2) for uuid, ``bytes`` objects (n,) for text and
-composite.
+"""Keys in stored form: int64 (n,) for integer, uint64 (n, 2) for uuid, ``bytes`` objects (n,) for
+text and composite.
 """
 
 _CANONICAL_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -40,14 +41,17 @@ def store_keys(kind: KeyKind, keys: Sequence[Key]) -> Stored:
             case "integer":
                 return np.array([_integer(key) for key in keys], dtype=np.int64)
             case "uuid":
-                return np.frombuffer(bytes.fromhex("".join(map(_uuid_digits, keys))), dtype="<u8").reshape(-1, 2)
+                return np.frombuffer(
+                    bytes.fromhex("".join(map(_uuid_digits, keys))), dtype="<u8"
+                ).reshape(-1, 2)
             case _:
                 stored = np.empty(len(keys), dtype=object)
                 stored[:] = [key.encode() for key in keys]  # type: ignore[union-attr]  # an int: caught below
                 return stored
     except (TypeError, AttributeError, OverflowError, UnicodeEncodeError) as error:
         raise InvalidParams(
-            f"a key is not of the kind {kind}", hint="pass keys as the source's key column holds them"
+            f"a key is not of the kind {kind}",
+            hint="pass keys as the source's key column holds them",
         ) from error
 
 
@@ -166,7 +170,9 @@ class FixedKeys:
 
 
 def _splitmix64(numbers: NDArray[np.uint64]) -> Hashes:
-    """The finaliser of SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014)."""
+    """The finaliser of SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number
+    generators", 2014).
+    """
     mixed = numbers + np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,12 +1,14 @@
-"""The form in which a metric's vectors are stored, what makes a vector unusable, and how the user's own comes back.
+"""The form in which a metric's vectors are stored, what makes a vector unusable, and how the user's
+own comes back.
 
 | column type | l2, ip | cosine |
 |---|---|---|
 | float32 | as it is | divided by its norm, the norm beside it (float64) |
 | halfvec | as it is, float16 | as it is, float16, the norm beside it |
 
-halfvec keeps its 2 bytes and its exact value: rounding a normalised vector to float16 again would change its distances
-by 1e-4. Norms are float64, because that of a valid float32 vector may be outside the range of float32.
+halfvec keeps its 2 bytes and its exact value: rounding a normalised vector to float16 again would
+change its distances by 1e-4. Norms are float64, because that of a valid float32 vector may be
+outside the range of float32.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ _EXPLANATIONS: dict[Reason, str] = {
 
 @dataclass(frozen=True, slots=True)
 class StoredVectors:
-    """Vectors as the columns take them: rows (n, dim) float32 or float16, norms (n,) float64 under cosine."""
+    """Vectors as the columns take them: rows (n, dim) float32 or float16, norms (n,) float64 under
+    cosine.
+    """
 
     rows: NDArray[Any]
     norms: NDArray[np.float64] | None
@@ -72,11 +76,15 @@ class VectorFormat:
         return self.metric == "cosine"
 
     def validate(self, vectors: Vectors) -> dict[int, Reason]:
-        """The rows of (n, dim) that cannot be indexed, and why; empty when all can. An infinity counts as ``nan``."""
+        """The rows of (n, dim) that cannot be indexed, and why; empty when all can. An infinity
+        counts as ``nan``.
+        """
         return self._invalid(_squared_norms(self._typed(vectors)))
 
     def store(self, vectors: Vectors) -> StoredVectors:
-        """(n, dim) in stored form; raises ``InvalidVector`` for the first row that cannot be indexed."""
+        """(n, dim) in stored form; raises ``InvalidVector`` for the first row that cannot be
+        indexed.
+        """
         rows = self._typed(vectors)
         squared = _squared_norms(rows)
         for reason in self._invalid(squared).values():
@@ -87,13 +95,17 @@ class VectorFormat:
         return StoredVectors(rows if self.half else _divided(rows, norms), norms)
 
     def restore(self, stored: StoredVectors) -> Vectors:
-        """The user's own vectors, float32; under cosine equal to a part in ten million, else exactly."""
+        """The user's own vectors, float32; under cosine equal to a part in ten million, else
+        exactly.
+        """
         if self.half or stored.norms is None:
             return stored.rows.astype(np.float32)
         return (stored.rows * stored.norms[:, None]).astype(np.float32)
 
     def as_compared(self, stored: StoredVectors) -> Vectors:
-        """(n, dim) float32 as searches compare stored rows; under cosine each is divided by its norm."""
+        """(n, dim) float32 as searches compare stored rows; under cosine each is divided by its
+        norm.
+        """
         if not self.half:
             return stored.rows
         rows = np.empty(stored.rows.shape, dtype=np.float32)
@@ -120,7 +132,8 @@ class VectorFormat:
     def _typed(self, vectors: Vectors) -> NDArray[Any]:
         if not self.half:
             return vectors
-        with np.errstate(over="ignore"):  # a number too large for float16 becomes infinite, and is reported as such
+        # a number too large for float16 becomes infinite, and is reported as such
+        with np.errstate(over="ignore"):
             return vectors.astype(np.float16)
 
     def _invalid(self, squared_norms: NDArray[np.float64]) -> dict[int, Reason]:
@@ -128,14 +141,19 @@ class VectorFormat:
         usable = finite & (squared_norms > 0) if self.has_norms else finite
         if usable.all():
             return {}
-        return {row: "zero_norm" if finite[row] else "nan" for row in np.flatnonzero(~usable).tolist()}
+        return {
+            row: "zero_norm" if finite[row] else "nan" for row in np.flatnonzero(~usable).tolist()
+        }
 
 
-def half_to_float(rows: NDArray[np.float16], norms: NDArray[np.float64] | None, out: Vectors) -> None:
-    """Write finite float16 ``rows`` (n, dim) into ``out`` as float32, divided by ``norms`` if given.
+def half_to_float(
+    rows: NDArray[np.float16], norms: NDArray[np.float64] | None, out: Vectors
+) -> None:
+    """Write finite float16 ``rows`` (n, dim) into ``out`` as float32, divided by ``norms`` if
+    given.
 
-    Shifting exponent and mantissa into place and scaling by 2^112 is exact, subnormals included, and takes 0.35 ns an
-    element; numpy's own conversion takes 1.65.
+    Shifting exponent and mantissa into place and scaling by 2^112 is exact, subnormals included,
+    and takes 0.35 ns an element; numpy's own conversion takes 1.65.
     """
     bits = out.view(np.int32)
     np.copyto(bits, rows.view(np.int16))
@@ -151,7 +169,9 @@ def half_to_float(rows: NDArray[np.float16], norms: NDArray[np.float64] | None, 
 
 
 def _squared_norms(rows: NDArray[Any]) -> NDArray[np.float64]:
-    """In float64, where no float32 vector overflows: not finite exactly when the row has a NaN or an infinity."""
+    """In float64, where no float32 vector overflows: not finite exactly when the row has a NaN or
+    an infinity.
+    """
     squared = np.empty(len(rows), dtype=np.float64)
     for start in range(0, len(rows), _BLOCK_ROWS):  # a block's float64 copy stays in the cache
         block = rows[start : start + _BLOCK_ROWS].astype(np.float64)

@@ -1,7 +1,9 @@
-"""Approximate search: candidates from the codes, their exact distances from the vectors, and the newest rows exactly.
+"""Approximate search: candidates from the codes, their exact distances from the vectors, and the
+newest rows exactly.
 
-Distances are therefore as exact as those of ``exact``; only a row may be missing. Where fewer rows come out than were asked for and are there, or a
-distance overflows, the query is answered by exact search.
+Distances are therefore as exact as those of ``exact``; only a row may be missing. Where fewer rows
+come out than were asked for and are there, or a distance overflows, the query is answered by exact
+search.
 """
 
 from __future__ import annotations
@@ -27,11 +29,15 @@ from syncd.index.view import View
 QUERIES_AT_ONCE = 64
 
 
-def search_codes(view: View, codes: LiveCodes, queries: Vectors, k: int, point: Point) -> list[tuple[Distances, Slots]]:
-    """About the ``k`` nearest live rows of each query, as ``search_exact`` gives them. ``codes`` is the view's; a filter is only in the view's bits.
+def search_codes(
+    view: View, codes: LiveCodes, queries: Vectors, k: int, point: Point
+) -> list[tuple[Distances, Slots]]:
+    """About the ``k`` nearest live rows of each query, as ``search_exact`` gives them. ``codes`` is
+    the view's; a filter is only in the view's bits.
 
-    Recall was measured without a filter. So what passes one is taken from the ``point.k`` nearest of all rows, of which that recall is known; where
-    fewer than ``k`` of them pass, as it happens when what passes lies elsewhere, the query is answered by exact search.
+    Recall was measured without a filter. So what passes one is taken from the ``point.k`` nearest
+    of all rows, of which that recall is known; where fewer than ``k`` of them pass, as it happens
+    when what passes lies elsewhere, the query is answered by exact search.
     """
     use_one_thread()
     wanted = min(k, view.live.count)
@@ -40,10 +46,15 @@ def search_codes(view: View, codes: LiveCodes, queries: Vectors, k: int, point: 
         some = queries[start : start + QUERIES_AT_ONCE]
         approximate, labels = codes.candidates(some, point)
         ascending = view.format.metric == "l2"
-        tail = search_from(view, some, wanted, codes.codes.stop) if codes.codes.stop < view.count else None
+        tail = (
+            search_from(view, some, wanted, codes.codes.stop)
+            if codes.codes.stop < view.count
+            else None
+        )
         for row in range(len(some)):
             slots = labels[row]
-            if slots.size > point.candidates or view.share < 1.0:  # from several parts they come part by part
+            # from several parts they come part by part
+            if slots.size > point.candidates or view.share < 1.0:
                 order = approximate[row] if ascending else -approximate[row]
                 slots = slots[order.argsort(kind="stable")[: point.candidates]]
             if slots.size and slots.min() < 0:
@@ -58,7 +69,9 @@ def search_codes(view: View, codes: LiveCodes, queries: Vectors, k: int, point: 
                 slots = np.concatenate((slots, tail[1][row]))
                 order = distances.argsort(kind="stable")[:wanted]
                 distances, slots = distances[order], slots[order]
-            if distances.size < wanted or not (math.isfinite(distances[0]) and math.isfinite(distances[-1])):
+            if distances.size < wanted or not (
+                math.isfinite(distances[0]) and math.isfinite(distances[-1])
+            ):
                 results += search_exact(view, some[row : row + 1], k)
             else:
                 results.append((distances, slots))
@@ -66,7 +79,9 @@ def search_codes(view: View, codes: LiveCodes, queries: Vectors, k: int, point: 
 
 
 def nearest_of(view: View, query: Vectors, slots: Slots, k: int) -> tuple[Distances, Slots]:
-    """Of ``slots`` the at most ``k`` nearest to a query (1, dim): distances ascending, infinite where they overflow, and slots."""
+    """Of ``slots`` the at most ``k`` nearest to a query (1, dim): distances ascending, infinite
+    where they overflow, and slots.
+    """
     if not slots.size:
         return np.empty(0, dtype=np.float64), slots
     distances, places = search_rows(view.format.metric, query, view.compared_rows(slots), k)
@@ -79,7 +94,9 @@ def exact_distances(view: View, query: Vectors, slots: Slots) -> Distances:
         return np.empty(0, dtype=np.float64)
     rows = view.compared_rows(slots)
     raw = np.empty(slots.size, dtype=np.float32)
-    compare = library.fvec_L2sqr_ny if view.format.metric == "l2" else library.fvec_inner_products_ny
+    compare = (
+        library.fvec_L2sqr_ny if view.format.metric == "l2" else library.fvec_inner_products_ny
+    )
     pointer = library.swig_ptr
     compare(pointer(raw), pointer(query), pointer(rows), rows.shape[1], slots.size)
     return pgvector_distances(view.format.metric, raw)

@@ -1,8 +1,9 @@
-"""Exact search: FAISS' own loops run straight on the chunks' memory, dead rows left out by the live bitmap.
+"""Exact search: FAISS' own loops run straight on the chunks' memory, dead rows left out by the live
+bitmap.
 
-Distances are pgvector's: Euclidean for l2, one minus the cosine, minus the inner product for ip. FAISS computes in
-float32; where that overflows, the query is computed again in float64, so that no row is lost and no distance is
-infinite.
+Distances are pgvector's: Euclidean for l2, one minus the cosine, minus the inner product for ip.
+FAISS computes in float32; where that overflows, the query is computed again in float64, so that no
+row is lost and no distance is infinite.
 """
 
 from __future__ import annotations
@@ -31,13 +32,15 @@ _MOST_CANDIDATES = 1 << 22
 _FLOAT64_ROWS = 4096
 
 SPARSE = 4
-"""Where at most one row in so many of a chunk is live, these are compared one by one: 1,000 of 262,144 × 128 take 20 µs, and behind a
-bitmap 450; 60,000 of them 9 ms and 19."""
+"""Where at most one row in so many of a chunk is live, these are compared one by one: 1,000 of
+262,144 × 128 take 20 µs, and behind a bitmap 450; 60,000 of them 9 ms and 19.
+"""
 
 
 PRODUCT_ELEMENTS = 16_384
-"""From so many numbers in all queries on, FAISS computes a matrix product. By itself it would from 128,000 on: 600 queries of 128 then take 17 ns
-a row, and 3.4 this way."""
+"""From so many numbers in all queries on, FAISS computes a matrix product. By itself it would from
+128,000 on: 600 queries of 128 then take 17 ns a row, and 3.4 this way.
+"""
 
 faiss.cvar.distance_compute_blas_threshold = PRODUCT_ELEMENTS
 
@@ -50,8 +53,8 @@ _thread = _Thread()
 
 
 def use_one_thread() -> None:
-    """Let FAISS use one thread in calls from this one. Two for one query are slower, and the setting is per calling
-    thread.
+    """Let FAISS use one thread in calls from this one. Two for one query are slower, and the
+    setting is per calling thread.
     """
     if not _thread.limited:
         faiss.omp_set_num_threads(1)
@@ -59,7 +62,8 @@ def use_one_thread() -> None:
 
 
 def search_exact(view: View, queries: Vectors, k: int) -> list[tuple[Distances, Slots]]:
-    """The ``k`` nearest live rows of each query, or all if there are fewer: distances ascending, and slots.
+    """The ``k`` nearest live rows of each query, or all if there are fewer: distances ascending,
+    and slots.
 
     ``queries`` is (q, dim), from ``VectorFormat.queries``.
     """
@@ -77,13 +81,17 @@ def search_exact(view: View, queries: Vectors, k: int) -> list[tuple[Distances, 
 
 
 def search_from(view: View, queries: Vectors, k: int, start: int) -> tuple[Distances, Slots]:
-    """The nearest live rows at ``start``, a multiple of eight, and after: distances and slots (q, some), in no order.
+    """The nearest live rows at ``start``, a multiple of eight, and after: distances and slots (q,
+    some), in no order.
 
-    Where there are fewer than ``k``, distances are infinite; each query's first ``k`` by distance are what it asked for.
+    Where there are fewer than ``k``, distances are infinite; each query's first ``k`` by distance
+    are what it asked for.
     """
     parts = [search_block(view, queries, k, *block) for block in blocks(view, start)]
     if not parts:
-        return np.empty((len(queries), 0), dtype=np.float64), np.empty((len(queries), 0), dtype=np.int64)
+        return np.empty((len(queries), 0), dtype=np.float64), np.empty(
+            (len(queries), 0), dtype=np.int64
+        )
     if len(parts) == 1:
         return parts[0]
     distances, slots = (np.concatenate(each, axis=1) for each in zip(*parts, strict=True))
@@ -128,11 +136,15 @@ def _searched_blocks(view: View, queries: Vectors, k: int) -> Iterator[tuple[Dis
             if live:
                 yield _search_chosen(view, queries, min(k, live), first, rows)
             continue
-        for start, block in _converted(first, rows, view.norms) if view.format.half else ((first, rows),):
+        for start, block in (
+            _converted(first, rows, view.norms) if view.format.half else ((first, rows),)
+        ):
             yield search_block(view, queries, k, start, block, live == len(rows))
 
 
-def _search_chosen(view: View, queries: Vectors, k: int, first: int, rows: NDArray[Any]) -> tuple[Distances, Slots]:
+def _search_chosen(
+    view: View, queries: Vectors, k: int, first: int, rows: NDArray[Any]
+) -> tuple[Distances, Slots]:
     """``search_block`` for a block of which few rows are live: only these are touched."""
     dim = rows.shape[1]
     chosen = live_slots(view.live.bits[first >> 3 : bitmap_bytes(first + len(rows))], len(rows))
@@ -144,30 +156,41 @@ def _search_chosen(view: View, queries: Vectors, k: int, first: int, rows: NDArr
     distances = np.empty((len(queries), k), dtype=np.float32)
     found = np.empty((len(queries), k), dtype=np.int64)
     pointer = faiss.swig_ptr
-    arguments = (
-        pointer(queries), pointer(rows), pointer(chosen), dim, len(queries), len(rows), len(chosen), k,
-        pointer(distances), pointer(found), 0,  # 0: the same rows for every query
-    )  # fmt: skip
+    given = (pointer(queries), pointer(rows), pointer(chosen))
+    sizes = (dim, len(queries), len(rows), len(chosen), k)
+    results = (pointer(distances), pointer(found))
+    rows_per_query = 0  # 0: every query is compared with the same rows
+    arguments = (*given, *sizes, *results, rows_per_query)
+    # FAISS's type stubs lack both functions.
     if view.format.metric == "l2":
-        faiss.knn_L2sqr_by_idx(*arguments)  # type: ignore[attr-defined]  # the stubs of FAISS leave it out
+        faiss.knn_L2sqr_by_idx(*arguments)  # type: ignore[attr-defined]
     else:
-        faiss.knn_inner_products_by_idx(*arguments)  # type: ignore[attr-defined]  # as above
+        faiss.knn_inner_products_by_idx(*arguments)  # type: ignore[attr-defined]
     found = np.where(found < 0, -1, slots[found] if view.format.half else found + first)
     return _as_distances(view.format.metric, distances, found), found
 
 
 def search_block(
-    view: View, queries: Vectors, k: int, first: int, rows: Vectors, all_live: bool, *, rough: bool = False
+    view: View,
+    queries: Vectors,
+    k: int,
+    first: int,
+    rows: Vectors,
+    all_live: bool,
+    *,
+    rough: bool = False,
 ) -> tuple[Distances, Slots]:
-    """The nearest rows of one block: distances and slots (q, k), ascending; where there are fewer, infinite and last.
+    """The nearest rows of one block: distances and slots (q, k), ascending; where there are fewer,
+    infinite and last.
 
     ``rough`` allows l2 as |x|² + |y|² - 2xy, which takes a quarter of the time for many queries.
     """
     selector, metric = None, view.format.metric
-    # A selector costs 3-10 %. With many queries and none, FAISS would compute l2 as |x|² + |y|² - 2xy, which is fast
-    # and loses near neighbours far from the origin: exact search must not.
+    # A selector costs 3-10 %. With many queries and none, FAISS would compute l2 as |x|² + |y|² -
+    # 2xy, which is fast and loses near neighbours far from the origin: exact search must not.
     if not all_live or (metric == "l2" and queries.size >= PRODUCT_ELEMENTS and not rough):
-        bits = view.live.bits[first >> 3 : bitmap_bytes(first + len(rows))]  # held while FAISS reads it
+        # held while FAISS reads it
+        bits = view.live.bits[first >> 3 : bitmap_bytes(first + len(rows))]
         selector = faiss.IDSelectorBitmap(bits.size, faiss.swig_ptr(bits))
     distances, slots = search_rows(metric, queries, rows, k, selector)
     if first:
@@ -176,9 +199,14 @@ def search_block(
 
 
 def search_rows(
-    metric: Metric, queries: Vectors, rows: Vectors, k: int, selector: faiss.IDSelector | None = None
+    metric: Metric,
+    queries: Vectors,
+    rows: Vectors,
+    k: int,
+    selector: faiss.IDSelector | None = None,
 ) -> tuple[Distances, Slots]:
-    """The nearest of ``rows`` (n, dim) that a selector lets through: distances ascending and their numbers (q, at most k).
+    """The nearest of ``rows`` (n, dim) that a selector lets through: distances ascending and their
+    numbers (q, at most k).
 
     Where there are fewer, or a distance overflows, infinite and the number -1.
     """
@@ -187,7 +215,16 @@ def search_rows(
     distances = np.empty((len(queries), k), dtype=np.float32)
     numbers = np.empty((len(queries), k), dtype=np.int64)
     pointer = faiss.swig_ptr
-    arguments = (pointer(queries), pointer(rows), dim, len(queries), count, k, pointer(distances), pointer(numbers))
+    arguments = (
+        pointer(queries),
+        pointer(rows),
+        dim,
+        len(queries),
+        count,
+        k,
+        pointer(distances),
+        pointer(numbers),
+    )
     if metric == "l2":
         faiss.knn_L2sqr(*arguments, None, selector)
     else:
@@ -204,19 +241,26 @@ def _as_distances(metric: Metric, found: Vectors, slots: Slots) -> Distances:
 
 
 def blocks(view: View, begin: int = 0) -> Iterator[tuple[int, Vectors, bool]]:
-    """Each block's first slot, its rows as float32, and whether all are live; slots before ``begin`` are left out."""
+    """Each block's first slot, its rows as float32, and whether all are live; slots before
+    ``begin`` are left out.
+    """
     for number, (first, rows) in enumerate(view.vectors.blocks(view.count)):
         dead = int(view.live.dead[number])
         if dead == len(rows) or first + len(rows) <= begin:
             continue
         if first < begin:
             first, rows = begin, rows[begin - first :]
-        for start, block in _converted(first, rows, view.norms) if view.format.half else ((first, rows),):
+        for start, block in (
+            _converted(first, rows, view.norms) if view.format.half else ((first, rows),)
+        ):
             yield start, block, not dead
 
 
-def _converted(first: int, rows: NDArray[np.float16], norms: ColumnView | None) -> Iterator[tuple[int, Vectors]]:
-    step = max(8, _SCRATCH_BYTES // (4 * rows.shape[1]) & ~7)  # a multiple of 8: a block's live bits start at a byte
+def _converted(
+    first: int, rows: NDArray[np.float16], norms: ColumnView | None
+) -> Iterator[tuple[int, Vectors]]:
+    # a multiple of 8: a block's live bits start at a byte
+    step = max(8, _SCRATCH_BYTES // (4 * rows.shape[1]) & ~7)
     scratch = np.empty((min(step, len(rows)), rows.shape[1]), dtype=np.float32)
     for offset in range(0, len(rows), step):
         part = rows[offset : offset + step]

@@ -1,8 +1,9 @@
-"""Which slots are live: one bit a slot, little-endian bit order, as FAISS' ``IDSelectorBitmap`` reads it.
+"""Which slots are live: one bit a slot, little-endian bit order, as FAISS' ``IDSelectorBitmap``
+reads it.
 
-A published bit is never changed in place: clearing copies the bitmap first (3 µs for a million slots), so a view keeps
-the liveness of its own pass. Bits at or past a view's count mean nothing to that view, so new slots are set without a
-copy.
+A published bit is never changed in place: clearing copies the bitmap first (3 µs for a million
+slots), so a view keeps the liveness of its own pass. Bits at or past a view's count mean nothing to
+that view, so new slots are set without a copy.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ Slots = NDArray[np.int64]
 class Live:
     """Which slots are live, as of one pass. It is never changed: each change gives another one.
 
-    ``bits`` has one bit per slot, ``count`` is how many are set, and ``dead`` (chunks,) is how many slots of each chunk are not.
+    ``bits`` has one bit per slot, ``count`` is how many are set, and ``dead`` (chunks,) is how many
+    slots of each chunk are not.
     """
 
     bits: Bitmap
@@ -29,7 +31,9 @@ class Live:
 
     @classmethod
     def of(cls, bits: Bitmap, stop: int, shift: int) -> Live:
-        """The bits below ``stop``, whose rest is zero, counted; ``1 << shift`` slots are a chunk."""
+        """The bits below ``stop``, counted by chunks of ``1 << shift`` slots; later bits must be
+        zero.
+        """
         counts = count_bits(bits, 1 << shift)
         slots = np.full(len(counts), 1 << shift, dtype=np.int64)
         if slots.size:
@@ -115,10 +119,14 @@ def live_slots(bitmap: Bitmap, stop: int) -> Slots:
 
 
 def count_bits(bitmap: Bitmap, slots: int) -> NDArray[np.int64]:
-    """How many bits are set in each stretch of ``slots`` slots, a multiple of 8; what lies past the last slot must be zero."""
+    """How many bits are set in each stretch of ``slots`` slots, a multiple of 8; what lies past the
+    last slot must be zero.
+    """
     if not bitmap.size:
         return np.zeros(0, dtype=np.int64)
-    return np.add.reduceat(np.bitwise_count(bitmap), np.arange(0, bitmap.size, slots >> 3), dtype=np.int64)
+    return np.add.reduceat(
+        np.bitwise_count(bitmap), np.arange(0, bitmap.size, slots >> 3), dtype=np.int64
+    )
 
 
 def prefix(bitmap: Bitmap, stop: int) -> Bitmap:

@@ -40,7 +40,10 @@ class BlobsView:
 
 
 class Blobs:
-    """Byte strings by slot: one column with all of them and one with their ends. One thread writes."""
+    """Byte strings by slot, in two columns: all the bytes, and where each value ends.
+
+    One thread writes.
+    """
 
     def __init__(self, blob: Column, ends: Column) -> None:
         self._blob, self._ends = blob, ends

@@ -1,9 +1,10 @@
 """An append-only column of fixed-width rows, in chunks that go to disk once they are full.
 
-The invariant: bytes of a row below a published count never change. A full chunk is written to its file and read through
-a read-only mapping from then on; the open one lives on the heap and grows geometrically, so 10,000 small datasets hold
-no file descriptor and little memory. Rows are written in memory first: a full disk loses nothing, a chunk that cannot
-be written stays on the heap and is tried again.
+The invariant: bytes of a row below a published count never change. A full chunk is written to its
+file and read through a read-only mapping from then on; the open one lives on the heap and grows
+geometrically, so 10,000 small datasets hold no file descriptor and little memory. Rows are written
+in memory first: a full disk loses nothing, a chunk that cannot be written stays on the heap and is
+tried again.
 
 One thread calls ``write`` and ``seal``; ``save`` may run beside it in another, on a view.
 """
@@ -22,19 +23,30 @@ from numpy.typing import NDArray
 
 from syncd.errors import DamagedFile, DataDirectoryError
 from syncd.index.storage.bitmap import Slots
-from syncd.index.storage.files import SavedFile, check_content, make_durable, map_file, read_file, write_at
+from syncd.index.storage.files import (
+    SavedFile,
+    check_content,
+    make_durable,
+    map_file,
+    read_file,
+    write_at,
+)
 from syncd.index.storage.window import Window
 
 CHUNK_BYTES = 32 << 20
 """The most a chunk holds: 65,536 rows of 128 float32, 8,192 of 768."""
 
 WRITE_AHEAD_BYTES = 4 << 20
-"""Above this, unwritten rows of the open chunk go to its file, so that no one pass has to write a whole chunk (60 ms)."""
+"""Above this, unwritten rows of the open chunk go to its file, so that no one pass has to write a
+whole chunk (60 ms).
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class ColumnView:
-    """The chunks of a column at one moment; rows at or past the count published with it are not written yet."""
+    """The chunks of a column at one moment; rows at or past the count published with it are not
+    written yet.
+    """
 
     chunks: tuple[NDArray[Any], ...]
     shift: int
@@ -62,7 +74,9 @@ class ColumnView:
         return self.window.take(rows)
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """The rows ``start <= row < stop``: a view of one chunk, or a copy where they lie in several."""
+        """The rows ``start <= row < stop``: a view of one chunk, or a copy where they lie in
+        several.
+        """
         first, last = start >> self.shift, max(start, stop - 1) >> self.shift
         offset = first << self.shift
         if first == last:
@@ -72,7 +86,9 @@ class ColumnView:
 
 @dataclass(slots=True)
 class _ChunkFile:
-    """How much of a chunk is in its file: the first ``rows`` rows, with this checksum; ``durable`` after an fsync."""
+    """How much of a chunk is in its file: the first ``rows`` rows, with this checksum; ``durable``
+    after an fsync.
+    """
 
     rows: int = 0
     crc32: int = 0
@@ -80,13 +96,20 @@ class _ChunkFile:
 
 
 class Column:
-    """One column of a dataset: the files ``<stem>-000000.<suffix>`` and the rows that are not in them yet.
+    """One column of a dataset: the files ``<stem>-000000.<suffix>`` and the rows that are not in
+    them yet.
 
     A row is one number when ``width`` is None, else ``width`` of them.
     """
 
     def __init__(
-        self, directory: Path, stem: str, suffix: str, dtype: str, width: int | None, chunk_bytes: int = CHUNK_BYTES
+        self,
+        directory: Path,
+        stem: str,
+        suffix: str,
+        dtype: str,
+        width: int | None,
+        chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
         self._directory, self._stem, self._suffix = directory, stem, suffix
         self._dtype, self._width = np.dtype(dtype), width
@@ -117,7 +140,9 @@ class Column:
         return sum(file.rows for file in self._files) * self.row_bytes
 
     def write(self, start: int, rows: NDArray[Any]) -> None:
-        """Put ``rows`` at ``start``, at or past the published count, in memory; invisible until a count covers them."""
+        """Put ``rows`` at ``start``, at or past the published count, in memory; invisible until a
+        count covers them.
+        """
         while len(rows):
             number, offset = start >> self._shift, start & (self._chunk_rows - 1)
             part = rows[: self._chunk_rows - offset]
@@ -125,10 +150,11 @@ class Column:
             rows, start = rows[len(part) :], start + len(part)
 
     def seal(self, count: int) -> bool:
-        """Write chunks that lie below the published ``count`` and replace them by mappings; whether any was.
+        """Write chunks that lie below the published ``count`` and replace them by mappings; whether
+        any was.
 
-        Much of the open chunk is written ahead. Tried again at the next call when the disk is full, or when ``save``
-        is writing: the writer does not wait for it.
+        Much of the open chunk is written ahead. Tried again at the next call when the disk is full,
+        or when ``save`` is writing: the writer does not wait for it.
         """
         full = count >> self._shift
         rows = count - (full << self._shift)
@@ -158,7 +184,8 @@ class Column:
         return self._mapped >= count >> self._shift
 
     def save(self, view: ColumnView, count: int) -> tuple[list[SavedFile], int]:
-        """Make the first ``count`` rows durable; returns their files and how many bytes were written.
+        """Make the first ``count`` rows durable; returns their files and how many bytes were
+        written.
 
         Raises ``DataDirectoryError``; what is in memory stays as it is.
         """
@@ -168,17 +195,27 @@ class Column:
             with self._files_lock:
                 file = self._files[number]
                 written += self._write_file(number, view.chunks[number], rows)
-                # Where the writer sealed the chunk meanwhile, the file holds rows that this checkpoint must not vouch
-                # for: after a crash it would be loaded with `count` rows, and others would overwrite them.
-                crc32 = file.crc32 if file.rows == rows else zlib.crc32(_content(view.chunks[number][:rows]))
-                saved.append(SavedFile(name=self._path(number).name, bytes=rows * self.row_bytes, crc32=crc32))
+                # Where the writer sealed the chunk meanwhile, the file holds rows that this
+                # checkpoint must not vouch for: after a crash it would be loaded with `count` rows,
+                # and others would overwrite them.
+                crc32 = (
+                    file.crc32
+                    if file.rows == rows
+                    else zlib.crc32(_content(view.chunks[number][:rows]))
+                )
+                saved.append(
+                    SavedFile(
+                        name=self._path(number).name, bytes=rows * self.row_bytes, crc32=crc32
+                    )
+                )
                 pending, file.durable = not file.durable, True
             if pending:
                 self._make_durable(number)
         return saved, written
 
     def load(self, saved: dict[str, SavedFile], count: int, *, check: bool) -> None:
-        """Take up ``count`` saved rows; full chunks are mapped, and checked later by ``scrub`` unless ``check``.
+        """Take up ``count`` saved rows; full chunks are mapped, and checked later by ``scrub``
+        unless ``check``.
 
         Raises ``DamagedFile`` when a file is missing, shorter than saved, or has another checksum.
         """
@@ -188,7 +225,9 @@ class Column:
             if file is None:
                 raise DamagedFile(f"the checkpoint has no entry for {path}")
             if file.bytes != rows * self.row_bytes:
-                raise DamagedFile(f"the checkpoint says {file.bytes} bytes for {path}, which holds {rows} rows")
+                raise DamagedFile(
+                    f"the checkpoint says {file.bytes} bytes for {path}, which holds {rows} rows"
+                )
             if rows == self._chunk_rows:
                 self._chunks.append(self._map(number))
                 self._mapped += 1
@@ -197,15 +236,21 @@ class Column:
                 else:
                     self._unchecked.append(number)
             else:
-                self._chunks.append(self._shaped(np.frombuffer(read_file(path, file), dtype=np.uint8)))
+                self._chunks.append(
+                    self._shaped(np.frombuffer(read_file(path, file), dtype=np.uint8))
+                )
             self._files.append(_ChunkFile(rows, file.crc32))
         self._view = ColumnView(tuple(self._chunks), self._shift)
 
     def scrub(self, stop: Callable[[], bool]) -> None:
-        """Check what ``load`` left unchecked, until ``stop`` says so; raises ``DamagedFile``. May run beside anything: sealed chunks never change."""
+        """Check what ``load`` left unchecked, until ``stop`` says so; raises ``DamagedFile``. May
+        run beside anything: sealed chunks never change.
+        """
         while self._unchecked and not stop():
             number = self._unchecked[-1]
-            check_content(self._path(number), _content(self._chunks[number]), self._files[number].crc32)
+            check_content(
+                self._path(number), _content(self._chunks[number]), self._files[number].crc32
+            )
             self._unchecked.pop()
 
     @property
@@ -214,7 +259,9 @@ class Column:
         return not self._unchecked
 
     def _room(self, number: int, rows: int) -> NDArray[Any]:
-        """The chunk, with room for ``rows``; grown by replacement, because older views keep reading the smaller one."""
+        """The chunk, with room for ``rows``; grown by replacement, because older views keep reading
+        the smaller one.
+        """
         if number < len(self._chunks) and len(self._chunks[number]) >= rows:
             return self._chunks[number]
         old = self._chunks[number] if number < len(self._chunks) else None
@@ -233,12 +280,13 @@ class Column:
         return chunk
 
     def _write_file(self, number: int, chunk: NDArray[Any], rows: int) -> int:
-        """Bring a chunk's file to ``rows`` rows, under the lock; returns the bytes written. Unchanged when it
-        raises.
+        """Bring a chunk's file to ``rows`` rows, under the lock; returns the bytes written.
+        Unchanged when it raises.
         """
         file = self._files[number]
         if file.rows and not self._path(number).exists():
-            # Removed under us: written from its beginning, or there would be a hole. What was mapped is still readable.
+            # Removed under us: written from its beginning, or there would be a hole. What was
+            # mapped is still readable.
             file.rows, file.crc32, file.durable = 0, 0, False
         if rows <= file.rows:
             return 0
@@ -252,11 +300,14 @@ class Column:
             make_durable(self._path(number))
         except DataDirectoryError:
             with self._files_lock:
-                # After a failed fsync the kernel forgets which pages were dirty: only writing again makes them durable.
-                # What is mapped cannot be written from memory, so the rows on disk must still be the ones written.
+                # After a failed fsync the kernel forgets which pages were dirty: only writing again
+                # makes them durable. What is mapped cannot be written from memory, so the rows on
+                # disk must still be the ones written.
                 file = self._files[number]
                 if number < self._mapped:
-                    check_content(self._path(number), _content(self._chunks[number][: file.rows]), file.crc32)
+                    check_content(
+                        self._path(number), _content(self._chunks[number][: file.rows]), file.crc32
+                    )
                 file.rows, file.crc32, file.durable = 0, 0, False
             raise
 

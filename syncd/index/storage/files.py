@@ -1,7 +1,8 @@
 """Bytes on disk: written at an offset, made durable, read back whole or not at all.
 
-An ``OSError`` becomes ``DataDirectoryError`` when writing and ``DamagedFile`` when a file that a checkpoint names is
-missing. No file stays open: a dataset costs no descriptor besides those that mappings keep.
+An ``OSError`` becomes ``DataDirectoryError`` when writing and ``DamagedFile`` when a file that a
+checkpoint names is missing. No file stays open: a dataset costs no descriptor besides those that
+mappings keep.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ def make_directory(path: Path) -> None:
 
 
 def write_at(path: Path, offset: int, content: memoryview, *, truncate: bool = False) -> None:
-    """Write all of ``content`` at ``offset``; not yet durable. Plain writes, so a full disk is an error, never
-    SIGBUS.
+    """Write all of ``content`` at ``offset``; not yet durable. Plain writes, so a full disk is an
+    error, never SIGBUS.
     """
     with _as_data_directory_error(path):
         flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_TRUNC if truncate else 0)
@@ -70,9 +71,15 @@ def make_durable(path: Path) -> None:
 
 
 def map_file(path: Path, size: int) -> NDArray[np.uint8]:
-    """The first ``size`` bytes of a file, mapped read-only; raises ``DamagedFile`` when it is missing or shorter."""
+    """The first ``size`` bytes of a file, mapped read-only; raises ``DamagedFile`` when it is
+    missing or shorter.
+    """
     with _open_saved(path, size) as descriptor:
-        if sys.version_info >= (3, 13):  # the mapping then keeps no descriptor: 100M rows are 10,000 chunks
+        # the mapping then keeps no descriptor: 100M rows are 10,000 chunks
+        if sys.version_info >= (
+            3,
+            13,
+        ):
             mapping = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ, trackfd=False)
         else:
             mapping = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
@@ -80,7 +87,9 @@ def map_file(path: Path, size: int) -> NDArray[np.uint8]:
 
 
 def read_file(path: Path, saved: SavedFile) -> bytearray:
-    """The saved bytes, checked; raises ``DamagedFile`` when the file is missing, shorter, or has another checksum."""
+    """The saved bytes, checked; raises ``DamagedFile`` when the file is missing, shorter, or has
+    another checksum.
+    """
     content = bytearray(saved.bytes)
     with _open_saved(path, saved.bytes) as descriptor:
         rest, offset = memoryview(content), 0
@@ -97,7 +106,9 @@ def check_content(path: Path, content: bytearray | memoryview, crc32: int) -> No
     """Raise ``DamagedFile`` unless ``content`` has this checksum."""
     found = zlib.crc32(content)
     if found != crc32:
-        raise DamagedFile(f"{path} is damaged: its checksum is {found:08x}, the checkpoint says {crc32:08x}")
+        raise DamagedFile(
+            f"{path} is damaged: its checksum is {found:08x}, the checkpoint says {crc32:08x}"
+        )
 
 
 @contextmanager
@@ -111,7 +122,9 @@ def _open_saved(path: Path, size: int) -> Iterator[int]:
     try:
         found = os.fstat(descriptor).st_size
         if found < size:
-            raise DamagedFile(f"{path} is damaged: it has {found} bytes, the checkpoint says {size}")
+            raise DamagedFile(
+                f"{path} is damaged: it has {found} bytes, the checkpoint says {size}"
+            )
         yield descriptor
     except OSError as error:  # a disk that cannot read a file back is as good as a damaged file
         raise DamagedFile(f"{path} cannot be read: {error.strerror}") from error
@@ -125,7 +138,8 @@ def _as_data_directory_error(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataDirectoryError(
-            f"cannot write {path}: {error.strerror}", hint="check free space and permissions: df -h, ls -ld"
+            f"cannot write {path}: {error.strerror}",
+            hint="check free space and permissions: df -h, ls -ld",
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Giving long work up: how it asks whether it is still wanted, and what it raises when it is not."""
+"""Cancellation of long work: how the work asks whether to go on, and what it raises if not."""
 
 from __future__ import annotations
 

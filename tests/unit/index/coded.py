@@ -1,4 +1,6 @@
-"""An index that is large enough for codes: rows into it, what is built for it, and whether its answers are right."""
+"""An index that is large enough for codes: rows into it, what is built for it, and whether its
+answers are right.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ DIM = 16
 
 
 def put(index: DatasetIndex, start: int, stop: int, version: int = 0) -> None:
-    index.apply(range(start, stop), random_vectors(stop - start, DIM, seed=start + 7919 * version), [])
+    index.apply(
+        range(start, stop), random_vectors(stop - start, DIM, seed=start + 7919 * version), []
+    )
 
 
 def build_all(index: DatasetIndex, recall: float = 0.95) -> list[str]:
@@ -30,7 +34,9 @@ def build_all(index: DatasetIndex, recall: float = 0.95) -> list[str]:
 
 
 def assert_as_exact(index: DatasetIndex, queries: Vectors) -> None:
-    for found, exact in zip(index.search(queries, 10, recall=0.5), index.search(queries, 10, exact=True), strict=True):
+    for found, exact in zip(
+        index.search(queries, 10, recall=0.5), index.search(queries, 10, exact=True), strict=True
+    ):
         np.testing.assert_allclose(found.distances, exact.distances, rtol=1e-5)
 
 

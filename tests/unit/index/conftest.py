@@ -1,4 +1,4 @@
-"""An index in a directory of its own, and what makes codes worth building for a few hundred rows."""
+"""Fixtures: an index in its own directory, and limits at which a few hundred rows get codes."""
 
 from __future__ import annotations
 
@@ -23,8 +23,12 @@ def directory(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def create(directory: Path) -> Create:
-    def create(metric: Metric = "l2", key_kind: KeyKind = "integer", half: bool = False) -> DatasetIndex:
-        return DatasetIndex.create(directory, metric=metric, key_kind=key_kind, half=half, chunk_bytes=SMALL_CHUNKS)
+    def create(
+        metric: Metric = "l2", key_kind: KeyKind = "integer", half: bool = False
+    ) -> DatasetIndex:
+        return DatasetIndex.create(
+            directory, metric=metric, key_kind=key_kind, half=half, chunk_bytes=SMALL_CHUNKS
+        )
 
     return create
 
@@ -36,10 +40,14 @@ def small_codes() -> Iterator[None]:
         for name, value in {"EXACT_ROWS": (300, 300), "TAIL_ELEMENTS": 1, "TAIL_ROWS": 100}.items():
             stack.enter_context(patch.object(building, name, value))
         stack.enter_context(patch("syncd.index.build.measuring.CHEAPER_THAN_EXACT", 1000.0))
-        stack.enter_context(patch("syncd.index.build.measuring.QUERIES", {10: 60, 40: 15, 100: 15, 1000: 5}))
+        stack.enter_context(
+            patch("syncd.index.build.measuring.QUERIES", {10: 60, 40: 15, 100: 15, 1000: 5})
+        )
         yield
 
 
 @pytest.fixture
 def index(tmp_path: Path) -> DatasetIndex:
-    return DatasetIndex.create(tmp_path / "p" / "d", metric="l2", key_kind="integer", dim=DIM, chunk_bytes=1 << 14)
+    return DatasetIndex.create(
+        tmp_path / "p" / "d", metric="l2", key_kind="integer", dim=DIM, chunk_bytes=1 << 14
+    )

@@ -1,4 +1,6 @@
-"""Keys and vectors for small datasets whose chunks hold eight rows, so that a few dozen rows cross every border."""
+"""Keys and vectors for small datasets whose chunks hold eight rows, so that a few dozen rows cross
+every border.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def key_of(kind: KeyKind, number: int) -> Key:
         case "date":
             return (date(1, 1, 1) + timedelta(days=number)).isoformat()
         case "timestamp" | "timestamptz":
-            return f"2024-02-29T12:30:00.{number + 1:06}" + ("+00:00" if kind == "timestamptz" else "")
+            return f"2024-02-29T12:30:00.{number + 1:06}" + (
+                "+00:00" if kind == "timestamptz" else ""
+            )
         case "composite":
             return f'[{number},"a"]'
 

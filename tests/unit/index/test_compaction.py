@@ -23,7 +23,9 @@ from tests.unit.index.rows import random_vectors
 pytestmark = pytest.mark.usefixtures("small_codes")
 
 
-def test_more_than_half_dead_is_given_back_with_its_disk_and_memory(index: DatasetIndex, tmp_path: Path) -> None:
+def test_more_than_half_dead_is_given_back_with_its_disk_and_memory(
+    index: DatasetIndex, tmp_path: Path
+) -> None:
     with patch.object(building, "LEAST_DEAD_SLOTS", 500):
         put(index, 0, 1000)
         build_all(index)
@@ -40,7 +42,9 @@ def test_more_than_half_dead_is_given_back_with_its_disk_and_memory(index: Datas
     assert index.bytes_disk < before / 2
     assert index.bytes_memory < memory
     assert saved.bytes_written >= 1000 * 4 * DIM or saved.saved.generation == 2
-    found = DatasetIndex.load(tmp_path / "p" / "d", saved.saved).search(random_vectors(5, DIM, seed=4), 10, exact=True)
+    found = DatasetIndex.load(tmp_path / "p" / "d", saved.saved).search(
+        random_vectors(5, DIM, seed=4), 10, exact=True
+    )
     for one, other in zip(found, expected, strict=True):
         assert one.keys == other.keys
 
@@ -57,7 +61,9 @@ def test_readers_and_the_writer_go_on_while_slots_are_given_back(index: DatasetI
         while not over.is_set():
             view = index.view
             exact = index.search(queries, 10, exact=True, view=view)
-            for one, other in zip(index.search(queries, 10, recall=0.5, view=view), exact, strict=True):
+            for one, other in zip(
+                index.search(queries, 10, recall=0.5, view=view), exact, strict=True
+            ):
                 if one.keys != other.keys or len(set(one.keys)) < 10:
                     wrong.append(f"{one.keys} {other.keys}")
 
@@ -65,7 +71,10 @@ def test_readers_and_the_writer_go_on_while_slots_are_given_back(index: DatasetI
         for version in range(1, 60):
             put(index, 0, 300, version)
 
-    readers, writer = [threading.Thread(target=read) for _ in range(2)], threading.Thread(target=write)
+    readers, writer = (
+        [threading.Thread(target=read) for _ in range(2)],
+        threading.Thread(target=write),
+    )
     for thread in (*readers, writer):
         thread.start()
     compactions = 0
@@ -100,7 +109,9 @@ def test_a_change_in_the_last_moment_of_a_compaction_waits_for_it(index: Dataset
     assert (index.count, index.tombstones) == (1010, 0)
 
 
-def test_a_compaction_gives_way_to_a_dataset_that_takes_another_dimension(index: DatasetIndex) -> None:
+def test_a_compaction_gives_way_to_a_dataset_that_takes_another_dimension(
+    index: DatasetIndex,
+) -> None:
     put(index, 0, 1000)
     wider = random_vectors(500, 2 * DIM, seed=3)
     changes = iter([True])
@@ -115,24 +126,41 @@ def test_a_compaction_gives_way_to_a_dataset_that_takes_another_dimension(index:
     np.testing.assert_array_equal([row for _, row in index.get(range(500), vectors=True)], wider)
 
 
-def test_filters_let_the_same_rows_through_with_codes_and_after_a_compaction(tmp_path: Path) -> None:
+def test_filters_let_the_same_rows_through_with_codes_and_after_a_compaction(
+    tmp_path: Path,
+) -> None:
     columns = (AttachedColumn("lang", "text"),)
     index = DatasetIndex.create(
-        tmp_path / "p" / "d", metric="l2", key_kind="integer", dim=DIM, columns=columns, chunk_bytes=1 << 14
+        tmp_path / "p" / "d",
+        metric="l2",
+        key_kind="integer",
+        dim=DIM,
+        columns=columns,
+        chunk_bytes=1 << 14,
     )
     langs = ["en", "de", "fr"]
-    index.apply(range(1000), random_vectors(1000, DIM), [], None, [f'["{langs[n % 3]}"]' for n in range(1000)])
+    index.apply(
+        range(1000),
+        random_vectors(1000, DIM),
+        [],
+        None,
+        [f'["{langs[n % 3]}"]' for n in range(1000)],
+    )
     build_all(index)
     index.apply(range(300), random_vectors(300, DIM, seed=1), [], None, ['["de"]'] * 300)
     wanted = parse_filter({"lang": "en"}, columns, "d")
     queries = random_vectors(20, DIM, seed=2)
     there = index.search(queries, 10, view=index.view.where(wanted))
-    assert all(key >= 300 and key % 3 == 0 for one in there for key in one.keys if isinstance(key, int))
+    assert all(
+        key >= 300 and key % 3 == 0 for one in there for key in one.keys if isinstance(key, int)
+    )
     assert all(len(one.keys) == 10 for one in there)
     assert index.build(building.Plan("compact"))
     moved = DatasetIndex.load(tmp_path / "p" / "d", index.save().saved)
     for one in (index, moved):
-        for found, before in zip(one.search(queries, 10, view=one.view.where(wanted)), there, strict=True):
+        for found, before in zip(
+            one.search(queries, 10, view=one.view.where(wanted)), there, strict=True
+        ):
             assert found.keys == before.keys
 
 
@@ -147,7 +175,9 @@ def test_a_sweep_goes_on_in_the_new_generation(index: DatasetIndex) -> None:
     assert sorted(index.keys(None, 1000).keys) == list(range(210))
 
 
-def test_a_full_disk_leaves_the_old_generation_and_no_file_of_a_new_one(index: DatasetIndex, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_old_generation_and_no_file_of_a_new_one(
+    index: DatasetIndex, tmp_path: Path
+) -> None:
     put(index, 0, 1000)
     put(index, 0, 1000, version=1)
     index.save()

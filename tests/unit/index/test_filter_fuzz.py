@@ -1,4 +1,6 @@
-"""Whatever JSON a request has for a filter: it is answered, or it is an invalid filter; never another error."""
+"""Whatever JSON a request has for a filter: it is answered, or it is an invalid filter; never
+another error.
+"""
 
 from __future__ import annotations
 
@@ -19,19 +21,64 @@ from syncd.index.filter.language import parse_filter
 from syncd.types import AttachedColumn, ColumnKind
 
 KINDS: dict[str, ColumnKind] = {
-    "integer": "integer", "real": "real", "double": "double", "numeric": "numeric", "text": "text", "character": "character",
-    "enum": "enum", "boolean": "boolean", "uuid": "uuid", "instant": "instant", "timestamp": "timestamp", "date": "date",
-    "texts": "text_array", "integers": "integer_array", "json": "json", "none": "integer",
-}  # fmt: skip
+    "integer": "integer",
+    "real": "real",
+    "double": "double",
+    "numeric": "numeric",
+    "text": "text",
+    "character": "character",
+    "enum": "enum",
+    "boolean": "boolean",
+    "uuid": "uuid",
+    "instant": "instant",
+    "timestamp": "timestamp",
+    "date": "date",
+    "texts": "text_array",
+    "integers": "integer_array",
+    "json": "json",
+    "none": "integer",
+}
 COLUMNS = tuple(AttachedColumn(name, kind) for name, kind in KINDS.items())
 ROW: list[Any] = [
-    7, 1.5, 1.5, 1.5, "a", "a", "sad", True, "00000000-0000-0000-0000-000000000001", "2024-02-29T12:30:00+00:00",
-    "2024-02-29T12:30:00", "2024-02-29", ["a", None], [1, None], {"a": ["b", 1, None, {}], "a.b": "text", "": 1.5, "path": {"not": True}}, 1,
-]  # fmt: skip
+    7,
+    1.5,
+    1.5,
+    1.5,
+    "a",
+    "a",
+    "sad",
+    True,
+    "00000000-0000-0000-0000-000000000001",
+    "2024-02-29T12:30:00+00:00",
+    "2024-02-29T12:30:00",
+    "2024-02-29",
+    ["a", None],
+    [1, None],
+    {"a": ["b", 1, None, {}], "a.b": "text", "": 1.5, "path": {"not": True}},
+    1,
+]
 WORDS = [
-    "eq", "ne", "in", "gt", "gte", "lt", "lte", "contains", "any", "is", "is_array", "text_match", "text_match_insensitive",
-    "path", "not", "and", "or", "none", "near", "",
-]  # fmt: skip
+    "eq",
+    "ne",
+    "in",
+    "gt",
+    "gte",
+    "lt",
+    "lte",
+    "contains",
+    "any",
+    "is",
+    "is_array",
+    "text_match",
+    "text_match_insensitive",
+    "path",
+    "not",
+    "and",
+    "or",
+    "none",
+    "near",
+    "",
+]
 NAMES = [*KINDS, "json.a", "json.a.b", "json.", "json" + ".x" * 20, "nosuch", "a\x00b"]
 
 scalars = st.one_of(
@@ -54,7 +101,9 @@ scalars = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"]), max_size=5),
 )
 keys = st.one_of(
-    st.sampled_from(NAMES), st.sampled_from(WORDS), st.text(st.characters(exclude_categories=["Cs"]), max_size=3)
+    st.sampled_from(NAMES),
+    st.sampled_from(WORDS),
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=3),
 )
 shapes = st.recursive(
     scalars,
@@ -66,13 +115,19 @@ likely = st.recursive(
         st.sampled_from(NAMES),
         st.one_of(
             scalars,
-            st.dictionaries(st.sampled_from(WORDS), st.one_of(scalars, st.lists(scalars, max_size=3)), max_size=3),
+            st.dictionaries(
+                st.sampled_from(WORDS),
+                st.one_of(scalars, st.lists(scalars, max_size=3)),
+                max_size=3,
+            ),
         ),
         max_size=3,
     ),
     lambda inner: st.one_of(
         st.dictionaries(st.sampled_from(["not"]), inner, max_size=1),
-        st.dictionaries(st.sampled_from(["and", "or", "none"]), st.lists(inner, max_size=3), max_size=2),
+        st.dictionaries(
+            st.sampled_from(["and", "or", "none"]), st.lists(inner, max_size=3), max_size=2
+        ),
     ),
     max_leaves=4,
 )
@@ -82,7 +137,9 @@ likely = st.recursive(
 def index() -> Iterator[DatasetIndex]:
     """A row of every kind, and one of NULLs."""
     with tempfile.TemporaryDirectory() as folder:
-        made = DatasetIndex.create(Path(folder), metric="l2", key_kind="integer", dim=2, columns=COLUMNS)
+        made = DatasetIndex.create(
+            Path(folder), metric="l2", key_kind="integer", dim=2, columns=COLUMNS
+        )
         lines = [msgspec.json.encode(row).decode() for row in (ROW, [None] * len(ROW))]
         made.apply([1, 2], np.ones((2, 2), dtype=np.float32), [], columns=lines)
         yield made
@@ -106,7 +163,9 @@ def test_every_filter_is_answered_or_invalid(index: DatasetIndex, wanted: Any) -
 
 @pytest.mark.parametrize("operator", ["not", "and", "or", "none", "json.a", "in"])
 @pytest.mark.parametrize("depth", [15, 16, 17, 400])
-def test_a_filter_however_deep_is_answered_or_invalid(index: DatasetIndex, operator: str, depth: int) -> None:
+def test_a_filter_however_deep_is_answered_or_invalid(
+    index: DatasetIndex, operator: str, depth: int
+) -> None:
     wanted: Any = {"integer": 1}
     for _ in range(depth):
         wanted = {operator: wanted if operator in ("not", "json.a") else [wanted]}

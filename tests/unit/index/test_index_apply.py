@@ -79,7 +79,9 @@ def test_rows_of_another_dimension_are_refused_before_anything_changes(create: C
     index = create()
     index.apply([1, 2], random_vectors(2, 4), [])
     view = index.view
-    with pytest.raises(DimensionMismatch, match="'default/chunks' has dimension 4, the vector has 5"):
+    with pytest.raises(
+        DimensionMismatch, match="'default/chunks' has dimension 4, the vector has 5"
+    ):
         index.apply([3], random_vectors(1, 5), [1])
     assert index.view is view
     with pytest.raises(InvalidVector):

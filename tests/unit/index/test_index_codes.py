@@ -1,4 +1,6 @@
-"""Codes of larger datasets: when they are built anew, what recall they promise, and that a build can be given up."""
+"""Codes of larger datasets: when they are built anew, what recall they promise, and that a build
+can be given up.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ DATA = Path(__file__).resolve().parents[4] / "shared" / "data" / "sift-1m-128-l2
 pytestmark = pytest.mark.usefixtures("small_codes")
 
 
-def test_a_dataset_is_exact_then_building_then_codes_and_exact_again_when_little_is_left(index: DatasetIndex) -> None:
+def test_a_dataset_is_exact_then_building_then_codes_and_exact_again_when_little_is_left(
+    index: DatasetIndex,
+) -> None:
     assert index.kind() is None or index.kind() == "exact"
     put(index, 0, 300)
     assert (index.kind(), index.plan_build()) == ("exact", None)
@@ -42,7 +46,9 @@ def test_a_dataset_is_exact_then_building_then_codes_and_exact_again_when_little
     assert index.kind() == "exact"
 
 
-def test_new_codes_serve_the_ten_nearest_at_once_and_more_when_that_is_measured(index: DatasetIndex) -> None:
+def test_new_codes_serve_the_ten_nearest_at_once_and_more_when_that_is_measured(
+    index: DatasetIndex,
+) -> None:
     put(index, 0, 2000)
     plan = index.plan_build()
     assert plan is not None
@@ -50,7 +56,9 @@ def test_new_codes_serve_the_ten_nearest_at_once_and_more_when_that_is_measured(
     queries = random_vectors(5, DIM, seed=9)
     assert point_for(index.view, 10, 0.95) is not None
     assert point_for(index.view, 100, 0.95) is None, "it is exact meanwhile"
-    for found, exact in zip(index.search(queries, 100), index.search(queries, 100, exact=True), strict=True):
+    for found, exact in zip(
+        index.search(queries, 100), index.search(queries, 100, exact=True), strict=True
+    ):
         assert found.keys == exact.keys
     assert build_all(index) == ["measure"]
     assert point_for(index.view, 100, 0.95) is not None
@@ -64,18 +72,36 @@ def test_what_is_built_when(index: DatasetIndex) -> None:
     put(index, 2090, 2104)
     assert (build_all(index), part_rows(index)) == (["extend"], [2000, 104])
     put(index, 2104, 2304)
-    assert (build_all(index), part_rows(index)) == (["extend"], [2000, 304])  # merged with the small part
+    # merged with the small part
+    assert (build_all(index), part_rows(index)) == (
+        ["extend"],
+        [2000, 304],
+    )
     index.apply([], np.empty((0, DIM), dtype=np.float32), range(401))
-    assert (build_all(index), part_rows(index)) == (["purge"], [1599, 304])  # a fifth of the first part was dead
+    # a fifth of the first part was dead
+    assert (build_all(index), part_rows(index)) == (
+        ["purge"],
+        [1599, 304],
+    )
     put(index, 2304, 2600)
-    assert (build_all(index), part_rows(index)) == (["extend", "measure"], [2199])  # a quarter came, and a fifth went
+    # a quarter came, and a fifth went
+    assert (build_all(index), part_rows(index)) == (
+        ["extend", "measure"],
+        [2199],
+    )
     put(index, 3000, 9000)
-    assert (build_all(index), part_rows(index)) == (["train", "measure"], [8199])  # four times the rows
+    # four times the rows
+    assert (build_all(index), part_rows(index)) == (
+        ["train", "measure"],
+        [8199],
+    )
 
 
 @pytest.mark.parametrize("metric", ["l2", "cosine"])
 @pytest.mark.parametrize("loaded", [False, True])
-def test_joined_codes_are_those_that_encoding_all_rows_would_give(metric: Metric, loaded: bool, tmp_path: Path) -> None:
+def test_joined_codes_are_those_that_encoding_all_rows_would_give(
+    metric: Metric, loaded: bool, tmp_path: Path
+) -> None:
     index = DatasetIndex.create(tmp_path / "p" / "d", metric=metric, key_kind="integer", dim=DIM)
     put(index, 0, 1003)
     build_all(index)
@@ -121,13 +147,17 @@ def test_a_list_of_any_length_takes_more(index: DatasetIndex, first: int) -> Non
     )
     found = joining.joined(codebook, (one, two), view.live.bits, 9, lambda: False)
     slots, codes = zip(
-        *(joining._rows(part, 0, int(part.index.M2), view.live.bits) for part in (found, both)), strict=True
+        *(joining._rows(part, 0, int(part.index.M2), view.live.bits) for part in (found, both)),
+        strict=True,
     )
     np.testing.assert_array_equal(*slots)
     np.testing.assert_array_equal(*codes)
     assert found.rows == 600
     assert len(np.unique(codes[0], axis=0)) > 100
-    assert joining.joined(codebook, (one, two), np.zeros_like(view.live.bits), 9, lambda: False).rows == 0
+    assert (
+        joining.joined(codebook, (one, two), np.zeros_like(view.live.bits), 9, lambda: False).rows
+        == 0
+    )
 
 
 def test_there_are_never_more_than_five_parts(index: DatasetIndex) -> None:
@@ -160,7 +190,9 @@ def test_a_recall_out_of_reach_is_answered_exactly_and_trained_for_again_only_wh
         assert index.kind() == "exact"
         assert index.recall() == 1.0
         queries = random_vectors(5, DIM, seed=9)
-        for found, exact in zip(index.search(queries, 10), index.search(queries, 10, exact=True), strict=True):
+        for found, exact in zip(
+            index.search(queries, 10), index.search(queries, 10, exact=True), strict=True
+        ):
             assert found.keys == exact.keys
         assert build_all(index) == []
         put(index, 0, 260, version=1)  # as many rows, but other ones
@@ -186,7 +218,9 @@ def test_the_recall_of_other_rows_is_at_or_above_each_target(tmp_path: Path) -> 
         assert index.kind(target) == "codes"
         found = index.search(held_out, 10, recall=target)
         limits = [one.distances[-1] * (1 + 1e-6) for one in exact]
-        recall = np.mean([(one.distances <= limit).mean() for one, limit in zip(found, limits, strict=True)])
+        recall = np.mean(
+            [(one.distances <= limit).mean() for one, limit in zip(found, limits, strict=True)]
+        )
         assert recall >= target
         assert index.recall(target) >= target
         for one in found[:100]:
@@ -199,7 +233,9 @@ def test_the_recall_of_other_rows_is_at_or_above_each_target(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("kind", ["train", "compact"])
-def test_codes_of_rows_that_were_cleared_meanwhile_are_not_used(kind: str, index: DatasetIndex) -> None:
+def test_codes_of_rows_that_were_cleared_meanwhile_are_not_used(
+    kind: str, index: DatasetIndex
+) -> None:
     put(index, 0, 1000)
     cleared = iter([True])
 
@@ -227,10 +263,14 @@ def test_a_build_can_be_given_up_anywhere(kind: str, index: DatasetIndex, tmp_pa
         asked += 1
         return False
 
-    with patch("syncd.index.generation.compaction.BLOCK_BYTES", 1 << 13), patch.object(building, "BLOCK_ROWS", 128):
+    with (
+        patch("syncd.index.generation.compaction.BLOCK_BYTES", 1 << 13),
+        patch.object(building, "BLOCK_ROWS", 128),
+    ):
         index.build(plan, count)
         files, before = sorted((tmp_path / "p" / "d").glob("*")), index.view
-        for moment in range(0, asked // 2, max(1, asked // 40)):  # how long it measures depends on what it finds
+        # how long it measures depends on what it finds
+        for moment in range(0, asked // 2, max(1, asked // 40)):
             left = iter([False] * moment)
             with pytest.raises(Cancelled):
                 index.build(plan, lambda left=left: next(left, True))  # type: ignore[misc]
@@ -242,20 +282,25 @@ def test_a_build_can_be_given_up_anywhere(kind: str, index: DatasetIndex, tmp_pa
 def test_unselective_filters_use_the_codes_and_reach_the_recall(
     metric: Metric, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By chance, by what lies near the queries, and by what lies far from them: nothing is missed that an exact search finds."""
+    """By chance, by what lies near the queries, and by what lies far from them: nothing is missed
+    that an exact search finds.
+    """
     rows, columns = 20_000, (AttachedColumn("chance", "integer"), AttachedColumn("side", "integer"))
-    index = DatasetIndex.create(tmp_path / "f", metric=metric, key_kind="integer", dim=DIM, columns=columns)
+    index = DatasetIndex.create(
+        tmp_path / "f", metric=metric, key_kind="integer", dim=DIM, columns=columns
+    )
     vectors = random_vectors(rows, DIM)
     chances = np.random.default_rng(5).integers(0, 100, rows)
     sides = (vectors[:, 0].argsort().argsort() * 100) // rows
-    index.apply(range(rows), vectors, [], None, [f"[{a},{b}]" for a, b in zip(chances, sides, strict=True)])
+    index.apply(
+        range(rows), vectors, [], None, [f"[{a},{b}]" for a, b in zip(chances, sides, strict=True)]
+    )
     build_all(index)
     index.apply(range(500), random_vectors(500, DIM, seed=1), [], None, ["[50,50]"] * 500)
     queries = random_vectors(60, DIM, seed=2)
     exact_searches: list[int] = []
-    monkeypatch.setattr(
-        "syncd.index.search.plan.exact_elements", lambda _: 1 << 60
-    )  # of so few rows it would be the cheaper one
+    # of so few rows it would be the cheaper one
+    monkeypatch.setattr("syncd.index.search.plan.exact_elements", lambda _: 1 << 60)
 
     def counted(*given: Any) -> object:
         exact_searches.append(1)

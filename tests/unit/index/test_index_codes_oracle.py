@@ -1,4 +1,6 @@
-"""With every row a candidate, codes change nothing: whatever is built, merged, retrained, compacted, saved or loaded, results equal brute force."""
+"""With every row a candidate, codes change nothing: whatever is built, merged, retrained,
+compacted, saved or loaded, results equal brute force.
+"""
 
 from __future__ import annotations
 
@@ -70,10 +72,14 @@ class CodesAgainstBruteForce(RuleBasedStateMachine):
 
     @rule(changes=CHANGES)
     def apply(self, changes: dict[int, int | None]) -> None:
-        upserts = {key_of(self.kind, n): self.vector(n, v) for n, v in changes.items() if v is not None}
+        upserts = {
+            key_of(self.kind, n): self.vector(n, v) for n, v in changes.items() if v is not None
+        }
         deletes = [key_of(self.kind, n) for n, v in changes.items() if v is None]
         self.index.apply(list(upserts), self.block(upserts), deletes)
-        self.rows = {key: row for key, row in {**self.rows, **upserts}.items() if key not in deletes}
+        self.rows = {
+            key: row for key, row in {**self.rows, **upserts}.items() if key not in deletes
+        }
         if self.sweep_of is not None:
             self.sweep_of |= upserts.keys()
 
@@ -145,8 +151,12 @@ class CodesAgainstBruteForce(RuleBasedStateMachine):
         for query, result, same in zip(queries, self.index.search(queries, 5), exact, strict=True):
             expected = self.brute_force(query)
             assert len(result.keys) == min(5, len(self.rows))
-            np.testing.assert_allclose(result.distances, sorted(expected.values())[:5], rtol=1e-4, atol=1e-5)
-            np.testing.assert_allclose([expected[key] for key in result.keys], result.distances, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(
+                result.distances, sorted(expected.values())[:5], rtol=1e-4, atol=1e-5
+            )
+            np.testing.assert_allclose(
+                [expected[key] for key in result.keys], result.distances, rtol=1e-4, atol=1e-5
+            )
             np.testing.assert_allclose(result.distances, same.distances, rtol=1e-5, atol=1e-6)
 
     def teardown(self) -> None:
@@ -154,7 +164,9 @@ class CodesAgainstBruteForce(RuleBasedStateMachine):
             shutil.rmtree(self.root)
 
     def build_beside(self, plan: Plan, changes: dict[int, int | None]) -> None:
-        """The changes come in the middle of building, at the first moment that asks whether to go on."""
+        """The changes come in the middle of building, at the first moment that asks whether to go
+        on.
+        """
         waiting = [changes]
 
         def stop() -> bool:

@@ -27,10 +27,14 @@ BITMAP_BYTES = 1003 // 8 + 1
 KINDS: list[KeyKind] = ["integer", "uuid", "text", "composite"]
 
 
-def filled(directory: Path, kind: KeyKind = "text", metric: Metric = "cosine", rows: int = 37) -> DatasetIndex:
+def filled(
+    directory: Path, kind: KeyKind = "text", metric: Metric = "cosine", rows: int = 37
+) -> DatasetIndex:
     index = DatasetIndex.create(directory, metric=metric, key_kind=kind, chunk_bytes=SMALL_CHUNKS)
     index.apply([key_of(kind, n) for n in range(rows)], random_vectors(rows, 4), [])
-    index.apply([key_of(kind, 1)], random_vectors(1, 4, seed=9), [key_of(kind, n) for n in range(10, 13)])
+    index.apply(
+        [key_of(kind, 1)], random_vectors(1, 4, seed=9), [key_of(kind, n) for n in range(10, 13)]
+    )
     return index
 
 
@@ -49,7 +53,9 @@ def assert_same(one: DatasetIndex, other: DatasetIndex) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rows", [14, 15, 16, 37])
-def test_a_saved_index_loads_the_same_through_json(directory: Path, kind: KeyKind, rows: int) -> None:
+def test_a_saved_index_loads_the_same_through_json(
+    directory: Path, kind: KeyKind, rows: int
+) -> None:
     index = filled(directory, kind, rows=rows)
     saved = msgspec.json.decode(msgspec.json.encode(index.save().saved), type=SavedIndex)
     loaded = DatasetIndex.load(directory, saved)
@@ -89,7 +95,12 @@ def test_a_cleared_generation_gives_its_memory_and_files_back(directory: Path) -
 
 
 def damages(content: bytes) -> list[bytes]:
-    return [content[:-1], b"", bytes([content[0] ^ 1]) + content[1:], content[:-1] + bytes([content[-1] ^ 0x10])]
+    return [
+        content[:-1],
+        b"",
+        bytes([content[0] ^ 1]) + content[1:],
+        content[:-1] + bytes([content[-1] ^ 0x10]),
+    ]
 
 
 @pytest.mark.parametrize("kind", ["uuid", "text"])
@@ -119,7 +130,9 @@ def test_a_checkpoint_that_does_not_list_its_files_is_damaged(directory: Path) -
         DatasetIndex.load(directory, msgspec.structs.replace(saved, slots=saved.slots + 1))
 
 
-def test_large_vector_files_are_scrubbed_later(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_vector_files_are_scrubbed_later(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(generation, "CHECK_AT_LOAD_BYTES", 0)
     saved = filled(directory).save().saved
     loaded = DatasetIndex.load(directory, saved)
@@ -137,7 +150,9 @@ def test_large_vector_files_are_scrubbed_later(directory: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_a_crash_left_behind_the_checkpoint_is_overwritten(directory: Path, kind: KeyKind) -> None:
+def test_what_a_crash_left_behind_the_checkpoint_is_overwritten(
+    directory: Path, kind: KeyKind
+) -> None:
     index = filled(directory, kind)
     checkpoint = index.save().saved
     index.apply([key_of(kind, n) for n in range(50, 90)], random_vectors(40, 4, seed=4), [])
@@ -160,19 +175,29 @@ def test_a_checkpoint_outlives_what_comes_after_it(directory: Path) -> None:
     index.apply([key_of("text", 3)], random_vectors(1, 9), [])
     third = index.save().saved
     assert not set(first.file_names) & set(third.file_names)
-    assert [DatasetIndex.load(directory, saved).count for saved in (first, second, third)] == [34, 34, 1]
+    assert [DatasetIndex.load(directory, saved).count for saved in (first, second, third)] == [
+        34,
+        34,
+        1,
+    ]
     assert DatasetIndex.load(directory, third).dim == 9
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_full_disk_loses_nothing(directory: Path, monkeypatch: pytest.MonkeyPatch, kind: KeyKind) -> None:
+def test_a_full_disk_loses_nothing(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, kind: KeyKind
+) -> None:
     index = filled(directory, kind)
     checkpoint = index.save().saved
     monkeypatch.setattr(columns, "WRITE_AHEAD_BYTES", 16)
     with monkeypatch.context() as disk:
         disk.setattr(os, "pwrite", full_disk(after_calls=2))
         for n in range(5):
-            index.apply([key_of(kind, 100 + n * 20 + i) for i in range(20)], random_vectors(20, 4, seed=n), [])
+            index.apply(
+                [key_of(kind, 100 + n * 20 + i) for i in range(20)],
+                random_vectors(20, 4, seed=n),
+                [],
+            )
         assert index.count == 134
         with pytest.raises(DataDirectoryError, match="No space left"):
             index.save()
@@ -198,7 +223,9 @@ def full_disk(after_calls: int) -> Callable[[int, memoryview, int], int]:
     return pwrite
 
 
-def test_what_a_failed_fsync_lost_is_written_again(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_failed_fsync_lost_is_written_again(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make_directory(directory)
     index = DatasetIndex.create(directory, metric="cosine", key_kind="text")
     index.apply([key_of("text", n) for n in range(30)], random_vectors(30, 4), [])
@@ -221,7 +248,9 @@ def test_a_mapped_chunk_that_a_failed_fsync_lost_is_called_damaged(
 
 
 def losing_fsync(at: int) -> Callable[[int], None]:
-    """An fsync that fails once, and whose file then has lost its bytes, as after a failed write-back."""
+    """An fsync that fails once, and whose file then has lost its bytes, as after a failed
+    write-back.
+    """
     calls = 0
     fsync = os.fsync
 
@@ -250,7 +279,11 @@ def test_a_save_returns_when_its_files_and_their_names_are_durable(
 
     monkeypatch.setattr(os, "fsync", record)
     index = filled(directory)
-    assert durable == [directory.parent.parent.name, directory.parent.name]  # the new directories' names
+    # the new directories' names
+    assert durable == [
+        directory.parent.parent.name,
+        directory.parent.name,
+    ]
     saved = index.save().saved
     assert set(saved.file_names) <= set(durable)
     assert durable[-1] == directory.name
@@ -291,7 +324,9 @@ def test_a_directory_that_cannot_be_written_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("width", [None, 1, 3, 7])
 @pytest.mark.parametrize("dtype", ["<f4", "<f2", "<u8", "u1"])
-def test_rows_out_of_many_chunks_are_those_that_were_written(tmp_path: Path, dtype: str, width: int | None) -> None:
+def test_rows_out_of_many_chunks_are_those_that_were_written(
+    tmp_path: Path, dtype: str, width: int | None
+) -> None:
     """Chunks on the heap and mapped, in any order in memory; rows in any order, twice, and none."""
     column = Column(tmp_path / "p" / "d", "c", "bin", dtype, width, 256)
     shape = (997,) if width is None else (997, width)

@@ -1,4 +1,6 @@
-"""Filters in an index without a database: what is refused and why, what is kept, and that few rows are found as surely as many."""
+"""Filters in an index without a database: what is refused and why, what is kept, and that few rows
+are found as surely as many.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,31 @@ from syncd.errors import InvalidFilter
 from syncd.index.comparison import Comparison
 from syncd.index.dataset import DatasetIndex
 from syncd.index.filter import attributes
-from syncd.index.filter.language import MAX_CONDITIONS, MAX_DEPTH, MAX_VALUES, find_path, parse_filter
+from syncd.index.filter.language import (
+    MAX_CONDITIONS,
+    MAX_DEPTH,
+    MAX_VALUES,
+    find_path,
+    parse_filter,
+)
 from syncd.index.search.plan import SearchResult
 from syncd.types import AttachedColumn, ColumnKind, Metric
 from tests.unit.index.rows import SMALL_CHUNKS, random_vectors
 
 KINDS: dict[str, ColumnKind] = {
-    "year": "integer", "score": "numeric", "lang": "text", "mood": "enum", "flag": "boolean", "uid": "uuid", "at": "instant",
-    "local": "timestamp", "day": "date", "tags": "text_array", "doc": "json", "a.b": "integer",
-}  # fmt: skip
+    "year": "integer",
+    "score": "numeric",
+    "lang": "text",
+    "mood": "enum",
+    "flag": "boolean",
+    "uid": "uuid",
+    "at": "instant",
+    "local": "timestamp",
+    "day": "date",
+    "tags": "text_array",
+    "doc": "json",
+    "a.b": "integer",
+}
 COLUMNS = tuple(AttachedColumn(name, kind) for name, kind in KINDS.items())
 
 
@@ -35,51 +53,117 @@ def nested(depth: int) -> dict[str, Any]:
     [
         ({"nosuch": 1}, "no filterable column 'nosuch'", "columns: year, score"),
         ({"lang.x": 1}, "no filterable column 'lang.x'", "doc.<key>"),
-        ({"year": "2020"}, '"2020" cannot be compared with \'year\', which holds numbers', "columns: year"),
+        (
+            {"year": "2020"},
+            "\"2020\" cannot be compared with 'year', which holds numbers",
+            "columns: year",
+        ),
         ({"year": True}, "true cannot be compared with 'year'", "columns: year"),
         ({"year": [1, 2]}, "[1,2] cannot be compared with 'year'", "columns: year"),
         ({"lang": 1}, "1 cannot be compared with 'lang', which holds strings", "columns: year"),
-        ({"flag": 1}, "1 cannot be compared with 'flag', which holds true and false", "columns: year"),
+        (
+            {"flag": 1},
+            "1 cannot be compared with 'flag', which holds true and false",
+            "columns: year",
+        ),
         ({"uid": "x"}, "cannot be compared with 'uid', which holds uuids", "columns: year"),
-        ({"at": "yesterday"}, "cannot be compared with 'at', which holds points in time", "columns: year"),
-        ({"local": "2024-01-31T12:00:00Z"}, "holds timestamps without a time zone", "columns: year"),
+        (
+            {"at": "yesterday"},
+            "cannot be compared with 'at', which holds points in time",
+            "columns: year",
+        ),
+        (
+            {"local": "2024-01-31T12:00:00Z"},
+            "holds timestamps without a time zone",
+            "columns: year",
+        ),
         ({"day": "2024-01-31T12:00:00"}, "holds dates", "columns: year"),
         ({"day": "2023-02-29"}, "holds dates", "columns: year"),
-        ({"lang": {"near": 1}}, "'near' is no operator of 'lang'", "its operators: eq, ne, in, gt, gte, lt, lte, text_match"),
+        (
+            {"lang": {"near": 1}},
+            "'near' is no operator of 'lang'",
+            "its operators: eq, ne, in, gt, gte, lt, lte, text_match",
+        ),
         ({"flag": {"gt": True}}, "'gt' is no operator of 'flag'", "its operators: eq, ne, in; "),
         ({"mood": {"gt": "ok"}}, "'gt' is no operator of 'mood'", "its operators: eq, ne, in; "),
-        ({"tags": {"gt": "a"}}, "'gt' is no operator of 'tags'", "its operators: eq, ne, in, contains, any; "),
-        ({"doc": {"lang": "en"}}, "'lang' is no operator of 'doc'", "for a key of it write doc.lang"),
+        (
+            {"tags": {"gt": "a"}},
+            "'gt' is no operator of 'tags'",
+            "its operators: eq, ne, in, contains, any; ",
+        ),
+        (
+            {"doc": {"lang": "en"}},
+            "'lang' is no operator of 'doc'",
+            "for a key of it write doc.lang",
+        ),
         ({"lang": {}}, "'lang' is asked for nothing", "its operators: eq"),
-        ({"year": {"gt": None}}, "'gt' of 'year' takes no null", 'for IS NULL write {"column": null}'),
+        (
+            {"year": {"gt": None}},
+            "'gt' of 'year' takes no null",
+            'for IS NULL write {"column": null}',
+        ),
         ({"doc.flag": {"lt": True}}, "true and false have no order", 'write {"column": true}'),
         ({"year": {"in": 1}}, "'in' of 'year' takes a list", 'write {"in": [...]}'),
         ({"tags": {"any": "a"}}, "'any' of 'tags' takes a list", 'write {"any": [...]}'),
-        ({"tags": {"contains": ["a", None]}}, "null cannot be compared with 'tags'", "columns: year"),
-        ({"not": [{"year": 1}]}, "stands where an object with conditions should", 'write {"column": value}'),
+        (
+            {"tags": {"contains": ["a", None]}},
+            "null cannot be compared with 'tags'",
+            "columns: year",
+        ),
+        (
+            {"not": [{"year": 1}]},
+            "stands where an object with conditions should",
+            'write {"column": value}',
+        ),
         ({"or": {"year": 1}}, "'or' takes a list of objects", 'write {"or": [{…}, {…}]}'),
         ({"or": []}, "'or' takes a list of objects", 'write {"or": [{…}, {…}]}'),
         ({"none": []}, "'none' takes a list of objects", 'write {"none": [{…}, {…}]}'),
         ({"none": 1}, "no filterable column 'none'", "columns: year"),
-        ({"lang": {"path": ["a"], "eq": 1}}, "'path' is no operator of 'lang'", "its operators: eq"),
+        (
+            {"lang": {"path": ["a"], "eq": 1}},
+            "'path' is no operator of 'lang'",
+            "its operators: eq",
+        ),
         ({"doc": {"path": ["a.b"]}}, "'doc' is asked for nothing", "its operators: eq"),
-        ({"doc": {"path": "a.b", "eq": 1}}, "'path' of 'doc' takes a list of keys", '{"doc": {"path": ["a.b"], "eq": 7}}'),
+        (
+            {"doc": {"path": "a.b", "eq": 1}},
+            "'path' of 'doc' takes a list of keys",
+            '{"doc": {"path": ["a.b"], "eq": 7}}',
+        ),
         ({"doc": {"path": [], "eq": 1}}, "'path' of 'doc' takes a list of keys", "columns: year"),
         ({"doc": {"path": [1], "eq": 1}}, "'path' of 'doc' takes a list of keys", "columns: year"),
         ({"doc": {"path": ["a"] * 17, "eq": 1}}, "more than 16 keys", "columns: year"),
         ({"doc": {"path": ["a"], "b": 1}}, "'b' is no operator of 'doc'", "its operators: eq"),
-        ({"doc.a": {"is_array": 1}}, "'is_array' of 'doc.a' takes true or false", 'write {"is_array": true}'),
+        (
+            {"doc.a": {"is_array": 1}},
+            "'is_array' of 'doc.a' takes true or false",
+            'write {"is_array": true}',
+        ),
         ({"doc.a": {"is": [[1]]}}, "[1] cannot be compared with 'doc.a'", "columns: year"),
-        ({"doc.a": {"text_match": 1}}, "'text_match' of 'doc.a' takes a string, or a list of strings", 'write {"text_match": "…"}'),
-        ({"year": {"text_match": "1"}}, "'text_match' is no operator of 'year'", "its operators: eq, ne, in, gt"),
+        (
+            {"doc.a": {"text_match": 1}},
+            "'text_match' of 'doc.a' takes a string, or a list of strings",
+            'write {"text_match": "…"}',
+        ),
+        (
+            {"year": {"text_match": "1"}},
+            "'text_match' is no operator of 'year'",
+            "its operators: eq, ne, in, gt",
+        ),
         (nested(MAX_DEPTH), f"nested more than {MAX_DEPTH} deep", "write it flatter"),
-        ({"or": [{"year": 1}] * (MAX_CONDITIONS + 1)}, f"more than {MAX_CONDITIONS} conditions", '{"in": […]}'),
+        (
+            {"or": [{"year": 1}] * (MAX_CONDITIONS + 1)},
+            f"more than {MAX_CONDITIONS} conditions",
+            '{"in": […]}',
+        ),
         ({"year": {"in": list(range(MAX_VALUES + 1))}}, f"more than {MAX_VALUES} values", "split"),
         ({"x" * 5000: 1}, "no filterable column", "columns: year"),
     ],
     ids=lambda value: str(value)[:40],
-)  # fmt: skip
-def test_what_cannot_be_asked_is_refused_with_what_can(wanted: dict[str, Any], said: str, hint: str) -> None:
+)
+def test_what_cannot_be_asked_is_refused_with_what_can(
+    wanted: dict[str, Any], said: str, hint: str
+) -> None:
     with pytest.raises(InvalidFilter) as caught:
         parse_filter(wanted, COLUMNS, "d")
     assert said in str(caught.value)
@@ -112,14 +196,19 @@ def test_a_number_larger_than_any_of_json_is_answered(tmp_path: Path) -> None:
     assert view.attributes is not None
     path = find_path("n", view.columns)
     assert path is not None
-    assert msgspec.json.encode(view.attributes.values([path], view.find([1]))) == f"[[{huge}]]".encode()
+    assert (
+        msgspec.json.encode(view.attributes.values([path], view.find([1])))
+        == f"[[{huge}]]".encode()
+    )
 
 
 def keys_where(index: DatasetIndex, wanted: dict[str, Any]) -> list[object]:
     """The keys of the nearest rows that pass, nearest to 0 first."""
     view = index.view
     origin = np.zeros((1, index.dim or 2), dtype=np.float32)
-    return list(index.search(origin, 1000, view=view.where(parse_filter(wanted, view.columns, "d")))[0].keys)
+    return list(
+        index.search(origin, 1000, view=view.where(parse_filter(wanted, view.columns, "d")))[0].keys
+    )
 
 
 def test_a_row_whose_column_alone_differs_is_found_by_a_deep_comparison(tmp_path: Path) -> None:
@@ -141,7 +230,9 @@ def test_a_row_whose_column_alone_differs_is_found_by_a_deep_comparison(tmp_path
     assert deep.stale == [2, 4]
 
 
-def test_rows_are_read_once_and_what_a_filter_found_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_read_once_and_what_a_filter_found_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     index = DatasetIndex.create(
         tmp_path,
         metric="l2",
@@ -173,7 +264,12 @@ def test_no_more_filters_and_paths_are_kept_than_is_bounded(tmp_path: Path) -> N
         tmp_path, metric="l2", key_kind="integer", dim=2, columns=(AttachedColumn("doc", "json"),)
     )
     vectors = np.ones((3, 2), dtype=np.float32)
-    index.apply([1, 2, 3], vectors, [], columns=[json.dumps([{f"k{number}": number for number in range(200)}])] * 3)
+    index.apply(
+        [1, 2, 3],
+        vectors,
+        [],
+        columns=[json.dumps([{f"k{number}": number for number in range(200)}])] * 3,
+    )
     sizes = []
     for number in range(200):
         assert len(keys_where(index, {f"doc.k{number}": number})) == 3
@@ -184,7 +280,13 @@ def test_no_more_filters_and_paths_are_kept_than_is_bounded(tmp_path: Path) -> N
 def add(index: DatasetIndex, keys: range) -> None:
     """Rows at (key, 0) whose column is the key."""
     vectors = np.array([[key, 0] for key in keys], dtype=np.float32)
-    index.apply(list(keys), vectors, [], np.array(keys, dtype=np.int64) + len(keys), [f"[{key}]" for key in keys])
+    index.apply(
+        list(keys),
+        vectors,
+        [],
+        np.array(keys, dtype=np.int64) + len(keys),
+        [f"[{key}]" for key in keys],
+    )
 
 
 @pytest.mark.parametrize("selectivity", [0.5, 0.1, 0.01, 0.001])
@@ -203,7 +305,12 @@ def test_the_nearest_are_found_however_few_rows_pass(
         chunk_bytes=1 << 18,
     )
     chance = np.random.default_rng(1).random(rows)
-    index.apply(list(range(rows)), random_vectors(rows, dim), [], columns=[f"[{value!r}]" for value in chance.tolist()])
+    index.apply(
+        list(range(rows)),
+        random_vectors(rows, dim),
+        [],
+        columns=[f"[{value!r}]" for value in chance.tolist()],
+    )
     index.apply([], np.empty((0, dim), dtype=np.float32), list(range(0, rows, 7)))
     view = index.view
     passing = [key for key in range(rows) if chance[key] < selectivity and key % 7]
@@ -214,7 +321,9 @@ def test_the_nearest_are_found_however_few_rows_pass(
         assert_nearest(found, query, view.vectors_of(view.find(passing)), passing, metric)
 
 
-def assert_nearest(found: SearchResult, query: Any, vectors: Any, keys: list[int], metric: Metric) -> None:
+def assert_nearest(
+    found: SearchResult, query: Any, vectors: Any, keys: list[int], metric: Metric
+) -> None:
     """The ten nearest, by brute force in float64."""
     vectors, query = vectors.astype(np.float64), query.astype(np.float64)
     if metric == "l2":

@@ -42,7 +42,9 @@ def test_every_entry_is_found_by_one_and_by_many(batches: list[list[int]]) -> No
 def test_pages_hold_every_entry_once_in_order(batches: list[list[int]], at_least: int) -> None:
     multimap, expected = HashMultimap(buffer=16), list[int]()
     for batch in batches:
-        multimap.add(np.array(batch, dtype=np.uint64), np.arange(len(expected), len(expected) + len(batch)))
+        multimap.add(
+            np.array(batch, dtype=np.uint64), np.arange(len(expected), len(expected) + len(batch))
+        )
         expected += batch
     start: int | None = 0
     seen: list[int] = []
@@ -57,7 +59,9 @@ def test_a_merge_leaves_out_what_nobody_wants_but_an_older_view_keeps_it() -> No
     multimap = HashMultimap(buffer=8)
     multimap.add(np.arange(8, dtype=np.uint64), np.arange(8))
     before = multimap.view
-    multimap.add(np.arange(8, 16, dtype=np.uint64), np.arange(8, 16), keep=lambda values: values % 2 == 1)
+    multimap.add(
+        np.arange(8, 16, dtype=np.uint64), np.arange(8, 16), keep=lambda values: values % 2 == 1
+    )
     assert multimap.view.entries == 8
     assert before.entries == 8
     assert before.find(np.array([4], dtype=np.uint64))[1].tolist() == [4]
@@ -72,9 +76,13 @@ def test_runs_stay_few() -> None:
 
 
 @pytest.mark.parametrize("kind", ["integer", "text"])
-def test_keys_that_share_a_hash_are_told_apart(create: Create, monkeypatch: pytest.MonkeyPatch, kind: KeyKind) -> None:
+def test_keys_that_share_a_hash_are_told_apart(
+    create: Create, monkeypatch: pytest.MonkeyPatch, kind: KeyKind
+) -> None:
     def four_hashes(_: KeyKind, stored: Stored) -> Hashes:
-        return np.array([(2**64 - 1) - len(str(key)) % 4 for key in stored.tolist()], dtype=np.uint64)
+        return np.array(
+            [(2**64 - 1) - len(str(key)) % 4 for key in stored.tolist()], dtype=np.uint64
+        )
 
     for module in (stored_rows, generation, view):
         monkeypatch.setattr(module, "hash_keys", four_hashes)

@@ -1,4 +1,6 @@
-"""Whatever is done to an index, it equals a dict: same keys, same vectors, same nearest rows as brute force."""
+"""Whatever is done to an index, it equals a dict: same keys, same vectors, same nearest rows as
+brute force.
+"""
 
 from __future__ import annotations
 
@@ -43,14 +45,21 @@ class IndexAgainstDict(RuleBasedStateMachine):
 
     @rule(changes=CHANGES)
     def apply(self, changes: dict[int, int | None]) -> None:
-        upserts = {key_of(self.kind, n): self.vector(n, v) for n, v in changes.items() if v is not None}
+        upserts = {
+            key_of(self.kind, n): self.vector(n, v) for n, v in changes.items() if v is not None
+        }
         deletes = [key_of(self.kind, n) for n, v in changes.items() if v is None]
         old = dict(self.rows)
         applied = self.index.apply(list(upserts), self.block(upserts), deletes)
         self.rows = {key: row for key, row in {**old, **upserts}.items() if key not in deletes}
         same = sum(key in old and np.array_equal(old[key], row) for key, row in upserts.items())
         updated = len(upserts.keys() & old.keys()) - same
-        assert applied == (len(upserts) - updated - same, updated, same, len(old.keys() & set(deletes)))
+        assert applied == (
+            len(upserts) - updated - same,
+            updated,
+            same,
+            len(old.keys() & set(deletes)),
+        )
 
     @rule()
     def clear(self) -> None:
@@ -97,8 +106,12 @@ class IndexAgainstDict(RuleBasedStateMachine):
         for query, result in zip(queries, self.index.search(queries, 5), strict=True):
             expected = self.brute_force(query)
             assert len(result.keys) == min(5, len(self.rows))
-            np.testing.assert_allclose(result.distances, sorted(expected.values())[:5], rtol=1e-4, atol=1e-5)
-            np.testing.assert_allclose([expected[key] for key in result.keys], result.distances, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(
+                result.distances, sorted(expected.values())[:5], rtol=1e-4, atol=1e-5
+            )
+            np.testing.assert_allclose(
+                [expected[key] for key in result.keys], result.distances, rtol=1e-4, atol=1e-5
+            )
 
     def teardown(self) -> None:
         if hasattr(self, "index"):

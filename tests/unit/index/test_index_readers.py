@@ -64,7 +64,8 @@ def test_a_view_stays_as_it_was(create: Create) -> None:
     view = index.view
     before = index.search(vectors[:1], 50, view=view)[0]
     index.apply(range(10, 40), random_vectors(30, 4, seed=1), [0, 1, 2])
-    index.apply(range(40, 5000), random_vectors(4960, 4, seed=2), [])  # the key map's buffer is merged away
+    # the key map's buffer is merged away
+    index.apply(range(40, 5000), random_vectors(4960, 4, seed=2), [])
     index.clear()
     index.apply([1], random_vectors(1, 7), [])
     after = index.search(vectors[:1], 50, view=view)[0]
@@ -78,7 +79,9 @@ def test_a_view_stays_as_it_was(create: Create) -> None:
 
 def test_saves_beside_the_writer_load_as_whole_passes(tmp_path: Path) -> None:
     directory = tmp_path / "p" / "d"
-    index = DatasetIndex.create(directory, metric="l2", key_kind="text", chunk_bytes=8 * SMALL_CHUNKS)
+    index = DatasetIndex.create(
+        directory, metric="l2", key_kind="text", chunk_bytes=8 * SMALL_CHUNKS
+    )
     keys = [f"key {n}" for n in range(ROWS)]
     done = threading.Event()
 
@@ -119,7 +122,11 @@ def test_what_was_captured_is_saved_whatever_comes_after(create: Create) -> None
     saved = [capture.save().saved for capture in (third, second, captured)]  # in any order
     loaded = [DatasetIndex.load(captured.directory, one) for one in saved]
     assert [(one.count, one.dim) for one in loaded] == [(1, 7), (50, 4), (30, 4)]
-    assert [sorted(one.keys(None, 100).keys) for one in loaded] == [[1], list(range(10, 60)), list(range(30))]
+    assert [sorted(one.keys(None, 100).keys) for one in loaded] == [
+        [1],
+        list(range(10, 60)),
+        list(range(30)),
+    ]
 
 
 def test_pages_of_keys_are_stable_while_rows_change(create: Create) -> None:

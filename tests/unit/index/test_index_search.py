@@ -15,8 +15,12 @@ from syncd.types import Metric
 from tests.unit.index.rows import Create, no_vectors, random_vectors, vector_of
 
 
-@pytest.mark.parametrize(("metric", "expected"), [("l2", [1.0, 5.0]), ("cosine", [0.0, 0.04]), ("ip", [-24.0, -7.0])])
-def test_distances_are_those_of_pgvector(create: Create, metric: Metric, expected: list[float]) -> None:
+@pytest.mark.parametrize(
+    ("metric", "expected"), [("l2", [1.0, 5.0]), ("cosine", [0.0, 0.04]), ("ip", [-24.0, -7.0])]
+)
+def test_distances_are_those_of_pgvector(
+    create: Create, metric: Metric, expected: list[float]
+) -> None:
     index = create(metric)
     rows = {"l2": [[3, 5], [6, 8]], "cosine": [[6, 8], [4, 3]], "ip": [[4, 3], [1, 1]]}[metric]
     index.apply([1, 2], np.array(rows, np.float32), [])
@@ -69,7 +73,12 @@ def test_a_bad_query_is_refused(create: Create) -> None:
         index.search(random_vectors(1, 5), 1)
     with pytest.raises(InvalidVector, match="no element"):
         index.search(np.empty((1, 0), np.float32), 1)
-    for bad in (np.zeros((1, 4)), np.full((1, 4), np.nan), np.full((2, 4), np.inf), np.zeros((2, 4))):
+    for bad in (
+        np.zeros((1, 4)),
+        np.full((1, 4), np.nan),
+        np.full((2, 4), np.inf),
+        np.zeros((2, 4)),
+    ):
         with pytest.raises(InvalidVector):
             index.search(bad.astype(np.float32), 1)
     with pytest.raises(InvalidParams):
@@ -89,7 +98,9 @@ def test_numbers_whose_squares_overflow_lose_no_row(create: Create, metric: Metr
     assert np.isfinite(result.distances).all()
     wide, wide_query = vectors.astype(np.float64), query[0].astype(np.float64)
     if metric == "l2":
-        np.testing.assert_allclose(result.distances, np.sort(np.linalg.norm(wide - wide_query, axis=1)))
+        np.testing.assert_allclose(
+            result.distances, np.sort(np.linalg.norm(wide - wide_query, axis=1))
+        )
     elif metric == "ip":
         np.testing.assert_allclose(result.distances, np.sort(-(wide @ wide_query)))
     np.testing.assert_allclose(vector_of(index, 3), vectors[3], rtol=1e-6)

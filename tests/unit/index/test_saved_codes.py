@@ -18,7 +18,9 @@ from tests.unit.index.rows import random_vectors
 pytestmark = pytest.mark.usefixtures("small_codes")
 
 
-def test_a_start_does_not_train_again_and_a_checkpoint_writes_codes_once(index: DatasetIndex, tmp_path: Path) -> None:
+def test_a_start_does_not_train_again_and_a_checkpoint_writes_codes_once(
+    index: DatasetIndex, tmp_path: Path
+) -> None:
     put(index, 0, 2000)
     build_all(index)
     first = index.save()
@@ -51,7 +53,9 @@ def test_damaged_codes_are_built_again_from_the_vectors_and_searches_are_exact_m
     put(index, 0, 1000)
     build_all(index)
     saved = index.save().saved
-    damage(tmp_path / "p" / "d" / [name for name in saved.file_names if name.endswith(".ivf")][which])
+    damage(
+        tmp_path / "p" / "d" / [name for name in saved.file_names if name.endswith(".ivf")][which]
+    )
     loaded = DatasetIndex.load(tmp_path / "p" / "d", saved)
     assert loaded.codes_damage
     assert loaded.kind() == "building"
@@ -74,7 +78,9 @@ def test_a_removed_file_of_codes_is_written_again(index: DatasetIndex, tmp_path:
     assert not DatasetIndex.load(tmp_path / "p" / "d", index.save().saved).codes_damage
 
 
-def test_new_codes_never_overwrite_those_of_a_checkpoint_that_is_kept(index: DatasetIndex, tmp_path: Path) -> None:
+def test_new_codes_never_overwrite_those_of_a_checkpoint_that_is_kept(
+    index: DatasetIndex, tmp_path: Path
+) -> None:
     put(index, 0, 1000)
     build_all(index)
     kept = index.save().saved
@@ -89,7 +95,9 @@ def test_new_codes_never_overwrite_those_of_a_checkpoint_that_is_kept(index: Dat
     assert not DatasetIndex.load(tmp_path / "p" / "d", kept).codes_damage
 
 
-def test_a_full_disk_fails_the_save_and_the_next_one_goes_on(index: DatasetIndex, tmp_path: Path) -> None:
+def test_a_full_disk_fails_the_save_and_the_next_one_goes_on(
+    index: DatasetIndex, tmp_path: Path
+) -> None:
     put(index, 0, 1000)
     build_all(index)
     with (
