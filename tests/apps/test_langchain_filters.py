@@ -23,6 +23,8 @@ from tests.apps.test_langchain import Words
 
 SCALARS: list[Any] = [True, False, 0, 1, 2.0, 1.5, "", "a", "A", "ab", "1"]
 NAMES = ["lang", "loc.pageNumber", "loc", "a.b.c", "", ".", "not", "or", "none", "path", "$eq", "q\"'%"]
+WORDS = ("not", "or", "none")
+LISTS = ("and", "or", "none", "$and", "$or")
 COMPARE = {
     "gt": lambda x, y: x > y,
     "gte": lambda x, y: x >= y,
@@ -32,11 +34,6 @@ COMPARE = {
 
 scalars = st.sampled_from(SCALARS)
 values = st.one_of(st.none(), scalars, scalars, st.lists(scalars, max_size=3))
-metadata = st.dictionaries(
-    st.sampled_from(NAMES),
-    st.one_of(values, st.dictionaries(st.sampled_from(["pageNumber", "b"]), values, max_size=2)),
-    max_size=4,
-)
 operators = st.one_of(
     st.fixed_dictionaries(
         {}, optional={"eq": st.none() | scalars, "ne": st.none() | scalars, "in": st.lists(scalars, max_size=3)}
@@ -48,20 +45,28 @@ with_dollar = st.builds(
     operators,
     st.booleans(),
 )
-leaves = st.dictionaries(
-    st.sampled_from([*NAMES[:5], *NAMES[9:]]),
-    st.one_of(st.none(), scalars, st.lists(scalars, max_size=2), with_dollar),
-    min_size=1,
-    max_size=2,
-)
-filters = st.recursive(
-    leaves,
-    lambda inner: st.one_of(
-        st.builds(lambda one: {"not": one}, inner),
-        st.builds(lambda word, some: {word: some}, st.sampled_from(["and", "or", "none", "$and", "$or"]), st.lists(inner, min_size=1, max_size=3)),
-    ),
-    max_leaves=4,
-)  # fmt: skip
+
+
+@st.composite
+def documents_and_filters(draw: st.DrawFn) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Metadata of few keys, so that documents have those that filters ask for."""
+    names = draw(st.lists(st.sampled_from(NAMES), min_size=1, max_size=2, unique=True))
+    inside = st.dictionaries(st.sampled_from(["pageNumber", "b"]), values, max_size=2)
+    known = {name: st.one_of(values, values, inside) for name in (*names, *(name.split(".")[0] for name in names))}
+    asked = st.one_of(st.none(), scalars, st.lists(scalars, max_size=2), with_dollar)
+    leaves = st.dictionaries(
+        st.sampled_from([name for name in names if name not in WORDS] or ["lang"]), asked, min_size=1, max_size=2
+    )
+    filters = st.recursive(
+        leaves,
+        lambda inner: st.one_of(
+            st.builds(lambda one: {"not": one}, inner),
+            st.builds(lambda word, some: {word: some}, st.sampled_from(LISTS), st.lists(inner, min_size=1, max_size=3)),
+        ),
+        max_leaves=4,
+    )
+    documents = draw(st.lists(st.fixed_dictionaries({}, optional=known), min_size=4, max_size=8))
+    return documents, draw(st.lists(filters, min_size=6, max_size=12))
 
 
 def passes(wanted: dict[str, Any], document: dict[str, Any]) -> bool | None:
@@ -145,10 +150,11 @@ def store(running: Throwaway) -> Iterator[SyncdVectorStore]:
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-@given(documents=st.lists(metadata, min_size=1, max_size=6), wanted=st.lists(filters, min_size=4, max_size=10))
+@given(drawn=documents_and_filters())
 def test_every_filter_finds_what_the_reference_store_finds(
-    store: SyncdVectorStore, documents: list[dict[str, Any]], wanted: list[dict[str, Any]]
+    store: SyncdVectorStore, drawn: tuple[list[dict[str, Any]], list[dict[str, Any]]]
 ) -> None:
+    documents, wanted = drawn
     made = [Document(id=str(number), page_content="1 0", metadata=each) for number, each in enumerate(documents)]
     reference = InMemoryVectorStore(Words())
     store.delete()

@@ -36,7 +36,6 @@ SCALARS: list[Any] = [
     1,
     2,
     -1,
-    0.0,
     1.0,
     1.5,
     "",
@@ -58,37 +57,52 @@ scalars = st.sampled_from(SCALARS)
 values = st.one_of(
     scalars, scalars, st.lists(scalars.filter(lambda each: each is not None), max_size=3), st.just({"a": 1, "ab": "x"})
 )
-metadata = st.dictionaries(st.sampled_from(KEYS), values, max_size=5)
-text_lists, number_lists = (
-    st.lists(st.sampled_from(TEXTS), max_size=3),
-    st.lists(st.sampled_from([0, 1, 2]), max_size=3),
-)
-operands: dict[FilterOperator, st.SearchStrategy[Any]] = {
+SAMPLES: list[dict[str, Any]] = [
+    {},
+    *({"level": each} for each in SCALARS),
+    *({"level": each} for each in ([], ["a"], ["a", "ab"], ["ab", "a"], ["a", "a"], [1], [1, 2], [2, 3], [3, 2], [True], [False, "1"], [""])),
+    {"level": {}},
+    {"level": {"a": 1, "ab": "x"}},
+]  # fmt: skip
+LISTS: list[Any] = [[], ["a"], ["a", "ab"], ["ab", "a"], [""], ["1", "b"], [2, 3], [10**20]]
+OPERANDS: dict[FilterOperator, list[Any]] = {
     # A list with a 0 or a 1 equals in Python one with False or True in its place; syncd compares lists as JSON.
-    **dict.fromkeys(
-        (Operator.EQ, Operator.NE), st.sampled_from([*TEXTS, *NUMBERS, None]) | text_lists | st.just([2, 3])
-    ),
-    **dict.fromkeys(ORDERED, st.sampled_from([*TEXTS, *NUMBERS])),
-    **dict.fromkeys((Operator.IN, Operator.NIN), text_lists | number_lists | st.sampled_from(TEXTS)),
-    **dict.fromkeys((Operator.ANY, Operator.ALL), text_lists | number_lists | st.sampled_from(TEXTS)),
-    **dict.fromkeys((Operator.TEXT_MATCH, Operator.TEXT_MATCH_INSENSITIVE), st.sampled_from(TEXTS)),
-    Operator.CONTAINS: st.sampled_from([*TEXTS, *NUMBERS]),
-    Operator.IS_EMPTY: st.none(),
+    **{key: [*TEXTS, *NUMBERS, None, *LISTS] for key in (Operator.EQ, Operator.NE)},
+    **{key: [*TEXTS, *NUMBERS] for key in ORDERED},
+    **{
+        key: [*TEXTS, *LISTS, [0], [1], [1, 2], [0, 1], [1.0]]
+        for key in (Operator.IN, Operator.NIN, Operator.ANY, Operator.ALL)
+    },
+    **dict.fromkeys((Operator.TEXT_MATCH, Operator.TEXT_MATCH_INSENSITIVE), TEXTS),
+    Operator.CONTAINS: [*TEXTS, *NUMBERS],
+    Operator.IS_EMPTY: [None],
 }
-comparisons = st.sampled_from(list(Operator)).flatmap(
-    lambda operator: st.builds(
-        MetadataFilter, key=st.sampled_from(KEYS), value=operands[operator], operator=st.just(operator)
-    )
-)
 conditions = st.sampled_from([*FilterCondition, None])
-filters = st.builds(
-    MetadataFilters,
-    filters=st.lists(
-        comparisons | st.builds(MetadataFilters, filters=st.lists(comparisons, max_size=2), condition=conditions),
-        max_size=3,
-    ),
-    condition=conditions,
-)
+
+
+def comparisons(keys: list[str]) -> st.SearchStrategy[MetadataFilter]:
+    """Every operator, of these keys."""
+    return st.sampled_from(list(Operator)).flatmap(
+        lambda operator: st.builds(
+            MetadataFilter,
+            key=st.sampled_from(keys),
+            value=st.sampled_from(OPERANDS[operator]),
+            operator=st.just(operator),
+        )
+    )
+
+
+@st.composite
+def documents_and_filters(draw: st.DrawFn) -> tuple[list[dict[str, Any]], list[MetadataFilters]]:
+    """Metadata of few keys, so that documents have those that filters ask for."""
+    keys = draw(st.lists(st.sampled_from(KEYS), min_size=1, max_size=2, unique=True))
+    one = comparisons(keys)
+    some = one | st.builds(MetadataFilters, filters=st.lists(one, max_size=2), condition=conditions)
+    filters = st.builds(MetadataFilters, filters=st.lists(some, max_size=3), condition=conditions)
+    single = st.builds(MetadataFilters, filters=st.lists(one, min_size=1, max_size=1), condition=conditions)
+    rich = st.fixed_dictionaries({keys[0]: values}, optional=dict.fromkeys(keys[1:], values))
+    documents = draw(st.lists(st.one_of(rich, rich, rich, st.just({})), min_size=5, max_size=10))
+    return documents, draw(st.lists(single, min_size=6, max_size=10)) + draw(st.lists(filters, min_size=2, max_size=4))
 
 
 @pytest.fixture(scope="module")
@@ -125,16 +139,17 @@ def passes(reference: SimpleVectorStore, wanted: MetadataFilters) -> bool:
 
 
 @settings(
-    max_examples=80,
+    max_examples=60,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-@given(documents=st.lists(metadata, min_size=1, max_size=6), wanted=st.lists(filters, min_size=6, max_size=12))
+@given(drawn=documents_and_filters())
 def test_every_filter_finds_what_the_reference_store_finds(
-    store: SyncdVectorStore, documents: list[dict[str, Any]], wanted: list[MetadataFilters]
+    store: SyncdVectorStore, drawn: tuple[list[dict[str, Any]], list[MetadataFilters]]
 ) -> None:
     """Each document apart: one that the reference cannot compare says nothing of the others."""
+    documents, wanted = drawn
     nodes = nodes_of(documents)
     store.clear()
     store.add(nodes)
@@ -149,6 +164,31 @@ def test_every_filter_finds_what_the_reference_store_finds(
             except TypeError:
                 continue
             assert (name in ours) == expected, (documents[int(name)], each)
+
+
+@pytest.mark.parametrize("operator", list(Operator))
+def test_every_comparison_is_the_reference_stores(store: SyncdVectorStore, operator: FilterOperator) -> None:
+    """All sample values against all sample operands, and their negations. What the reference cannot compare does not pass."""
+    nodes = nodes_of(SAMPLES)
+    store.clear()
+    store.add(nodes)
+    references = [SimpleVectorStore() for _ in nodes]
+    for node, reference in zip(nodes, references, strict=True):
+        reference.add([node])
+    for operand in OPERANDS[operator]:
+        for condition in (FilterCondition.AND, FilterCondition.NOT):
+            one = MetadataFilter(key="level", value=operand, operator=operator)
+            asked = MetadataFilters(filters=[one], condition=condition)
+            ours, compared = found(store, asked), set()
+            expected = set()
+            for node, reference in zip(nodes, references, strict=True):
+                try:
+                    expected |= found(reference, asked)
+                    compared.add(node.node_id)
+                except TypeError:
+                    continue
+            assert ours & compared == expected, (asked, [SAMPLES[int(name)] for name in ours & compared ^ expected])
+            assert len(compared) >= 2  # none compares nothing
 
 
 @pytest.mark.parametrize("condition", list(FilterCondition))

@@ -119,7 +119,7 @@ def test_a_token_is_given_while_a_consumer_renews_the_identity(any_db: psycopg.C
 def test_an_identity_that_another_consumer_renewed_is_noticed_by_the_next_pass(
     items: Daemon, db: psycopg.Connection, database: str
 ) -> None:
-    """From then on tokens of the new identity are those of this history: readers wait for them."""
+    """Readers wait for tokens of the new identity, and all is compared with the tables."""
     db.execute("DELETE FROM syncd.meta; INSERT INTO syncd.meta DEFAULT VALUES")
     with items.client() as client, psycopg.connect(database) as writer:
         writer.execute("INSERT INTO items VALUES (2, '{2,0}')")
@@ -133,6 +133,10 @@ def test_an_identity_that_another_consumer_renewed_is_noticed_by_the_next_pass(
             except TimedOut:
                 waited = True
         assert waited
+        writer.commit()
+        client.wait(row[0], timeout_ms=30_000)
+        assert [hit.key for hit in client.search("items", [2, 0], k=1)] == [2]
+    assert "the database was restored from a dump" in items.log.read_text()
 
 
 @pytest.mark.parametrize(

@@ -110,8 +110,14 @@ shapes = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(keys, inner, max_size=4)),
     max_leaves=12,
 )
+by_path = st.builds(
+    lambda keys, asked: {"json": {"path": keys, **asked}},
+    st.lists(st.one_of(scalars, st.lists(scalars, max_size=1)), max_size=2) | scalars,
+    st.dictionaries(st.sampled_from(WORDS), scalars, max_size=2),
+)
 likely = st.recursive(
-    st.dictionaries(
+    by_path
+    | st.dictionaries(
         st.sampled_from(NAMES),
         st.one_of(
             scalars,
