@@ -166,6 +166,9 @@ ON CONFLICT (consumer, md5(dataset)) DO UPDATE SET state = excluded.state, rows 
 -- name: forget_dataset_reports
 DELETE FROM syncd.dataset_reports WHERE consumer = %s AND NOT dataset = ANY (%s);
 
+-- name: forget_dataset_report
+DELETE FROM syncd.dataset_reports WHERE consumer = %s AND md5(dataset) = md5(%s);
+
 -- name: report_quarantined
 INSERT INTO syncd.quarantine_reports (consumer, source, dataset, key, reason, since) VALUES (%s, %s, %s, %s, %s, %s)
 ON CONFLICT (consumer, source, md5(key)) DO UPDATE SET dataset = excluded.dataset, reason = excluded.reason, since = excluded.since;

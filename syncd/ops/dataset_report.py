@@ -42,7 +42,7 @@ class DatasetReport:
         consumer = self.methods.consumer
         name = full_dataset_name(params.dataset)
         work = sum(len(watched.quarantine) for watched in consumer.sources.values())
-        if name not in consumer.registry.by_name:
+        if name not in consumer.registry.by_name and name not in consumer.registry.retired:
             work += len(consumer.registry.by_name) * ROWS_PER_NAME
         if work > IN_PLACE_ROWS:
             return self.methods.in_thread(lambda: self.report(name))
@@ -52,7 +52,7 @@ class DatasetReport:
         """What ``why`` answers; a dataset that is not known has near names instead of a status. Safe in any thread."""
         consumer, listener = self.methods.consumer, self.methods.listener
         by_name = consumer.registry.by_name
-        dataset = by_name.get(name)
+        dataset = consumer.registry.look_up(name)
         watched = None if dataset is None else self.watched(dataset)
         checkpointer, lost = self.methods.checkpointer, consumer.lost
         return messages.WhyResult(

@@ -133,7 +133,7 @@ class Http:
     async def show_status(self, _: Request) -> Response:
         """What the RPC's ``status`` and ``datasets`` answer."""
         methods = self.parts.methods
-        datasets = await self.in_thread(methods.dataset_statuses)
+        datasets = await self.in_thread(methods.every_status)
         return json({"status": methods.status(NoParams()), "datasets": datasets})
 
     async def show_metrics(self, _: Request) -> Response:

@@ -71,7 +71,7 @@ class Metrics(Collector):
         """One family after the other."""
         counters = self.parts.counters
         yield from self.gauges()
-        known: dict[Labels, float] = {(counters.label(one.name),): 0 for one in self.parts.consumer.registry.listed()}
+        known: dict[Labels, float] = {(counters.shown(one.name),): 0 for one in self.parts.consumer.registry.listed()}
         yield counter("syncd_deltas_applied_total", dict(counters.deltas_applied).items())
         yield counter("syncd_searches_total", self.outcomes().items())
         yield counter("syncd_checkpoint_failures_total", [((), counters.checkpoint_failures)])
@@ -106,13 +106,21 @@ class Metrics(Collector):
         yield self.by_dataset("syncd_index_bytes", listed, sum, lambda one: one.bytes)
         measured = [one for one in listed if one.recall is not None]
         yield self.by_dataset("syncd_index_recall", measured, min, lambda one: one.recall or 0.0)
-        quarantined = parts.reporter.quarantined
-        yield self.by_dataset("syncd_quarantined", listed, sum, lambda one: quarantined[DatasetName(one.dataset)])
+        yield gauge("syncd_quarantined", self.quarantined(listed, parts.reporter.quarantined))
         yield gauge("syncd_checkpoint_last_success_timestamp_seconds", when(parts.checkpointer.last_success_at))
         yield gauge("syncd_verify_last_success_timestamp_seconds", when(parts.verifier.last_success_at))
         yield gauge("syncd_listener_connected", {(): int(parts.listener.connected)})
         outbox_rows = parts.rotator.outbox_rows
         yield gauge("syncd_outbox_rows", {} if outbox_rows is None else {(): outbox_rows})
+
+    def quarantined(self, listed: Iterable[DatasetStatus], rows: Mapping[DatasetName, int]) -> dict[Labels, float]:
+        """Rows in quarantine by label: 0 for a dataset that has none, and under ``OTHER`` those of datasets without indexed rows."""
+        values: dict[Labels, float] = {(self.parts.counters.shown(one.dataset),): 0 for one in listed}
+        for name, number in list(rows.items()):
+            if name:
+                label = self.parts.counters.shown(name)
+                values[label,] = values.get((label,), 0) + number
+        return values
 
     def by_dataset(
         self,
@@ -125,7 +133,7 @@ class Metrics(Collector):
         values: dict[Labels, float] = {}
         others: list[float] = []
         for one in listed:
-            label = self.parts.counters.label(one.dataset)
+            label = self.parts.counters.shown(one.dataset)
             if label == OTHER:
                 others.append(value(one))
             else:

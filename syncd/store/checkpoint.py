@@ -5,6 +5,7 @@ names.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,6 +98,19 @@ class CheckpointStore:
                 remove_file(self.data_dir, name)
                 removed += 1
         return removed
+
+    def remove_left(self, directories: Sequence[Path]) -> list[Path]:
+        """Remove the files of indexes that are gone, but for those that a kept manifest names; returns where there still are some."""
+        kept = {name.rpartition("/")[0] for name in self.kept_files()} if directories else set()
+        later = []
+        for directory in directories:
+            if directory.relative_to(self.data_dir).as_posix() in kept:
+                later.append(directory)
+                continue
+            for path in list(directory.glob("*")):
+                if INDEX_FILE.fullmatch(path.name):
+                    remove_file(self.data_dir, path.relative_to(self.data_dir).as_posix())
+        return later
 
     @property
     def nonces(self) -> list[str]:

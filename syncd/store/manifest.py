@@ -72,6 +72,8 @@ class SavedSource(msgspec.Struct, frozen=True):
     catalogue: str = ""
     doubted: bool = False
     window: SavedWindow | None = None
+    retired: list[str] = []
+    """Datasets that have no rows any more: nothing of them is kept but their names."""
     compared_at: str = ""
     """When all of its table was last read, for its indexes or to compare them; empty in a manifest
     of an older version.

@@ -89,6 +89,7 @@ def apply(watched: WatchedSource, asked: Sequence[Key], rows: Sequence[Row]) -> 
             replacement.apply(*change)
         applied = watched.datasets[name].index.apply(*change)
         watched.directory.add(name, good.keys)
+        watched.emptied.note(watched.datasets[name])
         changed += applied.inserted + applied.updated + applied.deleted
         watched.registry.counters.applied(name, applied.inserted, applied.updated, applied.deleted)
     watched.registry.counters.apply_seconds.observe(time.perf_counter() - begun)

@@ -207,7 +207,11 @@ class Checkpointer:
             sources=sources,
             doubts=doubts,
         )
-        return bytes_written + self.store.save(manifest)
+        bytes_written += self.store.save(manifest)
+        registry = self.consumer.registry
+        left, registry.left = registry.left, []
+        registry.left += self.store.remove_left(left)
+        return bytes_written
 
 
 def capture(watched: WatchedSource) -> CapturedSource:
@@ -229,6 +233,7 @@ def capture(watched: WatchedSource) -> CapturedSource:
         datasets=[],
         catalogue=watched.watch.seen,
         doubted=watched.is_believed or watched.watch.rewritten or watched.watch.doubt is not None,
+        retired=list(watched.emptied.names),
         compared_at="" if watched.compared_at is None else watched.compared_at.isoformat(),
         window=None if cursor.window is None else SavedWindow(str(cursor.window.end), cursor.window.after),
     )

@@ -44,12 +44,12 @@ from syncd.statements import statement
 from syncd.store.manifest import Manifest
 from syncd.sync.datasets import Registry
 from syncd.sync.loading import load_source
-from syncd.sync.outcome import PassOutcome
+from syncd.sync.outcome import NO_LONGER_HELD, PassOutcome, alert_of_rebuild
 from syncd.sync.pace import Pace
 from syncd.sync.passes import Pass, session_settings
 from syncd.sync.progress import Progress
 from syncd.sync.watch import doubt_unlogged
-from syncd.sync.watched import NO_LONGER_HELD, WatchedSource, alert_of_rebuild
+from syncd.sync.watched import WatchedSource
 from syncd.types import Position, Snapshot
 
 POLL_SECONDS = 1.0
@@ -274,6 +274,7 @@ class Consumer(Progress):
         if not outcome.put_off:
             self.last_pass_at = time.monotonic()
         self.note_progress()
+        self.registry.forget_counts()
         self.finish_pass()
         return outcome
 
@@ -323,17 +324,6 @@ class Consumer(Progress):
         else:
             self.newest_outbox_id = outcome.newest_outbox_id
         return outcome
-
-    def note_progress(self) -> None:
-        """See which sources have been read, and say once when all have been, or have failed."""
-        pending = {
-            watched.source.name: watched.failure or "it is being read"
-            for watched in self.sources.values()
-            if watched.reading or watched.failure is not None or not watched.was_ready
-        }
-        self.registry.pending = pending
-        if all(watched.was_ready or watched.failure is not None for watched in self.sources.values()):
-            self.ready.set()
 
     async def rest(self, connection: psycopg.Connection, outcome: PassOutcome) -> None:
         """Wait for as long as nothing can be missed."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from typing import Literal
+from typing import Any, Literal
 
 MAX_DATASETS = 1000
 """How many datasets are counted under their own names, the first ones seen; the rest share ``OTHER``. Each name costs a few dozen series."""
@@ -23,6 +23,7 @@ Outcome = str
 """``ok``, or the kind of an error."""
 
 Op = Literal["insert", "update", "delete"]
+OPS: tuple[Op, ...] = ("insert", "update", "delete")
 
 
 class Durations:
@@ -46,6 +47,13 @@ class Durations:
         return sum(self.counts)
 
 
+def move(counter: Counter[Any], name: object, to: object) -> None:
+    """Count under another name what was counted under one."""
+    number = counter.pop(name, 0)
+    if number:
+        counter[to] += number
+
+
 class Searches:
     """The searches of one dataset."""
 
@@ -54,6 +62,12 @@ class Searches:
     def __init__(self) -> None:
         self.seconds = Durations(FAST_SECONDS)
         self.outcomes: Counter[Outcome] = Counter()
+
+    def add(self, other: Searches) -> None:
+        """Count those of another dataset as well."""
+        self.seconds.counts = [mine + its for mine, its in zip(self.seconds.counts, other.seconds.counts, strict=True)]
+        self.seconds.sum += other.seconds.sum
+        self.outcomes.update(other.outcomes)
 
     def answered(self, seconds: float) -> None:
         """One was answered."""
@@ -75,15 +89,36 @@ class Counters:
         self.verify_drift: Counter[str] = Counter()
         self.repaired: Counter[str] = Counter()
         self.rebuilds: Counter[tuple[str, str]] = Counter()
+        self.reasons: set[str] = set()
 
     def label(self, dataset: str) -> str:
-        """What a dataset is counted under. A name once given stays, so that no series ever goes back."""
+        """What a dataset is counted under. A name once given stays as long as the dataset has rows, so that no series ever goes back."""
         label = self.labels.get(dataset)
         if label is None:
             if len(self.labels) >= MAX_DATASETS:
                 return OTHER
             self.labels[dataset] = label = dataset
         return label
+
+    def shown(self, dataset: str) -> str:
+        """What a dataset is counted under, if anything was counted."""
+        return self.labels.get(dataset, OTHER)
+
+    def forget(self, dataset: str) -> None:
+        """A dataset has gone: its series go, and what they counted is counted under ``OTHER``."""
+        if self.labels.pop(dataset, None) is None:
+            return
+        for counter, keys in (
+            (self.deltas_applied, [(dataset, op) for op in OPS]),
+            (self.rebuilds, [(dataset, reason) for reason in self.reasons]),
+        ):
+            for key in keys:
+                move(counter, key, (OTHER, key[1]))
+        move(self.verify_drift, dataset, OTHER)
+        move(self.repaired, dataset, OTHER)
+        searches = self.searches.pop(dataset, None)
+        if searches is not None:
+            self.searches_of(OTHER).add(searches)
 
     def searches_of(self, dataset: str) -> Searches:
         """The searches of a dataset that is there; ``OTHER`` for names that a client made up."""
@@ -107,6 +142,7 @@ class Counters:
 
     def rebuilt(self, dataset: str, reason: str) -> None:
         """A dataset that had been read is read again from its table."""
+        self.reasons.add(reason)
         self.rebuilds[self.label(dataset), reason] += 1
 
     def drifted(self, dataset: str, keys: int) -> None:

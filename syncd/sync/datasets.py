@@ -41,6 +41,12 @@ class Follower(Protocol):
     def lags(self) -> bool:
         """Whether there is more to apply, as far as is known."""
 
+    def dataset(self, name: DatasetName) -> Dataset | None:
+        """Its dataset of a name, formed now if need be; None where another source formed one before."""
+
+    def empty(self, name: DatasetName) -> Dataset:
+        """What answers for a dataset that has no rows any more."""
+
 
 @dataclass(slots=True, eq=False)
 class Dataset:
@@ -63,6 +69,12 @@ class Registry:
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
         self.by_name: dict[DatasetName, Dataset] = {}
+        self.retired: dict[DatasetName, Follower] = {}
+        """Names of datasets that have no rows any more, and no index; see ``syncd.sync.emptied``."""
+        self.just_retired: list[DatasetName] = []
+        """Those whose counts are still kept."""
+        self.left: list[Path] = []
+        """Directories of indexes that are no longer there; files in them that no checkpoint names are to be removed."""
         self.counters = Counters()
         self.alerts = Alerts()
         self.tasks = Tasks()
@@ -90,7 +102,7 @@ class Registry:
 
     def known(self, name: str) -> Dataset:
         """A dataset in any state; raises ``UnknownDataset``, or ``NotReady`` while it may still appear."""
-        dataset = self.by_name.get(full_dataset_name(name))
+        dataset = self.look_up(full_dataset_name(name))
         if dataset is None:
             if not self.pending:
                 raise UnknownDataset(full_dataset_name(name))
@@ -100,6 +112,13 @@ class Registry:
                 hint="try again in a moment; syncd datasets shows what is there",
             )
         return dataset
+
+    def look_up(self, name: DatasetName) -> Dataset | None:
+        """The dataset of a name, with or without rows; None where the name was never seen."""
+        dataset = self.by_name.get(name)
+        if dataset is None and (follower := self.retired.get(name)) is not None:
+            return follower.empty(name)
+        return dataset or self.by_name.get(name)  # it may have been formed again just now
 
     def create(self, name: DatasetName, source: Source, follower: Follower) -> Dataset:
         """A new, empty dataset in a directory of its own; it is not listed before ``publish``."""
@@ -118,6 +137,30 @@ class Registry:
     def publish(self, dataset: Dataset) -> None:
         """List a dataset under its name, in place of an older one of the same name."""
         self.by_name[dataset.name] = dataset
+        self.retired.pop(dataset.name, None)
+        self.counters.label(dataset.name)
+
+    def retire(self, dataset: Dataset, follower: Follower) -> None:
+        """Know nothing but the name of a dataset that has no rows any more."""
+        self.retired[dataset.name] = follower
+        if self.by_name.get(dataset.name) is dataset:
+            del self.by_name[dataset.name]
+        self.just_retired.append(dataset.name)
+        directory = dataset.index.capture().directory
+        if directory.exists():
+            self.left.append(directory)
+
+    def remove_retired(self, name: DatasetName) -> None:
+        """Forget the name of a dataset that had no rows."""
+        if self.retired.pop(name, None) is not None:
+            self.freed = True
+
+    def forget_counts(self) -> None:
+        """Count datasets that have gone together with others. Between passes, on the event loop."""
+        gone, self.just_retired = self.just_retired, []
+        for name in gone:
+            if name not in self.by_name:
+                self.counters.forget(name)
 
     def remove(self, dataset: Dataset) -> None:
         """Take a dataset off the list, if it is the one that is listed."""

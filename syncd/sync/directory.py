@@ -1,7 +1,7 @@
 """Which of a source's datasets may hold a key, so that a row that moved, or went, leaves its old dataset.
 
-With few datasets each is asked. With many, a map from the key's hash to dataset numbers answers; it only ever grows within a run and may
-name datasets that a key has left long ago, which is harmless: deleting a key that is not there does nothing.
+With few datasets each is asked. With many, a map from the key's hash to dataset numbers answers. It may name datasets that a key has left long ago,
+which is harmless: deleting a key that is not there does nothing. When it has twice as many entries as there were keys, it is made again.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from syncd.sync.datasets import Dataset
 from syncd.types import DatasetName, Key, KeyKind
 
 FEW_DATASETS = 4
+SMALL_MAP_ENTRIES = 100_000
 
 
 class Directory:
@@ -23,22 +24,40 @@ class Directory:
 
     def __init__(self, key_kind: KeyKind) -> None:
         self.key_kind = key_kind
-        self.datasets: list[Dataset] = []
+        self.datasets: list[Dataset | None] = []
+        """By number; None where a dataset has gone and its number is free."""
+        self.free: list[int] = []
         self.numbers: dict[DatasetName, int] = {}
         self.map: HashMultimap | None = None
+        self.most_entries = SMALL_MAP_ENTRIES
+        """The map is made again above this many: most of its entries are of keys that have gone."""
 
     def adopt(self, datasets: Sequence[Dataset]) -> None:
         """Know these datasets too, with the keys that they hold."""
         for dataset in datasets:
             if dataset.name not in self.numbers:
-                self.numbers[dataset.name] = len(self.datasets)
-                self.datasets.append(dataset)
+                number = self.free.pop() if self.free else len(self.datasets)
+                self.numbers[dataset.name] = number
+                self.datasets[number : number + 1] = [dataset]
                 if self.map is not None:
                     self.note(dataset)
-        if self.map is None and len(self.datasets) > FEW_DATASETS:
-            self.map = HashMultimap()
-            for dataset in self.datasets:
+        if self.map is None and len(self.numbers) > FEW_DATASETS:
+            self.make_map()
+
+    def forget(self, name: DatasetName) -> None:
+        """A dataset without keys has gone; another may get its number, with entries that mean nothing."""
+        number = self.numbers.pop(name, None)
+        if number is not None:
+            self.datasets[number] = None
+            self.free.append(number)
+
+    def make_map(self) -> None:
+        """Enter the keys that the datasets have now, and no others."""
+        self.map = HashMultimap()
+        for dataset in self.datasets:
+            if dataset is not None:
                 self.note(dataset)
+        self.most_entries = max(2 * self.map.view.entries, SMALL_MAP_ENTRIES)
 
     def note(self, dataset: Dataset) -> None:
         """Enter all keys of a dataset."""
@@ -55,6 +74,8 @@ class Directory:
             new = np.ones(len(keys), dtype=bool)
             new[known_at[numbers == number]] = False
             self.map.add(hashes[new], np.full(int(new.sum()), number, dtype=np.int64))
+            if self.map.view.entries > self.most_entries:
+                self.make_map()
 
     def to_leave(self, keys: Sequence[Key], homes: Mapping[Key, DatasetName]) -> dict[DatasetName, list[Key]]:
         """The datasets that may hold a key, but for the one that is now its home."""
@@ -63,6 +84,8 @@ class Directory:
         found: dict[DatasetName, list[Key]] = {}
         if self.map is None:
             for dataset in self.datasets:
+                if dataset is None:
+                    continue
                 strangers = [key for key in keys if homes.get(key) != dataset.name]
                 if strangers and dataset.index.count:
                     there = [strangers[place] for place in dataset.index.contains(strangers).nonzero()[0].tolist()]
@@ -71,7 +94,7 @@ class Directory:
             return found
         places, numbers = self.map.view.find(hash_keys(self.key_kind, store_keys(self.key_kind, keys)))
         for place, number in zip(places.tolist(), numbers.tolist(), strict=True):
-            name = self.datasets[number].name
-            if homes.get(keys[place]) != name:
-                found.setdefault(name, []).append(keys[place])
+            there = self.datasets[number]
+            if there is not None and homes.get(keys[place]) != there.name:
+                found.setdefault(there.name, []).append(keys[place])
         return found

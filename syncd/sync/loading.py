@@ -65,6 +65,7 @@ def take_up(watched: WatchedSource, saved: SavedSource, *, doubt: str, lost: boo
             if index.codes_damage:
                 logger.warning("codes_damaged", dataset=name, reason=index.codes_damage)
         watched.adopt(dataset)
+    watched.emptied.load(saved.retired)
     for row in saved.quarantine:
         watched.quarantine[row.key] = Quarantined(
             DatasetName(row.dataset), row.reason, datetime.fromisoformat(row.since), row.fingerprint

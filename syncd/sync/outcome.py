@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from syncd.postgres.outbox import Cursor
 from syncd.postgres.source import Source
+from syncd.sync.alerts import NAMED, named
+from syncd.sync.datasets import Registry
 from syncd.sync.watched import WatchedSource
 from syncd.types import Position, Snapshot
+
+NO_LONGER_HELD = "the outbox no longer holds the changes since its position"
 
 
 @dataclass(slots=True)
@@ -37,3 +42,19 @@ class Handover:
 
     wanted: frozenset[int]
     take: Callable[[str, Position, Sequence[WatchedSource]], None]
+
+
+def alert_of_rebuild(registry: Registry, lacking: Sequence[WatchedSource]) -> None:
+    """Somebody should know why sources are read as a whole."""
+    names = [each.source.name for each in lacking]
+    registry.alerts.add(
+        "must_rebuild", f"{NO_LONGER_HELD}; every row is compared of {named(names)}", sources=names[:NAMED], count=len(names)
+    )  # fmt: skip
+
+
+def by_cursor(watched: Sequence[WatchedSource]) -> dict[Cursor, list[WatchedSource]]:
+    """Sources that stand at the same place share one reading of the outbox; in ordinary times that is all of them."""
+    groups: dict[Cursor, list[WatchedSource]] = {}
+    for each in watched:
+        groups.setdefault(each.cursor, []).append(each)
+    return groups

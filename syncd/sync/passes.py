@@ -35,10 +35,10 @@ from syncd.statements import statement
 from syncd.sync.applying import apply
 from syncd.sync.doubts import DOUBT, Doubts
 from syncd.sync.estimates import expected_rows, nearest_to_its_end
-from syncd.sync.outcome import Handover, PassOutcome
+from syncd.sync.outcome import NO_LONGER_HELD, Handover, PassOutcome, alert_of_rebuild, by_cursor
 from syncd.sync.reading import read_by_keys, read_page, read_unkeyed
 from syncd.sync.watch import apply_marker, doubt, explained, look, trouble
-from syncd.sync.watched import NO_LONGER_HELD, WatchedSource, alert_of_rebuild, by_cursor
+from syncd.sync.watched import WatchedSource
 from syncd.types import Position, Snapshot
 
 LOCK_ALL_UP_TO = 8

@@ -79,6 +79,17 @@ class Progress:
             self.registry.tasks.failed("consumer", error, retry_seconds)
             logger.error("task_failed", task="consumer", retry_in_seconds=retry_seconds, exc_info=error)
 
+    def note_progress(self) -> None:
+        """See which sources have been read, and say once when all have been, or have failed."""
+        pending = {
+            watched.source.name: watched.failure or "it is being read"
+            for watched in self.sources.values()
+            if watched.reading or watched.failure is not None or not watched.was_ready
+        }
+        self.registry.pending = pending
+        if all(watched.was_ready or watched.failure is not None for watched in self.sources.values()):
+            self.ready.set()
+
     def finish_pass(self) -> None:
         """Let those who wait for a position look at it."""
         done, self.pass_done = self.pass_done, anyio.Event()
@@ -165,6 +176,9 @@ class Progress:
         """Build a dataset anew beside the one that answers; returns its rows once it has taken the place. Raises ``UnknownDataset``."""
         while True:
             dataset = self.registry.known(name)
+            if dataset.name in self.registry.retired and dataset.follower.successor is None:
+                async with self.busy:
+                    dataset = dataset.follower.dataset(dataset.name) or dataset
             watched = self.source_of(dataset)
             if watched is not None and watched.is_failed:
                 raise DatabaseError(f"{watched.source.name} cannot be read: {watched.failure}", hint="see: syncd check")

@@ -107,8 +107,10 @@ class Reporter:
     ) -> None:
         """Datasets that are new, changed or gone."""
         before = self.datasets
-        if before is None or before.keys() - datasets.keys():
+        if before is None:
             await connection.execute(statement("consumer", "forget_dataset_reports"), [consumer, list(datasets)])
+        elif gone := [[consumer, dataset] for dataset in before.keys() - datasets.keys()]:
+            await connection.cursor().executemany(statement("consumer", "forget_dataset_report"), gone)
         changed = [
             [consumer, dataset, state, rows]
             for dataset, (state, rows) in datasets.items()

@@ -170,7 +170,11 @@ class Verifier:
     def sources_of(self, only: frozenset[DatasetName] | None) -> list[int]:
         """The sources that have these datasets."""
         sources = self.consumer.sources.values()
-        return [each.source.id for each in sources if only is None or any(name in each.datasets for name in only)]
+        return [
+            each.source.id
+            for each in sources
+            if only is None or any(name in each.datasets or name in each.emptied.names for name in only)
+        ]
 
     async def compare_each(
         self, ids: Sequence[int], only: frozenset[DatasetName] | None, position: Position, *, deep: bool
@@ -200,6 +204,8 @@ class Verifier:
 
         def captured(each: WatchedSource) -> Captured:
             views = {name: one.index.view for name, one in each.datasets.items() if only is None or name in only}
+            if only is not None:
+                views |= {name: each.empty(name).index.view for name in each.emptied.names & only}
             return Captured(each.source, views, dict(each.quarantine), each.failing, only)
 
         async with self.consumer.busy:
@@ -328,6 +334,8 @@ class Verifier:
         now = datetime.now(UTC)
         compared = [each for each in found if each.report.outcome != "failed"]
         self.last.update({row.dataset: (now, row.in_sync) for each in compared for row in each.datasets})
+        known = self.consumer.registry.by_name
+        self.last = {name: found for name, found in self.last.items() if name in known}
 
     def note_whole(self, found: Sequence[Found]) -> None:
         """Sources were compared as a whole, or could not be."""

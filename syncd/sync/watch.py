@@ -215,7 +215,7 @@ def compare(each: WatchedSource) -> None:
     """Begin the comparison that a doubt asks for."""
     reason, believed = each.watch.doubt or "", each.watch.believed and (each.scan is None or each.scan.believed)
     each.watch.settle()
-    answering = [dataset for dataset in each.datasets.values() if dataset.state in ANSWERING]
+    answering = [dataset for dataset in each.every if dataset.state in ANSWERING]
     states = [(dataset, dataset.state, dataset.reason) for dataset in answering]
     everything = each.unconfirmed.everything
     each.begin_scan(reason="doubt")
@@ -231,7 +231,7 @@ def compare(each: WatchedSource) -> None:
 
 def mark_doubted(each: WatchedSource, reason: str) -> None:
     """Datasets that are ready go on answering, and say that they may differ from their table."""
-    for dataset in each.datasets.values():
+    for dataset in each.every:
         if dataset.state == "ready":
             dataset.state, dataset.reason = "rebuilding", reason
 

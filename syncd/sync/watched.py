@@ -7,7 +7,7 @@ longer holds) has rows read again, and until they have been, the datasets that d
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -15,9 +15,9 @@ import structlog
 
 from syncd.postgres.outbox import Cursor
 from syncd.postgres.source import Source
-from syncd.sync.alerts import NAMED, named
 from syncd.sync.datasets import Dataset, Registry, State
 from syncd.sync.directory import Directory
+from syncd.sync.emptied import Emptied
 from syncd.sync.reading import EXPRESSION_FAILED, NULL_KEY, Row
 from syncd.sync.scan import Scan
 from syncd.sync.tasks import describe
@@ -29,7 +29,6 @@ FIRST_RETRY_SECONDS = 0.05
 LAST_RETRY_SECONDS = 15.0
 HELD_UP_SECONDS = 5.0
 """Of delay between two attempts; the first was some six seconds before."""
-NO_LONGER_HELD = "the outbox no longer holds the changes since its position"
 
 logger = structlog.get_logger()
 
@@ -53,6 +52,7 @@ class WatchedSource:
         self.cursor = cursor
         self.datasets: dict[DatasetName, Dataset] = {}
         self.directory = Directory(source.key_kind)
+        self.emptied = Emptied(self)
         self.quarantine: dict[Key, Quarantined] = {}
         self.scan: Scan | None = None
         self.predecessor: WatchedSource | None = None
@@ -110,6 +110,7 @@ class WatchedSource:
         self.datasets[dataset.name] = dataset
         self.directory.adopt([dataset])
         self.registry.publish(dataset)
+        self.emptied.note(dataset)
 
     def reread_misfits(self, names: set[DatasetName]) -> None:
         """Read again the rows that had another dimension than their dataset."""
@@ -164,18 +165,31 @@ class WatchedSource:
         mine = self.datasets.get(name)
         if mine is not None:
             return mine
-        listed = self.registry.by_name.get(name)
-        replaces = self.predecessor is not None and self.predecessor.datasets.get(name) is listed
-        if listed is not None and not replaces:
+        listed, before = self.registry.by_name.get(name), self.predecessor
+        stands = listed is not None or (name in self.registry.retired and name not in self.emptied.names)
+        replaces = before is not None and (
+            (listed is not None and before.datasets.get(name) is listed) or name in before.emptied.names
+        )
+        if stands and not replaces:
             return None
         mine = self.registry.create(name, self.source, self)
+        if not stands and (self.scan is None or self.scan.believed):
+            mine.state = "ready"
+        self.emptied.take_up(mine)
         self.datasets[name] = mine
         self.directory.adopt([mine])
-        if listed is None:
+        if not stands:
             self.registry.publish(mine)
-            if self.scan is None or self.scan.believed:
-                mine.state = "ready"
         return mine
+
+    def empty(self, name: DatasetName) -> Dataset:
+        """What answers for a dataset that has no rows any more."""
+        return self.emptied.dataset(name)
+
+    @property
+    def every(self) -> list[Dataset]:
+        """All datasets, and the one whose state is that of all that have no rows any more."""
+        return [*self.datasets.values(), *self.emptied.standing]
 
     def clear(self) -> None:
         """The table was truncated: every row is a tombstone."""
@@ -186,6 +200,7 @@ class WatchedSource:
             dataset.index.clear()
             if dataset.replacement is not None:
                 dataset.replacement.clear()
+            self.emptied.note(dataset)
 
     def begin_rebuild(self, name: DatasetName) -> None:
         """Build one dataset anew, beside the index that answers; ``end_scan`` swaps them. No other scan may be under way."""
@@ -218,13 +233,16 @@ class WatchedSource:
                 dataset.index.begin_sweep()
                 dataset.sweeping = True
                 dataset.state = "catching_up" if dataset.index.count else "backfilling"
+        if only is None:
+            for nothing in self.emptied.standing:
+                nothing.state = "backfilling"
 
     def rebuild(self, position: Position) -> None:
         """The outbox no longer holds all changes since the cursor: start from ``position``, and compare every row."""
         self.cursor = Cursor(position)
         self.must_rebuild = True
         self.begin_scan(reason="must_rebuild")
-        for dataset in self.datasets.values():
+        for dataset in self.every:
             dataset.state, dataset.reason = "must_rebuild", "it is compared with its table"
 
     def end_scan(self) -> int:
@@ -241,6 +259,7 @@ class WatchedSource:
             if dataset.sweeping:
                 removed += dataset.index.end_sweep()
                 dataset.sweeping = False
+            self.emptied.note(dataset)
         wrong: dict[DatasetName, int] = {}
         for name, seen in scan.dimensions.items():
             most_frequent = seen.most_common(1)[0][0] if seen else None
@@ -268,11 +287,12 @@ class WatchedSource:
         if self.careful and self.scan is None:
             self.careful = bool(self.failing)
         state: State = "rebuilding" if self.watch.weakness else "ready"
-        for dataset in self.datasets.values():
+        for dataset in self.every:
             scanned = self.scan is not None and (self.scan.only is None or dataset.name in self.scan.only)
             if dataset.state != state and (not scanned or self.is_believed):
                 dataset.state, dataset.reason = state, self.watch.weakness
-                self.registry.publish(dataset)
+                if dataset.name in self.datasets:
+                    self.registry.publish(dataset)
         if self.reading:
             return
         self.must_rebuild = False
@@ -281,9 +301,9 @@ class WatchedSource:
             logger.info("source_ready", source=self.source.name, datasets=len(self.datasets), rows=rows)
         self.was_ready = True
         if self.predecessor is not None:
-            for dataset in self.predecessor.datasets.values():
-                self.registry.remove(dataset)
+            self.predecessor.remove_datasets()
             self.predecessor = None
+        self.emptied.retire()
 
     @property
     def is_believed(self) -> bool:
@@ -302,7 +322,7 @@ class WatchedSource:
             logger.error("source_failed", source=self.source.name, reason=reason)
         self.retry_later(reason, now=now)
         self.is_failed = True
-        for dataset in self.datasets.values():
+        for dataset in self.every:
             dataset.state, dataset.reason = "failed", reason
 
     def failed_unexpectedly(self, error: Exception, *, now: float) -> None:
@@ -349,33 +369,25 @@ class WatchedSource:
             predecessor.successor = self
             if predecessor.predecessor is not None:  # it never came to serve: what served before it goes on
                 predecessor.datasets |= predecessor.predecessor.datasets
-            for dataset in predecessor.datasets.values():
+                predecessor.emptied.take_over(predecessor.predecessor.emptied)
+            for dataset in predecessor.every:
                 if dataset.state == "ready":
                     dataset.state = "rebuilding"
 
     def rename(self, source: Source) -> None:
         """The same table under its present name, and with the present types of its columns."""
         self.source = source
-        for dataset in self.datasets.values():
+        for dataset in self.every:
             dataset.source = source
 
     def stop(self) -> None:
         """The source was detached: its datasets go."""
-        for dataset in (*self.datasets.values(), *(self.predecessor.datasets.values() if self.predecessor else ())):
+        self.remove_datasets()
+        if self.predecessor is not None:
+            self.predecessor.remove_datasets()
+
+    def remove_datasets(self) -> None:
+        """Nothing of this source answers any more."""
+        for dataset in self.datasets.values():
             self.registry.remove(dataset)
-
-
-def alert_of_rebuild(registry: Registry, lacking: Sequence[WatchedSource]) -> None:
-    """Somebody should know why sources are read as a whole."""
-    names = [each.source.name for each in lacking]
-    registry.alerts.add(
-        "must_rebuild", f"{NO_LONGER_HELD}; every row is compared of {named(names)}", sources=names[:NAMED], count=len(names)
-    )  # fmt: skip
-
-
-def by_cursor(watched: Sequence[WatchedSource]) -> dict[Cursor, list[WatchedSource]]:
-    """Sources that stand at the same place share one reading of the outbox; in ordinary times that is all of them."""
-    groups: dict[Cursor, list[WatchedSource]] = {}
-    for each in watched:
-        groups.setdefault(each.cursor, []).append(each)
-    return groups
+        self.emptied.remove()
