@@ -221,6 +221,8 @@ def datasets(view: View, listed: Sequence[DatasetStatus]) -> str:
         )
     left = len(order) - len(rows)
     more = f'<p class="soft">and {left:,} more: <a href="/status">/status</a></p>' if left > 0 else ""
+    retired = len(view.parts.consumer.registry.retired)
+    more += f'<p class="soft">and {retired:,} without rows</p>' if retired else ""
     if not rows:
         return "<h2>Datasets</h2><p>None. Attach a table: <code>syncd attach TABLE</code></p>"
     titles = "".join(f'<th class="n">{text}</th>' if text in NUMBERS else f"<th>{text}</th>" for text in HEAD)
