@@ -62,6 +62,7 @@ def test_a_dataset_whose_rows_are_gone_costs_its_name_and_answers_empty_also_aft
         answers_empty(client)
         assert sample(daemon, "syncd_searches_total", dataset="other", outcome="ok") >= 1
         until(lambda: reported(chats) == ["default/c0"], "they are reported no longer")
+        until(lambda: with_index(daemon) == {"default/c0"}, "what was rebuilt goes again")
         client.checkpoint()
         client.checkpoint()
         assert directories(daemon) == {"c0"}
@@ -72,7 +73,7 @@ def test_a_dataset_whose_rows_are_gone_costs_its_name_and_answers_empty_also_aft
     daemon.start()
     with daemon.client() as client:
         answers_empty(client)
-        assert with_index(daemon) == {"default/c0"}
+        until(lambda: with_index(daemon) == {"default/c0"}, "what was rebuilt goes again")
     daemon.stop()
 
 
