@@ -100,7 +100,10 @@ class CheckpointStore:
         return removed
 
     def remove_left(self, directories: Sequence[Path]) -> list[Path]:
-        """Remove the files of indexes that are gone, but for those that a kept manifest names; returns where there still are some."""
+        """Remove files of indexes that are gone, unless a kept manifest names them.
+
+        Returns the directories with files that stay.
+        """
         kept = {name.rpartition("/")[0] for name in self.kept_files()} if directories else set()
         later = []
         for directory in directories:
