@@ -35,6 +35,8 @@ class Daemon:
         self.constants: dict[str, object] = {}
         self.points: Path | None = None
         self.broken: list[tuple[str, int, str]] = []
+        self.variables: dict[str, str] = {}
+        """Of the environment, beside the settings: the tester's own PG* do not come along."""
 
     def with_constant(self, name: str, value: object) -> Daemon:
         """Give a constant of a module, such as ``syncd.sync.consumer.POLL_SECONDS``, another value in the processes to come."""
@@ -85,7 +87,8 @@ class Daemon:
             "http": "off",
         }
         kept["PYTHONFAULTHANDLER"] = "1"
-        return kept | {f"SYNCD_{name.upper()}": str(value) for name, value in (mine | self.settings).items()}
+        settings = {f"SYNCD_{name.upper()}": str(value) for name, value in (mine | self.settings).items()}
+        return kept | settings | self.variables
 
     def spawn(self, *arguments: str) -> subprocess.Popen[bytes]:
         """Start the process, without waiting for anything."""

@@ -7,7 +7,7 @@
 BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE NOT DEFERRABLE;
 
 -- name: settings
--- How text is written and read, and who ends what takes long: syncd's own limits follow this list.
+-- How text is written and read.
 SET LOCAL client_encoding = 'UTF8';
 SET LOCAL datestyle = 'ISO, YMD';
 SET LOCAL intervalstyle = 'postgres';
@@ -19,11 +19,14 @@ SET LOCAL array_nulls = on;
 SET LOCAL standard_conforming_strings = on;
 SET LOCAL transform_null_equals = off;
 SET LOCAL client_min_messages = 'notice';
+
+-- name: time_outs
+-- Who ends what takes long: limits of syncd's own come behind these.
 SET LOCAL statement_timeout = 0;
 SET LOCAL lock_timeout = 0;
 SET LOCAL idle_in_transaction_session_timeout = '30s';
 
--- name: settings_since_17
+-- name: time_outs_since_17
 SET LOCAL transaction_timeout = 0;
 
 -- name: service_settings
@@ -55,6 +58,16 @@ SET idle_session_timeout = 0;
 -- name: first_of_init
 -- Its transaction is begun by Alembic, and by psql where its SQL is run by hand.
 SET TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE, NOT DEFERRABLE;
+
+-- name: time_outs_of_init
+-- Its SQL is printed for any version.
+DO $do$
+BEGIN
+    IF current_setting('transaction_timeout', true) IS NOT NULL THEN
+        PERFORM set_config('transaction_timeout', '0', true);
+    END IF;
+END
+$do$;
 
 -- name: new_tables
 -- For init: a table of syncd's is updated and has unique indexes.

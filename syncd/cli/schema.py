@@ -95,7 +95,7 @@ def attach(
     with (
         database(settings, embedded=embedded) as found,
         hints_in_words_of_the_command_line(),
-        connect_blocking(found.conninfo) as connection,
+        connect_blocking(found.conninfo, own_forms=False) as connection,
     ):
         connection.add_notice_handler(show_notice)
         schema.check_usable(connection)

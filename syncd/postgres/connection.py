@@ -127,14 +127,14 @@ def open_pass_connection(conninfo: str, consumer: str, patience: Patience | None
 
 
 @contextmanager
-def connect_blocking(conninfo: str) -> Iterator[psycopg.Connection]:
+def connect_blocking(conninfo: str, *, own_forms: bool = True) -> Iterator[psycopg.Connection]:
     """Open a connection for one transaction of the command line, which is under way; raises ``DatabaseUnreachable``. A next transaction on it has
-    the driver's defaults and none of the settings."""
+    the driver's defaults and none of the settings. Without ``own_forms`` text is read in the user's forms, as psql would."""
     with translated_errors(conninfo):
         connection = psycopg.connect(conninfo, application_name="syncd", **CONNECT)
     session.defaults(connection)
     with connection, translated_errors(conninfo, role=connection.info.user):
-        connection.execute(session.settings(connection))
+        connection.execute(session.settings(connection) if own_forms else session.time_outs(connection))
         yield connection
 
 

@@ -22,10 +22,15 @@ AnyConnection = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 
 def settings(connection: AnyConnection, *more: str) -> LiteralString:
     """The list for one transaction, as one message without parameters; ``more`` are further parts of ``queries/session.sql``."""
-    names = ["settings", *more]
-    if connection.info.server_version >= TRANSACTION_TIMEOUT_SINCE:
-        names.append("settings_since_17")
-    return ";\n".join(statement("session", name) for name in names)
+    return ";\n".join((*(statement("session", name) for name in ("settings", *more)), time_outs(connection)))
+
+
+def time_outs(connection: AnyConnection) -> LiteralString:
+    """Of the list, what ends nothing: for statements that are written in the user's own text forms."""
+    since_17 = connection.info.server_version >= TRANSACTION_TIMEOUT_SINCE
+    return ";\n".join(
+        statement("session", name) for name in ("time_outs", *(["time_outs_since_17"] if since_17 else []))
+    )
 
 
 def service_settings(connection: AnyConnection) -> LiteralString:
