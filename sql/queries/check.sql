@@ -10,6 +10,12 @@ SET LOCAL lock_timeout = '100ms';
 SELECT current_setting('server_version'), current_setting('server_version_num')::integer, current_user::text, pg_is_in_recovery(),
        (SELECT e.extversion FROM pg_extension AS e WHERE e.extname = 'vector');
 
+-- name: read_encoding
+SELECT current_setting('server_encoding');
+
+-- name: read_read_only
+SELECT s.setting = 'on', s.source, current_database()::text FROM pg_settings AS s WHERE s.name = 'default_transaction_read_only';
+
 -- name: read_clock
 SELECT extract(epoch FROM clock_timestamp())::double precision;
 

@@ -44,7 +44,7 @@ CREATE FUNCTION syncd.attach(
     columns text[] DEFAULT '{}',
     row_triggers boolean DEFAULT false,  -- for a table that is written by what fires row triggers only and cannot be seen: see syncd.fires_per_row
     OUT rows bigint, OUT live_rows bigint, OUT datasets bigint)
-LANGUAGE plpgsql
+LANGUAGE plpgsql SET quote_all_identifiers = off  -- the caller's search path and text forms stay: names and expressions are written for them
 AS $function$
 DECLARE
     relation pg_catalog.regclass := syncd.table_of(source);
@@ -107,8 +107,8 @@ BEGIN
 
     SELECT * INTO old FROM syncd.attachment(relation) AS a;
     -- What was compiled counts: the same text may mean something else by now, under another search_path or with another function of that name.
-    IF old.arguments - expressions = given - expressions AND syncd.writes_keys_as(old.id, key_types)
-       AND (old.project, old.dataset, old.live) = (compiled_project, compiled_dataset, compiled_live) THEN
+    IF (old.arguments OPERATOR(pg_catalog.-) expressions) OPERATOR(pg_catalog.=) (given OPERATOR(pg_catalog.-) expressions) AND syncd.writes_keys_as(old.id, key_types)
+       AND (old.project, old.dataset, old.live) OPERATOR(pg_catalog.=) (compiled_project, compiled_dataset, compiled_live) THEN
         DROP TABLE pg_temp.syncd_like;
         PERFORM syncd.mend(source);
         RETURN;
@@ -125,7 +125,7 @@ END
 $function$;
 
 CREATE OR REPLACE FUNCTION syncd.detach(source text) RETURNS boolean
-LANGUAGE plpgsql
+LANGUAGE plpgsql SET quote_all_identifiers = off
 AS $function$
 DECLARE
     relation pg_catalog.regclass := pg_catalog.to_regclass(source);
@@ -163,7 +163,7 @@ $function$;
 
 -- A table that was dropped and made again is another table: attach it with the arguments of the one before, which is detached.
 CREATE FUNCTION syncd.reattach(source text, OUT rows bigint, OUT live_rows bigint, OUT datasets bigint)
-LANGUAGE plpgsql
+LANGUAGE plpgsql SET quote_all_identifiers = off
 AS $function$
 DECLARE
     relation pg_catalog.regclass := syncd.table_of(source);

@@ -19,12 +19,12 @@ from pathlib import Path
 from psycopg import sql
 
 from syncd.errors import DatabaseError, DatabaseUnreachable, ServiceUnavailable
+from syncd.ops.check_database import check_encoding, check_publications, check_read_only
 from syncd.ops.check_sources import READING_CHECKS, SOURCE_CHECKS
 from syncd.ops.findings import Finding, ago, amount, fail, guarded, ok, since, warn
 from syncd.ops.look import Look, Service, ask_service, looking
 from syncd.ops.sessions import check_locks, check_oldest_transaction, check_prepared_transactions, check_writers
 from syncd.postgres import schema
-from syncd.postgres.publications import foreign_rows, read_carriers, read_subscriptions
 from syncd.postgres.rights import grant_own_tables
 from syncd.postgres.source import Source, read_sources
 from syncd.rpc.messages import VerifyStatus
@@ -52,6 +52,8 @@ def examine(settings: Settings, socket: Path | str) -> list[Finding]:
         with looking(settings, service) as look:
             found += [
                 *guarded("server", lambda: check_server(look)),
+                *guarded("encoding", lambda: check_encoding(look)),
+                *guarded("read-only", lambda: check_read_only(look)),
                 *guarded("clock", lambda: check_clock(look)),
                 *check_schema(look),
             ]
@@ -239,19 +241,6 @@ def check_outbox(look: Look) -> Iterator[Finding]:
     held = f"; consumer {consumers[0][0]!r} needs the oldest part of it" if consumers else "; no consumer reads it"
     fix = "start the consumer (syncd serve), or remove one that is gone (see consumers), or raise SYNCD_OUTBOX_MAX_ROWS"
     yield warn("outbox", detail + held, fix)
-
-
-def check_publications(look: Look) -> Iterator[Finding]:
-    """No subscriber gets syncd's own tables, and none of them gets another server's rows."""
-    with look.transaction():
-        carriers, subscriptions = read_carriers(look.connection), read_subscriptions(look.connection)
-    for each in carriers:
-        yield warn(f"publication {each.name}", each.problem, each.fix)
-    if subscriptions:
-        error = foreign_rows(subscriptions)
-        yield fail("subscriptions", error.message, error.hint)
-    if not carriers and not subscriptions:
-        yield ok("publications", "none carries syncd's own tables")
 
 
 def check_consumers(look: Look) -> Iterator[Finding]:

@@ -38,6 +38,8 @@ connection. Keepalives notice a host that is gone; not a proxy, a pooler or a fi
 SILENCE_AT_STOP_SECONDS = 4.0
 """Once the service stops: whoever has asked for that waits, and what is lost is work, never a row."""
 
+STANDBY_HINT = "the server is a standby: name the primary in SYNCD_DSN, or all hosts and let libpq choose"
+
 T = TypeVar("T")
 
 
@@ -166,7 +168,11 @@ def translated_errors(conninfo: str = "", *, role: str | None = None) -> Iterato
         role = role or str(conninfo_to_dict(conninfo).get("user") or "") or None
         raise DatabaseError(described(error), hint=error.diag.message_hint or missing_grant(error, role)) from error
     except pg.ReadOnlySqlTransaction as error:
-        raise read_only(error, conninfo) from error
+        raise read_only(error) from error
+    except pg.FeatureNotSupported as error:
+        if "during recovery" in first_line(error):  # a pooler led a transaction of ours there, which asked to write
+            raise DatabaseUnreachable(f"the server is a standby: {first_line(error)}", hint=STANDBY_HINT) from error
+        raise as_database_error(error) from error
     except pg.QueryCanceled as error:
         raise DatabaseUnreachable(
             f"the database has not answered in time: {first_line(error)}",
@@ -201,12 +207,8 @@ def not_installed() -> NotInstalled:
     return NotInstalled("the database has no schema syncd", hint="install it with: syncd init")
 
 
-def read_only(error: pg.ReadOnlySqlTransaction, conninfo: str) -> DatabaseError:
-    """A server that refuses to write: a standby, or one that is kept read-only though syncd's sessions ask for transactions that write."""
-    if "recovery" in (error.diag.message_primary or ""):
-        return DatabaseUnreachable(
-            f"the server is a standby: {first_line(error)}", hint=connect_hint("hot standby", conninfo)
-        )
+def read_only(error: pg.ReadOnlySqlTransaction) -> DatabaseError:
+    """A server that refuses to write though syncd's transactions ask to: no standby, which would refuse that."""
     return DatabaseError(
         f"the database refuses to write, and is not a standby: {first_line(error)}",
         hint="see whether its disk is full, and what keeps it read-only: SELECT name, setting, source FROM pg_settings WHERE name LIKE '%read_only';",
@@ -238,7 +240,7 @@ def connect_hint(text: str, conninfo: str) -> str:
     if 'database "' in text and "does not exist" in text:
         return "create the database, or name another one in SYNCD_DSN"
     if "hot standby" in text:
-        return "the server is a standby: name the primary in SYNCD_DSN, or all hosts and let libpq choose"
+        return STANDBY_HINT
     if "timeout expired" in text:
         return "the server hangs, or a firewall is in between: try psql with the same address; --embedded uses the PostgreSQL that syncd brings"
     where = "" if conninfo else " (now: libpq's defaults)"

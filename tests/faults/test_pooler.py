@@ -11,15 +11,20 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from syncd.apps.contents import Document
+from syncd.apps.documents import Documents
 from tests.daemon import Daemon
 from tests.faults.following import TABLES, applied, assert_in_step, change, logged, until
+from tests.faults.hostile import HOSTILE, USUAL, as_options
+from tests.integration.commands import run
 from tests.servers import PostgresServer, available
 
 pytestmark = pytest.mark.skipif(
@@ -30,8 +35,9 @@ PGBOUNCER = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sb
 
 
 @contextmanager
-def pgbouncer(server: PostgresServer, folder: Path) -> Iterator[int]:
-    """One in transaction mode, with fewer server connections than syncd has; its port."""
+def pgbouncer(server: PostgresServer, folder: Path, *, mode: str = "transaction", reset: bool = True) -> Iterator[int]:
+    """One with few server connections, in transaction mode fewer than syncd has; its port. It resets sessions between two uses, or does not, as
+    it comes in transaction mode."""
     assert PGBOUNCER is not None
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -39,8 +45,8 @@ def pgbouncer(server: PostgresServer, folder: Path) -> Iterator[int]:
     (folder / "users").write_text('"postgres" ""\n')
     config.write_text(
         f"[databases]\n* = user=postgres host=127.0.0.1 port={server.port}\n[pgbouncer]\nlisten_addr=127.0.0.1\nlisten_port={port}\n"
-        f"pool_mode=transaction\ndefault_pool_size=2\nauth_type=any\nauth_file={folder / 'users'}\nunix_socket_dir=\n"
-        "server_reset_query_always=1\nserver_reset_query=DISCARD ALL\nserver_round_robin=1\n"
+        f"pool_mode={mode}\ndefault_pool_size={2 if mode == 'transaction' else 10}\nauth_type=any\nauth_file={folder / 'users'}\nunix_socket_dir=\n"
+        f"server_reset_query_always={int(reset)}\nserver_reset_query=DISCARD ALL\nserver_round_robin=1\n"
     )
     folder.chmod(0o755)
     as_other = {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.geteuid() == 0 else {}
@@ -106,3 +112,93 @@ def test_behind_a_pooler_in_transaction_mode_no_session_is_relied_on(
                     daemon.kill()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """For a pooler's files, where another user may read."""
+    path = Path(tempfile.mkdtemp(prefix="syncd-pgbouncer-"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def everything_shown(conninfo: str, sessions: int) -> list[dict[str, str]]:
+    """All settings of some sessions that are open at once."""
+    with ExitStack() as stack:
+        opened = [stack.enter_context(psycopg.connect(conninfo, prepare_threshold=None)) for _ in range(sessions)]
+        found: list[dict[str, str]] = [
+            dict(db.execute("SELECT name, setting FROM pg_settings").fetchall()) for db in opened
+        ]
+    for each in found:
+        for name in ("application_name", "transaction_read_only", "transaction_isolation"):
+            del each[name]
+    return found
+
+
+@pytest.mark.skipif(PGBOUNCER is None, reason="needs pgbouncer: apt-get install pgbouncer")
+@pytest.mark.parametrize("odd", [False, True], ids=["plain", "odd settings"])
+def test_no_setting_stays_in_a_session_that_a_pooler_shares(
+    tcp_server: PostgresServer, direct: str, tmp_path: Path, folder: Path, odd: bool
+) -> None:
+    name = str(conninfo_to_dict(direct)["dbname"])
+    with psycopg.connect(direct, autocommit=True) as db:
+        for setting, text in HOSTILE.items() if odd else ():
+            given = sql.SQL(text) if setting == "search_path" else sql.Literal(text)
+            names = {"database": sql.Identifier(name), "name": sql.SQL(setting), "value": given}
+            db.execute(sql.SQL("ALTER DATABASE {database} SET {name} = {value}").format(**names))
+            db.execute(sql.SQL("ALTER ROLE postgres IN DATABASE {database} RESET ALL").format(**names))
+    tester = make_conninfo(direct, options=as_options(USUAL), client_encoding="UTF8")
+    with pgbouncer(tcp_server, folder, reset=False) as port:
+        through = make_conninfo(host="127.0.0.1", port=port, dbname=name, user="postgres")
+        before = everything_shown(through, 1)[0]
+        daemon = Daemon(through, tmp_path / "data", notify="off", consumer="pooled")
+        daemon.with_constant("syncd.sync.reports.REPORT_SECONDS", 0.05)
+        daemon.with_constant("syncd.sync.rotation.ROTATION_SECONDS", 0.05)
+        try:
+            daemon.start()
+            for seed in range(2, 8):
+                applied(daemon, change(tester, seed=seed))
+                with daemon.client() as client:
+                    client.checkpoint()
+                    assert all(row.in_sync for row in client.verify().datasets)
+            where = {"SYNCD_DSN": through, "SYNCD_DATA_DIR": str(tmp_path / "data"), "SYNCD_SOCKET": str(daemon.socket)}
+            for words in (
+                ("init",),
+                ("attach", "public.items"),
+                ("check",),
+                ("why", "docs/a"),
+                ("detach", "public.items"),
+            ):
+                done = run(*words, **where)  # type: ignore[arg-type]
+                assert done.returncode == 0, (words, done.stdout, done.stderr)
+            with Documents(through, table="public.documents", collection="a", address=daemon.socket) as documents:
+                documents.write([Document("a", "text")], [[1, 0]])
+                assert [each.document.id for each in documents.search([1, 0], 1)] == ["a"]
+                for shared in everything_shown(through, 2):
+                    assert {key: text for key, text in before.items() if shared[key] != text} == {}
+            assert_in_step(tester, daemon, TABLES[1:])
+            daemon.stop()
+        finally:
+            if daemon.process is not None:
+                daemon.kill()
+
+
+@pytest.mark.skipif(PGBOUNCER is None, reason="needs pgbouncer: apt-get install pgbouncer")
+def test_behind_a_pooler_in_session_mode_notifications_arrive(
+    tcp_server: PostgresServer, direct: str, tmp_path: Path, folder: Path
+) -> None:
+    name = str(conninfo_to_dict(direct)["dbname"])
+    with pgbouncer(tcp_server, folder, mode="session") as port:
+        daemon = Daemon(make_conninfo(host="127.0.0.1", port=port, dbname=name, user="postgres"), tmp_path / "data")
+        daemon.settings["poll_seconds"] = 3600
+        try:
+            daemon.start()
+            for seed in range(2, 6):
+                applied(daemon, change(direct, seed=seed))
+            assert_in_step(direct, daemon)
+            with daemon.client() as client:
+                assert client.status().listener_connected
+            daemon.stop()
+        finally:
+            if daemon.process is not None:
+                daemon.kill()
