@@ -215,6 +215,45 @@ TRAPS = {
         ),
         (f"{PUBLICATIONS}::test_under_a_publication_status_quarantine_settings_and_freeing_go_on",),
     ),
+    "text comes in the encoding of a role or database": Trap(
+        (
+            ("syncd/postgres/connection.py", '    "client_encoding": "UTF8",\n', ""),
+            ("sql/queries/session.sql", "SET LOCAL client_encoding = 'UTF8';\n", ""),
+        ),
+        (f"{SESSIONS}::test_a_service_and_every_command_work_under_odd_settings[database]",),
+    ),
+    "a session reads text in the forms that it inherits": Trap(
+        (("sql/queries/session.sql", "SET LOCAL datestyle = 'ISO, YMD';\n", ""),),
+        (f"{SESSIONS}::test_a_service_and_every_command_work_under_odd_settings[role]",),
+    ),
+    "a primary that is read-only by default is a standby": Trap(
+        (
+            (
+                "syncd/postgres/connection.py",
+                '"target_session_attrs": "primary"',
+                '"target_session_attrs": "read-write"',
+            ),
+        ),
+        (f"{SESSIONS}::test_a_service_and_every_command_work_under_odd_settings[DSN]",),
+    ),
+    "a time-out ends the listener's rest": Trap(
+        (("sql/queries/session.sql", "SET idle_session_timeout = 0;", "SELECT 1;"),),
+        (f"{SESSIONS}::test_the_connection_for_reports_and_the_listener_set_it_as_well[role]",),
+    ),
+    "rules are printed in the forms of attach's session": Trap(
+        (("sql/schema/0002_rules.sql", "SET datestyle = 'ISO, YMD' ", ""),),
+        (f"{SESSIONS}::test_attach_keeps_the_same_rules_whatever_its_session_has_set[18-datestyle]",),
+    ),
+    "a setting stays in a session that a pooler shares": Trap(
+        (
+            (
+                "syncd/postgres/connection.py",
+                "connection.execute(session.settings(connection) if",
+                "connection.execute(session.own_session_settings(connection) if",
+            ),
+        ),
+        ("tests/faults/test_pooler.py::test_no_setting_stays_in_a_session_that_a_pooler_shares[plain]",),
+    ),
     "an upgrade waits for its lock": Trap(
         (("sql/schema/0002_publications.sql", "IN ACCESS EXCLUSIVE MODE NOWAIT;", "IN ACCESS EXCLUSIVE MODE;"),),
         (
