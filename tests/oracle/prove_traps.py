@@ -314,7 +314,7 @@ TRAPS = {
         (
             (
                 "sql/schema/0002_attach.sql",
-                "(old.project, old.dataset, old.live) = (compiled_project, compiled_dataset, compiled_live)",
+                "(old.project, old.dataset, old.live) OPERATOR(pg_catalog.=) (compiled_project, compiled_dataset, compiled_live)",
                 "old.arguments = given",
             ),
         ),
