@@ -19,7 +19,7 @@ SELECT a.id, json_build_object(
              WHERE v.attrelid = c.oid AND v.attname = a.vector AND NOT v.attisdropped),
     'labels', (WITH RECURSIVE types (id) AS (
                    SELECT t.atttypid FROM pg_attribute AS t
-                   WHERE t.attrelid = c.oid AND t.attnum > 0 AND NOT t.attisdropped
+                   WHERE t.attrelid = c.oid AND t.attnum > 0 AND NOT t.attisdropped AND t.atttypid >= 16384  -- of no type of the server's own
                      AND (t.attname = ANY (a.columns) OR strpos(concat(p.project, p.dataset, p.live), quote_ident(t.attname)) > 0)
                    UNION
                    SELECT i.id FROM types AS s JOIN pg_type AS t ON t.oid = s.id, LATERAL (VALUES (t.typbasetype), (t.typelem)) AS i (id) WHERE i.id <> 0
