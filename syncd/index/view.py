@@ -162,6 +162,11 @@ class View:
         """The keys of ``slots``, in their order."""
         return restore_keys(self.key_kind, self.stored_keys.take(slots)) if slots.size else []
 
+    def some_keys(self, count: int) -> list[Key]:
+        """Keys from all over the index, at least this many if there are."""
+        slots = live_slots(self.live.bits, self.count)
+        return self.keys_of(slots[:: max(slots.size // max(count, 1), 1)][: 2 * count])
+
     def keys(self, after: Key | None, limit: int) -> KeyPage:
         """At most ``limit`` keys after ``after`` in the order of (hash, key), which does not change
         when rows do.

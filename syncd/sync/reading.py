@@ -4,12 +4,13 @@ An error ends the whole statement, so the failing rows are found by halving what
 transaction: they go to quarantine as ``expression_failed``, the others are read. Savepoints cost two round trips, so they begin with the first
 failure: the pass starts again, and the source is read with care until no row of it fails any more.
 
-Invariant: no row goes to quarantine for an error that occurs without any row. That is the rule's own, and fails the source.
+Invariant: no row goes to quarantine because a rule is broken; that fails the source. A rule is broken if it raises without any row, or if it raises
+for every row that was asked for, and for indexed rows too, for which it worked before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 EXPRESSION_FAILED = "expression_failed"
 NULL_KEY = "null_key"
 """Reasons of quarantined rows. ``NULL_KEY`` rows have no key that could be asked for: all of them are read whenever one may have changed."""
+OTHER_ROWS = 20
+"""How many indexed rows are tried, if every row that was asked for fails."""
 OF_A_ROW = ("21", "22", "23", "2F", "38", "39", "54", "0A", "P0")
 """Classes of SQLSTATE that the value of one row can cause; the others concern the whole table, the session or the server."""
 
@@ -40,22 +43,36 @@ def is_of_a_row(error: BaseException) -> bool:
 
 def read_by_keys(connection: psycopg.Connection, each: WatchedSource, keys: Sequence[str]) -> tuple[Rows, list[str]]:
     """Live rows by key, and the keys whose row an expression fails on."""
-    rows = psycopg.RawCursor(connection)
-
-    def read(some: Sequence[str]) -> Rows:
-        return rows.execute(
-            each.source.read_keys(), [each.source.key_array(some)], prepare=each.source.prepare, binary=True
-        ).fetchall()
-
+    read = partial(read_some, connection, each)
     if not each.careful:
         return read(keys), []
     check_rules(connection, each)
-    return halving(connection, read, keys)
+    found, failing = halving(connection, read, keys)
+    if failing and not found:
+        check_other_rows(connection, each, {each.source.parse_key(key) for key in keys})
+    return found, failing
+
+
+def read_some(connection: psycopg.Connection, each: WatchedSource, keys: Sequence[str]) -> Rows:
+    """Live rows by key."""
+    return (
+        psycopg.RawCursor(connection)
+        .execute(each.source.read_keys(), [each.source.key_array(keys)], prepare=each.source.prepare, binary=True)
+        .fetchall()
+    )
 
 
 def check_rules(connection: psycopg.Connection, each: WatchedSource) -> None:
     """Raise what is wrong with the rules themselves."""
     psycopg.RawCursor(connection).execute(each.source.plan(), prepare=False)
+
+
+def check_other_rows(connection: psycopg.Connection, each: WatchedSource, asked: Set[Key]) -> None:
+    """Every row that was asked for fails. Raise the error if rows that are indexed fail as well: then it is not the rows that have changed."""
+    read = partial(read_some, connection, each)
+    others = [str(key) for key in each.some_indexed(OTHER_ROWS + len(asked)) if key not in asked][:OTHER_ROWS]
+    if others and all(attempt(connection, partial(read, [key])) is None for key in others):
+        read(others[:1])
 
 
 def halving(
@@ -120,6 +137,8 @@ def read_page(
             waiting.append((start, stop, half))
         else:
             waiting += [(middle, stop, max(count - half, 1)), (start, middle, half)]
+    if failing and not found:
+        check_other_rows(connection, each, set(failing))
     return found, failing, until
 
 

@@ -241,6 +241,8 @@ def explained(each: WatchedSource, error: psycopg.Error, role: str) -> str:
     watch, source = each.watch, each.source
     if is_of_a_rule(error):
         message = error.diag.message_primary or first_line(error)
+        if error.diag.context:  # inside a function of the user's
+            message += f" ({error.diag.context.splitlines()[0]})"
         by_name = isinstance(error, pg.UndefinedColumn | pg.DatatypeMismatch) or bool(watch.altered)
         return attach_again(each, f"{watch.altered or source.name}: {message}", as_given=not by_name)
     hidden = watch.facts is not None and (watch.facts.row_security[0] or watch.leaves)

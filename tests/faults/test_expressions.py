@@ -5,7 +5,7 @@ from __future__ import annotations
 import psycopg
 
 from tests.daemon import Daemon
-from tests.faults.altered import Followed, eventually, serving
+from tests.faults.altered import Followed, eventually, make_items, serving
 
 
 def test_rows_on_which_an_expression_fails_are_quarantined_and_the_others_go_on(
@@ -53,3 +53,31 @@ def test_a_table_all_of_whose_rows_fail_is_quarantined_whole_and_mended(followed
     db.execute("CREATE OR REPLACE FUNCTION picky(int) RETURNS text IMMUTABLE LANGUAGE sql AS $$ SELECT 'items' $$")
     db.execute("UPDATE items SET v = '[3,2,1]'")
     followed.in_step()
+
+
+def test_a_function_that_fails_on_every_row_fails_the_source_and_no_row_leaves(
+    db: psycopg.Connection, daemon: Daemon
+) -> None:
+    make_items(db)
+    db.execute("CREATE TYPE kind AS ENUM ('good', 'bad')")
+    db.execute(
+        "CREATE FUNCTION is_good(k kind) RETURNS boolean IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN RETURN k = 'good'; END $$"
+    )
+    db.execute("ALTER TABLE items ADD COLUMN kind kind DEFAULT 'good'")
+    db.execute("SELECT syncd.attach('items', live => 'deleted_at IS NULL AND is_good(kind)', metric => 'l2')")
+    with serving(db, daemon) as followed:
+        followed.in_step()
+        db.execute(
+            "ALTER TYPE kind RENAME VALUE 'good' TO 'fine'"
+        )  # a function's body does not follow, but its plan in a session does
+        daemon.stop()
+        db.execute("UPDATE items SET note = 'm' WHERE id < 5")
+        daemon.start()
+        said = followed.failed('invalid input value for enum public.kind: "good" (PL/pgSQL function')
+        assert "is_good" in said
+        assert followed.client.status().quarantined == 0
+        db.execute(
+            "CREATE OR REPLACE FUNCTION is_good(k kind) RETURNS boolean IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN RETURN k = 'fine'; END $$"
+        )
+        followed.in_step()
+        assert followed.client.status().quarantined == 0

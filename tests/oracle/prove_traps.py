@@ -35,6 +35,7 @@ ERRORS = "tests/faults/test_errors.py"
 OVERDUE = "tests/integration/test_verify_overdue.py"
 NULL_KEYS = "tests/integration/test_null_keys.py"
 RENAMES = "tests/faults/test_renames.py"
+EXPRESSIONS = "tests/faults/test_expressions.py"
 PLACES = "tests/integration/test_places.py"
 UNLOGGED = "tests/faults/test_unlogged.py::test_what_a_crash_has_emptied_is_empty_by_itself_soon_after_the_reconnect"
 CODES = "tests/unit/index/test_index_codes.py"
@@ -309,6 +310,10 @@ TRAPS = {
     "an error of the rule's counts as the row's": Trap(
         (("syncd/sync/reading.py", "    check_rules(connection, each)\n    return halving", "    return halving"),),
         (f"{RENAMES}::test_a_value_that_the_rule_names_by_an_old_name_fails_the_source_and_no_row_leaves",),
+    ),
+    "a rule that fails on every row has the rows leave": Trap(
+        (("syncd/sync/reading.py", "    if others and all(", "    if False and all("),),
+        (f"{EXPRESSIONS}::test_a_function_that_fails_on_every_row_fails_the_source_and_no_row_leaves",),
     ),
     "attach compares text alone": Trap(
         (
