@@ -308,7 +308,13 @@ TRAPS = {
         (f"{RENAMES}::test_a_renamed_value_is_what_a_search_filters_on",),
     ),
     "an error of the rule's counts as the row's": Trap(
-        (("syncd/sync/reading.py", "    check_rules(connection, each)\n    return halving", "    return halving"),),
+        (
+            (
+                "syncd/sync/reading.py",
+                "    check_rules(connection, each)\n    found, failing = halving",
+                "    found, failing = halving",
+            ),
+        ),
         (f"{RENAMES}::test_a_value_that_the_rule_names_by_an_old_name_fails_the_source_and_no_row_leaves",),
     ),
     "a rule that fails on every row has the rows leave": Trap(
