@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import resource
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NoReturn
+from unittest.mock import patch
 
 import psycopg
 import pytest
 
 from syncd.errors import EmbeddedUnavailable
 from syncd.postgres import schema
+from syncd.postgres.cluster import Cluster
 from tests.daemon import Daemon
 from tests.servers import EMBEDDED, VERSIONS, PostgresServer, Version, available
 
 TEMPLATE = "syncd_template"
+SERVER_FIXTURES = {"servers", "own_server", "tcp_server", "two_phase", "running"}
+"""Fixtures of several files that start a PostgreSQL; ``servers`` stands behind ``server``, ``database``, ``daemon`` …"""
+SERVER_FOLDERS = {"faults", "tools"}
+"""Of ``tests``: every test in them starts one."""
+SERVER_CALLS = re.compile(r"\b(PostgresServer|EmbeddedPostgres|throwaway)\(")
+"""In the text of a file whose tests, or whose own fixtures, start one."""
 
 # As the service does: a test that maps many small files needs more than the usual 1024.
 resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
@@ -27,6 +37,39 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_N
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 numbers = itertools.count(1)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests that start a server. Leave out the long ones, unless ``-m`` names them."""
+    starting = {path for path in {item.path for item in items} if starts_a_server(path)}
+    for item in items:
+        if item.path in starting or SERVER_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker("server")
+    if "long" not in config.option.markexpr:
+        long = [item for item in items if item.get_closest_marker("long") is not None]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item.get_closest_marker("long") is None]
+
+
+def starts_a_server(file: Path) -> bool:
+    """Whether every test of a file counts as one that starts a server."""
+    return file.parent.name in SERVER_FOLDERS or SERVER_CALLS.search(file.read_text("utf-8")) is not None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """A test without the marker ``server`` starts none, so that ``-m "not server"`` stays quick."""
+    if item.get_closest_marker("server") is not None:
+        return (yield)
+    with patch.object(Cluster, "start", not_marked):
+        return (yield)
+
+
+def not_marked(_: Cluster) -> NoReturn:
+    """What starts a server in a test that is not marked."""
+    raise AssertionError(
+        "the test starts a PostgreSQL without the marker: write pytestmark = pytest.mark.server in its file"
+    )
 
 
 @pytest.fixture(scope="session")

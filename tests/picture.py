@@ -1,4 +1,4 @@
-"""The README's picture of the status page: ``python -m tests.picture`` makes it, in two minutes, of a service that follows and searches.
+"""The picture of the status page in the docs: ``python -m tests.picture`` makes it, in two minutes, of a service that follows and searches.
 
 The page's clock goes sixty times as fast, so that the charts have their hour; counts, rates and latencies are what was measured.
 """
@@ -30,7 +30,7 @@ from tests.daemon import CHECKOUT, Daemon
 from tests.scrape import url_of
 from tests.servers import PostgresServer
 
-PICTURE = CHECKOUT / "syncd" / "ops" / "status-page.png"
+PICTURE = CHECKOUT / "syncd" / "docs" / "status-page.png"
 WIDTH, HEIGHT = 1200, 900
 PAUSES = ((0.35, 1.0), (0.3, 0.4), (0.4, 0.0))
 TENANTS = ("initech", "acme")

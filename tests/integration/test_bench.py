@@ -1,4 +1,4 @@
-"""``syncd bench``: every measurement runs, says what the README says it does, and leaves the database as it was."""
+"""``syncd bench``: every measurement runs, says what syncd/docs/measurements.md says it does, and leaves the database as it was."""
 
 from __future__ import annotations
 

@@ -18,6 +18,8 @@ from tests.daemon import Daemon
 from tests.integration.commands import SECONDS, assert_failed, printed_json, run
 from tests.servers import PostgresServer
 
+pytestmark = pytest.mark.server
+
 # The schema
 
 

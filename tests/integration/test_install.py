@@ -20,12 +20,13 @@ BUILD_SECONDS = 300
 
 
 def checked(command: Sequence[str | Path], cwd: Path) -> str:
-    """Run a program without the tester's own settings; its stdout."""
+    """Run a program without the tester's own settings; its stdout. A build that finds a folder which is not listed as a package fails."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("SYNCD_", "PYTHON"))}
     done = subprocess.run(
         command, cwd=cwd, env=kept, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "absent from the `packages` configuration" not in done.stdout + done.stderr
     return done.stdout
 
 
@@ -45,7 +46,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_the_wheel_holds_every_sql_file_and_every_revision(wheel: Path) -> None:
+def test_the_wheel_holds_every_package_every_sql_file_and_every_page(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     sql_files = {f"syncd/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "sql").rglob("*.sql")}
@@ -56,8 +57,10 @@ def test_the_wheel_holds_every_sql_file_and_every_revision(wheel: Path) -> None:
         for folder in ("syncd", "migrations")
         for path in (ROOT / folder).rglob("*.py")
     }
+    pages = {path.relative_to(ROOT).as_posix() for path in (ROOT / "syncd").rglob("*.md")}
     assert sql_files
-    assert sorted((sql_files | python_files | {"syncd/py.typed"}) - names) == []
+    assert pages
+    assert sorted((sql_files | python_files | pages | {"syncd/py.typed"}) - names) == []
     assert not [name for name in names if name.startswith(("tests/", "sql/", "migrations/"))]
 
 

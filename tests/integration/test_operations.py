@@ -1,4 +1,4 @@
-"""What ``syncd/ops/OPERATIONS.md`` tells an operator to do, done to a running service."""
+"""What ``syncd/docs/operations.md`` tells an operator to do, done to a running service."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.integration.commands import run
 from tests.scrape import events
 from tests.servers import PostgresServer
 
-MANUAL = Path(__file__).parents[2] / "syncd" / "ops" / "OPERATIONS.md"
+MANUAL = Path(__file__).parents[2] / "syncd" / "docs" / "operations.md"
 BY_HAND = "SET lock_timeout = '2s'; DROP SCHEMA syncd CASCADE;"
 
 

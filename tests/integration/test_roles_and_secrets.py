@@ -32,7 +32,7 @@ SECRETS = {
 
 @dataclass(frozen=True)
 class Installed:
-    """A database in which each role has just the rights that the README gives it.
+    """A database in which each role has just the rights that syncd/docs/use.md gives it.
 
     The installer may create in the database and runs ``init``; the follower is a member of it and may read the table: ``serve`` connects as that. The
     keeper owns the table and may use the schema; the writer may write the table; the reader may read syncd's views; the stranger may connect.

@@ -1,4 +1,4 @@
-"""What the README says of the settings, made from the settings themselves: ``python -m tests.readme`` writes it."""
+"""The page of the settings, made from the settings themselves: ``python -m tests.settings_page`` writes it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pydantic.fields import FieldInfo
 
 from syncd.settings import Settings
 
-README = Path(__file__).parents[1] / "README.md"
-BEGIN = "<!-- settings: written by python -m tests.readme -->\n"
+PAGE = Path(__file__).parents[1] / "syncd" / "docs" / "settings.md"
+BEGIN = "<!-- settings: written by python -m tests.settings_page -->\n"
 END = "<!-- end of settings -->\n"
 
 
 def settings_table() -> str:
-    """Every setting: its variable, its default where it is one value, and its description."""
+    """Every setting: its variable, its default if that is one value, and its description."""
     rows = [
         f"| `SYNCD_{name.upper()}` | {shown_default(field)} | {as_text(str(field.description))} |\n"
         for name, field in Settings.model_fields.items()
     ]
-    return "| variable | default | |\n|---|---|---|\n" + "".join(rows)
+    return "| variable | default | meaning |\n|---|---|---|\n" + "".join(rows)
 
 
 def shown_default(field: FieldInfo) -> str:
@@ -37,13 +37,13 @@ def as_text(description: str) -> str:
 
 
 def with_current_table(text: str) -> str:
-    """The README with the table as it should be. ValueError where the markers are missing."""
+    """The page with the table as it should be. ValueError if the markers are missing."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"{README} lacks {BEGIN.strip()} or {END.strip()}")
+        raise ValueError(f"{PAGE} lacks {BEGIN.strip()} or {END.strip()}")
     return f"{before}{begin}{settings_table()}{end}{after}"
 
 
 if __name__ == "__main__":
-    README.write_text(with_current_table(README.read_text("utf-8")), "utf-8")
+    PAGE.write_text(with_current_table(PAGE.read_text("utf-8")), "utf-8")
