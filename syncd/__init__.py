@@ -4,6 +4,9 @@
 its command line.
 """
 
+from syncd.client.async_client import AsyncClient
+from syncd.client.calls import Hit
+from syncd.client.client import Client, connect
 from syncd.errors import (
     AddressInUse,
     ConsumerReplaced,
@@ -31,9 +34,6 @@ from syncd.errors import (
     UnknownKey,
     WrongSchemaVersion,
 )
-from syncd.rpc.async_client import AsyncClient
-from syncd.rpc.calls import Hit
-from syncd.rpc.client import Client, connect
 
 __all__ = [
     "AddressInUse",

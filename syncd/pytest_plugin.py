@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from syncd.rpc.client import Client
+from syncd.client.client import Client
 from syncd.testing import Throwaway, throwaway
 
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from syncd import process
+from syncd.client.client import Client
 from syncd.postgres import schema
 from syncd.postgres.connection import connect_blocking
-from syncd.postgres.embedded import EmbeddedPostgres
-from syncd.rpc.client import Client
+from syncd.postgres.embedded.embedded import EmbeddedPostgres
 from syncd.statements import statement
 
 SERVER_SETTINGS = {"fsync": "off", "full_page_writes": "off", "max_connections": "50", "shared_buffers": "32MB"}

@@ -18,7 +18,7 @@ import pytest
 
 from syncd.errors import EmbeddedUnavailable
 from syncd.postgres import schema
-from syncd.postgres.cluster import Cluster
+from syncd.postgres.embedded.cluster import Cluster
 from tests.daemon import Daemon
 from tests.servers import EMBEDDED, VERSIONS, PostgresServer, Version, available
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from syncd.rpc.client import Client
+from syncd.client.client import Client
 
 READY_SECONDS = 60.0
 CHECKOUT = Path(__file__).parents[1]

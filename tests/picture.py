@@ -23,8 +23,8 @@ import psycopg
 from numpy.typing import NDArray
 from PIL import Image
 
+from syncd.client.client import Client
 from syncd.postgres import schema
-from syncd.rpc.client import Client
 from tests.browser import browser
 from tests.daemon import CHECKOUT, Daemon
 from tests.scrape import url_of

@@ -19,9 +19,9 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from syncd.errors import EmbeddedUnavailable
-from syncd.postgres.account import server_account
-from syncd.postgres.cluster import PORT, Cluster
-from syncd.postgres.programs import binaries
+from syncd.postgres.embedded.account import server_account
+from syncd.postgres.embedded.cluster import PORT, Cluster
+from syncd.postgres.embedded.programs import binaries
 
 Version = Literal[14, 15, 16, 17, 18]
 StopMode = Literal["smart", "fast", "immediate"]

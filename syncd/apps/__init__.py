@@ -1,0 +1,1 @@
+"""Stores for other people's frameworks, and helpers for their migrations."""

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from psycopg.types.json import Jsonb
 
+from syncd.client.calls import Vector
 from syncd.errors import InvalidDocument, InvalidVector
 from syncd.index.rows.vectors import VectorFormat
 from syncd.json_values import json_value, text
-from syncd.rpc.calls import Vector
 from syncd.types import Metric
 
 T = TypeVar("T")

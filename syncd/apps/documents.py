@@ -24,12 +24,12 @@ from psycopg.rows import class_row
 from psycopg_pool import ConnectionPool
 
 from syncd.apps.contents import Document, check_lengths, checked_rows, storable
+from syncd.client.calls import Hit, Vector
+from syncd.client.client import Client
 from syncd.errors import DatabaseError, NotReady, SettingsError, UnknownDataset
 from syncd.per_process import PerProcess
 from syncd.postgres import session
-from syncd.rpc.calls import Hit, Vector
-from syncd.rpc.client import Client
-from syncd.rpc.messages import MAX_RESULTS
+from syncd.protocol.messages import MAX_RESULTS
 from syncd.statements import statement
 from syncd.types import Metric, Token, dataset_name
 

@@ -1,0 +1,1 @@
+"""Measurements that users ask for, on their own machine: `syncd bench`."""

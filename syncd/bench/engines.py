@@ -13,9 +13,9 @@ import psycopg
 from numpy.typing import NDArray
 from psycopg import sql
 
+from syncd.client.client import Client
 from syncd.errors import DatabaseError
 from syncd.postgres.connection import open_session
-from syncd.rpc.client import Client
 from syncd.statements import statement
 
 OPERATORS = {"cosine": "<=>", "l2": "<->", "ip": "<#>"}

@@ -27,11 +27,11 @@ from rich.progress import Progress
 
 from syncd import process
 from syncd.bench.vector_set import LOADED_ROWS, made_blocks
+from syncd.client.client import Client
 from syncd.errors import SyncdError
 from syncd.postgres import schema
 from syncd.postgres.connection import open_session
-from syncd.rpc.client import Client
-from syncd.rpc.messages import DatasetStatus
+from syncd.protocol.messages import DatasetStatus
 from syncd.settings import Settings
 from syncd.statements import statement
 

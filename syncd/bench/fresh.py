@@ -15,8 +15,8 @@ from psycopg import sql
 
 from syncd.bench.clients import leave_ctrl_c_to_the_parent, process_context
 from syncd.bench.environment import SAMPLES, Environment, Serving, serving
+from syncd.client.client import Client
 from syncd.postgres.connection import open_session
-from syncd.rpc.client import Client
 from syncd.statements import statement
 
 DATASET = "fresh"

@@ -100,7 +100,7 @@ def run_pgbench(where: Environment, table: str, clients: int, seconds: int) -> f
 
 def find_pgbench() -> str:
     """The embedded PostgreSQL's, else the one on the path."""
-    from syncd.postgres.embedded import EmbeddedUnavailable, binaries
+    from syncd.postgres.embedded.embedded import EmbeddedUnavailable, binaries
 
     try:
         return str(binaries() / "pgbench")

@@ -16,11 +16,11 @@ from syncd.cli.output import print_json, print_table, talk
 from syncd.cli.progress import progress
 from syncd.cli.session import service
 from syncd.cli.watch import watch
+from syncd.client import calls
+from syncd.client.client import Client
 from syncd.errors import SettingsError
 from syncd.ops.findings import since
-from syncd.rpc import calls
-from syncd.rpc.client import Client
-from syncd.rpc.messages import MAX_RESULTS, DatasetVerified, SearchResult
+from syncd.protocol.messages import MAX_RESULTS, DatasetVerified, SearchResult
 from syncd.settings import load_settings
 
 ANSWERING = ("ready", "rebuilding")

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from syncd.client.client import Client
 from syncd.errors import SyncdError
-from syncd.rpc.client import Client
-from syncd.rpc.messages import Work
+from syncd.protocol.messages import Work
 
 LOOK_SECONDS = 0.2
 

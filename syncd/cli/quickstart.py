@@ -14,9 +14,9 @@ from syncd import process
 from syncd.cli.options import DataDir
 from syncd.cli.output import print_table, talk
 from syncd.cli.session import database
+from syncd.client.client import Client
 from syncd.postgres import schema
 from syncd.postgres.connection import open_session
-from syncd.rpc.client import Client
 from syncd.settings import Settings, load_settings
 from syncd.statements import statement
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from pydantic import SecretStr
 
-from syncd.rpc.client import Client
+from syncd.client.client import Client
 from syncd.settings import Settings, load_settings, service_socket
 
 
@@ -19,7 +19,7 @@ def database(
     if not embedded:
         yield settings
         return
-    from syncd.postgres.embedded import EmbeddedPostgres
+    from syncd.postgres.embedded.embedded import EmbeddedPostgres
 
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
     with EmbeddedPostgres(settings.data_dir, server_settings) as server:

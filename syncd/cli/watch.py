@@ -14,10 +14,10 @@ from rich.text import Text
 
 from syncd.cli.output import print_json
 from syncd.cli.progress import Pace
+from syncd.client.client import Client
 from syncd.errors import ServiceUnavailable, TimedOut
 from syncd.ops.findings import since
-from syncd.rpc.client import Client
-from syncd.rpc.messages import DatasetStatus, ServiceStatus
+from syncd.protocol.messages import DatasetStatus, ServiceStatus
 
 WATCH_SECONDS = 1.0
 COLUMNS = ("dataset", "state", "rows", "tombstones", "index", "recall", "MB", "lag s", "in sync")

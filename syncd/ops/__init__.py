@@ -1,0 +1,1 @@
+"""What operators look at: HTTP endpoints, the page, metrics, `check`, `why`, webhooks."""

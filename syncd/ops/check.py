@@ -27,7 +27,7 @@ from syncd.ops.sessions import check_locks, check_oldest_transaction, check_prep
 from syncd.postgres import schema
 from syncd.postgres.rights import grant_own_tables
 from syncd.postgres.source import Source, read_sources
-from syncd.rpc.messages import VerifyStatus
+from syncd.protocol.messages import VerifyStatus
 from syncd.settings import Settings
 from syncd.sync.reports import MAX_REPORTED_ROWS
 

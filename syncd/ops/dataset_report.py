@@ -7,11 +7,11 @@ import time
 from collections.abc import Awaitable, Container, Mapping, Sequence
 from typing import Any
 
-from syncd.rpc import messages
-from syncd.rpc.messages import WirePosition
+from syncd.protocol import messages
+from syncd.protocol.messages import WirePosition
+from syncd.protocol.wire import key_to_wire
 from syncd.rpc.methods import Methods
 from syncd.rpc.protocol import Method
-from syncd.rpc.wire import key_to_wire
 from syncd.sync.datasets import Dataset
 from syncd.sync.reading import NULL_KEY
 from syncd.sync.watched import WatchedSource

@@ -30,7 +30,7 @@ from syncd.ops.history import History
 from syncd.ops.metrics import Metrics
 from syncd.ops.parts import Parts
 from syncd.ops.readiness import Readiness
-from syncd.rpc.messages import NoParams
+from syncd.protocol.messages import NoParams
 from syncd.rpc.sockets import bind_tcp
 
 CONNECTIONS = 64

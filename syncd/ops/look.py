@@ -11,13 +11,13 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from syncd.client.client import Client
 from syncd.errors import SyncdError
 from syncd.postgres import session
 from syncd.postgres.catalogue import shell_line
 from syncd.postgres.connection import connect_blocking
 from syncd.postgres.source import Source
-from syncd.rpc.client import Client
-from syncd.rpc.messages import DatasetStatus, ServiceStatus
+from syncd.protocol.messages import DatasetStatus, ServiceStatus
 from syncd.settings import Settings
 from syncd.statements import statement
 from syncd.sync.watch import named_command

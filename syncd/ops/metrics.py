@@ -15,7 +15,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from syncd.ops.parts import Parts
-from syncd.rpc.messages import DatasetStatus
+from syncd.protocol.messages import DatasetStatus
 from syncd.sync.counters import OTHER, Durations, Searches
 from syncd.types import DatasetName
 

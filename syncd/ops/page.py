@@ -22,7 +22,7 @@ from syncd.ops.charts import chart
 from syncd.ops.history import Sample
 from syncd.ops.parts import Parts
 from syncd.ops.readiness import Verdict
-from syncd.rpc.messages import DatasetStatus, NoParams, SearchParams, SearchResult, WireKey
+from syncd.protocol.messages import DatasetStatus, NoParams, SearchParams, SearchResult, WireKey
 from syncd.types import DatasetName, KeyKind
 
 DATASETS_SHOWN = 200

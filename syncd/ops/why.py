@@ -12,14 +12,14 @@ from pathlib import Path
 import msgspec
 import psycopg
 
+from syncd.client.client import Client
 from syncd.errors import DatabaseError
 from syncd.ops.check_sources import READING_CHECKS, SOURCE_CHECKS, check_table, sampled_lengths, wrong_dimension
 from syncd.ops.findings import REASONS, Finding, ago, fail, guarded, since, warn
 from syncd.ops.look import Look, Service, commands_in, looking
 from syncd.ops.sessions import check_locks, check_prepared_transactions, read_writers
 from syncd.postgres.source import Source, read_sources
-from syncd.rpc.client import Client
-from syncd.rpc.messages import DatasetStatus, SourceProgress, WhyResult
+from syncd.protocol.messages import DatasetStatus, SourceProgress, WhyResult
 from syncd.settings import Settings
 
 OPEN_WRITER_SECONDS = 1.0

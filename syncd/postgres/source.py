@@ -16,7 +16,7 @@ from typing import Any, Literal, LiteralString
 import psycopg
 from psycopg import sql
 
-from syncd.postgres.keys import KEY_KINDS, TIMES, has_null, parse_key, parse_keys
+from syncd.keys import KEY_KINDS, TIMES, has_null, parse_key, parse_keys
 from syncd.postgres.vectors import VECTOR_TYPES
 from syncd.statements import statement
 from syncd.types import AttachedColumn, ColumnKind, DatasetName, Key, KeyKind, Metric

@@ -20,9 +20,9 @@ import msgspec
 from anyio import CancelScope
 
 from syncd.errors import RequestError, TooLarge, Unauthorized
+from syncd.protocol.keepalive import keep_alive
+from syncd.protocol.messages import AuthenticateParams
 from syncd.rpc.dispatch import Dispatcher, TooManyConnections, TooMuchHeld
-from syncd.rpc.keepalive import keep_alive
-from syncd.rpc.messages import AuthenticateParams
 from syncd.rpc.protocol import (
     BadRequest,
     Request,

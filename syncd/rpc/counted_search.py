@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Generator
 from typing import Any, Protocol
 
-from syncd.rpc import messages
+from syncd.protocol import messages
 from syncd.rpc.dispatch import drop
 
 

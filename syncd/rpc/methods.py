@@ -19,15 +19,15 @@ from syncd.errors import (
     UnknownDataset,
 )
 from syncd.postgres.listener import Listener
-from syncd.rpc import messages
+from syncd.protocol import messages
+from syncd.protocol.messages import WirePosition
+from syncd.protocol.wire import key_from_wire, key_to_wire, vector_to_wire
 from syncd.rpc.counted_search import CountedSearch
 from syncd.rpc.in_place import InPlace
 from syncd.rpc.inputs import Inputs
-from syncd.rpc.messages import WirePosition
 from syncd.rpc.prepared_search import PreparedSearch, search_together
 from syncd.rpc.protocol import Method
 from syncd.rpc.search_queue import SearchQueue
-from syncd.rpc.wire import key_from_wire, key_to_wire, vector_to_wire
 from syncd.sync.building import Builder
 from syncd.sync.checkpoints import Checkpointer
 from syncd.sync.consumer import Consumer

@@ -18,9 +18,9 @@ from syncd.index.filter.language import Path, find_path, listed, parse_filter
 from syncd.index.search.plan import SearchPlan, exact_elements, plan_search
 from syncd.index.search.plan import SearchResult as Found
 from syncd.index.view import View
-from syncd.rpc import messages
-from syncd.rpc.messages import WirePosition
-from syncd.rpc.wire import key_from_wire, key_to_wire, vector_from_wire
+from syncd.protocol import messages
+from syncd.protocol.messages import WirePosition
+from syncd.protocol.wire import key_from_wire, key_to_wire, vector_from_wire
 from syncd.sync.datasets import Dataset
 from syncd.types import Key, Position
 

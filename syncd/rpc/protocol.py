@@ -16,7 +16,7 @@ import numpy as np
 import structlog
 
 from syncd.errors import InvalidParams, RequestError, SyncdError
-from syncd.rpc.messages import ErrorBody, ErrorData, Params
+from syncd.protocol.messages import ErrorBody, ErrorData, Params
 
 SERVER_ERROR = -32000
 """The code of an error that is syncd's own; ``error.data.kind`` says which."""

@@ -19,11 +19,11 @@ from anyio.abc import TaskGroup, TaskStatus
 from anyio.to_thread import run_sync
 
 from syncd.errors import SettingsError
+from syncd.protocol.messages import AuthenticateParams, NoParams
 from syncd.rpc.connection import AUTHENTICATE, Connection
 from syncd.rpc.discovery import openrpc_document
 from syncd.rpc.dispatch import Dispatcher, Limits, drop
 from syncd.rpc.inputs import Inputs
-from syncd.rpc.messages import AuthenticateParams, NoParams
 from syncd.rpc.protocol import Method, Request
 from syncd.rpc.sockets import LISTEN_BACKLOG, UnixSocket, bind_tcp, bind_unix, server_tls
 

@@ -1,0 +1,1 @@
+"""A checkpoint on disk: it is complete or ignored."""

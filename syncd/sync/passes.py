@@ -19,9 +19,9 @@ from psycopg import errors as pg
 from psycopg import sql
 
 from syncd.errors import ConsumerReplaced, DatabaseUnreachable, SyncdError
+from syncd.keys import readable
 from syncd.postgres import session
 from syncd.postgres.connection import first_line
-from syncd.postgres.keys import readable
 from syncd.postgres.outbox import (
     Changes,
     read_changes,

@@ -14,8 +14,8 @@ from typing import Literal
 import psycopg
 import pytest
 
+from syncd.client.client import Client
 from syncd.errors import NotReady, RequestError
-from syncd.rpc.client import Client
 from tests.daemon import Daemon
 
 NOTICED_WITHIN_SECONDS = 30.0

@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 
-from syncd.rpc.client import Client
+from syncd.client.client import Client
 from syncd.types import Snapshot
 from tests.daemon import Daemon
 

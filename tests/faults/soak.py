@@ -24,7 +24,7 @@ import psycopg
 
 from syncd.errors import SyncdError
 from syncd.postgres import schema
-from syncd.rpc.messages import VerifyResult
+from syncd.protocol.messages import VerifyResult
 from tests.daemon import Daemon
 from tests.servers import PostgresServer
 

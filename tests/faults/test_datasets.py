@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 
+from syncd.client.client import Client
 from syncd.errors import NotReady, RequestError, SyncdError, UnknownDataset
-from syncd.rpc.client import Client
 from tests.daemon import Daemon
 from tests.faults.following import assert_in_step, attach_tables, change, logged, takes_requests, until
 from tests.oracle.writes import fetch

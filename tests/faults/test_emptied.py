@@ -7,8 +7,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from syncd.client.client import Client
 from syncd.errors import UnknownDataset
-from syncd.rpc.client import Client
 from syncd.store.manifest import MANIFEST, Manifest, read_manifest
 from tests.daemon import Daemon
 from tests.faults.following import until

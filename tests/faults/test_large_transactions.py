@@ -8,7 +8,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from syncd.rpc.client import Client
+from syncd.client.client import Client
 from tests.conftest import clone
 from tests.daemon import Daemon
 from tests.faults.following import until

@@ -18,7 +18,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from syncd.rpc.client import Client
+from syncd.client.client import Client
 from tests.daemon import Daemon
 
 POLL_SECONDS = 30

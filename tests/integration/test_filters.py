@@ -8,8 +8,8 @@ from typing import Any
 import psycopg
 import pytest
 
+from syncd.client.client import Client
 from syncd.errors import InvalidFilter, InvalidParams
-from syncd.rpc.client import Client
 from tests.daemon import Daemon
 
 ROWS = 200

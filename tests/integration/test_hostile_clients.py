@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from syncd.errors import InvalidParams, Overloaded, TimedOut, TooLarge
-from syncd.rpc.messages import MAX_PAGE_KEYS, MAX_RESULTS
+from syncd.protocol.messages import MAX_PAGE_KEYS, MAX_RESULTS
 from tests.conftest import clone
 from tests.daemon import Daemon
 from tests.integration.commands import run
@@ -50,7 +50,7 @@ def service(server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) ->
         directory = tmp_path_factory.mktemp("hostile")
         daemon = Daemon(conninfo, directory / "data", max_connections=CONNECTIONS)
         daemon.with_constant("syncd.rpc.prepared_search.ELEMENTS_AT_ONCE", 1)
-        daemon.with_constant("syncd.rpc.messages.MAX_GET_BYTES", 80_000).start()
+        daemon.with_constant("syncd.protocol.messages.MAX_GET_BYTES", 80_000).start()
         yield daemon
         assert not events(daemon, "request_failed")
         daemon.stop()

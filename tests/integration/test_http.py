@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 import psycopg
 import pytest
 
-from syncd.rpc.client import Client
+from syncd.client.client import Client
 from tests.conftest import clone
 from tests.daemon import Daemon
 from tests.faults.following import until

@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg import sql
 
+from syncd.client.client import Client
 from syncd.errors import NotReady
-from syncd.postgres.keys import parse_key
+from syncd.keys import parse_key
 from syncd.postgres.source import read_sources
-from syncd.rpc.client import Client
 from syncd.types import KeyKind
 from tests.daemon import Daemon
 from tests.faults.following import until

@@ -12,9 +12,9 @@ from importlib.metadata import version
 import psycopg
 import pytest
 
+from syncd.client.client import Client
 from syncd.errors import RequestError, UnknownDataset, UnknownKey
 from syncd.ops.metrics import HISTOGRAMS, NAMES
-from syncd.rpc.client import Client
 from tests.conftest import clone
 from tests.daemon import Daemon
 from tests.faults.following import until

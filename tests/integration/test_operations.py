@@ -11,8 +11,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from syncd.client.client import Client
 from syncd.errors import RequestError
-from syncd.rpc.client import Client
 from tests.daemon import Daemon
 from tests.faults.following import until
 from tests.integration.commands import run

@@ -9,8 +9,8 @@ from pathlib import Path
 import psycopg
 from psycopg.conninfo import make_conninfo
 
+from syncd.client.client import Client
 from syncd.errors import NotReady, UnknownDataset
-from syncd.rpc.client import Client
 from tests.conftest import Servers, clone
 from tests.daemon import Daemon
 from tests.faults.following import until

@@ -14,9 +14,9 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from syncd.client.client import Client
 from syncd.errors import NotReady
 from syncd.postgres import schema
-from syncd.rpc.client import Client
 from tests.daemon import Daemon
 from tests.faults.following import applied, until
 from tests.faults.rotation import value

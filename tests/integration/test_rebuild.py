@@ -9,8 +9,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from syncd.client.client import Client
 from syncd.errors import SyncdError
-from syncd.rpc.client import Client
 from tests.conftest import clone
 from tests.daemon import Daemon
 from tests.faults.following import until

@@ -13,9 +13,9 @@ import pytest
 from psycopg import errors as pg
 from psycopg.conninfo import make_conninfo
 
+from syncd.client.client import connect
 from syncd.errors import RequestError, Unauthorized
 from syncd.postgres import schema
-from syncd.rpc.client import connect
 from tests.daemon import Daemon
 from tests.integration.commands import run
 from tests.scrape import events, get, wait_for_event

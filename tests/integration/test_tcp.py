@@ -20,9 +20,9 @@ import trustme
 import uvloop
 from anyio.to_thread import run_sync
 
+from syncd.client.async_client import AsyncClient
+from syncd.client.client import Client, connect
 from syncd.errors import Overloaded, ServiceUnavailable, Unauthorized
-from syncd.rpc.async_client import AsyncClient
-from syncd.rpc.client import Client, connect
 from tests.conftest import clone
 from tests.daemon import Daemon
 from tests.deaf import go_deaf, needs_linux
@@ -259,7 +259,7 @@ def test_clients_that_vanished_without_a_word_give_their_slots_back(
         filled, tmp_path / "data", listen="localhost:0", token=WORD, max_connections=2, consumer="vanished", **settings
     )
     for name, value in (("IDLE", 1), ("INTERVAL", 1), ("USER_TIMEOUT", 2)):
-        daemon.with_constant(f"syncd.rpc.keepalive.{name}_SECONDS", value)
+        daemon.with_constant(f"syncd.protocol.keepalive.{name}_SECONDS", value)
     daemon.start()
     with ExitStack() as stack:
         vanished: list[socket.socket] = []

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 
-from syncd.rpc.client import Client
+from syncd.client.client import Client
 from tests.daemon import Daemon
 from tests.faults.following import until
 from tests.integration.verifying import assert_equal, counts, of, unseen

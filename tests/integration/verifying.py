@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import psycopg
 
-from syncd.rpc.messages import DatasetVerified, VerifyResult
+from syncd.protocol.messages import DatasetVerified, VerifyResult
 from tests.daemon import Daemon
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import psycopg
 
+from syncd.client.calls import Key
+from syncd.client.client import Client
 from syncd.errors import UnknownDataset
-from syncd.rpc.calls import Key
-from syncd.rpc.client import Client
 from tests.oracle.tables import DIMENSION, Expected, Table, Vectors, distances
 
 SETTLE_MS = 30_000

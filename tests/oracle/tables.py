@@ -16,7 +16,7 @@ import numpy as np
 import psycopg
 from numpy.typing import NDArray
 
-from syncd.rpc.calls import Key
+from syncd.client.calls import Key
 
 Vectors = NDArray[np.float64]
 

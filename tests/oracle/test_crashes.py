@@ -11,7 +11,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from syncd.rpc.client import Client
+from syncd.client.client import Client
 from tests.conftest import clone
 from tests.daemon import Daemon
 from tests.servers import PostgresServer

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from syncd.postgres.account import as_account, server_account
+from syncd.postgres.embedded.account import as_account, server_account
 from tests.faults.altered import Followed
 from tests.servers import Version, available, bindir
 

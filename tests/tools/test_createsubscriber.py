@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from syncd.postgres.account import as_account, server_account
+from syncd.postgres.embedded.account import as_account, server_account
 from tests.daemon import Daemon
 from tests.faults.clusters import DATABASE, base_backup, caught_up, primary
 from tests.faults.following import assert_in_step, attach_tables, change, logged, until

@@ -8,7 +8,7 @@ from datetime import datetime
 import psycopg
 import pytest
 
-from syncd.rpc.calls import Row
+from syncd.client.calls import Row
 from tests.daemon import Daemon
 from tests.faults.altered import Followed, eventually, serving, writers
 from tests.tools.following import assert_in_sync, problems

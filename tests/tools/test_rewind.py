@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from syncd.postgres.account import as_account, server_account
+from syncd.postgres.embedded.account import as_account, server_account
 from tests.daemon import Daemon
 from tests.faults.clusters import DATABASE, base_backup, caught_up, give, primary, promote, stop_following
 from tests.faults.following import applied, assert_in_step, attach_tables, change

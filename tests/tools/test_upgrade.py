@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from syncd.postgres.account import as_account, server_account
+from syncd.postgres.embedded.account import as_account, server_account
 from tests.conftest import TEMPLATE, has_pgvector, prepare
 from tests.daemon import Daemon
 from tests.faults.following import applied, assert_in_step, attach_tables, change, logged

@@ -12,8 +12,8 @@ from typing import Any
 
 import anyio
 
+from syncd.protocol.messages import Params
 from syncd.rpc.dispatch import Limits
-from syncd.rpc.messages import Params
 from syncd.rpc.protocol import Method
 from syncd.rpc.server import Server
 

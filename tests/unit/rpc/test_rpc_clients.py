@@ -10,6 +10,10 @@ import numpy as np
 import pytest
 from anyio.to_thread import run_sync
 
+from syncd.client import calls
+from syncd.client.async_client import AsyncClient
+from syncd.client.calls import Hit
+from syncd.client.client import Client, connect
 from syncd.errors import (
     DimensionMismatch,
     InvalidFilter,
@@ -26,14 +30,11 @@ from syncd.errors import (
     UnknownDataset,
     UnknownKey,
 )
-from syncd.rpc import calls, messages
-from syncd.rpc.async_client import AsyncClient
-from syncd.rpc.calls import Hit
-from syncd.rpc.client import Client, connect
+from syncd.protocol import messages
+from syncd.protocol.messages import WirePosition
+from syncd.protocol.wire import vector_from_wire
 from syncd.rpc.dispatch import Limits
-from syncd.rpc.messages import WirePosition
 from syncd.rpc.protocol import Method
-from syncd.rpc.wire import vector_from_wire
 from tests.unit.rpc.rpc_service import SHARED_WORD, serving
 
 pytestmark = pytest.mark.anyio

@@ -13,9 +13,9 @@ import anyio
 import pytest
 from anyio.to_thread import run_sync
 
-from syncd.rpc import calls
-from syncd.rpc.async_client import AsyncClient
-from syncd.rpc.client import Client
+from syncd.client import calls
+from syncd.client.async_client import AsyncClient
+from syncd.client.client import Client
 from tests.forks import Child
 from tests.unit.rpc.rpc_service import SHARED_WORD, serving
 from tests.unit.rpc.test_rpc_clients import EchoParams, Library, close, hold_call, ping

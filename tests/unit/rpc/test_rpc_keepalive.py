@@ -12,9 +12,10 @@ from unittest.mock import patch
 import anyio
 import pytest
 
-from syncd.rpc import calls, keepalive
-from syncd.rpc.async_client import AsyncClient
-from syncd.rpc.client import Client
+from syncd.client import calls
+from syncd.client.async_client import AsyncClient
+from syncd.client.client import Client
+from syncd.protocol import keepalive
 from tests.deaf import go_deaf, needs_linux
 from tests.unit.rpc.rpc_service import SHARED_WORD, TEST_SECONDS, lines_to, serving
 from tests.unit.rpc.test_rpc_clients import EchoParams, close, ping, run

@@ -11,10 +11,11 @@ from pathlib import Path
 import anyio
 import pytest
 
+from syncd.client import calls
+from syncd.client.async_client import AsyncClient
+from syncd.client.client import Client
 from syncd.errors import ServiceUnavailable, TimedOut
-from syncd.rpc import calls, messages
-from syncd.rpc.async_client import AsyncClient
-from syncd.rpc.client import Client
+from syncd.protocol import messages
 from tests.unit.rpc.rpc_service import SHARED_WORD, TEST_SECONDS, serving
 from tests.unit.rpc.test_rpc_clients import EchoParams, close, hold_call, ping, run
 

@@ -13,8 +13,8 @@ import pytest
 import uvloop
 from anyio.to_thread import run_sync
 
-from syncd.rpc import calls
-from syncd.rpc.async_client import AsyncClient
+from syncd.client import calls
+from syncd.client.async_client import AsyncClient
 from tests.unit.rpc.rpc_service import SHARED_WORD, serving
 from tests.unit.rpc.test_rpc_clients import EchoParams, hold_call
 

@@ -9,8 +9,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from syncd.errors import InvalidParams, RequestError, TimedOut, UnknownDataset
+from syncd.protocol.messages import MAX_INCLUDED, NoParams, SearchParams, SearchResult
 from syncd.rpc.discovery import openrpc_document
-from syncd.rpc.messages import MAX_INCLUDED, NoParams, SearchParams, SearchResult
 from syncd.rpc.protocol import (
     BadRequest,
     InvalidRequestError,

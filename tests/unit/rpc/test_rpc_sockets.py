@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from anyio.to_thread import run_sync
 
+from syncd.client.address import TcpAddress, UnixAddress, find_service
 from syncd.errors import AddressInUse, SettingsError
-from syncd.rpc.address import TcpAddress, UnixAddress, find_service
 from syncd.rpc.dispatch import Limits
 from syncd.rpc.server import Server
 from syncd.rpc.sockets import MAX_PATH_BYTES, bind_tcp, bind_unix

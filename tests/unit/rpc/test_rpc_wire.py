@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from syncd.errors import InvalidParams, InvalidVector
-from syncd.rpc.wire import key_from_wire, key_to_wire, vector_from_wire, vector_to_bytes, vector_to_wire
+from syncd.protocol.wire import key_from_wire, key_to_wire, vector_from_wire, vector_to_bytes, vector_to_wire
 from syncd.types import Key, KeyKind
 
 UUID = "6f1c0c9e-53a1-4e8a-9c61-0c8b8d1f7a10"

@@ -15,11 +15,11 @@ from typing import Any, cast
 import anyio
 import msgspec
 
+from syncd.client.address import TcpAddress, UnixAddress
+from syncd.client.calls import Call
+from syncd.client.exchange import Answer, read_answer, request_line, unavailable
 from syncd.errors import SyncdError
-from syncd.rpc.address import TcpAddress, UnixAddress
-from syncd.rpc.calls import Call
-from syncd.rpc.exchange import Answer, read_answer, request_line, unavailable
-from syncd.rpc.keepalive import keep_alive
+from syncd.protocol.keepalive import keep_alive
 
 CLOSE_SECONDS = 1.0
 

@@ -20,8 +20,8 @@ from typing import Self
 import structlog
 
 from syncd.errors import DataDirectoryError, EmbeddedUnavailable
-from syncd.postgres.cluster import Cluster
-from syncd.postgres.programs import VERSION, binaries
+from syncd.postgres.embedded.cluster import Cluster
+from syncd.postgres.embedded.programs import VERSION, binaries
 
 __all__ = ["EmbeddedPostgres", "EmbeddedUnavailable", "binaries"]
 

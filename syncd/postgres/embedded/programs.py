@@ -19,7 +19,7 @@ from pathlib import Path
 import structlog
 
 from syncd.errors import EmbeddedUnavailable
-from syncd.postgres.account import Account, as_account
+from syncd.postgres.embedded.account import Account, as_account
 
 VERSION = 18
 COPY_PARENTS = ("/var/cache", "/var/tmp", tempfile.gettempdir())  # noqa: S108  the copy's owner and mode are checked

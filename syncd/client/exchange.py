@@ -7,10 +7,10 @@ from typing import TypeVar
 
 import msgspec
 
+from syncd.client.address import TcpAddress, UnixAddress
+from syncd.client.calls import Call
 from syncd.errors import InvalidParams, RequestError, ServiceUnavailable, SyncdError, TimedOut
-from syncd.rpc.address import TcpAddress, UnixAddress
-from syncd.rpc.calls import Call
-from syncd.rpc.messages import ErrorBody
+from syncd.protocol.messages import ErrorBody
 
 T = TypeVar("T")
 

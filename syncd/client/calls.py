@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from syncd.errors import InvalidFilter
 from syncd.json_values import json_value
-from syncd.rpc.messages import (
+from syncd.protocol.messages import (
     DEFAULT_PAGE_KEYS,
     DEFAULT_TIMEOUT_MS,
     AuthenticateParams,
@@ -45,7 +45,7 @@ from syncd.rpc.messages import (
     WireKey,
     WirePosition,
 )
-from syncd.rpc.wire import MAX_EXACT_INTEGER, vector_from_wire, vector_to_bytes
+from syncd.protocol.wire import MAX_EXACT_INTEGER, vector_from_wire, vector_to_bytes
 
 T = TypeVar("T")
 

@@ -12,15 +12,15 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 import anyio
 from anyio.to_thread import run_sync
 
+from syncd.client import calls
+from syncd.client.address import TcpAddress, find_service
+from syncd.client.async_link import Link, OnLoop, open_link
+from syncd.client.calls import Call, Key
+from syncd.client.client import DEFAULT_TIMEOUT_SECONDS, as_method
+from syncd.client.exchange import allowed_seconds, take_result, timed_out
 from syncd.errors import ServiceUnavailable, SyncdError
 from syncd.per_process import PerProcess
-from syncd.rpc import calls
-from syncd.rpc.address import TcpAddress, find_service
-from syncd.rpc.async_link import Link, OnLoop, open_link
-from syncd.rpc.calls import Call, Key
-from syncd.rpc.client import DEFAULT_TIMEOUT_SECONDS, as_method
-from syncd.rpc.exchange import allowed_seconds, take_result, timed_out
-from syncd.rpc.messages import DEFAULT_PAGE_KEYS
+from syncd.protocol.messages import DEFAULT_PAGE_KEYS
 
 P = ParamSpec("P")
 T = TypeVar("T")

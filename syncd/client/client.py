@@ -16,12 +16,10 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import msgspec
 
-from syncd.errors import ServiceUnavailable
-from syncd.per_process import PerProcess
-from syncd.rpc import calls
-from syncd.rpc.address import TcpAddress, UnixAddress, find_service
-from syncd.rpc.calls import Call, Key
-from syncd.rpc.exchange import (
+from syncd.client import calls
+from syncd.client.address import TcpAddress, UnixAddress, find_service
+from syncd.client.calls import Call, Key
+from syncd.client.exchange import (
     READ_BYTES,
     Answer,
     allowed_seconds,
@@ -31,8 +29,10 @@ from syncd.rpc.exchange import (
     timed_out,
     unavailable,
 )
-from syncd.rpc.keepalive import keep_alive
-from syncd.rpc.messages import DEFAULT_PAGE_KEYS
+from syncd.errors import ServiceUnavailable
+from syncd.per_process import PerProcess
+from syncd.protocol.keepalive import keep_alive
+from syncd.protocol.messages import DEFAULT_PAGE_KEYS
 
 DEFAULT_TIMEOUT_SECONDS = 30.0
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from syncd.errors import InvalidParams, InvalidVector
-from syncd.postgres.keys import TIMES, canonical_time
-from syncd.rpc.messages import KeyPart, WireKey, WireVector
+from syncd.keys import TIMES, canonical_time
+from syncd.protocol.messages import KeyPart, WireKey, WireVector
 from syncd.types import Key, KeyKind
 
 MAX_EXACT_INTEGER = 2**53

@@ -30,8 +30,8 @@ import structlog
 from psycopg.conninfo import make_conninfo
 
 from syncd.errors import EmbeddedUnavailable
-from syncd.postgres.account import as_account, server_account
-from syncd.postgres.programs import reachable
+from syncd.postgres.embedded.account import as_account, server_account
+from syncd.postgres.embedded.programs import reachable
 
 PORT = 5432  # no TCP: it only names the socket
 READY_SECONDS = 60.0
