@@ -1,11 +1,13 @@
-"""From 64-bit hashes to numbers, for millions of keys: 16 bytes an entry and no Python object.
+"""A map from 64-bit hashes to numbers, for millions of keys: 16 bytes per entry, no Python object.
 
-An append-only multimap in the manner of a log-structured merge tree: a small unsorted buffer, and
-immutable sorted runs that are merged in geometric tiers. One thread adds; a ``HashMultimapView``
-taken at any moment stays as it was, because runs are never changed, a buffer is only appended to,
-and a full buffer is replaced. Nothing is removed: two keys may share a hash and a key may have had
-several numbers, so whoever looks up compares keys. A merge may leave out entries that no newer view
-wants.
+It is an append-only multimap, similar to a log-structured merge tree: a small unsorted buffer, and
+immutable sorted runs that are merged in geometric tiers. One thread adds.
+
+Invariant: a ``HashMultimapView`` never changes. Runs are never changed, a buffer is only appended
+to, and a full buffer is replaced.
+
+Nothing is removed. Two keys may share a hash, and a key may have had several numbers, so the caller
+of ``find`` compares keys. A merge may leave out entries that no newer view needs.
 """
 
 from __future__ import annotations
@@ -22,18 +24,21 @@ Run = tuple[Hashes, Values]
 Keep = Callable[[Values], NDArray[np.bool_]]
 
 BUFFER_ENTRIES = 4096
-"""Scanning a full buffer for one key costs 3 µs."""
+"""Most entries of the buffer: scanning a full buffer for one key costs 3 µs."""
 
 TIER_FACTOR = 4
-"""Runs shrink by more than this from one to the next: a million entries lie in at most five."""
+"""Each run is more than this many times as large as the next: a million entries lie in at most
+five.
+"""
 
 _FEW_QUERIES = 8
 
 
 @dataclass(frozen=True, slots=True)
 class HashMultimapView:
-    """The entries at one moment. ``runs`` are (hashes ascending, values); of the buffer, the first
-    ``buffered`` count.
+    """The entries at one moment: ``runs`` of (hashes ascending, values), and a buffer.
+
+    Only the first ``buffered`` entries of the buffer count.
     """
 
     runs: tuple[Run, ...]
@@ -41,13 +46,11 @@ class HashMultimapView:
     buffered: int
 
     def find(self, hashes: Hashes) -> tuple[NDArray[np.int64], Values]:
-        """Every entry with one of ``hashes``: (index into ``hashes``, value) pairs, in no
-        particular order.
-        """
+        """Every entry with one of ``hashes``: (index into ``hashes``, value) pairs, in any order."""
         if hashes.size == 1:
             return self._find_one(hashes)
         order = hashes.argsort()
-        ascending = hashes[order]  # then a search begins where the last one ended, in the cache
+        ascending = hashes[order]  # each search then begins near the previous one, in the cache
         found = [_find_sorted(run, ascending) for run in self.runs]
         if self.buffered:
             found.append(self._find_buffered(ascending))
@@ -64,11 +67,10 @@ class HashMultimapView:
         )
 
     def from_hash(self, start: int, at_least: int) -> tuple[Hashes, Values, int | None]:
-        """The entries with the lowest hashes >= ``start``, ascending: ``at_least`` of them or all
-        there are.
+        """The entries with the lowest hashes >= ``start``, ascending: ``at_least`` of them, or all.
 
-        Entries that share a hash stay together. The third is where to go on, None when there is
-        nothing more.
+        Entries that share a hash stay together. The third value is the next ``start``, or None
+        after the last entry.
         """
         first = np.uint64(start)
         buffer_hashes, buffer_values = (
@@ -80,8 +82,8 @@ class HashMultimapView:
         for hashes, values in self.runs:
             position = int(np.searchsorted(hashes, first))
             rest.append((hashes[position:], values[position:]))
-        # Nothing above the smallest of the runs' at_least-th hashes is needed: that run alone has
-        # enough below it.
+        # The smallest of the runs' at_least-th hashes is enough: that run alone has enough entries
+        # below it.
         bounds = [hashes[at_least - 1] for hashes, _ in rest if hashes.size >= at_least]
         bound = min(bounds) if bounds else None
         if bound is not None:
@@ -98,12 +100,12 @@ class HashMultimapView:
 
     @property
     def entries(self) -> int:
-        """How many entries there are."""
+        """Number of entries."""
         return self.buffered + sum(hashes.size for hashes, _ in self.runs)
 
     @property
     def nbytes(self) -> int:
-        """Memory of the entries."""
+        """Bytes of memory of the entries."""
         return sum(hashes.nbytes + values.nbytes for hashes, values in (*self.runs, self.buffer))
 
     def _find_one(self, hashes: Hashes) -> tuple[NDArray[np.int64], Values]:
@@ -124,26 +126,25 @@ class HashMultimapView:
             self.buffer[0][: self.buffered],
             self.buffer[1][: self.buffered],
         )
-        if hashes.size > _FEW_QUERIES:  # sorting the buffer pays from here on
+        if hashes.size > _FEW_QUERIES:  # more queries than this repay sorting the buffer
             return _find_sorted(_sorted_run(buffer_hashes, buffer_values), hashes)
         queries, positions = (hashes[:, None] == buffer_hashes).nonzero()
         return queries, buffer_values[positions]
 
 
 class HashMultimap:
-    """The writer's side."""
+    """The multimap as its one writer sees it; ``view`` is for readers."""
 
     def __init__(self, buffer: int = BUFFER_ENTRIES) -> None:
         self._buffer_entries = buffer
         self.view = HashMultimapView((), _new_buffer(0), 0)
 
     def add(self, hashes: Hashes, values: Values, keep: Keep | None = None) -> None:
-        """Add entries: in place where the buffer has room, which older views do not see; else as a
-        sorted run.
+        """Add entries: in the buffer if it has room, which older views do not see; else as a sorted
+        run.
 
-        ``keep`` says which values are still wanted; in runs that are merged now, the others vanish
-        for newer views. Raises nothing but ``MemoryError``, and is then as if it had not been
-        called.
+        ``keep`` tells which values are still needed; a merge leaves the others out for newer views.
+        Raises only ``MemoryError``, and then changes nothing.
         """
         view = self.view
         stop = view.buffered + hashes.size
@@ -177,7 +178,9 @@ def _new_buffer(entries: int) -> Run:
 
 
 def _grown(buffer: Run, used: int, needed: int, most: int) -> Run:
-    """``buffer`` or a larger copy: a dataset of ten rows should not pay for thousands."""
+    """``buffer`` or a larger copy. It grows step by step, so ten rows do not cost a buffer of
+    thousands.
+    """
     if needed <= buffer[0].size:
         return buffer
     larger = _new_buffer(min(most, max(needed, 2 * buffer[0].size, 16)))
@@ -191,8 +194,9 @@ def _sorted_run(hashes: Hashes, values: Values) -> Run:
 
 
 def _merged(larger: Run, smaller: Run) -> Run:
-    """Both runs in one. Linear: placing 4,096 entries among a million costs 1 ms, sorting all of
-    them 70 ms.
+    """Both runs merged into one, in linear time.
+
+    Placing 4,096 entries among a million costs 1 ms; sorting all of them costs 70 ms.
     """
     size = larger[0].size + smaller[0].size
     places = np.searchsorted(larger[0], smaller[0]) + np.arange(smaller[0].size)
@@ -206,8 +210,7 @@ def _merged(larger: Run, smaller: Run) -> Run:
 
 def _find_sorted(run: Run, hashes: Hashes) -> tuple[NDArray[np.int64], Values]:
     first = run[0].searchsorted(hashes)
-    # Most hashes meet one entry or none: compare first, search for the end only where there is
-    # something.
+    # Most hashes have one entry or none, so compare first and search for the end only after a hit.
     inside = np.minimum(first, run[0].size - 1)
     (hit,) = (run[0][inside] == hashes).nonzero()
     if not hit.size:

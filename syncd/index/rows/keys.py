@@ -1,9 +1,9 @@
-"""A dataset's keys: how each kind is stored, hashed, compared and given back.
+"""A dataset's keys: how each kind is stored, hashed, compared and restored.
 
-integer: int64, 8 bytes. uuid: two uint64, 16 bytes. The others: UTF-8 in a blob column, and each
-key's end in an offsets column. Between Python keys and columns stands the *stored form*, an array
-with one row a key, so that thousands of keys are hashed and compared at once. Hashes are not on
-disk: they are computed again at load.
+integer: int64, 8 bytes. uuid: two uint64, 16 bytes. Other kinds: UTF-8 in a blob column, and the
+end of each key in an offsets column. The *stored form* stands between Python keys and columns: an
+array with one row per key, so that thousands of keys are hashed and compared in one call. Hashes
+are not on disk; loading computes them again.
 """
 
 from __future__ import annotations
@@ -27,15 +27,14 @@ from syncd.index.storage.files import SavedFile
 from syncd.types import Key, KeyKind
 
 Stored = NDArray[Any]
-"""Keys in stored form: int64 (n,) for integer, uint64 (n, 2) for uuid, ``bytes`` objects (n,) for
-text and composite.
+"""Keys in stored form: int64 (n,) for integer, uint64 (n, 2) for uuid, else ``bytes`` objects (n,).
 """
 
 _CANONICAL_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
 def store_keys(kind: KeyKind, keys: Sequence[Key]) -> Stored:
-    """Python keys in stored form; raises ``InvalidParams`` for one that is not of this kind."""
+    """The stored form of Python keys; raises ``InvalidParams`` if a key is not of this kind."""
     try:
         match kind:
             case "integer":
@@ -46,7 +45,8 @@ def store_keys(kind: KeyKind, keys: Sequence[Key]) -> Stored:
                 ).reshape(-1, 2)
             case _:
                 stored = np.empty(len(keys), dtype=object)
-                stored[:] = [key.encode() for key in keys]  # type: ignore[union-attr]  # an int: caught below
+                # An int has no ``encode``; its error is caught below.
+                stored[:] = [key.encode() for key in keys]  # type: ignore[union-attr]
                 return stored
     except (TypeError, AttributeError, OverflowError, UnicodeEncodeError) as error:
         raise InvalidParams(
@@ -56,7 +56,7 @@ def store_keys(kind: KeyKind, keys: Sequence[Key]) -> Stored:
 
 
 def restore_keys(kind: KeyKind, stored: Stored) -> list[Key]:
-    """Python keys from their stored form."""
+    """The Python keys of a stored form."""
     match kind:
         case "integer":
             return stored.tolist()  # type: ignore[no-any-return]  # int64 gives ints
@@ -67,7 +67,7 @@ def restore_keys(kind: KeyKind, stored: Stored) -> list[Key]:
 
 
 def hash_keys(kind: KeyKind, stored: Stored) -> Hashes:
-    """64-bit hashes, the same in every process: splitmix64 of the numbers, BLAKE2b of the text."""
+    """64-bit hashes, equal in every process: splitmix64 of numbers, BLAKE2b of text."""
     match kind:
         case "integer":
             return _splitmix64(stored.view(np.uint64))
@@ -79,40 +79,40 @@ def hash_keys(kind: KeyKind, stored: Stored) -> Hashes:
 
 
 def same_keys(one: Stored, other: Stored) -> NDArray[np.bool_]:
-    """Row by row, whether the keys are equal."""
+    """Whether the keys of each row are equal, (n,) bool."""
     same: NDArray[np.bool_] = np.asarray(one == other, dtype=np.bool_)
     return same if same.ndim == 1 else np.logical_and.reduce(same, axis=1)
 
 
 class KeysView(Protocol):
-    """The stored keys at one moment."""
+    """Stored keys at one moment."""
 
     @property
     def columns(self) -> tuple[ColumnView, ...]:
         """The views of the columns, in the order of ``KeyColumns.columns``."""
 
     def take(self, slots: Slots) -> Stored:
-        """The keys of ``slots``, in their order."""
+        """The keys of ``slots``, in the same order."""
 
 
 class KeyColumns(Protocol):
-    """Where the keys of one kind are kept: the columns, and how keys go into them."""
+    """Columns for the keys of one kind, and how keys are written into them."""
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """The columns and nothing else, for sealing, saving and loading."""
+        """The columns alone, for sealing, saving and loading."""
 
     def rows(self, count: int) -> tuple[int, ...]:
-        """How many rows each column has when ``count`` keys are stored."""
+        """Number of rows in each column when ``count`` keys are stored."""
 
     def write(self, start: int, stored: Stored) -> None:
-        """Put keys at the slots from ``start`` on."""
+        """Write keys at the slots from ``start`` on."""
 
     def load(self, saved: dict[str, SavedFile], count: int) -> None:
-        """Take up ``count`` saved keys, checked."""
+        """Load ``count`` saved keys and check them."""
 
     def view(self) -> KeysView:
-        """The keys as they are now, for the writer to publish."""
+        """The present keys, which the writer publishes."""
 
 
 def key_columns(kind: KeyKind, directory: Path, prefix: str, chunk_bytes: int) -> KeyColumns:
@@ -131,7 +131,7 @@ def key_columns(kind: KeyKind, directory: Path, prefix: str, chunk_bytes: int) -
 
 @dataclass(frozen=True, slots=True)
 class FixedKeysView:
-    """Keys of one size."""
+    """Keys of a fixed size at one moment."""
 
     column: ColumnView
 
@@ -146,7 +146,7 @@ class FixedKeysView:
 
 
 class FixedKeys:
-    """Keys of one size: one column."""
+    """Keys of a fixed size, in one column."""
 
     def __init__(self, column: Column) -> None:
         self._column = column
@@ -170,8 +170,9 @@ class FixedKeys:
 
 
 def _splitmix64(numbers: NDArray[np.uint64]) -> Hashes:
-    """The finaliser of SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number
-    generators", 2014).
+    """The finalizer of SplitMix64.
+
+    Source: Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014.
     """
     mixed = numbers + np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -180,7 +181,7 @@ def _splitmix64(numbers: NDArray[np.uint64]) -> Hashes:
 
 
 def _integer(key: Key) -> int:
-    if type(key) is not int:  # a bool is no key, and numpy would round a float
+    if type(key) is not int:  # a bool is not a key, and numpy would round a float
         raise TypeError
     return key
 
@@ -188,7 +189,7 @@ def _integer(key: Key) -> int:
 def _uuid_digits(key: Key) -> str:
     if not _CANONICAL_UUID.fullmatch(key):  # type: ignore[arg-type]  # an int is a TypeError
         raise TypeError
-    return key.replace("-", "")  # type: ignore[union-attr]  # a str, or it would not have matched
+    return key.replace("-", "")  # type: ignore[union-attr] # it matched: a str
 
 
 def _uuid_text(digits: str) -> str:

@@ -1,13 +1,13 @@
-"""The form in which a metric's vectors are stored, what makes a vector unusable, and how the user's
-own comes back.
+"""How each metric's vectors are stored, which vectors are unusable, and how a user's vector is
+restored.
 
 | column type | l2, ip | cosine |
 |---|---|---|
-| float32 | as it is | divided by its norm, the norm beside it (float64) |
-| halfvec | as it is, float16 | as it is, float16, the norm beside it |
+| float32 | unchanged | divided by its norm; the norm in its own column (float64) |
+| halfvec | unchanged, float16 | unchanged, float16; the norm in its own column |
 
-halfvec keeps its 2 bytes and its exact value: rounding a normalised vector to float16 again would
-change its distances by 1e-4. Norms are float64, because that of a valid float32 vector may be
+halfvec keeps its 2 bytes and its exact value: rounding a normalized vector to float16 again would
+change its distances by 1e-4. Norms are float64, because the norm of a valid float32 vector may be
 outside the range of float32.
 """
 
@@ -40,19 +40,20 @@ _EXPLANATIONS: dict[Reason, str] = {
 
 @dataclass(frozen=True, slots=True)
 class StoredVectors:
-    """Vectors as the columns take them: rows (n, dim) float32 or float16, norms (n,) float64 under
-    cosine.
+    """Vectors as the columns store them: rows (n, dim) float32 or float16, norms (n,) float64.
+
+    Only cosine has norms.
     """
 
     rows: NDArray[Any]
     norms: NDArray[np.float64] | None
 
     def select(self, chosen: NDArray[Any]) -> StoredVectors:
-        """Some of them, by mask or by index."""
+        """The chosen rows, by mask or by index."""
         return StoredVectors(self.rows[chosen], None if self.norms is None else self.norms[chosen])
 
     def equals(self, other: StoredVectors) -> NDArray[np.bool_]:
-        """Row by row, whether the stored bytes are the same."""
+        """Whether the stored bytes of each row are equal, (n,) bool."""
         bits = np.uint16 if self.rows.dtype.itemsize == 2 else np.uint32
         same: NDArray[np.bool_] = (self.rows.view(bits) == other.rows.view(bits)).all(axis=1)
         return same if self.norms is None else same & (self.norms == other.norms)
@@ -67,17 +68,17 @@ class VectorFormat:
 
     @property
     def dtype(self) -> str:
-        """Of the vectors' column."""
+        """dtype of the vector column."""
         return "<f2" if self.half else "<f4"
 
     @property
     def has_norms(self) -> bool:
-        """Whether there is a column of norms."""
+        """Whether the dataset has a column of norms."""
         return self.metric == "cosine"
 
     def validate(self, vectors: Vectors) -> dict[int, Reason]:
-        """The rows of (n, dim) that cannot be indexed, and why; empty when all can. An infinity
-        counts as ``nan``.
+        """The rows of (n, dim) that cannot be indexed, each with its reason. An infinity counts as
+        ``nan``.
         """
         return self._invalid(_squared_norms(self._typed(vectors)))
 
@@ -95,16 +96,18 @@ class VectorFormat:
         return StoredVectors(rows if self.half else _divided(rows, norms), norms)
 
     def restore(self, stored: StoredVectors) -> Vectors:
-        """The user's own vectors, float32; under cosine equal to a part in ten million, else
-        exactly.
+        """The user's vectors (n, dim) float32.
+
+        They are exact, except under cosine with float32: there the error is one part in ten
+        million.
         """
         if self.half or stored.norms is None:
             return stored.rows.astype(np.float32)
         return (stored.rows * stored.norms[:, None]).astype(np.float32)
 
     def as_compared(self, stored: StoredVectors) -> Vectors:
-        """(n, dim) float32 as searches compare stored rows; under cosine each is divided by its
-        norm.
+        """Stored rows (n, dim) float32 as searches compare them; under cosine, divided by their
+        norms.
         """
         if not self.half:
             return stored.rows
@@ -113,13 +116,13 @@ class VectorFormat:
         return rows
 
     def queries(self, queries: Vectors) -> Vectors:
-        """(q, dim) as exact search compares them, contiguous; raises ``InvalidVector``."""
+        """(q, dim) float32, contiguous, as exact search compares them; raises ``InvalidVector``."""
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         if queries.ndim != 2:
             raise ValueError(f"queries of shape {queries.shape}, not (q, dim)")
         if queries.shape[1] == 0:
             raise InvalidVector("the vector has no element")
-        if len(queries) == 1:  # the common case in Python's own numbers: 4 µs, as arrays 20
+        if len(queries) == 1:  # the common case: 4 µs with Python's floats, 20 µs with arrays
             wide = queries[0].astype(np.float64)
             norm = math.sqrt(wide.dot(wide))
             if math.isfinite(norm) and (norm > 0 or not self.has_norms):
@@ -132,7 +135,7 @@ class VectorFormat:
     def _typed(self, vectors: Vectors) -> NDArray[Any]:
         if not self.half:
             return vectors
-        # a number too large for float16 becomes infinite, and is reported as such
+        # A number too large for float16 becomes infinite, and is reported as an infinity.
         with np.errstate(over="ignore"):
             return vectors.astype(np.float16)
 
@@ -152,8 +155,8 @@ def half_to_float(
     """Write finite float16 ``rows`` (n, dim) into ``out`` as float32, divided by ``norms`` if
     given.
 
-    Shifting exponent and mantissa into place and scaling by 2^112 is exact, subnormals included,
-    and takes 0.35 ns an element; numpy's own conversion takes 1.65.
+    Shifting exponent and mantissa into place and scaling by 2^112 is exact, also for subnormals. It
+    takes 0.35 ns per element; numpy's own conversion takes 1.65 ns.
     """
     bits = out.view(np.int32)
     np.copyto(bits, rows.view(np.int16))
@@ -163,14 +166,16 @@ def half_to_float(
         np.multiply(out, _HALF_SCALE, out=out)
     elif norms.min() > _SMALL_HALF_NORM:
         np.multiply(out, (_HALF_SCALE / norms).astype(np.float32)[:, None], out=out)
-    else:  # both factors in one would overflow
+    else:  # one factor of both would overflow
         np.multiply(out, _HALF_SCALE, out=out)
         np.multiply(out, (1.0 / norms).astype(np.float32)[:, None], out=out)
 
 
 def _squared_norms(rows: NDArray[Any]) -> NDArray[np.float64]:
-    """In float64, where no float32 vector overflows: not finite exactly when the row has a NaN or
-    an infinity.
+    """Squared norms (n,) float64; a value is not finite if and only if the row has a NaN or an
+    infinity.
+
+    In float64 the squared norm of a finite float32 vector cannot overflow.
     """
     squared = np.empty(len(rows), dtype=np.float64)
     for start in range(0, len(rows), _BLOCK_ROWS):  # a block's float64 copy stays in the cache

@@ -1,3 +1,4 @@
-"""Bytes on disk and in memory: columns of fixed-size chunks, blobs, files, bitmaps. A *slot* is a
-row's number and never changes.
+"""Bytes on disk and in memory: columns of fixed-size chunks, byte strings, files, bitmaps.
+
+A *slot* is a row's number. It never changes.
 """

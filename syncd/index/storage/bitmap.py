@@ -1,9 +1,9 @@
-"""Which slots are live: one bit a slot, little-endian bit order, as FAISS' ``IDSelectorBitmap``
-reads it.
+"""Which slots are live: one bit per slot, in the bit order of FAISS's ``IDSelectorBitmap``
+(little-endian).
 
-A published bit is never changed in place: clearing copies the bitmap first (3 µs for a million
-slots), so a view keeps the liveness of its own pass. Bits at or past a view's count mean nothing to
-that view, so new slots are set without a copy.
+Invariant: a published bit never changes in place. Clearing bits copies the bitmap first (3 µs for a
+million slots), so a view keeps the liveness of its own pass. A view ignores all bits at or past its
+count, so bits of new slots are set without a copy.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ Slots = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """Which slots are live, as of one pass. It is never changed: each change gives another one.
+    """The live slots after one pass; immutable, a change returns a new object.
 
-    ``bits`` has one bit per slot, ``count`` is how many are set, and ``dead`` (chunks,) is how many
-    slots of each chunk are not.
+    ``bits`` has one bit per slot, ``count`` is the number of live slots, and ``dead`` (chunks,)
+    int64 is the number of dead slots in each chunk.
     """
 
     bits: Bitmap
@@ -31,9 +31,7 @@ class Live:
 
     @classmethod
     def of(cls, bits: Bitmap, stop: int, shift: int) -> Live:
-        """The bits below ``stop``, counted by chunks of ``1 << shift`` slots; later bits must be
-        zero.
-        """
+        """Count the bits below ``stop`` per chunk of ``1 << shift`` slots; later bits must be zero."""
         counts = count_bits(bits, 1 << shift)
         slots = np.full(len(counts), 1 << shift, dtype=np.int64)
         if slots.size:
@@ -42,11 +40,11 @@ class Live:
 
     @classmethod
     def nothing(cls) -> Live:
-        """No slot at all."""
+        """The state of an empty dataset."""
         return cls(empty_bitmap(0), 0, np.zeros(0, dtype=np.int64))
 
     def after(self, gone: Slots, start: int, stop: int, shift: int) -> Live:
-        """The same with the slots ``gone`` dead and the new slots ``start <= slot < stop`` live."""
+        """A copy with the slots ``gone`` dead and the new slots ``start <= slot < stop`` live."""
         bits = cleared(self.bits, gone, stop)
         set_range(bits, start, stop)
         dead = np.bincount(gone >> shift, minlength=-(-stop >> shift)).astype(np.int64, copy=False)
@@ -60,12 +58,12 @@ def empty_bitmap(slots: int) -> Bitmap:
 
 
 def bitmap_bytes(slots: int) -> int:
-    """How many bytes hold ``slots`` bits."""
+    """Number of bytes that hold ``slots`` bits."""
     return (slots + 7) >> 3
 
 
 def grown(bitmap: Bitmap, slots: int) -> Bitmap:
-    """``bitmap`` itself when it has room for ``slots``, else a copy with twice the room."""
+    """``bitmap`` itself if it has room for ``slots``, else a copy with at least twice the room."""
     needed = bitmap_bytes(slots)
     if needed <= bitmap.size:
         return bitmap
@@ -98,7 +96,7 @@ def clear_bits(bitmap: Bitmap, slots: Slots) -> None:
 
 
 def cleared(live: Bitmap, dead: Slots, slots: int) -> Bitmap:
-    """``live`` with room for ``slots``; a copy with the ``dead`` ones cleared, if there are any."""
+    """``live`` with room for ``slots``; a copy with the ``dead`` slots cleared, if there are any."""
     larger = grown(live, slots)
     if dead.size:
         larger = larger.copy() if larger is live else larger
@@ -107,7 +105,7 @@ def cleared(live: Bitmap, dead: Slots, slots: int) -> Bitmap:
 
 
 def test_bits(bitmap: Bitmap, slots: Slots) -> NDArray[np.bool_]:
-    """Which of ``slots`` are live."""
+    """Whether each of ``slots`` is live, (n,) bool."""
     bits: NDArray[np.uint8] = bitmap[slots >> 3] & _bits(slots)
     return bits.astype(np.bool_)
 
@@ -115,12 +113,13 @@ def test_bits(bitmap: Bitmap, slots: Slots) -> NDArray[np.bool_]:
 def live_slots(bitmap: Bitmap, stop: int) -> Slots:
     """Every live slot below ``stop``, ascending."""
     bits = np.unpackbits(bitmap[: bitmap_bytes(stop)], count=stop, bitorder="little")
-    return np.flatnonzero(bits.view(np.bool_))  # of truth values this takes a quarter of the time
+    return np.flatnonzero(bits.view(np.bool_))  # on bool, a quarter of the time
 
 
 def count_bits(bitmap: Bitmap, slots: int) -> NDArray[np.int64]:
-    """How many bits are set in each stretch of ``slots`` slots, a multiple of 8; what lies past the
-    last slot must be zero.
+    """Number of set bits in each run of ``slots`` slots; ``slots`` is a multiple of 8.
+
+    Bits past the last slot must be zero.
     """
     if not bitmap.size:
         return np.zeros(0, dtype=np.int64)
@@ -130,7 +129,7 @@ def count_bits(bitmap: Bitmap, slots: int) -> NDArray[np.int64]:
 
 
 def prefix(bitmap: Bitmap, stop: int) -> Bitmap:
-    """A copy of the bits below ``stop``; the rest of its last byte is zero."""
+    """A copy of the bits below ``stop``; the other bits of its last byte are zero."""
     copy = bitmap[: bitmap_bytes(stop)].copy()
     if stop & 7:
         copy[-1] &= (1 << (stop & 7)) - 1

@@ -1,4 +1,4 @@
-"""Byte strings of any length by slot: what text keys and lines of attached columns are kept in."""
+"""Byte strings of any length by slot. Text keys and lines of attached columns are stored in them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from syncd.index.storage.columns import Column, ColumnView
 from syncd.index.storage.files import SavedFile
 
 Bytes = NDArray[Any]
-"""``bytes`` objects, (n,)."""
+"""(n,) array of ``bytes`` objects."""
 
 
 @dataclass(frozen=True, slots=True)
 class BlobsView:
-    """The values at one moment: that of ``slot`` is ``blob[ends[slot - 1]:ends[slot]]``."""
+    """The values at one moment. The value of ``slot`` is ``blob[ends[slot - 1]:ends[slot]]``."""
 
     blob: ColumnView
     ends: ColumnView
@@ -29,7 +29,7 @@ class BlobsView:
         return (self.blob, self.ends)
 
     def take(self, slots: Slots) -> Bytes:
-        """The values of ``slots``, in their order."""
+        """The values of ``slots``, (n,), in the same order."""
         ends = self.ends.take(slots).tolist()
         starts = self.ends.take(np.maximum(slots - 1, 0)).tolist()
         values = np.empty(slots.size, dtype=object)
@@ -50,11 +50,11 @@ class Blobs:
         self.columns = (blob, ends)
 
     def rows(self, count: int) -> tuple[int, ...]:
-        """How many rows each column has when ``count`` values are stored."""
+        """Number of rows in each column when ``count`` values are stored."""
         return (self._end(count), count)
 
     def write(self, start: int, stored: Bytes) -> None:
-        """Put values at the slots from ``start`` on."""
+        """Write values at the slots from ``start`` on."""
         values = stored.tolist()
         blob_start = self._end(start)
         ends = blob_start + np.cumsum(
@@ -64,12 +64,12 @@ class Blobs:
         self._ends.write(start, ends)
 
     def load(self, saved: dict[str, SavedFile], count: int) -> None:
-        """Take up ``count`` saved values, checked; raises ``DamagedFile``."""
+        """Load ``count`` saved values and check them; raises ``DamagedFile``."""
         self._ends.load(saved, count, check=True)
         self._blob.load(saved, self._end(count), check=True)
 
     def view(self) -> BlobsView:
-        """The values as they are now, for the writer to publish."""
+        """The present values, which the writer publishes."""
         return BlobsView(self._blob.view, self._ends.view)
 
     def _end(self, count: int) -> int:

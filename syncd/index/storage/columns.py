@@ -1,12 +1,12 @@
-"""An append-only column of fixed-width rows, in chunks that go to disk once they are full.
+"""An append-only column of fixed-width rows, in chunks. A chunk moves to disk when it is full.
 
-The invariant: bytes of a row below a published count never change. A full chunk is written to its
-file and read through a read-only mapping from then on; the open one lives on the heap and grows
-geometrically, so 10,000 small datasets hold no file descriptor and little memory. Rows are written
-in memory first: a full disk loses nothing, a chunk that cannot be written stays on the heap and is
-tried again.
+Invariant: the bytes of a row below a published count never change. A full chunk is written to its
+file; from then on it is read through a read-only mapping. The open (last) chunk is on the heap and
+grows geometrically, so 10,000 small datasets hold no file descriptor and little memory. Rows are
+written to memory first, so a full disk loses nothing: a chunk that cannot be written stays on the
+heap and is tried again.
 
-One thread calls ``write`` and ``seal``; ``save`` may run beside it in another, on a view.
+One thread calls ``write`` and ``seal``. Another thread may run ``save`` on a view at the same time.
 """
 
 from __future__ import annotations
@@ -34,18 +34,20 @@ from syncd.index.storage.files import (
 from syncd.index.storage.window import Window
 
 CHUNK_BYTES = 32 << 20
-"""The most a chunk holds: 65,536 rows of 128 float32, 8,192 of 768."""
+"""Most bytes of a chunk: 65,536 rows of 128 float32, or 8,192 rows of 768."""
 
 WRITE_AHEAD_BYTES = 4 << 20
-"""Above this, unwritten rows of the open chunk go to its file, so that no one pass has to write a
-whole chunk (60 ms).
+"""Most bytes of the open chunk that are not in its file.
+
+Above this they are written, so that no single pass has to write a whole chunk (60 ms).
 """
 
 
 @dataclass(frozen=True, slots=True)
 class ColumnView:
-    """The chunks of a column at one moment; rows at or past the count published with it are not
-    written yet.
+    """The chunks of a column at one moment.
+
+    Rows at or past the count that was published with the view are not written yet.
     """
 
     chunks: tuple[NDArray[Any], ...]
@@ -57,7 +59,7 @@ class ColumnView:
             object.__setattr__(self, "window", Window(self.chunks, self.shift))
 
     def blocks(self, count: int) -> Iterator[tuple[int, NDArray[Any]]]:
-        """Each chunk's first row and its written rows, without copying."""
+        """Each chunk's first row number and its written rows, without a copy."""
         for number, chunk in enumerate(self.chunks):
             first = number << self.shift
             if first >= count:
@@ -65,7 +67,7 @@ class ColumnView:
             yield first, chunk[: count - first]
 
     def take(self, rows: Slots) -> NDArray[Any]:
-        """A copy of ``rows``, in their order: shape (n,), or (n, width)."""
+        """A copy of ``rows``, in the same order: shape (n,), or (n, width)."""
         if len(self.chunks) == 1:
             return self.chunks[0][rows]
         if not self.chunks:
@@ -74,8 +76,8 @@ class ColumnView:
         return self.window.take(rows)
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """The rows ``start <= row < stop``: a view of one chunk, or a copy where they lie in
-        several.
+        """The rows ``start <= row < stop``: a view of one chunk, or a copy if they lie in several
+        chunks.
         """
         first, last = start >> self.shift, max(start, stop - 1) >> self.shift
         offset = first << self.shift
@@ -86,8 +88,10 @@ class ColumnView:
 
 @dataclass(slots=True)
 class _ChunkFile:
-    """How much of a chunk is in its file: the first ``rows`` rows, with this checksum; ``durable``
-    after an fsync.
+    """The part of a chunk that is in its file: its first ``rows`` rows, with the checksum
+    ``crc32``.
+
+    ``durable`` is true after an fsync.
     """
 
     rows: int = 0
@@ -96,10 +100,9 @@ class _ChunkFile:
 
 
 class Column:
-    """One column of a dataset: the files ``<stem>-000000.<suffix>`` and the rows that are not in
-    them yet.
+    """One column of a dataset: the files ``<stem>-000000.<suffix>`` and the rows not yet in them.
 
-    A row is one number when ``width`` is None, else ``width`` of them.
+    A row is one number if ``width`` is None, else ``width`` numbers.
     """
 
     def __init__(
@@ -114,11 +117,11 @@ class Column:
         self._directory, self._stem, self._suffix = directory, stem, suffix
         self._dtype, self._width = np.dtype(dtype), width
         self.row_bytes = self._dtype.itemsize * (1 if width is None else width)
-        # A power of two from 8: a chunk's live bits then start at a byte.
+        # A power of two, at least 8, so that a chunk's live bits start at a byte.
         self._shift = max(3, (chunk_bytes // self.row_bytes).bit_length() - 1)
         self._chunk_rows = 1 << self._shift
         self._chunks: list[NDArray[Any]] = []
-        self._mapped = 0  # how many chunks, from the first on, are mappings of their files
+        self._mapped = 0  # number of chunks, from the first on, that are mappings of their files
         self._files: list[_ChunkFile] = []
         self._unchecked: list[int] = []
         self._files_lock = threading.Lock()
@@ -126,12 +129,12 @@ class Column:
 
     @property
     def view(self) -> ColumnView:
-        """The chunks as they are now, for the writer to publish with a count."""
+        """The present chunks, which the writer publishes with a count."""
         return self._view
 
     @property
     def heap_bytes(self) -> int:
-        """Memory of the chunks that are not mappings."""
+        """Bytes of memory of the chunks that are not mappings."""
         return sum(chunk.nbytes for chunk in self._chunks[self._mapped :])
 
     @property
@@ -140,8 +143,9 @@ class Column:
         return sum(file.rows for file in self._files) * self.row_bytes
 
     def write(self, start: int, rows: NDArray[Any]) -> None:
-        """Put ``rows`` at ``start``, at or past the published count, in memory; invisible until a
-        count covers them.
+        """Write ``rows`` in memory at ``start``, which is at or past the published count.
+
+        No reader sees them until a published count covers them.
         """
         while len(rows):
             number, offset = start >> self._shift, start & (self._chunk_rows - 1)
@@ -184,10 +188,10 @@ class Column:
         return self._mapped >= count >> self._shift
 
     def save(self, view: ColumnView, count: int) -> tuple[list[SavedFile], int]:
-        """Make the first ``count`` rows durable; returns their files and how many bytes were
+        """Make the first ``count`` rows durable; returns their files and the number of bytes
         written.
 
-        Raises ``DataDirectoryError``; what is in memory stays as it is.
+        Raises ``DataDirectoryError``; the rows in memory stay unchanged.
         """
         saved, written = [], 0
         for number in range(-(-count >> self._shift)):
@@ -195,9 +199,9 @@ class Column:
             with self._files_lock:
                 file = self._files[number]
                 written += self._write_file(number, view.chunks[number], rows)
-                # Where the writer sealed the chunk meanwhile, the file holds rows that this
-                # checkpoint must not vouch for: after a crash it would be loaded with `count` rows,
-                # and others would overwrite them.
+                # If the writer sealed the chunk meanwhile, the file holds more rows than this
+                # checkpoint may vouch for. After a crash the file is loaded with `count` rows, and
+                # new rows overwrite the others. So the checksum covers this checkpoint's rows only.
                 crc32 = (
                     file.crc32
                     if file.rows == rows
@@ -214,10 +218,10 @@ class Column:
         return saved, written
 
     def load(self, saved: dict[str, SavedFile], count: int, *, check: bool) -> None:
-        """Take up ``count`` saved rows; full chunks are mapped, and checked later by ``scrub``
-        unless ``check``.
+        """Load ``count`` saved rows. Full chunks are mapped; ``scrub`` checks them later unless
+        ``check``.
 
-        Raises ``DamagedFile`` when a file is missing, shorter than saved, or has another checksum.
+        Raises ``DamagedFile`` if a file is missing, shorter than saved, or has another checksum.
         """
         for number in range(-(-count >> self._shift)):
             path, rows = self._path(number), min(self._chunk_rows, count - (number << self._shift))
@@ -243,8 +247,9 @@ class Column:
         self._view = ColumnView(tuple(self._chunks), self._shift)
 
     def scrub(self, stop: Callable[[], bool]) -> None:
-        """Check what ``load`` left unchecked, until ``stop`` says so; raises ``DamagedFile``. May
-        run beside anything: sealed chunks never change.
+        """Check the chunks that ``load`` left unchecked, until ``stop()``; raises ``DamagedFile``.
+
+        Safe alongside every other method: sealed chunks never change.
         """
         while self._unchecked and not stop():
             number = self._unchecked[-1]
@@ -259,14 +264,15 @@ class Column:
         return not self._unchecked
 
     def _room(self, number: int, rows: int) -> NDArray[Any]:
-        """The chunk, with room for ``rows``; grown by replacement, because older views keep reading
-        the smaller one.
+        """The chunk, with room for ``rows``.
+
+        It grows by replacement, because older views keep reading the smaller array.
         """
         if number < len(self._chunks) and len(self._chunks[number]) >= rows:
             return self._chunks[number]
         old = self._chunks[number] if number < len(self._chunks) else None
         room = max(rows, 8) if old is None else max(rows, 2 * len(old), 8)
-        # A second chunk will fill up like the first did: no growing.
+        # The second and later chunks get their full size at once: the first one filled up as well.
         room = self._chunk_rows if number else min(room, self._chunk_rows)
         shape = (room,) if self._width is None else (room, self._width)
         chunk = np.empty(shape, dtype=self._dtype)
@@ -280,13 +286,14 @@ class Column:
         return chunk
 
     def _write_file(self, number: int, chunk: NDArray[Any], rows: int) -> int:
-        """Bring a chunk's file to ``rows`` rows, under the lock; returns the bytes written.
-        Unchanged when it raises.
+        """Extend a chunk's file to ``rows`` rows and return the bytes written. Needs the lock.
+
+        The chunk's state is unchanged if this raises.
         """
         file = self._files[number]
         if file.rows and not self._path(number).exists():
-            # Removed under us: written from its beginning, or there would be a hole. What was
-            # mapped is still readable.
+            # The file was removed from outside: write it from its beginning, because otherwise it
+            # would have a hole. A mapping of the removed file is still readable.
             file.rows, file.crc32, file.durable = 0, 0, False
         if rows <= file.rows:
             return 0
@@ -301,8 +308,8 @@ class Column:
         except DataDirectoryError:
             with self._files_lock:
                 # After a failed fsync the kernel forgets which pages were dirty: only writing again
-                # makes them durable. What is mapped cannot be written from memory, so the rows on
-                # disk must still be the ones written.
+                # makes them durable. A mapped chunk cannot be written from memory, so the file must
+                # still hold the rows that were written.
                 file = self._files[number]
                 if number < self._mapped:
                     check_content(

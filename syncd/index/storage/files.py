@@ -1,8 +1,8 @@
-"""Bytes on disk: written at an offset, made durable, read back whole or not at all.
+"""Bytes on disk: written at an offset, made durable, and read back whole or not at all.
 
-An ``OSError`` becomes ``DataDirectoryError`` when writing and ``DamagedFile`` when a file that a
-checkpoint names is missing. No file stays open: a dataset costs no descriptor besides those that
-mappings keep.
+An ``OSError`` becomes ``DataDirectoryError`` when writing. It becomes ``DamagedFile`` if a file
+that a checkpoint names is missing. No file stays open: a dataset costs no descriptor except those
+that its mappings keep.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from syncd.errors import DamagedFile, DataDirectoryError
 
 
 class SavedFile(msgspec.Struct, frozen=True):
-    """The first ``bytes`` bytes of the file ``name`` have the checksum ``crc32``."""
+    """A file as a checkpoint records it: its first ``bytes`` bytes have the checksum ``crc32``."""
 
     name: str
     bytes: int
@@ -31,7 +31,7 @@ class SavedFile(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, name: str, content: NDArray[np.uint8]) -> SavedFile:
-        """The entry of a file that holds just ``content``."""
+        """The entry of a file that holds exactly ``content``."""
         return cls(name=name, bytes=content.nbytes, crc32=zlib.crc32(content.data))
 
 
@@ -46,14 +46,15 @@ def make_directory(path: Path) -> None:
 
 
 def write_at(path: Path, offset: int, content: memoryview, *, truncate: bool = False) -> None:
-    """Write all of ``content`` at ``offset``; not yet durable. Plain writes, so a full disk is an
-    error, never SIGBUS.
+    """Write all of ``content`` at ``offset``; it is not durable yet.
+
+    Uses plain writes, so a full disk is an error and never a SIGBUS.
     """
     with _as_data_directory_error(path):
         flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_TRUNC if truncate else 0)
         try:
             descriptor = os.open(path, flags, 0o640)
-        except FileNotFoundError:  # a dataset's directory is made with its first file
+        except FileNotFoundError:  # a dataset's directory is created with its first file
             make_directory(path.parent)
             descriptor = os.open(path, flags, 0o640)
         try:
@@ -65,17 +66,18 @@ def write_at(path: Path, offset: int, content: memoryview, *, truncate: bool = F
 
 
 def make_durable(path: Path) -> None:
-    """Return once a file's bytes, or a directory's names, are on the disk."""
+    """Return when a file's bytes, or a directory's entries, are on the disk."""
     with _as_data_directory_error(path):
         _fsync_path(path, 0)
 
 
 def map_file(path: Path, size: int) -> NDArray[np.uint8]:
-    """The first ``size`` bytes of a file, mapped read-only; raises ``DamagedFile`` when it is
-    missing or shorter.
+    """The first ``size`` bytes of a file, mapped read-only, (size,) uint8.
+
+    Raises ``DamagedFile`` if it is missing or shorter.
     """
     with _open_saved(path, size) as descriptor:
-        # the mapping then keeps no descriptor: 100M rows are 10,000 chunks
+        # With ``trackfd=False`` a mapping keeps no descriptor: 100M rows are 10,000 chunks.
         if sys.version_info >= (
             3,
             13,
@@ -87,8 +89,9 @@ def map_file(path: Path, size: int) -> NDArray[np.uint8]:
 
 
 def read_file(path: Path, saved: SavedFile) -> bytearray:
-    """The saved bytes, checked; raises ``DamagedFile`` when the file is missing, shorter, or has
-    another checksum.
+    """The saved bytes, checked.
+
+    Raises ``DamagedFile`` if the file is missing, shorter, or has another checksum.
     """
     content = bytearray(saved.bytes)
     with _open_saved(path, saved.bytes) as descriptor:
@@ -126,7 +129,7 @@ def _open_saved(path: Path, size: int) -> Iterator[int]:
                 f"{path} is damaged: it has {found} bytes, the checkpoint says {size}"
             )
         yield descriptor
-    except OSError as error:  # a disk that cannot read a file back is as good as a damaged file
+    except OSError as error:  # an unreadable file counts as damaged
         raise DamagedFile(f"{path} cannot be read: {error.strerror}") from error
     finally:
         os.close(descriptor)

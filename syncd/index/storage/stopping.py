@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 Stop = Callable[[], bool]
-"""Returns true when the work is no longer wanted."""
+"""Function that returns true if the work is no longer wanted."""
 
 
 class Cancelled(Exception):
-    """The work was given up because it is no longer wanted."""
+    """The work ended early because it is no longer wanted."""

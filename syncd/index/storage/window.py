@@ -1,10 +1,11 @@
-"""Rows out of many chunks by one call.
+"""Copies rows from many chunks in one numpy call.
 
-The chunks lie anywhere in memory. A *window* is an array over everything from the first of them to
-the last, whose elements are whole rows and overlap: one begins at every number. Whatever row lies
-at a multiple of a number's size from the lowest chunk is an element, so numpy copies any rows at
-once, where going chunk by chunk or row by row takes two to four times as long. Only elements that
-are rows are ever touched.
+The chunks lie anywhere in memory. A *window* is an array over the memory from the first chunk to
+the last. Its elements have the size of a row and overlap: one element begins at every multiple of a
+number's size from the lowest chunk. So every row of every chunk is an element, and numpy copies any
+rows in one call. Copying chunk by chunk or row by row takes two to four times as long.
+
+Invariant: only elements that are rows are ever read.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from syncd.index.storage.bitmap import Slots
 
 
 class Window:
-    """Over ``chunks`` (rows,) or (rows, width), of ``1 << shift`` rows but for the last; they live
-    as long as this does.
+    """A window over ``chunks`` (rows,) or (rows, width); all but the last have ``1 << shift`` rows.
+
+    The chunks live as long as the window.
     """
 
     __slots__ = ("_bases", "_chunks", "_mask", "_rows", "_shift", "_width")
@@ -41,7 +43,7 @@ class Window:
         )
 
     def take(self, rows: Slots) -> NDArray[Any]:
-        """A copy of ``rows``, in their order: shape (n,), or (n, width)."""
+        """A copy of ``rows``, in the same order: shape (n,), or (n, width)."""
         first = self._chunks[0]
         copied = self._rows[self._bases[rows >> self._shift] + (rows & self._mask) * self._width]
         taken: NDArray[Any] = copied.view(first.dtype).reshape(-1, *first.shape[1:])
@@ -49,7 +51,7 @@ class Window:
 
 
 class _Memory:
-    """What numpy makes the window of."""
+    """Address range in numpy's array interface, from which numpy makes the window."""
 
     def __init__(self, address: int, elements: int, itemsize: int, width: int) -> None:
         self.__array_interface__ = {
