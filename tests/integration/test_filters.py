@@ -191,7 +191,7 @@ def test_a_filter_that_means_nothing_is_refused_and_the_next_is_answered(daemon:
         for wanted, said in (
             ({"nosuch": 1}, "no filterable column 'nosuch'"),
             ({"year": "2000"}, "cannot be compared with 'year'"),
-            ({"lang": {"gtee": "a"}}, "'gtee' is no operator of 'lang'"),
+            ({"lang": {"gtee": "a"}}, "'gtee' is not an operator of 'lang'"),
         ):
             with pytest.raises(InvalidFilter, match=said):
                 client.search("chunks", [0, 1], filter=wanted)

@@ -1,3 +1,1 @@
-"""Codes: compressed vectors in *parts* that share one codebook, their files, and the settings that
-reach a recall.
-"""
+"""Codes: compressed vectors in *parts* that share one codebook, their files, and their settings."""

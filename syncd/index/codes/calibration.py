@@ -1,14 +1,13 @@
-"""Which settings of the codes give which recall: measured on the dataset's own rows, chosen by what
-they cost.
+"""The settings of the codes, with the recall measured for each and its expected cost.
 
-Some live rows serve as queries, each left out of its own answer. Their exact neighbours are
-computed once; then lists are probed in growing numbers, and for each number of candidates the
-recall follows from one search. What is kept are the settings that no other beats in both recall and
-cost. A recall that none of them reaches is answered by exact search.
+Some live rows serve as queries; each is left out of its own answer. Their exact neighbors are
+computed once. Then growing numbers of lists are probed, and one search gives the recall for each
+number of candidates. Invariant: only those settings are kept that no other setting beats in both
+recall and cost. If no setting reaches a recall, exact search answers.
 
-The best of many noisy measurements tends to be a lucky one. So settings are chosen by a bound below
-the mean over some of the rows, and the recall that is reported is the mean over others, which had
-no part in the choice but to forbid it.
+The best of many noisy measurements is often a lucky one. So settings are chosen by a lower bound of
+the mean over some of the rows. The reported recall is the mean over other rows, which can only
+reject a choice.
 """
 
 from __future__ import annotations
@@ -18,26 +17,31 @@ from collections.abc import Iterable
 import msgspec
 
 KS = (10, 40, 100, 1000)
-"""Recall is measured for these k; a search for fewer rows uses the settings of the next one above,
-a search for more than all is exact.
+"""Values of k for which recall is measured.
+
+A search for fewer rows uses the settings of the next larger k; above the largest, search is exact.
 """
 
 EXACT_NS_PER_ELEMENT = 0.15
-"""One dimension of one row in an exact search, 20k rows of 128: 0.37 ms."""
+"""Cost of one dimension of one row in an exact search (measured: 20k rows of 128 in 0.37 ms)."""
 SCAN_NS_PER_CODE = 0.035
-"""One 4-bit code in a list that is probed: 0.29 ms for 64 of 1024 lists of a million rows with 64
-codes each.
+"""Cost of one 4-bit code in a probed list.
+
+Measured: 64 of 1024 lists of a million rows with 64 codes each take 0.29 ms.
 """
 RERANK_NS = 250.0
 RERANK_NS_PER_ELEMENT = 2.5
-"""One candidate, and each of its dimensions: the row is somewhere in memory, and often not in the
-cache.
+"""Cost of one candidate, and of each of its dimensions.
+
+The row may be anywhere in memory, and is often not in the cache.
 """
 
 
 class Point(msgspec.Struct, frozen=True, array_like=True):
-    """Settings with the recall@k they had: ``bound`` is two standard errors below the mean over the
-    rows that they are chosen by, ``recall`` the mean over other rows.
+    """Settings, and the recall@k measured with them.
+
+    ``bound`` is two standard errors below the mean over the rows that choose the settings;
+    ``recall`` is the mean over other rows.
     """
 
     k: int
@@ -49,15 +53,15 @@ class Point(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def promised(self) -> float:
-        """The recall that may be counted on."""
+        """The recall to rely on: the lower of both."""
         return min(self.bound, self.recall)
 
 
 class Calibration(msgspec.Struct, frozen=True):
-    """What was measured, when the dataset had ``rows`` live rows and ``slots`` slots; for each k
-    the cheapest points come first.
+    """The measured points of a dataset, when it had ``rows`` live rows and ``slots`` slots.
 
-    ``whole``: for every k, and not only in haste for the first.
+    For each k the cheapest points come first. ``whole`` is false if only the first k was measured
+    yet, quickly.
     """
 
     rows: int
@@ -66,8 +70,8 @@ class Calibration(msgspec.Struct, frozen=True):
     whole: bool = True
 
     def choose(self, k: int, recall: float) -> Point | None:
-        """The cheapest settings with which ``k`` rows are found at this recall; None where only
-        exact search does.
+        """The cheapest settings that find ``k`` rows at this recall; None if only exact search
+        does.
         """
         for wanted in KS:
             if k <= wanted:
@@ -83,7 +87,7 @@ class Calibration(msgspec.Struct, frozen=True):
 
 
 def frontier(points: Iterable[Point]) -> tuple[Point, ...]:
-    """The points that no cheaper one reaches, in the order of cost."""
+    """For each k the points that no cheaper point equals in recall, in order of cost."""
     kept: dict[int, list[Point]] = {}
     for point in sorted(points, key=lambda point: point.cost_us):
         of_this_k = kept.setdefault(point.k, [])
@@ -93,8 +97,9 @@ def frontier(points: Iterable[Point]) -> tuple[Point, ...]:
 
 
 def cost_us(*, rows: int, dim: int, codes: int, lists: int, nprobe: int, candidates: int) -> float:
-    """What a search is expected to cost one thread, in µs, the exact part left out: centroids,
-    lists, candidates.
+    """Expected time of a search in one thread, in µs: centroids, lists and candidates.
+
+    The exact search of the tail is not included.
     """
     nanoseconds = (
         lists * dim * EXACT_NS_PER_ELEMENT + rows / lists * nprobe * codes * SCAN_NS_PER_CODE * 2
@@ -103,5 +108,5 @@ def cost_us(*, rows: int, dim: int, codes: int, lists: int, nprobe: int, candida
 
 
 def rerank_us(candidates: int, dim: int) -> float:
-    """The part of it for comparing so many rows themselves."""
+    """The part of ``cost_us`` for comparing this many candidates exactly."""
     return candidates * (RERANK_NS + dim * RERANK_NS_PER_ELEMENT) / 1000

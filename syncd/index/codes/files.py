@@ -1,7 +1,7 @@
-"""Codes on disk: one file for the codebook and one for each part, written once and never changed.
+"""Codes on disk: one file for the codebook and one per part.
 
-FAISS' own format, streamed: neither saving nor loading holds a second copy of a part besides the
-bytes that are being checked.
+Invariant: a file is written once and never changed. The format is FAISS's own, streamed: saving and
+loading hold no second copy of a part, except the bytes that are being checked.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ BUFFER_BYTES = 1 << 20
 
 
 def save_codes(directory: Path, codes: Codes) -> tuple[SavedCodes, list[SavedFile], int]:
-    """Make codes durable, except for the directory's names; returns what to record, the files, and
-    the bytes written.
+    """Make codes durable, except for the directory's entries.
 
-    Only what has not been written before is. Raises ``DataDirectoryError``, and can then be called
-    again.
+    Returns the record for the checkpoint, the files, and the number of bytes written. Files that
+    exist are not written again. Raises ``DataDirectoryError``; it can then be called again.
     """
     book, written, files, parts = codes.codebook, 0, [], []
     prefix = f"{codes.generation:04d}"
@@ -61,8 +60,9 @@ def load_codes(
     dim: int,
     generation: int,
 ) -> Codes:
-    """The codes that ``entry`` records; ``files`` are those of their dataset. Raises
-    ``DamagedFile``.
+    """The codes that ``entry`` records; ``files`` are the files of their dataset.
+
+    Raises ``DamagedFile``.
     """
     template = _read(directory, files, entry.codebook_name)
     codebook = Codebook(
@@ -80,8 +80,8 @@ def load_codes(
         index = _read(directory, files, part.name)
         if index.ntotal != part.rows or index.nlist != codebook.lists:
             raise DamagedFile(
-                f"{directory / part.name} holds {index.ntotal} rows, the checkpoint says "
-                f"{part.rows}"
+                f"{directory / part.name} is damaged: it has {index.ntotal} rows, "
+                f"the checkpoint records {part.rows}"
             )
         parts.append(
             Part(
@@ -98,7 +98,7 @@ def load_codes(
 
 
 def _is_there(directory: Path, files: list[SavedFile]) -> bool:
-    """Whether a file was written, and nobody has removed it since."""
+    """Whether a file was written and still exists."""
     return bool(files) and (directory / files[0].name).exists()
 
 
@@ -113,16 +113,15 @@ def _write(directory: Path, name: str, index: Any) -> SavedFile:
             return
         try:
             write_at(path, size, memoryview(content), truncate=not size)
-        except (
-            DataDirectoryError
-        ) as error:  # FAISS would pass on that something failed, or nothing from a destructor
+        except DataDirectoryError as error:
+            # FAISS would report only that a write failed, and nothing from a destructor.
             failure = error
         size, crc32 = size + len(content), zlib.crc32(content, crc32)
 
     writer = library.PyCallbackIOWriter(write, BUFFER_BYTES)
     buffered = library.BufferedIOWriter(writer, BUFFER_BYTES)
     library.write_index(index, buffered)
-    del buffered  # writes what it holds
+    del buffered  # flushes its buffer
     if failure is not None:
         raise failure
     make_durable(path)
@@ -144,4 +143,5 @@ def _read(directory: Path, files: dict[str, SavedFile], name: str) -> Any:
     try:
         return library.read_index(library.PyCallbackIOReader(read, BUFFER_BYTES))
     except RuntimeError as error:
-        raise DamagedFile(f"{directory / name} is no index that FAISS can read: {error}") from error
+        message = f"{directory / name} is not an index that FAISS can read: {error}"
+        raise DamagedFile(message) from error

@@ -1,4 +1,4 @@
-"""What a checkpoint records of a dataset's codes. Their files are listed with the dataset's other
+"""A checkpoint's record of a dataset's codes. Their files are listed with the dataset's other
 files.
 """
 
@@ -10,8 +10,9 @@ from syncd.index.codes.calibration import Calibration
 
 
 class SavedPart(msgspec.Struct, frozen=True):
-    """One part of the codes: the file ``name`` has the codes of ``rows`` rows of the slots ``start
-    <= slot < stop``.
+    """One part of the codes: the file ``name`` has the codes of ``rows`` rows.
+
+    Their slots are in ``start <= slot < stop``.
     """
 
     number: int
@@ -22,7 +23,7 @@ class SavedPart(msgspec.Struct, frozen=True):
 
 
 class SavedCodes(msgspec.Struct, frozen=True):
-    """The codes of a dataset; their files are listed with the others."""
+    """The codes of a dataset; their files are listed with the dataset's other files."""
 
     codebook_number: int
     codebook_name: str

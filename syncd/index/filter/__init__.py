@@ -1,3 +1,3 @@
-"""Filters: the language of conditions, the values of attached columns as arrays, and which slots a
-filter lets through.
+"""Filters: the language of conditions, the values of attached columns as arrays, and the slots that
+pass.
 """

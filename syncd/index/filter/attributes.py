@@ -1,12 +1,14 @@
-"""The attached columns of a dataset's rows: kept as Postgres sent them, and turned into arrays for
-the filters that ask.
+"""The attached columns of a dataset's rows: stored as PostgreSQL sent them, and as arrays for
+filters.
 
-A row's columns are one line of JSON, an array in the order of the columns; the lines lie in an
-append-only column like keys do, and are saved, checked and loaded with the rest. That is the truth,
-from which ``include`` and a deep verify read. Arrays of a column, or of a path into a jsonb column,
-are made at the first filter that names it and kept in memory: a million lines take about a second,
-and from then on only new rows cost. A dataset that nobody filters pays nothing. What a filter lets
-through is kept too, since a slot's values never change.
+The columns of a row are one line of JSON: an array in the order of the columns. The lines are in an
+append-only column, like keys, and are saved, checked and loaded with the other columns. ``include``
+and a deep verify read the lines.
+
+Invariant: the lines are the truth, the arrays follow from them. Arrays of a column, or of a path
+into a jsonb column, are made when the first filter names it, and are kept in memory. A million
+lines take about a second; after that only new rows cost. A dataset without filters pays nothing. A
+filter's bitmap is also kept, because the values of a slot never change.
 """
 
 from __future__ import annotations
@@ -32,39 +34,42 @@ from syncd.index.storage.columns import Column
 from syncd.types import AttachedColumn, ColumnKind
 
 Lines = NDArray[Any]
-"""Rows' columns in stored form: ``bytes`` objects (n,), each a line of JSON with its newline."""
+"""Rows' columns in stored form: ``bytes`` objects (n,), each one line of JSON with its newline."""
 
 MAX_BITMAPS = 64
-"""Of a million slots a bitmap takes 125 KB."""
+"""Most bitmaps that are kept. A bitmap of a million slots takes 125 KB."""
 
 MAX_JSON_PATHS = 64
-"""Arrays of paths into jsonb that are kept: whoever may search may name any."""
+"""Most paths into jsonb whose arrays are kept, because any client may name any path."""
 
 READ_ROWS = 8192
 EVALUATED_ROWS = 1 << 17
-"""Arrays of so many bytes stay in the second-level cache."""
+"""Slots per evaluation of a filter: arrays of this many bytes stay in the second-level cache."""
 
 MAX_INTEGER_DIGITS = 4000
-"""Longer ones Python refuses to make an int of."""
+"""Python does not convert longer digit strings to int."""
 
 UNREAD_ROW_ELEMENTS = 2000
-"""A line that must be read first costs as much as comparing so many elements of vectors."""
+"""Cost of a line that must be read first, in elements of vectors compared in the same time."""
 
 
 def store_lines(rows: Sequence[str] | Sequence[bytes]) -> Lines:
-    """JSON arrays in stored form."""
+    """The stored form of JSON arrays."""
     lines = np.empty(len(rows), dtype=object)
     lines[:] = [(row.encode() if isinstance(row, str) else row) + b"\n" for row in rows]
     return lines
 
 
 def same_values(one: bytes, other: bytes) -> bool:
-    """Whether two lines hold equal values, such as 1.0 and 1.00."""
+    """Whether two lines have equal values, such as 1.0 and 1.00."""
     return one == other or _decoded(one) == _decoded(other)
 
 
 class Attributes:
-    """One generation's attached columns. One thread writes; any may read what a view covers."""
+    """The attached columns of one generation. One thread writes.
+
+    Any thread may read the slots that a view covers.
+    """
 
     def __init__(
         self, columns: Sequence[AttachedColumn], directory: FilePath, prefix: str, chunk_bytes: int
@@ -81,18 +86,16 @@ class Attributes:
 
     @property
     def nbytes(self) -> int:
-        """Memory of arrays and bitmaps."""
+        """Bytes of memory of arrays and bitmaps."""
         bitmaps = sum(bits.nbytes for _, bits in list(self._bitmaps.values()))
         return bitmaps + sum(array.nbytes for array in list(self._arrays.values()))
 
     def view(self) -> AttributesView:
-        """The columns as they are now, for the writer to publish."""
+        """The present columns, which the writer publishes."""
         return AttributesView(self, self.lines.view())
 
     def passing(self, lines: BlobsView, count: int, wanted: Filter) -> Bitmap:
-        """One bit for each of the first ``count`` slots, of which ``lines`` is a view: does the
-        filter let it through?
-        """
+        """A bitmap of the first ``count`` slots that pass the filter; ``lines`` is a view of them."""
         known, bits = self._bitmaps.get(wanted.text, (0, _NO_BITS))
         if known >= count:
             return bits
@@ -115,11 +118,12 @@ class Attributes:
             return larger
 
     def cost(self, count: int, wanted: Filter) -> int:
-        """What ``passing`` would cost, in elements of vectors that could be compared meanwhile."""
+        """Cost of ``passing``, in elements of vectors that could be compared in the same time."""
         known, _ = self._bitmaps.get(wanted.text, (0, _NO_BITS))
         if known >= count:
             return 0
-        # somebody reads lines: nobody should wait for that on the event loop
+        # Another thread reads lines now. The event loop must not wait for it, so the cost is the
+        # most.
         if self._lock.locked():
             return count * UNREAD_ROW_ELEMENTS
         arrays = [self._arrays.get(path) for path in wanted.paths]
@@ -129,9 +133,9 @@ class Attributes:
     def _extended(
         self, paths: Iterable[Path], lines: BlobsView, count: int
     ) -> Mapping[Path, Values]:
-        """The arrays of ``paths``, with at least ``count`` slots."""
+        """The arrays of ``paths``, extended to at least ``count`` slots."""
         for path in paths:
-            # to the end: the first is the one that was not asked for longest
+            # Move the array to the end: the first array is then the least recently used.
             array = self._arrays.pop(path, None)
             self._arrays[path] = (
                 values_of(self.columns[path.column].kind) if array is None else array
@@ -152,7 +156,7 @@ class Attributes:
         return arrays
 
     def _read(self, paths: Sequence[Path], lines: BlobsView, start: int, stop: int) -> None:
-        """Append the values of some slots to the arrays of ``paths``."""
+        """Append the values of the slots ``start <= slot < stop`` to the arrays of ``paths``."""
         blob, ends = lines.columns
         begin = int(ends.read(start - 1, start)[0]) if start else 0
         content = blob.read(begin, int(ends.read(stop - 1, stop)[0])).tobytes()
@@ -170,7 +174,7 @@ class Attributes:
             )
 
     def _decoder(self, wanted: tuple[int, ...]) -> msgspec.json.Decoder[Any]:
-        """Reads some columns of a line, and steps over the others."""
+        """A decoder for some columns of a line; it skips the others."""
         decoder = self._decoders.get(wanted)
         if decoder is None:
             fields = [
@@ -187,20 +191,18 @@ class Attributes:
 
 @dataclass(frozen=True, slots=True)
 class AttributesView:
-    """A dataset's attached columns at one moment."""
+    """The attached columns of a dataset at one moment."""
 
     _attributes: Attributes
     lines: BlobsView
 
     @property
     def columns(self) -> tuple[AttachedColumn, ...]:
-        """What can be filtered on and included."""
+        """The columns for filters and ``include``."""
         return self._attributes.columns
 
     def passing(self, count: int, wanted: Filter) -> Bitmap:
-        """One bit for each of the first ``count`` slots: does the filter let it through? What
-        follows them means nothing.
-        """
+        """A bitmap of the first ``count`` slots that pass the filter; later bits mean nothing."""
         return self._attributes.passing(self.lines, count, wanted)
 
     def cost(self, count: int, wanted: Filter) -> int:
@@ -208,12 +210,13 @@ class AttributesView:
         return self._attributes.cost(count, wanted)
 
     def stored(self, slots: Slots) -> Lines:
-        """The lines of ``slots``, in their order."""
+        """The lines of ``slots``, in the same order."""
         return self.lines.take(slots)
 
     def values(self, paths: Sequence[Path], slots: Slots) -> list[list[Any]]:
-        """For each path the values at ``slots``, as JSON: whole columns with every digit that
-        Postgres sent.
+        """For each path its values at ``slots``, as JSON.
+
+        Whole columns keep every digit that PostgreSQL sent.
         """
         lines = self.lines.take(slots).tolist() if slots.size else []
         whole = [_raw_row.decode(line) for line in lines]
@@ -244,7 +247,7 @@ def values_of(kind: ColumnKind) -> Values:
 
 
 def _decoded(line: bytes) -> Any:
-    """Any JSON that Postgres writes: its numbers may be larger than a float, or have thousands of
+    """Any JSON that PostgreSQL writes, also numbers above the largest float or with thousands of
     digits.
     """
     return json.loads(line, parse_int=_integer, parse_float=number)
@@ -255,7 +258,7 @@ def _integer(digits: str) -> int | float | Decimal:
 
 
 def _with_raw_numbers(document: bytes) -> Any:
-    """A document whose numbers are written as they were read."""
+    """A document whose numbers are written back as they were read."""
     try:
         return _raw_numbers.decode(document)
     except msgspec.DecodeError:
@@ -271,7 +274,7 @@ def _raw_integer(digits: str) -> msgspec.Raw:
 
 
 def _inside(value: Any, keys: tuple[str, ...]) -> Any:
-    """What keys lead to in a document; None where they lead nowhere."""
+    """The value at ``keys`` in a document; None if there is none."""
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     return value

@@ -1,12 +1,12 @@
-"""The language of filters: what a request says, checked against a dataset's columns, as an
-expression that is true for some slots.
+"""The language of filters: a request's filter, checked against a dataset's columns, as an
+expression.
 
 ``{"lang": "en", "year": {"gte": 2020, "lt": 2024}, "tag": {"in": ["a", "b"]}, "not": {…}, "or":
-[{…}]}``: everything in one object must be true. ``{"attributes": {"path": ["a.b"], "eq": 7}}``
-names a key of a jsonb column that has dots.
+[{…}]}``: all members of an object must be true. ``{"attributes": {"path": ["a.b"], "eq": 7}}``
+names a key of a jsonb column that contains dots.
 
-Invariant: a filter lets through exactly the rows that the same condition in a WHERE clause would,
-NULL included: what is unknown is not true, and neither is its ``not``.
+Invariant: a filter passes exactly the rows that the same condition in a WHERE clause passes. That
+includes NULL: an unknown comparison is not true, and its ``not`` is not true either.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from syncd.types import AttachedColumn, ColumnKind
 MAX_DEPTH = 16
 MAX_CONDITIONS = 256
 MAX_VALUES = 10_000
-"""In all the lists of a filter together."""
+"""Most values in all lists of a filter together."""
 MAX_PATH_KEYS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """A column by its place, and the keys that lead into its jsonb."""
+    """A column's place, and the keys that lead into its jsonb."""
 
     column: int
     keys: tuple[str, ...] = ()
@@ -50,17 +50,17 @@ class Condition:
     values: tuple[Operand, ...] = ()
 
     def true(self, operands: Operands, slots: slice) -> Chosen:
-        """For which slots it is true."""
+        """The slots for which the condition is true, (n,) bool."""
         return operands[self.path].true(self.operator, self.values, slots)
 
     def false(self, operands: Operands, slots: slice) -> Chosen:
-        """For which slots it is false; for the rest it is unknown."""
+        """The slots for which the condition is false, (n,) bool; for the others it is unknown."""
         return operands[self.path].false(self.operator, self.values, slots)
 
 
 @dataclass(frozen=True, slots=True)
 class Not:
-    """True where another is false."""
+    """True for the slots for which ``inner`` is false."""
 
     inner: Node
 
@@ -75,7 +75,7 @@ class Not:
 
 @dataclass(frozen=True, slots=True)
 class And:
-    """True where all are true, false where one is false; all of none is true."""
+    """True if all parts are true, false if one part is false; without parts it is true."""
 
     parts: tuple[Node, ...]
 
@@ -98,7 +98,7 @@ class And:
 
 @dataclass(frozen=True, slots=True)
 class Or:
-    """True where one is true, false where all are false; one of none is false."""
+    """True if one part is true, false if all parts are false; without parts it is false."""
 
     parts: tuple[Node, ...]
 
@@ -121,8 +121,9 @@ class Or:
 
 @dataclass(frozen=True, slots=True)
 class NoneOf:
-    """True where none of these is true, be they false or unknown: ``(a OR b) IS NOT TRUE``. Never
-    unknown.
+    """True if no part is true: each is false or unknown. It is never unknown itself.
+
+    In SQL: ``(a OR b) IS NOT TRUE``.
     """
 
     parts: tuple[Node, ...]
@@ -141,7 +142,7 @@ Node = Condition | Not | And | Or | NoneOf
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """A checked filter. ``text`` stands for it: filters of one text let the same rows through."""
+    """A checked filter. Filters with the same ``text`` pass the same rows."""
 
     root: Node
     text: bytes
@@ -150,8 +151,9 @@ class Filter:
 
 
 def parse_filter(given: object, columns: Sequence[AttachedColumn], dataset: str) -> Filter | None:
-    """Check a request's filter against a dataset's columns; None for ``{}``. Raises
-    ``InvalidFilter``.
+    """Check a request's filter against a dataset's columns; None for ``{}``.
+
+    Raises ``InvalidFilter``.
     """
     if not isinstance(given, Mapping):
         raise InvalidFilter(
@@ -171,8 +173,9 @@ def parse_filter(given: object, columns: Sequence[AttachedColumn], dataset: str)
 
 
 def find_path(name: str, columns: Sequence[AttachedColumn]) -> Path | None:
-    """What a name in a filter or in ``include`` stands for: a column, or keys into a jsonb column
-    behind dots.
+    """The path that a name in a filter or in ``include`` means, or None.
+
+    It is a column, or behind dots keys into a jsonb column.
     """
     names = [column.name for column in columns]
     if name in names:
@@ -185,7 +188,7 @@ def find_path(name: str, columns: Sequence[AttachedColumn]) -> Path | None:
 
 
 def listed(columns: Sequence[AttachedColumn]) -> str:
-    """The columns, as a hint names them."""
+    """The columns as a hint lists them."""
     return (
         ", ".join(
             f"{column.name}.<key>" if column.kind == "json" else column.name for column in columns
@@ -195,7 +198,7 @@ def listed(columns: Sequence[AttachedColumn]) -> str:
 
 
 class _Reading:
-    """A filter that is being read, and how much of it there has been."""
+    """A filter that is being read: its paths so far, and how many conditions and values it has."""
 
     def __init__(self, columns: Sequence[AttachedColumn], dataset: str) -> None:
         self.columns = columns
@@ -205,15 +208,16 @@ class _Reading:
         self.values = 0
 
     def node(self, given: object, depth: int) -> Node:
-        """An object: all of its members."""
+        """The expression of an object: all of its members must be true."""
         if not isinstance(given, Mapping):
             raise self.wrong(
-                f"{_shown(given)} stands where an object with conditions should",
+                f"expected an object with conditions, got {_shown(given)}",
                 'write {"column": value}',
             )
         if depth == 0:
             raise InvalidFilter(
-                f"the filter is nested more than {MAX_DEPTH} deep", hint="write it flatter"
+                f"the filter is nested more than {MAX_DEPTH} deep",
+                hint="use fewer levels of not, and, or",
             )
         parts: list[Node] = []
         for name, value in given.items():
@@ -231,7 +235,7 @@ class _Reading:
         return parts[0] if len(parts) == 1 else And(tuple(parts))
 
     def column(self, name: str, value: object) -> Node:
-        """What is asked of one column."""
+        """The conditions on one column."""
         path = find_path(name, self.columns)
         if path is None:
             raise self.wrong(
@@ -246,7 +250,7 @@ class _Reading:
             return self.compare(name, kind, path, "eq", value)
         if not value:
             raise self.wrong(
-                f"{shortened(name)!r} is asked for nothing",
+                f"{shortened(name)!r} has no condition",
                 f"its operators: {', '.join(operators_of(kind))}",
             )
         parts = []
@@ -258,8 +262,8 @@ class _Reading:
                     else ""
                 )
                 raise self.wrong(
-                    f"{shortened(operator)!r} is no operator of {shortened(name)!r}, which holds "
-                    f"{READERS[kind][0]}",
+                    f"{shortened(operator)!r} is not an operator of {shortened(name)!r}, "
+                    f"which holds {READERS[kind][0]}",
                     f"{within}its operators: {', '.join(operators_of(kind))}",
                 )
             parts.append(self.compare(name, kind, path, operator, operand))
@@ -268,7 +272,7 @@ class _Reading:
     def deeper(
         self, name: str, path: Path, value: Mapping[str, object]
     ) -> tuple[Path, Mapping[str, object]]:
-        """What a list of keys leads to, and what is asked of it."""
+        """The path with the keys of ``path`` appended, and the conditions on it."""
         keys = value["path"]
         if not isinstance(keys, list) or not keys or not all(isinstance(key, str) for key in keys):
             raise self.wrong(
@@ -285,7 +289,7 @@ class _Reading:
     def compare(
         self, name: str, kind: ColumnKind, path: Path, operator: str, value: object
     ) -> Node:
-        """One operator of one column."""
+        """The condition of one operator on one column."""
         self.conditions += 1
         if self.conditions > MAX_CONDITIONS:
             raise InvalidFilter(
@@ -303,7 +307,7 @@ class _Reading:
                 name, kind, operator, value if isinstance(value, list) else [value]
             )
             each = tuple(Condition(path, "in", (operand,)) for operand in wanted)
-            # every array but NULL contains nothing
+            # Without operands, every array that is not NULL matches.
             return And(each) if each else Not(Condition(path, "in"))
         if operator == "any":
             return Condition(path, "in", self.operands(name, kind, operator, value))
@@ -312,7 +316,8 @@ class _Reading:
                 [each for each in value if each is not None] if isinstance(value, list) else value
             )
             found = Condition(path, "in", self.operands(name, kind, operator, given))
-            # NULL is in a list that has null, as it equals null; in an empty list is nothing.
+            # NULL matches a list that has null, because it equals null. An empty list matches
+            # nothing.
             return (
                 found if given == value and value else Or((found, null) if given != value else ())
             )
@@ -334,22 +339,24 @@ class _Reading:
                     f"{operator!r} of {shortened(name)!r} takes a string, or a list of strings",
                     f'write {{"{operator}": "…"}}',
                 )
-            return Condition(path, operator, self.operands(name, kind, operator, texts))  # type: ignore[arg-type]  # one of TEXT
+            wanted = self.operands(name, kind, operator, texts)
+            return Condition(path, operator, wanted)  # type: ignore[arg-type]  # one of TEXT
         if value is None:
             raise self.wrong(
-                f"{operator!r} of {shortened(name)!r} takes no null",
+                f"{operator!r} of {shortened(name)!r} does not accept null",
                 'for IS NULL write {"column": null}',
             )
         if isinstance(value, bool) and operator in ORDER:
             raise self.wrong(
                 f"true and false have no order for {operator!r}", 'write {"column": true}'
             )
-        return Condition(path, operator, (self.operand(name, kind, value),))  # type: ignore[arg-type]  # ORDER or "is"
+        operand = self.operand(name, kind, value)
+        return Condition(path, operator, (operand,))  # type: ignore[arg-type]  # ORDER or "is"
 
     def operands(
         self, name: str, kind: ColumnKind, operator: str, values: object
     ) -> tuple[Operand, ...]:
-        """A list of values."""
+        """A list of values, each as the column compares it."""
         if not isinstance(values, list):
             raise self.wrong(
                 f"{operator!r} of {shortened(name)!r} takes a list",
@@ -369,12 +376,12 @@ class _Reading:
         if operand is None:
             raise self.wrong(
                 f"{_shown(value)} cannot be compared with {shortened(name)!r}, which holds {what}",
-                "null is IS NULL",
+                "null means IS NULL",
             )
         return operand
 
     def wrong(self, message: str, hint: str) -> InvalidFilter:
-        """The error, with the columns that there are."""
+        """The error, with the filterable columns in its hint."""
         return InvalidFilter(message, hint=f"{hint}; columns: {listed(self.columns)}")
 
 

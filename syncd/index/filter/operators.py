@@ -1,4 +1,4 @@
-"""Which operators a column of each kind has, and how it reads their operands."""
+"""The operators of each kind of column, and how their operands are read."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from syncd.types import ColumnKind
 EQUAL = ("eq", "ne", "in")
 ORDER = ("gt", "gte", "lt", "lte")
 SETS = ("contains", "any")
-"""``@>`` and ``&&`` of arrays."""
+"""In SQL: ``@>`` and ``&&`` of arrays."""
 TEXT = ("text_match", "text_match_insensitive")
-"""The column's text has this text in it, or one of these; the second compares in lower case."""
+"""The column's text contains the operand, or one of them; the second ignores case."""
 WHOLE = ("is", "is_array")
-"""Of a jsonb key: its value equals this one, where ``eq`` also finds an array that has it; it is,
-or is not, an array.
+"""Operators of a jsonb key.
+
+``is``: its value equals the operand (``eq`` also finds an array that has it as an element).
+``is_array``: its value is, or is not, an array.
 """
 
 NUMBER_WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def _integer(value: object) -> Operand | None:
-    # A fraction is a fair question to an integer column: which are above 1.5?
+    # An operand with a fraction is valid for an integer column: for example, all values above 1.5.
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
@@ -49,7 +51,7 @@ def _uuid(value: object) -> Operand | None:
 
 
 def _instant(value: object) -> Operand | None:
-    """A point in time; UTC where no zone is given."""
+    """A point in time, in microseconds since 2000; UTC if no time zone is given."""
     if not isinstance(value, str):
         return None
     exact = instant(value)
@@ -62,7 +64,7 @@ def _instant(value: object) -> Operand | None:
 
 
 def _timestamp(value: object) -> Operand | None:
-    """Without a zone, as the column's own values are."""
+    """A timestamp without a time zone, like the column's values."""
     if not isinstance(value, str) or value.endswith("+00:00"):
         return None
     exact = instant(value)
@@ -75,7 +77,7 @@ def _date(value: object) -> Operand | None:
 
 
 def _moment(text: str) -> datetime | None:
-    """ISO 8601 in another form than Postgres writes."""
+    """A time in any ISO 8601 form that Python reads; PostgreSQL writes only one of them."""
     try:
         return datetime.fromisoformat(text)
     except ValueError:

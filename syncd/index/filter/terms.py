@@ -1,5 +1,6 @@
-"""Values of which each is compared once, however many slots have it: text, uuids, booleans, arrays,
-and what a path into a jsonb column finds.
+"""Values that are compared once each, although many slots may have them.
+
+They are text, uuids, booleans, arrays, and the values of a path into a jsonb column.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ _NULL, _STRING, _NUMBER, _ARRAY, _OTHER = range(5)
 class Terms:
     """A dictionary of the values that occur, and each slot's number in it; see ``Values``.
 
-    An array's entry is the set of its elements' numbers: ``in`` is true of it where one of its
-    elements is asked for.
+    The entry of an array is the set of its elements' numbers. ``in`` is true of an array if it is
+    true of one of its elements.
     """
 
     def __init__(self, kind: ColumnKind) -> None:
@@ -49,7 +50,7 @@ class Terms:
     def extend(self, values: Sequence[Any]) -> None:
         """See ``Values``."""
         numbers = self._numbers
-        plain = self._kind in ("text", "enum", "uuid")  # nothing but strings and None: 0.05 µs each
+        plain = self._kind in ("text", "enum", "uuid")  # only strings and None: 0.05 µs each
         codes = [numbers[key] for key in (values if plain else map(self._key, values))]
         self._codes.extend(np.array(codes, dtype=np.int32))
         self.count += len(values)
@@ -65,8 +66,9 @@ class Terms:
         return np.asarray((known & ~true)[self._codes.rows[slots]])
 
     def _key(self, value: Any) -> Any:
-        """What stands for a value in the dictionary: ``True`` is not 1 there, and 0.1 not the
-        decimal that its bits stand for.
+        """The dictionary's key for a value.
+
+        ``True`` and 1 have different keys. So have the float 0.1 and the exact decimal of its bits.
         """
         if isinstance(value, str):
             return value.rstrip(" ") if self._kind == "character" else value
@@ -80,7 +82,7 @@ class Terms:
         return ("digits", value) if isinstance(value, Decimal) else value
 
     def _array(self, elements: Sequence[Any]) -> int | None:
-        """The number of a whole array, None where there is none like it."""
+        """The number of a whole array, or None if no slot has an equal one."""
         numbers = [self._numbers.get(self._key(element)) for element in elements]
         return (
             None
@@ -92,7 +94,7 @@ class Terms:
         return ("object",) if isinstance(value, list) else self._key(value)
 
     def _describe(self) -> None:
-        """Bring what is kept of each entry up to the dictionary's end."""
+        """Extend the arrays that describe entries up to the dictionary's end."""
         entries = self._numbers.entries
         tags, floats, members, owners = [], [], [], []
         for number in range(self._tags.size, len(entries)):
@@ -108,7 +110,7 @@ class Terms:
         self._owners.extend(np.array(owners, dtype=np.int32))
 
     def _table(self, operator: Operator, operands: Sequence[Operand]) -> tuple[Chosen, Chosen]:
-        """For each entry: whether the comparison is true, and whether it is known."""
+        """Two arrays (entries,) bool: whether the comparison is true, and whether it is known."""
         tags = self._tags.rows
         if operator == "null":
             return tags == _NULL, np.ones(len(tags), dtype=np.bool_)
@@ -139,7 +141,7 @@ class Terms:
             strings = np.flatnonzero(known).tolist()
             if operator in ("text_match", "text_match_insensitive"):
                 fold = str.lower if operator.endswith("insensitive") else str
-                # their trailing spaces count, as in position()
+                # Trailing spaces of operands count, as in position().
                 wanted = [fold(str(each)) for each in operands]
                 true[strings] = [
                     any(each in fold(entries[number]) for each in wanted) for number in strings
@@ -152,16 +154,16 @@ class Terms:
         known, exact = tags == _NUMBER, _digits(operand)
         value = as_float(exact)
         true = known & compare(self._floats.rows, value)
-        for number in np.flatnonzero(
-            known & (self._floats.rows == value)
-        ).tolist():  # rounding may have made these equal
+        # Rounding to float64 may have made different numbers equal: compare those exactly.
+        for number in np.flatnonzero(known & (self._floats.rows == value)).tolist():
             true[number] = compare(_digits(entries[number]), exact)
         return true, known
 
 
 class _Dictionary(dict[Any, int]):
-    """Values and their numbers, in the order in which they came; NULL is 0. Asking for one that is
-    not there adds it.
+    """Values and their numbers, in the order of arrival; NULL is 0.
+
+    Reading a missing key adds it.
     """
 
     def __init__(self) -> None:
@@ -179,7 +181,7 @@ def _digits(entry: Any) -> Decimal:
 
 
 def _flat(elements: Iterable[Any]) -> list[Any]:
-    """The elements of an array of several dimensions."""
+    """All elements of an array with any number of dimensions."""
     flat: list[Any] = []
     for element in elements:
         flat += _flat(element) if isinstance(element, list) else [element]

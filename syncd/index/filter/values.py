@@ -1,9 +1,8 @@
-"""The values of one attached column, or of one path into a jsonb column, as arrays over slots, and
-what comparisons make of them.
+"""The values of one attached column, or of one path into a jsonb column, as arrays over slots.
 
-Invariant: an array's element belongs to its slot for good, so arrays are only appended to.
-Comparisons have SQL's three values: each says for which slots it is true, and for which it is
-false; for the rest, NULL among them, it is unknown. An operand takes the column's type.
+Invariant: an array's element belongs to its slot forever, so arrays are only appended to.
+Comparisons have SQL's three values: ``true`` and ``false`` each return slots, and for the other
+slots the comparison is unknown. NULL is always unknown. An operand takes the column's type.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ Operator = Literal[
     "is_list",
     "is_array",
 ]
-"""``is_list`` compares with the array of its operands, ``in`` with each of them."""
+"""``is_list`` compares with the array of its operands; ``in`` compares with each operand."""
 Operand = int | float | str | bool
 
 COMPARE: dict[str, Callable[[Any, Any], Any]] = {
@@ -48,7 +47,10 @@ INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 DAY_MICROSECONDS = 86_400_000_000
 INSTANTS = ("instant", "timestamp", "date")
 EXACT_CHARACTERS = 16
-"""A decimal of up to 15 digits is the one that its float64 prints as."""
+"""Most characters of a number whose float64 is sure to print as the same number.
+
+A decimal of up to 15 digits survives the way to float64 and back; the sixteenth is the point.
+"""
 
 _FEW_VALUES = 8
 _INSTANT = re.compile(
@@ -59,28 +61,32 @@ _USUAL_CHARACTERS = len("2000-01-01T00:00:00.000000")
 
 
 class Values(Protocol):
-    """One column's values for the slots from 0 on."""
+    """Values of one column, for the slots from 0 on."""
 
     count: int
 
     @property
     def nbytes(self) -> int:
-        """Memory of the arrays."""
+        """Bytes of memory of the arrays."""
 
     def extend(self, values: Sequence[Any]) -> None:
-        """Append the next slots' values, as JSON has them, numbers as ``number`` reads them."""
+        """Append the values of the next slots: as JSON has them, with numbers as ``number`` reads
+        them.
+        """
 
     def true(self, operator: Operator, operands: Sequence[Operand], slots: slice) -> Chosen:
-        """For which of the slots the comparison is true; ``in``, ``is_list`` and texts take any
-        number of operands, ``null`` none, the others one.
+        """The slots for which the comparison is true, (n,) bool.
+
+        ``in``, ``is_list`` and the text operators take any number of operands, ``null`` takes none,
+        the others one.
         """
 
     def false(self, operator: Operator, operands: Sequence[Operand], slots: slice) -> Chosen:
-        """For which of the slots the comparison is false."""
+        """The slots for which the comparison is false, (n,) bool."""
 
 
 class Growing:
-    """An array that is appended to; what was read of it stays as it is."""
+    """An array that grows by appending. Parts that were read before never change."""
 
     def __init__(self, dtype: str) -> None:
         self.room: NDArray[Any] = np.empty(0, dtype=dtype)
@@ -88,11 +94,11 @@ class Growing:
 
     @property
     def rows(self) -> NDArray[Any]:
-        """What was appended."""
+        """All appended values."""
         return self.room[: self.size]
 
     def extend(self, values: NDArray[Any]) -> None:
-        """Append."""
+        """Append ``values``."""
         stop = self.size + len(values)
         if stop > len(self.room):
             larger = np.empty(max(stop, self.size + self.size // 2, 16), dtype=self.room.dtype)
@@ -103,11 +109,11 @@ class Growing:
 
 
 class Numbers:
-    """int64 for integers, days and microseconds since 2000; float64 for other numbers, beside which
-    lie the numerics that no float64 prints as.
+    """Numbers and times: int64 for integers, days and microseconds since 2000, else float64.
 
-    As in Postgres NaN equals itself and is above every other number. real values are rounded to
-    float32, operands too.
+    A numeric that no float64 prints as is also kept exactly. As in PostgreSQL, NaN equals itself
+    and is above every other number. Values of type real are rounded to float32, and so are their
+    operands.
     """
 
     def __init__(self, kind: ColumnKind) -> None:
@@ -122,12 +128,13 @@ class Numbers:
 
     @property
     def nbytes(self) -> int:
-        """See ``Values``. A numeric of many digits takes about 200 bytes."""
+        """See ``Values``. A numeric with many digits takes about 200 bytes."""
         return self._rows.room.nbytes + self._nulls.room.nbytes + 200 * len(self._exact_slots)
 
     def extend(self, values: Sequence[Any]) -> None:
-        """See ``Values``. A value that is none of the column's kind, which only another type's
-        column could hold, counts as NULL.
+        """See ``Values``. A value of another kind counts as NULL.
+
+        Only a column of another type could hold such a value.
         """
         nulls = np.fromiter((value is None for value in values), dtype=np.bool_, count=len(values))
         try:
@@ -177,7 +184,8 @@ class Numbers:
 
     def _converted(self, values: Sequence[Any], any_null: bool) -> NDArray[Any]:
         if self._kind in INSTANTS:
-            # Postgres writes +00:00, since the session's time zone is UTC; numpy wants none.
+            # PostgreSQL writes +00:00, because the session's time zone is UTC; numpy does not
+            # accept it.
             texts = ["NaT" if value is None else value.removesuffix("+00:00") for value in values]
             if max(map(len, texts), default=0) > _USUAL_CHARACTERS or any(
                 " " in text for text in texts
@@ -202,14 +210,14 @@ class Numbers:
             return instant(value, date=self._kind == "date") if isinstance(value, str) else None
         if self._whole:
             return value if type(value) is int and INT64_MIN <= value <= INT64_MAX else None
-        if isinstance(value, str):  # NaN and the infinities, for which JSON has no number
+        if isinstance(value, str):  # NaN and the infinities: JSON has no number for them
             return float(value) if value in ("NaN", "Infinity", "-Infinity") else None
         found = None if value is None or isinstance(value, bool | list | dict) else as_float(value)
         return found if found is None or self._kind != "real" else float(_rounded(np.array(found)))
 
     def _operand(self, value: Operand) -> Any:
-        """A value as the column's type has it: a float, or a ``Decimal`` where no float64 prints as
-        a numeric.
+        """A value in the column's type: a float, or a ``Decimal`` if no float64 prints as this
+        numeric.
         """
         if self._kind == "numeric":
             return canonical(value) if not isinstance(value, str) else float(value)
@@ -237,11 +245,11 @@ class Numbers:
                 if operator == "gte"
                 else np.full_like(nans, operator == "lte")
             )
-        # A row's NaN is above any number: it is not below it.
+        # A NaN in a row is above every number, so it must not count as below the operand.
         below = {"gt": "lte", "gte": "lt"}.get(operator)
         chosen = np.asarray(compare(rows, value) if below is None else ~COMPARE[below](rows, value))
-        # Rounding to float64 keeps the order of numbers; only those that it makes equal are to be
-        # compared again.
+        # Rounding to float64 keeps the order of numbers. Only numbers that it makes equal are
+        # compared again, exactly.
         printed = Decimal(repr(value))
         if isinstance(wanted, Decimal):
             chosen[rows == value] = compare(printed, wanted)
@@ -251,7 +259,7 @@ class Numbers:
         return chosen
 
     def _exact(self, slots: slice) -> Iterator[tuple[int, Decimal]]:
-        """The numerics that no float64 prints as, by their places among these slots."""
+        """The numerics that no float64 prints as, and their places among these slots."""
         first, last = (bisect_left(self._exact_slots, slot) for slot in (slots.start, slots.stop))
         for place in range(first, last):
             yield self._exact_slots[place] - slots.start, self._exact_values[place]
@@ -273,7 +281,7 @@ def _whole_in(rows: NDArray[Any], operands: Sequence[Operand]) -> Chosen:
 
 
 def _whole_ordered(rows: NDArray[Any], operator: str, operand: Operand) -> Chosen:
-    # nothing lies between it and the integers beside it
+    # No integer lies between the operand and its floor, so the floor gives the same answer.
     if isinstance(operand, float) and not operand.is_integer():
         operator, operand = "gt" if operator.startswith("gt") else "lte", math.floor(operand)
     operand = int(operand)
@@ -283,7 +291,9 @@ def _whole_ordered(rows: NDArray[Any], operator: str, operand: Operand) -> Chose
 
 
 def number(text: str) -> float | Decimal:
-    """A number of JSON: the float64 that prints as it, else all of its digits."""
+    """A JSON number: the float64 that prints as it if there is one, else a ``Decimal`` with all
+    digits.
+    """
     value = float(text)
     return (
         value
@@ -293,8 +303,10 @@ def number(text: str) -> float | Decimal:
 
 
 def canonical(value: Any) -> Any:
-    """A number so that equal ones are equal: a float where it prints as this number, else a
-    ``Decimal``. Anything else as it is.
+    """A form of a number in which equal numbers are equal: a float that prints as it, else a
+    ``Decimal``.
+
+    Other values are returned unchanged.
     """
     if isinstance(value, bool) or not isinstance(value, int | Decimal):
         return value
@@ -303,7 +315,7 @@ def canonical(value: Any) -> Any:
 
 
 def as_float(value: Any) -> float:
-    """A number as float64; one that is too large is infinite."""
+    """A number as float64; infinite if it is too large."""
     try:
         return float(value)
     except OverflowError:
@@ -311,10 +323,10 @@ def as_float(value: Any) -> float:
 
 
 def instant(text: str, *, date: bool = False) -> int | None:
-    """Microseconds since 2000 of what Postgres writes for a timestamp in UTC, days of a date; None
-    for anything else.
+    """Microseconds since 2000 of a timestamp in UTC, or days since 2000 of a date.
 
-    As in Postgres, the smallest and the largest number stand for the infinities.
+    ``text`` is in PostgreSQL's output form; None for any other text. As in PostgreSQL, the smallest
+    and the largest number mean the infinities.
     """
     if text in ("infinity", "-infinity"):
         return INT64_MAX if text == "infinity" else INT64_MIN
@@ -324,7 +336,7 @@ def instant(text: str, *, date: bool = False) -> int | None:
     year, month, day, time, before_christ = match.groups()
     if date and (time is not None or text.endswith("+00:00")):
         return None
-    # The calendar repeats every 400 years, and Python's knows the years from 1 to 9999.
+    # The calendar repeats every 400 years, and Python supports only the years 1 to 9999.
     cycles, within = divmod((1 - int(year) if before_christ else int(year)) - 2000, 400)
     try:
         moment = datetime.fromisoformat(f"{2000 + within}-{month}-{day}T{time or '00:00:00'}")

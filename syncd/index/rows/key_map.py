@@ -46,7 +46,7 @@ class HashMultimapView:
     buffered: int
 
     def find(self, hashes: Hashes) -> tuple[NDArray[np.int64], Values]:
-        """Every entry with one of ``hashes``: (index into ``hashes``, value) pairs, in any order."""
+        """Every entry with one of ``hashes``, in any order: (index into ``hashes``, value) pairs."""
         if hashes.size == 1:
             return self._find_one(hashes)
         order = hashes.argsort()

@@ -31,7 +31,7 @@ class Live:
 
     @classmethod
     def of(cls, bits: Bitmap, stop: int, shift: int) -> Live:
-        """Count the bits below ``stop`` per chunk of ``1 << shift`` slots; later bits must be zero."""
+        """Count the bits below ``stop`` per chunk of ``1 << shift`` slots; later bits are zero."""
         counts = count_bits(bits, 1 << shift)
         slots = np.full(len(counts), 1 << shift, dtype=np.int64)
         if slots.size:
@@ -96,7 +96,7 @@ def clear_bits(bitmap: Bitmap, slots: Slots) -> None:
 
 
 def cleared(live: Bitmap, dead: Slots, slots: int) -> Bitmap:
-    """``live`` with room for ``slots``; a copy with the ``dead`` slots cleared, if there are any."""
+    """``live`` with room for ``slots``; a copy with the ``dead`` slots cleared, if any."""
     larger = grown(live, slots)
     if dead.size:
         larger = larger.copy() if larger is live else larger

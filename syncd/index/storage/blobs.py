@@ -1,4 +1,4 @@
-"""Byte strings of any length by slot. Text keys and lines of attached columns are stored in them."""
+"""Byte strings of any length by slot: text keys, and lines of attached columns."""
 
 from __future__ import annotations
 

@@ -154,11 +154,11 @@ class Column:
             rows, start = rows[len(part) :], start + len(part)
 
     def seal(self, count: int) -> bool:
-        """Write chunks that lie below the published ``count`` and replace them by mappings; whether
-        any was.
+        """Write full chunks below the published ``count`` and replace them by mappings; returns
+        whether any.
 
-        Much of the open chunk is written ahead. Tried again at the next call when the disk is full,
-        or when ``save`` is writing: the writer does not wait for it.
+        Much of the open chunk is written ahead. If the disk is full, or ``save`` is writing, the
+        next call tries again: the writer does not wait for it.
         """
         full = count >> self._shift
         rows = count - (full << self._shift)
@@ -175,7 +175,7 @@ class Column:
             if ahead:
                 self._write_file(full, self._chunks[full], rows)
         except (DataDirectoryError, DamagedFile):
-            pass  # the rows stay on the heap; save() will say why, if it meets the same error
+            pass  # the rows stay on the heap; save() reports the error if it persists
         finally:
             self._files_lock.release()
         if self._mapped == before:
@@ -230,7 +230,7 @@ class Column:
                 raise DamagedFile(f"the checkpoint has no entry for {path}")
             if file.bytes != rows * self.row_bytes:
                 raise DamagedFile(
-                    f"the checkpoint says {file.bytes} bytes for {path}, which holds {rows} rows"
+                    f"the checkpoint records {file.bytes} bytes for {path}, which has {rows} rows"
                 )
             if rows == self._chunk_rows:
                 self._chunks.append(self._map(number))

@@ -110,7 +110,7 @@ def check_content(path: Path, content: bytearray | memoryview, crc32: int) -> No
     found = zlib.crc32(content)
     if found != crc32:
         raise DamagedFile(
-            f"{path} is damaged: its checksum is {found:08x}, the checkpoint says {crc32:08x}"
+            f"{path} is damaged: its checksum is {found:08x}, the checkpoint records {crc32:08x}"
         )
 
 
@@ -126,7 +126,7 @@ def _open_saved(path: Path, size: int) -> Iterator[int]:
         found = os.fstat(descriptor).st_size
         if found < size:
             raise DamagedFile(
-                f"{path} is damaged: it has {found} bytes, the checkpoint says {size}"
+                f"{path} is damaged: it has {found} bytes, the checkpoint records {size}"
             )
         yield descriptor
     except OSError as error:  # an unreadable file counts as damaged

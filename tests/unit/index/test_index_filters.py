@@ -81,25 +81,33 @@ def nested(depth: int) -> dict[str, Any]:
         ({"day": "2023-02-29"}, "holds dates", "columns: year"),
         (
             {"lang": {"near": 1}},
-            "'near' is no operator of 'lang'",
+            "'near' is not an operator of 'lang'",
             "its operators: eq, ne, in, gt, gte, lt, lte, text_match",
         ),
-        ({"flag": {"gt": True}}, "'gt' is no operator of 'flag'", "its operators: eq, ne, in; "),
-        ({"mood": {"gt": "ok"}}, "'gt' is no operator of 'mood'", "its operators: eq, ne, in; "),
+        (
+            {"flag": {"gt": True}},
+            "'gt' is not an operator of 'flag'",
+            "its operators: eq, ne, in; ",
+        ),
+        (
+            {"mood": {"gt": "ok"}},
+            "'gt' is not an operator of 'mood'",
+            "its operators: eq, ne, in; ",
+        ),
         (
             {"tags": {"gt": "a"}},
-            "'gt' is no operator of 'tags'",
+            "'gt' is not an operator of 'tags'",
             "its operators: eq, ne, in, contains, any; ",
         ),
         (
             {"doc": {"lang": "en"}},
-            "'lang' is no operator of 'doc'",
+            "'lang' is not an operator of 'doc'",
             "for a key of it write doc.lang",
         ),
-        ({"lang": {}}, "'lang' is asked for nothing", "its operators: eq"),
+        ({"lang": {}}, "'lang' has no condition", "its operators: eq"),
         (
             {"year": {"gt": None}},
-            "'gt' of 'year' takes no null",
+            "'gt' of 'year' does not accept null",
             'for IS NULL write {"column": null}',
         ),
         ({"doc.flag": {"lt": True}}, "true and false have no order", 'write {"column": true}'),
@@ -112,7 +120,7 @@ def nested(depth: int) -> dict[str, Any]:
         ),
         (
             {"not": [{"year": 1}]},
-            "stands where an object with conditions should",
+            "expected an object with conditions, got [{",
             'write {"column": value}',
         ),
         ({"or": {"year": 1}}, "'or' takes a list of objects", 'write {"or": [{…}, {…}]}'),
@@ -121,10 +129,10 @@ def nested(depth: int) -> dict[str, Any]:
         ({"none": 1}, "no filterable column 'none'", "columns: year"),
         (
             {"lang": {"path": ["a"], "eq": 1}},
-            "'path' is no operator of 'lang'",
+            "'path' is not an operator of 'lang'",
             "its operators: eq",
         ),
-        ({"doc": {"path": ["a.b"]}}, "'doc' is asked for nothing", "its operators: eq"),
+        ({"doc": {"path": ["a.b"]}}, "'doc' has no condition", "its operators: eq"),
         (
             {"doc": {"path": "a.b", "eq": 1}},
             "'path' of 'doc' takes a list of keys",
@@ -133,7 +141,7 @@ def nested(depth: int) -> dict[str, Any]:
         ({"doc": {"path": [], "eq": 1}}, "'path' of 'doc' takes a list of keys", "columns: year"),
         ({"doc": {"path": [1], "eq": 1}}, "'path' of 'doc' takes a list of keys", "columns: year"),
         ({"doc": {"path": ["a"] * 17, "eq": 1}}, "more than 16 keys", "columns: year"),
-        ({"doc": {"path": ["a"], "b": 1}}, "'b' is no operator of 'doc'", "its operators: eq"),
+        ({"doc": {"path": ["a"], "b": 1}}, "'b' is not an operator of 'doc'", "its operators: eq"),
         (
             {"doc.a": {"is_array": 1}},
             "'is_array' of 'doc.a' takes true or false",
@@ -147,10 +155,10 @@ def nested(depth: int) -> dict[str, Any]:
         ),
         (
             {"year": {"text_match": "1"}},
-            "'text_match' is no operator of 'year'",
+            "'text_match' is not an operator of 'year'",
             "its operators: eq, ne, in, gt",
         ),
-        (nested(MAX_DEPTH), f"nested more than {MAX_DEPTH} deep", "write it flatter"),
+        (nested(MAX_DEPTH), f"nested more than {MAX_DEPTH} deep", "use fewer levels"),
         (
             {"or": [{"year": 1}] * (MAX_CONDITIONS + 1)},
             f"more than {MAX_CONDITIONS} conditions",
