@@ -1,10 +1,10 @@
-"""Is a view equal to a table? The rows of the table are given block by block; what differs comes
-out, key by key.
+"""Compares a view with a table, whose rows are given block by block; lists the keys that differ.
 
-Each row's fingerprint, computed by Postgres when the row was applied and again now, stands for the
-row; ``deep`` compares the stored vectors too. A Postgres aggregate over buckets would send less,
-but needs a second reading of the table to find the keys, and costs the same hashing: one row is 20
-bytes on the wire and 1 µs here, beside 6 µs of detoasting and hashing 768 dimensions there.
+Invariant: rows are equal if their fingerprints are. PostgreSQL computed one when the row was
+applied, and computes it again now. ``deep`` also compares the stored vectors. A PostgreSQL
+aggregate over buckets would send less, but it needs a second reading of the table to find the keys,
+and hashes the same amount. One row is 20 bytes on the wire and 1 µs here; detoasting and hashing
+768 dimensions in PostgreSQL takes 6 µs.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from syncd.types import Key
 
 
 class Comparison:
-    """One view against one table; feed it with ``rows``, then ask for ``extra``."""
+    """One comparison of a view with a table: give all rows to ``rows``, then read ``extra``."""
 
     def __init__(self, view: View) -> None:
         self.view = view
         self.rows_seen = 0
         self.missing: list[Key] = []
-        """In the table, not in the index."""
+        """Keys in the table, not in the index."""
         self.stale: list[Key] = []
-        """In both, and not the same."""
+        """Keys in both, with different rows."""
         self._unseen = prefix(self.view.live.bits, self.view.count)
 
     def rows(self, keys: Sequence[Key], prints: Prints) -> None:
-        """Some rows of the table, each key once: their fingerprints (n,) int64."""
+        """Compare some rows of the table, each key once, by their fingerprints (n,) int64."""
         slots = self._find(keys)
         known = np.flatnonzero(slots >= 0)
         if known.size:
@@ -43,10 +43,10 @@ class Comparison:
     def deep(
         self, keys: Sequence[Key], vectors: Vectors, prints: Prints, columns: Sequence[str | None]
     ) -> None:
-        """``rows`` with the vectors (n, dim) float32 and the attached columns too, as
-        ``DatasetIndex.apply`` takes them.
+        """Compare rows, and also their vectors (n, dim) float32 and attached columns.
 
-        A vector of another length differs from any that is stored.
+        All are in the form of ``DatasetIndex.apply``. A vector of another length differs from every
+        stored vector.
         """
         slots = self._find(keys)
         known = np.flatnonzero(slots >= 0)
@@ -65,13 +65,13 @@ class Comparison:
         self._differ(keys, known[differ])
 
     def absent(self, keys: Sequence[Key]) -> None:
-        """Rows of the table that cannot be indexed: they count, and any version of them in the
-        index is extra.
+        """Count rows of the table that cannot be indexed: any version of them in the index is
+        extra.
         """
         self.rows_seen += len(keys)
 
     def extra(self) -> list[Key]:
-        """Keys of the index that no row was given for; call it once all have been."""
+        """Keys of the index for which no row was given; call it after all rows."""
         return self.view.keys_of(live_slots(self._unseen, self.view.count))
 
     def _find(self, keys: Sequence[Key]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

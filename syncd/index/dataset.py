@@ -1,8 +1,8 @@
-"""One dataset's index: one writer applies passes, any number of threads search, one more may save.
+"""One dataset's index: one writer applies passes, any number of threads search, one thread saves.
 
-The index equals the last applied pass. Its only shared state is one reference to an immutable view,
-replaced once a pass; there is no lock between the writer and readers. A pass that fails leaves the
-view as it was: what it wrote past the count is written over.
+Invariant: the index equals the last applied pass. The only shared state is one reference to an
+immutable view, replaced once per pass; writer and readers share no lock. A pass that fails leaves
+the view unchanged: rows that it wrote past the count are overwritten later.
 """
 
 from __future__ import annotations
@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from syncd.errors import DamagedFile, DataDirectoryError, DimensionMismatch, InvalidVector
+from syncd.errors import DimensionMismatch, InvalidVector
 from syncd.index.build.plan import Plan, build, plan_build, wants_codes
 from syncd.index.codes.codes import Codes
-from syncd.index.codes.files import load_codes
-from syncd.index.generation.compaction import LAST_ROUND_SLOTS, MOST_ROUNDS, Move
+from syncd.index.generation.compaction import Move
 from syncd.index.generation.generation import Generation
 from syncd.index.generation.saving import CapturedIndex, Saver, State
 from syncd.index.generation.stored_rows import Upserts
@@ -38,17 +36,14 @@ from syncd.index.storage.bitmap import (
 )
 from syncd.index.storage.columns import CHUNK_BYTES
 from syncd.index.storage.stopping import Stop
-from syncd.index.view import KeyPage, Prints, View
+from syncd.index.view import Prints, View
 from syncd.types import AttachedColumn, Key, KeyKind, Metric
 
 IndexKind = Literal["exact", "building", "codes"]
 
 
 class Applied(NamedTuple):
-    """Rows that one pass changed in a dataset.
-
-    ``unchanged`` rows were written again with the values that they had.
-    """
+    """Numbers of rows of one applied pass; ``unchanged`` rows had their present values already."""
 
     inserted: int
     updated: int
@@ -65,15 +60,14 @@ class DatasetIndex:
         self._chunk_bytes = chunk_bytes
         self._saver = Saver(chunk_bytes, lambda: self._code_number)
         self._seen: Bitmap | None = None
-        # held by each change, and by the last step of a compaction
+        # Held by each change, and by the last round of a compaction.
         self._write_lock = threading.Lock()
-        # The writer publishes passes, a builder swaps codes: each takes up what the other put there
-        # last.
+        # The writer publishes passes, a builder swaps codes: each keeps the other's last change.
         self._publish_lock = threading.Lock()
         self._generation_numbers = itertools.count(state.generation.number + 1)
         self._code_number = 0
         self.codes_damage = ""
-        """Why codes that were saved could not be loaded; they are built again."""
+        """Why saved codes could not be loaded; they are built again."""
 
     @classmethod
     def create(
@@ -88,10 +82,10 @@ class DatasetIndex:
         columns: Sequence[AttachedColumn] = (),
         chunk_bytes: int = CHUNK_BYTES,
     ) -> DatasetIndex:
-        """An empty index that will keep its files in ``directory``; ``name`` is for messages. Its
-        rows have ``columns``.
+        """An empty index with files in ``directory`` and attached ``columns``; ``name`` is for
+        messages.
 
-        The directory is made with the first file, so that a full disk is met by ``save`` alone.
+        The directory is created with the first file, so only ``save`` can fail on a full disk.
         """
         generation = Generation(
             directory, 1, VectorFormat(metric, half), key_kind, dim, chunk_bytes, columns
@@ -104,46 +98,21 @@ class DatasetIndex:
     def load(cls, directory: Path, saved: SavedIndex, *, name: str = "") -> DatasetIndex:
         """The index as it was saved.
 
-        Raises ``DamagedFile`` when a file is missing, shorter than saved, or has another checksum.
-        Vector files of a dataset above 64 MiB are mapped and left for ``scrub``.
+        Raises ``DamagedFile`` if a file is missing, shorter than saved, or has another checksum.
+        Vector files above 64 MiB are mapped, and ``scrub`` checks them later.
         """
-        format_ = VectorFormat(saved.metric, saved.half)
-        generation = Generation(
-            directory,
-            saved.generation,
-            format_,
-            saved.key_kind,
-            saved.dim,
-            saved.chunk_bytes,
-            saved.columns,
-        )
+        generation = Generation.of_saved(directory, saved)
         view = generation.load(saved)
-        codes, damage = None, ""
-        try:
-            if saved.codes is not None:
-                codes = load_codes(
-                    directory,
-                    saved.codes,
-                    {file.name: file for file in saved.files},
-                    metric=saved.metric,
-                    dim=saved.dim or 0,
-                    generation=saved.generation,
-                )
-        except (
-            DamagedFile,
-            DataDirectoryError,
-        ) as error:  # everything in them can be computed from the vectors
-            damage = str(error)
-        index = cls(
-            State(generation, view).with_codes(codes), name or _name(directory), saved.chunk_bytes
-        )
+        codes, damage = generation.load_codes(saved)
+        state = State(generation, view).with_codes(codes)
+        index = cls(state, name or _name(directory), saved.chunk_bytes)
         index._saver.loaded(index._state, saved, whole=not damage)
         index._code_number = saved.code_number
         index.codes_damage = damage
         return index
 
-    # Reading: from any thread, without a lock. Take ``view`` once where several answers must be of
-    # one pass.
+    # Reading: from any thread, without a lock. Take ``view`` once if several answers must be of one
+    # pass.
 
     @property
     def view(self) -> View:
@@ -161,11 +130,10 @@ class DatasetIndex:
         recall: float = 0.95,
         exact: bool = False,
     ) -> list[SearchResult]:
-        """For each query of (q, dim) the ``k`` nearest rows, by exact distance as pgvector computes
-        it.
+        """The ``k`` nearest rows of each query of (q, dim), by exact distance as in pgvector.
 
-        Of those, the share ``recall`` is found in the mean, or all with ``exact``, or where no
-        codes reach it. ``exclude`` is left out; rows beyond ``max_distance`` too. Raises
+        The mean share ``recall`` of them is found; all of them with ``exact``, or if no codes reach
+        it. ``exclude``, and rows beyond ``max_distance``, are left out. Raises
         ``DimensionMismatch``, ``InvalidVector``, and ``InvalidParams`` for a ``k`` below 1 or an
         ``exclude`` of another kind.
         """
@@ -179,60 +147,38 @@ class DatasetIndex:
         )
         return plan.run(queries)
 
-    def get(self, keys: Sequence[Key], vectors: bool) -> list[tuple[Key, Vectors | None]]:
-        """See ``View.get``."""
-        return self.view.get(keys, vectors)
-
-    def keys(self, after: Key | None, limit: int) -> KeyPage:
-        """See ``View.keys``."""
-        return self.view.keys(after, limit)
-
-    def contains(self, keys: Sequence[Key]) -> NDArray[np.bool_]:
-        """See ``View.contains``."""
-        return self.view.contains(keys)
-
     @property
     def count(self) -> int:
-        """Rows that a search can find."""
+        """Number of rows that a search can find."""
         return self.view.live.count
 
     @property
     def tombstones(self) -> int:
-        """Slots whose row was updated or deleted."""
+        """Number of slots whose row was updated or deleted."""
         return self.view.count - self.view.live.count
 
     @property
     def dim(self) -> int | None:
-        """The dimension, None before the first row."""
+        """The dimension; None before the first row."""
         return self.view.dim
 
     @property
     def bytes_memory(self) -> int:
-        """Memory of rows, keys and maps; files that are mapped are not counted."""
-        state = self._state
-        codes = state.view.codes
-        return (
-            state.generation.heap_bytes
-            + state.view.live.bits.nbytes
-            + (0 if codes is None else codes.codes.nbytes)
-        )
+        """Bytes of memory of rows, keys and maps; mapped files are not counted."""
+        return self._state.heap_bytes
 
     @property
     def bytes_disk(self) -> int:
         """Bytes of the present rows in files."""
-        state = self._state
-        codes = 0 if state.view.codes is None else state.view.codes.codes.disk_bytes
-        return state.generation.disk_bytes + ((state.view.count + 7) >> 3) + codes
+        return self._state.disk_bytes
 
     @property
     def verified(self) -> bool:
-        """Whether every byte that was loaded has been compared with its checksum."""
+        """Whether every loaded byte has been compared with its checksum."""
         return self._state.generation.checked
 
     def scrub(self, stop: Stop = lambda: False) -> None:
-        """Compare with their checksums the vector files that ``load`` left out, until ``stop`` says
-        so; raises ``DamagedFile``.
-        """
+        """See ``Generation.scrub``."""
         self._state.generation.scrub(stop)
 
     # Writing: one thread.
@@ -245,15 +191,15 @@ class DatasetIndex:
         prints: Prints | None = None,
         columns: Sequence[str] | Sequence[bytes] | None = None,
     ) -> Applied:
-        """Bring one pass into the index; readers see all of it at once, or, if this raises,
-        nothing.
+        """Apply one pass: readers see all of it at once, or nothing if this raises.
 
-        ``vectors`` is (n, dim) float32, one row an upsert; of a repeated key the last counts.
-        ``prints`` (n,) int64 are the rows' fingerprints, 0 where left out; ``columns`` are JSON
-        arrays of the attached columns' values, one a row, NULLs where left out. A row whose stored
-        vector, columns and fingerprint are the same keeps its slot; deletes of unknown keys are
-        ignored. Raises ``DimensionMismatch``, ``InvalidVector``, ``InvalidParams`` for a key of
-        another kind, ``ValueError`` for a key in both lists or lengths that differ.
+        ``vectors`` is (n, dim) float32, one row per upsert; the last row of a repeated key counts.
+        ``prints`` (n,) int64 are the rows' fingerprints, by default 0. ``columns`` are JSON arrays
+        of the attached columns' values, one per row, by default NULLs. A row with the same stored
+        vector, columns and fingerprint keeps its slot. Deletes of unknown keys are ignored.
+
+        Raises ``DimensionMismatch``, ``InvalidVector``, ``InvalidParams`` for a key of another
+        kind, and ``ValueError`` for a key in both lists or lengths that differ.
         """
         with self._write_lock:
             return self._apply(upserts, vectors, deletes, prints, columns)
@@ -284,9 +230,8 @@ class DatasetIndex:
         old, changed = rows.compare(view)
         fresh = np.flatnonzero(changed)
         replaced = old[fresh][old[fresh] >= 0]
-        applied = Applied(
-            fresh.size - replaced.size, replaced.size, len(rows) - fresh.size, deleted.size
-        )
+        inserted, unchanged = fresh.size - replaced.size, len(rows) - fresh.size
+        applied = Applied(inserted, replaced.size, unchanged, deleted.size)
 
         start, stop = view.count, view.count + fresh.size
         dead_now = replaced if state is not self._state else np.concatenate((replaced, deleted))
@@ -294,7 +239,7 @@ class DatasetIndex:
             live = view.live.after(dead_now, start, stop, state.generation.chunk_shift)
             state.generation.write(start, rows.select(fresh), live.bits)
             self._publish(state.generation, state.generation.view(stop, live))
-        # bits left from an older generation say what is true: each row since was given
+        # Bits of an older generation stay correct: every row since then was given to ``apply``.
         if self._seen is not None:
             self._seen = grown(self._seen, stop)
             set_bits(self._seen, old[~changed])
@@ -302,9 +247,7 @@ class DatasetIndex:
         return applied
 
     def clear(self) -> int:
-        """Remove every row at once; returns how many there were. The next row may have another
-        dimension.
-        """
+        """Remove every row at once, and return their number. The next row may have another dim."""
         with self._write_lock:
             removed = self.view.live.count
             if self.view.count:
@@ -313,17 +256,14 @@ class DatasetIndex:
             return removed
 
     def begin_sweep(self) -> None:
-        """Note from now on which rows ``apply`` is given, changed or not; a sweep under way starts
-        over.
-        """
+        """Note from now on the rows that ``apply`` is given; a second call starts over."""
         with self._write_lock:
             self._seen = empty_bitmap(self.view.count)
 
     def end_sweep(self) -> int:
-        """Remove the rows that ``apply`` was not given since ``begin_sweep``, at once; returns how
-        many.
+        """Remove all rows that ``apply`` was not given since ``begin_sweep``; returns how many.
 
-        Raises ``RuntimeError`` when no sweep was begun.
+        Raises ``RuntimeError`` without ``begin_sweep``.
         """
         with self._write_lock:
             if self._seen is None:
@@ -337,18 +277,17 @@ class DatasetIndex:
                 self._publish(generation, generation.view(view.count, live))
             return int(unseen.size)
 
-    # Building: any one thread, beside the writer, readers and saves.
+    # Building: in any one thread, alongside the writer, readers and saves.
 
     def plan_build(self, recall: float = 0.95) -> Plan | None:
-        """What to build now for searches that want this recall; None when all is well."""
+        """See ``syncd.index.build.plan.plan_build``."""
         return plan_build(self.view, recall)
 
     def build(self, plan: Plan, stop: Stop = lambda: False) -> bool:
-        """Build what was planned from the present view, and use it; returns whether it still could
-        be used.
+        """Build ``plan`` from the present view, and use it; returns whether it could still be used.
 
-        May take minutes. Raises ``Cancelled`` soon after ``stop`` says so; ``DataDirectoryError``
-        and ``DamagedFile`` where rows cannot be moved.
+        It may take minutes. Raises ``Cancelled`` soon after ``stop()`` is true;
+        ``DataDirectoryError`` and ``DamagedFile`` if rows cannot be moved.
         """
         if plan.kind == "compact":
             return self._compact(stop)
@@ -358,26 +297,17 @@ class DatasetIndex:
 
     def _compact(self, stop: Stop) -> bool:
         source = self._state
-        # Or damage that nobody has noticed yet would be copied into files that are vouched for.
+        # Without this check, unnoticed damage would be copied into files with new checksums.
         source.generation.scrub(stop)
         target = self._new_generation(source.view.dim).generation
         move, moved = Move(source.view, target), False
         try:
             move.follow(source.view, stop)
-            before = source.view.codes
-            codes = (
-                None
-                if before is None
-                else move.encoded(before.codes, self._next_code_number(), stop)
-            )
-            for _ in range(MOST_ROUNDS):
-                state = self._state
-                if (
-                    state.generation is not source.generation
-                    or move.behind(state.view) <= LAST_ROUND_SLOTS
-                ):
-                    break
-                move.follow(state.view, stop)
+            before = source.codes
+            codes = None
+            if before is not None:
+                codes = move.encoded(before, self._next_code_number(), stop)
+            move.catch_up(source.generation, lambda: self._state, stop)
             moved = self._move_in(source, move, codes)
         finally:
             if not moved:
@@ -385,8 +315,9 @@ class DatasetIndex:
         return moved
 
     def _move_in(self, source: State, move: Move, codes: Codes | None) -> bool:
-        """The last round, and the new generation in the place of the old one; False where that was
-        emptied meanwhile.
+        """The last round: put the new generation in the place of the old one.
+
+        Returns False if the dataset was emptied meanwhile.
         """
         with self._write_lock:
             state = self._state
@@ -400,8 +331,10 @@ class DatasetIndex:
         return True
 
     def swap_codes(self, before: Codes | None, codes: Codes | None) -> bool:
-        """Search with these codes from now on; False, and nothing happens, where what they were
-        built from is not there any more.
+        """Use these codes from now on.
+
+        Returns False, and changes nothing, if the rows or the codes that they were built from are
+        replaced.
         """
         with self._publish_lock:
             state = self._state
@@ -413,8 +346,9 @@ class DatasetIndex:
         return True
 
     def kind(self, recall: float = 0.95) -> IndexKind | None:
-        """How searches that want this recall are answered: ``building`` is exact meanwhile; None
-        before the first row.
+        """How searches with this recall are answered; None before the first row.
+
+        ``building`` answers exactly until the codes are built.
         """
         view = self.view
         if view.dim is None:
@@ -424,7 +358,7 @@ class DatasetIndex:
         return "exact" if point_for(view, 10, recall) is None else "codes"
 
     def recall(self, target: float = 0.95) -> float:
-        """The recall@10 that was measured for searches that want ``target``."""
+        """The measured recall@10 of searches that want ``target``."""
         point = point_for(self.view, 10, target)
         return 1.0 if point is None else point.recall
 
@@ -432,36 +366,34 @@ class DatasetIndex:
         self._code_number += 1
         return self._code_number
 
-    # Saving: any one thread, beside the writer.
+    # Saving: in any one thread, alongside the writer.
 
     def save(self) -> Saved:
         """Make the present view durable; see ``CapturedIndex.save``."""
         return self.capture().save()
 
     def capture(self) -> CapturedIndex:
-        """The present view, to be saved while passes go on."""
+        """The present view, which can be saved while passes go on."""
         return CapturedIndex(self._saver, self._state)
 
     def _publish(self, generation: Generation, view: View) -> None:
         self._replace(generation, view)
-        if generation.seal(view.count):  # the same rows again, so that their memory can go
+        if generation.seal(view.count):  # the same rows again: frees their memory
             self._replace(generation, generation.view(view.count, view.live))
 
     def _replace(self, generation: Generation, view: View) -> None:
-        """Publish a view with the codes of the view before, if that is of the same generation."""
+        """Publish a view with the previous view's codes, if both are of the same generation."""
         with self._publish_lock:
-            before, state = self._state, State(generation, view)
-            self._state = (
-                state.with_codes(before.codes) if before.generation is generation else state
-            )
+            before = self._state
+            codes = before.codes if before.generation is generation else None
+            self._state = State(generation, view).with_codes(codes)
 
     def _new_generation(self, dim: int | None) -> State:
         old, view = self._state.generation, self._state.view
         number = next(self._generation_numbers)
-        generation = Generation(
-            old.directory, number, view.format, view.key_kind, dim, self._chunk_bytes, view.columns
-        )
-        return State(generation, generation.empty_view())
+        kind, chunk_bytes = view.key_kind, self._chunk_bytes
+        new = Generation(old.directory, number, view.format, kind, dim, chunk_bytes, view.columns)
+        return State(new, new.empty_view())
 
 
 def _name(directory: Path) -> str:

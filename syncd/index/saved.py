@@ -1,9 +1,8 @@
-"""What a checkpoint records of one dataset: enough to load its index again and to know a damaged
-file.
+"""A checkpoint's record of one dataset: enough to load its index and to detect a damaged file.
 
-Append-only files are shared by successive checkpoints: a ``SavedFile`` vouches for the first
-``bytes`` bytes of a file. What follows them belongs to a later checkpoint, or was left behind by a
-crash, and is overwritten.
+Successive checkpoints share append-only files. Invariant: a ``SavedFile`` vouches only for the
+first ``bytes`` bytes of a file. Later bytes belong to a later checkpoint, or are left from a crash;
+they are overwritten.
 """
 
 from __future__ import annotations
@@ -18,8 +17,9 @@ from syncd.types import AttachedColumn, KeyKind, Metric
 
 
 class SavedIndex(msgspec.Struct, frozen=True):
-    """One dataset's part of a manifest. ``slots`` counts live and dead rows; ``live_name`` is the
-    bitmap of the live ones.
+    """One dataset in a manifest.
+
+    ``slots`` counts live and dead rows; ``live_name`` is the file of the live bitmap.
     """
 
     metric: Metric
@@ -34,21 +34,23 @@ class SavedIndex(msgspec.Struct, frozen=True):
     files: tuple[SavedFile, ...]
     columns: tuple[AttachedColumn, ...] = ()
     code_number: int = 0
-    """The highest number that a file of codes has had: those of the checkpoint before keep their
-    names to themselves.
+    """Highest number of any file of codes so far.
+
+    New files never get the names of the previous checkpoint's files.
     """
     codes: SavedCodes | None = None
 
     @property
     def file_names(self) -> tuple[str, ...]:
-        """Every file this checkpoint needs, inside the dataset's directory; what no kept checkpoint
-        names may be removed.
+        """Every file of the checkpoint, inside the dataset's directory.
+
+        A file that no kept checkpoint names may be removed.
         """
         return tuple(file.name for file in self.files)
 
 
 class Saved(NamedTuple):
-    """What ``DatasetIndex.save`` made durable, and how many bytes it had to write for it."""
+    """The record that ``DatasetIndex.save`` made durable, and the bytes written for it."""
 
     saved: SavedIndex
     bytes_written: int

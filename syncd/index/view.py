@@ -1,9 +1,9 @@
-"""What a reader sees of a dataset: one pass, whole, for as long as it holds the view.
+"""A reader's view of a dataset: one whole pass, for as long as the reader holds the view.
 
-A ``View`` is never changed. The writer appends rows past ``count``, copies the bitmap before it
-clears bits of published slots, and then replaces the index's one reference to its view: a reader
-sees every row of a pass or none, and never both versions of an updated row, or neither, as clearing
-bits in place would let it.
+Invariant: a ``View`` never changes. The writer appends rows past ``count`` and copies the bitmap
+before it clears bits of published slots. Then it replaces the index's one reference to its view. So
+a reader sees every row of a pass or none. Clearing bits in place would let it see both versions of
+an updated row, or neither.
 """
 
 from __future__ import annotations
@@ -26,14 +26,13 @@ from syncd.index.storage.columns import ColumnView
 from syncd.types import AttachedColumn, Key, KeyKind
 
 Prints = NDArray[np.int64]
-"""Fingerprints of rows as Postgres computed them, (n,); what they are made of is not the index'
-business.
-"""
+"""Fingerprints of rows as PostgreSQL computed them, (n,) int64; the index treats them as opaque."""
 
 
 class KeyPage(NamedTuple):
-    """Some keys in the order of (hash, key), and what to pass as ``after`` for those that follow;
-    None after the last.
+    """Some keys in the order of (hash, key).
+
+    ``next`` is the ``after`` of the next page; None after the last page.
     """
 
     keys: list[Key]
@@ -42,10 +41,10 @@ class KeyPage(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Everything that a search of one dataset needs, as of one pass.
+    """All data that a search of one dataset needs, as of one pass.
 
-    Slots below ``count`` are written; of these the ``live`` ones are the rows. ``dim`` is None
-    until the first row.
+    Slots below ``count`` are written; the ``live`` ones among them are the rows. ``dim`` is None
+    before the first row.
     """
 
     format: VectorFormat
@@ -59,24 +58,24 @@ class View:
     stored_keys: KeysView
     key_map: HashMultimapView
     codes: LiveCodes | None = None
-    """What approximate search reads; None while the dataset is searched exactly. Their slots are
-    below ``count``, and no filter is in their bits.
+    """Codes for approximate search; None while the dataset is searched exactly.
+
+    Their slots are below ``count``. Their bits contain no filter.
     """
     attributes: AttributesView | None = None
     share: float = 1.0
-    """Of the pass' rows, how many a filter has left: 1 where none was asked for."""
+    """Share of the pass's rows that a filter passes; 1 without a filter."""
 
     @property
     def columns(self) -> tuple[AttachedColumn, ...]:
-        """What can be filtered on and included."""
+        """The columns for filters and ``include``."""
         return () if self.attributes is None else self.attributes.columns
 
     def where(self, wanted: Filter | None) -> View:
-        """The same pass with only the rows that a filter lets through: what a search of it finds
-        are the nearest of these.
+        """The same pass with only the rows that a filter passes: a search of it finds the nearest
+        of them.
 
-        This is the one place where a filter meets the live bitmap; whatever searches a view takes
-        ``live`` for its selector.
+        Only here does a filter change the live bitmap; every search takes ``live`` as its selector.
         """
         if wanted is None or self.attributes is None or not self.count:
             return self
@@ -88,8 +87,9 @@ class View:
         return replace(self, live=live, share=share)
 
     def find(self, keys: Sequence[Key]) -> Slots:
-        """The live slot of each key, -1 where it is not indexed; raises ``InvalidParams`` for a key
-        of another kind.
+        """The live slot of each key, (n,); -1 if it is not indexed.
+
+        Raises ``InvalidParams`` for a key of another kind.
         """
         stored = store_keys(self.key_kind, keys)
         return self.find_stored(stored, hash_keys(self.key_kind, stored))
@@ -103,7 +103,7 @@ class View:
         if candidates.size:
             live = test_bits(self.live.bits, candidates)
             queries, candidates = queries[live], candidates[live]
-        if candidates.size:  # a hash is no proof
+        if candidates.size:  # different keys may share a hash
             same = same_keys(self.stored_keys.take(candidates), stored[queries])
             slots[queries[same]] = candidates[same]
         return slots
@@ -117,12 +117,12 @@ class View:
         )
 
     def contains(self, keys: Sequence[Key]) -> NDArray[np.bool_]:
-        """Which of ``keys`` are indexed."""
+        """Whether each of ``keys`` is indexed, (n,) bool."""
         return self.find(keys) >= 0
 
     def get(self, keys: Sequence[Key], vectors: bool) -> list[tuple[Key, Vectors | None]]:
-        """Those of ``keys`` that are indexed, in the order asked; each with the user's own vector
-        (dim,) if ``vectors``.
+        """The indexed ones of ``keys``, in the same order; with the user's vector (dim,) if
+        ``vectors``.
         """
         slots = self.find(keys)
         (found,) = (slots >= 0).nonzero()
@@ -132,25 +132,25 @@ class View:
         return [(keys[i], row) for i, row in zip(found.tolist(), rows, strict=True)]
 
     def vector_of(self, key: Key) -> Vectors | None:
-        """The user's own vector (dim,) of a key, None when it is not indexed."""
+        """The user's vector (dim,) of a key; None if it is not indexed."""
         found = self.get([key], vectors=True)
         return found[0][1] if found else None
 
     def vectors_of(self, slots: Slots) -> Vectors:
-        """The user's own vectors (n, dim) of ``slots``."""
+        """The user's vectors (n, dim) of ``slots``."""
         if not slots.size:
             return np.empty((0, self.dim or 0), dtype=np.float32)
         return self.format.restore(self.stored_vectors(slots))
 
     def stored_vectors(self, slots: Slots) -> StoredVectors:
-        """The vectors of ``slots``, at least one, as they are stored."""
+        """The stored vectors of ``slots``, which has at least one."""
         return StoredVectors(
             self.vectors.take(slots), None if self.norms is None else self.norms.take(slots)
         )
 
     def compared_rows(self, slots: Slots) -> Vectors:
-        """The rows (n, dim) float32 of ``slots`` as searches compare them; under cosine each is
-        divided by its norm.
+        """The rows (n, dim) float32 of ``slots`` as searches compare them; under cosine,
+        normalized.
         """
         return (
             self.format.as_compared(self.stored_vectors(slots))
@@ -159,7 +159,7 @@ class View:
         )
 
     def keys_of(self, slots: Slots) -> list[Key]:
-        """The keys of ``slots``, in their order."""
+        """The keys of ``slots``, in the same order."""
         return restore_keys(self.key_kind, self.stored_keys.take(slots)) if slots.size else []
 
     def some_keys(self, count: int) -> list[Key]:
@@ -168,11 +168,10 @@ class View:
         return self.keys_of(slots[:: max(slots.size // max(count, 1), 1)][: 2 * count])
 
     def keys(self, after: Key | None, limit: int) -> KeyPage:
-        """At most ``limit`` keys after ``after`` in the order of (hash, key), which does not change
-        when rows do.
+        """At most ``limit`` keys after ``after``, in the order of (hash, key).
 
-        A page costs its own size, not the dataset's. Raises ``InvalidParams`` when ``after`` is of
-        another kind.
+        Changes of rows do not change that order. A page costs its own size, not the dataset's.
+        Raises ``InvalidParams`` if ``after`` is of another kind.
         """
         start: int | None = 0
         after_hash = None

@@ -180,7 +180,7 @@ class Methods:
             )
 
         def read() -> messages.GetResult:
-            rows = dataset.index.get([key_from_wire(kind, key, columns) for key in params.keys], params.vectors)
+            rows = dataset.index.view.get([key_from_wire(kind, key, columns) for key in params.keys], params.vectors)
             return messages.GetResult(
                 [
                     messages.WireRow(key_to_wire(kind, key))
@@ -199,7 +199,7 @@ class Methods:
         after = None if params.after_key is None else key_from_wire(kind, params.after_key, dataset.source.key_kinds)
 
         def read() -> messages.KeysResult:
-            page = dataset.index.keys(after, params.limit)
+            page = dataset.index.view.keys(after, params.limit)
             following = None if page.next is None else key_to_wire(kind, page.next)
             return messages.KeysResult([key_to_wire(kind, key) for key in page.keys], following)
 

@@ -1,1 +1,1 @@
-"""A checkpoint on disk: it is complete or ignored."""
+"""A checkpoint on disk: it is complete or ignored. The data directory's lock and paths."""

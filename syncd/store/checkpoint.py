@@ -1,5 +1,6 @@
-"""Checkpoints on disk: write one, read the newest whole one, and remove files that no kept one
-names.
+"""Checkpoints on disk: written, read, and their unneeded files removed.
+
+Invariant: only a file that no kept checkpoint names is removed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from syncd.store.manifest import MANIFEST, PREVIOUS, Manifest, read_manifest, wr
 DAMAGED = "manifest.damaged.json"
 INDEX_DIRECTORY = re.compile(r"[0-9a-f]{8}")
 INDEX_FILE = re.compile(
-    r"[0-9]{4,}-(vectors|norms|prints|keys|key-ends|columns|column-ends|live|codebook|codes)-[0-9]{6,}\.[a-z0-9]+"
+    r"[0-9]{4,}-(vectors|norms|prints|keys|key-ends|columns|column-ends|live|codebook|codes)"
+    r"-[0-9]{6,}\.[a-z0-9]+"
 )
 
 logger = structlog.get_logger()
@@ -26,19 +28,19 @@ logger = structlog.get_logger()
 
 @dataclass(slots=True)
 class CheckpointStore:
-    """The checkpoints of one data directory; the newest and the one before it are kept."""
+    """The checkpoints of one data directory; the newest and the previous one are kept."""
 
     data_dir: Path
     newest: Manifest | None = None
     previous: Manifest | None = None
     lock: tuple[int, int] | None = None
-    """Device and inode of the lock file, by which the directory is known."""
+    """Device and inode of the lock file, which identify the directory."""
 
     def __post_init__(self) -> None:
         self.lock = self.find_lock()
 
     def find_lock(self) -> tuple[int, int] | None:
-        """The lock file that is there now."""
+        """Device and inode of the present lock file; None if there is none."""
         try:
             found = (self.data_dir / LOCK_FILE).stat()
         except OSError:
@@ -46,19 +48,21 @@ class CheckpointStore:
         return found.st_dev, found.st_ino
 
     def check_directory(self) -> None:
-        """Raise ``DataDirectoryError`` unless the directory is the one that was locked: another one
-        may be another syncd's.
+        """Raise ``DataDirectoryError`` unless the directory is the one that was locked.
+
+        Another directory may belong to another syncd.
         """
         if self.find_lock() != self.lock:
             raise DataDirectoryError(
                 f"the data directory {self.data_dir} was removed or replaced while syncd ran",
-                hint="restart syncd: it makes a new one and reads the tables again; until then it "
-                "goes on answering",
+                hint="restart syncd: it creates a new one and reads the tables again; until then "
+                "it still answers",
             )
 
     def load(self) -> Manifest | None:
-        """The newest whole manifest. One that is damaged is set aside, so that it never takes the
-        previous one's place.
+        """The newest whole manifest.
+
+        A damaged one is moved away, so that it never replaces the previous one.
         """
         whole: list[Manifest] = []
         for name in (MANIFEST, PREVIOUS):
@@ -73,8 +77,9 @@ class CheckpointStore:
         return self.newest
 
     def save(self, manifest: Manifest) -> int:
-        """Write a manifest whose files are durable, then remove what neither it nor the one before
-        it needs. Returns bytes written.
+        """Write a manifest whose files are durable; returns the number of bytes written.
+
+        Then remove the files that neither it nor the previous manifest needs.
         """
         written = write_manifest(self.data_dir, manifest)
         obsolete = self.previous.files if self.previous is not None else set()
@@ -84,10 +89,10 @@ class CheckpointStore:
         return written
 
     def remove_leftovers(self) -> int:
-        """At start: remove dataset files that no kept manifest names, left by a crash or a rebuild.
-        Returns how many.
+        """At start, remove dataset files that no kept manifest names; returns their number.
 
-        Only what is named as syncd names its files: the directory may be somebody's home.
+        They are left from a crash or a rebuild. Only names in syncd's own form are removed: the
+        directory may be a user's home.
         """
         kept = self.kept_files()
         removed = 0
@@ -117,11 +122,13 @@ class CheckpointStore:
 
     @property
     def nonces(self) -> list[str]:
-        """What the database must be able to prove for a checkpoint on disk to be resumed."""
+        """Nonces of the kept checkpoints; to resume one, the database must prove that it knows its
+        nonce.
+        """
         return [manifest.nonce for manifest in (self.newest, self.previous) if manifest is not None]
 
     def kept_files(self) -> set[str]:
-        """The files of the manifests that are kept."""
+        """The files that the kept manifests name."""
         return {
             name
             for manifest in (self.newest, self.previous)
@@ -131,7 +138,7 @@ class CheckpointStore:
 
 
 def remove_file(data_dir: Path, name: str) -> None:
-    """Remove a file and the directories that it leaves empty."""
+    """Remove a file, and the directories that become empty."""
     path = data_dir / name
     path.unlink(missing_ok=True)
     for folder in list(path.relative_to(data_dir).parents)[:-1]:

@@ -1,4 +1,4 @@
-"""The data directory: made, locked by one process, and checked to be writable."""
+"""The data directory: created, locked by one process, and checked for writing."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ LOCK_FILE = "consumer.lock"
 
 @contextmanager
 def locked_data_dir(path: Path) -> Iterator[Path]:
-    """Hold the directory for this process; raises ``DataDirectoryError`` when another holds it or
-    it cannot be written.
+    """Hold the directory for this process.
 
-    The lock is the kernel's (``flock``): it is gone with the process, however that ends.
+    Raises ``DataDirectoryError`` if another process holds it or it cannot be written. The kernel
+    holds the lock (``flock``), so it ends with the process, however that ends.
     """
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o750)
@@ -35,7 +35,7 @@ def locked_data_dir(path: Path) -> Iterator[Path]:
             holder = os.pread(lock, 20, 0).decode(errors="replace").strip() or "unknown"
             raise DataDirectoryError(
                 f"the data directory {path} is in use by another syncd (process {holder})",
-                hint="stop that one, or set SYNCD_DATA_DIR and SYNCD_CONSUMER for a second one",
+                hint="stop that syncd, or set SYNCD_DATA_DIR and SYNCD_CONSUMER for a second one",
             ) from error
         try:
             os.ftruncate(lock, 0)

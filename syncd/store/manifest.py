@@ -1,8 +1,8 @@
-"""The manifest of a checkpoint: which files make it up, and the position that they stand for.
+"""The manifest of a checkpoint: its files, and the position of each source.
 
 Invariant: a checkpoint is complete or ignored. Every file that a manifest names is durable before
-the manifest is; the manifest appears by a rename; the one before it is kept until then, and the
-files of both are there. A manifest that is torn fails its checksum and is passed over.
+the manifest is. A rename publishes the manifest; until then the previous one and the files of both
+are kept. A torn manifest fails its checksum and is ignored.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ class SavedQuarantined(msgspec.Struct, frozen=True, array_like=True):
 
 
 class SavedWindow(msgspec.Struct, frozen=True):
-    """The part of the outbox behind a source's snapshot that was being read: up to ``end``, and
-    applied up to (xid, id).
+    """The part of the outbox, not covered by a source's snapshot, that was being read.
+
+    It ends at ``end``, and is applied up to (xid, id) ``after``.
     """
 
     end: str
@@ -55,8 +56,9 @@ class SavedWindow(msgspec.Struct, frozen=True):
 
 
 class SavedSource(msgspec.Struct, frozen=True):
-    """One source: what it was attached as, how far it was applied, its datasets, and what the
-    catalogue said of it; ``doubted``: its table is to be compared.
+    """One source: its attach arguments, its position, its datasets, and its catalogue entry.
+
+    ``doubted``: its table must be compared.
     """
 
     id: int
@@ -75,27 +77,28 @@ class SavedSource(msgspec.Struct, frozen=True):
     retired: list[str] = []
     """Datasets that have no rows any more: nothing of them is kept but their names."""
     compared_at: str = ""
-    """When all of its table was last read, for its indexes or to compare them; empty in a manifest
-    of an older version.
+    """Time of the last complete reading of its table, to index or to compare it.
+
+    Empty in a manifest of an older version.
     """
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """Everything that a start needs to know."""
+    """All facts that a start needs."""
 
     consumer: str
     incarnation: str
     nonce: str
     nonce_xid: int
     fingerprint_probe: int
-    """What this number was when the fingerprints in the files were computed; with another they
-    cannot be compared.
+    """Result of the fingerprint probe when the fingerprints in the files were computed.
+
+    If the probe gives another number now, fingerprints cannot be compared.
     """
     saved_at: str
     sources: list[SavedSource]
     doubts: int = 0
-    """The value of ``syncd.doubts`` that the sources were compared for; -1 where they were not yet.
-    """
+    """Value of ``syncd.doubts`` for which the sources were compared; -1 if they were not yet."""
     format: int = FORMAT
 
     @property
@@ -107,15 +110,16 @@ class Manifest(msgspec.Struct, frozen=True):
 
 
 class Envelope(msgspec.Struct, frozen=True):
-    """The file: a manifest and its checksum."""
+    """The file's content: a manifest and its checksum."""
 
     crc32: int
     manifest: msgspec.Raw
 
 
 def write_manifest(data_dir: Path, manifest: Manifest) -> int:
-    """Make a manifest the newest one, durably; the files that it names must be durable already.
-    Returns bytes written.
+    """Make a manifest the newest one, durably; returns the number of bytes written.
+
+    The files that it names must be durable already.
     """
     body = msgspec.json.encode(manifest)
     content = msgspec.json.encode(Envelope(zlib.crc32(body), msgspec.Raw(body)))
@@ -130,7 +134,7 @@ def write_manifest(data_dir: Path, manifest: Manifest) -> int:
         os.close(descriptor)
     current = data_dir / MANIFEST
     if current.exists():
-        # a crash between the two renames leaves the previous one to be read
+        # After a crash between the two renames the previous manifest is read.
         current.replace(data_dir / PREVIOUS)
     new.replace(current)
     sync_directory(data_dir)
@@ -138,14 +142,15 @@ def write_manifest(data_dir: Path, manifest: Manifest) -> int:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read one manifest; raises ``DamagedFile`` unless it is whole, ``FileNotFoundError`` where
-    there is none.
+    """Read one manifest.
+
+    Raises ``DamagedFile`` unless it is whole, and ``FileNotFoundError`` if it does not exist.
     """
     return decode_manifest(path.read_bytes(), path.name)
 
 
 def decode_manifest(content: bytes, name: str) -> Manifest:
-    """Raises ``DamagedFile`` unless the checksum and the format are right."""
+    """The manifest in ``content``; raises ``DamagedFile`` if its checksum or format is wrong."""
     try:
         envelope = msgspec.json.decode(content, type=Envelope)
         body = bytes(envelope.manifest)
@@ -155,12 +160,12 @@ def decode_manifest(content: bytes, name: str) -> Manifest:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DamagedFile(f"{name}: {error}") from error
     if manifest.format != FORMAT:
-        raise DamagedFile(f"{name}: format {manifest.format}, this syncd reads {FORMAT}")
+        raise DamagedFile(f"{name}: expected format {FORMAT}, got {manifest.format}")
     return manifest
 
 
 def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
+    """Make the entries of a directory durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

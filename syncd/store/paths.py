@@ -1,4 +1,4 @@
-"""Where a dataset's files are. Names are percent-encoded: no row's text is ever a path."""
+"""Directories of datasets. Invariant: a row's text is never a path; names are percent-encoded."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ def dataset_directory(data_dir: Path, name: DatasetName) -> Path:
 
 
 def encode(text: str) -> str:
-    """One path component for any text: never empty, never ``.`` or ``..``, never one of syncd's own
-    files, never too long.
+    """One path component for any text, not too long.
+
+    It is never empty, never ``.`` or ``..``, and never the name of one of syncd's own files.
     """
     encoded = quote(text, safe="-_.~ ,+=@")
     if not encoded:
-        return "%"  # no other text gives a lone percent sign
+        return "%"  # no other text becomes a single percent sign
     if encoded.startswith(RESERVED_PREFIXES):
         encoded = f"%{ord(encoded[0]):02X}{encoded[1:]}"
     if len(encoded) > MAX_NAME_BYTES:

@@ -149,7 +149,9 @@ def dimension_for(
     index = dataset.index
     if index.count and all(block.shape[1] == index.dim for block in blocks):
         return index.dim  # whether or not other rows have it: which of them are touched need not be looked up
-    if index.count and (index.count > len(touched) or index.count > np.count_nonzero(index.contains(list(touched)))):
+    if index.count and (
+        index.count > len(touched) or index.count > np.count_nonzero(index.view.contains(list(touched)))
+    ):
         return index.dim
     if not blocks:
         return None

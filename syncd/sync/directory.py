@@ -88,7 +88,7 @@ class Directory:
                     continue
                 strangers = [key for key in keys if homes.get(key) != dataset.name]
                 if strangers and dataset.index.count:
-                    there = [strangers[place] for place in dataset.index.contains(strangers).nonzero()[0].tolist()]
+                    there = [strangers[place] for place in dataset.index.view.contains(strangers).nonzero()[0].tolist()]
                     if there:
                         found[dataset.name] = there
             return found

@@ -127,8 +127,8 @@ CODES_POINTS = [
     Point("compaction", "after that manifest", "after", "syncd.store.checkpoint:write_manifest"),
     Point("compaction", "after the first old file is removed", "after", "syncd.store.checkpoint:remove_file"),
     Point("compaction", "after its checkpoint", "after", "syncd.store.checkpoint:CheckpointStore.save"),
-    Point("restart", "before codes are loaded", "before", "syncd.index.dataset:load_codes"),
-    Point("restart", "after codes are loaded", "after", "syncd.index.dataset:load_codes"),
+    Point("restart", "before codes are loaded", "before", "syncd.index.generation.generation:load_codes"),
+    Point("restart", "after codes are loaded", "after", "syncd.index.generation.generation:load_codes"),
 ]
 
 

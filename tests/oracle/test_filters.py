@@ -78,7 +78,7 @@ def compare(connection: psycopg.Connection, index: DatasetIndex, wanted: Sequenc
     for start in range(0, len(wanted), CONDITIONS_AT_ONCE):
         some = asked[start : start + CONDITIONS_AT_ONCE]
         query = sql.SQL("SELECT id, ARRAY[{}] FROM facts WHERE id = ANY({})").format(
-            sql.SQL(", ").join(map(condition, some)), sql.Literal(list(index.keys(None, 1000).keys))
+            sql.SQL(", ").join(map(condition, some)), sql.Literal(list(index.view.keys(None, 1000).keys))
         )
         found = connection.execute(query).fetchall()
         for place, each in enumerate(some):

@@ -1,3 +1,4 @@
-"""What makes searches fast, decided and built beside readers and the writer: codebooks, parts,
-joins, measured recall.
+"""Builds that make searches fast: codebooks, parts, joins, measured recall.
+
+They are planned and run alongside readers and the writer.
 """

@@ -1,10 +1,9 @@
-"""Codes of some parts as one part, without the rows that have died: they are moved, 1 µs a row,
-where encoding takes 5 to 15.
+"""Joins the codes of several parts into one part, without the rows that died.
 
-FAISS keeps the 4-bit codes of 32 rows in a block, in the order in which its instructions take them
-(``CodePackerPQ4``). Here they are taken out of their blocks, and each list of the new part is
-written at once: appending to one by ``add_entries`` writes behind its end where the list happens to
-have a multiple of ``block_size`` rows.
+Codes are moved, which takes 1 µs per row; encoding takes 5 to 15 µs. FAISS keeps the 4-bit codes of
+32 rows in one block, in the order of its instructions (``CodePackerPQ4``). Here the codes are taken
+out of their blocks, and each list of the new part is written in one call. Adding to a list that
+already has rows is avoided: there FAISS's ``add_entries`` can write out of bounds.
 """
 
 from __future__ import annotations
@@ -29,16 +28,16 @@ from syncd.index.storage.stopping import Cancelled, Stop
 
 BLOCK_ROWS = 32
 LISTS_AT_ONCE = 64
-"""After so many it is asked whether the work is still wanted."""
+"""Number of lists between two checks whether the work is still wanted."""
 
 Nibbles = NDArray[np.uint8]
-"""Codes, one of 4 bits in each element."""
+"""4-bit codes, one per element."""
 
 
 def joined(
     codebook: Codebook, parts: Sequence[Part], live: Bitmap, number: int, cancelled: Stop
 ) -> Part:
-    """What lives of neighbouring ``parts``, as the part ``number``; raises ``Cancelled``."""
+    """The live rows of adjacent ``parts`` as the part ``number``; raises ``Cancelled``."""
     index = empty_part(codebook)
     quantizers = int(index.M2)
     for each in range(codebook.lists):
@@ -59,7 +58,7 @@ def joined(
 
 
 def _rows(part: Part, number: int, quantizers: int, live: Bitmap) -> tuple[Slots, Nibbles]:
-    """The live rows of one list: slots (n,), codes (n, quantizers)."""
+    """The live rows of one list: slots (n,) and codes (n, quantizers)."""
     rows, lists = int(part.sizes[number]), part.index.invlists
     if not rows:
         return np.empty(0, dtype=np.int64), np.empty((0, quantizers), dtype=np.uint8)
@@ -77,7 +76,7 @@ def _rows(part: Part, number: int, quantizers: int, live: Bitmap) -> tuple[Slots
 
 
 def _packed(codes: Nibbles) -> NDArray[np.uint8]:
-    """Codes (n, quantizers) in blocks, what is left of the last one filled with zeros."""
+    """Codes (n, quantizers) packed in blocks; the rest of the last block is zero."""
     rows, quantizers = codes.shape
     blocks = -(-rows // BLOCK_ROWS)
     filled = np.zeros((blocks * BLOCK_ROWS, quantizers), dtype=np.uint8)
@@ -90,8 +89,9 @@ def _packed(codes: Nibbles) -> NDArray[np.uint8]:
 
 @cache
 def _places(quantizers: int) -> NDArray[np.int64]:
-    """Which nibble of a block each code is, row by row, (32 * quantizers,): FAISS is asked for them
-    one by one, 10 ms for 192.
+    """The nibble of a block for each code, row by row, (32 * quantizers,).
+
+    FAISS packs them one by one: 10 ms for 192 quantizers, cached.
     """
     dim = 2 * quantizers
     packer: Any = library.IndexIVFPQFastScan(

@@ -1,6 +1,4 @@
-"""Measure recall: some rows as queries, their exact neighbours, and what the codes find of them
-with each setting.
-"""
+"""Measures recall: rows as queries, their exact neighbors, and what the codes find per setting."""
 
 from __future__ import annotations
 
@@ -25,15 +23,18 @@ from syncd.index.storage.stopping import Cancelled, Stop
 from syncd.index.view import View
 
 QUERIES = {10: 600, 40: 250, 100: 150, 1000: 45}
-"""For each k, how many rows serve as queries. Each query says more of recall@1000, and takes
-longer.
+"""Number of rows that serve as queries, for each k.
+
+For a larger k one query says more about recall, and takes longer.
 """
 QUERIES_IN_HASTE = 200
-"""For the first k, so that new codes can be used soon: a fifth of the time. The bound below the
-mean is a little lower with so few.
+"""Number of queries for the first measurement, of the first k only.
+
+It takes a fifth of the time, so new codes can be used soon. With so few queries the lower bound of
+the mean is a little lower.
 """
 CHOOSING = 2 / 3
-"""The share of them by which settings are chosen; the others only confirm."""
+"""Share of the queries that choose the settings; the others only confirm."""
 CANDIDATES = {
     10: (20, 40, 70, 100, 150, 200, 300, 400),
     40: (60, 80, 120, 160, 250, 400, 700),
@@ -41,11 +42,11 @@ CANDIDATES = {
     1000: (1300, 1600, 2000, 3000, 4500, 7000),
 }
 QUERIES_AT_ONCE = 100
-"""Together they take half of the time that they take one by one."""
+"""Queries per call: together they take half of the time of single calls."""
 NPROBE_STEP = 1.35
 ENOUGH = 0.999
 CHEAPER_THAN_EXACT = 0.7
-"""Settings that are expected to cost more than this share of an exact search are not used."""
+"""Largest cost of settings that are used, as a share of an exact search."""
 
 _TIE = 1e-6
 
@@ -53,8 +54,9 @@ _TIE = 1e-6
 def calibrate(
     view: View, codes: Codes, seed: int, stop: Stop, *, in_haste: bool = False
 ) -> Calibration:
-    """The settings worth using with ``codes``, measured on ``view``, ``in_haste`` for the first k
-    alone; raises ``Cancelled``.
+    """The settings worth using with ``codes``, measured on ``view``; raises ``Cancelled``.
+
+    ``in_haste`` measures quickly, and only the first k.
     """
     use_one_thread()
     slots = live_slots(view.live.bits, view.count)
@@ -95,8 +97,9 @@ def _measure(
     k: int,
     stop: Stop,
 ) -> list[Point]:
-    """The settings for one k, from few lists to as many as are cheaper than an exact search, or
-    find everything.
+    """The settings for one k, with growing numbers of lists.
+
+    It ends when settings are no longer cheaper than an exact search, or find everything.
     """
     codebook, dim = live.codes.codebook, view.dim or 1
     most_us = CHEAPER_THAN_EXACT * view.live.count * dim * EXACT_NS_PER_ELEMENT / 1000
@@ -137,8 +140,9 @@ def _shares(
     nprobe: int,
     stop: Stop,
 ) -> NDArray[np.float64]:
-    """Recall@k of each query with each number of candidates, (q, candidates). One search serves
-    all: fewer candidates are the first of more.
+    """Recall@k of each query with each number of candidates, (q, candidates).
+
+    One search serves all numbers: fewer candidates are the first of more.
     """
     numbers = np.array(CANDIDATES[k])
     setting = Point(k, nprobe, int(numbers[-1]) + 1, 0.0, 0.0, 0.0)
@@ -154,14 +158,14 @@ def _shares(
         if not wanted:
             continue
         approximate, labels = (each[row % QUERIES_AT_ONCE] for each in found)
-        if len(live.codes.parts) > 1:  # else they come in this order
+        if len(live.codes.parts) > 1:  # one part returns them in this order
             labels = labels[
                 (approximate if view.format.metric == "l2" else -approximate).argsort(kind="stable")
             ]
-        # the query itself is no answer
+        # The query itself does not count as an answer.
         near = labels[(labels >= 0) & (labels != own[row])][: numbers[-1]]
         limit = distances[wanted - 1] + _TIE * abs(distances[wanted - 1])
-        # of rows equally far, any will do
+        # Of rows at the same distance, any is correct.
         if wanted < distances.size and distances[wanted] <= limit:
             good = exact_distances(view, query, near) <= limit
         else:

@@ -1,9 +1,11 @@
-"""The exact neighbours of many rows at once.
+"""The exact neighbors of many rows.
 
-For many queries the squared distances |x|² + |y|² - 2xy are a matrix product, which takes a quarter
-of the time of the sums of squared differences, but the difference of large numbers loses small
-ones. So it only chooses some rows more than are wanted. Those are compared exactly; where rounding
-may have left one of the nearest out, that query is searched again the long way.
+For many queries, the squared distances |x|² + |y|² - 2xy are a matrix product. It takes a quarter
+of the time of summed squared differences, but the difference of large numbers loses small ones. So
+the product only chooses some more rows than wanted, and those are compared exactly.
+
+Invariant: if rounding may have left out one of the nearest, the query is searched again with summed
+differences.
 """
 
 from __future__ import annotations
@@ -19,22 +21,24 @@ from syncd.index.storage.stopping import Cancelled, Stop
 from syncd.index.view import View
 
 BLOCK_BYTES = 2 << 20
-"""All queries are compared with so much at a time: it stays in the second-level cache."""
+"""Bytes of rows that all queries are compared with at a time: they stay in the second-level cache.
+"""
 SPARE = 27
-"""So many rows more than are wanted are compared exactly."""
+"""Number of rows, in addition to the wanted ones, that are compared exactly."""
 ROUNDING = 1e-5
-"""More than the error of a matrix product, as a share of the squared norms: of 128, 784 and 1,536
-dimensions it was at most 1e-6.
+"""Bound of a matrix product's error, as a share of the squared norms.
+
+Measured: at most 1e-6 with 128, 784 and 1,536 dimensions.
 """
 
 
 def nearest_others(
     view: View, queries: Vectors, own: Slots, k: int, stop: Stop
 ) -> tuple[Distances, Slots]:
-    """For each query the ``k`` nearest live rows but its ``own``: distances ascending and slots (q,
-    k), infinite and -1 where there are fewer.
+    """The ``k`` nearest live rows of each query, except its ``own`` row: distances and slots (q,
+    k).
 
-    Raises ``Cancelled``.
+    Distances are ascending; missing ones are infinite, with slot -1. Raises ``Cancelled``.
     """
     distances, slots = _scan(view, queries, k + 1 + SPARE, stop, rough=True)
     if view.format.metric == "l2":
@@ -62,11 +66,11 @@ def nearest_others(
 def _scan(
     view: View, queries: Vectors, k: int, stop: Stop, *, rough: bool
 ) -> tuple[Distances, Slots]:
-    """The ``k`` nearest live rows of each query, in no order."""
+    """The ``k`` nearest live rows of each query, in any order."""
     distances = np.full((len(queries), k), np.inf)
     slots = np.full((len(queries), k), -1, dtype=np.int64)
     for first, rows, all_live in blocks(view):
-        # FAISS' matrix product has blocks of its own.
+        # FAISS's matrix product has its own blocks.
         step = (
             len(rows) if rough and all_live else max(8, BLOCK_BYTES // (4 * queries.shape[1]) & ~7)
         )
@@ -82,17 +86,18 @@ def _scan(
 
 
 def _first(distances: Distances, slots: Slots, k: int) -> tuple[Distances, Slots]:
-    """The ``k`` smallest distances of each row, in no order."""
+    """The ``k`` smallest distances of each row, in any order."""
     chosen = distances.argpartition(k - 1, axis=1)[:, :k]
     return np.take_along_axis(distances, chosen, axis=1), np.take_along_axis(slots, chosen, axis=1)
 
 
 def _proven(queries: Vectors, farthest: Distances, left_out: Distances) -> NDArray[np.bool_]:
-    """Whether no row that is as near as the farthest one found can have been taken for one farther
-    than those that were compared exactly.
+    """Whether each query's result is proven complete, (q,) bool.
+
+    It is complete if no left-out row can be as near as the farthest found one, given the error.
     """
     norms = np.linalg.norm(queries.astype(np.float64), axis=1)
     error = ROUNDING * (norms**2 + (norms + left_out) ** 2)
-    with np.errstate(invalid="ignore"):  # infinite where every row was compared
+    with np.errstate(invalid="ignore"):  # infinite if every row was compared
         proven: NDArray[np.bool_] = np.isinf(left_out) | (farthest**2 <= left_out**2 - error)
     return proven

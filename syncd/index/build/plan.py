@@ -1,9 +1,8 @@
-"""What should be built for a dataset now, and building it: from a view, beside readers and the
-writer, in any one thread.
+"""Decides what to build for a dataset now, and builds it from a view, in any one thread.
 
-A build reads nothing but its view, whose rows and live bits never change, and gives new codes;
-whether they are still wanted is decided when they are swapped in. Memory is bounded: rows are read
-in blocks, and training rows have a limit.
+Readers and the writer go on meanwhile. Invariant: a build reads only its view, whose rows and live
+bits never change, and returns new codes. Whether they are still wanted is decided when they are
+swapped in. Memory is bounded: rows are read in blocks, and the number of training rows is limited.
 """
 
 from __future__ import annotations
@@ -27,30 +26,32 @@ from syncd.index.view import View
 
 EXACT_ELEMENTS = 3_000_000
 EXACT_ROWS = (5_000, 20_000)
-"""Up to so many elements, and so many rows at least and at most, a dataset is searched exactly: 0.4
-to 0.6 ms.
+"""Below this many elements a dataset is searched exactly: 0.4 to 0.6 ms.
+
+``EXACT_ROWS`` is the least and the most rows for this limit.
 """
 
 TAIL_ELEMENTS = 1 << 20
 TAIL_ROWS = 2048
-"""So many elements, and at least so many rows, may wait in the tail: 0.1 to 0.25 ms a search."""
+"""Largest tail, in elements, but at least this many rows: 0.1 to 0.25 ms per search."""
 
 MOST_PARTS = 5
-"""A search of five costs twice one of one."""
+"""Most parts: a search of five parts costs twice as much as a search of one."""
 TIER_FACTOR = 4
-"""Parts shrink by more than this from one to the next, or are merged."""
+"""Factor between parts: unless a part is larger than the next one times this, both are merged."""
 MOST_DEAD = 0.2
-"""The share of a part's rows that may be dead before it is built again."""
+"""Largest share of dead rows in a part before it is built again."""
 RETRAIN_GROWTH = 4.0
 RETRAIN_UNEVENNESS = 2.0
-"""How many times as uneven as they were the lists may become."""
+"""Largest growth of the lists' unevenness since training, as a factor."""
 MEASURE_AGAIN = 0.25
-"""The share of rows that may come or go before recall is measured again, or a codebook out of whose
-reach the recall is, is made anew.
+"""Largest share of rows that may come or go before recall is measured again.
+
+If a codebook no longer reaches the recall, this share of new rows makes it trained again.
 """
 LEAST_DEAD_SLOTS = 4096
 MOST_DEAD_SLOTS = 0.5
-"""More dead slots than this, and a larger share of all than this, are given back."""
+"""Number and share of dead slots above which they are given back; both must be exceeded."""
 BLOCK_ROWS = 4096
 
 
@@ -58,10 +59,12 @@ BLOCK_ROWS = 4096
 class Plan:
     """One thing to build.
 
-    ``train``: everything anew, and recall in haste. ``extend``: the tail's rows below ``stop`` are
-    encoded, and become one part with the parts ``first <= part < last`` before them. ``purge``: the
-    part ``first`` without its dead rows. ``measure``: only the recall. ``drop``: nothing is worth
-    codes any more. ``compact``: the live rows without the dead slots.
+    - ``train``: all codes again, with recall measured quickly.
+    - ``extend``: the tail's rows below ``stop``, joined with the parts ``first <= part < last``.
+    - ``purge``: the part ``first`` without its dead rows.
+    - ``measure``: only the recall.
+    - ``drop``: remove the codes, because the dataset is too small now.
+    - ``compact``: the live rows without the dead slots.
     """
 
     kind: Literal["train", "extend", "purge", "measure", "drop", "compact"]
@@ -71,22 +74,24 @@ class Plan:
 
 
 def exact_rows(dim: int) -> int:
-    """Up to how many rows a dataset is searched exactly."""
+    """Largest number of rows of a dataset that is searched exactly."""
     return min(max(EXACT_ELEMENTS // dim, EXACT_ROWS[0]), EXACT_ROWS[1])
 
 
 def tail_rows(dim: int) -> int:
-    """How many slots may wait in the tail."""
+    """Number of slots in the tail at which it is encoded."""
     return max(TAIL_ELEMENTS // dim, TAIL_ROWS)
 
 
 def wants_codes(view: View) -> bool:
-    """Whether a dataset without codes is too large for that."""
+    """Whether a dataset without codes has too many rows for exact search."""
     return view.live.count > exact_rows(view.dim or 1)
 
 
 def plan_build(view: View, recall: float) -> Plan | None:
-    """What to build for ``view``, whose searches want ``recall``; None when all is well."""
+    """The next thing to build for ``view``, whose searches want ``recall``; None if nothing is
+    needed.
+    """
     rows, dim = view.live.count, view.dim or 1
     if view.count - rows > max(LEAST_DEAD_SLOTS, MOST_DEAD_SLOTS * view.count):
         return Plan("compact")
@@ -121,10 +126,10 @@ def build(
     next_number: Callable[[], int],
     stop: Stop = lambda: False,
 ) -> Codes | None:
-    """What ``plan`` says, made from ``view``; None for ``drop``, and never for ``compact``.
-    ``next_number`` names files.
+    """The codes that ``plan`` describes, built from ``view``; None for ``drop``.
 
-    Raises ``Cancelled`` soon after ``stop`` says so.
+    ``compact`` is never passed. ``next_number`` returns numbers for files. Raises ``Cancelled``
+    soon after ``stop()`` is true.
     """
     use_one_thread()
     if plan.kind == "drop":
@@ -149,7 +154,7 @@ def build(
 def encode(
     view: View, codebook: Codebook, start: int, stop: int, number: int, cancelled: Stop
 ) -> Part:
-    """The part of the rows that live in ``start <= slot < stop``, both multiples of eight."""
+    """The part of the live rows in ``start <= slot < stop``, both multiples of eight."""
     index = empty_part(codebook)
     rows = 0
     for first in range(start, stop, BLOCK_ROWS):
@@ -172,12 +177,12 @@ def encode(
 
 
 def live_between(live: Bitmap, start: int, stop: int) -> int:
-    """How many slots in ``start <= slot < stop``, both multiples of eight, are live."""
+    """Number of live slots in ``start <= slot < stop``, both multiples of eight."""
     return int(np.bitwise_count(live[start >> 3 : stop >> 3]).sum(dtype=np.int64))
 
 
 def _extended(view: View, codes: Codes) -> Plan:
-    """The tail becomes a part, together with the last parts where they are not larger by far."""
+    """The plan to encode the tail, joined with the last parts unless they are much larger."""
     stop = view.count & ~7
     first = len(codes.parts)
     rows = live_between(view.live.bits, codes.stop, stop)
@@ -188,8 +193,8 @@ def _extended(view: View, codes: Codes) -> Plan:
 
 
 def _worn_out(view: View, codes: Codes, recall: float) -> bool:
-    """Whether the codebook has aged: what is wanted is out of its reach, and there are rows that it
-    does not know.
+    """Whether the codebook no longer reaches the recall and there are many rows that it does not
+    know.
     """
     new = view.count - codes.codebook.trained_slots
     return (

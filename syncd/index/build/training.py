@@ -1,8 +1,8 @@
-"""A codebook from some of a dataset's rows: the lists' centroids by k-means, then the quantizer's
-by FAISS.
+"""Trains a codebook on some of a dataset's rows: the lists' centroids by k-means, then FAISS's
+quantizer.
 
-K-means is done here and not by FAISS so that it can be given up between two blocks of rows: at four
-million rows of 768, one round takes a minute.
+K-means is done here, not by FAISS, so that it can be cancelled between two blocks of rows. With
+four million rows of 768, one round takes a minute.
 """
 
 from __future__ import annotations
@@ -23,30 +23,29 @@ TRAINING_BYTES = 512 << 20
 QUANTIZER_ROWS = 16_384
 ROUNDS = 5
 BLOCK_ROWS = 4096
-"""So many rows at a time: numpy holds the interpreter for milliseconds at most, and searches go on.
-"""
+"""Rows per block: numpy holds the interpreter for milliseconds at most, and searches go on."""
 
 QUANTIZER_ROUNDS = 12
-"""FAISS' own 25 take twice as long; among 100 candidates they then find 0.001 more of the ten
+"""Rounds of k-means for the quantizer.
+
+FAISS's default, 25, takes twice as long. Among 100 candidates it finds 0.001 more of the ten
 nearest.
 """
 
 
 def lists_for(rows: int) -> int:
-    """How many lists a dataset of ``rows`` rows gets: the power of two nearest to the square root.
+    """Number of lists for a dataset of ``rows`` rows: the power of two nearest to the square root.
 
-    Fewer than usual for IVF: with 4 bits a code, scanning is cheap beside finding the lists. A
-    million rows of 128 at recall 0.985: 0.40 ms with 1024 lists, 0.53 with 512; with 4096 a quarter
-    more than with 1024, and three times as long to build. 60,000 of 784 at 0.99: 0.17 ms with 256
-    lists, 0.22 with 512 or 1024.
+    It is fewer than usual for IVF: with 4-bit codes, scanning is cheap compared to finding the
+    lists. Measured with a million rows of 128 at recall 0.985: 0.40 ms with 1024 lists, 0.53 ms
+    with 512. With 4096 lists it takes a quarter more than with 1024, and the build three times as
+    long. 60,000 rows of 784 at 0.99: 0.17 ms with 256 lists, 0.22 ms with 512 or 1024.
     """
     return max(1, min(1 << round(math.log2(max(rows, 1)) / 2), rows // ROWS_PER_LIST))
 
 
 def train(view: View, number: int, seed: int, stop: Stop) -> Codebook:
-    """A codebook for the live rows of ``view``, of which there is at least one; raises
-    ``Cancelled``.
-    """
+    """A codebook for the live rows of ``view``, at least one; raises ``Cancelled``."""
     dim, metric = view.dim or 0, view.format.metric
     lists = lists_for(view.live.count)
     random = np.random.default_rng(seed)
@@ -68,8 +67,9 @@ def train(view: View, number: int, seed: int, stop: Stop) -> Codebook:
 def kmeans(
     rows: Vectors, lists: int, random: np.random.Generator, stop: Stop, *, spherical: bool
 ) -> Vectors:
-    """Centroids (lists, dim) of ``rows``, by Lloyd's algorithm; with ``spherical``, unit vectors
-    compared by their inner product.
+    """Centroids (lists, dim) of ``rows``, by Lloyd's algorithm.
+
+    With ``spherical`` they are unit vectors, compared by their inner product.
     """
     centroids = rows[np.sort(random.choice(len(rows), lists, replace=False))].copy()
     for _ in range(ROUNDS):
@@ -92,7 +92,7 @@ def kmeans(
             counts += np.bincount(chosen, minlength=lists)
         (empty,) = (counts == 0).nonzero()
         centroids = (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
-        if empty.size:  # a list that nothing is near takes a row from anywhere
+        if empty.size:  # an empty list takes a random row
             centroids[empty] = rows[random.choice(len(rows), empty.size)]
     if spherical:
         _normalise(centroids)

@@ -1,10 +1,11 @@
-"""Codes: a compressed copy of the older rows, which gives a search its candidates.
+"""Codes: a compressed copy of the older rows, from which a search takes its candidates.
 
-Up to a few immutable *parts*, each an IVF index of 4-bit product-quantized vectors over a range of
-slots (FAISS' ``IndexIVFPQFastScan``, after André et al., "Quicker ADC", 2019), all with one
-codebook: the centroids of the lists and the quantizer's. Ids are slots. A part is never changed, so
-its rows are never removed: ``remove_ids`` followed by ``add`` corrupts these indexes silently. Rows
-that died are left out by the view's live bitmap.
+There are a few immutable *parts*. Each is an IVF index of 4-bit product-quantized vectors over a
+range of slots: FAISS's ``IndexIVFPQFastScan``, after André et al., "Quicker ADC", 2019. All parts
+share one codebook: the centroids of the lists and of the quantizer. Ids are slots.
+
+Invariant: a part is never changed, so its rows are never removed: in FAISS, ``remove_ids`` followed
+by ``add`` corrupts these indexes silently. The view's live bitmap leaves out rows that died.
 """
 
 from __future__ import annotations
@@ -24,34 +25,37 @@ from syncd.index.storage.files import SavedFile
 from syncd.types import Metric
 
 library: Any = faiss
-"""FAISS, whose type stubs lack much of what its Python layer adds."""
+"""FAISS without types: its stubs lack much of what its Python layer adds."""
 
 PAIRS_UP_TO_DIM = 256
-"""A 4-bit code stands for two dimensions up to here, for four above."""
+"""Largest dimension for which a 4-bit code stands for two dimensions; above, it stands for four."""
 
 MOST_CHOSEN = 1000
-"""Whoever may search may ask for any recall."""
+"""Most remembered choices of settings, because any client may ask for any recall."""
 
 _LARGEST = np.float32(1e15)
-"""Numbers are cut to this size before they are encoded: their squares then stay finite. Distances
-come from the vectors themselves.
+"""Largest number that is encoded; larger ones are cut to it, so that their squares stay finite.
+
+Distances come from the vectors themselves.
 """
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Codebook:
-    """What the parts share. ``template`` is a trained index without rows; ``quantizer`` finds the
-    lists of a query.
+    """The codebook that all parts share.
+
+    ``template`` is a trained index without rows; ``quantizer`` finds the lists of a query.
     """
 
     number: int
     metric: Metric
     dim: int
     trained_rows: int
-    """Live rows of the dataset when this was trained."""
+    """Number of live rows in the dataset when the codebook was trained."""
     trained_slots: int
-    """Slots of the dataset then: what has come since, by insert or update, is what this does not
-    know.
+    """Number of slots in the dataset at that time.
+
+    The codebook does not know rows that came later, by insert or update.
     """
     quantizer: Any
     template: Any
@@ -60,18 +64,18 @@ class Codebook:
 
     @property
     def lists(self) -> int:
-        """How many lists there are."""
+        """Number of lists."""
         return int(self.quantizer.ntotal)
 
     def encodable(self, rows: Vectors) -> Vectors:
-        """(n, dim) as this codebook's indexes take them: finite squares, and as many dimensions as
-        codes stand for.
+        """(n, dim) as this codebook's indexes take them: with finite squares, padded to their
+        dimension.
         """
         cut: Vectors = np.clip(rows, -_LARGEST, _LARGEST)
         return self.padded(cut)
 
     def padded(self, rows: Vectors) -> Vectors:
-        """(n, dim) with zeros up to the dimension of the indexes."""
+        """(n, dim), padded with zeros to the dimension of the indexes."""
         width = padded_dim(self.dim)
         if rows.shape[1] == width:
             return rows
@@ -82,8 +86,9 @@ class Codebook:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """The codes of the rows that lived in ``start <= slot < stop`` when it was built; ``sizes`` are
-    its lists' rows, (lists,).
+    """The codes of the rows in ``start <= slot < stop`` that were live when the part was built.
+
+    ``sizes`` (lists,) is the number of rows in each list.
     """
 
     number: int
@@ -98,8 +103,9 @@ class Part:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Codes:
-    """Parts in the order of their slots, from 0 without a gap; what lies at ``stop`` and after is
-    searched exactly.
+    """Parts in the order of their slots, from slot 0 without a gap.
+
+    The *tail*, the slots at ``stop`` and after, is searched exactly.
     """
 
     generation: int
@@ -107,11 +113,11 @@ class Codes:
     parts: tuple[Part, ...]
     calibration: Calibration
     unevenness_trained: float = 1.0
-    """``unevenness`` when the codebook was new."""
+    """The value of ``unevenness`` when the codebook was new."""
     _chosen: dict[tuple[int, float], Point | None] = field(default_factory=dict, init=False)
 
     def point(self, k: int, recall: float) -> Point | None:
-        """``Calibration.choose``, kept for those who ask for the same."""
+        """``Calibration.choose``, with its answers remembered."""
         try:
             return self._chosen[k, recall]
         except KeyError:
@@ -122,8 +128,9 @@ class Codes:
 
     @property
     def unevenness(self) -> float:
-        """What scanning a row's own list costs, against lists of one size: 1 at best (Jégou et al.,
-        2011: imbalance factor).
+        """Cost of scanning a row's own list, relative to lists of equal size; 1 is the best.
+
+        Source: Jégou et al., 2011, imbalance factor.
         """
         sizes: NDArray[np.float64] = np.array(
             [part.sizes for part in self.parts], dtype=np.float64
@@ -132,20 +139,21 @@ class Codes:
 
     @property
     def stop(self) -> int:
-        """The first slot without a code; a multiple of eight, so that the rest begins with a byte
-        of the bitmap.
+        """The first slot without a code.
+
+        It is a multiple of eight, so that the tail starts at a byte of the bitmap.
         """
         return self.parts[-1].stop if self.parts else 0
 
     @property
     def nbytes(self) -> int:
-        """Memory of codes, ids and centroids."""
+        """Bytes of memory of codes, ids and centroids."""
         rows, book = sum(part.rows for part in self.parts), self.codebook
         return rows * (int(book.template.code_size) + 8) + book.lists * padded_dim(book.dim) * 4
 
     @property
     def disk_bytes(self) -> int:
-        """Bytes in files."""
+        """Bytes in the files of the codebook and the parts."""
         return sum(
             file.bytes
             for files in (self.codebook.file, *(part.file for part in self.parts))
@@ -154,22 +162,24 @@ class Codes:
 
 
 class LiveCodes:
-    """The codes of one view: with its live bitmap, and what FAISS needs made once. Any threads may
-    search.
+    """The codes of one view, with its live bitmap and the objects that FAISS needs, made once.
+
+    Any number of threads may search.
     """
 
     __slots__ = ("_bits", "_parameters", "_selector", "codes")
 
     def __init__(self, codes: Codes, live: Bitmap) -> None:
         self.codes = codes
-        # FAISS reads this memory: it lives as long as the selector
+        # FAISS reads this memory, so it must live as long as the selector.
         self._bits = live[: codes.stop >> 3]
         self._selector: Any = None
         self._parameters: dict[int, Any] = {}
 
     def parameters(self, nprobe: int) -> Any:
-        """FAISS' parameters, which an IVF search only reads; two threads that make them at once do
-        no harm.
+        """FAISS's parameters for a search. An IVF search only reads them.
+
+        Two threads may make them at the same time without harm.
         """
         found = self._parameters.get(nprobe)
         if found is None:
@@ -180,11 +190,11 @@ class LiveCodes:
         return found
 
     def candidates(self, queries: Vectors, point: Point) -> tuple[NDArray[np.float32], Slots]:
-        """For each query of (q, dim): approximate distances and slots (q, at most
-        ``point.candidates`` a part), -1 where there are fewer.
+        """Candidates of each query of (q, dim): approximate distances and slots.
 
-        All have codes and are live. From several parts they come part by part, from one in the
-        order of FAISS.
+        Their shape is (q, at most ``point.candidates`` per part); missing slots are -1. All slots
+        have codes and are live. Candidates of several parts come part by part; those of one part in
+        FAISS's order.
         """
         codebook, count = self.codes.codebook, len(queries)
         queries = codebook.padded(queries)
@@ -195,7 +205,7 @@ class LiveCodes:
         at = pointer(queries)
         codebook.quantizer.search_c(count, at, nprobe, pointer(list_distances), pointer(lists))
         found = []
-        for part in self.codes.parts:  # one search for the lists serves them all
+        for part in self.codes.parts:  # the lists are searched once for all parts
             wanted = min(point.candidates, part.rows)
             if not wanted:
                 continue
@@ -223,18 +233,17 @@ class LiveCodes:
 
 
 def padded_dim(dim: int) -> int:
-    """The dimension of the indexes: a multiple of what one code stands for."""
+    """The dimension of the indexes: a multiple of the dimensions per code."""
     step = 2 if dim <= PAIRS_UP_TO_DIM else 4
     return math.ceil(dim / step) * step
 
 
 def new_index(quantizer: Any, metric: Metric, dim: int, lists: int) -> Any:
-    """An untrained index. Codes are of the rows themselves and not of what is left of them after
-    their list's centroid.
+    """An untrained index. It encodes the rows themselves, not their residuals to a list's centroid.
 
-    On a million rows of 128, that halves the time in the lists (290 µs against 535 for 64 of 1024
-    lists) and needs no table of 64 bytes times 16 for each list; recall among 200 candidates stays
-    the same (0.989), and calibration takes more candidates where it does not.
+    For a million rows of 128 this halves the time in the lists: 290 µs instead of 535 µs for 64 of
+    1024 lists. It also needs no table of 64 bytes times 16 per list. Recall among 200 candidates
+    stays the same (0.989); if it is lower for other data, calibration takes more candidates.
     """
     width = padded_dim(dim)
     codes = width // (2 if dim <= PAIRS_UP_TO_DIM else 4)
@@ -244,12 +253,12 @@ def new_index(quantizer: Any, metric: Metric, dim: int, lists: int) -> Any:
 
 
 def faiss_metric(metric: Metric) -> int:
-    """Cosine is the inner product of normalised vectors."""
+    """FAISS's metric; cosine is the inner product of normalized vectors."""
     return int(faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT)
 
 
 def empty_part(codebook: Codebook) -> Any:
-    """An index without rows that takes them with ``add_with_ids``; to be closed by
+    """An index without rows, to be filled with ``add_with_ids`` and finished by
     ``without_quantizer``.
     """
     index = new_index(codebook.quantizer, codebook.metric, codebook.dim, codebook.lists)
@@ -259,15 +268,15 @@ def empty_part(codebook: Codebook) -> Any:
 
 
 def list_sizes(index: Any) -> NDArray[np.int64]:
-    """How many rows each list has, (lists,)."""
+    """Number of rows in each list, (lists,)."""
     return np.array(
         [index.invlists.list_size(number) for number in range(index.nlist)], dtype=np.int64
     )
 
 
 def without_quantizer(codebook: Codebook, index: Any) -> Any:
-    """A finished part: it keeps no centroids, in memory or on disk, since the codebook's quantizer
-    finds the lists.
+    """A finished part, without centroids in memory or on disk: the codebook's quantizer finds the
+    lists.
     """
     nothing = library.IndexFlat(padded_dim(codebook.dim), faiss_metric(codebook.metric))
     index.quantizer = nothing

@@ -95,7 +95,7 @@ class Attributes:
         return AttributesView(self, self.lines.view())
 
     def passing(self, lines: BlobsView, count: int, wanted: Filter) -> Bitmap:
-        """A bitmap of the first ``count`` slots that pass the filter; ``lines`` is a view of them."""
+        """A bitmap of the first ``count`` slots that pass the filter; ``lines`` is their view."""
         known, bits = self._bitmaps.get(wanted.text, (0, _NO_BITS))
         if known >= count:
             return bits

@@ -1,15 +1,17 @@
-"""Dead slots given back: the live rows of one generation moved into another, beside readers, saves
-and the writer.
+"""Compaction: dead slots are given back by moving the live rows of one generation into a new one.
 
-Rows keep their order, so a new slot is the place of the old one among those that were moved. First
-what a view shows is copied, then, again and again, what passes have changed meanwhile; each such
-round is shorter than the one before, and only the last one keeps the writer waiting. The new
-generation's files are named like no other's and belong to no checkpoint until the rows are
-published: a crash or a failure leaves the old ones.
+Readers, saves and the writer go on meanwhile. Rows keep their order, so a new slot is the place of
+the old slot among the moved ones. First the rows of a view are copied; then changes by later
+passes, in rounds. Each round is shorter than the previous one, and only the last one makes the
+writer wait.
+
+Invariant: until its rows are published, the new generation's files have their own names and belong
+to no checkpoint. So a crash or a failure leaves the old files in use.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import msgspec
@@ -19,6 +21,7 @@ from syncd.errors import DataDirectoryError
 from syncd.index.build.plan import encode
 from syncd.index.codes.codes import Codes
 from syncd.index.generation.generation import Generation
+from syncd.index.generation.saving import State
 from syncd.index.generation.stored_rows import StoredRows
 from syncd.index.rows.keys import hash_keys
 from syncd.index.storage.bitmap import (
@@ -40,25 +43,26 @@ from syncd.index.view import View
 
 BLOCK_BYTES = 1 << 20
 LAST_ROUND_SLOTS = 1000
-"""For so many new slots the writer may have to wait: about a millisecond."""
+"""Most new slots in the last round, for which the writer waits: about a millisecond."""
 MOST_ROUNDS = 20
 
 
 class Move:
-    """The rows of one generation on their way into ``target``, which nobody else knows yet."""
+    """The rows of one generation on their way into ``target``, which no other object uses yet."""
 
     def __init__(self, view: View, target: Generation) -> None:
         self.target = target
         self._view = view
-        """What was followed last, up to ``_stop``."""
+        """The last view that was followed, up to ``_stop``."""
         self._stop = 0
         self._old: Slots = np.empty(0, dtype=np.int64)
-        """The old slot of each new one, ascending."""
+        """The old slot of each new slot, ascending."""
         self._live = empty_bitmap(0)
 
     def follow(self, view: View, stop: Stop) -> None:
-        """Bring the target to what ``view``, of the same generation and not older, shows; raises
-        ``Cancelled`` and ``DataDirectoryError``.
+        """Bring the target to the rows of ``view``, which is of the same generation and not older.
+
+        Raises ``Cancelled`` and ``DataDirectoryError``.
         """
         self._bury(view)
         fresh = live_slots(view.live.bits, view.count)
@@ -73,8 +77,9 @@ class Move:
         self._view, self._stop = view, view.count
 
     def copy(self, view: View, slots: Slots, start: int) -> None:
-        """Put some rows at the new slots from ``start`` on, full chunks onto the disk; raises
-        ``DataDirectoryError`` where that cannot be.
+        """Copy some rows to the new slots from ``start`` on; full chunks go to disk.
+
+        Raises ``DataDirectoryError`` if they cannot.
         """
         stop = start + slots.size
         self._live = grown(self._live, stop)
@@ -85,33 +90,44 @@ class Move:
         rows = StoredRows(view.stored_vectors(slots), view.prints.take(slots), keys, hashes, lines)
         self.target.write(start, rows, self._live)
         self.target.seal(stop)
-        if not self.target.is_sealed(stop):  # or all of them would pile up in memory
+        if not self.target.is_sealed(stop):  # otherwise all rows would stay in memory
             raise DataDirectoryError(
-                f"there is no room to write the rows of {self.target.directory} a second time",
-                hint="free some space on its disk; until then the slots of dead rows stay there",
+                f"no space on disk to write the rows of {self.target.directory} a second time",
+                hint="free some space on its disk; until then dead rows keep their space",
             )
 
+    def catch_up(self, source: Generation, current: Callable[[], State], stop: Stop) -> None:
+        """Follow the passes of ``source`` until a short round is left; raises like ``follow``.
+
+        It also ends when the dataset has another generation, or after ``MOST_ROUNDS``.
+        """
+        for _ in range(MOST_ROUNDS):
+            state = current()
+            if state.generation is not source or self.behind(state.view) <= LAST_ROUND_SLOTS:
+                return
+            self.follow(state.view, stop)
+
     def behind(self, view: View) -> int:
-        """How many slots ``view`` has that were not looked at."""
+        """Number of slots of ``view`` that were not followed yet."""
         return view.count - self._stop
 
     def view(self) -> View:
-        """What the target holds now."""
+        """The rows that the target has now."""
         count = self._old.size
         return self.target.view(
             count, Live.of(prefix(self._live, count), count, self.target.chunk_shift)
         )
 
     def seen(self, seen: Bitmap) -> Bitmap:
-        """Bits of old slots as bits of the new ones."""
+        """Bits of old slots, as bits of the new slots."""
         moved = empty_bitmap(self._old.size)
         known = np.flatnonzero(self._old < 8 * seen.size)
         set_bits(moved, known[test_bits(seen, self._old[known])])
         return moved
 
     def encoded(self, codes: Codes, number: int, stop: Stop) -> Codes:
-        """New codes of the rows that were moved, with the codebook and the measurements of the old
-        ones; raises ``Cancelled``.
+        """New codes of the moved rows, with the old codebook and measurements; raises
+        ``Cancelled``.
         """
         view = self.view()
         fewer, measured = self._view.count - view.count, codes.calibration
@@ -123,7 +139,7 @@ class Move:
         return Codes(self.target.number, codebook, (part,), calibration, codes.unevenness_trained)
 
     def _bury(self, view: View) -> None:
-        """Take out what was copied and has died since."""
+        """Mark copied rows dead that died since."""
         before = self._view
         if view.live.bits is before.live.bits:
             return

@@ -1,9 +1,9 @@
-"""The columns of one dataset from its first row to its last: what is written, sealed, saved and
-loaded together.
+"""The columns of one dataset from its first row to its last: written, sealed, saved and loaded
+together.
 
-A dataset that is emptied begins a new generation, whose files have other names: the old
-checkpoint's files stay as they are until no manifest names them. So a dataset without rows may take
-another dimension.
+Invariant: the files of two generations never share a name. A dataset that becomes empty starts a
+new generation, and the old checkpoint's files stay unchanged until no manifest names them. So a
+dataset without rows may take another dimension.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from syncd.errors import DamagedFile
+from syncd.errors import DamagedFile, DataDirectoryError
 from syncd.index.codes.codes import Codes, LiveCodes
-from syncd.index.codes.files import save_codes
+from syncd.index.codes.files import load_codes, save_codes
 from syncd.index.filter.attributes import Attributes
 from syncd.index.generation.stored_rows import StoredRows
 from syncd.index.rows.key_map import HashMultimap
@@ -30,14 +30,16 @@ from syncd.index.view import View
 from syncd.types import AttachedColumn, KeyKind
 
 CHECK_AT_LOAD_BYTES = 64 << 20
-"""Vectors up to this size are compared with their checksums at load (0.1 s), larger ones by
-``scrub``.
+"""Most bytes of vectors that ``load`` compares with their checksums (0.1 s).
+
+``scrub`` compares larger ones.
 """
 
 
 class Generation:
-    """One generation's columns and key map. Its rows are what the view says; what lies past its
-    count is not there.
+    """Columns and key map of one generation.
+
+    A view determines its rows: slots past the view's count have no row.
     """
 
     def __init__(
@@ -67,8 +69,15 @@ class Generation:
         self._key_map = HashMultimap()
         self._attributes = Attributes(columns, directory, prefix, chunk_bytes) if columns else None
 
+    @classmethod
+    def of_saved(cls, directory: Path, saved: SavedIndex) -> Generation:
+        """The generation that ``saved`` records, still without rows."""
+        format_ = VectorFormat(saved.metric, saved.half)
+        number, kind, dim = saved.generation, saved.key_kind, saved.dim
+        return cls(directory, number, format_, kind, dim, saved.chunk_bytes, saved.columns)
+
     def view(self, count: int, live: Live, codes: Codes | None = None) -> View:
-        """A view of the first ``count`` slots, with codes of some of them."""
+        """A view of the first ``count`` slots, with codes for some of them."""
         return View(
             format=self._format,
             key_kind=self._key_kind,
@@ -94,9 +103,9 @@ class Generation:
         rows: StoredRows,
         live: Bitmap,
     ) -> None:
-        """Put rows at the slots from ``start`` on, in memory; they count once a view covers them.
+        """Write rows in memory at the slots from ``start`` on; they count when a view covers them.
 
-        ``live`` is what the next view says: the key map leaves out dead slots when it merges.
+        ``live`` is the next view's bitmap: the key map leaves out dead slots when it merges.
         """
         self._vectors.write(start, rows.vectors.rows)
         if self._norms is not None and rows.vectors.norms is not None:
@@ -109,9 +118,7 @@ class Generation:
         self._key_map.add(rows.hashes, slots, keep=lambda values: test_bits(live, values))
 
     def seal(self, count: int) -> bool:
-        """Move full chunks of published rows to disk, as far as possible now; returns whether any
-        moved.
-        """
+        """Move full chunks of published rows to disk if possible; returns whether any moved."""
         sealed = [column.seal(rows) for column, rows in self._columns(count)]
         return any(sealed)
 
@@ -120,8 +127,9 @@ class Generation:
         return all(column.is_sealed(rows) for column, rows in self._columns(count))
 
     def discard(self) -> None:
-        """Remove the files of a generation that never came to be; what cannot be removed now is a
-        leftover at the next start.
+        """Remove the files of a generation that was never published.
+
+        Files that cannot be removed now are leftovers, which the next start removes.
         """
         for path in self.directory.glob(f"{self.number:04d}-*"):
             with contextlib.suppress(OSError):
@@ -130,7 +138,7 @@ class Generation:
     def save(self, view: View, live_sequence: int, code_number: int, chunk_bytes: int) -> Saved:
         """Make a view's rows durable, with a bitmap under a new name.
 
-        Raises ``DataDirectoryError``; nothing is lost then, and the next call goes on.
+        Raises ``DataDirectoryError``; nothing is lost then, and the next call continues.
         """
         files, bytes_written = self._save_columns(view)
         live_name = ""
@@ -166,7 +174,7 @@ class Generation:
         return Saved(saved, bytes_written)
 
     def load(self, saved: SavedIndex) -> View:
-        """Take up what ``save`` wrote; raises ``DamagedFile``."""
+        """Load the rows that ``save`` wrote; raises ``DamagedFile``."""
         files = {file.name: file for file in saved.files}
         count = saved.slots
         if not count:
@@ -192,14 +200,35 @@ class Generation:
             self._key_map.add(hash_keys(self._key_kind, stored), slots)
         return self.view(count, Live.of(live, count, self.chunk_shift))
 
+    def load_codes(self, saved: SavedIndex) -> tuple[Codes | None, str]:
+        """The saved codes, if any, and why they cannot be loaded (empty if they can).
+
+        Damage is not an error: codes can be computed again from the vectors.
+        """
+        if saved.codes is None:
+            return None, ""
+        try:
+            codes = load_codes(
+                self.directory,
+                saved.codes,
+                {file.name: file for file in saved.files},
+                metric=saved.metric,
+                dim=saved.dim or 0,
+                generation=saved.generation,
+            )
+        except (DamagedFile, DataDirectoryError) as error:
+            return None, str(error)
+        return codes, ""
+
     @property
     def chunk_shift(self) -> int:
-        """``1 << chunk_shift`` slots are a chunk of vectors."""
+        """Binary logarithm of the number of slots in a chunk of vectors."""
         return self._vectors.view.shift
 
     def scrub(self, stop: Callable[[], bool]) -> None:
-        """Compare with their checksums the vector files that ``load`` left out, until ``stop`` says
-        so; raises ``DamagedFile``.
+        """Compare the vector files that ``load`` left out with their checksums, until ``stop()``.
+
+        Raises ``DamagedFile``.
         """
         self._vectors.scrub(stop)
 
@@ -210,7 +239,7 @@ class Generation:
 
     @property
     def heap_bytes(self) -> int:
-        """Memory of columns and key map, mappings left out."""
+        """Bytes of memory of columns and key map; mappings are not counted."""
         attributes = 0 if self._attributes is None else self._attributes.nbytes
         return (
             sum(column.heap_bytes for column, _ in self._columns(0))

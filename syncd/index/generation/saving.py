@@ -1,4 +1,7 @@
-"""Saving one dataset's index: what was saved last, and whether anything has changed since."""
+"""Saves one dataset's index, and knows what was saved last.
+
+Invariant: a state that was saved, and whose files still exist, is not written again.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +13,33 @@ from pathlib import Path
 from syncd.index.codes.codes import Codes, LiveCodes
 from syncd.index.generation.generation import Generation
 from syncd.index.saved import Saved, SavedIndex
-from syncd.index.storage.bitmap import Bitmap
+from syncd.index.storage.bitmap import Bitmap, bitmap_bytes
 from syncd.index.view import View
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What an index replaces at once: a view, and the columns that it shows."""
+    """The part of an index that is replaced at once: a view, and the columns that it shows."""
 
     generation: Generation
     view: View
 
     @property
     def codes(self) -> Codes | None:
-        """What its searches use, without the live bits."""
+        """The codes of the view, without live bits."""
         return None if self.view.codes is None else self.view.codes.codes
+
+    @property
+    def heap_bytes(self) -> int:
+        """Bytes of memory of rows, keys, maps and codes; mapped files are not counted."""
+        codes = 0 if self.codes is None else self.codes.nbytes
+        return self.generation.heap_bytes + self.view.live.bits.nbytes + codes
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of the present rows, live bits and codes in files."""
+        codes = 0 if self.codes is None else self.codes.disk_bytes
+        return self.generation.disk_bytes + bitmap_bytes(self.view.count) + codes
 
     def with_codes(self, codes: Codes | None) -> State:
         """The same rows, searched with these codes."""
@@ -34,8 +49,9 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What tells a state from any other, without keeping its rows in memory: clearing bits makes
-    another bitmap, else only the count grows.
+    """Identity of a state, which keeps none of its rows in memory.
+
+    Clearing bits makes another bitmap; other changes increase the count.
     """
 
     generation: int
@@ -49,14 +65,15 @@ class Mark:
         return cls(state.generation.number, state.view.count, state.view.live.bits, state.codes)
 
     def is_of(self, state: State) -> bool:
-        """Whether this is its mark."""
+        """Whether this is the mark of ``state``."""
         same_rows = self.generation == state.generation.number and self.count == state.view.count
         return same_rows and self.bits is state.view.live.bits and self.codes is state.codes
 
 
 class Saver:
-    """Writes states of one index; any thread, one at a time. ``code_number`` gives the last number
-    that a codes' file has.
+    """Writes states of one index. Any thread may call it, one at a time.
+
+    ``code_number`` returns the last number of a codes file.
     """
 
     def __init__(self, chunk_bytes: int, code_number: Callable[[], int]) -> None:
@@ -67,9 +84,7 @@ class Saver:
         self._lock = threading.Lock()
 
     def loaded(self, state: State, saved: SavedIndex, *, whole: bool) -> None:
-        """``state`` is what was saved as ``saved``, but for what could not be read where it is not
-        ``whole``.
-        """
+        """Take ``state`` as saved by ``saved``, unless parts could not be read (not ``whole``)."""
         self._last = (Mark.of(state), saved) if whole else None
         self._live_sequence = saved.live_sequence
 
@@ -92,26 +107,25 @@ class Saver:
 
 @dataclass(frozen=True, slots=True)
 class CapturedIndex:
-    """One view of an index, whole, however far the index moves on."""
+    """One whole view of an index; later passes do not change it."""
 
     _saver: Saver
     _state: State
 
     @property
     def directory(self) -> Path:
-        """Where the index keeps its files."""
+        """The directory of the index's files."""
         return self._state.generation.directory
 
     def save(self) -> Saved:
-        """Make the view durable; what is written is what came since the last save, nothing when
-        nothing did.
+        """Make the view durable. Only changes since the last save are written.
 
-        Raises ``DataDirectoryError`` when the disk is full or fails: nothing is lost, and the next
-        call goes on from there.
+        Raises ``DataDirectoryError`` if the disk is full or fails. Nothing is lost then, and the
+        next call continues.
         """
         return self._saver.save(self._state)
 
 
 def _has_files(state: State, saved: SavedIndex) -> bool:
-    """Whether nobody has removed a file since it was saved: then it is written again."""
+    """Whether all saved files still exist; if not, the state is saved again."""
     return all((state.generation.directory / name).exists() for name in saved.file_names)

@@ -1,6 +1,4 @@
-"""Some rows in the form in which a generation keeps them, and which of a pass' rows are not there
-yet as they are.
-"""
+"""Rows in the form that a generation stores, and which rows of a pass differ from stored ones."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ from syncd.types import AttachedColumn, Key, KeyKind
 
 @dataclass(frozen=True, slots=True)
 class StoredRows:
-    """Rows (n,); ``lines`` are None where no columns are attached."""
+    """Rows (n,) in stored form; ``lines`` is None if no columns are attached."""
 
     vectors: StoredVectors
     prints: Prints
@@ -34,7 +32,7 @@ class StoredRows:
         return len(self.keys)
 
     def select(self, chosen: NDArray[Any]) -> StoredRows:
-        """Some of them, by mask or by index."""
+        """The chosen rows, by mask or by index."""
         lines = None if self.lines is None else self.lines[chosen]
         return StoredRows(
             self.vectors.select(chosen),
@@ -45,8 +43,8 @@ class StoredRows:
         )
 
     def compare(self, view: View) -> tuple[Slots, NDArray[np.bool_]]:
-        """Each row's live slot in ``view``, -1 where there is none, and whether it differs from
-        what is there.
+        """Each row's live slot in ``view`` (-1 if there is none), and whether the row differs from
+        it.
         """
         slots = view.find_stored(self.keys, self.hashes)
         differs = np.ones(len(self), dtype=np.bool_)
@@ -56,14 +54,14 @@ class StoredRows:
             same = self.vectors.select(known).equals(view.stored_vectors(there))
             differs[known] = ~same | (self.prints[known] != view.prints.take(there))
             if self.lines is not None and view.attributes is not None:
-                # 1.0 that became 1.00 has the fingerprint that it had
+                # 1.0 that became 1.00 keeps its fingerprint.
                 differs[known] |= view.attributes.stored(there) != self.lines[known]
         return slots, differs
 
 
 @dataclass(frozen=True, slots=True)
 class Upserts:
-    """A pass' rows as they were given, each key once: of a repeated one the last counts."""
+    """A pass's rows as they were given, each key once: the last row of a repeated key counts."""
 
     keys: Sequence[Key]
     vectors: Vectors
@@ -79,8 +77,9 @@ class Upserts:
         lines: Sequence[str] | Sequence[bytes] | None,
         attached: Sequence[AttachedColumn],
     ) -> Upserts:
-        """Fingerprints that are left out are 0, and columns NULL; raises ``ValueError`` for lengths
-        that differ.
+        """Rows with missing fingerprints as 0 and missing columns as NULL.
+
+        Raises ``ValueError`` for lengths that differ.
         """
         count = len(keys)
         vectors = np.ascontiguousarray(vectors, dtype=np.float32)
@@ -104,8 +103,9 @@ class Upserts:
         )
 
     def store(self, form: VectorFormat, kind: KeyKind) -> StoredRows:
-        """In stored form; raises ``InvalidVector``, and ``InvalidParams`` for a key of another
-        kind.
+        """The rows in stored form.
+
+        Raises ``InvalidVector``, and ``InvalidParams`` for a key of another kind.
         """
         vectors, keys = form.store(self.vectors), store_keys(kind, self.keys)
         return StoredRows(vectors, self.prints, keys, hash_keys(kind, keys), self.lines)

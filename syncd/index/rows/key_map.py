@@ -24,11 +24,12 @@ Run = tuple[Hashes, Values]
 Keep = Callable[[Values], NDArray[np.bool_]]
 
 BUFFER_ENTRIES = 4096
-"""Most entries of the buffer: scanning a full buffer for one key costs 3 µs."""
+"""Most entries in the buffer: scanning a full buffer for one key costs 3 µs."""
 
 TIER_FACTOR = 4
-"""Each run is more than this many times as large as the next: a million entries lie in at most
-five.
+"""Factor between runs: each run is larger than the next one times this.
+
+A million entries lie in at most five runs.
 """
 
 _FEW_QUERIES = 8
@@ -46,7 +47,7 @@ class HashMultimapView:
     buffered: int
 
     def find(self, hashes: Hashes) -> tuple[NDArray[np.int64], Values]:
-        """Every entry with one of ``hashes``, in any order: (index into ``hashes``, value) pairs."""
+        """Every entry with one of ``hashes``: pairs (index into ``hashes``, value) in any order."""
         if hashes.size == 1:
             return self._find_one(hashes)
         order = hashes.argsort()

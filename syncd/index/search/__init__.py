@@ -1,3 +1,3 @@
-"""Searches of one view: planned once, then answered by codes or exactly. Distances are exact either
-way.
+"""Searches of one view: planned once, then answered by codes or exactly; distances are always
+exact.
 """

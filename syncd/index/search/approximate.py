@@ -1,9 +1,7 @@
-"""Approximate search: candidates from the codes, their exact distances from the vectors, and the
-newest rows exactly.
+"""Approximate search: candidates from the codes, their exact distances, and the tail exactly.
 
-Distances are therefore as exact as those of ``exact``; only a row may be missing. Where fewer rows
-come out than were asked for and are there, or a distance overflows, the query is answered by exact
-search.
+Invariant: distances are as exact as those of ``exact``; only a row may be missing. If fewer rows
+are found than asked for and present, or a distance overflows, exact search answers the query.
 """
 
 from __future__ import annotations
@@ -32,12 +30,12 @@ QUERIES_AT_ONCE = 64
 def search_codes(
     view: View, codes: LiveCodes, queries: Vectors, k: int, point: Point
 ) -> list[tuple[Distances, Slots]]:
-    """About the ``k`` nearest live rows of each query, as ``search_exact`` gives them. ``codes`` is
-    the view's; a filter is only in the view's bits.
+    """About the ``k`` nearest live rows of each query, in the form of ``search_exact``.
 
-    Recall was measured without a filter. So what passes one is taken from the ``point.k`` nearest
-    of all rows, of which that recall is known; where fewer than ``k`` of them pass, as it happens
-    when what passes lies elsewhere, the query is answered by exact search.
+    ``codes`` are the codes of ``view``; a filter is only in the view's bits. Recall was measured
+    without a filter. So only rows among the ``point.k`` nearest of all rows are used, for which
+    that recall is known. If fewer than ``k`` of them pass the filter, because the passing rows lie
+    elsewhere, exact search answers the query.
     """
     use_one_thread()
     wanted = min(k, view.live.count)
@@ -53,7 +51,7 @@ def search_codes(
         )
         for row in range(len(some)):
             slots = labels[row]
-            # from several parts they come part by part
+            # Candidates of several parts come part by part.
             if slots.size > point.candidates or view.share < 1.0:
                 order = approximate[row] if ascending else -approximate[row]
                 slots = slots[order.argsort(kind="stable")[: point.candidates]]
@@ -79,8 +77,9 @@ def search_codes(
 
 
 def nearest_of(view: View, query: Vectors, slots: Slots, k: int) -> tuple[Distances, Slots]:
-    """Of ``slots`` the at most ``k`` nearest to a query (1, dim): distances ascending, infinite
-    where they overflow, and slots.
+    """The at most ``k`` nearest of ``slots`` to a query (1, dim): distances ascending, and slots.
+
+    A distance that overflows is infinite.
     """
     if not slots.size:
         return np.empty(0, dtype=np.float64), slots
@@ -89,7 +88,7 @@ def nearest_of(view: View, query: Vectors, slots: Slots, k: int) -> tuple[Distan
 
 
 def exact_distances(view: View, query: Vectors, slots: Slots) -> Distances:
-    """pgvector's distances between a query (dim,) and the rows of ``slots``."""
+    """pgvector's distances between a query (dim,) and the rows of ``slots``, (n,) float64."""
     if not slots.size:
         return np.empty(0, dtype=np.float64)
     rows = view.compared_rows(slots)

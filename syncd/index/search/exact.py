@@ -1,9 +1,9 @@
-"""Exact search: FAISS' own loops run straight on the chunks' memory, dead rows left out by the live
-bitmap.
+"""Exact search: FAISS's own loops run directly on the chunks' memory; the live bitmap leaves out
+dead rows.
 
 Distances are pgvector's: Euclidean for l2, one minus the cosine, minus the inner product for ip.
-FAISS computes in float32; where that overflows, the query is computed again in float64, so that no
-row is lost and no distance is infinite.
+FAISS computes in float32. Invariant: no row is lost and no distance is infinite, because a query
+that overflows float32 is computed again in float64.
 """
 
 from __future__ import annotations
@@ -25,21 +25,24 @@ from syncd.types import Metric
 Distances = NDArray[np.float64]
 
 _SCRATCH_BYTES = 1 << 20
-"""float16 rows are converted in blocks that stay in the second-level cache."""
+"""Bytes of float16 rows converted at a time: such blocks stay in the second-level cache."""
 
 _MOST_CANDIDATES = 1 << 22
 
 _FLOAT64_ROWS = 4096
 
 SPARSE = 4
-"""Where at most one row in so many of a chunk is live, these are compared one by one: 1,000 of
-262,144 × 128 take 20 µs, and behind a bitmap 450; 60,000 of them 9 ms and 19.
+"""If at most one row in this many of a chunk is live, the live rows are compared one by one.
+
+Measured: 1,000 of 262,144 rows of 128 take 20 µs, and 450 µs with a bitmap; 60,000 of them 9 ms and
+19 ms.
 """
 
 
 PRODUCT_ELEMENTS = 16_384
-"""From so many numbers in all queries on, FAISS computes a matrix product. By itself it would from
-128,000 on: 600 queries of 128 then take 17 ns a row, and 3.4 this way.
+"""From this many numbers in all queries, FAISS computes a matrix product.
+
+FAISS's default is 128,000: 600 queries of 128 then take 17 ns per row, and 3.4 ns with this value.
 """
 
 faiss.cvar.distance_compute_blas_threshold = PRODUCT_ELEMENTS
@@ -53,8 +56,9 @@ _thread = _Thread()
 
 
 def use_one_thread() -> None:
-    """Let FAISS use one thread in calls from this one. Two for one query are slower, and the
-    setting is per calling thread.
+    """Make FAISS use one thread in calls from the present thread.
+
+    Two threads for one query are slower. The setting is per calling thread.
     """
     if not _thread.limited:
         faiss.omp_set_num_threads(1)
@@ -62,16 +66,16 @@ def use_one_thread() -> None:
 
 
 def search_exact(view: View, queries: Vectors, k: int) -> list[tuple[Distances, Slots]]:
-    """The ``k`` nearest live rows of each query, or all if there are fewer: distances ascending,
-    and slots.
+    """The ``k`` nearest live rows of each query, or all if there are fewer.
 
-    ``queries`` is (q, dim), from ``VectorFormat.queries``.
+    ``queries`` is (q, dim), from ``VectorFormat.queries``. Each result is distances ascending, and
+    slots.
     """
     use_one_thread()
     k = min(k, view.live.count)
     if k == 0:
         return [(np.empty(0, dtype=np.float64), np.empty(0, dtype=np.int64)) for _ in queries]
-    # A block gives k candidates: where k is large, a few queries at a time bound the memory.
+    # A block gives k candidates. If k is large, a few queries at a time bound the memory.
     candidates = min(view.count, k * max(1, len(view.vectors.chunks)))
     at_once = max(1, _MOST_CANDIDATES // candidates)
     found: list[tuple[Distances, Slots]] = []
@@ -81,11 +85,10 @@ def search_exact(view: View, queries: Vectors, k: int) -> list[tuple[Distances, 
 
 
 def search_from(view: View, queries: Vectors, k: int, start: int) -> tuple[Distances, Slots]:
-    """The nearest live rows at ``start``, a multiple of eight, and after: distances and slots (q,
-    some), in no order.
+    """The nearest live rows at ``start``, a multiple of eight, and after, in any order.
 
-    Where there are fewer than ``k``, distances are infinite; each query's first ``k`` by distance
-    are what it asked for.
+    Returns distances and slots (q, some): the first ``k`` by distance are each query's result. If
+    there are fewer, distances are infinite.
     """
     parts = [search_block(view, queries, k, *block) for block in blocks(view, start)]
     if not parts:
@@ -99,7 +102,7 @@ def search_from(view: View, queries: Vectors, k: int, start: int) -> tuple[Dista
 
 
 def pgvector_distances(metric: Metric, raw: NDArray[np.float32]) -> Distances:
-    """pgvector's distances from FAISS' numbers: squared Euclidean for l2, else inner products."""
+    """pgvector's distances from FAISS's numbers: squared Euclidean for l2, else inner products."""
     if metric == "l2":
         return np.sqrt(raw, dtype=np.float64)
     exact = np.negative(raw, dtype=np.float64)
@@ -129,7 +132,7 @@ def _search_some(view: View, queries: Vectors, k: int) -> list[tuple[Distances, 
 
 
 def _searched_blocks(view: View, queries: Vectors, k: int) -> Iterator[tuple[Distances, Slots]]:
-    """What ``search_block`` or ``_search_chosen`` finds, chunk by chunk."""
+    """Results of ``search_block`` or ``_search_chosen``, chunk by chunk."""
     for number, (first, rows) in enumerate(view.vectors.blocks(view.count)):
         live = len(rows) - int(view.live.dead[number])
         if live * SPARSE <= len(rows):
@@ -145,7 +148,7 @@ def _searched_blocks(view: View, queries: Vectors, k: int) -> Iterator[tuple[Dis
 def _search_chosen(
     view: View, queries: Vectors, k: int, first: int, rows: NDArray[Any]
 ) -> tuple[Distances, Slots]:
-    """``search_block`` for a block of which few rows are live: only these are touched."""
+    """``search_block`` for a block with few live rows: only these are read."""
     dim = rows.shape[1]
     chosen = live_slots(view.live.bits[first >> 3 : bitmap_bytes(first + len(rows))], len(rows))
     slots = chosen + first
@@ -180,16 +183,16 @@ def search_block(
     *,
     rough: bool = False,
 ) -> tuple[Distances, Slots]:
-    """The nearest rows of one block: distances and slots (q, k), ascending; where there are fewer,
-    infinite and last.
+    """The nearest rows of one block: distances and slots (q, k), ascending.
 
-    ``rough`` allows l2 as |x|² + |y|² - 2xy, which takes a quarter of the time for many queries.
+    If there are fewer, the last distances are infinite. ``rough`` allows l2 as |x|² + |y|² - 2xy,
+    which takes a quarter of the time for many queries.
     """
     selector, metric = None, view.format.metric
-    # A selector costs 3-10 %. With many queries and none, FAISS would compute l2 as |x|² + |y|² -
-    # 2xy, which is fast and loses near neighbours far from the origin: exact search must not.
+    # A selector costs 3-10 %. With many queries and no selector, FAISS computes l2 as |x|² + |y|² -
+    # 2xy. That is fast, but loses near neighbors far from the origin, which exact search must not.
     if not all_live or (metric == "l2" and queries.size >= PRODUCT_ELEMENTS and not rough):
-        # held while FAISS reads it
+        # `bits` must live while FAISS reads it.
         bits = view.live.bits[first >> 3 : bitmap_bytes(first + len(rows))]
         selector = faiss.IDSelectorBitmap(bits.size, faiss.swig_ptr(bits))
     distances, slots = search_rows(metric, queries, rows, k, selector)
@@ -205,10 +208,11 @@ def search_rows(
     k: int,
     selector: faiss.IDSelector | None = None,
 ) -> tuple[Distances, Slots]:
-    """The nearest of ``rows`` (n, dim) that a selector lets through: distances ascending and their
-    numbers (q, at most k).
+    """The nearest of ``rows`` (n, dim) that pass the selector: distances ascending, and row
+    numbers.
 
-    Where there are fewer, or a distance overflows, infinite and the number -1.
+    Both are (q, at most k). If there are fewer, or a distance overflows, it is infinite with number
+    -1.
     """
     count, dim = rows.shape
     k = min(k, count)
@@ -233,16 +237,17 @@ def search_rows(
 
 
 def _as_distances(metric: Metric, found: Vectors, slots: Slots) -> Distances:
-    """What FAISS computed, as pgvector's distances; infinite for the slot -1."""
+    """FAISS's results as pgvector's distances; infinite for the slot -1."""
     exact = pgvector_distances(metric, found)
-    if slots[:, -1].min() < 0:  # fewer than k are live, or overflowed
+    if slots[:, -1].min() < 0:  # fewer than k are live, or a distance overflowed
         exact[slots < 0] = np.inf
     return exact
 
 
 def blocks(view: View, begin: int = 0) -> Iterator[tuple[int, Vectors, bool]]:
-    """Each block's first slot, its rows as float32, and whether all are live; slots before
-    ``begin`` are left out.
+    """Each block's first slot, its rows as float32, and whether all are live.
+
+    Slots before ``begin`` are left out.
     """
     for number, (first, rows) in enumerate(view.vectors.blocks(view.count)):
         dead = int(view.live.dead[number])
@@ -259,7 +264,7 @@ def blocks(view: View, begin: int = 0) -> Iterator[tuple[int, Vectors, bool]]:
 def _converted(
     first: int, rows: NDArray[np.float16], norms: ColumnView | None
 ) -> Iterator[tuple[int, Vectors]]:
-    # a multiple of 8: a block's live bits start at a byte
+    # A multiple of 8, because a block's live bits start at a byte.
     step = max(8, _SCRATCH_BYTES // (4 * rows.shape[1]) & ~7)
     scratch = np.empty((min(step, len(rows)), rows.shape[1]), dtype=np.float32)
     for offset in range(0, len(rows), step):

@@ -1,7 +1,7 @@
-"""A search is planned once: by codes or exactly, with which settings, and what a query costs. Then
-it runs, for some queries at a time.
+"""A search is planned once: by codes or exactly, with which settings, and the cost of a query.
 
-By codes where they reach the recall that is wanted, else exactly; distances are exact either way.
+The plan then runs, for some queries at a time. Invariant: codes answer only if they reach the
+wanted recall; distances are exact in both cases.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from syncd.index.view import View
 from syncd.types import Key
 
 SPARSE_ROW_ELEMENTS = 700
-"""The cost of going to a row that lies alone, in elements, beside twice the row's own: 0.15 µs of
-128 dimensions.
+"""Cost of reading a row that lies alone, in elements, in addition to twice the row's own.
+
+Measured: 0.15 µs with 128 dimensions.
 """
 
 
 class SearchResult(NamedTuple):
-    """One query's nearest rows: keys, and float64 distances, ascending."""
+    """The nearest rows of one query: keys, and float64 distances, ascending."""
 
     keys: list[Key]
     distances: Distances
@@ -39,21 +40,23 @@ class SearchPlan:
 
     view: View
     dataset: str
-    """For messages."""
+    """The dataset's name, for messages."""
     k: int
     excluded: int
-    """The slot that is left out, -1 for none."""
+    """The slot that is left out; -1 for none."""
     max_distance: float | None
     point: Point | None
     """The settings of the codes; None for an exact search."""
     cost: int
-    """Elements (numbers of vectors) that an exact search compares in the time that one query is
-    expected to take.
+    """Expected cost of one query, in elements (numbers of vectors).
+
+    It is the number of elements that an exact search compares in the expected time of the query.
     """
 
     def run(self, queries: Vectors) -> list[SearchResult]:
-        """The nearest rows of each query of (q, dim); raises ``DimensionMismatch`` and
-        ``InvalidVector``.
+        """The nearest rows of each query of (q, dim).
+
+        Raises ``DimensionMismatch`` and ``InvalidVector``.
         """
         view, k = self.view, self.k
         queries = view.format.queries(queries)
@@ -87,10 +90,10 @@ def plan_search(
     exclude: Key | None = None,
     max_distance: float | None = None,
 ) -> SearchPlan:
-    """How to find the ``k`` nearest rows of ``view`` at this mean ``recall``; ``dataset`` is its
-    name, for messages.
+    """The plan to find the ``k`` nearest rows of ``view`` at this mean ``recall``.
 
-    Raises ``InvalidParams`` for a ``k`` below 1 or an ``exclude`` of another kind.
+    ``dataset`` is its name, for messages. Raises ``InvalidParams`` for a ``k`` below 1 or an
+    ``exclude`` of another kind.
     """
     if k < 1:
         raise InvalidParams(f"k is {k}", hint="ask for at least one row")
@@ -101,11 +104,12 @@ def plan_search(
 
 
 def point_for(view: View, k: int, recall: float) -> Point | None:
-    """The settings of the codes with which ``k`` rows are searched; None for an exact search.
+    """The settings of the codes for a search of ``k`` rows; None for an exact search.
 
-    The ``k`` nearest that a filter lets through are most likely among the nearest of all ``k`` over
-    its share and some. With how many more lists and candidates those are found was measured; how
-    the rows of a filter lie was not, so a search that meets too few of them is done again exactly.
+    With a filter, the ``k`` nearest passing rows are most likely among the nearest ``k / share`` of
+    all rows and some more. The lists and candidates that find this many rows were measured. The
+    places of the passing rows were not measured, so a search that finds too few of them is repeated
+    exactly.
     """
     if view.codes is None or recall >= 1.0 or k >= view.live.count:
         return None
@@ -118,14 +122,15 @@ def point_for(view: View, k: int, recall: float) -> Point | None:
 
 
 def nearest_to_look_at(k: int, share: float) -> int:
-    """Among how many of the nearest rows ``k`` pass a filter, if every row does with this
-    probability: the mean and three standard deviations.
+    """Number of nearest rows among which ``k`` pass a filter that passes this share of the rows.
+
+    It is the mean plus three standard deviations.
     """
     return math.ceil((k + 3 * math.sqrt(k * (1 - share))) / share)
 
 
 def exact_elements(view: View) -> int:
-    """The cost of one query that is compared with every row, in elements."""
+    """Cost of one exact query, in elements."""
     dim = view.dim or 0
     return (
         view.count * dim
@@ -135,9 +140,7 @@ def exact_elements(view: View) -> int:
 
 
 def coded_elements(view: View, point: Point) -> int:
-    """The cost of one query that is compared with codes, the candidates that pass, and the tail, in
-    elements.
-    """
+    """Cost of one query by codes, in elements: codes, candidates that pass, and the tail."""
     dim = view.dim or 0
     assert view.codes is not None
     microseconds = point.cost_us - (1 - view.share) * rerank_us(point.candidates, dim)

@@ -123,7 +123,9 @@ def test_a_compaction_gives_way_to_a_dataset_that_takes_another_dimension(
         return False
 
     assert not index.build(building.Plan("compact"), stop)
-    np.testing.assert_array_equal([row for _, row in index.get(range(500), vectors=True)], wider)
+    np.testing.assert_array_equal(
+        [row for _, row in index.view.get(range(500), vectors=True)], wider
+    )
 
 
 def test_filters_let_the_same_rows_through_with_codes_and_after_a_compaction(
@@ -172,7 +174,7 @@ def test_a_sweep_goes_on_in_the_new_generation(index: DatasetIndex) -> None:
     index.build(building.Plan("compact"))
     put(index, 200, 210)
     assert index.end_sweep() == 390
-    assert sorted(index.keys(None, 1000).keys) == list(range(210))
+    assert sorted(index.view.keys(None, 1000).keys) == list(range(210))
 
 
 def test_a_full_disk_leaves_the_old_generation_and_no_file_of_a_new_one(

@@ -118,7 +118,7 @@ def test_a_sweep_survives_rows_that_come_meanwhile_and_starts_over(create: Creat
     index.apply([2, 50], random_vectors(2, 4, seed=1), [])
     index.apply([3], random_vectors(40, 4)[3:4], [])
     assert index.end_sweep() == 38
-    assert set(index.keys(None, 100).keys) == {2, 50, 3}
+    assert set(index.view.keys(None, 100).keys) == {2, 50, 3}
 
 
 def test_a_sweep_is_not_confused_by_a_clear(create: Create) -> None:
@@ -136,9 +136,9 @@ def test_a_sweep_is_not_confused_by_a_clear(create: Create) -> None:
 def test_keys_come_back_as_they_were_given(create: Create, kind: KeyKind) -> None:
     index, keys = create(key_kind=kind), [key_of(kind, n) for n in range(50)]
     index.apply(keys, random_vectors(50, 4), [])
-    assert index.contains([*keys, key_of(kind, 77)]).tolist() == [True] * 50 + [False]
-    assert sorted(index.keys(None, 100).keys, key=keys.index) == keys
-    assert [key for key, _ in index.get(keys[::-1], vectors=False)] == keys[::-1]
+    assert index.view.contains([*keys, key_of(kind, 77)]).tolist() == [True] * 50 + [False]
+    assert sorted(index.view.keys(None, 100).keys, key=keys.index) == keys
+    assert [key for key, _ in index.view.get(keys[::-1], vectors=False)] == keys[::-1]
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_keys_come_back_as_they_were_given(create: Create, kind: KeyKind) -> Non
 def test_a_key_of_another_kind_is_a_bad_request(create: Create, kind: KeyKind, key: Key) -> None:
     index = create(key_kind=kind)
     with pytest.raises(InvalidParams, match="kind"):
-        index.contains([key])
+        index.view.contains([key])
     with pytest.raises(InvalidParams, match="kind"):
         index.apply([key], random_vectors(1, 4), [])
     assert index.count == 0
@@ -166,4 +166,4 @@ def test_a_key_of_another_kind_is_a_bad_request(create: Create, kind: KeyKind, k
 def test_the_whole_range_of_bigint_is_usable(create: Create, key: int) -> None:
     index = create()
     index.apply([key], random_vectors(1, 4), [])
-    assert index.keys(None, 1).keys == [key]
+    assert index.view.keys(None, 1).keys == [key]

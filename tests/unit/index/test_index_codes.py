@@ -247,7 +247,7 @@ def test_codes_of_rows_that_were_cleared_meanwhile_are_not_used(
 
     assert not index.build(building.Plan(kind), stop)  # type: ignore[arg-type]  # one of its literals
     assert index.view.codes is None
-    now = [row for _, row in index.get(range(500), vectors=True)]
+    now = [row for _, row in index.view.get(range(500), vectors=True)]
     np.testing.assert_array_equal(now, random_vectors(500, DIM, seed=7919 * 2))
 
 

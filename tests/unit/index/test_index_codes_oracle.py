@@ -143,7 +143,7 @@ class CodesAgainstBruteForce(RuleBasedStateMachine):
             return
         view = self.index.view
         assert self.index.count == len(self.rows)
-        assert set(self.index.keys(None, 1000).keys) == self.rows.keys()
+        assert set(self.index.view.keys(None, 1000).keys) == self.rows.keys()
         if view.codes is not None and len(self.rows) > 5:
             assert point_for(view, 5, 0.5) is EVERYTHING
         queries = self.random.standard_normal((3, self.dim)).astype(np.float32)

@@ -39,10 +39,10 @@ def filled(
 
 
 def assert_same(one: DatasetIndex, other: DatasetIndex) -> None:
-    keys = one.keys(None, 10_000)
-    assert keys == other.keys(None, 10_000)
+    keys = one.view.keys(None, 10_000)
+    assert keys == other.view.keys(None, 10_000)
     for (key, vector), (other_key, other_vector) in zip(
-        one.get(keys.keys, vectors=True), other.get(keys.keys, vectors=True), strict=True
+        one.view.get(keys.keys, vectors=True), other.view.get(keys.keys, vectors=True), strict=True
     ):
         assert key == other_key
         np.testing.assert_array_equal(vector, other_vector)

@@ -90,11 +90,11 @@ def test_keys_that_share_a_hash_are_told_apart(
     keys = [n * 37 % 1000 if kind == "integer" else f"k{n * 37 % 1000}" for n in range(200)]
     index.apply(keys, vectors, [])
     index.apply([], no_vectors(), keys[:20])
-    for key, vector in index.get(keys, vectors=True):
+    for key, vector in index.view.get(keys, vectors=True):
         np.testing.assert_array_equal(vector, vectors[keys.index(key)])
     seen, after, more = [], None, True
     while more:
-        page = index.keys(after, 7)
+        page = index.view.keys(after, 7)
         seen += page.keys
         after, more = page.next, page.next is not None
     assert len(seen) == 180

@@ -99,7 +99,7 @@ class IndexAgainstDict(RuleBasedStateMachine):
         assert self.index.count == len(self.rows)
         assert {key for page in self.pages(7) for key in page} == self.rows.keys()
         assert sum(map(len, self.pages(7))) == len(self.rows)
-        for key, vector in self.index.get([*self.rows, key_of(self.kind, 99)], vectors=True):
+        for key, vector in self.index.view.get([*self.rows, key_of(self.kind, 99)], vectors=True):
             assert vector is not None
             np.testing.assert_allclose(vector, self.rows[key], rtol=1e-6)
         queries = self.random.standard_normal((2, self.dim)).astype(np.float32)
@@ -127,7 +127,7 @@ class IndexAgainstDict(RuleBasedStateMachine):
     def pages(self, limit: int) -> list[list[Key]]:
         pages, after, more = [], None, True
         while more:
-            page = self.index.keys(after, limit)
+            page = self.index.view.keys(after, limit)
             pages.append(page.keys)
             after, more = page.next, page.next is not None
         return pages

@@ -41,7 +41,7 @@ def test_readers_see_every_row_of_one_pass(create: Create) -> None:
         return set(np.round(result.distances / np.sqrt(2)).tolist())
 
     def get() -> set[float]:
-        rows = index.get(keys, vectors=True)
+        rows = index.view.get(keys, vectors=True)
         assert len(rows) == ROWS
         return {float(vector[0]) for _, vector in rows if vector is not None}
 
@@ -99,7 +99,7 @@ def test_saves_beside_the_writer_load_as_whole_passes(tmp_path: Path) -> None:
             saved = index.save().saved
             loaded = DatasetIndex.load(directory, saved)
             loaded.scrub()
-            rows = loaded.get(keys, vectors=True)
+            rows = loaded.view.get(keys, vectors=True)
             assert len(rows) == loaded.count == ROWS
             assert len({float(vector[0]) for _, vector in rows if vector is not None}) == 1
             saves += 1
@@ -122,7 +122,7 @@ def test_what_was_captured_is_saved_whatever_comes_after(create: Create) -> None
     saved = [capture.save().saved for capture in (third, second, captured)]  # in any order
     loaded = [DatasetIndex.load(captured.directory, one) for one in saved]
     assert [(one.count, one.dim) for one in loaded] == [(1, 7), (50, 4), (30, 4)]
-    assert [sorted(one.keys(None, 100).keys) for one in loaded] == [
+    assert [sorted(one.view.keys(None, 100).keys) for one in loaded] == [
         [1],
         list(range(10, 60)),
         list(range(30)),
@@ -132,13 +132,13 @@ def test_what_was_captured_is_saved_whatever_comes_after(create: Create) -> None
 def test_pages_of_keys_are_stable_while_rows_change(create: Create) -> None:
     index = create()
     index.apply(range(300), random_vectors(300, 4), [])
-    order = index.keys(None, 300).keys
+    order = index.view.keys(None, 300).keys
     seen, after, more, step = [], None, True, 0
     while more:
-        page = index.keys(after, 17)
+        page = index.view.keys(after, 17)
         seen += page.keys
         after, more, step = page.next, page.next is not None, step + 1
         index.apply(range(0, 300, 2), random_vectors(150, 4, seed=step), [])
     assert seen == order
     index.apply([], no_vectors(), [order[3]])
-    assert index.keys(order[3], 2).keys == order[4:6]
+    assert index.view.keys(order[3], 2).keys == order[4:6]

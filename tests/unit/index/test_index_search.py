@@ -61,9 +61,9 @@ def test_a_dataset_without_rows_answers_empty(create: Create) -> None:
     index.apply([1], query[:1], [])
     index.apply([], no_vectors(), [1])
     assert [result.keys for result in index.search(random_vectors(1, 9), 10, exclude=1)] == [[]]
-    assert index.get([1], vectors=True) == []
+    assert index.view.get([1], vectors=True) == []
     assert index.view.vector_of(1) is None
-    assert index.keys(None, 10) == ([], None)
+    assert index.view.keys(None, 10) == ([], None)
 
 
 def test_a_bad_query_is_refused(create: Create) -> None:
