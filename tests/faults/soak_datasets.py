@@ -22,11 +22,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
-from syncd.rpc.client import Client
-from syncd.rpc.messages import VerifyResult
 
+from syncd.client.client import Client
 from syncd.errors import NotReady, RequestError, ServiceUnavailable, SyncdError, TimedOut, UnknownDataset
 from syncd.postgres import schema
+from syncd.protocol.messages import VerifyResult
 from tests.daemon import Daemon
 from tests.faults.soak import LOST, raise_failure
 from tests.scrape import get
