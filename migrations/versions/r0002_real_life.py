@@ -10,6 +10,7 @@ branch_labels = None
 depends_on = None
 
 FILES: tuple[str, ...] = (
+    "schema/0002_event_triggers.sql",
     "schema/0002_keys.sql",
     "triggers/0002_capture.sql",
     "schema/0002_rules.sql",

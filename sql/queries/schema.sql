@@ -16,6 +16,10 @@ FROM syncd.attachments AS a LEFT JOIN pg_class AS c ON c.oid = a.source;
 -- name: detach
 SELECT syncd.detach(%(source)s);
 
+-- name: read_event_triggers
+SELECT quote_ident(e.evtname), quote_ident(p.proname) FROM pg_event_trigger AS e JOIN pg_proc AS p ON p.oid = e.evtfoid
+WHERE e.evtenabled <> 'D' ORDER BY 1;
+
 -- name: drop_schema
 DROP SCHEMA syncd CASCADE;
 

@@ -62,6 +62,7 @@ DECLARE
     expressions constant text[] := ARRAY['project', 'dataset', 'live'];
     new_id integer;
     bad text;
+    context text;
 BEGIN
     PERFORM syncd.check_source(relation);
     SELECT c.relname INTO table_name FROM pg_catalog.pg_class AS c WHERE c.oid = relation;
@@ -121,6 +122,10 @@ BEGIN
                              compiled_live, metric, columns, given);
     DROP TABLE pg_temp.syncd_like;
     PERFORM syncd.mend_triggers(relation, new_id);
+EXCEPTION WHEN OTHERS THEN
+    GET STACKED DIAGNOSTICS bad = MESSAGE_TEXT, context = PG_EXCEPTION_CONTEXT;
+    PERFORM syncd.blame_event_trigger(bad, context);
+    RAISE;
 END
 $function$;
 
@@ -130,6 +135,8 @@ AS $function$
 DECLARE
     relation pg_catalog.regclass := pg_catalog.to_regclass(source);
     source_id integer;
+    message text;
+    context text;
 BEGIN
     IF relation IS NULL THEN  -- the table itself is gone: its triggers went with it, and syncd.sources shows its number
         IF source !~ '^[0-9]+$' THEN
@@ -148,6 +155,10 @@ BEGIN
     END IF;
     PERFORM syncd.unregister(source_id);
     RETURN true;
+EXCEPTION WHEN OTHERS THEN
+    GET STACKED DIAGNOSTICS message = MESSAGE_TEXT, context = PG_EXCEPTION_CONTEXT;
+    PERFORM syncd.blame_event_trigger(message, context);
+    RAISE;
 END
 $function$;
 

@@ -126,6 +126,7 @@ AS $function$
 DECLARE
     compiled text;
     cause text;
+    context text;
     one_statement refcursor;
 BEGIN
     BEGIN
@@ -134,7 +135,8 @@ BEGIN
         CLOSE one_statement;
         EXECUTE pg_catalog.format('CREATE INDEX %I ON pg_temp.syncd_like (((%s)::%s))', 'syncd_like_' || role, expression, type);
     EXCEPTION WHEN OTHERS THEN
-        GET STACKED DIAGNOSTICS cause = MESSAGE_TEXT;
+        GET STACKED DIAGNOSTICS cause = MESSAGE_TEXT, context = PG_EXCEPTION_CONTEXT;
+        PERFORM syncd.blame_event_trigger(cause, context);
         RAISE EXCEPTION 'the % expression cannot be used: %', role, cause
             USING ERRCODE = 'invalid_parameter_value', DETAIL = expression,
                   HINT = 'It must be one immutable expression over the columns of ' || source::text

@@ -56,7 +56,10 @@ def install(conninfo: str, revision: str = "head") -> tuple[str | None, str]:
                     command.upgrade(config, revision)
                     opened.commit()
                 except sqlalchemy.exc.DBAPIError as error:
-                    raise error.orig if isinstance(error.orig, psycopg.Error) else error from error
+                    opened.rollback()
+                    raise (
+                        blamed(connection, error.orig, "init") if isinstance(error.orig, psycopg.Error) else error
+                    ) from error
         return before, newest_revision()
 
 
@@ -144,10 +147,26 @@ def uninstall(conninfo: str) -> bool:
     with connect_blocking(conninfo) as connection:
         if installed_revision(connection) is None:
             return False
-        for (source,) in connection.execute(statement("schema", "list_sources")).fetchall():
-            connection.execute(statement("schema", "detach"), {"source": source})
-        connection.execute(statement("schema", "drop_schema"))
+        try:
+            for (source,) in connection.execute(statement("schema", "list_sources")).fetchall():
+                connection.execute(statement("schema", "detach"), {"source": source})
+            connection.execute(statement("schema", "drop_schema"))
+        except psycopg.Error as error:
+            connection.rollback()
+            raise blamed(connection, error, "uninstall") from error
     return True
+
+
+def blamed(connection: psycopg.Connection, error: psycopg.Error, command: str) -> Exception:
+    """The error that names the event trigger whose function raised ``error``; the same error where none did. Outside a transaction."""
+    if not connection.broken and error.diag.context:
+        for name, function in connection.execute(statement("schema", "read_event_triggers")).fetchall():
+            if f"{function}() line " in error.diag.context:
+                return DatabaseError(
+                    f"event trigger {name} does not allow the DDL of syncd: {error.diag.message_primary}",
+                    hint=f"as a superuser: ALTER EVENT TRIGGER {name} DISABLE; then: syncd {command}; then: ALTER EVENT TRIGGER {name} ENABLE;",
+                )
+    return error
 
 
 def alembic_config(folder: Path, output: io.StringIO | None = None) -> Config:
