@@ -27,6 +27,7 @@ PUBLICATIONS = "tests/integration/test_publications.py"
 SESSIONS = "tests/faults/test_sessions.py"
 ROTATION = "tests/faults/test_rotation.py"
 KEYS = "tests/integration/test_keys.py"
+STRAY = "tests/integration/test_stray_triggers.py"
 LOCKED = "tests/faults/test_locked_outbox.py"
 FALLING_BEHIND = "tests/faults/test_falling_behind.py"
 LARGE = "tests/faults/test_large_transactions.py"
@@ -117,6 +118,30 @@ TRAPS = {
             f"{LOCKED}::test_a_write_neither_fails_nor_waits_while_the_outbox_is_locked_and_leaves_a_doubt"
             "[18-statement-lock_timeout = 0-SHARE]",
         ),
+    ),
+    "a trigger notes whatever table it fires on": Trap(
+        (
+            (
+                "sql/triggers/0002_capture.sql",
+                "IF TG_RELID OPERATOR(pg_catalog.<>) %5$s::pg_catalog.oid AND",
+                "IF false AND %5$s <> 0 AND",
+            ),
+        ),
+        (f"{STRAY}::test_a_trigger_on_another_table_notes_nothing_and_fails_no_write[18-statement-DELETE FROM other]",),
+    ),
+    "a transaction older than the attachment is of no source": Trap(
+        (
+            (
+                "sql/triggers/0002_capture.sql",
+                "SELECT NOT EXISTS (SELECT FROM syncd.attachments AS a\n                       WHERE a.id = source_id AND a.source <> relation AND a.source NOT IN",
+                "SELECT EXISTS (SELECT FROM syncd.attachments AS a\n                       WHERE a.id = source_id AND a.source IN",
+            ),
+        ),
+        (f"{STRAY}::test_a_transaction_older_than_the_attachment_is_noted_all_the_same[18]",),
+    ),
+    "an apply worker is nothing to look for": Trap(
+        (("sql/triggers/0002_capture.sql", "        IF subscribed THEN\n", "        IF false THEN\n"),),
+        ("tests/tools/test_pglogical.py::test_a_table_that_pglogical_fills_is_followed",),
     ),
     "a doubt is settled while its writer is open": Trap(
         (("syncd/sync/doubts.py", "self.unsettled = value != self.seen or (", "self.unsettled = False and ("),),
