@@ -79,11 +79,6 @@ WHERE a.id = %s AND t.tgrelid <> a.source AND NOT EXISTS (SELECT FROM syncd.tabl
 -- name: read_missing_triggers
 SELECT m.relation::regclass::text, m.trigger::text, m.problem FROM syncd.missing_triggers(%s) AS m WHERE m.problem <> 'unwanted';
 
--- name: read_stray_triggers
--- Triggers of a source on tables that are not the source's: restored with the table from a dump, or left on a former partition.
-SELECT m.relation::text, m.trigger::text FROM syncd.missing_triggers(%(id)s) AS m
-WHERE m.problem = 'unwanted' AND m.relation NOT IN (SELECT t.relation FROM syncd.tables_of(%(source)s::oid::regclass) AS t);
-
 -- name: read_apply_workers
 -- Replication origins that no subscription of PostgreSQL's own has made: those of another tool's apply worker. Only for a table in statement form.
 SELECT o.roname FROM pg_replication_origin AS o WHERE o.roname !~ '^pg_[0-9_]+$' AND NOT syncd.fires_per_row(%s::oid::regclass) ORDER BY 1 LIMIT 3;

@@ -124,9 +124,6 @@ def check_triggers(look: Look, source: Source) -> Iterator[Finding]:
         yield fail(what, f"{shown}: changes are missed", look.attach_command(source))
     else:
         yield ok(what, "all there, and always enabled")
-    for relation, trigger in look.rows("read_stray_triggers", {"id": source.id, "source": source.oid}):
-        detail = f"{trigger} is also on {relation}, which is not the source: it records nothing there"
-        yield warn(what, detail, f"as the owner of {relation}: DROP TRIGGER {trigger} ON {relation};")
     workers = [name for (name,) in look.rows("read_apply_workers", [source.oid])]
     if workers:
         detail = f"an apply worker on this server ({', '.join(workers)}) fires row triggers only: what it writes here is missed"
