@@ -59,7 +59,7 @@ def test_a_trigger_on_another_table_notes_nothing_and_fails_no_write(
 def test_check_names_it_and_the_command_that_drops_it(strayed: psycopg.Connection, tmp_path: Path) -> None:
     found = about(examine(strayed, tmp_path), "stray triggers of public.items")
     assert "public.other" in found.detail
-    assert f"DROP TRIGGER syncd_{source_id(strayed, 'items')}_truncate ON public.other;" in found.fix
+    assert f'DROP TRIGGER "syncd_{source_id(strayed, "items")}_truncate" ON public.other;' in found.fix
     strayed.execute(found.fix.encode())
     assert "stray triggers of public.items" not in {each.what for each in examine(strayed, tmp_path)}
 
