@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from syncd.rpc.client import Client
+from syncd.client.client import Client
 from tests.conftest import prepare
 from tests.daemon import Daemon
 from tests.faults.following import until
