@@ -1,4 +1,4 @@
-"""How many cores this process may use: what it is bound to, and what its control group is given."""
+"""The cores that this process may use, by its affinity and its control groups; its memory."""
 
 from __future__ import annotations
 
@@ -12,14 +12,20 @@ OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
 def available_cores() -> int:
-    """At least one. A container with two cores' worth of time on a machine of 64 has two."""
-    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Number of usable cores, at least one.
+
+    A container with the time of two cores on a machine with 64 cores has two.
+    """
+    bound = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        bound = len(os.sched_getaffinity(0))
     return max(1, math.ceil(min(bound, cgroup_cores())))
 
 
 def cgroup_cores() -> float:
-    """The least that any of the control groups around this process allows, infinite where none
-    limits it (cgroups(7), both versions).
+    """The smallest limit of the control groups around this process; infinite if there is none.
+
+    Source: cgroups(7), both versions.
     """
     least = math.inf
     for folder in folders():
@@ -35,7 +41,10 @@ def cgroup_cores() -> float:
 
 
 def folders() -> list[Path]:
-    """The process's groups and those around them; inside a container the outermost is its own."""
+    """Directories of the process's control groups and the groups around them.
+
+    Inside a container the outermost group is the container's own.
+    """
     found: list[Path] = [CGROUPS, CGROUPS / "cpu"]
     with contextlib.suppress(OSError):
         for line in OWN_CGROUPS.read_text().splitlines():
@@ -48,5 +57,5 @@ def folders() -> list[Path]:
 
 
 def memory_bytes() -> int:
-    """The machine's memory."""
+    """Bytes of memory of the machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

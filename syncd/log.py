@@ -1,4 +1,4 @@
-"""How syncd logs: structlog to stderr, one line an event; text on a terminal, JSON elsewhere."""
+"""syncd's log: structlog on stderr, one line per event; text on a terminal, JSON elsewhere."""
 
 from __future__ import annotations
 
@@ -16,42 +16,40 @@ EVENTS_KEPT = 100
 SHOWN_CHARACTERS = 300
 
 recent_events: deque[Mapping[str, str]] = deque(maxlen=EVENTS_KEPT)
-"""The last events that were logged, the oldest first, for the status page. Logging is the process'
-own, and so is this.
+"""The last logged events, the oldest first, for the status page.
+
+They are global because logging is: both belong to the process.
 """
 
 
 def remember(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Keep an event in memory, as short texts."""
-    recent_events.append(
-        {str(name): str(value)[:SHOWN_CHARACTERS] for name, value in event.items() if name != "exception"}
-    )
+    """Keep an event in memory, with its values as short texts."""
+    shown = [(str(name), str(value)) for name, value in event.items() if name != "exception"]
+    recent_events.append({name: value[:SHOWN_CHARACTERS] for name, value in shown})
     return event
 
 
 class Unbreakable:
-    """A text file whose errors nobody meets: a log on a full disk, or a closed pipe, must not fail
-    what is logged.
-    """
+    """A text file that ignores errors: a full disk or a closed pipe must not fail other work."""
 
     def __init__(self, file: TextIO) -> None:
         self.file = file
 
     def write(self, text: str) -> int:
-        """Write as much as goes."""
+        """Write ``text`` if possible."""
         with contextlib.suppress(OSError, ValueError):
             return self.file.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush what can be."""
+        """Flush if possible."""
         with contextlib.suppress(OSError, ValueError):
             self.file.flush()
 
 
 def configure_logging(*, verbose: bool = False) -> None:
     """Set up structlog once, at the start of a command."""
-    terminal = sys.stderr.isatty()
+    terminal, level = sys.stderr.isatty(), logging.DEBUG if verbose else logging.INFO
     renderer: structlog.typing.Processor = (
         structlog.dev.ConsoleRenderer(colors=terminal and not os.environ.get("NO_COLOR"))
         if terminal
@@ -66,7 +64,7 @@ def configure_logging(*, verbose: bool = False) -> None:
             remember,
             renderer,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if verbose else logging.INFO),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(file=cast("TextIO", Unbreakable(sys.stderr))),
         cache_logger_on_first_use=True,
     )

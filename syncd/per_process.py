@@ -1,7 +1,7 @@
-"""What a process may not share with the process that forked it: connections, locks and threads.
+"""Values that a process must not share with its parent: connections, locks and threads.
 
-The invariant: a child of ``fork()`` uses no value that its parent made. It closes its copies of the
-parent's descriptors, which the parent does not notice, and sends nothing over them.
+Invariant: a child of ``fork()`` uses no value that its parent made. It closes its copies of the
+parent's descriptors, which does not affect the parent, and sends nothing over them.
 """
 
 from __future__ import annotations
@@ -13,18 +13,20 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 _inherited: list[object] = []
-"""The parent's values, kept until this process ends. Their finalizers would act on what the parent
-still uses: libuv, for example, takes a closed socket out of the event queue that both processes
-share, and a connection pool waits for locks that no thread of this process holds.
+"""The parent's values, kept until this process ends.
+
+Their finalizers would act on objects that the parent still uses. For example, libuv removes a
+closed socket from the event queue that both processes share, and a connection pool waits for locks
+that no thread of this process holds.
 """
 
 
 class PerProcess(Generic[T]):
-    """One value for each process, made at its first use there; threads share it. ``leave`` closes
-    the descriptors of an inherited one.
+    """One value per process, made at its first use there and shared by its threads.
 
-    The process id tells processes apart at each use: programs that fork in C, such as uWSGI, do not
-    run the hooks of ``os.register_at_fork``.
+    ``leave`` closes the descriptors of an inherited value. The process id tells processes apart at
+    each use: programs that fork in C, such as uWSGI, do not run the hooks of
+    ``os.register_at_fork``.
     """
 
     def __init__(self, make: Callable[[], T], leave: Callable[[T], None]) -> None:
@@ -33,8 +35,9 @@ class PerProcess(Generic[T]):
         self._values: dict[int, T] = {}
 
     def get(self) -> T:
-        """This process's value. Two threads get the same one: of two that are made at once, one is
-        dropped unused.
+        """This process's value; every thread gets the same one.
+
+        If two threads make one at the same time, one of the two is dropped unused.
         """
         process = os.getpid()
         value = self._values.get(process)

@@ -1,4 +1,4 @@
-"""``syncd serve`` in a process of its own, for as long as a block needs it."""
+"""``syncd serve`` in its own process, for the duration of a block."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ STOP_SECONDS = 60.0
 
 
 @contextmanager
-def serve(environment: Mapping[str, str], log: Path, cwd: Path | None = None) -> Iterator[subprocess.Popen[str]]:
-    """Start the service and wait until it is ready; stop it at the end of the block. What it says
-    on stderr is added to ``log``.
+def serve(
+    environment: Mapping[str, str],
+    log: Path,
+    cwd: Path | None = None,
+) -> Iterator[subprocess.Popen[str]]:
+    """Start the service, wait until it is ready, and stop it at the end of the block.
 
-    ``environment`` is all that it gets. ``-P`` makes it the installed package, not one in the
-    current directory. Raises ``SyncdError`` where it does not start, and where it does not stop in
-    order though the block went well.
+    Its stderr is appended to ``log``. ``environment`` is its whole environment. With ``-P`` it is
+    the installed package, not one in the current directory. Raises ``SyncdError`` if it does not
+    start, or if it fails to stop cleanly after a block without errors.
     """
     with log.open("ab") as stderr:
         process = subprocess.Popen(
@@ -49,6 +52,6 @@ def serve(environment: Mapping[str, str], log: Path, cwd: Path | None = None) ->
 
 
 def failure(what: str, log: Path) -> SyncdError:
-    """An error that ends with the last words of the service."""
+    """An error that ends with the service's last log lines."""
     words = log.read_text(encoding="utf-8", errors="replace")[-2000:].strip()
-    return SyncdError(f"{what}: {words}", hint="run it by itself to see why: syncd serve")
+    return SyncdError(f"{what}: {words}", hint="to see why, run: syncd serve")

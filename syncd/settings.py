@@ -1,4 +1,6 @@
-"""The settings of one syncd, each from the first place that has it: flag, ``SYNCD_*`` variable,
+"""The settings of one syncd.
+
+Invariant: each setting comes from the first place that has it: flag, ``SYNCD_*`` variable,
 ``syncd.toml``, default.
 """
 
@@ -11,7 +13,12 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 from syncd.errors import SettingsError
 from syncd.host_port import split_host_port
@@ -23,8 +30,9 @@ OFF = "off"
 
 
 def user_data_dir() -> Path:
-    """Where a user without a system-wide data directory keeps data (XDG Base Directory
-    Specification).
+    """The data directory of a user without a system-wide one.
+
+    Source: XDG Base Directory Specification.
     """
     base = os.environ.get("XDG_DATA_HOME")
     if base and Path(base).is_absolute():
@@ -35,16 +43,14 @@ def user_data_dir() -> Path:
 
 
 def default_data_dir() -> Path:
-    """``/var/lib/syncd`` where this process may write it, or make it; else the user's data
-    directory.
-    """
+    """``/var/lib/syncd`` if this process may write or create it, else the user's data directory."""
     system = SYSTEM_DATA_DIR
     writable = os.access(system, os.W_OK) if system.exists() else os.access(system.parent, os.W_OK)
     return system if writable else user_data_dir()
 
 
 def listening_address(address: str) -> str:
-    """``off``, or a host and a port."""
+    """The address if it is ``off`` or ``host:port``; raises ``ValueError``."""
     if address != OFF:
         try:
             split_host_port(address)
@@ -54,7 +60,10 @@ def listening_address(address: str) -> str:
 
 
 def url_to_post_to(url: SecretStr) -> SecretStr:
-    """Refuse what cannot be posted to, without repeating it: such URLs are often secrets."""
+    """The URL if a POST to it is possible; raises ``ValueError``.
+
+    The message does not repeat the URL: such URLs are often secrets.
+    """
     try:
         parts = urlsplit(url.get_secret_value())
         usable = not url.get_secret_value() or (
@@ -66,31 +75,37 @@ def url_to_post_to(url: SecretStr) -> SecretStr:
     except ValueError:
         usable = False
     if not usable:
-        raise ValueError("is no http:// or https:// URL with a host")
+        raise ValueError("is not an http:// or https:// URL with a host")
     return url
 
 
 def readable_dsn(dsn: SecretStr) -> SecretStr:
-    """Refuse what libpq could not read, without repeating it: it may hold a password."""
-    from psycopg import ProgrammingError
+    """The connection string if libpq can read it; raises ``ValueError``.
 
-    # most commands that only ask the service do without the driver
+    The message does not repeat the string: it may contain a password.
+    """
+    # Imported here because most commands only ask the service and do not need the driver.
+    from psycopg import ProgrammingError
     from psycopg.conninfo import conninfo_to_dict
 
     try:
         parsed = conninfo_to_dict(dsn.get_secret_value())
     except ProgrammingError:
-        raise ValueError("is no connection string or URI that libpq can read") from None
+        raise ValueError("is not a connection string or URI that libpq can read") from None
     if not all(port == "" or port.isdigit() for port in str(parsed.get("port") or "").split(",")):
-        raise ValueError("the port is no number")
+        raise ValueError("the port is not a number")
     return dsn
 
 
 class Settings(BaseSettings):
-    """Every setting. Each field's description is what ``syncd config`` prints."""
+    """All settings. ``syncd config`` prints each field's description."""
 
     model_config = SettingsConfigDict(
-        env_prefix="SYNCD_", env_ignore_empty=True, extra="forbid", frozen=True, validate_default=True
+        env_prefix="SYNCD_",
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
     )
 
     dsn: Annotated[
@@ -102,69 +117,97 @@ class Settings(BaseSettings):
         Path,
         AfterValidator(Path.absolute),
         Field(
-            description="checkpoints, and the embedded PostgreSQL; default: /var/lib/syncd where "
-            "writable, else the user's data directory",
+            description="checkpoints and embedded PostgreSQL; default: /var/lib/syncd if writable, "
+            "else the user's data directory",
             default_factory=default_data_dir,
         ),
     ]
-    socket: Annotated[Path | None, Field(description="RPC socket; default: <data dir>/syncd.sock")] = None
+    socket: Annotated[
+        Path | None,
+        Field(description="RPC socket; default: <data dir>/syncd.sock"),
+    ] = None
     listen: Annotated[
         str,
         AfterValidator(listening_address),
         Field(description="host:port for the RPC over TCP, or off; needs a token"),
     ] = OFF
-    token: Annotated[SecretStr, Field(description="shared secret that a client sends first over TCP")] = SecretStr("")
+    token: Annotated[
+        SecretStr,
+        Field(description="shared secret that a client sends first over TCP"),
+    ] = SecretStr("")
     tls_cert: Annotated[
-        Path | None, Field(description="certificate chain (PEM) of the RPC over TCP; with a key: clients use tcps://")
+        Path | None,
+        Field(
+            description="certificate chain (PEM) for TCP; with it and its key, clients use tcps://",
+        ),
     ] = None
-    tls_key: Annotated[Path | None, Field(description="the certificate's key (PEM, not encrypted)")] = None
+    tls_key: Annotated[
+        Path | None,
+        Field(description="the certificate's key (PEM, not encrypted)"),
+    ] = None
     http: Annotated[
         str,
         AfterValidator(listening_address),
         Field(
-            description="host:port for /livez /readyz /status /metrics and the status page, or off; without a password"
+            description="host:port of /livez /readyz /status /metrics and /, no password; or off",
         ),
     ] = "127.0.0.1:9464"
     consumer: Annotated[
         str,
         Field(
-            min_length=1, max_length=50, pattern=r"^[^\x00-\x1f\x7f]*$", description="this syncd's name in the database"
+            min_length=1,
+            max_length=50,
+            pattern=r"^[^\x00-\x1f\x7f]*$",
+            description="this syncd's name in the database",
         ),
     ] = "default"
-    checkpoint_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False, description="time between checkpoints")] = (
-        60.0
-    )
+    checkpoint_seconds: Annotated[
+        float,
+        Field(gt=0, allow_inf_nan=False, description="seconds between checkpoints"),
+    ] = 60.0
     poll_seconds: Annotated[
         float | None,
         Field(
             gt=0,
             allow_inf_nan=False,
-            description="the longest a change waits without a notification; default 1, or 0.02 without NOTIFY",
+            description="longest time that a change waits without a notification, in seconds; "
+            "default: 1, or 0.02 without NOTIFY",
         ),
     ] = None
     verify_seconds: Annotated[
         float,
         Field(
-            ge=0, allow_inf_nan=False, description="time between comparisons of all indexes with their tables; 0: never"
+            ge=0,
+            allow_inf_nan=False,
+            description="seconds between comparisons of all indexes with their tables; 0: never",
         ),
     ] = 86400.0
     max_staleness_seconds: Annotated[
         float | None,
-        Field(gt=0, allow_inf_nan=False, description="/readyz fails once answers are older; default: never for that"),
+        Field(
+            gt=0,
+            allow_inf_nan=False,
+            description="/readyz fails if answers are older than this; default: no limit",
+        ),
     ] = None
     webhook_url: Annotated[
         SecretStr,
         AfterValidator(url_to_post_to),
-        Field(description="URL that gets a JSON POST on drift, a failed checkpoint and must_rebuild"),
+        Field(
+            description="URL that gets a JSON POST on drift, failed checkpoint and must_rebuild",
+        ),
     ] = SecretStr("")
     notify: Annotated[
         Literal["guarded", "off"] | None,
-        Field(description="how writers wake syncd; default guarded, off where max_prepared_transactions > 0"),
+        Field(
+            description="how writers wake syncd: guarded, or off if max_prepared_transactions > 0",
+        ),
     ] = None
     max_connections: Annotated[
         int,
         Field(
-            gt=0, description="RPC connections; beyond them the local socket still answers `status` and health checks"
+            gt=0,
+            description="most RPC connections; the local socket keeps some for status and health",
         ),
     ] = 1000
     outbox_max_rows: Annotated[
@@ -172,7 +215,7 @@ class Settings(BaseSettings):
         Field(
             gt=0,
             lt=2**63,
-            description="stored in the database: outbox rows kept for a slow consumer; default 10 million",
+            description="rows kept for a slow consumer, stored in the database; default 10 million",
         ),
     ] = None
     recall: Annotated[
@@ -187,27 +230,29 @@ class Settings(BaseSettings):
 
     @property
     def socket_path(self) -> Path:
-        """Where the RPC socket is, absolute."""
+        """Absolute path of the RPC socket."""
         return (self.socket or self.data_dir / SOCKET_NAME).absolute()
 
     @property
     def tcp_listen(self) -> str | None:
-        """Where the RPC listens over TCP, if it does."""
+        """Address of the RPC over TCP; None if it is off."""
         return None if self.listen == OFF else self.listen
 
     @property
     def tls(self) -> tuple[Path, Path] | None:
         """Certificate chain and key of the RPC over TCP."""
-        return None if self.tls_cert is None or self.tls_key is None else (self.tls_cert, self.tls_key)
+        if self.tls_cert is None or self.tls_key is None:
+            return None
+        return self.tls_cert, self.tls_key
 
     @property
     def http_was_chosen(self) -> bool:
-        """Whether the user has named the address of the ops page, so that it must be had."""
+        """Whether the user chose the ops page's address; then it is an error if it is in use."""
         return "http" in self.model_fields_set
 
     @property
     def conninfo(self) -> str:
-        """The connection string as libpq takes it."""
+        """The connection string in libpq's form."""
         return self.dsn.get_secret_value()
 
     @classmethod
@@ -229,51 +274,60 @@ class Settings(BaseSettings):
 
 
 def config_file() -> Path | None:
-    """The configuration file that is read: the first that exists."""
+    """The configuration file: the first one that exists."""
     return next((path for path in CONFIG_FILES if path.is_file()), None)
 
 
 def load_settings(**flags: Any) -> Settings:
-    """Read all settings; flags that are ``None`` were not given. Raises ``SettingsError`` that
-    names each wrong one.
+    """Read all settings; a flag that is ``None`` was not given.
+
+    Raises ``SettingsError`` that names each wrong setting.
     """
     try:
-        return agreeing(Settings(**{name: value for name, value in flags.items() if value is not None}))
+        given = {name: value for name, value in flags.items() if value is not None}
+        return agreeing(Settings(**given))
     except ValidationError as error:
+        problems = error.errors()
         lines = [
-            f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg'].removeprefix('Value error, ')}"
-            for problem in error.errors()
+            f"{'.'.join(map(str, problem['loc']))}: {problem['msg'].removeprefix('Value error, ')}"
+            for problem in problems
         ]
-        variables = sorted({f"SYNCD_{str(problem['loc'][0]).upper()}" for problem in error.errors() if problem["loc"]})
+        names = {str(problem["loc"][0]) for problem in problems if problem["loc"]}
+        variables = " and ".join(sorted(f"SYNCD_{name.upper()}" for name in names))
         raise SettingsError(
             "wrong setting: " + "; ".join(lines),
-            hint=f"mend {' and '.join(variables)}, the flag, or the line in syncd.toml, whichever set it",
+            hint=f"correct it where it is set: {variables}, the flag, or syncd.toml",
         ) from None
     except (OSError, ValueError) as error:  # an unreadable or malformed syncd.toml
         raise SettingsError(
-            f"the configuration file cannot be read: {error}", hint="mend syncd.toml, or remove it"
+            f"the configuration file cannot be read: {error}",
+            hint="correct syncd.toml, or remove it",
         ) from error
 
 
 def agreeing(settings: Settings) -> Settings:
-    """The settings, if none of them lacks another; raises ``SettingsError``."""
+    """The settings, if every setting has the other settings that it needs; raises
+    ``SettingsError``.
+    """
     if settings.tcp_listen and not settings.token.get_secret_value():
         raise SettingsError(
-            f"listen is {settings.listen}, but there is no token: whoever reaches that port could read the indexes",
-            hint="set SYNCD_TOKEN to a long random word, for example from: openssl rand -hex 32; or SYNCD_LISTEN=off",
+            f"listen is {settings.listen} without a token: any client could read the indexes",
+            hint="set SYNCD_TOKEN to a long random word, for example from: openssl rand -hex 32; "
+            "or set SYNCD_LISTEN=off",
         )
     if (settings.tls_cert is None) != (settings.tls_key is None):
         missing = "tls_key" if settings.tls_key is None else "tls_cert"
         raise SettingsError(
-            f"a certificate and its key go together: {missing} is not set",
-            hint=f"set SYNCD_{missing.upper()} too, or neither",
+            f"a certificate needs its key, and a key its certificate: {missing} is not set",
+            hint=f"set SYNCD_{missing.upper()} too, or set neither",
         )
     return settings
 
 
 def service_socket() -> Path:
-    """The socket of the running service: ``SYNCD_SOCKET``, else the system-wide one, else the one
-    in the user's data directory.
+    """The socket of the running service.
+
+    It is ``SYNCD_SOCKET``, else the system-wide one, else the one in the user's data directory.
     """
     given = os.environ.get("SYNCD_SOCKET")
     if given:

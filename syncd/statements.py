@@ -1,4 +1,4 @@
-"""SQL by name: every statement lives in a file of ``syncd.sql`` and is loaded from there once."""
+"""SQL statements by name. Each is in a file of ``syncd.sql``, which is read once."""
 
 from __future__ import annotations
 
@@ -13,31 +13,30 @@ NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 
 @cache
 def script(path: str) -> str:
-    """A whole SQL file, for example ``schema/0001_tables.sql``. A character beyond ASCII, which
-    only comments have, becomes a question mark: the server converts comments as well, and its
-    encoding may lack the character.
+    """A whole SQL file, for example ``schema/0001_tables.sql``.
+
+    Characters beyond ASCII become question marks. Only comments have them, and the server converts
+    comments too: its encoding may lack the character.
     """
     return NOT_ASCII.sub("?", files("syncd.sql").joinpath(path).read_text(encoding="utf-8"))
 
 
 @cache
 def statements(path: str) -> dict[str, LiteralString]:
-    """The statements of a file under ``queries/``, by the name in the comment above each."""
+    """The statements of a file under ``queries/``, by the name in the comment above each one."""
     found: dict[str, LiteralString] = {}
     for block in script(f"queries/{path}.sql").split(NAME_MARK)[1:]:
         name, _, body = block.partition("\n")
-        # The files are part of the package, so their text is as literal as a string in the code.
+        # The files are part of the package, so their text is literal, like a string in the code.
         found[name.strip()] = body.strip().removesuffix(";")
     return found
 
 
 def statement(path: str, name: str) -> LiteralString:
-    """One statement, without its final semicolon; raises ``KeyError`` if the file has none of that
-    name.
-    """
+    """One statement, without its final semicolon; raises ``KeyError`` for an unknown name."""
     return statements(path)[name]
 
 
 def executable_script(path: str) -> str:
-    """A whole SQL file for Alembic, which would take ``:name`` for a parameter of its own."""
+    """A whole SQL file for Alembic, with ``:name`` escaped, which Alembic reads as a parameter."""
     return re.sub(r"(?<!:):(?=[A-Za-z0-9_])", r"\\:", script(path))

@@ -1,4 +1,4 @@
-"""The words that every part of syncd shares: keys, names, metrics, positions."""
+"""Words that all parts of syncd share: keys, names, metrics, positions."""
 
 from __future__ import annotations
 
@@ -7,24 +7,26 @@ from dataclasses import dataclass, field
 from typing import Literal, NewType
 
 Slot = NewType("Slot", int)
-"""The number of a row's place in a dataset's files; it never changes and is never used again."""
+"""Number of a row's place in a dataset's files; it never changes and is never used again."""
 
 DatasetName = NewType("DatasetName", str)
-"""A dataset's full name, ``project/dataset``, with ``/`` and ``%`` inside the project
-percent-encoded.
+"""A dataset's full name, ``project/dataset``; ``/`` and ``%`` in the project are percent-encoded.
 """
 
 Metric = Literal["cosine", "l2", "ip"]
 
 TOKEN = re.compile(r"\d{1,20}(\.[0-9a-f]{8}\.\d{1,10})?", re.ASCII)
-"""What ``syncd.token()`` writes; version 0.1.0 wrote the transaction id alone."""
+"""Form of the text that ``syncd.token()`` returns; version 0.1.0 returned only the transaction id.
+"""
 
 KeyKind = Literal["integer", "uuid", "text", "date", "timestamp", "timestamptz", "composite"]
 
 Key = int | str
-"""A row's key inside syncd: ``int`` for integers, the canonical lower-case text for a uuid, ISO
-8601 for a time (in UTC for timestamptz), the text itself for text, and compact JSON text of an
-array (``[1,"a"]``) for a composite key. The RPC turns it into the contract's JSON form and back.
+"""A row's key inside syncd.
+
+``int`` for integers, the canonical lower-case text for a uuid, ISO 8601 for a time (in UTC for
+timestamptz), and the text itself for text. A composite key is compact JSON text of an array
+(``[1,"a"]``). The RPC converts keys to the contract's JSON form and back.
 """
 
 ColumnKind = Literal[
@@ -44,8 +46,9 @@ ColumnKind = Literal[
     "integer_array",
     "json",
 ]
-"""How the values of an attached column are compared, as ``syncd.column_kind`` finds it; ``instant``
-is timestamptz.
+"""How the values of an attached column are compared, as ``syncd.column_kind`` returns it.
+
+``instant`` is timestamptz.
 """
 
 
@@ -58,23 +61,27 @@ class AttachedColumn:
 
 
 def dataset_name(project: str, dataset: str) -> DatasetName:
-    """The full name of a dataset; ``/`` and ``%`` inside the project are percent-encoded so that
-    the first ``/`` splits.
+    """The full name of a dataset.
+
+    ``/`` and ``%`` inside the project are percent-encoded, so the first ``/`` splits the name.
     """
     return DatasetName(f"{project.replace('%', '%25').replace('/', '%2F')}/{dataset}")
 
 
 def full_dataset_name(name: str) -> DatasetName:
-    """What a user typed, as a full name: the project ``default`` may be left out where the dataset
-    has no ``/``.
+    """The full name for a user's input.
+
+    The project ``default`` may be left out if the dataset has no ``/``.
     """
     return DatasetName(name if "/" in name else f"default/{name}")
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A writer's token. ``history`` names the database whose transaction it is, as
-    ``syncd.history()`` does; empty: the present one.
+    """A writer's token.
+
+    ``history`` identifies the database of its transaction, like ``syncd.history()``; if empty, it
+    is the present database.
     """
 
     xid: int
@@ -82,8 +89,9 @@ class Token:
 
     @classmethod
     def parse(cls, text: str) -> Token:
-        """Read what ``syncd.token()`` writes, ``xid`` or ``xid.history``; raises ``ValueError`` on
-        anything else.
+        """Parse the text of ``syncd.token()``, ``xid`` or ``xid.history``.
+
+        Raises ``ValueError`` for other text.
         """
         if TOKEN.fullmatch(text) is None:
             raise ValueError(text)
@@ -93,8 +101,9 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A ``pg_snapshot``: transactions below ``xmax`` that are not ``in_progress`` are visible, once
-    they have committed.
+    """A ``pg_snapshot``.
+
+    Committed transactions below ``xmax`` are visible, except those in ``in_progress``.
     """
 
     xmin: int
@@ -103,11 +112,12 @@ class Snapshot:
 
     @classmethod
     def parse(cls, text: str) -> Snapshot:
-        """Read Postgres' own text form, ``xmin:xmax:xip,xip,…``; raises ``ValueError`` on anything
-        else.
+        """Parse PostgreSQL's text form, ``xmin:xmax:xip,xip,…``; raises ``ValueError`` for other
+        text.
         """
         xmin, xmax, in_progress = text.split(":")
-        return cls(int(xmin), int(xmax), frozenset(int(xid) for xid in in_progress.split(",") if xid))
+        running = frozenset(int(xid) for xid in in_progress.split(",") if xid)
+        return cls(int(xmin), int(xmax), running)
 
     def __str__(self) -> str:
         return f"{self.xmin}:{self.xmax}:{','.join(map(str, sorted(self.in_progress)))}"
@@ -121,21 +131,23 @@ class Snapshot:
         return self.xmax, -len(self.in_progress)
 
     def covers(self, other: Snapshot) -> bool:
-        """Whether this one sees every transaction that ``other`` sees."""
+        """Whether this snapshot sees every transaction that ``other`` sees."""
         newly_hidden = {xid for xid in self.in_progress if xid < other.xmax} - other.in_progress
         return self.xmax >= other.xmax and not newly_hidden
 
     def lacks(self, freed: Snapshot | None) -> bool:
-        """Whether changes that this one does not see may be gone from the outbox; ``freed`` sees
-        all that are.
+        """Whether changes that this snapshot does not see may be gone from the outbox.
+
+        ``freed`` sees all changes that are gone.
         """
         return freed is not None and not self.covers(freed)
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where an index stands: it equals its table at ``snapshot``. ``outbox_id`` is the last outbox
-    row applied; two positions are equal when their snapshots are.
+    """An index's position: the index equals its table at ``snapshot``.
+
+    ``outbox_id`` is the last applied outbox row. Two positions are equal if their snapshots are.
     """
 
     snapshot: Snapshot
