@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 
 from alembic import op
-from sqlalchemy import Text, bindparam, text
+from sqlalchemy import Boolean, Text, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from syncd.statements import statement
@@ -26,6 +26,7 @@ def attach(
     live: str | None = None,
     metric: Metric | None = None,
     columns: Sequence[str] | None = None,
+    row_triggers: bool = False,
 ) -> None:
     """``syncd.attach`` in a revision's ``upgrade``, in its transaction; what is not given has the function's default."""
     words = {"source": source, "vector": vector, "project": project, "dataset": dataset, "live": live, "metric": metric}
@@ -34,6 +35,7 @@ def attach(
         text(with_colons(statement("schema", "attach"))).bindparams(
             *(bindparam(name, value, Text) for name, value in words.items()),
             *(bindparam(name, None if value is None else list(value), ARRAY(Text)) for name, value in lists.items()),
+            bindparam("row_triggers", row_triggers, Boolean),
         )
     )
 

@@ -177,13 +177,7 @@ class Documents:
             except (UnknownDataset, NotReady):  # nothing written yet, or another program has only now made the table
                 if not self._on_table(self._has_vectors):
                     return []
-            try:
-                return client.search(self.dataset, vector, k=k, filter=conditions, consistency="strong")
-            except UnknownDataset:
-                raise DatabaseError(
-                    f"table {self.table} has vectors of collection {self.collection!r}, but syncd does not follow it",
-                    hint="attach it: see the `attach_documents` statement of syncd/sql/queries/apps.sql",
-                ) from None
+            return client.search(self.dataset, vector, k=k, filter=conditions, consistency="strong")
 
     def _open(self, connection: Connection) -> None:
         """Make the table and attach it, where that has not been done, and learn its metric."""
@@ -214,11 +208,17 @@ class Documents:
             connection.execute(command, given)
             connection.execute(statement("apps", "detach_dropped"), given)
         except pg.InsufficientPrivilege as error:
-            shown = psycopg.ClientCursor(connection).mogrify(command, given)
             raise DatabaseError(
                 f"table {self.table} is not attached, and this role may not attach it: {error.diag.message_primary}",
-                hint=f"as the table's owner: {' '.join(shown[shown.index('SELECT') :].split())};",
+                hint=f"as the table's owner: {self._attach_command(connection)}",
             ) from error
+
+    def _attach_command(self, connection: Connection) -> str:
+        """What the table's owner types."""
+        name = self._name.as_string(connection)
+        given = {"source": name, "project": self.table, "metric": self._asked_metric or self.metric}
+        shown = psycopg.ClientCursor(connection).mogrify(statement("apps", "attach_documents"), given)
+        return f"{' '.join(shown[shown.index('SELECT') :].split())};"
 
     def _look(self, connection: Connection) -> tuple[int | None, Metric | None]:
         """The oid of the table that has the name now, and the metric that it is attached with."""
@@ -261,11 +261,17 @@ class Documents:
                 self.last_token = row[0]
 
     def _has_vectors(self, connection: Connection) -> bool:
-        """Whether the collection has any; a table that was made again is attached on the way."""
+        """Whether the collection has any; a table that was made again is attached on the way, one that was detached is an error."""
         with session.transaction(connection):
-            if self._look(connection)[0] != self._oid:
+            oid, metric = self._look(connection)
+            if oid != self._oid:
                 self._open(connection)
             found = connection.execute(self._statement("has_vectors"), {"collection": self.collection}).fetchone()
+            if found == (True,) and oid == self._oid and metric is None:
+                raise DatabaseError(
+                    f"table {self.table} has vectors of collection {self.collection!r}, but syncd does not follow it",
+                    hint=f"attach it: {self._attach_command(connection)}",
+                )
             return found == (True,)
 
     def _lengths(self, connection: Connection, replaced: Sequence[str]) -> list[int]:

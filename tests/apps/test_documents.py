@@ -38,6 +38,13 @@ def opened(running: Throwaway) -> Iterator[Opening]:
     yield make
     for each in some:
         each.close()
+    with psycopg.connect(
+        running.dsn, autocommit=True
+    ) as connection:  # a dropped table's source fails until it is detached
+        connection.execute("SELECT syncd.detach(%s) WHERE to_regclass(%s) IS NOT NULL", [name, name])
+        connection.execute(
+            "SELECT syncd.unregister(a.id) FROM syncd.attachments AS a WHERE NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = a.source)"
+        )
 
 
 @pytest.fixture
@@ -293,6 +300,20 @@ def test_a_table_that_is_not_attached_is_attached_at_opening(running: Throwaway,
     again = opened(metric="l2")
     again.write([Document("b", "")], [[0.0, 1.0]])
     assert (again.metric, ids(again)) == ("l2", ["a", "b"])
+
+
+def test_a_detached_table_is_an_error_also_beside_a_source_that_fails(running: Throwaway, opened: Opening) -> None:
+    """While a source fails, syncd cannot say that there is no such dataset: it may be that source's."""
+    failing, store = opened(table=f"f{uuid.uuid4().hex}"), opened()
+    drop(running, failing)
+    store.write([Document("a", "")], [[1.0, 0.0]])
+    assert ids(store) == ["a"]
+    with psycopg.connect(running.dsn, autocommit=True) as connection:
+        connection.execute("SELECT syncd.detach(%s)", [store.table])
+    running.catch_up()
+    with pytest.raises(DatabaseError, match="but syncd does not follow it") as caught:
+        ids(store)
+    assert caught.value.hint.startswith("attach it: SELECT syncd.attach(")
 
 
 def test_who_may_not_attach_is_told_what_the_owner_types(running: Throwaway, opened: Opening) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import psycopg
@@ -229,12 +230,15 @@ def test_the_columns_of_a_table_attached_with_others_can_be_filtered_on(
             client.search("chunks", [0, 1], filter={"lang": "en"}, consistency="strong")
 
 
-def test_a_renamed_value_of_an_enum_is_found_by_verify_and_mended(chunks: psycopg.Connection, daemon: Daemon) -> None:
+def test_rows_are_found_by_the_new_name_of_an_enums_value(chunks: psycopg.Connection, daemon: Daemon) -> None:
+    """A rename leaves no trace in the table: the catalogue tells of it, and the table is compared."""
     daemon.settings["verify_seconds"] = 0
     daemon.start()
     with daemon.client() as client:
         chunks.execute("ALTER TYPE mood RENAME VALUE 'sad' TO 'gloomy'")
-        (before,) = client.verify("chunks", repair=True).datasets
-        assert before.stale == before.repaired == len(range(3, ROWS + 1, 3))
-        hits = client.search("chunks", [0, 1], k=ROWS, filter={"mood": "gloomy"})
-        assert [hit.key for hit in hits] == list(range(3, ROWS + 1, 3))
+        found: list[object] = []
+        deadline = time.monotonic() + 30
+        while not found and time.monotonic() < deadline:
+            hits = client.search("chunks", [0, 1], k=ROWS, filter={"mood": "gloomy"}, consistency="strong")
+            found = [hit.key for hit in hits]
+        assert found == list(range(3, ROWS + 1, 3))
