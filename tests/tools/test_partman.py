@@ -11,7 +11,7 @@ import pytest
 from syncd.client.calls import Row
 from tests.daemon import Daemon
 from tests.faults.altered import Followed, eventually, serving, writers
-from tests.tools.following import assert_in_sync, problems
+from tests.tools.following import assert_in_sync, assert_triggers
 
 QUERY = "SELECT id, v::real[] FROM parted WHERE v IS NOT NULL"
 ROWS = "INSERT INTO parted (id, v) SELECT i, ARRAY[i, i % 7, 1] FROM generate_series({}, {}) AS i"
@@ -114,7 +114,7 @@ def assert_events(followed: Followed) -> None:
         assert {read(row) for row in found} == {(number, at, tuple(vector)) for number, at, vector in rows}
 
     eventually(check)
-    assert problems(followed) == []
+    eventually(lambda: assert_triggers(followed))
     assert [each for each in followed.client.verify().datasets if not each.in_sync] == []
 
 
