@@ -311,7 +311,7 @@ def agreeing(settings: Settings) -> Settings:
     """
     if settings.tcp_listen and not settings.token.get_secret_value():
         raise SettingsError(
-            f"listen is {settings.listen} without a token: any client could read the indexes",
+            f"listen is {settings.listen} but no token is set: any client could read the indexes",
             hint="set SYNCD_TOKEN to a long random word, for example from: openssl rand -hex 32; "
             "or set SYNCD_LISTEN=off",
         )

@@ -1,6 +1,4 @@
-"""An index that is large enough for codes: rows into it, what is built for it, and whether its
-answers are right.
-"""
+"""Rows for an index that is large enough for codes, their builds, and checks of its answers."""
 
 from __future__ import annotations
 
@@ -41,7 +39,7 @@ def assert_as_exact(index: DatasetIndex, queries: Vectors) -> None:
 
 
 def everything(index: DatasetIndex) -> None:
-    """Have every row be a candidate: then any difference from an exact search is an error."""
+    """Make every row a candidate: then any difference from an exact search is an error."""
     codes = index.view.codes
     assert codes is not None
     points = tuple(Point(k, 1 << 20, 1 << 20, 1.0, 1.0, 1.0) for k in (10, 100))

@@ -35,7 +35,7 @@ def create(directory: Path) -> Create:
 
 @pytest.fixture
 def small_codes() -> Iterator[None]:
-    """Codes from 300 rows on."""
+    """Limits at which datasets get codes from 300 rows on."""
     with ExitStack() as stack:
         for name, value in {"EXACT_ROWS": (300, 300), "TAIL_ELEMENTS": 1, "TAIL_ROWS": 100}.items():
             stack.enter_context(patch.object(building, name, value))

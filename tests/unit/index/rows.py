@@ -1,6 +1,4 @@
-"""Keys and vectors for small datasets whose chunks hold eight rows, so that a few dozen rows cross
-every border.
-"""
+"""Keys and vectors for small datasets with eight rows per chunk, so few rows cross every border."""
 
 from __future__ import annotations
 

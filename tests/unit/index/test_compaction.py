@@ -1,4 +1,4 @@
-"""Dead slots given back, beside readers and the writer."""
+"""Dead slots are given back alongside readers and the writer."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_change_in_the_last_moment_of_a_compaction_waits_for_it(index: Dataset
     def while_it_moves_in(move: Move) -> View:
         moved = view(move)
         writer.start()
-        writer.join(0.2)  # it would be done by then, and its rows lost
+        writer.join(0.2)  # without waiting, it would be done by then and its rows lost
         return moved
 
     with patch.object(Move, "view", while_it_moves_in):

@@ -1,6 +1,4 @@
-"""Whatever JSON a request has for a filter: it is answered, or it is an invalid filter; never
-another error.
-"""
+"""Any JSON as a filter is answered, or is an invalid filter; there is never another error."""
 
 from __future__ import annotations
 
@@ -141,7 +139,7 @@ likely = st.recursive(
 
 @pytest.fixture(scope="module")
 def index() -> Iterator[DatasetIndex]:
-    """A row of every kind, and one of NULLs."""
+    """An index with a row of values of every kind, and a row of NULLs."""
     with tempfile.TemporaryDirectory() as folder:
         made = DatasetIndex.create(
             Path(folder), metric="l2", key_kind="integer", dim=2, columns=COLUMNS
@@ -152,7 +150,7 @@ def index() -> Iterator[DatasetIndex]:
 
 
 def answer(index: DatasetIndex, wanted: Any) -> None:
-    """Ask for it as the service does."""
+    """Search with the filter in the same way as the service."""
     view = index.view
     try:
         found = parse_filter(msgspec.json.decode(msgspec.json.encode(wanted)), view.columns, "d")

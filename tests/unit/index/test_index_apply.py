@@ -1,4 +1,4 @@
-"""What one pass does to a dataset."""
+"""The effects of one pass on a dataset."""
 
 from __future__ import annotations
 

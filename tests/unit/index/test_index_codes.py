@@ -1,6 +1,4 @@
-"""Codes of larger datasets: when they are built anew, what recall they promise, and that a build
-can be given up.
-"""
+"""Codes of larger datasets: when they are built again, which recall they promise, and cancellation."""
 
 from __future__ import annotations
 
@@ -68,7 +66,7 @@ def test_what_is_built_when(index: DatasetIndex) -> None:
     put(index, 0, 2000)
     assert build_all(index) == ["train", "measure"]
     put(index, 2000, 2090)
-    assert (build_all(index), part_rows(index)) == ([], [2000])  # they wait in the tail
+    assert (build_all(index), part_rows(index)) == ([], [2000])  # the tail is not full
     put(index, 2090, 2104)
     assert (build_all(index), part_rows(index)) == (["extend"], [2000, 104])
     put(index, 2104, 2304)
@@ -195,7 +193,7 @@ def test_a_recall_out_of_reach_is_answered_exactly_and_trained_for_again_only_wh
         ):
             assert found.keys == exact.keys
         assert build_all(index) == []
-        put(index, 0, 260, version=1)  # as many rows, but other ones
+        put(index, 0, 260, version=1)  # as many rows, but different ones
         assert build_all(index) == ["extend", "measure", "train", "measure"]
         codes = index.view.codes
         assert codes is not None
@@ -269,7 +267,7 @@ def test_a_build_can_be_given_up_anywhere(kind: str, index: DatasetIndex, tmp_pa
     ):
         index.build(plan, count)
         files, before = sorted((tmp_path / "p" / "d").glob("*")), index.view
-        # how long it measures depends on what it finds
+        # the duration of a measurement depends on the data
         for moment in range(0, asked // 2, max(1, asked // 40)):
             left = iter([False] * moment)
             with pytest.raises(Cancelled):
@@ -282,8 +280,9 @@ def test_a_build_can_be_given_up_anywhere(kind: str, index: DatasetIndex, tmp_pa
 def test_unselective_filters_use_the_codes_and_reach_the_recall(
     metric: Metric, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By chance, by what lies near the queries, and by what lies far from them: nothing is missed
-    that an exact search finds.
+    """Filters pass random rows, rows near the queries, and rows far from them.
+
+    No row that an exact search finds is missed.
     """
     rows, columns = 20_000, (AttachedColumn("chance", "integer"), AttachedColumn("side", "integer"))
     index = DatasetIndex.create(
@@ -299,7 +298,7 @@ def test_unselective_filters_use_the_codes_and_reach_the_recall(
     index.apply(range(500), random_vectors(500, DIM, seed=1), [], None, ["[50,50]"] * 500)
     queries = random_vectors(60, DIM, seed=2)
     exact_searches: list[int] = []
-    # of so few rows it would be the cheaper one
+    # for so few rows exact search would be cheaper
     monkeypatch.setattr("syncd.index.search.plan.exact_elements", lambda _: 1 << 60)
 
     def counted(*given: Any) -> object:

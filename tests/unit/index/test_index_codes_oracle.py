@@ -1,5 +1,6 @@
-"""With every row a candidate, codes change nothing: whatever is built, merged, retrained,
-compacted, saved or loaded, results equal brute force.
+"""With every row a candidate, results equal brute force after any operation.
+
+The operations are build, merge, retrain, compact, save and load.
 """
 
 from __future__ import annotations
@@ -164,9 +165,7 @@ class CodesAgainstBruteForce(RuleBasedStateMachine):
             shutil.rmtree(self.root)
 
     def build_beside(self, plan: Plan, changes: dict[int, int | None]) -> None:
-        """The changes come in the middle of building, at the first moment that asks whether to go
-        on.
-        """
+        """Apply the changes in the middle of a build, when it first asks whether to go on."""
         waiting = [changes]
 
         def stop() -> bool:

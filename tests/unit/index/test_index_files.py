@@ -1,4 +1,4 @@
-"""A checkpoint loads as it was saved or is called damaged; a full disk loses nothing."""
+"""A checkpoint loads as it was saved, or is reported as damaged; a full disk loses nothing."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_what_a_crash_left_behind_the_checkpoint_is_overwritten(
     index = filled(directory, kind)
     checkpoint = index.save().saved
     index.apply([key_of(kind, n) for n in range(50, 90)], random_vectors(40, 4, seed=4), [])
-    index.save()  # its manifest is lost in the crash
+    index.save()  # the crash loses its manifest
     again = DatasetIndex.load(directory, checkpoint)
     assert again.count == 34
     again.apply([key_of(kind, n) for n in range(60, 75)], random_vectors(15, 4, seed=5), [])
@@ -209,7 +209,7 @@ def test_a_full_disk_loses_nothing(
 
 
 def full_disk(after_calls: int) -> Callable[[int, memoryview, int], int]:
-    """A pwrite that writes by halves, and from some call on finds no space."""
+    """A pwrite that writes half of its bytes, and after some calls finds no space."""
     calls = 0
     write = os.pwrite
 
@@ -248,9 +248,7 @@ def test_a_mapped_chunk_that_a_failed_fsync_lost_is_called_damaged(
 
 
 def losing_fsync(at: int) -> Callable[[int], None]:
-    """An fsync that fails once, and whose file then has lost its bytes, as after a failed
-    write-back.
-    """
+    """An fsync that fails once and loses the file's bytes, as after a failed write-back."""
     calls = 0
     fsync = os.fsync
 
@@ -327,7 +325,9 @@ def test_a_directory_that_cannot_be_written_is_said(tmp_path: Path) -> None:
 def test_rows_out_of_many_chunks_are_those_that_were_written(
     tmp_path: Path, dtype: str, width: int | None
 ) -> None:
-    """Chunks on the heap and mapped, in any order in memory; rows in any order, twice, and none."""
+    """Chunks are on the heap and mapped, in any order in memory; rows are in any order, twice, or
+    none.
+    """
     column = Column(tmp_path / "p" / "d", "c", "bin", dtype, width, 256)
     shape = (997,) if width is None else (997, width)
     rows = np.random.default_rng(3).integers(0, 200, shape).astype(dtype)

@@ -1,6 +1,4 @@
-"""Filters in an index without a database: what is refused and why, what is kept, and that few rows
-are found as surely as many.
-"""
+"""Filters in an index without a database: refusals with reasons, caches, and few matching rows."""
 
 from __future__ import annotations
 
@@ -211,7 +209,7 @@ def test_a_number_larger_than_any_of_json_is_answered(tmp_path: Path) -> None:
 
 
 def keys_where(index: DatasetIndex, wanted: dict[str, Any]) -> list[object]:
-    """The keys of the nearest rows that pass, nearest to 0 first."""
+    """Keys of the nearest rows that pass, nearest to 0 first."""
     view = index.view
     origin = np.zeros((1, index.dim or 2), dtype=np.float32)
     return list(
@@ -286,7 +284,7 @@ def test_no_more_filters_and_paths_are_kept_than_is_bounded(tmp_path: Path) -> N
 
 
 def add(index: DatasetIndex, keys: range) -> None:
-    """Rows at (key, 0) whose column is the key."""
+    """Add rows at (key, 0) whose column is the key."""
     vectors = np.array([[key, 0] for key in keys], dtype=np.float32)
     index.apply(
         list(keys),
@@ -332,7 +330,7 @@ def test_the_nearest_are_found_however_few_rows_pass(
 def assert_nearest(
     found: SearchResult, query: Any, vectors: Any, keys: list[int], metric: Metric
 ) -> None:
-    """The ten nearest, by brute force in float64."""
+    """Compare with the ten nearest, by brute force in float64."""
     vectors, query = vectors.astype(np.float64), query.astype(np.float64)
     if metric == "l2":
         distances = np.linalg.norm(vectors - query, axis=1)

@@ -1,4 +1,4 @@
-"""The key map finds every entry, also where hashes collide, and drops only what may go."""
+"""The key map finds every entry, also if hashes collide, and drops only dead entries."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The neighbours that recall is measured against are the exact ones, also where a matrix product
-loses small distances.
-"""
+"""The neighbors that recall is measured against are exact, also if a product loses small distances."""
 
 from __future__ import annotations
 
@@ -21,8 +19,9 @@ DIM, ROWS, K = 64, 3000, 20
 @pytest.mark.parametrize("far", [0, 3000], ids=["around the origin", "far from it"])
 @pytest.mark.parametrize("metric", ["l2", "cosine", "ip"])
 def test_they_are_those_of_an_exact_search(metric: Metric, far: float, tmp_path: Path) -> None:
-    """Far from the origin squared norms are 600 million and squared distances 100: float32 knows
-    the difference of the former to 64.
+    """Far from the origin, squared norms are 600 million and squared distances are 100.
+
+    The difference of such norms in float32 is accurate only to 64.
     """
     index = DatasetIndex.create(
         tmp_path / "p" / "d", metric=metric, key_kind="integer", dim=DIM, chunk_bytes=1 << 18

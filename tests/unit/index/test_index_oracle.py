@@ -1,6 +1,4 @@
-"""Whatever is done to an index, it equals a dict: same keys, same vectors, same nearest rows as
-brute force.
-"""
+"""After any operations an index equals a dict: same keys, vectors and brute-force results."""
 
 from __future__ import annotations
 

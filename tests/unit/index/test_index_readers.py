@@ -1,4 +1,4 @@
-"""A reader sees whole passes, whatever the writer and a save do meanwhile."""
+"""A reader sees whole passes, regardless of the writer and a save."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PASSES = 400
 
 
 def test_readers_see_every_row_of_one_pass(create: Create) -> None:
-    """Each pass updates every row to the pass number: two numbers in one answer are two passes."""
+    """Each pass sets every row to the pass number: two numbers in one answer are two passes."""
     index = create()
     keys = list(range(ROWS))
     index.apply(keys, np.zeros((ROWS, 2), np.float32), [])
@@ -104,7 +104,7 @@ def test_saves_beside_the_writer_load_as_whole_passes(tmp_path: Path) -> None:
             assert len({float(vector[0]) for _, vector in rows if vector is not None}) == 1
             saves += 1
             del loaded
-            gc.collect()  # each of its many small files is open while it is mapped
+            gc.collect()  # each of its many small files stays open while it is mapped
     finally:
         writer.join()
     assert saves

@@ -1,4 +1,4 @@
-"""Codes in checkpoints: what is saved of them, and what a damaged or a missing file costs."""
+"""Codes in checkpoints: what is saved, and the effect of damaged or missing files."""
 
 from __future__ import annotations
 
