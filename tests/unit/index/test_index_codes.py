@@ -1,4 +1,4 @@
-"""Codes of larger datasets: when they are built again, which recall they promise, and cancellation."""
+"""Codes of larger datasets: when they are built again, promised recall, and cancellation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The neighbors that recall is measured against are exact, also if a product loses small distances."""
+"""The neighbors that recall is measured against are exact, also if a product loses digits."""
 
 from __future__ import annotations
 
