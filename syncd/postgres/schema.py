@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from syncd.errors import DatabaseError, WrongSchemaVersion
+from syncd.postgres import session
 from syncd.postgres.connection import connect_blocking, not_installed, translated_errors
 from syncd.settings import Settings
 from syncd.statements import statement
@@ -44,12 +45,12 @@ def install(conninfo: str, revision: str = "head") -> tuple[str | None, str]:
         before = installed_revision(connection)
         if before == newest_revision():
             return before, before
-        connection.rollback()
         with as_file(files("syncd.migrations")) as folder, translated_errors(conninfo):
             engine = sqlalchemy.create_engine(
                 "postgresql+psycopg://", creator=lambda: connection, poolclass=sqlalchemy.StaticPool
             )
-            with engine.connect() as opened:
+            with engine.connect() as opened:  # rolls back what was read before
+                opened.exec_driver_sql(session.settings(connection))  # Alembic takes a while: no time-out may end it
                 config = alembic_config(folder)
                 config.attributes["connection"] = opened
                 try:

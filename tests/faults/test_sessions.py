@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -23,12 +24,13 @@ from syncd.postgres.control import Control
 from syncd.settings import load_settings
 from syncd.statements import statement
 from syncd.sync.passes import local_settings, session_settings
+from tests.conftest import Servers, has_pgvector
 from tests.daemon import Daemon
-from tests.faults.following import applied, assert_in_step, attach_tables, change, until
+from tests.faults.following import TABLES, applied, assert_in_step, attach_tables, change, until
 from tests.faults.hostile import HOSTILE, ODD_SCHEMA, SOURCES, Hostile, as_options, hostile
 from tests.faults.rotation import value
 from tests.integration.commands import printed_json, run
-from tests.servers import PostgresServer
+from tests.servers import VERSIONS, PostgresServer, Version
 
 PLANS = ("enable_indexscan", "enable_bitmapscan", "enable_partition_pruning", "plan_cache_mode")
 REST = "idle_session_timeout"
@@ -162,6 +164,8 @@ async def test_the_connection_for_reports_and_the_listener_set_it_as_well(server
             await control.close()
 
 
+INGEST = ("ingest", "--clients", "2", "--seconds", "1", "--rounds", "1", "--dim", "8")
+
 # The whole: init, attach, serve, every command, a store
 
 NOTES = (
@@ -175,18 +179,22 @@ LIVE = (
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize(
+    ("source", "version"), [*((source, 18) for source in SOURCES), *(("role", each) for each in VERSIONS if each != 18)]
+)
 def test_a_service_and_every_command_work_under_odd_settings(
-    server: PostgresServer, source: str, tmp_path: Path
+    servers: Servers, source: str, version: Version, tmp_path: Path
 ) -> None:
-    with hostile(server, source) as it, serving(it, tmp_path) as daemon:
+    tables = TABLES if has_pgvector(version) else TABLES[1:]
+    with hostile(servers.of(version), source) as it, serving(it, tmp_path) as daemon:
         direct = it.direct
         command = commands(it, daemon)
         with psycopg.connect(direct, autocommit=True) as db:
-            db.execute("CREATE EXTENSION vector")
+            if has_pgvector(version):
+                db.execute("CREATE EXTENSION vector")
             assert command("init").returncode == 0
             assert "already" in command("init").stderr
-            attach_tables(direct)
+            attach_tables(direct, tables)
             for each in NOTES:
                 db.execute(each.encode())
             attached = command(
@@ -198,13 +206,13 @@ def test_a_service_and_every_command_work_under_odd_settings(
             )
             daemon.start()
             for seed in range(2, 8):
-                applied(daemon, change(direct, seed=seed))
+                applied(daemon, change(direct, seed, tables))
             db.execute("UPDATE public.notes SET embedding = '{NaN,1}' WHERE id = 'ключ 9'")
             db.execute(
                 "INSERT INTO public.notes SELECT '日本', ARRAY[1, 2], '2030-01-01', 0.1::float8 + 0.2::float8, '1 day', E'C:\\\\tmp', '\\xff'"
             )
             applied(daemon, value(db, "SELECT syncd.token()"))
-            assert_in_step(direct, daemon)
+            assert_in_step(direct, daemon, tables)
             with daemon.client() as client:
                 keys = {hit.key for hit in client.search("C:\\tmp", [1, 2], k=20)}
                 assert keys == {"日本", *(f"ключ {number}" for number in range(4, 9))}
@@ -243,10 +251,36 @@ def test_a_service_and_every_command_work_under_odd_settings(
             ):
                 assert trouble not in daemon.log.read_text()
             daemon.start()  # from the checkpoint
-            assert_in_step(direct, daemon)
+            assert_in_step(direct, daemon, tables)
             assert command("detach", "public.notes").returncode == 0
             daemon.stop()
             assert command("uninstall", "--yes").returncode == 0
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("source", ["role", "environment"])
+def test_benchmarks_work_under_odd_settings(server: PostgresServer, source: str, tmp_path: Path) -> None:
+    with hostile(server, source) as it:
+        environment = {"SYNCD_DSN": it.dsn, "SYNCD_DATA_DIR": str(tmp_path), **it.environment}
+        for words in (INGEST, ("fresh", "--commits", "5", "--writers", "2", "--dim", "8")):
+            done = run("bench", *words, "--json", **environment)  # type: ignore[arg-type]
+            assert printed_json(done), done.stderr
+        with psycopg.connect(it.direct) as db:
+            assert value(db, "SELECT to_regnamespace('syncd')") is None, "nothing of it stays"
+
+
+@pytest.mark.timeout(240)
+def test_quickstart_works_where_the_environment_is_odd() -> None:
+    with tempfile.TemporaryDirectory(prefix="syncd-") as folder:
+        variables = {
+            "PGOPTIONS": as_options(HOSTILE),
+            "PGCLIENTENCODING": "latin1",
+            "PGDATESTYLE": "SQL, DMY",
+            "PGTZ": "Asia/Kathmandu",
+        }
+        done = run("quickstart", "--data-dir", folder, **variables)  # type: ignore[arg-type]
+        assert done.returncode == 0, done.stderr
+        assert "the index had it" in done.stderr
 
 
 @contextmanager
