@@ -245,11 +245,11 @@ TRAPS = {
             ("syncd/postgres/connection.py", '    "client_encoding": "UTF8",\n', ""),
             ("sql/queries/session.sql", "SET LOCAL client_encoding = 'UTF8';\n", ""),
         ),
-        (f"{SESSIONS}::test_a_service_and_every_command_work_under_odd_settings[database]",),
+        (f"{SESSIONS}::test_a_service_and_every_command_work_under_odd_settings[database-18]",),
     ),
     "a session reads text in the forms that it inherits": Trap(
         (("sql/queries/session.sql", "SET LOCAL datestyle = 'ISO, YMD';\n", ""),),
-        (f"{SESSIONS}::test_a_service_and_every_command_work_under_odd_settings[role]",),
+        (f"{SESSIONS}::test_a_service_and_every_command_work_under_odd_settings[role-18]",),
     ),
     "a primary that is read-only by default is a standby": Trap(
         (
@@ -259,7 +259,7 @@ TRAPS = {
                 '"target_session_attrs": "read-write"',
             ),
         ),
-        (f"{SESSIONS}::test_a_service_and_every_command_work_under_odd_settings[DSN]",),
+        (f"{SESSIONS}::test_a_service_and_every_command_work_under_odd_settings[DSN-18]",),
     ),
     "a time-out ends the listener's rest": Trap(
         (("sql/queries/session.sql", "SET idle_session_timeout = 0;", "SELECT 1;"),),
