@@ -2,9 +2,9 @@
 # One would guess: pg_repack is VACUUM FULL without the lock, so to a reader both leave the rows as they were.
 # What is so: VACUUM FULL keeps xmin of each row. After pg_repack every row has the id of pg_repack's own transaction,
 # although nobody wrote. Versions: pg_repack 1.4.8 on PostgreSQL 15.20, Debian 12.
-# Why it matters: who takes xmin as the version of a row (row-version columns of ORMs, "read what changed since" by xmin, a
-# row that proves which transaction committed it) sees a whole table change at once: each optimistic update that was under
-# way fails, each incremental reader reads everything again. Keep the id in a column of its own.
+# Why it matters: a program that takes xmin as the version of a row (row-version columns of ORMs, "read what changed since" by
+# xmin, a row that proves which transaction committed it) sees a whole table change at once. Optimistic updates that are
+# under way fail, and incremental readers read everything again. Keep the id in a column of its own.
 set -euo pipefail
 T=$(mktemp -d)
 chmod 755 "$T"
