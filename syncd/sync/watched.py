@@ -161,13 +161,9 @@ class WatchedSource:
         return [key for key, row in self.quarantine.items() if row.reason == EXPRESSION_FAILED]
 
     def some_indexed(self, count: int) -> list[Key]:
-        """Keys of indexed rows from all over the datasets, at least this many if there are."""
-        found: list[Key] = []
-        for dataset in list(self.datasets.values()):
-            found += dataset.index.view.some_keys(count)
-            if len(found) >= count:
-                break
-        return found
+        """Keys of indexed rows from all over the datasets."""
+        most = sorted(list(self.datasets.values()), key=lambda each: each.index.count)[-3:]
+        return [key for dataset in most for key in dataset.index.view.some_keys(count)]
 
     def dataset(self, name: DatasetName) -> Dataset | None:
         """This source's dataset of a name, formed now if need be; ``None`` where another source formed one before."""
