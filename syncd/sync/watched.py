@@ -162,7 +162,7 @@ class WatchedSource:
 
     def some_indexed(self, count: int) -> list[Key]:
         """Keys of indexed rows from all over the datasets."""
-        most = sorted(list(self.datasets.values()), key=lambda each: each.index.count)[-3:]
+        most = sorted(self.datasets.values(), key=lambda each: each.index.count)[-3:]
         return [key for dataset in most for key in dataset.index.view.some_keys(count)]
 
     def dataset(self, name: DatasetName) -> Dataset | None:
