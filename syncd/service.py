@@ -34,15 +34,15 @@ from syncd.rpc.server import Server
 from syncd.settings import Settings
 from syncd.store.checkpoint import CheckpointStore
 from syncd.store.data_dir import locked_data_dir
-from syncd.sync.building import Builder
-from syncd.sync.checkpoints import Checkpointer
-from syncd.sync.consumer import Consumer
-from syncd.sync.datasets import Registry
-from syncd.sync.mending import Mender
-from syncd.sync.reports import Reporter
-from syncd.sync.rotation import Rotator
-from syncd.sync.tasks import Tasks
-from syncd.sync.verify import Verifier
+from syncd.supervision import Tasks
+from syncd.sync.background.builder import Builder
+from syncd.sync.background.checkpoints import Checkpointer
+from syncd.sync.background.repairing import Mender
+from syncd.sync.background.reports import Reporter
+from syncd.sync.background.rotation import Rotator
+from syncd.sync.background.verify import Verifier
+from syncd.sync.consumer.consumer import Consumer
+from syncd.sync.registry.datasets import Registry
 
 START_SECONDS = 25.0
 SWITCH_SECONDS = 0.001

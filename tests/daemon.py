@@ -39,7 +39,7 @@ class Daemon:
         """Of the environment, beside the settings: the tester's own PG* do not come along."""
 
     def with_constant(self, name: str, value: object) -> Daemon:
-        """Give a constant of a module, such as ``syncd.sync.consumer.POLL_SECONDS``, another value in the processes to come."""
+        """Give a constant of a module, such as ``syncd.sync.consumer.consumer.POLL_SECONDS``, another value in the processes to come."""
         self.constants[name] = value
         return self
 
@@ -47,7 +47,7 @@ class Daemon:
         """Go through the outbox' slots after a few rows or an instant, and free what can be freed all the time."""
         self.with_constant("syncd.postgres.freeing.SLOT_ROWS", 100)
         self.with_constant("syncd.postgres.freeing.SLOT_SECONDS", 0.2)
-        return self.with_constant("syncd.sync.rotation.ROTATION_SECONDS", 0.05)
+        return self.with_constant("syncd.sync.background.rotation.ROTATION_SECONDS", 0.05)
 
     def with_points(self, folder: Path) -> Daemon:
         """Let the processes to come be killed at a named point, once ``tests.faults.points.arm`` names it in ``folder``."""

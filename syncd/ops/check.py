@@ -29,7 +29,7 @@ from syncd.postgres.rights import grant_own_tables
 from syncd.postgres.source import Source, read_sources
 from syncd.protocol.messages import VerifyStatus
 from syncd.settings import Settings
-from syncd.sync.reports import MAX_REPORTED_ROWS
+from syncd.sync.background.reports import MAX_REPORTED_ROWS
 
 NEWEST_SERVER_VERSION = 18
 CLOCK_SECONDS = 5.0

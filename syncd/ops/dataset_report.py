@@ -12,9 +12,9 @@ from syncd.protocol.messages import WirePosition
 from syncd.protocol.wire import key_to_wire
 from syncd.rpc.methods import Methods
 from syncd.rpc.protocol import Method
-from syncd.sync.datasets import Dataset
-from syncd.sync.reading import NULL_KEY
-from syncd.sync.watched import WatchedSource
+from syncd.sync.registry.datasets import Dataset
+from syncd.sync.source.followed import WatchedSource
+from syncd.sync.source.reading import NULL_KEY
 from syncd.types import DatasetName, full_dataset_name
 
 SAMPLE_KEYS = 3

@@ -10,7 +10,7 @@ from itertools import accumulate
 import anyio
 
 from syncd.ops.parts import Parts
-from syncd.sync.counters import FAST_SECONDS
+from syncd.sync.registry.counters import FAST_SECONDS
 
 SAMPLE_SECONDS = 10.0
 SAMPLES = 360

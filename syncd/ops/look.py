@@ -20,7 +20,7 @@ from syncd.postgres.source import Source
 from syncd.protocol.messages import DatasetStatus, ServiceStatus
 from syncd.settings import Settings
 from syncd.statements import statement
-from syncd.sync.watch import named_command
+from syncd.sync.source.looking import named_command
 
 SERVICE_TIMEOUT_SECONDS = 10.0
 FAILURES_ASKED = 20

@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 
 from syncd.ops.parts import Parts
 from syncd.protocol.messages import DatasetStatus
-from syncd.sync.counters import OTHER, Durations, Searches
+from syncd.sync.registry.counters import OTHER, Durations, Searches
 from syncd.types import DatasetName
 
 GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {

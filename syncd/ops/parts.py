@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from syncd.postgres.listener import Listener
 from syncd.rpc.methods import Methods
 from syncd.settings import Settings
-from syncd.sync.checkpoints import Checkpointer
-from syncd.sync.consumer import Consumer
-from syncd.sync.counters import Counters
-from syncd.sync.reports import Reporter
-from syncd.sync.rotation import Rotator
-from syncd.sync.verify import Verifier
+from syncd.sync.background.checkpoints import Checkpointer
+from syncd.sync.background.reports import Reporter
+from syncd.sync.background.rotation import Rotator
+from syncd.sync.background.verify import Verifier
+from syncd.sync.consumer.consumer import Consumer
+from syncd.sync.registry.counters import Counters
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ import structlog
 from anyio.abc import ByteStream
 
 from syncd.ops.parts import Parts
-from syncd.sync.alerts import Alert
+from syncd.sync.registry.alerts import Alert
 
 LOOK_SECONDS = 0.5
 ANSWER_SECONDS = 10.0

@@ -28,12 +28,12 @@ from syncd.rpc.inputs import Inputs
 from syncd.rpc.prepared_search import PreparedSearch, search_together
 from syncd.rpc.protocol import Method
 from syncd.rpc.search_queue import SearchQueue
-from syncd.sync.building import Builder
-from syncd.sync.checkpoints import Checkpointer
-from syncd.sync.consumer import Consumer
-from syncd.sync.counters import OTHER
-from syncd.sync.datasets import Dataset, Follower, Registry
-from syncd.sync.verify import Verifier
+from syncd.sync.background.builder import Builder
+from syncd.sync.background.checkpoints import Checkpointer
+from syncd.sync.background.verify import Verifier
+from syncd.sync.consumer.consumer import Consumer
+from syncd.sync.registry.counters import OTHER
+from syncd.sync.registry.datasets import Dataset, Follower, Registry
 from syncd.types import Token, full_dataset_name
 
 T = TypeVar("T")

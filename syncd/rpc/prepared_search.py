@@ -21,7 +21,7 @@ from syncd.index.view import View
 from syncd.protocol import messages
 from syncd.protocol.messages import WirePosition
 from syncd.protocol.wire import key_from_wire, key_to_wire, vector_from_wire
-from syncd.sync.datasets import Dataset
+from syncd.sync.registry.datasets import Dataset
 from syncd.types import Key, Position
 
 ELEMENTS_BEFORE = 1_000_000

@@ -14,7 +14,7 @@ from tests.faults.altered import Followed
 from tests.faults.following import attach_tables
 from tests.servers import PostgresServer
 
-SHORT_PAGES = ("syncd.sync.scan.PAGE_ROWS", (10, 10, 10))
+SHORT_PAGES = ("syncd.sync.source.scan.PAGE_ROWS", (10, 10, 10))
 """A comparison of the small table takes so many passes that readers meet it."""
 
 

@@ -13,7 +13,7 @@ ALWAYS = 1_000_000_000
 
 
 RAISED = ""
-"""The name of a function of ``syncd.sync.comparison`` that gives the error; empty for one of no kind."""
+"""The name of a function of ``syncd.sync.background.comparison`` that gives the error; empty for one of no kind."""
 
 
 class BrokenOnPurposeError(Exception):
@@ -57,6 +57,6 @@ def broken(function: Callable[..., Any], times: int, when: str) -> Callable[...,
 
 def comparison_error() -> Exception:
     """The error that ``RAISED`` names."""
-    error = pkgutil.resolve_name(f"syncd.sync.comparison:{RAISED}")()
+    error = pkgutil.resolve_name(f"syncd.sync.background.comparison:{RAISED}")()
     assert isinstance(error, Exception)
     return error

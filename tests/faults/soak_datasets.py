@@ -75,7 +75,7 @@ class DatasetSoak:
             port = free.getsockname()[1]  # the same after each start
         self.daemon = Daemon(
             self.conninfo, folder / "data", verify_seconds=5, checkpoint_seconds=3, http=f"127.0.0.1:{port}"
-        ).with_constant("syncd.sync.emptied.EMPTY_SECONDS", 1.0)
+        ).with_constant("syncd.sync.source.emptied.EMPTY_SECONDS", 1.0)
         self.names: deque[str] = deque(maxlen=KEPT_NAMES)
         """Some that there have been, whether or not they have rows."""
         self.kept: set[str] = set()

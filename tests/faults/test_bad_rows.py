@@ -21,8 +21,8 @@ def test_many_bad_rows_are_counted_all_and_listed_up_to_a_bound(db: psycopg.Conn
     db.execute("INSERT INTO items SELECT i, ARRAY[i, 1] FROM generate_series(1, 50) AS i")
     db.execute("INSERT INTO items SELECT i, ARRAY[i, 'NaN'::real] FROM generate_series(1001, 1200) AS i")
     db.execute("SELECT syncd.attach('items', metric => 'l2')")
-    daemon.with_constant("syncd.sync.reports.MAX_REPORTED_ROWS", REPORTED)
-    daemon.with_constant("syncd.sync.reports.REPORT_SECONDS", 0.05)
+    daemon.with_constant("syncd.sync.background.reports.MAX_REPORTED_ROWS", REPORTED)
+    daemon.with_constant("syncd.sync.background.reports.REPORT_SECONDS", 0.05)
     daemon.start()
     with daemon.client() as client:
         assert client.status().quarantined == 200
@@ -54,8 +54,8 @@ def test_every_reason_in_every_source_is_listed_and_counted_however_many_rows_an
     db.execute("INSERT INTO items SELECT i, ARRAY[i, 'NaN'::real] FROM generate_series(1001, 1200) AS i")
     db.execute("INSERT INTO items VALUES (3, '{}'), (4, '{1,2,3}'), (5, '{1,2,3}')")
     db.execute("INSERT INTO others VALUES (3, '{NaN,1}')")
-    daemon.with_constant("syncd.sync.reports.MAX_REPORTED_ROWS", REPORTED)
-    daemon.with_constant("syncd.sync.reports.REPORT_SECONDS", 0.05)
+    daemon.with_constant("syncd.sync.background.reports.MAX_REPORTED_ROWS", REPORTED)
+    daemon.with_constant("syncd.sync.background.reports.REPORT_SECONDS", 0.05)
     daemon.start()
     counted = (
         "SELECT array_agg(ARRAY[c.dataset, c.reason, c.rows] ORDER BY c.dataset, c.reason)"

@@ -15,7 +15,7 @@ from tests.daemon import Daemon
 from tests.faults.following import assert_in_step, attach_tables, change, logged, takes_requests, until
 from tests.oracle.writes import fetch
 
-PAGE_ROWS = "syncd.sync.scan.PAGE_ROWS"
+PAGE_ROWS = "syncd.sync.source.scan.PAGE_ROWS"
 
 
 def test_datasets_that_come_and_go_while_they_are_read_changed_and_saved(database: str, daemon: Daemon) -> None:

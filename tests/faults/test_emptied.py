@@ -15,7 +15,7 @@ from tests.faults.following import until
 from tests.oracle.writes import fetch
 from tests.scrape import get, sample, samples
 
-EMPTY = "syncd.sync.emptied.EMPTY_SECONDS"
+EMPTY = "syncd.sync.source.emptied.EMPTY_SECONDS"
 
 
 @pytest.fixture

@@ -20,24 +20,24 @@ from tests.scrape import get, sample
 
 ONE = "args[0].source.table == 'bad'"
 OF_ONE_SOURCE = [
-    ("syncd.sync.passes:apply", ONE),
-    ("syncd.sync.passes:read_by_keys", "args[1].source.table == 'bad'"),
-    ("syncd.sync.passes:read_page", "args[1].source.table == 'bad'"),
-    ("syncd.sync.passes:trouble", ONE),
-    ("syncd.sync.watched:WatchedSource.caught_up", ONE),
-    ("syncd.sync.watched:WatchedSource.end_scan", ONE),
-    ("syncd.sync.watch:watch_triggers", ONE),
+    ("syncd.sync.consumer.passes:apply", ONE),
+    ("syncd.sync.consumer.passes:read_by_keys", "args[1].source.table == 'bad'"),
+    ("syncd.sync.consumer.passes:read_page", "args[1].source.table == 'bad'"),
+    ("syncd.sync.consumer.passes:trouble", ONE),
+    ("syncd.sync.source.followed:WatchedSource.caught_up", ONE),
+    ("syncd.sync.source.followed:WatchedSource.end_scan", ONE),
+    ("syncd.sync.source.looking:watch_triggers", ONE),
 ]
 TASKS = {
-    "builder": "syncd.sync.building:Builder.look",
-    "reporter": "syncd.sync.reports:Reporter.report",
-    "verifier": "syncd.sync.verify:Verifier.verify",
-    "mender": "syncd.sync.mending:Mender.mend_all",
-    "rotator": "syncd.sync.rotation:Rotator.rotate",
-    "checkpointer": "syncd.sync.checkpoints:Checkpointer.save",
+    "builder": "syncd.sync.background.builder:Builder.look",
+    "reporter": "syncd.sync.background.reports:Reporter.report",
+    "verifier": "syncd.sync.background.verify:Verifier.verify",
+    "mender": "syncd.sync.background.repairing:Mender.mend_all",
+    "rotator": "syncd.sync.background.rotation:Rotator.rotate",
+    "checkpointer": "syncd.sync.background.checkpoints:Checkpointer.save",
     "history": "syncd.ops.history:History.sample",
     "webhook": "syncd.ops.webhook:Webhook.tell",
-    "consumer": "syncd.sync.consumer:Consumer.rest",
+    "consumer": "syncd.sync.consumer.consumer:Consumer.rest",
     "listener": "psycopg:AsyncConnection.notifies",
     "http": "uvicorn:Server.main_loop",
 }
@@ -97,7 +97,7 @@ def test_a_source_that_an_error_left_half_changed_is_compared_and_right_again(
     two: psycopg.Connection, daemon: Daemon
 ) -> None:
     daemon.with_error(
-        "syncd.sync.applying:reconsider",
+        "syncd.sync.source.applying:reconsider",
         2,
         "args[0].source.table == 'bad' and len(args[0].datasets) and args[0].was_ready",
     )
@@ -123,8 +123,8 @@ def test_a_task_that_fails_is_told_of_and_started_again(two: psycopg.Connection,
     }
     for name, value in {
         "syncd.ops.history.SAMPLE_SECONDS": 0.1,
-        "syncd.sync.rotation.ROTATION_SECONDS": 0.1,
-        "syncd.sync.tasks.SETTLED_SECONDS": 2.0,
+        "syncd.sync.background.rotation.ROTATION_SECONDS": 0.1,
+        "syncd.supervision.SETTLED_SECONDS": 2.0,
     }.items():
         daemon.with_constant(name, value)
     daemon.with_error(TASKS[task], 3)
@@ -165,11 +165,11 @@ def test_a_task_that_keeps_failing_is_shown_by_status_check_and_the_page(daemon:
 
 
 def test_an_error_in_the_first_pass_of_a_start_is_tried_again_and_before_a_start_ends_it(daemon: Daemon) -> None:
-    daemon.with_error("syncd.sync.passes:Pass.take_snapshot", 3).start()
+    daemon.with_error("syncd.sync.consumer.passes:Pass.take_snapshot", 3).start()
     assert states(daemon) == {"bad": "ready", "good": "ready"}
     daemon.stop()
     daemon.broken.clear()
-    daemon.with_error("syncd.sync.consumer:Consumer.take_up", ALWAYS)
+    daemon.with_error("syncd.sync.consumer.consumer:Consumer.take_up", ALWAYS)
     process = daemon.spawn()
     assert process.wait(30) == 1
 
@@ -177,8 +177,8 @@ def test_an_error_in_the_first_pass_of_a_start_is_tried_again_and_before_a_start
 def test_a_source_whose_checkpoint_cannot_be_loaded_is_read_again(daemon: Daemon) -> None:
     daemon.start()
     daemon.stop()
-    daemon.with_error("syncd.sync.loading:check_kind", 1).with_error(
-        "syncd.sync.loading:take_up", 1, "args[0].source.table == 'good'"
+    daemon.with_error("syncd.sync.source.loading:check_kind", 1).with_error(
+        "syncd.sync.source.loading:take_up", 1, "args[0].source.table == 'good'"
     )
     daemon.start()
     with daemon.client() as client:
@@ -191,7 +191,7 @@ def test_a_statement_that_takes_too_long_holds_up_its_source_alone(two: psycopg.
                 " IF i = 500 THEN PERFORM pg_sleep(60); END IF; RETURN 'bad'; END$$")  # fmt: skip
     two.execute("SELECT syncd.attach('bad', metric => 'l2', dataset => 'public.slow(id)')")
     two.execute(f"ALTER ROLE {two.info.user} SET statement_timeout = 0".encode())
-    daemon.with_error("syncd.sync.passes:read_unkeyed", 0)
+    daemon.with_error("syncd.sync.consumer.passes:read_unkeyed", 0)
     daemon.start()
     with daemon.client() as client:
         insert(two, "bad", 500)

@@ -78,7 +78,9 @@ def test_where_nothing_ran_the_next_to_start_applies_the_cap(
         items.execute("DELETE FROM items WHERE id % 3 = 0")
         fill(items, 5000, 2000)
         assert outbox_rows(items) > 5000
-        daemon.with_constant("syncd.sync.rotation.ROTATION_SECONDS", 3600.0).start()  # so that only the start can do it
+        daemon.with_constant(
+            "syncd.sync.background.rotation.ROTATION_SECONDS", 3600.0
+        ).start()  # so that only the start can do it
         assert "outbox_full" in daemon.log.read_text()
         assert outbox_rows(items) < 1000
         with daemon.client() as client:

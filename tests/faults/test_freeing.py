@@ -12,8 +12,8 @@ import pytest
 
 from syncd.postgres.connection import open_pass_connection
 from syncd.postgres.outbox import Cursor, read_changes
-from syncd.sync.passes import Pass
-from syncd.sync.progress import NOWHERE
+from syncd.sync.consumer.passes import Pass
+from syncd.sync.consumer.progress import NOWHERE
 from syncd.types import Position, Snapshot
 from tests.faults.rotation import A_MOMENT, freed, make_items, rotate, snapshot, value
 

@@ -30,8 +30,11 @@ CONTROL_SILENCE = ("syncd.postgres.control.SILENCE_SECONDS", 1.5)
 PING_INTERVAL = ("syncd.postgres.listener.PING_INTERVAL_SECONDS", 0.5)
 PING_TIMEOUT = ("syncd.postgres.listener.PING_TIMEOUT_SECONDS", 1.0)
 CONNECT_TIMEOUT = ("syncd.postgres.connection.CONNECT_TIMEOUT_SECONDS", 2)
-CONNECTION_SECONDS = ("syncd.sync.checkpoints.CONNECTION_SECONDS", 1.0)
-NO_LOOKOUT = ("syncd.sync.pace.AFTER_ACTIVITY_SECONDS", 0.0)  # a change is not found because there was one just before
+CONNECTION_SECONDS = ("syncd.sync.background.checkpoints.CONNECTION_SECONDS", 1.0)
+NO_LOOKOUT = (
+    "syncd.sync.consumer.pace.AFTER_ACTIVITY_SECONDS",
+    0.0,
+)  # a change is not found because there was one just before
 LAST_DELAY = ("syncd.postgres.listener.LAST_DELAY_SECONDS", 1.0)
 
 
@@ -166,7 +169,7 @@ def test_connections_reset_again_and_again_while_rows_change_and_checkpoints_are
 def test_connections_reset_during_the_first_reading(direct: str, behind: Daemon, proxy: Proxy) -> None:
     with psycopg.connect(direct) as db:
         upsert(db, ITEMS, range(100, 6000), seed=5)
-    behind.with_constant("syncd.sync.scan.PAGE_ROWS", (4, 4, 4))
+    behind.with_constant("syncd.sync.source.scan.PAGE_ROWS", (4, 4, 4))
     behind.with_constant("syncd.postgres.listener.LAST_DELAY_SECONDS", 0.2)
     behind.spawn()
     until(lambda: takes_requests(behind), "it serves")

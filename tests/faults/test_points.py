@@ -28,7 +28,7 @@ def mortal(server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> 
         attach_tables(conninfo)
         daemon = Daemon(conninfo, folder / "data").with_points(folder)
         daemon.with_constant("syncd.index.storage.columns.WRITE_AHEAD_BYTES", 16)
-        daemon.with_constant("syncd.sync.scan.PAGE_ROWS", (10, 10, 10))
+        daemon.with_constant("syncd.sync.source.scan.PAGE_ROWS", (10, 10, 10))
         yield daemon
         if daemon.process is not None:
             daemon.kill()
@@ -89,8 +89,8 @@ SMALL_CODES = {
         (10, 40, 100, 1000), (100_000,)
     ),  # every row: then codes leave nothing out
     "syncd.index.build.measuring.QUERIES": {10: 20, 40: 5, 100: 5, 1000: 5},
-    "syncd.sync.building.LOOK_SECONDS": 0.02,
-    "syncd.sync.building.NICENESS": 0,  # a test waits for it
+    "syncd.sync.background.builder.LOOK_SECONDS": 0.02,
+    "syncd.sync.background.builder.NICENESS": 0,  # a test waits for it
 }
 """Datasets of 30 rows have codes, and each change makes slots that are worth giving back."""
 

@@ -76,7 +76,7 @@ def test_behind_a_pooler_in_transaction_mode_no_session_is_relied_on(
         with pgbouncer(tcp_server, folder) as port:
             through = make_conninfo(host="127.0.0.1", port=port, dbname=name, user="postgres")
             daemon = Daemon(through, tmp_path / "data", notify="off")
-            daemon.with_constant("syncd.sync.reports.REPORT_SECONDS", 0.05)
+            daemon.with_constant("syncd.sync.background.reports.REPORT_SECONDS", 0.05)
             try:
                 daemon.start("--verbose")
                 stopped = threading.Event()
@@ -152,8 +152,8 @@ def test_no_setting_stays_in_a_session_that_a_pooler_shares(
         through = make_conninfo(host="127.0.0.1", port=port, dbname=name, user="postgres")
         before = everything_shown(through, 1)[0]
         daemon = Daemon(through, tmp_path / "data", notify="off", consumer="pooled")
-        daemon.with_constant("syncd.sync.reports.REPORT_SECONDS", 0.05)
-        daemon.with_constant("syncd.sync.rotation.ROTATION_SECONDS", 0.05)
+        daemon.with_constant("syncd.sync.background.reports.REPORT_SECONDS", 0.05)
+        daemon.with_constant("syncd.sync.background.rotation.ROTATION_SECONDS", 0.05)
         try:
             daemon.start()
             for seed in range(2, 8):

@@ -30,9 +30,9 @@ ASLEEP_SECONDS = 0.5
 
 MOST_WRITERS = 6
 ROUNDS = 300
-AFTER_ACTIVITY = "syncd.sync.pace.AFTER_ACTIVITY_SECONDS"
-PATIENCE = "syncd.sync.pace.OPEN_WRITER_PATIENCE_SECONDS"
-LOADED_PASSES = "syncd.sync.pace.LOADED_PASSES"
+AFTER_ACTIVITY = "syncd.sync.consumer.pace.AFTER_ACTIVITY_SECONDS"
+PATIENCE = "syncd.sync.consumer.pace.OPEN_WRITER_PATIENCE_SECONDS"
+LOADED_PASSES = "syncd.sync.consumer.pace.LOADED_PASSES"
 
 Versions = dict[int, int | None]
 """What is to be found of each key: the version in its vector, or None where there is no row."""

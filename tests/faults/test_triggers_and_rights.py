@@ -15,7 +15,7 @@ from syncd.errors import TimedOut
 from tests.daemon import Daemon
 from tests.faults.altered import LIVE, Followed, eventually, make_items, other_source, read_index, read_table, serving
 
-COMPARE_SECONDS = "syncd.sync.watch.COMPARE_SECONDS"
+COMPARE_SECONDS = "syncd.sync.source.looking.COMPARE_SECONDS"
 
 roles = itertools.count(1)
 

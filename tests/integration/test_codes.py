@@ -23,8 +23,8 @@ SMALL = {
     "syncd.rpc.in_place.SHORT_ELEMENTS": 0,
     "syncd.rpc.in_place.LONGER_ELEMENTS": 0,
     "syncd.index.build.measuring.QUERIES": {10: 150, 40: 15, 100: 15, 1000: 5},
-    "syncd.sync.building.LOOK_SECONDS": 0.02,
-    "syncd.sync.building.NICENESS": 0,  # a test waits for it
+    "syncd.sync.background.builder.LOOK_SECONDS": 0.02,
+    "syncd.sync.background.builder.NICENESS": 0,  # a test waits for it
 }
 
 

@@ -50,7 +50,7 @@ def followed(server: PostgresServer) -> Iterator[str]:
 def service(followed: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     daemon = Daemon(followed, tmp_path_factory.mktemp("http") / "data", http="127.0.0.1:0")
     daemon.with_constant("syncd.ops.history.SAMPLE_SECONDS", 0.05).with_constant(
-        "syncd.sync.reports.REPORT_SECONDS", 0.1
+        "syncd.sync.background.reports.REPORT_SECONDS", 0.1
     )
     yield daemon.start()
     daemon.stop()
@@ -141,7 +141,7 @@ def test_a_heartbeat_that_does_not_arrive_makes_answers_stale(database: str, tmp
     """A database that answers every ping, and a pass that never ends."""
     make_table(database)
     daemon = Daemon(database, tmp_path / "data", http="127.0.0.1:0", max_staleness_seconds=0.2, poll_seconds=0.05)
-    daemon.with_constant("syncd.sync.reports.REPORT_SECONDS", 0.05).start()
+    daemon.with_constant("syncd.sync.background.reports.REPORT_SECONDS", 0.05).start()
     with psycopg.connect(database) as lock:
         lock.execute("LOCK TABLE syncd.consumers IN ACCESS EXCLUSIVE MODE")
         body: dict[str, Any] = {"ready": True}

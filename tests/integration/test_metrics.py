@@ -64,7 +64,10 @@ class Followed:
 def followed(server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Followed]:
     for conninfo in clone(server):
         daemon = Daemon(conninfo, tmp_path_factory.mktemp("metrics") / "data", http="127.0.0.1:0", verify_seconds=0)
-        for constant in ("syncd.sync.reports.REPORT_SECONDS", "syncd.sync.rotation.ROTATION_SECONDS"):
+        for constant in (
+            "syncd.sync.background.reports.REPORT_SECONDS",
+            "syncd.sync.background.rotation.ROTATION_SECONDS",
+        ):
             daemon.with_constant(constant, 0.05)
         with psycopg.connect(conninfo, autocommit=True) as db:
             db.execute("CREATE TABLE t (id int PRIMARY KEY, kind text DEFAULT 'a', v real[])")

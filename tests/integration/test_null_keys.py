@@ -93,7 +93,7 @@ def test_a_composite_key_with_a_null_part_is_in_quarantine_and_pages_go_past_it(
     db.execute("ALTER TABLE a DROP CONSTRAINT a_pkey; ALTER TABLE a ALTER id DROP NOT NULL, ALTER part DROP NOT NULL")
     db.execute("CREATE UNIQUE INDEX ON a (id, part)")
     db.execute("UPDATE a SET part = NULL WHERE part IN ('3', '7'); UPDATE a SET id = NULL WHERE id = 2 AND part = '1'")
-    daemon.with_constant("syncd.sync.scan.PAGE_ROWS", (3, 3, 3)).start()
+    daemon.with_constant("syncd.sync.source.scan.PAGE_ROWS", (3, 3, 3)).start()
     shown = "json_build_array(id, part)::text"
     where = "id IS NULL OR part IS NULL"
     agrees(db, daemon, 39, 11, key=shown, where=where)

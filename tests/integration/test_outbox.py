@@ -12,7 +12,7 @@ import pytest
 
 from syncd.postgres import outbox
 from syncd.postgres.outbox import Cursor, read_changes
-from syncd.sync.passes import session_settings
+from syncd.sync.consumer.passes import session_settings
 from syncd.types import Position, Snapshot
 
 SOURCE = 7

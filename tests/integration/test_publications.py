@@ -62,8 +62,8 @@ def test_under_a_publication_status_quarantine_settings_and_freeing_go_on(
     db.execute(ITEMS)
     attach(db, "items")
     db.execute(ALL_TABLES)
-    daemon.with_constant("syncd.sync.reports.REPORT_SECONDS", 0.05)
-    daemon.with_constant("syncd.sync.rotation.ROTATION_SECONDS", 0.05)
+    daemon.with_constant("syncd.sync.background.reports.REPORT_SECONDS", 0.05)
+    daemon.with_constant("syncd.sync.background.rotation.ROTATION_SECONDS", 0.05)
     daemon.with_constant("syncd.postgres.freeing.SLOT_SECONDS", 0.1)
     daemon.settings["outbox_max_rows"] = 1234
     daemon.start()
@@ -217,7 +217,7 @@ def test_a_subscriber_that_followed_the_advice_goes_on(flow: Flow, tmp_path: Pat
     assert run("init", SYNCD_DSN=flow.server.conninfo("publisher")).returncode == 0
     attach(flow.publisher, "items")
     daemon = Daemon(flow.server.conninfo("publisher"), tmp_path / "data")
-    daemon.with_constant("syncd.sync.reports.REPORT_SECONDS", 0.05)
+    daemon.with_constant("syncd.sync.background.reports.REPORT_SECONDS", 0.05)
     try:
         daemon.start()
         flow.arrives(2)
@@ -249,7 +249,7 @@ def test_a_database_that_gets_another_servers_outbox_is_not_followed_until_it_do
         schema.install(flow.server.conninfo(conninfo))
     attach(there, "items")
     daemon = Daemon(flow.server.conninfo("subscriber"), tmp_path / "data")
-    daemon.with_constant("syncd.sync.consumer.FOREIGN_ROWS_SECONDS", 0.05)
+    daemon.with_constant("syncd.sync.consumer.consumer.FOREIGN_ROWS_SECONDS", 0.05)
     try:
         daemon.start()
         there.execute("INSERT INTO items VALUES (1, '{1,0}')")

@@ -99,7 +99,7 @@ def test_quarantined_rows_stay_accounted_for_while_a_table_is_compared(db: psyco
     db.execute("INSERT INTO items SELECT i, '[0,0]' FROM generate_series(401, 500) i")
     db.execute("SELECT syncd.attach('items')")
     daemon.settings["verify_seconds"] = 0
-    daemon.with_constant("syncd.sync.scan.PAGE_ROWS", (10, 10, 10))
+    daemon.with_constant("syncd.sync.source.scan.PAGE_ROWS", (10, 10, 10))
     daemon.start()
     with daemon.client() as client:
         for _ in range(5):

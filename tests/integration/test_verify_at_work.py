@@ -47,7 +47,7 @@ def test_rows_that_come_and_go_beside_a_verify_wait_for_nobody(db: psycopg.Conne
         "INSERT INTO items SELECT i, ARRAY[i, 1, 1, 2, 3, 4, 5, 6]::real[]::vector FROM generate_series(2000, 60000) i"
     )
     followed.stop()
-    followed.with_constant("syncd.sync.comparison.ROWS_PER_DEEP_FETCH", 5).start()  # a slow one
+    followed.with_constant("syncd.sync.background.comparison.ROWS_PER_DEEP_FETCH", 5).start()  # a slow one
     stop = threading.Event()
 
     def verify(client: Client) -> None:
@@ -73,7 +73,7 @@ def test_rows_that_come_and_go_beside_a_verify_wait_for_nobody(db: psycopg.Conne
 
 def test_a_verify_whose_client_has_gone_is_not_under_way_any_more(db: psycopg.Connection, followed: Daemon) -> None:
     followed.stop()
-    followed.with_constant("syncd.sync.comparison.ROWS_PER_DEEP_FETCH", 1).start()  # a slow one
+    followed.with_constant("syncd.sync.background.comparison.ROWS_PER_DEEP_FETCH", 1).start()  # a slow one
 
     def sessions() -> int:
         return len(db.execute("SELECT FROM pg_stat_activity WHERE application_name = 'syncd/default'").fetchall())

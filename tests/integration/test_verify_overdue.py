@@ -82,7 +82,7 @@ def test_a_whole_verify_that_is_late_is_told_by_check_the_page_and_status_with_t
 def test_an_unexpected_error_over_one_source_keeps_no_other_from_being_verified(
     two: psycopg.Connection, daemon: Daemon
 ) -> None:
-    daemon.with_error("syncd.sync.comparison:compare_source", ALWAYS, OF_BAD).start()
+    daemon.with_error("syncd.sync.background.comparison:compare_source", ALWAYS, OF_BAD).start()
     drift(two, "good")
     until(lambda: repaired(daemon, "good"), "the other is compared and repaired")
     until(lambda: "public.bad: unexpected BrokenOnPurposeError" in verify(daemon).overdue, "it says why")
@@ -96,9 +96,9 @@ def test_an_unexpected_error_over_one_source_keeps_no_other_from_being_verified(
 def test_whoever_waits_for_a_lock_on_one_table_keeps_no_other_from_being_verified(
     two: psycopg.Connection, daemon: Daemon
 ) -> None:
-    daemon.with_constant("syncd.sync.verify.FIRST_PAUSE_SECONDS", 0.01)
+    daemon.with_constant("syncd.sync.background.verify.FIRST_PAUSE_SECONDS", 0.01)
     daemon.with_constant("tests.faults.errors.RAISED", "in_the_way")
-    daemon.with_error("syncd.sync.comparison:compare_source", ALWAYS, OF_BAD).start()
+    daemon.with_error("syncd.sync.background.comparison:compare_source", ALWAYS, OF_BAD).start()
     drift(two, "good")
     until(lambda: repaired(daemon, "good"), "the other is compared and repaired")
     until(lambda: "public.bad: another session" in verify(daemon).overdue, "it says why")
@@ -110,14 +110,14 @@ def test_restarts_do_not_make_the_last_whole_verify_younger(daemon: Daemon) -> N
     until(lambda: logged(daemon, '"verified"') > 0, "it verifies")
     daemon.stop()
     stopped = datetime.now().astimezone()
-    daemon.with_error("syncd.sync.verify:Verifier.attempt", ALWAYS).start()
+    daemon.with_error("syncd.sync.background.verify:Verifier.attempt", ALWAYS).start()
     at = verify(daemon).at
     assert at is not None
     assert at < stopped
     until(lambda: "BrokenOnPurposeError" in checked(daemon).detail or bool(verify(daemon).overdue), "it is late")
     daemon.kill()
     daemon.broken.clear()
-    daemon.with_error("syncd.sync.verify:Verifier.verify_in_background", ALWAYS).start()
+    daemon.with_error("syncd.sync.background.verify:Verifier.verify_in_background", ALWAYS).start()
     assert verify(daemon).at == at
     assert checked(daemon).level == "warn"
     daemon.stop()

@@ -94,8 +94,8 @@ def slow(server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> It
             db.execute("SELECT syncd.attach('slow')")
         daemon = Daemon(conninfo, tmp_path_factory.mktemp("slow") / "data", verify_seconds=0).start()
         daemon.stop()
-        daemon.with_constant("syncd.sync.scan.PAGE_ROWS", (10, 10, 10))
-        daemon.with_constant("syncd.sync.comparison.ROWS_PER_FETCH", 5)
+        daemon.with_constant("syncd.sync.source.scan.PAGE_ROWS", (10, 10, 10))
+        daemon.with_constant("syncd.sync.background.comparison.ROWS_PER_FETCH", 5)
         yield daemon.start()
         daemon.stop()
 

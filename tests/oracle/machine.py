@@ -41,7 +41,7 @@ class Oracle(Writes):
         self.name = f"oracle_{next(databases)}"
         self.conninfo = self.server.create_database(self.name, TEMPLATE)
         self.daemon = Daemon(self.conninfo, self.folder / self.name).with_small_slots()
-        self.daemon.with_constant("syncd.sync.rotation.ROTATION_SECONDS", 0.3)
+        self.daemon.with_constant("syncd.sync.background.rotation.ROTATION_SECONDS", 0.3)
         self.seen: set[str] = set()
         self.settled = 0
         for table in TABLES:

@@ -73,13 +73,13 @@ TRAPS = {
         (HALF,),
     ),
     "nobody looks for open writers before sleeping": Trap(
-        (("syncd/sync/consumer.py", "frozenset(row[0]) if row else frozenset()", "frozenset()"),), (LOOK,)
+        (("syncd/sync/consumer/consumer.py", "frozenset(row[0]) if row else frozenset()", "frozenset()"),), (LOOK,)
     ),
     "a crash is nothing to look back for": Trap(
-        (("syncd/sync/consumer.py", "watched.return_to_confirmed()", "pass"),), (ORACLE,)
+        (("syncd/sync/consumer/consumer.py", "watched.return_to_confirmed()", "pass"),), (ORACLE,)
     ),
     "a pass does not lock the outbox before its snapshot": Trap(
-        (("syncd/sync/passes.py", 'begin.append(passes("lock_outbox"))', "pass"),),
+        (("syncd/sync/consumer/passes.py", 'begin.append(passes("lock_outbox"))', "pass"),),
         (f"{FREEING}::test_a_pass_under_way_keeps_the_slots_that_its_snapshot_sees",),
     ),
     "the rotation waits for its lock": Trap(
@@ -143,17 +143,29 @@ TRAPS = {
         ("tests/tools/test_pglogical.py::test_a_table_that_pglogical_fills_is_followed",),
     ),
     "a doubt is settled while its writer is open": Trap(
-        (("syncd/sync/doubts.py", "self.unsettled = value != self.seen or (", "self.unsettled = False and ("),),
+        (
+            (
+                "syncd/sync/consumer/unrecorded.py",
+                "self.unsettled = value != self.seen or (",
+                "self.unsettled = False and (",
+            ),
+        ),
         (f"{LOCKED}::test_a_doubted_writer_that_commits_late_is_not_missed",),
     ),
     "a checkpoint forgets the doubts": Trap(
-        (("syncd/sync/doubts.py", "return UNSETTLED if self.unsettled else self.seen", "return self.seen"),),
+        (
+            (
+                "syncd/sync/consumer/unrecorded.py",
+                "return UNSETTLED if self.unsettled else self.seen",
+                "return self.seen",
+            ),
+        ),
         (f"{LOCKED}::test_a_doubt_that_was_not_settled_at_the_last_checkpoint_is_settled_after_the_start",),
     ),
     "a start takes the doubts as they are": Trap(
         (
             (
-                "syncd/sync/consumer.py",
+                "syncd/sync/consumer/consumer.py",
                 "self.doubts.seen = manifest.doubts",
                 "self.doubts.seen = read_doubts(connection)",
             ),
@@ -173,7 +185,7 @@ TRAPS = {
     "a key that cannot be read fails its source": Trap(
         (
             (
-                "syncd/sync/passes.py",
+                "syncd/sync/consumer/passes.py",
                 "        except (ValueError, TypeError) as error:\n",
                 "        except ZeroDivisionError as error:\n",
             ),
@@ -209,7 +221,7 @@ TRAPS = {
         ),
     ),
     "a start does not apply the cap": Trap(
-        (("syncd/sync/consumer.py", "            apply_cap(connection)\n", ""),),
+        (("syncd/sync/consumer/consumer.py", "            apply_cap(connection)\n", ""),),
         (f"{FALLING_BEHIND}::test_where_nothing_ran_the_next_to_start_applies_the_cap",),
     ),
     "a service that is frozen while it reports holds its row": Trap(
@@ -227,7 +239,13 @@ TRAPS = {
         (f"{FALLING_BEHIND}::test_what_another_cluster_freed_is_forgotten_in_a_restored_copy",),
     ),
     "a checkpoint forgets the window": Trap(
-        (("syncd/sync/checkpoints.py", "window=None if cursor.window is None else", "window=None if True else"),),
+        (
+            (
+                "syncd/sync/background/checkpoints.py",
+                "window=None if cursor.window is None else",
+                "window=None if True else",
+            ),
+        ),
         (f"{LARGE}::test_one_large_transaction_goes_on_where_a_kill_left_it[100000]",),
     ),
     "a table of the schema has no replica identity": Trap(
@@ -300,23 +318,37 @@ TRAPS = {
         (f"{OUTBOX}::test_a_page_of_one_large_transaction_is_read_by_its_index_in_every_slot[False]",),
     ),
     "the registry is gone through without a copy": Trap(
-        (("syncd/sync/datasets.py", "return list(self.by_name.values())", "return self.by_name.values()"),),
+        (("syncd/sync/registry/datasets.py", "return list(self.by_name.values())", "return self.by_name.values()"),),
         ("tests/unit/test_registry.py",),
     ),
     "a background task's error ends the service": Trap(
-        (("syncd/sync/tasks.py", "                if not has_started():\n", "                if True:\n"),),
+        (("syncd/supervision.py", "                if not has_started():\n", "                if True:\n"),),
         (f"{ERRORS}::test_a_task_that_fails_is_told_of_and_started_again[builder]",),
     ),
     "an error of one source ends the pass": Trap(
-        (("syncd/sync/passes.py", "            if not self.is_of_source(each, error):\n", "            if True:\n"),),
-        (f"{ERRORS}::test_an_unexpected_error_fails_its_source_and_the_others_go_on[syncd.sync.passes:apply]",),
+        (
+            (
+                "syncd/sync/consumer/passes.py",
+                "            if not self.is_of_source(each, error):\n",
+                "            if True:\n",
+            ),
+        ),
+        (
+            f"{ERRORS}::test_an_unexpected_error_fails_its_source_and_the_others_go_on[syncd.sync.consumer.passes:apply]",
+        ),
     ),
     "a verify that never ends is not told of": Trap(
-        (("syncd/sync/overdue.py", "    if not interval_seconds or not late:\n", "    if True:\n"),),
+        (("syncd/sync/background/overdue.py", "    if not interval_seconds or not late:\n", "    if True:\n"),),
         (f"{OVERDUE}::test_a_whole_verify_that_is_late_is_told_by_check_the_page_and_status_with_the_reason",),
     ),
     "one table's trouble keeps others from being verified": Trap(
-        (("syncd/sync/verify.py", "            if len(ids) == 1 and only is not None:\n", "            if True:\n"),),
+        (
+            (
+                "syncd/sync/background/verify.py",
+                "            if len(ids) == 1 and only is not None:\n",
+                "            if True:\n",
+            ),
+        ),
         (f"{OVERDUE}::test_whoever_waits_for_a_lock_on_one_table_keeps_no_other_from_being_verified",),
     ),
     "a NULL is a key": Trap(
@@ -334,7 +366,7 @@ TRAPS = {
     "an error of the rule's counts as the row's": Trap(
         (
             (
-                "syncd/sync/reading.py",
+                "syncd/sync/source/reading.py",
                 "    check_rules(connection, each)\n    found, failing = halving",
                 "    found, failing = halving",
             ),
@@ -342,7 +374,7 @@ TRAPS = {
         (f"{RENAMES}::test_a_value_that_the_rule_names_by_an_old_name_fails_the_source_and_no_row_leaves",),
     ),
     "a rule that fails on every row has the rows leave": Trap(
-        (("syncd/sync/reading.py", "    if others and all(", "    if False and all("),),
+        (("syncd/sync/source/reading.py", "    if others and all(", "    if False and all("),),
         (f"{EXPRESSIONS}::test_a_function_that_fails_on_every_row_fails_the_source_and_no_row_leaves",),
     ),
     "attach compares text alone": Trap(
@@ -372,7 +404,7 @@ TRAPS = {
         ("tests/integration/test_rules.py::test_a_table_made_again_is_attached_like_before[18]",),
     ),
     "a crash is not known to empty what is unlogged": Trap(
-        (("syncd/sync/watch.py", "each.watch.facts.unlogged:", "False:"),),
+        (("syncd/sync/source/looking.py", "each.watch.facts.unlogged:", "False:"),),
         (f"{UNLOGGED}[True-items]", f"{UNLOGGED}[False-items_1]"),
     ),
     "dead rows are candidates": Trap(
@@ -447,7 +479,7 @@ TRAPS = {
         (f"{CODES}::test_new_codes_serve_the_ten_nearest_at_once_and_more_when_that_is_measured",),
     ),
     "recall is measured all the time": Trap(
-        (("syncd/sync/building.py", "and grows and", "and False and"),),
+        (("syncd/sync/background/builder.py", "and grows and", "and False and"),),
         ("tests/unit/test_builder.py::test_recall_is_measured_again_when_rows_have_stopped_coming",),
     ),
     "codes of rows that are gone are used": Trap(

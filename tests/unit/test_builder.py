@@ -14,8 +14,8 @@ import pytest
 
 from syncd.index.build import plan as building
 from syncd.index.dataset import DatasetIndex
-from syncd.sync.building import Builder
-from syncd.sync.datasets import Dataset
+from syncd.sync.background.builder import Builder
+from syncd.sync.registry.datasets import Dataset
 from tests.unit.index.rows import random_vectors
 
 DIM = 16
@@ -55,7 +55,7 @@ def builder() -> Builder:
 
 def test_recall_is_measured_again_when_rows_have_stopped_coming(index: DatasetIndex) -> None:
     building_it = builder()
-    with patch("syncd.sync.building.MEASURING_REST", 1e9):
+    with patch("syncd.sync.background.builder.MEASURING_REST", 1e9):
         assert take_up(building_it, index) == ["train"]
         put(index, 2000, 2600)  # rows come, and are a quarter
         assert take_up(building_it, index) == ["measure"], "what was measured in haste is, whatever comes"
@@ -68,7 +68,7 @@ def test_recall_is_measured_again_when_rows_have_stopped_coming(index: DatasetIn
 
 def test_recall_is_measured_while_rows_come_once_that_has_rested(index: DatasetIndex) -> None:
     building_it = builder()
-    with patch("syncd.sync.building.MEASURING_REST", 0.0):
+    with patch("syncd.sync.background.builder.MEASURING_REST", 0.0):
         assert take_up(building_it, index) == ["train"]
         assert take_up(building_it, index) == ["measure"]
         for start in (2000, 2600, 3400):

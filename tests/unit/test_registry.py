@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
-from syncd.sync.datasets import Dataset, Registry
+from syncd.sync.registry.datasets import Dataset, Registry
 from syncd.types import DatasetName
 
 

@@ -8,8 +8,8 @@ import psycopg
 from psycopg import sql
 
 from syncd.postgres.source import passes
-from syncd.sync.scan import Scan
-from syncd.sync.watched import WatchedSource
+from syncd.sync.source.followed import WatchedSource
+from syncd.sync.source.scan import Scan
 
 
 def nearest_to_its_end(connection: psycopg.Connection, scanned: Sequence[WatchedSource]) -> WatchedSource:

@@ -15,11 +15,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from syncd.sync.datasets import Dataset
+from syncd.sync.registry.datasets import Dataset
 from syncd.types import DatasetName
 
 if TYPE_CHECKING:
-    from syncd.sync.watched import WatchedSource
+    from syncd.sync.source.followed import WatchedSource
 
 EMPTY_SECONDS = 5.0
 """A dataset that has been empty for this long gives its index back. To form one again takes 0.1 ms."""

@@ -24,8 +24,7 @@ from syncd.errors import DatabaseError, SyncdError
 from syncd.postgres import session
 from syncd.postgres.connection import open_pass_connection, translated_errors
 from syncd.statements import statement
-from syncd.sync.alerts import NAMED, named
-from syncd.sync.comparison import (
+from syncd.sync.background.comparison import (
     Captured,
     Found,
     InTheWay,
@@ -34,11 +33,12 @@ from syncd.sync.comparison import (
     not_compared,
     not_in_step,
 )
-from syncd.sync.consumer import Consumer
-from syncd.sync.outcome import Handover
-from syncd.sync.overdue import Overdue, compared_at, overdue, since
-from syncd.sync.verified import Verified, Work
-from syncd.sync.watched import WatchedSource
+from syncd.sync.background.overdue import Overdue, compared_at, overdue, since
+from syncd.sync.background.verified import Verified, Work
+from syncd.sync.consumer.consumer import Consumer
+from syncd.sync.consumer.outcome import Handover
+from syncd.sync.registry.alerts import NAMED, named
+from syncd.sync.source.followed import WatchedSource
 from syncd.types import DatasetName, Position
 
 SOURCES_AT_ONCE = 64

@@ -29,11 +29,11 @@ from syncd.postgres.catalogue import (
     weakness,
 )
 from syncd.postgres.connection import first_line
-from syncd.sync.datasets import ANSWERING
-from syncd.sync.reading import is_of_a_row
+from syncd.sync.registry.datasets import ANSWERING
+from syncd.sync.source.reading import is_of_a_row
 
 if TYPE_CHECKING:
-    from syncd.sync.watched import WatchedSource
+    from syncd.sync.source.followed import WatchedSource
 
 LOOK_SECONDS = 3.0
 """Between two looks at a source that has no changes."""

@@ -15,14 +15,14 @@ import structlog
 
 from syncd.postgres.outbox import Cursor
 from syncd.postgres.source import Source
-from syncd.sync.datasets import Dataset, Registry, State
-from syncd.sync.directory import Directory
-from syncd.sync.emptied import Emptied
-from syncd.sync.reading import EXPRESSION_FAILED, NULL_KEY, Row
-from syncd.sync.scan import Scan
-from syncd.sync.tasks import describe
-from syncd.sync.unconfirmed import Unconfirmed
-from syncd.sync.watch import Watch, compare
+from syncd.supervision import describe
+from syncd.sync.registry.datasets import Dataset, Registry, State
+from syncd.sync.source.emptied import Emptied
+from syncd.sync.source.key_homes import Directory
+from syncd.sync.source.looking import Watch, compare
+from syncd.sync.source.reading import EXPRESSION_FAILED, NULL_KEY, Row
+from syncd.sync.source.scan import Scan
+from syncd.sync.source.unconfirmed import Unconfirmed
 from syncd.types import DatasetName, Key, Position, dataset_name
 
 FIRST_RETRY_SECONDS = 0.05

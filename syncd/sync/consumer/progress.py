@@ -15,13 +15,13 @@ import psycopg
 import structlog
 
 from syncd.errors import DatabaseError, DatabaseUnreachable, SyncdError, TimedOut
-from syncd.sync.datasets import ANSWERING, Dataset, Follower, Registry, State
-from syncd.sync.doubts import Doubts
-from syncd.sync.outcome import Handover
-from syncd.sync.pace import Pace
-from syncd.sync.tasks import describe
-from syncd.sync.wake import Wake
-from syncd.sync.watched import WatchedSource
+from syncd.supervision import describe
+from syncd.sync.consumer.outcome import Handover
+from syncd.sync.consumer.pace import Pace
+from syncd.sync.consumer.unrecorded import Doubts
+from syncd.sync.consumer.wake import Wake
+from syncd.sync.registry.datasets import ANSWERING, Dataset, Follower, Registry, State
+from syncd.sync.source.followed import WatchedSource
 from syncd.types import DatasetName, Position, Snapshot, Token
 
 logger = structlog.get_logger()

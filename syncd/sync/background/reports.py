@@ -13,10 +13,10 @@ import structlog
 from syncd.errors import SyncdError
 from syncd.postgres.control import Control
 from syncd.statements import statement
-from syncd.sync.consumer import Consumer
-from syncd.sync.datasets import State
-from syncd.sync.heartbeat import Heartbeat
-from syncd.sync.watched import Quarantined, WatchedSource
+from syncd.sync.background.heartbeat import Heartbeat
+from syncd.sync.consumer.consumer import Consumer
+from syncd.sync.registry.datasets import State
+from syncd.sync.source.followed import Quarantined, WatchedSource
 from syncd.types import DatasetName, Key
 
 REPORT_SECONDS = 5.0

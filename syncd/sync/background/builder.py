@@ -23,9 +23,9 @@ from syncd.index.build.plan import Plan
 from syncd.index.dataset import DatasetIndex
 from syncd.index.storage.stopping import Cancelled
 from syncd.index.view import View
-from syncd.sync.checkpoints import Checkpointer
-from syncd.sync.consumer import Consumer
-from syncd.sync.datasets import ANSWERING, Dataset
+from syncd.sync.background.checkpoints import Checkpointer
+from syncd.sync.consumer.consumer import Consumer
+from syncd.sync.registry.datasets import ANSWERING, Dataset
 from syncd.types import DatasetName
 
 LOOK_SECONDS = 0.25

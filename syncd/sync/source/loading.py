@@ -15,12 +15,12 @@ from syncd.index.dataset import DatasetIndex
 from syncd.postgres.outbox import Cursor, Window
 from syncd.postgres.source import Source
 from syncd.store.manifest import SavedDataset, SavedSource
-from syncd.sync.datasets import Dataset, Registry
-from syncd.sync.reading import NULL_KEY
-from syncd.sync.scan import Scan
-from syncd.sync.tasks import describe
-from syncd.sync.watch import doubt_unlogged
-from syncd.sync.watched import Quarantined, WatchedSource
+from syncd.supervision import describe
+from syncd.sync.registry.datasets import Dataset, Registry
+from syncd.sync.source.followed import Quarantined, WatchedSource
+from syncd.sync.source.looking import doubt_unlogged
+from syncd.sync.source.reading import NULL_KEY
+from syncd.sync.source.scan import Scan
 from syncd.types import DatasetName, Position, Snapshot
 
 logger = structlog.get_logger()

@@ -13,9 +13,9 @@ from syncd.index.dataset import DatasetIndex
 from syncd.postgres.outbox import Cursor
 from syncd.postgres.source import Source
 from syncd.store.paths import dataset_directory
-from syncd.sync.alerts import Alerts
-from syncd.sync.counters import Counters
-from syncd.sync.tasks import Tasks
+from syncd.supervision import Tasks
+from syncd.sync.registry.alerts import Alerts
+from syncd.sync.registry.counters import Counters
 from syncd.types import DatasetName, full_dataset_name
 
 State = Literal["backfilling", "catching_up", "ready", "rebuilding", "must_rebuild", "failed"]
@@ -70,7 +70,7 @@ class Registry:
         self.data_dir = data_dir
         self.by_name: dict[DatasetName, Dataset] = {}
         self.retired: dict[DatasetName, Follower] = {}
-        """Names of datasets that have no rows any more, and no index; see ``syncd.sync.emptied``."""
+        """Names of datasets that have no rows any more, and no index; see ``syncd.sync.source.emptied``."""
         self.just_retired: list[DatasetName] = []
         """Those whose counts are still kept."""
         self.left: list[Path] = []

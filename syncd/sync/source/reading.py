@@ -20,7 +20,7 @@ from syncd.postgres.source import passes
 from syncd.types import DatasetName, Key
 
 if TYPE_CHECKING:
-    from syncd.sync.watched import WatchedSource
+    from syncd.sync.source.followed import WatchedSource
 
 EXPRESSION_FAILED = "expression_failed"
 NULL_KEY = "null_key"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 
-from syncd.sync.consumer import Consumer
+from syncd.sync.consumer.consumer import Consumer
 
 BEATS_REMEMBERED = 1000
 SILENCE_SECONDS = 12.0

@@ -14,8 +14,8 @@ import structlog
 from syncd.errors import SyncdError
 from syncd.postgres.control import Control
 from syncd.statements import statement
-from syncd.sync.consumer import Consumer
-from syncd.sync.watched import WatchedSource
+from syncd.sync.consumer.consumer import Consumer
+from syncd.sync.source.followed import WatchedSource
 
 MEND_SECONDS = 60.0
 """Between two attempts that fail."""

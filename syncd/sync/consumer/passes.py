@@ -32,13 +32,13 @@ from syncd.postgres.outbox import (
 )
 from syncd.postgres.source import passes, read_sources
 from syncd.statements import statement
-from syncd.sync.applying import apply
-from syncd.sync.doubts import DOUBT, Doubts
-from syncd.sync.estimates import expected_rows, nearest_to_its_end
-from syncd.sync.outcome import NO_LONGER_HELD, Handover, PassOutcome, alert_of_rebuild, by_cursor
-from syncd.sync.reading import read_by_keys, read_page, read_unkeyed
-from syncd.sync.watch import apply_marker, doubt, explained, look, trouble
-from syncd.sync.watched import WatchedSource
+from syncd.sync.consumer.outcome import NO_LONGER_HELD, Handover, PassOutcome, alert_of_rebuild, by_cursor
+from syncd.sync.consumer.unrecorded import DOUBT, Doubts
+from syncd.sync.source.applying import apply
+from syncd.sync.source.estimates import expected_rows, nearest_to_its_end
+from syncd.sync.source.followed import WatchedSource
+from syncd.sync.source.looking import apply_marker, doubt, explained, look, trouble
+from syncd.sync.source.reading import read_by_keys, read_page, read_unkeyed
 from syncd.types import Position, Snapshot
 
 LOCK_ALL_UP_TO = 8

@@ -23,10 +23,10 @@ from syncd.postgres.connection import first_line
 from syncd.postgres.source import Source
 from syncd.postgres.vectors import decode_vectors
 from syncd.statements import statement
-from syncd.sync.passes import KEYS_PER_READ
-from syncd.sync.reading import NULL_KEY, Row
-from syncd.sync.tasks import describe
-from syncd.sync.watched import Quarantined, WatchedSource
+from syncd.supervision import describe
+from syncd.sync.consumer.passes import KEYS_PER_READ
+from syncd.sync.source.followed import Quarantined, WatchedSource
+from syncd.sync.source.reading import NULL_KEY, Row
 from syncd.types import DatasetName, Key, dataset_name
 
 ROWS_PER_FETCH = 10_000

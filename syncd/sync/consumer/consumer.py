@@ -42,14 +42,14 @@ from syncd.postgres.source import Source, read_fingerprint_probe
 from syncd.settings import Settings
 from syncd.statements import statement
 from syncd.store.manifest import Manifest
-from syncd.sync.datasets import Registry
-from syncd.sync.loading import load_source
-from syncd.sync.outcome import NO_LONGER_HELD, PassOutcome, alert_of_rebuild
-from syncd.sync.pace import Pace
-from syncd.sync.passes import Pass, session_settings
-from syncd.sync.progress import Progress
-from syncd.sync.watch import doubt_unlogged
-from syncd.sync.watched import WatchedSource
+from syncd.sync.consumer.outcome import NO_LONGER_HELD, PassOutcome, alert_of_rebuild
+from syncd.sync.consumer.pace import Pace
+from syncd.sync.consumer.passes import Pass, session_settings
+from syncd.sync.consumer.progress import Progress
+from syncd.sync.registry.datasets import Registry
+from syncd.sync.source.followed import WatchedSource
+from syncd.sync.source.loading import load_source
+from syncd.sync.source.looking import doubt_unlogged
 from syncd.types import Position, Snapshot
 
 POLL_SECONDS = 1.0

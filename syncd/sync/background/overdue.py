@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from syncd.sync.progress import Progress
-from syncd.sync.watched import WatchedSource
+from syncd.sync.consumer.progress import Progress
+from syncd.sync.source.followed import WatchedSource
 
 if TYPE_CHECKING:
-    from syncd.sync.verified import Work
+    from syncd.sync.background.verified import Work
 
 LATE_INTERVALS = 2
 NAMED = 3

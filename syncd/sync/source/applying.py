@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from syncd.index.rows.vectors import VectorFormat
 from syncd.postgres.vectors import decode_vectors
-from syncd.sync.datasets import Dataset
-from syncd.sync.reading import Row
-from syncd.sync.watched import WatchedSource
+from syncd.sync.registry.datasets import Dataset
+from syncd.sync.source.followed import WatchedSource
+from syncd.sync.source.reading import Row
 from syncd.types import DatasetName, Key, dataset_name
 
 

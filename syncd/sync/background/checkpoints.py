@@ -26,10 +26,10 @@ from syncd.postgres.identity import Nonce, write_nonce
 from syncd.statements import statement
 from syncd.store.checkpoint import CheckpointStore
 from syncd.store.manifest import Manifest, SavedDataset, SavedQuarantined, SavedSource, SavedWindow
-from syncd.sync.consumer import Consumer
-from syncd.sync.datasets import Dataset
-from syncd.sync.unconfirmed import Unconfirmed
-from syncd.sync.watched import WatchedSource
+from syncd.sync.consumer.consumer import Consumer
+from syncd.sync.registry.datasets import Dataset
+from syncd.sync.source.followed import WatchedSource
+from syncd.sync.source.unconfirmed import Unconfirmed
 from syncd.types import Position
 
 CONNECTION_SECONDS = 10.0

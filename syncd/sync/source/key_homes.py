@@ -12,7 +12,7 @@ import numpy as np
 
 from syncd.index.rows.key_map import HashMultimap
 from syncd.index.rows.keys import hash_keys, store_keys
-from syncd.sync.datasets import Dataset
+from syncd.sync.registry.datasets import Dataset
 from syncd.types import DatasetName, Key, KeyKind
 
 FEW_DATASETS = 4

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from syncd.postgres.outbox import Cursor
 from syncd.postgres.source import Source
-from syncd.sync.alerts import NAMED, named
-from syncd.sync.datasets import Registry
-from syncd.sync.watched import WatchedSource
+from syncd.sync.registry.alerts import NAMED, named
+from syncd.sync.registry.datasets import Registry
+from syncd.sync.source.followed import WatchedSource
 from syncd.types import Position, Snapshot
 
 NO_LONGER_HELD = "the outbox no longer holds the changes since its position"

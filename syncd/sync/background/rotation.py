@@ -14,8 +14,8 @@ from syncd.errors import SyncdError
 from syncd.postgres.control import Control, report_beginning
 from syncd.postgres.freeing import MUST_REBUILD_HINT, Rotation, rotate_query
 from syncd.statements import statement
-from syncd.sync.checkpoints import Checkpointer
-from syncd.sync.consumer import Consumer
+from syncd.sync.background.checkpoints import Checkpointer
+from syncd.sync.consumer.consumer import Consumer
 
 ROTATION_SECONDS = 5.0
 TRIES = 5

@@ -6,7 +6,7 @@ import math
 import time
 from dataclasses import dataclass, field
 
-from syncd.sync.comparison import DatasetReport, SourceReport
+from syncd.sync.background.comparison import DatasetReport, SourceReport
 from syncd.types import Position
 
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from syncd.sync.reading import Row
+from syncd.sync.source.reading import Row
 from syncd.types import DatasetName, Key
 
 PAGE_ROWS = (1000, 100, 16_000)  # the first page, the shortest and the longest

@@ -1,0 +1,1 @@
+"""What runs alongside passes: checkpoints, verify, builds, rotation of the outbox, repair of triggers, reports."""

@@ -1,0 +1,1 @@
+"""What there is, by name: datasets, counters, alerts. Anything may read it."""
