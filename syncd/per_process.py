@@ -16,8 +16,8 @@ _inherited: list[object] = []
 """The parent's values, kept until this process ends.
 
 Their finalizers would act on objects that the parent still uses. For example, libuv removes a
-closed socket from the event queue that both processes share, and a connection pool waits for locks
-that no thread of this process holds.
+closed socket from the event queue that both processes share. A connection pool waits for locks that
+no thread of this process holds.
 """
 
 

@@ -1,7 +1,12 @@
 """One dataset's index: rows by key and by distance. It knows no database and no event loop.
 
-Ground first: `storage` (bytes on disk and in memory), `rows` (vectors and keys), `filter` and
-`codes`, `view` (one pass, as a reader sees it), `search`, `build` (what makes searches fast),
-`generation` (a dataset's files from first row to last), and `dataset`, which owns the state and is
-what other packages use.
+The packages, each built on the previous ones:
+
+- `storage`: bytes on disk and in memory.
+- `rows`: vectors and keys.
+- `filter` and `codes`: filters on attached columns; compressed vectors.
+- `view`: one pass, as a reader sees it.
+- `search` and `build`: answers from a view; the codes that make them fast.
+- `generation`: a dataset's files, from its first row to its last.
+- `dataset`: owns the state; other packages use this.
 """

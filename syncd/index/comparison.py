@@ -1,10 +1,11 @@
 """Compares a view with a table, whose rows are given block by block; lists the keys that differ.
 
 Invariant: rows are equal if their fingerprints are. PostgreSQL computed one when the row was
-applied, and computes it again now. ``deep`` also compares the stored vectors. A PostgreSQL
-aggregate over buckets would send less, but it needs a second reading of the table to find the keys,
-and hashes the same amount. One row is 20 bytes on the wire and 1 µs here; detoasting and hashing
-768 dimensions in PostgreSQL takes 6 µs.
+applied, and computes it again now. ``deep`` also compares the stored vectors.
+
+A PostgreSQL aggregate over buckets would send less. But it would need a second reading of the table
+to find the keys, and hash the same amount. One row is 20 bytes on the wire and 1 µs here;
+detoasting and hashing 768 dimensions in PostgreSQL takes 6 µs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Measures recall: rows as queries, their exact neighbors, and what the codes find per setting."""
+"""Measures the recall of the codes with each setting: rows serve as queries, compared exactly."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def _shares(
         # The query itself does not count as an answer.
         near = labels[(labels >= 0) & (labels != own[row])][: numbers[-1]]
         limit = distances[wanted - 1] + _TIE * abs(distances[wanted - 1])
-        # Of rows at the same distance, any is correct.
+        # Among rows at the same distance, any is correct.
         if wanted < distances.size and distances[wanted] <= limit:
             good = exact_distances(view, query, near) <= limit
         else:

@@ -25,7 +25,7 @@ from syncd.index.storage.files import SavedFile
 from syncd.types import Metric
 
 library: Any = faiss
-"""FAISS without types: its stubs lack much of what its Python layer adds."""
+"""FAISS without types: its stubs lack many functions of its Python layer."""
 
 PAIRS_UP_TO_DIM = 256
 """Largest dimension for which a 4-bit code stands for two dimensions; above, it stands for four."""

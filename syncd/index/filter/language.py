@@ -294,7 +294,7 @@ class _Reading:
         if self.conditions > MAX_CONDITIONS:
             raise InvalidFilter(
                 f"the filter has more than {MAX_CONDITIONS} conditions",
-                hint='take {"in": […]} for many values',
+                hint='use {"in": […]} for many values',
             )
         null = Condition(path, "null")
         if operator in ("eq", "ne"):

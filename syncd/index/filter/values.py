@@ -190,7 +190,7 @@ class Numbers:
             if max(map(len, texts), default=0) > _USUAL_CHARACTERS or any(
                 " " in text for text in texts
             ):
-                raise ValueError("a year that numpy does not read, before Christ or of five digits")
+                raise ValueError("numpy cannot read years before Christ or with five digits")
             epoch = _FIRST_DAY if self._kind == "date" else _FIRST_MICROSECOND
             return np.where(
                 [value is None for value in values],

@@ -92,7 +92,8 @@ class Move:
         self.target.seal(stop)
         if not self.target.is_sealed(stop):  # otherwise all rows would stay in memory
             raise DataDirectoryError(
-                f"no space on disk to write the rows of {self.target.directory} a second time",
+                f"cannot write the rows of {self.target.directory} a second time: "
+                "its disk is full or fails",
                 hint="free some space on its disk; until then dead rows keep their space",
             )
 

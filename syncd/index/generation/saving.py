@@ -1,4 +1,4 @@
-"""Saves one dataset's index, and knows what was saved last.
+"""Saves one dataset's index, as far as it changed since the last save.
 
 Invariant: a state that was saved, and whose files still exist, is not written again.
 """

@@ -55,17 +55,13 @@ class HashMultimapView:
         found = [_find_sorted(run, ascending) for run in self.runs]
         if self.buffered:
             found.append(self._find_buffered(ascending))
-        queries, values = (
-            [order[f[0]] for f in found if f[0].size],
-            [f[1] for f in found if f[0].size],
-        )
-        if not queries:
+        hits = [(order[queries], values) for queries, values in found if queries.size]
+        if not hits:
             return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-        return (
-            (queries[0], values[0])
-            if len(queries) == 1
-            else (np.concatenate(queries), np.concatenate(values))
-        )
+        if len(hits) == 1:
+            return hits[0]
+        queries, values = (np.concatenate(each) for each in zip(*hits, strict=True))
+        return queries, values
 
     def from_hash(self, start: int, at_least: int) -> tuple[Hashes, Values, int | None]:
         """The entries with the lowest hashes >= ``start``, ascending: ``at_least`` of them, or all.

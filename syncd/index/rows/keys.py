@@ -1,8 +1,8 @@
 """A dataset's keys: how each kind is stored, hashed, compared and restored.
 
 integer: int64, 8 bytes. uuid: two uint64, 16 bytes. Other kinds: UTF-8 in a blob column, and the
-end of each key in an offsets column. The *stored form* stands between Python keys and columns: an
-array with one row per key, so that thousands of keys are hashed and compared in one call. Hashes
+end of each key in an offsets column. The *stored form* stands between Python keys and columns. It
+is an array with one row per key, so thousands of keys are hashed and compared in one call. Hashes
 are not on disk; loading computes them again.
 """
 

@@ -119,7 +119,7 @@ class VectorFormat:
         """(q, dim) float32, contiguous, as exact search compares them; raises ``InvalidVector``."""
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         if queries.ndim != 2:
-            raise ValueError(f"queries of shape {queries.shape}, not (q, dim)")
+            raise ValueError(f"expected queries of shape (q, dim), got {queries.shape}")
         if queries.shape[1] == 0:
             raise InvalidVector("the vector has no element")
         if len(queries) == 1:  # the common case: 4 µs with Python's floats, 20 µs with arrays

@@ -96,7 +96,7 @@ def plan_search(
     ``exclude`` of another kind.
     """
     if k < 1:
-        raise InvalidParams(f"k is {k}", hint="ask for at least one row")
+        raise InvalidParams(f"expected k of at least 1, got {k}", hint="ask for at least one row")
     excluded = -1 if exclude is None else int(view.find([exclude])[0])
     point = point_for(view, k if excluded < 0 else k + 1, recall)
     cost = exact_elements(view) if point is None else coded_elements(view, point)

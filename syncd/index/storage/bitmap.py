@@ -21,7 +21,7 @@ Slots = NDArray[np.int64]
 class Live:
     """The live slots after one pass; immutable, a change returns a new object.
 
-    ``bits`` has one bit per slot, ``count`` is the number of live slots, and ``dead`` (chunks,)
+    ``bits`` has one bit per slot, and ``count`` is the number of live slots. ``dead`` (chunks,)
     int64 is the number of dead slots in each chunk.
     """
 

@@ -2,11 +2,11 @@
 
 Invariant: the bytes of a row below a published count never change. A full chunk is written to its
 file; from then on it is read through a read-only mapping. The open (last) chunk is on the heap and
-grows geometrically, so 10,000 small datasets hold no file descriptor and little memory. Rows are
-written to memory first, so a full disk loses nothing: a chunk that cannot be written stays on the
-heap and is tried again.
+grows geometrically, so 10,000 small datasets hold no file descriptor and little memory.
 
-One thread calls ``write`` and ``seal``. Another thread may run ``save`` on a view at the same time.
+Rows are written to memory first, so a full disk loses nothing. A chunk that cannot be written stays
+on the heap and is tried again. One thread calls ``write`` and ``seal``. Another thread may run
+``save`` on a view at the same time.
 """
 
 from __future__ import annotations

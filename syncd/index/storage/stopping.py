@@ -1,4 +1,4 @@
-"""Cancellation of long work: how the work asks whether to go on, and what it raises if not."""
+"""Cancellation of long work: the question whether to go on, and the exception if not."""
 
 from __future__ import annotations
 
