@@ -24,8 +24,8 @@ KEEPALIVE: dict[str, Any] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 20_000,
 }
+CONNECT_TIMEOUT_SECONDS = 10
 CONNECT: dict[str, Any] = {
-    "connect_timeout": 10,
     "client_encoding": "UTF8",
     "target_session_attrs": "primary",
 }
@@ -100,6 +100,7 @@ async def connect(conninfo: str, consumer: str, *, autocommit: bool = True) -> A
             autocommit=autocommit,
             application_name=f"syncd/{consumer}",
             prepare_threshold=None,  # behind a pooler the next transaction may be another session's
+            connect_timeout=CONNECT_TIMEOUT_SECONDS,
             **CONNECT,
             **KEEPALIVE,
         )
@@ -119,6 +120,7 @@ def open_pass_connection(conninfo: str, consumer: str, patience: Patience | None
             conninfo,
             autocommit=True,
             application_name=f"syncd/{consumer}",
+            connect_timeout=CONNECT_TIMEOUT_SECONDS,
             **CONNECT,
             **KEEPALIVE,
         )
@@ -133,7 +135,9 @@ def connect_blocking(conninfo: str, *, own_forms: bool = True) -> Iterator[psyco
     """Open a connection for one transaction of the command line, which is under way; raises ``DatabaseUnreachable``. A next transaction on it has
     the driver's defaults and none of the settings. Without ``own_forms`` text is read in the user's forms, as psql would."""
     with translated_errors(conninfo):
-        connection = psycopg.connect(conninfo, application_name="syncd", **CONNECT)
+        connection = psycopg.connect(
+            conninfo, application_name="syncd", connect_timeout=CONNECT_TIMEOUT_SECONDS, **CONNECT
+        )
     session.defaults(connection)
     with connection, translated_errors(conninfo, role=connection.info.user):
         connection.execute(session.settings(connection) if own_forms else session.time_outs(connection))
@@ -144,7 +148,9 @@ def connect_blocking(conninfo: str, *, own_forms: bool = True) -> Iterator[psyco
 def open_session(conninfo: str) -> Iterator[psycopg.Connection]:
     """A session of our own in autocommit mode, for what no pooler comes between: benchmarks and the embedded server; raises ``DatabaseError``."""
     with translated_errors(conninfo):
-        connection = psycopg.connect(conninfo, application_name="syncd", autocommit=True, **CONNECT)
+        connection = psycopg.connect(
+            conninfo, application_name="syncd", autocommit=True, connect_timeout=CONNECT_TIMEOUT_SECONDS, **CONNECT
+        )
     with connection, translated_errors(conninfo, role=connection.info.user):
         connection.execute(session.own_session_settings(connection))
         yield connection
