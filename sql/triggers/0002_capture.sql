@@ -37,11 +37,14 @@ DROP FUNCTION syncd.capture_key(text[], text);
 -- Whether a table is a source's own, or a partition of it. A trigger asks when it fires on a table that it was not made for: a table that was
 -- restored from a dump brings its triggers along, and so does one that was a partition. A transaction that is older than the attachment does not see
 -- its row: then the answer is yes, so that no change is lost.
+-- In plpgsql, which keeps the plan: making one would cost ten times as much as the rest of a trigger.
 CREATE FUNCTION syncd.is_source_of(source_id integer, relation oid) RETURNS boolean
-LANGUAGE sql STABLE SET search_path = pg_catalog, syncd
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, syncd
 AS $function$
-    SELECT NOT EXISTS (SELECT FROM syncd.attachments AS a
-                       WHERE a.id = source_id AND a.source <> relation AND a.source NOT IN (SELECT p.relid FROM pg_partition_ancestors(relation) AS p (relid)))
+BEGIN
+    RETURN NOT EXISTS (SELECT FROM syncd.attachments AS a
+                       WHERE a.id = source_id AND a.source <> relation AND a.source NOT IN (SELECT p.relid FROM pg_partition_ancestors(relation) AS p (relid)));
+END
 $function$;
 
 -- Make the trigger functions of one source, or make them again. register calls it with the rights of syncd's owner, to whom they belong then.
@@ -154,20 +157,11 @@ BEGIN
         #variable_conflict use_variable
         DECLARE
             syncd_slot pg_catalog.int8;
-            syncd_tables pg_catalog.text;
+            syncd_probed pg_catalog.text;  -- the slot that is locked, and the tables that are known to be the source's
             syncd_key pg_catalog.text COLLATE pg_catalog."C";
             syncd_key_before pg_catalog.text COLLATE pg_catalog."C";
         BEGIN
             BEGIN
-                IF TG_RELID OPERATOR(pg_catalog.<>) %7$s::pg_catalog.oid THEN
-                    syncd_tables := COALESCE(pg_catalog.current_setting('syncd.tables_%4$s', true), '');
-                    IF pg_catalog.strpos(syncd_tables, pg_catalog.concat(' ', TG_RELID, ' ')) OPERATOR(pg_catalog.=) 0 THEN
-                        IF NOT syncd.is_source_of(%4$s, TG_RELID) THEN
-                            RETURN NULL;
-                        END IF;
-                        PERFORM pg_catalog.set_config('syncd.tables_%4$s', pg_catalog.concat(syncd_tables, ' ', TG_RELID, ' '), true);
-                    END IF;
-                END IF;
                 syncd_slot := pg_catalog.pg_sequence_last_value('syncd.outbox_slot'::pg_catalog.regclass);
                 IF TG_OP OPERATOR(pg_catalog.=) 'DELETE'::pg_catalog.text THEN
                     syncd_key := %2$s;
@@ -180,10 +174,21 @@ BEGIN
                         END IF;
                     END IF;
                 END IF;
-                IF COALESCE(pg_catalog.current_setting('syncd.probed', true), '') OPERATOR(pg_catalog.<>) syncd_slot::pg_catalog.text THEN
+                syncd_probed := COALESCE(pg_catalog.current_setting('syncd.probed_%4$s', true), '');
+                IF pg_catalog.strpos(syncd_probed, pg_catalog.concat(syncd_slot, ' ')) OPERATOR(pg_catalog.<>) 1
+                   OR pg_catalog.strpos(syncd_probed, pg_catalog.concat(' ', TG_RELID, ' ')) OPERATOR(pg_catalog.=) 0 THEN
+                    IF TG_RELID OPERATOR(pg_catalog.=) %7$s::pg_catalog.oid OR pg_catalog.pg_partition_root(TG_RELID) OPERATOR(pg_catalog.=) %7$s::pg_catalog.oid THEN
+                        NULL;  -- the ordinary case, without a query
+                    ELSIF NOT syncd.is_source_of(%4$s, TG_RELID) THEN
+                        RETURN NULL;
+                    END IF;
                     %6$s
                     END IF;
-                    PERFORM pg_catalog.set_config('syncd.probed', syncd_slot::pg_catalog.text, true);
+                    IF pg_catalog.strpos(syncd_probed, pg_catalog.concat(syncd_slot, ' ')) OPERATOR(pg_catalog.<>) 1
+                       OR pg_catalog.length(syncd_probed) OPERATOR(pg_catalog.>) 500 THEN
+                        syncd_probed := pg_catalog.concat(syncd_slot, ' ');
+                    END IF;
+                    PERFORM pg_catalog.set_config('syncd.probed_%4$s', pg_catalog.concat(syncd_probed, TG_RELID, ' '), true);
                 END IF;
             EXCEPTION WHEN OTHERS THEN
                 PERFORM syncd.note_resync(%4$s, TG_RELID);
