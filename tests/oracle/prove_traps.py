@@ -133,7 +133,7 @@ TRAPS = {
     ),
     "a transaction older than the attachment is of no source": Trap(
         (
-            ("sql/triggers/0002_capture.sql", "SELECT NOT EXISTS (SELECT FROM", "SELECT EXISTS (SELECT FROM"),
+            ("sql/triggers/0002_capture.sql", "RETURN NOT EXISTS (SELECT FROM", "RETURN EXISTS (SELECT FROM"),
             ("sql/triggers/0002_capture.sql", "a.source <> relation AND a.source NOT IN", "a.source IN"),
         ),
         (f"{STRAY}::test_a_transaction_older_than_the_attachment_is_noted_all_the_same[18]",),
