@@ -14,7 +14,7 @@ from syncd.rpc.methods import Methods
 from syncd.rpc.protocol import Method
 from syncd.sync.registry.datasets import Dataset
 from syncd.sync.source.followed import WatchedSource
-from syncd.sync.source.reading import NULL_KEY
+from syncd.sync.source.rows import NULL_KEY
 from syncd.types import DatasetName, full_dataset_name
 
 SAMPLE_KEYS = 3

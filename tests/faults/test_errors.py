@@ -21,8 +21,8 @@ from tests.scrape import get, sample
 ONE = "args[0].source.table == 'bad'"
 OF_ONE_SOURCE = [
     ("syncd.sync.consumer.passes:apply", ONE),
-    ("syncd.sync.consumer.passes:read_by_keys", "args[1].source.table == 'bad'"),
-    ("syncd.sync.consumer.passes:read_page", "args[1].source.table == 'bad'"),
+    ("syncd.sync.consumer.passes:read_by_keys", "args[1].table == 'bad'"),
+    ("syncd.sync.consumer.passes:read_page", "args[1].table == 'bad'"),
     ("syncd.sync.consumer.passes:trouble", ONE),
     ("syncd.sync.source.followed:WatchedSource.caught_up", ONE),
     ("syncd.sync.source.followed:WatchedSource.end_scan", ONE),

@@ -367,7 +367,7 @@ TRAPS = {
         (
             (
                 "syncd/sync/source/reading.py",
-                "    check_rules(connection, each)\n    found, failing = halving",
+                "    check_rules(connection, source)\n    found, failing = halving",
                 "    found, failing = halving",
             ),
         ),
@@ -404,7 +404,7 @@ TRAPS = {
         ("tests/integration/test_rules.py::test_a_table_made_again_is_attached_like_before[18]",),
     ),
     "a crash is not known to empty what is unlogged": Trap(
-        (("syncd/sync/source/looking.py", "each.watch.facts.unlogged:", "False:"),),
+        (("syncd/sync/source/followed.py", "self.watch.facts.unlogged:", "False:"),),
         (f"{UNLOGGED}[True-items]", f"{UNLOGGED}[False-items_1]"),
     ),
     "dead rows are candidates": Trap(

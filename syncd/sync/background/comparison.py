@@ -25,8 +25,9 @@ from syncd.postgres.vectors import decode_vectors
 from syncd.statements import statement
 from syncd.supervision import describe
 from syncd.sync.consumer.passes import KEYS_PER_READ
-from syncd.sync.source.followed import Quarantined, WatchedSource
-from syncd.sync.source.reading import NULL_KEY, Row
+from syncd.sync.source.followed import WatchedSource
+from syncd.sync.source.quarantined import Quarantined
+from syncd.sync.source.rows import NULL_KEY, Row
 from syncd.types import DatasetName, Key, dataset_name
 
 ROWS_PER_FETCH = 10_000

@@ -16,7 +16,8 @@ from syncd.statements import statement
 from syncd.sync.background.heartbeat import Heartbeat
 from syncd.sync.consumer.consumer import Consumer
 from syncd.sync.registry.datasets import State
-from syncd.sync.source.followed import Quarantined, WatchedSource
+from syncd.sync.source.followed import WatchedSource
+from syncd.sync.source.quarantined import Quarantined
 from syncd.types import DatasetName, Key
 
 REPORT_SECONDS = 5.0

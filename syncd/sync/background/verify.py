@@ -206,7 +206,7 @@ class Verifier:
             views = {name: one.index.view for name, one in each.datasets.items() if only is None or name in only}
             if only is not None:
                 views |= {name: each.empty(name).index.view for name in each.emptied.names & only}
-            return Captured(each.source, views, dict(each.quarantine), each.failing, only)
+            return Captured(each.source, views, dict(each.quarantine), each.quarantine.failing, only)
 
         async with self.consumer.busy:
             followed = self.consumer.sources

@@ -49,7 +49,6 @@ from syncd.sync.consumer.progress import Progress
 from syncd.sync.registry.datasets import Registry
 from syncd.sync.source.followed import WatchedSource
 from syncd.sync.source.loading import load_source
-from syncd.sync.source.looking import doubt_unlogged
 from syncd.types import Position, Snapshot
 
 POLL_SECONDS = 1.0
@@ -224,7 +223,7 @@ class Consumer(Progress):
         for watched in self.sources.values():
             if trusted:
                 watched.return_to_confirmed()
-                doubt_unlogged(watched)
+                watched.doubt_unlogged()
             else:
                 watched.cursor = Cursor(position)
                 watched.begin_scan()

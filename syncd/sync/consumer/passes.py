@@ -37,7 +37,7 @@ from syncd.sync.consumer.unrecorded import DOUBT, Doubts
 from syncd.sync.source.applying import apply
 from syncd.sync.source.estimates import expected_rows, nearest_to_its_end
 from syncd.sync.source.followed import WatchedSource
-from syncd.sync.source.looking import apply_marker, doubt, explained, look, trouble
+from syncd.sync.source.looking import explained, look, trouble
 from syncd.sync.source.reading import read_by_keys, read_page, read_unkeyed
 from syncd.types import Position, Snapshot
 
@@ -168,7 +168,7 @@ class Pass:
         snapshot, newest_outbox_id, names_changed, marked, freed = self.take_snapshot(locked, oldest)
         for each in watched if self.doubts.moved else ():
             if each.source.table is not None:
-                doubt(each, f"{each.source.name}: {DOUBT}")
+                each.doubt(f"{each.source.name}: {DOUBT}")
         if (
             names_changed
             or self.position.snapshot.lacks(freed)
@@ -208,10 +208,10 @@ class Pass:
                 with self.guarded(each):
                     for marker in markers:
                         if marker.source == each.source.id:
-                            apply_marker(each, marker.op)
+                            each.apply_marker(marker.op)
                     if each.watch.rewritten:  # not by a truncation
                         each.watch.rewritten = False
-                        doubt(each, f"{each.source.name}: the table was rewritten", believed=True)
+                        each.doubt(f"{each.source.name}: the table was rewritten", believed=True)
                     outcome.changed_rows += self.bring(each, changes)
                 outcome.more |= changes.cursor.window is not None or each.rereads
         scanned = [
@@ -290,14 +290,14 @@ class Pass:
         asked = self.readable(each, [key for key in written if not each.source.is_unkeyed(key)])
         # A row trigger does not tell which row has come by a key, so these are looked at after any change.
         each.reread_unkeyed |= each.source.id in changes.unkeyed or len(asked) < len(written)
-        each.reread_unkeyed |= bool(each.unkeyed and written)
+        each.reread_unkeyed |= bool(each.quarantine.unkeyed and written)
         each.unconfirmed.note(asked)
         reread = set(itertools.islice(each.reread, REREAD_PER_PASS))
         each.reread -= reread
         try:
             changed = self.read_and_apply(each, list(dict.fromkeys([*asked, *reread])) if reread else asked)
             if each.reread_unkeyed:
-                each.reject_unkeyed(read_unkeyed(self.connection, each))
+                each.reject_unkeyed(read_unkeyed(self.connection, each.source, careful=each.careful))
         except BaseException:
             each.reread |= reread
             raise
@@ -309,7 +309,7 @@ class Pass:
         try:
             each.source.parse_keys(asked)
         except (ValueError, TypeError) as error:
-            doubt(each, f"{each.source.name}: a key in the outbox cannot be read: {error}")
+            each.doubt(f"{each.source.name}: a key in the outbox cannot be read: {error}")
             return readable(each.source.key_kinds, asked)
         return asked
 
@@ -318,9 +318,11 @@ class Pass:
         changed = 0
         for start in range(0, len(asked), KEYS_PER_READ):
             some = asked[start : start + KEYS_PER_READ]
-            rows, failing = read_by_keys(self.connection, each, some)
+            rows, failing = read_by_keys(
+                self.connection, each.source, some, careful=each.careful, some_indexed=each.some_indexed
+            )
             changed += apply(each, [each.source.parse_key(key) for key in some], rows)
-            each.reject_failing([each.source.parse_key(key) for key in failing])
+            each.quarantine.put_failing([each.source.parse_key(key) for key in failing])
         return changed
 
     @contextmanager
@@ -366,12 +368,20 @@ class Pass:
         if scan.expected is None:
             scan.expected = expected_rows(self.connection, each, scan)
         only = None if scan.only is None else sorted(scan.only)
-        rows, failing, until = read_page(self.connection, each, scan.after, only, scan.page_rows)
+        rows, failing, until = read_page(
+            self.connection,
+            each.source,
+            scan.after,
+            only,
+            scan.page_rows,
+            careful=each.careful,
+            some_indexed=each.some_indexed,
+        )
         if apply(each, failing, rows):
             each.unconfirmed.everything = True
-        each.reject_failing(failing)
+        each.quarantine.put_failing(failing)
         if until is None:
-            each.reject_unkeyed(read_unkeyed(self.connection, each))
+            each.reject_unkeyed(read_unkeyed(self.connection, each.source, careful=each.careful))
         scan.note_page(until, rows, time.monotonic() - begun)
         if until is None and each.end_scan():
             each.unconfirmed.everything = True

@@ -19,7 +19,7 @@ from syncd.index.rows.vectors import VectorFormat
 from syncd.postgres.vectors import decode_vectors
 from syncd.sync.registry.datasets import Dataset
 from syncd.sync.source.followed import WatchedSource
-from syncd.sync.source.reading import Row
+from syncd.sync.source.rows import Row
 from syncd.types import DatasetName, Key, dataset_name
 
 
@@ -53,7 +53,7 @@ def apply(watched: WatchedSource, asked: Sequence[Key], rows: Sequence[Row]) -> 
     names: dict[tuple[str, str], DatasetName] = {}
     for place, (_, project, dataset, _, fingerprint, _) in enumerate(rows):
         if project is None or dataset is None:
-            watched.reject(keys[place], DatasetName(""), "null_dataset", fingerprint)
+            watched.quarantine.put(keys[place], DatasetName(""), "null_dataset", fingerprint)
             continue
         name = names.get((project, dataset)) or names.setdefault((project, dataset), dataset_name(project, dataset))
         places.setdefault(name, []).append(place)
@@ -64,7 +64,7 @@ def apply(watched: WatchedSource, asked: Sequence[Key], rows: Sequence[Row]) -> 
         found = watched.dataset(name)
         if found is None:
             for place in at:
-                watched.reject(keys[place], name, "dataset_taken", rows[place][4])
+                watched.quarantine.put(keys[place], name, "dataset_taken", rows[place][4])
                 targets.pop(keys[place], None)
             continue
         upserts[name] = usable_rows(
@@ -113,7 +113,7 @@ def usable_rows(
         keys, rows = list(last), [rows[place] for place in last.values()]
     decoded = decode_vectors(watched.source.vector_type, [row[3] for row in rows])
     for place, reason in decoded.bad:
-        watched.reject(keys[place], dataset.name, reason, rows[place][4])
+        watched.quarantine.put(keys[place], dataset.name, reason, rows[place][4])
     if watched.scan is not None:
         seen = watched.scan.dimensions.setdefault(dataset.name, Counter())
         for block in decoded.blocks:
@@ -123,11 +123,11 @@ def usable_rows(
     for block in decoded.blocks:
         if block.vectors.shape[1] != dimension:
             for place in block.rows:
-                watched.reject(keys[place], dataset.name, "dimension_mismatch", rows[place][4])
+                watched.quarantine.put(keys[place], dataset.name, "dimension_mismatch", rows[place][4])
             continue
         bad = VectorFormat(watched.source.metric, watched.source.half).validate(block.vectors)
         for place, reason in bad.items():
-            watched.reject(keys[block.rows[place]], dataset.name, reason, rows[block.rows[place]][4])
+            watched.quarantine.put(keys[block.rows[place]], dataset.name, reason, rows[block.rows[place]][4])
         good = [place for place in range(len(block.rows)) if place not in bad] if bad else range(len(block.rows))
         usable.keys += [keys[block.rows[place]] for place in good]
         usable.fingerprints += [rows[block.rows[place]][4] for place in good]

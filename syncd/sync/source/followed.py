@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import structlog
@@ -16,14 +16,15 @@ import structlog
 from syncd.postgres.outbox import Cursor
 from syncd.postgres.source import Source
 from syncd.supervision import describe
-from syncd.sync.registry.datasets import Dataset, Registry, State
+from syncd.sync.registry.datasets import ANSWERING, Dataset, Registry, State
+from syncd.sync.source.doubts import Watch
 from syncd.sync.source.emptied import Emptied
 from syncd.sync.source.key_homes import Directory
-from syncd.sync.source.looking import Watch, compare
-from syncd.sync.source.reading import EXPRESSION_FAILED, NULL_KEY, Row
+from syncd.sync.source.quarantined import Quarantine
+from syncd.sync.source.rows import Row
 from syncd.sync.source.scan import Scan
 from syncd.sync.source.unconfirmed import Unconfirmed
-from syncd.types import DatasetName, Key, Position, dataset_name
+from syncd.types import DatasetName, Key, Position
 
 FIRST_RETRY_SECONDS = 0.05
 LAST_RETRY_SECONDS = 15.0
@@ -31,16 +32,6 @@ HELD_UP_SECONDS = 5.0
 """Of delay between two attempts; the first was some six seconds before."""
 
 logger = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Quarantined:
-    """A live row that cannot be indexed."""
-
-    dataset: DatasetName
-    reason: str
-    since: datetime
-    fingerprint: int
 
 
 class WatchedSource:
@@ -52,8 +43,8 @@ class WatchedSource:
         self.cursor = cursor
         self.datasets: dict[DatasetName, Dataset] = {}
         self.directory = Directory(source.key_kind)
-        self.emptied = Emptied(self)
-        self.quarantine: dict[Key, Quarantined] = {}
+        self.emptied = Emptied()
+        self.quarantine = Quarantine(source)
         self.scan: Scan | None = None
         self.predecessor: WatchedSource | None = None
         self.successor: WatchedSource | None = None
@@ -66,10 +57,8 @@ class WatchedSource:
         self.moved_at: float | None = None
         self.retry_delay_seconds = 0.0
         self.reread: set[str] = set()
-        self.unkeyed: set[Key] = set()
-        """The labels in ``quarantine`` of rows that have no key."""
         self.reread_unkeyed = False
-        """Whether these rows are to be read again."""
+        """Whether the rows without a key are to be read again."""
         self.unconfirmed = Unconfirmed(cursor)
         self.watch = Watch()
         self.compared_at: datetime | None = None
@@ -114,51 +103,23 @@ class WatchedSource:
 
     def reread_misfits(self, names: set[DatasetName]) -> None:
         """Read again the rows that had another dimension than their dataset."""
-        self.reread |= {
-            str(key)
-            for key, row in self.quarantine.items()
-            if row.dataset in names and row.reason == "dimension_mismatch"
-        }
+        self.reread |= {str(key) for key in self.quarantine.keys_with("dimension_mismatch", names)}
 
     def try_taken_names(self) -> None:
         """A dataset of another source has gone: read again the rows that its name was taken from."""
-        self.reread |= {str(key) for key, row in self.quarantine.items() if row.reason == "dataset_taken"}
-
-    def reject(self, key: Key, dataset: DatasetName, reason: str, fingerprint: int) -> None:
-        """Put a live row into quarantine; ``apply`` takes any indexed version of it out of the index."""
-        self.quarantine[key] = Quarantined(dataset, reason, datetime.now(UTC), fingerprint)
-        logger.debug("row_quarantined", source=self.source.name, dataset=dataset, key=key, reason=reason)
-
-    def reject_failing(self, keys: Iterable[Key]) -> None:
-        """Put rows that an expression fails on into quarantine; ``apply`` was given their keys."""
-        for key in keys:
-            self.reject(key, DatasetName(""), EXPRESSION_FAILED, fingerprint=0)
+        self.reread |= {str(key) for key in self.quarantine.keys_with("dataset_taken")}
 
     def reject_unkeyed(self, rows: Iterable[Row]) -> None:
         """These are all rows that have no key, by their labels: they are in quarantine, and those that were there before are not."""
-        before = {label: self.quarantine.pop(label, None) for label in self.unkeyed}
-        self.unkeyed.clear()
-        for label, project, dataset, _, fingerprint, _ in rows:
-            name = DatasetName("") if project is None or dataset is None else dataset_name(project, dataset)
-            known = before.get(label)
-            self.unkeyed.add(label)
-            if known is not None and (known.dataset, known.fingerprint) == (name, fingerprint):
-                self.quarantine[label] = known
-            else:
-                self.reject(label, name, NULL_KEY, fingerprint)
+        replaced = self.quarantine.replace_unkeyed(rows)
         self.reread_unkeyed = False
         if self.scan is not None:
-            self.scan.quarantined -= before.keys() | self.unkeyed
+            self.scan.quarantined -= replaced
 
     def reread_failing(self) -> None:
         """Read again the rows that an expression failed on, and those without a key: nothing but that tells whether it is still so."""
-        self.reread |= {str(key) for key in self.failing}
+        self.reread |= {str(key) for key in self.quarantine.failing}
         self.reread_unkeyed = True
-
-    @property
-    def failing(self) -> list[Key]:
-        """The rows that an expression fails on, as far as is known."""
-        return [key for key, row in self.quarantine.items() if row.reason == EXPRESSION_FAILED]
 
     def some_indexed(self, count: int) -> list[Key]:
         """Keys of indexed rows from all over the datasets."""
@@ -180,7 +141,10 @@ class WatchedSource:
         mine = self.registry.create(name, self.source, self)
         if not stands and (self.scan is None or self.scan.believed):
             mine.state = "ready"
-        self.emptied.take_up(mine)
+        if name in self.emptied.names:  # it is formed again
+            self.emptied.names.discard(name)
+            standing = self.emptied.standing[0]
+            mine.state, mine.reason = standing.state, standing.reason
         self.datasets[name] = mine
         self.directory.adopt([mine])
         if not stands:
@@ -188,8 +152,36 @@ class WatchedSource:
         return mine
 
     def empty(self, name: DatasetName) -> Dataset:
-        """What answers for a dataset that has no rows any more."""
-        return self.emptied.dataset(name)
+        """The dataset that answers for a name without rows: an empty index, made for this question."""
+        standing = self.emptied.standing[0]
+        return replace(self.registry.create(name, self.source, self), state=standing.state, reason=standing.reason)
+
+    def know_emptied(self, name: DatasetName) -> None:
+        """Know the name of a dataset without rows, and no more."""
+        if not self.emptied.standing:
+            nothing = self.registry.create(DatasetName(""), self.source, self)
+            nothing.state = "failed" if self.is_failed else "catching_up" if self.reading else "ready"
+            self.emptied.standing.append(nothing)
+        self.emptied.names.add(name)
+
+    def load_emptied(self, names: Iterable[str]) -> None:
+        """Take up the names of a checkpoint."""
+        for name in map(DatasetName, names):
+            if name not in self.registry.by_name and name not in self.registry.retired:
+                self.know_emptied(name)
+                self.registry.retired[name] = self
+        for nothing in self.emptied.standing:
+            nothing.state = "catching_up"
+
+    def retire_emptied(self) -> None:
+        """Remove the indexes of datasets that have been empty for a while. Called between passes."""
+        if self.reading or self.predecessor is not None:
+            return  # a reading may still find rows of theirs
+        for dataset in self.emptied.due(self.datasets):
+            self.know_emptied(dataset.name)
+            self.registry.retire(dataset, self)
+            del self.datasets[dataset.name]
+            self.directory.forget(dataset.name)
 
     @property
     def every(self) -> list[Dataset]:
@@ -200,7 +192,6 @@ class WatchedSource:
         """The table was truncated: every row is a tombstone."""
         self.unconfirmed.everything = True
         self.quarantine.clear()
-        self.unkeyed.clear()
         for dataset in self.datasets.values():
             dataset.index.clear()
             if dataset.replacement is not None:
@@ -279,21 +270,73 @@ class WatchedSource:
             self.begin_scan(frozenset(wrong), wrong, reason="dimension")
         return removed
 
+    def doubt(self, reason: str, *, believed: bool = False) -> None:
+        """Have the indexes compared with the table: they may differ for a reason that no trigger records.
+
+        Datasets that answer go on answering; ``believed`` to be right, they also stay ``ready``. A
+        comparison under way goes on to its end and is followed by another, so that doubts that keep
+        coming never keep it from ending.
+        """
+        self.watch.note_doubt(reason, believed)
+        if self.scan is None or (self.scan.only is None and self.scan.after is None):
+            self.compare()
+        elif not believed:
+            self.scan.believed = False
+            self.mark_doubted(reason)
+
+    def compare(self) -> None:
+        """Begin the comparison that a doubt asks for."""
+        reason = self.watch.doubt or ""
+        believed = self.watch.believed and (self.scan is None or self.scan.believed)
+        self.watch.settle()
+        answering = [dataset for dataset in self.every if dataset.state in ANSWERING]
+        states = [(dataset, dataset.state, dataset.reason) for dataset in answering]
+        everything = self.unconfirmed.everything
+        self.begin_scan(reason="doubt")
+        assert self.scan is not None
+        self.scan.believed = believed
+        if believed:
+            # every change has come through the outbox; a difference that the comparison finds is noted then
+            self.unconfirmed.everything = everything
+        for dataset, state, why in states:
+            dataset.state, dataset.reason = state, why
+        if not believed:
+            self.mark_doubted(reason)
+
+    def mark_doubted(self, reason: str) -> None:
+        """Datasets that are ready go on answering, and say that they may differ from their table."""
+        for dataset in self.every:
+            if dataset.state == "ready":
+                dataset.state, dataset.reason = "rebuilding", reason
+
+    def doubt_unlogged(self) -> None:
+        """The connection was lost, or there was none: a crash of the server may have emptied an unlogged table."""
+        if self.watch.facts is not None and self.watch.facts.unlogged:
+            self.doubt(f"{self.source.name}: it is unlogged, and the server may have crashed")
+
+    def apply_marker(self, op: str) -> None:
+        """A truncation, or a trigger that could not record keys."""
+        if op == "t":
+            self.clear()
+            self.watch.rewritten = False
+        elif op == "r":
+            self.doubt(f"{self.source.name}: a trigger could not record which rows changed")
+
     def caught_up(self) -> None:
         """Everything up to the pass's snapshot is applied: the datasets answer, in place of a predecessor's."""
+        if self.cursor.window is None and self.scan is None and self.watch.doubt is not None:
+            self.compare()  # before the failure ends: no one sees the source ready in between
         if self.failure is not None:
             logger.info("source_recovered", source=self.source.name)
         self.failure, self.is_failed, self.retry_at, self.retry_delay_seconds = None, False, 0.0, 0.0
         if self.cursor.window is not None:
             return
         self.moved_at = time.monotonic()
-        if self.scan is None and self.watch.doubt is not None:
-            compare(self)
         if self.careful and self.scan is None:
-            self.careful = bool(self.failing)
+            self.careful = bool(self.quarantine.failing)
         state: State = "rebuilding" if self.watch.weakness else "ready"
         for dataset in self.every:
-            scanned = self.scan is not None and (self.scan.only is None or dataset.name in self.scan.only)
+            scanned = self.scan is not None and self.scan.covers(dataset.name)
             if dataset.state != state and (not scanned or self.is_believed):
                 dataset.state, dataset.reason = state, self.watch.weakness
                 if dataset.name in self.datasets:
@@ -308,7 +351,7 @@ class WatchedSource:
         if self.predecessor is not None:
             self.predecessor.remove_datasets()
             self.predecessor = None
-        self.emptied.retire()
+        self.retire_emptied()
 
     @property
     def is_believed(self) -> bool:
@@ -335,8 +378,8 @@ class WatchedSource:
         reason = f"unexpected {describe(error)}; it is tried again; see the log of syncd serve, and: syncd check"
         if reason != self.failure:
             logger.error("source_failed_unexpectedly", source=self.source.name, exc_info=error)
-        self.watch.note_doubt(f"{self.source.name}: an unexpected error", believed=False)
         self.failed(reason, now=now)
+        self.watch.note_doubt(f"{self.source.name}: an unexpected error", believed=False)
 
     def retry_later(self, reason: str, *, now: float) -> None:
         """Leave the source out of passes for a while."""
@@ -374,14 +417,15 @@ class WatchedSource:
             predecessor.successor = self
             if predecessor.predecessor is not None:  # it never came to serve: what served before it goes on
                 predecessor.datasets |= predecessor.predecessor.datasets
-                predecessor.emptied.take_over(predecessor.predecessor.emptied)
+                for name in predecessor.predecessor.emptied.names:
+                    predecessor.know_emptied(name)
             for dataset in predecessor.every:
                 if dataset.state == "ready":
                     dataset.state = "rebuilding"
 
     def rename(self, source: Source) -> None:
         """The same table under its present name, and with the present types of its columns."""
-        self.source = source
+        self.source = self.quarantine.source = source
         for dataset in self.every:
             dataset.source = source
 
@@ -395,4 +439,6 @@ class WatchedSource:
         """Nothing of this source answers any more."""
         for dataset in self.datasets.values():
             self.registry.remove(dataset)
-        self.emptied.remove()
+        for name in self.emptied.names:
+            self.registry.remove_retired(name)
+        self.emptied.names.clear()

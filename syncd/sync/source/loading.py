@@ -17,9 +17,8 @@ from syncd.postgres.source import Source
 from syncd.store.manifest import SavedDataset, SavedSource
 from syncd.supervision import describe
 from syncd.sync.registry.datasets import Dataset, Registry
-from syncd.sync.source.followed import Quarantined, WatchedSource
-from syncd.sync.source.looking import doubt_unlogged
-from syncd.sync.source.reading import NULL_KEY
+from syncd.sync.source.followed import WatchedSource
+from syncd.sync.source.quarantined import Quarantined
 from syncd.sync.source.scan import Scan
 from syncd.types import DatasetName, Position, Snapshot
 
@@ -65,13 +64,10 @@ def take_up(watched: WatchedSource, saved: SavedSource, *, doubt: str, lost: boo
             if index.codes_damage:
                 logger.warning("codes_damaged", dataset=name, reason=index.codes_damage)
         watched.adopt(dataset)
-    watched.emptied.load(saved.retired)
+    watched.load_emptied(saved.retired)
     for row in saved.quarantine:
-        watched.quarantine[row.key] = Quarantined(
-            DatasetName(row.dataset), row.reason, datetime.fromisoformat(row.since), row.fingerprint
-        )
-        if row.reason == NULL_KEY:
-            watched.unkeyed.add(row.key)
+        since = datetime.fromisoformat(row.since)
+        watched.quarantine.take_up(row.key, Quarantined(DatasetName(row.dataset), row.reason, since, row.fingerprint))
     watched.compared_at = datetime.fromisoformat(saved.compared_at) if saved.compared_at else datetime.now(UTC)
     if doubt:
         logger.warning("reconciling", source=source.name, reason=doubt)
@@ -94,7 +90,7 @@ def take_up(watched: WatchedSource, saved: SavedSource, *, doubt: str, lost: boo
     elif saved.scanning:
         watched.begin_scan()
     else:
-        doubt_unlogged(watched)
+        watched.doubt_unlogged()
 
 
 def check_kind(source: Source, entry: SavedDataset) -> None:

@@ -9,16 +9,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import psycopg
-import structlog
 from psycopg import errors as pg
 from psycopg import sql
 
 from syncd.postgres.catalogue import (
-    Catalogue,
     attach_command,
     changes,
     gone,
@@ -29,11 +25,8 @@ from syncd.postgres.catalogue import (
     weakness,
 )
 from syncd.postgres.connection import first_line
-from syncd.sync.registry.datasets import ANSWERING
+from syncd.sync.source.followed import WatchedSource
 from syncd.sync.source.reading import is_of_a_row
-
-if TYPE_CHECKING:
-    from syncd.sync.source.followed import WatchedSource
 
 LOOK_SECONDS = 3.0
 """Between two looks at a source that has no changes."""
@@ -48,53 +41,6 @@ MANY_LEAVES = 200
 ATTACH_AGAIN = ": attach it again: "
 COMPARE_SECONDS = 50.0
 """Between two comparisons while triggers do not record every write."""
-
-logger = structlog.get_logger()
-
-
-@dataclass(slots=True)
-class Watch:
-    """What is known of one source's catalogue, and what follows from it."""
-
-    seen: str = ""
-    """The facts as they were last read."""
-    facts: Catalogue | None = None
-    altered: str = ""
-    renamed: dict[str, str] = field(default_factory=dict)
-    rewritten: bool = False
-    """The table has other files, and the pass has not shown yet whether a truncation is why."""
-    weakness: str = ""
-    """Why the triggers do not record every write, and what to do; empty where they do."""
-    doubt: str | None = None
-    """Why the table must be compared, once the scan under way is over."""
-    believed: bool = True
-    said: str = ""
-    looked_at: float = -math.inf
-    compare_at: float = -math.inf
-    mend_at: float = math.inf
-    remember_at: float = math.inf
-
-    def remember(self, seen: str) -> None:
-        """Go on from the facts of a checkpoint."""
-        self.seen, self.facts = seen, parse_catalogue(seen) if seen else None
-
-    def note_doubt(self, reason: str, believed: bool) -> None:
-        """Keep a doubt until a comparison takes it up."""
-        if reason != self.said:
-            logger.log(20 if believed else 30, "source_doubted", reason=reason)
-            self.said = reason
-        if self.doubt is None or (self.believed and not believed):
-            self.doubt = reason
-        self.believed &= believed
-
-    def settle(self) -> None:
-        """A comparison begins."""
-        self.doubt, self.believed = None, True
-
-    @property
-    def leaves(self) -> int:
-        """How many partitions there are."""
-        return self.facts.leaves.count if self.facts is not None and self.facts.leaves is not None else 0
 
 
 def look(
@@ -164,9 +110,9 @@ def take_note(connection: psycopg.Connection, each: WatchedSource, text: str) ->
     strong = [change.reason for change in found if change.doubt in ("registry", "doubted", "mend")]
     weaker = [change.reason for change in found if change.doubt in ("rules", "believed")]
     if strong:
-        doubt(each, f"{each.source.name}: {', '.join(strong)}")
+        each.doubt(f"{each.source.name}: {', '.join(strong)}")
     if weaker:
-        doubt(each, f"{each.source.name}: {', '.join(weaker)}", believed=True)
+        each.doubt(f"{each.source.name}: {', '.join(weaker)}", believed=True)
     return any(change.doubt in ("registry", "rules") for change in found)
 
 
@@ -179,61 +125,7 @@ def watch_triggers(each: WatchedSource, now: float) -> None:
         watch.compare_at = now + COMPARE_SECONDS
     elif now >= watch.compare_at:
         watch.compare_at = now + COMPARE_SECONDS
-        doubt(each, f"{each.source.name}: {watch.weakness}")
-
-
-def doubt(each: WatchedSource, reason: str, *, believed: bool = False) -> None:
-    """The indexes may differ from the table for a reason that no trigger tells of: compare them with it.
-
-    Datasets that answer go on answering; ``believed`` to be right, they also stay ``ready``. A comparison under way goes on to its end and
-    is followed by another, so that doubts that keep coming never keep it from ending.
-    """
-    each.watch.note_doubt(reason, believed)
-    if each.scan is None or (each.scan.only is None and each.scan.after is None):
-        compare(each)
-    elif not believed:
-        each.scan.believed = False
-        mark_doubted(each, reason)
-
-
-def apply_marker(watched: WatchedSource, op: str) -> None:
-    """A truncation, or a trigger that could not record keys."""
-    if op == "t":
-        watched.clear()
-        watched.watch.rewritten = False
-    elif op == "r":
-        doubt(watched, f"{watched.source.name}: a trigger could not record which rows changed")
-
-
-def doubt_unlogged(each: WatchedSource) -> None:
-    """The connection was lost, or there was none: a crash of the server in between has emptied what is unlogged, and nothing tells of it."""
-    if each.watch.facts is not None and each.watch.facts.unlogged:
-        doubt(each, f"{each.source.name}: it is unlogged, and the server may have crashed")
-
-
-def compare(each: WatchedSource) -> None:
-    """Begin the comparison that a doubt asks for."""
-    reason, believed = each.watch.doubt or "", each.watch.believed and (each.scan is None or each.scan.believed)
-    each.watch.settle()
-    answering = [dataset for dataset in each.every if dataset.state in ANSWERING]
-    states = [(dataset, dataset.state, dataset.reason) for dataset in answering]
-    everything = each.unconfirmed.everything
-    each.begin_scan(reason="doubt")
-    assert each.scan is not None
-    each.scan.believed = believed
-    if believed:  # every change has come through the outbox; what the comparison finds to be otherwise is noted then
-        each.unconfirmed.everything = everything
-    for dataset, state, why in states:
-        dataset.state, dataset.reason = state, why
-    if not believed:
-        mark_doubted(each, reason)
-
-
-def mark_doubted(each: WatchedSource, reason: str) -> None:
-    """Datasets that are ready go on answering, and say that they may differ from their table."""
-    for dataset in each.every:
-        if dataset.state == "ready":
-            dataset.state, dataset.reason = "rebuilding", reason
+        each.doubt(f"{each.source.name}: {watch.weakness}")
 
 
 def explained(each: WatchedSource, error: psycopg.Error, role: str) -> str:

@@ -12,28 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Set
 from functools import partial
-from typing import TYPE_CHECKING
 
 import psycopg
 
-from syncd.postgres.source import passes
+from syncd.postgres.source import Source, passes
+from syncd.sync.source.rows import Rows
 from syncd.types import DatasetName, Key
 
-if TYPE_CHECKING:
-    from syncd.sync.source.followed import WatchedSource
-
-EXPRESSION_FAILED = "expression_failed"
-NULL_KEY = "null_key"
-"""Reasons of quarantined rows. ``NULL_KEY`` rows have no key that could be asked for: all of them are read whenever one may have changed."""
 OTHER_ROWS = 20
 """How many indexed rows are tried, if every row that was asked for fails."""
 OF_A_ROW = ("21", "22", "23", "2F", "38", "39", "54", "0A", "P0")
 """Classes of SQLSTATE that the value of one row can cause; the others concern the whole table, the session or the server."""
 
-Row = tuple[str | int, str | None, str | None, bytes, int, str | None]
-"""Key, project, dataset, vector, fingerprint and attached columns (a JSON array), as they were read."""
-
-Rows = list[Row]
+SomeIndexed = Callable[[int], list[Key]]
+"""Gives keys of indexed rows, about as many as asked for."""
 
 
 def is_of_a_row(error: BaseException) -> bool:
@@ -41,36 +33,40 @@ def is_of_a_row(error: BaseException) -> bool:
     return isinstance(error, psycopg.Error) and (error.sqlstate or "").startswith(OF_A_ROW)
 
 
-def read_by_keys(connection: psycopg.Connection, each: WatchedSource, keys: Sequence[str]) -> tuple[Rows, list[str]]:
+def read_by_keys(
+    connection: psycopg.Connection, source: Source, keys: Sequence[str], *, careful: bool, some_indexed: SomeIndexed
+) -> tuple[Rows, list[str]]:
     """Live rows by key, and the keys whose row an expression fails on."""
-    read = partial(read_some, connection, each)
-    if not each.careful:
+    read = partial(read_some, connection, source)
+    if not careful:
         return read(keys), []
-    check_rules(connection, each)
+    check_rules(connection, source)
     found, failing = halving(connection, read, keys)
     if failing and not found:
-        check_other_rows(connection, each, {each.source.parse_key(key) for key in keys})
+        check_other_rows(connection, source, {source.parse_key(key) for key in keys}, some_indexed)
     return found, failing
 
 
-def read_some(connection: psycopg.Connection, each: WatchedSource, keys: Sequence[str]) -> Rows:
+def read_some(connection: psycopg.Connection, source: Source, keys: Sequence[str]) -> Rows:
     """Live rows by key."""
     return (
         psycopg.RawCursor(connection)
-        .execute(each.source.read_keys(), [each.source.key_array(keys)], prepare=each.source.prepare, binary=True)
+        .execute(source.read_keys(), [source.key_array(keys)], prepare=source.prepare, binary=True)
         .fetchall()
     )
 
 
-def check_rules(connection: psycopg.Connection, each: WatchedSource) -> None:
+def check_rules(connection: psycopg.Connection, source: Source) -> None:
     """Raise what is wrong with the rules themselves."""
-    psycopg.RawCursor(connection).execute(each.source.plan(), prepare=False)
+    psycopg.RawCursor(connection).execute(source.plan(), prepare=False)
 
 
-def check_other_rows(connection: psycopg.Connection, each: WatchedSource, asked: Set[Key]) -> None:
+def check_other_rows(
+    connection: psycopg.Connection, source: Source, asked: Set[Key], some_indexed: SomeIndexed
+) -> None:
     """Every row that was asked for fails. Raise the error if rows that are indexed fail as well: then it is not the rows that have changed."""
-    read = partial(read_some, connection, each)
-    others = [str(key) for key in each.some_indexed(OTHER_ROWS + len(asked)) if key not in asked][:OTHER_ROWS]
+    read = partial(read_some, connection, source)
+    others = [str(key) for key in some_indexed(OTHER_ROWS + len(asked)) if key not in asked][:OTHER_ROWS]
     if others and all(attempt(connection, partial(read, [key])) is None for key in others):
         read(others[:1])
 
@@ -97,26 +93,29 @@ def halving(
 
 def read_page(
     connection: psycopg.Connection,
-    each: WatchedSource,
+    source: Source,
     after: Key | None,
     only: Sequence[DatasetName] | None,
     rows: int,
+    *,
+    careful: bool,
+    some_indexed: SomeIndexed,
 ) -> tuple[Rows, list[Key], Key | None]:
     """One page of a scan: its live rows, the keys whose row an expression fails on, and its last key, None behind the table's end."""
     cursor = psycopg.RawCursor(connection)
 
     def end_of(start: Key | None, count: int) -> Key | None:
-        query = each.source.read_page_end(start, count)
+        query = source.read_page_end(start, count)
         end = cursor.execute(query, prepare=False, binary=True).fetchone()
-        return None if end is None else each.source.parse_key(end[0])
+        return None if end is None else source.parse_key(end[0])
 
     def read(start: Key | None, until: Key | None) -> Rows:
-        return cursor.execute(each.source.read_range(start, until, only), prepare=False, binary=True).fetchall()
+        return cursor.execute(source.read_range(start, until, only), prepare=False, binary=True).fetchall()
 
     until = end_of(after, rows)
-    if not each.careful:
+    if not careful:
         return read(after, until), [], until
-    check_rules(connection, each)
+    check_rules(connection, source)
     found: Rows = []
     failing: list[Key] = []
     waiting = [(after, until, rows)]
@@ -138,26 +137,26 @@ def read_page(
         else:
             waiting += [(middle, stop, max(count - half, 1)), (start, middle, half)]
     if failing and not found:
-        check_other_rows(connection, each, set(failing))
+        check_other_rows(connection, source, set(failing), some_indexed)
     return found, failing, until
 
 
-def read_unkeyed(connection: psycopg.Connection, each: WatchedSource) -> Rows:
+def read_unkeyed(connection: psycopg.Connection, source: Source, *, careful: bool) -> Rows:
     """The live rows that have no key, or lack a part of it, with labels in the place of keys.
 
     If an expression fails on one of them, nothing tells which of them are live, so all of them are given, in no dataset.
     """
     cursor = psycopg.RawCursor(connection)
-    lacks_none = connection.execute(each.source.may_lack_keys(), prepare=False).fetchone() == (False,)
+    lacks_none = connection.execute(source.may_lack_keys(), prepare=False).fetchone() == (False,)
     if lacks_none:
         return []
 
     def read() -> Rows:
-        return cursor.execute(each.source.read_unkeyed(), prepare=False, binary=True).fetchall()
+        return cursor.execute(source.read_unkeyed(), prepare=False, binary=True).fetchall()
 
-    found = attempt(connection, read) if each.careful else read()
+    found = attempt(connection, read) if careful else read()
     if found is None:
-        labels = cursor.execute(each.source.read_unkeyed_labels(), prepare=False, binary=True).fetchall()
+        labels = cursor.execute(source.read_unkeyed_labels(), prepare=False, binary=True).fetchall()
         found = [(label, None, None, b"", 0, None) for (label,) in labels]
     return found
 

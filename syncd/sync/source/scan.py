@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from syncd.sync.source.reading import Row
+from syncd.sync.source.rows import Row
 from syncd.types import DatasetName, Key
 
 PAGE_ROWS = (1000, 100, 16_000)  # the first page, the shortest and the longest
@@ -37,6 +37,10 @@ class Scan:
     """Keys that were in quarantine before it began and have not been read since."""
     believed: bool = False
     """Whether the indexes are believed to be right all the same: then they go on answering as if nothing were."""
+
+    def covers(self, name: DatasetName) -> bool:
+        """Whether it reads the rows of a dataset."""
+        return self.only is None or name in self.only
 
     def note_page(self, until: Key | None, rows: Sequence[Row], seconds: float) -> None:
         """Move on behind a page, and make the next one longer or shorter: other changes wait while a page is read, and it is held in memory."""
