@@ -1,6 +1,7 @@
-"""Python values as JSON has them, for the metadata of documents and for filters: one conversion, so that a filter finds what was stored.
+"""JSON form of Python values, for the metadata of documents and for filters.
 
-What JSON or PostgreSQL's ``jsonb`` cannot hold is refused, never changed: NaN, infinities, NUL characters, sets, bytes.
+Both use one conversion, so that a filter finds the stored values. A value that JSON or PostgreSQL's
+``jsonb`` cannot hold is refused, never changed: NaN, infinities, NUL characters, sets, bytes.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from uuid import UUID
 import numpy as np
 
 MAX_DEPTH = 64
-"""Depth of lists and objects; PostgreSQL and every JSON parser read far more."""
+"""Depth of nested lists and objects; PostgreSQL and every JSON parser read far more."""
 MAX_DIGITS = 4000
 """Digits of an integer; Python does not write more than 4300."""
 
 
 def json_value(value: object, depth: int = MAX_DEPTH) -> Any:
-    """A value as JSON has it; raises ``ValueError`` that says what cannot be stored.
+    """The JSON form of a value; raises ``ValueError``, which names the value that has none.
 
-    A datetime, date or time becomes its ISO 8601 text, a UUID its text, a ``Decimal`` the nearest number, a numpy scalar or array numbers,
-    a tuple a list.
+    A datetime, date or time becomes its ISO 8601 text, a UUID its text, a ``Decimal`` the nearest
+    number, a numpy scalar or array numbers, a tuple a list.
     """
     match value:
         case None | bool():
@@ -40,7 +41,8 @@ def json_value(value: object, depth: int = MAX_DEPTH) -> Any:
         case float() | Decimal():
             if not math.isfinite(value):
                 raise ValueError(f"{value} is not a number of JSON")
-            return int(value) if isinstance(value, Decimal) and value == value.to_integral_value() else float(value)
+            is_whole = isinstance(value, Decimal) and value == value.to_integral_value()
+            return int(value) if is_whole else float(value)
         case datetime() | date() | time():
             return value.isoformat()
         case UUID():
@@ -55,7 +57,7 @@ def json_value(value: object, depth: int = MAX_DEPTH) -> Any:
 
 
 def text(value: str) -> str:
-    """Text that PostgreSQL can store; raises ``ValueError``."""
+    """The same text; raises ``ValueError`` if PostgreSQL cannot store it."""
     if "\0" in value:
         raise ValueError("text with a NUL character, which PostgreSQL cannot store")
     try:
@@ -66,7 +68,7 @@ def text(value: str) -> str:
 
 
 def numpy_value(value: np.generic | np.ndarray[Any, Any]) -> Any:
-    """A scalar or an array as Python has it: numbers, text, points in time and what an array of objects holds."""
+    """Python's form of a scalar or an array: numbers, text, times, or an object array's objects."""
     kind = value.dtype.kind
     if kind not in "biufUMO":
         raise ValueError(f"a numpy value of type {value.dtype} has no form in JSON")
@@ -76,7 +78,7 @@ def numpy_value(value: np.generic | np.ndarray[Any, Any]) -> Any:
 
 
 def key_text(key: object) -> str:
-    """The name of a member of an object."""
+    """The name of an object's member; raises ``ValueError``."""
     if isinstance(key, str):
         return text(key)
     if isinstance(key, int | UUID) and not isinstance(key, bool):

@@ -1,7 +1,8 @@
-"""Keys between the forms of the table, the outbox, the index and a request.
+"""Conversion of keys between the forms of table, outbox, index and request.
 
-Invariant: one key has one text. The trigger writes it, the pass reads it and the index stores it, whatever the sessions' settings are; a request may
-name a time in another form of ISO 8601, which becomes that text here.
+Invariant: one key has one text. The trigger writes this text, the pass reads it and the index
+stores it, whatever the sessions' settings are. A request may name a time in another form of ISO
+8601; it is converted to this text here.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ KEY_KINDS: dict[str, KeyKind] = {
     "timestamp without time zone": "timestamp",
     "timestamp with time zone": "timestamptz",
 }
-"""The base types that a key's columns may have."""
+"""Kind of each base type that a key's column may have."""
 
 TIMES: frozenset[KeyKind] = frozenset({"date", "timestamp", "timestamptz"})
 _DAY = r"\d{4,7}-\d\d-\d\d"
@@ -39,7 +40,10 @@ _INTEGER_BOUND = 2**63
 
 
 def parse_key(kinds: Sequence[KeyKind], text: str | int) -> Key:
-    """A key as the outbox or a row has it, as syncd's own; raises ``ValueError`` where no key of these kinds has such a text."""
+    """syncd's form of a key of the outbox or of a row.
+
+    Raises ``ValueError`` if no key of these kinds has such a text.
+    """
     if len(kinds) == 1:
         return parse_element(kinds[0], text)
     elements = json.loads(str(text))
@@ -53,7 +57,7 @@ def parse_key(kinds: Sequence[KeyKind], text: str | int) -> Key:
 
 
 def parse_keys(kinds: Sequence[KeyKind], texts: Sequence[str | int]) -> list[Key]:
-    """``parse_key`` of many."""
+    """``parse_key`` of many texts."""
     if kinds != ["integer"]:
         return [parse_key(kinds, text) for text in texts]
     numbers = [int(text) for text in texts]
@@ -63,7 +67,7 @@ def parse_keys(kinds: Sequence[KeyKind], texts: Sequence[str | int]) -> list[Key
 
 
 def parse_element(kind: KeyKind, text: str | int) -> Key:
-    """One column's value."""
+    """syncd's form of one column's value; raises ``ValueError``."""
     if kind == "integer":
         number = int(text)
         if not -_INTEGER_BOUND <= number < _INTEGER_BOUND:
@@ -76,7 +80,10 @@ def parse_element(kind: KeyKind, text: str | int) -> Key:
 
 
 def readable(kinds: Sequence[KeyKind], texts: Sequence[str]) -> list[str]:
-    """Those that are keys of these kinds: after an ALTER TABLE the outbox may hold keys of the column's type before."""
+    """The texts that are keys of these kinds.
+
+    After an ALTER TABLE the outbox may hold keys of the column's previous type.
+    """
 
     def reads(text: str) -> bool:
         try:
@@ -89,7 +96,7 @@ def readable(kinds: Sequence[KeyKind], texts: Sequence[str]) -> list[str]:
 
 
 def has_null(text: str) -> bool:
-    """Whether a composite key, as the outbox has it, has a part that is NULL."""
+    """Whether a composite key of the outbox has a part that is NULL."""
     try:
         elements = json.loads(text)
     except ValueError:
@@ -98,9 +105,10 @@ def has_null(text: str) -> bool:
 
 
 def canonical_time(kind: KeyKind, text: str) -> str:
-    """The text of a date or an instant that a request names in any form of ISO 8601; an instant without an offset is in UTC.
+    """The text of a date or an instant that a request names in any form of ISO 8601.
 
-    What is no such form, as years before 1 and after 9999 and infinity, is taken as it is.
+    An instant without an offset is in UTC. Other texts are returned unchanged: years before 1 and
+    after 9999, and infinity.
     """
     try:
         if kind == "date":
@@ -110,13 +118,11 @@ def canonical_time(kind: KeyKind, text: str) -> str:
         return text
     if kind == "timestamp":
         return iso_text(moment.replace(tzinfo=None))
-    return (
-        iso_text((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC).replace(tzinfo=None))
-        + "+00:00"
-    )
+    instant = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return iso_text(instant.astimezone(UTC).replace(tzinfo=None)) + "+00:00"
 
 
 def iso_text(moment: datetime) -> str:
-    """As PostgreSQL writes it in JSON: no more digits of a second than there are."""
+    """The form that PostgreSQL writes in JSON: no trailing zeros in the fraction of a second."""
     text = moment.isoformat()
     return text.rstrip("0") if "." in text else text

@@ -1,6 +1,7 @@
-"""Fixtures for the tests of a program that uses syncd. In ``conftest.py``: ``pytest_plugins = ["syncd.pytest_plugin"]``.
+"""Fixtures for the tests of a program that uses syncd.
 
-A program that has migrations overrides ``syncd_prepare`` there.
+To use them, write ``pytest_plugins = ["syncd.pytest_plugin"]`` in ``conftest.py``. A program that
+has migrations overrides ``syncd_prepare`` there.
 """
 
 from __future__ import annotations
@@ -15,23 +16,23 @@ from syncd.testing import Throwaway, throwaway
 
 @pytest.fixture(scope="session")
 def syncd_prepare() -> Callable[[str], None]:
-    """What is done to the database before syncd starts; it gets the DSN. By default nothing."""
+    """A function that prepares the database before syncd starts; it gets the DSN."""
 
     def nothing(dsn: str) -> None:
-        """The database has schema ``syncd``, and in it the table ``syncd.embeddings``."""
+        """Leave the database as it is: it has schema ``syncd`` with table ``syncd.embeddings``."""
 
     return nothing
 
 
 @pytest.fixture(scope="session")
 def syncd_throwaway(syncd_prepare: Callable[[str], None]) -> Iterator[Throwaway]:
-    """A PostgreSQL and a syncd of this run's own: ``dsn``, ``socket``, ``client()`` and ``catch_up()``."""
+    """The PostgreSQL and syncd of this run: ``dsn``, ``socket``, ``client()``, ``catch_up()``."""
     with throwaway(syncd_prepare) as running:
         yield running
 
 
 @pytest.fixture
 def syncd_client(syncd_throwaway: Throwaway) -> Iterator[Client]:
-    """A client of that syncd."""
+    """A client of this run's syncd."""
     with syncd_throwaway.client() as client:
         yield client

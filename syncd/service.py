@@ -1,4 +1,4 @@
-"""The service: everything that runs, in one task group, from the socket's opening to the last checkpoint."""
+"""The service: all tasks of syncd serve, from the opening of its socket to the last checkpoint."""
 
 from __future__ import annotations
 
@@ -45,23 +45,39 @@ from syncd.sync.consumer.consumer import Consumer
 from syncd.sync.registry.datasets import Registry
 
 START_SECONDS = 25.0
+"""How long the database may take to answer at a start."""
 SWITCH_SECONDS = 0.001
-"""How long a pass in its thread may keep the interpreter from the event loop, which answers searches."""
+"""Python's thread switch interval: how long a pass's thread may delay the event loop.
+
+The event loop answers searches.
+"""
 LAST_PROOF_SECONDS = 5.0
+"""How long a stop waits for PostgreSQL to confirm the last checkpoint.
+
+These limits end a stop after about 10 s, whatever the database does. Only writing a checkpoint's
+files may take longer.
+"""
 LAST_REPORT_SECONDS = 2.0
+"""How long a stop waits for the last report to the database."""
 STOP_REQUESTS_SECONDS = 8.0
+"""How long a stop waits for requests under way."""
 FILES_BESIDE_CONNECTIONS = 400
-"""Descriptors for the database, a checkpoint's files, spare connections, and those that were refused and linger."""
-"""A stop takes about ten seconds at most, whatever the database does; only a checkpoint's files may take longer."""
+"""Descriptors for the database, a checkpoint's files, spare connections, and refused ones."""
 
 logger = structlog.get_logger()
 
 
-async def run(settings: Settings, *, once: bool = False, say: Callable[[str], None] = print) -> None:
+async def run(
+    settings: Settings,
+    *,
+    once: bool = False,
+    say: Callable[[str], None] = print,
+) -> None:
     """Serve until SIGTERM or SIGINT; with ``once``, catch up, save a checkpoint and return.
 
-    ``say`` gets the one line ``ready <socket>``. Raises ``SyncdError`` when the service cannot start, or when another process takes the
-    consumer's name; a database that is lost later is waited for.
+    ``say`` gets the one line ``ready <socket>``. Raises ``SyncdError`` if the service cannot start,
+    or if another process takes the consumer's name. If the database is lost later, the service
+    waits for it.
     """
     allow_many_files()
     sys.setswitchinterval(SWITCH_SECONDS)
@@ -70,17 +86,17 @@ async def run(settings: Settings, *, once: bool = False, say: Callable[[str], No
 
 
 async def run_with(settings: Settings, once: bool, say: Callable[[str], None]) -> None:
-    """``run`` for callers that can only pass arguments by place."""
+    """``run`` for callers that can only pass positional arguments."""
     await run(settings, once=once, say=say)
 
 
 def has_uvloop() -> bool:
-    """Whether the faster event loop is there."""
+    """Whether the faster event loop is installed."""
     return importlib.util.find_spec("uvloop") is not None
 
 
 class Service:
-    """The parts, and the order in which they start and stop."""
+    """The parts of the service, and the order in which they start and stop."""
 
     def __init__(self, settings: Settings, *, once: bool, say: Callable[[str], None]) -> None:
         self.settings = settings
@@ -117,10 +133,16 @@ class Service:
         )
         self.ops = Ops(
             Parts(
-                settings, self.consumer, self.checkpointer, self.listener, self.reporter, self.verifier, self.rotator,
+                settings,
+                self.consumer,
+                self.checkpointer,
+                self.listener,
+                self.reporter,
+                self.verifier,
+                self.rotator,
                 methods,
             )
-        )  # fmt: skip
+        )
         self.server = Server(
             {**methods.table(), **why_method(methods)},
             socket=settings.socket_path,
@@ -128,20 +150,25 @@ class Service:
             token=settings.token.get_secret_value() or None,
             tls=settings.tls,
             limits=Limits(
-                connections=connections_within_files(settings.max_connections), stop_seconds=STOP_REQUESTS_SECONDS
+                connections=connections_within_files(settings.max_connections),
+                stop_seconds=STOP_REQUESTS_SECONDS,
             ),
             inputs=inputs,
             version=version("syncd"),
         )
 
     async def run(self) -> None:
-        """Socket first, then the database, then everything else."""
+        """Run until a signal: open the socket, reach the database, then start all other tasks."""
         try:
             async with create_task_group() as tasks:
                 tasks.start_soon(self.handle_signals)
                 await tasks.start(self.serve_rpc)
                 for host, port in self.server.tcp_addresses:
-                    logger.info("listening", address=join_host_port(host, port), tls=self.settings.tls is not None)
+                    logger.info(
+                        "listening",
+                        address=join_host_port(host, port),
+                        tls=self.settings.tls is not None,
+                    )
                 await self.ops.start(tasks)
                 started = await self.reach_database(tasks)
                 async with create_task_group() as background:
@@ -155,7 +182,8 @@ class Service:
                     self.consumer.patience.stopping = True
                     background.cancel_scope.cancel()
                 with CancelScope(shield=True):
-                    async with create_task_group() as last:  # requests under way may wait for the database as well
+                    # both at once: requests under way may wait for the database as well
+                    async with create_task_group() as last:
                         last.start_soon(self.rpc_stopped.wait)
                         if started:
                             last.start_soon(self.save_last_checkpoint)
@@ -167,7 +195,10 @@ class Service:
             await self.control.close()
 
     async def reach_database(self, tasks: TaskGroup) -> bool:
-        """Start what the service cannot do without; False where it was told to stop meanwhile. Raises ``DatabaseError``."""
+        """Start the consumer and the listener; returns False if a stop came first.
+
+        Raises ``DatabaseError``.
+        """
         with anyio.move_on_after(START_SECONDS) as starting:
             tasks.start_soon(self.give_up, starting)
             await tasks.start(self.consumer.run)
@@ -186,7 +217,10 @@ class Service:
         starting.cancel()
 
     def start_background(self, tasks: TaskGroup) -> None:
-        """What runs beside passes and requests, and goes first at a stop: none of it may keep the last checkpoint waiting."""
+        """Start the tasks that run alongside passes and requests.
+
+        A stop ends them first: the last checkpoint must not wait for them.
+        """
         kept: Mapping[str, Callable[[], Awaitable[None]]] = {
             "checkpointer": partial(self.checkpointer.run, self.settings.checkpoint_seconds),
             "reporter": self.reporter.run,
@@ -199,23 +233,26 @@ class Service:
             tasks.start_soon(self.tasks.keep, task, run)
 
     async def announce(self) -> None:
-        """Say ``ready`` once each dataset answers, or has failed."""
+        """Say ``ready`` when each dataset answers, or has failed."""
         await self.consumer.ready.wait()
-        with contextlib.suppress(OSError, ValueError):  # nobody reads stdout any more
+        with contextlib.suppress(OSError, ValueError):  # stdout was closed
             self.say(f"ready {self.settings.socket_path}")
         notify("READY=1\nSTATUS=every dataset answers, or has failed")
         if self.once:
             self.stopping.set()
 
     async def serve_rpc(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
-        """Serve until told to stop; the server finishes what is under way, within a limit of its own."""
+        """Serve until a stop. The server finishes requests under way, within its own time limit."""
         try:
             await self.tasks.keep_started("rpc", self.server.serve, task_status=task_status)
         finally:
             self.rpc_stopped.set()
 
     async def save_last_checkpoint(self) -> None:
-        """Save at stop, and report how it ended; when that fails the checkpoint before stays, and the next start replays from there."""
+        """Save a checkpoint at a stop, and report how it ended.
+
+        If this fails, the previous checkpoint is kept, and the next start replays from there.
+        """
         try:
             await self.checkpointer.save(LAST_PROOF_SECONDS)
         except SyncdError as error:
@@ -225,7 +262,7 @@ class Service:
                 await self.reporter.report()
 
     async def handle_signals(self) -> None:
-        """The first signal stops the service in order, a second one at once."""
+        """Stop the service in order at the first signal, at once at the second."""
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async for number in signals:
                 if self.stopping.is_set():
@@ -238,15 +275,22 @@ class Service:
 
 
 def allow_many_files() -> None:
-    """Raise the soft limit of open files to the hard one: connections and mapped files need more than the usual 1024."""
+    """Raise the soft limit of open files to the hard one.
+
+    Connections and mapped files need more than the usual 1024.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        with contextlib.suppress(ValueError, OSError):  # macOS names a hard limit that it does not grant
+        # macOS reports a hard limit that it does not grant
+        with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def connections_within_files(wanted: int) -> int:
-    """As many connections as asked for, or as there are descriptors for: one that cannot be accepted cannot be told why."""
+    """The number of connections, lowered to the available descriptors.
+
+    A connection that cannot be accepted could not be told the reason.
+    """
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files == resource.RLIM_INFINITY or wanted <= files - FILES_BESIDE_CONNECTIONS:
         return wanted
@@ -261,7 +305,7 @@ def connections_within_files(wanted: int) -> int:
 
 
 def first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The one error inside groups of one; syncd's own errors go before others."""
+    """The error to raise for nested groups; syncd's own errors come before others."""
     errors: list[BaseException] = []
     waiting: list[BaseException] = [group]
     while waiting:

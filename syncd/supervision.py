@@ -1,7 +1,8 @@
-"""The background tasks: each is started again after an error, with a growing delay, and what fails is there to be asked for.
+"""Supervision of background tasks: each is started again after an error, with a growing delay.
 
-Invariant: an error in one task ends neither the service nor another task. Only ``ConsumerReplaced`` and what fails before a task has started pass
-through: these end the process.
+Failing tasks are listed for ``status``. Invariant: an error in one task ends neither the service
+nor another task. There are two exceptions, which end the process: ``ConsumerReplaced``, and an
+error before a task has started.
 """
 
 from __future__ import annotations
@@ -22,14 +23,17 @@ from syncd.errors import ConsumerReplaced
 FIRST_RETRY_SECONDS = 0.25
 LAST_RETRY_SECONDS = 60.0
 SETTLED_SECONDS = 60.0
-"""A task that has run for this long since its last error counts as well, even if it has not said so."""
+"""A task that runs this long after a retry no longer counts as failing."""
 
 logger = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class Failing:
-    """One task that fails: its last error, how many there were in a row, and when it is tried again, by ``time.monotonic``."""
+    """One task that fails: its last error, errors in a row, and the time of its retry.
+
+    ``retry_at`` is in seconds of ``time.monotonic``.
+    """
 
     task: str
     error: str
@@ -38,14 +42,17 @@ class Failing:
 
 
 class Startable(Protocol):
-    """A task that says when it has started."""
+    """A task that reports when it has started."""
 
     async def __call__(self, *, task_status: TaskStatus[None]) -> None:
-        """Run, and say when it has started."""
+        """Run the task; it calls ``task_status.started`` when it has started."""
 
 
 class Tasks:
-    """Which tasks fail. The event loop alone changes it; ``listed`` may be called from any thread."""
+    """The tasks that fail.
+
+    Only the event loop changes them; ``listed`` may be called from any thread.
+    """
 
     def __init__(self) -> None:
         self.failures: Counter[str] = Counter(consumer=0)
@@ -57,16 +64,18 @@ class Tasks:
         self.failures[task] += 1
         before = self.failing.get(task)
         in_a_row = 1 if before is None or is_settled(before) else before.failures + 1
-        self.failing[task] = Failing(task, describe(error), in_a_row, time.monotonic() + retry_seconds)
+        retry_at = time.monotonic() + retry_seconds
+        self.failing[task] = Failing(task, describe(error), in_a_row, retry_at)
 
     def well(self, task: str) -> None:
-        """A task has done its work."""
+        """Note that a task has done its work."""
         self.failing.pop(task, None)
 
     def listed(self) -> list[Failing]:
         """The tasks that fail now, by name."""
         return sorted(
-            (each for each in list(self.failing.values()) if not is_settled(each)), key=lambda each: each.task
+            (each for each in list(self.failing.values()) if not is_settled(each)),
+            key=lambda each: each.task,
         )
 
     async def keep(self, task: str, run: Callable[[], Awaitable[None]]) -> None:
@@ -76,15 +85,19 @@ class Tasks:
     async def keep_started(
         self, task: str, run: Startable, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED
     ) -> None:
-        """``keep`` for a task that says when it has started. An error before that is raised: it ends the start."""
+        """``keep`` for a task that reports when it has started.
+
+        An error before that is raised, and ends the start.
+        """
         status = FirstStart(task_status)
         await self.keep_running(task, lambda: run(task_status=status), lambda: status.has_started)
 
     async def keep_running(
         self, task: str, run: Callable[[], Awaitable[None]], has_started: Callable[[], bool]
     ) -> None:
-        """``keep`` and ``keep_started``."""
-        self.failures[task] += 0  # a series that begins with its first error shows no increase
+        """The loop of ``keep`` and ``keep_started``."""
+        # so that the metric exists before the first error: else it would show no increase
+        self.failures[task] += 0
         while True:
             try:
                 await run()
@@ -104,29 +117,29 @@ class Tasks:
 
 
 class FirstStart(TaskStatus[None]):
-    """Passes ``started`` on once: a task that is started again says it again."""
+    """Passes on the first ``started`` only: a task that is started again calls it again."""
 
     def __init__(self, status: TaskStatus[None]) -> None:
         self.status = status
         self.has_started = False
 
     def started(self, value: None = None) -> None:
-        """The task has started."""
+        """Note that the task has started."""
         if not self.has_started:
             self.has_started = True
             self.status.started(value)
 
 
 def describe(error: BaseException) -> str:
-    """An error for people: syncd's own in its words, any other with its type."""
+    """The text of an error: syncd's own message, or another error's type and message."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     text = str(error).strip()
-    return (
-        text if hasattr(error, "kind") and text else f"{type(error).__name__}: {text}" if text else type(error).__name__
-    )
+    if text and hasattr(error, "kind"):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def is_settled(failing: Failing) -> bool:
-    """Whether the task has run for long since."""
+    """Whether the task has run for ``SETTLED_SECONDS`` since its retry."""
     return time.monotonic() > failing.retry_at + SETTLED_SECONDS

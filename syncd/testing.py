@@ -1,6 +1,7 @@
-"""A PostgreSQL and a syncd for the tests of a program that uses syncd; both are gone when the tests end.
+"""A temporary PostgreSQL and syncd, for the tests of a program that uses syncd.
 
-Nothing of the tester's own is used: no database, no ``SYNCD_*`` or ``PG*`` variable, no ``syncd.toml``.
+Both are removed when the tests end. They do not use a developer's own database, ``SYNCD_*`` or
+``PG*`` variables, or ``syncd.toml``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,12 @@ from syncd.postgres.connection import connect_blocking
 from syncd.postgres.embedded.embedded import EmbeddedPostgres
 from syncd.statements import statement
 
-SERVER_SETTINGS = {"fsync": "off", "full_page_writes": "off", "max_connections": "50", "shared_buffers": "32MB"}
+SERVER_SETTINGS = {
+    "fsync": "off",
+    "full_page_writes": "off",
+    "max_connections": "50",
+    "shared_buffers": "32MB",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,28 +33,33 @@ class Throwaway:
     """A running PostgreSQL with schema ``syncd``, and a running syncd that follows it."""
 
     dsn: str
-    """How libpq reaches the database; its user may do anything there."""
+    """libpq connection string of the database; its user is a superuser."""
     socket: Path
-    """Where the syncd listens."""
+    """Unix socket of the service."""
 
     def client(self) -> Client:
         """A new client, for use with ``with``."""
         return Client(self.socket)
 
     def catch_up(self) -> None:
-        """Return once every transaction that has committed by now can be found by searches."""
+        """Return when searches find the rows of every transaction that has committed by now."""
         with connect_blocking(self.dsn) as connection, self.client() as client:
             row = connection.execute(statement("apps", "token")).fetchone()
             assert row is not None
-            connection.commit()  # the token is visible, and with it all that committed before it was taken
+            # the token's transaction is visible now, and so are all that committed before it
+            connection.commit()
             client.wait(row[0])
 
 
 @contextmanager
-def throwaway(prepare: Callable[[str], None] | None = None, **settings: object) -> Iterator[Throwaway]:
-    """Start both, and remove them at the end of the block: a few seconds. Needs ``pip install 'syncd[embedded]'``.
+def throwaway(
+    prepare: Callable[[str], None] | None = None,
+    **settings: object,
+) -> Iterator[Throwaway]:
+    """Start PostgreSQL and syncd, and remove them at the end of the block.
 
-    ``prepare`` gets the DSN before syncd starts: there a program runs its own migrations. ``settings`` are syncd's, such as
+    This takes a few seconds, and needs ``pip install 'syncd[embedded]'``. ``prepare`` gets the DSN
+    before syncd starts: there a program runs its own migrations. ``settings`` are syncd's, such as
     ``poll_seconds=0.1``.
     """
     with tempfile.TemporaryDirectory(prefix="syncd-") as name:
@@ -57,9 +68,15 @@ def throwaway(prepare: Callable[[str], None] | None = None, **settings: object) 
             schema.install(server.conninfo)
             if prepare is not None:
                 prepare(server.conninfo)
-            mine = {"dsn": server.conninfo, "data_dir": folder / "data", "socket": folder / "s", "http": "off"}
-            environment = {
-                variable: value for variable, value in os.environ.items() if not variable.startswith(("SYNCD_", "PG"))
-            } | {f"SYNCD_{setting.upper()}": str(value) for setting, value in (mine | settings).items()}
+            mine = {
+                "dsn": server.conninfo,
+                "data_dir": folder / "data",
+                "socket": folder / "s",
+                "http": "off",
+            }
+            given = mine | settings
+            other = {k: v for k, v in os.environ.items() if not k.startswith(("SYNCD_", "PG"))}
+            own = {f"SYNCD_{name.upper()}": str(value) for name, value in given.items()}
+            environment = other | own
             with process.serve(environment, folder / "serve.log", folder):
                 yield Throwaway(server.conninfo, folder / "s")

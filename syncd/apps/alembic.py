@@ -1,6 +1,8 @@
-"""``attach`` and ``detach`` for the revisions of a program's own Alembic, online and with ``--sql``.
+"""``attach`` and ``detach`` for the revisions of a program's own Alembic, online and with
+``--sql``.
 
-Schema ``syncd`` is made by ``syncd init``, before; the two have version tables of their own and do not meet.
+Schema ``syncd`` is made by ``syncd init``, before; the two have version tables of their own and do
+not meet.
 """
 
 from __future__ import annotations
@@ -28,13 +30,25 @@ def attach(
     columns: Sequence[str] | None = None,
     row_triggers: bool = False,
 ) -> None:
-    """``syncd.attach`` in a revision's ``upgrade``, in its transaction; what is not given has the function's default."""
-    words = {"source": source, "vector": vector, "project": project, "dataset": dataset, "live": live, "metric": metric}
+    """``syncd.attach`` in a revision's ``upgrade``, in its transaction; what is not given has the
+    function's default.
+    """
+    words = {
+        "source": source,
+        "vector": vector,
+        "project": project,
+        "dataset": dataset,
+        "live": live,
+        "metric": metric,
+    }
     lists = {"key": key, "columns": columns}
     op.execute(
         text(with_colons(statement("schema", "attach"))).bindparams(
             *(bindparam(name, value, Text) for name, value in words.items()),
-            *(bindparam(name, None if value is None else list(value), ARRAY(Text)) for name, value in lists.items()),
+            *(
+                bindparam(name, None if value is None else list(value), ARRAY(Text))
+                for name, value in lists.items()
+            ),
             bindparam("row_triggers", row_triggers, Boolean),
         )
     )
@@ -42,7 +56,11 @@ def attach(
 
 def detach(source: str) -> None:
     """``syncd.detach`` in a revision's ``downgrade``."""
-    op.execute(text(with_colons(statement("schema", "detach"))).bindparams(bindparam("source", source, Text)))
+    op.execute(
+        text(with_colons(statement("schema", "detach"))).bindparams(
+            bindparam("source", source, Text)
+        )
+    )
 
 
 def with_colons(query: str) -> str:

@@ -1,6 +1,8 @@
-"""What a table of documents may hold: each document is checked before a write, so that all that was written can be found.
+"""What a table of documents may hold: each document is checked before a write, so that all that was
+written can be found.
 
-The invariant: what passes is stored as it is, can be indexed, and comes back equal, but for what ``json_value`` converts.
+The invariant: what passes is stored as it is, can be indexed, and comes back equal, but for what
+``json_value`` converts.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from syncd.types import Metric
 T = TypeVar("T")
 
 MAX_ID_BYTES = 2000
-"""Bytes of an id in UTF-8; an index entry of PostgreSQL holds 2704, the collection's name among them."""
+"""Bytes of an id in UTF-8; an index entry of PostgreSQL holds 2704, the collection's name among
+them.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,9 @@ class Document:
 def checked_rows(
     collection: str, documents: Sequence[Document], vectors: Sequence[Vector | None], metric: Metric
 ) -> list[dict[str, Any]]:
-    """The rows of these documents; raises ``InvalidDocument`` that names each that cannot be stored or indexed."""
+    """The rows of these documents; raises ``InvalidDocument`` that names each that cannot be stored
+    or indexed.
+    """
     wrong = InvalidDocuments(len(documents))
     rows = []
     for document, vector in zip(documents, vectors, strict=True):
@@ -58,19 +64,29 @@ def checked_rows(
     return rows
 
 
-def check_lengths(rows: Sequence[Mapping[str, Any]], present: Iterable[int], collection: str) -> None:
-    """Raise ``InvalidDocument`` unless the vectors have the length of those that are ``present``, or else one length."""
+def check_lengths(
+    rows: Sequence[Mapping[str, Any]], present: Iterable[int], collection: str
+) -> None:
+    """Raise ``InvalidDocument`` unless the vectors have the length of those that are ``present``,
+    or else one length.
+    """
     lengths = Counter(present)
     what = f"the vectors of collection {collection!r} have"
     if not lengths:
-        lengths, what = Counter(len(row["embedding"]) for row in rows), "most vectors of this write have"
+        lengths, what = (
+            Counter(len(row["embedding"]) for row in rows),
+            "most vectors of this write have",
+        )
     wrong = InvalidDocuments(len(rows))
     for row in rows:
         with wrong.of(row["id"]):
             expected, got = lengths.most_common(1)[0][0], len(row["embedding"])
             if got != expected:
                 raise ValueError(f"its vector has {got} dimensions, {what} {expected}")
-    wrong.raise_if_any("embed with the model that filled the collection, or delete the collection's documents first")
+    wrong.raise_if_any(
+        "embed with the model that filled the collection, or delete the collection's documents "
+        "first"
+    )
 
 
 class InvalidDocuments:
@@ -93,7 +109,9 @@ class InvalidDocuments:
         more = len(self.reasons) - self.NAMED
         named = "; ".join(self.reasons[: self.NAMED]) + (f"; and {more} more" if more > 0 else "")
         raise InvalidDocument(
-            f"nothing was written: {len(self.reasons)} of {self.total} documents cannot be stored: {named}", hint=hint
+            f"nothing was written: {len(self.reasons)} of {self.total} documents cannot be stored: "
+            f"{named}",
+            hint=hint,
         )
 
 

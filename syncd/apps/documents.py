@@ -1,7 +1,8 @@
-"""A table of documents in PostgreSQL whose searches are answered by syncd: what the LangChain and the LlamaIndex store share.
+"""A table of documents in PostgreSQL whose searches are answered by syncd: what the LangChain and
+the LlamaIndex store share.
 
-The invariant: a search sees every write that this object has finished. Texts and metadata are read from the table, so an answer never holds
-a document that is gone.
+The invariant: a search sees every write that this object has finished. Texts and metadata are read
+from the table, so an answer never holds a document that is gone.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ from syncd.types import Metric, Token, dataset_name
 
 MAX_CONNECTIONS = 4
 CONNECT = {"autocommit": True, "client_encoding": "UTF8", "prepare_threshold": None}
-"""Behind a pooler the next transaction may be in another session, so each begins with what it rests on, and nothing is prepared."""
+"""Behind a pooler the next transaction may be in another session, so each begins with what it rests
+on, and nothing is prepared.
+"""
 
 
 T = TypeVar("T")
@@ -50,12 +53,15 @@ class Found:
 
 
 class Documents:
-    """One collection of one table. Threads may share it, and so may processes that fork: each opens its own connections.
+    """One collection of one table. Threads may share it, and so may processes that fork: each opens
+    its own connections.
 
-    ``dsn`` is libpq's connection string, by default its ``PG*`` variables; ``address`` and ``token`` are those of ``syncd.connect``.
-    ``table`` is a name, or ``schema.name``; it is made and attached where it does not exist, also when somebody has dropped it meanwhile. For
-    that its user needs ``USAGE`` on schema ``syncd``. ``metric`` is what the table is attached with then, by default cosine; a table that is
-    attached already has its own, and another one is a ``SettingsError``.
+    ``dsn`` is libpq's connection string, by default its ``PG*`` variables; ``address`` and
+    ``token`` are those of ``syncd.connect``. ``table`` is a name, or ``schema.name``; it is made
+    and attached where it does not exist, also when somebody has dropped it meanwhile. For that its
+    user needs ``USAGE`` on schema ``syncd``. ``metric`` is what the table is attached with then, by
+    default cosine; a table that is attached already has its own, and another one is a
+    ``SettingsError``.
     """
 
     def __init__(
@@ -76,7 +82,9 @@ class Documents:
         self.dataset = dataset_name(table, collection)
         self.last_token: str | None = None
         self._name = sql.Identifier(*table.split("."))
-        self._name_in_query = sql.Identifier(*table.replace("%", "%%").split("."))  # psycopg reads % in names too
+        self._name_in_query = sql.Identifier(
+            *table.replace("%", "%%").split(".")
+        )  # psycopg reads % in names too
         self._own = PerProcess(lambda: _Own(dsn, address, token), _Own.leave)
         try:
             with self._own.get().connection() as connection:
@@ -96,14 +104,18 @@ class Documents:
         self.close()
 
     def write(self, documents: Sequence[Document], vectors: Sequence[Vector | None]) -> None:
-        """Insert or replace, all or none of them; raises ``InvalidDocument`` that names those that could not be found afterwards."""
+        """Insert or replace, all or none of them; raises ``InvalidDocument`` that names those that
+        could not be found afterwards.
+        """
         rows = checked_rows(self.collection, documents, vectors, self.metric)
         ids = [row["id"] for row in rows]
 
         def insert(connection: Connection) -> None:
             with session.transaction(connection), connection.cursor() as cursor:
                 present = self._lengths(connection, ids)
-                if not present:  # of two first writes the second waits, and sees the lengths of the first
+                if (
+                    not present
+                ):  # of two first writes the second waits, and sees the lengths of the first
                     connection.execute(statement("apps", "lock_first_write"), [self.dataset])
                     present = self._lengths(connection, ids)
                 check_lengths(rows, present, self.collection)
@@ -114,7 +126,9 @@ class Documents:
             self._on_table(insert)
 
     def delete(self, ids: Sequence[str] | None = None) -> None:
-        """Delete these, or without ``ids`` all of the collection; those that are not there do no harm."""
+        """Delete these, or without ``ids`` all of the collection; those that are not there do no
+        harm.
+        """
         if ids is None:
             self._change("delete_collection")
         else:
@@ -128,20 +142,35 @@ class Documents:
         """Those of these documents that there are, in the order of ``ids``."""
 
         def found(connection: Connection) -> dict[str, Document]:
-            with session.transaction(connection), connection.cursor(row_factory=class_row(Document)) as cursor:
-                cursor.execute(self._statement("read_documents"), {"collection": self.collection, "ids": storable(ids)})
+            with (
+                session.transaction(connection),
+                connection.cursor(row_factory=class_row(Document)) as cursor,
+            ):
+                cursor.execute(
+                    self._statement("read_documents"),
+                    {"collection": self.collection, "ids": storable(ids)},
+                )
                 return {document.id: document for document in cursor}
 
         documents = self._on_table(found)
         return [documents[each] for each in ids if each in documents]
 
     def search(
-        self, vector: Vector, k: int, conditions: Mapping[str, Any] | None = None, after: str | None = None
+        self,
+        vector: Vector,
+        k: int,
+        conditions: Mapping[str, Any] | None = None,
+        after: str | None = None,
     ) -> list[Found]:
-        """The ``k`` nearest, nearest first. ``after`` is another writer's token; this object's own writes are always seen."""
+        """The ``k`` nearest, nearest first. ``after`` is another writer's token; this object's own
+        writes are always seen.
+        """
         hits = self._hits(vector, k, conditions, after)
         distances = {key[1]: hit.distance for hit in hits if isinstance(key := hit.key, tuple)}
-        return [Found(document, distances[document.id]) for document in self.read([str(each) for each in distances])]
+        return [
+            Found(document, distances[document.id])
+            for document in self.read([str(each) for each in distances])
+        ]
 
     def ids_where(self, conditions: Mapping[str, Any]) -> list[str]:
         """The ids of all documents that a filter lets through, in no order."""
@@ -164,17 +193,28 @@ class Documents:
             return {}  # of a collection without rows there is no dataset to ask
         with self._own.get().client() as client:
             rows = client.get(self.dataset, [(self.collection, each) for each in ids], vectors=True)
-        return {str(row.key[1]): row.vector for row in rows if isinstance(row.key, tuple) and row.vector is not None}
+        return {
+            str(row.key[1]): row.vector
+            for row in rows
+            if isinstance(row.key, tuple) and row.vector is not None
+        }
 
-    def _hits(self, vector: Vector, k: int, conditions: Mapping[str, Any] | None, after: str | None) -> list[Hit]:
+    def _hits(
+        self, vector: Vector, k: int, conditions: Mapping[str, Any] | None, after: str | None
+    ) -> list[Hit]:
         if k <= 0:
             return []
         with self._own.get().client() as client:
             if after is not None:
                 client.wait(after)  # by itself: neither of two tokens vouches for the other
             try:
-                return client.search(self.dataset, vector, k=k, filter=conditions, after=self.last_token)
-            except (UnknownDataset, NotReady):  # nothing written yet, or another program has only now made the table
+                return client.search(
+                    self.dataset, vector, k=k, filter=conditions, after=self.last_token
+                )
+            except (
+                UnknownDataset,
+                NotReady,
+            ):  # nothing written yet, or another program has only now made the table
                 if not self._on_table(self._has_vectors):
                     return []
             return client.search(self.dataset, vector, k=k, filter=conditions, consistency="strong")
@@ -192,14 +232,17 @@ class Documents:
                 oid, metric = self._look(connection)
         if self._asked_metric not in (None, metric):
             raise SettingsError(
-                f"table {self.table} is attached with metric {metric!r}, the store was opened with {self._asked_metric!r}",
+                f"table {self.table} is attached with metric {metric!r}, the store was opened with "
+                f"{self._asked_metric!r}",
                 hint=f"open it without `metric`, or with metric={metric!r}",
             )
         assert metric is not None
         self._oid, self.metric = oid, metric
 
     def _attach(self, connection: Connection, name: str) -> None:
-        """Attach the table, as its predecessor of the same name was where that was dropped; raises ``DatabaseError`` for who is not its owner."""
+        """Attach the table, as its predecessor of the same name was where that was dropped; raises
+        ``DatabaseError`` for who is not its owner.
+        """
         row = connection.execute(statement("apps", "dropped_metric"), [name]).fetchone()
         again = row is not None and self._asked_metric in (None, row[0])
         command = statement("apps", "reattach_documents" if again else "attach_documents")
@@ -209,7 +252,8 @@ class Documents:
             connection.execute(statement("apps", "detach_dropped"), given)
         except pg.InsufficientPrivilege as error:
             raise DatabaseError(
-                f"table {self.table} is not attached, and this role may not attach it: {error.diag.message_primary}",
+                f"table {self.table} is not attached, and this role may not attach it: "
+                f"{error.diag.message_primary}",
                 hint=f"as the table's owner: {self._attach_command(connection)}",
             ) from error
 
@@ -217,12 +261,16 @@ class Documents:
         """What the table's owner types."""
         name = self._name.as_string(connection)
         given = {"source": name, "project": self.table, "metric": self._asked_metric or self.metric}
-        shown = psycopg.ClientCursor(connection).mogrify(statement("apps", "attach_documents"), given)
+        shown = psycopg.ClientCursor(connection).mogrify(
+            statement("apps", "attach_documents"), given
+        )
         return f"{' '.join(shown[shown.index('SELECT') :].split())};"
 
     def _look(self, connection: Connection) -> tuple[int | None, Metric | None]:
         """The oid of the table that has the name now, and the metric that it is attached with."""
-        row = connection.execute(statement("apps", "find_table"), [self._name.as_string(connection)]).fetchone()
+        row = connection.execute(
+            statement("apps", "find_table"), [self._name.as_string(connection)]
+        ).fetchone()
         assert row is not None
         return row[0], row[1]
 
@@ -240,13 +288,16 @@ class Documents:
     def _change(self, name: str, **parameters: object) -> None:
         def change(connection: Connection) -> None:
             with session.transaction(connection):
-                connection.execute(self._statement(name), {"collection": self.collection, **parameters})
+                connection.execute(
+                    self._statement(name), {"collection": self.collection, **parameters}
+                )
             self._remember(connection)
 
         self._on_table(change)
 
     def _remember(self, connection: Connection) -> None:
-        """Keep a token that was taken after the commit: whoever sees it sees every write that had finished, by whatever thread.
+        """Keep a token that was taken after the commit: whoever sees it sees every write that had
+        finished, by whatever thread.
 
         A table that somebody has made again since it was opened is attached first.
         """
@@ -261,15 +312,20 @@ class Documents:
                 self.last_token = row[0]
 
     def _has_vectors(self, connection: Connection) -> bool:
-        """Whether the collection has any; a table that was made again is attached on the way, one that was detached is an error."""
+        """Whether the collection has any; a table that was made again is attached on the way, one
+        that was detached is an error.
+        """
         with session.transaction(connection):
             oid, metric = self._look(connection)
             if oid != self._oid:
                 self._open(connection)
-            found = connection.execute(self._statement("has_vectors"), {"collection": self.collection}).fetchone()
+            found = connection.execute(
+                self._statement("has_vectors"), {"collection": self.collection}
+            ).fetchone()
             if found == (True,) and oid == self._oid and metric is None:
                 raise DatabaseError(
-                    f"table {self.table} has vectors of collection {self.collection!r}, but syncd does not follow it",
+                    f"table {self.table} has vectors of collection {self.collection!r}, but syncd "
+                    "does not follow it",
                     hint=f"attach it: {self._attach_command(connection)}",
                 )
             return found == (True,)
@@ -277,7 +333,8 @@ class Documents:
     def _lengths(self, connection: Connection, replaced: Sequence[str]) -> list[int]:
         """The lengths of some vectors of the collection, of those that are not to be replaced."""
         found = connection.execute(
-            self._statement("vector_lengths"), {"collection": self.collection, "replaced": list(replaced)}
+            self._statement("vector_lengths"),
+            {"collection": self.collection, "replaced": list(replaced)},
         )
         return [row[0] for row in found]
 
@@ -286,7 +343,9 @@ class Documents:
 
 
 class _Own:
-    """What one process has of a ``Documents``: a pool of database connections, and clients of syncd."""
+    """What one process has of a ``Documents``: a pool of database connections, and clients of
+    syncd.
+    """
 
     def __init__(self, dsn: str, address: str | os.PathLike[str] | None, token: str | None) -> None:
         self.lock = threading.Lock()
@@ -295,9 +354,14 @@ class _Own:
         self._idle: deque[Client] = deque()
         self._opened: WeakSet[Connection] = WeakSet()
         self._pool = ConnectionPool(
-            dsn, kwargs=CONNECT, min_size=0, max_size=MAX_CONNECTIONS, open=False, configure=self._configure,
+            dsn,
+            kwargs=CONNECT,
+            min_size=0,
+            max_size=MAX_CONNECTIONS,
+            open=False,
+            configure=self._configure,
             check=ConnectionPool.check_connection,
-        )  # fmt: skip
+        )
 
     def connection(self) -> AbstractContextManager[Connection]:
         """A connection to the database; raises ``psycopg.OperationalError`` after ``close``."""
@@ -311,7 +375,9 @@ class _Own:
 
     @contextmanager
     def client(self) -> Iterator[Client]:
-        """A client that no other thread uses: one that waits for a write does not hold up the others."""
+        """A client that no other thread uses: one that waits for a write does not hold up the
+        others.
+        """
         try:
             client = self._idle.pop()
         except IndexError:
@@ -329,9 +395,11 @@ class _Own:
             self._idle.pop().close()
 
     def leave(self) -> None:
-        """Close this process's descriptors of the parent's connections, which go on: no word is sent to the database.
+        """Close this process's descriptors of the parent's connections, which go on: no word is
+        sent to the database.
 
-        libpq's objects are never finished here: psycopg finishes those alone that the same process has made.
+        libpq's objects are never finished here: psycopg finishes those alone that the same process
+        has made.
         """
         for connection in tuple(self._opened):
             if not connection.closed:

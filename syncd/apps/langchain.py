@@ -1,4 +1,6 @@
-"""LangChain's ``VectorStore`` on a PostgreSQL table, with searches answered by syncd. Needs ``pip install 'syncd[langchain]'``."""
+"""LangChain's ``VectorStore`` on a PostgreSQL table, with searches answered by syncd. Needs ``pip
+install 'syncd[langchain]'``.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +26,12 @@ Filter = Mapping[str, Any]
 class SyncdVectorStore(VectorStore):
     """Documents in a table of yours, searched by syncd.
 
-    A search sees every write that this store has finished; ``after`` takes the token of another writer. ``filter`` is syncd's, over the
-    metadata: ``{"lang": "en", "year": {"gte": 2020}}``, also with a ``$`` before the operators; see ``syncd.apps.metadata_filters``. Scores are
-    distances as pgvector counts them: less is nearer. Metadata is stored as ``syncd.json_values`` has it. The other parameters are those of
-    ``syncd.apps.documents.Documents``. The asynchronous methods run in threads, as LangChain does by itself.
+    A search sees every write that this store has finished; ``after`` takes the token of another
+    writer. ``filter`` is syncd's, over the metadata: ``{"lang": "en", "year": {"gte": 2020}}``,
+    also with a ``$`` before the operators; see ``syncd.apps.metadata_filters``. Scores are
+    distances as pgvector counts them: less is nearer. Metadata is stored as ``syncd.json_values``
+    has it. The other parameters are those of ``syncd.apps.documents.Documents``. The asynchronous
+    methods run in threads, as LangChain does by itself.
     """
 
     def __init__(
@@ -44,12 +48,18 @@ class SyncdVectorStore(VectorStore):
         self._embedding = embedding
         self.documents = Documents(
             dsn, table=table, collection=collection, metric=metric, address=address, token=token
-        )  # fmt: skip
+        )
 
     @classmethod
     def from_texts(
-        cls, texts: list[str], embedding: Embeddings, metadatas: list[dict[Any, Any]] | None = None, *, ids: list[str] | None = None, **kwargs: Any
-    ) -> Self:  # fmt: skip
+        cls,
+        texts: list[str],
+        embedding: Embeddings,
+        metadatas: list[dict[Any, Any]] | None = None,
+        *,
+        ids: list[str] | None = None,
+        **kwargs: Any,
+    ) -> Self:
         """A store with these texts in it. ``kwargs`` are those of the class."""
         store = cls(embedding, **kwargs)
         store.add_texts(texts, metadatas, ids=ids)
@@ -70,20 +80,27 @@ class SyncdVectorStore(VectorStore):
         return self.documents.last_token
 
     def add_texts(
-        self, texts: Iterable[str], metadatas: list[dict[Any, Any]] | None = None, *, ids: Sequence[str | None] | None = None, **_: Any
-    ) -> list[str]:  # fmt: skip
+        self,
+        texts: Iterable[str],
+        metadatas: list[dict[Any, Any]] | None = None,
+        *,
+        ids: Sequence[str | None] | None = None,
+        **_: Any,
+    ) -> list[str]:
         """Embed and write; a document whose id is there is replaced. Returns the ids."""
         contents = list(texts)
         names = [each or str(uuid.uuid4()) for each in ids or [None] * len(contents)]
         rows = [
             Row(name, content, metadata)
-            for name, content, metadata in zip(names, contents, metadatas or [{}] * len(contents), strict=True)
+            for name, content, metadata in zip(
+                names, contents, metadatas or [{}] * len(contents), strict=True
+            )
         ]
         self.documents.write(rows, self._embedding.embed_documents(contents))
         return names
 
     def delete(self, ids: list[str] | None = None, **_: Any) -> bool:
-        """Delete these documents; without ``ids`` all of the collection, as LangChain defines it."""
+        """Delete these documents; without ``ids`` all of the collection, as LangChain defines."""
         self.documents.delete(ids)
         return True
 
@@ -95,19 +112,36 @@ class SyncdVectorStore(VectorStore):
         """The nearest documents; takes ``filter`` and ``after``."""
         return self.similarity_search_by_vector(self._embedding.embed_query(query), k, **kwargs)
 
-    def similarity_search_by_vector(self, embedding: list[float], k: int = 4, **kwargs: Any) -> list[Document]:
+    def similarity_search_by_vector(
+        self, embedding: list[float], k: int = 4, **kwargs: Any
+    ) -> list[Document]:
         """The nearest documents to a vector."""
-        return [document for document, _ in self.similarity_search_with_score_by_vector(embedding, k, **kwargs)]
+        return [
+            document
+            for document, _ in self.similarity_search_with_score_by_vector(embedding, k, **kwargs)
+        ]
 
-    def similarity_search_with_score(self, query: str, k: int = 4, **kwargs: Any) -> list[tuple[Document, float]]:
+    def similarity_search_with_score(
+        self, query: str, k: int = 4, **kwargs: Any
+    ) -> list[tuple[Document, float]]:
         """The nearest documents and their distances."""
-        return self.similarity_search_with_score_by_vector(self._embedding.embed_query(query), k, **kwargs)
+        return self.similarity_search_with_score_by_vector(
+            self._embedding.embed_query(query), k, **kwargs
+        )
 
     def similarity_search_with_score_by_vector(
-        self, embedding: list[float], k: int = 4, *, filter: Filter | None = None, after: str | None = None, **_: Any  # noqa: A002 - LangChain's name
-    ) -> list[tuple[Document, float]]:  # fmt: skip
+        self,
+        embedding: list[float],
+        k: int = 4,
+        *,
+        filter: Filter | None = None,  # noqa: A002 - LangChain's name
+        after: str | None = None,
+        **_: Any,
+    ) -> list[tuple[Document, float]]:
         """The nearest documents to a vector, and their distances."""
-        found = self.documents.search(embedding, k, None if filter is None else on_metadata(filter) or None, after)
+        found = self.documents.search(
+            embedding, k, None if filter is None else on_metadata(filter) or None, after
+        )
         return [(as_document(each.document), each.distance) for each in found]
 
     def max_marginal_relevance_search(
@@ -115,19 +149,32 @@ class SyncdVectorStore(VectorStore):
     ) -> list[Document]:
         """``k`` of the ``fetch_k`` nearest, each unlike those before it."""
         vector = self._embedding.embed_query(query)
-        return self.max_marginal_relevance_search_by_vector(vector, k, fetch_k, lambda_mult, **kwargs)
+        return self.max_marginal_relevance_search_by_vector(
+            vector, k, fetch_k, lambda_mult, **kwargs
+        )
 
     def max_marginal_relevance_search_by_vector(
-        self, embedding: list[float], k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
+        self,
+        embedding: list[float],
+        k: int = 4,
+        fetch_k: int = 20,
+        lambda_mult: float = 0.5,
+        **kwargs: Any,
     ) -> list[Document]:
         """The same for a vector."""
-        near = {str(each.id): each for each in self.similarity_search_by_vector(embedding, fetch_k, **kwargs)}
+        near = {
+            str(each.id): each
+            for each in self.similarity_search_by_vector(embedding, fetch_k, **kwargs)
+        }
         vectors = self.documents.vectors(list(near))
         names = [name for name in near if name in vectors]
         if not names:
             return []
         chosen = maximal_marginal_relevance(
-            np.asarray(embedding, dtype=np.float32), [vectors[name].tolist() for name in names], lambda_mult, k
+            np.asarray(embedding, dtype=np.float32),
+            [vectors[name].tolist() for name in names],
+            lambda_mult,
+            k,
         )
         return [near[names[place]] for place in chosen]
 

@@ -1,4 +1,6 @@
-"""LlamaIndex's vector store on a PostgreSQL table, with searches answered by syncd. Needs ``pip install 'syncd[llamaindex]'``."""
+"""LlamaIndex's vector store on a PostgreSQL table, with searches answered by syncd. Needs ``pip
+install 'syncd[llamaindex]'``.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +34,11 @@ MMR_PREFETCH_FACTOR = 4.0
 class SyncdVectorStore(BasePydanticVectorStore):
     """Nodes in a table of yours, searched by syncd.
 
-    A query sees every write that this store has finished; ``query(..., after=token)`` takes the token of another writer. ``similarities``
-    are 1 - distance under ``cosine``, the inner product under ``ip``, and 1 / (1 + distance) under ``l2``. The parameters are those of
-    ``syncd.apps.documents.Documents``. The asynchronous methods run in threads, and do not hold up the loop.
+    A query sees every write that this store has finished; ``query(..., after=token)`` takes the
+    token of another writer. ``similarities`` are 1 - distance under ``cosine``, the inner product
+    under ``ip``, and 1 / (1 + distance) under ``l2``. The parameters are those of
+    ``syncd.apps.documents.Documents``. The asynchronous methods run in threads, and do not hold up
+    the loop.
     """
 
     stores_text: bool = True
@@ -53,7 +57,7 @@ class SyncdVectorStore(BasePydanticVectorStore):
         super().__init__(stores_text=True)
         self._documents = Documents(
             dsn, table=table, collection=collection, metric=metric, address=address, token=token
-        )  # fmt: skip
+        )
 
     @classmethod
     def class_name(cls) -> str:
@@ -90,30 +94,46 @@ class SyncdVectorStore(BasePydanticVectorStore):
         """Delete the nodes of a document."""
         self._documents.delete_of(ref_doc_id)
 
-    def delete_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **_: Any) -> None:
-        """Delete nodes: these, those that pass the filters, or those of these that do. Without either none."""
+    def delete_nodes(
+        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **_: Any
+    ) -> None:
+        """Delete nodes: these, those that pass the filters, or those of these that do. Without
+        either none.
+        """
         self._documents.delete(self._ids(node_ids, filters))
 
     def clear(self) -> None:
         """Delete every node of the collection."""
         self._documents.delete()
 
-    def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
-        """Nodes: these, in their order, those that pass the filters, or those of these that do. Without either none."""
+    def get_nodes(
+        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None
+    ) -> list[BaseNode]:
+        """Nodes: these, in their order, those that pass the filters, or those of these that do.
+        Without either none.
+        """
         return [as_node(each) for each in self._documents.read(self._ids(node_ids, filters))]
 
-    def query(self, query: VectorStoreQuery, *, after: str | None = None, **kwargs: Any) -> VectorStoreQueryResult:
-        """The nearest nodes to ``query_embedding``, or in mode ``mmr`` nodes near to it of which each is unlike the one before.
+    def query(
+        self, query: VectorStoreQuery, *, after: str | None = None, **kwargs: Any
+    ) -> VectorStoreQueryResult:
+        """The nearest nodes to ``query_embedding``, or in mode ``mmr`` nodes near to it of which
+        each is unlike the one before.
 
-        ``mmr_threshold``, ``mmr_prefetch_factor`` and ``mmr_prefetch_k`` are those of LlamaIndex's other stores. Raises ``ValueError`` in modes
-        that look at texts: syncd compares vectors.
+        ``mmr_threshold``, ``mmr_prefetch_factor`` and ``mmr_prefetch_k`` are those of LlamaIndex's
+        other stores. Raises ``ValueError`` in modes that look at texts: syncd compares vectors.
         """
         if query.mode not in MODES or query.query_embedding is None:
-            raise ValueError(f"syncd answers queries of mode default or mmr with an embedding, not {query.mode.value}")
+            raise ValueError(
+                "syncd answers queries of mode default or mmr with an embedding, not "
+                f"{query.mode.value}"
+            )
         limit = query.similarity_top_k
         if query.mode == VectorStoreQueryMode.MMR:
             near = self._nearest(query, max(limit, candidates(limit, kwargs)), after)
-            found, similarities = self._unlike(query, near, kwargs.get("mmr_threshold", query.mmr_threshold))
+            found, similarities = self._unlike(
+                query, near, kwargs.get("mmr_threshold", query.mmr_threshold)
+            )
         else:
             found = self._nearest(query, limit, after)
             similarities = [self._similarity(each.distance) for each in found]
@@ -132,7 +152,10 @@ class SyncdVectorStore(BasePydanticVectorStore):
         await asyncio.to_thread(self.delete, ref_doc_id, **delete_kwargs)
 
     async def adelete_nodes(
-        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
+        self,
+        node_ids: list[str] | None = None,
+        filters: MetadataFilters | None = None,
+        **delete_kwargs: Any,
     ) -> None:
         """See ``delete_nodes``."""
         await asyncio.to_thread(self.delete_nodes, node_ids, filters, **delete_kwargs)
@@ -169,12 +192,16 @@ class SyncdVectorStore(BasePydanticVectorStore):
             conditions.append({"id": {"in": query.node_ids}})
         if query.doc_ids:
             conditions.append({"document_id": {"in": query.doc_ids}})
-        return self._documents.search(query.query_embedding, k, {"and": conditions} if conditions else None, after)
+        return self._documents.search(
+            query.query_embedding, k, {"and": conditions} if conditions else None, after
+        )
 
     def _unlike(
         self, query: VectorStoreQuery, near: list[Found], threshold: float | None
     ) -> tuple[list[Found], list[float]]:
-        """Those that LlamaIndex's maximal marginal relevance chooses, and its scores. One deleted meanwhile has no vector any more."""
+        """Those that LlamaIndex's maximal marginal relevance chooses, and its scores. One deleted
+        meanwhile has no vector any more.
+        """
         assert query.query_embedding is not None
         vectors = self._documents.vectors([each.document.id for each in near])
         there = {each.document.id: each for each in near if each.document.id in vectors}
@@ -199,7 +226,11 @@ def candidates(limit: int, options: Mapping[str, Any]) -> int:
     """How many of the nearest the relevance chooses from."""
     if "mmr_prefetch_k" in options and "mmr_prefetch_factor" in options:
         raise ValueError("mmr_prefetch_k and mmr_prefetch_factor say the same: give one")
-    return int(options.get("mmr_prefetch_k", limit * options.get("mmr_prefetch_factor", MMR_PREFETCH_FACTOR)))
+    return int(
+        options.get(
+            "mmr_prefetch_k", limit * options.get("mmr_prefetch_factor", MMR_PREFETCH_FACTOR)
+        )
+    )
 
 
 def as_node(document: Document) -> BaseNode:
@@ -208,7 +239,9 @@ def as_node(document: Document) -> BaseNode:
 
 
 def plain(node: BaseNode) -> BaseNode:
-    """A node whose metadata, and what it repeats of its relatives' metadata, is JSON; raises ``ValueError``."""
+    """A node whose metadata, and what it repeats of its relatives' metadata, is JSON; raises
+    ``ValueError``.
+    """
 
     def related(given: Any) -> Any:
         if isinstance(given, RelatedNodeInfo):
@@ -216,4 +249,6 @@ def plain(node: BaseNode) -> BaseNode:
         return [related(each) for each in given]
 
     relationships = {name: related(each) for name, each in node.relationships.items()}
-    return node.model_copy(update={"metadata": json_value(node.metadata), "relationships": relationships})
+    return node.model_copy(
+        update={"metadata": json_value(node.metadata), "relationships": relationships}
+    )

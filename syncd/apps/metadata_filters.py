@@ -1,4 +1,6 @@
-"""A filter over documents' metadata, as LangChain's users write it, as syncd's filter over the table's column."""
+"""A filter over documents' metadata, as LangChain's users write it, as syncd's filter over the
+table's column.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,11 @@ def on_key(keys: Sequence[str], asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def on_metadata(conditions: object) -> dict[str, Any]:
-    """``{"lang": "en", "year": {"gte": 2020}, "not": {…}, "or": [{…}]}`` over the metadata; raises ``InvalidFilter``.
+    """``{"lang": "en", "year": {"gte": 2020}, "not": {…}, "or": [{…}]}`` over the metadata; raises
+    ``InvalidFilter``.
 
-    A name with dots is the key of that name, or in documents that lack it the path of its parts. A list is the whole value.
+    A name with dots is the key of that name, or in documents that lack it the path of its parts. A
+    list is the whole value.
     """
     if not isinstance(conditions, Mapping):
         raise InvalidFilter(
@@ -43,7 +47,10 @@ def on_metadata(conditions: object) -> dict[str, Any]:
 def on_name(name: object, value: object) -> dict[str, Any]:
     """What is asked of a name."""
     if not isinstance(name, str):
-        raise InvalidFilter(f"expected a key of the metadata as text, got {name!r:.100}", hint='write {"lang": "en"}')
+        raise InvalidFilter(
+            f"expected a key of the metadata as text, got {name!r:.100}",
+            hint='write {"lang": "en"}',
+        )
     if isinstance(value, Mapping):
         asked = {without_dollar(operator): operand for operator, operand in value.items()}
     else:
@@ -51,7 +58,8 @@ def on_name(name: object, value: object) -> dict[str, Any]:
     deeper = asked.pop("path", [])
     if not isinstance(deeper, list | tuple):
         raise InvalidFilter(
-            f"'path' of {name!r:.100} takes a list of keys", hint=f'write {{"{name}": {{"path": ["a.b"]}}}}'
+            f"'path' of {name!r:.100} takes a list of keys",
+            hint=f'write {{"{name}": {{"path": ["a.b"]}}}}',
         )
     keys, parts = [name, *deeper], [*name.split("."), *deeper]
     if len(keys) == len(parts) or len(parts) > MAX_PATH_KEYS:
@@ -62,4 +70,6 @@ def on_name(name: object, value: object) -> dict[str, Any]:
 
 def without_dollar(word: Any) -> Any:
     """An operator or a condition in syncd's words."""
-    return word[1:] if isinstance(word, str) and word.startswith("$") and word[1:] in WORDS else word
+    return (
+        word[1:] if isinstance(word, str) and word.startswith("$") and word[1:] in WORDS else word
+    )

@@ -1,4 +1,6 @@
-"""Backfill: how fast a table that is there already becomes searchable, and what memory that takes beside the vectors themselves."""
+"""Backfill: how fast a table that is there already becomes searchable, and what memory that takes
+beside the vectors themselves.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ POLL_SECONDS = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Backfill:
-    """Rows a second from the attach on, and bytes of memory that are neither the vectors nor there before."""
+    """Rows a second from the attach on, and bytes of memory that are neither the vectors nor there
+    before.
+    """
 
     rows: int
     dimension: int
@@ -42,4 +46,6 @@ def measure(where: Environment, *, rows: int, dimension: int, seed: int = 0) -> 
             time.sleep(POLL_SECONDS)
         seconds = time.perf_counter() - begun
     vector_bytes = rows * dimension * 4
-    return Backfill(rows, dimension, round(seconds, 2), round(rows / seconds), vector_bytes, peak, peak - before)
+    return Backfill(
+        rows, dimension, round(seconds, 2), round(rows / seconds), vector_bytes, peak, peak - before
+    )

@@ -23,15 +23,21 @@ from syncd.errors import SyncdError
 
 START_SECONDS = 60.0
 MOST_OPEN = 9
-"""Engines that a client keeps open, three targets with two settings beside each: Postgres has 100 connections for all."""
+"""Engines that a client keeps open, three targets with two settings beside each: Postgres has 100
+connections for all.
+"""
 OTHER_FAILED = "another client did not begin"
 ANSWERS_SECONDS = 20.0
-"""A slow engine answers as many of the queries as it can in this time, and its recall is that of those."""
+"""A slow engine answers as many of the queries as it can in this time, and its recall is that of
+those.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a client is to do: ``numbers`` of queries, once or over and over, for at most some seconds."""
+    """What a client is to do: ``numbers`` of queries, once or over and over, for at most some
+    seconds.
+    """
 
     engine: Engine
     numbers: Sequence[int]
@@ -41,7 +47,9 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What one client did: for each search the query's number and its seconds, and the answers where they were kept."""
+    """What one client did: for each search the query's number and its seconds, and the answers
+    where they were kept.
+    """
 
     numbers: list[int]
     latencies: list[float]
@@ -79,7 +87,9 @@ class Clients:
         for client, pipe in enumerate(self.pipes):
             pipe.send(Work(engine, self.queries[client :: self.number], True, ANSWERS_SECONDS))
         served = self.receive()
-        return [n for one in served for n in one.numbers], [keys for one in served for keys in one.answers]
+        return [n for one in served for n in one.numbers], [
+            keys for one in served for keys in one.answers
+        ]
 
     def search(self, engine: Engine, seconds: float) -> Timing:
         """Search for some time, one query after the other, each client from a place of its own."""
@@ -181,7 +191,9 @@ def run(work: Work, search: Search, queries: NDArray[np.float32]) -> Served:
 
 
 def process_context() -> ForkServerContext:
-    """Processes that begin with this module in memory; one that must read all of a program first takes a second."""
+    """Processes that begin with this module in memory; one that must read all of a program first
+    takes a second.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["syncd.bench.environment", __name__])
     return context

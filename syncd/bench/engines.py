@@ -1,4 +1,6 @@
-"""What a client searches: a syncd, or a pgvector table. An engine is a value, handed to clients' processes; each opens it for itself."""
+"""What a client searches: a syncd, or a pgvector table. An engine is a value, handed to clients'
+processes; each opens it for itself.
+"""
 
 from __future__ import annotations
 
@@ -82,7 +84,9 @@ class SyncdEngine:
         with Client(self.socket, timeout=120.0) as client:
 
             def search(vector: NDArray[np.float32]) -> list[int]:
-                hits = client.search(self.dataset, vector, k=self.k, recall=recall, exact=exact, filter=passing)
+                hits = client.search(
+                    self.dataset, vector, k=self.k, recall=recall, exact=exact, filter=passing
+                )
                 return [int(str(hit.key)) for hit in hits]
 
             yield search
@@ -90,7 +94,9 @@ class SyncdEngine:
 
 @dataclass(frozen=True, slots=True)
 class PgvectorEngine:
-    """Searches by a prepared statement, vectors in binary, and libpq with as little Python about it as there can be."""
+    """Searches by a prepared statement, vectors in binary, and libpq with as little Python about it
+    as there can be.
+    """
 
     conninfo: str
     table: str
@@ -114,7 +120,9 @@ class PgvectorEngine:
     def open(self) -> Iterator[Search]:
         """Connect, set ``ef_search`` and prepare."""
         with self.connect() as connection:
-            prepared = connection.pgconn.prepare(b"nearest", self.query(sql.SQL("$1")).as_bytes(connection))
+            prepared = connection.pgconn.prepare(
+                b"nearest", self.query(sql.SQL("$1")).as_bytes(connection)
+            )
             if prepared.error_message:
                 raise DatabaseError(prepared.error_message.decode())
 
@@ -129,7 +137,9 @@ class PgvectorEngine:
             yield search
 
     def plan(self, vector: NDArray[np.float32]) -> str:
-        """The nodes of the plan that the search for a vector has, from the top down, each with its index."""
+        """The nodes of the plan that the search for a vector has, from the top down, each with its
+        index.
+        """
         literal = sql.Literal(f"[{','.join(map(str, vector.tolist()))}]")
         with self.connect() as connection:
             (found,) = connection.execute(
@@ -138,7 +148,9 @@ class PgvectorEngine:
         nodes: list[Any] = [found[0]["Plan"]] if found else []
         for node in nodes:
             nodes += node.get("Plans", [])
-        return " > ".join(" ".join(filter(None, (node["Node Type"], node.get("Index Name")))) for node in nodes)
+        return " > ".join(
+            " ".join(filter(None, (node["Node Type"], node.get("Index Name")))) for node in nodes
+        )
 
     @contextmanager
     def connect(self) -> Iterator[psycopg.Connection]:
@@ -161,5 +173,8 @@ class PgvectorEngine:
         }
         if self.filter is None:
             return sql.SQL(statement("bench", "nearest")).format(**names)
-        names |= {"column": sql.Identifier(self.filter.column), "limit": sql.Literal(self.filter.limit)}
+        names |= {
+            "column": sql.Identifier(self.filter.column),
+            "limit": sql.Literal(self.filter.limit),
+        }
         return sql.SQL(statement("bench", "nearest_below")).format(**names)

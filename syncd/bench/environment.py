@@ -1,7 +1,7 @@
 """Where a benchmark runs: the user's server or the embedded one, and a syncd of its own.
 
-The invariant: the database is left as it was found, also after Ctrl-C or SIGTERM. No table, source or consumer stays, and no schema syncd and no
-extension that was not there before.
+The invariant: the database is left as it was found, also after Ctrl-C or SIGTERM. No table, source
+or consumer stays, and no schema syncd and no extension that was not there before.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ from syncd.statements import statement
 CONSUMER = "bench"
 LOOK_SECONDS = 0.02
 SETTLED_SECONDS = 1.0
-"""Several of the builder's looks: it measures recall again once two in a row have seen no new row."""
+"""Several of the builder's looks: it measures recall again once two in a row have seen no new row.
+"""
 LOWEST = "19"
 """The niceness of the thread that builds."""
 SAMPLES = 20_000
@@ -64,10 +65,15 @@ class Environment:
     """``vector`` where the server has pgvector, else ``real[]``."""
     progress: Progress
 
-    def run(self, name: str, parameters: list[object] | None = None, **names: str) -> list[tuple[object, ...]]:
-        """Run a statement of ``queries/bench.sql``; ``{type}`` and the tables' names are filled in."""
+    def run(
+        self, name: str, parameters: list[object] | None = None, **names: str
+    ) -> list[tuple[object, ...]]:
+        """Run a statement of ``queries/bench.sql``; ``{type}`` and table names are filled in."""
         query = sql.SQL(statement("bench", name)).format(
-            **{key: sql.Identifier(value) if key == "table" else sql.SQL(value) for key, value in names.items()}
+            **{
+                key: sql.Identifier(value) if key == "table" else sql.SQL(value)
+                for key, value in names.items()
+            }
         )
         cursor = self.connection.execute(query, parameters)
         return cursor.fetchall() if cursor.description else []
@@ -94,10 +100,14 @@ class Environment:
         column = f"vector({dimension})" if self.vector_type == "vector" else self.vector_type
         self.run("create_table", table=table, type=column)
 
-    def load(self, table: str, blocks: Iterable[NDArray[np.float32]], columns: Columns = NO_COLUMNS) -> None:
+    def load(
+        self, table: str, blocks: Iterable[NDArray[np.float32]], columns: Columns = NO_COLUMNS
+    ) -> None:
         """Vectors by COPY in binary, and the numbers of other columns; the n-th gets the key n."""
         names = sql.SQL(", ").join(map(sql.Identifier, ("embedding", *columns)))
-        query = sql.SQL(statement("bench", "copy_rows")).format(table=sql.Identifier(table), columns=names)
+        query = sql.SQL(statement("bench", "copy_rows")).format(
+            table=sql.Identifier(table), columns=names
+        )
         copy_vectors(self.connection, query, blocks, self.vector_type, list(columns.values()))
 
     def copy(self, table: str) -> None:
@@ -108,7 +118,12 @@ class Environment:
     def fill(self, table: str, rows: int, dimension: int, seed: int) -> None:
         """Vectors that are as hard to search as real ones."""
         blocks = made_blocks(rows, dimension, seed)
-        self.load(table, self.progress.track(blocks, total=-(-rows // LOADED_ROWS), description=f"loading {rows} rows"))
+        self.load(
+            table,
+            self.progress.track(
+                blocks, total=-(-rows // LOADED_ROWS), description=f"loading {rows} rows"
+            ),
+        )
 
     def create_tables(self, *tables: str, dimension: int) -> None:
         """Tables with a key and a vector, and vectors to insert."""
@@ -130,12 +145,20 @@ def copy_vectors(
     vector_type: str,
     numbers: Sequence[NDArray[np.int32]] = (),
 ) -> None:
-    """COPY one column of vectors in binary, from blocks of (n, dimension) float32, and after it columns of integers."""
-    others = zip(*(column.tolist() for column in numbers), strict=True) if numbers else itertools.repeat(())
+    """COPY one column of vectors in binary, from blocks of (n, dimension) float32, and after it
+    columns of integers.
+    """
+    others = (
+        zip(*(column.tolist() for column in numbers), strict=True)
+        if numbers
+        else itertools.repeat(())
+    )
     with connection.cursor().copy(copy_statement) as copy:
         copy.write(COPY_HEADER)
         for block in blocks:
-            copy.write(b"".join(copied_row(row, vector_type, next(others)) for row in block.astype(">f4")))
+            copy.write(
+                b"".join(copied_row(row, vector_type, next(others)) for row in block.astype(">f4"))
+            )
         copy.write(COPY_TRAILER)
 
 
@@ -152,16 +175,22 @@ def copied_row(vector: NDArray[np.float32], vector_type: str, numbers: tuple[int
 
 
 @contextmanager
-def environment(settings: Settings, progress: Progress, warn: Callable[[str], None]) -> Iterator[Environment]:
+def environment(
+    settings: Settings, progress: Progress, warn: Callable[[str], None]
+) -> Iterator[Environment]:
     """Prepare the database, and clean up after the benchmark, whatever happens in it."""
     with (
         interrupted_by_sigterm(),
         tempfile.TemporaryDirectory(prefix="syncd-bench-") as folder,
-        open_session(settings.conninfo) as keeper,  # idle meanwhile, so that it can clean up whatever is interrupted
+        open_session(
+            settings.conninfo
+        ) as keeper,  # idle meanwhile, so that it can clean up whatever is interrupted
     ):
         locked, has_extension, extension_available = first_row(keeper, "begin")
         if not locked:
-            raise SyncdError("another benchmark is running in this database", hint="wait for it to end")
+            raise SyncdError(
+                "another benchmark is running in this database", hint="wait for it to end"
+            )
         revision = schema.installed_revision(keeper)
         if revision is not None:
             schema.check_installed(revision)  # to upgrade it is not a benchmark's business
@@ -169,15 +198,23 @@ def environment(settings: Settings, progress: Progress, warn: Callable[[str], No
             schema.install(settings.conninfo)
             clean(keeper)  # what a benchmark that was killed has left
             for (source,) in keeper.execute(statement("bench", "list_foreign_sources")):
-                warn(f"warning: {source} is attached too; it will be read, and is part of what is measured")
+                warn(
+                    f"warning: {source} is attached too; it will be read, and is part of what is "
+                    "measured"
+                )
             for (name,) in keeper.execute(statement("bench", "list_running_consumers")):
-                warn(f"warning: a syncd runs here as consumer {name}; it follows the benchmark's tables too")
+                warn(
+                    f"warning: a syncd runs here as consumer {name}; it follows the benchmark's "
+                    "tables too"
+                )
             keeper.execute(statement("bench", "create_schema"))
             if extension_available and not has_extension:
                 keeper.execute(statement("bench", "create_vector_extension"))
             with open_session(settings.conninfo) as connection:
                 vector_type = "vector" if extension_available else "real[]"
-                yield Environment(settings.conninfo, Path(folder), connection, vector_type, progress)
+                yield Environment(
+                    settings.conninfo, Path(folder), connection, vector_type, progress
+                )
         finally:
             with uninterrupted():
                 clean(keeper)
@@ -221,7 +258,9 @@ def interrupted_by_sigterm() -> Iterator[None]:
 @contextmanager
 def uninterrupted() -> Iterator[None]:
     """Let no further Ctrl-C end the block."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield
     finally:
@@ -243,23 +282,29 @@ class Serving:
         return Client(self.socket, timeout=120.0)
 
     def wait_searchable(self, dataset: str, rows: int) -> DatasetStatus:
-        """Return once a dataset answers, over this many rows, and by the index that it is to have."""
+        """Return when a dataset answers over this many rows, by the index that it should have."""
         with self.client() as client:
             while True:
                 found = {row.dataset: row for row in client.datasets()}.get(f"default/{dataset}")
                 if found is not None:
                     if found.state == "failed":
-                        raise SyncdError(f"syncd cannot read {dataset}", hint=f"syncd why {dataset}")
+                        raise SyncdError(
+                            f"syncd cannot read {dataset}", hint=f"syncd why {dataset}"
+                        )
                     if found.state == "ready" and found.count == rows and found.index != "building":
                         return found
                 time.sleep(LOOK_SECONDS)
 
     def memory_bytes(self, field: str = "VmRSS") -> int:
-        """Memory of the process now (``VmRSS``), at most (``VmHWM``), or without files (``RssAnon``)."""
+        """Memory of the process now (``VmRSS``), at most (``VmHWM``), or without files
+        (``RssAnon``).
+        """
         for line in self.system_file("status").splitlines():
             if line.startswith(f"{field}:"):
                 return int(line.split()[1]) * 1024
-        raise SyncdError(f"the system does not tell {field} of a process", hint="run the benchmark on Linux")
+        raise SyncdError(
+            f"the system does not tell {field} of a process", hint="run the benchmark on Linux"
+        )
 
     def cpu_seconds(self) -> float:
         """Time of processors that the process has used so far."""
@@ -292,11 +337,13 @@ class Serving:
             self.process.send_signal(signal.SIGCONT)
 
     def builders(self) -> list[list[str]]:
-        """What the system says of the threads of the lowest priority, of which the builder is one."""
+        """CPU seconds of the threads of the lowest priority, of which the builder is one."""
         try:
             threads = [thread.name for thread in Path(f"/proc/{self.process.pid}/task").iterdir()]
         except OSError as error:
-            raise SyncdError(f"the system does not tell about threads: {error}", hint="run it on Linux") from error
+            raise SyncdError(
+                f"the system does not tell about threads: {error}", hint="run it on Linux"
+            ) from error
         found = []
         for thread in threads:
             with suppress(SyncdError):  # it has ended meanwhile
@@ -312,7 +359,9 @@ class Serving:
         try:
             return Path(f"/proc/{self.process.pid}/{name}").read_text(encoding="ascii")
         except OSError as error:
-            raise SyncdError(f"the system does not tell about processes: {error}", hint="run it on Linux") from error
+            raise SyncdError(
+                f"the system does not tell about processes: {error}", hint="run it on Linux"
+            ) from error
 
 
 def is_building(client: Client) -> bool:

@@ -1,7 +1,9 @@
-"""Filtered searches: recall and searches a second where a filter lets a share of the rows pass, beside pgvector's iterative scan.
+"""Filtered searches: recall and searches a second where a filter lets a share of the rows pass,
+beside pgvector's iterative scan.
 
-Each column numbers the rows from 0, so that ``column < n`` lets exactly ``n`` of them pass: ``independent`` in a random order, ``correlated`` by
-their distance to one of them. What the second lets pass lies around that row, which is near to some queries and far from others: the quarter of
+Each column numbers the rows from 0, so that ``column < n`` lets exactly ``n`` of them pass:
+``independent`` in a random order, ``correlated`` by their distance to one of them. What the second
+lets pass lies around that row, which is near to some queries and far from others: the quarter of
 the queries nearest to it and the farthest quarter are measured each for itself.
 """
 
@@ -25,7 +27,9 @@ from syncd.errors import SettingsError
 ITERATIVE_SCAN = (0, 8)
 """The first version of pgvector that has one."""
 DEFAULT_EF_SEARCH = 40
-"""Measured too where its recall is enough: the planner may leave the HNSW index at this one and not at a smaller one, and be the faster for it."""
+"""Measured too where its recall is enough: the planner may leave the HNSW index at this one and not
+at a smaller one, and be the faster for it.
+"""
 QUARTER = 4
 
 Kind = Literal["independent", "near", "far"]
@@ -82,31 +86,47 @@ def measure(
     client_numbers: list[int],
     turns: Turns,
 ) -> FilterReport:
-    """Load, build, and under each filter find the settings of equal recall and let them take turns in each round."""
+    """Load, build, and under each filter find the settings of equal recall and let them take turns
+    in each round.
+    """
     if turns.versus:
         check_iterative_scan(where)
     rows = len(vectors.base)
     vectors, columns = with_columns(vectors)
     points, comparisons, plans = list[FilteredPoint](), list[FilteredComparison](), list[Plan]()
-    with pair(where, vectors, rows, versus=turns.versus, columns=columns) as both, ExitStack() as stack:
+    with (
+        pair(where, vectors, rows, versus=turns.versus, columns=columns) as both,
+        ExitStack() as stack,
+    ):
         sets = [stack.enter_context(clients(number, vectors.queries)) for number in client_numbers]
         for column, kinds in asked(len(vectors.queries)).items():
             for selectivity in where.track(selectivities, f"filters on {column}"):
                 below = Below(column, max(round(rows * selectivity), 1))
                 gone = np.flatnonzero(columns[column] >= below.limit)
-                exact = truth(vectors.base, vectors.queries, vectors.metric, track=where.track, gone=gone)
+                exact = truth(
+                    vectors.base, vectors.queries, vectors.metric, track=where.track, gone=gone
+                )
                 for kind, queries in kinds.items():
                     filtered = replace(both, filter=below)
                     asking = [searchers.asking(queries) for searchers in sets]
                     measured = Recalls(asking[-1], exact)
                     ladder = with_default(filtered, measured, choose(filtered, measured, [recall]))
                     found, compared = rate(where, asking, ladder, measured, turns)
-                    points += [FilteredPoint(**asdict(one), kind=kind, selectivity=selectivity) for one in found]
+                    points += [
+                        FilteredPoint(**asdict(one), kind=kind, selectivity=selectivity)
+                        for one in found
+                    ]
                     comparisons += [
-                        FilteredComparison(**asdict(one), kind=kind, selectivity=selectivity) for one in compared
+                        FilteredComparison(**asdict(one), kind=kind, selectivity=selectivity)
+                        for one in compared
                     ]
                     plans += [
-                        Plan(kind, selectivity, engine.setting, engine.plan(vectors.queries[queries[0]]))
+                        Plan(
+                            kind,
+                            selectivity,
+                            engine.setting,
+                            engine.plan(vectors.queries[queries[0]]),
+                        )
                         for others in ladder.values()
                         for engine in others
                     ]
@@ -125,7 +145,9 @@ def measure(
 
 
 def with_default(both: Pair, measured: Recalls, ladder: Ladder) -> Ladder:
-    """The ladder, and beside each target the ``ef_search`` that pgvector has without being told, where its recall is enough."""
+    """The ladder, and beside each target the ``ef_search`` that pgvector has without being told,
+    where its recall is enough.
+    """
     usual = both.pgvector(DEFAULT_EF_SEARCH)
     return {
         syncd: [*others, usual]
@@ -146,7 +168,9 @@ def check_iterative_scan(where: Environment) -> None:
 
 
 def with_columns(vectors: VectorSet, seed: int = 0) -> tuple[VectorSet, Columns]:
-    """The columns of the rows, and the queries in the order of their distance to the row that ``correlated`` is about."""
+    """The columns of the rows, and the queries in the order of their distance to the row that
+    ``correlated`` is about.
+    """
     generator = np.random.default_rng(seed)
     pivot = vectors.base[int(generator.integers(len(vectors.base)))][None].astype(np.float32)
 
@@ -155,16 +179,23 @@ def with_columns(vectors: VectorSet, seed: int = 0) -> tuple[VectorSet, Columns]
             return np.asarray(np.linalg.norm(normalised(block) - normalised(pivot), axis=1))
         return np.asarray(np.linalg.norm(block - pivot, axis=1))
 
-    nearest_first = np.argsort(np.concatenate([distances(block) for block in vectors.blocks()]), kind="stable")
+    nearest_first = np.argsort(
+        np.concatenate([distances(block) for block in vectors.blocks()]), kind="stable"
+    )
     correlated = np.empty(len(nearest_first), dtype=np.int32)
     correlated[nearest_first] = np.arange(len(nearest_first))
     independent = generator.permutation(len(nearest_first)).astype(np.int32)
     ordered = vectors.queries[np.argsort(distances(vectors.queries), kind="stable")]
-    return replace(vectors, queries=ordered, neighbors=None), {"independent": independent, "correlated": correlated}
+    return replace(vectors, queries=ordered, neighbors=None), {
+        "independent": independent,
+        "correlated": correlated,
+    }
 
 
 def asked(queries: int) -> dict[Literal["independent", "correlated"], dict[Kind, range]]:
-    """Which queries are asked under a filter on which column, where they are in the order of ``with_columns``."""
+    """Which queries are asked under a filter on which column, where they are in the order of
+    ``with_columns``.
+    """
     some = -(-queries // QUARTER)
     return {
         "independent": {"independent": range(queries)},

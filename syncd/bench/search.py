@@ -15,12 +15,16 @@ from syncd.bench.vector_set import K, VectorSet, truth
 from syncd.bench.versus import Build, Pair, Recalls, Turns, pair
 
 Ladder = dict[Engine, list[PgvectorEngine]]
-"""syncd at each target, and for each the settings of pgvector whose recall is the same or on either side."""
+"""syncd at each target, and for each the settings of pgvector whose recall is the same or on either
+side.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One engine at one setting with some clients: medians of the rounds' rates, percentiles over all their searches."""
+    """One engine at one setting with some clients: medians of the rounds' rates, percentiles over
+    all their searches.
+    """
 
     engine: str
     setting: str
@@ -34,7 +38,9 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Searches a second at one recall, pgvector's by the settings whose measured recall is the same or next to it."""
+    """Searches a second at one recall, pgvector's by the settings whose measured recall is the same
+    or next to it.
+    """
 
     setting: str
     clients: int
@@ -71,7 +77,13 @@ def measure(
     turns: Turns,
 ) -> SearchReport:
     """Load, build, find the settings of equal recall, and let them take turns in each round."""
-    exact = truth(vectors.base, vectors.queries, vectors.metric, track=where.track, neighbors=vectors.neighbors)
+    exact = truth(
+        vectors.base,
+        vectors.queries,
+        vectors.metric,
+        track=where.track,
+        neighbors=vectors.neighbors,
+    )
     with pair(where, vectors, len(vectors.base), versus=turns.versus) as both, ExitStack() as stack:
         sets = [stack.enter_context(clients(number, vectors.queries)) for number in client_numbers]
         measured = Recalls(sets[-1], exact)
@@ -98,12 +110,18 @@ def rate(
     engines: list[Engine] = list(
         dict.fromkeys(engine for syncd, others in ladder.items() for engine in (syncd, *others))
     )
-    points = [point for searchers in sets for point in take_turns(where, searchers, engines, measured, turns)]
+    points = [
+        point
+        for searchers in sets
+        for point in take_turns(where, searchers, engines, measured, turns)
+    ]
     return points, compare(ladder, points)
 
 
 def choose(both: Pair, measured: Recalls, recalls: list[float]) -> Ladder:
-    """syncd at each target, and for each the settings of pgvector that measure the same recall or bracket it."""
+    """syncd at each target, and for each the settings of pgvector that measure the same recall or
+    bracket it.
+    """
     ladder: Ladder = {}
     with both.where.step("settings of equal recall"):
         for target in recalls:
@@ -114,7 +132,11 @@ def choose(both: Pair, measured: Recalls, recalls: list[float]) -> Ladder:
 
 
 def take_turns(
-    where: Environment, searchers: Clients, engines: Sequence[Engine], measured: Recalls, turns: Turns
+    where: Environment,
+    searchers: Clients,
+    engines: Sequence[Engine],
+    measured: Recalls,
+    turns: Turns,
 ) -> list[Point]:
     """Every engine in turn, in each round, so that all meet the same machine."""
     rates: dict[Engine, list[float]] = {engine: [] for engine in engines}
@@ -132,7 +154,10 @@ def take_turns(
             measured.of(engine),
             measured.queries(engine),
             round(float(np.median(rates[engine])), 1),
-            *(round(float(value), 3) for value in np.percentile(latencies[engine], [50, 99]) * 1000),
+            *(
+                round(float(value), 3)
+                for value in np.percentile(latencies[engine], [50, 99]) * 1000
+            ),
         )
         for engine in engines
     ]
@@ -151,13 +176,22 @@ def compare(ladder: Ladder, points: list[Point]) -> list[Comparison]:
 
 
 def comparison(mine: Point, others: list[Point]) -> Comparison:
-    """pgvector's best rate at this recall or a higher one, or what is interpolated by recall from the setting below to the one above."""
+    """pgvector's best rate at this recall or a higher one, or what is interpolated by recall from
+    the setting below to the one above.
+    """
     below = [other for other in others if other.recall < mine.recall][-1:]
     enough = [other for other in others if other.recall >= mine.recall]
     qps = max(other.qps for other in enough or below)
     if below and enough:
         pair = (below[0], enough[0])
-        qps = max(qps, float(np.interp(mine.recall, [other.recall for other in pair], [other.qps for other in pair])))
+        qps = max(
+            qps,
+            float(
+                np.interp(
+                    mine.recall, [other.recall for other in pair], [other.qps for other in pair]
+                )
+            ),
+        )
     return Comparison(
         mine.setting,
         mine.clients,

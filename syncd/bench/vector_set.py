@@ -1,4 +1,6 @@
-"""Vectors to measure with: the user's, or made ones that are as hard to search as real ones; and which answers to a search are right."""
+"""Vectors to measure with: the user's, or made ones that are as hard to search as real ones; and
+which answers to a search are right.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ Track = Callable[[Sequence[int], str], Iterable[int]]
 
 @dataclass(frozen=True, slots=True)
 class VectorSet:
-    """``base`` (n, d) of any numeric type, ``queries`` (q, d) float32 that are not among them, and their neighbours where they are known."""
+    """``base`` (n, d) of any numeric type, ``queries`` (q, d) float32 that are not among them, and
+    their neighbours where they are known.
+    """
 
     name: str
     base: NDArray[Any]
@@ -56,7 +60,8 @@ class VectorSet:
 
 
 def read(path: Path, *, rows: int | None, queries: int, metric: str, seed: int = 0) -> VectorSet:
-    """Read .npy (n, d), .fvecs, or .npz with ``base`` and, where it has them, ``queries`` and ``neighbors`` (Euclidean).
+    """Read .npy (n, d), .fvecs, or .npz with ``base`` and, where it has them, ``queries`` and
+    ``neighbors`` (Euclidean).
 
     Without queries, rows taken out of the vectors are. Raises ``SettingsError``.
     """
@@ -64,29 +69,40 @@ def read(path: Path, *, rows: int | None, queries: int, metric: str, seed: int =
     try:
         if path.suffix == ".npz":
             with np.load(path) as archive:
-                found = {name: archive[name] for name in ("base", "queries", "neighbors") if name in archive}
+                found = {
+                    name: archive[name]
+                    for name in ("base", "queries", "neighbors")
+                    if name in archive
+                }
         elif path.suffix == ".npy":
             found = {"base": np.load(path, mmap_mode="r")}
         elif path.suffix == ".fvecs":
             words = np.fromfile(path, dtype=np.int32)
             found = {"base": words.reshape(-1, int(words[0]) + 1)[:, 1:].view(np.float32)}
     except (OSError, ValueError, IndexError) as error:
-        raise SettingsError(f"{path} cannot be read: {error}", hint="give a .npy, .npz or .fvecs file") from error
+        raise SettingsError(
+            f"{path} cannot be read: {error}", hint="give a .npy, .npz or .fvecs file"
+        ) from error
     base = found.get("base")
     if base is None or base.ndim != 2 or len(base) <= K:
         raise SettingsError(
-            f"{path} holds no vectors that can be searched", hint="give .npy (n, d), .fvecs, or .npz with base (n, d)"
+            f"{path} holds no vectors that can be searched",
+            hint="give .npy (n, d), .fvecs, or .npz with base (n, d)",
         )
     neighbors = found.get("neighbors") if metric == "l2" else None
     if "queries" in found:
         chosen = found["queries"][:queries].astype(np.float32)
     else:
-        held_out = np.sort(np.random.default_rng(seed).permutation(len(base))[: min(queries, len(base) // 10 + 1)])
+        held_out = np.sort(
+            np.random.default_rng(seed).permutation(len(base))[: min(queries, len(base) // 10 + 1)]
+        )
         chosen = base[held_out].astype(np.float32)
         base = np.delete(base, held_out, axis=0)
     if rows is not None and rows < len(base):
         base, neighbors = base[:rows], None
-    return VectorSet(path.name, base, chosen, metric, None if neighbors is None else neighbors[:queries])
+    return VectorSet(
+        path.name, base, chosen, metric, None if neighbors is None else neighbors[:queries]
+    )
 
 
 def generate(rows: int, dimension: int, *, queries: int, metric: str, seed: int = 0) -> VectorSet:
@@ -99,16 +115,24 @@ def generate(rows: int, dimension: int, *, queries: int, metric: str, seed: int 
     return VectorSet(f"generated, seed {seed}", made[:rows], made[rows:], metric)
 
 
-def made_blocks(rows: int, dimension: int, seed: int, block_rows: int = LOADED_ROWS) -> Iterator[NDArray[np.float32]]:
-    """Clusters on a curved surface of ``LATENT`` dimensions, the same for every seed, with some noise: (at most ``block_rows``, dimension) at a time.
+def made_blocks(
+    rows: int, dimension: int, seed: int, block_rows: int = LOADED_ROWS
+) -> Iterator[NDArray[np.float32]]:
+    """Clusters on a curved surface of ``LATENT`` dimensions, the same for every seed, with some
+    noise: (at most ``block_rows``, dimension) at a time.
 
-    Vectors of independent coordinates would be useless: all are equally far from one another, and no index can help. The intrinsic dimension of
-    these (``Truth.intrinsic_dimension``) is 16 at 100,000 rows, whatever their length; that of MNIST is 13, of a million SIFT descriptors 21.
+    Vectors of independent coordinates would be useless: all are equally far from one another, and
+    no index can help. The intrinsic dimension of these (``Truth.intrinsic_dimension``) is 16 at
+    100,000 rows, whatever their length; that of MNIST is 13, of a million SIFT descriptors 21.
     """
     surface, generator = np.random.default_rng(0), np.random.default_rng((0, seed))
     hidden = 4 * LATENT
-    inner = surface.standard_normal((LATENT, hidden), dtype=np.float32) / np.float32(np.sqrt(LATENT))
-    outer = surface.standard_normal((hidden, dimension), dtype=np.float32) / np.float32(np.sqrt(hidden))
+    inner = surface.standard_normal((LATENT, hidden), dtype=np.float32) / np.float32(
+        np.sqrt(LATENT)
+    )
+    outer = surface.standard_normal((hidden, dimension), dtype=np.float32) / np.float32(
+        np.sqrt(hidden)
+    )
     centres = surface.standard_normal((CLUSTERS, LATENT), dtype=np.float32)
     for start in range(0, rows, block_rows):
         count = min(block_rows, rows - start)
@@ -119,7 +143,9 @@ def made_blocks(rows: int, dimension: int, seed: int, block_rows: int = LOADED_R
 
 
 class Truth:
-    """The exact answers to the queries over some rows: ``limits`` (q,) is how far the ``K``-th nearest row is."""
+    """The exact answers to the queries over some rows: ``limits`` (q,) is how far the ``K``-th
+    nearest row is.
+    """
 
     def __init__(
         self,
@@ -129,37 +155,52 @@ class Truth:
         candidates: NDArray[Any],
         there: NDArray[np.bool_],
     ) -> None:
-        """``vectors``: the row with key n at n - 1. ``candidates`` (q, ≥ K): rows among which the nearest are. ``there`` (n,): those to be found."""
+        """``vectors``: the row with key n at n - 1. ``candidates`` (q, ≥ K): rows among which the
+        nearest are. ``there`` (n,): those to be found.
+        """
         self.vectors = vectors
         self.there = there
         self.queries = queries
         self.metric = metric
         self.distances = np.sort(
-            np.stack([self.distance(number, rows) for number, rows in enumerate(candidates)]), axis=1
+            np.stack([self.distance(number, rows) for number, rows in enumerate(candidates)]),
+            axis=1,
         )
         self.limits = self.distances[:, min(K, candidates.shape[1]) - 1]
 
     def distance(self, query: int, rows: NDArray[Any]) -> NDArray[np.float64]:
-        """Squared Euclidean distances under l2 and, of the normalised vectors, under cosine; else the negative inner product."""
+        """Squared Euclidean distances under l2 and, of the normalised vectors, under cosine; else
+        the negative inner product.
+        """
         given, found = self.queries[query].astype(np.float64), self.vectors[rows].astype(np.float64)
         if self.metric == "ip":
             return np.asarray(-found @ given)
         if self.metric == "cosine":
-            given, found = given / np.linalg.norm(given), found / np.linalg.norm(found, axis=1, keepdims=True)
+            given, found = (
+                given / np.linalg.norm(given),
+                found / np.linalg.norm(found, axis=1, keepdims=True),
+            )
         return np.asarray(((found - given) ** 2).sum(axis=1))
 
     def recall(self, numbers: Sequence[int], answers: Sequence[Sequence[int]]) -> float:
-        """Mean share of the ``K`` nearest in the answers to some queries. A row as near as the ``K``-th is as good; one that is not there is not."""
+        """Mean share of the ``K`` nearest in the answers to some queries. A row as near as the
+        ``K``-th is as good; one that is not there is not.
+        """
         shares = []
         for number, keys in zip(numbers, answers, strict=True):
             rows = np.array(list(set(keys)), dtype=np.int64) - 1
             rows = rows[self.there[rows]]
             limit = self.limits[number] + ROUNDING * abs(self.limits[number])
-            shares.append(np.count_nonzero(self.distance(number, rows) <= limit) / min(K, self.distances.shape[1]))
+            shares.append(
+                np.count_nonzero(self.distance(number, rows) <= limit)
+                / min(K, self.distances.shape[1])
+            )
         return round(float(np.minimum(shares, 1.0).mean()), 4)
 
     def intrinsic_dimension(self) -> float | None:
-        """How many dimensions the neighbourhoods of the queries have (Levina and Bickel 2004, with the mean of MacKay and Ghahramani)."""
+        """How many dimensions the neighbourhoods of the queries have (Levina and Bickel 2004, with
+        the mean of MacKay and Ghahramani).
+        """
         distances = np.maximum(self.distances, 0.0)
         usable = distances[(distances[:, 0] > 0) & (distances[:, -1] > distances[:, 0])]
         if self.metric == "ip" or not len(usable):
@@ -199,10 +240,15 @@ def truth(
         near = near if metric == "l2" else -near
         best, rows = np.hstack([best, near]), np.hstack([rows, chosen[found]])
         order = np.argsort(best, axis=1)[:, :wanted]
-        best, rows = np.take_along_axis(best, order, axis=1), np.take_along_axis(rows, order, axis=1)
+        best, rows = (
+            np.take_along_axis(best, order, axis=1),
+            np.take_along_axis(rows, order, axis=1),
+        )
     return Truth(vectors, queries, metric, rows, there)
 
 
 def normalised(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """Of length one."""
-    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-30)))
+    return np.asarray(
+        vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-30))
+    )

@@ -1,4 +1,6 @@
-"""Verify: how long comparing an index with its table takes, beside the time in which Postgres alone hashes the same rows in one query."""
+"""Verify: how long comparing an index with its table takes, beside the time in which Postgres alone
+hashes the same rows in one query.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ class Verify:
 
 
 def measure(where: Environment, *, rows: int, dimension: int, rounds: int, seed: int = 0) -> Verify:
-    """The query and the verify in turn, then a repair of rows that changed behind the back of the triggers."""
+    """The query and the verify in turn, then a repair of rows that changed behind the back of the
+    triggers.
+    """
     where.create(TABLE, dimension)
     where.fill(TABLE, rows, dimension, seed)
     where.run("vacuum", table=TABLE)
@@ -37,7 +41,11 @@ def measure(where: Environment, *, rows: int, dimension: int, rounds: int, seed:
     with serving(where) as service, service.client() as client:
         for _ in range(rounds):
             begun = time.perf_counter()
-            where.run("hash_rows", table=TABLE, send="vector_send" if where.vector_type == "vector" else "array_send")
+            where.run(
+                "hash_rows",
+                table=TABLE,
+                send="vector_send" if where.vector_type == "vector" else "array_send",
+            )
             hashes.append(time.perf_counter() - begun)
             verifies.append(client.verify(TABLE).seconds)
         with where.connection.transaction():
@@ -48,8 +56,12 @@ def measure(where: Environment, *, rows: int, dimension: int, rounds: int, seed:
         repair_seconds = time.perf_counter() - begun - statistics.median(verifies)
         repaired = sum(row.repaired for row in found.datasets)
         if not client.verify(TABLE).datasets[0].in_sync:
-            raise SyncdError("the index differs after the repair", hint="this is a defect: please report it")
-    ratio = statistics.median(verify / hashed for verify, hashed in zip(verifies, hashes, strict=True))
+            raise SyncdError(
+                "the index differs after the repair", hint="this is a defect: please report it"
+            )
+    ratio = statistics.median(
+        verify / hashed for verify, hashed in zip(verifies, hashes, strict=True)
+    )
     return Verify(
         rows,
         dimension,

@@ -1,4 +1,6 @@
-"""A table that syncd follows and, to compare, the same table with an HNSW index; both loaded, indexed and warm."""
+"""A table that syncd follows and, to compare, the same table with an HNSW index; both loaded,
+indexed and warm.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ GRAPH_BYTES = 400
 
 @dataclass(frozen=True, slots=True)
 class Turns:
-    """How long each engine runs in each round, how many rounds there are, and whether pgvector is one."""
+    """How long each engine runs in each round, how many rounds there are, and whether pgvector is
+    one.
+    """
 
     seconds: float
     rounds: int
@@ -56,7 +60,13 @@ class Pair:
 
     def syncd(self, recall: float) -> SyncdEngine:
         """Searches at a recall target; ``exact`` where the service has no other index."""
-        return SyncdEngine(str(self.service.socket), FOLLOWED, 1.0 if self.index == "exact" else recall, K, self.filter)
+        return SyncdEngine(
+            str(self.service.socket),
+            FOLLOWED,
+            1.0 if self.index == "exact" else recall,
+            K,
+            self.filter,
+        )
 
     def pgvector(self, ef_search: int | None) -> PgvectorEngine:
         """Searches of the HNSW index."""
@@ -65,22 +75,37 @@ class Pair:
 
 @contextmanager
 def pair(
-    where: Environment, vectors: VectorSet, rows: int, *, versus: bool, columns: Columns = NO_COLUMNS
+    where: Environment,
+    vectors: VectorSet,
+    rows: int,
+    *,
+    versus: bool,
+    columns: Columns = NO_COLUMNS,
 ) -> Iterator[Pair]:
-    """Load the first rows of a set, start syncd, and build both indexes one after the other; pgvector's table has one on each column too."""
+    """Load the first rows of a set, start syncd, and build both indexes one after the other;
+    pgvector's table has one on each column too.
+    """
     if versus and where.vector_type != "vector":
-        raise SettingsError("the server has no pgvector", hint="leave --versus out, or use: --embedded")
+        raise SettingsError(
+            "the server has no pgvector", hint="leave --versus out, or use: --embedded"
+        )
     create(where, FOLLOWED, vectors.dimension, columns)
-    blocks = where.progress.track(vectors.blocks(0, rows), total=-(-rows // 1000), description=f"loading {rows} rows")
+    blocks = where.progress.track(
+        vectors.blocks(0, rows), total=-(-rows // 1000), description=f"loading {rows} rows"
+    )
     where.load(FOLLOWED, blocks, columns)
     where.run("vacuum", table=FOLLOWED)
     with serving(where) as service:
         with where.step("syncd: from attach to searchable"):
             begun = time.perf_counter()
-            where.run("attach_with_columns", [f"syncd_bench.{FOLLOWED}", vectors.metric, list(columns)])
+            where.run(
+                "attach_with_columns", [f"syncd_bench.{FOLLOWED}", vectors.metric, list(columns)]
+            )
             found = service.wait_searchable(FOLLOWED, rows)
             index = str(found.index)
-            builds = [Build("syncd", index, rows, round(time.perf_counter() - begun, 2), found.bytes)]
+            builds = [
+                Build("syncd", index, rows, round(time.perf_counter() - begun, 2), found.bytes)
+            ]
         if versus:
             create(where, HNSW, vectors.dimension, columns)
             where.copy(HNSW)
@@ -88,7 +113,13 @@ def pair(
             with where.step("pgvector: CREATE INDEX"):
                 seconds = create_hnsw(where, vectors, rows)
             builds.append(
-                Build("pgvector", "hnsw", rows, round(seconds, 2), where.value("index_bytes", [f"syncd_bench.{HNSW}"]))
+                Build(
+                    "pgvector",
+                    "hnsw",
+                    rows,
+                    round(seconds, 2),
+                    where.value("index_bytes", [f"syncd_bench.{HNSW}"]),
+                )
             )
             for column in columns:
                 where.run("create_btree", table=HNSW, column=column)
@@ -103,15 +134,22 @@ def create(where: Environment, table: str, dimension: int, columns: Columns) -> 
 
 
 def create_hnsw(where: Environment, vectors: VectorSet, rows: int) -> float:
-    """With the memory that the graph needs, at most a quarter of the machine's: a build that does not fit is many times slower."""
+    """With the memory that the graph needs, at most a quarter of the machine's: a build that does
+    not fit is many times slower.
+    """
     wanted = rows * (vectors.dimension * 4 + GRAPH_BYTES) * 5 // 4
     memory = memory_bytes() // 4
-    where.run("set_setting", ["maintenance_work_mem", f"{min(max(wanted >> 10, 64 << 10), memory >> 10, 2**31 - 1)}kB"])
+    where.run(
+        "set_setting",
+        ["maintenance_work_mem", f"{min(max(wanted >> 10, 64 << 10), memory >> 10, 2**31 - 1)}kB"],
+    )
     operators = OPERATOR_CLASSES[vectors.metric]
     begun = time.perf_counter()
     try:
         where.run("create_hnsw", table=HNSW, operators=operators)
-    except psycopg.errors.DiskFull:  # parallel workers share memory by /dev/shm, which is 64 MB in many containers
+    except (
+        psycopg.errors.DiskFull
+    ):  # parallel workers share memory by /dev/shm, which is 64 MB in many containers
         where.run("set_setting", ["max_parallel_maintenance_workers", "0"])
         begun = time.perf_counter()
         where.run("create_hnsw", table=HNSW, operators=operators)
@@ -137,8 +175,11 @@ class Recalls:
         """How many queries that was measured with."""
         return self.known[engine][1]
 
-    def bracket(self, make: Callable[[int | None], PgvectorEngine], wanted: float) -> list[PgvectorEngine]:
-        """The cheapest engine whose recall is at least the wanted one, and before it the best one below, where there is one.
+    def bracket(
+        self, make: Callable[[int | None], PgvectorEngine], wanted: float
+    ) -> list[PgvectorEngine]:
+        """The cheapest engine whose recall is at least the wanted one, and before it the best one
+        below, where there is one.
 
         ``ef_search`` to 5 %; where even the largest one is not enough, a scan of the table is.
         """

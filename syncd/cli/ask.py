@@ -1,4 +1,6 @@
-"""Commands that ask the running service: search, status, datasets, verify, rebuild, checkpoint, healthcheck."""
+"""Commands that ask the running service: search, status, datasets, verify, rebuild, checkpoint,
+healthcheck.
+"""
 
 from __future__ import annotations
 
@@ -37,14 +39,21 @@ STATUS_ROWS = (
 
 
 def search(
-    dataset: Annotated[str, typer.Argument(help="The dataset; the project default may be left out.")],
+    dataset: Annotated[
+        str, typer.Argument(help="The dataset; the project default may be left out.")
+    ],
     key: Annotated[str | None, typer.Option(help="Find rows like the one with this key.")] = None,
-    vector: Annotated[str | None, typer.Option(help="JSON array, @file with one, or - for stdin.")] = None,
+    vector: Annotated[
+        str | None, typer.Option(help="JSON array, @file with one, or - for stdin.")
+    ] = None,
     k: Annotated[int, typer.Option("-k", min=1, max=MAX_RESULTS, help="How many.")] = 10,
     exact: Annotated[bool, typer.Option("--exact", help="Compare with every row.")] = False,
-    recall: Annotated[float | None, typer.Option(min=0.01, max=1, help="Recall to aim for.")] = None,
+    recall: Annotated[
+        float | None, typer.Option(min=0.01, max=1, help="Recall to aim for.")
+    ] = None,
     filter_json: Annotated[
-        str | None, typer.Option("--filter", help='Conditions on attached columns, as JSON: {"lang": "en"}.')
+        str | None,
+        typer.Option("--filter", help='Conditions on attached columns, as JSON: {"lang": "en"}.'),
     ] = None,
     socket: Socket = None,
     json: Json = False,
@@ -55,26 +64,36 @@ def search(
     """
     if (key is None) == (vector is None):
         raise SettingsError(
-            "give either --key or --vector", hint="syncd search DATASET --key K, or --vector '[0.1, 0.2]'"
+            "give either --key or --vector",
+            hint="syncd search DATASET --key K, or --vector '[0.1, 0.2]'",
         )
     with service(socket) as client:
         asked = calls.search(
             dataset,
             None if vector is None else read_vector(vector),
             key=None if key is None else key_argument(client, dataset, key),
-            k=k, exact=exact, recall=recall, filter=None if filter_json is None else read_filter(filter_json),
-        )  # fmt: skip
+            k=k,
+            exact=exact,
+            recall=recall,
+            filter=None if filter_json is None else read_filter(filter_json),
+        )
         whole_answer = msgspec.json.Decoder(SearchResult).decode
-        found = client.run(calls.Call(asked.method, asked.params, whole_answer, asked.patience_seconds))
+        found = client.run(
+            calls.Call(asked.method, asked.params, whole_answer, asked.patience_seconds)
+        )
     if json:
         print_json(found)
     else:
         rows = zip(found.keys, found.distances, strict=True)
-        print_table(["key", "distance"], [(shown_key(key), f"{distance:.6f}") for key, distance in rows])
+        print_table(
+            ["key", "distance"], [(shown_key(key), f"{distance:.6f}") for key, distance in rows]
+        )
 
 
 def status(
-    watched: Annotated[bool, typer.Option("--watch", help="Draw it again every second, with each dataset.")] = False,
+    watched: Annotated[
+        bool, typer.Option("--watch", help="Draw it again every second, with each dataset.")
+    ] = False,
     socket: Socket = None,
     json: Json = False,
 ) -> None:
@@ -93,17 +112,31 @@ def status(
     rows: list[tuple[str, Any]] = [(name, getattr(found, name)) for name in STATUS_ROWS]
     if found.position is not None:
         rows.append(("position", f"{found.position.snapshot} outbox_id {found.position.outbox_id}"))
-    rows += [("", f"{each.rows} rows of {each.source} with {each.reason}") for each in found.quarantine]
+    rows += [
+        ("", f"{each.rows} rows of {each.source} with {each.reason}") for each in found.quarantine
+    ]
     rows.append(("checkpoint", since(found.checkpoint.at)))
     rows.append(("checkpoint error", found.checkpoint.error))
     rows.append(("database", found.database_error or "connected"))
     if found.verify is not None:
         rows.append(
-            ("verify", since(found.verify.at) + (f", late: {found.verify.overdue}" if found.verify.overdue else ""))
+            (
+                "verify",
+                since(found.verify.at)
+                + (f", late: {found.verify.overdue}" if found.verify.overdue else ""),
+            )
         )
     rows += [("task", f"{each.task} fails: {each.error}") for each in found.failing_tasks]
-    print_table(["", ""], [(name.replace("_", " "), round(v, 3) if isinstance(v, float) else v) for name, v in rows])
-    if found.state not in ANSWERING or found.database_error or found.checkpoint.error or found.failing_tasks:
+    print_table(
+        ["", ""],
+        [(name.replace("_", " "), round(v, 3) if isinstance(v, float) else v) for name, v in rows],
+    )
+    if (
+        found.state not in ANSWERING
+        or found.database_error
+        or found.checkpoint.error
+        or found.failing_tasks
+    ):
         talk("next: syncd check")
 
 
@@ -117,10 +150,24 @@ def datasets(socket: Socket = None, json: Json = False) -> None:
     if json:
         print_json(found)
         return
-    columns = ["dataset", "source", "state", "count", "tombstones", "dim", "metric", "index", "bytes", "lag_seconds"]
+    columns = [
+        "dataset",
+        "source",
+        "state",
+        "count",
+        "tombstones",
+        "dim",
+        "metric",
+        "index",
+        "bytes",
+        "lag_seconds",
+    ]
     print_table(
         [column.replace("_", " ") for column in columns],
-        [[getattr(row, column) for column in columns[:-1]] + [round(row.lag_seconds, 3)] for row in found],
+        [
+            [getattr(row, column) for column in columns[:-1]] + [round(row.lag_seconds, 3)]
+            for row in found
+        ],
     )
 
 
@@ -139,8 +186,12 @@ def checkpoint(socket: Socket = None, json: Json = False) -> None:
 
 def verify(
     dataset: Annotated[list[str] | None, typer.Argument(help="Datasets; none: all.")] = None,
-    repair: Annotated[bool, typer.Option("--repair", help="Read again the rows that differ.")] = False,
-    deep: Annotated[bool, typer.Option("--deep", help="Compare the vectors too, not only fingerprints.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Read again the rows that differ.")
+    ] = False,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Compare the vectors too, not only fingerprints.")
+    ] = False,
     socket: Socket = None,
     json: Json = False,
 ) -> None:
@@ -154,13 +205,20 @@ def verify(
     rows = [row for result in results for row in result.datasets]
     sources = {each.source: each for result in results for each in result.sources}
     if json:
-        print_json(msgspec.structs.replace(results[0], datasets=rows, sources=list(sources.values())))
+        print_json(
+            msgspec.structs.replace(results[0], datasets=rows, sources=list(sources.values()))
+        )
     else:
         columns = ["rows", "indexed", "missing", "extra", "stale", "quarantined", "repaired"]
         print_table(
             ["dataset", "", *columns, "sample"],
             [
-                [row.dataset, verdict(row), *(getattr(row, column) for column in columns), shown_keys(row.sample)]
+                [
+                    row.dataset,
+                    verdict(row),
+                    *(getattr(row, column) for column in columns),
+                    shown_keys(row.sample),
+                ]
                 for row in rows
             ],
         )
@@ -174,9 +232,14 @@ def verify(
     failed = [each for each in sources.values() if each.outcome in ("none_live", "failed")]
     for each in failed:
         if each.outcome == "none_live":
-            talk(f"{each.source}: none of its rows is live, so nothing was compared; look at its rule in syncd.sources")
+            talk(
+                f"{each.source}: none of its rows is live, so nothing was compared; look at its "
+                "rule in syncd.sources"
+            )
         else:
-            talk(f"{each.source} could not be compared: {each.reason.rstrip(';')}; see: syncd check")
+            talk(
+                f"{each.source} could not be compared: {each.reason.rstrip(';')}; see: syncd check"
+            )
     differing = [row.dataset for row in rows if row.missing + row.extra + row.stale > row.repaired]
     if differing:
         talk(f"next: syncd verify {shlex.join(differing[:8])} --repair")
@@ -199,7 +262,9 @@ def shown_keys(keys: Sequence[Any]) -> str:
 
 
 def rebuild(
-    dataset: Annotated[str, typer.Argument(help="The dataset; the project default may be left out.")],
+    dataset: Annotated[
+        str, typer.Argument(help="The dataset; the project default may be left out.")
+    ],
     socket: Socket = None,
     json: Json = False,
 ) -> None:
@@ -216,9 +281,11 @@ def rebuild(
 
 
 def healthcheck(socket: Socket = None) -> None:
-    """Exit 0 if the service answers searches from every dataset, no older than SYNCD_MAX_STALENESS_SECONDS allows; 1 if not.
+    """Exit 0 if the service answers searches from every dataset, no older than
+    SYNCD_MAX_STALENESS_SECONDS allows; 1 if not.
 
-    A database that is away, or lacks schema syncd, is no reason by itself: the service answers from where it was, and a restart would end that.
+    A database that is away, or lacks schema syncd, is no reason by itself: the service answers from
+    where it was, and a restart would end that.
 
     Example: syncd healthcheck && echo well
     """
@@ -226,7 +293,9 @@ def healthcheck(socket: Socket = None) -> None:
         found = client.status()
     allowed = load_settings().max_staleness_seconds
     stale = allowed is not None and found.lag_seconds > allowed
-    database = f"; answers are as old as that: {found.database_error}" if found.database_error else ""
+    database = (
+        f"; answers are as old as that: {found.database_error}" if found.database_error else ""
+    )
     limit = f", more than SYNCD_MAX_STALENESS_SECONDS={allowed:g} allows" if stale else ""
     talk(f"{found.state}, lag {found.lag_seconds:.1f} s{limit}{database}")
     if database or stale or found.state not in ANSWERING:
@@ -244,11 +313,14 @@ def read_vector(text: str) -> list[float]:
             text = Path(text[1:]).read_text(encoding="utf-8")
         except OSError as error:
             raise SettingsError(
-                f"{text[1:]} cannot be read: {error.strerror}", hint="give --vector @FILE with a JSON array"
+                f"{text[1:]} cannot be read: {error.strerror}",
+                hint="give --vector @FILE with a JSON array",
             ) from error
     value = read_json(text, "--vector")
     if not isinstance(value, list) or not all(type(element) in (int, float) for element in value):
-        raise SettingsError("--vector is not an array of numbers", hint="for example --vector '[0.1, 0.2, 0.3]'")
+        raise SettingsError(
+            "--vector is not an array of numbers", hint="for example --vector '[0.1, 0.2, 0.3]'"
+        )
     return value
 
 
@@ -256,7 +328,9 @@ def read_filter(text: str) -> dict[str, Any]:
     """A filter from the command line."""
     value = read_json(text, "--filter")
     if not isinstance(value, dict):
-        raise SettingsError("--filter is not a JSON object", hint='for example --filter \'{"lang": "en"}\'')
+        raise SettingsError(
+            "--filter is not a JSON object", hint='for example --filter \'{"lang": "en"}\''
+        )
     return value
 
 
@@ -265,18 +339,23 @@ def read_json(text: str, option: str) -> Any:
     try:
         return msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{option} is not JSON: {error}", hint="quote it for the shell: '…'") from error
+        raise SettingsError(
+            f"{option} is not JSON: {error}", hint="quote it for the shell: '…'"
+        ) from error
 
 
 def key_argument(client: Client, dataset: str, text: str) -> Any:
-    """A key by its dataset's type: a number for integers, an array for a composite key, else the text as it is."""
+    """A key by its dataset's type: a number for integers, an array for a composite key, else the
+    text as it is.
+    """
     page = client.keys_page(dataset, limit=1)
     kind = type(page.keys[0]) if page.keys else str
     if kind is tuple:
         value = read_json(text, "--key")
         if not isinstance(value, list):
             raise SettingsError(
-                f"{text!r} is no key of {dataset}: its keys are composite", hint="for example --key '[1, \"a\"]'"
+                f"{text!r} is no key of {dataset}: its keys are composite",
+                hint="for example --key '[1, \"a\"]'",
             )
         return value
     if kind is int:
@@ -284,7 +363,8 @@ def key_argument(client: Client, dataset: str, text: str) -> Any:
             return int(text)
         except ValueError:
             raise SettingsError(
-                f"{text!r} is no key of {dataset}: its keys are numbers", hint="give a number, such as --key 42"
+                f"{text!r} is no key of {dataset}: its keys are numbers",
+                hint="give a number, such as --key 42",
             ) from None
     return text
 

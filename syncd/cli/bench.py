@@ -1,4 +1,6 @@
-"""``syncd bench``: commands that measure syncd on the user's own machine. What only its developers ask is in ``tests/bench``."""
+"""``syncd bench``: commands that measure syncd on the user's own machine. What only its developers
+ask is in ``tests/bench``.
+"""
 
 from __future__ import annotations
 
@@ -95,7 +97,8 @@ def filter_(
     embedded: Embedded = False,
     json: Json = False,
 ) -> None:
-    """Recall and speed of searches with filters that let few or many rows pass, at random, near and far.
+    """Recall and speed of searches with filters that let few or many rows pass, at random, near and
+    far.
 
     Example: syncd bench filter --embedded --versus pgvector
     """
@@ -126,7 +129,9 @@ def mixed(
     rounds: Rounds = 3,
     versus: Versus = None,
     rate: Annotated[float, typer.Option(min=1, help="Rows to change per second.")] = 5000,
-    batch: Annotated[int, typer.Option(min=1, help="Rows that a transaction changes, in one statement.")] = 50,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Rows that a transaction changes, in one statement.")
+    ] = 50,
     writers: Annotated[int, typer.Option(min=1, help="Processes that write.")] = 2,
     clients: Clients = 2,
     recall: Recall = 0.95,
@@ -161,7 +166,9 @@ def mixed(
 @bench.command()
 def fresh(
     commits: Annotated[int, typer.Option(min=1, help="Commits to time.")] = 500,
-    writers: Annotated[int, typer.Option(min=1, help="Concurrent writers in the second measurement.")] = 8,
+    writers: Annotated[
+        int, typer.Option(min=1, help="Concurrent writers in the second measurement.")
+    ] = 8,
     dim: Dimension = 768,
     dsn: Dsn = None,
     data_dir: DataDir = None,
@@ -190,14 +197,17 @@ def ingest(
     embedded: Embedded = False,
     json: Json = False,
 ) -> None:
-    """Inserts per second: a bare table, a followed one, one with syncd paused, one with a pgvector HNSW index.
+    """Inserts per second: a bare table, a followed one, one with syncd paused, one with a pgvector
+    HNSW index.
 
     Example: syncd bench ingest --embedded --clients 32
     """
     from syncd.bench import ingest as module
 
     with prepared(dsn, data_dir, embedded) as where:
-        result = module.measure(where, dimension=dim, clients=clients or [1, 8, 32], seconds=seconds, rounds=rounds)
+        result = module.measure(
+            where, dimension=dim, clients=clients or [1, 8, 32], seconds=seconds, rounds=rounds
+        )
     show(result, json)
 
 

@@ -27,7 +27,9 @@ SOME_ROWS = 100_000
 
 def again(what: str, default: str, *names: str, min: float = 1, max: float | None = None) -> Any:  # noqa: A002 - typer's names
     """An option that may be given several times."""
-    return typer.Option(*names, min=min, max=max, help=f"{what}; again for more. Default: {default}.")
+    return typer.Option(
+        *names, min=min, max=max, help=f"{what}; again for more. Default: {default}."
+    )
 
 
 Dimension = Annotated[int, typer.Option("--dim", min=1, help="Dimension of the vectors.")]
@@ -35,10 +37,16 @@ Rows = Annotated[int, typer.Option("--rows", min=1, help="Rows of the table.")]
 Changes = Annotated[int, typer.Option(min=1, help="Rows that a transaction changes.")]
 Rounds = Annotated[int, typer.Option(min=1, help="Rounds; what is compared takes turns in each.")]
 Seconds = Annotated[float, typer.Option(min=0.1, help="Seconds for each run.")]
-ManyClients = Annotated[list[int] | None, again("Clients, each a process", "1, and one a core", "--clients")]
+ManyClients = Annotated[
+    list[int] | None, again("Clients, each a process", "1, and one a core", "--clients")
+]
 Clients = Annotated[int, typer.Option(min=1, help="Processes that search.")]
-Recall = Annotated[float, typer.Option(min=0.01, max=1, help="Recall to aim for, where searches are approximate.")]
-Recalls = Annotated[list[float] | None, again("Recall to aim for", "0.9, 0.95, 0.99", "--recall", min=0.01, max=1)]
+Recall = Annotated[
+    float, typer.Option(min=0.01, max=1, help="Recall to aim for, where searches are approximate.")
+]
+Recalls = Annotated[
+    list[float] | None, again("Recall to aim for", "0.9, 0.95, 0.99", "--recall", min=0.01, max=1)
+]
 Vectors = Annotated[
     Path | None,
     typer.Option(
@@ -74,7 +82,8 @@ def read_or_make(
     share: float = 0.0,
     spare: int = 0,
 ) -> VectorSet:
-    """The vectors of a file, or made ones: those of the rows, and for each ``share`` of one, and ``spare``, to write.
+    """The vectors of a file, or made ones: those of the rows, and for each ``share`` of one, and
+    ``spare``, to write.
 
     Raises ``SettingsError`` when the file has too few.
     """
@@ -95,12 +104,14 @@ def read_or_make(
             f"{path} has {len(found.base)} vectors for rows, {count + written(count)} are needed",
             hint="ask for fewer with --rows N",
         )
-    return dataclasses.replace(found, base=found.base[: count + written(count)], spare=written(count))
+    return dataclasses.replace(
+        found, base=found.base[: count + written(count)], spare=written(count)
+    )
 
 
 @contextmanager
 def prepared(dsn: str | None, data_dir: Path | None, embedded: bool) -> Iterator[Environment]:
-    """The environment of a benchmark, and a line that shows what it does if stderr is a terminal."""
+    """The environment of a benchmark, with a progress line if stderr is a terminal."""
     from syncd.bench.environment import environment
 
     settings = load_settings(dsn=dsn, data_dir=data_dir)
@@ -113,7 +124,8 @@ def prepared(dsn: str | None, data_dir: Path | None, embedded: bool) -> Iterator
         transient=True,
         disable=not console.is_terminal,
     )
-    # With PostgreSQL's default of 128 MB it would measure how files are read; its manual advises a quarter of memory.
+    # With PostgreSQL's default of 128 MB it would measure how files are read; its manual advises a
+    # quarter of memory.
     buffers = {"shared_buffers": f"{memory_bytes() // 4 >> 20}MB"}
     with (
         database(settings, embedded=embedded, server_settings=buffers) as found,
@@ -124,12 +136,17 @@ def prepared(dsn: str | None, data_dir: Path | None, embedded: bool) -> Iterator
 
 
 def show(result: Any, json: bool) -> None:
-    """Print a dataclass, or a list of them, one row each; lists within one follow as tables of their own."""
+    """Print a dataclass, or a list of them, one row each; lists within one follow as tables of
+    their own.
+    """
     if json:
         print_json(result)
         return
     rows = result if isinstance(result, list) else [result]
-    fields = {field.name: [getattr(row, field.name) for row in rows] for field in dataclasses.fields(rows[0])}
+    fields = {
+        field.name: [getattr(row, field.name) for row in rows]
+        for field in dataclasses.fields(rows[0])
+    }
     plain = {name: values for name, values in fields.items() if not isinstance(values[0], list)}
     print_table(list(plain), zip(*plain.values(), strict=True))
     for name, values in fields.items():

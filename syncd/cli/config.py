@@ -10,7 +10,8 @@ from syncd.settings import CONFIG_FILES, Settings, config_file, load_settings
 
 
 def config(json: Json = False) -> None:
-    """Print every setting, its value now and what it does, and which syncd.toml is read. Secrets are not shown.
+    """Print every setting, its value now and what it does, and which syncd.toml is read. Secrets
+    are not shown.
 
     Example: syncd config
     """

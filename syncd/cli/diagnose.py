@@ -24,13 +24,20 @@ INDENT = 6
 
 
 def check(
-    dsn: Dsn = None, data_dir: DataDir = None, embedded: Embedded = False, socket: Socket = None, json: Json = False
+    dsn: Dsn = None,
+    data_dir: DataDir = None,
+    embedded: Embedded = False,
+    socket: Socket = None,
+    json: Json = False,
 ) -> None:
-    """Look at everything syncd rests on: each line is ok, warn or fail, with the fix. Changes nothing; exits 1 only on a fail.
+    """Look at everything syncd rests on: each line is ok, warn or fail, with the fix. Changes
+    nothing; exits 1 only on a fail.
 
     Example: syncd check
     """
-    from syncd.ops.check import examine  # as every other command, it starts without what it does not need
+    from syncd.ops.check import (
+        examine,
+    )  # as every other command, it starts without what it does not need
 
     settings = load_settings(dsn=dsn, data_dir=data_dir)
     with database(settings, embedded=embedded) as found:
@@ -44,7 +51,9 @@ def check(
 
 
 def why(
-    dataset: Annotated[str, typer.Argument(help="The dataset; the project default may be left out.")],
+    dataset: Annotated[
+        str, typer.Argument(help="The dataset; the project default may be left out.")
+    ],
     dsn: Dsn = None,
     data_dir: DataDir = None,
     embedded: Embedded = False,
@@ -59,7 +68,9 @@ def why(
 
     settings = load_settings(dsn=dsn, data_dir=data_dir)
     with database(settings, embedded=embedded) as found:
-        explanation = explain(found, socket_of(settings, socket, data_dir_given=data_dir is not None), dataset)
+        explanation = explain(
+            found, socket_of(settings, socket, data_dir_given=data_dir is not None), dataset
+        )
     if json:
         print_json(explanation)
     else:
@@ -82,14 +93,18 @@ def print_explanation(explanation: Explanation) -> None:
         lines.append(Text("nothing is wrong", style=STYLES["ok"]))
     for number, cause in enumerate(explanation.causes, 1):
         lines.append(
-            Text(f"{number}. ").append(plain(cause.what), style=STYLES[cause.level]).append(f": {plain(cause.detail)}")
+            Text(f"{number}. ")
+            .append(plain(cause.what), style=STYLES[cause.level])
+            .append(f": {plain(cause.detail)}")
         )
         lines.append(Text(f"   next: {plain(cause.fix)}"))
     print_lines(lines)
 
 
 def socket_of(settings: Settings, socket: str | None, *, data_dir_given: bool) -> str:
-    """The socket of the service that is meant: the given one, that of the given data directory, or the usual one."""
+    """The socket of the service that is meant: the given one, that of the given data directory, or
+    the usual one.
+    """
     if socket:
         return socket
     return str(settings.socket_path if data_dir_given else service_socket())
@@ -111,12 +126,16 @@ def print_findings(findings: Sequence[Finding]) -> None:
 
 
 def print_lines(lines: Iterable[Text]) -> None:
-    """Lines that are folded by the terminal and by nobody else, in colours where the terminal has them and NO_COLOR is not set."""
+    """Lines that are folded by the terminal and by nobody else, in colours where the terminal has
+    them and NO_COLOR is not set.
+    """
     console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
     for line in lines:
         console.print(line)
 
 
 def plain(text: str) -> str:
-    """Text from elsewhere, such as a session's query, on one line and without what a terminal would obey."""
+    """Text from elsewhere, such as a session's query, on one line and without what a terminal would
+    obey.
+    """
     return "".join(character if character.isprintable() else " " for character in text)

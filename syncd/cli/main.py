@@ -43,7 +43,9 @@ app.add_typer(bench.bench, name="bench")
 
 
 @app.callback(invoke_without_command=True)
-def options(show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def options(
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
     """Vector search that is provably in step with PostgreSQL."""
     configure_logging()
     if show_version:

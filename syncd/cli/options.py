@@ -8,13 +8,18 @@ from typing import Annotated
 import typer
 
 Dsn = Annotated[
-    str | None, typer.Option("--dsn", help="Connection string of the database.", show_default="SYNCD_DSN, PG*")
+    str | None,
+    typer.Option("--dsn", help="Connection string of the database.", show_default="SYNCD_DSN, PG*"),
 ]
-DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Data directory.", show_default="SYNCD_DATA_DIR")]
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", help="Data directory.", show_default="SYNCD_DATA_DIR")
+]
 Embedded = Annotated[
-    bool, typer.Option("--embedded", help="Use the PostgreSQL that syncd brings, in the data directory.")
+    bool,
+    typer.Option("--embedded", help="Use the PostgreSQL that syncd brings, in the data directory."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Socket = Annotated[
-    str | None, typer.Option("--socket", help="Socket of the running service.", show_default="SYNCD_SOCKET")
+    str | None,
+    typer.Option("--socket", help="Socket of the running service.", show_default="SYNCD_SOCKET"),
 ]

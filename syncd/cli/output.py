@@ -23,12 +23,16 @@ def print_json(value: object) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A result for people; text wider than the terminal is wrapped, never cut, and not at all where there is no terminal."""
+    """A result for people; text wider than the terminal is wrapped, never cut, and not at all where
+    there is no terminal.
+    """
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(Text("" if value is None else str(value)) for value in row))  # as it is: no markup
+        table.add_row(
+            *(Text("" if value is None else str(value)) for value in row)
+        )  # as it is: no markup
     width = None if sys.stdout.isatty() else 10_000
     Console(file=sys.stdout, width=width, soft_wrap=width is None).print(table)
 
@@ -40,7 +44,9 @@ def talk(text: str) -> None:
 
 @contextmanager
 def errors_reported() -> Iterator[None]:
-    """End the process with the contract's exit status when a command fails: 2 for a wrong setting, 1 for everything else."""
+    """End the process with the contract's exit status when a command fails: 2 for a wrong setting,
+    1 for everything else.
+    """
     try:
         yield
     except BrokenPipeError:  # the reader of our output went away, as `head` does

@@ -1,4 +1,6 @@
-"""A bar for long work of the service: how much is done, how fast, and how long it will take. Only where stderr is a terminal."""
+"""A bar for long work of the service: how much is done, how fast, and how long it will take. Only
+where stderr is a terminal.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,11 @@ def follow(client: Client, what: str, bar: Progress, done: threading.Event) -> N
 
 def count(work: Work) -> str:
     """How many rows of how many."""
-    return f"{work.rows:,}" + (f"/{max(work.expected, work.rows):,}" if work.expected else "") + " rows"
+    return (
+        f"{work.rows:,}"
+        + (f"/{max(work.expected, work.rows):,}" if work.expected else "")
+        + " rows"
+    )
 
 
 def in_words(work: Work) -> str:
@@ -80,7 +86,9 @@ def in_words(work: Work) -> str:
 
 
 class Pace:
-    """How fast each piece of work has gone since it was first seen, and how long the rest will take at that."""
+    """How fast each piece of work has gone since it was first seen, and how long the rest will take
+    at that.
+    """
 
     def __init__(self) -> None:
         self.first: dict[tuple[str, str], tuple[float, int]] = {}
@@ -100,6 +108,8 @@ class Pace:
                 speed = (work.rows - rows) / (now - since)
                 line += f", {speed:,.0f} rows/s"
                 if work.expected > work.rows:
-                    line += f", {timedelta(seconds=round((work.expected - work.rows) / speed))} left"
+                    line += (
+                        f", {timedelta(seconds=round((work.expected - work.rows) / speed))} left"
+                    )
             lines.append(line)
         return lines

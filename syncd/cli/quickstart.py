@@ -73,7 +73,11 @@ def search(client: Client) -> None:
 @contextmanager
 def serving(settings: Settings) -> Iterator[None]:
     """``syncd serve`` until the block ends."""
-    environment = {**os.environ, "SYNCD_DSN": settings.conninfo, "SYNCD_DATA_DIR": str(settings.data_dir)}
+    environment = {
+        **os.environ,
+        "SYNCD_DSN": settings.conninfo,
+        "SYNCD_DATA_DIR": str(settings.data_dir),
+    }
     with process.serve(environment, settings.data_dir / "serve.log"):
         talk(f"\nsyncd serve\nready {settings.socket_path}")
         yield

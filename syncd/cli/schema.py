@@ -26,14 +26,18 @@ ATTACH = re.compile(r"SELECT \* FROM syncd\.attach\((.*?)\)(?:;$)?")
 ARGUMENT = re.compile(r"(?:(\w+) => )?(?:ARRAY\[(.*?)\]|'((?:[^']|'')*)')")
 LITERAL = re.compile(r"'((?:[^']|'')*)'")
 
-Table = Annotated[str, typer.Argument(help="The table, with its schema if it is not on the search path.")]
+Table = Annotated[
+    str, typer.Argument(help="The table, with its schema if it is not on the search path.")
+]
 
 
 def init(
     dsn: Dsn = None,
     data_dir: DataDir = None,
     embedded: Embedded = False,
-    show_sql: Annotated[bool, typer.Option("--show-sql", help="Print the SQL instead of running it.")] = False,
+    show_sql: Annotated[
+        bool, typer.Option("--show-sql", help="Print the SQL instead of running it.")
+    ] = False,
 ) -> None:
     """Install schema syncd, or bring it to this version. Running it again changes nothing.
 
@@ -61,22 +65,38 @@ def init(
 def attach(
     table: Table,
     key: Annotated[
-        list[str] | None, typer.Option(help="Key column; again for a composite key. Default: the primary key.")
+        list[str] | None,
+        typer.Option(help="Key column; again for a composite key. Default: the primary key."),
     ] = None,
-    vector: Annotated[str | None, typer.Option(help="Vector column. Default: embedding, or the only one.")] = None,
-    project: Annotated[str | None, typer.Option(help="SQL expression over the row. Default: 'default'.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="SQL expression over the row. Default: the table's name.")] = None,
-    live: Annotated[str | None, typer.Option(help="SQL condition: which rows are to be found. Default: true.")] = None,
+    vector: Annotated[
+        str | None, typer.Option(help="Vector column. Default: embedding, or the only one.")
+    ] = None,
+    project: Annotated[
+        str | None, typer.Option(help="SQL expression over the row. Default: 'default'.")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="SQL expression over the row. Default: the table's name.")
+    ] = None,
+    live: Annotated[
+        str | None, typer.Option(help="SQL condition: which rows are to be found. Default: true.")
+    ] = None,
     metric: Annotated[str | None, typer.Option(help="cosine, l2 or ip. Default: cosine.")] = None,
     column: Annotated[
         list[str] | None, typer.Option(help="Column that a search may filter on; again for more.")
     ] = None,
     row_triggers: Annotated[
         bool,
-        typer.Option("--row-triggers", help="The table is written by an apply worker, which fires row triggers only."),
+        typer.Option(
+            "--row-triggers",
+            help="The table is written by an apply worker, which fires row triggers only.",
+        ),
     ] = False,
     like_before: Annotated[
-        bool, typer.Option("--like-before", help="The table was dropped and made again: attach it as it was attached.")
+        bool,
+        typer.Option(
+            "--like-before",
+            help="The table was dropped and made again: attach it as it was attached.",
+        ),
     ] = False,
     dsn: Dsn = None,
     data_dir: DataDir = None,
@@ -85,11 +105,13 @@ def attach(
 ) -> None:
     """Watch a table. The same as SELECT * FROM syncd.attach(...), run as the table's owner.
 
-    Example: syncd attach public.chunks --vector embedding --dataset "lang" --live "deleted_at IS NULL"
+    Example: syncd attach public.chunks --vector embedding --dataset "lang" --live "deleted_at IS
+    NULL"
     """
     if like_before and any((key, vector, project, dataset, live, metric, column)):
         raise typer.BadParameter(
-            "it takes the arguments that the table had before, and no other", param_hint="--like-before"
+            "it takes the arguments that the table had before, and no other",
+            param_hint="--like-before",
         )
     settings = load_settings(dsn=dsn, data_dir=data_dir)
     with (
@@ -102,10 +124,17 @@ def attach(
         row = connection.execute(
             statement("schema", "reattach" if like_before else "attach"),
             {
-                "source": table, "key": key or None, "vector": vector, "project": project, "dataset": dataset, "live": live,
-                "metric": metric, "columns": column or None, "row_triggers": row_triggers,
+                "source": table,
+                "key": key or None,
+                "vector": vector,
+                "project": project,
+                "dataset": dataset,
+                "live": live,
+                "metric": metric,
+                "columns": column or None,
+                "row_triggers": row_triggers,
             },
-        ).fetchone()  # fmt: skip
+        ).fetchone()
         assert row is not None
     rows, live_rows, datasets = row
     if json:
@@ -114,13 +143,18 @@ def attach(
         print_table(["rows", "live rows", "datasets"], [row])
 
 
-def detach(table: Table, dsn: Dsn = None, data_dir: DataDir = None, embedded: Embedded = False) -> None:
+def detach(
+    table: Table, dsn: Dsn = None, data_dir: DataDir = None, embedded: Embedded = False
+) -> None:
     """Stop watching a table: its triggers go, and its datasets.
 
     Example: syncd detach public.chunks
     """
     settings = load_settings(dsn=dsn, data_dir=data_dir)
-    with database(settings, embedded=embedded) as found, connect_blocking(found.conninfo) as connection:
+    with (
+        database(settings, embedded=embedded) as found,
+        connect_blocking(found.conninfo) as connection,
+    ):
         schema.check_usable(connection)
         row = connection.execute(statement("schema", "detach"), {"source": table}).fetchone()
     talk(f"{table} is detached" if row and row[0] else f"{table} was not attached")
@@ -143,7 +177,11 @@ def uninstall(
             raise typer.Exit(1)
     settings = load_settings(dsn=dsn, data_dir=data_dir)
     with database(settings, embedded=embedded) as found:
-        talk("schema syncd is removed" if schema.uninstall(found.conninfo) else "there is no schema syncd")
+        talk(
+            "schema syncd is removed"
+            if schema.uninstall(found.conninfo)
+            else "there is no schema syncd"
+        )
 
 
 def show_notice(notice: psycopg.errors.Diagnostic) -> None:

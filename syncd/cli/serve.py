@@ -22,12 +22,16 @@ from syncd.settings import load_settings
 def serve(
     dsn: Dsn = None,
     data_dir: DataDir = None,
-    socket: Annotated[Path | None, typer.Option(help="RPC socket.", show_default="<data dir>/syncd.sock")] = None,
+    socket: Annotated[
+        Path | None, typer.Option(help="RPC socket.", show_default="<data dir>/syncd.sock")
+    ] = None,
     consumer: Annotated[
         str | None, typer.Option(help="This syncd's name in the database.", show_default="default")
     ] = None,
     embedded: Embedded = False,
-    once: Annotated[bool, typer.Option("--once", help="Catch up, save a checkpoint and exit.")] = False,
+    once: Annotated[
+        bool, typer.Option("--once", help="Catch up, save a checkpoint and exit.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
 ) -> None:
     """Keep the indexes in step with the tables, and answer searches.
@@ -42,7 +46,13 @@ def serve(
         with database(settings, embedded=embedded) as found:
             if embedded:
                 schema.install(found.conninfo)
-            anyio.run(service.run_with, found, once, say, backend_options={"use_uvloop": service.has_uvloop()})
+            anyio.run(
+                service.run_with,
+                found,
+                once,
+                say,
+                backend_options={"use_uvloop": service.has_uvloop()},
+            )
         status = 0
     except SyncdError as error:
         report(error)

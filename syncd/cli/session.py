@@ -15,7 +15,9 @@ from syncd.settings import Settings, load_settings, service_socket
 def database(
     settings: Settings, *, embedded: bool, server_settings: Mapping[str, str] | None = None
 ) -> Iterator[Settings]:
-    """Settings whose ``dsn`` is to be used: the user's, or that of the embedded PostgreSQL, which runs for the block at least."""
+    """Settings whose ``dsn`` is to be used: the user's, or that of the embedded PostgreSQL, which
+    runs for the block at least.
+    """
     if not embedded:
         yield settings
         return
@@ -27,6 +29,8 @@ def database(
 
 
 def service(socket: str | None) -> Client:
-    """A client of the running service; raises ``ServiceUnavailable`` with the command that starts it."""
+    """A client of the running service; raises ``ServiceUnavailable`` with the command that starts
+    it.
+    """
     load_settings()  # a wrong setting is an error even where this command would not need it
     return Client(socket or service_socket())

@@ -30,7 +30,9 @@ Found = tuple[ServiceStatus, list[DatasetStatus]]
 
 
 def watch(client: Client, *, json: bool) -> None:
-    """Until it is interrupted. A service that is not there at the start is an error; one that goes away is waited for."""
+    """Until it is interrupted. A service that is not there at the start is an error; one that goes
+    away is waited for.
+    """
     found = look(client)
     with suppress(KeyboardInterrupt):
         if json:
@@ -40,7 +42,9 @@ def watch(client: Client, *, json: bool) -> None:
                 time.sleep(WATCH_SECONDS)
                 found = look(client)
         console = Console()
-        if not console.is_terminal:  # a pipe or a file gets every frame whole, at once, one after the other
+        if (
+            not console.is_terminal
+        ):  # a pipe or a file gets every frame whole, at once, one after the other
             for frame in frames(client, found, sys.maxsize):
                 Console(width=10_000).print(frame, soft_wrap=True)
                 sys.stdout.flush()
@@ -58,7 +62,11 @@ def frames(client: Client, found: Found, height: int) -> Iterator[Group]:
     """One a second; while the service does not answer, why, above what there was before."""
     lost, pace = "", Pace()
     while True:
-        yield Group(Text(lost, style="red"), drawn(*found, pace, height - 1)) if lost else drawn(*found, pace, height)
+        yield (
+            Group(Text(lost, style="red"), drawn(*found, pace, height - 1))
+            if lost
+            else drawn(*found, pace, height)
+        )
         time.sleep(WATCH_SECONDS)
         try:
             found, lost = look(client), ""
@@ -71,19 +79,33 @@ def drawn(status: ServiceStatus, datasets: list[DatasetStatus], pace: Pace, heig
     tone = "green" if status.state == "ready" and not status.lag_seconds else "yellow"
     lines = [
         Text.assemble(
-            (status.state, f"bold {tone}"), f"   consumer {status.consumer}   up {status.uptime_seconds:,.0f} s"
+            (status.state, f"bold {tone}"),
+            f"   consumer {status.consumer}   up {status.uptime_seconds:,.0f} s",
         ),
-        Text(f"{status.lag_rows or 0:,} changes wait, {status.lag_seconds:.1f} s   quarantined {status.quarantined:,}"),
-        Text(f"checkpoint {since(status.checkpoint.at)}", style="red" if status.checkpoint.error else ""),
-        Text("\n".join(filter(None, (status.database_error, status.checkpoint.error))), style="red"),
-        *(Text(f"task {each.task} fails: {each.error}", style="red") for each in status.failing_tasks),
+        Text(
+            f"{status.lag_rows or 0:,} changes wait, {status.lag_seconds:.1f} s   quarantined "
+            f"{status.quarantined:,}"
+        ),
+        Text(
+            f"checkpoint {since(status.checkpoint.at)}",
+            style="red" if status.checkpoint.error else "",
+        ),
+        Text(
+            "\n".join(filter(None, (status.database_error, status.checkpoint.error))), style="red"
+        ),
+        *(
+            Text(f"task {each.task} fails: {each.error}", style="red")
+            for each in status.failing_tasks
+        ),
         *map(Text, pace.in_words(status.work[:WORK_SHOWN], status.uptime_seconds)),
     ]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(COLUMNS):
         table.add_column(column, justify="left" if number < LEFT else "right", overflow="fold")
     room = max(height - len(lines) - 3, 1)
-    for one in sorted(datasets, key=lambda one: (one.state == "ready" and not one.lag_seconds, one.dataset))[:room]:
+    for one in sorted(
+        datasets, key=lambda one: (one.state == "ready" and not one.lag_seconds, one.dataset)
+    )[:room]:
         table.add_row(
             Text(one.dataset),
             Text(one.state, style="green" if one.state == "ready" else "yellow"),

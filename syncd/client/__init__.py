@@ -1,1 +1,1 @@
-"""What asks a running syncd: the blocking and the asynchronous client, over one description of the calls."""
+"""The blocking and the asynchronous client, built on one description of the calls."""

@@ -1,4 +1,4 @@
-"""Where a client finds the service."""
+"""The address at which a client finds the service."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TLS_SCHEME = "tcps://"
 
 @dataclass(frozen=True, slots=True)
 class UnixAddress:
-    """A socket file; whoever may open it may ask."""
+    """A socket file. Every user that may open the file may send requests."""
 
     path: str
 
@@ -25,7 +25,10 @@ class UnixAddress:
 
 @dataclass(frozen=True, slots=True)
 class TcpAddress:
-    """A host and a port, and the shared secret; with ``tls``, the connection is encrypted and the service proves its name."""
+    """A host, a port and the shared secret.
+
+    With ``tls`` the connection is encrypted, and the service proves its name.
+    """
 
     host: str
     port: int
@@ -39,13 +42,15 @@ class TcpAddress:
 def find_service(
     address: str | os.PathLike[str] | None, token: str | None, tls: ssl.SSLContext | None = None
 ) -> UnixAddress | TcpAddress:
-    """A path, ``tcp://host:port``, or ``tcps://host:port`` for TLS; None for the running service's own socket.
+    """Parse a path, ``tcp://host:port``, or ``tcps://host:port`` for TLS.
 
-    ``tls`` says whom to trust; without it, as OpenSSL does: the system's authorities, or those in ``SSL_CERT_FILE``.
+    None stands for the socket of the service on this machine. ``tls`` names the trusted
+    authorities. Without it they are OpenSSL's: the system's, or those in ``SSL_CERT_FILE``.
     Raises ``SettingsError``.
     """
     if address is None:
-        from syncd.settings import service_socket  # its import takes longer than a thousand searches
+        # imported here: this import takes longer than 1000 searches
+        from syncd.settings import service_socket
 
         return UnixAddress(str(service_socket()))
     text = os.fspath(address)
@@ -56,5 +61,7 @@ def find_service(
     if f"{scheme}://" == TLS_SCHEME:
         tls = tls or ssl.create_default_context()
     elif tls is not None:
-        raise SettingsError(f"{text} is not encrypted, but `tls` was given", hint=f"connect to {TLS_SCHEME}{rest}")
+        raise SettingsError(
+            f"{text} is not encrypted, but `tls` was given", hint=f"connect to {TLS_SCHEME}{rest}"
+        )
     return TcpAddress(host, port, token or os.environ.get("SYNCD_TOKEN", ""), tls)

@@ -1,4 +1,7 @@
-"""The asynchronous client: any number of calls at once over one connection, matched to their answers by id."""
+"""The asynchronous client: any number of calls at once over one connection.
+
+Calls and answers are matched by id.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def asynchronous(build: Callable[P, Call[T]]) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]]:
+def asynchronous(
+    build: Callable[P, Call[T]],
+) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]]:
     """A call as a method of ``AsyncClient``."""
 
     async def method(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -36,11 +41,11 @@ def asynchronous(build: Callable[P, Call[T]]) -> Callable[Concatenate[AsyncClien
 
 
 class AsyncClient:
-    """A connection to syncd, for use with ``async with``. Tasks may share it; their calls run at the same time.
+    """A connection to syncd, for use with ``async with``.
 
-    Each event loop has a connection of its own, opened by the first call there, and so has a child process after
-    ``fork()``. A loop that ends as ``asyncio.run`` ends it closes its connection. A pickled client is one that has not
-    connected yet.
+    Tasks may share it; their calls run at the same time. Each event loop has a connection of its
+    own, opened by the first call there. A child process also has its own after ``fork()``. A loop
+    that ends as ``asyncio.run`` ends it closes its connection. A pickled client is not connected.
     """
 
     def __init__(
@@ -87,11 +92,14 @@ class AsyncClient:
                 return
 
     async def connect(self) -> None:
-        """Connect now; without it the first call does. Raises ``ServiceUnavailable`` where nobody listens."""
+        """Connect now; otherwise the first call connects.
+
+        Raises ``ServiceUnavailable`` if no service listens.
+        """
         await self._connected()
 
     async def close(self) -> None:
-        """Close this event loop's connection and wait until it is; the next call opens another."""
+        """Close this event loop's connection and wait for the end; the next call opens another."""
         await self._own.get().here().close()
 
     async def __aenter__(self) -> Self:
@@ -103,7 +111,10 @@ class AsyncClient:
             await self.close()
 
     async def run(self, call: Call[T]) -> T:
-        """Send one call and wait for its answer. A connection that is dead is replaced once, as in ``Client``."""
+        """Send one call and wait for its answer.
+
+        A connection that turns out to be dead is replaced once, as in ``Client``.
+        """
         link = await self._connected()
         try:
             return await self._exchange(link, call)
@@ -127,9 +138,8 @@ class AsyncClient:
         async with here.connecting:
             if here.link is None or not here.link.is_usable:
                 if here.failure is not None and here.failures != failures:
-                    raise here.failure.with_traceback(
-                        None
-                    )  # of the attempt that this call waited for: one time-out for all
+                    # this call waited for an attempt that failed: one time-out for all
+                    raise here.failure.with_traceback(None)
                 try:
                     here.link = await self._open(here)
                 except SyncdError as error:
@@ -151,13 +161,16 @@ class AsyncClient:
 
 
 class _Loops:
-    """What one process has of a client: a connection for each event loop."""
+    """One process's part of a client: a connection for each event loop."""
 
     def __init__(self) -> None:
         self._loops: dict[asyncio.AbstractEventLoop, OnLoop] = {}
 
     def here(self) -> OnLoop:
-        """The running loop's. The loops themselves are the keys: the number of one that is gone could come again."""
+        """The part of the running loop.
+
+        The loops themselves are the keys: a new loop may get the ``id()`` of one that is gone.
+        """
         loop = asyncio.get_running_loop()
         here = self._loops.get(loop)
         if here is None:
@@ -170,6 +183,6 @@ class _Loops:
         return here
 
     def leave(self) -> None:
-        """Leave the parent's connections to the parent."""
+        """Close the inherited descriptors; the parent process keeps its connections."""
         for each in self._loops.values():
             each.leave()

@@ -1,6 +1,7 @@
-"""One connection of the asynchronous client, and what an event loop has of such a client.
+"""One connection of the asynchronous client, and an event loop's part of such a client.
 
-A connection belongs to the event loop that opened it. The loop's end closes it: a transport that outlives its loop cannot be closed any more.
+A connection belongs to the event loop that opened it. The loop's end closes it: a transport that
+outlives its loop can no longer be closed.
 """
 
 from __future__ import annotations
@@ -25,22 +26,23 @@ CLOSE_SECONDS = 1.0
 
 
 class OnLoop:
-    """What one event loop has of a client: the connection in use, and those that are open still."""
+    """One event loop's part of a client: the connection in use, and others that are still open."""
 
     def __init__(self) -> None:
         self.connecting = anyio.Lock()
         self.link: Link | None = None
         self.links: set[Link] = set()
         self.failure: SyncdError | None = None
-        """Why the last attempt to connect failed; ``failures`` counts such attempts."""
+        """Error of the last attempt to connect that failed; ``failures`` counts such attempts."""
         self.failures = 0
         self._end: AsyncGenerator[None] | None = None
 
     async def watch(self) -> None:
         """Close the connections when the loop ends.
 
-        ``asyncio.run``, and whatever else calls ``loop.shutdown_asyncgens`` before ``loop.close``, ends the asynchronous
-        generators that were begun on the loop. One that waits for this is the only notice of a loop's end there is.
+        ``asyncio.run`` calls ``loop.shutdown_asyncgens`` before ``loop.close``: this ends the
+        asynchronous generators that were started on the loop. Such a generator is the only way to
+        learn of a loop's end.
         """
         if self._end is None:
             self._end = _closing_at_the_end(self)
@@ -54,7 +56,7 @@ class OnLoop:
             await end.aclose()
 
     async def close_links(self) -> None:
-        """Close the connections alone."""
+        """Close the connections, but keep the generator that waits for the loop's end."""
         self.link = None
         links = tuple(self.links)
         for link in links:
@@ -64,7 +66,7 @@ class OnLoop:
                 await link.closed.wait()
 
     def leave(self) -> None:
-        """Close the descriptors: the loop is closed, or it is that of the process that forked this one."""
+        """Close the descriptors: the loop is closed, or it belongs to the parent process."""
         for link in tuple(self.links):
             link.leave()
 
@@ -90,18 +92,24 @@ async def open_link(address: UnixAddress | TcpAddress, here: OnLoop, timeout: fl
             if isinstance(address, UnixAddress):
                 return (await loop.create_unix_connection(new_link, sock=connection))[1]
             name = address.host if address.tls else None
-            return (await loop.create_connection(new_link, sock=connection, ssl=address.tls, server_hostname=name))[1]
+            return (
+                await loop.create_connection(
+                    new_link, sock=connection, ssl=address.tls, server_hostname=name
+                )
+            )[1]
     except OSError as error:
         raise unavailable(address, error) from error
 
 
 async def _connected_socket(address: UnixAddress | TcpAddress) -> socket.socket:
-    """A socket of our own: of one that the transport opens only a copy could be closed."""
+    """A connected socket that we open: only a copy of a transport's socket could be closed."""
     loop = asyncio.get_running_loop()
     if isinstance(address, UnixAddress):
         return await _connected_to(socket.AF_UNIX, address.path)
     refused: OSError | None = None
-    for family, _, _, _, place in await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM):
+    for family, _, _, _, place in await loop.getaddrinfo(
+        address.host, address.port, type=socket.SOCK_STREAM
+    ):
         try:
             connection = await _connected_to(family, place)
         except OSError as error:
@@ -126,7 +134,9 @@ async def _connected_to(family: int, place: Any) -> socket.socket:
 class Link(asyncio.Protocol):
     """One open connection and the calls that wait for an answer on it."""
 
-    def __init__(self, address: UnixAddress | TcpAddress, connection: socket.socket, here: OnLoop) -> None:
+    def __init__(
+        self, address: UnixAddress | TcpAddress, connection: socket.socket, here: OnLoop
+    ) -> None:
         self.address = address
         self.closed = anyio.Event()
         self._is_closed = False
@@ -149,12 +159,13 @@ class Link(asyncio.Protocol):
         return not self._is_closed and not self._is_given_up
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The loop's end is to close it from now on."""
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one by its methods only
+        """Register the link: the loop's end closes it from now on."""
+        # cast: uvloop's transport has these methods, but does not derive from asyncio.Transport
+        self._transport = cast("asyncio.Transport", transport)
         self._here.links.add(self)
 
     def data_received(self, data: bytes) -> None:
-        """Give each answer to the call that waits for it; drop that of a call whose caller has left."""
+        """Give each answer to the call that waits for it; drop it if the caller has left."""
         self._heard_at = monotonic()
         first, *more = data.split(b"\n")
         self._received += first
@@ -176,22 +187,22 @@ class Link(asyncio.Protocol):
                 self.close()
                 return
             if answer.id is None or not 0 < answer.id <= self._last_number:
-                self.close()  # an answer to a call that was not asked here
+                self.close()  # the answer to a call that was not sent here
                 return
             waiting = self._waiting.get(answer.id)
             if waiting is not None and not waiting.done():
                 waiting.set_result(answer)
 
     def pause_writing(self) -> None:
-        """The service does not read."""
+        """Let calls wait: the service does not read."""
         self._writable = anyio.Event()
 
     def resume_writing(self) -> None:
-        """It reads again."""
+        """Let calls go on: the service reads again."""
         self._writable.set()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Every call that waits here fails."""
+        """Fail every call that waits here."""
         self._is_closed = True
         self._here.links.discard(self)
         self._writable.set()
@@ -201,7 +212,10 @@ class Link(asyncio.Protocol):
         self.closed.set()
 
     async def ask(self, call: Call[Any]) -> Answer:
-        """Send a call; its answer. A caller that stops waiting loses its answer; the other calls go on."""
+        """Send a call and wait for its answer.
+
+        If a caller stops waiting, its answer is dropped and the other calls go on.
+        """
         await self._writable.wait()
         if self._refusal is not None:
             return self._refusal
@@ -221,10 +235,11 @@ class Link(asyncio.Protocol):
                 self.close()
 
     def give_up(self, began: float) -> None:
-        """A call that began then has timed out: take no further call.
+        """Take no further call: a call that began at ``began`` has timed out.
 
-        Where the service has said nothing since, no call will get its answer: all fail now, and are asked over another
-        connection. Where it has, it is slow at this call only: the others wait on.
+        If the service has sent nothing since, no call will get its answer: all fail now, and are
+        sent over another connection. If it has, only this call is slow: the others continue to
+        wait.
         """
         self._is_given_up = True
         if self._heard_at <= began or not self._waiting:
@@ -237,7 +252,10 @@ class Link(asyncio.Protocol):
             self._transport.abort()
 
     def leave(self) -> None:
-        """Close this process's descriptor, and leave the transport as it is: its loop is closed, or another process's."""
+        """Close this process's descriptor and leave the transport as it is.
+
+        The transport's loop is closed, or belongs to another process.
+        """
         self._is_closed = True
         descriptor = self._connection.detach()
         if descriptor >= 0:

@@ -1,6 +1,6 @@
-"""Every RPC call as a value: what is sent, and what is made of the answer.
+"""Every RPC call as a value: the request, and the decoder of its answer.
 
-Each is written once, here; the blocking and the asynchronous client turn these functions into methods of the same
+Each call is written once, here. Both clients turn these functions into methods of the same
 signature.
 """
 
@@ -58,7 +58,10 @@ Vector = Sequence[float] | NDArray[np.floating]
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
-    """One request. ``patience_seconds`` is how long the service may take by its own word; None: as long as it needs."""
+    """One request.
+
+    ``patience_seconds`` is the time that the request grants the service; None: no limit.
+    """
 
     method: str
     params: Params
@@ -77,7 +80,7 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """An indexed row; ``vector`` is there where it was asked for."""
+    """An indexed row; it has a ``vector`` if the call asked for vectors."""
 
     key: Key
     vector: NDArray[np.float32] | None = None
@@ -85,7 +88,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some of a dataset's keys; ``next`` is the following page's ``after_key``, None after the last page."""
+    """Some of a dataset's keys.
+
+    ``next`` is the next page's ``after_key``; None after the last page.
+    """
 
     keys: list[Key]
     next: Key | None
@@ -142,7 +148,10 @@ def search(
     after: str | None = None,
     timeout_ms: int | None = None,
 ) -> Call[list[Hit]] | Call[list[list[Hit]]]:
-    """The nearest rows to a vector, to each of several, or to the row of a key (itself left out), nearest first."""
+    """The nearest rows to a vector, to each of several vectors, or to an indexed row.
+
+    The nearest row comes first. The row of ``key`` itself is left out.
+    """
     timeout = DEFAULT_TIMEOUT_MS if timeout_ms is None else timeout_ms
     params = SearchParams(
         dataset=dataset,
@@ -168,7 +177,8 @@ def _filter(given: object) -> dict[str, Any]:
     """A filter with values of JSON; raises ``InvalidFilter``."""
     if not isinstance(given, Mapping):
         raise InvalidFilter(
-            f"expected a filter as a dict, got a value of type {type(given).__name__}", hint='write {"column": value}'
+            f"expected a filter as a dict, got a value of type {type(given).__name__}",
+            hint='write {"column": value}',
         )
     try:
         found: dict[str, Any] = json_value(given)
@@ -180,50 +190,65 @@ def _filter(given: object) -> dict[str, Any]:
 
 
 def get(dataset: str, keys: Sequence[KeyLike], vectors: bool = False) -> Call[list[Row]]:
-    """Those of the rows that are indexed, with their vectors where asked."""
+    """Those of the requested rows that are indexed; with ``vectors``, each with its vector."""
     params = GetParams(dataset=dataset, keys=[_key_to_wire(key) for key in keys], vectors=vectors)
     return Call("get", params, _rows)
 
 
-def keys_page(dataset: str, *, after_key: KeyLike | None = None, limit: int = DEFAULT_PAGE_KEYS) -> Call[Page]:
+def keys_page(
+    dataset: str, *, after_key: KeyLike | None = None, limit: int = DEFAULT_PAGE_KEYS
+) -> Call[Page]:
     """One page of a dataset's keys, in a stable order."""
     after = None if after_key is None else _key_to_wire(after_key)
     return Call("keys", KeysParams(dataset=dataset, after_key=after, limit=limit), _page)
 
 
 def datasets() -> Call[list[DatasetStatus]]:
-    """Every dataset and how it is."""
+    """Every dataset and its state."""
     return Call("datasets", NoParams(), _decoder(list[DatasetStatus]))
 
 
 def status() -> Call[ServiceStatus]:
-    """How the service is."""
+    """The service's state."""
     return Call("status", NoParams(), _decoder(ServiceStatus))
 
 
 def wait(after: str, timeout_ms: int | None = None) -> Call[WirePosition]:
-    """Wait until the indexes include the transaction of this token; the position that does."""
+    """Wait until the indexes include the token's transaction; returns a position that does."""
     timeout = DEFAULT_TIMEOUT_MS if timeout_ms is None else timeout_ms
     return Call("wait", WaitParams(after=after, timeout_ms=timeout), _position, timeout / 1000)
 
 
 def checkpoint() -> Call[CheckpointResult]:
-    """Save a checkpoint now, however long it takes."""
+    """Save a checkpoint now. The call has no time limit."""
     return Call("checkpoint", NoParams(), _decoder(CheckpointResult), None)
 
 
-def verify(dataset: str | None = None, *, repair: bool = False, deep: bool = False) -> Call[VerifyResult]:
-    """Compare a dataset, or all, with the table at one snapshot, however long it takes; with ``repair`` read again what differs."""
-    return Call("verify", VerifyParams(dataset=dataset, repair=repair, deep=deep), _decoder(VerifyResult), None)
+def verify(
+    dataset: str | None = None, *, repair: bool = False, deep: bool = False
+) -> Call[VerifyResult]:
+    """Compare a dataset with its table, at one snapshot; None: all datasets.
+
+    With ``repair``, rows that differ are read again. The call has no time limit.
+    """
+    return Call(
+        "verify",
+        VerifyParams(dataset=dataset, repair=repair, deep=deep),
+        _decoder(VerifyResult),
+        None,
+    )
 
 
 def rebuild(dataset: str) -> Call[RebuildResult]:
-    """Build a dataset anew from its table beside the one that serves, and swap them, however long it takes."""
+    """Build a dataset again from its table, alongside the one that serves, and swap them.
+
+    The call has no time limit.
+    """
     return Call("rebuild", RebuildParams(dataset=dataset), _decoder(RebuildResult), None)
 
 
 def why(dataset: str) -> Call[WhyResult]:
-    """What the service knows about how a dataset came to be as it is."""
+    """The service's explanation of a dataset's state."""
     return Call("why", WhyParams(dataset=dataset), _decoder(WhyResult))
 
 
@@ -238,7 +263,7 @@ def discover() -> Call[dict[str, Any]]:
 
 
 def authenticate(token: str) -> Call[bool]:
-    """Give the token of a TCP connection; the clients do so by themselves."""
+    """Send the token of a TCP connection. Both clients do this when they connect."""
     return Call("authenticate", AuthenticateParams(token=token), _decoder(bool))
 
 
@@ -269,14 +294,25 @@ def _hits_of_each(raw: msgspec.Raw) -> list[list[Hit]]:
 
 def _hit_list(keys: Any, distances: Any, columns: Mapping[str, Sequence[Any]]) -> list[Hit]:
     if not columns:
-        return [Hit(_key_from_wire(key), distance) for key, distance in zip(keys, distances, strict=True)]
-    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    return [Hit(_key_from_wire(key), distance, row) for key, distance, row in zip(keys, distances, rows, strict=True)]
+        return [
+            Hit(_key_from_wire(key), distance)
+            for key, distance in zip(keys, distances, strict=True)
+        ]
+    rows = [
+        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+    ]
+    return [
+        Hit(_key_from_wire(key), distance, row)
+        for key, distance, row in zip(keys, distances, rows, strict=True)
+    ]
 
 
 def _rows(raw: msgspec.Raw) -> list[Row]:
     return [
-        Row(_key_from_wire(row.key), None if row.vector is msgspec.UNSET else vector_from_wire(row.vector))
+        Row(
+            _key_from_wire(row.key),
+            None if row.vector is msgspec.UNSET else vector_from_wire(row.vector),
+        )
         for row in _get_result(raw).rows
     ]
 

@@ -41,12 +41,16 @@ T = TypeVar("T")
 C = TypeVar("C")
 
 
-def as_method(method: Callable[Concatenate[C, P], T], build: Callable[P, Any]) -> Callable[Concatenate[C, P], T]:
-    """Give ``method`` the name, the documentation and the parameters of the function that builds its call."""
+def as_method(
+    method: Callable[Concatenate[C, P], T], build: Callable[P, Any]
+) -> Callable[Concatenate[C, P], T]:
+    """Give ``method`` the name, docstring and parameters of the function that builds its call."""
     update_wrapper(method, build, assigned=("__module__", "__name__", "__qualname__", "__doc__"))
     itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
-    # without a return annotation: build's says that it returns a Call
-    vars(method)["__signature__"] = inspect.Signature([itself, *inspect.signature(build).parameters.values()])
+    # no return annotation: build's names a Call, the method returns its result
+    vars(method)["__signature__"] = inspect.Signature(
+        [itself, *inspect.signature(build).parameters.values()]
+    )
     return method
 
 
@@ -60,9 +64,10 @@ def blocking(build: Callable[P, Call[T]]) -> Callable[Concatenate[Client, P], T]
 
 
 class Client:
-    """A connection to syncd, for use with ``with``. Threads may share it; their calls then run one after the other.
+    """A connection to syncd, for use with ``with``.
 
-    After ``fork()`` the child's first call opens a connection of its own. A pickled client is one that has not connected yet.
+    Threads may share it; their calls then run one after the other. After ``fork()`` the child's
+    first call opens a connection of its own. A pickled client is not connected.
     """
 
     def __init__(
@@ -107,7 +112,10 @@ class Client:
                 return
 
     def connect(self) -> None:
-        """Connect now; without it the first call does. Raises ``ServiceUnavailable`` where nobody listens."""
+        """Connect now; otherwise the first call connects.
+
+        Raises ``ServiceUnavailable`` if no service listens.
+        """
         own = self._own.get()
         with own.lock:
             if own.link is None or own.link.closed:
@@ -130,8 +138,8 @@ class Client:
     def run(self, call: Call[T]) -> T:
         """Send one call and wait for its answer.
 
-        A connection that turns out to be dead is replaced once: the service may have been restarted. That is safe
-        because asking any of the calls twice does no more than asking once.
+        A connection that turns out to be dead is replaced once: the service may have been
+        restarted. This is safe because every call has the same effect when it is sent twice.
         """
         own = self._own.get()
         with own.lock:
@@ -152,13 +160,13 @@ class Client:
             try:
                 self._exchange(link, calls.authenticate(self.address.token))
             except BaseException:
-                link.close()  # it would be taken for one that has authenticated
+                link.close()  # else it would count as authenticated
                 raise
         return link
 
 
 class _Link:
-    """One open connection. It closes itself when its next answer could be that of another call."""
+    """One open connection. It closes itself if its next answer could belong to another call."""
 
     def __init__(self, address: UnixAddress | TcpAddress, timeout: float | None) -> None:
         self.address = address
@@ -168,38 +176,38 @@ class _Link:
         self._received = bytearray()
 
     def ask(self, call: Call[Any], seconds: float | None) -> Answer:
-        """Send a call; its answer, or the service's reason to end the connection."""
+        """Send a call; returns its answer, or the service's reason to end the connection."""
         number = next(self._numbers)
         line = request_line(number, call)
         until = None if seconds is None else monotonic() + seconds
         try:
             answer = self._ask(line, until)
             if answer.id != number and (answer.id is not None or answer.error is None):
-                raise ConnectionError("it answered a call that was not asked")  # noqa: TRY301 - the same way out
+                raise ConnectionError("it answered a call that was not sent")  # noqa: TRY301 - handled below
         except TimeoutError as error:
             self.close()
-            if error.errno is not None:  # the system's word on a peer that has vanished, not this call's time
+            if error.errno is not None:  # from the system: the peer has vanished
                 raise unavailable(self.address, error) from error
             raise timed_out(call, self.address, seconds) from None
-        except (OSError, msgspec.MsgspecError) as error:  # a peer that does not speak JSON-RPC is not syncd
+        except (OSError, msgspec.MsgspecError) as error:  # not JSON-RPC: the peer is not syncd
             self.close()
             raise unavailable(self.address, error) from error
         except BaseException:
-            self.close()  # an interrupted exchange leaves an answer behind that belongs to no call
+            self.close()  # the answer of an interrupted call would be read as the next call's
             raise
         if answer.id is None:
             self.close()
         return answer
 
     def close(self) -> None:
-        """End the connection, also where a child process has inherited its descriptor."""
+        """End the connection, even if a child process has inherited its descriptor."""
         self.closed = True
         with suppress(OSError):  # it may have ended already
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
     def leave(self) -> None:
-        """Close this process's descriptor of the parent's connection, which goes on."""
+        """Close this process's descriptor; the parent's connection stays open."""
         self._socket.close()
 
     def _ask(self, line: bytes, until: float | None) -> Answer:
@@ -210,7 +218,7 @@ class _Link:
         except TimeoutError:
             raise
         except OSError as error:
-            refused = error  # the service may have said why before it closed
+            refused = error  # the service may have sent the reason before it closed
         received = self._received
         end = received.find(b"\n")
         while end < 0:
@@ -227,14 +235,14 @@ class _Link:
 
 
 class _Own:
-    """What one process has of a client."""
+    """One process's part of a client."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.link: _Link | None = None
 
     def leave(self) -> None:
-        """Leave the parent's connection to the parent."""
+        """Close the inherited descriptor; the parent process keeps its connection."""
         if self.link is not None:
             self.link.leave()
 
@@ -246,11 +254,13 @@ def connect(
     tls: ssl.SSLContext | None = None,
     timeout: float | None = DEFAULT_TIMEOUT_SECONDS,
 ) -> Client:
-    """Connect to a running syncd: a socket's path, ``tcp://host:port`` with its token, or this machine's own.
+    """Connect to a running syncd.
 
-    ``tcps://host:port`` is the same with TLS; ``tls`` says whom to trust, by default the system's authorities, or those in
-    the file that ``SSL_CERT_FILE`` names. ``token`` defaults to ``SYNCD_TOKEN``. ``timeout`` is in seconds, for each call,
-    on top of what the call itself grants the service. Raises ``ServiceUnavailable`` where nobody listens.
+    ``address`` is a socket's path, ``tcp://host:port``, or ``tcps://host:port`` for TLS; by default
+    the socket of the service on this machine. ``tls`` names the trusted authorities; by default the
+    system's, or those in the file ``SSL_CERT_FILE``. ``token`` defaults to ``SYNCD_TOKEN``.
+    ``timeout`` is in seconds per call, on top of the time that the call itself grants the service.
+    Raises ``ServiceUnavailable`` if no service listens.
     """
     client = Client(address, token=token, tls=tls, timeout=timeout)
     client.connect()
@@ -258,7 +268,7 @@ def connect(
 
 
 def _connected(address: UnixAddress | TcpAddress, timeout: float | None) -> socket.socket:
-    """An open socket, with TLS where the address says so; raises ``ServiceUnavailable``."""
+    """An open socket, with TLS if the address asks for it; raises ``ServiceUnavailable``."""
     connection: socket.socket | None = None
     try:
         if isinstance(address, UnixAddress):

@@ -1,4 +1,4 @@
-"""What both clients share: a call as a line, a line as an answer, an error as the exception that it was."""
+"""The part of the exchange that both clients share: request lines, answers and exceptions."""
 
 from __future__ import annotations
 
@@ -15,8 +15,14 @@ from syncd.protocol.messages import ErrorBody
 T = TypeVar("T")
 
 START_HINT = "start it with: syncd serve"
-TCP_HINT = "is SYNCD_LISTEN set where syncd serve runs? with SYNCD_TLS_CERT set there, the address begins with tcps://"
-TLS_HINT = "connect by the name in the service's certificate; name its authority with the variable SSL_CERT_FILE, or with `tls`"
+TCP_HINT = (
+    "is SYNCD_LISTEN set where syncd serve runs? with SYNCD_TLS_CERT set there, the address begins "
+    "with tcps://"
+)
+TLS_HINT = (
+    "connect by the name in the service's certificate; name its authority with the variable "
+    "SSL_CERT_FILE, or with `tls`"
+)
 GROUP_HINT = "ask as the user that runs syncd serve, or as a member of its group"
 READ_BYTES = 1 << 20
 
@@ -24,7 +30,7 @@ _encoder = msgspec.json.Encoder()
 
 
 class Answer(msgspec.Struct):
-    """One line from the service. ``id`` is null where the service gives up on the whole connection."""
+    """One line from the service. ``id`` is null if the service ends the whole connection."""
 
     id: int | None = None
     result: msgspec.Raw = msgspec.Raw(b"")
@@ -42,7 +48,7 @@ read_answer = msgspec.json.Decoder(Answer).decode
 
 
 def request_line(number: int, call: Call[T]) -> bytes:
-    """The call as it is sent; raises ``InvalidParams`` for what JSON cannot say."""
+    """The line that is sent for a call; raises ``InvalidParams`` for values that JSON has not."""
     try:
         return _encoder.encode(_Message(number, call.method, call.params)) + b"\n"
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -53,34 +59,41 @@ def request_line(number: int, call: Call[T]) -> bytes:
 
 
 def take_result(call: Call[T], answer: Answer) -> T:
-    """The call's result; raises the error that the service answered."""
+    """A call's result; raises the error that the service answered."""
     if answer.error is not None:
         raise _as_exception(answer.error)
     try:
         return call.decode(answer.result)
     except msgspec.MsgspecError as error:
         raise RequestError(
-            f"the answer to {call.method} is not understood: {error}",
+            f"the answer to {call.method} cannot be read: {error}",
             hint="use the same version of syncd on both sides",
         ) from error
 
 
 def allowed_seconds(call: Call[T], timeout: float | None) -> float | None:
-    """How long to wait for an answer: the client's time-out on top of what the service was given."""
-    return None if timeout is None or call.patience_seconds is None else timeout + call.patience_seconds
+    """Seconds to wait for an answer: the client's time-out plus the time that the call grants."""
+    if timeout is None or call.patience_seconds is None:
+        return None
+    return timeout + call.patience_seconds
 
 
 def timed_out(call: Call[T], address: object, seconds: float | None) -> TimedOut:
     """The error of a service that does not answer."""
     return TimedOut(
-        f"{address} has not answered {call.method} within {seconds:g} s", hint="see what it does with: syncd status"
+        f"{address} has not answered {call.method} within {seconds:g} s",
+        hint="see its state with: syncd status",
     )
 
 
-def unavailable(address: UnixAddress | TcpAddress, error: BaseException | None) -> ServiceUnavailable:
-    """The error of a service that is not there."""
-    silent = "it did not answer in time" if isinstance(error, TimeoutError) else "the connection was closed"
-    reason = getattr(error, "strerror", None) or (str(error) if error else "") or silent
+def unavailable(
+    address: UnixAddress | TcpAddress, error: BaseException | None
+) -> ServiceUnavailable:
+    """The error of a service that cannot be reached."""
+    reason = getattr(error, "strerror", None) or (str(error) if error else "")
+    if not reason:
+        late = isinstance(error, TimeoutError)
+        reason = "it did not answer in time" if late else "the connection was closed"
     if isinstance(error, ssl.SSLError):
         hint = TLS_HINT
     elif isinstance(address, TcpAddress):
@@ -91,7 +104,7 @@ def unavailable(address: UnixAddress | TcpAddress, error: BaseException | None) 
 
 
 def _as_exception(body: ErrorBody) -> SyncdError:
-    """The class of errors.py that has this kind, with the service's own words."""
+    """An exception of the class in errors.py that has this kind, with the service's own text."""
     data = body.data
     kind = data.kind if data else ""
     cls = _CLASSES.get(kind, RequestError)

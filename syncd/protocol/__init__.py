@@ -1,1 +1,1 @@
-"""One description of the wire, for both ends: messages, how keys and vectors look in JSON, and how long a silent peer is kept."""
+"""The protocol, described once for client and service: messages, JSON forms, TCP keep-alive."""

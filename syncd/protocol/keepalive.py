@@ -1,7 +1,8 @@
-"""TCP connections whose other end vanished without a word: noticed after a minute, on both ends.
+"""TCP keep-alive: client and service both notice a vanished peer after one minute.
 
-A host that lost its power or its network, and a NAT that forgot a connection, send nothing. Without probes an idle connection to them stays open
-forever, and one in the middle of an answer for 15 minutes (Linux's ``tcp_retries2``).
+A host that lost its power or its network sends nothing. A NAT that forgot a connection sends
+nothing either. Without probes an idle connection to such a peer stays open forever. A connection in
+the middle of an answer stays open for 15 minutes (Linux's ``tcp_retries2``).
 """
 
 from __future__ import annotations
@@ -9,20 +10,27 @@ from __future__ import annotations
 import socket
 
 IDLE_SECONDS = 30
-"""Silence before the first probe. Common NATs forget a connection after 60 s or more of silence, so the probes also keep it known there."""
+"""Silence before the first probe.
+
+Common NATs forget a connection after 60 s or more of silence, so the probes also keep it known
+there.
+"""
 INTERVAL_SECONDS = 10
 PROBES = 3
 USER_TIMEOUT_SECONDS = 60
-"""How long sent bytes may stay without acknowledgement. On Linux this also replaces the number of probes, and counts while the peer's program
-does not read: a client that takes no byte of its answers for this long is disconnected (tcp(7))."""
+"""How long sent bytes may stay without acknowledgement.
+
+On Linux this value also replaces the number of probes. It counts as well while the peer's program
+does not read: a client that takes no byte of its answers for this long is disconnected (tcp(7)).
+"""
 
 
 def keep_alive(connection: socket.socket) -> None:
-    """Let the system end this TCP connection, with ``ETIMEDOUT``, when its peer has vanished."""
+    """Let the operating system end this TCP connection (``ETIMEDOUT``) if its peer vanishes."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (
         ("TCP_KEEPIDLE", IDLE_SECONDS),
-        ("TCP_KEEPALIVE", IDLE_SECONDS),  # macOS's name for it
+        ("TCP_KEEPALIVE", IDLE_SECONDS),  # macOS's name of TCP_KEEPIDLE
         ("TCP_KEEPINTVL", INTERVAL_SECONDS),
         ("TCP_KEEPCNT", PROBES),
         ("TCP_USER_TIMEOUT", USER_TIMEOUT_SECONDS * 1000),

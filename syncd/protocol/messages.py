@@ -1,8 +1,8 @@
-"""The parameters and the results of every RPC method, as they are on the wire.
+"""Parameters and results of every RPC method, as they are in JSON.
 
-These structs are the one description of the protocol: the server decodes with them, both clients encode with them, and
-``rpc.discover`` is generated from them. Unknown parameters are refused; unknown members of a result are ignored, so
-that a client of today reads the answers of tomorrow.
+These structs are the only description of the protocol. The server decodes with them, both clients
+encode with them, and ``rpc.discover`` is generated from them. Unknown parameters are refused.
+Unknown members of a result are ignored, so that an older client can read a newer service's answers.
 """
 
 from __future__ import annotations
@@ -18,20 +18,23 @@ from syncd.types import Metric, Position, Snapshot
 
 MAX_INCLUDED = 100
 MAX_RESULTS = 1_000_000
-"""Rows that one search may ask for, all its vectors together: their keys and distances are in memory at once."""
+"""Rows that one search may ask for, over all its vectors.
+
+Their keys and distances are in memory at once.
+"""
 MAX_PAGE_KEYS = 100_000
 MAX_GET_BYTES = 64 << 20
-"""Of vectors in one answer."""
+"""Bytes of vectors in one answer."""
 DEFAULT_PAGE_KEYS = 10_000
 DEFAULT_TIMEOUT_MS = 5000
 MAX_TIMEOUT_MS = 86_400_000
 
 KeyPart = int | str | float | bool | None
 WireKey = int | str | list[KeyPart]
-"""A key on the wire: a number (a string above 2^53), a string, or an array for a composite key."""
+"""A key in JSON: a number (a string above 2^53), a string, or an array for a composite key."""
 
 WireVector = list[float] | bytes
-"""Numbers, or little-endian float32, which JSON has as base64."""
+"""A vector in JSON: numbers, or the base64 of little-endian float32."""
 
 State = Literal["backfilling", "catching_up", "ready", "rebuilding", "must_rebuild", "failed"]
 IndexKind = Literal["exact", "building", "codes"]
@@ -39,10 +42,13 @@ Milliseconds = Annotated[int, Meta(ge=0, le=MAX_TIMEOUT_MS)]
 
 
 class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What every method's parameters have in common."""
+    """The base of every method's parameters."""
 
     def check(self) -> None:
-        """Raise a ``RequestError`` for what the types alone do not say; the server calls it after decoding."""
+        """Raise a ``RequestError`` for a fault that the types alone do not tell.
+
+        The server calls this after decoding.
+        """
 
 
 class NoParams(Params, frozen=True):
@@ -50,16 +56,15 @@ class NoParams(Params, frozen=True):
 
 
 class SearchParams(Params, frozen=True):
-    """The nearest rows to a vector, to each of several vectors, or to a row that is there already."""
+    """The nearest rows to a vector, to each of several vectors, or to an indexed row."""
 
     dataset: str
     vector: WireVector | None = None
     vectors: list[WireVector] | None = None
     key: WireKey | None = None
     k: Annotated[int, Meta(ge=1, le=MAX_RESULTS)] = 10
-    filter: Annotated[Any, Meta(extra_json_schema={"type": ["object", "null"]})] = (
-        None  # what is no object is an invalid filter
-    )
+    # Any: a value of another type is an InvalidFilter, not an InvalidParams
+    filter: Annotated[Any, Meta(extra_json_schema={"type": ["object", "null"]})] = None
     recall: Annotated[float, Meta(gt=0, le=1)] | None = None
     exact: bool = False
     max_distance: float | None = None
@@ -69,15 +74,20 @@ class SearchParams(Params, frozen=True):
     timeout_ms: Milliseconds = DEFAULT_TIMEOUT_MS
 
     def check(self) -> None:
-        """Exactly one of ``vector``, ``vectors`` and ``key``. What ``filter`` and ``include`` name is checked against the dataset."""
+        """Check that there is exactly one of ``vector``, ``vectors`` and ``key``.
+
+        The names in ``filter`` and ``include`` are checked against the dataset, by the service.
+        """
         if (self.vector is not None) + (self.vectors is not None) + (self.key is not None) != 1:
             raise InvalidParams(
-                "pass exactly one of vector, vectors and key", hint='for example "key": 42, or "vector": [0.1, 0.2]'
+                "pass exactly one of vector, vectors and key",
+                hint='for example "key": 42, or "vector": [0.1, 0.2]',
             )
         if self.vectors is not None and len(self.vectors) * self.k > MAX_RESULTS:
             raise TooLarge(
-                f"{len(self.vectors)} vectors with k={self.k} are more than {MAX_RESULTS} rows", hint="send fewer vectors at once"
-            )  # fmt: skip
+                f"{len(self.vectors)} vectors with k={self.k} are more than {MAX_RESULTS} rows",
+                hint="send fewer vectors at once",
+            )
 
 
 class GetParams(Params, frozen=True):
@@ -88,9 +98,11 @@ class GetParams(Params, frozen=True):
     vectors: bool = False
 
     def check(self) -> None:
-        """As many as there are in a page."""
+        """Refuse more keys than a page has."""
         if len(self.keys) > MAX_PAGE_KEYS:
-            raise TooLarge(f"{len(self.keys)} keys are more than {MAX_PAGE_KEYS}", hint="ask for fewer at once")
+            raise TooLarge(
+                f"{len(self.keys)} keys are more than {MAX_PAGE_KEYS}", hint="ask for fewer at once"
+            )
 
 
 class KeysParams(Params, frozen=True):
@@ -109,7 +121,7 @@ class WaitParams(Params, frozen=True):
 
 
 class VerifyParams(Params, frozen=True):
-    """Which dataset to compare with its table, or all; ``deep`` compares the vectors' bytes too."""
+    """Which dataset to compare with its table; None: all. ``deep`` compares the vectors' bytes."""
 
     dataset: str | None = None
     repair: bool = False
@@ -117,7 +129,7 @@ class VerifyParams(Params, frozen=True):
 
 
 class RebuildParams(Params, frozen=True):
-    """Which dataset to build anew."""
+    """Which dataset to build again."""
 
     dataset: str
 
@@ -135,23 +147,23 @@ class AuthenticateParams(Params, frozen=True):
 
 
 class WirePosition(msgspec.Struct, frozen=True):
-    """A position as JSON has it: the snapshot in Postgres' own text form."""
+    """A position in JSON: the snapshot is in PostgreSQL's own text form."""
 
     snapshot: str
     outbox_id: int
 
     @classmethod
     def of(cls, position: Position) -> WirePosition:
-        """A position on its way out."""
+        """JSON form of a position."""
         return cls(str(position.snapshot), position.outbox_id)
 
     def position(self) -> Position:
-        """A position that came in."""
+        """The position that this is the JSON form of."""
         return Position(Snapshot.parse(self.snapshot), self.outbox_id)
 
 
 class SearchResult(msgspec.Struct, frozen=True):
-    """Keys with their distances, ascending; with ``vectors``, a list of each for every vector."""
+    """Keys with their distances, ascending; for ``vectors``, a list of each per vector."""
 
     keys: list[int | str | list[KeyPart | list[KeyPart]]]
     distances: list[float | list[float]]
@@ -168,21 +180,24 @@ class WireRow(msgspec.Struct, frozen=True):
 
 
 class GetResult(msgspec.Struct, frozen=True):
-    """The rows that are indexed, of those that were asked for."""
+    """Those of the requested rows that are indexed."""
 
     rows: list[WireRow]
 
 
 class KeysResult(msgspec.Struct, frozen=True):
-    """One page of keys; ``next`` is the following page's ``after_key``, null after the last page."""
+    """One page of keys; ``next`` is the next page's ``after_key``, null after the last page."""
 
     keys: list[WireKey]
     next: WireKey | None
 
 
 class DatasetStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One dataset, as ``datasets`` shows it. ``dim`` and ``index`` are null while nothing is indexed; ``verified`` says whether all its files
-    have been compared with their checksums."""
+    """One dataset, as ``datasets`` shows it.
+
+    ``dim`` and ``index`` are null while nothing is indexed. ``verified`` says whether all its files
+    have been compared with their checksums.
+    """
 
     dataset: str
     source: str
@@ -195,18 +210,20 @@ class DatasetStatus(msgspec.Struct, frozen=True, kw_only=True):
     recall: float | None
     verified: bool
     bytes: int
-    """In memory and on disk."""
+    """Bytes in memory and on disk."""
     bytes_memory: int = 0
     lag_seconds: float
     verified_at: datetime | None = None
-    """When it was last compared with its table."""
+    """Time of the last comparison with its table."""
     in_sync: bool | None = None
-    """Whether the two were equal then, or are since a repair; None where it has not been compared."""
+    """Whether the dataset was equal to its table then, or was repaired; None: never compared."""
 
 
 class CheckpointStatus(msgspec.Struct, frozen=True):
-    """The last checkpoint: when it was saved, by this process or the one before; how long that took, null where it was not this one; and the error
-    of the last attempt."""
+    """The last checkpoint of this process or the previous one, and the last attempt's error.
+
+    ``seconds`` is how long it took; null if the previous process saved it.
+    """
 
     at: datetime | None = None
     seconds: float | None = None
@@ -214,8 +231,11 @@ class CheckpointStatus(msgspec.Struct, frozen=True):
 
 
 class Work(msgspec.Struct, frozen=True):
-    """Something that takes long and is under way. ``name`` is a source, a dataset, or empty for all; ``expected`` is about how many rows there
-    are in all, 0 where nobody knows."""
+    """A long piece of work that runs now.
+
+    ``name`` is a source or a dataset; empty: all of them. ``expected`` is the approximate number of
+    rows in total; 0 if it is not known.
+    """
 
     what: Literal["reading", "rebuilding", "verifying", "building"]
     name: str
@@ -232,7 +252,7 @@ class QuarantineReason(msgspec.Struct, frozen=True):
 
 
 class FailingTask(msgspec.Struct, frozen=True):
-    """A background task that fails: its last error, how many there were in a row, and when it is tried again."""
+    """A background task that fails: last error, errors in a row, and seconds until the retry."""
 
     task: str
     error: str
@@ -241,7 +261,11 @@ class FailingTask(msgspec.Struct, frozen=True):
 
 
 class VerifyStatus(msgspec.Struct, frozen=True):
-    """Verify in the background: since when no table was left out; ``overdue`` says why the next whole one is late, and is empty otherwise."""
+    """The verify in the background.
+
+    ``at`` is the time of the last one that left out no table. ``overdue`` says why the next such
+    verify is late; empty: it is not late.
+    """
 
     at: datetime | None
     interval_seconds: float
@@ -263,15 +287,15 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     uptime_seconds: float
     work: list[Work] = []
     quarantine: list[QuarantineReason] = []
-    """The same by source and reason, the most frequent first; counted every few seconds."""
+    """Rows in quarantine by source and reason, most frequent first; counted every few seconds."""
     database_error: str | None = None
-    """Why the database cannot be used just now; null where it can."""
+    """Why the database cannot be used now; null if it can."""
     failing_tasks: list[FailingTask] = []
     verify: VerifyStatus | None = None
 
 
 class QuarantineCount(msgspec.Struct, frozen=True):
-    """Rows of a dataset that are in quarantine for one reason, and the keys of a few."""
+    """Rows of a dataset that are in quarantine for one reason, and keys of some of them."""
 
     reason: str
     rows: int
@@ -279,21 +303,24 @@ class QuarantineCount(msgspec.Struct, frozen=True):
 
 
 class SourceProgress(msgspec.Struct, frozen=True, kw_only=True):
-    """How a source is being followed. ``scanned_rows`` is null unless the table is being read as a whole."""
+    """How far a source is read. ``scanned_rows`` is null unless the whole table is being read."""
 
     source: str
     failure: str | None
     retry_in_seconds: float
     scanned_rows: int | None
     moved_seconds: float | None
-    """Since everything up to a position was applied; null where that has not happened yet."""
+    """Seconds since everything up to a position was applied; null if that has not happened yet."""
     position: WirePosition
     unconfirmed_keys: int | None
-    """Keys that were applied since the last checkpoint's proof of durability; null: too many to list."""
+    """Keys that were applied since the last checkpoint that PostgreSQL confirmed.
+
+    Null: too many to list.
+    """
 
 
 class WhyResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What only the service knows about a dataset. One that it does not know has no ``status``."""
+    """The service's knowledge of a dataset, for ``syncd why``. An unknown one has no ``status``."""
 
     dataset: str
     status: DatasetStatus | None
@@ -301,14 +328,15 @@ class WhyResult(msgspec.Struct, frozen=True, kw_only=True):
     progress: SourceProgress | None
     quarantine: list[QuarantineCount]
     near: list[str]
-    """Names of datasets that are like the one asked for, the likeliest first."""
+    """Names of datasets that are similar to the requested name, most similar first."""
     pending: dict[str, str]
-    """Sources that are not read to the end, with the reason."""
+    """Sources that are not read to the end, each with the reason."""
     consumer: str
     connected: bool
     database_error: str = ""
-    """Why it is not connected, and what to do; both empty where it is."""
+    """Why the service is not connected; empty if it is."""
     database_hint: str = ""
+    """The repair for ``database_error``."""
     notifies: bool
     listener_connected: bool
     last_pass_seconds: float
@@ -317,7 +345,7 @@ class WhyResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WaitResult(msgspec.Struct, frozen=True):
-    """A position that includes the token."""
+    """A position that includes the token's transaction."""
 
     position: WirePosition
 
@@ -331,8 +359,11 @@ class CheckpointResult(msgspec.Struct, frozen=True):
 
 
 class DatasetVerified(msgspec.Struct, frozen=True, kw_only=True):
-    """One dataset against its table: live ``rows`` there, ``indexed`` ones here, and how many keys differ. With ``repair`` the differences are
-    those found before it, and ``in_sync`` says how it is after it. ``quarantined`` rows are accounted for, and not counted as missing."""
+    """One dataset compared with its table: its live ``rows``, ``indexed`` rows, differing keys.
+
+    With ``repair`` the differences are those before the repair; ``in_sync`` is the state after it.
+    ``quarantined`` rows are not counted as missing.
+    """
 
     dataset: str
     in_sync: bool
@@ -347,7 +378,10 @@ class DatasetVerified(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SourceVerified(msgspec.Struct, frozen=True):
-    """One source: whether there was anything to compare, why it ``failed`` where it did, else which of its rows are in none of its datasets."""
+    """One source: whether there were rows to compare.
+
+    ``reason`` says why the comparison failed, or else which rows are in none of its datasets.
+    """
 
     source: str
     outcome: Literal["compared", "empty", "none_live", "failed"]
@@ -355,7 +389,7 @@ class SourceVerified(msgspec.Struct, frozen=True):
 
 
 class VerifyResult(msgspec.Struct, frozen=True):
-    """What a verify found, all at one position."""
+    """The result of a verify, all of it at one position."""
 
     position: WirePosition
     datasets: list[DatasetVerified]
@@ -364,7 +398,7 @@ class VerifyResult(msgspec.Struct, frozen=True):
 
 
 class RebuildResult(msgspec.Struct, frozen=True):
-    """A dataset that was built anew and serves now."""
+    """A dataset that was built again and serves now."""
 
     dataset: str
     rows: int
@@ -372,14 +406,14 @@ class RebuildResult(msgspec.Struct, frozen=True):
 
 
 class ErrorData(msgspec.Struct, frozen=True):
-    """``error.data``: which error it is, and what to do."""
+    """``error.data``: the kind of the error, and the repair."""
 
     kind: str
     hint: str = ""
 
 
 class ErrorBody(msgspec.Struct, frozen=True):
-    """The ``error`` of an answer."""
+    """The ``error`` member of an answer."""
 
     code: int
     message: str

@@ -1,6 +1,7 @@
-"""Keys and vectors between the wire's form and syncd's own.
+"""Conversion of keys and vectors between their JSON form and syncd's own.
 
-A key's form on the wire depends on its dataset's key kind; a key that goes to the wire and back is the same key.
+A key's JSON form depends on its dataset's key kind. Invariant: a key that is written and read again
+is the same key.
 """
 
 from __future__ import annotations
@@ -18,18 +19,19 @@ from syncd.protocol.messages import KeyPart, WireKey, WireVector
 from syncd.types import Key, KeyKind
 
 MAX_EXACT_INTEGER = 2**53
-"""Up to here every JSON parser reads an integer exactly; beyond it syncd writes a string."""
+"""Largest integer that every JSON parser reads exactly. syncd writes larger ones as strings."""
 
 SHOWN_CHARACTERS = 60
+"""How much of a wrong key a message shows."""
 
 _parts = msgspec.json.Decoder(list[KeyPart])
 
 
 def key_to_wire(kind: KeyKind, key: Key) -> WireKey:
-    """A key for an answer.
+    """JSON form of a key, for an answer.
 
-    Inside a composite key integers stay numbers, however large: a part's kind cannot be told from its text, and a
-    string of digits may be just that.
+    Inside a composite key integers of any size stay numbers. A part's kind cannot be told from its
+    text, and a string of digits may be a text.
     """
     if kind == "composite":
         return _parts.decode(str(key))
@@ -39,13 +41,15 @@ def key_to_wire(kind: KeyKind, key: Key) -> WireKey:
 
 
 def key_from_wire(kind: KeyKind, value: WireKey, columns: Sequence[KeyKind] = ()) -> Key:
-    """A key out of a request; raises ``InvalidParams`` where no key of this kind can look like it.
+    """The key that a request names; raises ``InvalidParams`` if no key of this kind looks like it.
 
     ``columns`` are the kinds of a composite key's columns.
     """
     if kind == "composite":
         if not isinstance(value, list) or not value:
-            raise _wrong(value, "the key is composite", "pass an array with one value for each key column")
+            raise _wrong(
+                value, "the key is composite", "pass an array with one value for each key column"
+            )
         for place, column in enumerate(columns[: len(value)]):
             element = value[place]
             if column in TIMES and isinstance(element, str):
@@ -66,13 +70,19 @@ def key_from_wire(kind: KeyKind, value: WireKey, columns: Sequence[KeyKind] = ()
 
 
 def vector_from_wire(value: WireVector) -> NDArray[np.float32]:
-    """A vector out of a request, float32 of shape (d,); raises ``InvalidVector`` unless it is finite and not empty."""
+    """A request's vector, float32 of shape (d,).
+
+    Raises ``InvalidVector`` if the vector is empty or has an element that is not finite.
+    """
     if isinstance(value, bytes):
         if len(value) % 4:
-            raise InvalidParams(f"the vector's {len(value)} bytes are no whole number of float32", hint=_VECTOR_FORMS)
+            raise InvalidParams(
+                f"the vector's {len(value)} bytes are not a whole number of float32 values",
+                hint=_VECTOR_FORMS,
+            )
         vector = np.frombuffer(value, dtype="<f4").astype(np.float32, copy=False)
     else:
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity, and is refused below
+        with np.errstate(over="ignore"):  # too large for float32: infinity, refused below
             vector = np.array(value, dtype=np.float32)
     if not vector.size:
         raise InvalidVector("the vector has no elements")
@@ -83,23 +93,28 @@ def vector_from_wire(value: WireVector) -> NDArray[np.float32]:
 
 
 def vector_to_wire(vector: NDArray[np.float32]) -> list[float]:
-    """A vector for an answer: numbers, which every client reads."""
+    """JSON form of a vector, for an answer: numbers, which every client reads."""
     numbers: list[float] = vector.tolist()
     return numbers
 
 
 def vector_to_bytes(vector: Sequence[float] | NDArray[np.floating]) -> bytes:
-    """A vector for a request, a third of what numbers take; raises ``InvalidParams``."""
+    """Bytes of a vector, for a request: a third of the size of numbers in JSON.
+
+    Raises ``InvalidParams``.
+    """
     try:
         with np.errstate(over="ignore"):
             array = np.asarray(vector, dtype="<f4")
     except (TypeError, ValueError) as error:
         raise InvalidParams(
-            f"the vector is no sequence of numbers: {error}",
+            f"expected the vector as a sequence of numbers: {error}",
             hint="pass a list of numbers, or an array of one dimension",
         ) from None
     if array.ndim != 1:
-        raise InvalidParams(f"the vector has {array.ndim} dimensions, not one", hint="pass several as `vectors`")
+        raise InvalidParams(
+            f"the vector has {array.ndim} dimensions, not one", hint="pass several as `vectors`"
+        )
     return array.tobytes()
 
 
@@ -120,4 +135,4 @@ def _integer(value: int | str) -> int:
 
 def _wrong(value: WireKey, what: str, hint: str) -> InvalidParams:
     shown = msgspec.json.encode(value).decode()[:SHOWN_CHARACTERS]
-    return InvalidParams(f"{shown} is no key of this dataset: {what}", hint=hint)
+    return InvalidParams(f"{shown} is not a key of this dataset: {what}", hint=hint)

@@ -1,1 +1,1 @@
-"""The server's side of the RPC: sockets, connections, requests to methods, and where a search runs."""
+"""The RPC server: sockets, connections, the methods, and the choice of a search's thread."""

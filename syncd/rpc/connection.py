@@ -1,8 +1,9 @@
-"""One client's connection: lines in, answers out, and nothing kept for a client that is gone.
+"""One client's connection: it reads lines and writes answers.
 
-Reading stops while this client has whole lines waiting, as many requests in flight as it may, or answers it does not
-read; its further input then waits in its own socket buffer. So what one client can make the service hold is bounded,
-and no other waits for it.
+Reading stops in three cases: whole lines wait, the client has the permitted number of requests in
+flight, or it does not read its answers. Further input then waits in the client's socket buffer.
+Invariants: the memory that one client can take is bounded, and no other client waits for it.
+Nothing is kept for a client that left.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ from syncd.rpc.protocol import (
 
 AUTHENTICATE = "authenticate"
 SPARE_METHODS = frozenset({"status", "datasets"})
-"""What a connection beyond the limit may ask: what ``syncd status``, ``syncd datasets`` and ``syncd healthcheck`` do. None of them waits."""
+"""The methods that a connection beyond the limit may call. They never wait.
+
+``syncd status``, ``syncd datasets`` and ``syncd healthcheck`` call these methods.
+"""
 NO_ID = b"null"
 WRITE_TOGETHER_BYTES = 65_536
 
@@ -43,32 +47,40 @@ _tokens = msgspec.json.Decoder(AuthenticateParams)
 
 
 class Host(Protocol):
-    """What a connection asks of the server it belongs to."""
+    """The part of the server that its connections use."""
 
     dispatcher: Dispatcher
     lingering: set[Connection]
     stopping: bool
 
     def admit(self, connection: Connection) -> bool:
-        """Whether there is room for it; if so it is counted from now on."""
+        """Count a connection if there is room for it; returns whether there is."""
 
     def spare(self, connection: Connection) -> None:
-        """It is beyond the limit, but over the local socket."""
+        """Keep a connection of the local socket that is beyond the limit."""
 
     def refused(self, connection: Connection) -> None:
-        """It is about to close, and reads on only until its client has read why."""
+        """Keep a connection that closes as soon as its client has read the reason."""
 
     def closed(self, connection: Connection) -> None:
-        """It is gone."""
+        """Forget a connection that has closed."""
 
     def run(
-        self, connection: Connection, request: Request, waited: Awaitable[Any], size: int, scope: CancelScope
+        self,
+        connection: Connection,
+        request: Request,
+        waited: Awaitable[Any],
+        size: int,
+        scope: CancelScope,
     ) -> None:
         """Await a request in the server's task group, then call the connection's ``finished``."""
 
 
 class Connection(asyncio.Protocol):
-    """The server's end of one connection. With a ``token``, only ``authenticate`` is answered until it was given."""
+    """The server's end of one connection.
+
+    With a ``token``, only ``authenticate`` is answered until the client has sent that token.
+    """
 
     def __init__(self, host: Host, token: bytes | None) -> None:
         self._host = host
@@ -79,7 +91,7 @@ class Connection(asyncio.Protocol):
         self._unauthorized_left = self._limits.unauthorized_requests
         self._transport: asyncio.Transport
         self.descriptor = -1
-        """The socket's number, from when it is open; its transport no longer knows it when it is closed."""
+        """File descriptor of the socket, kept because a closed transport no longer has it."""
         self._timer: asyncio.TimerHandle | None = None
         self._partial = bytearray()
         self._lines: deque[bytes] = deque()
@@ -94,11 +106,12 @@ class Connection(asyncio.Protocol):
         self._draining = False
         self._lost = False
         self._discard_left: int | None = None
-        """Not None once the connection is refused: how much more input is read and dropped."""
+        """Bytes of input that are still read and dropped; None: the connection is not refused."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Greet nobody: the first byte is the client's."""
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one by its methods only
+        """Register the connection. The client sends first."""
+        # cast: uvloop's transport has these methods, but does not derive from asyncio.Transport
+        self._transport = cast("asyncio.Transport", transport)
         connection = self._transport.get_extra_info("socket")
         self.descriptor = connection.fileno()
         if connection.family != socket.AF_UNIX:
@@ -109,7 +122,9 @@ class Connection(asyncio.Protocol):
         elif self._host.admit(self):
             if not self._authorized:
                 loop = asyncio.get_running_loop()
-                self._timer = loop.call_later(self._limits.authenticate_seconds, self._authenticate_now)
+                self._timer = loop.call_later(
+                    self._limits.authenticate_seconds, self._authenticate_now
+                )
         elif self._token is None:
             self._is_spare = True
             self._host.spare(self)
@@ -117,7 +132,7 @@ class Connection(asyncio.Protocol):
             self._refuse(TooManyConnections(self._limits.connections))
 
     def data_received(self, data: bytes) -> None:
-        """Take input of any size and shape."""
+        """Split input of any size into lines and run them."""
         if self._discard_left is not None:
             self._discard_left -= len(data)
             if self._discard_left < 0:
@@ -132,10 +147,12 @@ class Connection(asyncio.Protocol):
         self._take_turn()
 
     def eof_received(self) -> bool:
-        """The client sends no more. It may still read: what it asked for is answered before the connection closes."""
+        """Answer the requests under way, then close: the client sends no more, but may read."""
         self._ended = True
-        if self._discard_left is not None or self._transport.get_extra_info("sslcontext") is not None:
-            return False  # TLS has no half-closed connection: what this client still waited for cannot reach it
+        is_tls = self._transport.get_extra_info("sslcontext") is not None
+        if self._discard_left is not None or is_tls:
+            # TLS has no half-closed connection: no answer can reach this client any more
+            return False
         self._lines.append(self._take_partial())
         if self._peer_is_gone():
             self._lines.clear()
@@ -144,16 +161,16 @@ class Connection(asyncio.Protocol):
         return True
 
     def pause_writing(self) -> None:
-        """The client does not read its answers."""
+        """Start no request: the client does not read its answers."""
         self._write_paused = True
 
     def resume_writing(self) -> None:
-        """It does again."""
+        """Go on: the client reads again."""
         self._write_paused = False
         self._take_turn()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Forget everything; requests that only this client waits for are cancelled."""
+        """Forget everything, and cancel the requests that only this client waits for."""
         del error
         self._lost = True
         if self._timer is not None:
@@ -168,7 +185,7 @@ class Connection(asyncio.Protocol):
         self._host.closed(self)
 
     def finished(self, scope: CancelScope, size: int, answer: bytes | None) -> None:
-        """A request that had to wait is done."""
+        """Send the answer of a request that had to wait."""
         del self._in_flight[scope]
         self._dispatcher.requests -= 1
         self._dispatcher.held_bytes -= size
@@ -177,18 +194,18 @@ class Connection(asyncio.Protocol):
         self._take_turn()
 
     def drain(self) -> None:
-        """Take no further request, and close once those under way are answered."""
+        """Take no further request, and close when those under way are answered."""
         self._draining = True
         self._lines.clear()
         self._take_turn()
 
     def abort(self) -> None:
-        """Close now, whatever is under way."""
+        """Close now, without waiting for requests under way."""
         if not self._lost:
             self._transport.abort()
 
     def _take_turn(self) -> None:
-        """Run waiting lines for a moment, then write, then decide whether to read on."""
+        """Run waiting lines for ``turn_seconds``, then write, then decide whether to read on."""
         if self._lost:
             return
         until = monotonic() + self._limits.turn_seconds
@@ -221,12 +238,15 @@ class Connection(asyncio.Protocol):
     def _read_on_or_close(self) -> None:
         if not self._lines and not self._in_flight:
             refused = self._discard_left is not None
-            if refused and not self._ended and not self._draining and self._transport.can_write_eof():
+            closes = self._ended or self._draining
+            if refused and not closes and self._transport.can_write_eof():
                 self._transport.write_eof()
-            elif refused or self._ended or self._draining:
+            elif refused or closes:
                 self._transport.close()
                 return
-        read = self._discard_left is not None or (not self._lines and not self._draining and self._may_start())
+        read = self._discard_left is not None or (
+            not self._lines and not self._draining and self._may_start()
+        )
         if read == self._reading or self._ended:
             return
         self._reading = read
@@ -237,7 +257,9 @@ class Connection(asyncio.Protocol):
 
     def _run(self, line: bytes) -> None:
         request = decode_request(line)
-        if not self._authorized and not (isinstance(request, Request) and request.method == AUTHENTICATE):
+        if not self._authorized and not (
+            isinstance(request, Request) and request.method == AUTHENTICATE
+        ):
             self._unauthorized(request.id, "the connection has not authenticated")
         elif isinstance(request, BadRequest):
             self._answer(error_line(request.id, request.error))
@@ -253,7 +275,7 @@ class Connection(asyncio.Protocol):
                 self._answer(outcome)
 
     def _may_ask(self, method: str) -> bool:
-        """Whether a spare connection gets its answer; another may have closed meanwhile."""
+        """Whether a spare connection gets its answer: another may have closed since."""
         if method in SPARE_METHODS:
             return True
         self._is_spare = not self._host.admit(self)
@@ -283,7 +305,9 @@ class Connection(asyncio.Protocol):
 
     def _unauthorized(self, request_id: bytes | None, message: str) -> None:
         self._unauthorized_left -= 1
-        error = Unauthorized(message, hint="send authenticate with the token that the service has as SYNCD_TOKEN")
+        error = Unauthorized(
+            message, hint="send authenticate with the token that the service has as SYNCD_TOKEN"
+        )
         if self._unauthorized_left <= 0:
             self._refuse(error)
         elif request_id is not None:
@@ -295,10 +319,10 @@ class Connection(asyncio.Protocol):
             self._unauthorized(None, "the connection has not authenticated in time")
 
     def _refuse(self, error: RequestError) -> None:
-        """Say why with id null, and close: after the answers under way, and after reading on until it has arrived.
+        """Send the error with id null, and close after the answers under way.
 
-        A socket closed over unread input takes the last answer down with it (TCP sends a reset); so the input is read
-        and dropped.
+        TCP sends a reset if a socket is closed with unread input, and the client loses the last
+        answer. So further input is read and dropped until the client has received the error.
         """
         self._answer(error_line(NO_ID, error))
         self._lines.clear()
@@ -307,7 +331,8 @@ class Connection(asyncio.Protocol):
         self._host.refused(self)
         if self._timer is not None:
             self._timer.cancel()
-        linger = self._limits.linger_seconds if len(self._host.lingering) <= self._limits.lingering else 0
+        has_room = len(self._host.lingering) <= self._limits.lingering
+        linger = self._limits.linger_seconds if has_room else 0
         self._timer = asyncio.get_running_loop().call_later(linger, self._transport.abort)
         self._take_turn()
 
@@ -326,10 +351,11 @@ class Connection(asyncio.Protocol):
         self._answers_bytes = 0
 
     def _hold_partial(self, data: bytes) -> bool:
-        """Keep the beginning of a line; False when it is refused for its size."""
+        """Keep the beginning of a line; returns False if its size was refused."""
         if not data:
             return True
-        limit = self._limits.line_bytes if self._authorized else self._limits.unauthorized_line_bytes
+        limits = self._limits
+        limit = limits.line_bytes if self._authorized else limits.unauthorized_line_bytes
         if len(self._partial) + len(data) > limit:
             if self._authorized:
                 self._refuse(TooLarge(f"a line is at most {limit} bytes", hint="split the request"))
@@ -351,7 +377,10 @@ class Connection(asyncio.Protocol):
         return line
 
     def _peer_is_gone(self) -> bool:
-        """Whether the client's end is closed, and not merely done sending: a Unix socket tells these apart."""
+        """Whether the client has closed its end, and did not only stop sending.
+
+        Only a Unix socket tells these apart.
+        """
         poll = select.poll()
         poll.register(self._transport.get_extra_info("socket").fileno(), 0)
         return any(event & select.POLLHUP for _, event in poll.poll(0))

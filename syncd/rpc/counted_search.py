@@ -1,4 +1,4 @@
-"""A search that is counted when its answer is there."""
+"""A search that is counted when it ends."""
 
 from __future__ import annotations
 
@@ -11,21 +11,30 @@ from syncd.rpc.dispatch import drop
 
 
 class Counting(Protocol):
-    """What counts searches."""
+    """The counters of searches."""
 
     def count_answer(self, dataset: str, seconds: float) -> None:
-        """One was answered."""
+        """Count a search that was answered."""
 
     def count_failure(self, dataset: str, error: BaseException) -> None:
-        """One failed."""
+        """Count a search that failed."""
 
 
 class CountedSearch:
-    """A search that has to wait, to be counted when it is over. It holds what is awaited, so that ``close`` reaches it."""
+    """An awaitable of a search that has to wait, counted when it ends.
+
+    It holds the inner awaitable, so that ``close`` reaches it.
+    """
 
     __slots__ = ("begun", "dataset", "methods", "waited")
 
-    def __init__(self, methods: Counting, dataset: str, begun: float, waited: Awaitable[messages.SearchResult]) -> None:
+    def __init__(
+        self,
+        methods: Counting,
+        dataset: str,
+        begun: float,
+        waited: Awaitable[messages.SearchResult],
+    ) -> None:
         self.methods = methods
         self.dataset = dataset
         self.begun = begun
@@ -41,5 +50,5 @@ class CountedSearch:
         return found
 
     def close(self) -> None:
-        """It is not awaited any more."""
+        """Close the inner awaitable, if this one is never awaited."""
         drop(self.waited)

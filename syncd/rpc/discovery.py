@@ -16,19 +16,26 @@ REFERENCE = "#/components/schemas/{name}"
 
 
 def openrpc_document(methods: Mapping[str, Method[Any, Any]], *, version: str) -> dict[str, Any]:
-    """Every method with the schemas of its parameters and its result, and every error (https://spec.open-rpc.org)."""
+    """The OpenRPC document (https://spec.open-rpc.org).
+
+    It has every method with the schemas of its parameters and its result, and every error.
+    """
     types = [kind for method in methods.values() for kind in (method.params, method.result)]
     schemas, components = msgspec.json.schema_components(types, ref_template=REFERENCE)
     results = dict(zip(methods, schemas[1::2], strict=True))
     return {
         "openrpc": OPENRPC_VERSION,
         "info": {"title": "syncd", "version": version},
-        "methods": [_method(name, methods[name], results[name], components) for name in sorted(methods)],
+        "methods": [
+            _method(name, methods[name], results[name], components) for name in sorted(methods)
+        ],
         "components": {"schemas": components, "errors": _errors()},
     }
 
 
-def _method(name: str, method: Method[Any, Any], result: Any, components: Mapping[str, Any]) -> dict[str, Any]:
+def _method(
+    name: str, method: Method[Any, Any], result: Any, components: Mapping[str, Any]
+) -> dict[str, Any]:
     schema = components[method.params.__name__]
     required = schema.get("required", ())
     return {
@@ -45,10 +52,18 @@ def _method(name: str, method: Method[Any, Any], result: Any, components: Mappin
 
 
 def _errors() -> dict[str, Any]:
-    """Every error by its kind; ``data.kind`` tells those apart that share the code -32000."""
-    classes = [cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, RequestError)]
+    """Every error by its kind; ``data.kind`` tells apart the errors that share the code -32000."""
+    classes = [
+        cls
+        for cls in vars(errors).values()
+        if isinstance(cls, type) and issubclass(cls, RequestError)
+    ]
     documents = {cls.kind: (CODES[cls], cls.__doc__) for cls in CODES}
-    documents |= {cls.kind: (SERVER_ERROR, cls.__doc__) for cls in classes if cls not in (RequestError, InvalidParams)}
+    documents |= {
+        cls.kind: (SERVER_ERROR, cls.__doc__)
+        for cls in classes
+        if cls not in (RequestError, InvalidParams)
+    }
     documents[INTERNAL_ERROR_KIND] = (SERVER_ERROR, "syncd failed; its log has the traceback.")
     return {
         kind: {"code": code, "message": (text or "").strip(), "data": {"kind": kind}}

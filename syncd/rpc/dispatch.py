@@ -1,6 +1,6 @@
-"""One request to one method, and the counters that bound how much the service takes on at once.
+"""Calls of methods, and the limits of how much the service takes on at once.
 
-Whatever a method does, its request gets an answer and no other request notices.
+Invariant: an error in a method becomes the answer to its request, and disturbs no other request.
 """
 
 from __future__ import annotations
@@ -27,69 +27,84 @@ MEBIBYTE = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much one server takes on. Every queue in it has its bound here."""
+    """How much one server takes on. Every queue of the server has its bound here."""
 
     connections: int = 1000
     spare_connections: int = 64
-    """Connections over the local socket beyond that number. They are answered ``status`` and ``datasets`` alone, until another closes; the
-    oldest gives way to the next. So clients that only hold connections keep no health check out."""
+    """Connections of the local socket beyond ``connections``.
+
+    They may only call ``status`` and ``datasets`` until another connection closes. A new one
+    replaces the oldest. So clients that hold idle connections cannot keep out a health check.
+    """
     connection_requests: int = 64
-    """Requests in flight on one connection; past it, its further input waits in the client's socket buffer."""
+    """Requests in flight on one connection. Further input waits in the client's socket buffer."""
     requests: int = 1024
-    """Requests in flight in all; past it the answer is ``overloaded``."""
+    """Requests in flight on all connections. Further ones are answered ``overloaded``."""
     line_bytes: int = 16 * MEBIBYTE
     held_bytes: int = 512 * MEBIBYTE
-    """Half-received lines and requests in flight, of all connections together; past it the answer is ``overloaded``."""
+    """Bytes of incomplete lines and of requests in flight, over all connections.
+
+    Further requests are answered ``overloaded``.
+    """
     unread_bytes: int = MEBIBYTE // 4
-    """Answers a client has not read; past it, its input waits."""
+    """Bytes of answers that a client has not read. Beyond this its input waits."""
     turn_seconds: float = 0.002
-    """How long one connection's pipelined requests run before the others get their turn."""
+    """How long one connection's pipelined requests run before the other connections' requests."""
     authenticate_seconds: float = 10.0
     unauthorized_line_bytes: int = 65_536
     unauthorized_requests: int = 10
     linger_seconds: float = 5.0
+    """How long a refused client's input is read and dropped, so that the client gets the answer."""
     linger_bytes: int = 256 * MEBIBYTE
-    """How long, and for how much, a refused client's input is read and dropped, so that it comes to read the answer."""
+    """How much of a refused client's input is read and dropped."""
     lingering: int = 100
+    """Refused connections that are kept at once. Further ones are closed at once."""
     stop_seconds: float = 10.0
-    """How long a stop waits for requests under way."""
+    """How long a stop of the service waits for requests under way."""
 
 
 class TooManyConnections(Overloaded):
-    """The service has as many connections as it takes."""
+    """The service has its maximum number of connections."""
 
     def __init__(self, connections: int) -> None:
         RequestError.__init__(
-            self, f"{connections} connections are open already", hint="close some, or raise SYNCD_MAX_CONNECTIONS"
+            self,
+            f"{connections} connections are already open",
+            hint="close some, or raise SYNCD_MAX_CONNECTIONS",
         )
 
 
 class TooMuchHeld(Overloaded):
-    """The requests that are being received and run take as much memory as the service gives them."""
+    """The requests that are being received and run take all the memory that they may take."""
 
     def __init__(self, held_bytes: int) -> None:
         RequestError.__init__(
             self,
-            f"{held_bytes} bytes of requests are held already",
+            f"the requests in flight already take {held_bytes} bytes",
             hint="send smaller requests, or try again in a moment",
         )
 
 
 class Dispatcher:
-    """Calls methods by name; ``requests`` and ``held_bytes`` are what is in flight now."""
+    """Calls methods by name; ``requests`` and ``held_bytes`` count what is in flight now."""
 
     def __init__(self, methods: Mapping[str, Method[Any, Any]], limits: Limits) -> None:
         self.limits = limits
         self.requests = 0
         self.held_bytes = 0
-        self._methods = {name: (method, msgspec.json.Decoder(method.params)) for name, method in methods.items()}
+        self._methods = {
+            name: (method, msgspec.json.Decoder(method.params)) for name, method in methods.items()
+        }
 
     def start(self, request: Request, size: int) -> bytes | Awaitable[Any] | None:
-        """Run the request: its answer, or what to pass to ``finish``; None for a notification that is done."""
+        """Run a request; returns its answer, or an awaitable for ``finish``.
+
+        Returns None for a notification that is done.
+        """
         try:
             known = self._methods.get(request.method)
             if known is None:
-                raise MethodNotFoundError(request.method)  # noqa: TRY301 - the same way out as a failing method
+                raise MethodNotFoundError(request.method)  # noqa: TRY301 - as a failing method
             method, decoder = known
             if not method.immediate:
                 self._admit(size)
@@ -116,8 +131,8 @@ class Dispatcher:
 
 
 def drop(waited: Awaitable[Any]) -> None:
-    """Let go of what was never awaited."""
-    close = getattr(waited, "close", None)  # a coroutine has it, and whatever holds one
+    """Close an awaitable that was never awaited."""
+    close = getattr(waited, "close", None)  # of a coroutine, or of an object that holds one
     if close is not None:
         close()
 

@@ -1,4 +1,4 @@
-"""What each RPC method does: the server's methods bound to the indexes and the consumer."""
+"""The RPC methods, bound to the indexes and the consumer."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ from syncd.types import Token, full_dataset_name
 T = TypeVar("T")
 
 IN_PLACE_DATASETS = 500
-"""More than this are listed in a worker thread: one takes 10 µs."""
+"""Above this number of datasets a worker thread lists them: each takes 10 µs."""
 IN_PLACE_KEYS = 1000
-"""Looking up more than this is left to a worker thread."""
+"""Above this number of keys a worker thread looks them up."""
 
 
 class Methods:
-    """See the module. One instance serves all connections."""
+    """The methods of one service. One instance serves all connections."""
 
     def __init__(
         self,
@@ -77,29 +77,59 @@ class Methods:
     def table(self) -> Mapping[str, Method[Any, Any]]:
         """The methods by name."""
         return {
-            "search": Method(messages.SearchParams, messages.SearchResult, self.counted_search, "The nearest rows."),
-            "get": Method(messages.GetParams, messages.GetResult, self.get, "Which of some keys are indexed."),
-            "keys": Method(messages.KeysParams, messages.KeysResult, self.keys, "Every indexed key, in pages."),
+            "search": Method(
+                messages.SearchParams,
+                messages.SearchResult,
+                self.counted_search,
+                "The nearest rows.",
+            ),
+            "get": Method(
+                messages.GetParams, messages.GetResult, self.get, "Those keys that are indexed."
+            ),
+            "keys": Method(
+                messages.KeysParams, messages.KeysResult, self.keys, "Every indexed key, in pages."
+            ),
             "datasets": Method(
-                messages.NoParams, list[messages.DatasetStatus], self.datasets, "What is indexed.", immediate=True
+                messages.NoParams,
+                list[messages.DatasetStatus],
+                self.datasets,
+                "Every dataset and its state.",
+                immediate=True,
             ),
             "status": Method(
-                messages.NoParams, messages.ServiceStatus, self.status, "How the service is.", immediate=True
+                messages.NoParams,
+                messages.ServiceStatus,
+                self.status,
+                "The service's state.",
+                immediate=True,
             ),
-            "wait": Method(messages.WaitParams, messages.WaitResult, self.wait, "Wait for a transaction."),
+            "wait": Method(
+                messages.WaitParams, messages.WaitResult, self.wait, "Wait for a transaction."
+            ),
             "checkpoint": Method(
-                messages.NoParams, messages.CheckpointResult, self.checkpoint, "Save a checkpoint now."
+                messages.NoParams,
+                messages.CheckpointResult,
+                self.checkpoint,
+                "Save a checkpoint now.",
             ),
             "verify": Method(
-                messages.VerifyParams, messages.VerifyResult, self.verify, "Compare indexes with their tables."
+                messages.VerifyParams,
+                messages.VerifyResult,
+                self.verify,
+                "Compare indexes with their tables.",
             ),
             "rebuild": Method(
-                messages.RebuildParams, messages.RebuildResult, self.rebuild, "Build a dataset anew and swap it in."
+                messages.RebuildParams,
+                messages.RebuildResult,
+                self.rebuild,
+                "Build a dataset again and swap it in.",
             ),
         }
 
-    def counted_search(self, params: messages.SearchParams) -> messages.SearchResult | Awaitable[messages.SearchResult]:
-        """``search``, counted with its seconds and its outcome. That costs half a microsecond."""
+    def counted_search(
+        self, params: messages.SearchParams
+    ) -> messages.SearchResult | Awaitable[messages.SearchResult]:
+        """``search``, counted with its seconds and its outcome. Counting costs 0.5 µs."""
         begun = time.perf_counter()
         try:
             found = self.search(params)
@@ -112,31 +142,38 @@ class Methods:
         return CountedSearch(self, params.dataset, begun, found)
 
     def count_answer(self, dataset: str, seconds: float) -> None:
-        """A search was answered; datasets without rows are counted together."""
+        """Count a search that was answered; datasets without rows are counted together."""
         name = full_dataset_name(dataset)
-        self.counters.searches_of(name if name in self.registry.by_name else OTHER).answered(seconds)
+        counted = self.counters.searches_of(name if name in self.registry.by_name else OTHER)
+        counted.answered(seconds)
 
     def count_failure(self, dataset: str, error: BaseException) -> None:
-        """A search failed; names that only a client knows are counted together."""
+        """Count a search that failed; names that only a client knows are counted together."""
         name = full_dataset_name(dataset)
-        kind = getattr(
-            error, "kind", "cancelled" if isinstance(error, GeneratorExit | CancelledError) else "internal_error"
-        )
-        self.counters.searches_of(name if name in self.registry.by_name else OTHER).outcomes[kind] += 1
+        is_cancelled = isinstance(error, GeneratorExit | CancelledError)
+        kind = getattr(error, "kind", "cancelled" if is_cancelled else "internal_error")
+        counted = self.counters.searches_of(name if name in self.registry.by_name else OTHER)
+        counted.outcomes[kind] += 1
 
-    def search(self, params: messages.SearchParams) -> messages.SearchResult | Awaitable[messages.SearchResult]:
-        """Small searches in place, large ones in worker threads, and those that wait for a position after it."""
+    def search(
+        self, params: messages.SearchParams
+    ) -> messages.SearchResult | Awaitable[messages.SearchResult]:
+        """Run a small search here, a large one in a worker thread; wait if a position is asked."""
         if params.after is not None or params.consistency == "strong":
             return self.search_later(params)
         return self.run(self.prepare(params), params.timeout_ms / 1000)
 
     def prepare(self, params: messages.SearchParams) -> PreparedSearch:
-        """Check a search; raises what is wrong with it."""
+        """Check a search's parameters; raises a ``RequestError``."""
         dataset = self.registry.find(params.dataset)
-        return PreparedSearch(params, dataset, lag_seconds=self.lag_seconds(dataset), recall=self.recall)
+        return PreparedSearch(
+            params, dataset, lag_seconds=self.lag_seconds(dataset), recall=self.recall
+        )
 
-    def run(self, search: PreparedSearch, seconds: float) -> messages.SearchResult | Awaitable[messages.SearchResult]:
-        """The answer, or what gives it within about ``seconds``."""
+    def run(
+        self, search: PreparedSearch, seconds: float
+    ) -> messages.SearchResult | Awaitable[messages.SearchResult]:
+        """The answer, or an awaitable that gives it within about ``seconds``."""
         cost = search.cost
         if not self.in_place.allows(cost, time.monotonic()):
             return self.search_queue.run(search, seconds)
@@ -146,13 +183,18 @@ class Methods:
             self.in_place.ended(cost, time.monotonic())
 
     async def search_later(self, params: messages.SearchParams) -> messages.SearchResult:
-        """Search at a position that the caller asked for. The dataset may be one that is formed on the way there."""
+        """Search at a position that the client asked for.
+
+        The dataset may come into being before that position is reached.
+        """
         deadline = anyio.current_time() + params.timeout_ms / 1000
         try:
-            await self.wait_for_position(params, self.registry.find(params.dataset).follower, deadline)
+            follower = self.registry.find(params.dataset).follower
+            await self.wait_for_position(params, follower, deadline)
         except (UnknownDataset, NotReady) as error:
             try:
-                await self.wait_for_position(params, None, deadline)  # any source may be the one that forms it
+                # None: any source may bring the dataset into being
+                await self.wait_for_position(params, None, deadline)
             except TimedOut:
                 raise error from None
         found = self.run(self.prepare(params), max(deadline - anyio.current_time(), 0))
@@ -161,7 +203,10 @@ class Methods:
     async def wait_for_position(
         self, params: messages.SearchParams, follower: Follower | None, deadline: float
     ) -> None:
-        """Return once the position, of one source or of all, is what a search asks for; raises ``TimedOut``."""
+        """Return when one source, or all, are at the position that a search asks for.
+
+        Raises ``TimedOut``.
+        """
         if params.after is not None:
             seconds = max(deadline - anyio.current_time(), 0)
             await self.consumer.wait_for_token(parse_token(params.after), seconds, follower)
@@ -169,18 +214,21 @@ class Methods:
             await self.consumer.wait_for_now(max(deadline - anyio.current_time(), 0), follower)
 
     def get(self, params: messages.GetParams) -> messages.GetResult | Awaitable[messages.GetResult]:
-        """Those of the keys that are indexed."""
+        """Those of the requested keys that are indexed."""
         dataset = self.registry.find(params.dataset)
         kind, columns = dataset.source.key_kind, dataset.source.key_kinds
         size = len(params.keys) * (dataset.index.dim or 0) * 4
         if params.vectors and size > messages.MAX_GET_BYTES:
             raise TooLarge(
-                f"the vectors of {len(params.keys)} rows are more than {messages.MAX_GET_BYTES} bytes",
+                f"the vectors of {len(params.keys)} rows are more than {messages.MAX_GET_BYTES} "
+                "bytes",
                 hint="ask for fewer at once",
             )
 
         def read() -> messages.GetResult:
-            rows = dataset.index.view.get([key_from_wire(kind, key, columns) for key in params.keys], params.vectors)
+            rows = dataset.index.view.get(
+                [key_from_wire(kind, key, columns) for key in params.keys], params.vectors
+            )
             return messages.GetResult(
                 [
                     messages.WireRow(key_to_wire(kind, key))
@@ -196,7 +244,11 @@ class Methods:
         """One page of keys."""
         dataset = self.registry.find(params.dataset)
         kind = dataset.source.key_kind
-        after = None if params.after_key is None else key_from_wire(kind, params.after_key, dataset.source.key_kinds)
+        after = (
+            None
+            if params.after_key is None
+            else key_from_wire(kind, params.after_key, dataset.source.key_kinds)
+        )
 
         def read() -> messages.KeysResult:
             page = dataset.index.view.keys(after, params.limit)
@@ -205,35 +257,45 @@ class Methods:
 
         return self.in_thread(read)
 
-    def datasets(self, _: messages.NoParams) -> list[messages.DatasetStatus] | Awaitable[msgspec.Raw]:
-        """Every dataset that is known, by name; those without rows any more too. Very many of them are written down beside the event loop."""
+    def datasets(
+        self, _: messages.NoParams
+    ) -> list[messages.DatasetStatus] | Awaitable[msgspec.Raw]:
+        """Every known dataset, by name, with those that no longer have rows.
+
+        A worker thread encodes the answer if there are more than ``IN_PLACE_DATASETS``.
+        """
         if len(self.registry.by_name) + len(self.registry.retired) <= IN_PLACE_DATASETS:
             return self.every_status()
         return self.in_thread(lambda: msgspec.Raw(msgspec.json.encode(self.every_status())))
 
     def every_status(self) -> list[messages.DatasetStatus]:
-        """The same; from any thread."""
+        """Every known dataset, by name; safe in any thread."""
         found = [*self.dataset_statuses(), *self.retired_statuses()]
         return sorted(found, key=lambda one: one.dataset)
 
     def retired_statuses(self) -> list[messages.DatasetStatus]:
-        """The datasets of which nothing but their names is there."""
+        """The datasets that have a name, but no index and no rows."""
         found = []
         for watched in self.consumer.sources.values():
             for each in (watched, watched.predecessor):
                 for nothing in [] if each is None else each.emptied.standing:
                     one = self.dataset_status(nothing)
-                    one = msgspec.structs.replace(one, index="exact", recall=1.0, verified_at=None, in_sync=None)
+                    one = msgspec.structs.replace(
+                        one, index="exact", recall=1.0, verified_at=None, in_sync=None
+                    )
                     names = [] if each is None else list(each.emptied.names)
                     found += [msgspec.structs.replace(one, dataset=name) for name in names]
         return found
 
     def dataset_statuses(self) -> list[messages.DatasetStatus]:
-        """The datasets that have an index, by name; from any thread."""
-        return [self.dataset_status(one) for one in sorted(self.registry.listed(), key=lambda one: one.name)]
+        """The datasets that have an index, by name; safe in any thread."""
+        return [
+            self.dataset_status(one)
+            for one in sorted(self.registry.listed(), key=lambda one: one.name)
+        ]
 
     def dataset_status(self, dataset: Dataset) -> messages.DatasetStatus:
-        """One dataset."""
+        """The state of one dataset."""
         index = dataset.index
         verified_at, in_sync = self.verifier.last.get(dataset.name, (None, None))
         return messages.DatasetStatus(
@@ -255,7 +317,7 @@ class Methods:
         )
 
     def status(self, _: messages.NoParams) -> messages.ServiceStatus:
-        """The whole service."""
+        """The state of the whole service."""
         consumer, checkpointer, now = self.consumer, self.checkpointer, time.monotonic()
         return messages.ServiceStatus(
             version=self.version,
@@ -278,25 +340,31 @@ class Methods:
             database_error=None if consumer.lost is None else consumer.lost.message,
             verify=self.verify_status(),
             failing_tasks=[
-                messages.FailingTask(each.task, each.error, each.failures, max(each.retry_at - now, 0.0))
+                messages.FailingTask(
+                    each.task, each.error, each.failures, max(each.retry_at - now, 0.0)
+                )
                 for each in self.registry.tasks.listed()
             ],
         )
 
     def verify_status(self) -> messages.VerifyStatus:
-        """Verify in the background."""
+        """The state of the verify in the background."""
         found = self.verifier.overdue
         return messages.VerifyStatus(found.at, self.consumer.settings.verify_seconds, found.reason)
 
     def work(self) -> list[messages.Work]:
-        """Tables that are read or compared as a whole just now, and the dataset that something is built for."""
+        """Tables that are read or compared as a whole now, and the dataset that is built now."""
         found = []
         for watched in self.consumer.sources.values():
             scan = watched.scan
             if scan is not None and scan.beside and scan.only is not None:
-                found.append(messages.Work("rebuilding", ", ".join(scan.only), scan.rows, scan.expected or 0))
+                found.append(
+                    messages.Work("rebuilding", ", ".join(scan.only), scan.rows, scan.expected or 0)
+                )
             elif scan is not None:
-                found.append(messages.Work("reading", watched.source.name, scan.rows, scan.expected or 0))
+                found.append(
+                    messages.Work("reading", watched.source.name, scan.rows, scan.expected or 0)
+                )
         compared = self.verifier.compared
         if compared is not None:
             found.append(messages.Work("verifying", "", compared, self.verifier.expected))
@@ -305,20 +373,27 @@ class Methods:
         return found
 
     async def wait(self, params: messages.WaitParams) -> messages.WaitResult:
-        """Until every dataset includes a transaction."""
-        position = await self.consumer.wait_for_token(parse_token(params.after), params.timeout_ms / 1000)
+        """Wait until every dataset includes a transaction."""
+        position = await self.consumer.wait_for_token(
+            parse_token(params.after), params.timeout_ms / 1000
+        )
         return messages.WaitResult(WirePosition.of(position))
 
     async def checkpoint(self, _: messages.NoParams) -> messages.CheckpointResult:
-        """Save now; a client that goes away does not stop it half-way."""
+        """Save a checkpoint now. It is completed even if the client leaves."""
         with anyio.CancelScope(shield=True):
             done = await self.checkpointer.save()
-        return messages.CheckpointResult(WirePosition.of(done.position), done.seconds, done.bytes_written)
+        return messages.CheckpointResult(
+            WirePosition.of(done.position), done.seconds, done.bytes_written
+        )
 
     async def verify(self, params: messages.VerifyParams) -> messages.VerifyResult:
-        """Compare, and mend where asked."""
-        if not self.consumer.passes_done:  # an empty result would say that all is well
-            raise NotReady("nothing has been read yet: syncd is starting", hint="watch it with: syncd status --watch")
+        """Compare datasets with their tables, and repair them if the client asks for it."""
+        if not self.consumer.passes_done:  # an empty result would mean: no differences
+            raise NotReady(
+                "nothing has been read yet: syncd is starting",
+                hint="watch it with: syncd status --watch",
+            )
         names = None if params.dataset is None else [self.registry.known(params.dataset).name]
         done = await self.verifier.verify(names, repair=params.repair, deep=params.deep)
         return messages.VerifyResult(
@@ -338,39 +413,47 @@ class Methods:
                 )
                 for row in done.datasets
             ],
-            [messages.SourceVerified(each.source.name, each.outcome, each.reason) for each in done.sources],
+            [
+                messages.SourceVerified(each.source.name, each.outcome, each.reason)
+                for each in done.sources
+            ],
             done.seconds,
         )
 
     async def rebuild(self, params: messages.RebuildParams) -> messages.RebuildResult:
-        """Build a dataset anew; it answers all the while."""
+        """Build a dataset again. It answers searches meanwhile."""
         begun = time.monotonic()
         name = self.registry.known(params.dataset).name
         rows = await self.consumer.rebuild(name)
         return messages.RebuildResult(name, rows, time.monotonic() - begun)
 
     def lag_rows(self, dataset: str) -> int:
-        """Outbox rows that this dataset may still have to see, at most; 0 for one that is gone."""
+        """Upper bound of the outbox rows that this dataset has not seen; 0 for an unknown one."""
         found = self.registry.by_name.get(full_dataset_name(dataset))
         if found is None or not found.follower.lags:
             return 0
         return max(self.consumer.newest_outbox_id - found.follower.cursor.position.outbox_id, 0)
 
     def lag_seconds(self, dataset: Dataset) -> float:
-        """Since the last completed pass over this dataset's source, while changes of it wait or the database cannot be reached."""
+        """Seconds since the last completed pass over this dataset's source.
+
+        0 if no change of the source waits and the database answers.
+        """
         consumer = self.consumer
         if consumer.is_answered and not dataset.follower.lags:
             return 0.0
         return consumer.behind(dataset.follower)
 
     async def in_thread(self, work: Callable[[], T]) -> T:
-        """Run a long reading beside the event loop, as many at once as there are cores for it."""
+        """Run a long read in a worker thread, at most one per search thread at once."""
         return await to_thread.run_sync(work, limiter=self.search_limit)
 
 
 def parse_token(token: str) -> Token:
-    """A request's token; raises ``InvalidParams``."""
+    """Parse a request's token; raises ``InvalidParams``."""
     try:
         return Token.parse(token)
     except ValueError:
-        raise InvalidParams(f"{token[:40]!r} is not a valid token", hint="take it from: SELECT syncd.token()") from None
+        raise InvalidParams(
+            f"{token[:40]!r} is not a valid token", hint="take it from: SELECT syncd.token()"
+        ) from None

@@ -1,4 +1,4 @@
-"""One search request: checked on arrival, run in whatever thread, answered in the wire's form."""
+"""One search request: checked on arrival, run in any thread, answered in the protocol's form."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ import numpy as np
 from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 
-from syncd.errors import DimensionMismatch, InvalidParams, RequestError, TimedOut, UnknownKey, shortened
+from syncd.errors import (
+    DimensionMismatch,
+    InvalidParams,
+    RequestError,
+    TimedOut,
+    UnknownKey,
+    shortened,
+)
 from syncd.index.filter.language import Path, find_path, listed, parse_filter
 from syncd.index.search.plan import SearchPlan, exact_elements, plan_search
 from syncd.index.search.plan import SearchResult as Found
@@ -25,32 +32,45 @@ from syncd.sync.registry.datasets import Dataset
 from syncd.types import Key, Position
 
 ELEMENTS_BEFORE = 1_000_000
-"""A filter of which more must be read first is left to a worker thread before anything is known of how many rows it lets through."""
+"""Cost of a filter, in elements, above which a worker thread evaluates it.
+
+How many rows it selects is not known before.
+"""
 ELEMENTS_AT_ONCE = 50_000_000
-"""A search over so many takes some hundredths of a second; between two of them the request's time is looked at."""
+"""Cost, in elements, of the queries of one FAISS call: a few hundredths of a second.
+
+Between two calls the request's time limit is checked.
+"""
 
 
 class PreparedSearch:
-    """A search whose parameters have been checked, at one view of one dataset; ``recall`` is for those that name none."""
+    """A search whose parameters have been checked, on one view of one dataset.
 
-    def __init__(self, params: messages.SearchParams, dataset: Dataset, *, lag_seconds: float, recall: float) -> None:
+    ``recall`` is the default for a request that names no recall.
+    """
+
+    def __init__(
+        self, params: messages.SearchParams, dataset: Dataset, *, lag_seconds: float, recall: float
+    ) -> None:
         self.params = params
         self.deadline = time.monotonic() + params.timeout_ms / 1000
         self.dataset = dataset
         self.kind = self.dataset.source.key_kind
         self.lag_seconds = lag_seconds
         self.recall = 1.0 if params.exact else params.recall or recall
-        # The position is read before the view, so that it never claims more than the answer holds.
+        # The position is read before the view: it must not be ahead of the answer.
         self.position: Position = self.dataset.follower.cursor.position
         self.view: View = self.dataset.index.view
-        self.filter = parse_filter({} if params.filter is None else params.filter, self.view.columns, self.dataset.name)
+        self.filter = parse_filter(
+            {} if params.filter is None else params.filter, self.view.columns, self.dataset.name
+        )
         self.included = {name: self.read_path(name) for name in params.include or ()}
         self.exclude: Key | None = None
         self.queries = self.read_queries()
 
     @cached_property
     def cost(self) -> int:
-        """What filter and search together are expected to cost, in elements: see ``SearchPlan.cost``."""
+        """Expected cost of filter and search together, in elements: see ``SearchPlan.cost``."""
         view, filter_cost = self.view, 0
         if self.filter is not None and view.attributes is not None:
             filter_cost = view.attributes.cost(view.count, self.filter)
@@ -60,7 +80,7 @@ class PreparedSearch:
 
     @cached_property
     def plan(self) -> SearchPlan:
-        """How the rows that the filter lets through are searched."""
+        """The plan to search the rows that the filter selects."""
         params = self.params
         return plan_search(
             self.view.where(self.filter),
@@ -73,27 +93,40 @@ class PreparedSearch:
 
     @property
     def query_count(self) -> int:
-        """How many queries there are."""
+        """Number of queries."""
         return len(self.queries)
 
     @property
     def together_with(self) -> object:
-        """Searches of which this is equal may be one; None for "more like this row", which leaves out its own, and for a filter."""
+        """Searches with an equal value may run in one call; None: this search runs alone.
+
+        It is None for a filter, and for "more like this row", which leaves out its own row.
+        """
         if self.exclude is not None or self.filter is not None:
             return None
-        return id(self.dataset), self.queries.shape[1], self.params.k, self.recall, self.params.max_distance
+        return (
+            id(self.dataset),
+            self.queries.shape[1],
+            self.params.k,
+            self.recall,
+            self.params.max_distance,
+        )
 
     def look_at(self, position: Position, plan: SearchPlan) -> None:
-        """Take the plan of a newer view than that of the request's arrival; for a search without a filter."""
+        """Take the plan of a newer view than at the request's arrival.
+
+        Only for a search without a filter.
+        """
         self.position, self.view, self.plan = position, plan.view, plan
 
     def read_path(self, name: str) -> Path:
-        """A column to include."""
+        """The path of a column to include; raises ``InvalidParams``."""
         path = find_path(name, self.view.columns)
         if path is None:
             raise InvalidParams(
                 f"dataset {self.dataset.name!r} has no column {shortened(name)!r} to include",
-                hint=f"columns: {listed(self.view.columns)}; attach the table again with other columns => for others",
+                hint=f"columns: {listed(self.view.columns)}; attach the table again with other "
+                "columns => for others",
             )
         return path
 
@@ -105,11 +138,13 @@ class PreparedSearch:
         if params.vectors is not None:
             queries = [vector_from_wire(vector) for vector in params.vectors]
             for query in queries:
-                if len(query) != len(queries[0]):  # one of them is wrong, whatever the dataset's dimension is
+                if len(query) != len(queries[0]):  # one of them has not the dataset's dimension
                     raise DimensionMismatch(
                         self.dataset.name, expected=self.view.dim or len(queries[0]), got=len(query)
                     )
-            return np.stack(queries) if queries else np.empty((0, self.view.dim or 0), dtype=np.float32)
+            if not queries:
+                return np.empty((0, self.view.dim or 0), dtype=np.float32)
+            return np.stack(queries)
         assert params.key is not None
         self.exclude = key_from_wire(self.kind, params.key, self.dataset.source.key_kinds)
         vector = self.view.vector_of(self.exclude)
@@ -122,7 +157,7 @@ class PreparedSearch:
         return self.result(self.search_in_time(self.queries))
 
     def result(self, found: Sequence[Found]) -> messages.SearchResult:
-        """The answer, of one found for each query."""
+        """The answer, from one result per query."""
         params = self.params
         keys: list[Any] = [self.wire_keys(one) for one in found]
         distances: list[Any] = [one.distances.tolist() for one in found]
@@ -131,7 +166,9 @@ class PreparedSearch:
             columns = self.columns_of(found)
         if params.vectors is None:
             keys, distances = keys[0], distances[0]
-        return messages.SearchResult(keys, distances, WirePosition.of(self.position), self.lag_seconds, columns)
+        return messages.SearchResult(
+            keys, distances, WirePosition.of(self.position), self.lag_seconds, columns
+        )
 
     def columns_of(self, found: Sequence[Found]) -> dict[str, list[Any]]:
         """The values of the included columns, in the order of the keys."""
@@ -140,44 +177,59 @@ class PreparedSearch:
         each = [attributes.values(paths, self.view.find(one.keys)) for one in found]
         if self.params.vectors is None:
             return dict(zip(self.included, each[0], strict=True))
-        return {name: [values[place] for values in each] for place, name in enumerate(self.included)}
+        return {
+            name: [values[place] for values in each] for place, name in enumerate(self.included)
+        }
 
     def search_in_time(self, queries: NDArray[np.float32]) -> list[Found]:
-        """What is nearest to these queries, all else as asked.
+        """One result per query, (q, dim) float32, with the request's other parameters.
 
-        Some of them at a time, since nothing stops a search of FAISS' half-way; raises ``TimedOut`` between them.
+        A FAISS call cannot be stopped, so only some of the queries are in one call. Raises
+        ``TimedOut`` between two calls.
         """
         plan, found = self.plan, list[Found]()
         at_once = max(ELEMENTS_AT_ONCE // max(plan.cost, 1), 1)
         for start in range(0, max(len(queries), 1), at_once):
             if start and time.monotonic() > self.deadline:
                 raise TimedOut(
-                    f"{start} of {len(queries)} vectors were searched in {self.params.timeout_ms} ms",
+                    f"{start} of {len(queries)} vectors were searched in {self.params.timeout_ms} "
+                    "ms",
                     hint="send fewer at once, or allow more with timeout_ms",
                 )
             found += plan.run(queries[start : start + at_once])
         return found
 
     def wire_keys(self, found: Found) -> list[Any]:
-        """One query's keys as JSON has them."""
+        """JSON form of one query's keys."""
         return [key_to_wire(self.kind, key) for key in found.keys]
 
 
 def search_together(searches: Sequence[PreparedSearch]) -> list[messages.SearchResult | Exception]:
-    """The answers to searches that have all but their queries in common, from one call where that succeeds."""
+    """The answers to searches that differ only in their queries.
+
+    They come from one call; if that raises, from one call per search.
+    """
     answers: list[messages.SearchResult | Exception] = []
     if len(searches) > 1:
         dataset = searches[0].dataset
-        position = dataset.follower.cursor.position  # before the view, as ever
+        position = dataset.follower.cursor.position  # before the view
         first = searches[0].params
         plan = plan_search(
-            dataset.index.view, dataset.name, first.k, searches[0].recall, max_distance=first.max_distance
+            dataset.index.view,
+            dataset.name,
+            first.k,
+            searches[0].recall,
+            max_distance=first.max_distance,
         )
         for each in searches:
             each.look_at(position, plan)
-        with contextlib.suppress(RequestError):  # one query is bad: each for itself
-            found = iter(searches[0].search_in_time(np.concatenate([each.queries for each in searches])))
-            return [each.result(list(itertools.islice(found, each.query_count))) for each in searches]
+        with contextlib.suppress(RequestError):  # one query is bad: one call per search
+            found = iter(
+                searches[0].search_in_time(np.concatenate([each.queries for each in searches]))
+            )
+            return [
+                each.result(list(itertools.islice(found, each.query_count))) for each in searches
+            ]
     for each in searches:
         try:
             answers.append(each.run())

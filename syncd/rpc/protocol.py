@@ -1,7 +1,8 @@
-"""JSON-RPC 2.0, one message a line: a line becomes a request or an error, a result or an error becomes a line.
+"""JSON-RPC 2.0, one message per line: decodes requests, encodes results and errors.
 
-Nothing here raises for what a client sent. An answer carries the request's id as the very bytes the client wrote, so no
-number loses digits on the way. Where an object names a member twice, the last one counts, as in any JSON parser.
+``decode_request`` raises no error, whatever a client sends. An answer has the request's id as the
+bytes that the client wrote, so a number keeps all its digits. If an object names a member twice,
+the last one counts, as in most JSON parsers.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from syncd.errors import InvalidParams, RequestError, SyncdError
 from syncd.protocol.messages import ErrorBody, ErrorData, Params
 
 SERVER_ERROR = -32000
-"""The code of an error that is syncd's own; ``error.data.kind`` says which."""
+"""The code of syncd's own errors; ``error.data.kind`` tells them apart."""
 
 INTERNAL_ERROR_KIND = "internal_error"
 SHOWN_CHARACTERS = 100
-"""How much of a client's own text an error repeats."""
+"""How many characters of a client's own text an error repeats."""
 
 logger = structlog.get_logger()
 
@@ -35,7 +36,7 @@ class ParseError(RequestError):
 
 
 class InvalidRequestError(RequestError):
-    """The line is JSON, but no JSON-RPC 2.0 request."""
+    """The line is JSON, but not a JSON-RPC 2.0 request."""
 
     kind = "invalid_request"
 
@@ -46,7 +47,10 @@ class MethodNotFoundError(RequestError):
     kind = "method_not_found"
 
     def __init__(self, method: str) -> None:
-        super().__init__(f"there is no method {method[:SHOWN_CHARACTERS]!r}", hint="rpc.discover lists the methods")
+        super().__init__(
+            f"there is no method {method[:SHOWN_CHARACTERS]!r}",
+            hint="rpc.discover lists the methods",
+        )
 
 
 CODES: dict[type[RequestError], int] = {
@@ -55,7 +59,7 @@ CODES: dict[type[RequestError], int] = {
     MethodNotFoundError: -32601,
     InvalidParams: -32602,
 }
-"""The errors that have a code of JSON-RPC's own."""
+"""The errors for which JSON-RPC defines a code."""
 
 P = TypeVar("P", bound=Params)
 R = TypeVar("R")
@@ -63,11 +67,12 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class Method(Generic[P, R]):
-    """What a request's ``method`` names.
+    """One method of the service.
 
-    ``call`` runs on the event loop's thread. It returns the result, or an awaitable of it when it has to wait: it
-    chooses at each call. An ``immediate`` method never waits and is answered even when the service is overloaded. A
-    client that goes away cancels what it waits for; a call that must not be cut short shields itself.
+    ``call`` runs on the event loop's thread. It returns the result, or an awaitable of it if this
+    call has to wait. An ``immediate`` method never waits and is answered even if the service is
+    overloaded. If a client leaves, its calls are cancelled; a call that must be completed shields
+    itself.
     """
 
     params: type[P]
@@ -79,7 +84,10 @@ class Method(Generic[P, R]):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One decoded line. ``id`` is the id as the client wrote it; None for a notification, which is never answered."""
+    """One decoded line.
+
+    ``id`` is the id as the client wrote it; None for a notification, which is never answered.
+    """
 
     id: bytes | None
     method: str
@@ -88,7 +96,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class BadRequest:
-    """A line that is no request, with the id to answer to: the request's own where it could be read, else null."""
+    """A line that is not a request, with the id of its answer.
+
+    The id is the line's own if it could be read, else null.
+    """
 
     id: bytes
     error: RequestError
@@ -111,12 +122,15 @@ _anything = msgspec.json.Decoder(msgspec.Raw)
 
 
 def decode_request(line: bytes) -> Request | BadRequest:
-    """Read one line."""
+    """Decode one line."""
     if not line.isascii():
         try:
             line.decode()
         except UnicodeDecodeError as error:
-            return BadRequest(b"null", ParseError(f"byte {error.start} of the line is not UTF-8", hint="send UTF-8"))
+            return BadRequest(
+                b"null",
+                ParseError(f"byte {error.start} of the line is not UTF-8", hint="send UTF-8"),
+            )
     try:
         envelope = _envelopes.decode(line)
     except msgspec.ValidationError as error:
@@ -126,18 +140,22 @@ def decode_request(line: bytes) -> Request | BadRequest:
     request_id = bytes(envelope.id)
     if request_id[:1] not in _ID_STARTS:
         return BadRequest(
-            b"null", InvalidRequestError("the id is neither a string nor a number", hint='for example "id": 1')
+            b"null",
+            InvalidRequestError(
+                "the id is neither a string nor a number", hint='for example "id": 1'
+            ),
         )
     if envelope.jsonrpc != "2.0":
         version = envelope.jsonrpc[:SHOWN_CHARACTERS]
         return BadRequest(
-            request_id or b"null", InvalidRequestError(f"jsonrpc is {version!r}", hint='it has to be "jsonrpc": "2.0"')
+            request_id or b"null",
+            InvalidRequestError(f"jsonrpc is {version!r}", hint='send "jsonrpc": "2.0"'),
         )
     return Request(request_id or None, envelope.method, envelope.params)
 
 
 def decode_params(decoder: msgspec.json.Decoder[P], raw: msgspec.Raw) -> P:
-    """The parameters of a request; raises ``InvalidParams`` that names the one that is wrong."""
+    """Decode a request's parameters; raises ``InvalidParams``, which names the wrong one."""
     text = bytes(raw)
     if text in _ABSENT:
         text = b"{}"
@@ -146,7 +164,9 @@ def decode_params(decoder: msgspec.json.Decoder[P], raw: msgspec.Raw) -> P:
     try:
         params = decoder.decode(text)
     except (msgspec.MsgspecError, RecursionError) as error:
-        raise InvalidParams(_explained(str(error)), hint="rpc.discover lists each method's parameters") from None
+        raise InvalidParams(
+            _explained(str(error)), hint="rpc.discover lists each method's parameters"
+        ) from None
     params.check()
     return params
 
@@ -164,10 +184,14 @@ def error_line(request_id: bytes, error: RequestError) -> bytes:
 
 
 def as_request_error(error: Exception, method: str) -> RequestError:
-    """What the client is told. Only a ``RequestError`` is its own doing; all else is logged, ``internal_error``."""
+    """The error that the client gets for an exception of a method.
+
+    Only a ``RequestError`` has its cause in the request. Every other exception is logged, and the
+    client gets ``internal_error``.
+    """
     if isinstance(error, RequestError):
         return error
-    if isinstance(error, SyncdError):  # one that has been thought of: a traceback would say nothing more
+    if isinstance(error, SyncdError):  # its message says it all: no traceback
         with suppress(Exception):  # a log that cannot be written must not end the server
             logger.error("request_failed", method=method, error=error.message, hint=error.hint)
         return RequestError(error.message, hint=error.hint)
@@ -182,7 +206,11 @@ _ABSENT = (b"", b"null")
 
 
 def _no_request(line: bytes, reason: str) -> BadRequest:
-    """Valid JSON or not, and the id if there is one: the first decoder stopped at the first member that was wrong."""
+    """The error of a line that is not a request, with its id if there is one.
+
+    The line is decoded again: the first decoder stopped at the first wrong member, so the id may
+    not have been read, and the rest may not be JSON.
+    """
     try:
         _anything.decode(line)
         request_id = bytes(_ids.decode(line).id)
@@ -193,21 +221,29 @@ def _no_request(line: bytes, reason: str) -> BadRequest:
     if request_id[:1] not in _ID_STARTS:
         request_id = b""
     if line.lstrip()[:1] == b"[":
-        return BadRequest(b"null", InvalidRequestError("a batch of requests", hint="send one request a line"))
+        return BadRequest(
+            b"null",
+            InvalidRequestError("batches are not supported", hint="send one request per line"),
+        )
     reason = _explained(reason).replace("parameter", "member")
-    return BadRequest(request_id or b"null", InvalidRequestError(reason, hint="send one JSON-RPC 2.0 request a line"))
+    return BadRequest(
+        request_id or b"null",
+        InvalidRequestError(reason, hint="send one JSON-RPC 2.0 request per line"),
+    )
 
 
 def _no_json(error: Exception) -> BadRequest:
     reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-    return BadRequest(b"null", ParseError(reason, hint="send one JSON object a line"))
+    return BadRequest(b"null", ParseError(reason, hint="send one JSON object per line"))
 
 
 def _explained(reason: str) -> str:
     """msgspec's message with the path first: ``k: expected `int`, got `str```."""
     if reason.startswith("maximum recursion"):
         return "nested too deeply"
-    reason = reason.replace("Object contains unknown field", "unknown parameter").replace("Object missing", "missing")
+    reason = reason.replace("Object contains unknown field", "unknown parameter").replace(
+        "Object missing", "missing"
+    )
     reason, _, path = reason.partition(" - at `$")
     reason = reason.replace("required field", "required parameter")
     where = path.rstrip("`").lstrip(".")
@@ -215,7 +251,7 @@ def _explained(reason: str) -> str:
 
 
 def _encodable(text: str) -> str:
-    """The text without lone surrogates, which JSON in UTF-8 cannot carry."""
+    """The text with lone surrogates escaped: JSON in UTF-8 cannot contain them."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 

@@ -1,8 +1,9 @@
-"""Searches in worker threads: as many at once as there are cores, and those that wait together go to FAISS together.
+"""Searches in worker threads: at most one per core at once, and waiting ones in common FAISS calls.
 
-A search that finds a thread free starts at once. The others wait, and whoever becomes free takes the first of them with all that fit into the same
-call. Nobody leads but those who search: the request whose turn it is runs the batch for the others. A search whose turn would come after its time is
-over is refused when it comes, not when it is too late.
+A search starts at once if a thread is free. Otherwise it waits. When a thread becomes free, the
+first waiting search runs, together with all others that fit into the same FAISS call. There is no
+separate scheduler: the first search's own request runs the batch for the others. If a search's turn
+would come after its time limit, it is refused on arrival.
 """
 
 from __future__ import annotations
@@ -18,43 +19,46 @@ from syncd.errors import Overloaded
 from syncd.index.codes.calibration import EXACT_NS_PER_ELEMENT
 
 BATCH_QUERIES = 64
+"""Queries in one call at most."""
 
 T = TypeVar("T")
 
 
 class Queued(Protocol):
-    """A search as the queue sees it."""
+    """The part of a search that the queue uses."""
 
     @property
     def cost(self) -> int:
-        """What it is expected to cost, in elements: see ``syncd.index.search.plan.SearchPlan``."""
+        """Expected cost, in elements: see ``syncd.index.search.plan.SearchPlan``."""
 
     @property
     def query_count(self) -> int:
-        """How many queries it has."""
+        """Number of queries."""
 
     @property
     def together_with(self) -> object:
-        """What it has in common with those that fit into one call; None where it must be alone."""
+        """Searches with an equal value fit into one call; None: this search runs alone."""
 
 
 Search = TypeVar("Search", bound=Queued)
 
 
 class SearchQueue(Generic[Search, T]):
-    """See the module. ``run_batch`` gives each search's result or error, in a worker thread."""
+    """The queue. ``run_batch`` returns each search's result or error, in a worker thread."""
 
-    def __init__(self, threads: int, run_batch: Callable[[Sequence[Search]], Sequence[T | Exception]]) -> None:
+    def __init__(
+        self, threads: int, run_batch: Callable[[Sequence[Search]], Sequence[T | Exception]]
+    ) -> None:
         self._run_batch = run_batch
         self._threads = threads
         self._free = threads
         self._limiter = anyio.CapacityLimiter(threads)
         self._waiting: deque[_Waiting[Search, T]] = deque()
         self._cost = 0
-        """What the searches that wait or run cost."""
+        """Cost of all searches that wait or run, in elements."""
 
     async def run(self, search: Search, seconds: float) -> T:
-        """The search's result, within about ``seconds``; raises its own error, or ``Overloaded``."""
+        """A search's result, within about ``seconds``; raises its error, or ``Overloaded``."""
         mine: _Waiting[Search, T] = _Waiting(search)
         if self._free:
             self._free -= 1
@@ -81,7 +85,7 @@ class SearchQueue(Generic[Search, T]):
             if mine in self._waiting:
                 self._waiting.remove(mine)
                 self._cost -= mine.cost
-            elif mine.outcome is None and mine.turn.is_set():  # it was to lead
+            elif mine.outcome is None and mine.turn.is_set():  # its turn to run a batch
                 self._cost -= mine.cost
                 self._next_turn()
             if isinstance(error, TimeoutError):
@@ -101,7 +105,9 @@ class SearchQueue(Generic[Search, T]):
         finally:
             self._cost -= mine.cost
             for each in reversed(batch[1:]):
-                if each.outcome is None and not each.gone:  # this one was cancelled before it began
+                if (
+                    each.outcome is None and not each.gone
+                ):  # the batch was cancelled before it began
                     self._waiting.appendleft(each)
                 else:
                     self._cost -= each.cost
@@ -139,5 +145,5 @@ class _Waiting(Generic[Search, T]):
         self.cost = search.cost
         self.turn = anyio.Event()
         self.gone = False
-        """Whether nobody waits for it any more."""
+        """Whether its request no longer waits for it."""
         self.outcome: T | Exception | None = None

@@ -1,7 +1,7 @@
-"""The RPC server: it listens, owns the connections and their requests, and stops without leaving anything behind.
+"""The RPC server: it listens, owns the connections and their requests, and removes all at a stop.
 
-It runs in the caller's task group and knows nothing of what its methods do. No request, however bad, ends it or
-disturbs another client's connection.
+It runs in the caller's task group and does not depend on what its methods do. Invariant: no request
+ends the server or disturbs another client's connection.
 """
 
 from __future__ import annotations
@@ -33,9 +33,11 @@ logger = structlog.get_logger()
 
 
 class Server:
-    """Serves ``methods``, and its own ``ping``, ``authenticate`` and ``rpc.discover``, on a Unix socket and TCP.
+    """Serves ``methods`` on a Unix socket and TCP.
 
-    ``tls`` names the certificate chain and the key of TCP, which is not encrypted without them. ``inputs`` is kept up to date with its connections.
+    It adds its own ``ping``, ``authenticate`` and ``rpc.discover``. ``tls`` names the certificate
+    chain and the key for TCP; without them TCP is not encrypted. The server keeps ``inputs`` up to
+    date with its connections.
     """
 
     def __init__(
@@ -51,7 +53,9 @@ class Server:
         version: str = "",
     ) -> None:
         if listen is not None and not token:
-            raise SettingsError(f"listening on {listen} needs a token", hint="set SYNCD_TOKEN, or SYNCD_LISTEN=off")
+            raise SettingsError(
+                f"listening on {listen} needs a token", hint="set SYNCD_TOKEN, or SYNCD_LISTEN=off"
+            )
         self._socket = socket
         self._listen = listen
         self._token = token.encode() if token else None
@@ -67,22 +71,23 @@ class Server:
         self.dispatcher = Dispatcher(_with_own_methods(methods, version), self.limits)
         self.lingering: set[Connection] = set()
         self.tcp_addresses: list[tuple[str, int]] = []
-        """Where TCP is listened on, once the server has started."""
+        """The TCP addresses that the server listens on, after its start."""
 
     @property
     def connections(self) -> int:
-        """How many clients are connected."""
+        """Number of connected clients."""
         return len(self._connections)
 
     @property
     def requests(self) -> int:
-        """How many requests are waited for."""
+        """Number of requests in flight."""
         return self.dispatcher.requests
 
     async def serve(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
-        """Listen until ``stop``, which finishes what is under way, or until cancelled, which does not.
+        """Listen until ``stop`` is called, or until the task is cancelled.
 
-        Raises ``SettingsError`` at start where the socket or the address cannot be had.
+        ``stop`` lets requests under way finish; a cancellation does not. Raises ``SettingsError``
+        at start if the socket or the address cannot be used.
         """
         async with create_task_group() as self._tasks:
             unix: UnixSocket | None = None
@@ -117,11 +122,14 @@ class Server:
                         await self._until_quiet()
 
     def stop(self) -> None:
-        """Take no more connections and requests, finish those under way within ``stop_seconds``, then end ``serve``."""
+        """Take no more connections and requests, and end ``serve``.
+
+        Requests under way have ``stop_seconds`` to finish.
+        """
         self._stop.set()
 
     def admit(self, connection: Connection) -> bool:
-        """Count a connection in; False where it is one too many."""
+        """Count a connection if there is room for it; returns whether there is."""
         if len(self._connections) >= self.limits.connections:
             return False
         self._spare.pop(connection, None)
@@ -130,7 +138,7 @@ class Server:
         return True
 
     def spare(self, connection: Connection) -> None:
-        """Keep a connection beyond the limit; the one that has been kept longest gives way."""
+        """Keep a connection beyond the limit; it replaces the oldest if there are too many."""
         self._spare[connection] = None
         if len(self._spare) > self.limits.spare_connections:
             oldest = next(iter(self._spare))
@@ -138,25 +146,37 @@ class Server:
             oldest.abort()
 
     def refused(self, connection: Connection) -> None:
-        """Let a connection that was told to go read on for a while."""
+        """Keep a refused connection until its client has read the reason."""
         self._spare.pop(connection, None)
         self.lingering.add(connection)
 
     def closed(self, connection: Connection) -> None:
-        """Count a connection out."""
+        """Forget a connection that has closed."""
         self._connections.discard(connection)
         self._spare.pop(connection, None)
         self.inputs.remove(connection.descriptor, connection)
         self._look_for_quiet()
 
     def run(
-        self, connection: Connection, request: Request, waited: Awaitable[Any], size: int, scope: CancelScope
+        self,
+        connection: Connection,
+        request: Request,
+        waited: Awaitable[Any],
+        size: int,
+        scope: CancelScope,
     ) -> None:
         """Await a request in the task group."""
-        self._tasks.start_soon(self._finish, connection, request, waited, size, scope, name=f"rpc {request.method}")
+        self._tasks.start_soon(
+            self._finish, connection, request, waited, size, scope, name=f"rpc {request.method}"
+        )
 
     async def _finish(
-        self, connection: Connection, request: Request, waited: Awaitable[Any], size: int, scope: CancelScope
+        self,
+        connection: Connection,
+        request: Request,
+        waited: Awaitable[Any],
+        size: int,
+        scope: CancelScope,
     ) -> None:
         answer = None
         try:
@@ -168,7 +188,7 @@ class Server:
             try:
                 drop(waited)
                 connection.finished(scope, size, answer)
-            except Exception:  # it ends this connection, and no other
+            except Exception:  # an error ends this connection only
                 logger.exception("connection_failed", method=request.method)
                 connection.abort()
             self._look_for_quiet()
@@ -178,7 +198,9 @@ class Server:
     ) -> asyncio.AbstractServer:
         loop = asyncio.get_running_loop()
         if bound.family == socket.AF_UNIX:
-            return await loop.create_unix_server(lambda: Connection(self, token), sock=bound, backlog=LISTEN_BACKLOG)
+            return await loop.create_unix_server(
+                lambda: Connection(self, token), sock=bound, backlog=LISTEN_BACKLOG
+            )
         return await loop.create_server(
             lambda: Connection(self, token),
             sock=bound,
@@ -204,14 +226,16 @@ class Server:
         return not (self._open() or self.dispatcher.requests)
 
 
-def _with_own_methods(methods: Mapping[str, Method[Any, Any]], version: str) -> dict[str, Method[Any, Any]]:
+def _with_own_methods(
+    methods: Mapping[str, Method[Any, Any]], version: str
+) -> dict[str, Method[Any, Any]]:
     served = dict(methods)
     served["ping"] = Method(NoParams, str, lambda _: "pong", "Answer.", immediate=True)
     served[AUTHENTICATE] = Method(
         AuthenticateParams,
         bool,
         lambda _: True,
-        "Give the token of a TCP connection; a Unix socket needs none.",
+        "Send the token of a TCP connection; a Unix socket needs no token.",
         immediate=True,
     )
     served["rpc.discover"] = Method(

@@ -1,4 +1,8 @@
-"""Where the server listens: a Unix socket that is never more open than its mode nor takes another's place, or TCP."""
+"""The sockets that the server listens on: Unix and TCP.
+
+Invariants: a Unix socket file is never accessible beyond its mode, and it never replaces the socket
+of a running server.
+"""
 
 from __future__ import annotations
 
@@ -18,37 +22,41 @@ from syncd.host_port import split_host_port
 SOCKET_MODE = 0o660
 LISTEN_BACKLOG = 1024
 MAX_PATH_BYTES = 107 if sys.platform == "linux" else 103
-"""``sun_path`` holds this much and a NUL (unix(7))."""
+"""Bytes of a socket's path: ``sun_path`` holds this many and a NUL (unix(7))."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnixSocket:
-    """A bound socket, and which file it made."""
+    """A bound socket and the identity of its file."""
 
     socket: socket.socket
     path: Path
     identity: tuple[int, int]
 
     def remove(self) -> None:
-        """Remove the file, unless another server has put its own there since."""
+        """Remove the file, unless another server has created its own there since."""
         with suppress(FileNotFoundError):
             if _identity(self.path) == self.identity:
                 self.path.unlink()
 
 
 def bind_unix(path: Path) -> UnixSocket:
-    """Bind a Unix socket of mode 0660, in place of one that a killed server left; raises ``SettingsError``."""
+    """Bind a Unix socket of mode 0660, and replace one that a killed server left.
+
+    Raises ``SettingsError``.
+    """
     length = len(os.fsencode(path))
     if length > MAX_PATH_BYTES:
         raise SettingsError(
-            f"the socket's path has {length} bytes, the system takes at most {MAX_PATH_BYTES}: {path}",
+            f"the socket's path has {length} bytes, at most {MAX_PATH_BYTES} are possible: {path}",
             hint="set SYNCD_SOCKET to a shorter path",
         )
     _remove_stale(path)
     unix = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         unix.setblocking(False)
-        with suppress(OSError):  # Linux gives the file this mode, less the umask, as it is made: never wider than 0660
+        # Linux creates the file with the descriptor's mode, less the umask: never wider than 0660
+        with suppress(OSError):
             os.fchmod(unix.fileno(), SOCKET_MODE)
         unix.bind(str(path))
         path.chmod(SOCKET_MODE)
@@ -56,12 +64,13 @@ def bind_unix(path: Path) -> UnixSocket:
     except OSError as error:
         unix.close()
         raise SettingsError(
-            f"cannot make the socket {path}: {error.strerror}", hint="set SYNCD_SOCKET to a path that syncd may write"
+            f"cannot make the socket {path}: {error.strerror}",
+            hint="set SYNCD_SOCKET to a path that syncd may write",
         ) from error
 
 
 def bind_tcp(listen: str, setting: str = "SYNCD_LISTEN") -> list[socket.socket]:
-    """Bind ``host:port`` (port 0: any free one) on each of the host's addresses.
+    """Bind ``host:port`` on each of the host's addresses; port 0 takes any free port.
 
     Raises ``AddressInUse``, or ``SettingsError`` for an address that this machine does not have.
     """
@@ -84,7 +93,8 @@ def bind_tcp(listen: str, setting: str = "SYNCD_LISTEN") -> list[socket.socket]:
             tcp.close()
         kind_of_error = AddressInUse if error.errno == errno.EADDRINUSE else SettingsError
         raise kind_of_error(
-            f"cannot listen on {listen}: {error.strerror}", hint=f"set {setting} to a free host:port, or to off"
+            f"cannot listen on {listen}: {error.strerror}",
+            hint=f"set {setting} to a free host:port, or to off",
         ) from error
     return bound
 
@@ -93,22 +103,29 @@ def server_tls(certificate: Path, key: Path) -> ssl.SSLContext:
     """TLS 1.2 or later with this certificate chain and key, both PEM; raises ``SettingsError``."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
-        # The empty password makes an encrypted key an error; without it OpenSSL would ask on the terminal.
+        # With an empty password an encrypted key is an error. Without one OpenSSL would ask for it
+        # on the terminal.
         context.load_cert_chain(certificate, key, password="")
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         raise SettingsError(
-            f"the certificate {certificate} cannot be used with the key {key}: {error.strerror if isinstance(error, OSError) else error}",
-            hint="SYNCD_TLS_CERT and SYNCD_TLS_KEY name a PEM chain and its unencrypted PEM key, readable by syncd",
+            f"the certificate {certificate} cannot be used with the key {key}: "
+            f"{error.strerror if isinstance(error, OSError) else error}",
+            hint="SYNCD_TLS_CERT and SYNCD_TLS_KEY name a PEM chain and its unencrypted PEM key, "
+            "readable by syncd",
         ) from error
     return context
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove a socket file that nobody listens on; raises ``SettingsError`` for one in use and for any other file."""
+    """Remove a socket file that no process listens on.
+
+    Raises ``SettingsError`` for a socket in use, and for any other file.
+    """
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
             raise SettingsError(
-                f"{path} exists and is no socket", hint="remove it, or set SYNCD_SOCKET to another path"
+                f"{path} exists and is not a socket",
+                hint="remove it, or set SYNCD_SOCKET to another path",
             )
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.setblocking(False)
@@ -119,12 +136,14 @@ def _remove_stale(path: Path) -> None:
         if error.errno == errno.ECONNREFUSED:
             path.unlink(missing_ok=True)
             return
-        if error.errno not in (errno.EAGAIN, errno.EWOULDBLOCK):  # these mean: alive, with a full queue
+        if error.errno not in (errno.EAGAIN, errno.EWOULDBLOCK):  # these mean: its queue is full
             raise SettingsError(
                 f"cannot use the socket {path}: {error.strerror}",
                 hint="set SYNCD_SOCKET to a path that syncd may write",
             ) from error
-    raise SettingsError(f"another syncd answers on {path}", hint="stop it, or set SYNCD_SOCKET to another path")
+    raise SettingsError(
+        f"another syncd answers on {path}", hint="stop it, or set SYNCD_SOCKET to another path"
+    )
 
 
 def _identity(path: Path) -> tuple[int, int]:

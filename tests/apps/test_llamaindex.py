@@ -142,7 +142,7 @@ def test_what_cannot_be_asked_is_refused(store: SyncdVectorStore) -> None:
         with pytest.raises(ValueError, match=f"no filter {operator.value!r} for a value of type .*, asked of 'lang'"):
             store.query(query(filters=wrong))
     wrong = MetadataFilters(filters=[MetadataFilter(key="lang", value=1, operator=FilterOperator.IN)])
-    with pytest.raises(ValueError, match="IN and NIN take a list, asked of 'lang'"):
+    with pytest.raises(ValueError, match="IN and NIN on 'lang' take a list"):
         store.query(query(filters=wrong))
     for mode in set(VectorStoreQueryMode) - {VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.MMR}:
         with pytest.raises(ValueError, match=f"mode default or mmr with an embedding, not {mode.value}"):

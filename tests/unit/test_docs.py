@@ -30,7 +30,19 @@ from tests.settings_page import PAGE, settings_table, with_current_table
 WIDTH = 100
 CELL = 120
 SENTENCE_WORDS = 25
-PLAIN_LANGUAGE = ("README.md", "syncd/docs/*.md")
+PLAIN_LANGUAGE = (
+    "README.md",
+    "syncd/docs/*.md",
+    "syncd/client/*.py",
+    "syncd/protocol/*.py",
+    "syncd/rpc/*.py",
+    "syncd/json_values.py",
+    "syncd/keys.py",
+    "syncd/pytest_plugin.py",
+    "syncd/service.py",
+    "syncd/supervision.py",
+    "syncd/testing.py",
+)
 """The files whose text is checked: globs of .md, .py (strings and comments) and .sql (comments)."""
 NOT_PLAIN = re.compile(
     r"(?<!there )\bis no (?!longer\b)|\bso many\b|\banew\b|\bfor ever\b|\bwhoever\b|(?<!['\w])(pass|index|process|outbox)'(?!s)",

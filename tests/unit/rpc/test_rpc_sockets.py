@@ -70,7 +70,7 @@ def test_a_stale_socket_is_replaced(path: Path) -> None:
 
 def test_a_file_that_is_no_socket_is_left_alone(path: Path) -> None:
     path.write_text("precious")
-    with pytest.raises(SettingsError, match="is no socket"):
+    with pytest.raises(SettingsError, match="is not a socket"):
         bind_unix(path)
     assert path.read_text() == "precious"
 
