@@ -1,1 +1,1 @@
-"""Stores for other people's frameworks, and helpers for their migrations."""
+"""Vector stores for LangChain and LlamaIndex, and helpers for Alembic migrations."""

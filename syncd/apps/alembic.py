@@ -1,8 +1,7 @@
-"""``attach`` and ``detach`` for the revisions of a program's own Alembic, online and with
-``--sql``.
+"""``attach`` and ``detach`` for a program's own Alembic revisions, online and with ``--sql``.
 
-Schema ``syncd`` is made by ``syncd init``, before; the two have version tables of their own and do
-not meet.
+``syncd init`` must create schema ``syncd`` before. It has a version table of its own, separate from
+the program's.
 """
 
 from __future__ import annotations
@@ -30,8 +29,9 @@ def attach(
     columns: Sequence[str] | None = None,
     row_triggers: bool = False,
 ) -> None:
-    """``syncd.attach`` in a revision's ``upgrade``, in its transaction; what is not given has the
-    function's default.
+    """Call ``syncd.attach`` in a revision's ``upgrade``, in the revision's transaction.
+
+    Arguments that are not given have the SQL function's defaults.
     """
     words = {
         "source": source,
@@ -55,7 +55,7 @@ def attach(
 
 
 def detach(source: str) -> None:
-    """``syncd.detach`` in a revision's ``downgrade``."""
+    """Call ``syncd.detach`` in a revision's ``downgrade``."""
     op.execute(
         text(with_colons(statement("schema", "detach"))).bindparams(
             bindparam("source", source, Text)
@@ -64,5 +64,5 @@ def detach(source: str) -> None:
 
 
 def with_colons(query: str) -> str:
-    """A statement with psycopg's parameters as one with SQLAlchemy's."""
+    """A statement with psycopg's parameters, rewritten with SQLAlchemy's."""
     return re.sub(r"%\((\w+)\)s", r":\1", query)

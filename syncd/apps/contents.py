@@ -1,8 +1,7 @@
-"""What a table of documents may hold: each document is checked before a write, so that all that was
-written can be found.
+"""Checks of documents before a write, so that every written document can be found.
 
-The invariant: what passes is stored as it is, can be indexed, and comes back equal, but for what
-``json_value`` converts.
+Invariant: a document that passes is stored unchanged, can be indexed, and is equal when it is read
+again, except for the conversions of ``json_value``.
 """
 
 from __future__ import annotations
@@ -25,14 +24,18 @@ from syncd.types import Metric
 T = TypeVar("T")
 
 MAX_ID_BYTES = 2000
-"""Bytes of an id in UTF-8; an index entry of PostgreSQL holds 2704, the collection's name among
-them.
+"""Bytes of an id in UTF-8.
+
+An index entry of PostgreSQL holds 2704 bytes, with the collection's name.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A row without its vector. ``document_id`` names what it was cut from, where it was."""
+    """A row without its vector.
+
+    ``document_id`` names the document that it was cut from; None: it was not cut from one.
+    """
 
     id: str
     content: str
@@ -43,8 +46,9 @@ class Document:
 def checked_rows(
     collection: str, documents: Sequence[Document], vectors: Sequence[Vector | None], metric: Metric
 ) -> list[dict[str, Any]]:
-    """The rows of these documents; raises ``InvalidDocument`` that names each that cannot be stored
-    or indexed.
+    """The rows of these documents.
+
+    Raises ``InvalidDocument``, which names the documents that cannot be stored or indexed.
     """
     wrong = InvalidDocuments(len(documents))
     rows = []
@@ -67,16 +71,16 @@ def checked_rows(
 def check_lengths(
     rows: Sequence[Mapping[str, Any]], present: Iterable[int], collection: str
 ) -> None:
-    """Raise ``InvalidDocument`` unless the vectors have the length of those that are ``present``,
-    or else one length.
+    """Raise ``InvalidDocument`` unless all vectors have the length of the collection's vectors.
+
+    ``present`` are lengths of vectors in the table. If there are none, the most frequent length of
+    this write counts.
     """
     lengths = Counter(present)
     what = f"the vectors of collection {collection!r} have"
     if not lengths:
-        lengths, what = (
-            Counter(len(row["embedding"]) for row in rows),
-            "most vectors of this write have",
-        )
+        lengths = Counter(len(row["embedding"]) for row in rows)
+        what = "most vectors of this write have"
     wrong = InvalidDocuments(len(rows))
     for row in rows:
         with wrong.of(row["id"]):
@@ -90,7 +94,7 @@ def check_lengths(
 
 
 class InvalidDocuments:
-    """The documents of one write that are wrong, and why."""
+    """The documents of one write that cannot be stored, with the reasons."""
 
     NAMED = 5
 
@@ -99,11 +103,11 @@ class InvalidDocuments:
         self.reasons: list[str] = []
 
     def of(self, name: object) -> _Noting:
-        """Note the ``ValueError`` of a block as that of this document."""
+        """Note a ``ValueError`` of the block as this document's reason."""
         return _Noting(self.reasons, name)
 
     def raise_if_any(self, hint: str) -> None:
-        """Raise ``InvalidDocument`` that names the first of them."""
+        """Raise ``InvalidDocument``, which names the first of them, if there are any."""
         if not self.reasons:
             return
         more = len(self.reasons) - self.NAMED
@@ -131,7 +135,7 @@ class _Noting:
 
 
 def part(name: str, check: Callable[[Any], T], value: object) -> T:
-    """What a check makes of a part of a document, which its error names."""
+    """The result of a check of one part of a document; the error names that part."""
     try:
         return check(value)
     except ValueError as error:
@@ -139,7 +143,7 @@ def part(name: str, check: Callable[[Any], T], value: object) -> T:
 
 
 def checked_id(value: object) -> str:
-    """A document's id."""
+    """The same id; raises ``ValueError`` if it cannot be stored."""
     found = checked_text(value)
     if len(found.encode()) > MAX_ID_BYTES:
         raise ValueError(f"it has more than {MAX_ID_BYTES} bytes")
@@ -147,32 +151,32 @@ def checked_id(value: object) -> str:
 
 
 def checked_text(value: object) -> str:
-    """Text that can be stored."""
+    """The same text; raises ``ValueError`` if it cannot be stored."""
     if not isinstance(value, str):
-        raise ValueError(f"expected text, got a value of type {type(value).__name__}")  # noqa: TRY004 - one of a document's reasons
+        kind = type(value).__name__
+        raise ValueError(f"expected text, got a value of type {kind}")  # noqa: TRY004 - a reason
     return text(value)
 
 
 def text_or_none(value: object) -> str | None:
-    """Text that can be stored, or none."""
+    """``checked_text``, or None for None."""
     return None if value is None else checked_text(value)
 
 
 def checked_vector(value: Vector | None, metric: Metric) -> NDArray[np.float32]:
-    """A vector that can be indexed under this metric."""
+    """The vector as float32 of shape (d,); raises ``ValueError`` if the metric cannot index it."""
     if value is None:
         raise ValueError("it has no vector")
     try:
-        with np.errstate(
-            over="ignore", invalid="ignore"
-        ):  # too large for float32 becomes infinite, and is told as such
+        # a number too large for float32 becomes infinite, and is refused below
+        with np.errstate(over="ignore", invalid="ignore"):
             vector = np.asarray(value, dtype=np.float32)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"its vector is not a list of numbers: {error}") from error
     if vector.ndim != 1:
         raise ValueError(f"its vector is not a list of numbers: it has the shape {vector.shape}")
     if not vector.size:
-        raise ValueError("its vector has no element")
+        raise ValueError("its vector has no elements")
     try:
         VectorFormat(metric, half=False).store(vector[None])
     except InvalidVector as error:
@@ -181,7 +185,7 @@ def checked_vector(value: Vector | None, metric: Metric) -> NDArray[np.float32]:
 
 
 def storable(ids: Iterable[object]) -> list[str]:
-    """Those of these ids that a document may have."""
+    """Those of the ids that a document may have."""
     found = []
     for each in ids:
         try:

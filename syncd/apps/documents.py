@@ -1,8 +1,7 @@
-"""A table of documents in PostgreSQL whose searches are answered by syncd: what the LangChain and
-the LlamaIndex store share.
+"""A table of documents in PostgreSQL, searched by syncd: the shared part of both vector stores.
 
-The invariant: a search sees every write that this object has finished. Texts and metadata are read
-from the table, so an answer never holds a document that is gone.
+Invariants: a search sees every write that this object has finished. Texts and metadata are read
+from the table, so an answer never has a deleted document.
 """
 
 from __future__ import annotations
@@ -36,32 +35,32 @@ from syncd.types import Metric, Token, dataset_name
 
 MAX_CONNECTIONS = 4
 CONNECT = {"autocommit": True, "client_encoding": "UTF8", "prepare_threshold": None}
-"""Behind a pooler the next transaction may be in another session, so each begins with what it rests
-on, and nothing is prepared.
-"""
+"""Connection parameters that also work behind a pooler.
 
+There the next transaction may be in another session. So each transaction sets what it needs, and no
+statement is prepared.
+"""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A document and its distance, as pgvector's operators count it."""
+    """A document and its distance, as pgvector's operators compute it."""
 
     document: Document
     distance: float
 
 
 class Documents:
-    """One collection of one table. Threads may share it, and so may processes that fork: each opens
-    its own connections.
+    """One collection of one table.
 
-    ``dsn`` is libpq's connection string, by default its ``PG*`` variables; ``address`` and
-    ``token`` are those of ``syncd.connect``. ``table`` is a name, or ``schema.name``; it is made
-    and attached where it does not exist, also when somebody has dropped it meanwhile. For that its
-    user needs ``USAGE`` on schema ``syncd``. ``metric`` is what the table is attached with then, by
-    default cosine; a table that is attached already has its own, and another one is a
-    ``SettingsError``.
+    Threads may share it, and so may a process and its forked children: each process opens its own
+    connections. ``dsn`` is libpq's connection string, by default its ``PG*`` variables. ``address``
+    and ``token`` are those of ``syncd.connect``. ``table`` is a name, or ``schema.name``. If the
+    table does not exist, or was dropped meanwhile, it is created and attached; this needs ``USAGE``
+    on schema ``syncd``. ``metric`` is the metric of that attach, by default cosine. If the table is
+    already attached with another metric, ``SettingsError`` is raised.
     """
 
     def __init__(
@@ -82,9 +81,8 @@ class Documents:
         self.dataset = dataset_name(table, collection)
         self.last_token: str | None = None
         self._name = sql.Identifier(*table.split("."))
-        self._name_in_query = sql.Identifier(
-            *table.replace("%", "%%").split(".")
-        )  # psycopg reads % in names too
+        # psycopg interprets % in names as well
+        self._name_in_query = sql.Identifier(*table.replace("%", "%%").split("."))
         self._own = PerProcess(lambda: _Own(dsn, address, token), _Own.leave)
         try:
             with self._own.get().connection() as connection:
@@ -94,7 +92,7 @@ class Documents:
             raise
 
     def close(self) -> None:
-        """Close this process's connections; the object is of no use in it afterwards."""
+        """Close this process's connections. The object cannot be used in it afterwards."""
         self._own.get().close()
 
     def __enter__(self) -> Self:
@@ -104,8 +102,9 @@ class Documents:
         self.close()
 
     def write(self, documents: Sequence[Document], vectors: Sequence[Vector | None]) -> None:
-        """Insert or replace, all or none of them; raises ``InvalidDocument`` that names those that
-        could not be found afterwards.
+        """Insert or replace documents, all or none of them.
+
+        Raises ``InvalidDocument``, which names the documents that cannot be stored or indexed.
         """
         rows = checked_rows(self.collection, documents, vectors, self.metric)
         ids = [row["id"] for row in rows]
@@ -115,7 +114,7 @@ class Documents:
                 present = self._lengths(connection, ids)
                 if (
                     not present
-                ):  # of two first writes the second waits, and sees the lengths of the first
+                ):  # the second of two first writes waits, and sees the first's lengths
                     connection.execute(statement("apps", "lock_first_write"), [self.dataset])
                     present = self._lengths(connection, ids)
                 check_lengths(rows, present, self.collection)
@@ -126,20 +125,18 @@ class Documents:
             self._on_table(insert)
 
     def delete(self, ids: Sequence[str] | None = None) -> None:
-        """Delete these, or without ``ids`` all of the collection; those that are not there do no
-        harm.
-        """
+        """Delete these documents; None: all of the collection. Unknown ids are ignored."""
         if ids is None:
             self._change("delete_collection")
         else:
             self._change("delete_documents", ids=storable(ids))
 
     def delete_of(self, document_id: str) -> None:
-        """Delete all that was cut from one document."""
+        """Delete all rows that were cut from one document."""
         self._change("delete_of_document", document_id=document_id)
 
     def read(self, ids: Sequence[str]) -> list[Document]:
-        """Those of these documents that there are, in the order of ``ids``."""
+        """Those of the documents that exist, in the order of ``ids``."""
 
         def found(connection: Connection) -> dict[str, Document]:
             with (
@@ -162,8 +159,9 @@ class Documents:
         conditions: Mapping[str, Any] | None = None,
         after: str | None = None,
     ) -> list[Found]:
-        """The ``k`` nearest, nearest first. ``after`` is another writer's token; this object's own
-        writes are always seen.
+        """The ``k`` nearest documents, nearest first.
+
+        ``after`` is another writer's token. The search always sees this object's own writes.
         """
         hits = self._hits(vector, k, conditions, after)
         distances = {key[1]: hit.distance for hit in hits if isinstance(key := hit.key, tuple)}
@@ -173,7 +171,7 @@ class Documents:
         ]
 
     def ids_where(self, conditions: Mapping[str, Any]) -> list[str]:
-        """The ids of all documents that a filter lets through, in no order."""
+        """The ids of all documents that a filter selects, in no order."""
 
         def found(connection: Connection) -> list[int]:
             with session.transaction(connection):
@@ -188,9 +186,9 @@ class Documents:
         return [str(key[1]) for hit in hits if isinstance(key := hit.key, tuple)]
 
     def vectors(self, ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-        """The indexed vectors of these documents, of unit length where the metric is cosine."""
+        """The indexed vectors of these documents, (d,) float32; of unit length under cosine."""
         if not ids:
-            return {}  # of a collection without rows there is no dataset to ask
+            return {}  # a collection without rows has no dataset
         with self._own.get().client() as client:
             rows = client.get(self.dataset, [(self.collection, each) for each in ids], vectors=True)
         return {
@@ -206,21 +204,18 @@ class Documents:
             return []
         with self._own.get().client() as client:
             if after is not None:
-                client.wait(after)  # by itself: neither of two tokens vouches for the other
+                client.wait(after)  # a call of its own: neither of two tokens includes the other
             try:
                 return client.search(
                     self.dataset, vector, k=k, filter=conditions, after=self.last_token
                 )
-            except (
-                UnknownDataset,
-                NotReady,
-            ):  # nothing written yet, or another program has only now made the table
+            except (UnknownDataset, NotReady):  # no rows yet, or the table is new
                 if not self._on_table(self._has_vectors):
                     return []
             return client.search(self.dataset, vector, k=k, filter=conditions, consistency="strong")
 
     def _open(self, connection: Connection) -> None:
-        """Make the table and attach it, where that has not been done, and learn its metric."""
+        """Create the table and attach it if necessary, and read its metric."""
         with session.transaction(connection):
             connection.execute(statement("apps", "lock_creation"))
             name = self._name.as_string(connection)
@@ -232,7 +227,7 @@ class Documents:
                 oid, metric = self._look(connection)
         if self._asked_metric not in (None, metric):
             raise SettingsError(
-                f"table {self.table} is attached with metric {metric!r}, the store was opened with "
+                f"table {self.table} is attached with metric {metric!r}, expected "
                 f"{self._asked_metric!r}",
                 hint=f"open it without `metric`, or with metric={metric!r}",
             )
@@ -240,8 +235,9 @@ class Documents:
         self._oid, self.metric = oid, metric
 
     def _attach(self, connection: Connection, name: str) -> None:
-        """Attach the table, as its predecessor of the same name was where that was dropped; raises
-        ``DatabaseError`` for who is not its owner.
+        """Attach the table; if it replaces a dropped table of this name, with that one's arguments.
+
+        Raises ``DatabaseError`` if the role is not the table's owner.
         """
         row = connection.execute(statement("apps", "dropped_metric"), [name]).fetchone()
         again = row is not None and self._asked_metric in (None, row[0])
@@ -258,7 +254,7 @@ class Documents:
             ) from error
 
     def _attach_command(self, connection: Connection) -> str:
-        """What the table's owner types."""
+        """The command that the table's owner has to run."""
         name = self._name.as_string(connection)
         given = {"source": name, "project": self.table, "metric": self._asked_metric or self.metric}
         shown = psycopg.ClientCursor(connection).mogrify(
@@ -267,7 +263,7 @@ class Documents:
         return f"{' '.join(shown[shown.index('SELECT') :].split())};"
 
     def _look(self, connection: Connection) -> tuple[int | None, Metric | None]:
-        """The oid of the table that has the name now, and the metric that it is attached with."""
+        """The oid of the table that has the name now, and the metric of its attach."""
         row = connection.execute(
             statement("apps", "find_table"), [self._name.as_string(connection)]
         ).fetchone()
@@ -275,7 +271,7 @@ class Documents:
         return row[0], row[1]
 
     def _on_table(self, work: Callable[[Connection], T]) -> T:
-        """Do something with the table; where somebody has dropped it, make it again first."""
+        """Run ``work``; if the table was dropped, create it again first."""
         own = self._own.get()
         try:
             with own.connection() as connection:
@@ -296,10 +292,10 @@ class Documents:
         self._on_table(change)
 
     def _remember(self, connection: Connection) -> None:
-        """Keep a token that was taken after the commit: whoever sees it sees every write that had
-        finished, by whatever thread.
+        """Keep a token that was taken after the commit.
 
-        A table that somebody has made again since it was opened is attached first.
+        A search with this token sees every write that had finished, in any thread. If the table was
+        created again since it was opened, it is attached first.
         """
         with session.transaction(connection):
             if self._look(connection)[0] != self._oid:
@@ -312,8 +308,9 @@ class Documents:
                 self.last_token = row[0]
 
     def _has_vectors(self, connection: Connection) -> bool:
-        """Whether the collection has any; a table that was made again is attached on the way, one
-        that was detached is an error.
+        """Whether the collection has vectors.
+
+        A table that was created again is attached. Raises ``DatabaseError`` if it was detached.
         """
         with session.transaction(connection):
             oid, metric = self._look(connection)
@@ -331,7 +328,7 @@ class Documents:
             return found == (True,)
 
     def _lengths(self, connection: Connection, replaced: Sequence[str]) -> list[int]:
-        """The lengths of some vectors of the collection, of those that are not to be replaced."""
+        """Lengths of some of the collection's vectors, without those of the replaced documents."""
         found = connection.execute(
             self._statement("vector_lengths"),
             {"collection": self.collection, "replaced": list(replaced)},
@@ -343,9 +340,7 @@ class Documents:
 
 
 class _Own:
-    """What one process has of a ``Documents``: a pool of database connections, and clients of
-    syncd.
-    """
+    """One process's part of a ``Documents``: a pool of database connections, and syncd clients."""
 
     def __init__(self, dsn: str, address: str | os.PathLike[str] | None, token: str | None) -> None:
         self.lock = threading.Lock()
@@ -365,19 +360,17 @@ class _Own:
 
     def connection(self) -> AbstractContextManager[Connection]:
         """A connection to the database; raises ``psycopg.OperationalError`` after ``close``."""
-        self._pool.open()  # does nothing where it is open
+        self._pool.open()  # does nothing if it is open
         return self._pool.connection()
 
     def _configure(self, connection: Connection) -> None:
-        """A connection that the pool has opened."""
+        """Prepare a connection that the pool has opened."""
         self._opened.add(connection)
         session.defaults(connection)
 
     @contextmanager
     def client(self) -> Iterator[Client]:
-        """A client that no other thread uses: one that waits for a write does not hold up the
-        others.
-        """
+        """A client that no other thread uses: a search that waits does not delay other threads."""
         try:
             client = self._idle.pop()
         except IndexError:
@@ -389,17 +382,16 @@ class _Own:
             self._idle.append(client)
 
     def close(self) -> None:
-        """Close them all."""
+        """Close the pool and the clients."""
         self._pool.close()
         while self._idle:
             self._idle.pop().close()
 
     def leave(self) -> None:
-        """Close this process's descriptors of the parent's connections, which go on: no word is
-        sent to the database.
+        """Close this process's descriptors; the parent process keeps its connections.
 
-        libpq's objects are never finished here: psycopg finishes those alone that the same process
-        has made.
+        Nothing is sent to the database. The libpq objects are not finished: psycopg finishes only
+        those that the same process has created.
         """
         for connection in tuple(self._opened):
             if not connection.closed:

@@ -1,5 +1,6 @@
-"""LangChain's ``VectorStore`` on a PostgreSQL table, with searches answered by syncd. Needs ``pip
-install 'syncd[langchain]'``.
+"""LangChain's ``VectorStore`` on a PostgreSQL table, searched by syncd.
+
+Needs ``pip install 'syncd[langchain]'``.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ Filter = Mapping[str, Any]
 
 
 class SyncdVectorStore(VectorStore):
-    """Documents in a table of yours, searched by syncd.
+    """Documents in a PostgreSQL table, searched by syncd.
 
-    A search sees every write that this store has finished; ``after`` takes the token of another
-    writer. ``filter`` is syncd's, over the metadata: ``{"lang": "en", "year": {"gte": 2020}}``,
-    also with a ``$`` before the operators; see ``syncd.apps.metadata_filters``. Scores are
-    distances as pgvector counts them: less is nearer. Metadata is stored as ``syncd.json_values``
-    has it. The other parameters are those of ``syncd.apps.documents.Documents``. The asynchronous
-    methods run in threads, as LangChain does by itself.
+    A search sees every write that this store has finished; ``after`` takes another writer's token.
+    ``filter`` is a syncd filter over the metadata: ``{"lang": "en", "year": {"gte": 2020}}``. Its
+    operators may begin with a ``$``; see ``syncd.apps.metadata_filters``. Scores are distances as
+    pgvector computes them: the nearest document has the smallest. Metadata is converted by
+    ``syncd.json_values``. The other parameters are those of ``syncd.apps.documents.Documents``. The
+    asynchronous methods are LangChain's defaults, which run in threads.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class SyncdVectorStore(VectorStore):
         ids: list[str] | None = None,
         **kwargs: Any,
     ) -> Self:
-        """A store with these texts in it. ``kwargs`` are those of the class."""
+        """A store to which these texts were added. ``kwargs`` are those of the class."""
         store = cls(embedding, **kwargs)
         store.add_texts(texts, metadatas, ids=ids)
         return store
@@ -71,12 +72,12 @@ class SyncdVectorStore(VectorStore):
 
     @property
     def embeddings(self) -> Embeddings:
-        """What makes vectors of texts."""
+        """The model that embeds texts."""
         return self._embedding
 
     @property
     def last_token(self) -> str | None:
-        """The token of this store's writes, for a reader elsewhere."""
+        """Token of this store's writes, for readers in other programs."""
         return self.documents.last_token
 
     def add_texts(
@@ -87,7 +88,7 @@ class SyncdVectorStore(VectorStore):
         ids: Sequence[str | None] | None = None,
         **_: Any,
     ) -> list[str]:
-        """Embed and write; a document whose id is there is replaced. Returns the ids."""
+        """Embed and write texts; a document with the same id is replaced. Returns the ids."""
         contents = list(texts)
         names = [each or str(uuid.uuid4()) for each in ids or [None] * len(contents)]
         rows = [
@@ -100,12 +101,12 @@ class SyncdVectorStore(VectorStore):
         return names
 
     def delete(self, ids: list[str] | None = None, **_: Any) -> bool:
-        """Delete these documents; without ``ids`` all of the collection, as LangChain defines."""
+        """Delete these documents; None: all of the collection, as LangChain defines."""
         self.documents.delete(ids)
         return True
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
-        """Those of these documents that there are."""
+        """Those of the documents that exist."""
         return [as_document(each) for each in self.documents.read(ids)]
 
     def similarity_search(self, query: str, k: int = 4, **kwargs: Any) -> list[Document]:
@@ -147,7 +148,7 @@ class SyncdVectorStore(VectorStore):
     def max_marginal_relevance_search(
         self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
     ) -> list[Document]:
-        """``k`` of the ``fetch_k`` nearest, each unlike those before it."""
+        """``k`` of the ``fetch_k`` nearest documents, each unlike the previous ones."""
         vector = self._embedding.embed_query(query)
         return self.max_marginal_relevance_search_by_vector(
             vector, k, fetch_k, lambda_mult, **kwargs
@@ -161,7 +162,7 @@ class SyncdVectorStore(VectorStore):
         lambda_mult: float = 0.5,
         **kwargs: Any,
     ) -> list[Document]:
-        """The same for a vector."""
+        """``max_marginal_relevance_search`` for a vector."""
         near = {
             str(each.id): each
             for each in self.similarity_search_by_vector(embedding, fetch_k, **kwargs)
@@ -187,5 +188,5 @@ class SyncdVectorStore(VectorStore):
 
 
 def as_document(document: Row) -> Document:
-    """A document as LangChain has it."""
+    """LangChain's form of a document."""
     return Document(id=document.id, page_content=document.content, metadata=dict(document.metadata))

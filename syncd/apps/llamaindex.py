@@ -1,5 +1,6 @@
-"""LlamaIndex's vector store on a PostgreSQL table, with searches answered by syncd. Needs ``pip
-install 'syncd[llamaindex]'``.
+"""LlamaIndex's vector store on a PostgreSQL table, searched by syncd.
+
+Needs ``pip install 'syncd[llamaindex]'``.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ MMR_PREFETCH_FACTOR = 4.0
 
 
 class SyncdVectorStore(BasePydanticVectorStore):
-    """Nodes in a table of yours, searched by syncd.
+    """Nodes in a PostgreSQL table, searched by syncd.
 
-    A query sees every write that this store has finished; ``query(..., after=token)`` takes the
-    token of another writer. ``similarities`` are 1 - distance under ``cosine``, the inner product
-    under ``ip``, and 1 / (1 + distance) under ``l2``. The parameters are those of
-    ``syncd.apps.documents.Documents``. The asynchronous methods run in threads, and do not hold up
-    the loop.
+    A query sees every write that this store has finished; ``query(..., after=token)`` takes another
+    writer's token. ``similarities`` are 1 - distance under ``cosine``, the inner product under
+    ``ip``, and 1 / (1 + distance) under ``l2``. The parameters are those of
+    ``syncd.apps.documents.Documents``. The asynchronous methods run in threads, and do not block
+    the event loop.
     """
 
     stores_text: bool = True
@@ -61,7 +62,7 @@ class SyncdVectorStore(BasePydanticVectorStore):
 
     @classmethod
     def class_name(cls) -> str:
-        """What LlamaIndex calls it."""
+        """LlamaIndex's name of this class."""
         return "SyncdVectorStore"
 
     @property
@@ -71,7 +72,7 @@ class SyncdVectorStore(BasePydanticVectorStore):
 
     @property
     def last_token(self) -> str | None:
-        """The token of this store's writes, for a reader elsewhere."""
+        """Token of this store's writes, for readers in other programs."""
         return self._documents.last_token
 
     def close(self) -> None:
@@ -79,7 +80,7 @@ class SyncdVectorStore(BasePydanticVectorStore):
         self._documents.close()
 
     def add(self, nodes: Sequence[BaseNode], **_: Any) -> list[str]:
-        """Write nodes that have embeddings; one whose id is there is replaced."""
+        """Write nodes that have embeddings; a node with the same id is replaced."""
         rows, wrong = [], InvalidDocuments(len(nodes))
         for node in nodes:
             with wrong.of(node.node_id):
@@ -97,8 +98,9 @@ class SyncdVectorStore(BasePydanticVectorStore):
     def delete_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **_: Any
     ) -> None:
-        """Delete nodes: these, those that pass the filters, or those of these that do. Without
-        either none.
+        """Delete nodes: these, those that pass the filters, or those of these that pass.
+
+        Without ids and filters no node is deleted.
         """
         self._documents.delete(self._ids(node_ids, filters))
 
@@ -109,19 +111,19 @@ class SyncdVectorStore(BasePydanticVectorStore):
     def get_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None
     ) -> list[BaseNode]:
-        """Nodes: these, in their order, those that pass the filters, or those of these that do.
-        Without either none.
+        """Nodes: these, those that pass the filters, or those of these that pass.
+
+        They are in the order of ``node_ids``. Without ids and filters there are none.
         """
         return [as_node(each) for each in self._documents.read(self._ids(node_ids, filters))]
 
     def query(
         self, query: VectorStoreQuery, *, after: str | None = None, **kwargs: Any
     ) -> VectorStoreQueryResult:
-        """The nearest nodes to ``query_embedding``, or in mode ``mmr`` nodes near to it of which
-        each is unlike the one before.
+        """The nearest nodes to ``query_embedding``; in mode ``mmr``, near nodes that differ.
 
         ``mmr_threshold``, ``mmr_prefetch_factor`` and ``mmr_prefetch_k`` are those of LlamaIndex's
-        other stores. Raises ``ValueError`` in modes that look at texts: syncd compares vectors.
+        other stores. Raises ``ValueError`` in modes that compare texts: syncd compares vectors.
         """
         if query.mode not in MODES or query.query_embedding is None:
             raise ValueError(
@@ -175,7 +177,7 @@ class SyncdVectorStore(BasePydanticVectorStore):
         return await asyncio.to_thread(self.query, query, **kwargs)
 
     def _ids(self, node_ids: list[str] | None, filters: MetadataFilters | None) -> list[str]:
-        """Which nodes are meant."""
+        """The ids of the nodes that ids and filters select."""
         if filters is None or node_ids == []:
             return node_ids or []
         passing = self._documents.ids_where(as_filter(filters))
@@ -199,8 +201,9 @@ class SyncdVectorStore(BasePydanticVectorStore):
     def _unlike(
         self, query: VectorStoreQuery, near: list[Found], threshold: float | None
     ) -> tuple[list[Found], list[float]]:
-        """Those that LlamaIndex's maximal marginal relevance chooses, and its scores. One deleted
-        meanwhile has no vector any more.
+        """The nodes that LlamaIndex's maximal marginal relevance chooses, and its scores.
+
+        A node that was deleted meanwhile no longer has a vector, and is left out.
         """
         assert query.query_embedding is not None
         vectors = self._documents.vectors([each.document.id for each in near])
@@ -223,24 +226,22 @@ class SyncdVectorStore(BasePydanticVectorStore):
 
 
 def candidates(limit: int, options: Mapping[str, Any]) -> int:
-    """How many of the nearest the relevance chooses from."""
+    """Number of nearest nodes that the maximal marginal relevance chooses from."""
     if "mmr_prefetch_k" in options and "mmr_prefetch_factor" in options:
-        raise ValueError("mmr_prefetch_k and mmr_prefetch_factor say the same: give one")
-    return int(
-        options.get(
-            "mmr_prefetch_k", limit * options.get("mmr_prefetch_factor", MMR_PREFETCH_FACTOR)
-        )
-    )
+        raise ValueError("mmr_prefetch_k and mmr_prefetch_factor exclude each other: give one")
+    factor = options.get("mmr_prefetch_factor", MMR_PREFETCH_FACTOR)
+    return int(options.get("mmr_prefetch_k", limit * factor))
 
 
 def as_node(document: Document) -> BaseNode:
-    """A node as LlamaIndex wrote it."""
+    """LlamaIndex's form of a document."""
     return metadata_dict_to_node(dict(document.metadata), document.content)
 
 
 def plain(node: BaseNode) -> BaseNode:
-    """A node whose metadata, and what it repeats of its relatives' metadata, is JSON; raises
-    ``ValueError``.
+    """A copy of a node with its metadata as JSON; raises ``ValueError``.
+
+    A node also repeats the metadata of related nodes; this is converted as well.
     """
 
     def related(given: Any) -> Any:

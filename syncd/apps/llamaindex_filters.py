@@ -1,10 +1,10 @@
-"""LlamaIndex's filters in syncd's words, with the meaning that they have in LlamaIndex's own
-``SimpleVectorStore``.
+"""Conversion of LlamaIndex's filters to syncd's.
 
-A missing key, or None, passes ``NE``, ``NIN`` and ``IS_EMPTY`` alone; ``NOT`` passes what none of
-its filters does; no filters pass everything. As in Python, True equals 1, a value equals a list
-only as a whole, and a text contains its parts. Where Python would compare what has no order, such
-as a text with a number, and the reference store raises ``TypeError``, a document does not pass.
+They have the meaning of LlamaIndex's own ``SimpleVectorStore``. A missing key, or None, passes only
+``NE``, ``NIN`` and ``IS_EMPTY``. ``NOT`` passes documents that pass none of its filters. An empty
+list of filters passes every document. As in Python, True equals 1, a list is equal only as a whole,
+and a text contains its parts. One difference: if two values have no order, such as a text and a
+number, the document does not pass; ``SimpleVectorStore`` raises ``TypeError``.
 """
 
 from __future__ import annotations
@@ -38,15 +38,16 @@ TEXTS = {
     FilterOperator.TEXT_MATCH_INSENSITIVE: "text_match_insensitive",
 }
 MAX_SUBSTRINGS_OF = 100
-"""Characters of a text that ``IN`` looks in: it is asked for each of its parts."""
+"""Characters of a text as the value of ``IN``: every part of it becomes one value of the filter."""
 MAX_MEMBERS = 16
-"""Values of ``ANY`` and ``ALL`` that are looked for among the keys of an object in the metadata,
-each by a path of its own.
+"""Values of ``ANY`` and ``ALL`` that are compared with the keys of an object in the metadata.
+
+Each of them needs a path of its own.
 """
 
 
 def as_filter(filters: MetadataFilters) -> dict[str, Any]:
-    """A filter; raises ``ValueError`` for what syncd cannot ask."""
+    """syncd's form of a filter; raises ``ValueError`` if there is none."""
     each = [
         as_filter(one) if isinstance(one, MetadataFilters) else as_condition(one)
         for one in filters.filters
@@ -55,7 +56,7 @@ def as_filter(filters: MetadataFilters) -> dict[str, Any]:
 
 
 def as_condition(condition: MetadataFilter) -> dict[str, Any]:
-    """One comparison."""
+    """syncd's form of one comparison; raises ``ValueError`` if there is none."""
     key, operator, value = condition.key, condition.operator, condition.value
     match operator:
         case FilterOperator.IS_EMPTY:
@@ -86,14 +87,14 @@ def as_condition(condition: MetadataFilter) -> dict[str, Any]:
             return on_key([key], {TEXTS[operator]: value})
         case _ if operator in ORDER and isinstance(value, str | int | float):
             return ordered(key, ORDER[operator], value)
+    kind = type(value).__name__
     raise ValueError(
-        f"syncd has no filter {operator.value!r} for a value of type {type(value).__name__}, asked "
-        f"of {key!r}"
+        f"syncd has no filter {operator.value!r} on {key!r} for a value of type {kind}"
     )
 
 
 def equal(key: str, value: Any) -> dict[str, Any]:
-    """Its value equals this one: a list as a whole."""
+    """Filter: the key's value equals this one; a list as a whole."""
     if value is None:
         return on_key([key], {"in": []})  # nothing equals it
     if isinstance(value, list):
@@ -102,16 +103,15 @@ def equal(key: str, value: Any) -> dict[str, Any]:
 
 
 def within(key: str, values: Any) -> dict[str, Any]:
-    """Its value is one of these, or, as Python has it, a part of this text."""
+    """Filter: the key's value is one of these, or a part of this text, as with Python's ``in``."""
     if isinstance(values, str):
         size = len(values)
         if size > MAX_SUBSTRINGS_OF:
             raise ValueError(
                 f"IN and NIN on {key!r} take a list: a text of {size} characters is too long"
             )
-        values = sorted(
-            {values[start:stop] for start in range(size + 1) for stop in range(start, size + 1)}
-        )
+        parts = (values[i:j] for i in range(size + 1) for j in range(i, size + 1))
+        values = sorted(set(parts))
     if not isinstance(values, list):
         kind = type(values).__name__
         raise ValueError(f"IN and NIN on {key!r} take a list, got a value of type {kind}")  # noqa: TRY004
@@ -119,7 +119,7 @@ def within(key: str, values: Any) -> dict[str, Any]:
 
 
 def ordered(key: str, operator: str, value: Any) -> dict[str, Any]:
-    """Its value is above or below this one; True and False are 1 and 0."""
+    """Filter: the key's value is above or below this one; True and False are 1 and 0."""
     asked: list[dict[str, Any]] = [{operator: value}]
     if not isinstance(value, str):
         compare = {
@@ -133,48 +133,36 @@ def ordered(key: str, operator: str, value: Any) -> dict[str, Any]:
 
 
 def contains_any(key: str, values: Sequence[Any]) -> dict[str, Any]:
-    """Its list has one of these, or its text has one of these in it, or its object has one of these
-    keys.
-    """
+    """Filter: one of these is in the key's list, in its text, or a key of its object."""
     found = [on_key([key], {"any": with_twins(values), "is_array": True})]
     texts = [value for value in values if isinstance(value, str)]
     found += [on_key([key], {"text_match": texts})] if texts else []
-    found += (
-        [on_key([key, each], {"ne": None}) for each in texts] if len(texts) <= MAX_MEMBERS else []
-    )
+    if len(texts) <= MAX_MEMBERS:
+        found += [on_key([key, each], {"ne": None}) for each in texts]
     return {"or": found}
 
 
 def contains_all(key: str, values: Sequence[Any]) -> dict[str, Any]:
-    """The same of every one of these."""
+    """Filter: all of these are in the key's list, in its text, or keys of its object."""
     if not values:
         return on_key([key], {"ne": None})
     if with_twins(values) == list(values):
         found = [on_key([key], {"contains": list(values), "is_array": True})]
     else:
-        found = [
-            {
-                "and": [
-                    on_key([key], {"any": with_twins([each]), "is_array": True}) for each in values
-                ]
-            }
-        ]
+        asked = [{"any": with_twins([each]), "is_array": True} for each in values]
+        found = [{"and": [on_key([key], each) for each in asked]}]
     if all(isinstance(value, str) for value in values):
         found.append({"and": [on_key([key], {"text_match": each}) for each in values]})
-        found += (
-            [{"and": [on_key([key, each], {"ne": None}) for each in values]}]
-            if len(values) <= MAX_MEMBERS
-            else []
-        )
+        if len(values) <= MAX_MEMBERS:
+            found.append({"and": [on_key([key, each], {"ne": None}) for each in values]})
     return {"or": found}
 
 
 def with_twins(values: Sequence[Any]) -> list[Any]:
-    """These values, and after a 1 or a 0 the True or False that equals it."""
-    return [
-        twin
-        for value in values
-        for twin in (
-            [value, bool(value)] if not isinstance(value, str) and value in (0, 1) else [value]
-        )
-    ]
+    """These values; after each 1 or 0 comes the True or False that equals it."""
+    found: list[Any] = []
+    for value in values:
+        found.append(value)
+        if not isinstance(value, str) and value in (0, 1):
+            found.append(bool(value))
+    return found

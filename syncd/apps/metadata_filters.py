@@ -1,6 +1,4 @@
-"""A filter over documents' metadata, as LangChain's users write it, as syncd's filter over the
-table's column.
-"""
+"""Conversion of LangChain's filters over metadata to syncd filters over the table's column."""
 
 from __future__ import annotations
 
@@ -12,20 +10,19 @@ from syncd.index.filter.language import MAX_PATH_KEYS
 
 METADATA = "metadata"
 WORDS = ("eq", "ne", "in", "gt", "gte", "lt", "lte", "and", "or", "not")
-"""May have a ``$`` before them, as in the filters of LangChain's other stores."""
+"""Words that may begin with a ``$``, as in the filters of LangChain's other stores."""
 
 
 def on_key(keys: Sequence[str], asked: Mapping[str, Any]) -> dict[str, Any]:
-    """What is asked of one key of the metadata, whatever characters it has."""
+    """Filter over one key of the metadata, which may have any characters."""
     return {METADATA: {"path": list(keys), **asked}}
 
 
 def on_metadata(conditions: object) -> dict[str, Any]:
-    """``{"lang": "en", "year": {"gte": 2020}, "not": {…}, "or": [{…}]}`` over the metadata; raises
-    ``InvalidFilter``.
+    """syncd's form of ``{"lang": "en", "year": {"gte": 2020}, "not": {…}, "or": [{…}]}``.
 
-    A name with dots is the key of that name, or in documents that lack it the path of its parts. A
-    list is the whole value.
+    A name with dots is a key of that name; in documents that lack this key it is a path. A list is
+    compared as a whole. Raises ``InvalidFilter``.
     """
     if not isinstance(conditions, Mapping):
         raise InvalidFilter(
@@ -45,7 +42,7 @@ def on_metadata(conditions: object) -> dict[str, Any]:
 
 
 def on_name(name: object, value: object) -> dict[str, Any]:
-    """What is asked of a name."""
+    """Filter over one name; raises ``InvalidFilter``."""
     if not isinstance(name, str):
         raise InvalidFilter(
             f"expected a key of the metadata as text, got {name!r:.100}",
@@ -69,7 +66,7 @@ def on_name(name: object, value: object) -> dict[str, Any]:
 
 
 def without_dollar(word: Any) -> Any:
-    """An operator or a condition in syncd's words."""
-    return (
-        word[1:] if isinstance(word, str) and word.startswith("$") and word[1:] in WORDS else word
-    )
+    """An operator or a condition without a leading ``$``."""
+    if isinstance(word, str) and word.startswith("$") and word[1:] in WORDS:
+        return word[1:]
+    return word

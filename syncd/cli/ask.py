@@ -1,5 +1,6 @@
-"""Commands that ask the running service: search, status, datasets, verify, rebuild, checkpoint,
-healthcheck.
+"""Commands that call the running service.
+
+search, status, datasets, verify, rebuild, checkpoint, healthcheck.
 """
 
 from __future__ import annotations
@@ -42,11 +43,13 @@ def search(
     dataset: Annotated[
         str, typer.Argument(help="The dataset; the project default may be left out.")
     ],
-    key: Annotated[str | None, typer.Option(help="Find rows like the one with this key.")] = None,
+    key: Annotated[
+        str | None, typer.Option(help="Find rows that are similar to the row with this key.")
+    ] = None,
     vector: Annotated[
         str | None, typer.Option(help="JSON array, @file with one, or - for stdin.")
     ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, max=MAX_RESULTS, help="How many.")] = 10,
+    k: Annotated[int, typer.Option("-k", min=1, max=MAX_RESULTS, help="Number of rows.")] = 10,
     exact: Annotated[bool, typer.Option("--exact", help="Compare with every row.")] = False,
     recall: Annotated[
         float | None, typer.Option(min=0.01, max=1, help="Recall to aim for.")
@@ -92,12 +95,12 @@ def search(
 
 def status(
     watched: Annotated[
-        bool, typer.Option("--watch", help="Draw it again every second, with each dataset.")
+        bool, typer.Option("--watch", help="Refresh every second, and show each dataset.")
     ] = False,
     socket: Socket = None,
     json: Json = False,
 ) -> None:
-    """Print how the service is: in step or behind, since when.
+    """Print the service's state: whether it is in step with the tables, and its last checkpoint.
 
     Example: syncd status --watch
     """
@@ -119,29 +122,20 @@ def status(
     rows.append(("checkpoint error", found.checkpoint.error))
     rows.append(("database", found.database_error or "connected"))
     if found.verify is not None:
-        rows.append(
-            (
-                "verify",
-                since(found.verify.at)
-                + (f", late: {found.verify.overdue}" if found.verify.overdue else ""),
-            )
-        )
+        late = f", late: {found.verify.overdue}" if found.verify.overdue else ""
+        rows.append(("verify", since(found.verify.at) + late))
     rows += [("task", f"{each.task} fails: {each.error}") for each in found.failing_tasks]
     print_table(
         ["", ""],
         [(name.replace("_", " "), round(v, 3) if isinstance(v, float) else v) for name, v in rows],
     )
-    if (
-        found.state not in ANSWERING
-        or found.database_error
-        or found.checkpoint.error
-        or found.failing_tasks
-    ):
+    errors = found.database_error or found.checkpoint.error or found.failing_tasks
+    if errors or found.state not in ANSWERING:
         talk("next: syncd check")
 
 
 def datasets(socket: Socket = None, json: Json = False) -> None:
-    """Print what is indexed.
+    """Print every dataset and its state.
 
     Example: syncd datasets --json
     """
@@ -195,7 +189,7 @@ def verify(
     socket: Socket = None,
     json: Json = False,
 ) -> None:
-    """Compare indexes with their tables at one snapshot. Exit 0 where they are equal, 1 where not.
+    """Compare indexes with their tables at one snapshot. Exit 0 if they are equal, 1 if not.
 
     Example: syncd verify --repair
     """
@@ -224,7 +218,7 @@ def verify(
         )
         for each in sources.values():
             if each.outcome == "empty":
-                talk(f"{each.source}: empty, there was nothing to compare")
+                talk(f"{each.source}: the table is empty, so nothing was compared")
         talk(f"at snapshot {results[-1].position.snapshot}")
     for each in sources.values():
         if each.outcome == "compared" and each.reason:
@@ -233,13 +227,12 @@ def verify(
     for each in failed:
         if each.outcome == "none_live":
             talk(
-                f"{each.source}: none of its rows is live, so nothing was compared; look at its "
-                "rule in syncd.sources"
+                f"{each.source}: none of its rows is live, so nothing was compared; see its rule "
+                "in syncd.sources"
             )
         else:
-            talk(
-                f"{each.source} could not be compared: {each.reason.rstrip(';')}; see: syncd check"
-            )
+            reason = each.reason.rstrip(";")
+            talk(f"{each.source} could not be compared: {reason}; see: syncd check")
     differing = [row.dataset for row in rows if row.missing + row.extra + row.stale > row.repaired]
     if differing:
         talk(f"next: syncd verify {shlex.join(differing[:8])} --repair")
@@ -248,16 +241,16 @@ def verify(
 
 
 def verdict(row: DatasetVerified) -> str:
-    """One word for a dataset."""
+    """The result of a comparison, for a table."""
     if not row.in_sync:
         return "DIFFERS" if row.missing or row.extra or row.stale else "not compared"
     if not row.rows and not row.indexed and not row.repaired:
         return "empty"
-    return "mended" if row.repaired else "in sync"
+    return "repaired" if row.repaired else "in sync"
 
 
 def shown_keys(keys: Sequence[Any]) -> str:
-    """Some keys for a table."""
+    """Text of some keys, for a table."""
     return ", ".join(map(shown_key, keys))
 
 
@@ -268,7 +261,7 @@ def rebuild(
     socket: Socket = None,
     json: Json = False,
 ) -> None:
-    """Build a dataset anew from its table, beside the one that answers, and swap them.
+    """Build a dataset again from its table, alongside the one that answers, and swap them.
 
     Example: syncd rebuild chunks
     """
@@ -281,11 +274,11 @@ def rebuild(
 
 
 def healthcheck(socket: Socket = None) -> None:
-    """Exit 0 if the service answers searches from every dataset, no older than
-    SYNCD_MAX_STALENESS_SECONDS allows; 1 if not.
+    """Exit 0 if every dataset answers searches, and its lag is at most SYNCD_MAX_STALENESS_SECONDS.
+    Otherwise exit 1.
 
-    A database that is away, or lacks schema syncd, is no reason by itself: the service answers from
-    where it was, and a restart would end that.
+    If only the database cannot be reached, or has no schema syncd, the exit status is 0: the
+    service still answers from its indexes, and a restart would end that.
 
     Example: syncd healthcheck && echo well
     """
@@ -293,9 +286,7 @@ def healthcheck(socket: Socket = None) -> None:
         found = client.status()
     allowed = load_settings().max_staleness_seconds
     stale = allowed is not None and found.lag_seconds > allowed
-    database = (
-        f"; answers are as old as that: {found.database_error}" if found.database_error else ""
-    )
+    database = f"; it cannot follow changes: {found.database_error}" if found.database_error else ""
     limit = f", more than SYNCD_MAX_STALENESS_SECONDS={allowed:g} allows" if stale else ""
     talk(f"{found.state}, lag {found.lag_seconds:.1f} s{limit}{database}")
     if database or stale or found.state not in ANSWERING:
@@ -305,7 +296,7 @@ def healthcheck(socket: Socket = None) -> None:
 
 
 def read_vector(text: str) -> list[float]:
-    """A vector from the command line, a file or stdin."""
+    """The vector of an option, which may name a file or stdin; raises ``SettingsError``."""
     if text == "-":
         text = sys.stdin.read()
     elif text.startswith("@"):
@@ -325,7 +316,7 @@ def read_vector(text: str) -> list[float]:
 
 
 def read_filter(text: str) -> dict[str, Any]:
-    """A filter from the command line."""
+    """The filter of an option; raises ``SettingsError``."""
     value = read_json(text, "--filter")
     if not isinstance(value, dict):
         raise SettingsError(
@@ -335,7 +326,7 @@ def read_filter(text: str) -> dict[str, Any]:
 
 
 def read_json(text: str, option: str) -> Any:
-    """A JSON value that was given to an option."""
+    """The JSON value of an option; raises ``SettingsError``."""
     try:
         return msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -345,8 +336,9 @@ def read_json(text: str, option: str) -> Any:
 
 
 def key_argument(client: Client, dataset: str, text: str) -> Any:
-    """A key by its dataset's type: a number for integers, an array for a composite key, else the
-    text as it is.
+    """The key of an option, with the type that the dataset's keys have.
+
+    A number for integers, an array for a composite key, else the same text.
     """
     page = client.keys_page(dataset, limit=1)
     kind = type(page.keys[0]) if page.keys else str
@@ -354,7 +346,7 @@ def key_argument(client: Client, dataset: str, text: str) -> Any:
         value = read_json(text, "--key")
         if not isinstance(value, list):
             raise SettingsError(
-                f"{text!r} is no key of {dataset}: its keys are composite",
+                f"{text!r} is not a key of {dataset}: its keys are composite",
                 hint="for example --key '[1, \"a\"]'",
             )
         return value
@@ -363,12 +355,12 @@ def key_argument(client: Client, dataset: str, text: str) -> Any:
             return int(text)
         except ValueError:
             raise SettingsError(
-                f"{text!r} is no key of {dataset}: its keys are numbers",
+                f"{text!r} is not a key of {dataset}: its keys are numbers",
                 hint="give a number, such as --key 42",
             ) from None
     return text
 
 
 def shown_key(key: object) -> str:
-    """A key for a table."""
+    """Text of a key, for a table."""
     return msgspec.json.encode(key).decode() if isinstance(key, list) else str(key)

@@ -1,5 +1,6 @@
-"""``syncd bench``: commands that measure syncd on the user's own machine. What only its developers
-ask is in ``tests/bench``.
+"""``syncd bench``: commands that measure syncd on the user's machine.
+
+Benchmarks for syncd's developers are in ``tests/bench``.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ RECALLS = [0.9, 0.95, 0.99]
 SELECTIVITIES = [0.5, 0.1, 0.01, 0.001]
 
 bench = typer.Typer(
-    help="Measure syncd on this machine. A schema syncd_bench is made, and dropped at the end.",
+    help="Measure syncd on this machine. Creates schema syncd_bench, and drops it at the end.",
     no_args_is_help=True,
 )
 
@@ -57,7 +58,7 @@ def search(
     embedded: Embedded = False,
     json: Json = False,
 ) -> None:
-    """Recall, searches per second and their latency; the time until a loaded table is searchable.
+    """Recall, searches per second and latency; the time until a loaded table is searchable.
 
     Example: syncd bench search --embedded --versus pgvector
     """
@@ -88,7 +89,7 @@ def filter_(
     versus: Versus = None,
     selectivity: Annotated[
         list[float] | None,
-        again("Share of the rows that pass", "0.5, 0.1, 0.01, 0.001", min=0, max=1),
+        again("Share of the rows that pass the filter", "0.5, 0.1, 0.01, 0.001", min=0, max=1),
     ] = None,
     recall: Recall = 0.95,
     clients: ManyClients = None,
@@ -97,8 +98,7 @@ def filter_(
     embedded: Embedded = False,
     json: Json = False,
 ) -> None:
-    """Recall and speed of searches with filters that let few or many rows pass, at random, near and
-    far.
+    """Recall and speed of filtered searches. The rows that pass are at random, near, or far.
 
     Example: syncd bench filter --embedded --versus pgvector
     """
@@ -130,7 +130,7 @@ def mixed(
     versus: Versus = None,
     rate: Annotated[float, typer.Option(min=1, help="Rows to change per second.")] = 5000,
     batch: Annotated[
-        int, typer.Option(min=1, help="Rows that a transaction changes, in one statement.")
+        int, typer.Option(min=1, help="Rows per transaction, changed by one statement.")
     ] = 50,
     writers: Annotated[int, typer.Option(min=1, help="Processes that write.")] = 2,
     clients: Clients = 2,
@@ -140,7 +140,7 @@ def mixed(
     embedded: Embedded = False,
     json: Json = False,
 ) -> None:
-    """Searches while writers write: the searches' latency, and the time from commit to searchable.
+    """Searches while other processes write: latency, and the time from commit to searchable.
 
     Example: syncd bench mixed --embedded --rate 1000 --versus pgvector
     """
@@ -175,7 +175,7 @@ def fresh(
     embedded: Embedded = False,
     json: Json = False,
 ) -> None:
-    """Time from commit to searchable, seen from the writer: idle, then with several writers.
+    """Time from commit to searchable, measured by the writer: one writer, then several.
 
     Example: syncd bench fresh --embedded
     """
@@ -197,8 +197,8 @@ def ingest(
     embedded: Embedded = False,
     json: Json = False,
 ) -> None:
-    """Inserts per second: a bare table, a followed one, one with syncd paused, one with a pgvector
-    HNSW index.
+    """Inserts per second into four tables: bare, followed, followed by a paused syncd, with a
+    pgvector HNSW index.
 
     Example: syncd bench ingest --embedded --clients 32
     """
@@ -241,7 +241,7 @@ def verify(
     embedded: Embedded = False,
     json: Json = False,
 ) -> None:
-    """Time of a verify beside that of one query that hashes the same rows, and of a repair.
+    """Time of a verify, of one query that hashes the same rows, and of a repair.
 
     Example: syncd bench verify --embedded --rows 100000
     """
@@ -253,5 +253,5 @@ def verify(
 
 
 def client_numbers() -> list[int]:
-    """One, and one per core."""
+    """Numbers of clients to measure: one, and one per core."""
     return sorted({1, os.cpu_count() or 1})

@@ -1,4 +1,4 @@
-"""Options that several benchmarks share, and the vectors that some of them ask for."""
+"""Options and vectors that several benchmarks share."""
 
 from __future__ import annotations
 
@@ -27,22 +27,21 @@ SOME_ROWS = 100_000
 
 def again(what: str, default: str, *names: str, min: float = 1, max: float | None = None) -> Any:  # noqa: A002 - typer's names
     """An option that may be given several times."""
-    return typer.Option(
-        *names, min=min, max=max, help=f"{what}; again for more. Default: {default}."
-    )
+    described = f"{what}; repeat the option for more. Default: {default}."
+    return typer.Option(*names, min=min, max=max, help=described)
 
 
 Dimension = Annotated[int, typer.Option("--dim", min=1, help="Dimension of the vectors.")]
 Rows = Annotated[int, typer.Option("--rows", min=1, help="Rows of the table.")]
-Changes = Annotated[int, typer.Option(min=1, help="Rows that a transaction changes.")]
-Rounds = Annotated[int, typer.Option(min=1, help="Rounds; what is compared takes turns in each.")]
+Changes = Annotated[int, typer.Option(min=1, help="Rows that each transaction changes.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Rounds; each measures all variants in turn.")]
 Seconds = Annotated[float, typer.Option(min=0.1, help="Seconds for each run.")]
 ManyClients = Annotated[
-    list[int] | None, again("Clients, each a process", "1, and one a core", "--clients")
+    list[int] | None, again("Number of client processes", "1, and one per core", "--clients")
 ]
 Clients = Annotated[int, typer.Option(min=1, help="Processes that search.")]
 Recall = Annotated[
-    float, typer.Option(min=0.01, max=1, help="Recall to aim for, where searches are approximate.")
+    float, typer.Option(min=0.01, max=1, help="Recall to aim for if searches are approximate.")
 ]
 Recalls = Annotated[
     list[float] | None, again("Recall to aim for", "0.9, 0.95, 0.99", "--recall", min=0.01, max=1)
@@ -51,8 +50,8 @@ Vectors = Annotated[
     Path | None,
     typer.Option(
         "--vectors",
-        help=".npy, .fvecs, or .npz with base and, where it has them, queries and neighbors.",
-        show_default="made vectors",
+        help=".npy, .fvecs, or .npz with base and, optionally, queries and neighbors.",
+        show_default="generated vectors",
     ),
 ]
 SomeRows = Annotated[
@@ -61,14 +60,14 @@ SomeRows = Annotated[
         "--rows",
         min=100,
         help="Rows of the table.",
-        show_default="100000, or as many as --vectors is enough for",
+        show_default="100000, or all that --vectors has",
     ),
 ]
 DistanceMetric = Annotated[Literal["cosine", "l2", "ip"], typer.Option(help="Distance.")]
-Queries = Annotated[int, typer.Option(min=1, help="Different searches.")]
+Queries = Annotated[int, typer.Option(min=1, help="Number of different searches.")]
 Versus = Annotated[
     Literal["pgvector"] | None,
-    typer.Option(help="The same with an HNSW index (m 16, ef_construction 64), in turn."),
+    typer.Option(help="Also measure an HNSW index (m 16, ef_construction 64), in turn."),
 ]
 
 
@@ -82,10 +81,10 @@ def read_or_make(
     share: float = 0.0,
     spare: int = 0,
 ) -> VectorSet:
-    """The vectors of a file, or made ones: those of the rows, and for each ``share`` of one, and
-    ``spare``, to write.
+    """The vectors of a file, or generated ones: for the rows, and further ones to write.
 
-    Raises ``SettingsError`` when the file has too few.
+    There are ``share`` further vectors per row, and ``spare`` more. Raises ``SettingsError`` if the
+    file has too few.
     """
     from syncd.bench.vector_set import generate, read
 
@@ -102,7 +101,7 @@ def read_or_make(
     if len(found.base) < count + written(count):
         raise SettingsError(
             f"{path} has {len(found.base)} vectors for rows, {count + written(count)} are needed",
-            hint="ask for fewer with --rows N",
+            hint="use fewer with --rows N",
         )
     return dataclasses.replace(
         found, base=found.base[: count + written(count)], spare=written(count)
@@ -124,8 +123,8 @@ def prepared(dsn: str | None, data_dir: Path | None, embedded: bool) -> Iterator
         transient=True,
         disable=not console.is_terminal,
     )
-    # With PostgreSQL's default of 128 MB it would measure how files are read; its manual advises a
-    # quarter of memory.
+    # With PostgreSQL's default of 128 MB a benchmark would measure file reads. The PostgreSQL
+    # manual advises a quarter of memory.
     buffers = {"shared_buffers": f"{memory_bytes() // 4 >> 20}MB"}
     with (
         database(settings, embedded=embedded, server_settings=buffers) as found,
@@ -136,8 +135,9 @@ def prepared(dsn: str | None, data_dir: Path | None, embedded: bool) -> Iterator
 
 
 def show(result: Any, json: bool) -> None:
-    """Print a dataclass, or a list of them, one row each; lists within one follow as tables of
-    their own.
+    """Print a dataclass, or a list of them, one row each.
+
+    A list inside a dataclass is printed below, as a table of its own.
     """
     if json:
         print_json(result)

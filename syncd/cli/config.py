@@ -10,8 +10,8 @@ from syncd.settings import CONFIG_FILES, Settings, config_file, load_settings
 
 
 def config(json: Json = False) -> None:
-    """Print every setting, its value now and what it does, and which syncd.toml is read. Secrets
-    are not shown.
+    """Print every setting with its value and meaning, and which syncd.toml is read. Secrets are not
+    shown.
 
     Example: syncd config
     """
@@ -26,12 +26,12 @@ def config(json: Json = False) -> None:
         print_table(["variable", "value", ""], rows)
         file = config_file()
         names = " or ".join(map(str, CONFIG_FILES))
-        talk(f"read: {file.absolute()}" if file else f"no configuration file is there: {names}")
-        talk("A variable goes before its line there, such as: checkpoint_seconds = 30")
+        talk(f"read: {file.absolute()}" if file else f"there is no configuration file: {names}")
+        talk("A variable overrides its line in the file, such as: checkpoint_seconds = 30")
 
 
 def shown(value: object) -> str | None:
-    """A setting's value; a secret only says that it is set."""
+    """Text of a setting's value; of a secret only whether it is set."""
     if isinstance(value, SecretStr):
         return "(set)" if value.get_secret_value() else None
     return None if value is None else str(value)

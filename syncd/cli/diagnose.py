@@ -1,4 +1,4 @@
-"""Commands for when something is wrong: check and why."""
+"""Commands that explain problems: check and why."""
 
 from __future__ import annotations
 
@@ -30,14 +30,13 @@ def check(
     socket: Socket = None,
     json: Json = False,
 ) -> None:
-    """Look at everything syncd rests on: each line is ok, warn or fail, with the fix. Changes
-    nothing; exits 1 only on a fail.
+    """Check everything that syncd depends on: each line is ok, warn or fail, with the fix. Changes
+    nothing. Exits 1 only if a line is fail.
 
     Example: syncd check
     """
-    from syncd.ops.check import (
-        examine,
-    )  # as every other command, it starts without what it does not need
+    # imported here, so that other commands start without it
+    from syncd.ops.check import examine
 
     settings = load_settings(dsn=dsn, data_dir=data_dir)
     with database(settings, embedded=embedded) as found:
@@ -60,7 +59,7 @@ def why(
     socket: Socket = None,
     json: Json = False,
 ) -> None:
-    """Say why a dataset is behind or wrong, and what to do: the likeliest cause first.
+    """Explain why a dataset is behind or wrong, and what to do: the most likely cause first.
 
     Example: syncd why chunks
     """
@@ -80,7 +79,7 @@ def why(
 
 
 def print_explanation(explanation: Explanation) -> None:
-    """What is known, then the causes by number, each with its command."""
+    """Print the facts, then the numbered causes, each with its command."""
     unknown = "" if explanation.known else ": there is no dataset of this name"
     lines = [Text(f"{plain(explanation.dataset)}{unknown}", style="bold")]
     width = max((len(fact.what) for fact in explanation.facts), default=0)
@@ -102,16 +101,14 @@ def print_explanation(explanation: Explanation) -> None:
 
 
 def socket_of(settings: Settings, socket: str | None, *, data_dir_given: bool) -> str:
-    """The socket of the service that is meant: the given one, that of the given data directory, or
-    the usual one.
-    """
+    """The service's socket: the given one, the given data directory's, or the default."""
     if socket:
         return socket
     return str(settings.socket_path if data_dir_given else service_socket())
 
 
 def print_findings(findings: Sequence[Finding]) -> None:
-    """One line a finding, its fix below it."""
+    """Print one line per finding, with its fix below."""
     width = max((len(finding.what) for finding in findings if len(finding.what) <= 40), default=0)
     lines = []
     for finding in findings:
@@ -126,8 +123,9 @@ def print_findings(findings: Sequence[Finding]) -> None:
 
 
 def print_lines(lines: Iterable[Text]) -> None:
-    """Lines that are folded by the terminal and by nobody else, in colours where the terminal has
-    them and NO_COLOR is not set.
+    """Print lines that only the terminal wraps.
+
+    They have colours if stdout is a terminal with colours, and NO_COLOR is not set.
     """
     console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
     for line in lines:
@@ -135,7 +133,8 @@ def print_lines(lines: Iterable[Text]) -> None:
 
 
 def plain(text: str) -> str:
-    """Text from elsewhere, such as a session's query, on one line and without what a terminal would
-    obey.
+    """Text on one line, without control characters.
+
+    Text such as a session's query comes from other programs: a terminal would execute its escapes.
     """
     return "".join(character if character.isprintable() else " " for character in text)

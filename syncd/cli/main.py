@@ -1,4 +1,4 @@
-"""The command line: every command, one function each."""
+"""The command line: registers every command."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def options(
 
 
 def main() -> None:
-    """The program ``syncd``."""
+    """Run the program ``syncd``."""
     with errors_reported():
         app()
 

@@ -16,7 +16,9 @@ DataDir = Annotated[
 ]
 Embedded = Annotated[
     bool,
-    typer.Option("--embedded", help="Use the PostgreSQL that syncd brings, in the data directory."),
+    typer.Option(
+        "--embedded", help="Run the PostgreSQL that is part of syncd, in the data directory."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Socket = Annotated[

@@ -1,4 +1,7 @@
-"""How commands speak: results on stdout, talk on stderr, and errors as what, why, next command."""
+"""Output of commands: results on stdout, remarks and errors on stderr.
+
+An error says what happened, and names the next command.
+"""
 
 from __future__ import annotations
 
@@ -18,38 +21,37 @@ from syncd.postgres.connection import as_database_error
 
 
 def print_json(value: object) -> None:
-    """A result for programs, on one line."""
+    """Print a result as JSON, on one line."""
     sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A result for people; text wider than the terminal is wrapped, never cut, and not at all where
-    there is no terminal.
+    """Print a result as a table.
+
+    Text that is wider than the terminal is wrapped, never cut. Without a terminal it is not
+    wrapped.
     """
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(
-            *(Text("" if value is None else str(value)) for value in row)
-        )  # as it is: no markup
+        # Text: no markup in values
+        table.add_row(*(Text("" if value is None else str(value)) for value in row))
     width = None if sys.stdout.isatty() else 10_000
     Console(file=sys.stdout, width=width, soft_wrap=width is None).print(table)
 
 
 def talk(text: str) -> None:
-    """A remark beside the result."""
+    """Print a remark on stderr."""
     sys.stderr.write(text + "\n")
 
 
 @contextmanager
 def errors_reported() -> Iterator[None]:
-    """End the process with the contract's exit status when a command fails: 2 for a wrong setting,
-    1 for everything else.
-    """
+    """Report a command's error and end the process: status 2 for a wrong setting, 1 for others."""
     try:
         yield
-    except BrokenPipeError:  # the reader of our output went away, as `head` does
+    except BrokenPipeError:  # the reader of our output has ended, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except psycopg.Error as error:
@@ -63,12 +65,12 @@ def errors_reported() -> Iterator[None]:
 
 
 def exit_status(error: SyncdError) -> int:
-    """2 for a wrong setting or wrong usage, 1 for everything else."""
+    """Exit status: 2 for a wrong setting or wrong usage, 1 for all other errors."""
     return 2 if isinstance(error, SettingsError) else 1
 
 
 def report(error: SyncdError) -> None:
-    """What and why, then the next step."""
+    """Print an error, then the next step."""
     talk(f"error: {error.message}")
     if error.hint:
         talk(f"  next: {error.hint}")

@@ -1,5 +1,6 @@
-"""A bar for long work of the service: how much is done, how fast, and how long it will take. Only
-where stderr is a terminal.
+"""A progress bar for the service's long work, if stderr is a terminal.
+
+It shows the rows that are done, the speed, and the time that remains.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ LOOK_SECONDS = 0.2
 
 
 class Rate(ProgressColumn):
-    """Rows a second."""
+    """A column with the rows per second."""
 
     def render(self, task: Task) -> Text:
-        """Nothing before the first rows."""
+        """The text of the column; empty before the first rows."""
         return Text(f"{task.speed:,.0f} rows/s" if task.speed else "")
 
 
 @contextmanager
 def progress(client: Client, what: str) -> Iterator[None]:
-    """While the block waits for the service, ask it on another connection how far it is."""
+    """Show the service's progress, read over another connection, while the block waits for it."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield
@@ -54,10 +55,10 @@ def progress(client: Client, what: str) -> Iterator[None]:
 
 
 def follow(client: Client, what: str, bar: Progress, done: threading.Event) -> None:
-    """Draw what the service says of its work, until ``done``."""
+    """Draw the service's work of this kind, until ``done``."""
     task = bar.add_task(what, total=None, count="")
     while not done.is_set():
-        with suppress(SyncdError):  # the command itself says what is wrong
+        with suppress(SyncdError):  # the command itself reports the error
             for work in client.status().work:
                 if work.what == what:
                     total = max(work.expected, work.rows) if work.expected else None
@@ -72,35 +73,30 @@ def follow(client: Client, what: str, bar: Progress, done: threading.Event) -> N
 
 
 def count(work: Work) -> str:
-    """How many rows of how many."""
-    return (
-        f"{work.rows:,}"
-        + (f"/{max(work.expected, work.rows):,}" if work.expected else "")
-        + " rows"
-    )
+    """Text of the rows that are done, and of the expected total."""
+    total = f"/{max(work.expected, work.rows):,}" if work.expected else ""
+    return f"{work.rows:,}{total} rows"
 
 
 def in_words(work: Work) -> str:
-    """The same without a bar."""
+    """One line for a piece of work."""
     return f"{work.what} {work.name}".strip() + f": {count(work)}"
 
 
 class Pace:
-    """How fast each piece of work has gone since it was first seen, and how long the rest will take
-    at that.
-    """
+    """Speed of each piece of work since it was first seen, and the time that remains."""
 
     def __init__(self) -> None:
         self.first: dict[tuple[str, str], tuple[float, int]] = {}
 
     def in_words(self, works: Sequence[Work], now: float) -> list[str]:
-        """A line for each; ``now`` is in seconds, since whenever."""
+        """One line per piece of work; ``now`` is in seconds of any clock."""
         before, self.first = self.first, {}
         lines = []
         for work in works:
             key = (work.what, work.name)
             since, rows = before.get(key, (now, work.rows))
-            if work.rows < rows:  # begun anew
+            if work.rows < rows:  # it has begun again
                 since, rows = now, work.rows
             self.first[key] = (since, rows)
             line = in_words(work)
@@ -108,8 +104,7 @@ class Pace:
                 speed = (work.rows - rows) / (now - since)
                 line += f", {speed:,.0f} rows/s"
                 if work.expected > work.rows:
-                    line += (
-                        f", {timedelta(seconds=round((work.expected - work.rows) / speed))} left"
-                    )
+                    seconds = round((work.expected - work.rows) / speed)
+                    line += f", {timedelta(seconds=seconds)} left"
             lines.append(line)
         return lines

@@ -1,4 +1,4 @@
-"""The command that shows the whole thing, from nothing, in a few seconds."""
+"""``syncd quickstart``: shows syncd at work in a few seconds, with a PostgreSQL of its own."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def quickstart(data_dir: DataDir = None) -> None:
 
 
 def show_change(connection: psycopg.Connection, client: Client, name: str) -> None:
-    """Change a row, search again, and say how long after the commit the answer had the change."""
+    """Change a row, search again, and print how long after the commit the answer had the change."""
     run(connection, name)
     committed = time.perf_counter()
     row = connection.execute(statement("quickstart", "token")).fetchone()
@@ -56,14 +56,14 @@ def show_change(connection: psycopg.Connection, client: Client, name: str) -> No
 
 
 def run(connection: psycopg.Connection, name: str) -> None:
-    """Show a statement and run it."""
+    """Print a statement and run it."""
     text = statement("quickstart", name)
     talk(f"\n{text.splitlines()[0]}{' ...' if chr(10) in text else ''}")
     connection.execute(text)
 
 
 def search(client: Client) -> None:
-    """The colours nearest to crimson."""
+    """Search and print the colours nearest to crimson."""
     hits = client.search("colours", QUERY, k=3)
     talk(f"\nsyncd search colours --vector '{[int(value) for value in QUERY]}' -k 3")
     print_table(["key", "distance"], [(hit.key, f"{hit.distance:.2f}") for hit in hits])
@@ -72,7 +72,7 @@ def search(client: Client) -> None:
 
 @contextmanager
 def serving(settings: Settings) -> Iterator[None]:
-    """``syncd serve`` until the block ends."""
+    """Run ``syncd serve`` until the block ends."""
     environment = {
         **os.environ,
         "SYNCD_DSN": settings.conninfo,

@@ -39,7 +39,7 @@ def init(
         bool, typer.Option("--show-sql", help="Print the SQL instead of running it.")
     ] = False,
 ) -> None:
-    """Install schema syncd, or bring it to this version. Running it again changes nothing.
+    """Install schema syncd, or upgrade it to this version. A second run changes nothing.
 
     Example: syncd init --dsn postgresql://localhost/app
     """
@@ -50,26 +50,27 @@ def init(
     with database(settings, embedded=embedded) as found:
         with connect_blocking(found.conninfo) as connection:
             carriers = read_carriers(connection)
-        for each in carriers:  # before it is done: a subscriber may stop at once
+        for each in carriers:  # before the installation: a subscriber may stop at once
             talk(f"warning: {each.problem}")
             talk(f"  next: {each.fix}")
         before, after = schema.install(found.conninfo)
         with connect_blocking(found.conninfo) as connection:
             schema.store_settings(connection, found)
     if before == after:
-        talk(f"schema syncd is at {after} already")
+        talk(f"schema syncd is at {after}; nothing was changed")
     else:
-        talk(f"schema syncd is at {after} now" + (f", it was at {before}" if before else ""))
+        talk(f"schema syncd is at {after}" + (f"; it was at {before}" if before else ""))
 
 
 def attach(
     table: Table,
     key: Annotated[
         list[str] | None,
-        typer.Option(help="Key column; again for a composite key. Default: the primary key."),
+        typer.Option(help="Key column; repeat for a composite key. Default: the primary key."),
     ] = None,
     vector: Annotated[
-        str | None, typer.Option(help="Vector column. Default: embedding, or the only one.")
+        str | None,
+        typer.Option(help="Vector column. Default: embedding, or the only vector column."),
     ] = None,
     project: Annotated[
         str | None, typer.Option(help="SQL expression over the row. Default: 'default'.")
@@ -78,11 +79,11 @@ def attach(
         str | None, typer.Option(help="SQL expression over the row. Default: the table's name.")
     ] = None,
     live: Annotated[
-        str | None, typer.Option(help="SQL condition: which rows are to be found. Default: true.")
+        str | None, typer.Option(help="SQL condition: which rows searches find. Default: true.")
     ] = None,
     metric: Annotated[str | None, typer.Option(help="cosine, l2 or ip. Default: cosine.")] = None,
     column: Annotated[
-        list[str] | None, typer.Option(help="Column that a search may filter on; again for more.")
+        list[str] | None, typer.Option(help="Column that searches may filter on; repeat for more.")
     ] = None,
     row_triggers: Annotated[
         bool,
@@ -95,7 +96,7 @@ def attach(
         bool,
         typer.Option(
             "--like-before",
-            help="The table was dropped and made again: attach it as it was attached.",
+            help="The table was dropped and created again: attach it with its previous arguments.",
         ),
     ] = False,
     dsn: Dsn = None,
@@ -103,14 +104,14 @@ def attach(
     embedded: Embedded = False,
     json: Json = False,
 ) -> None:
-    """Watch a table. The same as SELECT * FROM syncd.attach(...), run as the table's owner.
+    """Follow a table. The same as SELECT * FROM syncd.attach(...), run as the table's owner.
 
     Example: syncd attach public.chunks --vector embedding --dataset "lang" --live "deleted_at IS
     NULL"
     """
     if like_before and any((key, vector, project, dataset, live, metric, column)):
         raise typer.BadParameter(
-            "it takes the arguments that the table had before, and no other",
+            "it takes the table's previous arguments, and no others",
             param_hint="--like-before",
         )
     settings = load_settings(dsn=dsn, data_dir=data_dir)
@@ -146,7 +147,7 @@ def attach(
 def detach(
     table: Table, dsn: Dsn = None, data_dir: DataDir = None, embedded: Embedded = False
 ) -> None:
-    """Stop watching a table: its triggers go, and its datasets.
+    """Stop following a table: removes its triggers and its datasets.
 
     Example: syncd detach public.chunks
     """
@@ -177,15 +178,12 @@ def uninstall(
             raise typer.Exit(1)
     settings = load_settings(dsn=dsn, data_dir=data_dir)
     with database(settings, embedded=embedded) as found:
-        talk(
-            "schema syncd is removed"
-            if schema.uninstall(found.conninfo)
-            else "there is no schema syncd"
-        )
+        removed = schema.uninstall(found.conninfo)
+    talk("schema syncd is removed" if removed else "there is no schema syncd")
 
 
 def show_notice(notice: psycopg.errors.Diagnostic) -> None:
-    """A warning of the server's, with its hint."""
+    """Print a notice of the server, with its hint."""
     talk(f"{(notice.severity or 'notice').lower()}: {notice.message_primary}")
     if notice.message_hint:
         talk(f"  next: {in_words_of_the_command_line(notice.message_hint)}")
@@ -193,7 +191,7 @@ def show_notice(notice: psycopg.errors.Diagnostic) -> None:
 
 @contextmanager
 def hints_in_words_of_the_command_line() -> Iterator[None]:
-    """The server's hints speak SQL: whoever typed ``syncd attach`` is told what to type instead."""
+    """Rewrite the SQL in the server's hints as ``syncd attach`` commands, which the user types."""
     try:
         yield
     except DatabaseError as error:
@@ -202,12 +200,12 @@ def hints_in_words_of_the_command_line() -> Iterator[None]:
 
 
 def in_words_of_the_command_line(hint: str) -> str:
-    """``SELECT * FROM syncd.attach('t', key => ARRAY['a']);`` as ``syncd attach t --key a``."""
+    """Rewrite ``SELECT * FROM syncd.attach('t', key => ARRAY['a']);`` as ``syncd attach t …``."""
     return ATTACH.sub(lambda call: shell_line(["syncd", "attach", *arguments_of(call[1])]), hint)
 
 
 def arguments_of(call: str) -> Iterator[str]:
-    """The words of the arguments of ``syncd.attach``."""
+    """Command line arguments for the arguments of ``syncd.attach``."""
     for name, array, literal in ARGUMENT.findall(call):
         option = {"": [], "columns": ["--column"]}.get(name, [f"--{name}"])
         for value in LITERAL.findall(array) if array else [literal]:

@@ -26,7 +26,7 @@ def serve(
         Path | None, typer.Option(help="RPC socket.", show_default="<data dir>/syncd.sock")
     ] = None,
     consumer: Annotated[
-        str | None, typer.Option(help="This syncd's name in the database.", show_default="default")
+        str | None, typer.Option(help="Name of this syncd in the database.", show_default="default")
     ] = None,
     embedded: Embedded = False,
     once: Annotated[
@@ -40,7 +40,7 @@ def serve(
     """
     configure_logging(verbose=verbose)
     settings = load_settings(dsn=dsn, data_dir=data_dir, socket=socket, consumer=consumer)
-    from syncd import service  # FAISS takes a while to load; other commands do without it
+    from syncd import service  # imported here: FAISS loads slowly, and other commands need it not
 
     try:
         with database(settings, embedded=embedded) as found:
@@ -63,5 +63,5 @@ def serve(
 
 
 def say(line: str) -> None:
-    """A line for whoever started the service, at once."""
+    """Print a line at once, for the program that started the service."""
     print(line, flush=True)

@@ -1,4 +1,4 @@
-"""What a command works on: a database, or the running service."""
+"""The database or the running service that a command uses."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from syncd.settings import Settings, load_settings, service_socket
 def database(
     settings: Settings, *, embedded: bool, server_settings: Mapping[str, str] | None = None
 ) -> Iterator[Settings]:
-    """Settings whose ``dsn`` is to be used: the user's, or that of the embedded PostgreSQL, which
-    runs for the block at least.
+    """Settings with the ``dsn`` to use: the user's, or the embedded PostgreSQL's.
+
+    The embedded PostgreSQL runs at least until the block ends.
     """
     if not embedded:
         yield settings
@@ -29,8 +30,9 @@ def database(
 
 
 def service(socket: str | None) -> Client:
-    """A client of the running service; raises ``ServiceUnavailable`` with the command that starts
-    it.
+    """A client of the running service.
+
+    Its calls raise ``ServiceUnavailable``, which names the command that starts the service.
     """
-    load_settings()  # a wrong setting is an error even where this command would not need it
+    load_settings()  # a wrong setting is an error even if this command does not need it
     return Client(socket or service_socket())

@@ -1,4 +1,4 @@
-"""``syncd status --watch``: the service and its datasets, drawn again every second."""
+"""``syncd status --watch``: the service and its datasets, refreshed every second."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ WATCH_SECONDS = 1.0
 COLUMNS = ("dataset", "state", "rows", "tombstones", "index", "recall", "MB", "lag s", "in sync")
 WORK_SHOWN = 5
 LEFT = 2
-"""Columns that hold words."""
-
+"""Number of left-aligned columns: the first ones, which have text."""
 
 Found = tuple[ServiceStatus, list[DatasetStatus]]
 
 
 def watch(client: Client, *, json: bool) -> None:
-    """Until it is interrupted. A service that is not there at the start is an error; one that goes
-    away is waited for.
+    """Draw until interrupted.
+
+    Raises ``ServiceUnavailable`` if no service answers at the start. If it stops answering later,
+    this waits for it.
     """
     found = look(client)
     with suppress(KeyboardInterrupt):
@@ -42,9 +43,7 @@ def watch(client: Client, *, json: bool) -> None:
                 time.sleep(WATCH_SECONDS)
                 found = look(client)
         console = Console()
-        if (
-            not console.is_terminal
-        ):  # a pipe or a file gets every frame whole, at once, one after the other
+        if not console.is_terminal:  # a pipe or a file gets every frame, unshortened, at once
             for frame in frames(client, found, sys.maxsize):
                 Console(width=10_000).print(frame, soft_wrap=True)
                 sys.stdout.flush()
@@ -54,58 +53,52 @@ def watch(client: Client, *, json: bool) -> None:
 
 
 def look(client: Client) -> Found:
-    """The service and its datasets."""
+    """The state of the service and of its datasets."""
     return client.status(), client.datasets()
 
 
 def frames(client: Client, found: Found, height: int) -> Iterator[Group]:
-    """One a second; while the service does not answer, why, above what there was before."""
+    """One frame per second; if the service does not answer, the error above the last state."""
     lost, pace = "", Pace()
     while True:
-        yield (
-            Group(Text(lost, style="red"), drawn(*found, pace, height - 1))
-            if lost
-            else drawn(*found, pace, height)
-        )
+        if lost:
+            yield Group(Text(lost, style="red"), drawn(*found, pace, height - 1))
+        else:
+            yield drawn(*found, pace, height)
         time.sleep(WATCH_SECONDS)
         try:
             found, lost = look(client), ""
         except (ServiceUnavailable, TimedOut) as error:
-            lost = f"{error.message}; what follows is as it was"
+            lost = f"{error.message}; this is the last known state:"
 
 
 def drawn(status: ServiceStatus, datasets: list[DatasetStatus], pace: Pace, height: int) -> Group:
-    """One screen: those datasets first that need a look."""
+    """One frame: datasets that are not ready, or behind, come first."""
     tone = "green" if status.state == "ready" and not status.lag_seconds else "yellow"
+    checkpoint, failing = status.checkpoint, status.failing_tasks
     lines = [
         Text.assemble(
             (status.state, f"bold {tone}"),
             f"   consumer {status.consumer}   up {status.uptime_seconds:,.0f} s",
         ),
         Text(
-            f"{status.lag_rows or 0:,} changes wait, {status.lag_seconds:.1f} s   quarantined "
-            f"{status.quarantined:,}"
+            f"{status.lag_rows or 0:,} changes wait, {status.lag_seconds:.1f} s   "
+            f"quarantined {status.quarantined:,}"
         ),
-        Text(
-            f"checkpoint {since(status.checkpoint.at)}",
-            style="red" if status.checkpoint.error else "",
-        ),
-        Text(
-            "\n".join(filter(None, (status.database_error, status.checkpoint.error))), style="red"
-        ),
-        *(
-            Text(f"task {each.task} fails: {each.error}", style="red")
-            for each in status.failing_tasks
-        ),
+        Text(f"checkpoint {since(checkpoint.at)}", style="red" if checkpoint.error else ""),
+        Text("\n".join(filter(None, (status.database_error, checkpoint.error))), style="red"),
+        *(Text(f"task {one.task} fails: {one.error}", style="red") for one in failing),
         *map(Text, pace.in_words(status.work[:WORK_SHOWN], status.uptime_seconds)),
     ]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(COLUMNS):
         table.add_column(column, justify="left" if number < LEFT else "right", overflow="fold")
     room = max(height - len(lines) - 3, 1)
-    for one in sorted(
-        datasets, key=lambda one: (one.state == "ready" and not one.lag_seconds, one.dataset)
-    )[:room]:
+
+    def urgency(one: DatasetStatus) -> tuple[bool, str]:
+        return one.state == "ready" and not one.lag_seconds, one.dataset
+
+    for one in sorted(datasets, key=urgency)[:room]:
         table.add_row(
             Text(one.dataset),
             Text(one.state, style="green" if one.state == "ready" else "yellow"),

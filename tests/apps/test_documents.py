@@ -71,9 +71,7 @@ def test_a_store_has_the_metric_of_its_table(opened: Opening, metric: Metric) ->
 
 def test_another_metric_than_the_tables_is_an_error_at_opening(opened: Opening) -> None:
     opened(metric="l2")
-    with pytest.raises(
-        SettingsError, match="is attached with metric 'l2', the store was opened with 'cosine'"
-    ) as caught:
+    with pytest.raises(SettingsError, match="is attached with metric 'l2', expected 'cosine'") as caught:
         opened(metric="cosine")
     assert caught.value.hint == "open it without `metric`, or with metric='l2'"
     assert opened(metric="l2").metric == "l2"
@@ -87,7 +85,7 @@ def test_another_metric_than_the_tables_is_an_error_at_opening(opened: Opening) 
     [
         ([1.0, 2.0, 3.0], "its vector has 3 dimensions, the vectors of collection 'c' have 2"),
         ([1.0], "its vector has 1 dimensions"),
-        ([], "its vector has no element"),
+        ([], "its vector has no elements"),
         (None, "it has no vector"),
         ([math.nan, 1.0], "a NaN or an infinity"),
         ([1e39, 1.0], "a NaN or an infinity"),

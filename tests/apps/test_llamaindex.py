@@ -139,7 +139,7 @@ def test_conditions_documents_and_ids(store: SyncdVectorStore) -> None:
 def test_what_cannot_be_asked_is_refused(store: SyncdVectorStore) -> None:
     for operator, value in ((FilterOperator.TEXT_MATCH, 1), (FilterOperator.GT, ["a"]), (FilterOperator.ALL, 1)):
         wrong = MetadataFilters(filters=[MetadataFilter(key="lang", value=value, operator=operator)])
-        with pytest.raises(ValueError, match=f"no filter {operator.value!r} for a value of type .*, asked of 'lang'"):
+        with pytest.raises(ValueError, match=f"no filter {operator.value!r} on 'lang' for a value of type"):
             store.query(query(filters=wrong))
     wrong = MetadataFilters(filters=[MetadataFilter(key="lang", value=1, operator=FilterOperator.IN)])
     with pytest.raises(ValueError, match="IN and NIN on 'lang' take a list"):

@@ -120,7 +120,7 @@ def test_a_thousand_connections_with_half_requests_cost_others_nothing_and_are_a
             unix.sendall(half)
         assert [hit.distance for hit in other.search("t", key=7, k=2)] == [1, 1]
         assert len(list(other.keys("t"))) == ROWS
-        with pytest.raises(Overloaded, match="connections are open"), service.client() as one_too_many:
+        with pytest.raises(Overloaded, match="connections are already open"), service.client() as one_too_many:
             one_too_many.ping()
         for command in ("status", "datasets", "healthcheck"):
             done = run(command, "--socket", str(service.socket))

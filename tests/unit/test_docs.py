@@ -33,6 +33,8 @@ SENTENCE_WORDS = 25
 PLAIN_LANGUAGE = (
     "README.md",
     "syncd/docs/*.md",
+    "syncd/apps/*.py",
+    "syncd/cli/*.py",
     "syncd/client/*.py",
     "syncd/protocol/*.py",
     "syncd/rpc/*.py",

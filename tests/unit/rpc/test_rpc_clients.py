@@ -384,7 +384,7 @@ async def test_a_request_that_is_too_large_says_so_and_the_client_goes_on(path: 
 async def test_a_connection_over_the_limit_is_overloaded(path: Path, blocking: bool) -> None:
     async with serving(path, limits=Limits(connections=1)), AsyncClient(path):
         client: Client | AsyncClient = Client(path) if blocking else AsyncClient(path)
-        with pytest.raises(Overloaded, match="1 connections are open"):
+        with pytest.raises(Overloaded, match="1 connections are already open"):
             await ping(client)
         await close(client)
 
