@@ -24,8 +24,8 @@ MAX_DIGITS = 4000
 def json_value(value: object, depth: int = MAX_DEPTH) -> Any:
     """The JSON form of a value; raises ``ValueError``, which names the value that has none.
 
-    A datetime, date or time becomes its ISO 8601 text, a UUID its text, a ``Decimal`` the nearest
-    number, a numpy scalar or array numbers, a tuple a list.
+    A datetime, date or time becomes its ISO 8601 text, a UUID its text. A ``Decimal`` becomes the
+    nearest number. A numpy scalar or array becomes numbers, a tuple a list.
     """
     match value:
         case None | bool():

@@ -1,1 +1,1 @@
-"""Measurements that users ask for, on their own machine: `syncd bench`."""
+"""``syncd bench``: measurements for users, on their own machine."""

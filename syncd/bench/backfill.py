@@ -1,5 +1,6 @@
-"""Backfill: how fast a table that is there already becomes searchable, and what memory that takes
-beside the vectors themselves.
+"""Backfill: how fast a full table becomes searchable, and how much memory the first reading takes.
+
+The vectors themselves are counted apart.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ POLL_SECONDS = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Backfill:
-    """Rows a second from the attach on, and bytes of memory that are neither the vectors nor there
-    before.
+    """Rows per second from the attach on, and bytes of memory.
+
+    ``beside_vectors_bytes`` is anonymous memory that was added since the attach.
     """
 
     rows: int

@@ -1,4 +1,4 @@
-"""Clients that search, each in a process of its own, so that they do not wait for one another."""
+"""Searching clients. Each runs in a process of its own, so that they do not wait for each other."""
 
 from __future__ import annotations
 
@@ -23,20 +23,23 @@ from syncd.errors import SyncdError
 
 START_SECONDS = 60.0
 MOST_OPEN = 9
-"""Engines that a client keeps open, three targets with two settings beside each: Postgres has 100
-connections for all.
+"""Engines that a client keeps open: three targets, each with two settings of pgvector.
+
+All clients share PostgreSQL's 100 connections.
 """
 OTHER_FAILED = "another client did not begin"
 ANSWERS_SECONDS = 20.0
-"""A slow engine answers as many of the queries as it can in this time, and its recall is that of
-those.
+"""Time for the queries of one recall measurement.
+
+A slow engine answers only some of the queries in this time; its recall is measured on those.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a client is to do: ``numbers`` of queries, once or over and over, for at most some
-    seconds.
+    """Work of one client: search the queries ``numbers``, once or repeatedly.
+
+    It ends after ``seconds`` at the latest.
     """
 
     engine: Engine
@@ -47,9 +50,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What one client did: for each search the query's number and its seconds, and the answers
-    where they were kept.
-    """
+    """Result of one client: seconds per search; for ``once``, query numbers and answers as well."""
 
     numbers: list[int]
     latencies: list[float]
@@ -59,57 +60,56 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """What some clients did together."""
+    """Result of several clients together."""
 
     latencies: NDArray[np.float64]
     qps: float
 
 
 class Clients:
-    """Some clients that stay: a connection is open and warm after its first search."""
+    """Running clients: each connection is open and warm after its first search."""
 
     def __init__(self, pipes: Sequence[Connection], queries: range) -> None:
         self.pipes = pipes
         self.queries = queries
-        """The numbers of those that are asked."""
+        """Numbers of the queries that the clients search."""
 
     def asking(self, queries: range) -> Clients:
-        """The same clients, for some of the queries."""
+        """The same clients, for these queries."""
         return Clients(self.pipes, queries)
 
     @property
     def number(self) -> int:
-        """How many they are."""
+        """Number of clients."""
         return len(self.pipes)
 
     def answers(self, engine: Engine) -> tuple[list[int], list[list[int]]]:
-        """Ask every query once: which were asked, and the answers."""
+        """Search every query once; returns the searched numbers and the answers."""
         for client, pipe in enumerate(self.pipes):
             pipe.send(Work(engine, self.queries[client :: self.number], True, ANSWERS_SECONDS))
         served = self.receive()
-        return [n for one in served for n in one.numbers], [
-            keys for one in served for keys in one.answers
-        ]
+        numbers = [number for one in served for number in one.numbers]
+        return numbers, [keys for one in served for keys in one.answers]
 
     def search(self, engine: Engine, seconds: float) -> Timing:
-        """Search for some time, one query after the other, each client from a place of its own."""
+        """Search for ``seconds``, one query after the other; each client begins at another query."""
         self.start(engine, seconds)
         return self.finish()
 
     def start(self, engine: Engine, seconds: float) -> None:
-        """The same, without waiting for the end."""
+        """``search``, without waiting for the end."""
         for client, pipe in enumerate(self.pipes):
             begin = client * len(self.queries) // self.number
             pipe.send(Work(engine, [*self.queries[begin:], *self.queries[:begin]], False, seconds))
 
     def finish(self) -> Timing:
-        """What all have done since ``start``."""
+        """Wait for the end; returns the result since ``start``."""
         served = self.receive()
         latencies = np.concatenate([one.latencies for one in served])
         return Timing(latencies, sum(len(one.latencies) / one.seconds for one in served))
 
     def receive(self) -> list[Served]:
-        """One result from each; raises ``SyncdError`` where a client failed."""
+        """One result per client; raises ``SyncdError`` if a client failed."""
         results: list[Served | str] = []
         for pipe in self.pipes:
             try:
@@ -117,7 +117,7 @@ class Clients:
             except (EOFError, ConnectionError):
                 results.append("its process ended")
         reasons = [result for result in results if isinstance(result, str)]
-        if reasons:  # the first one that is not only another's consequence
+        if reasons:  # prefer one that is not the consequence of another client's failure
             raise SyncdError(f"a searching client failed: {min(reasons, key=OTHER_FAILED.__eq__)}")
         return [result for result in results if isinstance(result, Served)]
 
@@ -147,9 +147,9 @@ def clients(number: int, queries: NDArray[np.float32]) -> Iterator[Clients]:
 
 
 def serve(pipe: Connection, barrier: Barrier, queries: NDArray[np.float32]) -> None:
-    """A client's process: work, one after the other, until the pipe is closed."""
+    """Run in a client's process: do one piece of work after the other, until the pipe is closed."""
     leave_ctrl_c_to_the_parent()
-    opened: dict[Engine, tuple[ExitStack, Search]] = {}  # the one used last at the end
+    opened: dict[Engine, tuple[ExitStack, Search]] = {}  # the last used one at the end
     while True:
         try:
             work: Work = pipe.recv()
@@ -173,7 +173,7 @@ def serve(pipe: Connection, barrier: Barrier, queries: NDArray[np.float32]) -> N
 
 
 def run(work: Work, search: Search, queries: NDArray[np.float32]) -> Served:
-    """Search and note; answers are kept only where each query is asked once."""
+    """Search and measure; answers are kept only if each query is searched once."""
     numbers: Iterable[int] = work.numbers if work.once else itertools.cycle(work.numbers)
     asked, latencies, answers = [], [], []
     begun = before = time.perf_counter()
@@ -191,8 +191,9 @@ def run(work: Work, search: Search, queries: NDArray[np.float32]) -> Served:
 
 
 def process_context() -> ForkServerContext:
-    """Processes that begin with this module in memory; one that must read all of a program first
-    takes a second.
+    """A context whose processes start with this module in memory.
+
+    A process that imports the whole program takes a second to start.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["syncd.bench.environment", __name__])
@@ -200,5 +201,5 @@ def process_context() -> ForkServerContext:
 
 
 def leave_ctrl_c_to_the_parent() -> None:
-    """The parent ends its processes itself, and cleans up."""
+    """Ignore Ctrl-C in this process: the parent ends it, and cleans up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

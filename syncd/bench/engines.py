@@ -1,5 +1,6 @@
-"""What a client searches: a syncd, or a pgvector table. An engine is a value, handed to clients'
-processes; each opens it for itself.
+"""Engines that a client searches: a syncd, or a pgvector table.
+
+An engine is a value that is passed to the clients' processes. Each process opens it for itself.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ OPERATOR_CLASSES = {"cosine": "vector_cosine_ops", "l2": "vector_l2_ops", "ip": 
 BINARY = 1
 
 Search = Callable[[NDArray[np.float32]], list[int]]
-"""The keys nearest to a vector, nearest first."""
+"""A function of a vector that returns the nearest keys, nearest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +38,16 @@ class Below:
 
 
 class Engine(Protocol):
-    """One way to search, at one setting."""
+    """One way to search, with one setting."""
 
     @property
     def name(self) -> str:
-        """Whose index it is."""
+        """The product: ``syncd`` or ``pgvector``."""
         ...
 
     @property
     def setting(self) -> str:
-        """What decides on its recall."""
+        """The setting that determines its recall."""
         ...
 
     def open(self) -> AbstractContextManager[Search]:
@@ -66,12 +67,12 @@ class SyncdEngine:
 
     @property
     def name(self) -> str:
-        """Whose index it is."""
+        """The product: ``syncd``."""
         return "syncd"
 
     @property
     def setting(self) -> str:
-        """What decides on its recall."""
+        """The recall target, or ``exact``."""
         return "exact" if self.recall == 1 else f"recall {self.recall:g}"
 
     @contextmanager
@@ -94,26 +95,24 @@ class SyncdEngine:
 
 @dataclass(frozen=True, slots=True)
 class PgvectorEngine:
-    """Searches by a prepared statement, vectors in binary, and libpq with as little Python about it
-    as there can be.
-    """
+    """Searches by a prepared statement with binary vectors, over libpq with little Python code."""
 
     conninfo: str
     table: str
     metric: str
     ef_search: int | None
-    """None: without the index, row by row."""
+    """None: without the index, by a scan of the table."""
     k: int
     filter: Below | None = None
 
     @property
     def name(self) -> str:
-        """Whose index it is."""
+        """The product: ``pgvector``."""
         return "pgvector"
 
     @property
     def setting(self) -> str:
-        """What decides on its recall."""
+        """The ``ef_search``, or ``scan``."""
         return "scan" if self.ef_search is None else f"ef_search {self.ef_search}"
 
     @contextmanager
@@ -137,9 +136,7 @@ class PgvectorEngine:
             yield search
 
     def plan(self, vector: NDArray[np.float32]) -> str:
-        """The nodes of the plan that the search for a vector has, from the top down, each with its
-        index.
-        """
+        """The nodes of the plan of a search, from the top down, each with its index."""
         literal = sql.Literal(f"[{','.join(map(str, vector.tolist()))}]")
         with self.connect() as connection:
             (found,) = connection.execute(
@@ -148,9 +145,8 @@ class PgvectorEngine:
         nodes: list[Any] = [found[0]["Plan"]] if found else []
         for node in nodes:
             nodes += node.get("Plans", [])
-        return " > ".join(
-            " ".join(filter(None, (node["Node Type"], node.get("Index Name")))) for node in nodes
-        )
+        names = [(node["Node Type"], node.get("Index Name")) for node in nodes]
+        return " > ".join(" ".join(filter(None, each)) for each in names)
 
     @contextmanager
     def connect(self) -> Iterator[psycopg.Connection]:
@@ -164,7 +160,7 @@ class PgvectorEngine:
             yield connection
 
     def query(self, vector: sql.Composable) -> sql.Composed:
-        """The search for a vector."""
+        """The query that searches for a vector."""
         names: dict[str, sql.Composable] = {
             "table": sql.Identifier(self.table),
             "operator": sql.SQL(OPERATORS[self.metric]),

@@ -1,7 +1,8 @@
-"""Where a benchmark runs: the user's server or the embedded one, and a syncd of its own.
+"""The environment of a benchmark: the user's server or the embedded one, and a syncd of its own.
 
-The invariant: the database is left as it was found, also after Ctrl-C or SIGTERM. No table, source
-or consumer stays, and no schema syncd and no extension that was not there before.
+Invariant: after a benchmark the database is unchanged, even after Ctrl-C or SIGTERM. Every table,
+source and consumer of the benchmark is removed, and so are schema syncd and the extension if the
+benchmark created them.
 """
 
 from __future__ import annotations
@@ -38,10 +39,13 @@ from syncd.statements import statement
 CONSUMER = "bench"
 LOOK_SECONDS = 0.02
 SETTLED_SECONDS = 1.0
-"""Several of the builder's looks: it measures recall again once two in a row have seen no new row.
+"""How long syncd must build nothing to count as settled.
+
+The builder looks several times in this time. It measures recall again after two looks in a row
+without a new row.
 """
 LOWEST = "19"
-"""The niceness of the thread that builds."""
+"""Niceness of the thread that builds."""
 SAMPLES = 20_000
 COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
 COPY_TRAILER = struct.pack(">h", -1)
@@ -50,7 +54,7 @@ FLOAT4_OID = 700
 T = TypeVar("T", int, float)
 
 Columns = Mapping[str, NDArray[np.int32]]
-"""Integers of all rows by the name of their column."""
+"""Integers of all rows, by the name of their column."""
 NO_COLUMNS: Columns = {}
 
 
@@ -62,29 +66,28 @@ class Environment:
     directory: Path
     connection: psycopg.Connection
     vector_type: str
-    """``vector`` where the server has pgvector, else ``real[]``."""
+    """``vector`` if the server has pgvector, else ``real[]``."""
     progress: Progress
 
     def run(
         self, name: str, parameters: list[object] | None = None, **names: str
     ) -> list[tuple[object, ...]]:
         """Run a statement of ``queries/bench.sql``; ``{type}`` and table names are filled in."""
-        query = sql.SQL(statement("bench", name)).format(
-            **{
-                key: sql.Identifier(value) if key == "table" else sql.SQL(value)
-                for key, value in names.items()
-            }
-        )
+        filled = {
+            key: sql.Identifier(value) if key == "table" else sql.SQL(value)
+            for key, value in names.items()
+        }
+        query = sql.SQL(statement("bench", name)).format(**filled)
         cursor = self.connection.execute(query, parameters)
         return cursor.fetchall() if cursor.description else []
 
     def value(self, name: str, parameters: list[object] | None = None, **names: str) -> Any:
-        """The one value that a statement gives."""
+        """The single value of a statement's result."""
         return self.run(name, parameters, **names)[0][0]
 
     @contextmanager
     def step(self, what: str) -> Iterator[None]:
-        """Show what goes on, where somebody is looking."""
+        """Show the current step if stderr is a terminal."""
         task = self.progress.add_task(what, total=None)
         try:
             yield
@@ -92,18 +95,18 @@ class Environment:
             self.progress.remove_task(task)
 
     def track(self, numbers: Sequence[T], what: str) -> Iterable[T]:
-        """The same numbers, showing how many of them are done."""
+        """The same numbers; shows how many of them are done."""
         return self.progress.track(numbers, description=what)
 
     def create(self, table: str, dimension: int) -> None:
-        """A table with a key, counted from 1, and a vector."""
+        """Create a table with a key, counted from 1, and a vector."""
         column = f"vector({dimension})" if self.vector_type == "vector" else self.vector_type
         self.run("create_table", table=table, type=column)
 
     def load(
         self, table: str, blocks: Iterable[NDArray[np.float32]], columns: Columns = NO_COLUMNS
     ) -> None:
-        """Vectors by COPY in binary, and the numbers of other columns; the n-th gets the key n."""
+        """COPY vectors in binary, with integers of other columns; the n-th row gets the key n."""
         names = sql.SQL(", ").join(map(sql.Identifier, ("embedding", *columns)))
         query = sql.SQL(statement("bench", "copy_rows")).format(
             table=sql.Identifier(table), columns=names
@@ -111,28 +114,25 @@ class Environment:
         copy_vectors(self.connection, query, blocks, self.vector_type, list(columns.values()))
 
     def copy(self, table: str) -> None:
-        """The rows of the table ``followed``, with their keys."""
+        """Copy the rows of the table ``followed``, with their keys."""
         self.run("copy_table", table=table)
         self.run("continue_keys", [f"syncd_bench.{table}"], table=table)
 
     def fill(self, table: str, rows: int, dimension: int, seed: int) -> None:
-        """Vectors that are as hard to search as real ones."""
+        """Load generated vectors, which are as hard to search as real ones."""
         blocks = made_blocks(rows, dimension, seed)
-        self.load(
-            table,
-            self.progress.track(
-                blocks, total=-(-rows // LOADED_ROWS), description=f"loading {rows} rows"
-            ),
-        )
+        total = -(-rows // LOADED_ROWS)
+        shown = self.progress.track(blocks, total=total, description=f"loading {rows} rows")
+        self.load(table, shown)
 
     def create_tables(self, *tables: str, dimension: int) -> None:
-        """Tables with a key and a vector, and vectors to insert."""
+        """Create tables with a key and a vector, and table ``samples`` with vectors to insert."""
         for table in ("samples", *tables):
             self.create(table, dimension)
         self.fill("samples", SAMPLES, dimension, seed=1)
 
     def change(self, table: str, keys: Sequence[int], samples: Sequence[int]) -> str:
-        """Give rows other vectors, those of some samples, in one transaction; the token of it."""
+        """Give rows the vectors of some samples, in one transaction; returns its token."""
         with self.connection.transaction():
             self.run("change_rows", [list(keys), list(samples)], table=table)
             return str(self.value("token"))
@@ -145,25 +145,22 @@ def copy_vectors(
     vector_type: str,
     numbers: Sequence[NDArray[np.int32]] = (),
 ) -> None:
-    """COPY one column of vectors in binary, from blocks of (n, dimension) float32, and after it
-    columns of integers.
+    """COPY one column of vectors in binary, then columns of integers.
+
+    ``blocks`` are (n, dimension) float32.
     """
-    others = (
-        zip(*(column.tolist() for column in numbers), strict=True)
-        if numbers
-        else itertools.repeat(())
-    )
+    lists = [column.tolist() for column in numbers]
+    others = zip(*lists, strict=True) if lists else itertools.repeat(())
     with connection.cursor().copy(copy_statement) as copy:
         copy.write(COPY_HEADER)
         for block in blocks:
-            copy.write(
-                b"".join(copied_row(row, vector_type, next(others)) for row in block.astype(">f4"))
-            )
+            rows = block.astype(">f4")
+            copy.write(b"".join(copied_row(row, vector_type, next(others)) for row in rows))
         copy.write(COPY_TRAILER)
 
 
 def copied_row(vector: NDArray[np.float32], vector_type: str, numbers: tuple[int, ...]) -> bytes:
-    """One row in COPY's binary format, from big-endian floats and integers of four bytes."""
+    """One row in COPY's binary format, from big-endian floats and integers of 4 bytes."""
     if vector_type == "vector":
         value = struct.pack(">hh", len(vector), 0) + vector.tobytes()
     else:
@@ -178,13 +175,12 @@ def copied_row(vector: NDArray[np.float32], vector_type: str, numbers: tuple[int
 def environment(
     settings: Settings, progress: Progress, warn: Callable[[str], None]
 ) -> Iterator[Environment]:
-    """Prepare the database, and clean up after the benchmark, whatever happens in it."""
+    """Prepare the database, and clean up at the end, even after an error."""
     with (
         interrupted_by_sigterm(),
         tempfile.TemporaryDirectory(prefix="syncd-bench-") as folder,
-        open_session(
-            settings.conninfo
-        ) as keeper,  # idle meanwhile, so that it can clean up whatever is interrupted
+        # idle during the benchmark, so that it can clean up after an interrupt
+        open_session(settings.conninfo) as keeper,
     ):
         locked, has_extension, extension_available = first_row(keeper, "begin")
         if not locked:
@@ -193,19 +189,19 @@ def environment(
             )
         revision = schema.installed_revision(keeper)
         if revision is not None:
-            schema.check_installed(revision)  # to upgrade it is not a benchmark's business
+            schema.check_installed(revision)  # a benchmark must not upgrade it
         try:
             schema.install(settings.conninfo)
-            clean(keeper)  # what a benchmark that was killed has left
+            clean(keeper)  # after a benchmark that was killed
             for (source,) in keeper.execute(statement("bench", "list_foreign_sources")):
                 warn(
-                    f"warning: {source} is attached too; it will be read, and is part of what is "
-                    "measured"
+                    f"warning: {source} is attached too; syncd reads it, and the results include "
+                    "that"
                 )
             for (name,) in keeper.execute(statement("bench", "list_running_consumers")):
                 warn(
-                    f"warning: a syncd runs here as consumer {name}; it follows the benchmark's "
-                    "tables too"
+                    f"warning: a syncd runs here as consumer {name}; it also follows the "
+                    "benchmark's tables"
                 )
             keeper.execute(statement("bench", "create_schema"))
             if extension_available and not has_extension:
@@ -225,14 +221,14 @@ def environment(
 
 
 def first_row(connection: psycopg.Connection, name: str) -> tuple[Any, ...]:
-    """The one row of a statement of ``queries/bench.sql``."""
+    """The single row of a statement of ``queries/bench.sql``."""
     row = connection.execute(statement("bench", name)).fetchone()
     assert row is not None
     return row
 
 
 def clean(connection: psycopg.Connection) -> None:
-    """Drop what benchmarks make."""
+    """Remove everything that benchmarks create in the database."""
     if schema.installed_revision(connection) is not None:
         for (source,) in connection.execute(statement("schema", "list_sources")).fetchall():
             if source.startswith("syncd_bench."):
@@ -243,7 +239,7 @@ def clean(connection: psycopg.Connection) -> None:
 
 @contextmanager
 def interrupted_by_sigterm() -> Iterator[None]:
-    """End the block on SIGTERM as on Ctrl-C."""
+    """Let SIGTERM end the block as Ctrl-C does."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -257,7 +253,7 @@ def interrupted_by_sigterm() -> Iterator[None]:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Let no further Ctrl-C end the block."""
+    """Ignore Ctrl-C and SIGTERM in the block."""
     before = {
         number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)
     }
@@ -278,7 +274,7 @@ class Serving:
         self.stop_seconds = 0.0
 
     def client(self) -> Client:
-        """A new connection to it."""
+        """A new client of it."""
         return Client(self.socket, timeout=120.0)
 
     def wait_searchable(self, dataset: str, rows: int) -> DatasetStatus:
@@ -296,31 +292,31 @@ class Serving:
                 time.sleep(LOOK_SECONDS)
 
     def memory_bytes(self, field: str = "VmRSS") -> int:
-        """Memory of the process now (``VmRSS``), at most (``VmHWM``), or without files
+        """Memory of the process: now (``VmRSS``), its maximum (``VmHWM``), or without files
         (``RssAnon``).
         """
         for line in self.system_file("status").splitlines():
             if line.startswith(f"{field}:"):
                 return int(line.split()[1]) * 1024
         raise SyncdError(
-            f"the system does not tell {field} of a process", hint="run the benchmark on Linux"
+            f"the system does not report {field} of a process", hint="run the benchmark on Linux"
         )
 
     def cpu_seconds(self) -> float:
-        """Time of processors that the process has used so far."""
+        """CPU seconds that the process has used so far."""
         return used_seconds(self.stat("stat"))
 
     def building_cpu_seconds(self) -> float:
-        """How much of that was for building."""
+        """CPU seconds that the process has used for building."""
         return sum(map(used_seconds, self.builders()))
 
     def settle(self) -> None:
-        """Return once it builds nothing any more."""
+        """Return when syncd has nothing left to build."""
         with self.client() as client:
             while True:
                 while is_building(client):
                     time.sleep(LOOK_SECONDS)
-                client.checkpoint()  # a compaction ends with one, and is looked after only then
+                client.checkpoint()  # a compaction ends with a checkpoint
                 end = time.monotonic() + SETTLED_SECONDS
                 while not is_building(client):
                     if time.monotonic() > end:
@@ -329,7 +325,7 @@ class Serving:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Take its processors away for a while."""
+        """Stop the process (SIGSTOP) during the block."""
         self.process.send_signal(signal.SIGSTOP)
         try:
             yield
@@ -337,40 +333,40 @@ class Serving:
             self.process.send_signal(signal.SIGCONT)
 
     def builders(self) -> list[list[str]]:
-        """CPU seconds of the threads of the lowest priority, of which the builder is one."""
+        """``stat`` fields of each thread with the lowest priority, of which the builder is one."""
         try:
             threads = [thread.name for thread in Path(f"/proc/{self.process.pid}/task").iterdir()]
         except OSError as error:
             raise SyncdError(
-                f"the system does not tell about threads: {error}", hint="run it on Linux"
+                f"the system does not report on threads: {error}", hint="run it on Linux"
             ) from error
         found = []
         for thread in threads:
-            with suppress(SyncdError):  # it has ended meanwhile
+            with suppress(SyncdError):  # the thread has ended meanwhile
                 found.append(self.stat(f"task/{thread}/stat"))
         return [fields for fields in found if fields[16] == LOWEST]
 
     def stat(self, name: str) -> list[str]:
-        """The fields of a ``stat`` from the third one on, the state (proc(5))."""
+        """Fields of a ``stat`` file, from the third one on, the state (proc(5))."""
         return self.system_file(name).rpartition(")")[2].split()
 
     def system_file(self, name: str) -> str:
-        """What the system says of the process."""
+        """Text of a file of the process in ``/proc``; raises ``SyncdError``."""
         try:
             return Path(f"/proc/{self.process.pid}/{name}").read_text(encoding="ascii")
         except OSError as error:
             raise SyncdError(
-                f"the system does not tell about processes: {error}", hint="run it on Linux"
+                f"the system does not report on processes: {error}", hint="run it on Linux"
             ) from error
 
 
 def is_building(client: Client) -> bool:
-    """Whether the service says that it builds something."""
+    """Whether the service reports that it builds an index."""
     return any(work.what == "building" for work in client.status().work)
 
 
 def used_seconds(fields: list[str]) -> float:
-    """Time of processors, in user and in system mode, of a process or a thread."""
+    """CPU seconds of a process or a thread, in user and in system mode."""
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 

@@ -1,10 +1,9 @@
-"""Filtered searches: recall and searches a second where a filter lets a share of the rows pass,
-beside pgvector's iterative scan.
+"""Filtered searches: recall and searches per second, compared with pgvector's iterative scan.
 
-Each column numbers the rows from 0, so that ``column < n`` lets exactly ``n`` of them pass:
-``independent`` in a random order, ``correlated`` by their distance to one of them. What the second
-lets pass lies around that row, which is near to some queries and far from others: the quarter of
-the queries nearest to it and the farthest quarter are measured each for itself.
+Each of two columns numbers the rows from 0, so that exactly ``n`` rows pass ``column < n``.
+``independent`` numbers them in a random order, ``correlated`` by their distance to one row. The
+rows that pass the second are around that row, which is near to some queries and far from others.
+So the nearest quarter of the queries and the farthest quarter are measured separately.
 """
 
 from __future__ import annotations
@@ -25,10 +24,12 @@ from syncd.bench.versus import Build, Pair, Recalls, Turns, pair
 from syncd.errors import SettingsError
 
 ITERATIVE_SCAN = (0, 8)
-"""The first version of pgvector that has one."""
+"""The first version of pgvector that has an iterative scan."""
 DEFAULT_EF_SEARCH = 40
-"""Measured too where its recall is enough: the planner may leave the HNSW index at this one and not
-at a smaller one, and be the faster for it.
+"""pgvector's default, measured as well if its recall is sufficient.
+
+The planner may choose another plan than the HNSW index at this value but not at a smaller one. That
+plan may be faster.
 """
 QUARTER = 4
 
@@ -53,7 +54,7 @@ class FilteredComparison(Comparison):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How pgvector's server answers under one filter."""
+    """The plan of pgvector's searches under one filter."""
 
     kind: Kind
     selectivity: float
@@ -63,7 +64,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class FilterReport:
-    """What was searched, and how it answered."""
+    """The vectors and the results of all filters."""
 
     vectors: str
     rows: int
@@ -86,9 +87,7 @@ def measure(
     client_numbers: list[int],
     turns: Turns,
 ) -> FilterReport:
-    """Load, build, and under each filter find the settings of equal recall and let them take turns
-    in each round.
-    """
+    """Load and build; under each filter find settings of equal recall, and measure them in turn."""
     if turns.versus:
         check_iterative_scan(where)
     rows = len(vectors.base)
@@ -120,13 +119,9 @@ def measure(
                         FilteredComparison(**asdict(one), kind=kind, selectivity=selectivity)
                         for one in compared
                     ]
+                    query = vectors.queries[queries[0]]
                     plans += [
-                        Plan(
-                            kind,
-                            selectivity,
-                            engine.setting,
-                            engine.plan(vectors.queries[queries[0]]),
-                        )
+                        Plan(kind, selectivity, engine.setting, engine.plan(query))
                         for others in ladder.values()
                         for engine in others
                     ]
@@ -145,9 +140,7 @@ def measure(
 
 
 def with_default(both: Pair, measured: Recalls, ladder: Ladder) -> Ladder:
-    """The ladder, and beside each target the ``ef_search`` that pgvector has without being told,
-    where its recall is enough.
-    """
+    """The ladder, with pgvector's default ``ef_search`` if its recall is sufficient."""
     usual = both.pgvector(DEFAULT_EF_SEARCH)
     return {
         syncd: [*others, usual]
@@ -158,18 +151,19 @@ def with_default(both: Pair, measured: Recalls, ladder: Ladder) -> Ladder:
 
 
 def check_iterative_scan(where: Environment) -> None:
-    """Raises ``SettingsError`` where the server has a pgvector that is too old for one."""
+    """Raise ``SettingsError`` if the server's pgvector has no iterative scan."""
     for (version,) in where.run("pgvector_version"):
         if tuple(map(int, str(version).split(".")[:2])) < ITERATIVE_SCAN:
             raise SettingsError(
                 f"pgvector {version} has no iterative scan",
-                hint="leave --versus out, or: ALTER EXTENSION vector UPDATE",
+                hint="omit --versus, or: ALTER EXTENSION vector UPDATE",
             )
 
 
 def with_columns(vectors: VectorSet, seed: int = 0) -> tuple[VectorSet, Columns]:
-    """The columns of the rows, and the queries in the order of their distance to the row that
-    ``correlated`` is about.
+    """Vectors with ordered queries, and the columns of the rows.
+
+    The queries are ordered by their distance to the row from which ``correlated`` is counted.
     """
     generator = np.random.default_rng(seed)
     pivot = vectors.base[int(generator.integers(len(vectors.base)))][None].astype(np.float32)
@@ -193,9 +187,7 @@ def with_columns(vectors: VectorSet, seed: int = 0) -> tuple[VectorSet, Columns]
 
 
 def asked(queries: int) -> dict[Literal["independent", "correlated"], dict[Kind, range]]:
-    """Which queries are asked under a filter on which column, where they are in the order of
-    ``with_columns``.
-    """
+    """Numbers of the queries for each column, in the order of ``with_columns``."""
     some = -(-queries // QUARTER)
     return {
         "independent": {"independent": range(queries)},

@@ -39,28 +39,22 @@ class Freshness:
 def measure(
     where: Environment, *, dimension: int, commits: int, writers: int, seed: int = 0
 ) -> list[Freshness]:
-    """An idle system with one writer, then several writers at once without a pause."""
+    """Measure one writer with pauses, then several writers at once without pauses."""
     where.create_tables(DATASET, dimension=dimension)
     where.run("insert_sample", table=DATASET)
     where.run("attach", [f"syncd_bench.{DATASET}", "cosine"])
     with serving(where) as service:
+        each = max(commits // writers, 10) * 4
         return [
             run(where, service, writers=1, commits=commits, idle=True, seed=seed),
-            run(
-                where,
-                service,
-                writers=writers,
-                commits=max(commits // writers, 10) * 4,
-                idle=False,
-                seed=seed,
-            ),
+            run(where, service, writers=writers, commits=each, idle=False, seed=seed),
         ]
 
 
 def run(
     where: Environment, service: Serving, *, writers: int, commits: int, idle: bool, seed: int
 ) -> Freshness:
-    """Each writer in a process of its own, so that they do not wait for one another."""
+    """Measure writers, each in a process of its own, so that they do not wait for each other."""
     pause = IDLE_SECONDS if idle else (0.0, 0.0)
     with (
         where.step(f"{commits} commits by each of {writers} writers"),
@@ -85,9 +79,7 @@ def run(
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A writer that looks for what it has written: by RPC, or without a socket by SQL from another
-    session.
-    """
+    """A writer that looks for its own rows, by RPC; without a socket by SQL in another session."""
 
     conninfo: str
     socket: str | None
@@ -98,7 +90,7 @@ class Probe:
 
     @contextmanager
     def reader(self) -> Iterator[Callable[[int], bool]]:
-        """Whether the row with a key is there."""
+        """A function that says whether the row with a key can be found."""
         if self.socket is not None:
             with Client(self.socket) as client:
                 yield lambda key: bool(client.get(self.table, [key]))
@@ -111,8 +103,9 @@ class Probe:
 
 
 def write_and_look(probe: Probe, commits: int, seconds: float = math.inf) -> NDArray[np.float64]:
-    """Insert a row, then ask for it until it is there; milliseconds for each commit after the first
-    few.
+    """Insert rows; look for each until it is found.
+
+    Returns milliseconds per commit, without the first ``WARM_UP`` commits.
     """
     chance = random.Random(probe.seed)  # noqa: S311 - a reproducible schedule
     insert = sql.SQL(statement("bench", "insert_returning")).format(
@@ -129,6 +122,6 @@ def write_and_look(probe: Probe, commits: int, seconds: float = math.inf) -> NDA
             committed = time.perf_counter()
             assert row is not None
             while not is_there(row[0]):
-                time.sleep(LOOK_SECONDS)  # eight readers that spin would be what is measured
+                time.sleep(LOOK_SECONDS)  # without a pause, eight busy readers would be measured
             delays.append(time.perf_counter() - committed)
     return np.array(delays[WARM_UP:] or delays) * 1000

@@ -1,5 +1,6 @@
-"""What syncd costs writers: single-row inserts a second into a bare table, an attached one, and one
-with an HNSW index, interleaved.
+"""The cost of syncd for writers: single-row inserts per second into three tables, interleaved.
+
+One table is bare, one is attached, one has an HNSW index.
 """
 
 from __future__ import annotations
@@ -22,15 +23,17 @@ from syncd.errors import SyncdError
 from syncd.statements import statement
 
 RUNS = {"bare": "bare", "attached": "attached", "captured": "attached", "hnsw": "hnsw"}
-"""Which table each run writes. For ``captured`` syncd is paused: what is left is the triggers'
-part, as where syncd has cores of its own.
+"""The table that each run writes.
+
+For ``captured`` syncd is paused. Only the triggers' cost is left, as on a machine on which syncd
+has cores of its own.
 """
 CAUGHT_UP_MS = 600_000
 
 
 @dataclass(frozen=True, slots=True)
 class Ingest:
-    """Median inserts a second over the rounds."""
+    """Median inserts per second over the rounds."""
 
     clients: int
     bare: float
@@ -45,8 +48,9 @@ class Ingest:
 def measure(
     where: Environment, *, dimension: int, clients: list[int], seconds: int, rounds: int
 ) -> list[Ingest]:
-    """Every run in turn, in each round, on the machine on which syncd follows the attached table.
-    Each begins when syncd has nothing left to do.
+    """Measure every run in turn, in each round, while syncd follows the attached table.
+
+    Each run begins when syncd has nothing left to do.
     """
     runs = [run for run in RUNS if run != "hnsw" or where.vector_type == "vector"]
     where.create_tables(*dict.fromkeys(RUNS[run] for run in runs), dimension=dimension)
@@ -68,7 +72,7 @@ def measure_clients(
     seconds: int,
     rounds: int,
 ) -> Ingest:
-    """The rounds with one number of writers."""
+    """Measure the rounds of one number of writers."""
     rates: dict[str, list[float]] = {run: [] for run in runs}
     for _ in range(rounds):
         for run in runs:
@@ -80,12 +84,9 @@ def measure_clients(
     rate = {run: statistics.median(found) for run, found in rates.items()}
 
     def share(run: str) -> float:
-        """Of the bare table's rate: the median of neighbours in time, since the machine's speed
-        drifts.
-        """
-        return round(
-            statistics.median(a / b for a, b in zip(rates[run], rates["bare"], strict=True)), 3
-        )
+        """Median ratio to the bare table's rate in the same round: the machine's speed drifts."""
+        ratios = [a / b for a, b in zip(rates[run], rates["bare"], strict=True)]
+        return round(statistics.median(ratios), 3)
 
     return Ingest(
         clients,
@@ -100,7 +101,7 @@ def measure_clients(
 
 
 def run_pgbench(where: Environment, table: str, clients: int, seconds: int) -> float:
-    """Transactions a second of one pgbench run."""
+    """Transactions per second of one pgbench run."""
     script = where.directory / f"{table}.sql"
     query = sql.SQL(statement("bench", "insert_sample")).format(table=sql.Identifier(table))
     script.write_text(query.as_string(where.connection) + ";\n", encoding="utf-8")
@@ -123,13 +124,14 @@ def run_pgbench(where: Environment, table: str, clients: int, seconds: int) -> f
     rate = re.search(r"^tps = ([0-9.]+)", done.stdout, re.MULTILINE)
     if done.returncode != 0 or rate is None:
         raise SyncdError(
-            f"pgbench failed: {done.stderr.strip()[-1000:]}", hint="run it by itself to see why"
+            f"pgbench failed: {done.stderr.strip()[-1000:]}",
+            hint="run pgbench alone to see the reason",
         )
     return float(rate[1])
 
 
 def find_pgbench() -> str:
-    """The embedded PostgreSQL's, else the one on the path."""
+    """Path of the embedded PostgreSQL's pgbench, else of the one on the PATH."""
     from syncd.postgres.embedded.embedded import EmbeddedUnavailable, binaries
 
     try:
@@ -144,8 +146,9 @@ def find_pgbench() -> str:
 
 
 def libpq_variables(conninfo: str) -> dict[str, str]:
-    """A connection string as libpq's environment variables, which pgbench reads; it writes,
-    whatever a role's default is.
+    """libpq's environment variables for a connection string, which pgbench reads.
+
+    Its transactions are not read-only, even if this is the role's default.
     """
     names = {
         "host": "PGHOST",

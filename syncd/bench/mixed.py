@@ -1,5 +1,6 @@
-"""Mixed: searches while writers write, and how fresh their answers are; beside pgvector, whose
-index the writers keep themselves.
+"""Mixed: searches while writers write, and how fresh their answers are.
+
+It is compared with pgvector, whose index the writers themselves update.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ PROBE_PAUSE_SECONDS = (0.0, 0.04)
 class Mixed:
     """Medians of the rounds' rates, percentiles over all rounds.
 
-    ``writes_per_second`` are the rows that were changed, as many as are wanted or else can be;
-    ``recall`` is that before the writing. Fresh is a row, inserted beside those, from its commit
-    until another session finds it: with pgvector at once.
+    ``writes_per_second`` counts changed rows: the wanted number, or fewer if that is not possible.
+    ``recall`` is measured before the writing. ``fresh`` is the time from the commit of an inserted
+    row until another session finds it; with pgvector it is found at once.
     """
 
     engine: str
@@ -57,7 +58,7 @@ def measure(
     client_number: int,
     turns: Turns,
 ) -> list[Mixed]:
-    """The first rows of the set are searched; the writers give them the vectors of the others."""
+    """Search the first rows of the set, while the writers give them the vectors of the others."""
     rows, samples = vectors.rows, vectors.spare
     exact = truth(vectors.base[:rows], vectors.queries, vectors.metric, track=where.track)
     where.create("samples", vectors.dimension)
@@ -126,8 +127,9 @@ def measure(
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """A process that gives rows other vectors; no two have a row in common, or they would wait for
-    one another.
+    """A process that gives rows other vectors.
+
+    No two writers have a row in common: they would wait for each other.
     """
 
     conninfo: str
@@ -140,9 +142,7 @@ class Writer:
 
 
 def write(writer: Writer, seconds: float) -> float:
-    """Change some rows a transaction, as many rows a second as are wanted or else can be; how many
-    a second it were.
-    """
+    """Change rows for ``seconds``, at the wanted rate or a lower one; returns rows per second."""
     chance = random.Random(f"{writer.seed} {writer.keys.start}")  # noqa: S311 - a reproducible schedule
     change = sql.SQL(statement("bench", "change_rows")).format(table=sql.Identifier(writer.table))
     batch = min(writer.batch, len(writer.keys))

@@ -1,4 +1,4 @@
-"""Searches a second and their latency at a measured recall, beside pgvector's at the same."""
+"""Searches per second and their latency at a measured recall, compared with pgvector's."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from syncd.bench.vector_set import K, VectorSet, truth
 from syncd.bench.versus import Build, Pair, Recalls, Turns, pair
 
 Ladder = dict[Engine, list[PgvectorEngine]]
-"""syncd at each target, and for each the settings of pgvector whose recall is the same or on either
-side.
+"""syncd at each recall target, with the settings of pgvector that have this recall or bracket it.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One engine at one setting with some clients: medians of the rounds' rates, percentiles over
-    all their searches.
+    """One engine at one setting with some clients.
+
+    The rate is the median of the rounds' rates; percentiles are over all searches of all rounds.
     """
 
     engine: str
@@ -38,8 +38,9 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Searches a second at one recall, pgvector's by the settings whose measured recall is the same
-    or next to it.
+    """Searches per second at one recall.
+
+    pgvector's are measured at the settings whose recall is the same or next to it.
     """
 
     setting: str
@@ -54,7 +55,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class SearchReport:
-    """What was searched, how long building took, and how it answered."""
+    """The vectors, the time to build, and the results."""
 
     vectors: str
     rows: int
@@ -76,7 +77,7 @@ def measure(
     client_numbers: list[int],
     turns: Turns,
 ) -> SearchReport:
-    """Load, build, find the settings of equal recall, and let them take turns in each round."""
+    """Load, build, find the settings of equal recall, and measure them in turn in each round."""
     exact = truth(
         vectors.base,
         vectors.queries,
@@ -106,7 +107,7 @@ def measure(
 def rate(
     where: Environment, sets: list[Clients], ladder: Ladder, measured: Recalls, turns: Turns
 ) -> tuple[list[Point], list[Comparison]]:
-    """Let all that is on the ladder take turns in each round, with each set of clients."""
+    """Measure all engines of the ladder in turn, in each round, with each set of clients."""
     engines: list[Engine] = list(
         dict.fromkeys(engine for syncd, others in ladder.items() for engine in (syncd, *others))
     )
@@ -119,9 +120,7 @@ def rate(
 
 
 def choose(both: Pair, measured: Recalls, recalls: list[float]) -> Ladder:
-    """syncd at each target, and for each the settings of pgvector that measure the same recall or
-    bracket it.
-    """
+    """The ladder: syncd at each target, and settings of pgvector with measured recall around it."""
     ladder: Ladder = {}
     with both.where.step("settings of equal recall"):
         for target in recalls:
@@ -138,7 +137,7 @@ def take_turns(
     measured: Recalls,
     turns: Turns,
 ) -> list[Point]:
-    """Every engine in turn, in each round, so that all meet the same machine."""
+    """Measure every engine in turn, in each round, so that changes of the machine affect all."""
     rates: dict[Engine, list[float]] = {engine: [] for engine in engines}
     latencies: dict[Engine, list[float]] = {engine: [] for engine in engines}
     for _ in where.track(range(turns.rounds), f"{searchers.number} clients"):
@@ -164,7 +163,7 @@ def take_turns(
 
 
 def compare(ladder: Ladder, points: list[Point]) -> list[Comparison]:
-    """One line for each of syncd's points that has others to compare with."""
+    """One comparison for each of syncd's points that has settings of pgvector."""
     by_setting = {(point.engine, point.setting, point.clients): point for point in points}
     return [
         comparison(mine, [by_setting[other.name, other.setting, number] for other in others])
@@ -176,22 +175,16 @@ def compare(ladder: Ladder, points: list[Point]) -> list[Comparison]:
 
 
 def comparison(mine: Point, others: list[Point]) -> Comparison:
-    """pgvector's best rate at this recall or a higher one, or what is interpolated by recall from
-    the setting below to the one above.
+    """Compare with pgvector's best rate at this recall or a higher one.
+
+    Between a setting below and one above, a rate is interpolated by recall; the better one counts.
     """
     below = [other for other in others if other.recall < mine.recall][-1:]
     enough = [other for other in others if other.recall >= mine.recall]
     qps = max(other.qps for other in enough or below)
     if below and enough:
-        pair = (below[0], enough[0])
-        qps = max(
-            qps,
-            float(
-                np.interp(
-                    mine.recall, [other.recall for other in pair], [other.qps for other in pair]
-                )
-            ),
-        )
+        recalls, rates = zip(*((one.recall, one.qps) for one in (below[0], enough[0])), strict=True)
+        qps = max(qps, float(np.interp(mine.recall, recalls, rates)))
     return Comparison(
         mine.setting,
         mine.clients,

@@ -1,5 +1,6 @@
-"""Vectors to measure with: the user's, or made ones that are as hard to search as real ones; and
-which answers to a search are right.
+"""Vectors to measure with, and the exact answers to their queries.
+
+The vectors are the user's, or generated ones that are as hard to search as real ones.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from syncd.errors import SettingsError
 K = 10
 BLOCK_ROWS = 50_000
 LOADED_ROWS = 1000
-CANDIDATES = 2 * K  # float32 may order the last few otherwise than float64
+CANDIDATES = 2 * K
+"""Neighbours to keep per query: float32 may order the last ones differently than float64."""
 ROUNDING = 1e-5
+"""Relative difference of two distances that count as equal."""
 LATENT = 24
 CLUSTERS = 200
 SPREAD = 1.0
@@ -29,8 +32,9 @@ Track = Callable[[Sequence[int], str], Iterable[int]]
 
 @dataclass(frozen=True, slots=True)
 class VectorSet:
-    """``base`` (n, d) of any numeric type, ``queries`` (q, d) float32 that are not among them, and
-    their neighbours where they are known.
+    """Vectors and queries.
+
+    ``base`` is (n, d) of any numeric type. ``queries`` (q, d) float32 are not in ``base``.
     """
 
     name: str
@@ -38,32 +42,32 @@ class VectorSet:
     queries: NDArray[np.float32]
     metric: str
     neighbors: NDArray[Any] | None = None
-    """Rows of ``base``, nearest first, (q, at least ``K``)."""
+    """Row numbers in ``base``, nearest first, (q, at least ``K``); None: not known."""
     spare: int = 0
-    """So many at the end of ``base`` are not to be searched, but to be written."""
+    """Number of vectors at the end of ``base`` that are only written later."""
 
     @property
     def rows(self) -> int:
-        """How many are to be searched from the start."""
+        """Number of vectors that are searched from the start."""
         return len(self.base) - self.spare
 
     @property
     def dimension(self) -> int:
-        """Of every vector."""
+        """Dimension of every vector."""
         return int(self.base.shape[1])
 
     def blocks(self, begin: int = 0, end: int | None = None) -> Iterator[NDArray[np.float32]]:
-        """Rows of ``base`` as float32, some at a time."""
+        """Rows of ``base`` as float32, in blocks of (at most ``LOADED_ROWS``, d)."""
         stop = len(self.base) if end is None else end
         for start in range(begin, stop, LOADED_ROWS):
             yield self.base[start : min(start + LOADED_ROWS, stop)].astype(np.float32)
 
 
 def read(path: Path, *, rows: int | None, queries: int, metric: str, seed: int = 0) -> VectorSet:
-    """Read .npy (n, d), .fvecs, or .npz with ``base`` and, where it has them, ``queries`` and
-    ``neighbors`` (Euclidean).
+    """Read .npy (n, d), .fvecs, or .npz with ``base``.
 
-    Without queries, rows taken out of the vectors are. Raises ``SettingsError``.
+    An .npz file may also have ``queries`` and ``neighbors`` (Euclidean). Without queries, some of
+    the vectors are taken out and used as queries. Raises ``SettingsError``.
     """
     found: dict[str, NDArray[Any]] = {}
     try:
@@ -86,7 +90,7 @@ def read(path: Path, *, rows: int | None, queries: int, metric: str, seed: int =
     base = found.get("base")
     if base is None or base.ndim != 2 or len(base) <= K:
         raise SettingsError(
-            f"{path} holds no vectors that can be searched",
+            f"{path} has no vectors that can be searched",
             hint="give .npy (n, d), .fvecs, or .npz with base (n, d)",
         )
     neighbors = found.get("neighbors") if metric == "l2" else None
@@ -106,7 +110,7 @@ def read(path: Path, *, rows: int | None, queries: int, metric: str, seed: int =
 
 
 def generate(rows: int, dimension: int, *, queries: int, metric: str, seed: int = 0) -> VectorSet:
-    """Vectors of ``made_blocks`` to search and to search for."""
+    """Vectors and queries of ``made_blocks``."""
     made = np.empty((rows + queries, dimension), dtype=np.float32)
     start = 0
     for block in made_blocks(len(made), dimension, seed, BLOCK_ROWS):
@@ -118,21 +122,20 @@ def generate(rows: int, dimension: int, *, queries: int, metric: str, seed: int 
 def made_blocks(
     rows: int, dimension: int, seed: int, block_rows: int = LOADED_ROWS
 ) -> Iterator[NDArray[np.float32]]:
-    """Clusters on a curved surface of ``LATENT`` dimensions, the same for every seed, with some
-    noise: (at most ``block_rows``, dimension) at a time.
+    """Generated vectors, in blocks of (at most ``block_rows``, dimension) float32.
 
-    Vectors of independent coordinates would be useless: all are equally far from one another, and
-    no index can help. The intrinsic dimension of these (``Truth.intrinsic_dimension``) is 16 at
-    100,000 rows, whatever their length; that of MNIST is 13, of a million SIFT descriptors 21.
+    They are clusters on a curved surface of ``LATENT`` dimensions, with some noise. The surface is
+    the same for every seed. Vectors of independent coordinates would be useless: all have about the
+    same distance from each other, and no index can help. The intrinsic dimension of these vectors
+    (``Truth.intrinsic_dimension``) is 16 at 100,000 rows, at any length. MNIST has 13, and
+    1,000,000 SIFT descriptors have 21.
     """
     surface, generator = np.random.default_rng(0), np.random.default_rng((0, seed))
     hidden = 4 * LATENT
-    inner = surface.standard_normal((LATENT, hidden), dtype=np.float32) / np.float32(
-        np.sqrt(LATENT)
-    )
-    outer = surface.standard_normal((hidden, dimension), dtype=np.float32) / np.float32(
-        np.sqrt(hidden)
-    )
+    inner = surface.standard_normal((LATENT, hidden), dtype=np.float32)
+    inner /= np.float32(np.sqrt(LATENT))
+    outer = surface.standard_normal((hidden, dimension), dtype=np.float32)
+    outer /= np.float32(np.sqrt(hidden))
     centres = surface.standard_normal((CLUSTERS, LATENT), dtype=np.float32)
     for start in range(0, rows, block_rows):
         count = min(block_rows, rows - start)
@@ -143,8 +146,9 @@ def made_blocks(
 
 
 class Truth:
-    """The exact answers to the queries over some rows: ``limits`` (q,) is how far the ``K``-th
-    nearest row is.
+    """The exact answers to the queries over some rows.
+
+    ``limits`` (q,) is the distance of the ``K``-th nearest row.
     """
 
     def __init__(
@@ -155,8 +159,10 @@ class Truth:
         candidates: NDArray[Any],
         there: NDArray[np.bool_],
     ) -> None:
-        """``vectors``: the row with key n at n - 1. ``candidates`` (q, ≥ K): rows among which the
-        nearest are. ``there`` (n,): those to be found.
+        """Compute the distances of the candidates.
+
+        ``vectors`` has the row with key n at n - 1. ``candidates`` (q, ≥ K) has rows that include
+        the nearest ones. ``there`` (n,) says which rows searches can find.
         """
         self.vectors = vectors
         self.there = there
@@ -169,37 +175,38 @@ class Truth:
         self.limits = self.distances[:, min(K, candidates.shape[1]) - 1]
 
     def distance(self, query: int, rows: NDArray[Any]) -> NDArray[np.float64]:
-        """Squared Euclidean distances under l2 and, of the normalised vectors, under cosine; else
-        the negative inner product.
+        """Distances of rows to a query, float64.
+
+        Squared Euclidean under l2, and under cosine after normalisation; under ip the negative
+        inner product.
         """
         given, found = self.queries[query].astype(np.float64), self.vectors[rows].astype(np.float64)
         if self.metric == "ip":
             return np.asarray(-found @ given)
         if self.metric == "cosine":
-            given, found = (
-                given / np.linalg.norm(given),
-                found / np.linalg.norm(found, axis=1, keepdims=True),
-            )
+            given = given / np.linalg.norm(given)
+            found = found / np.linalg.norm(found, axis=1, keepdims=True)
         return np.asarray(((found - given) ** 2).sum(axis=1))
 
     def recall(self, numbers: Sequence[int], answers: Sequence[Sequence[int]]) -> float:
-        """Mean share of the ``K`` nearest in the answers to some queries. A row as near as the
-        ``K``-th is as good; one that is not there is not.
+        """Mean share of the ``K`` nearest rows in the answers to some queries.
+
+        A row as near as the ``K``-th counts as one of them. A row that searches cannot find does
+        not count.
         """
-        shares = []
+        shares, wanted = [], min(K, self.distances.shape[1])
         for number, keys in zip(numbers, answers, strict=True):
             rows = np.array(list(set(keys)), dtype=np.int64) - 1
             rows = rows[self.there[rows]]
             limit = self.limits[number] + ROUNDING * abs(self.limits[number])
-            shares.append(
-                np.count_nonzero(self.distance(number, rows) <= limit)
-                / min(K, self.distances.shape[1])
-            )
+            shares.append(np.count_nonzero(self.distance(number, rows) <= limit) / wanted)
         return round(float(np.minimum(shares, 1.0).mean()), 4)
 
     def intrinsic_dimension(self) -> float | None:
-        """How many dimensions the neighbourhoods of the queries have (Levina and Bickel 2004, with
-        the mean of MacKay and Ghahramani).
+        """Dimension of the queries' neighbourhoods.
+
+        The estimator is Levina and Bickel's (2004), with the mean of MacKay and Ghahramani. None:
+        there is no estimate for this metric or these vectors.
         """
         distances = np.maximum(self.distances, 0.0)
         usable = distances[(distances[:, 0] > 0) & (distances[:, -1] > distances[:, 0])]
@@ -218,8 +225,8 @@ def truth(
     neighbors: NDArray[Any] | None = None,
     gone: NDArray[np.int64] | None = None,
 ) -> Truth:
-    """Compare every query with every row but those in ``gone``, unless the neighbours are known."""
-    import faiss  # which a start of any other command would wait for
+    """Compare every query with every row except ``gone``, unless the neighbours are known."""
+    import faiss  # imported here: other commands start without it
 
     there = np.ones(len(vectors), dtype=bool)
     if gone is not None:
@@ -240,15 +247,12 @@ def truth(
         near = near if metric == "l2" else -near
         best, rows = np.hstack([best, near]), np.hstack([rows, chosen[found]])
         order = np.argsort(best, axis=1)[:, :wanted]
-        best, rows = (
-            np.take_along_axis(best, order, axis=1),
-            np.take_along_axis(rows, order, axis=1),
-        )
+        best = np.take_along_axis(best, order, axis=1)
+        rows = np.take_along_axis(rows, order, axis=1)
     return Truth(vectors, queries, metric, rows, there)
 
 
 def normalised(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Of length one."""
-    return np.asarray(
-        vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-30))
-    )
+    """The vectors, (n, d) float32, at length 1."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.maximum(lengths, np.float32(1e-30)))

@@ -1,5 +1,6 @@
-"""Verify: how long comparing an index with its table takes, beside the time in which Postgres alone
-hashes the same rows in one query.
+"""Verify: the time to compare an index with its table.
+
+It is compared with the time in which PostgreSQL alone hashes the same rows, in one query.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ DRIFTED_ROWS = 100
 
 @dataclass(frozen=True, slots=True)
 class Verify:
-    """Median seconds of each, the median ratio, and what a repair of a few rows adds."""
+    """Median seconds of each, the median ratio, and the seconds that a repair of some rows adds."""
 
     rows: int
     dimension: int
@@ -30,22 +31,17 @@ class Verify:
 
 
 def measure(where: Environment, *, rows: int, dimension: int, rounds: int, seed: int = 0) -> Verify:
-    """The query and the verify in turn, then a repair of rows that changed behind the back of the
-    triggers.
-    """
+    """Measure query and verify in turn, then a repair of rows that changed without triggers."""
     where.create(TABLE, dimension)
     where.fill(TABLE, rows, dimension, seed)
     where.run("vacuum", table=TABLE)
     where.run("attach", [f"syncd_bench.{TABLE}", "cosine"])
+    send = "vector_send" if where.vector_type == "vector" else "array_send"
     hashes, verifies = [], []
     with serving(where) as service, service.client() as client:
         for _ in range(rounds):
             begun = time.perf_counter()
-            where.run(
-                "hash_rows",
-                table=TABLE,
-                send="vector_send" if where.vector_type == "vector" else "array_send",
-            )
+            where.run("hash_rows", table=TABLE, send=send)
             hashes.append(time.perf_counter() - begun)
             verifies.append(client.verify(TABLE).seconds)
         with where.connection.transaction():
@@ -57,7 +53,8 @@ def measure(where: Environment, *, rows: int, dimension: int, rounds: int, seed:
         repaired = sum(row.repaired for row in found.datasets)
         if not client.verify(TABLE).datasets[0].in_sync:
             raise SyncdError(
-                "the index differs after the repair", hint="this is a defect: please report it"
+                "the index differs after the repair",
+                hint="this is a bug of syncd: please report it",
             )
     ratio = statistics.median(
         verify / hashed for verify, hashed in zip(verifies, hashes, strict=True)

@@ -1,5 +1,6 @@
-"""A table that syncd follows and, to compare, the same table with an HNSW index; both loaded,
-indexed and warm.
+"""A table that syncd follows and, to compare, the same table with an HNSW index.
+
+Both are loaded, indexed and warm.
 """
 
 from __future__ import annotations
@@ -21,14 +22,12 @@ from syncd.errors import SettingsError
 FOLLOWED, HNSW = "followed", "hnsw"
 MAX_EF_SEARCH = 1000
 GRAPH_BYTES = 400
-"""A row's neighbours in an HNSW graph with m = 16, and its head."""
+"""Bytes of a row's neighbours in an HNSW graph with m = 16, and of its header."""
 
 
 @dataclass(frozen=True, slots=True)
 class Turns:
-    """How long each engine runs in each round, how many rounds there are, and whether pgvector is
-    one.
-    """
+    """Seconds of each engine in each round, number of rounds, and whether pgvector is measured."""
 
     seconds: float
     rounds: int
@@ -37,7 +36,7 @@ class Turns:
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """From a loaded table to one that is searched by its index."""
+    """Time from a loaded table until its index answers searches."""
 
     engine: str
     index: str
@@ -48,7 +47,7 @@ class Build:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Both tables and what searches them."""
+    """Both tables, and the engines that search them."""
 
     where: Environment
     service: Serving
@@ -59,17 +58,12 @@ class Pair:
     filter: Below | None = None
 
     def syncd(self, recall: float) -> SyncdEngine:
-        """Searches at a recall target; ``exact`` where the service has no other index."""
-        return SyncdEngine(
-            str(self.service.socket),
-            FOLLOWED,
-            1.0 if self.index == "exact" else recall,
-            K,
-            self.filter,
-        )
+        """syncd at a recall target; exact if the service has only an exact index."""
+        target = 1.0 if self.index == "exact" else recall
+        return SyncdEngine(str(self.service.socket), FOLLOWED, target, K, self.filter)
 
     def pgvector(self, ef_search: int | None) -> PgvectorEngine:
-        """Searches of the HNSW index."""
+        """pgvector with this ``ef_search``; None: without the HNSW index."""
         return PgvectorEngine(self.where.conninfo, HNSW, self.metric, ef_search, K, self.filter)
 
 
@@ -82,13 +76,12 @@ def pair(
     versus: bool,
     columns: Columns = NO_COLUMNS,
 ) -> Iterator[Pair]:
-    """Load the first rows of a set, start syncd, and build both indexes one after the other;
-    pgvector's table has one on each column too.
+    """Load the first rows of a set, start syncd, and build both indexes one after the other.
+
+    pgvector's table also gets a B-tree index on each column.
     """
     if versus and where.vector_type != "vector":
-        raise SettingsError(
-            "the server has no pgvector", hint="leave --versus out, or use: --embedded"
-        )
+        raise SettingsError("the server has no pgvector", hint="omit --versus, or use: --embedded")
     create(where, FOLLOWED, vectors.dimension, columns)
     blocks = where.progress.track(
         vectors.blocks(0, rows), total=-(-rows // 1000), description=f"loading {rows} rows"
@@ -98,58 +91,48 @@ def pair(
     with serving(where) as service:
         with where.step("syncd: from attach to searchable"):
             begun = time.perf_counter()
-            where.run(
-                "attach_with_columns", [f"syncd_bench.{FOLLOWED}", vectors.metric, list(columns)]
-            )
+            given: list[object] = [f"syncd_bench.{FOLLOWED}", vectors.metric, list(columns)]
+            where.run("attach_with_columns", given)
             found = service.wait_searchable(FOLLOWED, rows)
             index = str(found.index)
-            builds = [
-                Build("syncd", index, rows, round(time.perf_counter() - begun, 2), found.bytes)
-            ]
+            seconds = round(time.perf_counter() - begun, 2)
+            builds = [Build("syncd", index, rows, seconds, found.bytes)]
         if versus:
             create(where, HNSW, vectors.dimension, columns)
             where.copy(HNSW)
             where.run("vacuum", table=HNSW)
             with where.step("pgvector: CREATE INDEX"):
-                seconds = create_hnsw(where, vectors, rows)
-            builds.append(
-                Build(
-                    "pgvector",
-                    "hnsw",
-                    rows,
-                    round(seconds, 2),
-                    where.value("index_bytes", [f"syncd_bench.{HNSW}"]),
-                )
-            )
+                seconds = round(create_hnsw(where, vectors, rows), 2)
+            size = where.value("index_bytes", [f"syncd_bench.{HNSW}"])
+            builds.append(Build("pgvector", "hnsw", rows, seconds, size))
             for column in columns:
                 where.run("create_btree", table=HNSW, column=column)
         yield Pair(where, service, vectors.metric, index, builds, versus)
 
 
 def create(where: Environment, table: str, dimension: int, columns: Columns) -> None:
-    """An empty table."""
+    """Create an empty table."""
     where.create(table, dimension)
     for column in columns:
         where.run("add_column", table=table, column=column)
 
 
 def create_hnsw(where: Environment, vectors: VectorSet, rows: int) -> float:
-    """With the memory that the graph needs, at most a quarter of the machine's: a build that does
-    not fit is many times slower.
+    """Build the HNSW index; returns seconds.
+
+    It gets the memory that the graph needs, at most a quarter of the machine's. A build that does
+    not fit into memory is many times slower.
     """
     wanted = rows * (vectors.dimension * 4 + GRAPH_BYTES) * 5 // 4
     memory = memory_bytes() // 4
-    where.run(
-        "set_setting",
-        ["maintenance_work_mem", f"{min(max(wanted >> 10, 64 << 10), memory >> 10, 2**31 - 1)}kB"],
-    )
+    kilobytes = min(max(wanted >> 10, 64 << 10), memory >> 10, 2**31 - 1)
+    where.run("set_setting", ["maintenance_work_mem", f"{kilobytes}kB"])
     operators = OPERATOR_CLASSES[vectors.metric]
     begun = time.perf_counter()
     try:
         where.run("create_hnsw", table=HNSW, operators=operators)
-    except (
-        psycopg.errors.DiskFull
-    ):  # parallel workers share memory by /dev/shm, which is 64 MB in many containers
+    except psycopg.errors.DiskFull:
+        # parallel workers share memory in /dev/shm, which has 64 MB in many containers
         where.run("set_setting", ["max_parallel_maintenance_workers", "0"])
         begun = time.perf_counter()
         where.run("create_hnsw", table=HNSW, operators=operators)
@@ -157,7 +140,7 @@ def create_hnsw(where: Environment, vectors: VectorSet, rows: int) -> float:
 
 
 class Recalls:
-    """The measured recall of engines, each asked once; which also warms them."""
+    """The measured recall of engines. Each is measured once, which also warms it."""
 
     def __init__(self, searchers: Clients, truth: Truth) -> None:
         self.searchers = searchers
@@ -172,16 +155,16 @@ class Recalls:
         return self.known[engine][0]
 
     def queries(self, engine: Engine) -> int:
-        """How many queries that was measured with."""
+        """Number of queries on which the recall was measured."""
         return self.known[engine][1]
 
     def bracket(
         self, make: Callable[[int | None], PgvectorEngine], wanted: float
     ) -> list[PgvectorEngine]:
-        """The cheapest engine whose recall is at least the wanted one, and before it the best one
-        below, where there is one.
+        """The cheapest engine with the wanted recall; before it the best one below, if any.
 
-        ``ef_search`` to 5 %; where even the largest one is not enough, a scan of the table is.
+        ``ef_search`` is found to 5 %. If even its maximum is not sufficient, a scan of the table
+        is.
         """
         low, high = K, MAX_EF_SEARCH
         if self.of(make(low)) >= wanted:

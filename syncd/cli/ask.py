@@ -277,8 +277,8 @@ def healthcheck(socket: Socket = None) -> None:
     """Exit 0 if every dataset answers searches, and its lag is at most SYNCD_MAX_STALENESS_SECONDS.
     Otherwise exit 1.
 
-    If only the database cannot be reached, or has no schema syncd, the exit status is 0: the
-    service still answers from its indexes, and a restart would end that.
+    The exit status is 0 even if the database cannot be reached, or has no schema syncd. The service
+    then still answers from its indexes, and a restart would end that.
 
     Example: syncd healthcheck && echo well
     """

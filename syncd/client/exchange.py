@@ -16,14 +16,14 @@ T = TypeVar("T")
 
 START_HINT = "start it with: syncd serve"
 TCP_HINT = (
-    "is SYNCD_LISTEN set where syncd serve runs? with SYNCD_TLS_CERT set there, the address begins "
-    "with tcps://"
+    "check that syncd serve runs with SYNCD_LISTEN; if it also has SYNCD_TLS_CERT, connect to "
+    "tcps://HOST:PORT"
 )
 TLS_HINT = (
     "connect by the name in the service's certificate; name its authority with the variable "
     "SSL_CERT_FILE, or with `tls`"
 )
-GROUP_HINT = "ask as the user that runs syncd serve, or as a member of its group"
+GROUP_HINT = "connect as the user that runs syncd serve, or as a member of its group"
 READ_BYTES = 1 << 20
 
 _encoder = msgspec.json.Encoder()

@@ -20,8 +20,8 @@ PROBES = 3
 USER_TIMEOUT_SECONDS = 60
 """How long sent bytes may stay without acknowledgement.
 
-On Linux this value also replaces the number of probes. It counts as well while the peer's program
-does not read: a client that takes no byte of its answers for this long is disconnected (tcp(7)).
+On Linux this value also replaces the number of probes (tcp(7)). It counts as well while the peer's
+program does not read. So a client that takes no byte of its answers for this long is disconnected.
 """
 
 

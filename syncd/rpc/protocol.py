@@ -208,8 +208,8 @@ _ABSENT = (b"", b"null")
 def _no_request(line: bytes, reason: str) -> BadRequest:
     """The error of a line that is not a request, with its id if there is one.
 
-    The line is decoded again: the first decoder stopped at the first wrong member, so the id may
-    not have been read, and the rest may not be JSON.
+    The line is decoded again, because the first decoder stopped at the first wrong member. It may
+    not have read the id, and the rest of the line may not be JSON.
     """
     try:
         _anything.decode(line)

@@ -34,6 +34,7 @@ PLAIN_LANGUAGE = (
     "README.md",
     "syncd/docs/*.md",
     "syncd/apps/*.py",
+    "syncd/bench/*.py",
     "syncd/cli/*.py",
     "syncd/client/*.py",
     "syncd/protocol/*.py",
