@@ -92,7 +92,7 @@ class Clients:
         return numbers, [keys for one in served for keys in one.answers]
 
     def search(self, engine: Engine, seconds: float) -> Timing:
-        """Search for ``seconds``, one query after the other; each client begins at another query."""
+        """Search for ``seconds``, one query after the other; each client begins elsewhere."""
         self.start(engine, seconds)
         return self.finish()
 
