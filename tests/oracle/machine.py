@@ -97,7 +97,9 @@ class Oracle(Writes):
                 with self.explained(), self.daemon.client() as client:
                     client.wait(token, timeout_ms=SETTLE_MS)
                 self.crash()
-                kept = int(fetch(self.db, "SELECT pg_snapshot_xmax(pg_current_snapshot())")) > int(token)
+                kept = int(fetch(self.db, "SELECT pg_snapshot_xmax(pg_current_snapshot())")) > int(
+                    token.partition(".")[0]
+                )
                 self.counts["commits_kept" if kept else "commits_lost"] += 1
                 return
         self.crash()
