@@ -81,13 +81,11 @@ def test_a_composite_key_keeps_the_order_of_its_index(scratch: psycopg.Connectio
     assert scratch.execute("SELECT key FROM syncd.outbox WHERE op = 'k'").fetchone() == ('[1, "x"]',)
 
 
-@pytest.mark.parametrize(
-    "key_type", ["numeric", "timestamptz", "char(3)", "boolean", "bytea", "date", "double precision", "amount"]
-)
+@pytest.mark.parametrize("key_type", ["numeric", "time", "char(3)", "boolean", "bytea", "double precision", "amount"])
 def test_a_key_of_another_type_is_refused(scratch: psycopg.Connection, key_type: str) -> None:
-    scratch.execute("CREATE DOMAIN amount AS int")
+    scratch.execute("CREATE DOMAIN amount AS numeric")
     scratch.execute(f"CREATE TABLE items (id {key_type} PRIMARY KEY, embedding real[])")
-    with refused(scratch, "key column id of type", "smallint, integer, bigint, uuid, text or varchar"):
+    with refused(scratch, "key column id of type", "smallint, integer, bigint, uuid, text, varchar, date"):
         attach(scratch, "items")
 
 
