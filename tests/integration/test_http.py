@@ -276,7 +276,7 @@ def test_the_page_finds_rows_like_a_given_one_and_says_what_is_wrong_with_a_key(
         ("a", "99", "no row with the key"),
         ("a", "x", "the key is an integer"),
         ("nosuch", "1", "there is no dataset"),
-        (f"default/{HOSTILE}", HOSTILE, "no key of this dataset"),
+        (f"default/{HOSTILE}", HOSTILE, "not a key of this dataset"),
     ):
         page = get(service, "/?" + urlencode({"dataset": dataset, "key": key}))[1]
         assert words in unescape(page).partition('role="alert"')[2]

@@ -209,7 +209,7 @@ def test_config_shows_every_setting_and_no_secret(tmp_path: Path) -> None:
 
 def test_config_tells_which_file_is_read_and_what_a_line_of_it_is(tmp_path: Path) -> None:
     done = run("config", cwd=tmp_path)
-    assert "no configuration file is there: syncd.toml or /etc/syncd/syncd.toml\n" in done.stderr
+    assert "there is no configuration file: syncd.toml or /etc/syncd/syncd.toml\n" in done.stderr
     line = done.stderr.splitlines()[-1].partition(": ")[2]
     (tmp_path / "syncd.toml").write_text(line)
     done = run("config", cwd=tmp_path)
