@@ -7,6 +7,8 @@ from functools import cache
 from importlib.resources import files
 from typing import LiteralString
 
+from psycopg import sql
+
 NAME_MARK = "-- name: "
 NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 
@@ -35,6 +37,11 @@ def statements(path: str) -> dict[str, LiteralString]:
 def statement(path: str, name: str) -> LiteralString:
     """One statement, without its final semicolon; raises ``KeyError`` for an unknown name."""
     return statements(path)[name]
+
+
+def filled(path: str, name: str, **parts: sql.Composable) -> sql.Composed:
+    """One statement with its placeholders filled in; raises ``KeyError`` for one that is not given."""
+    return sql.SQL(statement(path, name)).format(**parts)
 
 
 def executable_script(path: str) -> str:

@@ -103,9 +103,6 @@ SELECT a.attname FROM pg_attribute AS a JOIN pg_type AS t ON t.oid = a.atttypid
 WHERE a.attrelid = %s::oid AND a.attnum > 0 AND NOT a.attisdropped
   AND (a.atttypid IN ('real[]'::regtype, 'double precision[]'::regtype) OR t.typname IN ('vector', 'halfvec')) ORDER BY a.attnum;
 
--- name: no_row
-false;
-
 -- name: has_rows
 SELECT EXISTS (SELECT FROM {source}), EXISTS (SELECT FROM {source} WHERE {live} AND {vector} IS NOT NULL);
 

@@ -30,7 +30,7 @@ from syncd.errors import DatabaseError, NotReady, SettingsError, UnknownDataset
 from syncd.per_process import PerProcess
 from syncd.postgres import session
 from syncd.protocol.messages import MAX_RESULTS
-from syncd.statements import statement
+from syncd.statements import filled, statement
 from syncd.types import Metric, Token, dataset_name
 
 MAX_CONNECTIONS = 4
@@ -336,7 +336,7 @@ class Documents:
         return [row[0] for row in found]
 
     def _statement(self, name: str) -> sql.Composed:
-        return sql.SQL(statement("apps", name)).format(table=self._name_in_query)
+        return filled("apps", name, table=self._name_in_query)
 
 
 class _Own:

@@ -19,7 +19,7 @@ from psycopg import sql
 from syncd.client.client import Client
 from syncd.errors import DatabaseError
 from syncd.postgres.connection import open_session
-from syncd.statements import statement
+from syncd.statements import filled, statement
 
 OPERATORS = {"cosine": "<=>", "l2": "<->", "ip": "<#>"}
 OPERATOR_CLASSES = {"cosine": "vector_cosine_ops", "l2": "vector_l2_ops", "ip": "vector_ip_ops"}
@@ -140,7 +140,7 @@ class PgvectorEngine:
         literal = sql.Literal(f"[{','.join(map(str, vector.tolist()))}]")
         with self.connect() as connection:
             (found,) = connection.execute(
-                sql.SQL(statement("bench", "explain")).format(query=self.query(literal))
+                filled("bench", "explain", query=self.query(literal))
             ).fetchone() or (None,)
         nodes: list[Any] = [found[0]["Plan"]] if found else []
         for node in nodes:
@@ -168,9 +168,9 @@ class PgvectorEngine:
             "vector": vector,
         }
         if self.filter is None:
-            return sql.SQL(statement("bench", "nearest")).format(**names)
+            return filled("bench", "nearest", **names)
         names |= {
             "column": sql.Identifier(self.filter.column),
             "limit": sql.Literal(self.filter.limit),
         }
-        return sql.SQL(statement("bench", "nearest_below")).format(**names)
+        return filled("bench", "nearest_below", **names)

@@ -34,7 +34,7 @@ from syncd.postgres import schema
 from syncd.postgres.connection import open_session
 from syncd.protocol.messages import DatasetStatus
 from syncd.settings import Settings
-from syncd.statements import statement
+from syncd.statements import filled, statement
 
 CONSUMER = "bench"
 LOOK_SECONDS = 0.02
@@ -77,7 +77,7 @@ class Environment:
             key: sql.Identifier(value) if key == "table" else sql.SQL(value)
             for key, value in names.items()
         }
-        query = sql.SQL(statement("bench", name)).format(**filled)
+        query = filled("bench", name, **filled)
         cursor = self.connection.execute(query, parameters)
         return cursor.fetchall() if cursor.description else []
 
@@ -108,9 +108,7 @@ class Environment:
     ) -> None:
         """COPY vectors in binary, with integers of other columns; the n-th row gets the key n."""
         names = sql.SQL(", ").join(map(sql.Identifier, ("embedding", *columns)))
-        query = sql.SQL(statement("bench", "copy_rows")).format(
-            table=sql.Identifier(table), columns=names
-        )
+        query = filled("bench", "copy_rows", table=sql.Identifier(table), columns=names)
         copy_vectors(self.connection, query, blocks, self.vector_type, list(columns.values()))
 
     def copy(self, table: str) -> None:

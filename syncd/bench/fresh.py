@@ -17,7 +17,7 @@ from syncd.bench.clients import leave_ctrl_c_to_the_parent, process_context
 from syncd.bench.environment import SAMPLES, Environment, Serving, serving
 from syncd.client.client import Client
 from syncd.postgres.connection import open_session
-from syncd.statements import statement
+from syncd.statements import filled
 
 DATASET = "fresh"
 IDLE_SECONDS = (0.02, 0.2)
@@ -95,7 +95,7 @@ class Probe:
             with Client(self.socket) as client:
                 yield lambda key: bool(client.get(self.table, [key]))
         else:
-            find = sql.SQL(statement("bench", "find_row")).format(table=sql.Identifier(self.table))
+            find = filled("bench", "find_row", table=sql.Identifier(self.table))
             with open_session(self.conninfo) as connection:
                 yield (
                     lambda key: connection.execute(find, [key], prepare=True).fetchone() is not None
@@ -108,9 +108,7 @@ def write_and_look(probe: Probe, commits: int, seconds: float = math.inf) -> NDA
     Returns milliseconds per commit, without the first ``WARM_UP`` commits.
     """
     chance = random.Random(probe.seed)  # noqa: S311 - a reproducible schedule
-    insert = sql.SQL(statement("bench", "insert_returning")).format(
-        table=sql.Identifier(probe.table)
-    )
+    insert = filled("bench", "insert_returning", table=sql.Identifier(probe.table))
     delays: list[float] = []
     with open_session(probe.conninfo) as connection, probe.reader() as is_there:
         end = time.perf_counter() + seconds

@@ -20,7 +20,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from syncd.bench.environment import Environment, Serving, serving
 from syncd.errors import SyncdError
-from syncd.statements import statement
+from syncd.statements import filled
 
 RUNS = {"bare": "bare", "attached": "attached", "captured": "attached", "hnsw": "hnsw"}
 """The table that each run writes.
@@ -103,7 +103,7 @@ def measure_clients(
 def run_pgbench(where: Environment, table: str, clients: int, seconds: int) -> float:
     """Transactions per second of one pgbench run."""
     script = where.directory / f"{table}.sql"
-    query = sql.SQL(statement("bench", "insert_sample")).format(table=sql.Identifier(table))
+    query = filled("bench", "insert_sample", table=sql.Identifier(table))
     script.write_text(query.as_string(where.connection) + ";\n", encoding="utf-8")
     command = [
         find_pgbench(),

@@ -19,7 +19,7 @@ from syncd.bench.fresh import Probe, write_and_look
 from syncd.bench.vector_set import VectorSet, truth
 from syncd.bench.versus import FOLLOWED, HNSW, Recalls, Turns, pair
 from syncd.postgres.connection import open_session
-from syncd.statements import statement
+from syncd.statements import filled
 
 PROBE_PAUSE_SECONDS = (0.0, 0.04)
 
@@ -144,7 +144,7 @@ class Writer:
 def write(writer: Writer, seconds: float) -> float:
     """Change rows for ``seconds``, at the wanted rate or a lower one; returns rows per second."""
     chance = random.Random(f"{writer.seed} {writer.keys.start}")  # noqa: S311 - a reproducible schedule
-    change = sql.SQL(statement("bench", "change_rows")).format(table=sql.Identifier(writer.table))
+    change = filled("bench", "change_rows", table=sql.Identifier(writer.table))
     batch = min(writer.batch, len(writer.keys))
     done = 0
     with open_session(writer.conninfo) as connection:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from psycopg import errors, sql
 
 from syncd.ops.findings import Finding, fail, ok, warn
-from syncd.ops.look import Look, part, sql_name
+from syncd.ops.look import Look, sql_name
 from syncd.postgres.catalogue import shell_line
 from syncd.postgres.source import Source, like_before, raw
+from syncd.statements import filled
 from syncd.types import dataset_name
 
 EVENTS = ("insert", "update", "delete", "truncate")
@@ -103,7 +104,7 @@ def check_columns(look: Look, source: Source) -> Iterator[Finding]:
         yield fail(what, detail, look.attach_with_present_columns(source))
         return
     try:
-        look.source_rows(source.read_rows(part("no_row")))
+        look.source_rows(source.plan())
     except (errors.UndefinedColumn, errors.UndefinedFunction, errors.DatatypeMismatch) as error:
         meant = f" ({error.diag.message_hint})" if error.diag.message_hint else ""
         detail = f"its rows cannot be read as they were attached: {error.diag.message_primary}{meant}"
@@ -155,8 +156,8 @@ def check_live(look: Look, source: Source) -> Iterator[Finding]:
     """Some row of the table is live."""
     if source.table is None:
         return
-    query = part("has_rows").format(
-        source=source.rows_from, live=raw(source.live), vector=sql.Identifier(source.vector)
+    query = filled(
+        "check", "has_rows", source=source.rows_from, live=raw(source.live), vector=sql.Identifier(source.vector)
     )
     has_rows, has_live_rows = look.source_rows(query)[0]
     if has_rows and not has_live_rows:
@@ -195,10 +196,12 @@ def sampled_lengths(look: Look, source: Source) -> dict[str, list[tuple[int, int
     """The lengths of some live rows' vectors by dataset, each with its number of rows, the most frequent first."""
     of = {"real[]": "array", "double precision[]": "array", "bytea": "bytes"}.get(source.vector_type, "text")
     vector = sql.Identifier(source.vector)
-    query = part("sample_dimensions").format(
+    query = filled(
+        "check",
+        "sample_dimensions",
         project=raw(source.project),
         dataset=raw(source.dataset),
-        dimension=part(f"dimension_of_{of}").format(vector=vector),
+        dimension=filled("check", f"dimension_of_{of}", vector=vector),
         source=source.rows_from,
         live=raw(source.live),
         vector=vector,

@@ -112,15 +112,16 @@ def looking(settings: Settings, service: Service) -> Iterator[Look]:
         yield Look(settings, service, connection)
 
 
-def part(name: str) -> sql.SQL:
-    """A statement, or a part of one, of ``queries/check.sql``, to be filled in."""
-    return sql.SQL(statement("check", name))
-
-
 def attach_command(source: Source, arguments: Mapping[str, Any], table: str | None = None) -> str:
     """The command with a source's own arguments, ready for a shell; what is a default is left out."""
     words = ["syncd", "attach", table or sql_name(source)]
-    for name, default in (("vector", ""), ("project", "'default'"), ("dataset", ""), ("live", "true"), ("metric", "cosine")):  # fmt: skip
+    for name, default in (
+        ("vector", ""),
+        ("project", "'default'"),
+        ("dataset", ""),
+        ("live", "true"),
+        ("metric", "cosine"),
+    ):
         if arguments.get(name, default) not in (default, None):
             words += [f"--{name}", str(arguments[name])]
     for name, values in (("key", arguments.get("key", ())), ("column", arguments.get("columns", ()))):

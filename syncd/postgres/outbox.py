@@ -6,7 +6,7 @@ id cursor would lose a transaction that took a lower id and committed later; a b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import psycopg
@@ -56,14 +56,14 @@ class Marker:
 
 def read_markers(connection: psycopg.Connection, cursor: Cursor, sources: Sequence[int]) -> list[Marker]:
     """Markers newer than the cursor, in order. They are read when a window begins, so that a page never undoes an earlier one."""
-    query = bounded("read_markers", range=window_range(cursor.position.snapshot), sources=numbers(sources))
+    query = bounded("read_markers", **unseen(cursor.position.snapshot), sources=numbers(sources))
     result = connection.execute(query, prepare=False)
     return [Marker(*row) for row in result.fetchall()]
 
 
 def registry_changed(connection: psycopg.Connection, snapshot: Snapshot) -> bool:
     """Whether anything was attached or detached since a snapshot."""
-    query = bounded("read_registry_changes", range=window_range(snapshot))
+    query = bounded("read_registry_changes", **unseen(snapshot))
     return connection.execute(query, prepare=False).fetchone() is not None
 
 
@@ -75,20 +75,11 @@ def read_changes(
     page_rows: int = PAGE_ROWS,
 ) -> Changes:
     """The next page of keys that changed since ``cursor``, inside the transaction whose snapshot is ``now``."""
-    window = part("window_end").format(snapshot=cursor.window.end) if cursor.window is not None else part("no_bound")
     keys: dict[int, dict[str, None]] = {}
     last = cursor.window.after if cursor.window is not None else None
     rows, newest_id, unkeyed = 0, cursor.position.outbox_id, set[int]()
-    # Transactions in progress at the position come first: their ids are below xmax, so the two ranges are in order of (xid, id).
-    for outbox_range in ranges(cursor.position.snapshot, last):
-        query = bounded(
-            "read_changed_keys",
-            range=outbox_range,
-            after=part("no_bound") if last is None else part("after_row").format(xid=last[0], id=last[1]),
-            window=window,
-            sources=numbers(sources),
-            page_rows=page_rows - rows,
-        )
+    for name, bounds in key_queries(cursor):
+        query = bounded(name, **bounds, sources=numbers(sources), page_rows=page_rows - rows)
         result = connection.execute(query, prepare=False, binary=True)
         found = result.fetchall()
         for _, outbox_id, source, key in found:
@@ -113,35 +104,52 @@ def read_changes(
 
 def who_locks_the_outbox(connection: psycopg.Connection) -> str:
     """Why the outbox cannot be read now, in words."""
-    row = connection.execute(part("read_outbox_locks").encode(), prepare=False).fetchone()
+    row = connection.execute(statement("passes", "read_outbox_locks"), prepare=False).fetchone()
     who = "" if row is None else f" by process {row[0]}" if row[0] is not None else " by a prepared transaction"
     return f"table syncd.outbox is locked{who}" + (f": {row[1]}" if row is not None and row[1] else "")
 
 
-def ranges(snapshot: Snapshot, after: tuple[int, int] | None = None) -> list[str]:
-    """The outbox's two index ranges that a snapshot did not see, the second from ``after`` (xid, id) on if that is further; the first
-    is left out when nothing was in progress."""
-    newer = part("newer_range").format(xmax=max(snapshot.xmax, after[0]) if after is not None else snapshot.xmax)
-    if not snapshot.in_progress:
-        return [newer]
-    return [part("in_progress_range").format(in_progress=numbers(sorted(snapshot.in_progress))), newer]
+def key_queries(cursor: Cursor) -> Iterator[tuple[str, dict[str, object]]]:
+    """The statements that read changed keys behind a cursor, each with its bounds.
+
+    Transactions in progress at the position come first: their ids are below xmax, so the two ranges
+    are in order of (xid, id).
+    """
+    snapshot, window = cursor.position.snapshot, cursor.window
+    in_progress = numbers(sorted(snapshot.in_progress))
+    if window is None:
+        if in_progress:
+            yield "read_keys_in_progress", {"in_progress": in_progress}
+        yield "read_keys_begun_since", {"xmax": snapshot.xmax}
+        return
+    if in_progress:
+        xid, outbox_id = window.after
+        yield (
+            "read_more_keys_in_progress",
+            {"in_progress": in_progress, "xid": xid, "id": outbox_id, "window_end": window.end},
+        )
+    xid, outbox_id = max(window.after, (snapshot.xmax, 0))
+    yield (
+        "read_more_keys_begun_since",
+        {"xid": xid, "id": outbox_id, "window_end": window.end},
+    )
 
 
-def window_range(snapshot: Snapshot) -> str:
-    """Both ranges as one condition."""
-    return " OR ".join(ranges(snapshot))
+def unseen(snapshot: Snapshot) -> dict[str, str]:
+    """The bounds of both ranges of the outbox's index that a snapshot did not see."""
+    return {
+        "any_in_progress": "true" if snapshot.in_progress else "false",
+        "in_progress": numbers(sorted(snapshot.in_progress)),
+        "xmax": str(snapshot.xmax),
+    }
 
 
-def bounded(name: str, **bounds: str | int) -> bytes:
-    """A statement with its bounds. They are numbers, and texts made of numbers here, never anything that a user wrote."""
-    return part(name).format(**bounds).encode()
+def bounded(name: str, **bounds: object) -> bytes:
+    """A statement with its bounds. They are numbers, and texts made of numbers here, never anything
+    that a user wrote."""
+    return statement("passes", name).format(**bounds).encode()
 
 
 def numbers(values: Iterable[int]) -> str:
     """The elements of an array literal."""
     return ",".join(map(str, values))
-
-
-def part(name: str) -> str:
-    """A statement, or a part of one, of ``queries/passes.sql``."""
-    return statement("passes", name)

@@ -18,7 +18,7 @@ from psycopg import sql
 
 from syncd.keys import KEY_KINDS, TIMES, has_null, parse_key, parse_keys
 from syncd.postgres.vectors import VECTOR_TYPES
-from syncd.statements import statement
+from syncd.statements import filled, statement
 from syncd.types import AttachedColumn, ColumnKind, DatasetName, Key, KeyKind, Metric
 
 LOCK_PARTITIONS_UP_TO = 100
@@ -26,6 +26,8 @@ LOCK_PARTITIONS_UP_TO = 100
 have exhausted it and failed the transactions of others. Above, it locks the root alone, which keeps every partition from being dropped,
 detached or altered, and the planner those partitions that the keys are in. Only the truncation of one partition can then be seen before the
 position includes it; its own marker in the outbox has the source read again by the next pass."""
+
+TRUE = sql.Literal(True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +106,12 @@ class Source:
     @property
     def rows_from(self) -> sql.Composed:
         """What stands behind FROM to read this source's rows, neither less nor more."""
-        part = "one_table" if self.partitions is None else "all_partitions"
-        return passes(part).format(table=self.identifier)
+        return self.alone if self.partitions is None else sql.Composed([self.identifier])
+
+    @property
+    def alone(self) -> sql.Composed:
+        """The table without the tables below it."""
+        return filled("passes", "one_table", table=self.identifier)
 
     @property
     def prepare(self) -> bool | None:
@@ -127,153 +133,142 @@ class Source:
     def lock(self) -> sql.Composed:
         """Take ACCESS SHARE, so that no rewrite or truncation can empty the table between the snapshot and the reading."""
         alone = self.partitions is None or self.partitions > LOCK_PARTITIONS_UP_TO
-        part = passes("one_table" if alone else "all_partitions").format(table=self.identifier)
-        return passes("lock_source").format(source=part)
+        return filled("passes", "lock_source", source=self.alone if alone else self.identifier)
 
     def read_keys(self, *, vectors: bool = True) -> sql.Composed:
         """Live rows by key; the one parameter is the keys, as the outbox has them."""
-        if len(self.key) == 1:
-            match = passes("match_keys").format(
-                column=sql.Identifier(self.key[0]), keys=self.key_values(0, passes("given_keys"))
+        if len(self.key) > 1:
+            return self.read_composite_keys(vectors=vectors)
+        column, kind = sql.Identifier(self.key[0]), self.key_kinds[0]
+        keys = filled("passes", "keys", type=raw(self.key_types[0]))
+        if kind in TIMES:
+            keys = filled("passes", "time_keys", kind=sql.Identifier(kind))
+        return self.read_rows("read_rows_by_key", vectors=vectors, column=column, keys=keys)
+
+    def read_composite_keys(self, *, vectors: bool) -> sql.Composed:
+        """The same if the key is several columns."""
+        elements = [
+            filled("passes", "element", place=sql.Literal(place), type=raw(kind))
+            for place, kind in enumerate(self.key_types)
+        ]
+        match_columns: sql.Composable = TRUE
+        if self.partitions is not None:
+            match_columns = sql.SQL(" AND ").join(map(self.match_column, range(len(self.key))))
+        return self.read_rows(
+            "read_rows_by_composite_key",
+            vectors=vectors,
+            elements=sql.SQL(", ").join(elements),
+            match_columns=match_columns,
+        )
+
+    def match_column(self, place: int) -> sql.Composed:
+        """Whether one column has a value that a composite key has."""
+        column, kind = sql.Identifier(self.key[place]), self.key_kinds[place]
+        if kind in TIMES:
+            return filled(
+                "passes", "match_time_column", column=column, place=sql.Literal(place), kind=sql.Identifier(kind)
             )
-        else:
-            elements = [
-                passes("json_element").format(place=sql.Literal(place), type=raw(kind))
-                for place, kind in enumerate(self.key_types)
-            ]
-            match = passes("match_composite_keys").format(
-                columns=self.key_columns(), elements=sql.SQL(", ").join(elements)
-            )
-            if self.partitions is not None:
-                match = sql.SQL(" AND ").join([match, *self.match_partitions()])
-        return self.read_rows(match, vectors=vectors)
+        return filled(
+            "passes", "match_column", column=column, place=sql.Literal(place), type=raw(self.key_types[place])
+        )
 
     def read_all(
         self, only: Sequence[DatasetName] | None, *, vectors: bool, failing: Sequence[Key] = ()
     ) -> sql.Composed:
         """All live rows, or those of the datasets ``only``; none of the ``failing``, on which no expression is tried."""
-        match = passes("match_everything") if only is None else self.of_datasets(only)
-        return self.read_rows(match, vectors=vectors, failing=failing)
-
-    def match_partitions(self) -> list[sql.Composed]:
-        """What tells the planner which partitions can hold composite keys; for a single column ``match_keys`` does."""
-        return [
-            passes("match_keys").format(
-                column=sql.Identifier(column),
-                keys=self.key_values(place, passes("given_elements").format(place=sql.Literal(place))),
-            )
-            for place, column in enumerate(self.key)
-        ]
-
-    def key_values(self, place: int, texts: sql.Composable) -> sql.Composed:
-        """An array of texts as one of a key column's type, which the planner knows as soon as it knows the texts."""
-        if self.key_kinds[place] in TIMES:
-            return passes("times").format(kind=sql.Identifier(self.key_kinds[place]), texts=texts)
-        return passes("values").format(texts=texts, type=raw(self.key_types[place]))
-
-    def read_range(self, after: Key | None, until: Key | None, only: Sequence[DatasetName] | None) -> sql.Composed:
-        """Live rows of one page of a scan: keys above ``after`` and up to ``until``, of the datasets ``only`` if given."""
-        matches: list[sql.Composable] = [self.after(after)]
-        if until is not None:
-            matches.append(passes("match_until").format(columns=self.key_columns(), until=self.key_literal(until)))
-        if only is not None:
-            matches.append(self.of_datasets(only))
-        return self.read_rows(sql.SQL(" AND ").join(matches))
-
-    def of_datasets(self, names: Sequence[DatasetName]) -> sql.Composed:
-        """The rows of some datasets."""
-        wanted = [json.dumps(split_dataset_name(name)) for name in names]
-        return passes("match_datasets").format(
-            project=raw(self.project), dataset=raw(self.dataset), wanted=sql.Literal(wanted)
+        if not failing:
+            return self.read_page(None, None, only, vectors=vectors)
+        return self.read_rows(
+            "read_all_but",
+            vectors=vectors,
+            failing=sql.SQL(", ").join(sql.SQL("({})").format(self.key_literal(key)) for key in failing),
+            match_datasets=self.match_datasets(only),
         )
+
+    def read_page(
+        self, after: Key | None, until: Key | None, only: Sequence[DatasetName] | None, *, vectors: bool = True
+    ) -> sql.Composed:
+        """Live rows of one page of a scan: keys above ``after`` and up to ``until``, of the datasets ``only`` if given."""
+        return self.read_rows(
+            "read_page",
+            vectors=vectors,
+            from_start=sql.Literal(after is None),
+            after=self.key_literal(after),
+            to_end=sql.Literal(until is None),
+            until=self.key_literal(until),
+            match_datasets=self.match_datasets(only),
+        )
+
+    def match_datasets(self, names: Sequence[DatasetName] | None) -> sql.Composable:
+        """Whether a row is in one of some datasets, or in any."""
+        if names is None:
+            return TRUE
+        wanted = sql.Literal([json.dumps(split_dataset_name(name)) for name in names])
+        return filled("passes", "match_datasets", project=raw(self.project), dataset=raw(self.dataset), wanted=wanted)
 
     def read_page_end(self, after: Key | None, page_rows: int) -> sql.Composed:
         """The last key of the next page; no row where fewer than ``page_rows`` are left."""
-        return passes("read_page_end").format(
+        return filled(
+            "passes",
+            "read_page_end",
             key=self.key_expression(),
             source=self.rows_from,
-            after=self.after(after),
-            keyed=passes("keyed").format(columns=self.key_columns()),
-            columns=self.key_columns(),
+            from_start=sql.Literal(after is None),
+            after=self.key_literal(after),
+            key_columns=self.key_columns(),
             page_rows=sql.Literal(page_rows),
         )
 
     def plan(self) -> sql.Composed:
         """Have the rules parsed and planned, on no row: what raises here is wrong with a rule, not with a row."""
-        return passes("plan").format(query=self.read_all(None, vectors=False))
+        return filled("passes", "plan", query=self.read_all(None, vectors=False))
 
-    def read_rows(
-        self,
-        match: sql.Composable,
-        *,
-        vectors: bool = True,
-        failing: Sequence[Key] = (),
-        key: sql.Composable | None = None,
-        keyed: bool = True,
-    ) -> sql.Composed:
-        """Key, project, dataset, vector, fingerprint and attached columns of the live rows that match.
+    def read_rows(self, name: str, *, vectors: bool, **parts: sql.Composable) -> sql.Composed:
+        """One of the statements that read live rows: key, project, dataset, vector, fingerprint and attached columns.
 
-        NULL for vector and columns where ``vectors`` are not wanted, and for the columns where there are none. Rows without a key are left out
-        unless ``keyed`` is false.
+        NULL for vector and columns where ``vectors`` are not wanted, and for the columns where there are none.
         """
-        if keyed:
-            match = sql.SQL(" AND ").join([match, passes("keyed").format(columns=self.key_columns())])
-        columns: sql.Composable = passes("not_sent")
-        if self.columns:
-            columns = passes("columns").format(columns=sql.SQL(", ").join(map(sql.Identifier, self.columns)))
-        return passes("read_rows").format(
-            key=key or self.key_expression(),
+        return filled(
+            "passes",
+            name,
+            key=self.key_expression(),
             project=raw(self.project),
             dataset=raw(self.dataset),
             vector=sql.Identifier(self.vector),
             send=raw(self.send or "byteasend"),
-            hashed=self.key_columns(),
-            columns=columns,
-            sent=passes("sent_vector" if vectors else "not_sent"),
-            sent_columns=passes("sent_columns" if vectors and self.columns else "not_sent"),
-            fingerprint=passes("fingerprint_with_columns" if self.columns else "fingerprint"),
+            key_columns=self.key_columns(),
+            columns=sql.SQL(", ").join(map(sql.Identifier, self.columns)),
+            sent_vector=sql.Identifier("syncd_r", "syncd_vector") if vectors else sql.NULL,
+            sent_columns=sql.Identifier("syncd_r", "syncd_columns") if vectors and self.columns else sql.NULL,
+            fingerprint=filled("passes", "fingerprint_with_columns" if self.columns else "fingerprint"),
             source=self.rows_from,
-            match=match if not failing else passes("match_everything"),
-            live=raw(self.live) if not failing else self.live_but(failing, match),
+            live=raw(self.live),
+            **parts,
         )
-
-    def live_but(self, failing: Sequence[Key], match: sql.Composable) -> sql.Composed:
-        """The live rule, tried on no row of the ``failing``."""
-        keys = sql.SQL(", ").join(sql.SQL("({})").format(self.key_literal(key)) for key in failing)
-        return passes("live_but").format(columns=self.key_columns(), failing=keys, match=match, live=raw(self.live))
 
     def may_lack_keys(self) -> sql.Composed:
         """Whether the table may have rows of which a key column is NULL."""
-        return passes("may_lack_keys").format(oid=sql.Literal(self.oid), key=sql.Literal(self.key))
+        return filled("passes", "may_lack_keys", oid=sql.Literal(self.oid), key=sql.Literal(self.key))
 
     def read_unkeyed(self) -> sql.Composed:
-        """The live rows of which a key column is NULL, as ``read_rows`` gives rows, with a label in the place of a key."""
-        return self.read_rows(self.unkeyed(), vectors=False, key=self.unkeyed_label(), keyed=False)
+        """The live rows of which a key column is NULL, with a label in the place of a key, and without vectors."""
+        partitioned = sql.Literal(self.partitions is not None)
+        return self.read_rows("read_unkeyed_rows", vectors=False, partitioned=partitioned)
 
     def read_unkeyed_labels(self) -> sql.Composed:
         """The labels of all rows of which a key column is NULL, live or not."""
-        query = passes("read_unkeyed_labels")
-        return query.format(label=self.unkeyed_label(), source=self.rows_from, match=self.unkeyed())
-
-    def unkeyed(self) -> sql.Composed:
-        """The rows of which a key column is NULL."""
-        parts = [passes("part_is_null").format(column=sql.Identifier(column)) for column in self.key]
-        return sql.SQL("({})").format(sql.SQL(" OR ").join(parts))
-
-    def unkeyed_label(self) -> sql.Composed:
-        """What such a row is called: it tells it from the others, and is what the user finds it by."""
-        name = "unkeyed_label" if self.partitions is None else "unkeyed_label_in_partition"
-        return passes(name).format(key=self.key_expression())
+        return filled(
+            "passes",
+            "read_unkeyed_labels",
+            key=self.key_expression(),
+            partitioned=sql.Literal(self.partitions is not None),
+            source=self.rows_from,
+            key_columns=self.key_columns(),
+        )
 
     def is_unkeyed(self, key: str) -> bool:
         """Whether a key, as the outbox has it, has a part that is NULL."""
         return self.key_kind == "composite" and "null" in key and has_null(key)
-
-    def after(self, key: Key | None) -> sql.Composed:
-        """The rows above a key."""
-        if key is None:
-            return sql.Composed([passes("match_everything")])
-        return passes("match_after").format(columns=self.key_columns(), after=self.key_literal(key))
 
     def key_columns(self) -> sql.Composed:
         """The key's columns, in the order of its index."""
@@ -284,29 +279,31 @@ class Source:
         if self.key_kind == "integer":
             return sql.Identifier(self.key[0])
         if self.key_kind == "composite":
-            elements = sql.SQL(", ").join(self.key_element(place) for place in range(len(self.key)))
-            return passes("composite_key").format(columns=elements)
-        return passes("text_key").format(column=self.key_element(0))
+            elements = sql.SQL(", ").join(map(self.key_element, range(len(self.key))))
+            return filled("passes", "composite_key", columns=elements)
+        return filled("passes", "text_key", column=self.key_element(0))
 
     def key_element(self, place: int) -> sql.Composable:
         """One column's value as the trigger writes it."""
         column = sql.Identifier(self.key[place])
         if self.key_kinds[place] in TIMES:
-            return passes("time_element").format(column=column, type=raw(self.key_types[place]))
+            return filled("passes", "time_column", column=column, type=raw(self.key_types[place]))
         return column
 
-    def key_literal(self, key: Key) -> sql.Composed:
-        """A key's elements as literals of the key columns' types."""
-        elements = json.loads(key) if self.key_kind == "composite" and isinstance(key, str) else [key]
+    def key_literal(self, key: Key | None) -> sql.Composed:
+        """A key's elements as literals of the key columns' types; NULLs for no key."""
+        elements: list[str | int | None] = [key]
+        if len(self.key) > 1:
+            elements = [None] * len(self.key) if key is None else json.loads(str(key))
         return sql.SQL(", ").join(
-            passes("literal_element").format(value=sql.Literal(str(element)), type=raw(kind))
+            filled(
+                "passes",
+                "bound",
+                value=sql.NULL if element is None else sql.Literal(str(element)),
+                type=raw(kind),
+            )
             for element, kind in zip(elements, self.key_types, strict=True)
         )
-
-
-def passes(name: str) -> sql.SQL:
-    """A statement, or a part of one, of ``queries/passes.sql``."""
-    return sql.SQL(statement("passes", name))
 
 
 def raw(expression: LiteralString) -> sql.SQL:

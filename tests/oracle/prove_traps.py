@@ -62,8 +62,18 @@ TRAPS = {
         (
             (
                 "syncd/postgres/outbox.py",
-                "for outbox_range in ranges(cursor.position.snapshot, last):",
-                'for outbox_range in [f"o.id > {cursor.position.outbox_id}"]:',
+                '        if in_progress:\n            yield "read_keys_in',
+                '        if False:\n            yield "read_keys_in',
+            ),
+            (
+                "syncd/postgres/outbox.py",
+                '{"xmax": snapshot.xmax}',
+                '{"xmax": snapshot.xmax, "outbox_id": cursor.position.outbox_id}',
+            ),
+            (
+                "sql/queries/passes.sql",
+                "WHERE o.xid >= '{xmax}'::xid8\n  AND o.op = 'k'",
+                "WHERE o.id > {outbox_id}\n  AND o.op = 'k'",
             ),
         ),
         (ORACLE, LATE_COMMIT),
@@ -79,7 +89,7 @@ TRAPS = {
         (("syncd/sync/consumer/consumer.py", "watched.return_to_confirmed()", "pass"),), (ORACLE,)
     ),
     "a pass does not lock the outbox before its snapshot": Trap(
-        (("syncd/sync/consumer/passes.py", 'begin.append(passes("lock_outbox"))', "pass"),),
+        (("syncd/sync/consumer/passes.py", 'begin.append(filled("passes", "lock_outbox"))', "pass"),),
         (f"{FREEING}::test_a_pass_under_way_keeps_the_slots_that_its_snapshot_sees",),
     ),
     "the rotation waits for its lock": Trap(

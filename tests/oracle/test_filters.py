@@ -51,7 +51,7 @@ def indexes_of(connection: psycopg.Connection, directory: Path) -> Iterator[Data
     index = DatasetIndex.create(
         directory, metric="l2", key_kind="integer", dim=2, columns=source.attached_columns, chunk_bytes=64
     )
-    read = connection.execute(source.read_rows(sql.SQL("true"))).fetchall()
+    read = connection.execute(source.read_all(None, vectors=True)).fetchall()
     yield index
     for start in range(0, len(read), BATCH_ROWS):
         some = read[start : start + BATCH_ROWS]

@@ -14,7 +14,6 @@ from typing import Literal
 import numpy as np
 import psycopg
 import structlog
-from psycopg import sql
 
 from syncd.errors import DatabaseError, SyncdError
 from syncd.index.comparison import Comparison
@@ -22,7 +21,7 @@ from syncd.index.view import View
 from syncd.postgres.connection import first_line
 from syncd.postgres.source import Source
 from syncd.postgres.vectors import decode_vectors
-from syncd.statements import statement
+from syncd.statements import filled, statement
 from syncd.supervision import describe
 from syncd.sync.consumer.passes import KEYS_PER_READ
 from syncd.sync.source.followed import WatchedSource
@@ -155,7 +154,7 @@ def compare_source(
         datasets, differing = comparison.finish()
         outcome: Literal["compared", "empty", "none_live"] = "compared"
         if captured.keys is None and captured.only is None and not comparison.rows:
-            query = sql.SQL(statement("verify", "has_rows")).format(source=source.rows_from)
+            query = filled("verify", "has_rows", source=source.rows_from)
             row = connection.execute(query).fetchone()
             outcome = "none_live" if row is not None and row[0] else "empty"
     except (psycopg.DataError, psycopg.ProgrammingError, psycopg.InternalError) as error:

@@ -23,7 +23,7 @@ from psycopg import sql
 from syncd.errors import DatabaseError, SyncdError
 from syncd.postgres import session
 from syncd.postgres.connection import open_pass_connection, translated_errors
-from syncd.statements import statement
+from syncd.statements import filled
 from syncd.sync.background.comparison import (
     Captured,
     Found,
@@ -251,8 +251,8 @@ class Verifier:
 
         def take(snapshot: str, position: Position, watched: Sequence[WatchedSource]) -> None:
             try:
-                begin = sql.SQL(statement("verify", "begin")).format(snapshot=sql.Literal(snapshot))
-                limits = sql.SQL(statement("verify", "limits"))
+                begin = filled("verify", "begin", snapshot=sql.Literal(snapshot))
+                limits = filled("verify", "limits")
                 connection.execute(sql.SQL(";\n").join((begin, sql.SQL(session.service_settings(connection)), limits)))
                 for each in watched:
                     if not each.is_failed:
@@ -372,5 +372,10 @@ class Verifier:
         for row in differing:
             self.consumer.registry.counters.drifted(row.dataset, row.missing + row.extra + row.stale)
             logger.error(
-                "drift_found", dataset=row.dataset, missing=row.missing, extra=row.extra, stale=row.stale, sample=row.sample
-            )  # fmt: skip
+                "drift_found",
+                dataset=row.dataset,
+                missing=row.missing,
+                extra=row.extra,
+                stale=row.stale,
+                sample=row.sample,
+            )

@@ -27,11 +27,11 @@ from syncd.postgres.outbox import (
     read_changes,
     read_markers,
     registry_changed,
+    unseen,
     who_locks_the_outbox,
-    window_range,
 )
-from syncd.postgres.source import passes, read_sources
-from syncd.statements import statement
+from syncd.postgres.source import read_sources
+from syncd.statements import filled, statement
 from syncd.sync.consumer.outcome import NO_LONGER_HELD, Handover, PassOutcome, alert_of_rebuild, by_cursor
 from syncd.sync.consumer.unrecorded import DOUBT, Doubts
 from syncd.sync.source.applying import apply
@@ -122,10 +122,10 @@ class Pass:
 
     def begin(self, wanted: Sequence[WatchedSource]) -> list[WatchedSource]:
         """Open the transaction and lock the sources, before there is a snapshot. Returns those that could be locked."""
-        begin = [passes("begin_pass")]
+        begin: list[sql.Composable] = [filled("passes", "begin_pass")]
         if self.pooled:
             begin.append(sql.SQL(local_settings(self.connection)))
-        begin.append(passes("lock_outbox"))
+        begin.append(filled("passes", "lock_outbox"))
         try:
             self.connection.execute(sql.SQL(";\n").join([*begin, *(each.source.lock() for each in wanted)]))
             return list(wanted)
@@ -134,20 +134,20 @@ class Pass:
         self.begin_with_outbox(sql.SQL(";\n").join(begin))
         locked = []
         for each in wanted:
-            self.connection.execute(passes("savepoint"))
+            self.connection.execute(statement("passes", "savepoint"))
             try:
                 self.connection.execute(each.source.lock())
             except pg.LockNotAvailable:
-                self.connection.execute(passes("rollback_to_savepoint"))
+                self.connection.execute(statement("passes", "rollback_to_savepoint"))
                 each.behind("another transaction holds a lock on the table", now=time.monotonic())
             except pg.InsufficientPrivilege:
-                self.connection.execute(passes("rollback_to_savepoint"))
+                self.connection.execute(statement("passes", "rollback_to_savepoint"))
                 role = sql.Identifier(self.connection.info.user).as_string()
                 grant = f"GRANT SELECT ON {each.source.identifier.as_string()} TO {role};"
                 each.failed(f"role {role} may not read {each.source.name}: {grant}", now=time.monotonic())
             else:
                 locked.append(each)
-            self.connection.execute(passes("release_savepoint"))
+            self.connection.execute(statement("passes", "release_savepoint"))
         return locked
 
     def begin_with_outbox(self, begin: sql.Composed) -> None:
@@ -241,7 +241,7 @@ class Pass:
         wanted = [each for each in watched if each.source.id in self.handover.wanted and not each.is_held_up]
         if any(not each.is_failed and (each.lags or each.cursor.position.snapshot != snapshot) for each in wanted):
             return False
-        row = self.connection.execute(passes("export_snapshot")).fetchone()
+        row = self.connection.execute(statement("passes", "export_snapshot")).fetchone()
         assert row is not None
         self.handover.take(row[0], Position(snapshot, newest_outbox_id), wanted)
         return True
@@ -253,10 +253,12 @@ class Pass:
 
         Raises when this is no longer our place to be.
         """
-        query = passes("read_snapshot").format(
+        query = filled(
+            "passes",
+            "read_snapshot",
             consumer=sql.Literal(self.consumer),
             oids=sql.Literal([each.source.oid for each in locked]),
-            range=sql.SQL(window_range(oldest)),
+            **{name: sql.SQL(bound) for name, bound in unseen(oldest).items()},
         )
         row = self.connection.execute(query, prepare=False).fetchone()
         assert row is not None
@@ -388,12 +390,12 @@ class Pass:
 
     def commit(self) -> None:
         """End the transaction."""
-        self.connection.execute(passes("commit"))
+        self.connection.execute(statement("passes", "commit"))
 
     def rollback(self) -> None:
         """End the transaction, if the connection is still there."""
         if not self.connection.closed:
-            self.connection.execute(passes("rollback"))
+            self.connection.execute(statement("passes", "rollback"))
 
 
 def local_settings(connection: psycopg.Connection) -> LiteralString:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import psycopg
 from psycopg import sql
 
-from syncd.postgres.source import passes
+from syncd.statements import filled
 from syncd.sync.source.followed import WatchedSource
 from syncd.sync.source.scan import Scan
 
@@ -19,7 +19,7 @@ def nearest_to_its_end(connection: psycopg.Connection, scanned: Sequence[Watched
     """
     if len(scanned) == 1:
         return scanned[0]
-    query = passes("estimate_rows").format(oids=sql.Literal([each.source.oid for each in scanned]))
+    query = filled("passes", "estimate_rows", oids=sql.Literal([each.source.oid for each in scanned]))
     rows: dict[int, float] = dict(connection.execute(query, prepare=False).fetchall())
 
     def left(each: WatchedSource) -> tuple[bool, float]:
@@ -34,6 +34,6 @@ def expected_rows(connection: psycopg.Connection, each: WatchedSource, scan: Sca
     known = sum(one.index.count for name, one in each.datasets.items() if scan.only is None or name in scan.only)
     if known:
         return known
-    query = passes("estimate_rows").format(oids=sql.Literal([each.source.oid]))
+    query = filled("passes", "estimate_rows", oids=sql.Literal([each.source.oid]))
     row = connection.execute(query, prepare=False).fetchone()
     return 0 if row is None else int(row[1])

@@ -15,7 +15,8 @@ from functools import partial
 
 import psycopg
 
-from syncd.postgres.source import Source, passes
+from syncd.postgres.source import Source
+from syncd.statements import statement
 from syncd.sync.source.rows import Rows
 from syncd.types import DatasetName, Key
 
@@ -110,7 +111,7 @@ def read_page(
         return None if end is None else source.parse_key(end[0])
 
     def read(start: Key | None, until: Key | None) -> Rows:
-        return cursor.execute(source.read_range(start, until, only), prepare=False, binary=True).fetchall()
+        return cursor.execute(source.read_page(start, until, only), prepare=False, binary=True).fetchall()
 
     until = end_of(after, rows)
     if not careful:
@@ -163,13 +164,13 @@ def read_unkeyed(connection: psycopg.Connection, source: Source, *, careful: boo
 
 def attempt(connection: psycopg.Connection, read: Callable[[], Rows]) -> Rows | None:
     """The rows, or None where an expression failed on one of them; the transaction goes on either way."""
-    connection.execute(passes("savepoint"))
+    connection.execute(statement("passes", "savepoint"))
     rows = None
     try:
         rows = read()
     except psycopg.Error as error:
         if connection.broken or not is_of_a_row(error):
             raise
-        connection.execute(passes("rollback_to_savepoint"))
-    connection.execute(passes("release_savepoint"))  # none may be open where the snapshot is exported
+        connection.execute(statement("passes", "rollback_to_savepoint"))
+    connection.execute(statement("passes", "release_savepoint"))  # none may be open where the snapshot is exported
     return rows
