@@ -117,6 +117,11 @@ def amount(size: float) -> str:
 
 def session(pid: int | None, user: str | None, application: str | None, state: str | None, since: str | None) -> str:
     """Who holds something, as far as this role may see."""
-    parts = [f"pid {pid}", f"application {application!r}" if application else "", f"user {user}" if user else "",
-             state or "state hidden", f"since {since}" if since else ""]  # fmt: skip
+    parts = [
+        f"pid {pid}",
+        f"application {application!r}" if application else "",
+        f"user {user}" if user else "",
+        state or "state hidden",
+        f"since {since}" if since else "",
+    ]
     return ", ".join(part for part in parts if part)

@@ -86,11 +86,18 @@ class Http:
             return
         self.server = Quiet(
             uvicorn.Config(
-                self.application(), log_config=None, access_log=False, lifespan="off", ws="none", http="h11",
-                proxy_headers=False, server_header=False, limit_concurrency=CONNECTIONS,
+                self.application(),
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                ws="none",
+                http="h11",
+                proxy_headers=False,
+                server_header=False,
+                limit_concurrency=CONNECTIONS,
                 timeout_graceful_shutdown=STOP_SECONDS,
             )
-        )  # fmt: skip
+        )
         for each in sockets:
             logger.info("http_listening", address=join_host_port(*each.getsockname()[:2]))
         task_status.started()  # the sockets listen: whoever connects now is answered

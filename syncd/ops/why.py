@@ -25,10 +25,28 @@ from syncd.settings import Settings
 OPEN_WRITER_SECONDS = 1.0
 LAG_SECONDS = 5.0
 ORDER = (
-    "database", "consumer", "table", "rights", "columns", "locks", "triggers", "stray triggers", "failure", "state", "key", "live rows", "dimensions",
-    "quarantine", "prepared transactions", "open transaction", "verify", "lag", "checkpoint", "listener",
+    "database",
+    "consumer",
+    "table",
+    "rights",
+    "columns",
+    "locks",
+    "triggers",
+    "stray triggers",
+    "failure",
+    "state",
+    "key",
+    "live rows",
+    "dimensions",
+    "quarantine",
+    "prepared transactions",
+    "open transaction",
+    "verify",
+    "lag",
+    "checkpoint",
+    "listener",
     "dataset",
-)  # fmt: skip
+)
 """What a cause is about, the likeliest to keep a dataset from being right first."""
 
 

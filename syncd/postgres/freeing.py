@@ -49,8 +49,12 @@ def apply_cap(connection: psycopg.Connection) -> None:
         if done is not None:
             if done.marked is not None:
                 logger.warning(
-                    "outbox_full", rows=done.rows, max_rows=done.max_rows, must_rebuild=done.marked, hint=MUST_REBUILD_HINT
-                )  # fmt: skip
+                    "outbox_full",
+                    rows=done.rows,
+                    max_rows=done.max_rows,
+                    must_rebuild=done.marked,
+                    hint=MUST_REBUILD_HINT,
+                )
             if done.rows <= done.max_rows or not (done.later or done.marked):
                 return
         time.sleep(NEXT_TRY_SECONDS)

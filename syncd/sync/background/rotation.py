@@ -59,13 +59,20 @@ class Rotator:
             done = await self.ask()
             if done.marked is not None:
                 logger.warning(
-                    "outbox_full", rows=done.rows, max_rows=done.max_rows, must_rebuild=done.marked, hint=MUST_REBUILD_HINT
-                )  # fmt: skip
+                    "outbox_full",
+                    rows=done.rows,
+                    max_rows=done.max_rows,
+                    must_rebuild=done.marked,
+                    hint=MUST_REBUILD_HINT,
+                )
                 self.consumer.registry.alerts.add(
                     "must_rebuild",
                     f"the outbox is over its cap of {done.max_rows} rows; consumer {done.marked!r} must rebuild",
-                    marked=done.marked, rows=done.rows, max_rows=done.max_rows, hint=MUST_REBUILD_HINT,
-                )  # fmt: skip
+                    marked=done.marked,
+                    rows=done.rows,
+                    max_rows=done.max_rows,
+                    hint=MUST_REBUILD_HINT,
+                )
             if not done.later or attempt == TRIES - 1:
                 break
             await anyio.sleep(NEXT_TRY_SECONDS)

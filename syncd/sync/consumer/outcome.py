@@ -48,8 +48,11 @@ def alert_of_rebuild(registry: Registry, lacking: Sequence[WatchedSource]) -> No
     """Somebody should know why sources are read as a whole."""
     names = [each.source.name for each in lacking]
     registry.alerts.add(
-        "must_rebuild", f"{NO_LONGER_HELD}; every row is compared of {named(names)}", sources=names[:NAMED], count=len(names)
-    )  # fmt: skip
+        "must_rebuild",
+        f"{NO_LONGER_HELD}; every row is compared of {named(names)}",
+        sources=names[:NAMED],
+        count=len(names),
+    )
 
 
 def by_cursor(watched: Sequence[WatchedSource]) -> dict[Cursor, list[WatchedSource]]:
