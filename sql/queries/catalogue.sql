@@ -3,7 +3,7 @@
 -- name: read_catalogue
 -- One line of facts a source. The ids are literals: without a parameter the plan of the prepared statement is kept, which saves most of its time. relfilenode changes with every rewrite, also with one that changes no value (VACUUM FULL); the xmin of a
 -- pg_attribute row with whatever is done to the column, and that of a pg_trigger row also when a trigger is switched off and on again.
--- Columns that an expression uses are those whose name occurs in its text. Partitions may be many: digests, only of the sources in {whole}.
+-- Columns that an expression uses are those whose name occurs in its text. Partitions may be many: digests, only of the sources that are looked at as a whole.
 -- What the rules call is there by name, in their text, and with the xmin of the functions, which moves when one is replaced. The values of
 -- enum types are there by number: a renamed one changes what rows hold that nobody has written.
 SELECT a.id, json_build_object(
