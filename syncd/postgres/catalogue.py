@@ -18,7 +18,7 @@ import psycopg
 from psycopg import sql
 
 from syncd.postgres.source import Source
-from syncd.statements import statement
+from syncd.statements import number_list, statement, with_numbers
 
 EVENTS = ("insert", "update", "delete", "truncate")
 EVENTS_PER_ROW = ("row", "truncate")
@@ -90,17 +90,12 @@ def read_catalogues(
     ``seen`` gives the facts as they were read before, and whether the partitions are to be looked at too.
     """
     whole = [source_id for source_id, (_, leaves) in seen.items() if leaves]
-    query = statement("catalogue", "read_catalogue").format(ids=joined(seen), whole=joined(whole))
+    query = with_numbers("catalogue", "read_catalogue", ids=number_list(seen), whole=number_list(whole))
     found = {}
-    for source_id, table, leaves in connection.execute(query.encode(), prepare=prepare).fetchall():
+    for source_id, table, leaves in connection.execute(query, prepare=prepare).fetchall():
         before, look_at_leaves = seen[source_id]
         found[source_id] = f"{table}\n{(leaves or '') if look_at_leaves else before.partition(chr(10))[2]}"
     return found
-
-
-def joined(ids: Iterable[int]) -> str:
-    """The elements of an array literal."""
-    return ",".join(map(str, sorted(ids)))
 
 
 def read_names(connection: psycopg.Connection, source: Source, numbers: Iterable[int]) -> dict[int, str | None]:

@@ -10,7 +10,7 @@ import structlog
 from psycopg import errors as pg
 
 from syncd.postgres import session
-from syncd.statements import statement
+from syncd.statements import statement, with_numbers
 
 SLOT_ROWS = 200_000
 SLOT_SECONDS = 60.0
@@ -35,11 +35,22 @@ class Rotation:
     rows: int
     max_rows: int
 
+    def warn_of_rebuild(self) -> None:
+        """Log which consumer was told to rebuild, if one was."""
+        if self.marked is not None:
+            logger.warning(
+                "outbox_full",
+                rows=self.rows,
+                max_rows=self.max_rows,
+                must_rebuild=self.marked,
+                hint=MUST_REBUILD_HINT,
+            )
 
-def rotate_query(connection: session.AnyConnection) -> str:
+
+def rotate_query(connection: session.AnyConnection) -> bytes:
     """The whole transaction, as one message without parameters."""
-    rotate = statement("rotation", "rotate").format(slot_rows=int(SLOT_ROWS), slot_seconds=float(SLOT_SECONDS))
-    return f"{session.beginning(connection)};\n{rotate}"
+    rotate = with_numbers("rotation", "rotate", slot_rows=int(SLOT_ROWS), slot_seconds=float(SLOT_SECONDS))
+    return b";\n".join((session.beginning(connection).encode(), rotate))
 
 
 def apply_cap(connection: psycopg.Connection) -> None:
@@ -47,14 +58,7 @@ def apply_cap(connection: psycopg.Connection) -> None:
     for _ in range(START_TRIES):
         done = rotate(connection)
         if done is not None:
-            if done.marked is not None:
-                logger.warning(
-                    "outbox_full",
-                    rows=done.rows,
-                    max_rows=done.max_rows,
-                    must_rebuild=done.marked,
-                    hint=MUST_REBUILD_HINT,
-                )
+            done.warn_of_rebuild()
             if done.rows <= done.max_rows or not (done.later or done.marked):
                 return
         time.sleep(NEXT_TRY_SECONDS)
@@ -63,7 +67,7 @@ def apply_cap(connection: psycopg.Connection) -> None:
 def rotate(connection: psycopg.Connection) -> Rotation | None:
     """One call; ``None`` where another transaction was in the way."""
     try:
-        cursor = connection.execute(rotate_query(connection).encode(), prepare=False)
+        cursor = connection.execute(rotate_query(connection), prepare=False)
     except BaseException as error:
         if not connection.closed:
             connection.execute(statement("passes", "rollback"))

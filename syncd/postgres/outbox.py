@@ -6,12 +6,12 @@ id cursor would lose a transaction that took a lower id and committed later; a b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import psycopg
 
-from syncd.statements import statement
+from syncd.statements import number_list, statement, with_numbers
 from syncd.types import Position, Snapshot
 
 PAGE_ROWS = 5000
@@ -56,14 +56,14 @@ class Marker:
 
 def read_markers(connection: psycopg.Connection, cursor: Cursor, sources: Sequence[int]) -> list[Marker]:
     """Markers newer than the cursor, in order. They are read when a window begins, so that a page never undoes an earlier one."""
-    query = bounded("read_markers", **unseen(cursor.position.snapshot), sources=numbers(sources))
+    query = with_numbers("passes", "read_markers", **unseen(cursor.position.snapshot), sources=number_list(sources))
     result = connection.execute(query, prepare=False)
     return [Marker(*row) for row in result.fetchall()]
 
 
 def registry_changed(connection: psycopg.Connection, snapshot: Snapshot) -> bool:
     """Whether anything was attached or detached since a snapshot."""
-    query = bounded("read_registry_changes", **unseen(snapshot))
+    query = with_numbers("passes", "read_registry_changes", **unseen(snapshot))
     return connection.execute(query, prepare=False).fetchone() is not None
 
 
@@ -79,7 +79,7 @@ def read_changes(
     last = cursor.window.after if cursor.window is not None else None
     rows, newest_id, unkeyed = 0, cursor.position.outbox_id, set[int]()
     for name, bounds in key_queries(cursor):
-        query = bounded(name, **bounds, sources=numbers(sources), page_rows=page_rows - rows)
+        query = with_numbers("passes", name, **bounds, sources=number_list(sources), page_rows=page_rows - rows)
         result = connection.execute(query, prepare=False, binary=True)
         found = result.fetchall()
         for _, outbox_id, source, key in found:
@@ -116,7 +116,7 @@ def key_queries(cursor: Cursor) -> Iterator[tuple[str, dict[str, object]]]:
     are in order of (xid, id).
     """
     snapshot, window = cursor.position.snapshot, cursor.window
-    in_progress = numbers(sorted(snapshot.in_progress))
+    in_progress = number_list(snapshot.in_progress)
     if window is None:
         if in_progress:
             yield "read_keys_in_progress", {"in_progress": in_progress}
@@ -139,17 +139,6 @@ def unseen(snapshot: Snapshot) -> dict[str, str]:
     """The bounds of both ranges of the outbox's index that a snapshot did not see."""
     return {
         "any_in_progress": "true" if snapshot.in_progress else "false",
-        "in_progress": numbers(sorted(snapshot.in_progress)),
+        "in_progress": number_list(snapshot.in_progress),
         "xmax": str(snapshot.xmax),
     }
-
-
-def bounded(name: str, **bounds: object) -> bytes:
-    """A statement with its bounds. They are numbers, and texts made of numbers here, never anything
-    that a user wrote."""
-    return statement("passes", name).format(**bounds).encode()
-
-
-def numbers(values: Iterable[int]) -> str:
-    """The elements of an array literal."""
-    return ",".join(map(str, values))

@@ -12,6 +12,7 @@ import pytest
 
 from syncd.postgres import outbox
 from syncd.postgres.outbox import Cursor, read_changes
+from syncd.statements import with_numbers
 from syncd.sync.consumer.passes import session_settings
 from syncd.types import Position, Snapshot
 
@@ -149,7 +150,7 @@ def test_a_page_of_one_large_transaction_is_read_by_its_index_in_every_slot(
         cursor = read_changes(db, cursor, [SOURCE], snapshot(db), 2000).cursor
     assert cursor.window is not None
     [(name, bounds)] = outbox.key_queries(cursor)
-    query = outbox.bounded(name, **bounds, sources=str(SOURCE), page_rows=PAGE_ROWS)
+    query = with_numbers("passes", name, **bounds, sources=str(SOURCE), page_rows=PAGE_ROWS)
     row = db.execute(b"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + query).fetchone()
     assert row is not None
     plan = row[0][0]["Plan"]
@@ -168,7 +169,7 @@ def test_a_look_for_markers_does_not_read_a_large_transaction(
 ) -> None:
     db.execute("INSERT INTO syncd.outbox (source, op, key) SELECT 7, 'k', i FROM generate_series(1, 100000) AS i")
     like_a_pass(db)
-    query = outbox.bounded("read_markers", **outbox.unseen(Snapshot(1, 1, in_progress)), sources=str(SOURCE))
+    query = with_numbers("passes", "read_markers", **outbox.unseen(Snapshot(1, 1, in_progress)), sources=str(SOURCE))
     row = db.execute(b"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + query).fetchone()
     assert row is not None
     assert pages_of(row[0][0]["Plan"]) < 50, json.dumps(row[0][0]["Plan"], indent=1)

@@ -57,14 +57,8 @@ class Rotator:
         """Free what can be freed, and do what the cap asks of this consumer; raises ``DatabaseError``."""
         for attempt in range(TRIES):
             done = await self.ask()
+            done.warn_of_rebuild()
             if done.marked is not None:
-                logger.warning(
-                    "outbox_full",
-                    rows=done.rows,
-                    max_rows=done.max_rows,
-                    must_rebuild=done.marked,
-                    hint=MUST_REBUILD_HINT,
-                )
                 self.consumer.registry.alerts.add(
                     "must_rebuild",
                     f"the outbox is over its cap of {done.max_rows} rows; consumer {done.marked!r} must rebuild",
@@ -88,8 +82,9 @@ class Rotator:
         """One call of the server's function. Between two passes: our own would have the slots open."""
         async with self.consumer.busy, self.control.transaction() as connection:
             # Between the ends of the transaction that we were given: the rotation is one of its own.
-            parts = [statement("passes", "commit"), rotate_query(connection), report_beginning(connection)]
-            cursor = await connection.execute(";\n".join(parts).encode(), prepare=False)
+            commit, begin = statement("passes", "commit").encode(), report_beginning(connection).encode()
+            query = b";\n".join((commit, rotate_query(connection), begin))
+            cursor = await connection.execute(query, prepare=False)
             while cursor.description is None and cursor.nextset():
                 pass
             row = await cursor.fetchone()
