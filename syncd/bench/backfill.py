@@ -30,10 +30,10 @@ class Backfill:
     beside_vectors_bytes: int
 
 
-def measure(where: Environment, *, rows: int, dimension: int, seed: int = 0) -> Backfill:
+def measure(where: Environment, *, rows: int, dimension: int) -> Backfill:
     """Fill a table, attach it under a running syncd, and wait until all of it is indexed."""
     where.create(TABLE, dimension)
-    where.fill(TABLE, rows, dimension, seed)
+    where.fill(TABLE, rows, dimension)
     where.run("vacuum", table=TABLE)
     with serving(where) as service, service.client() as client:
         before = service.memory_bytes("RssAnon")

@@ -73,11 +73,11 @@ class Environment:
         self, name: str, parameters: list[object] | None = None, **names: str
     ) -> list[tuple[object, ...]]:
         """Run a statement of ``queries/bench.sql``; ``{type}`` and table names are filled in."""
-        filled = {
+        parts = {
             key: sql.Identifier(value) if key == "table" else sql.SQL(value)
             for key, value in names.items()
         }
-        query = filled("bench", name, **filled)
+        query = filled("bench", name, **parts)
         cursor = self.connection.execute(query, parameters)
         return cursor.fetchall() if cursor.description else []
 
@@ -116,7 +116,7 @@ class Environment:
         self.run("copy_table", table=table)
         self.run("continue_keys", [f"syncd_bench.{table}"], table=table)
 
-    def fill(self, table: str, rows: int, dimension: int, seed: int) -> None:
+    def fill(self, table: str, rows: int, dimension: int, seed: int = 0) -> None:
         """Load generated vectors, which are as hard to search as real ones."""
         blocks = made_blocks(rows, dimension, seed)
         total = -(-rows // LOADED_ROWS)

@@ -36,9 +36,7 @@ class Freshness:
     worst_ms: float
 
 
-def measure(
-    where: Environment, *, dimension: int, commits: int, writers: int, seed: int = 0
-) -> list[Freshness]:
+def measure(where: Environment, *, dimension: int, commits: int, writers: int) -> list[Freshness]:
     """Measure one writer with pauses, then several writers at once without pauses."""
     where.create_tables(DATASET, dimension=dimension)
     where.run("insert_sample", table=DATASET)
@@ -46,13 +44,13 @@ def measure(
     with serving(where) as service:
         each = max(commits // writers, 10) * 4
         return [
-            run(where, service, writers=1, commits=commits, idle=True, seed=seed),
-            run(where, service, writers=writers, commits=each, idle=False, seed=seed),
+            run(where, service, writers=1, commits=commits, idle=True),
+            run(where, service, writers=writers, commits=each, idle=False),
         ]
 
 
 def run(
-    where: Environment, service: Serving, *, writers: int, commits: int, idle: bool, seed: int
+    where: Environment, service: Serving, *, writers: int, commits: int, idle: bool
 ) -> Freshness:
     """Measure writers, each in a process of its own, so that they do not wait for each other."""
     pause = IDLE_SECONDS if idle else (0.0, 0.0)
@@ -61,7 +59,7 @@ def run(
         process_context().Pool(writers, leave_ctrl_c_to_the_parent) as pool,
     ):
         probes = [
-            Probe(where.conninfo, str(service.socket), DATASET, SAMPLES, pause, seed + number)
+            Probe(where.conninfo, str(service.socket), DATASET, SAMPLES, pause, number)
             for number in range(writers)
         ]
         delays = np.concatenate(

@@ -63,7 +63,7 @@ class VectorSet:
             yield self.base[start : min(start + LOADED_ROWS, stop)].astype(np.float32)
 
 
-def read(path: Path, *, rows: int | None, queries: int, metric: str, seed: int = 0) -> VectorSet:
+def read(path: Path, *, rows: int | None, queries: int, metric: str) -> VectorSet:
     """Read .npy (n, d), .fvecs, or .npz with ``base``.
 
     An .npz file may also have ``queries`` and ``neighbors`` (Euclidean). Without queries, some of
@@ -98,7 +98,7 @@ def read(path: Path, *, rows: int | None, queries: int, metric: str, seed: int =
         chosen = found["queries"][:queries].astype(np.float32)
     else:
         held_out = np.sort(
-            np.random.default_rng(seed).permutation(len(base))[: min(queries, len(base) // 10 + 1)]
+            np.random.default_rng(0).permutation(len(base))[: min(queries, len(base) // 10 + 1)]
         )
         chosen = base[held_out].astype(np.float32)
         base = np.delete(base, held_out, axis=0)
@@ -109,14 +109,14 @@ def read(path: Path, *, rows: int | None, queries: int, metric: str, seed: int =
     )
 
 
-def generate(rows: int, dimension: int, *, queries: int, metric: str, seed: int = 0) -> VectorSet:
+def generate(rows: int, dimension: int, *, queries: int, metric: str) -> VectorSet:
     """Vectors and queries of ``made_blocks``."""
     made = np.empty((rows + queries, dimension), dtype=np.float32)
     start = 0
-    for block in made_blocks(len(made), dimension, seed, BLOCK_ROWS):
+    for block in made_blocks(len(made), dimension, 0, BLOCK_ROWS):
         made[start : start + len(block)] = block
         start += len(block)
-    return VectorSet(f"generated, seed {seed}", made[:rows], made[rows:], metric)
+    return VectorSet("generated, seed 0", made[:rows], made[rows:], metric)
 
 
 def made_blocks(

@@ -30,10 +30,10 @@ class Verify:
     repair_seconds: float
 
 
-def measure(where: Environment, *, rows: int, dimension: int, rounds: int, seed: int = 0) -> Verify:
+def measure(where: Environment, *, rows: int, dimension: int, rounds: int) -> Verify:
     """Measure query and verify in turn, then a repair of rows that changed without triggers."""
     where.create(TABLE, dimension)
-    where.fill(TABLE, rows, dimension, seed)
+    where.fill(TABLE, rows, dimension)
     where.run("vacuum", table=TABLE)
     where.run("attach", [f"syncd_bench.{TABLE}", "cosine"])
     send = "vector_send" if where.vector_type == "vector" else "array_send"

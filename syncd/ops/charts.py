@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from html import escape
 
 WIDTH, HEIGHT = 360, 90
+SPAN_SECONDS = 3600.0
 GAP_SECONDS = 35.0
 """Samples further apart are not joined: the process was frozen, or nothing was measured."""
 
 Point = tuple[float, float | None]
 
 
-def chart(title: str, unit: str, series: Sequence[tuple[str, Sequence[Point]]], *, span_seconds: float = 3600) -> str:
+def chart(title: str, unit: str, series: Sequence[tuple[str, Sequence[Point]]]) -> str:
     """Lines over time; ``series`` are (name, points of (time, value)). The newest and the largest value stand in the caption."""
     values = [value for _, points in series for _, value in points if value is not None]
     top = max([*values, 0.0]) or 1.0
@@ -20,7 +21,7 @@ def chart(title: str, unit: str, series: Sequence[tuple[str, Sequence[Point]]], 
     lines = "".join(
         f'<polyline class="s{number}" points="{stretch}"/>'
         for number, (_, points) in enumerate(series)
-        for stretch in stretches(points, newest - span_seconds, span_seconds, top)
+        for stretch in stretches(points, newest - SPAN_SECONDS, SPAN_SECONDS, top)
     )
     now = ", ".join(f"{name} {shown(last(points), unit)}".strip() for name, points in series)
     text = f"{title}: now {now}; highest {shown(max(values, default=None), unit)}"

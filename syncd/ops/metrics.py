@@ -50,7 +50,6 @@ HISTOGRAMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "syncd_checkpoint_seconds": ("Saving a checkpoint.", ()),
     "syncd_verify_seconds": ("Comparing indexes with their tables.", ()),
 }
-NAMES = frozenset({*GAUGES, *COUNTERS, *HISTOGRAMS})
 
 Labels = tuple[str, ...]
 

@@ -78,11 +78,6 @@ class Server:
         """Number of connected clients."""
         return len(self._connections)
 
-    @property
-    def requests(self) -> int:
-        """Number of requests in flight."""
-        return self.dispatcher.requests
-
     async def serve(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
         """Listen until ``stop`` is called, or until the task is cancelled.
 

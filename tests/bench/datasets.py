@@ -25,19 +25,17 @@ class Many:
     p99_us: float
 
 
-def measure(
-    where: Environment, *, numbers: list[int], rows_each: int, dimension: int, searches: int, seed: int = 0
-) -> list[Many]:
+def measure(where: Environment, *, numbers: list[int], rows_each: int, dimension: int, searches: int) -> list[Many]:
     """One number after the other, each with a table and a syncd of its own."""
-    return [run(where, number, rows_each, dimension, searches, seed) for number in numbers]
+    return [run(where, number, rows_each, dimension, searches) for number in numbers]
 
 
-def run(where: Environment, number: int, rows_each: int, dimension: int, searches: int, seed: int) -> Many:
+def run(where: Environment, number: int, rows_each: int, dimension: int, searches: int) -> Many:
     """A table whose rows are dealt out to the datasets."""
-    generator = np.random.default_rng(seed + 1)
+    generator = np.random.default_rng(1)
     table = f"of_{number}"
     where.create(table, dimension)
-    where.fill(table, number * rows_each, dimension, seed)
+    where.fill(table, number * rows_each, dimension)
     where.run("attach_datasets", [f"syncd_bench.{table}", "l2", f"{table}_", number])
     chosen = np.concatenate([generator.permutation(number), generator.integers(number, size=searches)])
     queries = generator.standard_normal((len(chosen), dimension), dtype=np.float32)

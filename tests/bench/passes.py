@@ -32,15 +32,13 @@ class Pass:
     building_cpu_ms: float
 
 
-def measure(
-    where: Environment, *, sizes: list[int], dimension: int, changes: int, rounds: int, seed: int = 0
-) -> list[Pass]:
+def measure(where: Environment, *, sizes: list[int], dimension: int, changes: int, rounds: int) -> list[Pass]:
     """Tables of all sizes under one syncd, changed in turn."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     tables = {f"passes_{rows}": rows for rows in sizes}
     where.create_tables(*tables, dimension=dimension)
     for table, rows in tables.items():
-        where.fill(table, rows, dimension, seed)
+        where.fill(table, rows, dimension)
         where.run("vacuum", table=table)
         where.run("attach", [f"syncd_bench.{table}", "cosine"])
     seconds: dict[str, list[float]] = {table: [] for table in tables}

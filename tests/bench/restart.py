@@ -34,12 +34,12 @@ class Restart:
     start_after_changes_seconds: float
 
 
-def measure(where: Environment, *, rows: int, dimension: int, changes: int, rounds: int, seed: int = 0) -> Restart:
+def measure(where: Environment, *, rows: int, dimension: int, changes: int, rounds: int) -> Restart:
     """A checkpoint after changes, a stop, a start with nothing to catch up with, and one after changes that were made meanwhile."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     where.create_tables(TABLE, FEW, dimension=dimension)
     for table, number in ((TABLE, rows), (FEW, FEW_ROWS)):
-        where.fill(table, number, dimension, seed)
+        where.fill(table, number, dimension)
         where.run("vacuum", table=table)
 
     def search(service: Serving, table: str) -> None:

@@ -38,6 +38,7 @@ READY_SECONDS = 60.0
 STOP_SECONDS = 60.0
 INITDB_SECONDS = 120.0
 POLL_SECONDS = 0.02
+LAST_LINES = 10
 LOG_BYTES = 8 << 20  # a larger log is set aside at the next start
 SOCKET_PATH_BYTES = 103  # sockaddr_un holds 107 on Linux, 103 on macOS
 WORKING_DIRECTORY = Path("/proc/self/cwd")
@@ -293,5 +294,5 @@ def _signal(pids: Sequence[int], how: signal.Signals) -> None:
             os.kill(pid, how)
 
 
-def _last_lines(output: bytes, lines: int = 10) -> str:
-    return "\n".join(output.decode(errors="replace").splitlines()[-lines:])
+def _last_lines(output: bytes) -> str:
+    return "\n".join(output.decode(errors="replace").splitlines()[-LAST_LINES:])

@@ -140,7 +140,7 @@ async def test_no_fuzzed_line_disturbs_its_own_or_another_connection(path: Path)
                 pass
             assert (await other.ask("ping"))["result"] == "pong"
         assert service.server.connections == 2
-        assert service.server.requests == 0
+        assert service.server.dispatcher.requests == 0
 
 
 @pytest.mark.parametrize("last", [b"", b'{"jsonrpc":"2.0","meth'])
@@ -155,7 +155,7 @@ async def test_a_client_that_vanishes_cancels_what_it_waited_for(path: Path, las
         async with lines_to(path) as other:
             assert (await other.ask("ping"))["result"] == "pong"
             assert service.server.connections == 1
-        assert service.server.requests == 0
+        assert service.server.dispatcher.requests == 0
         assert service.server.dispatcher.held_bytes == 0
 
 
