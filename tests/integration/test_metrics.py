@@ -221,9 +221,11 @@ def rebuilt(it: Followed) -> Iterator[None]:
 
 @contextmanager
 def reports_failed(it: Followed) -> Iterator[None]:
+    """The reporter writes to that table only if a row comes into quarantine or leaves it."""
     it.write("ALTER TABLE syncd.quarantine_reports RENAME TO away")
     try:
-        yield
+        with bad_row_inserted(it):
+            yield
     finally:
         it.write("ALTER TABLE syncd.away RENAME TO quarantine_reports")
 
