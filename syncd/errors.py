@@ -22,7 +22,23 @@ A message says what happened and why; ``hint`` is the next step, often a command
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 SHOWN_CHARACTERS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Why something cannot go on as it is, and the next step. As text: both, for users."""
+
+    reason: str
+    fix: str = ""
+    """Command to type; empty if syncd knows of none."""
+    how: str = ""
+    """Words that introduce the command, such as ``attach it again``."""
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.reason, self.how, self.fix) if part)
 
 
 class SyncdError(Exception):

@@ -15,6 +15,24 @@ DatasetName = NewType("DatasetName", str)
 
 Metric = Literal["cosine", "l2", "ip"]
 
+State = Literal["backfilling", "catching_up", "ready", "rebuilding", "must_rebuild", "failed"]
+"""State of a dataset, and of the service as a whole."""
+
+QuarantineReason = Literal[
+    "dimension_mismatch",
+    "dataset_taken",
+    "null_dataset",
+    "null_key",
+    "expression_failed",
+    "nan",
+    "zero_norm",
+    "empty",
+    "null_element",
+    "not_one_dimensional",
+    "not_float32",
+]
+"""Why a live row is not indexed; ``syncd.sync.registry.quarantine`` explains each."""
+
 TOKEN = re.compile(r"\d{1,20}(\.[0-9a-f]{8}\.\d{1,10})?", re.ASCII)
 """Form of the text that ``syncd.token()`` returns; version 0.1.0 returned only the transaction id.
 """

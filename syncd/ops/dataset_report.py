@@ -54,11 +54,13 @@ class DatasetReport:
         by_name = consumer.registry.by_name
         dataset = consumer.registry.look_up(name)
         watched = None if dataset is None else self.watched(dataset)
+        condition = None if dataset is None else dataset.condition
         checkpointer, lost = self.methods.checkpointer, consumer.lost
         return messages.WhyResult(
             dataset=name,
             status=None if dataset is None else self.methods.dataset_status(dataset),
-            reason="" if dataset is None else dataset.reason,
+            reason="" if condition is None else condition.reason,
+            fix="" if condition is None else condition.fix,
             progress=None if watched is None else progress(watched),
             quarantine=self.quarantine({name} if dataset is not None else {name, ""}),
             near=[] if dataset is not None else near_names(name, list(by_name)),
@@ -102,11 +104,12 @@ class DatasetReport:
 def progress(watched: WatchedSource) -> messages.SourceProgress:
     """How one source is being followed."""
     now = time.monotonic()
-    unconfirmed = watched.unconfirmed
+    unconfirmed, failure = watched.unconfirmed, watched.failure
     return messages.SourceProgress(
         source=watched.source.name,
-        failure=watched.failure,
-        retry_in_seconds=max(watched.retry_at - now, 0.0) if watched.failure is not None else 0.0,
+        failure=None if failure is None else str(failure),
+        fix="" if failure is None else failure.fix,
+        retry_in_seconds=max(watched.retry_at - now, 0.0) if failure is not None else 0.0,
         scanned_rows=None if watched.scan is None else watched.scan.rows,
         moved_seconds=None if watched.moved_at is None else now - watched.moved_at,
         position=WirePosition.of(watched.cursor.position),

@@ -14,20 +14,6 @@ from syncd.postgres.connection import as_database_error, first_line
 
 Level = Literal["ok", "warn", "fail"]
 
-REASONS = {
-    "dimension_mismatch": "another length than the dataset's: embed these rows with the model that filled it",
-    "dataset_taken": "the dataset belongs to another source: change a dataset or project expression with syncd attach",
-    "null_key": "the key, or a part of it, is NULL: write it, or attach with another key: syncd attach TABLE --key COL",
-    "null_dataset": "the project or dataset expression gives NULL: fill its columns, or attach with coalesce(…)",
-    "nan": "a NaN or an infinity, or a number too large for the index: write the vectors again",
-    "zero_norm": "zero norm has no cosine distance: write the vectors again, or attach with --metric l2",
-    "empty": "no elements: write a vector, or NULL",
-    "null_element": "an element is NULL: write the vectors again",
-    "not_one_dimensional": "not a one-dimensional array: write the vectors again",
-    "not_float32": "bytes that are no little-endian float32: write the vectors again",
-}
-"""What each reason of a quarantined row means, and what to do about it."""
-
 
 class Finding(msgspec.Struct, frozen=True):
     """One line: how it is, what was looked at, what was found, and the next step where something is not as it should be."""

@@ -20,7 +20,6 @@ from syncd.postgres.source import Source
 from syncd.protocol.messages import DatasetStatus, ServiceStatus
 from syncd.settings import Settings
 from syncd.statements import statement
-from syncd.sync.source.looking import named_command
 
 SERVICE_TIMEOUT_SECONDS = 10.0
 FAILURES_ASKED = 20
@@ -136,9 +135,9 @@ def sql_name(source: Source) -> str:
     return source.name if plain else source.identifier.as_string()
 
 
-def commands_in(reasons: Mapping[str, str]) -> dict[str, str]:
-    """The commands that reasons of failed sources end with."""
-    return {source: command for source, reason in reasons.items() if (command := named_command(reason))}
+def attach_commands(fixes: Mapping[str, str]) -> dict[str, str]:
+    """Of the commands that end the failures of sources, those that attach a source again."""
+    return {source: fix for source, fix in fixes.items() if fix.startswith("syncd attach ")}
 
 
 def ask_service(socket: Path | str) -> Service:
@@ -147,7 +146,7 @@ def ask_service(socket: Path | str) -> Service:
         with Client(socket, timeout=SERVICE_TIMEOUT_SECONDS) as client:
             status, datasets = client.status(), client.datasets()
             failed = {row.source: row.dataset for row in datasets if row.state == "failed"}
-            reasons = {source: client.why(dataset).reason for source, dataset in list(failed.items())[:FAILURES_ASKED]}
-            return Service(status, datasets, commands=commands_in(reasons))
+            fixes = {source: client.why(dataset).fix for source, dataset in list(failed.items())[:FAILURES_ASKED]}
+            return Service(status, datasets, commands=attach_commands(fixes))
     except SyncdError as error:
         return Service(None, (), error)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from syncd.ops.parts import Parts
-from syncd.sync.registry.datasets import ANSWERING
+from syncd.sync.registry.states import ANSWERING
 
 SHOWN = 20
 

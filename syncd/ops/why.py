@@ -15,12 +15,13 @@ import psycopg
 from syncd.client.client import Client
 from syncd.errors import DatabaseError
 from syncd.ops.check_sources import READING_CHECKS, SOURCE_CHECKS, check_table, sampled_lengths, wrong_dimension
-from syncd.ops.findings import REASONS, Finding, ago, fail, guarded, since, warn
-from syncd.ops.look import Look, Service, commands_in, looking
+from syncd.ops.findings import Finding, ago, fail, guarded, since, warn
+from syncd.ops.look import Look, Service, attach_commands, looking
 from syncd.ops.sessions import check_locks, check_prepared_transactions, read_writers
 from syncd.postgres.source import Source, read_sources
 from syncd.protocol.messages import DatasetStatus, SourceProgress, WhyResult
 from syncd.settings import Settings
+from syncd.sync.registry.quarantine import next_step
 
 OPEN_WRITER_SECONDS = 1.0
 LAG_SECONDS = 5.0
@@ -75,7 +76,7 @@ def explain(settings: Settings, socket: Path | str, name: str) -> Explanation:
     facts += verify_facts(verified)
     causes += verify_causes(verified)
     try:
-        commands = commands_in({} if said.status is None else {said.status.source: said.reason})
+        commands = attach_commands({} if said.status is None else {said.status.source: said.fix})
         with looking(settings, Service(status, datasets, commands=commands)) as look:
             look.role = look.row("read_server")[2]
             with look.transaction():
@@ -157,16 +158,16 @@ def service_causes(said: WhyResult) -> Iterator[Finding]:
         answers = (
             "stopped answering" if status is not None and status.state == "failed" else "answers from where it was"
         )
+        again = f"it is tried again by itself in {ago(progress.retry_in_seconds)}"
         yield fail(
             "failure",
             f"the source cannot be read: {progress.failure}; the dataset {answers}",
-            f"mend that; it is tried again by itself in {ago(progress.retry_in_seconds)} (see: syncd check)",
+            f"{progress.fix}  # {again}" if progress.fix else f"repair that; {again} (see: syncd check)",
         )
     for count in said.quarantine:
         keys = ", ".join(msgspec.json.encode(key).decode() for key in count.sample)
-        meaning = REASONS.get(count.reason, count.reason)
         detail = f"{count.rows} live row{'s are' if count.rows > 1 else ' is'} in quarantine with {count.reason}, such as key {keys}"
-        yield warn("quarantine", detail, meaning)
+        yield warn("quarantine", detail, next_step(count.reason))
     if said.checkpoint.error:
         detail = f"the last checkpoint failed: {said.checkpoint.error}; a restart would replay from the one before"
         yield warn("checkpoint", detail, "syncd check, then: syncd checkpoint")

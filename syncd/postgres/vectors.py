@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from syncd.types import QuarantineReason
+
 ARRAY_HEADER_BYTES = 20  # dimensions, null flag, element type, length, lower bound
 ELEMENT_TYPES = {
     "real[]": np.dtype([("bytes", ">i4"), ("value", ">f4")]),
@@ -36,13 +38,13 @@ class Decoded:
     """``blocks`` by dimension, and the places of values that hold no vector, each with the reason."""
 
     blocks: list[Block]
-    bad: list[tuple[int, str]]
+    bad: list[tuple[int, QuarantineReason]]
 
 
 def decode_vectors(vector_type: str, values: Sequence[bytes]) -> Decoded:
     """Read values of one column, whole blocks at a time: no Python object is made per element."""
     blocks: list[Block] = []
-    bad: list[tuple[int, str]] = []
+    bad: list[tuple[int, QuarantineReason]] = []
     if not values:
         return Decoded(blocks, bad)
     lengths = np.fromiter(map(len, values), dtype=np.int64, count=len(values))
@@ -70,7 +72,7 @@ def decode_vectors(vector_type: str, values: Sequence[bytes]) -> Decoded:
 
 def decode_arrays(
     vector_type: str, rows: NDArray[np.int64], block: NDArray[np.uint8]
-) -> tuple[NDArray[np.int64], NDArray[np.float32] | NDArray[np.float64], list[tuple[int, str]]]:
+) -> tuple[NDArray[np.int64], NDArray[np.float32] | NDArray[np.float64], list[tuple[int, QuarantineReason]]]:
     """Rows of ``array_send``'s format, all of one length in bytes."""
     none = np.empty((0, 0), dtype=np.float32)
     if block.shape[1] < ARRAY_HEADER_BYTES:  # no dimensions: '{}'
@@ -79,7 +81,7 @@ def decode_arrays(
     element = ELEMENT_TYPES[vector_type]
     dimensions, has_null, count = header[:, 0], header[:, 1], header[:, 3]
     flat = (dimensions == 1) & (has_null == 0) & (count * element.itemsize == block.shape[1] - ARRAY_HEADER_BYTES)
-    bad = [
+    bad: list[tuple[int, QuarantineReason]] = [
         (int(rows[place]), "null_element" if has_null[place] else "not_one_dimensional")
         for place in np.flatnonzero(~flat)
     ]

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from syncd.errors import InvalidParams, TooLarge
-from syncd.types import Metric, Position, Snapshot
+from syncd.types import Metric, Position, Snapshot, State
 
 MAX_INCLUDED = 100
 MAX_RESULTS = 1_000_000
@@ -36,7 +36,6 @@ WireKey = int | str | list[KeyPart]
 WireVector = list[float] | bytes
 """A vector in JSON: numbers, or the base64 of little-endian float32."""
 
-State = Literal["backfilling", "catching_up", "ready", "rebuilding", "must_rebuild", "failed"]
 IndexKind = Literal["exact", "building", "codes"]
 Milliseconds = Annotated[int, Meta(ge=0, le=MAX_TIMEOUT_MS)]
 
@@ -307,6 +306,8 @@ class SourceProgress(msgspec.Struct, frozen=True, kw_only=True):
 
     source: str
     failure: str | None
+    fix: str = ""
+    """Command that ends the failure; empty if syncd knows of none."""
     retry_in_seconds: float
     scanned_rows: int | None
     moved_seconds: float | None
@@ -325,6 +326,8 @@ class WhyResult(msgspec.Struct, frozen=True, kw_only=True):
     dataset: str
     status: DatasetStatus | None
     reason: str
+    fix: str = ""
+    """Command that ends the state; empty if syncd knows of none."""
     progress: SourceProgress | None
     quarantine: list[QuarantineCount]
     near: list[str]

@@ -278,12 +278,12 @@ class Methods:
         found = []
         for watched in self.consumer.sources.values():
             for each in (watched, watched.predecessor):
-                for nothing in [] if each is None else each.emptied.standing:
-                    one = self.dataset_status(nothing)
+                names = [] if each is None else list(each.emptied.names)
+                if each is not None and names:
+                    one = self.dataset_status(each.empty(names[0]))
                     one = msgspec.structs.replace(
                         one, index="exact", recall=1.0, verified_at=None, in_sync=None
                     )
-                    names = [] if each is None else list(each.emptied.names)
                     found += [msgspec.structs.replace(one, dataset=name) for name in names]
         return found
 

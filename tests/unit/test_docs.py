@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from syncd.ops.findings import REASONS
 from syncd.settings import Settings
+from syncd.sync.registry.quarantine import EXPLANATIONS
 from tests.documents import (
     CHECKOUT,
     DOCS,
@@ -143,7 +143,7 @@ def test_every_test_that_a_fault_names_is_in_the_files_of_its_section() -> None:
 def test_every_reason_of_the_quarantine_is_explained() -> None:
     section = (DOCS / "faults.md").read_text("utf-8").partition("## Reasons in quarantine")[2]
     listed = {cells(line.text)[0].strip("`") for line in lines(section) if line.kind == "table"} - {"reason", "---"}
-    assert listed == {*REASONS, "expression_failed"}
+    assert listed == EXPLANATIONS.keys()
 
 
 def test_every_trap_that_the_architecture_page_names_is_there() -> None:

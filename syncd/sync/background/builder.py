@@ -25,7 +25,8 @@ from syncd.index.storage.stopping import Cancelled
 from syncd.index.view import View
 from syncd.sync.background.checkpoints import Checkpointer
 from syncd.sync.consumer.consumer import Consumer
-from syncd.sync.registry.datasets import ANSWERING, Dataset
+from syncd.sync.registry.datasets import Dataset
+from syncd.sync.registry.states import ANSWERING
 from syncd.types import DatasetName
 
 LOOK_SECONDS = 0.25

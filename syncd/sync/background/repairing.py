@@ -53,17 +53,17 @@ class Mender:
         try:
             changed = await self.call(watched.source.oid)
         except SyncdError as error:
-            if watched.watch.weakness:
+            if watched.watch.weakness is not None:
                 watched.watch.mend_at = time.monotonic() + MEND_SECONDS
                 if self.said.get(watched.source.id) != str(error):
                     self.said[watched.source.id] = str(error)
-                    logger.error("triggers_not_mended", error=str(error), reason=watched.watch.weakness)
+                    logger.error("triggers_not_mended", error=str(error), reason=str(watched.watch.weakness))
             return
         self.said.pop(watched.source.id, None)
         if changed:
             logger.warning("triggers_mended", source=watched.source.name)
             self.consumer.wake("request")  # the pass sees them, and compares what was written without them
-        elif watched.watch.weakness:
+        elif watched.watch.weakness is not None:
             watched.watch.mend_at = time.monotonic() + MEND_SECONDS
 
     async def remember(self, watched: WatchedSource) -> None:

@@ -15,10 +15,9 @@ from syncd.postgres.control import Control
 from syncd.statements import statement
 from syncd.sync.background.heartbeat import Heartbeat
 from syncd.sync.consumer.consumer import Consumer
-from syncd.sync.registry.datasets import State
 from syncd.sync.source.followed import WatchedSource
 from syncd.sync.source.quarantined import Quarantined
-from syncd.types import DatasetName, Key
+from syncd.types import DatasetName, Key, State
 
 REPORT_SECONDS = 5.0
 MAX_REPORTED_ROWS = 10_000

@@ -219,7 +219,7 @@ class Verifier:
             if each is not None and each.report.outcome != "failed":
                 reports.append(each)
             elif known is not None:
-                reason = each.report.reason if each is not None else known.failure or "it is not being read"
+                reason = each.report.reason if each is not None else str(known.failure or "it is not being read")
                 reports.append(not_compared(known, only, reason))
         return reports, position
 

@@ -18,7 +18,7 @@ import structlog
 from psycopg import errors as pg
 from psycopg import sql
 
-from syncd.errors import ConsumerReplaced, DatabaseUnreachable, SyncdError
+from syncd.errors import ConsumerReplaced, DatabaseUnreachable, SyncdError, Trouble
 from syncd.keys import readable
 from syncd.postgres import session
 from syncd.postgres.connection import first_line
@@ -85,9 +85,9 @@ class Pass:
         due = [source for source in watched if source.retry_at <= now and not source.source.trouble]
         for source in watched:
             with self.guarded(source):
-                reason = trouble(source)
-                if reason and reason != source.failure:
-                    source.failed(reason, now=now)
+                found = trouble(source)
+                if found is not None and found != source.failure:
+                    source.failed(found, now=now)
         needed = self.handover.wanted if self.handover is not None else frozenset()
         wanted = [
             s
@@ -139,12 +139,13 @@ class Pass:
                 self.connection.execute(each.source.lock())
             except pg.LockNotAvailable:
                 self.connection.execute(statement("passes", "rollback_to_savepoint"))
-                each.behind("another transaction holds a lock on the table", now=time.monotonic())
+                each.behind(Trouble("another transaction holds a lock on the table"), now=time.monotonic())
             except pg.InsufficientPrivilege:
                 self.connection.execute(statement("passes", "rollback_to_savepoint"))
                 role = sql.Identifier(self.connection.info.user).as_string()
                 grant = f"GRANT SELECT ON {each.source.identifier.as_string()} TO {role};"
-                each.failed(f"role {role} may not read {each.source.name}: {grant}", now=time.monotonic())
+                refused = Trouble(f"role {role} may not read {each.source.name}", grant)
+                each.failed(refused, now=time.monotonic())
             else:
                 locked.append(each)
             self.connection.execute(statement("passes", "release_savepoint"))
@@ -344,13 +345,15 @@ class Pass:
         An error of the server's ended the transaction: then the pass starts again, without that source.
         """
         if isinstance(error, pg.LockNotAvailable):  # REINDEX locks an index more than its table
-            each.behind("another transaction holds a lock on the table or an index of it", now=time.monotonic())
+            locked = Trouble("another transaction holds a lock on the table or an index of it")
+            each.behind(locked, now=time.monotonic())
             raise StartAgain from error
         if isinstance(error, psycopg.Error):
             if self.connection.broken or (error.sqlstate or CONNECTION_LOST[0]).startswith(CONNECTION_LOST):
                 return False
             if isinstance(error, psycopg.OperationalError):  # a time-out, a deadlock, no memory: it may be read later
-                each.behind(f"it cannot be read now: {first_line(error)}; see: syncd check", now=time.monotonic())
+                later = Trouble(f"it cannot be read now: {first_line(error)}", "syncd check", "see")
+                each.behind(later, now=time.monotonic())
             elif not each.careful:
                 each.careful = True  # with the present names; then find the row, and read the others
                 raise ReadRegistryAgain from error
@@ -358,7 +361,7 @@ class Pass:
                 each.failed(explained(each, error, self.connection.info.user), now=time.monotonic())
             raise StartAgain from error
         if isinstance(error, SyncdError | OSError):
-            each.failed(str(error), now=time.monotonic())
+            each.failed(Trouble(str(error)), now=time.monotonic())
         else:
             each.failed_unexpectedly(error, now=time.monotonic())
         return True

@@ -14,15 +14,16 @@ import anyio
 import psycopg
 import structlog
 
-from syncd.errors import DatabaseError, DatabaseUnreachable, SyncdError, TimedOut
+from syncd.errors import DatabaseError, DatabaseUnreachable, SyncdError, TimedOut, Trouble
 from syncd.supervision import describe
 from syncd.sync.consumer.outcome import Handover
 from syncd.sync.consumer.pace import Pace
 from syncd.sync.consumer.unrecorded import Doubts
 from syncd.sync.consumer.wake import Wake
-from syncd.sync.registry.datasets import ANSWERING, Dataset, Follower, Registry, State
+from syncd.sync.registry.datasets import Dataset, Follower, Registry
+from syncd.sync.registry.states import ANSWERING
 from syncd.sync.source.followed import WatchedSource
-from syncd.types import DatasetName, Position, Snapshot, Token
+from syncd.types import DatasetName, Position, Snapshot, State, Token
 
 logger = structlog.get_logger()
 
@@ -82,7 +83,7 @@ class Progress:
     def note_progress(self) -> None:
         """See which sources have been read, and say once when all have been, or have failed."""
         pending = {
-            watched.source.name: watched.failure or "it is being read"
+            watched.source.name: str(watched.failure or "it is being read")
             for watched in self.sources.values()
             if watched.reading or watched.failure is not None or not watched.was_ready
         }
@@ -181,7 +182,10 @@ class Progress:
                     dataset = dataset.follower.dataset(dataset.name) or dataset
             watched = self.source_of(dataset)
             if watched is not None and watched.is_failed:
-                raise DatabaseError(f"{watched.source.name} cannot be read: {watched.failure}", hint="see: syncd check")
+                failure = watched.failure or Trouble("it has failed")
+                raise DatabaseError(
+                    f"{watched.source.name} cannot be read: {failure.reason}", hint=failure.fix or "see: syncd check"
+                )
             if watched is not None and watched.scan is None and watched.predecessor is None:
                 async with self.busy:
                     if watched.scan is None:
@@ -290,7 +294,7 @@ class Progress:
             error = self.unreachable(what)
             return TimedOut(error.message, hint=error.hint)
         for watched in self.sources.values():
-            if watched.watch.weakness:
+            if watched.watch.weakness is not None:
                 return TimedOut(f"{what}: {watched.watch.weakness}", hint="or do not ask for a position")
         if self.pace.writers:
             return TimedOut(what, hint="a transaction that wrote to a source is still open; see pg_stat_activity")

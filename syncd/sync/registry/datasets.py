@@ -6,7 +6,7 @@ import secrets
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 from syncd.errors import NotReady, UnknownDataset, shortened
 from syncd.index.dataset import DatasetIndex
@@ -16,10 +16,8 @@ from syncd.store.paths import dataset_directory
 from syncd.supervision import Tasks
 from syncd.sync.registry.alerts import Alerts
 from syncd.sync.registry.counters import Counters
-from syncd.types import DatasetName, full_dataset_name
-
-State = Literal["backfilling", "catching_up", "ready", "rebuilding", "must_rebuild", "failed"]
-ANSWERING: frozenset[State] = frozenset({"ready", "rebuilding"})
+from syncd.sync.registry.states import ANSWERING, Condition, Standing
+from syncd.types import DatasetName, State, full_dataset_name
 
 
 class Follower(Protocol):
@@ -41,6 +39,9 @@ class Follower(Protocol):
     def lags(self) -> bool:
         """Whether there is more to apply, as far as is known."""
 
+    def condition(self, dataset: Dataset) -> Condition:
+        """State of one of its datasets, and the reason."""
+
     def dataset(self, name: DatasetName) -> Dataset | None:
         """Its dataset of a name, formed now if need be; None where another source formed one before."""
 
@@ -56,11 +57,25 @@ class Dataset:
     source: Source
     index: DatasetIndex
     follower: Follower
-    state: State = "backfilling"
+    standing: Standing = field(default_factory=Standing)
     sweeping: bool = False
     replacement: DatasetIndex | None = None
     """The index that is being built to take this one's place; it gets every change as well."""
-    reason: str = field(default="", kw_only=True)
+
+    @property
+    def condition(self) -> Condition:
+        """Its state and the reason, as they are now."""
+        return self.follower.condition(self)
+
+    @property
+    def state(self) -> State:
+        """Its state, as it is now."""
+        return self.condition.state
+
+    @property
+    def reason(self) -> str:
+        """Why it is in its state; empty if there is nothing to say."""
+        return self.condition.reason
 
 
 class Registry:
@@ -92,12 +107,11 @@ class Registry:
     def find(self, name: str) -> Dataset:
         """A dataset that answers; raises ``UnknownDataset`` or ``NotReady``."""
         dataset = self.known(name)
-        if dataset.state not in ANSWERING:
-            why = f": {dataset.reason}" if dataset.reason else ""
-            hint = (
-                f"syncd why {dataset.name}" if dataset.state == "failed" else "wait, and watch it with: syncd datasets"
-            )
-            raise NotReady(f"dataset {dataset.name!r} is {dataset.state}{why}", hint=hint)
+        state, reason, _ = dataset.condition
+        if state not in ANSWERING:
+            why = f": {reason}" if reason else ""
+            hint = f"syncd why {dataset.name}" if state == "failed" else "wait, and watch it with: syncd datasets"
+            raise NotReady(f"dataset {dataset.name!r} is {state}{why}", hint=hint)
         return dataset
 
     def known(self, name: str) -> Dataset:

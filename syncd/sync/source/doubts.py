@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from syncd.errors import Trouble
 from syncd.postgres.catalogue import Catalogue, parse_catalogue
 
 logger = structlog.get_logger()
@@ -26,8 +27,8 @@ class Watch:
     renamed: dict[str, str] = field(default_factory=dict)
     rewritten: bool = False
     """The table has other files, and the pass has not shown yet whether a truncation is why."""
-    weakness: str = ""
-    """Why the triggers do not record every write, and what to do; empty where they do."""
+    weakness: Trouble | None = None
+    """Why the triggers do not record every write, and what to do; None if they do."""
     doubt: str | None = None
     """Why the table must be compared, once the scan under way is over."""
     believed: bool = True

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 
 from syncd.sync.registry.datasets import Dataset
+from syncd.sync.registry.states import Standing
 from syncd.types import DatasetName
 
 EMPTY_SECONDS = 5.0
@@ -28,8 +29,8 @@ class Emptied:
         """The names without an index."""
         self.waiting: deque[tuple[float, DatasetName]] = deque()
         self.queued: set[DatasetName] = set()
-        self.standing: list[Dataset] = []
-        """The one dataset whose state is that of all the names; none while there never was a name."""
+        self.standing = Standing()
+        """That of all the names."""
 
     def note(self, dataset: Dataset) -> None:
         """A dataset may have lost its last row."""

@@ -13,10 +13,12 @@ from datetime import UTC, datetime
 
 import structlog
 
+from syncd.errors import Trouble
 from syncd.postgres.outbox import Cursor
 from syncd.postgres.source import Source
 from syncd.supervision import describe
-from syncd.sync.registry.datasets import ANSWERING, Dataset, Registry, State
+from syncd.sync.registry.datasets import Dataset, Registry
+from syncd.sync.registry.states import Condition, Facts, Standing, state_of
 from syncd.sync.source.doubts import Watch
 from syncd.sync.source.emptied import Emptied
 from syncd.sync.source.key_homes import Directory
@@ -48,7 +50,7 @@ class WatchedSource:
         self.scan: Scan | None = None
         self.predecessor: WatchedSource | None = None
         self.successor: WatchedSource | None = None
-        self.failure: str | None = None
+        self.failure: Trouble | None = None
         self.is_failed = False
         self.was_ready = False
         self.must_rebuild = False
@@ -69,7 +71,7 @@ class WatchedSource:
     @property
     def scanning(self) -> bool:
         """Whether what the indexes hold must be compared with the table before anybody can rely on the position."""
-        if self.watch.weakness or self.predecessor is not None:
+        if self.watch.weakness is not None or self.predecessor is not None:
             return True
         return self.scan is not None and self.scan.only is None and not self.scan.believed
 
@@ -140,11 +142,10 @@ class WatchedSource:
             return None
         mine = self.registry.create(name, self.source, self)
         if not stands and (self.scan is None or self.scan.believed):
-            mine.state = "ready"
+            mine.standing.catch_up()
         if name in self.emptied.names:  # it is formed again
             self.emptied.names.discard(name)
-            standing = self.emptied.standing[0]
-            mine.state, mine.reason = standing.state, standing.reason
+            mine.standing = replace(self.emptied.standing)
         self.datasets[name] = mine
         self.directory.adopt([mine])
         if not stands:
@@ -153,40 +154,44 @@ class WatchedSource:
 
     def empty(self, name: DatasetName) -> Dataset:
         """The dataset that answers for a name without rows: an empty index, made for this question."""
-        standing = self.emptied.standing[0]
-        return replace(self.registry.create(name, self.source, self), state=standing.state, reason=standing.reason)
-
-    def know_emptied(self, name: DatasetName) -> None:
-        """Know the name of a dataset without rows, and no more."""
-        if not self.emptied.standing:
-            nothing = self.registry.create(DatasetName(""), self.source, self)
-            nothing.state = "failed" if self.is_failed else "catching_up" if self.reading else "ready"
-            self.emptied.standing.append(nothing)
-        self.emptied.names.add(name)
+        return replace(self.registry.create(name, self.source, self), standing=self.emptied.standing)
 
     def load_emptied(self, names: Iterable[str]) -> None:
         """Take up the names of a checkpoint."""
         for name in map(DatasetName, names):
             if name not in self.registry.by_name and name not in self.registry.retired:
-                self.know_emptied(name)
+                self.emptied.names.add(name)
                 self.registry.retired[name] = self
-        for nothing in self.emptied.standing:
-            nothing.state = "catching_up"
+        self.emptied.standing = Standing(began_empty=False)
 
     def retire_emptied(self) -> None:
         """Remove the indexes of datasets that have been empty for a while. Called between passes."""
         if self.reading or self.predecessor is not None:
             return  # a reading may still find rows of theirs
         for dataset in self.emptied.due(self.datasets):
-            self.know_emptied(dataset.name)
+            self.emptied.names.add(dataset.name)
             self.registry.retire(dataset, self)
             del self.datasets[dataset.name]
             self.directory.forget(dataset.name)
 
-    @property
-    def every(self) -> list[Dataset]:
-        """All datasets, and the one whose state is that of all that have no rows any more."""
-        return [*self.datasets.values(), *self.emptied.standing]
+    def condition(self, dataset: Dataset) -> Condition:
+        """State of one of its datasets, and the reason. From any thread: a pass may go on meanwhile."""
+        standing, scan, watch = dataset.standing, self.scan, self.watch
+        doubt = "" if watch.doubt is None or watch.believed else watch.doubt
+        if scan is not None and not scan.believed and scan.covers(dataset.name):
+            doubt = scan.doubt or doubt
+        return state_of(
+            Facts(
+                failed=standing.failed,
+                caught_up=standing.caught_up,
+                must_rebuild=self.must_rebuild,
+                began_empty=standing.began_empty,
+                replaced=self.successor is not None,
+                rebuilt=dataset.replacement is not None,
+                weakness=watch.weakness,
+                doubt=doubt,
+            )
+        )
 
     def clear(self) -> None:
         """The table was truncated: every row is a tombstone."""
@@ -202,7 +207,6 @@ class WatchedSource:
         """Build one dataset anew, beside the index that answers; ``end_scan`` swaps them. No other scan may be under way."""
         dataset = self.datasets[name]
         dataset.replacement = self.registry.create(name, self.source, self).index
-        dataset.state = "rebuilding"
         self.scan = Scan(frozenset({name}), beside=True)
         self.registry.counters.rebuilt(name, "request")
         logger.info("rebuild_begun", dataset=name)
@@ -219,27 +223,32 @@ class WatchedSource:
         ``reason`` is what the rebuild is counted under: a word of our own, never a row's text.
         """
         for dataset in self.datasets.values():
-            dataset.replacement = None
-        self.scan = Scan(only, forced or {}, resumable=only is None and not self.datasets)
+            if only is None or dataset.name in only:
+                dataset.standing.begin(empty=not dataset.index.count)
+        if only is None:
+            self.emptied.standing.begin(empty=True)
         self.unconfirmed.everything = True
-        self.scan.quarantined = {key for key, row in self.quarantine.items() if only is None or row.dataset in only}
+        self.sweep(Scan(only, forced or {}), reason)
+
+    def sweep(self, scan: Scan, reason: str) -> None:
+        """Begin a scan: rows that it does not find are tombstones at its end."""
+        only = scan.only
+        for dataset in self.datasets.values():
+            dataset.replacement = None
+        scan.resumable = only is None and not self.datasets
+        scan.quarantined = {key for key, row in self.quarantine.items() if only is None or row.dataset in only}
         for dataset in self.datasets.values():
             if only is None or dataset.name in only:
                 self.registry.counters.rebuilt(dataset.name, reason)
                 dataset.index.begin_sweep()
                 dataset.sweeping = True
-                dataset.state = "catching_up" if dataset.index.count else "backfilling"
-        if only is None:
-            for nothing in self.emptied.standing:
-                nothing.state = "backfilling"
+        self.scan = scan
 
     def rebuild(self, position: Position) -> None:
         """The outbox no longer holds all changes since the cursor: start from ``position``, and compare every row."""
         self.cursor = Cursor(position)
         self.must_rebuild = True
         self.begin_scan(reason="must_rebuild")
-        for dataset in self.every:
-            dataset.state, dataset.reason = "must_rebuild", "it is compared with its table"
 
     def end_scan(self) -> int:
         """Close a scan: what it did not find goes. Returns how many rows went. A dataset whose dimension turned out wrong is read again."""
@@ -282,32 +291,21 @@ class WatchedSource:
             self.compare()
         elif not believed:
             self.scan.believed = False
-            self.mark_doubted(reason)
+            self.scan.doubt = self.scan.doubt or reason
 
     def compare(self) -> None:
-        """Begin the comparison that a doubt asks for."""
+        """Begin the comparison that a doubt asks for. Datasets that answer go on answering."""
         reason = self.watch.doubt or ""
         believed = self.watch.believed and (self.scan is None or self.scan.believed)
+        for dataset in self.datasets.values():
+            if not dataset.standing.answers:
+                dataset.standing.begin(empty=not dataset.index.count)
+        if not self.emptied.standing.answers:
+            self.emptied.standing.begin(empty=True)
+        # if believed, every change has come through the outbox: a difference that is found is noted then
+        self.unconfirmed.everything |= not believed
+        self.sweep(Scan(believed=believed, doubt="" if believed else reason), "doubt")
         self.watch.settle()
-        answering = [dataset for dataset in self.every if dataset.state in ANSWERING]
-        states = [(dataset, dataset.state, dataset.reason) for dataset in answering]
-        everything = self.unconfirmed.everything
-        self.begin_scan(reason="doubt")
-        assert self.scan is not None
-        self.scan.believed = believed
-        if believed:
-            # every change has come through the outbox; a difference that the comparison finds is noted then
-            self.unconfirmed.everything = everything
-        for dataset, state, why in states:
-            dataset.state, dataset.reason = state, why
-        if not believed:
-            self.mark_doubted(reason)
-
-    def mark_doubted(self, reason: str) -> None:
-        """Datasets that are ready go on answering, and say that they may differ from their table."""
-        for dataset in self.every:
-            if dataset.state == "ready":
-                dataset.state, dataset.reason = "rebuilding", reason
 
     def doubt_unlogged(self) -> None:
         """The connection was lost, or there was none: a crash of the server may have emptied an unlogged table."""
@@ -334,13 +332,12 @@ class WatchedSource:
         self.moved_at = time.monotonic()
         if self.careful and self.scan is None:
             self.careful = bool(self.quarantine.failing)
-        state: State = "rebuilding" if self.watch.weakness else "ready"
-        for dataset in self.every:
-            scanned = self.scan is not None and self.scan.covers(dataset.name)
-            if dataset.state != state and (not scanned or self.is_believed):
-                dataset.state, dataset.reason = state, self.watch.weakness
-                if dataset.name in self.datasets:
-                    self.registry.publish(dataset)
+        for dataset in self.datasets.values():
+            if not dataset.standing.caught_up and not self.is_read_for(dataset.name):
+                dataset.standing.catch_up()
+                self.registry.publish(dataset)
+        if not self.is_read_for(None):
+            self.emptied.standing.catch_up()
         if self.reading:
             return
         self.must_rebuild = False
@@ -353,37 +350,46 @@ class WatchedSource:
             self.predecessor = None
         self.retire_emptied()
 
+    def is_read_for(self, name: DatasetName | None) -> bool:
+        """Whether rows are being read that a dataset does not answer for yet; None: one without rows."""
+        if self.scan is None or not self.reading:
+            return False
+        return self.scan.only is None or name in self.scan.only
+
     @property
     def is_believed(self) -> bool:
         """Whether the scan under way, if there is one, is of indexes that are believed to be right."""
         return self.scan is not None and self.scan.believed
 
-    def behind(self, reason: str, *, now: float) -> None:
+    def behind(self, trouble: Trouble, *, now: float) -> None:
         """The source could not be read just now (a lock): it answers from where it is, and is tried again after a growing delay."""
-        if reason != self.failure:
-            logger.warning("source_delayed", source=self.source.name, reason=reason)
-        self.retry_later(reason, now=now)
+        if trouble != self.failure:
+            logger.warning("source_delayed", source=self.source.name, reason=trouble.reason, fix=trouble.fix)
+        self.retry_later(trouble, now=now)
 
-    def failed(self, reason: str, *, now: float) -> None:
+    def failed(self, trouble: Trouble, *, now: float) -> None:
         """Reading or applying failed: the datasets say so and stop answering, and it is tried again after a growing delay."""
-        if reason != self.failure:
-            logger.error("source_failed", source=self.source.name, reason=reason)
-        self.retry_later(reason, now=now)
+        if trouble != self.failure:
+            logger.error("source_failed", source=self.source.name, reason=trouble.reason, fix=trouble.fix)
+        self.retry_later(trouble, now=now)
         self.is_failed = True
-        for dataset in self.every:
-            dataset.state, dataset.reason = "failed", reason
+        for dataset in self.datasets.values():
+            dataset.standing.fail(trouble)
+        self.emptied.standing.fail(trouble)
 
     def failed_unexpectedly(self, error: Exception, *, now: float) -> None:
         """An error that nobody has thought of, perhaps half-way through a change: the table is compared once the source can be read again."""
-        reason = f"unexpected {describe(error)}; it is tried again; see the log of syncd serve, and: syncd check"
-        if reason != self.failure:
+        trouble = Trouble(
+            f"unexpected {describe(error)}; it is tried again", "syncd check", "see the log of syncd serve, and"
+        )
+        if trouble != self.failure:
             logger.error("source_failed_unexpectedly", source=self.source.name, exc_info=error)
-        self.failed(reason, now=now)
+        self.failed(trouble, now=now)
         self.watch.note_doubt(f"{self.source.name}: an unexpected error", believed=False)
 
-    def retry_later(self, reason: str, *, now: float) -> None:
+    def retry_later(self, trouble: Trouble, *, now: float) -> None:
         """Leave the source out of passes for a while."""
-        self.failure = reason
+        self.failure = trouble
         self.retry_delay_seconds = min(max(self.retry_delay_seconds * 2, FIRST_RETRY_SECONDS), LAST_RETRY_SECONDS)
         self.retry_at = now + self.retry_delay_seconds
 
@@ -417,16 +423,12 @@ class WatchedSource:
             predecessor.successor = self
             if predecessor.predecessor is not None:  # it never came to serve: what served before it goes on
                 predecessor.datasets |= predecessor.predecessor.datasets
-                for name in predecessor.predecessor.emptied.names:
-                    predecessor.know_emptied(name)
-            for dataset in predecessor.every:
-                if dataset.state == "ready":
-                    dataset.state = "rebuilding"
+                predecessor.emptied.names |= predecessor.predecessor.emptied.names
 
     def rename(self, source: Source) -> None:
         """The same table under its present name, and with the present types of its columns."""
         self.source = self.quarantine.source = source
-        for dataset in self.every:
+        for dataset in self.datasets.values():
             dataset.source = source
 
     def stop(self) -> None:

@@ -17,6 +17,7 @@ from syncd.postgres.source import Source
 from syncd.store.manifest import SavedDataset, SavedSource
 from syncd.supervision import describe
 from syncd.sync.registry.datasets import Dataset, Registry
+from syncd.sync.registry.states import Standing
 from syncd.sync.source.followed import WatchedSource
 from syncd.sync.source.quarantined import Quarantined
 from syncd.sync.source.scan import Scan
@@ -60,7 +61,7 @@ def take_up(watched: WatchedSource, saved: SavedSource, *, doubt: str, lost: boo
             damaged.append(name)
             dataset = registry.create(name, source, watched)
         else:
-            dataset = Dataset(name, source, index, watched, "catching_up")
+            dataset = Dataset(name, source, index, watched, Standing(began_empty=False))
             if index.codes_damage:
                 logger.warning("codes_damaged", dataset=name, reason=index.codes_damage)
         watched.adopt(dataset)

@@ -14,6 +14,7 @@ import psycopg
 from psycopg import errors as pg
 from psycopg import sql
 
+from syncd.errors import Trouble
 from syncd.postgres.catalogue import (
     attach_command,
     changes,
@@ -38,7 +39,6 @@ FEW_SOURCES = 8
 MANY_LEAVES = 200
 """With more partitions than that, a pass looks at the table itself only: 500 take 1.2 ms."""
 
-ATTACH_AGAIN = ": attach it again: "
 COMPARE_SECONDS = 50.0
 """Between two comparisons while triggers do not record every write."""
 
@@ -89,10 +89,10 @@ def take_note(connection: psycopg.Connection, each: WatchedSource, text: str) ->
     watch, facts = each.watch, parse_catalogue(text)
     before, watch.seen, watch.facts = watch.facts, text, facts
     weak = weakness(each.source, facts)
+    watch.weakness = None
     if weak:
         watch.mend_at = 0.0
-        weak += f": run as the owner of the table: SELECT syncd.mend({sql_name(each.source)});"
-    watch.weakness = weak
+        watch.weakness = Trouble(weak, f"SELECT syncd.mend({sql_name(each.source)});", "run as the owner of the table")
     each.retry_at = min(each.retry_at, time.monotonic())  # what failed may be mended
     watch.remember_at = math.inf if facts.remembered else 0.0
     if before is None:
@@ -119,7 +119,7 @@ def take_note(connection: psycopg.Connection, each: WatchedSource, text: str) ->
 def watch_triggers(each: WatchedSource, now: float) -> None:
     """While triggers do not record every write, compare every minute: then the index is right within one."""
     watch = each.watch
-    if not watch.weakness:
+    if watch.weakness is None:
         return
     if each.scan is not None:
         watch.compare_at = now + COMPARE_SECONDS
@@ -128,7 +128,7 @@ def watch_triggers(each: WatchedSource, now: float) -> None:
         each.doubt(f"{each.source.name}: {watch.weakness}")
 
 
-def explained(each: WatchedSource, error: psycopg.Error, role: str) -> str:
+def explained(each: WatchedSource, error: psycopg.Error, role: str) -> Trouble:
     """Why reading a source failed, and what to do, from what the catalogue says."""
     watch, source = each.watch, each.source
     if is_of_a_rule(error):
@@ -140,17 +140,19 @@ def explained(each: WatchedSource, error: psycopg.Error, role: str) -> str:
     hidden = watch.facts is not None and (watch.facts.row_security[0] or watch.leaves)
     if isinstance(error, pg.InsufficientPrivilege) and hidden:
         name = sql.Identifier(role).as_string()
-        return (
-            f"row-level security would hide rows of {source.name} from role {name}: ALTER ROLE {name} BYPASSRLS; "
-            f"or ALTER TABLE {source.identifier.as_string()} DISABLE ROW LEVEL SECURITY;"
+        return Trouble(
+            f"row-level security would hide rows of {source.name} from role {name}",
+            f"ALTER ROLE {name} BYPASSRLS; or ALTER TABLE {source.identifier.as_string()} DISABLE ROW LEVEL SECURITY;",
         )
-    return first_line(error)
+    return Trouble(first_line(error))
 
 
-def trouble(each: WatchedSource) -> str:
-    """Why a source cannot be read as it is, and what to do; empty where it can."""
-    if not each.source.trouble or each.source.table is None:
-        return each.source.trouble
+def trouble(each: WatchedSource) -> Trouble | None:
+    """Why a source cannot be read as it is, and what to do; None if it can be read."""
+    if not each.source.trouble:
+        return None
+    if each.source.table is None:
+        return Trouble(each.source.trouble)
     return attach_again(each, f"{each.watch.altered or each.source.name}: {each.source.trouble}")
 
 
@@ -160,11 +162,7 @@ def is_of_a_rule(error: psycopg.Error) -> bool:
     return is_of_a_row(error) or (state.startswith(("42", "3F")) and not isinstance(error, pg.InsufficientPrivilege))
 
 
-def attach_again(each: WatchedSource, reason: str, *, as_given: bool = False) -> str:
+def attach_again(each: WatchedSource, reason: str, *, as_given: bool = False) -> Trouble:
     """A reason with the command that attaches the source with its present columns."""
-    return f"{reason}{ATTACH_AGAIN}{attach_command(each.source, each.watch.renamed, as_given=as_given)}"
-
-
-def named_command(reason: str) -> str:
-    """The command that ``attach_again`` named in a reason; empty where it named none."""
-    return reason.partition(ATTACH_AGAIN)[2]
+    command = attach_command(each.source, each.watch.renamed, as_given=as_given)
+    return Trouble(reason, command, "attach it again")

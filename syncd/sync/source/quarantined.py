@@ -14,7 +14,7 @@ import structlog
 
 from syncd.postgres.source import Source
 from syncd.sync.source.rows import EXPRESSION_FAILED, NULL_KEY, Row
-from syncd.types import DatasetName, Key, dataset_name
+from syncd.types import DatasetName, Key, QuarantineReason, dataset_name
 
 logger = structlog.get_logger()
 
@@ -38,7 +38,7 @@ class Quarantine(dict[Key, Quarantined]):
         self.unkeyed: set[Key] = set()
         """Labels of the rows that have no key."""
 
-    def put(self, key: Key, dataset: DatasetName, reason: str, fingerprint: int) -> None:
+    def put(self, key: Key, dataset: DatasetName, reason: QuarantineReason, fingerprint: int) -> None:
         """Note a row; ``apply`` takes any indexed version of it out of the index."""
         self[key] = Quarantined(dataset, reason, datetime.now(UTC), fingerprint)
         logger.debug("row_quarantined", source=self.source.name, dataset=dataset, key=key, reason=reason)
@@ -73,7 +73,7 @@ class Quarantine(dict[Key, Quarantined]):
         super().clear()
         self.unkeyed.clear()
 
-    def keys_with(self, reason: str, names: set[DatasetName] | None = None) -> list[Key]:
+    def keys_with(self, reason: QuarantineReason, names: set[DatasetName] | None = None) -> list[Key]:
         """Keys of the rows with a reason, in some datasets or in all."""
         return [key for key, row in self.items() if row.reason == reason and (names is None or row.dataset in names)]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-EXPRESSION_FAILED = "expression_failed"
-NULL_KEY = "null_key"
+from syncd.types import QuarantineReason
+
+EXPRESSION_FAILED: QuarantineReason = "expression_failed"
+NULL_KEY: QuarantineReason = "null_key"
 """Reasons of quarantined rows.
 
 No one can ask for a ``NULL_KEY`` row by key: all of them are read when one of them may have changed.

@@ -35,6 +35,8 @@ class Scan:
     dimensions: dict[DatasetName, Counter[int]] = field(default_factory=dict)
     quarantined: set[Key] = field(default_factory=set)
     """Keys that were in quarantine before it began and have not been read since."""
+    doubt: str = ""
+    """Why the indexes are compared, if they are not believed."""
     believed: bool = False
     """Whether the indexes are believed to be right all the same: then they go on answering as if nothing were."""
 
