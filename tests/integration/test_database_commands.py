@@ -31,7 +31,7 @@ def test_init_attach_detach_and_uninstall(servers: Servers) -> None:
         assert_failed(run("detach", "items", "--dsn", dsn), 1, "syncd init")
         first, again = run("init", "--dsn", dsn), run("init", SYNCD_DSN=dsn)
         assert (first.returncode, first.stdout, again.returncode, again.stdout) == (0, "", 0, "")
-        assert f"at {schema.newest_revision()} now" in first.stderr
+        assert first.stderr == f"schema syncd is at {schema.newest_revision()}\n"
         assert f"at {schema.newest_revision()}; nothing was changed" in again.stderr
         server.execute(
             "CREATE TABLE items (a int, b text, lang text, v real[], PRIMARY KEY (a, b)); INSERT INTO items VALUES (1, 'x', 'de', '{1}')",
