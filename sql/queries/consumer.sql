@@ -82,16 +82,23 @@ SELECT freed::text FROM syncd.outbox_limit;
 SELECT pg_current_snapshot()::text, (SELECT last_value FROM syncd.outbox_id);
 
 -- name: read_open_writers
--- Who has written to the outbox, or holds the guard, and has not ended: a loser of the guard wakes nobody when it commits. And whether a
--- transaction is open, prepared ones too, that has moved syncd.doubts.
-SELECT coalesce(array_agg(DISTINCT l.virtualtransaction) FILTER (WHERE l.pid IS NOT NULL), '{}'),
-       coalesce(bool_or(l.relation = 'syncd.doubts'::regclass), false)
-FROM pg_locks AS l
-WHERE l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database()) AND l.pid IS DISTINCT FROM pg_backend_pid()
-  AND (l.locktype = 'relation' AND l.mode = 'RowExclusiveLock'
-       AND l.relation IN ('syncd.outbox'::regclass, 'syncd.outbox_0'::regclass, 'syncd.outbox_1'::regclass, 'syncd.outbox_2'::regclass,
-                          'syncd.doubts'::regclass)
-       OR l.locktype = 'advisory' AND l.objsubid = 1 AND (l.classid::bigint << 32 | l.objid::bigint) = 8317708086);
+-- Who has written to the outbox, or holds the guard, and has not ended: a loser of the guard wakes nobody when it commits. And the ids of
+-- the open transactions, prepared ones too, that have moved syncd.doubts: of each the oldest id that it holds, since later ones are its savepoints'.
+WITH held AS MATERIALIZED (
+    SELECT l.locktype, l.relation, l.virtualtransaction, l.pid, l.transactionid FROM pg_locks AS l
+    WHERE l.pid IS DISTINCT FROM pg_backend_pid()
+      AND (l.locktype = 'transactionid' AND l.mode = 'ExclusiveLock'
+           OR l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+          AND (l.locktype = 'relation' AND l.mode = 'RowExclusiveLock'
+               AND l.relation IN ('syncd.outbox'::regclass, 'syncd.outbox_0'::regclass, 'syncd.outbox_1'::regclass, 'syncd.outbox_2'::regclass,
+                                  'syncd.doubts'::regclass)
+               OR l.locktype = 'advisory' AND l.objsubid = 1 AND (l.classid::bigint << 32 | l.objid::bigint) = 8317708086)))
+SELECT coalesce(array_agg(DISTINCT h.virtualtransaction) FILTER (WHERE h.pid IS NOT NULL AND h.locktype <> 'transactionid'), '{}'),
+       ARRAY(SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint + age(pg_snapshot_xmax(pg_current_snapshot())::xid)
+                    - max(age(t.transactionid))
+             FROM held AS d JOIN held AS t USING (virtualtransaction)
+             WHERE d.relation = 'syncd.doubts'::regclass AND t.locktype = 'transactionid' GROUP BY virtualtransaction)
+FROM held AS h;
 
 -- name: read_doubts
 SELECT d.last_value FROM syncd.doubts AS d;

@@ -2,10 +2,10 @@
 --
 -- A trigger takes the outbox's lock without waiting. If it cannot have the lock, it waits for a moment and leaves a marker. If that fails too, it
 -- moves syncd.doubts, a sequence, which needs no lock on the outbox: every consumer that sees another value compares its sources with
--- their tables, once more after the last transaction that moved it has ended.
+-- their tables, and again after each transaction that moved it has ended.
 
 -- Moved by writers that could not write to the outbox. nextval is visible at once, before the writer commits. Its lock on the sequence lasts until
--- the writer's transaction has ended, so pg_locks tells whether one is still open.
+-- the writer's transaction has ended, so pg_locks tells who is still open. A writer takes its transaction id first, so that pg_locks tells that as well.
 CREATE SEQUENCE syncd.doubts MINVALUE 0 START 0 CACHE 1;
 SELECT setval('syncd.doubts', 0);
 
@@ -34,16 +34,31 @@ AS $function$
 $function$;
 DROP FUNCTION syncd.capture_key(text[], text);
 
+-- How long a writer waits for a lock on syncd's tables, in ms: a moment, and never so long that its own time-outs would end its statement.
+CREATE FUNCTION syncd.moment() RETURNS text
+LANGUAGE sql VOLATILE SET search_path = pg_catalog
+AS $function$
+    SELECT greatest(1, least(20, round(min(extract(epoch FROM t.allowed::interval - t.spent)) * 250)))::text
+    FROM (VALUES (current_setting('statement_timeout'), clock_timestamp() - statement_timestamp()),
+                 (current_setting('transaction_timeout', true), clock_timestamp() - transaction_timestamp()),
+                 ('80ms', interval '0')) AS t (allowed, spent)
+    WHERE t.allowed <> '0'
+$function$;
+
 -- Whether a table is a source's own, or a partition of it. A trigger asks when it fires on a table that it was not made for: a table that was
 -- restored from a dump brings its triggers along, and so does one that was a partition. A transaction that is older than the attachment does not see
--- its row: then the answer is yes, so that no change is lost.
+-- its row: then the answer is yes, so that no change is lost. The answer is also yes if another session keeps syncd.attachments locked: a key too
+-- many does no harm.
 -- In plpgsql, which keeps the plan: making one would cost ten times as much as the rest of a trigger.
 CREATE FUNCTION syncd.is_source_of(source_id integer, relation oid) RETURNS boolean
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, syncd
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, syncd SET lock_timeout = '20ms'
 AS $function$
 BEGIN
+    PERFORM set_config('lock_timeout', syncd.moment(), true);
     RETURN NOT EXISTS (SELECT FROM syncd.attachments AS a
                        WHERE a.id = source_id AND a.source <> relation AND a.source NOT IN (SELECT p.relid FROM pg_partition_ancestors(relation) AS p (relid)));
+EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+    RETURN true;
 END
 $function$;
 
@@ -236,17 +251,6 @@ AS $function$
     SELECT syncd.capture_key(a.key, a.key_types, 'r') = syncd.capture_key(a.key, types, 'r') FROM syncd.attachments AS a WHERE a.id = source_id
 $function$;
 
--- How long a writer waits for a lock on syncd's tables, in ms: a moment, and never so long that its own time-outs would end its statement.
-CREATE FUNCTION syncd.moment() RETURNS text
-LANGUAGE sql VOLATILE SET search_path = pg_catalog
-AS $function$
-    SELECT greatest(1, least(20, round(min(extract(epoch FROM t.allowed::interval - t.spent)) * 250)))::text
-    FROM (VALUES (current_setting('statement_timeout'), clock_timestamp() - statement_timestamp()),
-                 (current_setting('transaction_timeout', true), clock_timestamp() - transaction_timestamp()),
-                 ('80ms', interval '0')) AS t (allowed, spent)
-    WHERE t.allowed <> '0'
-$function$;
-
 -- What a trigger does that cannot say which keys changed: have the source read again, unless this transaction has said so before or has
 -- truncated the source. If the outbox cannot be written, the doubt is noted where no lock is needed. Its caller's rights are those of syncd's
 -- owner; it pins the search path itself and fails no write.
@@ -282,6 +286,7 @@ BEGIN
     END;
     IF state IS NOT NULL THEN
         BEGIN
+            PERFORM pg_current_xact_id();
             PERFORM nextval('syncd.doubts');
             PERFORM set_config('syncd.doubted', 'yes', true);
         EXCEPTION WHEN OTHERS THEN
@@ -318,6 +323,7 @@ BEGIN
                 HINT = 'Find it with: SELECT pid, query FROM pg_stat_activity WHERE pid IN (SELECT pid FROM pg_locks WHERE relation::regclass::text '
                        'LIKE ''syncd.outbox%''), and try again when it has ended.';
         END IF;
+        PERFORM pg_current_xact_id();
         PERFORM nextval('syncd.doubts');
     END;
     PERFORM syncd.wake();

@@ -12,7 +12,7 @@ import pytest
 from psycopg import sql
 
 from tests.daemon import Daemon
-from tests.faults.altered import Followed
+from tests.faults.altered import Followed, writers
 from tests.faults.following import logged, until
 from tests.faults.rotation import rotate, value
 from tests.integration.captured import keys, outbox
@@ -219,6 +219,33 @@ def test_a_doubted_writer_that_commits_late_is_not_missed(followed: Followed, da
         until(lambda: logged(followed.daemon, "source_doubted") > 0 or compared > 0, "the doubt is seen")
         followed.in_step()  # of what is committed
         writer.commit()
+    followed.in_step()
+
+
+def test_a_doubted_writer_is_found_while_another_one_stays_open(followed: Followed, database: str) -> None:
+    with psycopg.connect(database) as writer, psycopg.connect(database) as other:
+        with locked(database, LOCKS["ACCESS EXCLUSIVE"]):
+            writer.execute("DELETE FROM items WHERE id = 21")
+            other.execute("DELETE FROM items WHERE id = 22")
+        until(lambda: logged(followed.daemon, "source_doubted") > 0, "the doubt is seen")
+        followed.in_step()  # of what is committed
+        writer.commit()
+        found = followed.client.search("items", [1, 1, 1], k=1000, consistency="strong", timeout_ms=30_000)
+        assert 21 not in [hit.key for hit in found]
+        followed.in_step()
+        other.commit()
+    followed.in_step()
+
+
+def test_comparisons_end_while_writers_keep_on_moving_the_sequence(followed: Followed, database: str) -> None:
+    with (
+        locked(database, LOCKS["SHARE"]),
+        writers(database, "UPDATE items SET note = '{n}' WHERE id = 101 + {n} % 100"),
+    ):
+        until(lambda: logged(followed.daemon, "source_doubted") > 0, "the doubts are seen")
+        for key in (21, 22):
+            followed.db.execute("DELETE FROM items WHERE id = %s", [key])
+            until(lambda key=key: key not in followed.client.keys("items"), "a comparison is over")  # type: ignore[misc]
     followed.in_step()
 
 

@@ -179,6 +179,25 @@ def test_an_outbox_dropped_between_two_transactions_of_a_session_fails_no_write(
         any_db.execute(write)
 
 
+@pytest.mark.parametrize("source", ["parted", "deep"])
+def test_a_write_to_a_partition_does_not_wait_for_a_lock_on_the_attachments(
+    any_db: psycopg.Connection, any_database: str, source: str
+) -> None:
+    """A source that has become a partition itself asks whose a leaf is: while nobody can tell, the answer is yes."""
+    any_db.execute(PARTED)
+    any_db.execute("ALTER TABLE parted DETACH PARTITION deep")
+    attach(any_db, source)
+    any_db.execute("ALTER TABLE parted ATTACH PARTITION deep FOR VALUES FROM (100) TO (200)")
+    any_db.execute("TRUNCATE syncd.outbox")
+    with psycopg.connect(any_database) as other:
+        other.execute("LOCK TABLE syncd.attachments IN ACCESS EXCLUSIVE MODE")
+        any_db.execute("SET statement_timeout = '2s'")
+        any_db.execute("INSERT INTO parted VALUES (103), (104)")
+        any_db.execute("INSERT INTO deepest VALUES (105)")
+        any_db.execute("DELETE FROM deep WHERE id = 104")
+    assert sorted(outbox(any_db)) == sorted(keys(103, 104, 104, 105))
+
+
 def test_a_wake_up_that_fails_fails_no_write_to_a_partition(parted: psycopg.Connection) -> None:
     parted.execute("DROP SEQUENCE syncd.notify_mode")
     for write in WRITES:

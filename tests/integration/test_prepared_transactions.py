@@ -8,6 +8,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from syncd.client.client import Client
 from tests.daemon import Daemon
 from tests.integration.captured import keys, listening, outbox
 from tests.servers import PostgresServer
@@ -78,6 +79,40 @@ def test_prepared_writes_to_a_partitioned_table_arrive_once_they_are_committed(
                 db.execute("BEGIN; DELETE FROM parted; PREPARE TRANSACTION 'two'")
                 db.execute("ROLLBACK PREPARED 'two'")
                 assert [hit.key for hit in client.search("parted", [0], consistency="strong")] == [("a", 4)]
+            daemon.stop()
+        finally:
+            if daemon.process is not None:
+                daemon.kill()
+
+
+def test_a_doubted_writer_is_found_while_a_prepared_one_stays_open(two_phase_database: str, tmp_path: Path) -> None:
+    """Neither could write to the outbox, which another session had locked."""
+    daemon = Daemon(two_phase_database, tmp_path / "data", verify_seconds=0)
+    with psycopg.connect(two_phase_database, autocommit=True) as db:
+        db.execute("CREATE TABLE items (id int PRIMARY KEY, embedding real[])")
+        db.execute("INSERT INTO items VALUES (1, '{1}'), (2, '{2}'), (3, '{3}')")
+        db.execute("SELECT syncd.attach('items', metric => 'l2')")
+
+        def found(client: Client) -> list[object]:
+            return [hit.key for hit in client.search("items", [0], consistency="strong", timeout_ms=30_000)]
+
+        try:
+            daemon.start()
+            with daemon.client() as client, psycopg.connect(two_phase_database) as writer:
+                with psycopg.connect(two_phase_database) as lock:
+                    lock.execute("LOCK TABLE syncd.outbox IN ACCESS EXCLUSIVE MODE")
+                    writer.execute("DELETE FROM items WHERE id = 1")
+                    db.execute("BEGIN; DELETE FROM items WHERE id = 2; PREPARE TRANSACTION 'one'")
+                    assert db.execute("SELECT last_value FROM syncd.doubts").fetchone() == (2,)
+                assert found(client) == [1, 2, 3]
+                writer.commit()
+                assert found(client) == [2, 3]
+                daemon.kill()
+                daemon.start()
+            with daemon.client() as client:
+                assert found(client) == [2, 3]
+                db.execute("COMMIT PREPARED 'one'")
+                assert found(client) == [3]
             daemon.stop()
         finally:
             if daemon.process is not None:

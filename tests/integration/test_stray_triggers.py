@@ -56,6 +56,17 @@ def test_a_trigger_on_another_table_notes_nothing_and_fails_no_write(
     assert outbox(strayed) == keys(7, 7)
 
 
+def test_a_write_that_asks_whose_it_is_waits_for_no_lock(strayed: psycopg.Connection, any_database: str) -> None:
+    """VACUUM FULL of syncd's table: nobody can tell, so the change is noted, which does no harm."""
+    with psycopg.connect(any_database) as other:
+        other.execute("LOCK TABLE syncd.attachments IN ACCESS EXCLUSIVE MODE")
+        strayed.execute("SET statement_timeout = '2s'")
+        for write in WRITES:
+            strayed.execute(write)
+        strayed.execute("INSERT INTO items VALUES (7, '{7}')")
+    assert ("k", "7") in outbox(strayed)
+
+
 def test_check_names_it_and_the_command_that_drops_it(strayed: psycopg.Connection, tmp_path: Path) -> None:
     found = about(examine(strayed, tmp_path), "stray triggers of public.items")
     assert "public.other" in found.detail

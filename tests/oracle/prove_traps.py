@@ -156,17 +156,44 @@ TRAPS = {
         (
             (
                 "syncd/sync/consumer/unrecorded.py",
-                "self.unsettled = value != self.seen or (",
-                "self.unsettled = False and (",
+                "holding = frozenset(holders)",
+                "holding = frozenset[int]()",
             ),
         ),
         (f"{LOCKED}::test_a_doubted_writer_that_commits_late_is_not_missed",),
+    ),
+    "a doubt is settled only when no other is open": Trap(
+        (
+            (
+                "syncd/sync/consumer/unrecorded.py",
+                "ended = {xid for xid in self.open if snapshot.sees(xid)}",
+                "ended = {xid for xid in self.open if all(map(snapshot.sees, self.open))}",
+            ),
+            (
+                "syncd/sync/consumer/unrecorded.py",
+                "self.ended |= not self.open <= holding",
+                "self.ended |= bool(self.open) and not holding",
+            ),
+        ),
+        (f"{LOCKED}::test_a_doubted_writer_is_found_while_another_one_stays_open",),
+    ),
+    "a writer waits for a lock on the attachments": Trap(
+        (
+            (
+                "sql/triggers/0002_capture.sql",
+                "search_path = pg_catalog, syncd SET lock_timeout = '20ms'\nAS $function$\nBEGIN\n    PERFORM",
+                "search_path = pg_catalog, syncd\nAS $function$\nBEGIN\n    --",
+            ),
+        ),
+        (
+            "tests/integration/test_partition_capture.py::test_a_write_to_a_partition_does_not_wait_for_a_lock_on_the_attachments[18-deep]",
+        ),
     ),
     "a checkpoint forgets the doubts": Trap(
         (
             (
                 "syncd/sync/consumer/unrecorded.py",
-                "return UNSETTLED if self.unsettled else self.seen",
+                "return UNSETTLED if self.open or self.ended or self.unseen else self.seen",
                 "return self.seen",
             ),
         ),

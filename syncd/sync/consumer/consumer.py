@@ -192,10 +192,8 @@ class Consumer(Progress):
                 doubt, self.nonce = "", nonce
         if manifest is not None and not doubt:
             self.doubts.seen = manifest.doubts
-        else:  # everything is read: only what is still open may come later
+        else:  # everything is read: the first pass looks who is open, before it reads a row
             self.doubts.seen = read_doubts(connection)
-            writers = connection.execute(statement("consumer", "read_open_writers")).fetchone()
-            self.doubts.unsettled = bool(writers and writers[1])
         saved_sources = {saved.id: saved for saved in manifest.sources} if manifest is not None else {}
         followed: dict[int, WatchedSource] = {}
         for source in sources:
@@ -295,7 +293,7 @@ class Consumer(Progress):
             self.foreign_rows_at = time.monotonic() + FOREIGN_ROWS_SECONDS
         row = connection.execute(statement("consumer", "read_open_writers"), prepare=self.notifies).fetchone()
         self.pace.note_writers(frozenset(row[0]) if row else frozenset())
-        self.doubts.begin_pass(bool(row and row[1]))
+        self.doubts.begin_pass(row[1] if row else ())
         if self.registry.freed:
             self.registry.freed = False
             for watched in self.sources.values():

@@ -220,7 +220,7 @@ class Pass:
         ]
         if scanned:  # one page a pass: changes of the others are not kept waiting
             nearest = nearest_to_its_end(self.connection, scanned)
-            if not (self.doubts.moved and self.doubts.unsettled):  # else the next pass would begin again
+            if not self.doubts.begins_again:
                 with self.guarded(nearest):
                     self.scan_page(nearest)
             outcome.more = True
@@ -281,11 +281,12 @@ class Pass:
                 "the database was restored from a dump", hint="wait: syncd connects again, and compares every row"
             )
         self.history = history
-        self.doubts.note(doubts)
         expected = {(each.source.oid, each.source.schema, each.source.table) for each in locked}
         names_changed = {tuple(name) for name in names} != expected
         freed = None if freed is None else Snapshot.parse(freed)
-        return Snapshot.parse(snapshot), newest_outbox_id, names_changed, marked, freed
+        taken = Snapshot.parse(snapshot)
+        self.doubts.note(doubts, taken)
+        return taken, newest_outbox_id, names_changed, marked, freed
 
     def bring(self, each: WatchedSource, changes: Changes) -> int:
         """Read one source's changed rows, apply them, and move its cursor. Returns how many rows changed. Called ``guarded``."""

@@ -1,13 +1,28 @@
-"""Doubts: changes that a writer could not record, because somebody had locked the outbox.
+"""Doubts: changes that a writer could not record, because another session had locked the outbox.
 
-Such a writer moves the sequence ``syncd.doubts``, which everybody sees at once, before the transaction ends. Invariant: after the sequence has
-moved, every source is compared with its table, and once more after the last transaction that was open then has ended. A doubt that was not
-settled before a stop is settled after the next start.
+Such a writer takes a transaction id and then moves the sequence ``syncd.doubts``. The move is
+visible at once, before the transaction ends, and the writer holds a lock on the sequence until then.
+
+Invariant: in the first pass whose snapshot sees that such a transaction has ended, every source is
+doubted, so that it is compared with its table as of this snapshot or a later one. Each transaction
+that moved the sequence is covered, because a pass reads in this order: who holds the sequence's
+lock, the snapshot, the sequence's value.
+
+- It moved after the previous pass read the value: the value differs.
+- It moved before that, and its lock was read once: its id is in ``open`` until a snapshot sees its
+  end or its lock is gone.
+- It moved and ended between two reads of the locks: a pass in between found another value, and
+  ``unseen`` has the sources compared once more behind the next read of the locks.
+
+A doubt that was not settled before a stop is settled after the next start.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+from syncd.types import Snapshot
 
 DOUBT = "a writer could not record its changes, because the outbox was locked"
 UNSETTLED = -1
@@ -20,24 +35,43 @@ class Doubts:
 
     seen: int = 0
     """Its value when it was last read."""
-    unsettled: bool = False
-    """Whether a transaction that moved it may still be open."""
-    may_settle: bool = False
-    """Whether none was open any more when the pass began."""
+    open: frozenset[int] = frozenset()
+    """Ids of transactions that moved it, held its lock at the last look, and have not ended yet."""
+    ended: bool = False
+    """Whether the last look missed the lock of a transaction that had held it before."""
+    unseen: bool = False
+    """Whether a transaction may have moved it of which no look has seen the lock."""
+    was_unseen: bool = False
+    """``unseen`` as the last look found it."""
+    looked: bool = False
+    """Whether the locks were read after the sequence's value."""
     moved: bool = False
     """Whether every source must be compared from the pass's snapshot on."""
 
-    def begin_pass(self, writers_open: bool) -> None:
-        """Before a pass takes its snapshot; ``writers_open``: whether a transaction that has moved the sequence is open."""
-        self.may_settle = self.unsettled and not writers_open
+    def begin_pass(self, holders: Iterable[int]) -> None:
+        """Note the transactions that hold the sequence's lock, read before a pass's snapshot."""
+        holding = frozenset(holders)
+        self.ended |= not self.open <= holding
+        self.open, self.looked, self.was_unseen = holding, True, self.unseen
 
-    def note(self, value: int) -> None:
-        """The sequence's value, read behind the pass's snapshot."""
-        self.moved = value != self.seen or self.may_settle
-        self.unsettled = value != self.seen or (self.unsettled and not self.may_settle)
-        self.seen, self.may_settle = value, False
+    def note(self, value: int, snapshot: Snapshot) -> None:
+        """Note a pass's snapshot, and the sequence's value, read behind it."""
+        ended = {xid for xid in self.open if snapshot.sees(xid)}
+        other = value != self.seen
+        self.moved = other or self.unseen or self.ended or bool(ended)
+        self.open -= ended
+        self.unseen = other or (self.unseen and not self.looked)
+        self.seen, self.looked, self.ended = value, False, False
+
+    @property
+    def begins_again(self) -> bool:
+        """Whether a comparison would begin again in the next pass, for the first time.
+
+        Only the first time: while writers keep moving the sequence, comparisons go on to their end.
+        """
+        return self.unseen and not self.was_unseen
 
     @property
     def saved(self) -> int:
         """What a checkpoint keeps."""
-        return UNSETTLED if self.unsettled else self.seen
+        return UNSETTLED if self.open or self.ended or self.unseen else self.seen
