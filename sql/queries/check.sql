@@ -51,18 +51,17 @@ FROM pg_class AS c WHERE c.oid = %s;
 
 -- name: read_place
 -- What has become of a source's table: the root of the partitions that it is one of by now, and whether that is attached; and another table, which has the
--- name that this one had when its dataset was named after it, and whether that is attached.
+-- name that this one had when its dataset was named after it, in its schema or in the one of that time, and whether that is attached.
 SELECT CASE WHEN c.relispartition THEN pg_partition_root(c.oid)::text END,
        EXISTS (SELECT FROM syncd.attachments AS r WHERE c.relispartition AND r.source = pg_partition_root(c.oid)),
        o.oid::regclass::text, EXISTS (SELECT FROM syncd.attachments AS r WHERE r.source = o.oid)
 FROM syncd.attachments AS a JOIN pg_class AS c ON c.oid = a.source
-LEFT JOIN pg_class AS o ON o.relname = a.attached_name AND o.relnamespace = c.relnamespace AND c.relname <> a.attached_name
+LEFT JOIN pg_namespace AS n ON n.nspname = a.attached_schema
+LEFT JOIN pg_class AS o ON o.relname = a.attached_name AND o.relnamespace IN (n.oid, c.relnamespace) AND o.oid <> c.oid
     AND o.relkind IN ('r', 'p') AND a.arguments ->> 'dataset' = quote_literal(a.attached_name)
     AND EXISTS (SELECT FROM pg_attribute AS v WHERE v.attrelid = o.oid AND v.attname = a.vector AND NOT v.attisdropped)
-WHERE a.id = %s;
-
--- name: read_made_again
-SELECT to_regclass(%s) IS NOT NULL;
+WHERE a.id = %s
+ORDER BY o.relnamespace = n.oid DESC NULLS LAST LIMIT 1;
 
 -- name: read_unlogged
 -- What a crash of the server empties of a source: tables that hold rows.
@@ -84,15 +83,17 @@ SELECT m.relation::regclass::text, m.trigger::text, m.problem FROM syncd.missing
 SELECT o.roname FROM pg_replication_origin AS o WHERE o.roname !~ '^pg_[0-9_]+$' AND NOT syncd.fires_per_row(%s::oid::regclass) ORDER BY 1 LIMIT 3;
 
 -- name: read_key
--- Whether a unique index has exactly the key's columns, in their order, and which of the columns may be NULL by now or are gone.
+-- Whether a unique index has exactly the key's columns, in their order, which of the columns may be NULL by now, and which are gone.
 SELECT EXISTS (
            SELECT FROM pg_index AS i
            WHERE i.indrelid = %(source)s::oid AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
              AND (SELECT array_agg(a.attname::text ORDER BY k.place) FROM unnest(i.indkey::smallint[]) WITH ORDINALITY AS k (attnum, place)
                   JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.attnum WHERE k.place <= i.indnkeyatts) = %(key)s::text[]),
        ARRAY(SELECT n.name FROM unnest(%(key)s::text[]) AS n (name)
-             WHERE NOT EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = %(source)s::oid AND a.attname = n.name AND a.attnotnull
-                               AND NOT a.attisdropped));
+             WHERE EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = %(source)s::oid AND a.attname = n.name AND NOT a.attnotnull
+                           AND NOT a.attisdropped)),
+       ARRAY(SELECT n.name FROM unnest(%(key)s::text[]) AS n (name)
+             WHERE NOT EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = %(source)s::oid AND a.attname = n.name AND NOT a.attisdropped));
 
 -- name: read_vector_column
 SELECT format_type(a.atttypid, a.atttypmod) FROM pg_attribute AS a

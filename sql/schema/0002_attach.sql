@@ -10,10 +10,10 @@ DECLARE
 BEGIN
     PERFORM syncd.check_session_owner(source);
     INSERT INTO syncd.attachments (source, key, key_types, vector, vector_type, dimension, project, dataset, live, metric, columns, column_kinds, arguments,
-                                   schema_name, table_name, attached_name, attached_rules)
+                                   schema_name, table_name, attached_schema, attached_name, attached_rules)
     SELECT source, key, key_types, vector, vector_type, dimension, project, dataset, live, metric, columns,
            ARRAY(SELECT syncd.column_kind(source, c.name) FROM unnest(columns) WITH ORDINALITY AS c (name, place) ORDER BY c.place), arguments,
-           n.nspname, r.relname, r.relname, ARRAY[project, dataset, live]
+           n.nspname, r.relname, n.nspname, r.relname, ARRAY[project, dataset, live]
     FROM pg_class AS r JOIN pg_namespace AS n ON n.oid = r.relnamespace WHERE r.oid = source
     RETURNING id INTO source_id;
     PERFORM syncd.keep_rules(source_id);
@@ -162,12 +162,14 @@ EXCEPTION WHEN OTHERS THEN
 END
 $function$;
 
--- What is left of tables that were attached under a table's name and dropped since, the newest first.
+-- What is left of dropped tables that had a table's name, when they were attached or last, the newest first. A table that is exchanged for another
+-- is renamed before it is dropped.
 CREATE FUNCTION syncd.orphans(relation regclass, OUT id integer, OUT arguments jsonb) RETURNS SETOF record
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, syncd
 AS $function$
     SELECT a.id, a.arguments
-    FROM syncd.attachments AS a JOIN pg_class AS c ON c.relname = a.table_name JOIN pg_namespace AS n ON n.oid = c.relnamespace AND n.nspname = a.schema_name
+    FROM syncd.attachments AS a JOIN pg_class AS c ON c.relname IN (a.table_name, a.attached_name)
+    JOIN pg_namespace AS n ON n.oid = c.relnamespace AND (n.nspname = a.schema_name OR n.nspname = a.attached_schema AND c.relname = a.attached_name)
     WHERE c.oid = relation AND NOT EXISTS (SELECT FROM pg_class AS o WHERE o.oid = a.source)
     ORDER BY a.id DESC
 $function$;

@@ -10,7 +10,8 @@
 ALTER TABLE syncd.attachments
     ADD COLUMN schema_name text,  -- of the table, when it was last looked at: a dropped table's name is in no catalogue
     ADD COLUMN table_name text,
-    ADD COLUMN attached_name text,  -- of the table when it was attached; NULL where that was before this revision
+    ADD COLUMN attached_schema text,  -- of the table when it was attached; NULL where that was before this revision
+    ADD COLUMN attached_name text,
     ADD COLUMN attached_rules text[];  -- project, dataset and live as they were printed then
 UPDATE syncd.attachments SET attached_rules = ARRAY[project, dataset, live];
 UPDATE syncd.attachments AS a SET schema_name = n.nspname, table_name = c.relname

@@ -20,8 +20,13 @@ def check_table(look: Look, source: Source) -> Iterator[Finding]:
     """The table is there, is still the one that was meant, and is of a kind whose triggers see every change."""
     what = f"table {source.name}"
     if source.table is None:
-        if source.last_name and look.row("read_made_again", [source.last_name]) == (True,):
+        if source.successor == source.last_name is not None:
             detail = f"{source.last_name} was dropped and made again: what is attached is the dropped one"
+            yield fail("table", detail, like_before(source))
+        elif source.successor is not None:
+            detail = (
+                f"{source.last_name} was dropped, and {source.successor} has the name now with which it was attached"
+            )
             yield fail("table", detail, like_before(source))
         else:
             yield fail("table", f"{source.name}: it is still attached", f"syncd detach {source.oid}")
@@ -52,8 +57,8 @@ def check_place(look: Look, source: Source) -> Iterator[Finding]:
     elif other is not None:
         dataset = look.arguments.get(source.id, {}).get("dataset", "")
         detail = f"dataset {dataset} is read from {source.name}, and {other} is another table now"
-        if other_attached:
-            own_name = sql.Literal(source.table).as_string()
+        own_name = sql.Literal(source.table).as_string()
+        if other_attached and own_name != dataset:
             yield warn(what, detail, look.attach_command(source, dataset=own_name))
         else:
             yield warn(what, detail, f"{leave} && {look.attach_command(source, table=other)}")
@@ -137,12 +142,14 @@ def check_key(look: Look, source: Source) -> Iterator[Finding]:
         return
     what, table = f"key of {source.name}", source.identifier.as_string()
     columns = ", ".join(sql.Identifier(name).as_string() for name in source.key)
-    unique, nullable = look.row("read_key", {"source": source.oid, "key": source.key})
+    unique, nullable, gone = look.row("read_key", {"source": source.oid, "key": source.key})
+    if gone:  # see check_columns, which names the command
+        return
     for name in nullable:
         column = sql.Identifier(name).as_string()
         yield fail(
             what,
-            f"key column {name} may be NULL, or is gone",
+            f"key column {name} may be NULL",
             f"ALTER TABLE {table} ALTER COLUMN {column} SET NOT NULL;",
         )
     if not unique:

@@ -59,6 +59,8 @@ class Source:
     """As they were given to attach."""
     last_name: str | None = None
     """The table's name when it was last looked at, quoted for SQL."""
+    successor: str | None = None
+    """Where the table was dropped: another, not attached, that has the name that it had last or when it was attached, quoted for SQL."""
     trouble: str = ""
     dropped: frozenset[str] = frozenset()
     """The attached columns that are no longer there under their names."""
@@ -354,6 +356,8 @@ def layout_trouble(
 ) -> str:
     """Why the table's columns cannot be read as key, vector and columns to filter on."""
     if source.table is None:
+        if source.successor is not None and source.successor != source.last_name:
+            return f"the table was dropped, and {source.successor} has its former name now: run: {like_before(source)}"
         again = f"; or, if it was made again: {like_before(source)}" if source.last_name else ""
         return f"the table was dropped: run: syncd detach {source.oid}{again}"
     attached = list(zip(source.columns, column_kinds, strict=True))
@@ -377,7 +381,7 @@ def layout_trouble(
 
 def like_before(source: Source) -> str:
     """The command that attaches a table in place of the dropped one whose name it has."""
-    return f"syncd attach {shlex.quote(source.last_name or '')} --like-before"
+    return f"syncd attach {shlex.quote(source.successor or source.last_name or '')} --like-before"
 
 
 def read_fingerprint_probe(connection: psycopg.Connection) -> int:

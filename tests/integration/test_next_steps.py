@@ -67,6 +67,32 @@ def test_a_renamed_column_is_answered_with_the_command_that_attaches_it_by_its_n
         assert client.verify().datasets[0].in_sync
 
 
+@pytest.mark.parametrize("column", ["v", "id", "lang"])
+def test_the_command_for_a_renamed_column_is_the_same_after_each_restart(
+    items: psycopg.Connection, daemon: Daemon, column: str
+) -> None:
+    daemon.stop()
+    items.execute("DELETE FROM syncd.rules")  # as after an upgrade: the rules are text, in which nothing is followed
+    items.execute(sql.SQL("ALTER TABLE items RENAME COLUMN {} TO renamed").format(sql.Identifier(column)))
+    said = []
+    for _ in range(3):
+        daemon.start()
+        with daemon.client() as client:
+            until(lambda: client.status().state == "failed", "it is noticed")
+            client.checkpoint()
+            checked = run("check", SYNCD_DSN=items.info.dsn, SYNCD_SOCKET=str(daemon.socket)).stdout
+        said += re.findall(r"fix: (syncd attach .*|.*(?:NOT NULL|UNIQUE).*)", checked)
+        daemon.stop()
+    assert len(said) == 3, said
+    assert len(set(said)) == 1, said
+    assert "renamed" in said[0]
+    assert run(*shlex.split(said[0])[1:], SYNCD_DSN=items.info.dsn).returncode == 0
+    daemon.start()
+    with daemon.client() as client:
+        until(lambda: client.status().state == "ready", "it is attached again")
+        assert client.verify().datasets[0].in_sync
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -12,6 +12,7 @@ import pytest
 from syncd.ops.findings import Finding
 from tests.daemon import Daemon
 from tests.faults.altered import serving
+from tests.faults.following import until
 from tests.integration.checking import about, assert_only, examine
 from tests.integration.commands import run
 from tests.integration.test_why import explain
@@ -143,6 +144,69 @@ def test_a_table_dropped_and_made_again_is_put_back_by_the_command_that_is_named
         obey(chunks, found)
         followed.in_step("SELECT id, v::real[] FROM chunks WHERE id = 7", "chunks")
         assert not moved(chunks, tmp_path)
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_a_table_that_took_the_name_of_one_dropped_since_is_put_in_its_place(
+    chunks: psycopg.Connection, daemon: Daemon, tmp_path: Path, running: bool
+) -> None:
+    with serving(chunks, daemon) as followed:
+        chunks.execute("CREATE TABLE chunks_new (LIKE chunks INCLUDING ALL)")
+        chunks.execute("INSERT INTO chunks_new SELECT id + 100, v, lang FROM chunks")
+        chunks.execute("ALTER TABLE chunks RENAME TO chunks_old; ALTER TABLE chunks_new RENAME TO chunks")
+        renamed = "SELECT count(*) FROM syncd.attachments WHERE table_name = 'chunks_old'"
+        until(lambda: chunks.execute(renamed).fetchone() == (1,), "the new name is stored")
+        if not running:
+            daemon.stop()
+        chunks.execute("DROP TABLE chunks_old")
+        if not running:
+            daemon.start()
+        assert "syncd attach public.chunks --like-before" in followed.failed("the table was dropped", "chunks")
+        found = about(examine(chunks, tmp_path), "table")
+        assert found.fix == "syncd attach public.chunks --like-before"
+        assert found in causes(daemon)
+        obey(chunks, found)
+        followed.in_step("SELECT id, v::real[] FROM chunks WHERE id > 100", "chunks")
+        assert not moved(chunks, tmp_path)
+
+
+EXCHANGES = {
+    "two schemas are exchanged": "ALTER SCHEMA live RENAME TO old; ALTER SCHEMA staging RENAME TO live",
+    "the table goes to another schema": "ALTER TABLE live.m SET SCHEMA public; ALTER TABLE staging.m SET SCHEMA live",
+}
+
+
+@pytest.mark.parametrize("exchange", EXCHANGES)
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("dropped", [False, True])
+def test_tables_exchanged_by_their_schemas_are_told_and_the_dataset_is_the_named_tables_again(
+    db: psycopg.Connection, daemon: Daemon, tmp_path: Path, exchange: str, both: bool, dropped: bool
+) -> None:
+    for schema, first in (("live", 1), ("staging", 101)):
+        db.execute(f"CREATE SCHEMA {schema}; CREATE TABLE {schema}.m (id int PRIMARY KEY, v vector(3))".encode())
+        db.execute(
+            f"INSERT INTO {schema}.m SELECT i, ARRAY[i, 1, 1]::real[] FROM generate_series({first}, {first + 9}) i".encode()
+        )
+    db.execute("SELECT syncd.attach('live.m')")
+    if both:
+        db.execute("SELECT syncd.attach('staging.m', dataset => $$'next'$$)")
+    with serving(db, daemon) as followed:
+        db.execute(EXCHANGES[exchange].encode())
+        moved_to = "old.m" if "schemas" in exchange else "public.m"
+        renamed = "SELECT schema_name || '.' || table_name FROM syncd.attachments WHERE attached_schema = 'live'"
+        until(lambda: db.execute(renamed).fetchone() == (moved_to,), "the new name is stored")
+        if dropped:
+            db.execute(f"DROP TABLE {moved_to}".encode())
+            followed.failed("the table was dropped", "m")
+        (found,) = moved(db, tmp_path)
+        assert found in causes(daemon, "m")
+        if not dropped:
+            assert f"dataset 'm' is read from {moved_to}, and live.m is another table now" in found.detail
+            followed.in_step(f"SELECT id, v::real[] FROM {moved_to}", "m")
+        obey(db, found)
+        if not (dropped and both):  # then live.m keeps the dataset that it was attached for
+            followed.in_step("SELECT id, v::real[] FROM live.m", "m")
+        assert not moved(db, tmp_path)
 
 
 def test_like_before_takes_no_other_arguments(chunks: psycopg.Connection) -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from syncd.postgres import schema
+from syncd.postgres.source import read_sources
 from tests.integration.sources import attach
 from tests.servers import PostgresServer
 
@@ -184,6 +186,38 @@ def test_a_table_made_again_is_attached_like_before(scratch: psycopg.Connection)
     with pytest.raises(psycopg.Error, match="no table named items was attached and dropped") as refused:
         db.execute("SELECT syncd.reattach('items')")
     assert "syncd.attach('items')" in (refused.value.diag.message_hint or "")
+
+
+@pytest.mark.parametrize(
+    "exchange",
+    [
+        "ALTER TABLE items RENAME TO items_old; ALTER TABLE items_new RENAME TO items",
+        "ALTER TABLE items SET SCHEMA app; ALTER TABLE items_new RENAME TO items",
+        "ALTER TABLE items RENAME TO items_old; ALTER TABLE items_new RENAME TO items; ALTER SCHEMA public RENAME TO other",
+    ],
+)
+def test_a_table_that_took_a_dropped_ones_name_is_attached_like_it(any_server: PostgresServer, exchange: str) -> None:
+    name = "that_took_a_name"
+    conninfo = any_server.create_database(name)
+    try:
+        schema.install(conninfo)
+        with psycopg.connect(conninfo, autocommit=True) as db:
+            attached(db)
+            before = source_id(db)
+            db.execute("CREATE TABLE public.items_new (LIKE public.items INCLUDING ALL)")
+            db.execute(exchange.encode())
+            db.execute("SELECT syncd.remember(%s)", [before])  # as a pass does
+            moved = read_sources(db)[-1]
+            db.execute(sql.SQL("DROP TABLE {}").format(moved.identifier))
+            source = read_sources(db)[-1]
+            assert source.successor is not None
+            assert source.successor.split(".")[1] == "items"
+            db.execute("SELECT syncd.reattach(%s)", [source.successor])
+            source = read_sources(db)[-1]
+            assert source.id > before
+            assert source.arguments["dataset"] == RULES["dataset"]
+    finally:
+        any_server.drop_database(name)
 
 
 def test_a_table_made_again_without_a_column_says_which(scratch: psycopg.Connection) -> None:

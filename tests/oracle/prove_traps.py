@@ -434,8 +434,8 @@ TRAPS = {
         (
             (
                 "sql/schema/0002_attach.sql",
-                "           n.nspname, r.relname, r.relname,",
-                "           NULL, NULL, r.relname,",
+                "           n.nspname, r.relname, n.nspname, r.relname,",
+                "           NULL, NULL, NULL, NULL,",
             ),
         ),
         ("tests/integration/test_rules.py::test_a_table_made_again_is_attached_like_before[18]",),

@@ -231,7 +231,7 @@ def capture(watched: WatchedSource) -> CapturedSource:
             for key, row in watched.quarantine.items()
         ],
         datasets=[],
-        catalogue=watched.watch.seen,
+        catalogue=(watched.is_failed and watched.watch.before) or watched.watch.seen,
         doubted=watched.is_believed or watched.watch.rewritten or watched.watch.doubt is not None,
         retired=list(watched.emptied.names),
         compared_at="" if watched.compared_at is None else watched.compared_at.isoformat(),

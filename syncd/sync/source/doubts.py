@@ -22,6 +22,8 @@ class Watch:
 
     seen: str = ""
     """The facts as they were last read."""
+    before: str = ""
+    """The facts before columns were altered, until the table could be read since: a later start learns from them how the columns were renamed."""
     facts: Catalogue | None = None
     altered: str = ""
     renamed: dict[str, str] = field(default_factory=dict)

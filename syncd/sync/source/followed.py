@@ -340,6 +340,8 @@ class WatchedSource:
             self.emptied.standing.catch_up()
         if self.reading:
             return
+        if self.scan is None:
+            self.watch.before = ""
         self.must_rebuild = False
         if not self.was_ready:
             rows = sum(dataset.index.count for dataset in self.datasets.values())

@@ -87,7 +87,8 @@ def look(
 def take_note(connection: psycopg.Connection, each: WatchedSource, text: str) -> bool:
     """The facts are others than before: say so, and doubt what needs it. Returns whether the registry must be read anew."""
     watch, facts = each.watch, parse_catalogue(text)
-    before, watch.seen, watch.facts = watch.facts, text, facts
+    known, before = watch.seen, watch.facts
+    watch.seen, watch.facts = text, facts
     weak = weakness(each.source, facts)
     watch.weakness = None
     if weak:
@@ -104,6 +105,7 @@ def take_note(connection: psycopg.Connection, each: WatchedSource, text: str) ->
     if altered:
         watch.renamed = {name: str(names[number]) for name, number in lost.items() if names.get(number)}
         watch.altered = ", ".join(altered)
+        watch.before = watch.before or known
     watch.rewritten |= any(change.doubt == "rewritten" for change in found)
     if any(change.doubt == "mend" for change in found):
         watch.mend_at = 0.0
