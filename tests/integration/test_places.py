@@ -187,9 +187,9 @@ def test_tables_exchanged_by_their_schemas_are_told_and_the_dataset_is_the_named
         db.execute(
             f"INSERT INTO {schema}.m SELECT i, ARRAY[i, 1, 1]::real[] FROM generate_series({first}, {first + 9}) i".encode()
         )
-    db.execute("SELECT syncd.attach('live.m')")
+    db.execute("SELECT syncd.attach('live.m', metric => 'l2')")
     if both:
-        db.execute("SELECT syncd.attach('staging.m', dataset => $$'next'$$)")
+        db.execute("SELECT syncd.attach('staging.m', metric => 'l2', dataset => $$'next'$$)")
     with serving(db, daemon) as followed:
         db.execute(EXCHANGES[exchange].encode())
         moved_to = "old.m" if "schemas" in exchange else "public.m"
