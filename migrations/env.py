@@ -12,7 +12,15 @@ else:
     context.configure(connection=context.config.attributes["connection"], **VERSION_TABLE)  # type: ignore[arg-type]
 
 with context.begin_transaction():
-    for part in ("first_of_init", "settings", "time_outs", "time_outs_of_init", "service_settings", "new_tables"):
+    for part in (
+        "first_of_init",
+        "settings",
+        "literals",
+        "time_outs",
+        "time_outs_of_init",
+        "service_settings",
+        "new_tables",
+    ):
         context.execute(statement("session", part))
     context.execute("CREATE SCHEMA IF NOT EXISTS syncd")
     context.run_migrations()

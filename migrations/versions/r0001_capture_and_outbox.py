@@ -15,6 +15,7 @@ def upgrade() -> None:
         "schema/0001_tables.sql",
         "schema/0001_rotation.sql",
         "triggers/0001_capture.sql",
+        "triggers/0002_wake.sql",  # the next file attaches a table: no notification if the queue is full
         "schema/0001_functions.sql",
     ):
         op.execute(executable_script(path))

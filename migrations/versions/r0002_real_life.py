@@ -12,6 +12,7 @@ depends_on = None
 FILES: tuple[str, ...] = (
     "schema/0002_event_triggers.sql",
     "schema/0002_keys.sql",
+    "triggers/0002_wake.sql",
     "triggers/0002_capture.sql",
     "schema/0002_rules.sql",
     "schema/0002_attach.sql",

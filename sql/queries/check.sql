@@ -14,7 +14,7 @@ SELECT current_setting('server_version'), current_setting('server_version_num'):
 SELECT current_setting('server_encoding');
 
 -- name: read_read_only
-SELECT s.setting = 'on', s.source, current_database()::text FROM pg_settings AS s WHERE s.name = 'default_transaction_read_only';
+SELECT s.setting = 'on', s.source, current_database()::text, session_user::text FROM pg_settings AS s WHERE s.name = 'default_transaction_read_only';
 
 -- name: read_clock
 SELECT extract(epoch FROM clock_timestamp())::double precision;
@@ -122,6 +122,15 @@ octet_length({vector}) / 4;
 -- name: dimension_of_text
 -- Of pgvector's types: their own functions may be in any schema.
 array_length(string_to_array({vector}::text, ','), 1);
+
+-- name: read_notification_queue
+-- How full the server's queue of notifications is, from 0 to 1, and the session that most likely keeps it so. Which sessions listen
+-- cannot be seen; a listener keeps what it has not read, and it reads nothing during a transaction.
+SELECT q.usage, a.pid, a.datname::text, a.usename::text, a.application_name, a.state, left(a.query, 200),
+       extract(epoch FROM clock_timestamp() - a.xact_start)::double precision, a.xact_start::text
+FROM pg_notification_queue_usage() AS q (usage)
+LEFT JOIN pg_stat_activity AS a ON a.backend_type = 'client backend' AND a.xact_start IS NOT NULL AND a.pid <> pg_backend_pid()
+ORDER BY coalesce(a.state LIKE 'idle%%', false) DESC, a.xact_start LIMIT 1;
 
 -- name: read_notify
 SELECT m.last_value, current_setting('max_prepared_transactions')::integer FROM syncd.notify_mode AS m;

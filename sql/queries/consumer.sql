@@ -66,7 +66,7 @@ ON CONFLICT (name) DO UPDATE SET run_id = excluded.run_id, started_at = excluded
 WHERE c.run_id <> excluded.run_id AND c.started_at < excluded.started_at;
 
 -- name: set_notify_mode
-SELECT setval('syncd.notify_mode', %s);
+SELECT pg_catalog.setval('syncd.notify_mode', %s);
 
 -- name: read_notify_mode
 SELECT last_value FROM syncd.notify_mode;

@@ -16,9 +16,12 @@ SET LOCAL quote_all_identifiers = off;
 SET LOCAL bytea_output = 'hex';
 SET LOCAL extra_float_digits = 1;
 SET LOCAL array_nulls = on;
-SET LOCAL standard_conforming_strings = on;
 SET LOCAL transform_null_equals = off;
 SET LOCAL client_min_messages = 'notice';
+
+-- name: literals
+-- Also for the command line's attach, whose rules are in the user's own text forms otherwise.
+SET LOCAL standard_conforming_strings = on;
 
 -- name: time_outs
 -- Who ends what takes long: limits of syncd's own come behind these.
@@ -72,3 +75,6 @@ $do$;
 -- name: new_tables
 -- For init: a table of syncd's is updated and has unique indexes.
 SET LOCAL default_table_access_method = 'heap';
+
+-- name: read_role
+SELECT current_user::pg_catalog.text;

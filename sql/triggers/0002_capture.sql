@@ -125,9 +125,10 @@ BEGIN
                     BEGIN
                         PERFORM pg_catalog.pg_notify('syncd', '')
                         FROM syncd.notify_mode AS syncd_m
-                        WHERE syncd_m.last_value OPERATOR(pg_catalog.=) 2
-                           OR syncd_m.last_value OPERATOR(pg_catalog.=) 1
-                          AND pg_catalog.current_setting('max_prepared_transactions') OPERATOR(pg_catalog.=) '0'::pg_catalog.text;
+                        WHERE (syncd_m.last_value OPERATOR(pg_catalog.=) 2
+                               OR syncd_m.last_value OPERATOR(pg_catalog.=) 1
+                              AND pg_catalog.current_setting('max_prepared_transactions') OPERATOR(pg_catalog.=) '0'::pg_catalog.text)
+                          AND pg_catalog.pg_notification_queue_usage() OPERATOR(pg_catalog.<) 0.5::pg_catalog.float8;
                     EXCEPTION WHEN OTHERS THEN
                         RETURN NULL;  -- nobody is woken; the consumer looks by itself within its poll interval
                     END;
@@ -217,9 +218,10 @@ BEGIN
                     PERFORM pg_catalog.set_config('syncd.woken', 'yes', true);
                     PERFORM pg_catalog.pg_notify('syncd', '')
                     FROM syncd.notify_mode AS syncd_m
-                    WHERE syncd_m.last_value OPERATOR(pg_catalog.=) 2
-                       OR syncd_m.last_value OPERATOR(pg_catalog.=) 1
-                      AND pg_catalog.current_setting('max_prepared_transactions') OPERATOR(pg_catalog.=) '0'::pg_catalog.text;
+                    WHERE (syncd_m.last_value OPERATOR(pg_catalog.=) 2
+                           OR syncd_m.last_value OPERATOR(pg_catalog.=) 1
+                          AND pg_catalog.current_setting('max_prepared_transactions') OPERATOR(pg_catalog.=) '0'::pg_catalog.text)
+                      AND pg_catalog.pg_notification_queue_usage() OPERATOR(pg_catalog.<) 0.5::pg_catalog.float8;
                 EXCEPTION WHEN OTHERS THEN
                     RETURN NULL;
                 END;

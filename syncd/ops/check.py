@@ -23,7 +23,13 @@ from syncd.ops.check_database import check_encoding, check_publications, check_r
 from syncd.ops.check_sources import READING_CHECKS, SOURCE_CHECKS
 from syncd.ops.findings import Finding, ago, amount, fail, guarded, ok, since, warn
 from syncd.ops.look import Look, Service, ask_service, looking
-from syncd.ops.sessions import check_locks, check_oldest_transaction, check_prepared_transactions, check_writers
+from syncd.ops.sessions import (
+    check_locks,
+    check_notification_queue,
+    check_oldest_transaction,
+    check_prepared_transactions,
+    check_writers,
+)
 from syncd.postgres import schema
 from syncd.postgres.rights import grant_own_tables
 from syncd.postgres.source import Source, read_sources
@@ -121,6 +127,7 @@ def check_schema(look: Look) -> list[Finding]:
         found += check_source(look, source)
     for what, check in (
         ("notify", check_notify),
+        ("notification queue", check_notification_queue),
         ("outbox", check_outbox),
         ("publications", check_publications),
         ("consumers", check_consumers),

@@ -26,11 +26,12 @@ def check_encoding(look: Look) -> Iterator[Finding]:
 
 def check_read_only(look: Look) -> Iterator[Finding]:
     """No default keeps other programs from writing; syncd's own sessions set it off."""
-    is_on, source, database = look.row("read_read_only")
+    is_on, source, database, user = look.row("read_read_only")
     if not is_on:
         yield ok("read-only", "no: transactions may write")
         return
-    role, name = sql.Identifier(look.role).as_string(), sql.Identifier(database).as_string()
+    # a role's settings take effect at its login: SET role later does not bring those of another role
+    role, name = sql.Identifier(user).as_string(), sql.Identifier(database).as_string()
     setting = "RESET default_transaction_read_only;"
     fixes = {
         "database": f"ALTER DATABASE {name} {setting}",

@@ -12,6 +12,8 @@ from syncd.postgres.source import Source
 OLD_TRANSACTION_SECONDS = 300.0
 IDLE_SECONDS = 60.0
 ORPHAN_SECONDS = 300.0
+FULL_QUEUE_SHARE = 0.5
+"""Share of the server's notification queue from which syncd's triggers no longer notify."""
 SEE_OTHERS = 'GRANT pg_read_all_stats TO "{role}"; shows more of other roles\' sessions'
 
 
@@ -97,6 +99,32 @@ def check_oldest_transaction(look: Look) -> Iterator[Finding]:
         hidden = sum(row[6] is None for row in rows)
         more = f"; {hidden} of other roles hide their start ({SEE_OTHERS.format(role=look.role)})" if hidden else ""
         yield ok("transactions", shown + more)
+
+
+def check_notification_queue(look: Look) -> Iterator[Finding]:
+    """The server's queue of notifications has room; a full one fails every transaction that notifies."""
+    row = look.row("read_notification_queue")
+    usage, pid, database, user, application, state, query, seconds, since = row
+    if usage < FULL_QUEUE_SHARE:
+        yield ok("notification queue", f"{usage:.0%} full")
+        return
+    detail = (
+        f"the server's queue is {usage:.0%} full: syncd does not notify and finds changes by its poll; "
+        "if the queue is full, every NOTIFY of another program fails at COMMIT"
+    )
+    search = (
+        "as a superuser, find the oldest transaction of a session that listens: SELECT pid, xact_start, query FROM "
+        "pg_stat_activity WHERE xact_start IS NOT NULL ORDER BY 2; end it: SELECT pg_terminate_backend(PID);"
+    )
+    if pid is None:
+        yield warn("notification queue", detail, search)
+        return
+    who = session(pid, user, application, state, since)
+    detail += (
+        f"; a listener in a transaction keeps it full, most likely {who}, database {database}, "
+        f"in a transaction for {ago(seconds)}; last query: {query or 'hidden'}"
+    )
+    yield warn("notification queue", detail, f"let it end, or: SELECT pg_terminate_backend({pid});")
 
 
 def check_prepared_transactions(

@@ -16,6 +16,7 @@ from psycopg.rows import TupleRow
 from syncd.errors import DatabaseError, DatabaseUnreachable, NotInstalled
 from syncd.postgres import session
 from syncd.postgres.rights import missing_grant
+from syncd.statements import statement
 
 KEEPALIVE: dict[str, Any] = {
     "keepalives": 1,
@@ -133,15 +134,18 @@ def open_pass_connection(conninfo: str, consumer: str, patience: Patience | None
 @contextmanager
 def connect_blocking(conninfo: str, *, own_forms: bool = True) -> Iterator[psycopg.Connection]:
     """Open a connection for one transaction of the command line, which is under way; raises ``DatabaseUnreachable``. A next transaction on it has
-    the driver's defaults and none of the settings. Without ``own_forms`` text is read in the user's forms, as psql would."""
+    the driver's defaults and none of the settings. Without ``own_forms`` text is read in the user's forms, as psql would, but literals are SQL's."""
     with translated_errors(conninfo):
         connection = psycopg.connect(
             conninfo, application_name="syncd", connect_timeout=CONNECT_TIMEOUT_SECONDS, **CONNECT
         )
     session.defaults(connection)
-    with connection, translated_errors(conninfo, role=connection.info.user):
-        connection.execute(session.settings(connection) if own_forms else session.time_outs(connection))
-        yield connection
+    with connection:
+        with translated_errors(conninfo):
+            connection.execute(session.settings(connection) if own_forms else session.user_settings(connection))
+            role = current_role(connection)
+        with translated_errors(conninfo, role=role):
+            yield connection
 
 
 @contextmanager
@@ -151,9 +155,19 @@ def open_session(conninfo: str) -> Iterator[psycopg.Connection]:
         connection = psycopg.connect(
             conninfo, application_name="syncd", autocommit=True, connect_timeout=CONNECT_TIMEOUT_SECONDS, **CONNECT
         )
-    with connection, translated_errors(conninfo, role=connection.info.user):
-        connection.execute(session.own_session_settings(connection))
-        yield connection
+    with connection:
+        with translated_errors(conninfo):
+            connection.execute(session.own_session_settings(connection))
+            role = current_role(connection)
+        with translated_errors(conninfo, role=role):
+            yield connection
+
+
+def current_role(connection: psycopg.Connection) -> str:
+    """The role whose rights count: ``ALTER ROLE … SET role`` makes it another one than the user that connected."""
+    row = connection.execute(statement("session", "read_role")).fetchone()
+    assert row is not None
+    return str(row[0])
 
 
 @contextmanager

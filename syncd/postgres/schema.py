@@ -11,7 +11,7 @@ import psycopg
 
 from syncd.errors import DatabaseError, WrongSchemaVersion
 from syncd.postgres import session
-from syncd.postgres.connection import connect_blocking, not_installed, translated_errors
+from syncd.postgres.connection import connect_blocking, not_installed
 from syncd.settings import Settings
 from syncd.statements import statement
 
@@ -45,7 +45,7 @@ def install(conninfo: str, revision: str = "head") -> tuple[str | None, str]:
         before = installed_revision(connection)
         if before == newest_revision():
             return before, before
-        with as_file(files("syncd.migrations")) as folder, translated_errors(conninfo):
+        with as_file(files("syncd.migrations")) as folder:
             engine = sqlalchemy.create_engine(
                 "postgresql+psycopg://", creator=lambda: connection, poolclass=sqlalchemy.StaticPool
             )

@@ -22,14 +22,14 @@ AnyConnection = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 
 def settings(connection: AnyConnection, *more: str) -> LiteralString:
     """The list for one transaction, as one message without parameters; ``more`` are further parts of ``queries/session.sql``."""
-    return ";\n".join((*(statement("session", name) for name in ("settings", *more)), time_outs(connection)))
+    return ";\n".join((*(statement("session", name) for name in ("settings", *more)), user_settings(connection)))
 
 
-def time_outs(connection: AnyConnection) -> LiteralString:
-    """Of the list, what ends nothing: for statements that are written in the user's own text forms."""
+def user_settings(connection: AnyConnection) -> LiteralString:
+    """The part of the list for statements in the user's own text forms: time-outs, and how literals are read."""
     since_17 = connection.info.server_version >= TRANSACTION_TIMEOUT_SINCE
     return ";\n".join(
-        statement("session", name) for name in ("time_outs", *(["time_outs_since_17"] if since_17 else []))
+        statement("session", name) for name in ("literals", "time_outs", *(["time_outs_since_17"] if since_17 else []))
     )
 
 

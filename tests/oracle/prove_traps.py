@@ -44,6 +44,8 @@ SAVED_CODES = "tests/unit/index/test_saved_codes.py"
 COMPACTION = "tests/unit/index/test_compaction.py"
 CODES_ORACLE = "tests/unit/index/test_index_codes_oracle.py"
 QUEUE = "tests/unit/rpc/test_rpc_search_queue.py"
+FULL_QUEUE = "tests/faults/test_notification_queue.py"
+LOST = "tests/faults/test_lost_database.py"
 FAILED = 1
 """pytest's exit status when tests ran and some failed."""
 
@@ -556,6 +558,40 @@ TRAPS = {
             ),
         ),
         (f"{QUEUE}::test_one_who_goes_in_the_moment_its_turn_comes_passes_it_on",),
+    ),
+    "a writer notifies into a full queue": Trap(
+        (
+            (
+                "sql/triggers/0002_capture.sql",
+                "\n                          AND pg_catalog.pg_notification_queue_usage() OPERATOR(pg_catalog.<) 0.5::pg_catalog.float8",
+                "",
+            ),
+        ),
+        (f"{FULL_QUEUE}::test_a_write_succeeds_while_the_notification_queue_is_full_and_is_found",),
+    ),
+    "a writer row by row notifies into a full queue": Trap(
+        (
+            (
+                "sql/triggers/0002_capture.sql",
+                "\n                      AND pg_catalog.pg_notification_queue_usage() OPERATOR(pg_catalog.<) 0.5::pg_catalog.float8",
+                "",
+            ),
+        ),
+        (f"{FULL_QUEUE}::test_a_write_succeeds_while_the_notification_queue_is_full_and_is_found",),
+    ),
+    "attach notifies into a full queue": Trap(
+        (("sql/triggers/0002_wake.sql", "pg_notification_queue_usage() < 0.5", "true"),),
+        (f"{FULL_QUEUE}::test_init_attach_detach_and_a_damaged_outbox_do_not_notify_into_a_full_queue",),
+    ),
+    "a lost database is an error of the task that meets it first": Trap(
+        (
+            (
+                "syncd/sync/consumer/progress.py",
+                "elif self.connected and isinstance(error, DatabaseUnreachable):",
+                "elif False:",
+            ),
+        ),
+        (f"{LOST}::test_a_task_that_meets_a_lost_database_first_is_not_a_task_that_fails",),
     ),
 }
 

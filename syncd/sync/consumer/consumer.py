@@ -262,6 +262,7 @@ class Consumer(Progress):
             begun = time.monotonic()
             outcome = await self.in_thread(self.look_and_pass, connection)
         self.pace.note_pass(begun, rows=outcome.outbox_rows)
+        self.note_suspicions(number)
         if outcome.took_snapshot:
             self.passes_done = number
         if outcome.handed_over:

@@ -60,18 +60,37 @@ class Progress:
         self.handed_over = anyio.Event()
         self.pace = Pace()
         self.doubts = Doubts()
+        self.suspicions: dict[str, tuple[int, DatabaseUnreachable, float]] = {}
+        """Tasks that could not reach the database: passes begun by then, the error, and seconds until the retry."""
         self.lost: DatabaseError | None = DatabaseUnreachable(
             "the database has not been reached yet", hint="wait; or: syncd check"
         )
         """Why there is no connection, or none that is of use, or why passes are put off; None while all is well."""
 
     def task_failed(self, task: str, error: SyncdError, retry_seconds: float) -> None:
-        """Note that a background task could not do its work. While there is no database, that is known already."""
-        if self.connected or not isinstance(error, DatabaseError):
+        """Note that a background task could not do its work.
+
+        A lost database is not an error of the task. The task may notice the loss before the consumer does: then the consumer's next pass shows
+        whether the database is lost, and the task's error is noted only if it is not.
+        """
+        if not isinstance(error, DatabaseError):
             self.registry.tasks.failed(task, error, retry_seconds)
+        elif self.connected and isinstance(error, DatabaseUnreachable):
+            self.suspicions[task] = (self.passes_begun, error, retry_seconds)
+            self.wake("request")
+        elif self.connected:
+            self.registry.tasks.failed(task, error, retry_seconds)
+
+    def note_suspicions(self, number: int) -> None:
+        """Pass ``number`` reached the database: it is not lost, so what tasks met before the pass began were errors of their own."""
+        for task, (begun, error, retry_seconds) in list(self.suspicions.items()):
+            if begun < number:
+                del self.suspicions[task]
+                self.registry.tasks.failed(task, error, retry_seconds)
 
     def lose(self, error: Exception, retry_seconds: float) -> None:
         """Passes have come to an end, until there is another connection."""
+        self.suspicions.clear()
         if isinstance(error, DatabaseError):
             self.lost = error
             logger.warning("database_lost", retry_in_seconds=retry_seconds, error=error.message, hint=error.hint)
