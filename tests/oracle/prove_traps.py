@@ -45,7 +45,7 @@ COMPACTION = "tests/unit/index/test_compaction.py"
 CODES_ORACLE = "tests/unit/index/test_index_codes_oracle.py"
 QUEUE = "tests/unit/rpc/test_rpc_search_queue.py"
 FULL_QUEUE = "tests/faults/test_notification_queue.py"
-LOST = "tests/faults/test_lost_database.py"
+PROGRESS = "tests/unit/test_progress.py"
 FAILED = 1
 """pytest's exit status when tests ran and some failed."""
 
@@ -591,7 +591,7 @@ TRAPS = {
                 "elif False:",
             ),
         ),
-        (f"{LOST}::test_a_task_that_meets_a_lost_database_first_is_not_a_task_that_fails",),
+        (f"{PROGRESS}::test_a_task_does_not_fail_if_the_consumer_loses_the_database_as_well[asyncio]",),
     ),
 }
 
