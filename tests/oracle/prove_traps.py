@@ -591,7 +591,7 @@ TRAPS = {
                 "elif False:",
             ),
         ),
-        (f"{PROGRESS}::test_a_task_does_not_fail_if_the_consumer_loses_the_database_as_well[asyncio]",),
+        (f"{PROGRESS}::test_a_task_does_not_fail_if_the_consumer_loses_the_database_as_well",),
     ),
 }
 
