@@ -169,7 +169,7 @@ def wait_until_asleep(db: psycopg.Connection) -> None:
     """Return when syncd has done no pass for a while: it only looks at the outbox' sequence now and then."""
     deadline = time.monotonic() + 20
     query = (
-        "SELECT bool_and(state = 'idle' AND (query LIKE 'SELECT last_value FROM syncd.outbox_id%%' "
+        "SELECT bool_and(state = 'idle' AND (query LIKE 'SELECT o.last_value, d.last_value FROM syncd.outbox_id%%' "
         "OR state_change < clock_timestamp() - make_interval(secs => %s))) FROM pg_stat_activity "
         "WHERE datname = current_database() AND application_name LIKE 'syncd/%%'"
     )
