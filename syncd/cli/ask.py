@@ -218,7 +218,7 @@ def verify(
         )
         for each in sources.values():
             if each.outcome == "empty":
-                talk(f"{each.source}: the table is empty, so nothing was compared")
+                talk(f"{each.source}: empty (the table has no rows, so nothing was compared)")
         talk(f"at snapshot {results[-1].position.snapshot}")
     for each in sources.values():
         if each.outcome == "compared" and each.reason:

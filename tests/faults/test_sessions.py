@@ -193,7 +193,7 @@ def test_a_service_and_every_command_work_under_odd_settings(
             if has_pgvector(version):
                 db.execute("CREATE EXTENSION vector")
             assert command("init").returncode == 0
-            assert "already" in command("init").stderr
+            assert "nothing was changed" in command("init").stderr
             attach_tables(direct, tables)
             for each in NOTES:
                 db.execute(each.encode())
