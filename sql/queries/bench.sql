@@ -19,7 +19,7 @@ SELECT source::text FROM syncd.sources WHERE source::text NOT IN ('syncd.embeddi
 SELECT DISTINCT split_part(application_name, '/', 2) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'syncd/%' ORDER BY 1;
 
 -- name: forget_consumer
--- Else it would hold the outbox for ever.
+-- Otherwise it would hold the outbox forever.
 DELETE FROM syncd.consumers WHERE name = %s;
 
 -- name: create_vector_extension

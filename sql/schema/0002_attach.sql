@@ -98,7 +98,7 @@ BEGIN
         GET STACKED DIAGNOSTICS bad = MESSAGE_TEXT;
         RAISE EXCEPTION 'the rows of table % cannot be counted: %', relation, bad USING ERRCODE = SQLSTATE,
             DETAIL = pg_catalog.format('live: %s; project: %s; dataset: %s', live, project, dataset),
-            HINT = 'Each of these must have a value for every row: guard what can fail with CASE, or mend the rows.';
+            HINT = 'Each of these must have a value for every row: guard what can fail with CASE, or repair the rows.';
     END;
     IF rows > 0 AND live_rows = 0 THEN
         RAISE WARNING 'none of the % rows of % is live: the rule is % and % IS NOT NULL', rows, relation, live, pg_catalog.quote_ident(vector_name)

@@ -10,7 +10,7 @@ BEGIN
 END
 $encoding$;
 
--- An upgrade runs beside writers, and whoever comes after a lock that waits would wait as well. So the lock is asked for without waiting, and it is
+-- An upgrade runs alongside writers, and a writer that comes after a waiting lock waits as well. So the lock is asked for without waiting, and it is
 -- the last thing that init does.
 DO $lock$
 BEGIN

@@ -139,7 +139,7 @@ def whole(view: View, wanted: Wanted, found: SearchResult | SyncdError | None) -
         '<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
         f"<title>syncd {escape(settings.consumer)}</title><style>{STYLE}</style></head><body>"
         f'<p class="soft">syncd {escape(view.parts.methods.version)} · consumer {escape(settings.consumer)}</p>'
-        '<p id="lost" class="bad" hidden>syncd does not answer; what follows is as it was.</p>'
+        '<p id="lost" class="bad" hidden>syncd does not answer. This is the last known state.</p>'
         f'<main id="live">{live(view)}</main>{search_box(view, wanted, found)}'
         f"<script>{SCRIPT}</script></body></html>"
     )
