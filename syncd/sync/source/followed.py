@@ -129,7 +129,10 @@ class WatchedSource:
         return [key for dataset in most for key in dataset.index.view.some_keys(count)]
 
     def dataset(self, name: DatasetName) -> Dataset | None:
-        """This source's dataset of a name, formed now if need be; ``None`` where another source formed one before."""
+        """This source's dataset of a name; ``None`` if another source has formed one of this name.
+
+        One that is formed now answers from the end of the pass: a search that came between its name and its rows would find it empty.
+        """
         mine = self.datasets.get(name)
         if mine is not None:
             return mine
@@ -141,8 +144,6 @@ class WatchedSource:
         if stands and not replaces:
             return None
         mine = self.registry.create(name, self.source, self)
-        if not stands and (self.scan is None or self.scan.believed):
-            mine.standing.catch_up()
         if name in self.emptied.names:  # it is formed again
             self.emptied.names.discard(name)
             mine.standing = replace(self.emptied.standing)
