@@ -7,7 +7,12 @@ from syncd.statements import statement
 VERSION_TABLE = {"version_table": "alembic_version", "version_table_schema": "syncd"}
 
 if context.is_offline_mode():
-    context.configure(dialect_name="postgresql", dialect_opts={"paramstyle": "named"}, as_sql=True, **VERSION_TABLE)  # type: ignore[arg-type]
+    context.configure(
+        dialect_name="postgresql",
+        dialect_opts={"paramstyle": "named"},
+        as_sql=True,
+        **VERSION_TABLE,
+    )  # type: ignore[arg-type]
 else:
     context.configure(connection=context.config.attributes["connection"], **VERSION_TABLE)  # type: ignore[arg-type]
 

@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 
 
 class Browser:
@@ -28,7 +30,9 @@ class Browser:
         self.complaints: list[str] = []
         """What the page wrote to the console, and exceptions of its scripts."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)[
+            "sessionId"
+        ]
         for domain in ("Page", "Runtime", "Log"):
             self.call(f"{domain}.enable")
 
@@ -36,7 +40,10 @@ class Browser:
         """One command; its result."""
         self.sent += 1
         message = {"id": self.sent, "method": method, "params": params}
-        self.to.write(json.dumps(message | ({"sessionId": self.session} if self.session else {})).encode() + b"\0")
+        self.to.write(
+            json.dumps(message | ({"sessionId": self.session} if self.session else {})).encode()
+            + b"\0"
+        )
         self.to.flush()
         while True:
             answer = self.read()
@@ -53,7 +60,11 @@ class Browser:
             line += byte
         message: dict[str, Any] = json.loads(line)
         self.loads += message.get("method") == "Page.loadEventFired"
-        if message.get("method") in ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded"):
+        if message.get("method") in (
+            "Runtime.consoleAPICalled",
+            "Runtime.exceptionThrown",
+            "Log.entryAdded",
+        ):
             self.complaints.append(json.dumps(message["params"]))
         return message
 
@@ -72,13 +83,20 @@ class Browser:
         """Type into the inputs of these names, press Enter, and wait for the answer; it takes no script."""
         root = self.call("DOM.getDocument")["root"]["nodeId"]
         for name, text in values.items():
-            node = self.call("DOM.querySelector", nodeId=root, selector=f"input[name={name}]")["nodeId"]
+            node = self.call("DOM.querySelector", nodeId=root, selector=f"input[name={name}]")[
+                "nodeId"
+            ]
             self.call("DOM.focus", nodeId=node)
             self.call("Input.insertText", text=text)
         before = self.loads
         for kind in ("keyDown", "keyUp"):
             self.call(
-                "Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13, text="\r"
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key="Enter",
+                code="Enter",
+                windowsVirtualKeyCode=13,
+                text="\r",
             )
         self.wait_for_load(before)
 
@@ -91,19 +109,29 @@ class Browser:
 
     def evaluate(self, script: str) -> Any:
         """A script's value, once it is there."""
-        done = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        done = self.call(
+            "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True
+        )
         assert "exceptionDetails" not in done, done
         return done["result"].get("value")
 
     def be_a_phone(self, *, dark: bool) -> None:
         """390 points wide, in the dark or by daylight."""
-        self.call("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=2, mobile=True)
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=390,
+            height=844,
+            deviceScaleFactor=2,
+            mobile=True,
+        )
         features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", features=features)
 
     def screenshot(self) -> bytes:
         """The whole page as a PNG."""
-        return base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"])
+        return base64.b64decode(
+            self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]
+        )
 
 
 @contextmanager

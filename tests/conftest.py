@@ -53,7 +53,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def starts_a_server(file: Path) -> bool:
     """Whether every test of a file counts as one that starts a server."""
-    return file.parent.name in SERVER_FOLDERS or SERVER_CALLS.search(file.read_text("utf-8")) is not None
+    return (
+        file.parent.name in SERVER_FOLDERS
+        or SERVER_CALLS.search(file.read_text("utf-8")) is not None
+    )
 
 
 @pytest.hookimpl(wrapper=True)
@@ -164,7 +167,10 @@ def shared_database(any_server: PostgresServer) -> Iterator[str]:
 @pytest.fixture
 def scratch(shared_database: str) -> Iterator[psycopg.Connection]:
     """A connection inside a transaction that is rolled back at the end: quicker than a database of one's own."""
-    with psycopg.connect(shared_database, autocommit=True) as connection, connection.transaction(force_rollback=True):
+    with (
+        psycopg.connect(shared_database, autocommit=True) as connection,
+        connection.transaction(force_rollback=True),
+    ):
         yield connection
 
 

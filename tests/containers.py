@@ -57,7 +57,9 @@ class Image:
     def set_variables(self, text: str) -> None:
         """ENV: names with values, in which the ones before may be named."""
         for name, value in (each.split("=", 1) for each in shlex.split(text)):
-            self.environment[name] = re.sub(r"\$(\w+)", lambda match: self.environment[match[1]], value)
+            self.environment[name] = re.sub(
+                r"\$(\w+)", lambda match: self.environment[match[1]], value
+            )
 
 
 def build(dockerfile: str, context: Path, base: Path, directory: Path) -> Image:
@@ -76,7 +78,10 @@ def build(dockerfile: str, context: Path, base: Path, directory: Path) -> Image:
             copy(image, text, stages, context)
         elif word == "RUN":
             pip, folders = pip_of_this_machine()
-            subprocess.run(enclosed(image, ["sh", "-c", text], environment=pip, binds=folders, user="root"), check=True)
+            subprocess.run(
+                enclosed(image, ["sh", "-c", text], environment=pip, binds=folders, user="root"),
+                check=True,
+            )
         elif word == "ENV":
             image.set_variables(text)
         elif word == "USER":
@@ -102,29 +107,44 @@ def copy(image: Image, text: str, stages: Mapping[str, Image], context: Path) ->
     for source in (origin / name.lstrip("/") for name in sources):
         if source.is_dir():
             ignore = None if of_stage else shutil.ignore_patterns("__pycache__")
-            shutil.copytree(source, image.inside(target), symlinks=True, ignore=ignore, dirs_exist_ok=True)
+            shutil.copytree(
+                source, image.inside(target), symlinks=True, ignore=ignore, dirs_exist_ok=True
+            )
         else:
             shutil.copy2(source, image.inside(target))
 
 
 def debian(root: Path) -> None:
     """This machine's distribution with Python in it and nothing else, as the official Python image is."""
-    codename = re.findall(r"^VERSION_CODENAME=(\w+)$", Path("/etc/os-release").read_text(), re.MULTILINE)[0]
+    codename = re.findall(
+        r"^VERSION_CODENAME=(\w+)$", Path("/etc/os-release").read_text(), re.MULTILINE
+    )[0]
     asked = ["apt-get", "indextargets", "--format", "$(CODENAME) $(REPO_URI)"]
     known = dict(line.split() for line in subprocess.check_output(asked, text=True).splitlines())
     packages = "--include=ca-certificates,python3-venv"
-    subprocess.run(["debootstrap", "--variant=minbase", packages, codename, root, known[codename]], check=True)
+    subprocess.run(
+        ["debootstrap", "--variant=minbase", packages, codename, root, known[codename]], check=True
+    )
     (root / "usr/local/bin/python").symlink_to("/usr/bin/python3")
 
 
 def pip_of_this_machine() -> tuple[dict[str, str], dict[str, Path]]:
     """Where this machine's pip gets its packages: settings, and the files and folders that they name."""
     text = subprocess.check_output(["python3", "-m", "pip", "config", "list"], text=True)
-    values = {name.rpartition(".")[2]: value.strip("'") for name, value in re.findall(r"^(\S+?)=(.+)$", text, re.M)}
-    named = {Path(word.removeprefix("file://")) for value in values.values() for word in value.split()}
+    values = {
+        name.rpartition(".")[2]: value.strip("'")
+        for name, value in re.findall(r"^(\S+?)=(.+)$", text, re.M)
+    }
+    named = {
+        Path(word.removeprefix("file://")) for value in values.values() for word in value.split()
+    }
     environment = {f"PIP_{name.upper().replace('-', '_')}": value for name, value in values.items()}
-    folders = {path if path.is_file() else path.parent if path.name == "simple" else path for path in named}
-    return environment, {str(path): path for path in folders if path.is_absolute() and path.exists()}
+    folders = {
+        path if path.is_file() else path.parent if path.name == "simple" else path for path in named
+    }
+    return environment, {
+        str(path): path for path in folders if path.is_absolute() and path.exists()
+    }
 
 
 def enclosed(
@@ -155,10 +175,18 @@ def enclosed(
     return ["unshare", "--mount", "--pid", "--fork", "--kill-child", *(["--net"] if alone else []), "sh", "-euc", script]  # fmt: skip
 
 
-def as_user(image: Image, command: Sequence[str], environment: Mapping[str, str], user: str) -> list[str]:
+def as_user(
+    image: Image, command: Sequence[str], environment: Mapping[str, str], user: str
+) -> list[str]:
     """The command with the image's environment; who is not root has no capability and can get none."""
-    drop = ["--clear-groups", "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"] if user != "root" else []
-    variables = [f"{name}={value}" for name, value in (image.environment | dict(environment)).items()]
+    drop = (
+        ["--clear-groups", "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"]
+        if user != "root"
+        else []
+    )
+    variables = [
+        f"{name}={value}" for name, value in (image.environment | dict(environment)).items()
+    ]
     return ["setpriv", f"--reuid={user}", f"--regid={user}", *drop, *([] if drop else ["--clear-groups"]),
             "env", "-i", "-C", image.folder, *variables, *command]  # fmt: skip
 
@@ -176,7 +204,9 @@ class Container:
     ) -> None:
         self.image = image
         self.environment = environment
-        command = enclosed(image, [*image.entrypoint, *arguments], environment=environment, binds=binds, alone=True)
+        command = enclosed(
+            image, [*image.entrypoint, *arguments], environment=environment, binds=binds, alone=True
+        )
         with log.open("wb") as end:
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=end, text=True)
 

@@ -27,7 +27,9 @@ class Daemon:
     def __init__(self, conninfo: str, data_dir: Path, **settings: object) -> None:
         self.conninfo = conninfo
         self.data_dir = data_dir
-        self.socket = Path(tempfile.mkdtemp(prefix="syncd-")) / "s"  # a path that fits a socket address
+        self.socket = (
+            Path(tempfile.mkdtemp(prefix="syncd-")) / "s"
+        )  # a path that fits a socket address
         weakref.finalize(self, shutil.rmtree, self.socket.parent, ignore_errors=True)
         self.settings = settings
         self.log = data_dir.parent / f"{data_dir.name}.log"
@@ -64,7 +66,11 @@ class Daemon:
         """What Python runs."""
         if not self.constants and self.points is None and not self.broken:
             return ["-m", "syncd.cli.main"]
-        assign = f"import sys; sys.path.insert(0, {str(CHECKOUT)!r}); " if self.broken or self.points else ""
+        assign = (
+            f"import sys; sys.path.insert(0, {str(CHECKOUT)!r}); "
+            if self.broken or self.points
+            else ""
+        )
         assign += "from unittest.mock import patch; from syncd.cli.main import main; " + "".join(
             f"patch({name!r}, {value!r}).start(); " for name, value in self.constants.items()
         )
@@ -78,7 +84,11 @@ class Daemon:
     @property
     def environment(self) -> dict[str, str]:
         """Nothing of the tester's own settings."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("SYNCD_", "PG"))}
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("SYNCD_", "PG"))
+        }
         mine = {
             "dsn": self.conninfo,
             "data_dir": self.data_dir,
@@ -87,7 +97,9 @@ class Daemon:
             "http": "off",
         }
         kept["PYTHONFAULTHANDLER"] = "1"
-        settings = {f"SYNCD_{name.upper()}": str(value) for name, value in (mine | self.settings).items()}
+        settings = {
+            f"SYNCD_{name.upper()}": str(value) for name, value in (mine | self.settings).items()
+        }
         return kept | settings | self.variables
 
     def spawn(self, *arguments: str) -> subprocess.Popen[bytes]:
@@ -110,7 +122,9 @@ class Daemon:
         """The next line of stdout, empty when the process ended; fails after a minute."""
         assert process.stdout is not None
         deadline = time.monotonic() + READY_SECONDS
-        readable, _, _ = select.select([process.stdout], [], [], max(deadline - time.monotonic(), 0))
+        readable, _, _ = select.select(
+            [process.stdout], [], [], max(deadline - time.monotonic(), 0)
+        )
         assert readable, f"no line within {READY_SECONDS} s\n{self.log.read_text()}"
         return process.stdout.readline()
 

@@ -68,13 +68,19 @@ def words_of_sentences(paragraph: str) -> Iterator[list[str]]:
 
 def anchors(page: str) -> set[str]:
     """What a link may name after ``#``."""
-    headings = [line.text.lstrip("# ") for line in lines(page) if line.kind == "prose" and line.text.startswith("#")]
+    headings = [
+        line.text.lstrip("# ")
+        for line in lines(page)
+        if line.kind == "prose" and line.text.startswith("#")
+    ]
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def command_lines(page: str) -> Iterator[str]:
     """Every command that begins with ``syncd``: of code blocks, and in backticks."""
-    code = "\n".join(line.text for line in lines(page) if line.kind == "code" and not line.text.startswith("```"))
+    code = "\n".join(
+        line.text for line in lines(page) if line.kind == "code" and not line.text.startswith("```")
+    )
     for text in code.replace("\\\n", " ").splitlines():
         yield from commands_in(text.removeprefix("$ "))
     prose = "\n".join(line.text for line in lines(page) if line.kind != "code")
@@ -113,7 +119,11 @@ def texts(path: Path) -> Iterator[tuple[int, str]]:
     """What a file says to people, with line numbers: a page's prose and tables, strings and comments of Python, comments of SQL."""
     source = path.read_text("utf-8")
     if path.suffix == ".md":
-        yield from ((line.number, re.sub(r"`[^`]*`", "``", line.text)) for line in lines(source) if line.kind != "code")
+        yield from (
+            (line.number, re.sub(r"`[^`]*`", "``", line.text))
+            for line in lines(source)
+            if line.kind != "code"
+        )
     elif path.suffix == ".py":
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -122,4 +132,8 @@ def texts(path: Path) -> Iterator[tuple[int, str]]:
             if token.type == tokenize.COMMENT:
                 yield token.start[0], token.string
     elif path.suffix == ".sql":
-        yield from ((n, text.partition("--")[2]) for n, text in enumerate(source.splitlines(), 1) if "--" in text)
+        yield from (
+            (n, text.partition("--")[2])
+            for n, text in enumerate(source.splitlines(), 1)
+            if "--" in text
+        )

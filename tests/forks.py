@@ -18,7 +18,9 @@ class Child(Generic[T]):
     def __init__(self, work: Callable[[], T]) -> None:
         self._read, write = os.pipe()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # from 3.12 on: a fork while threads run
+            warnings.simplefilter(
+                "ignore", DeprecationWarning
+            )  # from 3.12 on: a fork while threads run
             self.pid = os.fork()
         if self.pid == 0:
             try:

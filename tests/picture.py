@@ -56,7 +56,10 @@ class Quick(Daemon):
     @property
     def program(self) -> list[str]:
         """What Python runs."""
-        return ["-c", f"import sys; sys.path.insert(0, {str(CHECKOUT)!r}); from tests import picture; picture.serve()"]
+        return [
+            "-c",
+            f"import sys; sys.path.insert(0, {str(CHECKOUT)!r}); from tests import picture; picture.serve()",
+        ]
 
 
 def serve() -> None:
@@ -65,7 +68,9 @@ def serve() -> None:
 
     clock = SimpleNamespace(time=lambda: time.time() * FASTER, monotonic=time.monotonic)
     started = time.monotonic()
-    begun = property(lambda _: time.monotonic() - (time.monotonic() - started) * FASTER, lambda _, __: None)
+    begun = property(
+        lambda _: time.monotonic() - (time.monotonic() - started) * FASTER, lambda _, __: None
+    )
     with (
         patch("syncd.ops.history.SAMPLE_SECONDS", 10 / FASTER),
         patch("syncd.ops.history.time", clock),
@@ -81,14 +86,20 @@ def fill(conninfo: str, numbers: np.random.Generator) -> None:
         db.execute("CREATE EXTENSION vector")
         db.execute(SETUP)
 
-        def load(target: LiteralString, count: int, row: Callable[[int], tuple[object, ...]]) -> None:
+        def load(
+            target: LiteralString, count: int, row: Callable[[int], tuple[object, ...]]
+        ) -> None:
             with db.cursor().copy(f"COPY {target} FROM STDIN") as copy:
                 for number in range(count):
                     copy.write_row(row(number))
 
         centres = numbers.standard_normal((200, DIMENSIONS))
         load("papers (id, embedding)", 40_000, lambda i: (i, str(near(centres[i % 200], numbers))))
-        load("products (sku, embedding)", 4_000, lambda i: (f"B-{i}", str(near(centres[i % 9, :64], numbers))))
+        load(
+            "products (sku, embedding)",
+            4_000,
+            lambda i: (f"B-{i}", str(near(centres[i % 9, :64], numbers))),
+        )
         load("notes", 1_500, lambda i: (TENANTS[i % 3 == 0], i, near(centres[i % 9, :32], numbers)))
 
 
@@ -117,7 +128,9 @@ def work(daemon: Daemon, numbers: np.random.Generator) -> Iterator[None]:
 
         def write(seconds: float) -> None:
             start = int(numbers.integers(0, 39_000))
-            db.execute(CHANGE, [start, start + int(9 + 7 * sin(seconds / 9) + numbers.integers(0, 6))])
+            db.execute(
+                CHANGE, [start, start + int(9 + 7 * sin(seconds / 9) + numbers.integers(0, 6))]
+            )
             if numbers.random() < 0.05:
                 db.execute(RETIRE, [int(numbers.integers(1, 4000))])
 
@@ -130,7 +143,9 @@ def work(daemon: Daemon, numbers: np.random.Generator) -> Iterator[None]:
         try:
             for share, locked_seconds in PAUSES:
                 done.wait(share * HOUR_SECONDS)
-                with psycopg.connect(daemon.conninfo) as other:  # the lag that somebody's lock makes
+                with psycopg.connect(
+                    daemon.conninfo
+                ) as other:  # the lag that somebody's lock makes
                     other.execute("LOCK TABLE papers IN ACCESS EXCLUSIVE MODE")
                     done.wait(locked_seconds)
             with daemon.client() as another:
@@ -146,9 +161,16 @@ def work(daemon: Daemon, numbers: np.random.Generator) -> Iterator[None]:
 def take(daemon: Daemon, folder: Path) -> bytes:
     """The page in a browser."""
     with browser(folder) as page:
-        page.call("Emulation.setDeviceMetricsOverride", width=WIDTH, height=HEIGHT, deviceScaleFactor=1, mobile=False)
         page.call(
-            "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "light"}]
+            "Emulation.setDeviceMetricsOverride",
+            width=WIDTH,
+            height=HEIGHT,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
+        page.call(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": "light"}],
         )  # whatever the machine likes
         page.call("Emulation.setScrollbarsHidden", hidden=True)
         page.open(url_of(daemon, "/"))

@@ -22,14 +22,18 @@ Series = tuple[str, frozenset[tuple[str, str]]]
 
 def events(daemon: Daemon, name: str) -> list[dict[str, Any]]:
     """What the service has logged under a name."""
-    lines = [json.loads(line) for line in daemon.log.read_text().splitlines() if line.startswith("{")]
+    lines = [
+        json.loads(line) for line in daemon.log.read_text().splitlines() if line.startswith("{")
+    ]
     return [line for line in lines if line["event"] == name]
 
 
 def wait_for_event(daemon: Daemon, name: str) -> dict[str, Any]:
     """The first event of a name, as soon as it is logged."""
     with subprocess.Popen(
-        ["tail", "-n", "+1", "-F", str(daemon.log)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        ["tail", "-n", "+1", "-F", str(daemon.log)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
     ) as tail:
         assert tail.stdout is not None
         for line in tail.stdout:

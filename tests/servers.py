@@ -30,7 +30,10 @@ EMBEDDED: tuple[Version, ...] = (16, 18)
 """What the wheel carries, with pgvector."""
 EXPECTED: tuple[Version, ...] = (15, *EMBEDDED)
 """A test for one of these is skipped where that is missing; one for another version is there where the version is."""
-PLACES = [*filter(None, os.environ.get("TEST_POSTGRES", "").split(os.pathsep)), "/usr/lib/postgresql"]
+PLACES = [
+    *filter(None, os.environ.get("TEST_POSTGRES", "").split(os.pathsep)),
+    "/usr/lib/postgresql",
+]
 """Folders that have those of versions, as Debian has: ``15/bin/postgres``."""
 MEMORY = Path("/dev/shm")  # noqa: S108  a folder of a server's own is made in it
 MEMORY_BYTES = 4 << 30
@@ -45,7 +48,9 @@ def bindir(version: Version) -> Path:
         folder = Path(place) / str(version) / "bin"
         if (folder / "postgres").exists():
             return folder
-    raise FileNotFoundError(f"PostgreSQL {version} is not installed: apt-get install postgresql-{version}")
+    raise FileNotFoundError(
+        f"PostgreSQL {version} is not installed: apt-get install postgresql-{version}"
+    )
 
 
 def available(version: Version) -> bool:
@@ -163,16 +168,22 @@ class PostgresServer:
     def wait_ready(self) -> None:
         """Return when the server accepts connections; an error when it is gone, or after a minute."""
         if not self._cluster.wait_ready():
-            raise EmbeddedUnavailable(f"PostgreSQL {self.version} is not running", hint=f"read {self.log}")
+            raise EmbeddedUnavailable(
+                f"PostgreSQL {self.version} is not running", hint=f"read {self.log}"
+            )
 
-    def conninfo(self, dbname: str = "postgres", user: str = "postgres", *, tcp: bool = False, **options: Any) -> str:
+    def conninfo(
+        self, dbname: str = "postgres", user: str = "postgres", *, tcp: bool = False, **options: Any
+    ) -> str:
         """For libpq: through the Unix socket, or through 127.0.0.1 where the server was made with ``tcp=True``."""
         if tcp:
             assert self.tcp, "make the server with tcp=True"
             options = {"host": "127.0.0.1"} | options
         return make_conninfo(self._cluster.conninfo(dbname, user), **options)
 
-    def execute(self, query: str | sql.Composed, dbname: str = "postgres", **options: Any) -> list[tuple[Any, ...]]:
+    def execute(
+        self, query: str | sql.Composed, dbname: str = "postgres", **options: Any
+    ) -> list[tuple[Any, ...]]:
         """Run SQL (many statements, if there are no parameters) on a connection of its own; the last one's rows."""
         statement = query if isinstance(query, sql.Composed) else sql.SQL(query)
         with psycopg.connect(self.conninfo(dbname, **options), autocommit=True) as connection:
@@ -183,13 +194,17 @@ class PostgresServer:
 
     def create_database(self, name: str, template: str | None = None) -> str:
         """Create a database, as a clone of ``template`` where given; returns its conninfo."""
-        source = sql.SQL(" TEMPLATE {}").format(sql.Identifier(template)) if template else sql.SQL("")
+        source = (
+            sql.SQL(" TEMPLATE {}").format(sql.Identifier(template)) if template else sql.SQL("")
+        )
         self.execute(sql.SQL("CREATE DATABASE {}{}").format(sql.Identifier(name), source))
         return self.conninfo(name)
 
     def drop_database(self, name: str) -> None:
         """Drop a database if it is there, and cut off who is connected to it."""
-        self.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+        self.execute(
+            sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
+        )
 
     def processes(self) -> Sequence[int]:
         return self._cluster.processes()
@@ -205,7 +220,10 @@ class PostgresServer:
         return self.start()
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self.remove()
 

@@ -25,7 +25,9 @@ def settings_table() -> str:
 
 def shown_default(field: FieldInfo) -> str:
     """A default that is one value; the description tells the others."""
-    value = field.default.get_secret_value() if isinstance(field.default, SecretStr) else field.default
+    value = (
+        field.default.get_secret_value() if isinstance(field.default, SecretStr) else field.default
+    )
     if field.is_required() or field.default_factory is not None or value in (None, ""):
         return ""
     return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"

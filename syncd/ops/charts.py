@@ -43,7 +43,9 @@ def stretches(points: Sequence[Point], start: float, span: float, top: float) ->
             continue
         if before is None or at - before > GAP_SECONDS:
             found.append([])
-        found[-1].append(f"{(at - start) / span * WIDTH:.1f},{(HEIGHT - 2) * (1 - value / top) + 1:.1f}")
+        found[-1].append(
+            f"{(at - start) / span * WIDTH:.1f},{(HEIGHT - 2) * (1 - value / top) + 1:.1f}"
+        )
         before = at
     return [" ".join(each if len(each) > 1 else [*each, *each]) for each in found]
 

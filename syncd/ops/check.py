@@ -83,7 +83,9 @@ def check_program() -> Iterator[Finding]:
 
         shown = f"faiss {faiss.__version__}"
     except ImportError as error:
-        yield fail("program", f"faiss cannot be loaded: {error}", "pip install --force-reinstall faiss-cpu")
+        yield fail(
+            "program", f"faiss cannot be loaded: {error}", "pip install --force-reinstall faiss-cpu"
+        )
         return
     yield ok("program", f"syncd {version('syncd')}, Python {platform.python_version()}, {shown}")
 
@@ -95,7 +97,11 @@ def check_server(look: Look) -> Iterator[Finding]:
     if number < schema.MINIMUM_SERVER_VERSION:
         yield fail("server", f"PostgreSQL {shown}: syncd needs 14 or later", "upgrade the server")
     elif in_recovery:
-        yield fail("server", f"PostgreSQL {shown} is a standby", "name the primary, or all hosts, in SYNCD_DSN")
+        yield fail(
+            "server",
+            f"PostgreSQL {shown} is a standby",
+            "name the primary, or all hosts, in SYNCD_DSN",
+        )
     elif number // 10000 > NEWEST_SERVER_VERSION:
         detail = f"PostgreSQL {shown} is newer than any that this syncd was tried with ({NEWEST_SERVER_VERSION})"
         yield warn("server", detail, "pip install --upgrade syncd")
@@ -141,7 +147,9 @@ def check_schema(look: Look) -> list[Finding]:
     return found
 
 
-def bound(check: Callable[[Look], Iterator[Finding]], look: Look) -> Callable[[], Iterator[Finding]]:
+def bound(
+    check: Callable[[Look], Iterator[Finding]], look: Look
+) -> Callable[[], Iterator[Finding]]:
     """A check that is ready to be run."""
     return lambda: check(look)
 
@@ -191,10 +199,14 @@ def check_own_rights(look: Look) -> Iterator[Finding]:
     if gone:
         detail = f"schema syncd lacks {', '.join(gone)}"
         yield fail("rights", detail, "syncd uninstall && syncd init, and attach again")
-    lacking = [f"{privilege} on syncd.{name}" for name, privilege in missing if privilege is not None]
+    lacking = [
+        f"{privilege} on syncd.{name}" for name, privilege in missing if privilege is not None
+    ]
     if lacking:
         owner, _ = look.row("read_schema_rights")
-        yield fail("rights", f'role "{look.role}" lacks {", ".join(lacking)}', grant_all(look.role, owner))
+        yield fail(
+            "rights", f'role "{look.role}" lacks {", ".join(lacking)}', grant_all(look.role, owner)
+        )
     if not missing:
         yield ok("rights", f'role "{look.role}" may use syncd\'s own tables')
 
@@ -210,7 +222,11 @@ def load_sources(look: Look) -> Iterator[Finding]:
     with look.transaction():
         look.sources = read_sources(look.connection)
     look.arguments = dict(look.rows("read_arguments"))
-    look.table_rows = {source.id: row[-1] for source in look.sources if (row := look.row("read_source", [source.oid]))}
+    look.table_rows = {
+        source.id: row[-1]
+        for source in look.sources
+        if (row := look.row("read_source", [source.oid]))
+    }
     if not look.sources:
         yield warn("sources", "nothing is attached", "syncd attach TABLE")
 
@@ -220,20 +236,33 @@ def check_notify(look: Look) -> Iterator[Finding]:
     mode, prepared = look.row("read_notify")
     listening = look.service.status is None or look.service.status.listener_connected
     if mode == schema.NOTIFY_GUARDED and prepared:
-        detail = (
-            f"on, while max_prepared_transactions is {prepared}: a PREPARE TRANSACTION after a write to a source fails"
-        )
+        detail = f"on, while max_prepared_transactions is {prepared}: a PREPARE TRANSACTION after a write to a source fails"
         yield warn(
-            "notify", detail, "if you use PREPARE TRANSACTION: SYNCD_NOTIFY=off syncd init, and restart syncd serve"
+            "notify",
+            detail,
+            "if you use PREPARE TRANSACTION: SYNCD_NOTIFY=off syncd init, and restart syncd serve",
         )
     elif mode == schema.NOTIFY_OFF or prepared:
-        why = "as set" if mode == schema.NOTIFY_OFF else f"since max_prepared_transactions is {prepared}"
+        why = (
+            "as set"
+            if mode == schema.NOTIFY_OFF
+            else f"since max_prepared_transactions is {prepared}"
+        )
         yield ok("notify", f"off, {why}: changes are looked for every 0.02 s")
     elif listening:
-        yield ok("notify", "guarded" + ("" if look.service.status is None else ", and the service listens"))
+        yield ok(
+            "notify",
+            "guarded" + ("" if look.service.status is None else ", and the service listens"),
+        )
     else:
-        detail = "the running service's listener is not connected: changes are found by the poll alone"
-        yield warn("notify", detail, "see listener_lost in its log; behind a transaction pooler set SYNCD_NOTIFY=off")
+        detail = (
+            "the running service's listener is not connected: changes are found by the poll alone"
+        )
+        yield warn(
+            "notify",
+            detail,
+            "see listener_lost in its log; behind a transaction pooler set SYNCD_NOTIFY=off",
+        )
 
 
 def check_outbox(look: Look) -> Iterator[Finding]:
@@ -245,39 +274,61 @@ def check_outbox(look: Look) -> Iterator[Finding]:
         yield ok("outbox", detail)
         return
     consumers = look.rows("read_consumers")
-    held = f"; consumer {consumers[0][0]!r} needs the oldest part of it" if consumers else "; no consumer reads it"
+    held = (
+        f"; consumer {consumers[0][0]!r} needs the oldest part of it"
+        if consumers
+        else "; no consumer reads it"
+    )
     fix = "start the consumer (syncd serve), or remove one that is gone (see consumers), or raise SYNCD_OUTBOX_MAX_ROWS"
     yield warn("outbox", detail + held, fix)
 
 
 def check_consumers(look: Look) -> Iterator[Finding]:
     """Every consumer reports, and none is behind."""
-    for name, state, lag_rows, lag_seconds, silent, checkpoint_age, _ in look.rows("read_consumers"):
+    for name, state, lag_rows, lag_seconds, silent, checkpoint_age, _ in look.rows(
+        "read_consumers"
+    ):
         what = f"consumer {name}"
-        checkpoint = f"checkpoint {ago(checkpoint_age)} old" if checkpoint_age is not None else "no checkpoint yet"
+        checkpoint = (
+            f"checkpoint {ago(checkpoint_age)} old"
+            if checkpoint_age is not None
+            else "no checkpoint yet"
+        )
         if silent > STALE_CONSUMER_SECONDS:
             literal = "'" + name.replace("'", "''") + "'"
             gone = f"DELETE FROM syncd.consumers WHERE name = {literal};"  # noqa: S608 - text for a person
             fix = f"start it: SYNCD_CONSUMER={shlex.quote(name)} syncd serve; or, if it is gone for good: {gone}"
-            yield warn(what, f"has not reported for {ago(silent)}; the outbox is kept for it; {checkpoint}", fix)
+            yield warn(
+                what,
+                f"has not reported for {ago(silent)}; the outbox is kept for it; {checkpoint}",
+                fix,
+            )
         elif state in ("failed", "must_rebuild"):
             yield fail(what, f"is {state}", "syncd datasets, then syncd why DATASET")
         elif lag_seconds > LAG_SECONDS:
             detail = f"is {state}, {lag_rows} rows behind, its last pass is {ago(lag_seconds)} old"
             yield warn(what, detail, "syncd datasets, then syncd why DATASET")
         else:
-            yield ok(what, f"{state}, {lag_rows} rows behind, {checkpoint}, reported {ago(silent)} ago")
+            yield ok(
+                what, f"{state}, {lag_rows} rows behind, {checkpoint}, reported {ago(silent)} ago"
+            )
 
 
 def check_quarantine(look: Look) -> Iterator[Finding]:
     """No live row is left out."""
-    consumer = look.settings.consumer if look.service.status is None else look.service.status.consumer
+    consumer = (
+        look.settings.consumer if look.service.status is None else look.service.status.consumer
+    )
     rows = look.rows("read_quarantine", [consumer])
     at_least = "at least " if sum(row[2] for row in rows) >= MAX_REPORTED_ROWS else ""
     for dataset, reason, count, sample in rows[:20]:
         name = dataset or "(no dataset)"
         detail = f"{at_least}{count} row{'s' if count > 1 else ''} with {reason}, such as key {sample[0]}"
-        yield warn(f"quarantine of {name}", detail, f"syncd why {dataset}" if dataset else "see syncd.quarantine")
+        yield warn(
+            f"quarantine of {name}",
+            detail,
+            f"syncd why {dataset}" if dataset else "see syncd.quarantine",
+        )
     if not rows:
         yield ok("quarantine", "no row")
 
@@ -290,22 +341,32 @@ def check_service(settings: Settings, service: Service) -> Iterator[Finding]:
         report = (
             warn if isinstance(service.error, ServiceUnavailable) else fail
         )  # one that is there, and does not answer
-        yield report("service", service.error.message, service.error.hint or "see the log of syncd serve")
+        yield report(
+            "service", service.error.message, service.error.hint or "see the log of syncd serve"
+        )
         return
     for row in service.datasets:
         if row.state in ("failed", "must_rebuild"):
             yield fail(f"dataset {row.dataset}", f"is {row.state}", f"syncd why {row.dataset}")
         elif row.lag_seconds > LAG_SECONDS:
             yield warn(
-                f"dataset {row.dataset}", f"is {row.state}, {ago(row.lag_seconds)} behind", f"syncd why {row.dataset}"
+                f"dataset {row.dataset}",
+                f"is {row.state}, {ago(row.lag_seconds)} behind",
+                f"syncd why {row.dataset}",
             )
         if row.in_sync is False:
             yield warn(
-                f"dataset {row.dataset}", "the last verify found a difference", f"syncd verify {row.dataset} --repair"
+                f"dataset {row.dataset}",
+                "the last verify found a difference",
+                f"syncd verify {row.dataset} --repair",
             )
     detail = f"{status.state}, consumer {status.consumer}, version {status.version}, up {ago(status.uptime_seconds)}"
     if status.state == "failed":
-        yield fail("service", f"{detail}: a source cannot be read", "see the lines about each source and dataset")
+        yield fail(
+            "service",
+            f"{detail}: a source cannot be read",
+            "see the lines about each source and dataset",
+        )
     elif status.database_error:
         yield fail(
             "service",
@@ -313,11 +374,15 @@ def check_service(settings: Settings, service: Service) -> Iterator[Finding]:
             "mend that, and watch: syncd status --watch",
         )
     else:
-        yield ok("service", f"{detail}, lag {ago(status.lag_seconds) if status.lag_seconds else 'none'}")
+        yield ok(
+            "service", f"{detail}, lag {ago(status.lag_seconds) if status.lag_seconds else 'none'}"
+        )
     for task in status.failing_tasks:
         detail = f"fails, {task.failures} time{'s' if task.failures > 1 else ''} in a row: {task.error}; tried again in {ago(task.retry_in_seconds)}"
         yield warn(
-            f"task {task.task}", detail, "see task_failed in the log of syncd serve; watch: syncd status --watch"
+            f"task {task.task}",
+            detail,
+            "see task_failed in the log of syncd serve; watch: syncd status --watch",
         )
     if status.version != version("syncd"):
         detail = f"the running service is {status.version}, this program {version('syncd')}"
@@ -328,10 +393,20 @@ def check_service(settings: Settings, service: Service) -> Iterator[Finding]:
     age = None if checkpoint.at is None else (datetime.now(UTC) - checkpoint.at).total_seconds()
     late = LATE_CHECKPOINTS * settings.checkpoint_seconds
     if checkpoint.error:
-        yield fail("checkpoint", f"the last attempt failed: {checkpoint.error}", "mend that, then: syncd checkpoint")
-    elif min(status.uptime_seconds, math.inf if age is None else age) > late:  # a start may load one that is days old
+        yield fail(
+            "checkpoint",
+            f"the last attempt failed: {checkpoint.error}",
+            "mend that, then: syncd checkpoint",
+        )
+    elif (
+        min(status.uptime_seconds, math.inf if age is None else age) > late
+    ):  # a start may load one that is days old
         shown = "none since the service started" if age is None else f"{ago(age)} old"
-        yield warn("checkpoint", f"{shown}, expected every {settings.checkpoint_seconds:.0f} s", "syncd checkpoint")
+        yield warn(
+            "checkpoint",
+            f"{shown}, expected every {settings.checkpoint_seconds:.0f} s",
+            "syncd checkpoint",
+        )
     else:
         yield ok("checkpoint", "not due yet" if age is None else f"{ago(age)} old")
 
@@ -342,7 +417,12 @@ def check_verify(verify: VerifyStatus) -> Finding:
     if verify.overdue:
         detail = f"the last whole one is {age}, more than twice SYNCD_VERIFY_SECONDS={verify.interval_seconds:g}: {verify.overdue}"
         return warn("verify", detail, "see to that, then: syncd verify")
-    return ok("verify", age if verify.interval_seconds else f"{age}; none in the background: SYNCD_VERIFY_SECONDS=0")
+    return ok(
+        "verify",
+        age
+        if verify.interval_seconds
+        else f"{age}; none in the background: SYNCD_VERIFY_SECONDS=0",
+    )
 
 
 def check_data_directory(settings: Settings, service: Service) -> Iterator[Finding]:
@@ -351,9 +431,13 @@ def check_data_directory(settings: Settings, service: Service) -> Iterator[Findi
     nearest = nearest_existing(path)
     fix = f"run as the user that owns it, or set SYNCD_DATA_DIR, or: sudo install -d -o $(id -un) -m 750 {path}"
     if not nearest.is_dir():
-        yield fail("data directory", f"{nearest} is not a directory", "set SYNCD_DATA_DIR to a directory")
+        yield fail(
+            "data directory", f"{nearest} is not a directory", "set SYNCD_DATA_DIR to a directory"
+        )
     elif not os.access(nearest, os.W_OK | os.X_OK):
-        report = fail if service.status is None else warn  # a service that runs has shown that it can write
+        report = (
+            fail if service.status is None else warn
+        )  # a service that runs has shown that it can write
         detail = f"user {os.geteuid()} may not write {nearest}, which belongs to user {nearest.stat().st_uid}"
         yield report("data directory", detail, fix)
     elif nearest != path:
@@ -369,7 +453,9 @@ def check_disk(settings: Settings, service: Service, need: int) -> Iterator[Find
     free = shutil.disk_usage(nearest_existing(settings.data_dir)).free
     need = max(need, sum(row.bytes for row in service.datasets))
     detail = f"{amount(free)} free, the indexes need about {amount(need)}, and as much again while they are rebuilt"
-    fix = f"free some space on the disk of {settings.data_dir}, or set SYNCD_DATA_DIR to a larger one"
+    fix = (
+        f"free some space on the disk of {settings.data_dir}, or set SYNCD_DATA_DIR to a larger one"
+    )
     if free < MINIMUM_FREE_BYTES:
         yield fail("disk", detail, fix)
     elif free < need:

@@ -44,7 +44,8 @@ def check_read_only(look: Look) -> Iterator[Finding]:
         "read-only",
         detail,
         fixes.get(
-            source, f"see whether the disk is full, since hosted servers set it then; else: ALTER SYSTEM {setting}"
+            source,
+            f"see whether the disk is full, since hosted servers set it then; else: ALTER SYSTEM {setting}",
         ),
     )
 
@@ -52,7 +53,10 @@ def check_read_only(look: Look) -> Iterator[Finding]:
 def check_publications(look: Look) -> Iterator[Finding]:
     """No subscriber gets syncd's own tables, and this database gets those of no other server."""
     with look.transaction():
-        carriers, subscriptions = read_carriers(look.connection), read_subscriptions(look.connection)
+        carriers, subscriptions = (
+            read_carriers(look.connection),
+            read_subscriptions(look.connection),
+        )
     for each in carriers:
         yield warn(f"publication {each.name}", each.problem, each.fix)
     if subscriptions:

@@ -24,19 +24,19 @@ def check_table(look: Look, source: Source) -> Iterator[Finding]:
             detail = f"{source.last_name} was dropped and made again: what is attached is the dropped one"
             yield fail("table", detail, like_before(source))
         elif source.successor is not None:
-            detail = (
-                f"{source.last_name} was dropped, and {source.successor} has the name now with which it was attached"
-            )
+            detail = f"{source.last_name} was dropped, and {source.successor} has the name now with which it was attached"
             yield fail("table", detail, like_before(source))
         else:
-            yield fail("table", f"{source.name}: it is still attached", f"syncd detach {source.oid}")
+            yield fail(
+                "table", f"{source.name}: it is still attached", f"syncd detach {source.oid}"
+            )
         return
     unlogged = [name for (name,) in look.rows("read_unlogged", [source.oid])]
     if unlogged:
-        shown = ", ".join(unlogged[:8]) + (f", and {len(unlogged) - 8} more" if len(unlogged) > 8 else "")
-        detail = (
-            f"{shown} unlogged: a crash of the server empties it, and after each lost connection the table is compared"
+        shown = ", ".join(unlogged[:8]) + (
+            f", and {len(unlogged) - 8} more" if len(unlogged) > 8 else ""
         )
+        detail = f"{shown} unlogged: a crash of the server empties it, and after each lost connection the table is compared"
         yield warn(what, detail, f"ALTER TABLE {unlogged[0]} SET LOGGED;")
     _, _, _, _, children, *_ = look.row("read_source", [source.oid])
     if children:
@@ -50,7 +50,9 @@ def check_place(look: Look, source: Source) -> Iterator[Finding]:
     root, root_attached, other, other_attached = look.row("read_place", [source.id])
     what, leave = f"table {source.name}", shell_line(["syncd", "detach", sql_name(source)])
     if root is not None:
-        detail = f"the table is a partition of {root} now: rows of the other partitions are not indexed"
+        detail = (
+            f"the table is a partition of {root} now: rows of the other partitions are not indexed"
+        )
         # The key of a partitioned table holds its partition key too: it is another one.
         attach = look.attach_command(source, table=root, key=())
         yield warn(what, detail, leave if root_attached else f"{leave} && {attach}")
@@ -71,7 +73,9 @@ def check_stray_triggers(look: Look, source: Source) -> Iterator[Finding]:
         strays.setdefault(relation, []).append(trigger)
     for relation, triggers in strays.items():
         detail = f"{relation} has triggers of {source.name}: they came with a dump or a copy of the table"
-        drops = " ".join(f"DROP TRIGGER {sql.Identifier(name).as_string()} ON {relation};" for name in triggers)
+        drops = " ".join(
+            f"DROP TRIGGER {sql.Identifier(name).as_string()} ON {relation};" for name in triggers
+        )
         yield warn(f"stray triggers of {source.name}", detail, drops)
 
 
@@ -85,10 +89,16 @@ def check_rights(look: Look, source: Source) -> Iterator[Finding]:
     if not may_enter:
         schema = sql.Identifier(source.schema or "").as_string()
         yield fail(
-            what, f'role "{look.role}" may not use schema {source.schema}', f"GRANT USAGE ON SCHEMA {schema} TO {role};"
+            what,
+            f'role "{look.role}" may not use schema {source.schema}',
+            f"GRANT USAGE ON SCHEMA {schema} TO {role};",
         )
     if not may_select:
-        yield fail(what, f'role "{look.role}" cannot SELECT {source.name}', f"GRANT SELECT ON {table} TO {role};")
+        yield fail(
+            what,
+            f'role "{look.role}" cannot SELECT {source.name}',
+            f"GRANT SELECT ON {table} TO {role};",
+        )
     if hides_rows:
         yield fail(
             what,
@@ -112,7 +122,9 @@ def check_columns(look: Look, source: Source) -> Iterator[Finding]:
         look.source_rows(source.plan())
     except (errors.UndefinedColumn, errors.UndefinedFunction, errors.DatatypeMismatch) as error:
         meant = f" ({error.diag.message_hint})" if error.diag.message_hint else ""
-        detail = f"its rows cannot be read as they were attached: {error.diag.message_primary}{meant}"
+        detail = (
+            f"its rows cannot be read as they were attached: {error.diag.message_primary}{meant}"
+        )
         yield fail(what, detail, look.attach_with_present_columns(source))
 
 
@@ -123,9 +135,14 @@ def check_triggers(look: Look, source: Source) -> Iterator[Finding]:
     what = f"triggers of {source.name}"
     rows = look.rows("read_missing_triggers", [source.id])
     said = {"not always": "does not fire under session_replication_role = replica"}
-    problems = [f"{trigger} on {relation} {said.get(problem, f'is {problem}')}" for relation, trigger, problem in rows]
+    problems = [
+        f"{trigger} on {relation} {said.get(problem, f'is {problem}')}"
+        for relation, trigger, problem in rows
+    ]
     if problems:
-        shown = ", ".join(problems[:8]) + (f", and {len(problems) - 8} more" if len(problems) > 8 else "")
+        shown = ", ".join(problems[:8]) + (
+            f", and {len(problems) - 8} more" if len(problems) > 8 else ""
+        )
         # Attaching again reads the table again too: what was changed meanwhile left no trace.
         yield fail(what, f"{shown}: changes are missed", look.attach_command(source))
     else:
@@ -133,7 +150,9 @@ def check_triggers(look: Look, source: Source) -> Iterator[Finding]:
     workers = [name for (name,) in look.rows("read_apply_workers", [source.oid])]
     if workers:
         detail = f"an apply worker on this server ({', '.join(workers)}) fires row triggers only: what it writes here is missed"
-        yield warn(what, detail, f"if it writes this table: {look.attach_command(source)} --row-triggers")
+        yield warn(
+            what, detail, f"if it writes this table: {look.attach_command(source)} --row-triggers"
+        )
 
 
 def check_key(look: Look, source: Source) -> Iterator[Finding]:
@@ -153,7 +172,9 @@ def check_key(look: Look, source: Source) -> Iterator[Finding]:
             f"ALTER TABLE {table} ALTER COLUMN {column} SET NOT NULL;",
         )
     if not unique:
-        detail = f"no unique index on ({columns}): two rows with one key would take turns in the index"
+        detail = (
+            f"no unique index on ({columns}): two rows with one key would take turns in the index"
+        )
         yield fail(what, detail, f"CREATE UNIQUE INDEX ON {table} ({columns});")
     if unique and not nullable:
         yield ok(what, f"unique on ({columns})")
@@ -164,7 +185,11 @@ def check_live(look: Look, source: Source) -> Iterator[Finding]:
     if source.table is None:
         return
     query = filled(
-        "check", "has_rows", source=source.rows_from, live=raw(source.live), vector=sql.Identifier(source.vector)
+        "check",
+        "has_rows",
+        source=source.rows_from,
+        live=raw(source.live),
+        vector=sql.Identifier(source.vector),
     )
     has_rows, has_live_rows = look.source_rows(query)[0]
     if has_rows and not has_live_rows:
@@ -186,11 +211,17 @@ def check_dimensions(look: Look, source: Source) -> Iterator[Finding]:
         return
     seen = sampled_lengths(look, source)
     if seen:
-        look.dimensions[source.id] = max(lengths[0] for each in seen.values() for lengths in each[:1])
+        look.dimensions[source.id] = max(
+            lengths[0] for each in seen.values() for lengths in each[:1]
+        )
     indexed = {row.dataset: row.dim for row in look.service.datasets if row.source == source.name}
     found = [
         *mixed_lengths(what, seen),
-        *(each for name, lengths in seen.items() for each in wrong_dimension(what, name, indexed.get(name), lengths)),
+        *(
+            each
+            for name, lengths in seen.items()
+            for each in wrong_dimension(what, name, indexed.get(name), lengths)
+        ),
     ]
     yield from found
     if not found:
@@ -201,7 +232,9 @@ def check_dimensions(look: Look, source: Source) -> Iterator[Finding]:
 
 def sampled_lengths(look: Look, source: Source) -> dict[str, list[tuple[int, int]]]:
     """The lengths of some live rows' vectors by dataset, each with its number of rows, the most frequent first."""
-    of = {"real[]": "array", "double precision[]": "array", "bytea": "bytes"}.get(source.vector_type, "text")
+    of = {"real[]": "array", "double precision[]": "array", "bytea": "bytes"}.get(
+        source.vector_type, "text"
+    )
     vector = sql.Identifier(source.vector)
     query = filled(
         "check",
@@ -229,7 +262,9 @@ def mixed_lengths(what: str, seen: Mapping[str, Sequence[tuple[int, int]]]) -> I
             yield warn(what, detail, f"syncd why {name}")
 
 
-def wrong_dimension(what: str, name: str, indexed: int | None, lengths: Sequence[tuple[int, int]]) -> Iterator[Finding]:
+def wrong_dimension(
+    what: str, name: str, indexed: int | None, lengths: Sequence[tuple[int, int]]
+) -> Iterator[Finding]:
     """A dataset that is indexed with another dimension than most of its rows have by now."""
     if (
         indexed is not None

@@ -28,7 +28,11 @@ ROWS_PER_NAME = 50
 def why_method(methods: Methods) -> Mapping[str, Method[Any, Any]]:
     """The RPC method by its name."""
     report = DatasetReport(methods)
-    return {"why": Method(messages.WhyParams, messages.WhyResult, report.why, "Why a dataset is as it is.")}
+    return {
+        "why": Method(
+            messages.WhyParams, messages.WhyResult, report.why, "Why a dataset is as it is."
+        )
+    }
 
 
 class DatasetReport:
@@ -91,14 +95,21 @@ class DatasetReport:
         counts: dict[str, list[Any]] = {}
         for watched in self.methods.consumer.sources.values():
             kind = watched.source.key_kind
-            for key, row in watched.quarantine.copy().items():  # a pass may be changing it in its thread
+            for (
+                key,
+                row,
+            ) in watched.quarantine.copy().items():  # a pass may be changing it in its thread
                 if row.dataset in names:
                     found = counts.setdefault(row.reason, [0, []])
                     found[0] += 1
                     if len(found[1]) < SAMPLE_KEYS:
-                        found[1].append(str(key) if row.reason == NULL_KEY else key_to_wire(kind, key))
+                        found[1].append(
+                            str(key) if row.reason == NULL_KEY else key_to_wire(kind, key)
+                        )
         by_count = sorted(counts.items(), key=lambda item: -item[1][0])
-        return [messages.QuarantineCount(reason, rows, sample) for reason, (rows, sample) in by_count]
+        return [
+            messages.QuarantineCount(reason, rows, sample) for reason, (rows, sample) in by_count
+        ]
 
 
 def progress(watched: WatchedSource) -> messages.SourceProgress:
@@ -122,6 +133,6 @@ def near_names(name: str, names: Sequence[str]) -> list[str]:
     last = {each: each.partition("/")[2].lower() for each in names}
     wanted = name.partition("/")[2].lower()
     alike = difflib.get_close_matches(wanted, set(last.values()), NEAR_NAMES)
-    return sorted((each for each in names if last[each] in alike), key=lambda each: alike.index(last[each]))[
-        :NEAR_NAMES
-    ]
+    return sorted(
+        (each for each in names if last[each] in alike), key=lambda each: alike.index(last[each])
+    )[:NEAR_NAMES]

@@ -47,7 +47,9 @@ def guarded(what: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
     except DatabaseUnreachable:
         raise
     except psycopg.errors.InsufficientPrivilege as error:
-        fix = "run syncd check as the role that syncd serve connects as, or grant that role the right"
+        fix = (
+            "run syncd check as the role that syncd serve connects as, or grant that role the right"
+        )
         found.append(warn(what, f"could not be looked at: {first_line(error)}", fix))
     except psycopg.errors.LockNotAvailable:
         fix = "see the lines about locks; run syncd check again when the lock is gone"
@@ -58,7 +60,8 @@ def guarded(what: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
     except psycopg.OperationalError as error:
         if error.sqlstate is None or error.sqlstate.startswith(("08", "57P")):
             raise DatabaseUnreachable(
-                f"the database cannot be reached: {first_line(error)}", hint="run syncd check again when it is back"
+                f"the database cannot be reached: {first_line(error)}",
+                hint="run syncd check again when it is back",
             ) from error
         found.append(not_looked_at(what, as_database_error(error)))
     except psycopg.Error as error:
@@ -67,14 +70,20 @@ def guarded(what: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
         found.append(not_looked_at(what, error))
     except OSError as error:
         found.append(
-            warn(what, f"could not be looked at: {error}", "run syncd check as the user that runs syncd serve")
+            warn(
+                what,
+                f"could not be looked at: {error}",
+                "run syncd check as the user that runs syncd serve",
+            )
         )
     return found
 
 
 def not_looked_at(what: str, error: SyncdError) -> Finding:
     """A check that failed."""
-    return warn(what, f"could not be looked at: {error.message}", error.hint or "see the server's log")
+    return warn(
+        what, f"could not be looked at: {error.message}", error.hint or "see the server's log"
+    )
 
 
 def ago(seconds: float | None) -> str:
@@ -101,7 +110,9 @@ def amount(size: float) -> str:
     return f"{size:.1f} TB"
 
 
-def session(pid: int | None, user: str | None, application: str | None, state: str | None, since: str | None) -> str:
+def session(
+    pid: int | None, user: str | None, application: str | None, state: str | None, since: str | None
+) -> str:
     """Who holds something, as far as this role may see."""
     parts = [
         f"pid {pid}",

@@ -56,7 +56,9 @@ class History:
         """Add what happened since the sample before."""
         before, now = self.before, self.totals()
         seconds = max(now.at - before.at, 1e-9)
-        counts = [new - old for new, old in zip(now.search_counts, before.search_counts, strict=True)]
+        counts = [
+            new - old for new, old in zip(now.search_counts, before.search_counts, strict=True)
+        ]
         self.samples.append(
             Sample(
                 at=time.time(),

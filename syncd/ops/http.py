@@ -59,7 +59,9 @@ class Quiet(uvicorn.Server):
 class Http:
     """The server and its pages."""
 
-    def __init__(self, parts: Parts, readiness: Readiness, history: History, metrics: Metrics) -> None:
+    def __init__(
+        self, parts: Parts, readiness: Readiness, history: History, metrics: Metrics
+    ) -> None:
         self.parts = parts
         self.readiness = readiness
         self.history = history
@@ -150,9 +152,13 @@ class Http:
 
     async def show_page(self, request: Request) -> Response:
         """The whole status page, with the result of a search where one was asked for."""
-        wanted = page.Wanted(request.query_params.get("dataset", ""), request.query_params.get("key", ""))
+        wanted = page.Wanted(
+            request.query_params.get("dataset", ""), request.query_params.get("key", "")
+        )
         found = await page.find(self.parts, wanted)
-        return HTMLResponse(await self.in_thread(partial(page.whole, self.view(), wanted, found)), headers=HEADERS)
+        return HTMLResponse(
+            await self.in_thread(partial(page.whole, self.view(), wanted, found)), headers=HEADERS
+        )
 
     async def show_live(self, _: Request) -> Response:
         """The part of the page that changes, for the script that refreshes it."""
@@ -170,5 +176,8 @@ class Http:
 def json(value: object, status: int = 200) -> Response:
     """A JSON answer, with a line end for those who use curl."""
     return Response(
-        msgspec.json.encode(value) + b"\n", status_code=status, media_type="application/json", headers=HEADERS
+        msgspec.json.encode(value) + b"\n",
+        status_code=status,
+        media_type="application/json",
+        headers=HEADERS,
     )

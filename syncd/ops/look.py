@@ -52,12 +52,16 @@ class Look:
     dimensions: dict[int, int] = field(default_factory=dict)
     """Of the sources that declare none, that of most of the rows seen."""
 
-    def rows(self, name: str, parameters: Sequence[object] | Mapping[str, object] | None = None) -> list[Any]:
+    def rows(
+        self, name: str, parameters: Sequence[object] | Mapping[str, object] | None = None
+    ) -> list[Any]:
         """The rows of a statement of ``queries/check.sql``."""
         with self.transaction():
             return self.connection.execute(statement("check", name), parameters).fetchall()
 
-    def row(self, name: str, parameters: Sequence[object] | Mapping[str, object] | None = None) -> Any:
+    def row(
+        self, name: str, parameters: Sequence[object] | Mapping[str, object] | None = None
+    ) -> Any:
         """Its only row, None where there is none."""
         found = self.rows(name, parameters)
         return found[0] if found else None
@@ -89,10 +93,14 @@ class Look:
         if self.row("read_vector_column", [source.oid, source.vector]) is None:
             candidates = [name for (name,) in self.rows("read_vector_candidates", [source.oid])]
             arguments["vector"] = (
-                candidates[0] if len(candidates) == 1 else f"COLUMN ({' or '.join(candidates) or 'of vectors'})"
+                candidates[0]
+                if len(candidates) == 1
+                else f"COLUMN ({' or '.join(candidates) or 'of vectors'})"
             )
         else:
-            return f"{attach_command(source, arguments)}  # with the names that its columns have now"
+            return (
+                f"{attach_command(source, arguments)}  # with the names that its columns have now"
+            )
         return attach_command(source, arguments)
 
     def attach_command(self, source: Source, table: str | None = None, **others: object) -> str:
@@ -123,7 +131,10 @@ def attach_command(source: Source, arguments: Mapping[str, Any], table: str | No
     ):
         if arguments.get(name, default) not in (default, None):
             words += [f"--{name}", str(arguments[name])]
-    for name, values in (("key", arguments.get("key", ())), ("column", arguments.get("columns", ()))):
+    for name, values in (
+        ("key", arguments.get("key", ())),
+        ("column", arguments.get("columns", ())),
+    ):
         for value in values:
             words += [f"--{name}", str(value)]
     return shell_line([*words, *(["--row-triggers"] if arguments.get("row_triggers") else [])])
@@ -131,7 +142,10 @@ def attach_command(source: Source, arguments: Mapping[str, Any], table: str | No
 
 def sql_name(source: Source) -> str:
     """The table's name, in quotes where SQL wants them."""
-    plain = all(part.isidentifier() and part == part.lower() for part in (source.schema or "", source.table or ""))
+    plain = all(
+        part.isidentifier() and part == part.lower()
+        for part in (source.schema or "", source.table or "")
+    )
     return source.name if plain else source.identifier.as_string()
 
 
@@ -146,7 +160,10 @@ def ask_service(socket: Path | str) -> Service:
         with Client(socket, timeout=SERVICE_TIMEOUT_SECONDS) as client:
             status, datasets = client.status(), client.datasets()
             failed = {row.source: row.dataset for row in datasets if row.state == "failed"}
-            fixes = {source: client.why(dataset).fix for source, dataset in list(failed.items())[:FAILURES_ASKED]}
+            fixes = {
+                source: client.why(dataset).fix
+                for source, dataset in list(failed.items())[:FAILURES_ASKED]
+            }
             return Service(status, datasets, commands=attach_commands(fixes))
     except SyncdError as error:
         return Service(None, (), error)

@@ -11,7 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 from syncd.ops.parts import Parts
@@ -21,32 +26,59 @@ from syncd.types import DatasetName
 
 GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "syncd_build_info": ("1, with the version.", ("version", "python", "consumer")),
-    "syncd_lag_seconds": ("Since the last completed pass while changes wait, else 0.", ("dataset",)),
+    "syncd_lag_seconds": (
+        "Since the last completed pass while changes wait, else 0.",
+        ("dataset",),
+    ),
     "syncd_lag_rows": ("Outbox rows that wait, at most.", ("dataset",)),
     "syncd_index_vectors": ("Rows that a search can find.", ("dataset",)),
-    "syncd_index_tombstones": ("Places in the index whose row was updated or deleted.", ("dataset",)),
+    "syncd_index_tombstones": (
+        "Places in the index whose row was updated or deleted.",
+        ("dataset",),
+    ),
     "syncd_index_bytes": ("Memory and files of the index.", ("dataset",)),
-    "syncd_index_recall": ("Recall at 10 that searches reach; 1 where they are exact.", ("dataset",)),
+    "syncd_index_recall": (
+        "Recall at 10 that searches reach; 1 where they are exact.",
+        ("dataset",),
+    ),
     "syncd_checkpoint_last_success_timestamp_seconds": ("When the last checkpoint was saved.", ()),
     "syncd_listener_connected": ("1 while notifications are listened for.", ()),
     "syncd_outbox_rows": ("Rows that the outbox keeps, at most.", ()),
     "syncd_quarantined": ("Live rows whose vector cannot be indexed.", ("dataset",)),
-    "syncd_verify_last_success_timestamp_seconds": ("When every index was last compared with its table.", ()),
+    "syncd_verify_last_success_timestamp_seconds": (
+        "When every index was last compared with its table.",
+        (),
+    ),
 }
 COUNTERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "syncd_deltas_applied_total": ("Rows that came into the index.", ("dataset", "op")),
-    "syncd_searches_total": ("Searches; the outcome is ok or the kind of the error.", ("dataset", "outcome")),
+    "syncd_searches_total": (
+        "Searches; the outcome is ok or the kind of the error.",
+        ("dataset", "outcome"),
+    ),
     "syncd_checkpoint_failures_total": ("Checkpoints that could not be saved.", ()),
-    "syncd_task_failures_total": ("Errors of a background task, which is started again.", ("task",)),
+    "syncd_task_failures_total": (
+        "Errors of a background task, which is started again.",
+        ("task",),
+    ),
     "syncd_listener_reconnects_total": ("Lost connections of the listener.", ()),
     "syncd_wakeups_total": ("What woke the consumer.", ("source",)),
-    "syncd_verify_drift_total": ("Keys that differed from their table when they were compared.", ("dataset",)),
+    "syncd_verify_drift_total": (
+        "Keys that differed from their table when they were compared.",
+        ("dataset",),
+    ),
     "syncd_repaired_total": ("Keys read again because they differed.", ("dataset",)),
-    "syncd_rebuilds_total": ("Readings of a whole dataset that was there before.", ("dataset", "reason")),
+    "syncd_rebuilds_total": (
+        "Readings of a whole dataset that was there before.",
+        ("dataset", "reason"),
+    ),
 }
 HISTOGRAMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "syncd_apply_seconds": ("Bringing the rows of one reading into the index.", ()),
-    "syncd_search_seconds": ("Searches that were answered, without the way to the client.", ("dataset",)),
+    "syncd_search_seconds": (
+        "Searches that were answered, without the way to the client.",
+        ("dataset",),
+    ),
     "syncd_checkpoint_seconds": ("Saving a checkpoint.", ()),
     "syncd_verify_seconds": ("Comparing indexes with their tables.", ()),
 }
@@ -70,24 +102,36 @@ class Metrics(Collector):
         """One family after the other."""
         counters = self.parts.counters
         yield from self.gauges()
-        known: dict[Labels, float] = {(counters.shown(one.name),): 0 for one in self.parts.consumer.registry.listed()}
+        known: dict[Labels, float] = {
+            (counters.shown(one.name),): 0 for one in self.parts.consumer.registry.listed()
+        }
         yield counter("syncd_deltas_applied_total", dict(counters.deltas_applied).items())
         yield counter("syncd_searches_total", self.outcomes().items())
         yield counter("syncd_checkpoint_failures_total", [((), counters.checkpoint_failures)])
         failures = dict(self.parts.consumer.registry.tasks.failures)
-        yield counter("syncd_task_failures_total", {(task,): number for task, number in failures.items()}.items())
+        yield counter(
+            "syncd_task_failures_total",
+            {(task,): number for task, number in failures.items()}.items(),
+        )
         yield counter("syncd_listener_reconnects_total", [((), self.parts.listener.reconnects)])
-        yield counter("syncd_wakeups_total", [((source,), n) for source, n in self.parts.consumer.wake.counts.items()])
+        yield counter(
+            "syncd_wakeups_total",
+            [((source,), n) for source, n in self.parts.consumer.wake.counts.items()],
+        )
         # A series that begins with its first drift has no increase: these start at 0.
         yield counter(
-            "syncd_verify_drift_total", (known | {(one,): n for one, n in dict(counters.verify_drift).items()}).items()
+            "syncd_verify_drift_total",
+            (known | {(one,): n for one, n in dict(counters.verify_drift).items()}).items(),
         )
         yield counter(
-            "syncd_repaired_total", (known | {(one,): n for one, n in dict(counters.repaired).items()}).items()
+            "syncd_repaired_total",
+            (known | {(one,): n for one, n in dict(counters.repaired).items()}).items(),
         )
         yield counter("syncd_rebuilds_total", dict(counters.rebuilds).items())
         yield histogram("syncd_apply_seconds", {(): counters.apply_seconds})
-        yield histogram("syncd_search_seconds", {(one,): each.seconds for one, each in self.searches().items()})
+        yield histogram(
+            "syncd_search_seconds", {(one,): each.seconds for one, each in self.searches().items()}
+        )
         yield histogram("syncd_checkpoint_seconds", {(): counters.checkpoint_seconds})
         yield histogram("syncd_verify_seconds", {(): counters.verify_seconds})
 
@@ -95,26 +139,38 @@ class Metrics(Collector):
         """What is so now."""
         parts = self.parts
         yield gauge(
-            "syncd_build_info", {(parts.methods.version, platform.python_version(), parts.settings.consumer): 1}
+            "syncd_build_info",
+            {(parts.methods.version, platform.python_version(), parts.settings.consumer): 1},
         )
         listed = parts.methods.dataset_statuses()
         yield self.by_dataset("syncd_lag_seconds", listed, max, lambda one: one.lag_seconds)
-        yield self.by_dataset("syncd_lag_rows", listed, max, lambda one: parts.methods.lag_rows(one.dataset))
+        yield self.by_dataset(
+            "syncd_lag_rows", listed, max, lambda one: parts.methods.lag_rows(one.dataset)
+        )
         yield self.by_dataset("syncd_index_vectors", listed, sum, lambda one: one.count)
         yield self.by_dataset("syncd_index_tombstones", listed, sum, lambda one: one.tombstones)
         yield self.by_dataset("syncd_index_bytes", listed, sum, lambda one: one.bytes)
         measured = [one for one in listed if one.recall is not None]
         yield self.by_dataset("syncd_index_recall", measured, min, lambda one: one.recall or 0.0)
         yield gauge("syncd_quarantined", self.quarantined(listed, parts.reporter.quarantined))
-        yield gauge("syncd_checkpoint_last_success_timestamp_seconds", when(parts.checkpointer.last_success_at))
-        yield gauge("syncd_verify_last_success_timestamp_seconds", when(parts.verifier.last_success_at))
+        yield gauge(
+            "syncd_checkpoint_last_success_timestamp_seconds",
+            when(parts.checkpointer.last_success_at),
+        )
+        yield gauge(
+            "syncd_verify_last_success_timestamp_seconds", when(parts.verifier.last_success_at)
+        )
         yield gauge("syncd_listener_connected", {(): int(parts.listener.connected)})
         outbox_rows = parts.rotator.outbox_rows
         yield gauge("syncd_outbox_rows", {} if outbox_rows is None else {(): outbox_rows})
 
-    def quarantined(self, listed: Iterable[DatasetStatus], rows: Mapping[DatasetName, int]) -> dict[Labels, float]:
+    def quarantined(
+        self, listed: Iterable[DatasetStatus], rows: Mapping[DatasetName, int]
+    ) -> dict[Labels, float]:
         """Rows in quarantine by label: 0 for a dataset that has none, and under ``OTHER`` those of datasets without indexed rows."""
-        values: dict[Labels, float] = {(self.parts.counters.shown(one.dataset),): 0 for one in listed}
+        values: dict[Labels, float] = {
+            (self.parts.counters.shown(one.dataset),): 0 for one in listed
+        }
         for name, number in list(rows.items()):
             if name:
                 label = self.parts.counters.shown(name)

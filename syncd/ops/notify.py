@@ -26,7 +26,9 @@ def notify(state: str) -> None:
 async def keep_watchdog() -> None:
     """Where the unit has ``WatchdogSec``, say that the event loop runs; returns at once where it has none."""
     microseconds = os.environ.get("WATCHDOG_USEC", "")
-    if not microseconds.isdigit() or os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+    if not microseconds.isdigit() or os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(
+        os.getpid()
+    ):
         return
     while True:
         notify("WATCHDOG=1")

@@ -149,7 +149,14 @@ def live(view: View) -> str:
     """All that changes by itself."""
     listed = view.parts.methods.dataset_statuses()
     return "".join(
-        (headline(view, listed), facts(view), datasets(view, listed), charts(view.samples), quarantine(view), events())
+        (
+            headline(view, listed),
+            facts(view),
+            datasets(view, listed),
+            charts(view.samples),
+            quarantine(view),
+            events(),
+        )
     )
 
 
@@ -190,26 +197,42 @@ def facts(view: View) -> str:
         "State": status.state,
         "Changes waiting": f"{status.lag_rows or 0:,} rows, {status.lag_seconds:.1f} s",
         "Checkpoint": checkpoint,
-        "Whole verify": "none yet" if late.at is None else f"{since(late.at)} ago{', and late' if late.reason else ''}",
+        "Whole verify": "none yet"
+        if late.at is None
+        else f"{since(late.at)} ago{', and late' if late.reason else ''}",
         "Notifications": "listening" if status.listener_connected else "not listening: polling",
         "Outbox": "not counted yet" if outbox_rows is None else f"at most {outbox_rows:,} rows",
         "Quarantine": f"{status.quarantined:,} rows",
         "Running for": ago(status.uptime_seconds),
         "Position": status.position.snapshot if status.position else "",
     }
-    return "<dl>" + "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in rows.items()) + "</dl>"
+    return (
+        "<dl>"
+        + "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in rows.items())
+        + "</dl>"
+    )
 
 
 def datasets(view: View, listed: Sequence[DatasetStatus]) -> str:
     """One line a dataset, those that need a look first."""
     verified: Mapping[DatasetName, tuple[datetime, bool]] = dict(view.parts.verifier.last)
-    order = sorted(listed, key=lambda one: (one.state == "ready" and not one.lag_seconds, one.dataset))
+    order = sorted(
+        listed, key=lambda one: (one.state == "ready" and not one.lag_seconds, one.dataset)
+    )
     saved_at = saved_datasets(view)
     rows = []
     for one in order[:DATASETS_SHOWN]:
         at = verified.get(DatasetName(one.dataset))
-        verify = "not yet" if at is None else f"{'in sync' if at[1] else 'DIFFERED'}, {since(at[0])} ago"
-        tone = "good" if one.state == "ready" else "bad" if one.state in ("failed", "must_rebuild") else "soft"
+        verify = (
+            "not yet" if at is None else f"{'in sync' if at[1] else 'DIFFERED'}, {since(at[0])} ago"
+        )
+        tone = (
+            "good"
+            if one.state == "ready"
+            else "bad"
+            if one.state in ("failed", "must_rebuild")
+            else "soft"
+        )
         numbers = (f"{one.count:,}", f"{one.tombstones:,}", "" if one.dim is None else str(one.dim))
         rows.append(
             f'<tr><td class="name">{escape(one.dataset)}<br><small>{escape(one.source)}, {escape(one.metric)}</small></td>'
@@ -220,12 +243,16 @@ def datasets(view: View, listed: Sequence[DatasetStatus]) -> str:
             f'<td class="n">{one.lag_seconds:.1f} s</td><td>{saved_at.get(one.dataset, "not yet")}</td><td>{escape(verify)}</td></tr>'
         )
     left = len(order) - len(rows)
-    more = f'<p class="soft">and {left:,} more: <a href="/status">/status</a></p>' if left > 0 else ""
+    more = (
+        f'<p class="soft">and {left:,} more: <a href="/status">/status</a></p>' if left > 0 else ""
+    )
     retired = len(view.parts.consumer.registry.retired)
     more += f'<p class="soft">and {retired:,} without rows</p>' if retired else ""
     if not rows:
         return "<h2>Datasets</h2><p>None. Attach a table: <code>syncd attach TABLE</code></p>"
-    titles = "".join(f'<th class="n">{text}</th>' if text in NUMBERS else f"<th>{text}</th>" for text in HEAD)
+    titles = "".join(
+        f'<th class="n">{text}</th>' if text in NUMBERS else f"<th>{text}</th>" for text in HEAD
+    )
     return f'<h2>Datasets</h2><div class="wide"><table><tr>{titles}</tr>{"".join(rows)}</table></div>{more}'
 
 
@@ -234,7 +261,9 @@ def saved_datasets(view: View) -> dict[str, str]:
     newest, at = view.parts.checkpointer.store.newest, view.parts.checkpointer.last_success_at
     if newest is None or at is None:
         return {}
-    return dict.fromkeys((each.name for source in newest.sources for each in source.datasets), f"{since(at)} ago")
+    return dict.fromkeys(
+        (each.name for source in newest.sources for each in source.datasets), f"{since(at)} ago"
+    )
 
 
 def charts(samples: Sequence[Sample]) -> str:
@@ -265,7 +294,9 @@ def quarantine(view: View) -> str:
     lines = [f"{name or 'without a dataset'}: {rows:,} rows" for name, rows in counts]
     reasons = view.parts.consumer.registry.quarantined.most_common(EVENTS_SHOWN)
     lines += [f"{source}, {reason}: {rows:,} rows" for (source, reason), rows in reasons]
-    newest = sorted(view.parts.reporter.quarantine.items(), key=lambda item: item[1].since, reverse=True)[:ROWS_SHOWN]
+    newest = sorted(
+        view.parts.reporter.quarantine.items(), key=lambda item: item[1].since, reverse=True
+    )[:ROWS_SHOWN]
     rows = "".join(
         f'<tr><td class="name">{escape(row.dataset)}</td><td class="name">{escape(str(key))}</td>'
         f"<td>{escape(row.reason)}</td><td>{since(row.since)} ago</td></tr>"

@@ -64,7 +64,10 @@ class Readiness:
         elif stale > 0 and consumer.passes_done:
             remarks.append(f"answers may be {stale:.1f} s behind the tables")
         failing = consumer.registry.tasks.listed()
-        remarks += [f"background task {each.task} fails and is tried again: {each.error}" for each in failing]
+        remarks += [
+            f"background task {each.task} fails and is tried again: {each.error}"
+            for each in failing
+        ]
         late = self.parts.verifier.overdue
         if late.reason and late.at is not None:
             remarks.append(

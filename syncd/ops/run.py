@@ -30,7 +30,9 @@ class Ops:
         self.history = History(parts)
         self.http: Http | None = None
         if parts.settings.http != OFF:
-            from syncd.ops.http import Http  # a fifth of a start's time: the web server comes with it
+            from syncd.ops.http import (
+                Http,
+            )  # a fifth of a start's time: the web server comes with it
             from syncd.ops.metrics import Metrics
 
             self.http = Http(parts, self.readiness, self.history, Metrics(parts))

@@ -21,9 +21,18 @@ def check_locks(look: Look, sources: Sequence[Source] | None = None) -> Iterator
     """Nobody locks a source against reading."""
     relations = look.relations(look.sources if sources is None else sources)
     found = False
-    for relation, pid, granted, blockers, user, application, state, query, seconds, since in look.rows(
-        "read_exclusive_locks", [relations]
-    ):
+    for (
+        relation,
+        pid,
+        granted,
+        blockers,
+        user,
+        application,
+        state,
+        query,
+        seconds,
+        since,
+    ) in look.rows("read_exclusive_locks", [relations]):
         found = True
         who = session(pid, user, application, state, since)
         waits = (
@@ -33,8 +42,16 @@ def check_locks(look: Look, sources: Sequence[Source] | None = None) -> Iterator
         )
         detail = f"{who} {'holds' if granted else 'asks for'} ACCESS EXCLUSIVE on {relation}{waits}; for {ago(seconds)}; query: {query or 'hidden'}"
         ended = pid if granted or not blockers else blockers[0]
-        how = "pg_terminate_backend" if (state or "").startswith("idle") or not granted else "pg_cancel_backend"
-        yield warn(f"locks on {relation}", detail, f"let it end its transaction, or: SELECT {how}({ended});")
+        how = (
+            "pg_terminate_backend"
+            if (state or "").startswith("idle") or not granted
+            else "pg_cancel_backend"
+        )
+        yield warn(
+            f"locks on {relation}",
+            detail,
+            f"let it end its transaction, or: SELECT {how}({ended});",
+        )
     if not found:
         yield ok("locks", "nobody locks a source against reading")
 
@@ -74,7 +91,11 @@ def check_writers(look: Look) -> Iterator[Finding]:
     """No session sits in a transaction that has written to a source."""
     found = False
     for writer in read_writers(look, look.sources):
-        if writer.is_idle and writer.idle_seconds is not None and writer.idle_seconds >= IDLE_SECONDS:
+        if (
+            writer.is_idle
+            and writer.idle_seconds is not None
+            and writer.idle_seconds >= IDLE_SECONDS
+        ):
             found = True
             detail = (
                 f"{writer.who} has written to {', '.join(writer.tables)} and been idle for {ago(writer.idle_seconds)}: "
@@ -97,7 +118,11 @@ def check_oldest_transaction(look: Look) -> Iterator[Finding]:
         visible = [row[6] for row in rows if row[6] is not None]
         shown = f"the oldest is open for {ago(visible[0])}" if visible else "none is open"
         hidden = sum(row[6] is None for row in rows)
-        more = f"; {hidden} of other roles hide their start ({SEE_OTHERS.format(role=look.role)})" if hidden else ""
+        more = (
+            f"; {hidden} of other roles hide their start ({SEE_OTHERS.format(role=look.role)})"
+            if hidden
+            else ""
+        )
         yield ok("transactions", shown + more)
 
 
@@ -137,7 +162,11 @@ def check_prepared_transactions(
     old = [row for row in rows if row[3] >= limit and (sources is None or row[5])]
     for gid, owner, database, seconds, since, tables in old:
         quoted = gid.replace("'", "''")
-        on = f", with changes of {', '.join(tables)} that nobody sees until it ends" if tables else ""
+        on = (
+            f", with changes of {', '.join(tables)} that nobody sees until it ends"
+            if tables
+            else ""
+        )
         detail = f"{gid!r} of user {owner} in database {database} was prepared at {since}, {ago(seconds)} ago{on}"
         fix = f"in database {database}, as {owner}: ROLLBACK PREPARED '{quoted}'; or COMMIT PREPARED '{quoted}';"
         yield warn("prepared transactions", detail, fix)

@@ -73,20 +73,32 @@ class Webhook:
                 reason = str(error) or type(error).__name__
             if delay is not None:
                 await anyio.sleep(delay)
-        logger.warning("webhook_failed", alert=alert.event, text=alert.text, host=self.url.hostname, reason=reason)
+        logger.warning(
+            "webhook_failed",
+            alert=alert.event,
+            text=alert.text,
+            host=self.url.hostname,
+            reason=reason,
+        )
 
     def body(self, alert: Alert) -> bytes:
         """What is POSTed. ``text`` is what chat services show."""
         consumer: Mapping[str, object] = {"consumer": self.parts.settings.consumer}
         text = f"syncd {self.parts.settings.consumer}: {alert.text}"
-        return msgspec.json.encode({"event": alert.event, "text": text, "at": alert.at, **consumer, **alert.facts})
+        return msgspec.json.encode(
+            {"event": alert.event, "text": text, "at": alert.at, **consumer, **alert.facts}
+        )
 
 
 async def post(url: SplitResult, body: bytes) -> int:
     """The status of the answer to a POST; redirects are not followed. Raises ``OSError``, ``ValueError`` and anyio's stream errors."""
     encrypted, host = url.scheme == "https", url.hostname or ""
     path = (url.path or "/") + (f"?{url.query}" if url.query else "")
-    head = [f"POST {path} HTTP/1.1", f"Host: {url.netloc.rpartition('@')[2]}", "Content-Type: application/json"]
+    head = [
+        f"POST {path} HTTP/1.1",
+        f"Host: {url.netloc.rpartition('@')[2]}",
+        "Content-Type: application/json",
+    ]
     if url.username is not None:
         user = f"{unquote(url.username)}:{unquote(url.password or '')}".encode()
         head.append(f"Authorization: Basic {base64.b64encode(user).decode()}")

@@ -14,7 +14,13 @@ import psycopg
 
 from syncd.client.client import Client
 from syncd.errors import DatabaseError
-from syncd.ops.check_sources import READING_CHECKS, SOURCE_CHECKS, check_table, sampled_lengths, wrong_dimension
+from syncd.ops.check_sources import (
+    READING_CHECKS,
+    SOURCE_CHECKS,
+    check_table,
+    sampled_lengths,
+    wrong_dimension,
+)
 from syncd.ops.findings import Finding, ago, fail, guarded, since, warn
 from syncd.ops.look import Look, Service, attach_commands, looking
 from syncd.ops.sessions import check_locks, check_prepared_transactions, read_writers
@@ -90,7 +96,11 @@ def explain(settings: Settings, socket: Path | str, name: str) -> Explanation:
                 causes += database_causes(said, look)
     except DatabaseError as error:
         refused = isinstance(error.__cause__, psycopg.errors.InsufficientPrivilege)
-        fix = f"run syncd why as the role that syncd serve connects as; or {error.hint}" if refused else error.hint
+        fix = (
+            f"run syncd why as the role that syncd serve connects as; or {error.hint}"
+            if refused
+            else error.hint
+        )
         if error.message != said.database_error:
             causes.append(fail("database", f"from here: {error.message}", fix))
     return Explanation(said.dataset, said.status is not None, facts, in_order(causes, said))
@@ -103,25 +113,42 @@ def service_facts(said: WhyResult) -> Iterator[Fact]:
         yield Fact("state", status.state + (f": {said.reason}" if said.reason else ""))
         yield Fact("source", status.source)
         dimension = "no dimension yet" if status.dim is None else f"dimension {status.dim}"
-        yield Fact("rows", f"{status.count} indexed, {status.tombstones} tombstones, {dimension}, {status.metric}")
+        yield Fact(
+            "rows",
+            f"{status.count} indexed, {status.tombstones} tombstones, {dimension}, {status.metric}",
+        )
         yield Fact("lag", f"{ago(status.lag_seconds)}" if status.lag_seconds else "none")
     if progress is not None:
-        moved = "not reached yet" if progress.moved_seconds is None else f"{ago(progress.moved_seconds)} old"
-        yield Fact("position", f"{progress.position.snapshot} outbox_id {progress.position.outbox_id}, {moved}")
+        moved = (
+            "not reached yet"
+            if progress.moved_seconds is None
+            else f"{ago(progress.moved_seconds)} old"
+        )
+        yield Fact(
+            "position",
+            f"{progress.position.snapshot} outbox_id {progress.position.outbox_id}, {moved}",
+        )
         if progress.scanned_rows is not None:
             yield Fact("reading", f"the whole table; {progress.scanned_rows} rows so far")
         if progress.failure is not None:
             failure = "as above" if progress.failure == said.reason else progress.failure
             yield Fact("last error", f"{failure}; tried again in {ago(progress.retry_in_seconds)}")
     connected = "connected" if said.connected else "not connected"
-    yield Fact("database", f"consumer {said.consumer} {connected}, last pass {ago(said.last_pass_seconds)} ago")
+    yield Fact(
+        "database",
+        f"consumer {said.consumer} {connected}, last pass {ago(said.last_pass_seconds)} ago",
+    )
     if said.notifies:
         yield Fact("listener", "connected" if said.listener_connected else "not connected")
     else:
         yield Fact("listener", "off: the service looks by itself every 0.02 s")
-    yield Fact("checkpoint", (said.checkpoint.error or since(said.checkpoint.at)) + unconfirmed(progress))
+    yield Fact(
+        "checkpoint", (said.checkpoint.error or since(said.checkpoint.at)) + unconfirmed(progress)
+    )
     if said.open_writers:
-        yield Fact("writers", f"{said.open_writers} transactions that have written to a source are open")
+        yield Fact(
+            "writers", f"{said.open_writers} transactions that have written to a source are open"
+        )
     for count in said.quarantine:
         keys = ", ".join(msgspec.json.encode(key).decode() for key in count.sample)
         yield Fact("quarantine", f"{count.rows} with {count.reason}, such as {keys}")
@@ -131,7 +158,11 @@ def unconfirmed(progress: SourceProgress | None) -> str:
     """How much would be read again after a lost connection."""
     if progress is None or progress.unconfirmed_keys == 0:
         return ""
-    count = "a whole table" if progress.unconfirmed_keys is None else f"{progress.unconfirmed_keys} keys"
+    count = (
+        "a whole table"
+        if progress.unconfirmed_keys is None
+        else f"{progress.unconfirmed_keys} keys"
+    )
     return f"; {count} applied since"
 
 
@@ -140,7 +171,9 @@ def service_causes(said: WhyResult) -> Iterator[Finding]:
     status, progress = said.status, said.progress
     if not said.connected:
         reason = said.database_error or "it has no connection to the database"
-        detail = f"the service says: {reason}; it answers from where it was, and tries again by itself"
+        detail = (
+            f"the service says: {reason}; it answers from where it was, and tries again by itself"
+        )
         yield fail("database", detail, said.database_hint or "syncd check")
     if status is not None and status.state == "must_rebuild":
         reading = progress is not None and progress.scanned_rows is not None
@@ -156,13 +189,17 @@ def service_causes(said: WhyResult) -> Iterator[Finding]:
         yield warn("state", detail, "wait, and watch it with: syncd datasets")
     if progress is not None and progress.failure is not None:
         answers = (
-            "stopped answering" if status is not None and status.state == "failed" else "answers from where it was"
+            "stopped answering"
+            if status is not None and status.state == "failed"
+            else "answers from where it was"
         )
         again = f"it is tried again by itself in {ago(progress.retry_in_seconds)}"
         yield fail(
             "failure",
             f"the source cannot be read: {progress.failure}; the dataset {answers}",
-            f"{progress.fix}  # {again}" if progress.fix else f"repair that; {again} (see: syncd check)",
+            f"{progress.fix}  # {again}"
+            if progress.fix
+            else f"repair that; {again} (see: syncd check)",
         )
     for count in said.quarantine:
         keys = ", ".join(msgspec.json.encode(key).decode() for key in count.sample)
@@ -174,7 +211,9 @@ def service_causes(said: WhyResult) -> Iterator[Finding]:
     if said.notifies and said.connected and not said.listener_connected:
         detail = "the listener is not connected: changes are found by the poll alone"
         yield warn(
-            "listener", detail, "see listener_lost in the log of syncd serve; behind a pooler set SYNCD_NOTIFY=off"
+            "listener",
+            detail,
+            "see listener_lost in the log of syncd serve; behind a pooler set SYNCD_NOTIFY=off",
         )
 
 
@@ -186,13 +225,17 @@ def with_reason(said: WhyResult) -> str:
 def verify_facts(row: DatasetStatus | None) -> Iterator[Fact]:
     """The last verify, where the service remembers one."""
     if row is not None and row.verified_at is not None:
-        yield Fact("verify", f"{'in sync' if row.in_sync else 'not in sync'}, {since(row.verified_at)}")
+        yield Fact(
+            "verify", f"{'in sync' if row.in_sync else 'not in sync'}, {since(row.verified_at)}"
+        )
 
 
 def verify_causes(row: DatasetStatus | None) -> Iterator[Finding]:
     """The last verify found a difference."""
     if row is not None and row.in_sync is False:
-        yield fail("verify", "the last verify found a difference", f"syncd verify {row.dataset} --repair")
+        yield fail(
+            "verify", "the last verify found a difference", f"syncd verify {row.dataset} --repair"
+        )
 
 
 def database_facts(said: WhyResult, look: Look) -> Iterator[Fact]:
@@ -203,15 +246,24 @@ def database_facts(said: WhyResult, look: Look) -> Iterator[Fact]:
     parameters = {"source": source.id, "snapshot": said.progress.position.snapshot}
     try:
         (rows,) = look.row("count_waiting_rows", parameters)
-    except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled):  # somebody is at the outbox just now
+    except (
+        psycopg.errors.LockNotAvailable,
+        psycopg.errors.QueryCanceled,
+    ):  # somebody is at the outbox just now
         return
-    yield Fact("outbox", f"{rows} row{'' if rows == 1 else 's'} of {source.name} behind the position")
+    yield Fact(
+        "outbox", f"{rows} row{'' if rows == 1 else 's'} of {source.name} behind the position"
+    )
 
 
 def source_of(said: WhyResult, look: Look) -> Source | None:
     """The dataset's source, as it is attached now."""
     status = said.status
-    return None if status is None else next((each for each in look.sources if each.name == status.source), None)
+    return (
+        None
+        if status is None
+        else next((each for each in look.sources if each.name == status.source), None)
+    )
 
 
 def database_causes(said: WhyResult, look: Look) -> Iterator[Finding]:
@@ -225,7 +277,9 @@ def database_causes(said: WhyResult, look: Look) -> Iterator[Finding]:
             yield from wrong("table", lambda: check_table(look, (named or dropped)[0]))
             return
         detail = f"{said.status.source} is no longer attached under this name"
-        yield fail("table", detail, "syncd attach TABLE; what is attached: SELECT * FROM syncd.sources;")
+        yield fail(
+            "table", detail, "syncd attach TABLE; what is attached: SELECT * FROM syncd.sources;"
+        )
         return
     found = list(source_causes(source, look))
     yield from found
@@ -239,12 +293,15 @@ def source_causes(source: Source, look: Look) -> Iterator[Finding]:
     yield from locks
     unreadable = bool(locks)
     for words, check in SOURCE_CHECKS:
-        if words != "dimensions of" and not (unreadable and words in READING_CHECKS):  # see dimension_causes
+        if words != "dimensions of" and not (
+            unreadable and words in READING_CHECKS
+        ):  # see dimension_causes
             found = wrong(f"{words} {source.name}", lambda check=check: check(look, source))  # type: ignore[misc]
             unreadable |= bool(found) and words in ("table", "rights on", "columns of")
             yield from found
     prepared = wrong(
-        "prepared transactions", lambda: check_prepared_transactions(look, [source], old_seconds=OPEN_WRITER_SECONDS)
+        "prepared transactions",
+        lambda: check_prepared_transactions(look, [source], old_seconds=OPEN_WRITER_SECONDS),
     )
     yield from prepared
     yield from wrong("open transaction", lambda: open_writers(look, source))
@@ -270,7 +327,11 @@ def open_writers(look: Look, source: Source) -> Iterator[Finding]:
                 f"{writer.who} has written to {source.name} and is open for {ago(writer.open_seconds)}: "
                 f"its rows are indexed when it commits; last query: {writer.query}"
             )
-            yield warn("open transaction", detail, f"let it commit, or: SELECT pg_terminate_backend({writer.pid});")
+            yield warn(
+                "open transaction",
+                detail,
+                f"let it commit, or: SELECT pg_terminate_backend({writer.pid});",
+            )
 
 
 def source_facts(look: Look) -> Iterator[Fact]:
@@ -292,7 +353,9 @@ def missing_causes(said: WhyResult, look: Look) -> Iterator[Finding]:
             f"syncd why {said.near[0]}",
         )
     if not look.sources:
-        yield fail("source", "nothing is attached, so that no dataset can form", "syncd attach TABLE")
+        yield fail(
+            "source", "nothing is attached, so that no dataset can form", "syncd attach TABLE"
+        )
         return
     for pending, reason in said.pending.items():
         yield fail(
@@ -305,7 +368,9 @@ def missing_causes(said: WhyResult, look: Look) -> Iterator[Finding]:
     if not said.near:
         detail = f"no live row's project and dataset expressions give {said.dataset} (see the sources above), or it had none at its last start"
         yield fail(
-            "dataset", detail, "list the datasets with: syncd datasets; compare with: SELECT * FROM syncd.sources;"
+            "dataset",
+            detail,
+            "list the datasets with: syncd datasets; compare with: SELECT * FROM syncd.sources;",
         )
 
 
@@ -313,16 +378,26 @@ def in_order(causes: list[Finding], said: WhyResult) -> list[Finding]:
     """The likeliest cause first. A failure that another cause explains is left to it; a lag that none explains is one itself."""
     explained = {rank(cause) for cause in causes}
     early = range(ORDER.index("triggers"))
-    kept = [cause for cause in causes if cause.what != "failure" or not explained.intersection(early)]
+    kept = [
+        cause for cause in causes if cause.what != "failure" or not explained.intersection(early)
+    ]
     lag = said.status.lag_seconds if said.status is not None else 0.0
     if lag > LAG_SECONDS and not kept:
         detail = f"the last completed pass is {ago(said.last_pass_seconds)} old, and changes wait"
         kept.append(
-            warn("lag", detail, "see the log of syncd serve, and how busy the server is; syncd check looks at the rest")
+            warn(
+                "lag",
+                detail,
+                "see the log of syncd serve, and how busy the server is; syncd check looks at the rest",
+            )
         )
     if said.status is not None and said.status.state == "failed" and not kept:
         kept.append(
-            fail("failure", f"the dataset has failed{with_reason(said)}", "see the log of syncd serve; syncd check")
+            fail(
+                "failure",
+                f"the dataset has failed{with_reason(said)}",
+                "see the log of syncd serve; syncd check",
+            )
         )
     return sorted(kept, key=rank)
 

@@ -23,7 +23,11 @@ from syncd.statements import number_list, statement, with_numbers
 EVENTS = ("insert", "update", "delete", "truncate")
 EVENTS_PER_ROW = ("row", "truncate")
 ALWAYS = "A"
-SWITCHED = {"D": "was disabled", "O": "fires no longer on every write (ENABLE ALWAYS)", "R": "fires on replicas only"}
+SWITCHED = {
+    "D": "was disabled",
+    "O": "fires no longer on every write (ENABLE ALWAYS)",
+    "R": "fires on replicas only",
+}
 
 Doubt = Literal["registry", "rules", "rewritten", "believed", "doubted", "mend"]
 """What a change asks for: ``registry``, to read again what is attached; ``rules``, the same, and a comparison at leisure; ``rewritten``, that rows
@@ -79,7 +83,11 @@ def parse_catalogue(text: str) -> Catalogue:
     """The facts from a text of ``read_catalogues``."""
     table, _, leaves = text.partition("\n")
     facts = msgspec.json.decode(table, type=Catalogue)
-    return msgspec.structs.replace(facts, leaves=msgspec.json.decode(leaves, type=Leaves)) if leaves else facts
+    return (
+        msgspec.structs.replace(facts, leaves=msgspec.json.decode(leaves, type=Leaves))
+        if leaves
+        else facts
+    )
 
 
 def read_catalogues(
@@ -90,18 +98,26 @@ def read_catalogues(
     ``seen`` gives the facts as they were read before, and whether the partitions are to be looked at too.
     """
     whole = [source_id for source_id, (_, leaves) in seen.items() if leaves]
-    query = with_numbers("catalogue", "read_catalogue", ids=number_list(seen), whole=number_list(whole))
+    query = with_numbers(
+        "catalogue", "read_catalogue", ids=number_list(seen), whole=number_list(whole)
+    )
     found = {}
     for source_id, table, leaves in connection.execute(query, prepare=prepare).fetchall():
         before, look_at_leaves = seen[source_id]
-        found[source_id] = f"{table}\n{(leaves or '') if look_at_leaves else before.partition(chr(10))[2]}"
+        found[source_id] = (
+            f"{table}\n{(leaves or '') if look_at_leaves else before.partition(chr(10))[2]}"
+        )
     return found
 
 
-def read_names(connection: psycopg.Connection, source: Source, numbers: Iterable[int]) -> dict[int, str | None]:
+def read_names(
+    connection: psycopg.Connection, source: Source, numbers: Iterable[int]
+) -> dict[int, str | None]:
     """Names that columns have now, by number; None where one was dropped."""
     parameters = [source.oid, list(numbers)]
-    rows = connection.execute(statement("catalogue", "read_column_names"), parameters, prepare=False).fetchall()
+    rows = connection.execute(
+        statement("catalogue", "read_column_names"), parameters, prepare=False
+    ).fetchall()
     return dict(rows)
 
 
@@ -122,19 +138,35 @@ def changes(before: Catalogue, after: Catalogue, renamed: Mapping[int, str | Non
     if before.file != after.file:
         found.append(Change("the table was rewritten", "rewritten"))
     if before.persistence != after.persistence:
-        said = "was made unlogged: a crash of the server empties it" if after.persistence == "u" else "was made logged"
+        said = (
+            "was made unlogged: a crash of the server empties it"
+            if after.persistence == "u"
+            else "was made logged"
+        )
         found.append(Change(f"the table {said}", "believed"))
     if before.row_security != after.row_security:
-        found.append(Change(f"row-level security was switched {'on' if after.row_security[0] else 'off'}", "believed"))
+        found.append(
+            Change(
+                f"row-level security was switched {'on' if after.row_security[0] else 'off'}",
+                "believed",
+            )
+        )
     if before.per_row != after.per_row:
         said = "is written past its statement triggers now (a subscription, or a partition)"
         found.append(
-            Change(f"the table {said}" if after.per_row else "the table needs no row triggers any more", "mend")
+            Change(
+                f"the table {said}"
+                if after.per_row
+                else "the table needs no row triggers any more",
+                "mend",
+            )
         )
     return found
 
 
-def column_changes(before: Catalogue, after: Catalogue, renamed: Mapping[int, str | None]) -> list[Change]:
+def column_changes(
+    before: Catalogue, after: Catalogue, renamed: Mapping[int, str | None]
+) -> list[Change]:
     """Columns that the source uses."""
     old, new = before.columns or {}, after.columns or {}
     found = []
@@ -144,7 +176,12 @@ def column_changes(before: Catalogue, after: Catalogue, renamed: Mapping[int, st
             continue
         if now is None:
             other = renamed.get(facts[0])
-            found.append(Change(f"column {name} was " + (f"renamed to {other}" if other else "dropped"), "registry"))
+            found.append(
+                Change(
+                    f"column {name} was " + (f"renamed to {other}" if other else "dropped"),
+                    "registry",
+                )
+            )
         elif now[0] != facts[0]:
             found.append(Change(f"column {name} is another column now", "registry"))
         elif now[1:3] != facts[1:3]:
@@ -152,7 +189,9 @@ def column_changes(before: Catalogue, after: Catalogue, renamed: Mapping[int, st
         else:  # a default, a privilege; or other values, where the table was rewritten or the column is computed when it is read
             values = before.file != after.file or after.kind == "p" or "v" in (facts[4], now[4])
             found.append(Change(f"column {name} was altered", "doubted" if values else "believed"))
-    found += [Change(f"there is a column {name} now", "registry") for name in new.keys() - old.keys()]
+    found += [
+        Change(f"there is a column {name} now", "registry") for name in new.keys() - old.keys()
+    ]
     return found
 
 
@@ -162,7 +201,9 @@ def rule_changes(before: Catalogue, after: Catalogue) -> list[Change]:
         return []
     found = [
         Change(f"the {role} expression is {now} now", "rules")
-        for role, was, now in zip(("project", "dataset", "live"), before.rules, after.rules, strict=True)
+        for role, was, now in zip(
+            ("project", "dataset", "live"), before.rules, after.rules, strict=True
+        )
         if was != now
     ]
     if before.send is not None and after.send is not None and before.send != after.send:
@@ -206,7 +247,9 @@ def leaf_changes(before: Catalogue, after: Catalogue) -> list[Change]:
     if (old.triggers, old.always) != (new.triggers, new.always):
         return [Change("triggers of partitions were altered", "mend")]
     if old.files != new.files:
-        return [Change("a partition was rewritten", "doubted")]  # or truncated, where its trigger could not tell
+        return [
+            Change("a partition was rewritten", "doubted")
+        ]  # or truncated, where its trigger could not tell
     return [Change("row-level security of a partition was switched", "believed")]
 
 
@@ -218,7 +261,9 @@ def weakness(source: Source, facts: Catalogue) -> str:
         for name, (_, _, fires) in triggers.items()
         if fires != ALWAYS
     ]
-    names = [f"syncd_{source.id}_{event}" for event in (EVENTS_PER_ROW if facts.per_row else EVENTS)]
+    names = [
+        f"syncd_{source.id}_{event}" for event in (EVENTS_PER_ROW if facts.per_row else EVENTS)
+    ]
     weak += [f"trigger {name} is missing" for name in names if name not in triggers]
     if facts.leaves is not None and not facts.leaves.always:
         weak.append("triggers of partitions do not fire on every write")
@@ -240,14 +285,20 @@ def attach_command(source: Source, renamed: Mapping[str, str], *, as_given: bool
 
     ``as_given`` takes the expressions as the user wrote them, for what was compiled of them means nothing any more.
     """
-    pattern = re.compile("|".join(rf"(?<![\w\"']){re.escape(name)}(?![\w\"'])" for name in renamed) or r"(?!)")
+    pattern = re.compile(
+        "|".join(rf"(?<![\w\"']){re.escape(name)}(?![\w\"'])" for name in renamed) or r"(?!)"
+    )
 
     def present(text: str) -> str:
         return pattern.sub(lambda match: renamed[match.group()], text)
 
     words = ["syncd", "attach", source.name]
     columns = [name for name in source.columns if name in renamed or name not in source.dropped]
-    for option, names in (("--key", source.key), ("--vector", [source.vector]), ("--column", columns)):
+    for option, names in (
+        ("--key", source.key),
+        ("--vector", [source.vector]),
+        ("--column", columns),
+    ):
         for name in names:
             words += [option, renamed.get(name, name)]
     defaults = {
@@ -258,16 +309,23 @@ def attach_command(source: Source, renamed: Mapping[str, str], *, as_given: bool
     rules = {"--project": source.project, "--dataset": source.dataset, "--live": source.live}
     if as_given:
         rules = {option: source.arguments.get(option[2:], rule) for option, rule in rules.items()}
-        defaults = {"--project": "'default'", "--dataset": sql.Literal(source.table).as_string(), "--live": "true"}
+        defaults = {
+            "--project": "'default'",
+            "--dataset": sql.Literal(source.table).as_string(),
+            "--live": "true",
+        }
     for option, expression in rules.items():
         if expression != defaults[option]:
             words += [option, present(expression)]
     words += ["--metric", source.metric] if source.metric != "cosine" else []
-    return shell_line([*words, *(["--row-triggers"] if source.arguments.get("row_triggers") else [])])
+    return shell_line(
+        [*words, *(["--row-triggers"] if source.arguments.get("row_triggers") else [])]
+    )
 
 
 def shell_line(words: Iterable[str]) -> str:
     """A command for a shell, with as few quotes as will do: what is in single quotes in SQL goes into double ones."""
     return " ".join(
-        f'"{word}"' if "'" in word and not set('"$`\\!') & set(word) else shlex.quote(word) for word in words
+        f'"{word}"' if "'" in word and not set('"$`\\!') & set(word) else shlex.quote(word)
+        for word in words
     )

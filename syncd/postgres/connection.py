@@ -39,7 +39,9 @@ connection. Keepalives notice a host that is gone; not a proxy, a pooler or a fi
 SILENCE_AT_STOP_SECONDS = 4.0
 """Once the service stops: whoever has asked for that waits, and what is lost is work, never a row."""
 
-STANDBY_HINT = "the server is a standby: name the primary in SYNCD_DSN, or all hosts and let libpq choose"
+STANDBY_HINT = (
+    "the server is a standby: name the primary in SYNCD_DSN, or all hosts and let libpq choose"
+)
 
 T = TypeVar("T")
 
@@ -93,7 +95,9 @@ def heard(generator: PQGen[T], patience: Patience) -> PQGen[T]:
 
 
 @asynccontextmanager
-async def connect(conninfo: str, consumer: str, *, autocommit: bool = True) -> AsyncIterator[psycopg.AsyncConnection]:
+async def connect(
+    conninfo: str, consumer: str, *, autocommit: bool = True
+) -> AsyncIterator[psycopg.AsyncConnection]:
     """Open one of a service's connections; raises ``DatabaseUnreachable``. What it rests on is set by whoever begins its transactions."""
     with translated_errors(conninfo):
         connection = await psycopg.AsyncConnection.connect(
@@ -111,7 +115,9 @@ async def connect(conninfo: str, consumer: str, *, autocommit: bool = True) -> A
         await connection.close()
 
 
-def open_pass_connection(conninfo: str, consumer: str, patience: Patience | None = None) -> PassConnection:
+def open_pass_connection(
+    conninfo: str, consumer: str, patience: Patience | None = None
+) -> PassConnection:
     """The connection that reads rows: blocking, for a worker thread. Raises ``DatabaseUnreachable``.
 
     Blocking, because libpq hands a large result to an event loop 16 kB at a time: that took a third of the time of a pass.
@@ -142,7 +148,9 @@ def connect_blocking(conninfo: str, *, own_forms: bool = True) -> Iterator[psyco
     session.defaults(connection)
     with connection:
         with translated_errors(conninfo):
-            connection.execute(session.settings(connection) if own_forms else session.user_settings(connection))
+            connection.execute(
+                session.settings(connection) if own_forms else session.user_settings(connection)
+            )
             role = current_role(connection)
         with translated_errors(conninfo, role=role):
             yield connection
@@ -153,7 +161,11 @@ def open_session(conninfo: str) -> Iterator[psycopg.Connection]:
     """A session of our own in autocommit mode, for what no pooler comes between: benchmarks and the embedded server; raises ``DatabaseError``."""
     with translated_errors(conninfo):
         connection = psycopg.connect(
-            conninfo, application_name="syncd", autocommit=True, connect_timeout=CONNECT_TIMEOUT_SECONDS, **CONNECT
+            conninfo,
+            application_name="syncd",
+            autocommit=True,
+            connect_timeout=CONNECT_TIMEOUT_SECONDS,
+            **CONNECT,
         )
     with connection:
         with translated_errors(conninfo):
@@ -176,22 +188,32 @@ def translated_errors(conninfo: str = "", *, role: str | None = None) -> Iterato
     try:
         yield
     except (pg.InvalidSchemaName, pg.UndefinedTable, pg.UndefinedFunction) as error:
-        if isinstance(error, pg.UndefinedFunction) and "syncd." in (error.diag.message_primary or ""):
+        if isinstance(error, pg.UndefinedFunction) and "syncd." in (
+            error.diag.message_primary or ""
+        ):
             raise DatabaseError(  # of a schema that is missing the server says just that
                 f"schema syncd is damaged, or was made by another build: {error.diag.message_primary}",
                 hint="run: syncd uninstall && syncd init, then attach again",
             ) from error
-        if "syncd." in (error.diag.message_primary or "") or '"syncd"' in (error.diag.message_primary or ""):
+        if "syncd." in (error.diag.message_primary or "") or '"syncd"' in (
+            error.diag.message_primary or ""
+        ):
             raise not_installed() from error
         raise as_database_error(error) from error
     except pg.InsufficientPrivilege as error:
         role = role or str(conninfo_to_dict(conninfo).get("user") or "") or None
-        raise DatabaseError(described(error), hint=error.diag.message_hint or missing_grant(error, role)) from error
+        raise DatabaseError(
+            described(error), hint=error.diag.message_hint or missing_grant(error, role)
+        ) from error
     except pg.ReadOnlySqlTransaction as error:
         raise read_only(error) from error
     except pg.FeatureNotSupported as error:
-        if "during recovery" in first_line(error):  # a pooler led a transaction of ours there, which asked to write
-            raise DatabaseUnreachable(f"the server is a standby: {first_line(error)}", hint=STANDBY_HINT) from error
+        if "during recovery" in first_line(
+            error
+        ):  # a pooler led a transaction of ours there, which asked to write
+            raise DatabaseUnreachable(
+                f"the server is a standby: {first_line(error)}", hint=STANDBY_HINT
+            ) from error
         raise as_database_error(error) from error
     except pg.QueryCanceled as error:
         raise DatabaseUnreachable(
@@ -207,7 +229,8 @@ def translated_errors(conninfo: str = "", *, role: str | None = None) -> Iterato
         if error.sqlstate is not None and not error.sqlstate.startswith(("08", "28", "3D", "57")):
             raise as_database_error(error) from error
         raise DatabaseUnreachable(
-            f"the database cannot be reached: {first_line(error)}", hint=connect_hint(str(error), conninfo)
+            f"the database cannot be reached: {first_line(error)}",
+            hint=connect_hint(str(error), conninfo),
         ) from error
     except psycopg.Error as error:
         raise as_database_error(error) from error
@@ -238,8 +261,12 @@ def read_only(error: pg.ReadOnlySqlTransaction) -> DatabaseError:
 def as_database_error(error: psycopg.Error) -> DatabaseError:
     """The server's message with its own detail and hint."""
     if isinstance(error, pg.InsufficientPrivilege):
-        return DatabaseError(described(error), hint=error.diag.message_hint or missing_grant(error, None))
-    return DatabaseError(described(error), hint=error.diag.message_hint or "see the server's log, and: syncd check")
+        return DatabaseError(
+            described(error), hint=error.diag.message_hint or missing_grant(error, None)
+        )
+    return DatabaseError(
+        described(error), hint=error.diag.message_hint or "see the server's log, and: syncd check"
+    )
 
 
 def described(error: psycopg.Error) -> str:
@@ -264,6 +291,4 @@ def connect_hint(text: str, conninfo: str) -> str:
     if "timeout expired" in text:
         return "the server hangs, or a firewall is in between: try psql with the same address; --embedded uses the PostgreSQL that syncd brings"
     where = "" if conninfo else " (now: libpq's defaults)"
-    return (
-        f"start the server, or set SYNCD_DSN to one that runs{where}; --embedded uses the PostgreSQL that syncd brings"
-    )
+    return f"start the server, or set SYNCD_DSN to one that runs{where}; --embedded uses the PostgreSQL that syncd brings"

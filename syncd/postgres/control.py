@@ -21,7 +21,9 @@ SILENCE_SECONDS = 40.0
 class Control:
     """Short transactions, one at a time. ``owns_session`` says whether a connection is a session of our own, as it is but behind a pooler."""
 
-    def __init__(self, conninfo: str, consumer: str, owns_session: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self, conninfo: str, consumer: str, owns_session: Callable[[], bool] = lambda: False
+    ) -> None:
         self.conninfo = conninfo
         self.consumer = consumer
         self.owns_session = owns_session
@@ -44,7 +46,8 @@ class Control:
             except TimeoutError as error:
                 await self.close()
                 raise DatabaseUnreachable(
-                    f"the database has not answered for {SILENCE_SECONDS:g} s", hint="see the server's log"
+                    f"the database has not answered for {SILENCE_SECONDS:g} s",
+                    hint="see the server's log",
                 ) from error
             except BaseException:
                 await self.close()  # whatever happened, the next one starts clean
@@ -58,11 +61,15 @@ class Control:
                 return self.connection
             except psycopg.Error:
                 await self.close()
-        self.connection = await self.stack.enter_async_context(connect(self.conninfo, self.consumer))
+        self.connection = await self.stack.enter_async_context(
+            connect(self.conninfo, self.consumer)
+        )
         self.opened += 1
         with translated_errors(self.conninfo):
             if self.owns_session():  # for its rests between transactions, which a time-out may end
-                await self.connection.execute(session.own_session_settings(self.connection, "service_settings"))
+                await self.connection.execute(
+                    session.own_session_settings(self.connection, "service_settings")
+                )
             await self.connection.execute(report_beginning(self.connection))
         return self.connection
 

@@ -49,7 +49,9 @@ class Rotation:
 
 def rotate_query(connection: session.AnyConnection) -> bytes:
     """The whole transaction, as one message without parameters."""
-    rotate = with_numbers("rotation", "rotate", slot_rows=int(SLOT_ROWS), slot_seconds=float(SLOT_SECONDS))
+    rotate = with_numbers(
+        "rotation", "rotate", slot_rows=int(SLOT_ROWS), slot_seconds=float(SLOT_SECONDS)
+    )
     return b";\n".join((session.beginning(connection).encode(), rotate))
 
 

@@ -58,7 +58,9 @@ def check_server(connection: psycopg.Connection) -> int:
     assert row is not None
     in_recovery, version, prepared_transactions, installed, encoding = row
     if in_recovery:
-        raise DatabaseUnreachable("the server is a standby", hint="name the primary, or all hosts, in SYNCD_DSN")
+        raise DatabaseUnreachable(
+            "the server is a standby", hint="name the primary, or all hosts, in SYNCD_DSN"
+        )
     check_server_version(version)
     check_encoding(encoding)
     revision = None
@@ -83,7 +85,8 @@ def read_incarnation(connection: psycopg.Connection) -> str:
             for name in FORGET_ANOTHER_CLUSTER:
                 connection.execute(statement("consumer", name))
             logger.warning(
-                "database_restored", reason="the database is a restored copy: every index is compared with its table"
+                "database_restored",
+                reason="the database is a restored copy: every index is compared with its table",
             )
             incarnation, _ = fetch_identity(connection)
     return incarnation
@@ -117,18 +120,26 @@ def fetch_identity(connection: psycopg.Connection) -> tuple[str, bool]:
     return str(row[0]), bool(row[1])
 
 
-def take_name(connection: psycopg.Connection, settings: Settings, run_id: str) -> tuple[bool, datetime]:
+def take_name(
+    connection: psycopg.Connection, settings: Settings, run_id: str
+) -> tuple[bool, datetime]:
     """Hold the consumer's name from now on, and with it what it needs of the outbox. Returns whether it has been told to rebuild, and since when."""
     connection.execute(session.beginning(connection, statement("consumer", "start_limits")))
-    row = connection.execute(statement("consumer", "take_consumer_name"), [settings.consumer, run_id]).fetchone()
+    row = connection.execute(
+        statement("consumer", "take_consumer_name"), [settings.consumer, run_id]
+    ).fetchone()
     assert row is not None
     connection.execute(statement("passes", "commit"))
     return bool(row[0]), datetime.fromisoformat(str(row[1]))
 
 
-def keep_name(connection: psycopg.Connection, settings: Settings, run_id: str, since: datetime) -> None:
+def keep_name(
+    connection: psycopg.Connection, settings: Settings, run_id: str, since: datetime
+) -> None:
     """Hold the name in a database that has forgotten it, unless another process has taken it since; the next pass finds that out."""
-    kept = connection.execute(statement("consumer", "keep_consumer_name"), [settings.consumer, run_id, since])
+    kept = connection.execute(
+        statement("consumer", "keep_consumer_name"), [settings.consumer, run_id, since]
+    )
     if kept.rowcount:
         logger.warning("name_kept", reason="the database has been turned back to before this start")
         store_settings(connection, settings)
@@ -139,7 +150,9 @@ def notifies(connection: psycopg.Connection, prepared_transactions: int) -> bool
     row = connection.execute(statement("consumer", "read_notify_mode")).fetchone()
     assert row is not None
     mode = row[0]
-    return bool(mode == NOTIFY_GUARDED or (mode == NOTIFY_GUARDED_BY_DEFAULT and prepared_transactions == 0))
+    return bool(
+        mode == NOTIFY_GUARDED or (mode == NOTIFY_GUARDED_BY_DEFAULT and prepared_transactions == 0)
+    )
 
 
 def has_nonce(connection: psycopg.Connection, nonce: Nonce) -> bool:
@@ -148,7 +161,9 @@ def has_nonce(connection: psycopg.Connection, nonce: Nonce) -> bool:
     return result.fetchone() is not None
 
 
-def write_nonce(connection: psycopg.Connection, consumer: str, position: Position, kept: Sequence[str]) -> Nonce:
+def write_nonce(
+    connection: psycopg.Connection, consumer: str, position: Position, kept: Sequence[str]
+) -> Nonce:
     """Commit a new nonce durably: the commit flushes everything that was visible before it. ``kept`` are those of the checkpoints on disk:
     their rows stay, and what they need of the outbox.
 
@@ -163,7 +178,9 @@ def write_nonce(connection: psycopg.Connection, consumer: str, position: Positio
         ).fetchone()
         assert row is not None
         for name in ("forget_old_nonces", "note_needs"):
-            connection.execute(statement("consumer", name), {"consumer": consumer, "kept": [value, *kept]})
+            connection.execute(
+                statement("consumer", name), {"consumer": consumer, "kept": [value, *kept]}
+            )
     except BaseException:
         if not connection.closed:
             connection.execute(statement("passes", "rollback"))
@@ -181,7 +198,9 @@ def read_doubts(connection: psycopg.Connection) -> int:
 
 def read_registry(connection: psycopg.Connection) -> tuple[Position, list[Source], Snapshot | None]:
     """The sources at a snapshot, and one in which everything is visible that was freed of the outbox, if anything was."""
-    connection.execute(";\n".join((statement("passes", "begin_pass"), session.service_settings(connection))))
+    connection.execute(
+        ";\n".join((statement("passes", "begin_pass"), session.service_settings(connection)))
+    )
     try:
         row = connection.execute(statement("consumer", "read_registry")).fetchone()
         assert row is not None

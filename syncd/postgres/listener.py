@@ -34,7 +34,9 @@ def backoff_delays() -> Iterator[float]:
 class Listener:
     """Calls ``wake`` after every (re)connect and every NOTIFY, until cancelled."""
 
-    def __init__(self, conninfo: str, consumer: str, wake: Callable[[Literal["connect", "notify"]], None]) -> None:
+    def __init__(
+        self, conninfo: str, consumer: str, wake: Callable[[Literal["connect", "notify"]], None]
+    ) -> None:
         self.conninfo = conninfo
         self.consumer = consumer
         self.wake = wake
@@ -48,7 +50,9 @@ class Listener:
             try:
                 async with connect(self.conninfo, self.consumer) as connection:
                     with fail_after(PING_TIMEOUT_SECONDS):
-                        await connection.execute(session.own_session_settings(connection, "service_settings"))
+                        await connection.execute(
+                            session.own_session_settings(connection, "service_settings")
+                        )
                         await connection.execute(statement("consumer", "listen"))
                     self.connected = True
                     if not started:
@@ -59,7 +63,9 @@ class Listener:
                     while True:
                         async for _ in connection.notifies(timeout=PING_INTERVAL_SECONDS):
                             self.wake("notify")
-                        with fail_after(PING_TIMEOUT_SECONDS):  # a half-open socket never reports an error
+                        with fail_after(
+                            PING_TIMEOUT_SECONDS
+                        ):  # a half-open socket never reports an error
                             await connection.execute(statement("consumer", "ping"))
             except (psycopg.Error, DatabaseError, TimeoutError) as error:
                 self.connected = False

@@ -54,9 +54,13 @@ class Marker:
     op: str
 
 
-def read_markers(connection: psycopg.Connection, cursor: Cursor, sources: Sequence[int]) -> list[Marker]:
+def read_markers(
+    connection: psycopg.Connection, cursor: Cursor, sources: Sequence[int]
+) -> list[Marker]:
     """Markers newer than the cursor, in order. They are read when a window begins, so that a page never undoes an earlier one."""
-    query = with_numbers("passes", "read_markers", **unseen(cursor.position.snapshot), sources=number_list(sources))
+    query = with_numbers(
+        "passes", "read_markers", **unseen(cursor.position.snapshot), sources=number_list(sources)
+    )
     result = connection.execute(query, prepare=False)
     return [Marker(*row) for row in result.fetchall()]
 
@@ -79,7 +83,9 @@ def read_changes(
     last = cursor.window.after if cursor.window is not None else None
     rows, newest_id, unkeyed = 0, cursor.position.outbox_id, set[int]()
     for name, bounds in key_queries(cursor):
-        query = with_numbers("passes", name, **bounds, sources=number_list(sources), page_rows=page_rows - rows)
+        query = with_numbers(
+            "passes", name, **bounds, sources=number_list(sources), page_rows=page_rows - rows
+        )
         result = connection.execute(query, prepare=False, binary=True)
         found = result.fetchall()
         for _, outbox_id, source, key in found:
@@ -99,14 +105,24 @@ def read_changes(
             break
     else:
         following = Cursor(Position(cursor.window.end if cursor.window else now, newest_id))
-    return Changes({source: list(found) for source, found in keys.items()}, following, rows, frozenset(unkeyed))
+    return Changes(
+        {source: list(found) for source, found in keys.items()}, following, rows, frozenset(unkeyed)
+    )
 
 
 def who_locks_the_outbox(connection: psycopg.Connection) -> str:
     """Why the outbox cannot be read now, in words."""
     row = connection.execute(statement("passes", "read_outbox_locks"), prepare=False).fetchone()
-    who = "" if row is None else f" by process {row[0]}" if row[0] is not None else " by a prepared transaction"
-    return f"table syncd.outbox is locked{who}" + (f": {row[1]}" if row is not None and row[1] else "")
+    who = (
+        ""
+        if row is None
+        else f" by process {row[0]}"
+        if row[0] is not None
+        else " by a prepared transaction"
+    )
+    return f"table syncd.outbox is locked{who}" + (
+        f": {row[1]}" if row is not None and row[1] else ""
+    )
 
 
 def key_queries(cursor: Cursor) -> Iterator[tuple[str, dict[str, object]]]:

@@ -44,7 +44,10 @@ class Carrier:
 
 def read_carriers(connection: psycopg.Connection) -> list[Carrier]:
     """The publications that carry schema ``syncd``, by name; it need not be there yet."""
-    return [Carrier(*row) for row in connection.execute(statement("schema", "read_publications")).fetchall()]
+    return [
+        Carrier(*row)
+        for row in connection.execute(statement("schema", "read_publications")).fetchall()
+    ]
 
 
 def read_subscriptions(connection: psycopg.Connection) -> list[str]:

@@ -18,7 +18,9 @@ def missing_grant(error: pg.InsufficientPrivilege, role: str | None) -> str:
     grantee = sql.Identifier(role).as_string() if role else "the role that syncd connects as"
     denied = DENIED.search(error.diag.message_primary or "")
     if denied is None:
-        return "connect as the owner, or as a member of that role; what is lacking says: syncd check"
+        return (
+            "connect as the owner, or as a member of that role; what is lacking says: syncd check"
+        )
     kind, name = denied[1], denied[2]
     if kind in ("schema", "database"):
         right = "USAGE" if kind == "schema" else "CREATE"

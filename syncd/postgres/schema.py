@@ -50,7 +50,9 @@ def install(conninfo: str, revision: str = "head") -> tuple[str | None, str]:
                 "postgresql+psycopg://", creator=lambda: connection, poolclass=sqlalchemy.StaticPool
             )
             with engine.connect() as opened:  # rolls back what was read before
-                opened.exec_driver_sql(session.settings(connection))  # Alembic takes a while: no time-out may end it
+                opened.exec_driver_sql(
+                    session.settings(connection)
+                )  # Alembic takes a while: no time-out may end it
                 config = alembic_config(folder)
                 config.attributes["connection"] = opened
                 try:
@@ -59,7 +61,9 @@ def install(conninfo: str, revision: str = "head") -> tuple[str | None, str]:
                 except sqlalchemy.exc.DBAPIError as error:
                     opened.rollback()
                     raise (
-                        blamed(connection, error.orig, "init") if isinstance(error.orig, psycopg.Error) else error
+                        blamed(connection, error.orig, "init")
+                        if isinstance(error.orig, psycopg.Error)
+                        else error
                     ) from error
         return before, newest_revision()
 
@@ -74,7 +78,9 @@ def database_settings(settings: Settings) -> list[tuple[str, list[int]]]:
     """The statements that store them, with their parameters."""
     found: list[tuple[str, list[int]]] = []
     if settings.notify is not None:
-        found.append(("set_notify_mode", [NOTIFY_GUARDED if settings.notify == "guarded" else NOTIFY_OFF]))
+        found.append(
+            ("set_notify_mode", [NOTIFY_GUARDED if settings.notify == "guarded" else NOTIFY_OFF])
+        )
     if settings.outbox_max_rows is not None:
         found.append(("set_outbox_max_rows", [settings.outbox_max_rows]))
     return found
@@ -116,7 +122,9 @@ def installed_revision(connection: psycopg.Connection) -> str | None:
 def check_usable(connection: psycopg.Connection) -> None:
     """Raise ``NotInstalled`` or ``WrongSchemaVersion``; the revision is not looked at for a role that may use the schema and no more."""
     installed = connection.execute(statement("schema", "has_version_table")).fetchone() == (True,)
-    if not installed or connection.execute(statement("schema", "may_read_revision")).fetchone() == (True,):
+    if not installed or connection.execute(statement("schema", "may_read_revision")).fetchone() == (
+        True,
+    ):
         check_installed(installed_revision(connection))
 
 
@@ -139,7 +147,8 @@ def check_server_version(version: int) -> None:
     """Raise on a version, as in ``server_version_num``, before PostgreSQL 14."""
     if version < MINIMUM_SERVER_VERSION:
         raise WrongSchemaVersion(
-            f"the server is PostgreSQL {version // 10000}, syncd needs 14 or later", hint="upgrade the server"
+            f"the server is PostgreSQL {version // 10000}, syncd needs 14 or later",
+            hint="upgrade the server",
         )
 
 
@@ -161,7 +170,9 @@ def uninstall(conninfo: str) -> bool:
 def blamed(connection: psycopg.Connection, error: psycopg.Error, command: str) -> Exception:
     """The error that names the event trigger whose function raised ``error``; the same error where none did. Outside a transaction."""
     if not connection.broken and error.diag.context:
-        for name, function in connection.execute(statement("schema", "read_event_triggers")).fetchall():
+        for name, function in connection.execute(
+            statement("schema", "read_event_triggers")
+        ).fetchall():
             if f"{function}() line " in error.diag.context:
                 return DatabaseError(
                     f"event trigger {name} does not allow the DDL of syncd: {error.diag.message_primary}",

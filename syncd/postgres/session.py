@@ -22,14 +22,17 @@ AnyConnection = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 
 def settings(connection: AnyConnection, *more: str) -> LiteralString:
     """The list for one transaction, as one message without parameters; ``more`` are further parts of ``queries/session.sql``."""
-    return ";\n".join((*(statement("session", name) for name in ("settings", *more)), user_settings(connection)))
+    return ";\n".join(
+        (*(statement("session", name) for name in ("settings", *more)), user_settings(connection))
+    )
 
 
 def user_settings(connection: AnyConnection) -> LiteralString:
     """The part of the list for statements in the user's own text forms: time-outs, and how literals are read."""
     since_17 = connection.info.server_version >= TRANSACTION_TIMEOUT_SINCE
     return ";\n".join(
-        statement("session", name) for name in ("literals", "time_outs", *(["time_outs_since_17"] if since_17 else []))
+        statement("session", name)
+        for name in ("literals", "time_outs", *(["time_outs_since_17"] if since_17 else []))
     )
 
 
@@ -38,15 +41,21 @@ def service_settings(connection: AnyConnection) -> LiteralString:
     return settings(connection, "service_settings")
 
 
-def own_session_settings(connection: AnyConnection, *more: str, limits: LiteralString = "") -> LiteralString:
+def own_session_settings(
+    connection: AnyConnection, *more: str, limits: LiteralString = ""
+) -> LiteralString:
     """The list for a session of our own; ``limits`` are settings in the form for one transaction."""
     local = ";\n".join(filter(None, (settings(connection, *more), limits)))
-    return ";\n".join((local.replace("SET LOCAL ", "SET "), statement("session", "own_session_settings")))
+    return ";\n".join(
+        (local.replace("SET LOCAL ", "SET "), statement("session", "own_session_settings"))
+    )
 
 
 def beginning(connection: AnyConnection, limits: LiteralString = "") -> LiteralString:
     """BEGIN of a service's transaction that writes, with its settings and then the ``limits`` of its own; one message."""
-    return ";\n".join(filter(None, (statement("session", "begin"), service_settings(connection), limits)))
+    return ";\n".join(
+        filter(None, (statement("session", "begin"), service_settings(connection), limits))
+    )
 
 
 def defaults(connection: psycopg.Connection[Any]) -> None:

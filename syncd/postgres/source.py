@@ -68,12 +68,24 @@ class Source:
     @property
     def name(self) -> str:
         """The table's name for people."""
-        return f"{self.schema}.{self.table}" if self.table else f"dropped table {self.last_name or self.oid}"
+        return (
+            f"{self.schema}.{self.table}"
+            if self.table
+            else f"dropped table {self.last_name or self.oid}"
+        )
 
     def is_same(self, other: Source) -> bool:
         """Whether an index of one is an index of the other. A number alone does not tell: a database that was turned back gives it out again."""
         mine, others = (
-            (each.id, each.oid, each.arguments_md5, each.key_kinds, each.vector_type, each.dimension, each.metric)
+            (
+                each.id,
+                each.oid,
+                each.arguments_md5,
+                each.key_kinds,
+                each.vector_type,
+                each.dimension,
+                each.metric,
+            )
             for each in (self, other)
         )
         return mine == others
@@ -96,7 +108,9 @@ class Source:
     @property
     def attached_columns(self) -> tuple[AttachedColumn, ...]:
         """The columns that a search may filter on, and how their values are compared."""
-        return tuple(AttachedColumn(*column) for column in zip(self.columns, self.column_kinds, strict=True))
+        return tuple(
+            AttachedColumn(*column) for column in zip(self.columns, self.column_kinds, strict=True)
+        )
 
     @property
     def identifier(self) -> sql.Identifier:
@@ -168,10 +182,18 @@ class Source:
         column, kind = sql.Identifier(self.key[place]), self.key_kinds[place]
         if kind in TIMES:
             return filled(
-                "passes", "match_time_column", column=column, place=sql.Literal(place), kind=sql.Identifier(kind)
+                "passes",
+                "match_time_column",
+                column=column,
+                place=sql.Literal(place),
+                kind=sql.Identifier(kind),
             )
         return filled(
-            "passes", "match_column", column=column, place=sql.Literal(place), type=raw(self.key_types[place])
+            "passes",
+            "match_column",
+            column=column,
+            place=sql.Literal(place),
+            type=raw(self.key_types[place]),
         )
 
     def read_all(
@@ -183,12 +205,19 @@ class Source:
         return self.read_rows(
             "read_all_but",
             vectors=vectors,
-            failing=sql.SQL(", ").join(sql.SQL("({})").format(self.key_literal(key)) for key in failing),
+            failing=sql.SQL(", ").join(
+                sql.SQL("({})").format(self.key_literal(key)) for key in failing
+            ),
             match_datasets=self.match_datasets(only),
         )
 
     def read_page(
-        self, after: Key | None, until: Key | None, only: Sequence[DatasetName] | None, *, vectors: bool = True
+        self,
+        after: Key | None,
+        until: Key | None,
+        only: Sequence[DatasetName] | None,
+        *,
+        vectors: bool = True,
     ) -> sql.Composed:
         """Live rows of one page of a scan: keys above ``after`` and up to ``until``, of the datasets ``only`` if given."""
         return self.read_rows(
@@ -206,7 +235,13 @@ class Source:
         if names is None:
             return TRUE
         wanted = sql.Literal([json.dumps(split_dataset_name(name)) for name in names])
-        return filled("passes", "match_datasets", project=raw(self.project), dataset=raw(self.dataset), wanted=wanted)
+        return filled(
+            "passes",
+            "match_datasets",
+            project=raw(self.project),
+            dataset=raw(self.dataset),
+            wanted=wanted,
+        )
 
     def read_page_end(self, after: Key | None, page_rows: int) -> sql.Composed:
         """The last key of the next page; no row where fewer than ``page_rows`` are left."""
@@ -241,8 +276,12 @@ class Source:
             key_columns=self.key_columns(),
             columns=sql.SQL(", ").join(map(sql.Identifier, self.columns)),
             sent_vector=sql.Identifier("syncd_r", "syncd_vector") if vectors else sql.NULL,
-            sent_columns=sql.Identifier("syncd_r", "syncd_columns") if vectors and self.columns else sql.NULL,
-            fingerprint=filled("passes", "fingerprint_with_columns" if self.columns else "fingerprint"),
+            sent_columns=sql.Identifier("syncd_r", "syncd_columns")
+            if vectors and self.columns
+            else sql.NULL,
+            fingerprint=filled(
+                "passes", "fingerprint_with_columns" if self.columns else "fingerprint"
+            ),
             source=self.rows_from,
             live=raw(self.live),
             **parts,
@@ -250,7 +289,9 @@ class Source:
 
     def may_lack_keys(self) -> sql.Composed:
         """Whether the table may have rows of which a key column is NULL."""
-        return filled("passes", "may_lack_keys", oid=sql.Literal(self.oid), key=sql.Literal(self.key))
+        return filled(
+            "passes", "may_lack_keys", oid=sql.Literal(self.oid), key=sql.Literal(self.key)
+        )
 
     def read_unkeyed(self) -> sql.Composed:
         """The live rows of which a key column is NULL, with a label in the place of a key, and without vectors."""
@@ -322,8 +363,14 @@ def split_dataset_name(name: DatasetName) -> tuple[str, str]:
 
 def read_sources(connection: psycopg.Connection) -> list[Source]:
     """All sources, in the order in which they were attached."""
-    sources = [Source(*row) for row in connection.execute(statement("sources", "read_attachments")).fetchall()]
-    layouts = {row[0]: row[1:] for row in connection.execute(statement("catalogue", "read_layouts")).fetchall()}
+    sources = [
+        Source(*row)
+        for row in connection.execute(statement("sources", "read_attachments")).fetchall()
+    ]
+    layouts = {
+        row[0]: row[1:]
+        for row in connection.execute(statement("catalogue", "read_layouts")).fetchall()
+    }
     return [as_it_is_now(source, *layouts[source.id]) for source in sources if source.id in layouts]
 
 
@@ -339,12 +386,18 @@ def as_it_is_now(
     if not trouble:
         source = replace(source, column_kinds=[kind for kind in column_kinds if kind])
         present = [kind for kind in key_types if kind is not None]
-        source = replace(source, key_types=present, vector_type=str(vector_type), dimension=dimension)
+        source = replace(
+            source, key_types=present, vector_type=str(vector_type), dimension=dimension
+        )
     # A longer integer is the same key; another kind of key, of vector, of an attached column, or another dimension makes another index.
     kinds = [KEY_KINDS.get(kind, kind) for kind in source.key_types]
-    depends_on = json.dumps([source.arguments_md5, kinds, source.vector_type, source.dimension, source.column_kinds])
+    depends_on = json.dumps(
+        [source.arguments_md5, kinds, source.vector_type, source.dimension, source.column_kinds]
+    )
     digest = hashlib.md5(depends_on.encode(), usedforsecurity=False).hexdigest()
-    dropped = frozenset(name for name, kind in zip(source.columns, column_kinds, strict=True) if kind is None)
+    dropped = frozenset(
+        name for name, kind in zip(source.columns, column_kinds, strict=True) if kind is None
+    )
     return replace(source, arguments_md5=digest, trouble=trouble, dropped=dropped)
 
 
@@ -361,7 +414,11 @@ def layout_trouble(
         again = f"; or, if it was made again: {like_before(source)}" if source.last_name else ""
         return f"the table was dropped: run: syncd detach {source.oid}{again}"
     attached = list(zip(source.columns, column_kinds, strict=True))
-    for name, kind in (*zip(source.key, key_types, strict=True), (source.vector, vector_type), *attached):
+    for name, kind in (
+        *zip(source.key, key_types, strict=True),
+        (source.vector, vector_type),
+        *attached,
+    ):
         if kind is None:
             return f"there is no column {name}"
     for name, kind in zip(source.key, key_types, strict=True):
@@ -369,7 +426,9 @@ def layout_trouble(
             return f"column {name} is of type {kind}, which cannot be a key"
     for name, before, kind in zip(source.key, source.key_types, key_types, strict=True):
         kinds = {KEY_KINDS.get(before), KEY_KINDS[str(kind)]}
-        if len(kinds) == 2 and kinds & TIMES:  # the triggers write a time in another way than the rest
+        if (
+            len(kinds) == 2 and kinds & TIMES
+        ):  # the triggers write a time in another way than the rest
             return f"column {name} was of type {before} and is of type {kind} now"
     if vector_type not in VECTOR_TYPES:
         return f"column {source.vector} is of type {vector_type}, which holds no vector"

@@ -50,10 +50,16 @@ def decode_vectors(vector_type: str, values: Sequence[bytes]) -> Decoded:
     lengths = np.fromiter(map(len, values), dtype=np.int64, count=len(values))
     for length in np.unique(lengths):
         rows = np.flatnonzero(lengths == length)
-        joined = b"".join(values) if len(rows) == len(values) else b"".join(values[row] for row in rows.tolist())
+        joined = (
+            b"".join(values)
+            if len(rows) == len(values)
+            else b"".join(values[row] for row in rows.tolist())
+        )
         bytes_block = np.frombuffer(joined, dtype=np.uint8).reshape(len(rows), int(length))
         if vector_type in PGVECTOR_TYPES:
-            vectors = bytes_block[:, PGVECTOR_HEADER_BYTES:].copy().view(PGVECTOR_TYPES[vector_type])
+            vectors = (
+                bytes_block[:, PGVECTOR_HEADER_BYTES:].copy().view(PGVECTOR_TYPES[vector_type])
+            )
         elif vector_type == "bytea":
             if length % 4:
                 bad += [(int(row), "not_float32") for row in rows]
@@ -65,14 +71,18 @@ def decode_vectors(vector_type: str, values: Sequence[bytes]) -> Decoded:
         if len(rows) and vectors.shape[1] == 0:
             bad += [(int(row), "empty") for row in rows]
         elif len(rows):
-            with np.errstate(over="ignore"):  # a double beyond float32 becomes an infinity, which the index refuses
+            with np.errstate(
+                over="ignore"
+            ):  # a double beyond float32 becomes an infinity, which the index refuses
                 blocks.append(Block(rows, np.ascontiguousarray(vectors, dtype=np.float32)))
     return Decoded(blocks, bad)
 
 
 def decode_arrays(
     vector_type: str, rows: NDArray[np.int64], block: NDArray[np.uint8]
-) -> tuple[NDArray[np.int64], NDArray[np.float32] | NDArray[np.float64], list[tuple[int, QuarantineReason]]]:
+) -> tuple[
+    NDArray[np.int64], NDArray[np.float32] | NDArray[np.float64], list[tuple[int, QuarantineReason]]
+]:
     """Rows of ``array_send``'s format, all of one length in bytes."""
     none = np.empty((0, 0), dtype=np.float32)
     if block.shape[1] < ARRAY_HEADER_BYTES:  # no dimensions: '{}'
@@ -80,7 +90,11 @@ def decode_arrays(
     header = block[:, :ARRAY_HEADER_BYTES].copy().view(">i4")
     element = ELEMENT_TYPES[vector_type]
     dimensions, has_null, count = header[:, 0], header[:, 1], header[:, 3]
-    flat = (dimensions == 1) & (has_null == 0) & (count * element.itemsize == block.shape[1] - ARRAY_HEADER_BYTES)
+    flat = (
+        (dimensions == 1)
+        & (has_null == 0)
+        & (count * element.itemsize == block.shape[1] - ARRAY_HEADER_BYTES)
+    )
     bad: list[tuple[int, QuarantineReason]] = [
         (int(rows[place]), "null_element" if has_null[place] else "not_one_dimensional")
         for place in np.flatnonzero(~flat)

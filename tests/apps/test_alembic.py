@@ -75,7 +75,9 @@ def attached(db: psycopg.Connection) -> list[tuple[object, ...]]:
     ).fetchall()
 
 
-def test_a_revision_attaches_and_its_downgrade_detaches(db: psycopg.Connection, migrations: Config) -> None:
+def test_a_revision_attaches_and_its_downgrade_detaches(
+    db: psycopg.Connection, migrations: Config
+) -> None:
     command.upgrade(migrations, "head")
     assert attached(db) == EXPECTED
     command.downgrade(migrations, "base")

@@ -31,7 +31,12 @@ def opened(running: Throwaway) -> Iterator[Opening]:
     name = f"t{uuid.uuid4().hex}"
 
     def make(**arguments: Any) -> Documents:
-        given: dict[str, Any] = {"dsn": running.dsn, "table": name, "collection": "c", "address": running.socket}
+        given: dict[str, Any] = {
+            "dsn": running.dsn,
+            "table": name,
+            "collection": "c",
+            "address": running.socket,
+        }
         some.append(Documents(**given | arguments))
         return some[-1]
 
@@ -41,7 +46,9 @@ def opened(running: Throwaway) -> Iterator[Opening]:
     with psycopg.connect(
         running.dsn, autocommit=True
     ) as connection:  # a dropped table's source fails until it is detached
-        connection.execute("SELECT syncd.detach(%s) WHERE to_regclass(%s) IS NOT NULL", [name, name])
+        connection.execute(
+            "SELECT syncd.detach(%s) WHERE to_regclass(%s) IS NOT NULL", [name, name]
+        )
         connection.execute(
             "SELECT syncd.unregister(a.id) FROM syncd.attachments AS a WHERE NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = a.source)"
         )
@@ -66,12 +73,16 @@ def test_a_store_has_the_metric_of_its_table(opened: Opening, metric: Metric) ->
     second = opened()
     assert (first.metric, second.metric) == (metric, metric)
     distance = {"l2": math.sqrt(20), "ip": -3.0, "cosine": 0.4}[metric]
-    assert [round(found.distance, 5) for found in second.search([1.0, 0.0], 1)] == [pytest.approx(distance, abs=1e-4)]
+    assert [round(found.distance, 5) for found in second.search([1.0, 0.0], 1)] == [
+        pytest.approx(distance, abs=1e-4)
+    ]
 
 
 def test_another_metric_than_the_tables_is_an_error_at_opening(opened: Opening) -> None:
     opened(metric="l2")
-    with pytest.raises(SettingsError, match="is attached with metric 'l2', expected 'cosine'") as caught:
+    with pytest.raises(
+        SettingsError, match="is attached with metric 'l2', expected 'cosine'"
+    ) as caught:
         opened(metric="cosine")
     assert caught.value.hint == "open it without `metric`, or with metric='l2'"
     assert opened(metric="l2").metric == "l2"
@@ -117,11 +128,15 @@ def test_the_first_write_of_a_collection_has_vectors_of_one_length(store: Docume
     documents = [Document(name, "") for name in "abcde"]
     with pytest.raises(InvalidDocument, match="2 of 5 documents") as caught:
         store.write(documents, [[1.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0, 0.0], [1.0, 0.0]])
-    assert "'a': its vector has 1 dimensions, most vectors of this write have 2; 'd': " in str(caught.value)
+    assert "'a': its vector has 1 dimensions, most vectors of this write have 2; 'd': " in str(
+        caught.value
+    )
     assert ids(store) == []
 
 
-def test_a_collection_whose_documents_are_all_replaced_or_deleted_takes_another_length(store: Documents) -> None:
+def test_a_collection_whose_documents_are_all_replaced_or_deleted_takes_another_length(
+    store: Documents,
+) -> None:
     for number in range(5):
         store.write([Document("a", ""), Document("b", "")], [[1.0, 0.0], [0.0, 1.0]])
         assert ids(store) == ["a", "b"]
@@ -185,7 +200,10 @@ class Color(StrEnum):
 def test_metadata_is_stored_as_json_and_found_by_the_value_that_was_given(
     store: Documents, given: Any, stored: Any
 ) -> None:
-    store.write([Document("a", "", {"key": given}), Document("b", "", {"key": "other"})], [[1.0, 0.0], [1.0, 0.0]])
+    store.write(
+        [Document("a", "", {"key": given}), Document("b", "", {"key": "other"})],
+        [[1.0, 0.0], [1.0, 0.0]],
+    )
     (document,) = store.read(["a"])
     assert document.metadata == {"key": stored}
     assert type(document.metadata["key"]) is type(stored)
@@ -204,9 +222,15 @@ def test_metadata_is_stored_as_json_and_found_by_the_value_that_was_given(
     ],
     ids=lambda value: type(value).__name__,
 )  # fmt: skip
-def test_metadata_that_json_cannot_hold_is_refused_by_its_documents_id(store: Documents, given: Any) -> None:
-    with pytest.raises(InvalidDocument, match="1 of 2 documents cannot be stored: 'bad': the metadata: "):
-        store.write([Document("good", ""), Document("bad", "", {"key": given})], [[1.0, 0.0], [1.0, 0.0]])
+def test_metadata_that_json_cannot_hold_is_refused_by_its_documents_id(
+    store: Documents, given: Any
+) -> None:
+    with pytest.raises(
+        InvalidDocument, match="1 of 2 documents cannot be stored: 'bad': the metadata: "
+    ):
+        store.write(
+            [Document("good", ""), Document("bad", "", {"key": given})], [[1.0, 0.0], [1.0, 0.0]]
+        )
     assert ids(store) == []
 
 
@@ -235,7 +259,9 @@ def test_metadata_of_any_depth_is_stored_or_refused(store: Documents) -> None:
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_text_that_postgresql_cannot_hold_is_refused(store: Documents, document: Document, reason: str) -> None:
+def test_text_that_postgresql_cannot_hold_is_refused(
+    store: Documents, document: Document, reason: str
+) -> None:
     with pytest.raises(InvalidDocument) as caught:
         store.write([document], [[1.0, 0.0]])
     assert reason in str(caught.value)
@@ -245,7 +271,8 @@ def test_text_that_postgresql_cannot_hold_is_refused(store: Documents, document:
 
 def test_an_error_names_some_of_many_documents(store: Documents) -> None:
     with pytest.raises(
-        InvalidDocument, match=r"100 of 100 documents cannot be stored: 'n0': .*'n4': [^']*; and 95 more$"
+        InvalidDocument,
+        match=r"100 of 100 documents cannot be stored: 'n0': .*'n4': [^']*; and 95 more$",
     ):
         store.write([Document(f"n{number}", "") for number in range(100)], [[math.nan]] * 100)
 
@@ -253,9 +280,16 @@ def test_an_error_names_some_of_many_documents(store: Documents) -> None:
 # A table that goes and comes
 
 
-def test_a_table_that_was_dropped_is_made_again_by_the_next_use(running: Throwaway, opened: Opening) -> None:
+def test_a_table_that_was_dropped_is_made_again_by_the_next_use(
+    running: Throwaway, opened: Opening
+) -> None:
     store = opened(metric="l2")
-    uses: list[Callable[[], object]] = [store.delete, lambda: store.read(["a"]), lambda: ids(store), lambda: None]
+    uses: list[Callable[[], object]] = [
+        store.delete,
+        lambda: store.read(["a"]),
+        lambda: ids(store),
+        lambda: None,
+    ]
     for number, use in enumerate(uses):
         store.write([Document("a", ""), Document("b", "")], [[1.0, 0.0], [0.0, float(number)]])
         assert ids(store) == ["a", "b"]
@@ -280,17 +314,23 @@ def test_a_table_that_was_dropped_while_no_store_was_open_is_made_again_at_openi
         drop(running, store)
 
 
-def test_a_table_that_somebody_made_again_is_attached_by_the_next_write(running: Throwaway, opened: Opening) -> None:
+def test_a_table_that_somebody_made_again_is_attached_by_the_next_write(
+    running: Throwaway, opened: Opening
+) -> None:
     store = opened(metric="l2")
     store.write([Document("a", "")], [[1.0, 0.0]])
     with psycopg.connect(running.dsn, autocommit=True) as connection:
         connection.execute(f"CREATE TABLE made_again (LIKE {store.table} INCLUDING ALL)".encode())
-        connection.execute(f"DROP TABLE {store.table}; ALTER TABLE made_again RENAME TO {store.table}".encode())
+        connection.execute(
+            f"DROP TABLE {store.table}; ALTER TABLE made_again RENAME TO {store.table}".encode()
+        )
     store.write([Document("b", "")], [[1.0, 0.0]])
     assert ids(store) == ["b"]
 
 
-def test_a_table_that_is_not_attached_is_attached_at_opening(running: Throwaway, opened: Opening) -> None:
+def test_a_table_that_is_not_attached_is_attached_at_opening(
+    running: Throwaway, opened: Opening
+) -> None:
     opened(metric="ip").write([Document("a", "")], [[1.0, 0.0]])
     with psycopg.connect(running.dsn, autocommit=True) as connection:
         table = opened().table
@@ -300,7 +340,9 @@ def test_a_table_that_is_not_attached_is_attached_at_opening(running: Throwaway,
     assert (again.metric, ids(again)) == ("l2", ["a", "b"])
 
 
-def test_a_detached_table_is_an_error_also_beside_a_source_that_fails(running: Throwaway, opened: Opening) -> None:
+def test_a_detached_table_is_an_error_also_beside_a_source_that_fails(
+    running: Throwaway, opened: Opening
+) -> None:
     """While a source fails, syncd cannot say that there is no such dataset: it may be that source's."""
     failing, store = opened(table=f"f{uuid.uuid4().hex}"), opened()
     drop(running, failing)
@@ -314,18 +356,24 @@ def test_a_detached_table_is_an_error_also_beside_a_source_that_fails(running: T
     assert caught.value.hint.startswith("attach it: SELECT syncd.attach(")
 
 
-def test_who_may_not_attach_is_told_what_the_owner_types(running: Throwaway, opened: Opening) -> None:
+def test_who_may_not_attach_is_told_what_the_owner_types(
+    running: Throwaway, opened: Opening
+) -> None:
     table = opened().table
     role = f"writer{uuid.uuid4().hex[:8]}"
     with psycopg.connect(running.dsn, autocommit=True) as connection:
-        connection.execute(f"CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA syncd TO {role}".encode())
+        connection.execute(
+            f"CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA syncd TO {role}".encode()
+        )
         connection.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {role}".encode())
         mine = psycopg.conninfo.make_conninfo(running.dsn, user=role)
         other = opened(dsn=mine)
         other.write([Document("a", "")], [[1.0, 0.0]])
         assert ids(other) == ["a"]
         connection.execute("SELECT syncd.detach(%s)", [table])
-        with pytest.raises(DatabaseError, match="is not attached, and this role may not attach it") as caught:
+        with pytest.raises(
+            DatabaseError, match="is not attached, and this role may not attach it"
+        ) as caught:
             opened(dsn=mine)
         connection.execute(caught.value.hint.partition(": ")[2].encode())
         assert ids(opened(dsn=mine)) == ["a"]

@@ -22,8 +22,13 @@ TOKEN = "of this test"  # noqa: S105
 
 
 def run(running: Throwaway, *command: str, dsn: str = "") -> str:
-    environment = os.environ | {"SYNCD_DSN": dsn or running.dsn, "SYNCD_SOCKET": str(running.socket)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    environment = os.environ | {
+        "SYNCD_DSN": dsn or running.dsn,
+        "SYNCD_SOCKET": str(running.socket),
+    }
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -32,7 +37,9 @@ def run(running: Throwaway, *command: str, dsn: str = "") -> str:
 def colours(running: Throwaway) -> str:
     """A table with three vectors; the dataset's name."""
     with psycopg.connect(running.dsn, autocommit=True) as connection:
-        connection.execute("CREATE TABLE IF NOT EXISTS colours (name text PRIMARY KEY, embedding real[])")
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS colours (name text PRIMARY KEY, embedding real[])"
+        )
         connection.execute("SELECT syncd.attach('colours')")
         connection.execute("TRUNCATE colours")
         connection.execute(
@@ -44,7 +51,10 @@ def colours(running: Throwaway) -> str:
 def test_sqlalchemy(running: Throwaway) -> None:
     parts = conninfo_to_dict(running.dsn)
     url = f"postgresql+psycopg://{parts['user']}@/{parts['dbname']}?host={parts['host']}&port={parts['port']}"
-    assert run(running, sys.executable, str(EXAMPLES / "with_sqlalchemy.py"), dsn=url) == "red\norange\n"
+    assert (
+        run(running, sys.executable, str(EXAMPLES / "with_sqlalchemy.py"), dsn=url)
+        == "red\norange\n"
+    )
 
 
 @pytest.mark.skipif(importlib.util.find_spec("django") is None, reason="pip install -e '.[dev]'")
@@ -67,5 +77,7 @@ def test_a_shell_over_tcp() -> None:
                 "INSERT INTO syncd.embeddings (id, embedding) VALUES ('red', '{1,0}'), ('blue', '{0,1}')"
             )
         script = str(EXAMPLES / "search.sh")
-        answer = json.loads(run(running, "bash", script, "127.0.0.1", port, TOKEN, "embeddings", "[1, 0]"))
+        answer = json.loads(
+            run(running, "bash", script, "127.0.0.1", port, TOKEN, "embeddings", "[1, 0]")
+        )
     assert answer["result"]["keys"] == ["red", "blue"]

@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-MAY_BE_MISSING = ("langchain-core", "langchain-tests", "llama-index-core", "django", "psycopg[pool]")
+MAY_BE_MISSING = (
+    "langchain-core",
+    "langchain-tests",
+    "llama-index-core",
+    "django",
+    "psycopg[pool]",
+)
 
 
 def brought_by(extra: str) -> set[str]:

@@ -39,7 +39,9 @@ documents.close()
 
 @pytest.fixture
 def documents(running: Throwaway) -> Iterator[Documents]:
-    with Documents(running.dsn, table="forked", collection=uuid.uuid4().hex, address=running.socket) as opened:
+    with Documents(
+        running.dsn, table="forked", collection=uuid.uuid4().hex, address=running.socket
+    ) as opened:
         yield opened
 
 
@@ -49,7 +51,9 @@ def write_and_search(documents: Documents, name: str) -> list[str]:
     for number in range(WRITES):
         written = f"{name} {number}"
         documents.write([Document(written, name)], [[1.0, float(number)]])
-        if written not in {each.document.id for each in documents.search([1.0, float(number)], 1000)}:
+        if written not in {
+            each.document.id for each in documents.search([1.0, float(number)], 1000)
+        }:
             missed.append(written)
     return missed
 
@@ -61,13 +65,20 @@ def backend(documents: Documents) -> int:
 
 def backends(running: Throwaway) -> set[int]:
     with psycopg.connect(running.dsn) as connection:
-        rows = connection.execute("SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend'")
+        rows = connection.execute(
+            "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend'"
+        )
         return {pid for (pid,) in rows}
 
 
-def test_a_store_opened_before_a_fork_writes_and_finds_in_each_process(documents: Documents) -> None:
+def test_a_store_opened_before_a_fork_writes_and_finds_in_each_process(
+    documents: Documents,
+) -> None:
     documents.write([Document("before", "parent")], [[0.0, 1.0]])
-    children = [Child(lambda name=f"child {number}": write_and_search(documents, name)) for number in range(CHILDREN)]  # type: ignore[misc]
+    children = [
+        Child(lambda name=f"child {number}": write_and_search(documents, name))  # type: ignore[misc]
+        for number in range(CHILDREN)
+    ]
     assert write_and_search(documents, "parent") == []
     assert [child.result() for child in children] == [[]] * CHILDREN
     found = {each.document.content for each in documents.search([0.0, 1.0], 1000)}
@@ -100,8 +111,13 @@ def test_a_fork_while_another_thread_writes_neither_blocks_the_child_nor_breaks_
 ) -> None:
     documents.write([Document("x", "before")], [[1.0, 0.0]])
     with psycopg.connect(running.dsn) as holder:
-        holder.execute("SELECT FROM forked WHERE id = 'x' AND collection = %s FOR UPDATE", [documents.collection])
-        thread = threading.Thread(target=documents.write, args=[[Document("x", "after")], [[1.0, 0.0]]])
+        holder.execute(
+            "SELECT FROM forked WHERE id = 'x' AND collection = %s FOR UPDATE",
+            [documents.collection],
+        )
+        thread = threading.Thread(
+            target=documents.write, args=[[Document("x", "after")], [[1.0, 0.0]]]
+        )
         thread.start()
         waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)"
         with psycopg.connect(running.dsn, autocommit=True) as watcher:

@@ -12,7 +12,9 @@ import pytest
 from syncd.testing import Throwaway
 
 pytest.importorskip("langchain_core", reason="pip install -e '.[dev]'")
-suites = pytest.importorskip("langchain_tests.integration_tests.vectorstores", reason="pip install -e '.[dev]'")
+suites = pytest.importorskip(
+    "langchain_tests.integration_tests.vectorstores", reason="pip install -e '.[dev]'"
+)
 
 from langchain_core.documents import Document  # noqa: E402
 from langchain_core.embeddings import DeterministicFakeEmbedding, Embeddings  # noqa: E402
@@ -51,7 +53,9 @@ class TestLangChainsOwnSuite(suites.VectorStoreIntegrationTests):  # type: ignor
         opened.close()
 
 
-def test_a_search_sees_the_writes_of_every_thread_that_has_finished(store: SyncdVectorStore) -> None:
+def test_a_search_sees_the_writes_of_every_thread_that_has_finished(
+    store: SyncdVectorStore,
+) -> None:
     def write(number: int) -> bool:
         (name,) = store.add_texts([f"1 {number}"])
         return name in [document.id for document in store.similarity_search(f"1 {number}", k=100)]
@@ -60,7 +64,9 @@ def test_a_search_sees_the_writes_of_every_thread_that_has_finished(store: Syncd
         assert all(threads.map(write, range(80)))
 
 
-def test_a_reader_elsewhere_sees_a_write_by_its_token(running: Throwaway, store: SyncdVectorStore) -> None:
+def test_a_reader_elsewhere_sees_a_write_by_its_token(
+    running: Throwaway, store: SyncdVectorStore
+) -> None:
     reader = store_in(running, Words(), store.documents.collection)
     try:
         for number in range(50):
@@ -74,8 +80,16 @@ def test_a_reader_elsewhere_sees_a_write_by_its_token(running: Throwaway, store:
 def test_filters_are_over_metadata(store: SyncdVectorStore) -> None:
     store.add_documents(
         [
-            Document(id="a", page_content="1 0", metadata={"lang": "en", "year": 2020, "size": {"height": 1}}),
-            Document(id="b", page_content="1 1", metadata={"lang": "de", "year": 2024, "size": {"height": 2}}),
+            Document(
+                id="a",
+                page_content="1 0",
+                metadata={"lang": "en", "year": 2020, "size": {"height": 1}},
+            ),
+            Document(
+                id="b",
+                page_content="1 1",
+                metadata={"lang": "de", "year": 2024, "size": {"height": 2}},
+            ),
             Document(id="c", page_content="0 1", metadata={"year": 2022}),
         ]
     )
@@ -92,7 +106,10 @@ def test_filters_are_over_metadata(store: SyncdVectorStore) -> None:
 def test_scores_are_distances_and_relevance_is_their_complement(store: SyncdVectorStore) -> None:
     store.add_texts(["2 0", "0 5"], ids=["same way", "across"])
     scored = store.similarity_search_with_score("1 0", k=2)
-    assert [(document.id, round(distance, 6)) for document, distance in scored] == [("same way", 0.0), ("across", 1.0)]
+    assert [(document.id, round(distance, 6)) for document, distance in scored] == [
+        ("same way", 0.0),
+        ("across", 1.0),
+    ]
     relevant = store.similarity_search_with_relevance_scores("1 0", k=2)
     assert [round(score, 6) for _, score in relevant] == [1.0, 0.0]
 
@@ -101,7 +118,10 @@ def test_a_table_that_was_made_a_moment_ago_answers(running: Throwaway) -> None:
     """Also while syncd has not looked at it yet, and to a program that has not made it."""
     for number in range(10):
         table = f"fresh_{uuid.uuid4().hex}"
-        stores = [SyncdVectorStore(Words(), running.dsn, table=table, address=running.socket) for _ in range(2)]
+        stores = [
+            SyncdVectorStore(Words(), running.dsn, table=table, address=running.socket)
+            for _ in range(2)
+        ]
         try:
             assert stores[number % 2].similarity_search("1 0") == []
             stores[0].add_texts(["1 0"], ids=["x"])
@@ -115,18 +135,29 @@ def test_marginal_relevance_prefers_what_is_unlike(store: SyncdVectorStore) -> N
     assert store.max_marginal_relevance_search("1 0", k=2) == []
     store.add_texts(["1 0", "1 0.01", "0.7 0.7"], ids=["first", "twin", "other"])
     assert [each.id for each in store.similarity_search("1 0", k=2)] == ["first", "twin"]
-    assert [each.id for each in store.max_marginal_relevance_search("1 0", k=2, lambda_mult=0.2)] == ["first", "other"]
+    assert [
+        each.id for each in store.max_marginal_relevance_search("1 0", k=2, lambda_mult=0.2)
+    ] == ["first", "other"]
 
 
-def test_collections_and_tables_with_the_same_ids_are_apart(running: Throwaway, store: SyncdVectorStore) -> None:
+def test_collections_and_tables_with_the_same_ids_are_apart(
+    running: Throwaway, store: SyncdVectorStore
+) -> None:
     other_collection = store_in(running, Words())
     other_table = SyncdVectorStore(
-        Words(), running.dsn, collection=store.documents.collection, table="public.other%table", address=running.socket
+        Words(),
+        running.dsn,
+        collection=store.documents.collection,
+        table="public.other%table",
+        address=running.socket,
     )
     try:
         for number, each in enumerate((store, other_collection, other_table)):
             each.add_texts([f"1 {number}"], ids=["x"])
-        found = [each.similarity_search("1 0")[0].page_content for each in (store, other_collection, other_table)]
+        found = [
+            each.similarity_search("1 0")[0].page_content
+            for each in (store, other_collection, other_table)
+        ]
         assert found == ["1 0", "1 1", "1 2"]
         store.delete()
         assert store.similarity_search("1 0") == []

@@ -22,7 +22,20 @@ from syncd.apps.langchain import SyncdVectorStore
 from tests.apps.test_langchain import Words
 
 SCALARS: list[Any] = [True, False, 0, 1, 2.0, 1.5, "", "a", "A", "ab", "1"]
-NAMES = ["lang", "loc.pageNumber", "loc", "a.b.c", "", ".", "not", "or", "none", "path", "$eq", "q\"'%"]
+NAMES = [
+    "lang",
+    "loc.pageNumber",
+    "loc",
+    "a.b.c",
+    "",
+    ".",
+    "not",
+    "or",
+    "none",
+    "path",
+    "$eq",
+    "q\"'%",
+]
 WORDS = ("not", "or", "none")
 LISTS = ("and", "or", "none", "$and", "$or")
 COMPARE = {
@@ -36,9 +49,19 @@ scalars = st.sampled_from(SCALARS)
 values = st.one_of(st.none(), scalars, scalars, st.lists(scalars, max_size=3))
 operators = st.one_of(
     st.fixed_dictionaries(
-        {}, optional={"eq": st.none() | scalars, "ne": st.none() | scalars, "in": st.lists(scalars, max_size=3)}
+        {},
+        optional={
+            "eq": st.none() | scalars,
+            "ne": st.none() | scalars,
+            "in": st.lists(scalars, max_size=3),
+        },
     ),
-    st.dictionaries(st.sampled_from(list(COMPARE)), st.sampled_from([0, 1, 1.5, "a", "ab"]), min_size=1, max_size=2),
+    st.dictionaries(
+        st.sampled_from(list(COMPARE)),
+        st.sampled_from([0, 1, 1.5, "a", "ab"]),
+        min_size=1,
+        max_size=2,
+    ),
 ).filter(bool)
 with_dollar = st.builds(
     lambda asked, dollar: {f"{'$' if dollar else ''}{name}": each for name, each in asked.items()},
@@ -52,16 +75,26 @@ def documents_and_filters(draw: st.DrawFn) -> tuple[list[dict[str, Any]], list[d
     """Metadata of few keys, so that documents have those that filters ask for."""
     names = draw(st.lists(st.sampled_from(NAMES), min_size=1, max_size=2, unique=True))
     inside = st.dictionaries(st.sampled_from(["pageNumber", "b"]), values, max_size=2)
-    known = {name: st.one_of(values, values, inside) for name in (*names, *(name.split(".")[0] for name in names))}
+    known = {
+        name: st.one_of(values, values, inside)
+        for name in (*names, *(name.split(".")[0] for name in names))
+    }
     asked = st.one_of(st.none(), scalars, st.lists(scalars, max_size=2), with_dollar)
     leaves = st.dictionaries(
-        st.sampled_from([name for name in names if name not in WORDS] or ["lang"]), asked, min_size=1, max_size=2
+        st.sampled_from([name for name in names if name not in WORDS] or ["lang"]),
+        asked,
+        min_size=1,
+        max_size=2,
     )
     filters = st.recursive(
         leaves,
         lambda inner: st.one_of(
             st.builds(lambda one: {"not": one}, inner),
-            st.builds(lambda word, some: {word: some}, st.sampled_from(LISTS), st.lists(inner, min_size=1, max_size=3)),
+            st.builds(
+                lambda word, some: {word: some},
+                st.sampled_from(LISTS),
+                st.lists(inner, min_size=1, max_size=3),
+            ),
         ),
         max_leaves=4,
     )
@@ -80,7 +113,11 @@ def passes(wanted: dict[str, Any], document: dict[str, Any]) -> bool | None:
         elif name in ("and", "or", "none") and isinstance(value, list):
             each = [passes(one, document) for one in value]
             parts.append(
-                conjunction(each) if name == "and" else disjunction(each) if name == "or" else True not in each
+                conjunction(each)
+                if name == "and"
+                else disjunction(each)
+                if name == "or"
+                else True not in each
             )
         else:
             parts += compared(found_in(document, given_name), value)
@@ -109,7 +146,11 @@ def compared(found: Any, asked: Any) -> list[bool | None]:
     """Each comparison of a value."""
     if isinstance(asked, list):
         whole = isinstance(found, list) and len(found) == len(asked)
-        return [None if found is None else whole and all(same(*both) for both in zip(found, asked, strict=True))]
+        return [
+            None
+            if found is None
+            else whole and all(same(*both) for both in zip(found, asked, strict=True))
+        ]
     if not isinstance(asked, dict):
         asked = {"eq": asked}
     parts: list[bool | None] = []
@@ -139,7 +180,9 @@ def same(one: Any, other: Any) -> bool:
 
 @pytest.fixture(scope="module")
 def store(running: Throwaway) -> Iterator[SyncdVectorStore]:
-    opened = SyncdVectorStore(Words(), running.dsn, collection=uuid.uuid4().hex, address=running.socket)
+    opened = SyncdVectorStore(
+        Words(), running.dsn, collection=uuid.uuid4().hex, address=running.socket
+    )
     yield opened
     opened.close()
 
@@ -155,7 +198,10 @@ def test_every_filter_finds_what_the_reference_store_finds(
     store: SyncdVectorStore, drawn: tuple[list[dict[str, Any]], list[dict[str, Any]]]
 ) -> None:
     documents, wanted = drawn
-    made = [Document(id=str(number), page_content="1 0", metadata=each) for number, each in enumerate(documents)]
+    made = [
+        Document(id=str(number), page_content="1 0", metadata=each)
+        for number, each in enumerate(documents)
+    ]
     reference = InMemoryVectorStore(Words())
     store.delete()
     for each in (store, reference):

@@ -61,7 +61,11 @@ def test_nodes_come_back_as_they_were_written_nearest_first(store: SyncdVectorSt
     assert found.ids == ["a", "b", "c"]
     assert found.similarities == pytest.approx([1, 2**-0.5, 0], abs=1e-6)
     first = (found.nodes or [])[0]
-    assert (first.get_content(), first.metadata, first.ref_doc_id) == ("text of a", NODES[0].metadata, "first")
+    assert (first.get_content(), first.metadata, first.ref_doc_id) == (
+        "text of a",
+        NODES[0].metadata,
+        "first",
+    )
     assert [each.node_id for each in store.get_nodes(["c", "nobody", "a"])] == ["c", "a"]
 
 
@@ -122,7 +126,9 @@ def test_conditions_documents_and_ids(store: SyncdVectorStore) -> None:
     english = MetadataFilter(key="lang", value="en")
     late = MetadataFilter(key="year", value=2022, operator=FilterOperator.GTE)
 
-    def ids(condition: FilterCondition, *filters: MetadataFilter | MetadataFilters) -> list[str] | None:
+    def ids(
+        condition: FilterCondition, *filters: MetadataFilter | MetadataFilters
+    ) -> list[str] | None:
         found: list[str] | None = store.query(
             query(filters=MetadataFilters(filters=list(filters), condition=condition))
         ).ids
@@ -137,15 +143,30 @@ def test_conditions_documents_and_ids(store: SyncdVectorStore) -> None:
 
 
 def test_what_cannot_be_asked_is_refused(store: SyncdVectorStore) -> None:
-    for operator, value in ((FilterOperator.TEXT_MATCH, 1), (FilterOperator.GT, ["a"]), (FilterOperator.ALL, 1)):
-        wrong = MetadataFilters(filters=[MetadataFilter(key="lang", value=value, operator=operator)])
-        with pytest.raises(ValueError, match=f"no filter {operator.value!r} on 'lang' for a value of type"):
+    for operator, value in (
+        (FilterOperator.TEXT_MATCH, 1),
+        (FilterOperator.GT, ["a"]),
+        (FilterOperator.ALL, 1),
+    ):
+        wrong = MetadataFilters(
+            filters=[MetadataFilter(key="lang", value=value, operator=operator)]
+        )
+        with pytest.raises(
+            ValueError, match=f"no filter {operator.value!r} on 'lang' for a value of type"
+        ):
             store.query(query(filters=wrong))
-    wrong = MetadataFilters(filters=[MetadataFilter(key="lang", value=1, operator=FilterOperator.IN)])
+    wrong = MetadataFilters(
+        filters=[MetadataFilter(key="lang", value=1, operator=FilterOperator.IN)]
+    )
     with pytest.raises(ValueError, match="IN and NIN on 'lang' take a list"):
         store.query(query(filters=wrong))
-    for mode in set(VectorStoreQueryMode) - {VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.MMR}:
-        with pytest.raises(ValueError, match=f"mode default or mmr with an embedding, not {mode.value}"):
+    for mode in set(VectorStoreQueryMode) - {
+        VectorStoreQueryMode.DEFAULT,
+        VectorStoreQueryMode.MMR,
+    }:
+        with pytest.raises(
+            ValueError, match=f"mode default or mmr with an embedding, not {mode.value}"
+        ):
             store.query(query(mode=mode))
     with pytest.raises(ValueError, match="with an embedding"):
         store.query(query(query_embedding=None))
@@ -156,10 +177,17 @@ def test_what_cannot_be_asked_is_refused(store: SyncdVectorStore) -> None:
 def test_marginal_relevance_prefers_what_is_unlike(store: SyncdVectorStore) -> None:
     assert store.query(query(mode=VectorStoreQueryMode.MMR)).ids == []
     store.add(
-        [node("first", [1, 0]), node("twin", [1, 0.01]), node("other", [0.7, 0.7], lang="en"), node("far", [-1, 0])]
+        [
+            node("first", [1, 0]),
+            node("twin", [1, 0.01]),
+            node("other", [0.7, 0.7], lang="en"),
+            node("far", [-1, 0]),
+        ]
     )
 
-    def ids(number: int = 2, filters: MetadataFilters | None = None, **options: Any) -> list[str] | None:
+    def ids(
+        number: int = 2, filters: MetadataFilters | None = None, **options: Any
+    ) -> list[str] | None:
         asked = query(mode=VectorStoreQueryMode.MMR, similarity_top_k=number, filters=filters)
         found: list[str] | None = store.query(asked, **options).ids
         return found
@@ -169,8 +197,13 @@ def test_marginal_relevance_prefers_what_is_unlike(store: SyncdVectorStore) -> N
     assert ids(mmr_threshold=0.2) == ["first", "far"]  # eight candidates
     assert ids(mmr_threshold=0.2, mmr_prefetch_factor=1) == ["first", "twin"]
     assert ids(mmr_threshold=1) == ["first", "twin"]
-    assert ids(mmr_threshold=1, mmr_prefetch_k=1) == ["first", "twin"]  # never fewer candidates than answers
-    assert ids(filters=MetadataFilters(filters=[MetadataFilter(key="lang", value="en")])) == ["other"]
+    assert ids(mmr_threshold=1, mmr_prefetch_k=1) == [
+        "first",
+        "twin",
+    ]  # never fewer candidates than answers
+    assert ids(filters=MetadataFilters(filters=[MetadataFilter(key="lang", value="en")])) == [
+        "other"
+    ]
     assert len(ids(10) or []) == 4
 
 
@@ -179,7 +212,11 @@ def test_an_index_of_llamaindex_on_it_retrieves(store: SyncdVectorStore) -> None
 
     context = StorageContext.from_defaults(vector_store=store)
     index = VectorStoreIndex(NODES, storage_context=context, embed_model=MockEmbedding(2))
-    assert {each.node.node_id for each in index.as_retriever(similarity_top_k=3).retrieve("x")} == {"a", "b", "c"}
+    assert {each.node.node_id for each in index.as_retriever(similarity_top_k=3).retrieve("x")} == {
+        "a",
+        "b",
+        "c",
+    }
 
 
 def test_nodes_are_read_and_deleted_by_filters(store: SyncdVectorStore) -> None:
@@ -188,7 +225,9 @@ def test_nodes_are_read_and_deleted_by_filters(store: SyncdVectorStore) -> None:
     assert [each.node_id for each in store.get_nodes(filters=english)] == ["a"]
     assert store.get_nodes(["b", "c"], filters=english) == []
     assert store.get_nodes([], filters=english) == []
-    assert sorted(each.node_id for each in store.get_nodes(filters=MetadataFilters(filters=[]))) == ["a", "b", "c"]
+    assert sorted(
+        each.node_id for each in store.get_nodes(filters=MetadataFilters(filters=[]))
+    ) == ["a", "b", "c"]
     store.delete_nodes(["b", "c"], filters=english)
     store.delete_nodes()
     assert store.query(query()).ids == ["a", "b", "c"]
@@ -198,7 +237,9 @@ def test_nodes_are_read_and_deleted_by_filters(store: SyncdVectorStore) -> None:
     assert store.get_nodes(filters=english) == []
 
 
-def test_metadata_of_a_node_and_of_its_document_is_json_or_refused_by_the_nodes_id(store: SyncdVectorStore) -> None:
+def test_metadata_of_a_node_and_of_its_document_is_json_or_refused_by_the_nodes_id(
+    store: SyncdVectorStore,
+) -> None:
     given = {
         "at": datetime(2024, 2, 29, tzinfo=UTC),
         "n": np.int64(7),
@@ -206,7 +247,13 @@ def test_metadata_of_a_node_and_of_its_document_is_json_or_refused_by_the_nodes_
         "d": Decimal("0.5"),
         "u": uuid.UUID(int=1),
     }
-    stored = {"at": "2024-02-29T00:00:00+00:00", "n": 7, "v": [1.5], "d": 0.5, "u": str(uuid.UUID(int=1))}
+    stored = {
+        "at": "2024-02-29T00:00:00+00:00",
+        "n": 7,
+        "v": [1.5],
+        "d": 0.5,
+        "u": str(uuid.UUID(int=1)),
+    }
     good = node("good", [1, 0], "", **given)
     good.relationships[NodeRelationship.SOURCE] = RelatedNodeInfo(node_id="whole", metadata=given)
     good.relationships[NodeRelationship.CHILD] = [RelatedNodeInfo(node_id="part", metadata=given)]

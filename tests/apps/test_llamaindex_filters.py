@@ -27,7 +27,22 @@ from llama_index.core.vector_stores.types import (
 from syncd.apps.llamaindex import SyncdVectorStore
 
 Operator = FilterOperator
-KEYS = ["level", "a.b", "a", "b", "", "and", "not", "none", "path", "eq", "metadata", "id", "q\"'%", "\u00e4 \u4e2d"]
+KEYS = [
+    "level",
+    "a.b",
+    "a",
+    "b",
+    "",
+    "and",
+    "not",
+    "none",
+    "path",
+    "eq",
+    "metadata",
+    "id",
+    "q\"'%",
+    "\u00e4 \u4e2d",
+]
 SCALARS: list[Any] = [
     None,
     True,
@@ -55,7 +70,10 @@ ORDERED = (Operator.GT, Operator.GTE, Operator.LT, Operator.LTE)
 
 scalars = st.sampled_from(SCALARS)
 values = st.one_of(
-    scalars, scalars, st.lists(scalars.filter(lambda each: each is not None), max_size=3), st.just({"a": 1, "ab": "x"})
+    scalars,
+    scalars,
+    st.lists(scalars.filter(lambda each: each is not None), max_size=3),
+    st.just({"a": 1, "ab": "x"}),
 )
 SAMPLES: list[dict[str, Any]] = [
     {},
@@ -99,10 +117,14 @@ def documents_and_filters(draw: st.DrawFn) -> tuple[list[dict[str, Any]], list[M
     one = comparisons(keys)
     some = one | st.builds(MetadataFilters, filters=st.lists(one, max_size=2), condition=conditions)
     filters = st.builds(MetadataFilters, filters=st.lists(some, max_size=3), condition=conditions)
-    single = st.builds(MetadataFilters, filters=st.lists(one, min_size=1, max_size=1), condition=conditions)
+    single = st.builds(
+        MetadataFilters, filters=st.lists(one, min_size=1, max_size=1), condition=conditions
+    )
     rich = st.fixed_dictionaries({keys[0]: values}, optional=dict.fromkeys(keys[1:], values))
     documents = draw(st.lists(st.one_of(rich, rich, rich, st.just({})), min_size=5, max_size=10))
-    return documents, draw(st.lists(single, min_size=6, max_size=10)) + draw(st.lists(filters, min_size=2, max_size=4))
+    return documents, draw(st.lists(single, min_size=6, max_size=10)) + draw(
+        st.lists(filters, min_size=2, max_size=4)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +152,9 @@ def passes(reference: SimpleVectorStore, wanted: MetadataFilters) -> bool:
     if not any(isinstance(each, MetadataFilters) for each in wanted.filters):
         return bool(found(reference, wanted))
     each = [
-        passes(reference, one if isinstance(one, MetadataFilters) else MetadataFilters(filters=[one]))
+        passes(
+            reference, one if isinstance(one, MetadataFilters) else MetadataFilters(filters=[one])
+        )
         for one in wanted.filters
     ]
     if wanted.condition == FilterCondition.OR:
@@ -167,7 +191,9 @@ def test_every_filter_finds_what_the_reference_store_finds(
 
 
 @pytest.mark.parametrize("operator", list(Operator))
-def test_every_comparison_is_the_reference_stores(store: SyncdVectorStore, operator: FilterOperator) -> None:
+def test_every_comparison_is_the_reference_stores(
+    store: SyncdVectorStore, operator: FilterOperator
+) -> None:
     """All sample values against all sample operands, and their negations. What the reference cannot compare does not pass."""
     nodes = nodes_of(SAMPLES)
     store.clear()
@@ -187,7 +213,10 @@ def test_every_comparison_is_the_reference_stores(store: SyncdVectorStore, opera
                     compared.add(node.node_id)
                 except TypeError:
                     continue
-            assert ours & compared == expected, (asked, [SAMPLES[int(name)] for name in ours & compared ^ expected])
+            assert ours & compared == expected, (
+                asked,
+                [SAMPLES[int(name)] for name in ours & compared ^ expected],
+            )
             assert len(compared) >= 2  # none compares nothing
 
 
@@ -197,7 +226,9 @@ def test_every_key_is_found_beside_a_missing_and_an_empty_one(
     store: SyncdVectorStore, key: str, condition: FilterCondition
 ) -> None:
     """The issue's own cases: NOT, no filters, NE and IS_EMPTY, by keys with dots and odd characters."""
-    nodes = nodes_of([{key: "secret"}, {key: "draft"}, {key: "public"}, {}, {key: ""}, {key: []}, {key: None}])
+    nodes = nodes_of(
+        [{key: "secret"}, {key: "draft"}, {key: "public"}, {}, {key: ""}, {key: []}, {key: None}]
+    )
     reference = SimpleVectorStore()
     store.clear()
     store.add(nodes)
@@ -206,7 +237,14 @@ def test_every_key_is_found_beside_a_missing_and_an_empty_one(
     other = MetadataFilter(key=key, value="secret", operator=Operator.NE)
     neither = MetadataFilter(key=key, value=["secret", "draft"], operator=Operator.NIN)
     empty = MetadataFilter(key=key, value=None, operator=Operator.IS_EMPTY)
-    wanted: list[list[MetadataFilter]] = [[secret, draft], [secret], [], [other], [neither], [empty]]
+    wanted: list[list[MetadataFilter]] = [
+        [secret, draft],
+        [secret],
+        [],
+        [other],
+        [neither],
+        [empty],
+    ]
     for some in wanted:
         asked = MetadataFilters(filters=list(some), condition=condition)
         assert found(store, asked) == found(reference, asked), asked
@@ -216,9 +254,22 @@ def test_long_lists_are_answered(store: SyncdVectorStore) -> None:
     store.clear()
     store.add(nodes_of([{"n": "5"}, {"n": ["7"]}, {"n": 9}]))
     many = [str(number) for number in range(4000)]
-    for operator, expected in ((Operator.IN, {"0"}), (Operator.NIN, {"1", "2"}), (Operator.ANY, {"0", "1"})):
+    for operator, expected in (
+        (Operator.IN, {"0"}),
+        (Operator.NIN, {"1", "2"}),
+        (Operator.ANY, {"0", "1"}),
+    ):
         assert (
-            found(store, MetadataFilters(filters=[MetadataFilter(key="n", value=many, operator=operator)])) == expected
+            found(
+                store,
+                MetadataFilters(filters=[MetadataFilter(key="n", value=many, operator=operator)]),
+            )
+            == expected
         )
     with pytest.raises(ValueError, match="a text of 101 characters is too long"):
-        found(store, MetadataFilters(filters=[MetadataFilter(key="n", value="x" * 101, operator=Operator.IN)]))
+        found(
+            store,
+            MetadataFilters(
+                filters=[MetadataFilter(key="n", value="x" * 101, operator=Operator.IN)]
+            ),
+        )

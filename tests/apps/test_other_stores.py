@@ -33,7 +33,9 @@ def test_each_collection_of_langchain_postgres_is_a_dataset(running: Throwaway) 
     with psycopg.connect(running.dsn, autocommit=True) as connection, running.client() as client:
         connection.execute(LANGCHAIN_POSTGRES)
         for collection, name in ((first, "first"), (second, "second")):
-            connection.execute("INSERT INTO langchain_pg_collection VALUES (%s, %s)", [collection, name])
+            connection.execute(
+                "INSERT INTO langchain_pg_collection VALUES (%s, %s)", [collection, name]
+            )
         connection.execute(
             "INSERT INTO langchain_pg_embedding VALUES "
             """('a', %(first)s, '[1,0]', 'A', '{"lang": "en"}'), ('b', %(first)s, '[1,1]', 'B', '{"lang": "de"}'), """
@@ -46,18 +48,24 @@ def test_each_collection_of_langchain_postgres_is_a_dataset(running: Throwaway) 
         assert attached == (3, 3, 2)
         running.catch_up()
         assert [hit.key for hit in client.search(str(first), [1, 0])] == ["a", "b"]
-        assert [hit.key for hit in client.search(str(first), [1, 0], filter={"cmetadata.lang": "de"})] == ["b"]
+        assert [
+            hit.key for hit in client.search(str(first), [1, 0], filter={"cmetadata.lang": "de"})
+        ] == ["b"]
         assert [hit.key for hit in client.search(str(second), [1, 0, 0])] == ["c"]
         connection.execute("DELETE FROM langchain_pg_collection WHERE name = 'first'")
         running.catch_up()
         assert client.search(str(first), [1, 0]) == []
 
 
-@pytest.mark.parametrize(("json", "columns"), [("jsonb", ["metadata_", "node_id"]), ("json", ["node_id"])])
+@pytest.mark.parametrize(
+    ("json", "columns"), [("jsonb", ["metadata_", "node_id"]), ("json", ["node_id"])]
+)
 def test_a_table_of_pgvectorstore(running: Throwaway, json: str, columns: list[str]) -> None:
     with psycopg.connect(running.dsn, autocommit=True) as connection, running.client() as client:
         connection.execute(PGVECTORSTORE.format(json=json).encode())
-        connection.execute("SELECT syncd.attach(%s, columns => %s)", [f"public.data_{json}", columns])
+        connection.execute(
+            "SELECT syncd.attach(%s, columns => %s)", [f"public.data_{json}", columns]
+        )
         connection.execute(
             f"INSERT INTO data_{json} (text, metadata_, node_id, embedding) VALUES "
             """('A', '{"ref_doc_id": "x"}', 'a', '[1,0]'), ('B', '{"ref_doc_id": "y"}', 'b', '[1,1]')"""
@@ -66,7 +74,9 @@ def test_a_table_of_pgvectorstore(running: Throwaway, json: str, columns: list[s
         hits = client.search(f"data_{json}", [1, 0], include=["node_id"])
         assert [(hit.columns or {})["node_id"] for hit in hits] == ["a", "b"]
         if json == "jsonb":
-            (only,) = client.search(f"data_{json}", [1, 0], filter={"metadata_.ref_doc_id": "y"}, include=["node_id"])
+            (only,) = client.search(
+                f"data_{json}", [1, 0], filter={"metadata_.ref_doc_id": "y"}, include=["node_id"]
+            )
             assert (only.columns or {})["node_id"] == "b"
         connection.execute(f"DELETE FROM data_{json} WHERE metadata_ ->> 'ref_doc_id' = 'x'")
         running.catch_up()

@@ -65,13 +65,18 @@ def test_the_testers_own_settings_are_not_used_and_nothing_is_left(
 
 
 def test_a_syncd_that_cannot_start_says_why() -> None:
-    with pytest.raises(SyncdError, match="wrong setting: checkpoint_seconds"), throwaway(checkpoint_seconds=-1):
+    with (
+        pytest.raises(SyncdError, match="wrong setting: checkpoint_seconds"),
+        throwaway(checkpoint_seconds=-1),
+    ):
         pass
 
 
 def test_the_fixtures_work_in_the_tests_of_another_program(tmp_path: Path) -> None:
     for name, text in TESTS.items():
-        (tmp_path / name).write_text("\n".join(line.removeprefix(" " * 8) for line in text.splitlines()))
+        (tmp_path / name).write_text(
+            "\n".join(line.removeprefix(" " * 8) for line in text.splitlines())
+        )
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error"],
         cwd=tmp_path,
@@ -86,11 +91,26 @@ def test_the_fixtures_work_in_the_tests_of_another_program(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("module", "spared"),
     [
-        ("syncd.cli.main", {"langchain_core", "llama_index", "django", "pytest", "psycopg_pool", "faiss", "alembic"}),
+        (
+            "syncd.cli.main",
+            {
+                "langchain_core",
+                "llama_index",
+                "django",
+                "pytest",
+                "psycopg_pool",
+                "faiss",
+                "alembic",
+            },
+        ),
         ("syncd", {"faiss", "psycopg", "pydantic", "rich", "structlog", "typer"}),
     ],
 )
-def test_a_command_and_a_client_start_without_what_others_need(module: str, spared: set[str]) -> None:
+def test_a_command_and_a_client_start_without_what_others_need(
+    module: str, spared: set[str]
+) -> None:
     code = f"import sys, {module}; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert not spared & set(loaded)

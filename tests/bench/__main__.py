@@ -29,7 +29,11 @@ from syncd.cli.bench_options import (
 from syncd.cli.options import DataDir, Dsn, Embedded, Json
 from syncd.cli.output import errors_reported
 
-bench = typer.Typer(help="Measure what syncd's developers ask.", no_args_is_help=True, pretty_exceptions_enable=False)
+bench = typer.Typer(
+    help="Measure what syncd's developers ask.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
 
 
 @bench.command()
@@ -42,8 +46,12 @@ def churn(
     seconds: Seconds = 3,
     rounds: Rounds = 3,
     versus: Versus = None,
-    updates: Annotated[float, typer.Option(min=0, max=1, help="Share of the rows to give another vector.")] = 0.5,
-    deletes: Annotated[float, typer.Option(min=0, max=1, help="Share of the rows to delete, of the others.")] = 0.3,
+    updates: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the rows to give another vector.")
+    ] = 0.5,
+    deletes: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the rows to delete, of the others.")
+    ] = 0.3,
     recall: Recalls = None,
     clients: Clients = 1,
     dsn: Dsn = None,
@@ -102,7 +110,9 @@ def passes(
     from tests.bench import passes as module
 
     with prepared(dsn, data_dir, embedded) as where:
-        result = module.measure(where, sizes=rows or [10_000, 1_000_000], dimension=dim, changes=changes, rounds=rounds)
+        result = module.measure(
+            where, sizes=rows or [10_000, 1_000_000], dimension=dim, changes=changes, rounds=rounds
+        )
     show(result, json)
 
 
@@ -122,7 +132,11 @@ def datasets(
 
     with prepared(dsn, data_dir, embedded) as where:
         result = module.measure(
-            where, numbers=datasets or [1, 100, 5000], rows_each=rows, dimension=dim, searches=searches
+            where,
+            numbers=datasets or [1, 100, 5000],
+            rows_each=rows,
+            dimension=dim,
+            searches=searches,
         )
     show(result, json)
 

@@ -82,10 +82,15 @@ def measure(
     vectors_after = np.array(vectors.base[:rows])
     vectors_after[updated - 1] = vectors.base[rows:]
     loaded = truth(vectors.base[:rows], vectors.queries, vectors.metric, track=where.track)
-    changed = truth(vectors_after, vectors.queries, vectors.metric, track=where.track, gone=deleted - 1)
+    changed = truth(
+        vectors_after, vectors.queries, vectors.metric, track=where.track, gone=deleted - 1
+    )
     where.create("samples", vectors.dimension)
     where.load("samples", vectors.blocks(rows))
-    with pair(where, vectors, rows, versus=turns.versus) as both, clients(client_number, vectors.queries) as searchers:
+    with (
+        pair(where, vectors, rows, versus=turns.versus) as both,
+        clients(client_number, vectors.queries) as searchers,
+    ):
         measured = Recalls(searchers, loaded)
         engines, mine = list[Engine](), list[SyncdEngine]()
         with where.step("settings of equal recall"):
@@ -93,7 +98,10 @@ def measure(
                 syncd = both.syncd(target)
                 wanted = measured.of(syncd)
                 mine.append(syncd)
-                engines += [syncd, *(measured.bracket(both.pgvector, wanted)[-1:] if turns.versus else [])]
+                engines += [
+                    syncd,
+                    *(measured.bracket(both.pgvector, wanted)[-1:] if turns.versus else []),
+                ]
         engines = list(dict.fromkeys(engines))
         before = take_turns(where, searchers, engines, measured, turns)
         tables = {"syncd": FOLLOWED} | ({"pgvector": HNSW} if turns.versus else {})
@@ -165,7 +173,9 @@ def build_fresh(where: Environment, both: Pair, rows: int) -> None:
 
 def losses(fresh: list[Point], at_once: list[Point], settled: list[Point]) -> list[Loss]:
     """One line for each of syncd's settings."""
-    earlier, later = ({(one.engine, one.setting): one for one in points} for points in (at_once, settled))
+    earlier, later = (
+        {(one.engine, one.setting): one for one in points} for points in (at_once, settled)
+    )
     return [
         Loss(
             one.setting,
@@ -181,7 +191,9 @@ def losses(fresh: list[Point], at_once: list[Point], settled: list[Point]) -> li
     ]
 
 
-def change_tables(where: Environment, tables: list[str], updated: np.ndarray, deleted: np.ndarray) -> dict[str, float]:
+def change_tables(
+    where: Environment, tables: list[str], updated: np.ndarray, deleted: np.ndarray
+) -> dict[str, float]:
     """Some rows in one table, the same in the other; the seconds that each took."""
     spent = dict.fromkeys(tables, 0.0)
     for start in where.track(range(0, len(updated), BATCH_ROWS), "updates"):

@@ -25,7 +25,9 @@ class Many:
     p99_us: float
 
 
-def measure(where: Environment, *, numbers: list[int], rows_each: int, dimension: int, searches: int) -> list[Many]:
+def measure(
+    where: Environment, *, numbers: list[int], rows_each: int, dimension: int, searches: int
+) -> list[Many]:
     """One number after the other, each with a table and a syncd of its own."""
     return [run(where, number, rows_each, dimension, searches) for number in numbers]
 
@@ -37,7 +39,9 @@ def run(where: Environment, number: int, rows_each: int, dimension: int, searche
     where.create(table, dimension)
     where.fill(table, number * rows_each, dimension)
     where.run("attach_datasets", [f"syncd_bench.{table}", "l2", f"{table}_", number])
-    chosen = np.concatenate([generator.permutation(number), generator.integers(number, size=searches)])
+    chosen = np.concatenate(
+        [generator.permutation(number), generator.integers(number, size=searches)]
+    )
     queries = generator.standard_normal((len(chosen), dimension), dtype=np.float32)
     seconds = []
     with where.step(f"{number} datasets"), serving(where) as service, service.client() as client:
@@ -48,7 +52,9 @@ def run(where: Environment, number: int, rows_each: int, dimension: int, searche
         memory = service.memory_bytes("RssAnon")
     where.run("detach", [f"syncd_bench.{table}"])
     where.run("drop_table", table=table)
-    percentiles = [np.percentile(taken, [50, 99]) * 1e6 for taken in (seconds[:number], seconds[number:])]
+    percentiles = [
+        np.percentile(taken, [50, 99]) * 1e6 for taken in (seconds[:number], seconds[number:])
+    ]
     return Many(
         number,
         rows_each,

@@ -32,7 +32,9 @@ class Pass:
     building_cpu_ms: float
 
 
-def measure(where: Environment, *, sizes: list[int], dimension: int, changes: int, rounds: int) -> list[Pass]:
+def measure(
+    where: Environment, *, sizes: list[int], dimension: int, changes: int, rounds: int
+) -> list[Pass]:
     """Tables of all sizes under one syncd, changed in turn."""
     generator = np.random.default_rng(0)
     tables = {f"passes_{rows}": rows for rows in sizes}
@@ -51,7 +53,9 @@ def measure(where: Environment, *, sizes: list[int], dimension: int, changes: in
                 used, built = service.cpu_seconds(), service.building_cpu_seconds()
                 for _ in range(IN_A_ROW):
                     keys = (generator.choice(rows, changes, replace=False) + 1).tolist()
-                    token = where.change(table, keys, generator.integers(1, SAMPLES + 1, changes).tolist())
+                    token = where.change(
+                        table, keys, generator.integers(1, SAMPLES + 1, changes).tolist()
+                    )
                     committed = time.perf_counter()
                     client.wait(token, timeout_ms=60_000)
                     seconds[table].append(time.perf_counter() - committed)

@@ -48,7 +48,9 @@ def measure(where: Environment, *, rows: int, dimension: int, changes: int, roun
 
     def change() -> str:
         keys = generator.choice(rows, changes, replace=False) + 1
-        return where.change(TABLE, keys.tolist(), generator.integers(1, SAMPLES + 1, changes).tolist())
+        return where.change(
+            TABLE, keys.tolist(), generator.integers(1, SAMPLES + 1, changes).tolist()
+        )
 
     with serving(where) as service:
         attach(where, service, FEW, FEW_ROWS)

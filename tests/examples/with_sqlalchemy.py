@@ -25,11 +25,15 @@ class Article(Base):
     embedding: Mapped[list[float]] = mapped_column(ARRAY(REAL))  # or pgvector.sqlalchemy.Vector
 
 
-def nearest(session: Session, client: syncd.Client, vector: list[float], token: str) -> list[Article]:
+def nearest(
+    session: Session, client: syncd.Client, vector: list[float], token: str
+) -> list[Article]:
     hits = client.search("articles", vector, k=2, filter={"lang": "en"}, after=token)
     found = {
         article.id: article
-        for article in session.scalars(select(Article).where(Article.id.in_([hit.key for hit in hits])))
+        for article in session.scalars(
+            select(Article).where(Article.id.in_([hit.key for hit in hits]))
+        )
     }
     return [found[hit.key] for hit in hits if hit.key in found]
 

@@ -46,8 +46,12 @@ class Followed:
         def check() -> None:
             expected = read_table(self.db, query or self.query)
             found = read_index(self.client, dataset)
-            different = {key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key)}
-            assert not different, f"{len(different)} of {len(expected)} rows differ, such as {sorted(different)[:5]}"
+            different = {
+                key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key)
+            }
+            assert not different, (
+                f"{len(different)} of {len(expected)} rows differ, such as {sorted(different)[:5]}"
+            )
             assert self.state(dataset) == "ready"
 
         try:
@@ -118,7 +122,10 @@ def serving(db: psycopg.Connection, daemon: Daemon) -> Iterator[Followed]:
 
 def read_table(db: psycopg.Connection, query: str) -> Vectors:
     """Key and vector of the rows that a query gives."""
-    return {int(key): [float(value) for value in vector] for key, vector in db.execute(query.encode()).fetchall()}
+    return {
+        int(key): [float(value) for value in vector]
+        for key, vector in db.execute(query.encode()).fetchall()
+    }
 
 
 def read_index(client: Client, dataset: str) -> Vectors:
@@ -159,17 +166,25 @@ class Readers:
         with self.daemon.client() as client:
             while not self.stopped.is_set():
                 try:
-                    assert client.search(self.dataset, [1, 0, 0], k=1, consistency=consistency, timeout_ms=20_000), (
-                        "no row"
-                    )
-                    if consistency == "eventual":  # a strong read would wait until a comparison is over
-                        self.states |= {s.state for s in client.datasets() if s.dataset == f"default/{self.dataset}"}
+                    assert client.search(
+                        self.dataset, [1, 0, 0], k=1, consistency=consistency, timeout_ms=20_000
+                    ), "no row"
+                    if (
+                        consistency == "eventual"
+                    ):  # a strong read would wait until a comparison is over
+                        self.states |= {
+                            s.state
+                            for s in client.datasets()
+                            if s.dataset == f"default/{self.dataset}"
+                        }
                     self.answers += 1
                 except (RequestError, AssertionError) as error:
                     self.errors.append(repr(error))
 
     def __enter__(self) -> Readers:
-        self.threads = [threading.Thread(target=self.ask, args=[how]) for how in ("eventual", "strong")]
+        self.threads = [
+            threading.Thread(target=self.ask, args=[how]) for how in ("eventual", "strong")
+        ]
         for thread in self.threads:
             thread.start()
         return self

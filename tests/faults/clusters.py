@@ -77,7 +77,9 @@ def put_back(server: PostgresServer, copy: Path) -> None:
     """The server becomes what it was when the copy was made."""
     server.stop("immediate")
     cluster = server.folder / "cluster"
-    for path in list(cluster.iterdir()):  # the directory itself stays: a running server is known by it
+    for path in list(
+        cluster.iterdir()
+    ):  # the directory itself stays: a running server is known by it
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     shutil.copytree(copy, cluster, symlinks=True, dirs_exist_ok=True)
     give(server.folder)
@@ -88,7 +90,9 @@ def caught_up(standby: PostgresServer, server: PostgresServer) -> None:
     """Return once a standby has replayed all that its primary has written."""
     [(wanted,)] = server.execute("SELECT pg_current_wal_lsn()::text")
     until(
-        lambda: standby.execute(f"SELECT pg_last_wal_replay_lsn() >= '{wanted}'::pg_lsn") == [(True,)],
+        lambda: (
+            standby.execute(f"SELECT pg_last_wal_replay_lsn() >= '{wanted}'::pg_lsn") == [(True,)]
+        ),
         "the standby has all of the primary",
     )
 
@@ -97,7 +101,10 @@ def stop_following(standby: PostgresServer) -> None:
     """The standby hears nothing from its primary any more."""
     standby.execute("ALTER SYSTEM SET primary_conninfo = ''")
     standby.execute("SELECT pg_reload_conf()")
-    until(lambda: standby.execute("SELECT count(*) FROM pg_stat_wal_receiver") == [(0,)], "the standby is cut off")
+    until(
+        lambda: standby.execute("SELECT count(*) FROM pg_stat_wal_receiver") == [(0,)],
+        "the standby is cut off",
+    )
 
 
 def promote(standby: PostgresServer) -> None:

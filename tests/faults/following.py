@@ -42,8 +42,13 @@ def upsert(db: psycopg.Connection, table: Table, numbers: Iterable[int], seed: i
     """Write rows; who has no vector of another seed's yet gets one, and belongs to another dataset."""
     some = list(numbers)
     vectors = make_vectors(seed, len(some)).tolist()
-    rows = [(n, TOPICS[(n + seed) % 5], table.literal(vector)) for n, vector in zip(some, vectors, strict=True)]
-    conflict = f"ON CONFLICT ({table.key_columns}) DO UPDATE SET v = excluded.v, topic = excluded.topic"
+    rows = [
+        (n, TOPICS[(n + seed) % 5], table.literal(vector))
+        for n, vector in zip(some, vectors, strict=True)
+    ]
+    conflict = (
+        f"ON CONFLICT ({table.key_columns}) DO UPDATE SET v = excluded.v, topic = excluded.topic"
+    )
     table.insert(db, rows, conflict)
 
 
@@ -53,7 +58,9 @@ def change(conninfo: str, seed: int, tables: Sequence[Table] = TABLES) -> str:
     with psycopg.connect(conninfo) as db:
         for table in tables:
             upsert(db, table, chosen[:20].tolist(), seed)
-            db.execute(f"DELETE FROM {table.name} WHERE n = ANY (%s)".encode(), [chosen[20:25].tolist()])
+            db.execute(
+                f"DELETE FROM {table.name} WHERE n = ANY (%s)".encode(), [chosen[20:25].tolist()]
+            )
         return fetch(db, "SELECT syncd.token()")
 
 
@@ -61,7 +68,9 @@ def change_one(conninfo: str, seed: int, tables: Sequence[Table] = TABLES) -> st
     """One transaction that updates one row of each table; returns its token."""
     with psycopg.connect(conninfo) as db:
         for table in tables:
-            upsert(db, table, [int(fetch(db, f"SELECT n FROM {table.name} ORDER BY n LIMIT 1"))], seed)
+            upsert(
+                db, table, [int(fetch(db, f"SELECT n FROM {table.name} ORDER BY n LIMIT 1"))], seed
+            )
         return fetch(db, "SELECT syncd.token()")
 
 
@@ -98,10 +107,15 @@ def assert_in_step(conninfo: str, daemon: Daemon, tables: Sequence[Table] = TABL
             except (NotReady, TimedOut, ServiceUnavailable):
                 assert daemon.process is not None
                 assert daemon.process.poll() is None, "syncd has ended"
-                assert time.monotonic() < deadline, f"it does not catch up within {SETTLE_SECONDS:.0f} s"
+                assert time.monotonic() < deadline, (
+                    f"it does not catch up within {SETTLE_SECONDS:.0f} s"
+                )
                 pause.wait(0.05)
     except AssertionError as error:
-        error.add_note("the end of syncd's log:\n" + "".join(daemon.log.read_text().splitlines(keepends=True)[-40:]))
+        error.add_note(
+            "the end of syncd's log:\n"
+            + "".join(daemon.log.read_text().splitlines(keepends=True)[-40:])
+        )
         raise
 
 

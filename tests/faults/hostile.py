@@ -83,16 +83,24 @@ class Hostile:
 
 def settings_of(server: PostgresServer) -> dict[str, str]:
     """Those that this version has."""
-    return {name: value for name, value in HOSTILE.items() if name != "transaction_timeout" or server.version >= 17}
+    return {
+        name: value
+        for name, value in HOSTILE.items()
+        if name != "transaction_timeout" or server.version >= 17
+    }
 
 
 def as_options(settings: Mapping[str, str]) -> str:
     """Settings for libpq's ``options``."""
-    return " ".join(f"-c {name}={value.replace(' ', chr(92) + ' ')}" for name, value in settings.items())
+    return " ".join(
+        f"-c {name}={value.replace(' ', chr(92) + ' ')}" for name, value in settings.items()
+    )
 
 
 @contextmanager
-def hostile(server: PostgresServer, source: str, settings: Mapping[str, str] | None = None) -> Iterator[Hostile]:
+def hostile(
+    server: PostgresServer, source: str, settings: Mapping[str, str] | None = None
+) -> Iterator[Hostile]:
     """A new database, without schema syncd, where a role of its own connects with odd settings that come from one source."""
     given = settings_of(server) if settings is None else settings
     name = f"hostile_{os.getpid()}_{source.replace(' ', '_').lower()}"
@@ -106,24 +114,49 @@ def hostile(server: PostgresServer, source: str, settings: Mapping[str, str] | N
                 db.execute(statement.encode())
             db.execute(sql.SQL("CREATE ROLE {} LOGIN SUPERUSER").format(role))
             for setting, value in given.items():
-                names = {"role": role, "database": database, "name": sql.SQL(setting), "value": sql.Literal(value)}
+                names = {
+                    "role": role,
+                    "database": database,
+                    "name": sql.SQL(setting),
+                    "value": sql.Literal(value),
+                }
                 if setting == "search_path":
                     names["value"] = sql.SQL(value)  # a list of names
                 if source == "role":
                     db.execute(sql.SQL("ALTER ROLE {role} SET {name} = {value}").format(**names))
                 elif source == "role in database":
-                    db.execute(sql.SQL("ALTER ROLE {role} IN DATABASE {database} SET {name} = {value}").format(**names))
-                elif source == "database":
-                    db.execute(sql.SQL("ALTER DATABASE {database} SET {name} = {value}").format(**names))
                     db.execute(
-                        sql.SQL("ALTER ROLE postgres IN DATABASE {database} SET {name} FROM CURRENT").format(**names)
+                        sql.SQL(
+                            "ALTER ROLE {role} IN DATABASE {database} SET {name} = {value}"
+                        ).format(**names)
+                    )
+                elif source == "database":
+                    db.execute(
+                        sql.SQL("ALTER DATABASE {database} SET {name} = {value}").format(**names)
+                    )
+                    db.execute(
+                        sql.SQL(
+                            "ALTER ROLE postgres IN DATABASE {database} SET {name} FROM CURRENT"
+                        ).format(**names)
                     )
         if source == "DSN":
-            dsn = make_conninfo(dsn, options=as_options(given), client_encoding=given.get("client_encoding"))
+            dsn = make_conninfo(
+                dsn, options=as_options(given), client_encoding=given.get("client_encoding")
+            )
         elif source == "environment":
-            variables = {"client_encoding": "PGCLIENTENCODING", "datestyle": "PGDATESTYLE", "timezone": "PGTZ"}
-            environment = {variable: given[setting] for setting, variable in variables.items() if setting in given}
-            environment["PGOPTIONS"] = as_options({key: given[key] for key in given.keys() - variables.keys()})
+            variables = {
+                "client_encoding": "PGCLIENTENCODING",
+                "datestyle": "PGDATESTYLE",
+                "timezone": "PGTZ",
+            }
+            environment = {
+                variable: given[setting]
+                for setting, variable in variables.items()
+                if setting in given
+            }
+            environment["PGOPTIONS"] = as_options(
+                {key: given[key] for key in given.keys() - variables.keys()}
+            )
         yield Hostile(dsn, direct, environment)
     finally:
         server.drop_database(name)

@@ -33,57 +33,193 @@ class Point(NamedTuple):
 
 POINTS = [
     Point("scan", "before the first page", "before", "syncd.sync.consumer.passes:Pass.scan_page"),
-    Point("scan", "after the first page of several", "after", "syncd.sync.consumer.passes:Pass.scan_page"),
+    Point(
+        "scan",
+        "after the first page of several",
+        "after",
+        "syncd.sync.consumer.passes:Pass.scan_page",
+    ),
     Point("scan", "in the middle of a page", "after", "syncd.index.dataset:DatasetIndex.apply", 2),
-    Point("scan", "before the end of a scan", "before", "syncd.sync.source.followed:WatchedSource.end_scan"),
-    Point("scan", "after the end of a scan", "after", "syncd.sync.source.followed:WatchedSource.end_scan", 2),
-    Point("scan", "before the first checkpoint is captured", "before", "syncd.sync.background.checkpoints:capture"),
+    Point(
+        "scan",
+        "before the end of a scan",
+        "before",
+        "syncd.sync.source.followed:WatchedSource.end_scan",
+    ),
+    Point(
+        "scan",
+        "after the end of a scan",
+        "after",
+        "syncd.sync.source.followed:WatchedSource.end_scan",
+        2,
+    ),
+    Point(
+        "scan",
+        "before the first checkpoint is captured",
+        "before",
+        "syncd.sync.background.checkpoints:capture",
+    ),
     Point("start", "before the directory is locked", "before", "syncd.service:locked_data_dir"),
-    Point("start", "before the manifest is read", "before", "syncd.store.checkpoint:CheckpointStore.load"),
-    Point("start", "after the manifest is read", "after", "syncd.store.checkpoint:CheckpointStore.load"),
-    Point("start", "after leftovers are removed", "after", "syncd.store.checkpoint:CheckpointStore.remove_leftovers"),
-    Point("start", "before the database is connected", "before", "syncd.sync.consumer.consumer:open_pass_connection"),
+    Point(
+        "start",
+        "before the manifest is read",
+        "before",
+        "syncd.store.checkpoint:CheckpointStore.load",
+    ),
+    Point(
+        "start",
+        "after the manifest is read",
+        "after",
+        "syncd.store.checkpoint:CheckpointStore.load",
+    ),
+    Point(
+        "start",
+        "after leftovers are removed",
+        "after",
+        "syncd.store.checkpoint:CheckpointStore.remove_leftovers",
+    ),
+    Point(
+        "start",
+        "before the database is connected",
+        "before",
+        "syncd.sync.consumer.consumer:open_pass_connection",
+    ),
     Point("start", "before the name is taken", "before", "syncd.sync.consumer.consumer:take_name"),
     Point("start", "after the name is taken", "after", "syncd.sync.consumer.consumer:take_name"),
-    Point("start", "after the sources are read", "after", "syncd.sync.consumer.consumer:read_registry"),
-    Point("start", "in the middle of loading", "after", "syncd.sync.source.loading:DatasetIndex.load", 2),
+    Point(
+        "start", "after the sources are read", "after", "syncd.sync.consumer.consumer:read_registry"
+    ),
+    Point(
+        "start",
+        "in the middle of loading",
+        "after",
+        "syncd.sync.source.loading:DatasetIndex.load",
+        2,
+    ),
     Point("start", "after loading", "after", "syncd.sync.consumer.consumer:Consumer.load"),
     Point("start", "in the first pass", "after", "syncd.sync.consumer.passes:Pass.take_snapshot"),
     Point("start", "before it says that it is ready", "before", "syncd.cli.serve:say"),
     Point("pass", "before the locks", "before", "syncd.sync.consumer.passes:Pass.begin"),
-    Point("pass", "between the locks and the snapshot", "after", "syncd.sync.consumer.passes:Pass.begin"),
+    Point(
+        "pass",
+        "between the locks and the snapshot",
+        "after",
+        "syncd.sync.consumer.passes:Pass.begin",
+    ),
     Point("pass", "after the snapshot", "after", "syncd.sync.consumer.passes:Pass.take_snapshot"),
-    Point("pass", "after the changed keys are read", "after", "syncd.sync.consumer.passes:read_changes"),
+    Point(
+        "pass",
+        "after the changed keys are read",
+        "after",
+        "syncd.sync.consumer.passes:read_changes",
+    ),
     Point("pass", "before the first source", "before", "syncd.sync.consumer.passes:Pass.bring"),
     Point("pass", "before rows are applied", "before", "syncd.sync.consumer.passes:apply"),
     Point("pass", "between two datasets", "after", "syncd.index.dataset:DatasetIndex.apply"),
-    Point("pass", "before rows are in memory", "before", "syncd.index.generation.generation:Generation.write"),
-    Point("pass", "before rows are published", "before", "syncd.index.dataset:DatasetIndex._publish"),
-    Point("pass", "after rows are written ahead", "after", "syncd.index.storage.columns:Column.seal", 2),
+    Point(
+        "pass",
+        "before rows are in memory",
+        "before",
+        "syncd.index.generation.generation:Generation.write",
+    ),
+    Point(
+        "pass", "before rows are published", "before", "syncd.index.dataset:DatasetIndex._publish"
+    ),
+    Point(
+        "pass",
+        "after rows are written ahead",
+        "after",
+        "syncd.index.storage.columns:Column.seal",
+        2,
+    ),
     Point("pass", "after rows are applied", "after", "syncd.sync.consumer.passes:apply"),
     Point("pass", "between two sources", "after", "syncd.sync.consumer.passes:Pass.bring"),
-    Point("pass", "before the end of its transaction", "before", "syncd.sync.consumer.passes:Pass.commit"),
-    Point("pass", "after the end of its transaction", "after", "syncd.sync.consumer.passes:Pass.commit"),
-    Point("pass", "after its last step", "after", "syncd.sync.consumer.consumer:Consumer.note_progress"),
-    Point("checkpoint", "after the first source is captured", "after", "syncd.sync.background.checkpoints:capture"),
-    Point("checkpoint", "before the nonce", "before", "syncd.sync.background.checkpoints:write_nonce"),
-    Point("checkpoint", "after the nonce", "after", "syncd.sync.background.checkpoints:write_nonce"),
+    Point(
+        "pass",
+        "before the end of its transaction",
+        "before",
+        "syncd.sync.consumer.passes:Pass.commit",
+    ),
+    Point(
+        "pass",
+        "after the end of its transaction",
+        "after",
+        "syncd.sync.consumer.passes:Pass.commit",
+    ),
+    Point(
+        "pass",
+        "after its last step",
+        "after",
+        "syncd.sync.consumer.consumer:Consumer.note_progress",
+    ),
+    Point(
+        "checkpoint",
+        "after the first source is captured",
+        "after",
+        "syncd.sync.background.checkpoints:capture",
+    ),
+    Point(
+        "checkpoint", "before the nonce", "before", "syncd.sync.background.checkpoints:write_nonce"
+    ),
+    Point(
+        "checkpoint", "after the nonce", "after", "syncd.sync.background.checkpoints:write_nonce"
+    ),
     Point("checkpoint", "before the first file", "before", "syncd.index.storage.columns:write_at"),
-    Point("checkpoint", "after the first file is written", "after", "syncd.index.storage.columns:write_at"),
-    Point("checkpoint", "after a file is durable", "after", "syncd.index.storage.columns:make_durable", 3),
+    Point(
+        "checkpoint",
+        "after the first file is written",
+        "after",
+        "syncd.index.storage.columns:write_at",
+    ),
+    Point(
+        "checkpoint",
+        "after a file is durable",
+        "after",
+        "syncd.index.storage.columns:make_durable",
+        3,
+    ),
     Point("checkpoint", "before a bitmap", "before", "syncd.index.generation.generation:write_at"),
     Point("checkpoint", "after a bitmap", "after", "syncd.index.generation.generation:write_at"),
-    Point("checkpoint", "between two datasets", "after", "syncd.index.generation.generation:Generation.save"),
+    Point(
+        "checkpoint",
+        "between two datasets",
+        "after",
+        "syncd.index.generation.generation:Generation.save",
+    ),
     Point("checkpoint", "before the manifest", "before", "syncd.store.checkpoint:write_manifest"),
     Point("checkpoint", "before the manifest before is renamed", "before", "pathlib:Path.replace"),
     Point("checkpoint", "between the two renames", "after", "pathlib:Path.replace"),
-    Point("checkpoint", "before the renames are durable", "before", "syncd.store.manifest:sync_directory"),
+    Point(
+        "checkpoint",
+        "before the renames are durable",
+        "before",
+        "syncd.store.manifest:sync_directory",
+    ),
     Point("checkpoint", "after the manifest", "after", "syncd.store.checkpoint:write_manifest"),
-    Point("checkpoint", "before obsolete files are removed", "before", "syncd.store.checkpoint:remove_file"),
-    Point("checkpoint", "after the first obsolete file is removed", "after", "syncd.store.checkpoint:remove_file"),
-    Point("checkpoint", "before it is noted in the database", "after", "syncd.store.checkpoint:CheckpointStore.save"),
-    Point("stop", "before requests under way are finished", "before", "syncd.rpc.server:Server.stop"),
-    Point("stop", "before the last checkpoint", "before", "syncd.service:Service.save_last_checkpoint"),
+    Point(
+        "checkpoint",
+        "before obsolete files are removed",
+        "before",
+        "syncd.store.checkpoint:remove_file",
+    ),
+    Point(
+        "checkpoint",
+        "after the first obsolete file is removed",
+        "after",
+        "syncd.store.checkpoint:remove_file",
+    ),
+    Point(
+        "checkpoint",
+        "before it is noted in the database",
+        "after",
+        "syncd.store.checkpoint:CheckpointStore.save",
+    ),
+    Point(
+        "stop", "before requests under way are finished", "before", "syncd.rpc.server:Server.stop"
+    ),
+    Point(
+        "stop", "before the last checkpoint", "before", "syncd.service:Service.save_last_checkpoint"
+    ),
     Point("stop", "in the last checkpoint", "before", "syncd.store.checkpoint:write_manifest"),
 ]
 
@@ -91,15 +227,45 @@ CODES_POINTS = [
     Point("build", "before a codebook is trained", "before", "syncd.index.build.plan:train"),
     Point("build", "after a part is encoded", "after", "syncd.index.build.plan:encode"),
     Point("build", "before recall is measured", "before", "syncd.index.build.plan:calibrate"),
-    Point("build", "before codes are used", "before", "syncd.index.dataset:DatasetIndex.swap_codes"),
+    Point(
+        "build", "before codes are used", "before", "syncd.index.dataset:DatasetIndex.swap_codes"
+    ),
     Point("build", "after codes are used", "after", "syncd.index.dataset:DatasetIndex.swap_codes"),
     Point("compaction", "before it begins", "before", "syncd.index.dataset:DatasetIndex._compact"),
-    Point("compaction", "after the old files are checked", "before", "syncd.index.generation.compaction:Move.follow"),
-    Point("compaction", "after the first rows are copied", "after", "syncd.index.generation.compaction:Move.copy"),
-    Point("compaction", "in the middle of copying", "after", "syncd.index.generation.compaction:Move.copy", 3),
-    Point("compaction", "after all rows are copied", "after", "syncd.index.generation.compaction:Move.follow"),
-    Point("compaction", "after they are encoded", "after", "syncd.index.generation.compaction:Move.encoded"),
-    Point("compaction", "before the last round", "before", "syncd.index.dataset:DatasetIndex._move_in"),
+    Point(
+        "compaction",
+        "after the old files are checked",
+        "before",
+        "syncd.index.generation.compaction:Move.follow",
+    ),
+    Point(
+        "compaction",
+        "after the first rows are copied",
+        "after",
+        "syncd.index.generation.compaction:Move.copy",
+    ),
+    Point(
+        "compaction",
+        "in the middle of copying",
+        "after",
+        "syncd.index.generation.compaction:Move.copy",
+        3,
+    ),
+    Point(
+        "compaction",
+        "after all rows are copied",
+        "after",
+        "syncd.index.generation.compaction:Move.follow",
+    ),
+    Point(
+        "compaction",
+        "after they are encoded",
+        "after",
+        "syncd.index.generation.compaction:Move.encoded",
+    ),
+    Point(
+        "compaction", "before the last round", "before", "syncd.index.dataset:DatasetIndex._move_in"
+    ),
     Point(
         "compaction",
         "before the new generation is published",
@@ -107,8 +273,15 @@ CODES_POINTS = [
         "syncd.index.generation.compaction:Move.follow",
         2,
     ),
-    Point("compaction", "after it is published", "after", "syncd.index.dataset:DatasetIndex._move_in"),
-    Point("compaction", "before its checkpoint", "before", "syncd.sync.background.builder:Builder.save"),
+    Point(
+        "compaction", "after it is published", "after", "syncd.index.dataset:DatasetIndex._move_in"
+    ),
+    Point(
+        "compaction",
+        "before its checkpoint",
+        "before",
+        "syncd.sync.background.builder:Builder.save",
+    ),
     Point(
         "compaction",
         "before the files of the new generation are durable",
@@ -125,10 +298,24 @@ CODES_POINTS = [
         "syncd.store.checkpoint:write_manifest",
     ),
     Point("compaction", "after that manifest", "after", "syncd.store.checkpoint:write_manifest"),
-    Point("compaction", "after the first old file is removed", "after", "syncd.store.checkpoint:remove_file"),
-    Point("compaction", "after its checkpoint", "after", "syncd.store.checkpoint:CheckpointStore.save"),
-    Point("restart", "before codes are loaded", "before", "syncd.index.generation.generation:load_codes"),
-    Point("restart", "after codes are loaded", "after", "syncd.index.generation.generation:load_codes"),
+    Point(
+        "compaction",
+        "after the first old file is removed",
+        "after",
+        "syncd.store.checkpoint:remove_file",
+    ),
+    Point(
+        "compaction", "after its checkpoint", "after", "syncd.store.checkpoint:CheckpointStore.save"
+    ),
+    Point(
+        "restart",
+        "before codes are loaded",
+        "before",
+        "syncd.index.generation.generation:load_codes",
+    ),
+    Point(
+        "restart", "after codes are loaded", "after", "syncd.index.generation.generation:load_codes"
+    ),
 ]
 
 

@@ -83,14 +83,18 @@ class Proxy:
                 link.open.set()
             for source, sink in ((client, server), (server, client)):
                 sink.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                threading.Thread(target=self.forward, args=(link, source, sink), daemon=True).start()
+                threading.Thread(
+                    target=self.forward, args=(link, source, sink), daemon=True
+                ).start()
             with self.lock:
                 self.links.add(link)
                 self.accepted += 1
 
     def forward(self, link: Link, source: socket.socket, sink: socket.socket) -> None:
         """Copy one direction until either side ends."""
-        cut_out = WithoutNotifications() if source is link.server and self.drops_notifications else None
+        cut_out = (
+            WithoutNotifications() if source is link.server and self.drops_notifications else None
+        )
         with contextlib.suppress(OSError):
             while data := source.recv(CHUNK):
                 time.sleep(self.latency_seconds)
@@ -143,7 +147,10 @@ class Proxy:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         with contextlib.suppress(OSError):
             self.listener.shutdown(socket.SHUT_RDWR)

@@ -21,7 +21,9 @@ UPSERT = "INSERT INTO items VALUES (%s, ARRAY[%s, 1]) ON CONFLICT (id) DO UPDATE
 def rotate(db: psycopg.Connection, *, rows: int = 1) -> tuple[int, bool, str | None]:
     """One rotation that switches after so many rows: slots freed, whether one is to be tried later, who was told to rebuild."""
     try:
-        row = db.execute("SELECT freed, later, marked FROM syncd.rotate_outbox(%s, 3600)", [rows]).fetchone()
+        row = db.execute(
+            "SELECT freed, later, marked FROM syncd.rotate_outbox(%s, 3600)", [rows]
+        ).fetchone()
     except (
         psycopg.errors.LockNotAvailable
     ):  # somebody, perhaps a service that was stopped just then, has a consumer's row

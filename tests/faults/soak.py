@@ -136,7 +136,9 @@ class Soak:
     ) -> None:
         """Anything that an application does to its rows."""
         key, topic = generator.randrange(KEYS), generator.choice(TOPICS)
-        vector = vectors.integers(-9, 10, size=DIMENSION if generator.random() < 0.99 else 3).tolist()
+        vector = vectors.integers(
+            -9, 10, size=DIMENSION if generator.random() < 0.99 else 3
+        ).tolist()
         slug, part = f"é'{key % 300}", key % 7
         roll = generator.random()
         if roll < 0.35:
@@ -152,17 +154,25 @@ class Soak:
                 [slug, part, vector],
             )
         elif roll < 0.7:
-            connection.execute("DELETE FROM items WHERE id BETWEEN %s AND %s", [key, key + generator.randrange(5)])
+            connection.execute(
+                "DELETE FROM items WHERE id BETWEEN %s AND %s", [key, key + generator.randrange(5)]
+            )
         elif roll < 0.76:
             connection.execute("DELETE FROM notes WHERE slug = %s", [slug])
         elif roll < 0.84:
             connection.execute("UPDATE items SET gone = NOT gone WHERE id = %s", [key])
         elif roll < 0.88:
-            connection.execute("UPDATE items SET topic = %s WHERE id BETWEEN %s AND %s", [topic, key, key + 20])
+            connection.execute(
+                "UPDATE items SET topic = %s WHERE id BETWEEN %s AND %s", [topic, key, key + 20]
+            )
         elif roll < 0.92:
-            connection.execute("UPDATE notes SET part = part + 7 WHERE slug = %s AND part < 7", [slug])
+            connection.execute(
+                "UPDATE notes SET part = part + 7 WHERE slug = %s AND part < 7", [slug]
+            )
         elif roll < 0.95:
-            connection.execute("UPDATE items SET lang = %s WHERE id = %s", [generator.choice(["de", "en"]), key])
+            connection.execute(
+                "UPDATE items SET lang = %s WHERE id = %s", [generator.choice(["de", "en"]), key]
+            )
         elif roll < 0.995:
             connection.execute(
                 "INSERT INTO items (id, topic, v) SELECT i, 'a', (SELECT array_agg((i + j)::real) FROM generate_series(1, %s::integer) j)::vector "
@@ -217,14 +227,20 @@ class Soak:
     def kill_backend(self) -> None:
         """The postmaster restarts every process then."""
         (pid,) = self.random.choice(
-            self.server.execute("SELECT pid FROM pg_stat_activity WHERE datname = 'soak' ORDER BY pid")
+            self.server.execute(
+                "SELECT pid FROM pg_stat_activity WHERE datname = 'soak' ORDER BY pid"
+            )
         )
         self.server.execute(f"SELECT pg_terminate_backend({pid})")
 
     def damage_checkpoint(self) -> None:
         """Flip a byte of some file, or cut it short, while syncd is dead."""
         self.daemon.kill()
-        files = sorted(path for path in self.daemon.data_dir.rglob("*") if path.is_file() and path.stat().st_size)
+        files = sorted(
+            path
+            for path in self.daemon.data_dir.rglob("*")
+            if path.is_file() and path.stat().st_size
+        )
         if files:
             path = self.random.choice(files)
             content = bytearray(path.read_bytes())
@@ -246,9 +262,13 @@ class Soak:
         """Change rows behind the back of the triggers, and have it found and mended."""
         key = self.random.randrange(KEYS)
         with psycopg.connect(self.conninfo) as connection:
-            connection.execute("UPDATE items SET gone = NOT gone WHERE id BETWEEN %s AND %s", [key, key + 10])
+            connection.execute(
+                "UPDATE items SET gone = NOT gone WHERE id BETWEEN %s AND %s", [key, key + 10]
+            )
             connection.execute("DELETE FROM syncd.outbox WHERE xid = pg_current_xact_id()")
-        self.counts["repaired_keys"] += sum(row.repaired for row in self.verify(repair=True).datasets)
+        self.counts["repaired_keys"] += sum(
+            row.repaired for row in self.verify(repair=True).datasets
+        )
 
     def ask_for_checkpoint(self) -> None:
         with self.daemon.client() as client:

@@ -86,7 +86,11 @@ class DatasetSoak:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]  # the same after each start
         self.daemon = Daemon(
-            self.conninfo, self.folder / "data", verify_seconds=5, checkpoint_seconds=3, http=f"127.0.0.1:{port}"
+            self.conninfo,
+            self.folder / "data",
+            verify_seconds=5,
+            checkpoint_seconds=3,
+            http=f"127.0.0.1:{port}",
         ).with_constant("syncd.sync.source.emptied.EMPTY_SECONDS", 1.0)
         self.names: deque[str] = deque(maxlen=KEPT_NAMES)
         """Some that there have been, whether or not they have rows."""
@@ -135,15 +139,25 @@ class DatasetSoak:
         while not self.stopping.is_set():
             self.running.wait()
             try:
-                with psycopg.connect(self.conninfo, autocommit=True, options="-c lock_timeout=5s") as connection:
+                with psycopg.connect(
+                    self.conninfo, autocommit=True, options="-c lock_timeout=5s"
+                ) as connection:
                     while self.running.is_set() and not self.stopping.is_set():
-                        before, made = made, self.one_change(connection, generator, f"w{number}", made, with_rows)
+                        before, made = (
+                            made,
+                            self.one_change(connection, generator, f"w{number}", made, with_rows),
+                        )
                         self.stopping.wait(CHANGE_SECONDS + (made - before) * CONVERSATION_SECONDS)
             except (*LOST, psycopg.errors.LockNotAvailable):
                 self.stopping.wait(0.1)
 
     def one_change(
-        self, connection: psycopg.Connection, generator: random.Random, writer: str, made: int, with_rows: deque[str]
+        self,
+        connection: psycopg.Connection,
+        generator: random.Random,
+        writer: str,
+        made: int,
+        with_rows: deque[str],
     ) -> int:
         """What an application with one dataset for each conversation does. Returns how many conversations there have been."""
         roll = generator.random()
@@ -167,13 +181,16 @@ class DatasetSoak:
             connection.execute("UPDATE notes SET chat = chat || '''' WHERE chat = ANY (%s)", [old])
             self.counts["renamed"] += len(old)
         elif roll < 0.8:
-            connection.execute("UPDATE chats SET gone = NOT gone WHERE chat = %s", [generator.choice(with_rows)])
+            connection.execute(
+                "UPDATE chats SET gone = NOT gone WHERE chat = %s", [generator.choice(with_rows)]
+            )
         elif roll < 0.82:  # back from nothing
             self.talk(connection, generator.choices(list(self.names), k=20), 1)
         elif roll < 0.84:
             names = generator.choices(with_rows, k=3)
             connection.execute(
-                "UPDATE chats SET v = %s WHERE chat = ANY (%s)", [generator.choice([[1.0], None]), names]
+                "UPDATE chats SET v = %s WHERE chat = ANY (%s)",
+                [generator.choice([[1.0], None]), names],
             )
         elif roll < 0.845:
             connection.execute(generator.choice([b"TRUNCATE notes", b"DELETE FROM chats"]))
@@ -213,7 +230,12 @@ class DatasetSoak:
                 with self.daemon.client() as client:
                     while not self.stopping.is_set():
                         self.ask(client, generator)
-            except (ServiceUnavailable, TimedOut, OSError, http.client.HTTPException):  # it is down just now
+            except (
+                ServiceUnavailable,
+                TimedOut,
+                OSError,
+                http.client.HTTPException,
+            ):  # it is down just now
                 self.stopping.wait(0.1)
 
     def ask(self, client: Client, generator: random.Random) -> None:
@@ -242,7 +264,13 @@ class DatasetSoak:
 
     def break_something(self) -> None:
         """One fault, chosen by the seed."""
-        faults = [self.leave_alone, self.leave_alone, self.kill_syncd, self.stop_syncd, self.crash_postgres]
+        faults = [
+            self.leave_alone,
+            self.leave_alone,
+            self.kill_syncd,
+            self.stop_syncd,
+            self.crash_postgres,
+        ]
         faults += [self.cut_connections, self.save, self.attach_again]
         fault = self.random.choice(faults)
         fault()
@@ -309,15 +337,21 @@ class DatasetSoak:
             result = self.verify()
             wrong = [row for row in result.datasets if not row.in_sync]
             assert not wrong, (wrong[:10], result.sources)
-            failed = [source for source in result.sources if source.outcome in ("failed", "none_live")]
+            failed = [
+                source for source in result.sources if source.outcome in ("failed", "none_live")
+            ]
             assert not [each for each in failed if each.outcome == "failed"], failed
             with self.daemon.client() as client:
                 listed = {row.dataset for row in client.datasets()}
                 missing = self.kept - listed
-                assert not missing, f"{len(missing)} names are not known any more, such as {sorted(missing)[:5]}"
+                assert not missing, (
+                    f"{len(missing)} names are not known any more, such as {sorted(missing)[:5]}"
+                )
                 assert not client.status().failing_tasks, client.status().failing_tasks
                 for name in self.random.sample(sorted(listed), min(20, len(listed))):
-                    with contextlib.suppress(DimensionMismatch):  # a writer has given all of its rows another length
+                    with contextlib.suppress(
+                        DimensionMismatch
+                    ):  # a writer has given all of its rows another length
                         client.search(name, [1.0, 2.0, 3.0])
                 if self.random.random() < 0.3:
                     client.checkpoint()

@@ -16,10 +16,14 @@ def reported(db: psycopg.Connection) -> int:
     return int(fetch(db, "SELECT count(*) FROM syncd.quarantine"))
 
 
-def test_many_bad_rows_are_counted_all_and_listed_up_to_a_bound(db: psycopg.Connection, daemon: Daemon) -> None:
+def test_many_bad_rows_are_counted_all_and_listed_up_to_a_bound(
+    db: psycopg.Connection, daemon: Daemon
+) -> None:
     db.execute("CREATE TABLE items (id int PRIMARY KEY, v real[])")
     db.execute("INSERT INTO items SELECT i, ARRAY[i, 1] FROM generate_series(1, 50) AS i")
-    db.execute("INSERT INTO items SELECT i, ARRAY[i, 'NaN'::real] FROM generate_series(1001, 1200) AS i")
+    db.execute(
+        "INSERT INTO items SELECT i, ARRAY[i, 'NaN'::real] FROM generate_series(1001, 1200) AS i"
+    )
     db.execute("SELECT syncd.attach('items', metric => 'l2')")
     daemon.with_constant("syncd.sync.background.reports.MAX_REPORTED_ROWS", REPORTED)
     daemon.with_constant("syncd.sync.background.reports.REPORT_SECONDS", 0.05)
@@ -35,7 +39,10 @@ def test_many_bad_rows_are_counted_all_and_listed_up_to_a_bound(db: psycopg.Conn
         db.execute("UPDATE items SET v = ARRAY[id, 1] WHERE id BETWEEN 1001 AND 1150")
         until(lambda: client.status().quarantined == 50, "the mended ones leave")
         until(
-            lambda: reported(db) == REPORTED and int(fetch(db, "SELECT min(key::int) FROM syncd.quarantine")) > 1150,
+            lambda: (
+                reported(db) == REPORTED
+                and int(fetch(db, "SELECT min(key::int) FROM syncd.quarantine")) > 1150
+            ),
             "others come into the list",
         )
         db.execute("UPDATE items SET v = ARRAY[id, 1] WHERE id > 1150")
@@ -51,7 +58,9 @@ def test_every_reason_in_every_source_is_listed_and_counted_however_many_rows_an
         db.execute(f"CREATE TABLE {name} (id int PRIMARY KEY, v real[])".encode())
         db.execute(f"INSERT INTO {name} VALUES (1, '{{1,1}}'), (2, '{{2,1}}')".encode())
         db.execute(f"SELECT syncd.attach('{name}', metric => 'l2')".encode())
-    db.execute("INSERT INTO items SELECT i, ARRAY[i, 'NaN'::real] FROM generate_series(1001, 1200) AS i")
+    db.execute(
+        "INSERT INTO items SELECT i, ARRAY[i, 'NaN'::real] FROM generate_series(1001, 1200) AS i"
+    )
     db.execute("INSERT INTO items VALUES (3, '{}'), (4, '{1,2,3}'), (5, '{1,2,3}')")
     db.execute("INSERT INTO others VALUES (3, '{NaN,1}')")
     daemon.with_constant("syncd.sync.background.reports.MAX_REPORTED_ROWS", REPORTED)
@@ -81,7 +90,9 @@ def test_every_reason_in_every_source_is_listed_and_counted_however_many_rows_an
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_a_million_bad_rows_take_little_memory_and_the_others_go_on(db: psycopg.Connection, daemon: Daemon) -> None:
+def test_a_million_bad_rows_take_little_memory_and_the_others_go_on(
+    db: psycopg.Connection, daemon: Daemon
+) -> None:
     db.execute("CREATE TABLE items (id int PRIMARY KEY, v real[])")
     db.execute("INSERT INTO items SELECT i, ARRAY[i, 1] FROM generate_series(1, 50) AS i")
     db.execute("SELECT syncd.attach('items', metric => 'l2')")
@@ -89,7 +100,9 @@ def test_a_million_bad_rows_take_little_memory_and_the_others_go_on(db: psycopg.
     assert daemon.process is not None
     with daemon.client() as client:
         before = resident_megabytes(daemon.process.pid)
-        db.execute("INSERT INTO items SELECT i, ARRAY[i, 'NaN'::real] FROM generate_series(1001, 1001000) AS i")
+        db.execute(
+            "INSERT INTO items SELECT i, ARRAY[i, 'NaN'::real] FROM generate_series(1001, 1001000) AS i"
+        )
         until(lambda: client.status().quarantined == 1_000_000, "all are noticed", seconds=300)
         client.checkpoint()
         db.execute("INSERT INTO items VALUES (51, '{51,1}')")

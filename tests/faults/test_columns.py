@@ -28,15 +28,21 @@ from tests.faults.altered import (
 # Changed values and types
 
 
-def test_vectors_that_an_alter_column_computes_anew_are_found(database: str, followed: Followed) -> None:
+def test_vectors_that_an_alter_column_computes_anew_are_found(
+    database: str, followed: Followed
+) -> None:
     with writers(database, UPSERT):
-        followed.db.execute("ALTER TABLE items ALTER COLUMN v TYPE vector(3) USING ARRAY[id, 9, 9]::vector(3)")
+        followed.db.execute(
+            "ALTER TABLE items ALTER COLUMN v TYPE vector(3) USING ARRAY[id, 9, 9]::vector(3)"
+        )
     followed.in_step()
     assert followed.client.search("items", [3, 9, 9], k=1)[0].key == 3
     followed.logged("column v was altered")
 
 
-def test_other_values_in_the_column_that_decides_what_is_live_are_noticed(followed: Followed) -> None:
+def test_other_values_in_the_column_that_decides_what_is_live_are_noticed(
+    followed: Followed,
+) -> None:
     followed.db.execute(
         "ALTER TABLE items ALTER COLUMN deleted_at TYPE date USING CASE WHEN id % 10 = 1 THEN date '2000-01-01' END"
     )
@@ -50,9 +56,13 @@ def test_a_column_dropped_and_added_again_under_its_name_is_noticed(followed: Fo
     assert len(read_index(followed.client, "items")) == ROWS
 
 
-def test_a_changed_vector_dimension_makes_a_new_index_and_the_old_one_answers_meanwhile(followed: Followed) -> None:
+def test_a_changed_vector_dimension_makes_a_new_index_and_the_old_one_answers_meanwhile(
+    followed: Followed,
+) -> None:
     with Readers(followed.daemon) as readers:
-        followed.db.execute("ALTER TABLE items ALTER COLUMN v TYPE vector(4) USING ARRAY[id, 1, 2, 3]::vector(4)")
+        followed.db.execute(
+            "ALTER TABLE items ALTER COLUMN v TYPE vector(4) USING ARRAY[id, 1, 2, 3]::vector(4)"
+        )
         followed.in_step()
     assert not [error for error in readers.errors if "Dimension" not in error], readers.errors[:3]
     assert followed.client.search("items", [3, 1, 2, 3], k=1)[0].key == 3
@@ -69,9 +79,13 @@ def test_a_changed_vector_dimension_makes_a_new_index_and_the_old_one_answers_me
         "UPDATE items SET v = v || ARRAY[4]::real[]",
     ],
 )
-def test_arrays_of_another_length_are_indexed(db: psycopg.Connection, daemon: Daemon, change: str) -> None:
+def test_arrays_of_another_length_are_indexed(
+    db: psycopg.Connection, daemon: Daemon, change: str
+) -> None:
     make_items(db, "real[]")
-    db.execute("INSERT INTO items SELECT i, ARRAY[i, 1, 2]::real[] FROM generate_series(1001, 4000) AS i")
+    db.execute(
+        "INSERT INTO items SELECT i, ARRAY[i, 1, 2]::real[] FROM generate_series(1001, 4000) AS i"
+    )
     with serving(db, daemon) as followed:
         followed.in_step()
         db.execute(change.encode())
@@ -81,12 +95,16 @@ def test_arrays_of_another_length_are_indexed(db: psycopg.Connection, daemon: Da
 
 @pytest.mark.parametrize("vector", ["halfvec(3)", "real[]"])
 def test_vectors_of_another_type_are_indexed(followed: Followed, vector: str) -> None:
-    followed.db.execute(f"ALTER TABLE items ALTER COLUMN v TYPE {vector} USING v::{vector}".encode())
+    followed.db.execute(
+        f"ALTER TABLE items ALTER COLUMN v TYPE {vector} USING v::{vector}".encode()
+    )
     followed.db.execute("UPDATE items SET v = v WHERE id = 1")
     followed.in_step()
 
 
-def test_a_key_that_becomes_longer_is_followed_without_a_new_index(database: str, followed: Followed) -> None:
+def test_a_key_that_becomes_longer_is_followed_without_a_new_index(
+    database: str, followed: Followed
+) -> None:
     with Readers(followed.daemon) as readers, writers(database, UPSERT):
         followed.db.execute("ALTER TABLE items ALTER COLUMN id TYPE bigint")
     followed.db.execute("INSERT INTO items VALUES (5000000000, '[1,2,3]')")
@@ -102,7 +120,9 @@ def test_a_key_of_another_kind_makes_a_new_index(followed: Followed) -> None:
     assert followed.client.search("items", [1, 2, 3], k=1)[0].key == "4444"
 
 
-def test_a_column_of_a_type_that_cannot_be_read_fails_with_the_reason_until_it_is_mended(followed: Followed) -> None:
+def test_a_column_of_a_type_that_cannot_be_read_fails_with_the_reason_until_it_is_mended(
+    followed: Followed,
+) -> None:
     followed.db.execute("ALTER TABLE items ALTER COLUMN v TYPE text USING v::text")
     followed.failed("column v is of type text, which holds no vector")
     followed.db.execute("ALTER TABLE items ALTER COLUMN v TYPE vector(3) USING v::vector(3)")
@@ -132,18 +152,24 @@ def test_other_values_in_a_column_to_filter_on_are_found_by_them(filtered: Follo
     filtered.db.execute("ALTER TABLE items ALTER COLUMN note TYPE text USING 'm' || id % 3")
 
     def check() -> None:
-        assert found_by(filtered, {"note": "m0"}) == {key for key in range(1, ROWS) if key % 3 == 0 and key % 10}
+        assert found_by(filtered, {"note": "m0"}) == {
+            key for key in range(1, ROWS) if key % 3 == 0 and key % 10
+        }
 
     eventually(check)
     filtered.logged("column note was altered")
 
 
-def test_a_column_to_filter_on_that_is_given_another_type_makes_a_new_index(filtered: Followed) -> None:
+def test_a_column_to_filter_on_that_is_given_another_type_makes_a_new_index(
+    filtered: Followed,
+) -> None:
     assert found_by(filtered, {"note": "n"})
     filtered.db.execute("ALTER TABLE items ALTER COLUMN note TYPE int USING id % 4")
 
     def check() -> None:
-        assert found_by(filtered, {"note": {"gt": 2}}) == {key for key in range(1, ROWS) if key % 4 == 3 and key % 10}
+        assert found_by(filtered, {"note": {"gt": 2}}) == {
+            key for key in range(1, ROWS) if key % 4 == 3 and key % 10
+        }
 
     eventually(check)
     filtered.daemon.stop()
@@ -155,7 +181,9 @@ def test_a_column_to_filter_on_that_is_given_another_type_makes_a_new_index(filt
     assert filtered.log.count("source_altered") == 1  # a longer integer fits the same index
 
 
-def test_a_dropped_column_to_filter_on_fails_with_the_command_that_goes_on_without(filtered: Followed) -> None:
+def test_a_dropped_column_to_filter_on_fails_with_the_command_that_goes_on_without(
+    filtered: Followed,
+) -> None:
     filtered.db.execute("ALTER TABLE items DROP COLUMN note")
     said = filtered.failed("there is no column note")
     assert "--column part" in said
@@ -167,7 +195,9 @@ def test_a_dropped_column_to_filter_on_fails_with_the_command_that_goes_on_witho
     assert len(found_by(filtered, {"part": "a"})) == ROWS * 9 // 10
 
 
-def test_a_dropped_column_to_filter_on_that_is_added_again_goes_on_with_its_values(filtered: Followed) -> None:
+def test_a_dropped_column_to_filter_on_that_is_added_again_goes_on_with_its_values(
+    filtered: Followed,
+) -> None:
     filtered.db.execute("ALTER TABLE items DROP COLUMN note")
     filtered.failed("there is no column note")
     filtered.db.execute("ALTER TABLE items ADD COLUMN note int DEFAULT 7")
@@ -175,12 +205,16 @@ def test_a_dropped_column_to_filter_on_that_is_added_again_goes_on_with_its_valu
     assert len(found_by(filtered, {"note": {"gte": 7}})) == ROWS * 9 // 10
 
 
-def test_a_renamed_column_to_filter_on_fails_with_the_command_that_names_it(filtered: Followed) -> None:
+def test_a_renamed_column_to_filter_on_fails_with_the_command_that_names_it(
+    filtered: Followed,
+) -> None:
     filtered.db.execute("ALTER TABLE items RENAME COLUMN note TO remark")
     assert "--column remark --column part" in filtered.failed("there is no column note")
 
 
-def test_a_column_to_filter_on_that_becomes_one_that_cannot_be_fails_with_the_reason(filtered: Followed) -> None:
+def test_a_column_to_filter_on_that_becomes_one_that_cannot_be_fails_with_the_reason(
+    filtered: Followed,
+) -> None:
     filtered.db.execute("ALTER TABLE items ALTER COLUMN note TYPE interval USING NULL")
     filtered.failed("column note was given a type or a collation that cannot be filtered on")
     filtered.db.execute("ALTER TABLE items ALTER COLUMN note TYPE text USING 'back'")
@@ -192,8 +226,16 @@ def test_a_column_to_filter_on_that_becomes_one_that_cannot_be_fails_with_the_re
 
 
 RENAMED = {
-    "the key": ("id", "key => ARRAY['renamed']", "SELECT renamed, v::real[] FROM items WHERE deleted_at IS NULL"),
-    "the vector": ("v", "vector => 'renamed'", "SELECT id, renamed::real[] FROM items WHERE deleted_at IS NULL"),
+    "the key": (
+        "id",
+        "key => ARRAY['renamed']",
+        "SELECT renamed, v::real[] FROM items WHERE deleted_at IS NULL",
+    ),
+    "the vector": (
+        "v",
+        "vector => 'renamed'",
+        "SELECT id, renamed::real[] FROM items WHERE deleted_at IS NULL",
+    ),
 }
 
 
@@ -211,7 +253,9 @@ def test_a_renamed_column_fails_its_dataset_alone_until_it_is(
         said = followed.failed(f"column {column} was renamed to renamed")
         assert "attach it again: syncd attach public.items" in said
         assert "renamed" in said.partition("syncd attach")[2]
-        db.execute(f"UPDATE items SET note = 'm' WHERE {'renamed' if column == 'id' else 'id'} = 1".encode())
+        db.execute(
+            f"UPDATE items SET note = 'm' WHERE {'renamed' if column == 'id' else 'id'} = 1".encode()
+        )
         db.execute("UPDATE others SET v = '[3,2,1]'")
         followed.in_step("SELECT id, v::real[] FROM others", "others")
         if way_out == "renamed back":
@@ -225,7 +269,9 @@ def test_a_renamed_column_fails_its_dataset_alone_until_it_is(
             "dataset": "dataset => $$'items' || left(part, 0)$$",
         }
         given[argument.partition(" ")[0]] = argument
-        db.execute(f"SELECT syncd.attach('items', {', '.join(given.values())}, metric => 'l2')".encode())
+        db.execute(
+            f"SELECT syncd.attach('items', {', '.join(given.values())}, metric => 'l2')".encode()
+        )
         followed.in_step(query)
 
 

@@ -42,7 +42,9 @@ def two_roles(db: psycopg.Connection) -> Iterator[tuple[str, str]]:
     try:
         yield login, group
     finally:
-        db.execute(sql.SQL("DROP OWNED BY {login}, {team}; DROP ROLE {login}, {team}").format(**names))
+        db.execute(
+            sql.SQL("DROP OWNED BY {login}, {team}; DROP ROLE {login}, {team}").format(**names)
+        )
 
 
 def test_every_command_works_where_the_search_path_shadows_the_catalogue(
@@ -69,16 +71,23 @@ def test_every_command_works_where_the_search_path_shadows_the_catalogue(
         ):
             done = run(*words, SYNCD_DSN=conninfo, SYNCD_NOTIFY="guarded")
             assert done.returncode == 0, (words, done.stderr)
-        assert fetch(conninfo, "SELECT count(*) FROM pg_catalog.pg_namespace WHERE nspname = 'syncd'") == 0
+        assert (
+            fetch(conninfo, "SELECT count(*) FROM pg_catalog.pg_namespace WHERE nspname = 'syncd'")
+            == 0
+        )
     finally:
         any_server.drop_database("shadowed")
 
 
-def test_check_resets_an_inherited_setting_of_the_role_that_logged_in(database: str, tmp_path: Path) -> None:
+def test_check_resets_an_inherited_setting_of_the_role_that_logged_in(
+    database: str, tmp_path: Path
+) -> None:
     with psycopg.connect(database, autocommit=True) as db, two_roles(db) as (login, group):
         db.execute(f'ALTER ROLE "{login}" SET default_transaction_read_only = on'.encode())
         for where in ("", f' IN DATABASE "{db.info.dbname}"'):
-            db.execute(f'ALTER ROLE "{login}"{where} SET default_transaction_read_only = on'.encode())
+            db.execute(
+                f'ALTER ROLE "{login}"{where} SET default_transaction_read_only = on'.encode()
+            )
             found = about(examine(db, tmp_path, user=login), "read-only")
             assert found.fix == f'ALTER ROLE "{login}"{where} RESET default_transaction_read_only;'
             assert group not in found.fix
@@ -104,12 +113,24 @@ def test_attach_reads_a_backslash_in_a_rule_as_a_backslash(any_db: psycopg.Conne
     any_db.execute(f"{TABLE}; {ROWS}".encode())
     name = any_db.info.dbname
     any_db.execute(f'ALTER DATABASE "{name}" SET standard_conforming_strings = off'.encode())
-    done = run("attach", "items", "--dataset", r"'a\b'", "--live", r"lang <> 'c\n'", SYNCD_DSN=any_db.info.dsn)
+    done = run(
+        "attach",
+        "items",
+        "--dataset",
+        r"'a\b'",
+        "--live",
+        r"lang <> 'c\n'",
+        SYNCD_DSN=any_db.info.dsn,
+    )
     assert done.returncode == 0, done.stderr
-    row = any_db.execute("SELECT dataset, live FROM syncd.sources WHERE source = 'public.items'::regclass").fetchone()
+    row = any_db.execute(
+        "SELECT dataset, live FROM syncd.sources WHERE source = 'public.items'::regclass"
+    ).fetchone()
     assert row == (r"'a\b'", r"lang <> 'c\n'")
     with psycopg.connect(any_db.info.dsn, autocommit=True) as db:
-        compiled = db.execute("SELECT p.dataset FROM syncd.present_rules AS p WHERE p.dataset LIKE '%a_b%'").fetchone()
+        compiled = db.execute(
+            "SELECT p.dataset FROM syncd.present_rules AS p WHERE p.dataset LIKE '%a_b%'"
+        ).fetchone()
         assert compiled is not None
         db.execute("SET standard_conforming_strings = on")
         assert db.execute(f"SELECT {compiled[0]}".encode()).fetchone() == (r"a\b",)

@@ -12,13 +12,22 @@ import pytest
 from syncd.client.client import Client
 from syncd.errors import NotReady, RequestError, SyncdError, UnknownDataset
 from tests.daemon import Daemon
-from tests.faults.following import assert_in_step, attach_tables, change, logged, takes_requests, until
+from tests.faults.following import (
+    assert_in_step,
+    attach_tables,
+    change,
+    logged,
+    takes_requests,
+    until,
+)
 from tests.oracle.writes import fetch
 
 PAGE_ROWS = "syncd.sync.source.scan.PAGE_ROWS"
 
 
-def test_datasets_that_come_and_go_while_they_are_read_changed_and_saved(database: str, daemon: Daemon) -> None:
+def test_datasets_that_come_and_go_while_they_are_read_changed_and_saved(
+    database: str, daemon: Daemon
+) -> None:
     attach_tables(database)
     daemon.with_constant(PAGE_ROWS, (5, 5, 5)).start()
     stopped = threading.Event()
@@ -34,7 +43,9 @@ def test_datasets_that_come_and_go_while_they_are_read_changed_and_saved(databas
             until_at, seed = time.monotonic() + 3, 2
             while time.monotonic() < until_at:
                 change(database, seed=seed)
-                db.execute("DELETE FROM items WHERE topic = 'b'; DELETE FROM docs WHERE topic = 'a'")
+                db.execute(
+                    "DELETE FROM items WHERE topic = 'b'; DELETE FROM docs WHERE topic = 'a'"
+                )
                 if seed % 5 == 0:
                     db.execute("TRUNCATE items")
                 if seed % 7 == 0:  # read again as a whole, under another name as well
@@ -54,14 +65,17 @@ def test_datasets_that_come_and_go_while_they_are_read_changed_and_saved(databas
     assert_in_step(database, daemon)
 
 
-@pytest.mark.parametrize("count", [300, pytest.param(2000, marks=[pytest.mark.long, pytest.mark.timeout(300)])])
+@pytest.mark.parametrize(
+    "count", [300, pytest.param(2000, marks=[pytest.mark.long, pytest.mark.timeout(300)])]
+)
 def test_many_small_datasets_are_made_changed_saved_and_loaded_in_little_time(
     db: psycopg.Connection, daemon: Daemon, count: int
 ) -> None:
     """Seconds a dataset: before its files were saved beside others' a first checkpoint took 15 ms each."""
     db.execute("CREATE TABLE items (id int PRIMARY KEY, topic text, v real[])")
     db.execute(
-        "INSERT INTO items SELECT i, i %% %s, ARRAY[i, 1, 2] FROM generate_series(0, 5 * %s - 1) AS i", [count, count]
+        "INSERT INTO items SELECT i, i %% %s, ARRAY[i, 1, 2] FROM generate_series(0, 5 * %s - 1) AS i",
+        [count, count],
     )
     db.execute("SELECT syncd.attach('items', dataset => 'topic', metric => 'l2')")
     took: dict[str, float] = {}
@@ -76,7 +90,10 @@ def test_many_small_datasets_are_made_changed_saved_and_loaded_in_little_time(
         begun = time.monotonic()
         client.checkpoint()
         timed("first checkpoint", begun)
-        db.execute("UPDATE items SET topic = (topic::int + 1) %% %s, v = ARRAY[id, 2, 2] WHERE id %% 3 = 0", [count])
+        db.execute(
+            "UPDATE items SET topic = (topic::int + 1) %% %s, v = ARRAY[id, 2, 2] WHERE id %% 3 = 0",
+            [count],
+        )
         begun = time.monotonic()
         client.wait(fetch(db, "SELECT syncd.token()"), timeout_ms=60_000)
         timed("changes", begun)
@@ -125,11 +142,17 @@ def test_a_dataset_whose_directory_cannot_be_written_fails_checkpoints_and_no_da
     assert logged(daemon, "reconciling") == 0
 
 
-def test_a_small_table_answers_before_a_large_one_has_been_read(db: psycopg.Connection, daemon: Daemon) -> None:
-    db.execute("CREATE TABLE large (id int PRIMARY KEY, v real[]); CREATE TABLE small (LIKE large INCLUDING ALL)")
+def test_a_small_table_answers_before_a_large_one_has_been_read(
+    db: psycopg.Connection, daemon: Daemon
+) -> None:
+    db.execute(
+        "CREATE TABLE large (id int PRIMARY KEY, v real[]); CREATE TABLE small (LIKE large INCLUDING ALL)"
+    )
     db.execute("INSERT INTO large SELECT i, ARRAY[i, 1] FROM generate_series(1, 20000) AS i")
     db.execute("INSERT INTO small SELECT i, ARRAY[i, 1] FROM generate_series(1, 100) AS i")
-    db.execute("SELECT syncd.attach('large', metric => 'l2'), syncd.attach('small', metric => 'l2')")
+    db.execute(
+        "SELECT syncd.attach('large', metric => 'l2'), syncd.attach('small', metric => 'l2')"
+    )
     daemon.with_constant(PAGE_ROWS, (10, 10, 10))
     daemon.spawn()
     until(lambda: takes_requests(daemon), "it serves")
@@ -150,8 +173,12 @@ def count_of(client: Client, dataset: str) -> int:
 def test_a_name_that_another_source_has_is_free_when_that_one_is_detached(
     db: psycopg.Connection, daemon: Daemon
 ) -> None:
-    db.execute("CREATE TABLE first (id int PRIMARY KEY, v real[]); CREATE TABLE second (LIKE first INCLUDING ALL)")
-    db.execute("INSERT INTO first VALUES (1, '{1,1}'); INSERT INTO second VALUES (2, '{1,1}'), (3, '{2,1}')")
+    db.execute(
+        "CREATE TABLE first (id int PRIMARY KEY, v real[]); CREATE TABLE second (LIKE first INCLUDING ALL)"
+    )
+    db.execute(
+        "INSERT INTO first VALUES (1, '{1,1}'); INSERT INTO second VALUES (2, '{1,1}'), (3, '{2,1}')"
+    )
     db.execute("SELECT syncd.attach('first', dataset => $$'same'$$)")
     daemon.start()
     db.execute("SELECT syncd.attach('second', dataset => $$'same'$$)")
@@ -174,7 +201,9 @@ def test_a_name_that_another_source_has_is_free_when_that_one_is_detached(
     daemon.stop()
 
 
-@pytest.mark.parametrize("change", ["SELECT syncd.detach('items')", "SELECT syncd.attach('items', metric => 'l2')"])
+@pytest.mark.parametrize(
+    "change", ["SELECT syncd.detach('items')", "SELECT syncd.attach('items', metric => 'l2')"]
+)
 def test_a_rebuild_ends_although_its_source_is_detached_or_attached_anew_meanwhile(
     db: psycopg.Connection, daemon: Daemon, change: str
 ) -> None:
@@ -195,7 +224,10 @@ def test_a_rebuild_ends_although_its_source_is_detached_or_attached_anew_meanwhi
     with ThreadPoolExecutor(1) as threads, daemon.client() as client:
         rebuilding = threads.submit(rebuild)
         try:
-            until(lambda: any(work.what == "rebuilding" for work in client.status().work), "it is being rebuilt")
+            until(
+                lambda: any(work.what == "rebuilding" for work in client.status().work),
+                "it is being rebuilt",
+            )
             db.execute(change.encode())
             until(rebuilding.done, "the rebuild has ended")
         finally:

@@ -30,8 +30,12 @@ def test_rewriting_alter_tables_under_load_lose_no_row_and_turn_no_reader_away(
 ) -> None:
     with Readers(followed.daemon) as readers, writers(database, UPSERT):
         for number in range(3):
-            followed.db.execute("ALTER TABLE items ALTER COLUMN note TYPE varchar(20) USING note || 'x'")
-            followed.db.execute(f"ALTER TABLE items ADD COLUMN extra{number} float DEFAULT random()".encode())
+            followed.db.execute(
+                "ALTER TABLE items ALTER COLUMN note TYPE varchar(20) USING note || 'x'"
+            )
+            followed.db.execute(
+                f"ALTER TABLE items ADD COLUMN extra{number} float DEFAULT random()".encode()
+            )
             followed.db.execute("ALTER TABLE items ALTER COLUMN note TYPE text USING note || 'y'")
     followed.in_step()
     followed.logged("the table was rewritten")
@@ -40,12 +44,16 @@ def test_rewriting_alter_tables_under_load_lose_no_row_and_turn_no_reader_away(
     assert not readers.errors, readers.errors[:3]
 
 
-@pytest.mark.parametrize("rewrite", ["VACUUM FULL items", "CLUSTER items USING items_pkey", "REINDEX TABLE items"])
+@pytest.mark.parametrize(
+    "rewrite", ["VACUUM FULL items", "CLUSTER items USING items_pkey", "REINDEX TABLE items"]
+)
 def test_a_table_that_is_packed_stays_ready_and_answers(followed: Followed, rewrite: str) -> None:
     with Readers(followed.daemon) as readers:
         for number in range(3):
             followed.db.execute(rewrite.encode())
-            followed.db.execute("UPDATE items SET v = ARRAY[%s, 1, 1]::vector WHERE id = 1", [number])
+            followed.db.execute(
+                "UPDATE items SET v = ARRAY[%s, 1, 1]::vector WHERE id = 1", [number]
+            )
             followed.in_step()
     assert readers.answers
     assert readers.states == {"ready"}
@@ -85,7 +93,9 @@ def test_a_renamed_table_and_a_table_in_another_schema_are_followed(followed: Fo
     assert "elsewhere.things" in sources
 
 
-def test_a_strong_read_beside_a_renaming_holds_what_was_committed_with_it(followed: Followed) -> None:
+def test_a_strong_read_beside_a_renaming_holds_what_was_committed_with_it(
+    followed: Followed,
+) -> None:
     old, new = "items", "things"
     for number in range(5000, 5015):
         with followed.db.transaction():
@@ -96,7 +106,9 @@ def test_a_strong_read_beside_a_renaming_holds_what_was_committed_with_it(follow
         old, new = new, old
 
 
-def test_a_dropped_table_says_so_until_it_is_detached(db: psycopg.Connection, daemon: Daemon) -> None:
+def test_a_dropped_table_says_so_until_it_is_detached(
+    db: psycopg.Connection, daemon: Daemon
+) -> None:
     make_items(db)
     other_source(db)
     with serving(db, daemon) as followed:
@@ -116,10 +128,14 @@ def test_a_dropped_table_says_so_until_it_is_detached(db: psycopg.Connection, da
 
 
 @pytest.mark.parametrize("detached", ["before", "after"])
-def test_a_table_dropped_and_made_again_under_its_name_is_another_source(followed: Followed, detached: str) -> None:
+def test_a_table_dropped_and_made_again_under_its_name_is_another_source(
+    followed: Followed, detached: str
+) -> None:
     db = followed.db
     (oid,) = db.execute("SELECT 'items'::regclass::oid").fetchone() or [None]
-    db.execute("BEGIN; DROP TABLE items; CREATE TABLE items (id int PRIMARY KEY, v vector(3), deleted_at date); COMMIT")
+    db.execute(
+        "BEGIN; DROP TABLE items; CREATE TABLE items (id int PRIMARY KEY, v vector(3), deleted_at date); COMMIT"
+    )
     db.execute("INSERT INTO items VALUES (1, '[3,3,3]')")
     if detached == "before":
         db.execute("SELECT syncd.detach(%s)", [str(oid)])

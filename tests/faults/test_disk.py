@@ -81,7 +81,13 @@ def make_a_loop_of(path: Path) -> None:
     path.symlink_to(path)
 
 
-DAMAGES: list[Callable[[Path], None]] = [truncate, flip_a_bit, Path.unlink, make_a_directory_of, make_a_loop_of]
+DAMAGES: list[Callable[[Path], None]] = [
+    truncate,
+    flip_a_bit,
+    Path.unlink,
+    make_a_directory_of,
+    make_a_loop_of,
+]
 
 
 @pytest.mark.parametrize("kind", ["vectors", "norms", "keys", "key-ends", "live"])
@@ -113,13 +119,17 @@ def change_a_digit(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", [truncate, change_a_digit, Path.unlink], ids=["torn", "changed", "missing"])
+@pytest.mark.parametrize(
+    "damage", [truncate, change_a_digit, Path.unlink], ids=["torn", "changed", "missing"]
+)
 @pytest.mark.parametrize(
     "names",
     [["manifest.json"], ["manifest.previous.json"], ["manifest.json", "manifest.previous.json"]],
     ids=["the newest", "the previous", "both"],
 )
-def test_a_damaged_manifest_is_passed_over(saved: Daemon, damage: Callable[[Path], None], names: list[str]) -> None:
+def test_a_damaged_manifest_is_passed_over(
+    saved: Daemon, damage: Callable[[Path], None], names: list[str]
+) -> None:
     for name in names:
         damage(saved.data_dir / name)
     saved.start()
@@ -144,7 +154,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if os.geteuid() != 0 or shutil.which("mount") is None:
         pytest.skip("needs root, and mount")
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "none", folder], capture_output=True, text=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "none", folder],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if mounted.returncode != 0:
         pytest.skip(f"this container may not mount: {mounted.stderr}")
@@ -183,7 +196,9 @@ def test_a_full_disk_fails_checkpoints_and_nothing_else_and_is_forgotten_when_th
         ballast = fill_up(daemon.data_dir)
         for seed in range(2, 10):  # more often than nonces are kept for the sake of older copies
             change(database, seed=seed)
-            db.execute("UPDATE items SET topic = 'new ' || %s WHERE n = ANY (%s)", [seed, [seed, seed + 1]])
+            db.execute(
+                "UPDATE items SET topic = 'new ' || %s WHERE n = ANY (%s)", [seed, [seed, seed + 1]]
+            )
             assert_in_step(database, daemon)  # in memory; a dataset that is new too
             with pytest.raises(RequestError, match="No space left on device"):
                 client.checkpoint()
@@ -205,9 +220,13 @@ def test_a_full_disk_fails_checkpoints_and_nothing_else_and_is_forgotten_when_th
         assert logged(daemon, "reconciling") == logged(daemon, "dataset_damaged") == 0
 
 
-def test_a_disk_that_is_full_while_a_table_is_read_for_the_first_time(database: str, on_a_small_disk: Daemon) -> None:
+def test_a_disk_that_is_full_while_a_table_is_read_for_the_first_time(
+    database: str, on_a_small_disk: Daemon
+) -> None:
     ballast = fill_up(on_a_small_disk.data_dir)
-    os.truncate(ballast, ballast.stat().st_size - 8192)  # for the lock and the socket, and a file or two
+    os.truncate(
+        ballast, ballast.stat().st_size - 8192
+    )  # for the lock and the socket, and a file or two
     daemon = on_a_small_disk.start()
     assert_in_step(database, daemon)
     with daemon.client() as client:
@@ -295,7 +314,9 @@ def test_a_data_directory_that_becomes_read_only_fails_checkpoints_and_nothing_e
     try:
         with daemon.client() as client:
             client.checkpoint()
-            subprocess.run(["mount", "--bind", small_disk, small_disk], check=True)  # over what the lock keeps writable
+            subprocess.run(
+                ["mount", "--bind", small_disk, small_disk], check=True
+            )  # over what the lock keeps writable
             subprocess.run(["mount", "-o", "remount,bind,ro", small_disk], check=True)
             change(database, seed=2)
             assert_in_step(database, daemon)

@@ -22,7 +22,9 @@ EMPTY = "syncd.sync.source.emptied.EMPTY_SECONDS"
 def chats(db: psycopg.Connection, daemon: Daemon) -> psycopg.Connection:
     """One dataset for each conversation."""
     db.execute("CREATE TABLE chats (id int PRIMARY KEY, chat text, v real[])")
-    db.execute("INSERT INTO chats SELECT i, 'c' || i / 2, ARRAY[i, 1, 2] FROM generate_series(0, 39) AS i")
+    db.execute(
+        "INSERT INTO chats SELECT i, 'c' || i / 2, ARRAY[i, 1, 2] FROM generate_series(0, 39) AS i"
+    )
     db.execute("SELECT syncd.attach('chats', dataset => 'chat', metric => 'l2')")
     daemon.settings |= {"http": "127.0.0.1:0", "verify_seconds": 0}
     daemon.with_constant(EMPTY, 0.1)
@@ -37,7 +39,9 @@ def applied(db: psycopg.Connection, client: Client, *statements: str) -> None:
 
 def with_index(daemon: Daemon) -> set[str]:
     """The datasets of which more than their name is there."""
-    return {dict(labels)["dataset"] for name, labels in samples(daemon) if name == "syncd_index_vectors"}
+    return {
+        dict(labels)["dataset"] for name, labels in samples(daemon) if name == "syncd_index_vectors"
+    }
 
 
 def manifest(daemon: Daemon) -> Manifest:
@@ -79,7 +83,10 @@ def test_a_dataset_whose_rows_are_gone_costs_its_name_and_answers_empty_also_aft
 
 def reported(db: psycopg.Connection) -> list[str]:
     return [
-        name for (name,) in db.execute("SELECT dataset FROM syncd.status WHERE dataset LIKE 'default/c%' ORDER BY 1")
+        name
+        for (name,) in db.execute(
+            "SELECT dataset FROM syncd.status WHERE dataset LIKE 'default/c%' ORDER BY 1"
+        )
     ]
 
 
@@ -88,7 +95,13 @@ def answers_empty(client: Client) -> None:
     listed = {row.dataset: row for row in client.datasets()}
     assert len([name for name in listed if name.startswith("default/c")]) == 20
     row = listed["default/c3"]
-    assert (row.state, row.count, row.index, row.bytes, row.lag_seconds) == ("ready", 0, "exact", 0, 0.0)
+    assert (row.state, row.count, row.index, row.bytes, row.lag_seconds) == (
+        "ready",
+        0,
+        "exact",
+        0,
+        0.0,
+    )
     assert row.source == "public.chats"
     assert client.search("c3", [1.0, 1.0, 1.0]) == []
     assert client.search("c3", [1.0, 1.0]) == []  # the next row decides on the dimension
@@ -184,7 +197,9 @@ def unknown(client: Client, name: str) -> bool:
     return False
 
 
-def test_a_dataset_that_is_renamed_leaves_an_empty_name_and_no_files(chats: psycopg.Connection, daemon: Daemon) -> None:
+def test_a_dataset_that_is_renamed_leaves_an_empty_name_and_no_files(
+    chats: psycopg.Connection, daemon: Daemon
+) -> None:
     daemon.start()
     with daemon.client() as client:
         client.checkpoint()

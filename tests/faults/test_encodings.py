@@ -20,7 +20,11 @@ from tests.integration.checking import about, examine
 from tests.integration.commands import assert_failed, run
 from tests.servers import PostgresServer
 
-TEXTS = {"LATIN1": ("Müller", "façade", "ÿ"), "EUC_JP": ("日本", "テスト", "ъ"), "WIN1251": ("ключ", "Ёж", "№")}
+TEXTS = {
+    "LATIN1": ("Müller", "façade", "ÿ"),
+    "EUC_JP": ("日本", "テスト", "ъ"),
+    "WIN1251": ("ключ", "Ёж", "№"),
+}
 
 
 @contextmanager
@@ -35,16 +39,29 @@ def encoded(server: PostgresServer, encoding: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("encoding", TEXTS)
-def test_a_database_of_another_encoding_is_followed(server: PostgresServer, tmp_path: Path, encoding: str) -> None:
+def test_a_database_of_another_encoding_is_followed(
+    server: PostgresServer, tmp_path: Path, encoding: str
+) -> None:
     key, dataset, other = TEXTS[encoding]
     with (
         encoded(server, encoding) as conninfo,
         psycopg.connect(conninfo, autocommit=True, client_encoding="UTF8") as db,
     ):
         assert run("init", SYNCD_DSN=conninfo).returncode == 0
-        db.execute("CREATE TABLE items (id text, part text, embedding real[], topic text, PRIMARY KEY (id, part))")
+        db.execute(
+            "CREATE TABLE items (id text, part text, embedding real[], topic text, PRIMARY KEY (id, part))"
+        )
         db.execute("INSERT INTO items VALUES (%s, %s, '{1,0}', %s)", [key, other, dataset])
-        attach = ("attach", "items", "--dataset", "topic", "--column", "topic", "--live", f"part <> '{dataset}'")
+        attach = (
+            "attach",
+            "items",
+            "--dataset",
+            "topic",
+            "--column",
+            "topic",
+            "--live",
+            f"part <> '{dataset}'",
+        )
         assert run(*attach, SYNCD_DSN=conninfo).returncode == 0
         daemon = Daemon(conninfo, tmp_path / "data")
         try:
@@ -55,7 +72,10 @@ def test_a_database_of_another_encoding_is_followed(server: PostgresServer, tmp_
             )
             applied(daemon, value(db, "SELECT syncd.token()"))
             with daemon.client() as client:
-                assert [hit.key for hit in client.search(dataset, [1, 0], k=5)] == [(key, other), (other, key)]
+                assert [hit.key for hit in client.search(dataset, [1, 0], k=5)] == [
+                    (key, other),
+                    (other, key),
+                ]
                 assert len(client.search(dataset, [1, 0], k=5, filter={"topic": dataset})) == 2
                 assert all(row.in_sync for row in client.verify(deep=True).datasets)
                 client.checkpoint()
@@ -71,12 +91,17 @@ def test_a_database_of_another_encoding_is_followed(server: PostgresServer, tmp_
                 daemon.kill()
 
 
-def test_a_database_without_an_encoding_is_refused_with_the_way_out(server: PostgresServer, tmp_path: Path) -> None:
+def test_a_database_without_an_encoding_is_refused_with_the_way_out(
+    server: PostgresServer, tmp_path: Path
+) -> None:
     with encoded(server, "SQL_ASCII") as conninfo:
         for command in ("init", "serve"):
             done = run(command, SYNCD_DSN=conninfo, SYNCD_DATA_DIR=str(tmp_path), SYNCD_HTTP="off")
             assert_failed(
-                done, 1, "the database's encoding is SQL_ASCII", "createdb --template=template0 --encoding=UTF8"
+                done,
+                1,
+                "the database's encoding is SQL_ASCII",
+                "createdb --template=template0 --encoding=UTF8",
             )
         printed = run("init", "--show-sql").stdout
         with psycopg.connect(conninfo, autocommit=True) as db:
@@ -93,12 +118,16 @@ def test_a_database_without_an_encoding_is_refused_with_the_way_out(server: Post
 
 def test_check_says_which_default_keeps_others_from_writing(database: str, tmp_path: Path) -> None:
     with psycopg.connect(database, autocommit=True) as db:
-        db.execute(f'ALTER DATABASE "{db.info.dbname}" SET default_transaction_read_only = on'.encode())
+        db.execute(
+            f'ALTER DATABASE "{db.info.dbname}" SET default_transaction_read_only = on'.encode()
+        )
     with psycopg.connect(database, autocommit=True) as db:
         found = about(examine(db, tmp_path), "read-only")
         assert found.level == "warn"
         assert "not a standby" in found.detail
-        assert found.fix == f'ALTER DATABASE "{db.info.dbname}" RESET default_transaction_read_only;'
+        assert (
+            found.fix == f'ALTER DATABASE "{db.info.dbname}" RESET default_transaction_read_only;'
+        )
 
 
 def refuse_to_write(database: str) -> None:
@@ -108,7 +137,9 @@ def refuse_to_write(database: str) -> None:
         db.execute("CREATE TABLE items ()")
 
 
-def test_a_server_that_refuses_to_write_is_told_apart_from_a_standby(database: str, tmp_path: Path) -> None:
+def test_a_server_that_refuses_to_write_is_told_apart_from_a_standby(
+    database: str, tmp_path: Path
+) -> None:
     with pytest.raises(DatabaseError) as refused:
         refuse_to_write(database)
     assert "refuses to write, and is not a standby" in refused.value.message

@@ -48,7 +48,9 @@ def two(db: psycopg.Connection) -> psycopg.Connection:
     """Two tables, attached."""
     for name in ("bad", "good"):
         db.execute(f"CREATE TABLE {name} (id int PRIMARY KEY, v real[])".encode())
-        db.execute(f"INSERT INTO {name} SELECT i, ARRAY[i, 1] FROM generate_series(1, 20) AS i".encode())
+        db.execute(
+            f"INSERT INTO {name} SELECT i, ARRAY[i, 1] FROM generate_series(1, 20) AS i".encode()
+        )
         db.execute("SELECT syncd.attach(%s, metric => 'l2')", [name])
     return db
 
@@ -63,7 +65,9 @@ def insert(db: psycopg.Connection, table: str, key: int) -> str:
     return fetch(db, "SELECT syncd.token()")
 
 
-@pytest.mark.parametrize(("function", "when"), OF_ONE_SOURCE, ids=[name for name, _ in OF_ONE_SOURCE])
+@pytest.mark.parametrize(
+    ("function", "when"), OF_ONE_SOURCE, ids=[name for name, _ in OF_ONE_SOURCE]
+)
 def test_an_unexpected_error_fails_its_source_and_the_others_go_on(
     two: psycopg.Connection, daemon: Daemon, function: str, when: str
 ) -> None:
@@ -80,7 +84,11 @@ def test_an_unexpected_error_fails_its_source_and_the_others_go_on(
         insert(two, "bad", 101)
         until(lambda: 101 in set(client.keys("good")), "the other source goes on")
         until(
-            lambda: "BrokenOnPurposeError: broken on purpose" in client.why("bad").pending.get("public.bad", ""), "why"
+            lambda: (
+                "BrokenOnPurposeError: broken on purpose"
+                in client.why("bad").pending.get("public.bad", "")
+            ),
+            "why",
         )
         assert "syncd check" in client.why("bad").pending["public.bad"]
         assert client.status().state == "failed"
@@ -112,7 +120,9 @@ def test_a_source_that_an_error_left_half_changed_is_compared_and_right_again(
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_task_that_fails_is_told_of_and_started_again(two: psycopg.Connection, daemon: Daemon, task: str) -> None:
+def test_a_task_that_fails_is_told_of_and_started_again(
+    two: psycopg.Connection, daemon: Daemon, task: str
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]  # the same after another start of the pages
     daemon.settings |= {
@@ -151,7 +161,9 @@ def test_a_task_that_keeps_failing_is_shown_by_status_check_and_the_page(daemon:
         assert set(client.keys("good")) == set(range(1, 21))
     (found,) = [
         each
-        for each in examine(load_settings(dsn=daemon.conninfo, data_dir=daemon.data_dir), daemon.socket)
+        for each in examine(
+            load_settings(dsn=daemon.conninfo, data_dir=daemon.data_dir), daemon.socket
+        )
         if each.what == "task builder"
     ]
     assert found.level == "warn"
@@ -164,7 +176,9 @@ def test_a_task_that_keeps_failing_is_shown_by_status_check_and_the_page(daemon:
     daemon.stop()
 
 
-def test_an_error_in_the_first_pass_of_a_start_is_tried_again_and_before_a_start_ends_it(daemon: Daemon) -> None:
+def test_an_error_in_the_first_pass_of_a_start_is_tried_again_and_before_a_start_ends_it(
+    daemon: Daemon,
+) -> None:
     daemon.with_error("syncd.sync.consumer.passes:Pass.take_snapshot", 3).start()
     assert states(daemon) == {"bad": "ready", "good": "ready"}
     daemon.stop()
@@ -186,7 +200,9 @@ def test_a_source_whose_checkpoint_cannot_be_loaded_is_read_again(daemon: Daemon
         assert all(row.in_sync and row.rows == 20 for row in client.verify(deep=True).datasets)
 
 
-def test_a_statement_that_takes_too_long_holds_up_its_source_alone(two: psycopg.Connection, daemon: Daemon) -> None:
+def test_a_statement_that_takes_too_long_holds_up_its_source_alone(
+    two: psycopg.Connection, daemon: Daemon
+) -> None:
     two.execute("CREATE FUNCTION slow(i int) RETURNS text IMMUTABLE LANGUAGE plpgsql AS $$BEGIN"
                 " IF i = 500 THEN PERFORM pg_sleep(60); END IF; RETURN 'bad'; END$$")  # fmt: skip
     two.execute("SELECT syncd.attach('bad', metric => 'l2', dataset => 'public.slow(id)')")
@@ -200,12 +216,17 @@ def test_a_statement_that_takes_too_long_holds_up_its_source_alone(two: psycopg.
         def cancel() -> None:
             with psycopg.connect(daemon.conninfo, autocommit=True) as db:
                 while not canceller.wait(0.05):
-                    db.execute("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'")
+                    db.execute(
+                        "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+                    )
 
         with ThreadPoolExecutor(1) as threads:
             cancelling = threads.submit(cancel)
             try:
-                until(lambda: "cannot be read now" in client.why("bad").pending.get("public.bad", ""), "it is held up")
+                until(
+                    lambda: "cannot be read now" in client.why("bad").pending.get("public.bad", ""),
+                    "it is held up",
+                )
                 insert(two, "good", 100)
                 until(lambda: 100 in set(client.keys("good")), "the other goes on")
                 assert client.status().database_error is None
@@ -223,7 +244,10 @@ def test_a_log_that_cannot_be_written_ends_nothing(two: psycopg.Connection, daem
     daemon.start()
     with daemon.client() as client:
         two.execute("SELECT syncd.attach('bad', metric => 'cosine')")  # it is logged
-        until(lambda: {row.metric for row in client.datasets()} == {"l2", "cosine"}, "it is attached again")
+        until(
+            lambda: {row.metric for row in client.datasets()} == {"l2", "cosine"},
+            "it is attached again",
+        )
         with pytest.raises((NotReady, SyncdError)):
             client.search("nosuch", [1.0, 1.0])
     daemon.stop()

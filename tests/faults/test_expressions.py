@@ -11,13 +11,19 @@ from tests.faults.altered import Followed, eventually, make_items, serving
 def test_rows_on_which_an_expression_fails_are_quarantined_and_the_others_go_on(
     db: psycopg.Connection, daemon: Daemon
 ) -> None:
-    db.execute("CREATE TABLE items (id int PRIMARY KEY, v vector(3), part int DEFAULT 1, deleted_at date)")
-    db.execute("INSERT INTO items SELECT i, ARRAY[i, 1, 1]::vector FROM generate_series(1, 3000) AS i")
+    db.execute(
+        "CREATE TABLE items (id int PRIMARY KEY, v vector(3), part int DEFAULT 1, deleted_at date)"
+    )
+    db.execute(
+        "INSERT INTO items SELECT i, ARRAY[i, 1, 1]::vector FROM generate_series(1, 3000) AS i"
+    )
     db.execute("SELECT syncd.attach('items', live => '10 / part > 0', metric => 'l2')")
     good = "SELECT id, v::real[] FROM items WHERE part <> 0"
     with serving(db, daemon) as followed:
         followed.in_step(good)
-        db.execute("INSERT INTO items VALUES (3001, '[1,1,1]', 0), (3002, '[1,1,1]', 1), (3003, '[1,1,1]', 0)")
+        db.execute(
+            "INSERT INTO items VALUES (3001, '[1,1,1]', 0), (3002, '[1,1,1]', 1), (3003, '[1,1,1]', 0)"
+        )
         db.execute("UPDATE items SET part = 0 WHERE id IN (1, 1500)")
         followed.in_step(good)
         assert followed.client.status().quarantined == 4
@@ -41,8 +47,12 @@ def test_rows_on_which_an_expression_fails_are_quarantined_and_the_others_go_on(
 
 def test_a_table_all_of_whose_rows_fail_is_quarantined_whole_and_mended(followed: Followed) -> None:
     db = followed.db
-    db.execute("CREATE FUNCTION picky(int) RETURNS text IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN RETURN 'items'; END $$")
-    db.execute("SELECT syncd.attach('items', live => 'deleted_at IS NULL', dataset => 'picky(id)', metric => 'l2')")
+    db.execute(
+        "CREATE FUNCTION picky(int) RETURNS text IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN RETURN 'items'; END $$"
+    )
+    db.execute(
+        "SELECT syncd.attach('items', live => 'deleted_at IS NULL', dataset => 'picky(id)', metric => 'l2')"
+    )
     followed.in_step()
     db.execute(
         "CREATE OR REPLACE FUNCTION picky(int) RETURNS text IMMUTABLE LANGUAGE plpgsql AS "
@@ -50,7 +60,9 @@ def test_a_table_all_of_whose_rows_fail_is_quarantined_whole_and_mended(followed
     )
     db.execute("UPDATE items SET v = '[1,2,3]'")
     followed.in_step("SELECT id, v::real[] FROM items WHERE id <= 2")
-    db.execute("CREATE OR REPLACE FUNCTION picky(int) RETURNS text IMMUTABLE LANGUAGE sql AS $$ SELECT 'items' $$")
+    db.execute(
+        "CREATE OR REPLACE FUNCTION picky(int) RETURNS text IMMUTABLE LANGUAGE sql AS $$ SELECT 'items' $$"
+    )
     db.execute("UPDATE items SET v = '[3,2,1]'")
     followed.in_step()
 
@@ -64,7 +76,9 @@ def test_a_function_that_fails_on_every_row_fails_the_source_and_no_row_leaves(
         "CREATE FUNCTION is_good(k kind) RETURNS boolean IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN RETURN k = 'good'; END $$"
     )
     db.execute("ALTER TABLE items ADD COLUMN kind kind DEFAULT 'good'")
-    db.execute("SELECT syncd.attach('items', live => 'deleted_at IS NULL AND is_good(kind)', metric => 'l2')")
+    db.execute(
+        "SELECT syncd.attach('items', live => 'deleted_at IS NULL AND is_good(kind)', metric => 'l2')"
+    )
     with serving(db, daemon) as followed:
         followed.in_step()
         db.execute(
@@ -73,7 +87,9 @@ def test_a_function_that_fails_on_every_row_fails_the_source_and_no_row_leaves(
         daemon.stop()
         db.execute("UPDATE items SET note = 'm' WHERE id < 5")
         daemon.start()
-        said = followed.failed('invalid input value for enum public.kind: "good" (PL/pgSQL function')
+        said = followed.failed(
+            'invalid input value for enum public.kind: "good" (PL/pgSQL function'
+        )
         assert "is_good" in said
         assert followed.client.status().quarantined == 0
         db.execute(

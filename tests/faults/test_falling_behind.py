@@ -59,7 +59,9 @@ def seen_state(daemon: Daemon) -> str:
     def known() -> bool:
         try:
             with daemon.client() as client:
-                found[:] = [each.state for each in client.datasets() if each.dataset == "default/items"]
+                found[:] = [
+                    each.state for each in client.datasets() if each.dataset == "default/items"
+                ]
         except (ServiceUnavailable, NotReady, ConnectionError):
             return False
         return bool(found)
@@ -101,14 +103,19 @@ def test_a_live_consumer_that_falls_too_far_behind_rebuilds(
             until(
                 lambda: rotate(items)[2] == "default", "it holds the outbox back", seconds=60
             )  # or it was stopped in a pass: for as long as that may be idle
-            until(lambda: rotate(items)[0] == 0 and outbox_rows(items) < 2000, "which is freed without it")
+            until(
+                lambda: rotate(items)[0] == 0 and outbox_rows(items) < 2000,
+                "which is freed without it",
+            )
             fill(items, 500, 5000)
         finally:
             daemon.process.send_signal(signal.SIGCONT)
         with daemon.client() as client:
             # Where it was stopped in a pass the server has cut its connection, and it compares every row for that reason.
             until(
-                lambda: any(word in daemon.log.read_text() for word in ("must_rebuild", "reconciling")),
+                lambda: any(
+                    word in daemon.log.read_text() for word in ("must_rebuild", "reconciling")
+                ),
                 "it notices",
                 seconds=60,
             )
@@ -176,7 +183,9 @@ def test_an_older_data_directory_reconciles_after_a_rotation(
         items.execute("DELETE FROM items WHERE id < 100")
         with daemon.client() as client:
             assert_in_step(client, items)
-            for _ in range(2):  # both that are kept are newer now, and the copy's nonce is still known
+            for _ in range(
+                2
+            ):  # both that are kept are newer now, and the copy's nonce is still known
                 client.checkpoint()
         until(lambda: outbox_rows(items) == 0, "the outbox is freed")
         daemon.kill()

@@ -126,7 +126,9 @@ def test_a_slot_that_a_writer_has_open_is_freed_later_and_others_do_not_wait(
     assert read(db, start)[0] == []
 
 
-def test_a_transaction_that_stays_open_elsewhere_holds_nothing_back(db: psycopg.Connection, database: str) -> None:
+def test_a_transaction_that_stays_open_elsewhere_holds_nothing_back(
+    db: psycopg.Connection, database: str
+) -> None:
     with psycopg.connect(database) as idle:
         idle.execute("SELECT pg_current_xact_id()")
         for key in range(1, 20):
@@ -139,7 +141,9 @@ def test_a_transaction_that_stays_open_elsewhere_holds_nothing_back(db: psycopg.
         assert Snapshot(1, 1, frozenset()).lacks(freed(db))
 
 
-def test_a_transaction_of_which_rows_may_come_holds_back_what_it_wrote(db: psycopg.Connection, database: str) -> None:
+def test_a_transaction_of_which_rows_may_come_holds_back_what_it_wrote(
+    db: psycopg.Connection, database: str
+) -> None:
     with psycopg.connect(database) as early:
         early.execute("SELECT pg_current_xact_id()")
         write(db, 1)
@@ -152,7 +156,9 @@ def test_a_transaction_of_which_rows_may_come_holds_back_what_it_wrote(db: psyco
         assert read(db, start)[0] == [2], "its id is lower than what the checkpoint has seen"
 
 
-def test_a_reader_of_the_outbox_delays_rotation_and_nobody_else(db: psycopg.Connection, database: str) -> None:
+def test_a_reader_of_the_outbox_delays_rotation_and_nobody_else(
+    db: psycopg.Connection, database: str
+) -> None:
     """As pg_dump does, for hours. Writers of any slot go on, the one to be freed too."""
     write(db, 1)
     tried: list[tuple[int, bool, str | None]] = []
@@ -178,7 +184,9 @@ def test_a_reader_of_the_outbox_delays_rotation_and_nobody_else(db: psycopg.Conn
     assert sum(freed_slots for freed_slots, _, _ in tried) == 0
     for _ in range(2):
         rotate(db)
-    db.execute("INSERT INTO syncd.outbox (slot, source, op, key) SELECT last_value, 7, 'k', 0 FROM syncd.outbox_slot")
+    db.execute(
+        "INSERT INTO syncd.outbox (slot, source, op, key) SELECT last_value, 7, 'k', 0 FROM syncd.outbox_slot"
+    )
     for _ in range(2):
         rotate(db)
     assert value(db, "SELECT count(*) FROM syncd.outbox") == 0
@@ -213,7 +221,9 @@ def test_a_writer_has_only_the_slot_open_that_it_writes_to(
             writer.rollback()
 
 
-def test_a_pass_under_way_keeps_the_slots_that_its_snapshot_sees(db: psycopg.Connection, database: str) -> None:
+def test_a_pass_under_way_keeps_the_slots_that_its_snapshot_sees(
+    db: psycopg.Connection, database: str
+) -> None:
     """A table that is truncated looks empty to every snapshot, also to an older one."""
     write(db, 1)
     connection = open_pass_connection(database, "it")
@@ -231,7 +241,9 @@ def test_the_rotation_refuses_to_work_on_an_old_snapshot(db: psycopg.Connection)
         rotate(db)
 
 
-def test_over_the_cap_the_slowest_is_told_to_rebuild_and_the_others_are_kept(any_db: psycopg.Connection) -> None:
+def test_over_the_cap_the_slowest_is_told_to_rebuild_and_the_others_are_kept(
+    any_db: psycopg.Connection,
+) -> None:
     db = any_db
     db.execute("UPDATE syncd.outbox_limit SET max_rows = 100")
     start = snapshot(db)
@@ -254,7 +266,9 @@ def test_over_the_cap_the_slowest_is_told_to_rebuild_and_the_others_are_kept(any
     assert not middle.lacks(freed(db))
 
 
-def test_over_the_cap_with_one_consumer_what_it_has_seen_meanwhile_is_not_lost(any_db: psycopg.Connection) -> None:
+def test_over_the_cap_with_one_consumer_what_it_has_seen_meanwhile_is_not_lost(
+    any_db: psycopg.Connection,
+) -> None:
     db = any_db
     db.execute("UPDATE syncd.outbox_limit SET max_rows = 100")
     start = snapshot(db)
@@ -309,7 +323,9 @@ def test_a_snapshot_that_sees_what_either_sees(scratch: psycopg.Connection) -> N
 
     for _ in range(100):
         a, b = some_snapshot(), some_snapshot()
-        row = scratch.execute("SELECT syncd.seen_by_either(%s, %s)::text", [str(a), str(b)]).fetchone()
+        row = scratch.execute(
+            "SELECT syncd.seen_by_either(%s, %s)::text", [str(a), str(b)]
+        ).fetchone()
         assert row is not None
         either = Snapshot.parse(row[0])
         for xid in range(1, 40):

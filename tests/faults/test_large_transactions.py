@@ -27,14 +27,18 @@ def count(client: Client) -> int:
     return sum(each.count for each in client.datasets() if each.dataset == "default/items")
 
 
-@pytest.mark.parametrize("rows", [100_000, pytest.param(1_000_000, marks=[pytest.mark.long, pytest.mark.timeout(900)])])
+@pytest.mark.parametrize(
+    "rows", [100_000, pytest.param(1_000_000, marks=[pytest.mark.long, pytest.mark.timeout(900)])]
+)
 def test_one_large_transaction_goes_on_where_a_kill_left_it(
     server: PostgresServer, database: str, items: psycopg.Connection, tmp_path: Path, rows: int
 ) -> None:
     with following(database, tmp_path / "data", checkpoint_seconds=3600) as daemon:
         daemon.with_constant("syncd.postgres.outbox.PAGE_ROWS", 1000)
         daemon.start()
-        items.execute("INSERT INTO items SELECT i, ARRAY[i, 1] FROM generate_series(1, %s::int) AS i", [rows])
+        items.execute(
+            "INSERT INTO items SELECT i, ARRAY[i, 1] FROM generate_series(1, %s::int) AS i", [rows]
+        )
         with daemon.client() as client:
             until(lambda: count(client) > rows / 4, "it has read some", seconds=300)
             client.checkpoint()
@@ -43,12 +47,17 @@ def test_one_large_transaction_goes_on_where_a_kill_left_it(
             assert 0 < waiting < rows, "in its middle"
         daemon.kill()
         first = value(
-            items, "SELECT min(id) FROM syncd.outbox WHERE xid = (SELECT max(xid) FROM syncd.outbox WHERE op = 'k')"
+            items,
+            "SELECT min(id) FROM syncd.outbox WHERE xid = (SELECT max(xid) FROM syncd.outbox WHERE op = 'k')",
         )
-        items.execute(f"ALTER DATABASE {value(items, 'SELECT current_database()')} SET log_statement = 'all'")
+        items.execute(
+            f"ALTER DATABASE {value(items, 'SELECT current_database()')} SET log_statement = 'all'"
+        )
         logged = server.log.stat().st_size
         daemon.start()
-        pages = re.findall(r"SELECT o\.xid::text::bigint.*?LIMIT", server.log.read_text()[logged:], re.DOTALL)
+        pages = re.findall(
+            r"SELECT o\.xid::text::bigint.*?LIMIT", server.log.read_text()[logged:], re.DOTALL
+        )
         after = re.search(r"\(o\.xid, o\.id\) > \('\d+'::xid8, (\d+)\)", pages[0])
         assert after is not None, "it begins where the checkpoint was"
         assert int(after[1]) > first + rows / 5
@@ -57,7 +66,9 @@ def test_one_large_transaction_goes_on_where_a_kill_left_it(
         daemon.stop()
 
 
-@pytest.mark.parametrize("rows", [100_000, pytest.param(1_000_000, marks=[pytest.mark.long, pytest.mark.timeout(900)])])
+@pytest.mark.parametrize(
+    "rows", [100_000, pytest.param(1_000_000, marks=[pytest.mark.long, pytest.mark.timeout(900)])]
+)
 def test_one_large_transaction_takes_no_more_memory_than_many_small_ones(
     server: PostgresServer, tmp_path: Path, rows: int
 ) -> None:
@@ -66,7 +77,9 @@ def test_one_large_transaction_takes_no_more_memory_than_many_small_ones(
         for database in clone(server):
             with psycopg.connect(database, autocommit=True) as db:
                 make_items(db)
-                with following(database, tmp_path / f"data{transactions}", checkpoint_seconds=3600) as daemon:
+                with following(
+                    database, tmp_path / f"data{transactions}", checkpoint_seconds=3600
+                ) as daemon:
                     daemon.start()
                     each = rows // transactions
                     for first in range(1, rows, each):

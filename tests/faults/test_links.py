@@ -16,7 +16,15 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from syncd.errors import RequestError
 from tests.daemon import Daemon
-from tests.faults.following import applied, assert_in_step, change, logged, takes_requests, until, upsert
+from tests.faults.following import (
+    applied,
+    assert_in_step,
+    change,
+    logged,
+    takes_requests,
+    until,
+    upsert,
+)
 from tests.faults.proxy import Proxy
 from tests.oracle.tables import ITEMS, TOPICS
 from tests.servers import PostgresServer, available
@@ -49,7 +57,12 @@ def behind(proxy: Proxy, direct: str, tmp_path: Path) -> Iterator[Daemon]:
     """A syncd that reaches its server through the proxy, not yet started; it is impatient."""
     name = str(conninfo_to_dict(direct)["dbname"])
     through = make_conninfo(
-        host="127.0.0.1", port=proxy.port, dbname=name, user="postgres", sslmode="disable", gssencmode="disable"
+        host="127.0.0.1",
+        port=proxy.port,
+        dbname=name,
+        user="postgres",
+        sslmode="disable",
+        gssencmode="disable",
     )
     daemon = Daemon(through, tmp_path / "data")
     for constant in (
@@ -70,7 +83,9 @@ def behind(proxy: Proxy, direct: str, tmp_path: Path) -> Iterator[Daemon]:
 # Silence
 
 
-@pytest.mark.parametrize("new_ones_too", [False, True], ids=["open connections", "every connection"])
+@pytest.mark.parametrize(
+    "new_ones_too", [False, True], ids=["open connections", "every connection"]
+)
 def test_connections_that_hear_nothing_and_are_not_closed_are_given_up(
     direct: str, behind: Daemon, proxy: Proxy, new_ones_too: bool
 ) -> None:
@@ -166,7 +181,9 @@ def test_connections_reset_again_and_again_while_rows_change_and_checkpoints_are
     assert_in_step(direct, behind)
 
 
-def test_connections_reset_during_the_first_reading(direct: str, behind: Daemon, proxy: Proxy) -> None:
+def test_connections_reset_during_the_first_reading(
+    direct: str, behind: Daemon, proxy: Proxy
+) -> None:
     with psycopg.connect(direct) as db:
         upsert(db, ITEMS, range(100, 6000), seed=5)
     behind.with_constant("syncd.sync.source.scan.PAGE_ROWS", (4, 4, 4))
@@ -221,7 +238,9 @@ def backends(db: psycopg.Connection) -> list[int]:
 # Deafness
 
 
-def test_no_notification_arrives_and_changes_are_found_by_looking(direct: str, behind: Daemon, proxy: Proxy) -> None:
+def test_no_notification_arrives_and_changes_are_found_by_looking(
+    direct: str, behind: Daemon, proxy: Proxy
+) -> None:
     proxy.drops_notifications = True
     behind.with_constant(*NO_LOOKOUT).start()
     found_soon(direct, behind)
@@ -240,14 +259,20 @@ def found_soon(conninfo: str, daemon: Daemon) -> None:
         for n in range(1000, 1004):
             upsert(db, ITEMS, [n], seed=0)
             dataset = f"items/{TOPICS[n % 5]}"
-            until(lambda n=n, dataset=dataset: len(client.get(dataset, [n])) == 1, f"row {n}", seconds=3.0)  # type: ignore[misc]
+            until(
+                lambda n=n, dataset=dataset: len(client.get(dataset, [n])) == 1,  # type: ignore[misc]
+                f"row {n}",
+                seconds=3.0,
+            )
     assert_in_step(conninfo, daemon)
 
 
 # Outages
 
 
-def test_a_server_restarted_many_times_quickly(tcp_server: PostgresServer, direct: str, behind: Daemon) -> None:
+def test_a_server_restarted_many_times_quickly(
+    tcp_server: PostgresServer, direct: str, behind: Daemon
+) -> None:
     behind.start()
     with behind.client() as client:
         client.checkpoint()

@@ -72,7 +72,9 @@ def as_row_form(db: psycopg.Connection) -> None:
 
 
 @pytest.mark.parametrize("lock", LOCKS)
-@pytest.mark.parametrize("setting", ["lock_timeout = 0", "lock_timeout = '1ms'", "statement_timeout = '50ms'"])
+@pytest.mark.parametrize(
+    "setting", ["lock_timeout = 0", "lock_timeout = '1ms'", "statement_timeout = '50ms'"]
+)
 def test_a_write_neither_fails_nor_waits_while_the_outbox_is_locked_and_leaves_a_doubt(
     items: psycopg.Connection, any_database: str, lock: str, setting: LiteralString
 ) -> None:
@@ -95,7 +97,9 @@ def test_a_writer_waits_once_in_a_transaction(items: psycopg.Connection, any_dat
     """A thousand waits would be no moment any more."""
     items.execute(
         sql.SQL(
-            "SET transaction_timeout = {0}" if items.info.server_version >= 170000 else "SET statement_timeout = {0}"
+            "SET transaction_timeout = {0}"
+            if items.info.server_version >= 170000
+            else "SET statement_timeout = {0}"
         ).format(NO_LONGER_THAN)
     )
     with locked(any_database, LOCKS["SHARE"]):
@@ -105,7 +109,9 @@ def test_a_writer_waits_once_in_a_transaction(items: psycopg.Connection, any_dat
     assert value(items, DOUBTS) == 1
 
 
-def test_a_lock_that_is_waited_for_holds_no_writer_up(items: psycopg.Connection, any_database: str) -> None:
+def test_a_lock_that_is_waited_for_holds_no_writer_up(
+    items: psycopg.Connection, any_database: str
+) -> None:
     """A VACUUM FULL behind a long transaction: who comes after it would wait as well."""
     items.execute(sql.SQL("SET statement_timeout = {}").format(NO_LONGER_THAN))
     with (
@@ -115,7 +121,9 @@ def test_a_lock_that_is_waited_for_holds_no_writer_up(items: psycopg.Connection,
     ):
         long.execute("INSERT INTO items VALUES (7, '{7}')")
         lock = threads.submit(waiting.execute, "LOCK TABLE syncd.outbox_0 IN ACCESS EXCLUSIVE MODE")
-        waits = f"SELECT count(*) FROM pg_locks WHERE pid = {waiting.info.backend_pid} AND NOT granted"
+        waits = (
+            f"SELECT count(*) FROM pg_locks WHERE pid = {waiting.info.backend_pid} AND NOT granted"
+        )
         until(lambda: bool(value(items, waits)), "somebody waits for the lock")
         items.execute("INSERT INTO items VALUES (8, '{8}')")
         assert value(items, DOUBTS) == 1
@@ -133,7 +141,9 @@ def test_a_doubt_that_was_rolled_back_to_a_savepoint_is_noted_again(
         assert value(items, DOUBTS) == 2
 
 
-def test_where_neither_the_outbox_nor_the_sequence_can_be_written_a_warning_says_so(items: psycopg.Connection) -> None:
+def test_where_neither_the_outbox_nor_the_sequence_can_be_written_a_warning_says_so(
+    items: psycopg.Connection,
+) -> None:
     warnings: list[str] = []
     items.add_notice_handler(lambda notice: warnings.append(notice.message_primary or ""))
     items.execute("DROP SEQUENCE syncd.doubts")
@@ -144,7 +154,9 @@ def test_where_neither_the_outbox_nor_the_sequence_can_be_written_a_warning_says
     assert warning.startswith("syncd could not note a change of public.")
 
 
-def test_a_writer_that_meets_a_slot_that_is_being_freed_has_the_source_read_again(items: psycopg.Connection) -> None:
+def test_a_writer_that_meets_a_slot_that_is_being_freed_has_the_source_read_again(
+    items: psycopg.Connection,
+) -> None:
     """It has read the slot's number just before the switch; a moment later the next one is open."""
     items.execute("SELECT setval('syncd.outbox_slot', 0)")
     with psycopg.connect(items.info.dsn) as other:
@@ -165,13 +177,19 @@ def daemon(daemon: Daemon) -> Daemon:
     return daemon
 
 
-def test_changes_made_while_the_outbox_was_locked_are_found(followed: Followed, database: str) -> None:
+def test_changes_made_while_the_outbox_was_locked_are_found(
+    followed: Followed, database: str
+) -> None:
     with locked(database, LOCKS["ACCESS EXCLUSIVE"]):
-        followed.db.execute("UPDATE items SET v = '[1,2,3]' WHERE id < 10; DELETE FROM items WHERE id = 21")
+        followed.db.execute(
+            "UPDATE items SET v = '[1,2,3]' WHERE id < 10; DELETE FROM items WHERE id = 21"
+        )
     followed.in_step()
 
 
-def test_a_service_says_who_has_locked_the_outbox_and_goes_on(followed: Followed, database: str) -> None:
+def test_a_service_says_who_has_locked_the_outbox_and_goes_on(
+    followed: Followed, database: str
+) -> None:
     with locked(database, LOCKS["ACCESS EXCLUSIVE"]) as other:
         reason = f"table syncd.outbox is locked by process {other.info.backend_pid}"
         until(lambda: reason in (followed.client.status().database_error or ""), "status says who")
@@ -184,9 +202,14 @@ def test_a_service_says_who_has_locked_the_outbox_and_goes_on(followed: Followed
     assert logged(followed.daemon, "passes_put_off") == 1
 
 
-def test_an_index_of_the_outbox_that_is_being_made_again_puts_passes_off(followed: Followed, database: str) -> None:
+def test_an_index_of_the_outbox_that_is_being_made_again_puts_passes_off(
+    followed: Followed, database: str
+) -> None:
     with locked(database, LOCKS["REINDEX"]):
-        until(lambda: followed.client.status().database_error is not None, "status says that it is locked")
+        until(
+            lambda: followed.client.status().database_error is not None,
+            "status says that it is locked",
+        )
         followed.db.execute("DELETE FROM items WHERE id = 21")
     followed.in_step()
     assert logged(followed.daemon, "database_lost") == 0
@@ -210,19 +233,26 @@ def test_an_index_of_a_source_that_is_being_made_again_delays_that_source_alone(
     assert logged(followed.daemon, "database_lost") == 0
 
 
-def test_a_doubted_writer_that_commits_late_is_not_missed(followed: Followed, database: str) -> None:
+def test_a_doubted_writer_that_commits_late_is_not_missed(
+    followed: Followed, database: str
+) -> None:
     """The sequence moves at once, the rows come with the commit: the comparison in between proves nothing of them."""
     with psycopg.connect(database) as writer:
         with locked(database, LOCKS["SHARE"]):
             writer.execute("DELETE FROM items WHERE id = 21")
         compared = logged(followed.daemon, "source_doubted")
-        until(lambda: logged(followed.daemon, "source_doubted") > 0 or compared > 0, "the doubt is seen")
+        until(
+            lambda: logged(followed.daemon, "source_doubted") > 0 or compared > 0,
+            "the doubt is seen",
+        )
         followed.in_step()  # of what is committed
         writer.commit()
     followed.in_step()
 
 
-def test_a_doubted_writer_is_found_while_another_one_stays_open(followed: Followed, database: str) -> None:
+def test_a_doubted_writer_is_found_while_another_one_stays_open(
+    followed: Followed, database: str
+) -> None:
     with psycopg.connect(database) as writer, psycopg.connect(database) as other:
         with locked(database, LOCKS["ACCESS EXCLUSIVE"]):
             writer.execute("DELETE FROM items WHERE id = 21")
@@ -230,14 +260,18 @@ def test_a_doubted_writer_is_found_while_another_one_stays_open(followed: Follow
         until(lambda: logged(followed.daemon, "source_doubted") > 0, "the doubt is seen")
         followed.in_step()  # of what is committed
         writer.commit()
-        found = followed.client.search("items", [1, 1, 1], k=1000, consistency="strong", timeout_ms=30_000)
+        found = followed.client.search(
+            "items", [1, 1, 1], k=1000, consistency="strong", timeout_ms=30_000
+        )
         assert 21 not in [hit.key for hit in found]
         followed.in_step()
         other.commit()
     followed.in_step()
 
 
-def test_comparisons_end_while_writers_keep_on_moving_the_sequence(followed: Followed, database: str) -> None:
+def test_comparisons_end_while_writers_keep_on_moving_the_sequence(
+    followed: Followed, database: str
+) -> None:
     with (
         locked(database, LOCKS["SHARE"]),
         writers(database, "UPDATE items SET note = '{n}' WHERE id = 101 + {n} % 100"),

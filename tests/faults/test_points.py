@@ -35,7 +35,9 @@ def mortal(server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.mark.parametrize("point", POINTS, ids=[f"{point.phase}: {point.name}" for point in POINTS])
-def test_a_kill_at_any_point_leaves_what_the_next_start_makes_right(mortal: Daemon, point: Point) -> None:
+def test_a_kill_at_any_point_leaves_what_the_next_start_makes_right(
+    mortal: Daemon, point: Point
+) -> None:
     folder = mortal.data_dir.parent
     if mortal.process is not None and mortal.process.poll() is not None:  # after a test that failed
         mortal.kill()
@@ -60,7 +62,9 @@ def test_a_kill_at_any_point_leaves_what_the_next_start_makes_right(mortal: Daem
             save(mortal)  # two of them, so that the next one removes what the first alone needs
             applied(mortal, change(mortal.conninfo, seed=next(seeds)))
             save(mortal)
-            applied(mortal, change_one(mortal.conninfo, seed=next(seeds)))  # too little to be written ahead
+            applied(
+                mortal, change_one(mortal.conninfo, seed=next(seeds))
+            )  # too little to be written ahead
             arm(folder, point)
             with contextlib.suppress(ServiceUnavailable):
                 save(mortal)
@@ -69,7 +73,9 @@ def test_a_kill_at_any_point_leaves_what_the_next_start_makes_right(mortal: Daem
             assert mortal.process is not None
             mortal.process.send_signal(signal.SIGTERM)
     assert mortal.process is not None
-    assert mortal.process.wait(30) == -signal.SIGKILL, f"{point} was not reached\n{mortal.log.read_text()[-3000:]}"
+    assert mortal.process.wait(30) == -signal.SIGKILL, (
+        f"{point} was not reached\n{mortal.log.read_text()[-3000:]}"
+    )
     assert reached(folder) == repr(point)
     mortal.kill()
     change(mortal.conninfo, seed=next(seeds))
@@ -109,8 +115,12 @@ def coded(server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> I
             daemon.kill()
 
 
-@pytest.mark.parametrize("point", CODES_POINTS, ids=[f"{point.phase}: {point.name}" for point in CODES_POINTS])
-def test_a_kill_while_codes_are_made_or_slots_given_back_loses_nothing(coded: Daemon, point: Point) -> None:
+@pytest.mark.parametrize(
+    "point", CODES_POINTS, ids=[f"{point.phase}: {point.name}" for point in CODES_POINTS]
+)
+def test_a_kill_while_codes_are_made_or_slots_given_back_loses_nothing(
+    coded: Daemon, point: Point
+) -> None:
     folder = coded.data_dir.parent
     if coded.process is not None and coded.process.poll() is not None:  # after a test that failed
         coded.kill()
@@ -134,7 +144,9 @@ def test_a_kill_while_codes_are_made_or_slots_given_back_loses_nothing(coded: Da
             arm(folder, point)
             change(coded.conninfo, seed=next(seeds))
     assert coded.process is not None
-    assert coded.process.wait(30) == -signal.SIGKILL, f"{point} was not reached\n{coded.log.read_text()[-3000:]}"
+    assert coded.process.wait(30) == -signal.SIGKILL, (
+        f"{point} was not reached\n{coded.log.read_text()[-3000:]}"
+    )
     assert reached(folder) == repr(point)
     coded.kill()
     change(coded.conninfo, seed=next(seeds))

@@ -35,7 +35,9 @@ PGBOUNCER = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sb
 
 
 @contextmanager
-def pgbouncer(server: PostgresServer, folder: Path, *, mode: str = "transaction", reset: bool = True) -> Iterator[int]:
+def pgbouncer(
+    server: PostgresServer, folder: Path, *, mode: str = "transaction", reset: bool = True
+) -> Iterator[int]:
     """One with few server connections, in transaction mode fewer than syncd has; its port. It resets sessions between two uses, or does not, as
     it comes in transaction mode."""
     assert PGBOUNCER is not None
@@ -49,11 +51,17 @@ def pgbouncer(server: PostgresServer, folder: Path, *, mode: str = "transaction"
         f"server_reset_query_always={int(reset)}\nserver_reset_query=DISCARD ALL\nserver_round_robin=1\n"
     )
     folder.chmod(0o755)
-    as_other = {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.geteuid() == 0 else {}
+    as_other = (
+        {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.geteuid() == 0 else {}
+    )
     with (folder / "pgbouncer.log").open("wb") as log:
         process = subprocess.Popen([PGBOUNCER, config], stdout=log, stderr=log, **as_other)  # type: ignore[call-overload]
     try:
-        until(lambda: listens(port), "pgbouncer listens: " + (folder / "pgbouncer.log").read_text(), seconds=10)
+        until(
+            lambda: listens(port),
+            "pgbouncer listens: " + (folder / "pgbouncer.log").read_text(),
+            seconds=10,
+        )
         yield port
     finally:
         process.terminate()
@@ -81,7 +89,9 @@ def test_behind_a_pooler_in_transaction_mode_no_session_is_relied_on(
                 daemon.start("--verbose")
                 stopped = threading.Event()
 
-                def disturb() -> None:  # so that syncd's transactions change between the pooler's sessions
+                def disturb() -> (
+                    None
+                ):  # so that syncd's transactions change between the pooler's sessions
                     with psycopg.connect(through, autocommit=True, prepare_threshold=None) as db:
                         while not stopped.is_set():
                             db.execute("SELECT pg_sleep(0.003)")
@@ -98,13 +108,22 @@ def test_behind_a_pooler_in_transaction_mode_no_session_is_relied_on(
                         stopped.set()
                         disturbing.result()
                 with psycopg.connect(direct) as holder, daemon.client() as client:
-                    holder.execute("LOCK TABLE items")  # the pass' own limits hold in whichever session it is
+                    holder.execute(
+                        "LOCK TABLE items"
+                    )  # the pass' own limits hold in whichever session it is
                     token = change(direct, seed=30, tables=TABLES[1:])
                     client.search("docs/a", [1, 2, 3, 4], after=token, timeout_ms=10_000)
                 with psycopg.connect(direct) as db:
-                    assert db.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").fetchone() == (0,)
+                    assert db.execute(
+                        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
+                    ).fetchone() == (0,)
                     assert db.execute("SELECT count(*) > 3 FROM syncd.status").fetchone() == (True,)
-                for trouble in ("prepared statement", "database_lost", "report_failed", "checkpoint_not_noted"):
+                for trouble in (
+                    "prepared statement",
+                    "database_lost",
+                    "report_failed",
+                    "checkpoint_not_noted",
+                ):
                     assert logged(daemon, trouble) == 0
                 daemon.stop()
             finally:
@@ -125,7 +144,10 @@ def folder() -> Iterator[Path]:
 def everything_shown(conninfo: str, sessions: int) -> list[dict[str, str]]:
     """All settings of some sessions that are open at once."""
     with ExitStack() as stack:
-        opened = [stack.enter_context(psycopg.connect(conninfo, prepare_threshold=None)) for _ in range(sessions)]
+        opened = [
+            stack.enter_context(psycopg.connect(conninfo, prepare_threshold=None))
+            for _ in range(sessions)
+        ]
         found: list[dict[str, str]] = [
             dict(db.execute("SELECT name, setting FROM pg_settings").fetchall()) for db in opened
         ]
@@ -146,7 +168,9 @@ def test_no_setting_stays_in_a_session_that_a_pooler_shares(
             given = sql.SQL(text) if setting == "search_path" else sql.Literal(text)
             names = {"database": sql.Identifier(name), "name": sql.SQL(setting), "value": given}
             db.execute(sql.SQL("ALTER DATABASE {database} SET {name} = {value}").format(**names))
-            db.execute(sql.SQL("ALTER ROLE postgres IN DATABASE {database} RESET ALL").format(**names))
+            db.execute(
+                sql.SQL("ALTER ROLE postgres IN DATABASE {database} RESET ALL").format(**names)
+            )
     tester = make_conninfo(direct, options=as_options(USUAL), client_encoding="UTF8")
     with pgbouncer(tcp_server, folder, reset=False) as port:
         through = make_conninfo(host="127.0.0.1", port=port, dbname=name, user="postgres")
@@ -161,7 +185,11 @@ def test_no_setting_stays_in_a_session_that_a_pooler_shares(
                 with daemon.client() as client:
                     client.checkpoint()
                     assert all(row.in_sync for row in client.verify().datasets)
-            where = {"SYNCD_DSN": through, "SYNCD_DATA_DIR": str(tmp_path / "data"), "SYNCD_SOCKET": str(daemon.socket)}
+            where = {
+                "SYNCD_DSN": through,
+                "SYNCD_DATA_DIR": str(tmp_path / "data"),
+                "SYNCD_SOCKET": str(daemon.socket),
+            }
             for words in (
                 ("init",),
                 ("attach", "public.items"),
@@ -171,7 +199,9 @@ def test_no_setting_stays_in_a_session_that_a_pooler_shares(
             ):
                 done = run(*words, **where)  # type: ignore[arg-type]
                 assert done.returncode == 0, (words, done.stdout, done.stderr)
-            with Documents(through, table="public.documents", collection="a", address=daemon.socket) as documents:
+            with Documents(
+                through, table="public.documents", collection="a", address=daemon.socket
+            ) as documents:
                 documents.write([Document("a", "text")], [[1, 0]])
                 assert [each.document.id for each in documents.search([1, 0], 1)] == ["a"]
                 for shared in everything_shown(through, 2):
@@ -189,7 +219,10 @@ def test_behind_a_pooler_in_session_mode_notifications_arrive(
 ) -> None:
     name = str(conninfo_to_dict(direct)["dbname"])
     with pgbouncer(tcp_server, folder, mode="session") as port:
-        daemon = Daemon(make_conninfo(host="127.0.0.1", port=port, dbname=name, user="postgres"), tmp_path / "data")
+        daemon = Daemon(
+            make_conninfo(host="127.0.0.1", port=port, dbname=name, user="postgres"),
+            tmp_path / "data",
+        )
         daemon.settings["poll_seconds"] = 3600
         try:
             daemon.start()

@@ -39,7 +39,9 @@ Versions = dict[int, int | None]
 
 
 @pytest.fixture(params=[POLL_SECONDS])
-def sleeper(request: pytest.FixtureRequest, database: str, db: psycopg.Connection, tmp_path: Path) -> Iterator[Daemon]:
+def sleeper(
+    request: pytest.FixtureRequest, database: str, db: psycopg.Connection, tmp_path: Path
+) -> Iterator[Daemon]:
     """A syncd for table ``items``, not started, that is not woken by its poll; with the parameter ``None``, one with its usual poll."""
     db.execute("CREATE TABLE items (id int PRIMARY KEY, v real[])")
     db.execute("INSERT INTO items VALUES (0, '{0,1}')")
@@ -132,7 +134,10 @@ def execute(connection: psycopg.Connection, plan: Plan) -> None:
 def writers(conninfo: str) -> Iterator[Callable[[list[Plan]], None]]:
     """Connections that stay; the function given runs a burst on them and returns when it is over."""
     with ExitStack() as stack:
-        connections = [stack.enter_context(psycopg.connect(conninfo, autocommit=True)) for _ in range(MOST_WRITERS)]
+        connections = [
+            stack.enter_context(psycopg.connect(conninfo, autocommit=True))
+            for _ in range(MOST_WRITERS)
+        ]
         threads = stack.enter_context(ThreadPoolExecutor(MOST_WRITERS))
 
         def burst(plans: list[Plan]) -> None:
@@ -189,7 +194,9 @@ def race(burst: Callable[[list[Plan]], None], client: Client, plans: Plans, roun
             if plan.commits:
                 expected |= plan.changes
             else:
-                committed = {key: version for rows in plans.rows.values() for key, version in rows.items()}
+                committed = {
+                    key: version for rows in plans.rows.values() for key, version in rows.items()
+                }
                 expected |= {key: committed.get(key) for key in plan.changes}
         longest = max(longest, assert_noticed(client, expected, f"round {number}"))
     return longest
@@ -215,7 +222,12 @@ def test_every_commit_of_a_burst_is_noticed_though_a_fifth_rolls_back(
             assert_noticed(client, {0: start + 1}, "a commit after a rest")
             longest = race(burst, client, plans, range(start, start + ROUNDS // 3))
             print(f"rounds from {start}: the longest took {longest * 1000:.0f} ms to notice")
-        committed = {key for rows in plans.rows.values() for key, version in rows.items() if version is not None}
+        committed = {
+            key
+            for rows in plans.rows.values()
+            for key, version in rows.items()
+            if version is not None
+        }
         assert set(client.keys("items")) == committed | {0}
 
 
@@ -232,7 +244,9 @@ def test_every_commit_of_a_burst_after_a_rest_is_noticed(
 
 
 @pytest.mark.timeout(240)
-def test_every_commit_of_a_burst_is_noticed_by_the_look_for_open_writers_alone(database: str, sleeper: Daemon) -> None:
+def test_every_commit_of_a_burst_is_noticed_by_the_look_for_open_writers_alone(
+    database: str, sleeper: Daemon
+) -> None:
     """Neither the polling after a change nor the steady beat under load helps."""
     sleeper.with_constant(AFTER_ACTIVITY, 0.0).with_constant(LOADED_PASSES, 1e9).start()
     plans = Plans(2, rollbacks=0.0)
@@ -246,7 +260,11 @@ def test_a_commit_is_noticed_though_the_guards_winner_rolls_back(
     database: str, db: psycopg.Connection, sleeper: Daemon
 ) -> None:
     sleeper.start()
-    with sleeper.client() as client, psycopg.connect(database) as winner, psycopg.connect(database) as loser:
+    with (
+        sleeper.client() as client,
+        psycopg.connect(database) as winner,
+        psycopg.connect(database) as loser,
+    ):
         wait_until_asleep(db)
         winner.execute("INSERT INTO items VALUES (1, '{1,1}')")
         loser.execute("INSERT INTO items VALUES (2, '{2,1}')")
@@ -260,7 +278,11 @@ def test_a_commit_is_noticed_though_the_guards_winner_rolls_back_to_a_savepoint(
     database: str, db: psycopg.Connection, sleeper: Daemon
 ) -> None:
     sleeper.start()
-    with sleeper.client() as client, psycopg.connect(database) as winner, psycopg.connect(database) as loser:
+    with (
+        sleeper.client() as client,
+        psycopg.connect(database) as winner,
+        psycopg.connect(database) as loser,
+    ):
         wait_until_asleep(db)
         winner.execute("SAVEPOINT part")
         winner.execute("INSERT INTO items VALUES (1, '{1,1}')")
@@ -291,9 +313,15 @@ def test_losers_do_not_wait_for_a_winner_that_stays_open(
 
 
 @with_any_poll
-def test_a_loser_that_stays_open_longer_than_anyone_looks_out_for_it_is_noticed(database: str, sleeper: Daemon) -> None:
+def test_a_loser_that_stays_open_longer_than_anyone_looks_out_for_it_is_noticed(
+    database: str, sleeper: Daemon
+) -> None:
     sleeper.with_constant(PATIENCE, 0.0).start()  # as if both had been open for long already
-    with sleeper.client() as client, psycopg.connect(database) as winner, psycopg.connect(database) as loser:
+    with (
+        sleeper.client() as client,
+        psycopg.connect(database) as winner,
+        psycopg.connect(database) as loser,
+    ):
         winner.execute("INSERT INTO items VALUES (1, '{1,1}')")
         loser.execute("INSERT INTO items VALUES (2, '{2,1}')")
         winner.commit()
@@ -318,7 +346,9 @@ def test_a_transaction_that_took_a_lower_outbox_id_and_commits_later_is_noticed(
             assert_noticed(client, {first: 7, first + 1: 9}, "the lower id")
 
 
-def test_readers_never_see_half_of_a_transaction(database: str, db: psycopg.Connection, sleeper: Daemon) -> None:
+def test_readers_never_see_half_of_a_transaction(
+    database: str, db: psycopg.Connection, sleeper: Daemon
+) -> None:
     """Transactions move an amount from one row to another: whoever reads all rows at once finds the same sum.
 
     Rows are many and passes frequent, so that each pass reads some of the rows while others change.
@@ -334,7 +364,9 @@ def test_readers_never_see_half_of_a_transaction(database: str, db: psycopg.Conn
         moves = 0
         with psycopg.connect(database) as connection:
             while not stopped.is_set():
-                payer, payee = sorted(chosen.sample(accounts, 2))  # in order, so that no two wait for each other
+                payer, payee = sorted(
+                    chosen.sample(accounts, 2)
+                )  # in order, so that no two wait for each other
                 query = "UPDATE items SET v = ARRAY[v[1] + %s, 1] WHERE id = %s"
                 connection.execute(query, [1, payer])
                 connection.execute(query, [-1, payee])

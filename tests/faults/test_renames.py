@@ -37,7 +37,8 @@ def make_items(db: psycopg.Connection, arguments: str) -> None:
 def enum(db: psycopg.Connection, daemon: Daemon) -> Iterator[Followed]:
     """A rule that names an enum's value and a function of the user's; the enum to filter on."""
     make_items(
-        db, "live => $$status = 'active' AND label(id) = 'items'$$, dataset => 'label(id)', columns => ARRAY['status']"
+        db,
+        "live => $$status = 'active' AND label(id) = 'items'$$, dataset => 'label(id)', columns => ARRAY['status']",
     )
     with serving(db, daemon) as followed:
         followed.in_step(QUERY)
@@ -66,7 +67,9 @@ RENAMES = {
 
 @pytest.mark.parametrize("what", RENAMES)
 @pytest.mark.parametrize("running", [True, False])
-def test_rules_follow_what_they_name_when_it_is_renamed_or_moved(enum: Followed, what: str, running: bool) -> None:
+def test_rules_follow_what_they_name_when_it_is_renamed_or_moved(
+    enum: Followed, what: str, running: bool
+) -> None:
     if not running:
         enum.daemon.stop()
     enum.db.execute(RENAMES[what].encode())
@@ -95,7 +98,10 @@ def test_a_renamed_value_is_what_a_search_filters_on(enum: Followed) -> None:
     enum.db.execute("ALTER TYPE app.st RENAME VALUE 'active' TO 'live'")
 
     def found() -> None:
-        assert len(enum.client.search("items", [1, 0, 0], k=ROWS, filter={"status": "live"})) == ROWS // 2
+        assert (
+            len(enum.client.search("items", [1, 0, 0], k=ROWS, filter={"status": "live"}))
+            == ROWS // 2
+        )
 
     eventually(found)
     enum.logged("enum value active was renamed to live")
@@ -107,7 +113,9 @@ def test_a_value_added_to_an_enum_changes_nothing(enum: Followed) -> None:
     assert "source_doubted" not in enum.log
 
 
-def test_datasets_named_by_an_enum_are_named_by_its_present_values(db: psycopg.Connection, daemon: Daemon) -> None:
+def test_datasets_named_by_an_enum_are_named_by_its_present_values(
+    db: psycopg.Connection, daemon: Daemon
+) -> None:
     make_items(db, "dataset => 'value_of(status)'")
     with serving(db, daemon) as followed:
         followed.in_step("SELECT id, v::real[] FROM items WHERE status = 'gone'", "gone")
@@ -116,7 +124,9 @@ def test_datasets_named_by_an_enum_are_named_by_its_present_values(db: psycopg.C
         assert read_index(followed.client, "gone") == {}
 
 
-def test_a_function_that_is_replaced_has_its_rows_compared(db: psycopg.Connection, daemon: Daemon) -> None:
+def test_a_function_that_is_replaced_has_its_rows_compared(
+    db: psycopg.Connection, daemon: Daemon
+) -> None:
     make_items(db, "live => 'is_active(status)'")
     with serving(db, daemon) as followed:
         followed.in_step(QUERY)
@@ -127,7 +137,9 @@ def test_a_function_that_is_replaced_has_its_rows_compared(db: psycopg.Connectio
         followed.logged("a function of its rules was altered")
 
 
-def test_pgvector_moved_to_another_schema_is_followed(db: psycopg.Connection, daemon: Daemon) -> None:
+def test_pgvector_moved_to_another_schema_is_followed(
+    db: psycopg.Connection, daemon: Daemon
+) -> None:
     make_items(db, "live => 'vector_dims(v) = 3'")
     query = "SELECT id, (v::text::public.vector)::real[] FROM items"
     with serving(db, daemon) as followed:
@@ -142,9 +154,13 @@ def test_pgvector_moved_to_another_schema_is_followed(db: psycopg.Connection, da
 
 def test_the_usual_exchange_of_an_enum_type_goes_through_and_is_followed(enum: Followed) -> None:
     db = enum.db
-    db.execute("BEGIN; ALTER TYPE app.st RENAME TO st_old; CREATE TYPE app.st AS ENUM ('active', 'paused', 'gone')")
+    db.execute(
+        "BEGIN; ALTER TYPE app.st RENAME TO st_old; CREATE TYPE app.st AS ENUM ('active', 'paused', 'gone')"
+    )
     db.execute("ALTER TABLE items ALTER COLUMN status TYPE app.st USING status::text::app.st")
-    db.execute("DROP TYPE app.st_old CASCADE; COMMIT")  # the functions of the test go with it, nothing of syncd's
+    db.execute(
+        "DROP TYPE app.st_old CASCADE; COMMIT"
+    )  # the functions of the test go with it, nothing of syncd's
     untouched(enum)
     db.execute("ALTER TYPE app.st RENAME VALUE 'active' TO 'live'")
     untouched(enum)
@@ -161,38 +177,52 @@ def test_a_rule_that_means_nothing_any_more_fails_the_source_with_the_command_an
     db.execute("UPDATE items SET note = 'm' WHERE id % 3 = 0")
     if not running:
         enum.daemon.start()
-    said = enum.failed("function app.label(integer) does not exist: attach it again: syncd attach public.items")
+    said = enum.failed(
+        "function app.label(integer) does not exist: attach it again: syncd attach public.items"
+    )
     assert enum.client.status().quarantined == 0
     db.execute(
         "CREATE FUNCTION public.label(n int) RETURNS text IMMUTABLE LANGUAGE sql AS $$ SELECT 'items' || left($1::text, 0) $$"
     )
     command = said.partition("attach it again: syncd ")[2]
-    done = run(*shlex.split(command), SYNCD_DSN=f"{db.info.dsn} options='-c search_path=app,public'")
+    done = run(
+        *shlex.split(command), SYNCD_DSN=f"{db.info.dsn} options='-c search_path=app,public'"
+    )
     assert done.returncode == 0, done.stderr
     enum.in_step(QUERY)
     assert enum.client.status().quarantined == 0
 
 
-def test_a_rule_compiled_by_another_major_version_is_compiled_again_and_followed(enum: Followed) -> None:
+def test_a_rule_compiled_by_another_major_version_is_compiled_again_and_followed(
+    enum: Followed,
+) -> None:
     enum.daemon.stop()
     enum.db.execute("UPDATE syncd.rules SET server = server - 1")  # as pg_upgrade leaves it
     enum.daemon.start()
 
     def kept() -> None:
-        assert enum.db.execute("SELECT kept FROM syncd.present_rules WHERE id > 1").fetchone() == (True,)
+        assert enum.db.execute("SELECT kept FROM syncd.present_rules WHERE id > 1").fetchone() == (
+            True,
+        )
 
     eventually(kept)
     enum.db.execute("ALTER TYPE app.st RENAME VALUE 'active' TO 'live'")
     untouched(enum)
 
 
-def test_a_value_that_the_rule_names_by_an_old_name_fails_the_source_and_no_row_leaves(enum: Followed) -> None:
+def test_a_value_that_the_rule_names_by_an_old_name_fails_the_source_and_no_row_leaves(
+    enum: Followed,
+) -> None:
     enum.daemon.stop()
     enum.db.execute("UPDATE syncd.rules SET server = server - 1")  # as pg_upgrade leaves it
-    enum.db.execute("ALTER TYPE app.st RENAME VALUE 'active' TO 'live'")  # while the trees are of no use
+    enum.db.execute(
+        "ALTER TYPE app.st RENAME VALUE 'active' TO 'live'"
+    )  # while the trees are of no use
     enum.db.execute("UPDATE items SET note = 'm'")
     enum.daemon.start()
-    enum.failed('invalid input value for enum app.st: "active": attach it again: syncd attach public.items')
+    enum.failed(
+        'invalid input value for enum app.st: "active": attach it again: syncd attach public.items'
+    )
     assert enum.client.status().quarantined == 0
     enum.db.execute("ALTER TYPE app.st RENAME VALUE 'live' TO 'active'")
     untouched_since(enum)

@@ -54,7 +54,9 @@ class Writers:
             while not self.stopped.is_set():
                 with db.transaction(force_rollback=chosen.random() < 0.1):
                     for _ in range(chosen.randint(1, 3)):
-                        key = seed * 100_000 + chosen.randrange(1, 2000)  # no two writers share a row
+                        key = seed * 100_000 + chosen.randrange(
+                            1, 2000
+                        )  # no two writers share a row
                         if chosen.random() < 0.2:
                             db.execute("DELETE FROM items WHERE id = %s", [key])
                         else:
@@ -98,15 +100,21 @@ def test_every_key_arrives_and_no_writer_waits_through_rotations_and_kills(
         left = outbox_rows(items)
         until(lambda: outbox_rows(items) == 0, "the outbox is emptied when nobody writes")
         daemon.stop()
-    print(f"{statements} statements, {rotations} rotations, {left} rows left in the outbox at the end")
+    print(
+        f"{statements} statements, {rotations} rotations, {left} rows left in the outbox at the end"
+    )
     assert rotations >= 5
-    assert value(items, "SELECT last_value FROM syncd.outbox_id") > 3 * left, "the outbox shrank meanwhile"
+    assert value(items, "SELECT last_value FROM syncd.outbox_id") > 3 * left, (
+        "the outbox shrank meanwhile"
+    )
     # Writers of one table extend its file in turn, syncd or not; a lock on a whole table is what only the rotation could keep from them.
     waits = re.findall(r".*still waiting for \w+ on relation .*", server.log.read_text()[logged:])
     assert not waits, waits[:3]
 
 
-def test_a_writer_open_through_many_rotations_arrives(database: str, items: psycopg.Connection, tmp_path: Path) -> None:
+def test_a_writer_open_through_many_rotations_arrives(
+    database: str, items: psycopg.Connection, tmp_path: Path
+) -> None:
     with following(database, tmp_path / "data") as daemon, psycopg.connect(database) as early:
         daemon.start()
         early.execute("INSERT INTO items VALUES (-1, '{7,7}')")
@@ -153,7 +161,10 @@ def test_two_consumers_at_different_positions_are_right_through_rotations(
         writers = Writers(database, 4)
         try:
             before = value(items, "SELECT last_value FROM syncd.outbox_id")
-            until(lambda: value(items, "SELECT last_value FROM syncd.outbox_id") > before + 5000, "writers write")
+            until(
+                lambda: value(items, "SELECT last_value FROM syncd.outbox_id") > before + 5000,
+                "writers write",
+            )
         finally:
             writers.stop()
         for daemon in (first, second):
@@ -162,7 +173,9 @@ def test_two_consumers_at_different_positions_are_right_through_rotations(
             assert "must_rebuild" not in daemon.log.read_text()
 
 
-@pytest.mark.parametrize("begin", ["report_limits", "durable_limits", "start_limits", "lock_identity", "limits"])
+@pytest.mark.parametrize(
+    "begin", ["report_limits", "durable_limits", "start_limits", "lock_identity", "limits"]
+)
 def test_a_service_that_is_frozen_in_a_transaction_keeps_no_lock_for_long(
     begin: str, database: str, db: psycopg.Connection
 ) -> None:
@@ -170,7 +183,8 @@ def test_a_service_that_is_frozen_in_a_transaction_keeps_no_lock_for_long(
         frozen.execute("BEGIN")
         frozen.execute(
             statement("check" if begin == "limits" else "consumer", begin).replace(
-                "idle_in_transaction_session_timeout = '30s'", "idle_in_transaction_session_timeout = '300ms'"
+                "idle_in_transaction_session_timeout = '30s'",
+                "idle_in_transaction_session_timeout = '300ms'",
             )
         )
         frozen.execute("LOCK TABLE syncd.consumers IN ACCESS EXCLUSIVE MODE")

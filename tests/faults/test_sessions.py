@@ -34,7 +34,12 @@ from tests.servers import VERSIONS, PostgresServer, Version
 
 PLANS = ("enable_indexscan", "enable_bitmapscan", "enable_partition_pruning", "plan_cache_mode")
 REST = "idle_session_timeout"
-NOT_RESTED_ON = ("escape_string_warning", "synchronous_commit", "check_function_bodies", "plpgsql.extra_errors")
+NOT_RESTED_ON = (
+    "escape_string_warning",
+    "synchronous_commit",
+    "check_function_bodies",
+    "plpgsql.extra_errors",
+)
 BEGINNINGS = {
     "default_transaction_read_only": ("transaction_read_only", "off"),
     "default_transaction_isolation": ("transaction_isolation", "read committed"),
@@ -114,7 +119,9 @@ def stores(dsn: str) -> Iterator[psycopg.Connection]:
         yield db
 
 
-KINDS: Mapping[str, tuple[Callable[[str], AbstractContextManager[psycopg.Connection]], tuple[str, ...]]] = {
+KINDS: Mapping[
+    str, tuple[Callable[[str], AbstractContextManager[psycopg.Connection]], tuple[str, ...]]
+] = {
     "passes": (passes, ()),
     "pooled passes": (pooled_passes, (REST,)),
     "verify": (verifies, (REST, *PLANS)),
@@ -127,7 +134,9 @@ KINDS: Mapping[str, tuple[Callable[[str], AbstractContextManager[psycopg.Connect
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_each_kind_of_session_sets_what_its_sql_rests_on(server: PostgresServer, source: str) -> None:
+def test_each_kind_of_session_sets_what_its_sql_rests_on(
+    server: PostgresServer, source: str
+) -> None:
     with hostile(server, source) as it:
         assert run("init", SYNCD_DSN=it.direct).returncode == 0
         with variables(it):
@@ -144,7 +153,9 @@ def test_each_kind_of_session_sets_what_its_sql_rests_on(server: PostgresServer,
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("source", SOURCES)
-async def test_the_connection_for_reports_and_the_listener_set_it_as_well(server: PostgresServer, source: str) -> None:
+async def test_the_connection_for_reports_and_the_listener_set_it_as_well(
+    server: PostgresServer, source: str
+) -> None:
     with hostile(server, source) as it, variables(it):
         inherited = bare(it)
         names = [name for name in inherited if name not in (*PLANS, *NOT_RESTED_ON, *BEGINNINGS)]
@@ -173,14 +184,13 @@ NOTES = (
     "INSERT INTO public.notes SELECT 'ключ ' || i, ARRAY[i, 1], DATE '2024-01-02' + i, 0.1::float8 + 0.2::float8, '1 day', E'C:\\\\tmp', '\\xff'"
     " FROM generate_series(0, 9) AS i",
 )
-LIVE = (
-    "at > DATE '2024-01-05' AND score = 0.30000000000000004 AND span = INTERVAL '1 day' AND raw = decode('ff', 'hex')"
-)
+LIVE = "at > DATE '2024-01-05' AND score = 0.30000000000000004 AND span = INTERVAL '1 day' AND raw = decode('ff', 'hex')"
 
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(
-    ("source", "version"), [*((source, 18) for source in SOURCES), *(("role", each) for each in VERSIONS if each != 18)]
+    ("source", "version"),
+    [*((source, 18) for source in SOURCES), *(("role", each) for each in VERSIONS if each != 18)],
 )
 def test_a_service_and_every_command_work_under_odd_settings(
     servers: Servers, source: str, version: Version, tmp_path: Path
@@ -198,11 +208,29 @@ def test_a_service_and_every_command_work_under_odd_settings(
             for each in NOTES:
                 db.execute(each.encode())
             attached = command(
-                "attach", "public.notes", "--live", LIVE, "--dataset", "path", "--column", "at", "--json"
+                "attach",
+                "public.notes",
+                "--live",
+                LIVE,
+                "--dataset",
+                "path",
+                "--column",
+                "at",
+                "--json",
             )
             assert printed_json(attached) == {"rows": 10, "live_rows": 6, "datasets": 1}
             assert printed_json(
-                command("attach", "public.notes", "--live", LIVE, "--dataset", "path", "--column", "at", "--json")
+                command(
+                    "attach",
+                    "public.notes",
+                    "--live",
+                    LIVE,
+                    "--dataset",
+                    "path",
+                    "--column",
+                    "at",
+                    "--json",
+                )
             )
             daemon.start()
             for seed in range(2, 8):
@@ -216,13 +244,24 @@ def test_a_service_and_every_command_work_under_odd_settings(
             with daemon.client() as client:
                 keys = {hit.key for hit in client.search("C:\\tmp", [1, 2], k=20)}
                 assert keys == {"日本", *(f"ключ {number}" for number in range(4, 9))}
-                assert len(client.search("C:\\tmp", [1, 2], k=20, filter={"at": {"gt": "2024-01-08"}})) == 3
+                assert (
+                    len(client.search("C:\\tmp", [1, 2], k=20, filter={"at": {"gt": "2024-01-08"}}))
+                    == 3
+                )
                 client.checkpoint()
                 assert client.verify(deep=True).datasets
                 assert all(row.in_sync for row in client.verify(deep=True).datasets)
-            until(lambda: value(db, "SELECT count(*) FROM syncd.quarantine WHERE key = 'ключ 9'") == 1, "it is listed")
             until(
-                lambda: value(db, "SELECT bool_and(reported_at > now() - interval '10 s') FROM syncd.status"), "reports"
+                lambda: (
+                    value(db, "SELECT count(*) FROM syncd.quarantine WHERE key = 'ключ 9'") == 1
+                ),
+                "it is listed",
+            )
+            until(
+                lambda: value(
+                    db, "SELECT bool_and(reported_at > now() - interval '10 s') FROM syncd.status"
+                ),
+                "reports",
             )
             for words in (
                 ("status", "--json"), ("datasets", "--json"), ("verify", "--json"), ("checkpoint",), ("rebuild", "C:\\tmp"),
@@ -232,9 +271,14 @@ def test_a_service_and_every_command_work_under_odd_settings(
                 assert done.returncode == 0, (words, done.stdout, done.stderr)
             with (
                 variables(it),
-                Documents(it.dsn, table="public.documents", collection="ž", address=daemon.socket) as documents,
+                Documents(
+                    it.dsn, table="public.documents", collection="ž", address=daemon.socket
+                ) as documents,
             ):
-                documents.write([Document("日", "text", {"é": [None]}), Document("b", "text")], np.eye(2).tolist())
+                documents.write(
+                    [Document("日", "text", {"é": [None]}), Document("b", "text")],
+                    np.eye(2).tolist(),
+                )
                 assert [each.document.id for each in documents.search([1, 0], 2)] == ["日", "b"]
                 documents.delete(["b"])
                 assert [each.document for each in documents.search([1, 0], 2)] == [
@@ -259,7 +303,9 @@ def test_a_service_and_every_command_work_under_odd_settings(
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("source", ["role", "environment"])
-def test_benchmarks_work_under_odd_settings(server: PostgresServer, source: str, tmp_path: Path) -> None:
+def test_benchmarks_work_under_odd_settings(
+    server: PostgresServer, source: str, tmp_path: Path
+) -> None:
     with hostile(server, source) as it:
         environment = {"SYNCD_DSN": it.dsn, "SYNCD_DATA_DIR": str(tmp_path), **it.environment}
         for words in (INGEST, ("fresh", "--commits", "5", "--writers", "2", "--dim", "8")):
@@ -298,7 +344,11 @@ def serving(it: Hostile, folder: Path) -> Iterator[Daemon]:
 
 def commands(it: Hostile, daemon: Daemon) -> Callable[..., subprocess.CompletedProcess[str]]:
     """The command line, connected as ``syncd`` is."""
-    where = {"SYNCD_DSN": it.dsn, "SYNCD_DATA_DIR": str(daemon.data_dir), "SYNCD_SOCKET": str(daemon.socket)}
+    where = {
+        "SYNCD_DSN": it.dsn,
+        "SYNCD_DATA_DIR": str(daemon.data_dir),
+        "SYNCD_SOCKET": str(daemon.socket),
+    }
 
     def command(*words: str) -> subprocess.CompletedProcess[str]:
         return run(*words, **where, **it.environment)  # type: ignore[arg-type]
@@ -310,7 +360,9 @@ def commands(it: Hostile, daemon: Daemon) -> Callable[..., subprocess.CompletedP
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_attach_keeps_the_same_rules_whatever_its_session_has_set(any_database: str, name: str) -> None:
+def test_attach_keeps_the_same_rules_whatever_its_session_has_set(
+    any_database: str, name: str
+) -> None:
     expected = rules_of(any_database, {})
     if name == "transaction_timeout" and not any_database_has(any_database, name):
         pytest.skip("PostgreSQL 17 and later end a transaction that takes long")
@@ -330,7 +382,12 @@ def rules_of(conninfo: str, settings: Mapping[str, str]) -> list[tuple[Any, ...]
             plain.execute(each.encode())
         with psycopg.connect(conninfo, options=as_options(settings), autocommit=True) as db:
             db.execute("SET client_encoding = 'UTF8'")  # the test's own words
-            arguments = ["public.notes", "path || at", LIVE.replace("DATE '2024-01-05'", "'20240105'::date"), ["at"]]
+            arguments = [
+                "public.notes",
+                "path || at",
+                LIVE.replace("DATE '2024-01-05'", "'20240105'::date"),
+                ["at"],
+            ]
             attach = "SELECT syncd.attach(%s, dataset => %s, live => %s, columns => %s)"
             arguments[1] = "path || extract(year FROM at)"
             db.execute(attach, arguments)
@@ -338,7 +395,9 @@ def rules_of(conninfo: str, settings: Mapping[str, str]) -> list[tuple[Any, ...]
                 "SELECT id FROM syncd.sources WHERE source = 'public.notes'::regclass"
             ).fetchone() or (0,)
             db.execute(attach, arguments)
-            plain.execute(f"ALTER TABLE public.notes DISABLE TRIGGER syncd_{before}_insert".encode())
+            plain.execute(
+                f"ALTER TABLE public.notes DISABLE TRIGGER syncd_{before}_insert".encode()
+            )
             assert value(db, "SELECT syncd.mend('public.notes')") is True
             assert value(db, f"SELECT count(*) FROM syncd.missing_triggers({before})") == 0
             found = plain.execute(
@@ -347,9 +406,15 @@ def rules_of(conninfo: str, settings: Mapping[str, str]) -> list[tuple[Any, ...]
                 [before],
             ).fetchall()
             assert found, "attached again, it is as it was"
-            db.execute("UPDATE public.notes SET embedding = '{5,5}' WHERE path LIKE '%tmp' AND score > 0")
+            db.execute(
+                "UPDATE public.notes SET embedding = '{5,5}' WHERE path LIKE '%tmp' AND score > 0"
+            )
             assert (
-                value(plain, f"SELECT count(DISTINCT key) FROM syncd.outbox WHERE source = {before} AND op = 'k'") == 10
+                value(
+                    plain,
+                    f"SELECT count(DISTINCT key) FROM syncd.outbox WHERE source = {before} AND op = 'k'",
+                )
+                == 10
             )
             assert value(db, "SELECT syncd.detach('public.notes')") is True
         plain.execute("DROP TABLE public.notes; DROP SCHEMA odd CASCADE; TRUNCATE syncd.outbox")

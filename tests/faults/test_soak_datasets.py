@@ -13,7 +13,9 @@ MINUTES = float(os.environ.get("SOAK_MINUTES", "2"))
 
 
 @pytest.mark.timeout(MINUTES * 60 + 300)
-def test_datasets_that_come_are_renamed_and_go_stay_in_step_and_give_their_memory_back(tmp_path: Path) -> None:
+def test_datasets_that_come_are_renamed_and_go_stay_in_step_and_give_their_memory_back(
+    tmp_path: Path,
+) -> None:
     soak = DatasetSoak(tmp_path, seed=2)
     try:
         soak.run(MINUTES * 60)

@@ -41,7 +41,10 @@ def frozen(server: PostgresServer) -> Iterator[None]:
 def followed(own_server: PostgresServer, tmp_path: Path) -> Iterator[Daemon]:
     """A service that follows a table of a server of its own."""
     own_server.execute("CREATE TABLE chunks (id int PRIMARY KEY, v real[])", "syncd_template")
-    own_server.execute("INSERT INTO chunks SELECT i, ARRAY[i, 1] FROM generate_series(1, 100) AS i", "syncd_template")
+    own_server.execute(
+        "INSERT INTO chunks SELECT i, ARRAY[i, 1] FROM generate_series(1, 100) AS i",
+        "syncd_template",
+    )
     own_server.execute("SELECT syncd.attach('chunks')", "syncd_template")
     daemon = Daemon(own_server.conninfo("syncd_template"), tmp_path / "data").start()
     yield daemon
@@ -73,7 +76,9 @@ def assert_in_sync_again(daemon: Daemon) -> None:
         assert client.verify(deep=True).datasets[0].in_sync
 
 
-def test_a_server_that_hangs_is_a_lag_long_before_it_is_given_up(own_server: PostgresServer, followed: Daemon) -> None:
+def test_a_server_that_hangs_is_a_lag_long_before_it_is_given_up(
+    own_server: PostgresServer, followed: Daemon
+) -> None:
     with followed.client() as client:
         until(lambda: client.status().lag_seconds == 0, "all is well")
         with frozen(own_server):
@@ -84,7 +89,9 @@ def test_a_server_that_hangs_is_a_lag_long_before_it_is_given_up(own_server: Pos
         until(lambda: client.status().lag_seconds == 0, "it answers again")
 
 
-def test_a_stop_does_not_wait_for_a_server_that_hangs(own_server: PostgresServer, followed: Daemon) -> None:
+def test_a_stop_does_not_wait_for_a_server_that_hangs(
+    own_server: PostgresServer, followed: Daemon
+) -> None:
     with frozen(own_server):
         assert_stops(followed)
         assert "checkpoint_failed" in followed.log.read_text()
@@ -108,7 +115,10 @@ def test_a_stop_does_not_wait_for_requests_that_wait_for_a_server_that_hangs(
             methods[method]()
 
     with frozen(own_server):
-        asking = [threading.Thread(target=ask, args=[each]) for each in ("verify", "checkpoint", "rebuild", "wait")]
+        asking = [
+            threading.Thread(target=ask, args=[each])
+            for each in ("verify", "checkpoint", "rebuild", "wait")
+        ]
         for each in asking:
             each.start()
         connected.wait()
@@ -118,7 +128,9 @@ def test_a_stop_does_not_wait_for_requests_that_wait_for_a_server_that_hangs(
     assert_in_sync_again(followed)
 
 
-def test_a_stop_does_not_wait_for_a_server_that_was_killed(own_server: PostgresServer, followed: Daemon) -> None:
+def test_a_stop_does_not_wait_for_a_server_that_was_killed(
+    own_server: PostgresServer, followed: Daemon
+) -> None:
     own_server.kill()
     assert_stops(followed)
     own_server.start()
@@ -144,7 +156,9 @@ def test_a_start_that_waits_for_a_server_that_hangs_can_be_stopped(
         until(lambda: takes_requests(followed), "it serves")
         with followed.client() as client:
             assert client.status().database_error is not None
-            with pytest.raises(NotReady):  # nothing to compare is not the same as nothing that differs
+            with pytest.raises(
+                NotReady
+            ):  # nothing to compare is not the same as nothing that differs
                 client.verify()
         assert_stops(followed)
     assert_in_sync_again(followed)

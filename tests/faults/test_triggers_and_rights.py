@@ -13,7 +13,16 @@ from psycopg.conninfo import make_conninfo
 
 from syncd.errors import TimedOut
 from tests.daemon import Daemon
-from tests.faults.altered import LIVE, Followed, eventually, make_items, other_source, read_index, read_table, serving
+from tests.faults.altered import (
+    LIVE,
+    Followed,
+    eventually,
+    make_items,
+    other_source,
+    read_index,
+    read_table,
+    serving,
+)
 
 COMPARE_SECONDS = "syncd.sync.source.looking.COMPARE_SECONDS"
 
@@ -26,13 +35,16 @@ roles = itertools.count(1)
 def trigger(db: psycopg.Connection, event: str) -> str:
     """The name of one of the table's triggers."""
     row = db.execute(
-        "SELECT tgname FROM pg_trigger WHERE tgrelid = 'items'::regclass AND tgname LIKE %s", [f"syncd_%_{event}"]
+        "SELECT tgname FROM pg_trigger WHERE tgrelid = 'items'::regclass AND tgname LIKE %s",
+        [f"syncd_%_{event}"],
     ).fetchone()
     assert row is not None
     return str(row[0])
 
 
-def test_rows_written_while_a_trigger_was_disabled_are_found_once_it_is_enabled_again(followed: Followed) -> None:
+def test_rows_written_while_a_trigger_was_disabled_are_found_once_it_is_enabled_again(
+    followed: Followed,
+) -> None:
     name = trigger(followed.db, "insert")
     followed.db.execute(f"ALTER TABLE items DISABLE TRIGGER {name}".encode())
     followed.logged(f"trigger {name} was disabled")
@@ -42,7 +54,9 @@ def test_rows_written_while_a_trigger_was_disabled_are_found_once_it_is_enabled_
     followed.logged(f"trigger {name} was enabled again")
 
 
-def test_rows_written_while_a_trigger_was_off_within_one_transaction_are_found(followed: Followed) -> None:
+def test_rows_written_while_a_trigger_was_off_within_one_transaction_are_found(
+    followed: Followed,
+) -> None:
     name = trigger(followed.db, "update")
     followed.db.execute(
         f"BEGIN; ALTER TABLE items DISABLE TRIGGER {name}; UPDATE items SET v = '[2,2,2]' WHERE id < 50; "
@@ -89,7 +103,9 @@ def limited(database: str, db: psycopg.Connection, tmp_path: Path) -> Iterator[F
     other_source(db)
     db.execute(f"CREATE ROLE {role} LOGIN".encode())
     db.execute(f"GRANT USAGE ON SCHEMA syncd TO {role}".encode())
-    db.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA syncd TO {role}".encode())
+    db.execute(
+        f"GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA syncd TO {role}".encode()
+    )
     db.execute(f"GRANT ALL ON ALL SEQUENCES IN SCHEMA syncd TO {role}".encode())
     db.execute(f"GRANT SELECT ON items, others TO {role}".encode())
     daemon = Daemon(make_conninfo(database, user=role), tmp_path / "data")
@@ -107,11 +123,18 @@ def limited(database: str, db: psycopg.Connection, tmp_path: Path) -> Iterator[F
     "damage",
     [
         pytest.param("ALTER TABLE items DISABLE TRIGGER ALL", id="disabled"),
-        pytest.param("ALTER TABLE items DISABLE TRIGGER ALL; ALTER TABLE items ENABLE TRIGGER ALL", id="not always"),
-        pytest.param("DROP TRIGGER {insert} ON items; DROP TRIGGER {update} ON items", id="dropped"),
+        pytest.param(
+            "ALTER TABLE items DISABLE TRIGGER ALL; ALTER TABLE items ENABLE TRIGGER ALL",
+            id="not always",
+        ),
+        pytest.param(
+            "DROP TRIGGER {insert} ON items; DROP TRIGGER {update} ON items", id="dropped"
+        ),
     ],
 )
-def test_while_triggers_are_off_the_table_is_compared_again_and_again(limited: Followed, damage: str) -> None:
+def test_while_triggers_are_off_the_table_is_compared_again_and_again(
+    limited: Followed, damage: str
+) -> None:
     db = limited.db
     names = {event: trigger(db, event) for event in ("insert", "update")}
     db.execute(damage.format(**names).encode())
@@ -151,7 +174,9 @@ def test_writes_as_a_replica_are_changes_like_any_other(followed: Followed) -> N
 
 def test_a_load_between_disable_and_enable_trigger_all_is_found(followed: Followed) -> None:
     followed.db.execute("ALTER TABLE items DISABLE TRIGGER ALL")
-    followed.db.execute("INSERT INTO items SELECT i, '[1,1,1]' FROM generate_series(1000, 3000) AS i")
+    followed.db.execute(
+        "INSERT INTO items SELECT i, '[1,1,1]' FROM generate_series(1000, 3000) AS i"
+    )
     followed.db.execute("ALTER TABLE items ENABLE TRIGGER ALL")
 
     def check() -> None:
@@ -188,8 +213,12 @@ def test_revoked_rights_fail_the_dataset_until_they_are_granted_again(limited: F
     limited.in_step()
 
 
-def test_a_role_that_does_not_own_the_table_says_what_the_owner_is_to_run(limited: Followed) -> None:
-    limited.db.execute(f"ALTER TABLE items DISABLE TRIGGER {trigger(limited.db, 'insert')}".encode())
+def test_a_role_that_does_not_own_the_table_says_what_the_owner_is_to_run(
+    limited: Followed,
+) -> None:
+    limited.db.execute(
+        f"ALTER TABLE items DISABLE TRIGGER {trigger(limited.db, 'insert')}".encode()
+    )
     limited.logged("triggers_not_mended")
     limited.logged("SELECT syncd.mend('public.items');")
     limited.db.execute(f"SELECT syncd.attach('items', live => '{LIVE}', metric => 'l2')".encode())
@@ -200,9 +229,18 @@ def test_triggers_are_mended_where_the_role_may(db: psycopg.Connection, daemon: 
     make_items(db)
     with serving(db, daemon) as followed:
         followed.in_step()
-        db.execute("BEGIN; ALTER TABLE items DISABLE TRIGGER ALL; INSERT INTO items VALUES (1000, '[1,1,1]'); COMMIT")
+        db.execute(
+            "BEGIN; ALTER TABLE items DISABLE TRIGGER ALL; INSERT INTO items VALUES (1000, '[1,1,1]'); COMMIT"
+        )
         followed.logged("triggers_mended")
         followed.in_step()
         db.execute("INSERT INTO items VALUES (1001, '[1,1,1]')")
-        assert len(followed.client.search("items", [1, 1, 1], k=2, max_distance=0.0, consistency="strong")) == 2
+        assert (
+            len(
+                followed.client.search(
+                    "items", [1, 1, 1], k=2, max_distance=0.0, consistency="strong"
+                )
+            )
+            == 2
+        )
         followed.in_step()

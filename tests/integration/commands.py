@@ -28,7 +28,9 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """One command, with nothing of the tester's own settings."""
     kept = {
-        name: value for name, value in os.environ.items() if not name.startswith(("SYNCD_", "PG", "XDG_", "NO_COLOR"))
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("SYNCD_", "PG", "XDG_", "NO_COLOR"))
     }
     command = [sys.executable, "-m", program, *arguments]
     return subprocess.run(
@@ -64,7 +66,16 @@ def assert_failed(done: subprocess.CompletedProcess[str], status: int, *words: s
 @contextmanager
 def watching(service: Daemon, *arguments: str, **streams: Any) -> Iterator[subprocess.Popen[bytes]]:
     """``syncd status --watch``, until the block ends; an interrupt is its ordinary end."""
-    command = [sys.executable, "-m", "syncd.cli.main", "status", "--watch", "--socket", str(service.socket), *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "syncd.cli.main",
+        "status",
+        "--watch",
+        "--socket",
+        str(service.socket),
+        *arguments,
+    ]
     with subprocess.Popen(command, **streams) as process:
         try:
             yield process

@@ -18,7 +18,9 @@ INSERT INTO parted (id, embedding) VALUES (1, '{1}'), (2, '{2}'), (11, '{11}'), 
 
 def source_id(db: psycopg.Connection, source: str = "parted") -> int:
     """The number of an attached table, which is in the names of its triggers."""
-    row = db.execute("SELECT id FROM syncd.sources WHERE source = %s::regclass", [source]).fetchone()
+    row = db.execute(
+        "SELECT id FROM syncd.sources WHERE source = %s::regclass", [source]
+    ).fetchone()
     assert row is not None
     return int(row[0])
 
@@ -28,7 +30,8 @@ def wrong(db: psycopg.Connection, source: str = "parted") -> list[tuple[str, str
     return [
         (relation.removeprefix("public."), trigger.rpartition("_")[2], problem)
         for relation, trigger, problem in db.execute(
-            "SELECT relation::text, trigger, problem FROM syncd.missing_triggers(%s)", [source_id(db, source)]
+            "SELECT relation::text, trigger, problem FROM syncd.missing_triggers(%s)",
+            [source_id(db, source)],
         ).fetchall()
     ]
 

@@ -29,9 +29,17 @@ def refused(db: psycopg.Connection, message: str, hint: str | None = None) -> It
 def attach(db: psycopg.Connection, source: str, **arguments: Any) -> tuple[int, int, int]:
     """Rows, live rows, datasets."""
     named = sql.SQL(", ").join(
-        [sql.Literal(source), *(sql.SQL("{} => {}").format(sql.SQL(name), value) for name, value in arguments.items())]
+        [
+            sql.Literal(source),
+            *(
+                sql.SQL("{} => {}").format(sql.SQL(name), value)
+                for name, value in arguments.items()
+            ),
+        ]
     )
-    row = db.execute(sql.SQL("SELECT rows, live_rows, datasets FROM syncd.attach({})").format(named)).fetchone()
+    row = db.execute(
+        sql.SQL("SELECT rows, live_rows, datasets FROM syncd.attach({})").format(named)
+    ).fetchone()
     assert row is not None
     return row
 
@@ -68,6 +76,7 @@ def events(db: psycopg.Connection, table: str = "items") -> list[str]:
     return [
         row[0].rpartition("_")[2]
         for row in db.execute(
-            "SELECT tgname FROM pg_trigger WHERE tgrelid = %s::regclass AND tgname LIKE 'syncd%%' ORDER BY 1", [table]
+            "SELECT tgname FROM pg_trigger WHERE tgrelid = %s::regclass AND tgname LIKE 'syncd%%' ORDER BY 1",
+            [table],
         ).fetchall()
     ]

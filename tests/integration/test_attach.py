@@ -16,8 +16,12 @@ BUILTIN_VECTOR_TYPES = ["real[]", "double precision[]", "bytea"]
 # What attach finds out by itself
 
 
-def test_without_arguments_the_primary_key_and_the_column_embedding_are_taken(scratch: psycopg.Connection) -> None:
-    scratch.execute("CREATE TABLE items (other real[], id int PRIMARY KEY, embedding real[], third real[])")
+def test_without_arguments_the_primary_key_and_the_column_embedding_are_taken(
+    scratch: psycopg.Connection,
+) -> None:
+    scratch.execute(
+        "CREATE TABLE items (other real[], id int PRIMARY KEY, embedding real[], third real[])"
+    )
     scratch.execute("INSERT INTO items VALUES ('{1}', 1, '{1,2}'), ('{1}', 2, NULL)")
     assert attach(scratch, "items") == (2, 1, 1)
     row = scratch.execute("SELECT source::text, key, vector, project, dataset, live, metric, columns FROM syncd.sources WHERE vector = 'embedding'"
@@ -26,9 +30,13 @@ def test_without_arguments_the_primary_key_and_the_column_embedding_are_taken(sc
 
 
 def test_the_only_column_of_a_vector_type_is_taken(scratch: psycopg.Connection) -> None:
-    scratch.execute("CREATE TABLE items (id int PRIMARY KEY, photo bytea, words text[], v double precision[])")
+    scratch.execute(
+        "CREATE TABLE items (id int PRIMARY KEY, photo bytea, words text[], v double precision[])"
+    )
     attach(scratch, "items")
-    assert scratch.execute("SELECT vector FROM syncd.sources WHERE source = 'items'::regclass").fetchone() == ("v",)
+    assert scratch.execute(
+        "SELECT vector FROM syncd.sources WHERE source = 'items'::regclass"
+    ).fetchone() == ("v",)
 
 
 def test_several_vector_columns_are_an_error_that_lists_them(scratch: psycopg.Connection) -> None:
@@ -44,14 +52,22 @@ def test_several_vector_columns_are_an_error_that_lists_them(scratch: psycopg.Co
         attach(scratch, "nothing", vector="words")
 
 
-@pytest.mark.parametrize("vector_type", [*BUILTIN_VECTOR_TYPES, "vector", "vector(3)", "halfvec", "halfvec(3)"])
+@pytest.mark.parametrize(
+    "vector_type", [*BUILTIN_VECTOR_TYPES, "vector", "vector(3)", "halfvec", "halfvec(3)"]
+)
 def test_a_vector_may_be_of_any_of_these_types(
     scratch: psycopg.Connection, any_server: PostgresServer, vector_type: str
 ) -> None:
     if vector_type not in BUILTIN_VECTOR_TYPES and not has_pgvector(any_server.version):
         pytest.skip(f"PostgreSQL {any_server.version} has no pgvector here")
     scratch.execute(f"CREATE TABLE items (id int PRIMARY KEY, embedding {vector_type})")
-    value = "\\x0000803f0000004000004040" if vector_type == "bytea" else "{1,2,3}" if "[]" in vector_type else "[1,2,3]"
+    value = (
+        "\\x0000803f0000004000004040"
+        if vector_type == "bytea"
+        else "{1,2,3}"
+        if "[]" in vector_type
+        else "[1,2,3]"
+    )
     scratch.execute("INSERT INTO items VALUES (1, %s)", [value])
     assert attach(scratch, "items") == (1, 1, 1)
     assert scratch.execute(
@@ -78,19 +94,27 @@ def test_a_composite_key_keeps_the_order_of_its_index(scratch: psycopg.Connectio
         ["integer", "text"],
     )
     scratch.execute("INSERT INTO items VALUES ('x', 1, '{1}')")
-    assert scratch.execute("SELECT key FROM syncd.outbox WHERE op = 'k'").fetchone() == ('[1, "x"]',)
+    assert scratch.execute("SELECT key FROM syncd.outbox WHERE op = 'k'").fetchone() == (
+        '[1, "x"]',
+    )
 
 
-@pytest.mark.parametrize("key_type", ["numeric", "time", "char(3)", "boolean", "bytea", "double precision", "amount"])
+@pytest.mark.parametrize(
+    "key_type", ["numeric", "time", "char(3)", "boolean", "bytea", "double precision", "amount"]
+)
 def test_a_key_of_another_type_is_refused(scratch: psycopg.Connection, key_type: str) -> None:
     scratch.execute("CREATE DOMAIN amount AS numeric")
     scratch.execute(f"CREATE TABLE items (id {key_type} PRIMARY KEY, embedding real[])")
-    with refused(scratch, "key column id of type", "smallint, integer, bigint, uuid, text, varchar, date"):
+    with refused(
+        scratch, "key column id of type", "smallint, integer, bigint, uuid, text, varchar, date"
+    ):
         attach(scratch, "items")
 
 
 def test_a_key_must_be_unique_and_never_null(scratch: psycopg.Connection) -> None:
-    scratch.execute("CREATE TABLE items (id int, part int NOT NULL, name text NOT NULL UNIQUE, embedding real[])")
+    scratch.execute(
+        "CREATE TABLE items (id int, part int NOT NULL, name text NOT NULL UNIQUE, embedding real[])"
+    )
     scratch.execute("CREATE UNIQUE INDEX ON items (part) WHERE part > 0")
     with refused(scratch, "no primary key", "key =>"):
         attach(scratch, "items")
@@ -110,7 +134,9 @@ def test_a_key_must_be_unique_and_never_null(scratch: psycopg.Connection) -> Non
 
 
 def test_a_key_may_be_one_that_is_checked_at_commit(scratch: psycopg.Connection) -> None:
-    scratch.execute("CREATE TABLE items (id int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED, embedding real[])")
+    scratch.execute(
+        "CREATE TABLE items (id int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED, embedding real[])"
+    )
     scratch.execute("INSERT INTO items VALUES (1, '{1}'), (2, '{2}')")
     assert attach(scratch, "items") == (2, 2, 1)
 
@@ -118,7 +144,9 @@ def test_a_key_may_be_one_that_is_checked_at_commit(scratch: psycopg.Connection)
 # Attaching again, detaching
 
 
-def test_attaching_again_with_the_same_arguments_changes_nothing(scratch: psycopg.Connection) -> None:
+def test_attaching_again_with_the_same_arguments_changes_nothing(
+    scratch: psycopg.Connection,
+) -> None:
     scratch.execute("CREATE TABLE items (id int PRIMARY KEY, lang text, embedding real[])")
     attach(scratch, "items", dataset="lang", columns=["lang"])
     before = everything(scratch)
@@ -142,9 +170,13 @@ def test_attaching_again_with_the_same_arguments_changes_nothing(scratch: psycop
 def test_attaching_with_other_arguments_attaches_anew(scratch: psycopg.Connection) -> None:
     scratch.execute("CREATE TABLE items (id int PRIMARY KEY, lang text, embedding real[])")
     attach(scratch, "items")
-    first = scratch.execute("SELECT id FROM syncd.sources WHERE source = 'items'::regclass").fetchone()
+    first = scratch.execute(
+        "SELECT id FROM syncd.sources WHERE source = 'items'::regclass"
+    ).fetchone()
     attach(scratch, "items", metric="l2")
-    rows = scratch.execute("SELECT id, metric FROM syncd.sources WHERE source = 'items'::regclass").fetchall()
+    rows = scratch.execute(
+        "SELECT id, metric FROM syncd.sources WHERE source = 'items'::regclass"
+    ).fetchall()
     assert first is not None
     assert [row[1] for row in rows] == ["l2"]
     assert rows[0][0] != first[0]
@@ -152,10 +184,15 @@ def test_attaching_with_other_arguments_attaches_anew(scratch: psycopg.Connectio
         "SELECT op::text, source FROM syncd.outbox WHERE source >= %s ORDER BY id", [first[0]]
     ).fetchall()
     assert markers == [("a", first[0]), ("d", first[0]), ("a", rows[0][0])]
-    assert len(scratch.execute("SELECT FROM pg_trigger WHERE tgrelid = 'items'::regclass").fetchall()) == 4
+    assert (
+        len(scratch.execute("SELECT FROM pg_trigger WHERE tgrelid = 'items'::regclass").fetchall())
+        == 4
+    )
 
 
-def test_attaching_again_mends_triggers_that_were_dropped_or_switched_off(scratch: psycopg.Connection) -> None:
+def test_attaching_again_mends_triggers_that_were_dropped_or_switched_off(
+    scratch: psycopg.Connection,
+) -> None:
     scratch.execute("CREATE TABLE items (id int PRIMARY KEY, embedding real[])")
     for harm in (
         "DROP TRIGGER {0} ON items",
@@ -169,7 +206,9 @@ def test_attaching_again_mends_triggers_that_were_dropped_or_switched_off(scratc
         assert row is not None
         scratch.execute(harm.format(row[0]))
         attach(scratch, "items")
-        enabled = scratch.execute("SELECT tgenabled::text FROM pg_trigger WHERE tgrelid = 'items'::regclass").fetchall()
+        enabled = scratch.execute(
+            "SELECT tgenabled::text FROM pg_trigger WHERE tgrelid = 'items'::regclass"
+        ).fetchall()
         assert enabled == [("A",)] * 4
 
 

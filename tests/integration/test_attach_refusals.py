@@ -17,7 +17,9 @@ def test_what_is_no_permanent_table_of_ones_own_is_refused(scratch: psycopg.Conn
     )
     scratch.execute("CREATE TEMPORARY TABLE passing (id int PRIMARY KEY, embedding real[])")
     scratch.execute("CREATE UNLOGGED TABLE fleeting (id int PRIMARY KEY, embedding real[])")
-    scratch.execute("CREATE TABLE parted (id int PRIMARY KEY, embedding real[]) PARTITION BY RANGE (id)")
+    scratch.execute(
+        "CREATE TABLE parted (id int PRIMARY KEY, embedding real[]) PARTITION BY RANGE (id)"
+    )
     scratch.execute("CREATE TABLE part PARTITION OF parted FOR VALUES FROM (0) TO (10)")
     scratch.execute(
         "CREATE TABLE parent (id int PRIMARY KEY, embedding real[]); CREATE TABLE child (PRIMARY KEY (id)) INHERITS (parent)"
@@ -71,23 +73,35 @@ UNCOMPARABLE = ["json", "interval", "bytea", "point", "time", "oid", "inet", "in
                 "pair", "blurred"]  # fmt: skip
 
 
-def test_columns_of_types_that_a_search_cannot_compare_are_refused(scratch: psycopg.Connection) -> None:
+def test_columns_of_types_that_a_search_cannot_compare_are_refused(
+    scratch: psycopg.Connection,
+) -> None:
     scratch.execute("CREATE TYPE pair AS (a int, b int); CREATE DOMAIN blurred AS interval")
     columns = ", ".join(f"bad{number} {kind}" for number, kind in enumerate(UNCOMPARABLE))
-    scratch.execute(f"CREATE TABLE items (id int PRIMARY KEY, embedding real[], fine text, {columns})".encode())
+    scratch.execute(
+        f"CREATE TABLE items (id int PRIMARY KEY, embedding real[], fine text, {columns})".encode()
+    )
     for number in range(len(UNCOMPARABLE)):
-        with refused(scratch, f"column bad{number} of type ", "A column to filter on is a number, text"):
+        with refused(
+            scratch, f"column bad{number} of type ", "A column to filter on is a number, text"
+        ):
             attach(scratch, "items", columns=["fine", f"bad{number}"])
     attach(scratch, "items", columns=["fine"])
 
 
-def test_a_column_whose_collation_finds_unequal_strings_equal_is_refused(scratch: psycopg.Connection) -> None:
+def test_a_column_whose_collation_finds_unequal_strings_equal_is_refused(
+    scratch: psycopg.Connection,
+) -> None:
     try:
-        scratch.execute("CREATE COLLATION loose (provider = icu, locale = 'und-u-ks-level2', deterministic = false)")
+        scratch.execute(
+            "CREATE COLLATION loose (provider = icu, locale = 'und-u-ks-level2', deterministic = false)"
+        )
     except psycopg.errors.FeatureNotSupported as error:
         pytest.skip(str(error))
     scratch.execute("CREATE DOMAIN vague AS text COLLATE loose")
-    scratch.execute("CREATE TABLE items (id int PRIMARY KEY, embedding real[], a text COLLATE loose, b vague)")
+    scratch.execute(
+        "CREATE TABLE items (id int PRIMARY KEY, embedding real[], a text COLLATE loose, b vague)"
+    )
     for column in ("a", "b"):
         with refused(scratch, f"column {column} of type", "deterministic collation"):
             attach(scratch, "items", columns=[column])
@@ -99,6 +113,8 @@ def test_a_column_whose_collation_finds_unequal_strings_equal_is_refused(scratch
 def test_columns_that_a_filter_could_not_name_are_refused(
     scratch: psycopg.Connection, columns: list[str], said: str
 ) -> None:
-    scratch.execute('CREATE TABLE items (id int PRIMARY KEY, embedding real[], lang text, "not" int, "or" int)')
+    scratch.execute(
+        'CREATE TABLE items (id int PRIMARY KEY, embedding real[], lang text, "not" int, "or" int)'
+    )
     with refused(scratch, said):
         attach(scratch, "items", columns=columns)

@@ -9,17 +9,27 @@ from tests.integration.sources import attach, everything, refused
 
 
 def test_the_result_counts_rows_live_rows_and_their_datasets(scratch: psycopg.Connection) -> None:
-    scratch.execute("CREATE TABLE items (id int PRIMARY KEY, lang text, gone boolean NOT NULL, embedding real[])")
+    scratch.execute(
+        "CREATE TABLE items (id int PRIMARY KEY, lang text, gone boolean NOT NULL, embedding real[])"
+    )
     scratch.execute("INSERT INTO items SELECT i, CASE WHEN i % 2 = 0 THEN 'en' ELSE 'de' END, i > 8, CASE WHEN i > 1 THEN '{1,2}'::real[] END"
                    " FROM generate_series(1, 10) i")  # fmt: skip
-    assert attach(scratch, "items", project="'p' || id % 3", dataset="lang", live="NOT gone") == (10, 7, 6)
+    assert attach(scratch, "items", project="'p' || id % 3", dataset="lang", live="NOT gone") == (
+        10,
+        7,
+        6,
+    )
 
 
-def test_a_rule_that_matches_no_row_raises_a_warning_that_says_so(scratch: psycopg.Connection) -> None:
+def test_a_rule_that_matches_no_row_raises_a_warning_that_says_so(
+    scratch: psycopg.Connection,
+) -> None:
     scratch.execute("CREATE TABLE items (id int PRIMARY KEY, embedding real[])")
     warnings: list[tuple[str | None, ...]] = []
     scratch.add_notice_handler(
-        lambda notice: warnings.append((notice.severity, notice.message_primary, notice.message_hint))
+        lambda notice: warnings.append(
+            (notice.severity, notice.message_primary, notice.message_hint)
+        )
     )
     attach(scratch, "items", live="false")
     assert warnings == []  # an empty table proves nothing
@@ -27,7 +37,10 @@ def test_a_rule_that_matches_no_row_raises_a_warning_that_says_so(scratch: psyco
     assert attach(scratch, "items", live="id > 1") == (1, 0, 0)
     ((severity, message, hint),) = warnings
     assert severity == "WARNING"
-    assert message == "none of the 1 rows of items is live: the rule is id > 1 and embedding IS NOT NULL"
+    assert (
+        message
+        == "none of the 1 rows of items is live: the rule is id > 1 and embedding IS NOT NULL"
+    )
     assert hint
 
 
@@ -80,10 +93,16 @@ def test_an_expression_of_another_type_is_refused(scratch: psycopg.Connection) -
 
 def test_an_expression_means_the_same_under_any_search_path(scratch: psycopg.Connection) -> None:
     scratch.execute("CREATE SCHEMA app; CREATE SCHEMA evil")
-    scratch.execute("CREATE FUNCTION app.label(int) RETURNS text LANGUAGE sql IMMUTABLE AS $$ SELECT 'app-' || $1 $$")
-    scratch.execute("CREATE FUNCTION evil.label(int) RETURNS text LANGUAGE sql IMMUTABLE AS $$ SELECT 'evil-' || $1 $$")
+    scratch.execute(
+        "CREATE FUNCTION app.label(int) RETURNS text LANGUAGE sql IMMUTABLE AS $$ SELECT 'app-' || $1 $$"
+    )
+    scratch.execute(
+        "CREATE FUNCTION evil.label(int) RETURNS text LANGUAGE sql IMMUTABLE AS $$ SELECT 'evil-' || $1 $$"
+    )
     scratch.execute("CREATE TYPE app.kind AS ENUM ('a', 'b')")
-    scratch.execute("CREATE TABLE app.items (id int PRIMARY KEY, kind app.kind DEFAULT 'a', embedding real[])")
+    scratch.execute(
+        "CREATE TABLE app.items (id int PRIMARY KEY, kind app.kind DEFAULT 'a', embedding real[])"
+    )
     scratch.execute("SET search_path = app")
     attach(scratch, "items", dataset="label(id)", live="kind = 'a'::kind")
     assert scratch.execute("SHOW search_path").fetchone() == ("app",)
@@ -93,7 +112,10 @@ def test_an_expression_means_the_same_under_any_search_path(scratch: psycopg.Con
     assert compiled is not None
     scratch.execute("SET search_path = evil, public")
     scratch.execute("INSERT INTO app.items VALUES (7)")
-    assert scratch.execute(f"SELECT {compiled[0]}, {compiled[1]} FROM app.items").fetchone() == ("app-7", True)
+    assert scratch.execute(f"SELECT {compiled[0]}, {compiled[1]} FROM app.items").fetchone() == (
+        "app-7",
+        True,
+    )
 
 
 def test_a_rule_that_fails_on_a_row_fails_attach_and_says_why(scratch: psycopg.Connection) -> None:

@@ -27,17 +27,28 @@ def test_columns_may_have_any_name(
     name = sql.Identifier(column)
     key = sql.SQL("{}, b").format(name) if composite else name
     scratch.execute(
-        sql.SQL("CREATE TABLE items ({} int, b int DEFAULT 1, embedding real[], PRIMARY KEY ({})) {}").format(
-            name, key, sql.SQL("PARTITION BY HASH ({})").format(name) if partitioned else sql.SQL("")
+        sql.SQL(
+            "CREATE TABLE items ({} int, b int DEFAULT 1, embedding real[], PRIMARY KEY ({})) {}"
+        ).format(
+            name,
+            key,
+            sql.SQL("PARTITION BY HASH ({})").format(name) if partitioned else sql.SQL(""),
         )
     )
     if partitioned:
-        scratch.execute("CREATE TABLE all_items PARTITION OF items FOR VALUES WITH (MODULUS 1, REMAINDER 0)")
+        scratch.execute(
+            "CREATE TABLE all_items PARTITION OF items FOR VALUES WITH (MODULUS 1, REMAINDER 0)"
+        )
     attach(scratch, "items", columns=[column])
     scratch.execute("INSERT INTO items VALUES (1, 1, '{1}'), (2, 1, '{1}')")
     scratch.execute(sql.SQL("UPDATE items SET {0} = {0} + 10").format(name))
     scratch.execute(sql.SQL("DELETE FROM items WHERE {} = 11").format(name))
-    found = [row[0] for row in scratch.execute("SELECT key FROM syncd.outbox WHERE op = 'k' ORDER BY id").fetchall()]
+    found = [
+        row[0]
+        for row in scratch.execute(
+            "SELECT key FROM syncd.outbox WHERE op = 'k' ORDER BY id"
+        ).fetchall()
+    ]
     keys = [1, 2, 1, 2, 11, 12, 11]
     assert sorted(found) == sorted([f"[{key}, 1]" for key in keys] if composite else map(str, keys))
     assert scratch.execute("SELECT count(*) FROM syncd.outbox WHERE op = 'r'").fetchone() == (0,)
@@ -70,16 +81,27 @@ def test_rows_are_found_whatever_the_schema_the_table_and_the_columns_are_called
         source = sql.Identifier(schema_name, table).as_string(db)
         live = """"a%" @> '{"a": {"b%": 1}}' AND "I %d{0}" % 2 = 0 AND 'x' LIKE '%x%'"""
         assert attach(
-            db, source, dataset="""'d%s{0}' || "I %d{0}" % 2""", project=f"'{len(datasets)}'", live=live, metric="l2"
+            db,
+            source,
+            dataset="""'d%s{0}' || "I %d{0}" % 2""",
+            project=f"'{len(datasets)}'",
+            live=live,
+            metric="l2",
         ) == (4, 2, 1)
-        assert db.execute("SELECT count(*) FROM syncd.sources WHERE source = %s::regclass", [source]).fetchone() == (1,)
+        assert db.execute(
+            "SELECT count(*) FROM syncd.sources WHERE source = %s::regclass", [source]
+        ).fetchone() == (1,)
         datasets.append((f"{len(datasets)}/d%s{{0}}0", names["table"]))
     daemon.start()
     with daemon.client() as client:
         for dataset, name in datasets:
             assert sorted(client.keys(dataset)) == [(2, "k%s"), (4, "k%s")]
             db.execute(sql.SQL("""UPDATE {} SET "k%" = 'K' WHERE "I %d{{0}}" = 2""").format(name))
-            db.execute(sql.SQL("""INSERT INTO {} VALUES (6, '', '{{9,9}}', '{{"a": {{"b%": 1}}}}')""").format(name))
+            db.execute(
+                sql.SQL(
+                    """INSERT INTO {} VALUES (6, '', '{{9,9}}', '{{"a": {{"b%": 1}}}}')"""
+                ).format(name)
+            )
             assert [hit.key for hit in client.search(dataset, [2, 1], consistency="strong")] == [
                 (2, "K"),
                 (4, "k%s"),
@@ -119,7 +141,10 @@ def test_who_may_write_the_table_goes_on_writing_it_without_any_grant_on_the_sch
 ) -> None:
     any_db.execute("CREATE TABLE items (id int PRIMARY KEY, embedding real[])")
     attach(any_db, "items")
-    with role(any_server, "writer"), role(any_server, "session_user_of_writer", "LOGIN IN ROLE writer"):
+    with (
+        role(any_server, "writer"),
+        role(any_server, "session_user_of_writer", "LOGIN IN ROLE writer"),
+    ):
         any_db.execute("GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON items TO writer")
         with connected_as(any_database, "session_user_of_writer" if set_role else "writer") as db:
             if set_role:
@@ -133,8 +158,17 @@ def test_who_may_write_the_table_goes_on_writing_it_without_any_grant_on_the_sch
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 db.execute("SELECT syncd.token()")
         any_db.execute("DROP OWNED BY writer")
-    assert outbox(any_db) == [("k", "1"), ("k", "2"), ("k", "1"), ("k", "2"), ("k", "5"), ("t", None)]
+    assert outbox(any_db) == [
+        ("k", "1"),
+        ("k", "2"),
+        ("k", "1"),
+        ("k", "2"),
+        ("k", "5"),
+        ("t", None),
+    ]
 
 
 def outbox(db: psycopg.Connection) -> Sequence[tuple[str, str | None]]:
-    return db.execute("SELECT op::text, key FROM syncd.outbox WHERE op IN ('k', 't', 'r') ORDER BY id").fetchall()
+    return db.execute(
+        "SELECT op::text, key FROM syncd.outbox WHERE op IN ('k', 't', 'r') ORDER BY id"
+    ).fetchall()

@@ -24,14 +24,18 @@ NOT_FINITE = "nan"  # the reason of NaN and infinity alike
 def reported(db: psycopg.Connection, expected: dict[tuple[str, str], str]) -> None:
     """``syncd.quarantine`` shows this within the time that it may lag."""
     with contextlib.suppress(AssertionError):
-        until(lambda: quarantine(db) == expected, "what is in quarantine is reported", REPORT_SECONDS)
+        until(
+            lambda: quarantine(db) == expected, "what is in quarantine is reported", REPORT_SECONDS
+        )
     assert quarantine(db) == expected
 
 
 def quarantine(db: psycopg.Connection) -> dict[tuple[str, str], str]:
     return {
         (dataset, key): reason
-        for dataset, key, reason in db.execute("SELECT dataset, key, reason FROM syncd.quarantine").fetchall()
+        for dataset, key, reason in db.execute(
+            "SELECT dataset, key, reason FROM syncd.quarantine"
+        ).fetchall()
     }
 
 
@@ -40,7 +44,9 @@ def test_rows_that_cannot_be_indexed_are_quarantined_with_the_reason_and_the_oth
 ) -> None:
     db.execute("CREATE TABLE items (id int PRIMARY KEY, v real[])")
     good = "(1, '{1,0,0}'), (2, '{0,1,0}'), (3, '{0,0,1}')"
-    db.execute(f"INSERT INTO items VALUES {good}, (10, '{{NaN,0,0}}'), (11, '{{1,2}}'), (12, '{{1,NULL,2}}')".encode())
+    db.execute(
+        f"INSERT INTO items VALUES {good}, (10, '{{NaN,0,0}}'), (11, '{{1,2}}'), (12, '{{1,NULL,2}}')".encode()
+    )
     db.execute("SELECT syncd.attach('items')")
     daemon.start()
     before = {
@@ -55,7 +61,9 @@ def test_rows_that_cannot_be_indexed_are_quarantined_with_the_reason_and_the_oth
         db.execute(
             "INSERT INTO items VALUES (13, '{0,0,0}'), (14, '{}'), (15, '{Infinity,1,1}'), (16, '{{1,2,3}}'), (17, '{1,2,3,4}'), (4, '{1,1,1}')"
         )
-        assert sorted(client.keys("items")) == [1, 2, 3, 4] or client.search("items", [1, 1, 1], consistency="strong")
+        assert sorted(client.keys("items")) == [1, 2, 3, 4] or client.search(
+            "items", [1, 1, 1], consistency="strong"
+        )
         assert sorted(client.keys("items")) == [1, 2, 3, 4]
         assert client.status().quarantined == 8
         after = before | {
@@ -89,8 +97,12 @@ def test_rows_that_cannot_be_indexed_are_quarantined_with_the_reason_and_the_oth
         reported(db, {})
 
 
-def test_a_zero_vector_is_indexed_where_the_metric_needs_no_norm(db: psycopg.Connection, daemon: Daemon) -> None:
-    db.execute("CREATE TABLE items (id int PRIMARY KEY, v real[]); INSERT INTO items VALUES (1, '{0,0}'), (2, '{1,1}')")
+def test_a_zero_vector_is_indexed_where_the_metric_needs_no_norm(
+    db: psycopg.Connection, daemon: Daemon
+) -> None:
+    db.execute(
+        "CREATE TABLE items (id int PRIMARY KEY, v real[]); INSERT INTO items VALUES (1, '{0,0}'), (2, '{1,1}')"
+    )
     db.execute("SELECT syncd.attach('items', metric => 'l2')")
     daemon.start()
     with daemon.client() as client:
@@ -105,7 +117,11 @@ def test_a_zero_vector_is_indexed_where_the_metric_needs_no_norm(db: psycopg.Con
             "'\\x0000803f0000803f'",
             {"'\\x00'": "not_float32", "''": "empty", "'\\x0000807f0000803f'": NOT_FINITE},
         ),
-        ("double precision[]", "'{1,1}'", {"'{1e300,1}'": NOT_FINITE, "'{1,NULL}'": "null_element"}),
+        (
+            "double precision[]",
+            "'{1,1}'",
+            {"'{1e300,1}'": NOT_FINITE, "'{1,NULL}'": "null_element"},
+        ),
         ("vector", "'[1,1]'", {"'[0,0]'": "zero_norm", "'[1,1,1]'": "dimension_mismatch"}),
         ("halfvec(2)", "'[1,1]'", {"'[0,0]'": "zero_norm"}),
     ],
@@ -120,7 +136,10 @@ def test_each_vector_type_has_its_own_ways_to_be_bad(
     daemon.start()
     with daemon.client() as client:
         assert sorted(client.keys("items")) == [1, 2, 3]
-    wanted = {("default/items", str(number)): reason for number, reason in enumerate(bad.values(), start=10)}
+    wanted = {
+        ("default/items", str(number)): reason
+        for number, reason in enumerate(bad.values(), start=10)
+    }
     reported(db, wanted)
 
 
@@ -145,7 +164,9 @@ def test_a_dataset_belongs_to_the_source_that_formed_it_and_anothers_rows_are_qu
         assert client.status().quarantined == 0
 
 
-def test_a_row_whose_project_or_dataset_is_null_is_quarantined(db: psycopg.Connection, daemon: Daemon) -> None:
+def test_a_row_whose_project_or_dataset_is_null_is_quarantined(
+    db: psycopg.Connection, daemon: Daemon
+) -> None:
     db.execute(
         "CREATE TABLE items (id int PRIMARY KEY, name text, v real[]); INSERT INTO items VALUES (1, NULL, '{1}'), (2, 'a', '{1}')"
     )
@@ -153,21 +174,33 @@ def test_a_row_whose_project_or_dataset_is_null_is_quarantined(db: psycopg.Conne
     daemon.start()
     with daemon.client() as client:
         assert list(client.keys("a")) == [2]
-    until(lambda: set(quarantine(db).values()) == {"null_dataset"}, "the row is reported", REPORT_SECONDS)
+    until(
+        lambda: set(quarantine(db).values()) == {"null_dataset"},
+        "the row is reported",
+        REPORT_SECONDS,
+    )
 
 
 def test_a_row_on_which_an_expression_fails_is_quarantined_until_it_is_mended(
     db: psycopg.Connection, daemon: Daemon
 ) -> None:
-    db.execute("CREATE TABLE items (id int PRIMARY KEY, n int, v real[]); INSERT INTO items VALUES (1, 1, '{1}')")
-    db.execute("CREATE TABLE others (id int PRIMARY KEY, v real[]); INSERT INTO others VALUES (1, '{1}')")
+    db.execute(
+        "CREATE TABLE items (id int PRIMARY KEY, n int, v real[]); INSERT INTO items VALUES (1, 1, '{1}')"
+    )
+    db.execute(
+        "CREATE TABLE others (id int PRIMARY KEY, v real[]); INSERT INTO others VALUES (1, '{1}')"
+    )
     db.execute("SELECT syncd.attach('items', live => '10 / n > 1'), syncd.attach('others')")
     daemon.start()
     with daemon.client() as client:
         db.execute("INSERT INTO items VALUES (2, 0, '{1}'); INSERT INTO others VALUES (2, '{1}')")
         assert {hit.key for hit in client.search("others", [1], consistency="strong")} == {1, 2}
         assert {hit.key for hit in client.search("items", [1], consistency="strong")} == {1}
-        until(lambda: set(quarantine(db).values()) == {"expression_failed"}, "the row is reported", REPORT_SECONDS)
+        until(
+            lambda: set(quarantine(db).values()) == {"expression_failed"},
+            "the row is reported",
+            REPORT_SECONDS,
+        )
         db.execute("UPDATE items SET n = 2 WHERE id = 2")
         assert {hit.key for hit in client.search("items", [1], consistency="strong")} == {1, 2}
 
@@ -175,7 +208,9 @@ def test_a_row_on_which_an_expression_fails_is_quarantined_until_it_is_mended(
 # Bad names
 
 
-LONG = "".join(random.Random(1).choices(string.ascii_letters + string.digits, k=10_000))  # nothing compresses it
+LONG = "".join(
+    random.Random(1).choices(string.ascii_letters + string.digits, k=10_000)
+)  # nothing compresses it
 NAMES = ["../../etc/x", "..", ".", "", "x" * 10_000, LONG, "a\\x00b\\0\\u0000", "nul %00", "new\nline", "/", "//", "%2F", "C:\\x", "~", "-rf", "ü😀",
          " ", "postgres", "postgres.users", "manifest.json", "manifest.json.new", "consumer.lock", "syncd.sock", "MANIFEST.JSON"]  # fmt: skip
 
@@ -191,7 +226,8 @@ def test_rows_are_found_under_any_name_and_files_stay_in_the_data_directory(
     )
     with db.cursor() as cursor:
         cursor.executemany(
-            "INSERT INTO items VALUES (%s, %s, %s, '{1,2}')", [(number, *name) for number, name in enumerate(names)]
+            "INSERT INTO items VALUES (%s, %s, %s, '{1,2}')",
+            [(number, *name) for number, name in enumerate(names)],
         )
     db.execute("SELECT syncd.attach('items', project => 'project', dataset => 'dataset')")
     outside = tmp_path / "outside"
@@ -200,13 +236,18 @@ def test_rows_are_found_under_any_name_and_files_stay_in_the_data_directory(
         daemon.start()
         for restarted in (False, True):
             with daemon.client() as client:
-                assert {row.dataset for row in client.datasets()} >= {dataset_name(*name) for name in names}
+                assert {row.dataset for row in client.datasets()} >= {
+                    dataset_name(*name) for name in names
+                }
                 for number, name in enumerate(names):
                     assert list(client.keys(dataset_name(*name))) == [number], name
                 client.checkpoint()
                 if restarted:
                     until(
-                        lambda: len(set(db.execute("SELECT dataset FROM syncd.status").fetchall())) == len(set(names)),
+                        lambda: (
+                            len(set(db.execute("SELECT dataset FROM syncd.status").fetchall()))
+                            == len(set(names))
+                        ),
                         "every dataset is reported",
                         REPORT_SECONDS,
                     )
@@ -221,7 +262,9 @@ def test_rows_are_found_under_any_name_and_files_stay_in_the_data_directory(
             daemon.stop()
             if not restarted:
                 daemon.start()
-                assert daemon.log.read_text().count("source_to_be_read") == 2, "the second start read nothing again"
+                assert daemon.log.read_text().count("source_to_be_read") == 2, (
+                    "the second start read nothing again"
+                )
     finally:
         if daemon.process is not None:
             daemon.kill()
@@ -232,7 +275,9 @@ def test_keys_may_be_any_text_also_where_a_page_of_a_scan_ends(
     db: psycopg.Connection, daemon: Daemon, key_type: str
 ) -> None:
     db.execute(f"CREATE TABLE items (id {key_type} PRIMARY KEY, v real[])".encode())
-    db.execute("INSERT INTO items SELECT '%s {x} %(y)s ''\" \\ ' || i, ARRAY[i, 1] FROM generate_series(1, 2500) i")
+    db.execute(
+        "INSERT INTO items SELECT '%s {x} %(y)s ''\" \\ ' || i, ARRAY[i, 1] FROM generate_series(1, 2500) i"
+    )
     db.execute("SELECT syncd.attach('items')")
     daemon.start()
     with daemon.client() as client:

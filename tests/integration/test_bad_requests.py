@@ -106,7 +106,12 @@ def test_a_request_that_cannot_be_answered_gets_the_error_of_its_kind(
     service: Daemon, params: dict[str, Any], kind: str
 ) -> None:
     with lines(service) as ask:
-        request = {"jsonrpc": "2.0", "id": 7, "method": "search", "params": {"dataset": "items"} | params}
+        request = {
+            "jsonrpc": "2.0",
+            "id": 7,
+            "method": "search",
+            "params": {"dataset": "items"} | params,
+        }
         answer = ask(json.dumps(request).encode() + b"\n")
         assert answer["id"] == 7
         assert answer["error"]["code"] == (-32602 if kind == "invalid_params" else -32000)
@@ -151,18 +156,30 @@ def test_a_line_that_is_no_request_is_answered_and_the_connection_goes_on(
         assert "error" in answer
         assert code is None or answer["error"]["code"] == code, answer
         assert answer["error"]["message"]
-        assert ask(b'{"jsonrpc":"2.0","id":2,"method":"ping"}\n') == {"jsonrpc": "2.0", "id": 2, "result": "pong"}
+        assert ask(b'{"jsonrpc":"2.0","id":2,"method":"ping"}\n') == {
+            "jsonrpc": "2.0",
+            "id": 2,
+            "result": "pong",
+        }
 
 
 def test_a_line_of_100_mb_is_too_large_and_only_its_own_connection_closes(service: Daemon) -> None:
     with lines(service) as ask:
         answer = ask(b"x" * (100 << 20) + b"\n")
-        assert answer is None or (answer["id"], answer["error"]["data"]["kind"]) == (None, "too_large")
+        assert answer is None or (answer["id"], answer["error"]["data"]["kind"]) == (
+            None,
+            "too_large",
+        )
 
 
 def test_clients_that_vanish_in_the_middle_harm_nobody(service: Daemon) -> None:
     search = json.dumps(
-        {"jsonrpc": "2.0", "id": 1, "method": "search", "params": {"dataset": "items", "vector": [1, 2, 3]}}
+        {
+            "jsonrpc": "2.0",
+            "id": 1,
+            "method": "search",
+            "params": {"dataset": "items", "vector": [1, 2, 3]},
+        }
     ).encode()
     waiting = b'{"jsonrpc":"2.0","id":1,"method":"wait","params":{"after":"99999999999","timeout_ms":60000}}\n'
     for sent in (b"", search[:20], search + b"\n", (search + b"\n") * 500, waiting):

@@ -26,7 +26,19 @@ from tests.integration.commands import BENCH_SECONDS, assert_failed, printed_jso
 from tests.servers import PostgresServer
 
 SMALL = ("--dim", "8", "--json")
-SEARCHES = ("--rows", "2000", "--seconds", "0.1", "--rounds", "1", "--queries", "50", "--versus", "pgvector", *SMALL)
+SEARCHES = (
+    "--rows",
+    "2000",
+    "--seconds",
+    "0.1",
+    "--rounds",
+    "1",
+    "--queries",
+    "50",
+    "--versus",
+    "pgvector",
+    *SMALL,
+)
 LEFT = """
 SELECT 'schema', nspname FROM pg_namespace WHERE nspname !~ '^pg_' UNION ALL SELECT 'extension', extname FROM pg_extension
 UNION ALL SELECT 'table', c.oid::regclass::text FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = relnamespace
@@ -53,8 +65,12 @@ def left(dsn: str) -> list[tuple[Any, ...]]:
     with psycopg.connect(dsn) as db:
         found = db.execute(LEFT.encode()).fetchall()
         if ("schema", "syncd") in found:
-            found += db.execute("SELECT 'source', source::text FROM syncd.sources ORDER BY 2").fetchall()
-            found += db.execute("SELECT 'consumer', name FROM syncd.consumers ORDER BY 2").fetchall()
+            found += db.execute(
+                "SELECT 'source', source::text FROM syncd.sources ORDER BY 2"
+            ).fetchall()
+            found += db.execute(
+                "SELECT 'consumer', name FROM syncd.consumers ORDER BY 2"
+            ).fetchall()
         return found
 
 
@@ -76,12 +92,16 @@ def developers_bench(dsn: str, *arguments: str) -> Any:
 
 
 def test_search_measures_recall_and_compares_at_equal_recall(followed: str, tmp_path: Path) -> None:
-    vectors = np.random.default_rng(0).integers(0, 9, (2050, 6)).astype(np.float32)  # many are as far as others
+    vectors = (
+        np.random.default_rng(0).integers(0, 9, (2050, 6)).astype(np.float32)
+    )  # many are as far as others
     np.save(tmp_path / "own.npy", vectors)
     own = ("--vectors", str(tmp_path / "own.npy"), "--metric", "cosine")
     found = bench(followed, "search", *SEARCHES, *own, "--clients", "1", "--clients", "2")
     assert (found["vectors"], found["metric"], found["k"]) == ("own.npy", "cosine", 10)
-    assert (found["rows"], found["dimension"]) == (2000, 6), "without the fifty that are searched for"
+    assert (found["rows"], found["dimension"]) == (2000, 6), (
+        "without the fifty that are searched for"
+    )
     assert 2 < found["intrinsic_dimension"] < 6.5
     assert [(build["engine"], build["index"], build["rows"]) for build in found["builds"]] == [
         ("syncd", "exact", 2000),
@@ -94,19 +114,35 @@ def test_search_measures_recall_and_compares_at_equal_recall(followed: str, tmp_
         assert point["recall_queries"] == 50
         assert point["qps"] > 0
         assert 0 < point["p50_ms"] <= point["p99_ms"]
-    assert [(point["setting"], point["clients"], point["recall"]) for point in by_engine["syncd"]] == [
+    assert [
+        (point["setting"], point["clients"], point["recall"]) for point in by_engine["syncd"]
+    ] == [
         ("exact", 1, 1.0),
         ("exact", 2, 1.0),
     ]
-    assert any(point["recall"] == 1.0 for point in by_engine["pgvector"]), "nothing of pgvector's is as good"
+    assert any(point["recall"] == 1.0 for point in by_engine["pgvector"]), (
+        "nothing of pgvector's is as good"
+    )
     assert [row["clients"] for row in found["comparisons"]] == [1, 2]
     for row in found["comparisons"]:
         assert row["recall"] == 1.0
         assert row["ratio"] == pytest.approx(row["syncd_qps"] / row["pgvector_qps"], abs=0.01)
 
 
-def test_filtered_searches_are_measured_by_selectivity_and_by_where_the_passing_rows_are(followed: str) -> None:
-    found = bench(followed, "filter", *SEARCHES, "--selectivity", "0.5", "--selectivity", "0.004", "--clients", "1")
+def test_filtered_searches_are_measured_by_selectivity_and_by_where_the_passing_rows_are(
+    followed: str,
+) -> None:
+    found = bench(
+        followed,
+        "filter",
+        *SEARCHES,
+        "--selectivity",
+        "0.5",
+        "--selectivity",
+        "0.004",
+        "--clients",
+        "1",
+    )
     filters = [
         (kind, selectivity)
         for kinds in (("independent",), ("near", "far"))
@@ -123,7 +159,8 @@ def test_filtered_searches_are_measured_by_selectivity_and_by_where_the_passing_
     for row in found["comparisons"]:
         assert row["ratio"] == pytest.approx(row["syncd_qps"] / row["pgvector_qps"], abs=0.01)
     plans = {
-        one: [row["plan"] for row in found["plans"] if (row["kind"], row["selectivity"]) == one] for one in filters
+        one: [row["plan"] for row in found["plans"] if (row["kind"], row["selectivity"]) == one]
+        for one in filters
     }
     assert any("hnsw_embedding_idx" in plan for plan in plans["independent", 0.5])
     assert all("Sort" in plan for plan in plans["independent", 0.004]), (
@@ -143,12 +180,18 @@ def test_churn_measures_before_and_after_and_beside_a_fresh_build(followed: str)
         assert [point["engine"] for point in points] == ["syncd", "pgvector"]
         assert points[0]["recall"] == 1.0
         assert points[1]["recall"] > least, when
-    settings = [[point["setting"] for point in found[when]] for when in ("before", "at_once", "settled")]
+    settings = [
+        [point["setting"] for point in found[when]] for when in ("before", "at_once", "settled")
+    ]
     assert settings == [settings[0]] * 3
     (fresh,) = found["fresh"]
     (loss,) = found["losses"]
     assert fresh["recall"] == 1.0, "the copy has the same rows under the same keys"
-    assert (loss["setting"], loss["lost_recall"], loss["fresh_p99_ms"]) == ("exact", 0.0, fresh["p99_ms"])
+    assert (loss["setting"], loss["lost_recall"], loss["fresh_p99_ms"]) == (
+        "exact",
+        0.0,
+        fresh["p99_ms"],
+    )
 
 
 def test_mixed_measures_searches_and_freshness_while_writers_write(followed: str) -> None:
@@ -167,7 +210,12 @@ def test_mixed_measures_searches_and_freshness_while_writers_write(followed: str
         "--seconds",
         "0.5",
     )
-    assert (syncd["engine"], syncd["recall"], pgvector["engine"], pgvector["recall"]) == ("syncd", 1.0, "pgvector", 1.0)
+    assert (syncd["engine"], syncd["recall"], pgvector["engine"], pgvector["recall"]) == (
+        "syncd",
+        1.0,
+        "pgvector",
+        1.0,
+    )
     for row in (syncd, pgvector):
         assert row["qps"] > 0
         assert (row["wanted_writes_per_second"], row["rows_per_write"]) == (1000, 20)
@@ -176,7 +224,9 @@ def test_mixed_measures_searches_and_freshness_while_writers_write(followed: str
 
 
 def test_restart_measures_stops_starts_and_checkpoints(followed: str) -> None:
-    (found,) = developers_bench(followed, "restart", "--rows", "20000", "--changes", "100", "--rounds", "1", *SMALL)
+    (found,) = developers_bench(
+        followed, "restart", "--rows", "20000", "--changes", "100", "--rounds", "1", *SMALL
+    )
     assert found["checkpoint_bytes"] > 100 * 8 * 4, "the changed vectors at least"
     assert found["index"] == "exact"
     assert 0 != found["memory_bytes_per_row"] < 1000
@@ -191,9 +241,22 @@ def test_restart_measures_stops_starts_and_checkpoints(followed: str) -> None:
 
 def test_passes_are_measured_by_the_size_of_the_table(followed: str) -> None:
     found = developers_bench(
-        followed, "passes", "--rows", "200", "--rows", "2000", "--changes", "100", "--rounds", "1", *SMALL
+        followed,
+        "passes",
+        "--rows",
+        "200",
+        "--rows",
+        "2000",
+        "--changes",
+        "100",
+        "--rounds",
+        "1",
+        *SMALL,
     )
-    assert [(row["rows"], row["changes"], row["passes"]) for row in found] == [(200, 100, 5), (2000, 100, 5)]
+    assert [(row["rows"], row["changes"], row["passes"]) for row in found] == [
+        (200, 100, 5),
+        (2000, 100, 5),
+    ]
     assert all(0 < row["p50_ms"] <= row["p99_ms"] for row in found)
     small, large = found
     assert (small["times_the_first"], large["times_the_first"]) == (
@@ -204,27 +267,56 @@ def test_passes_are_measured_by_the_size_of_the_table(followed: str) -> None:
 
 def test_datasets_are_measured_by_their_number(followed: str) -> None:
     found = developers_bench(
-        followed, "datasets", "--datasets", "1", "--datasets", "30", "--rows", "20", "--searches", "100", *SMALL
+        followed,
+        "datasets",
+        "--datasets",
+        "1",
+        "--datasets",
+        "30",
+        "--rows",
+        "20",
+        "--searches",
+        "100",
+        *SMALL,
     )
     assert [(row["datasets"], row["rows_each"]) for row in found] == [(1, 20), (30, 20)]
     assert all(0 < row["first_p50_us"] <= row["first_p99_us"] for row in found)
-    assert all(row["p50_us"] > 0 and row["memory_bytes"] > 0 and row["start_seconds"] > 0 for row in found)
+    assert all(
+        row["p50_us"] > 0 and row["memory_bytes"] > 0 and row["start_seconds"] > 0 for row in found
+    )
 
 
 @pytest.mark.parametrize(
     ("command", "fields"),
     [
-        (("fresh", "--commits", "5", "--writers", "2"), {"writers", "commits", "p50_ms", "p99_ms", "worst_ms"}),
-        (("backfill", "--rows", "2000"), {"rows", "rows_per_second", "seconds", "beside_vectors_bytes"}),
-        (("verify", "--rows", "2000", "--rounds", "1"), {"verify_seconds", "hash_seconds", "repaired"}),
-        (("ingest", "--clients", "2", "--seconds", "1", "--rounds", "1"), {"bare", "attached", "captured", "hnsw"}),
+        (
+            ("fresh", "--commits", "5", "--writers", "2"),
+            {"writers", "commits", "p50_ms", "p99_ms", "worst_ms"},
+        ),
+        (
+            ("backfill", "--rows", "2000"),
+            {"rows", "rows_per_second", "seconds", "beside_vectors_bytes"},
+        ),
+        (
+            ("verify", "--rows", "2000", "--rounds", "1"),
+            {"verify_seconds", "hash_seconds", "repaired"},
+        ),
+        (
+            ("ingest", "--clients", "2", "--seconds", "1", "--rounds", "1"),
+            {"bare", "attached", "captured", "hnsw"},
+        ),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
-def test_the_other_measurements_print_their_figures(followed: str, command: tuple[str, ...], fields: set[str]) -> None:
+def test_the_other_measurements_print_their_figures(
+    followed: str, command: tuple[str, ...], fields: set[str]
+) -> None:
     for row in bench(followed, *command, *SMALL):
         assert fields <= set(row)
-        assert all(isinstance(row[name], int | float) and row[name] >= 0 for name in fields - {"beside_vectors_bytes"})
+        assert all(
+            isinstance(row[name], int | float) and row[name] >= 0
+            for name in fields - {"beside_vectors_bytes"}
+        )
 
 
 def test_a_round_trip_is_measured_beside_faiss_alone(followed: str) -> None:
@@ -245,14 +337,26 @@ def test_a_service_has_settled_once_what_it_builds_is_there(followed: str) -> No
         where.run("attach", ["syncd_bench.many", "l2"])
         with service.client() as client:
             until(lambda: is_building(client), "it says that it builds")
-            until(lambda: [row.count for row in client.datasets() if row.dataset == "default/many"] == [21_000], "rows")
+            until(
+                lambda: (
+                    [row.count for row in client.datasets() if row.dataset == "default/many"]
+                    == [21_000]
+                ),
+                "rows",
+            )
             service.settle()
-            assert [row.index != "building" for row in client.datasets() if row.dataset == "default/many"] == [True]
+            assert [
+                row.index != "building"
+                for row in client.datasets()
+                if row.dataset == "default/many"
+            ] == [True]
             assert not is_building(client)
         assert 0 < service.building_cpu_seconds() < service.cpu_seconds()
 
 
-def test_a_writer_changes_as_many_rows_as_it_says_and_only_its_own(database: str, db: psycopg.Connection) -> None:
+def test_a_writer_changes_as_many_rows_as_it_says_and_only_its_own(
+    database: str, db: psycopg.Connection
+) -> None:
     db.execute("""
         CREATE SCHEMA syncd_bench;
         CREATE TABLE syncd_bench.t (id bigint PRIMARY KEY, embedding int, changes int DEFAULT 0);
@@ -262,7 +366,10 @@ def test_a_writer_changes_as_many_rows_as_it_says_and_only_its_own(database: str
         CREATE FUNCTION count_change() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.changes := OLD.changes + 1; RETURN NEW; END';
         CREATE TRIGGER counts BEFORE UPDATE ON syncd_bench.t FOR EACH ROW EXECUTE FUNCTION count_change()""")
     begun = time.perf_counter()
-    rate = write(Writer(database, "t", range(2, 101, 2), samples=5, rows_per_second=500, batch=10, seed=0), 0.2)
+    rate = write(
+        Writer(database, "t", range(2, 101, 2), samples=5, rows_per_second=500, batch=10, seed=0),
+        0.2,
+    )
     longer = time.perf_counter() - begun
     found = db.execute(
         "SELECT sum(changes), count(*) FILTER (WHERE changes > 0 AND id % 2 = 1) FROM syncd_bench.t"
@@ -278,12 +385,19 @@ def test_a_writer_changes_as_many_rows_as_it_says_and_only_its_own(database: str
 def test_the_database_is_left_as_it_was_found(bare: str) -> None:
     (found,) = bench(bare, "backfill", "--rows", "100", *SMALL)
     assert found["rows"] == 100
-    assert left(bare) == [("extension", "plpgsql"), ("schema", "information_schema"), ("schema", "public")]
+    assert left(bare) == [
+        ("extension", "plpgsql"),
+        ("schema", "information_schema"),
+        ("schema", "public"),
+    ]
 
 
 @pytest.mark.parametrize(
     "number",
-    [pytest.param(signal.SIGINT, id="ctrl-c"), pytest.param(signal.SIGTERM, id="sigterm", marks=pytest.mark.long)],
+    [
+        pytest.param(signal.SIGINT, id="ctrl-c"),
+        pytest.param(signal.SIGTERM, id="sigterm", marks=pytest.mark.long),
+    ],
 )
 def test_an_interrupted_benchmark_cleans_up(bare: str, number: signal.Signals) -> None:
     before = left(bare)
@@ -302,13 +416,17 @@ def test_an_interrupted_benchmark_cleans_up(bare: str, number: signal.Signals) -
     ]
     with (
         psycopg.connect(bare, autocommit=True) as db,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as process,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        ) as process,
     ):
 
         def writing() -> bool:
             assert process.poll() is None, process.communicate()
             found = db.execute("SELECT to_regclass('syncd_bench.fresh') IS NOT NULL").fetchone()
-            return found == (True,) and db.execute("SELECT max(id) > 2 FROM syncd_bench.fresh").fetchone() == (True,)
+            return found == (True,) and db.execute(
+                "SELECT max(id) > 2 FROM syncd_bench.fresh"
+            ).fetchone() == (True,)
 
         until(writing, "the benchmark writes")
         if number == signal.SIGINT:
@@ -327,7 +445,9 @@ def test_two_benchmarks_in_one_database_are_refused(followed: str) -> None:
         assert_failed(run("bench", "backfill", "--dsn", followed), 1, "another benchmark")
 
 
-def test_a_schema_of_another_version_is_left_to_its_owner(database: str, db: psycopg.Connection) -> None:
+def test_a_schema_of_another_version_is_left_to_its_owner(
+    database: str, db: psycopg.Connection
+) -> None:
     db.execute("UPDATE syncd.alembic_version SET version_num = '0000'")
     assert_failed(run("bench", "backfill", "--dsn", database), 1, "revision 0000", "syncd init")
     assert db.execute("SELECT version_num FROM syncd.alembic_version").fetchone() == ("0000",)
@@ -336,9 +456,15 @@ def test_a_schema_of_another_version_is_left_to_its_owner(database: str, db: psy
 def test_what_would_spoil_the_figures_is_said_and_what_a_killed_benchmark_left_is_removed(
     database: str, db: psycopg.Connection, tmp_path: Path
 ) -> None:
-    db.execute("CREATE TABLE mine (id int PRIMARY KEY, embedding real[]); SELECT syncd.attach('mine')")
-    db.execute("CREATE SCHEMA syncd_bench; CREATE TABLE syncd_bench.killed (id int PRIMARY KEY, embedding real[])")
-    db.execute("SELECT syncd.attach('syncd_bench.killed')")  # what a benchmark that was killed has left
+    db.execute(
+        "CREATE TABLE mine (id int PRIMARY KEY, embedding real[]); SELECT syncd.attach('mine')"
+    )
+    db.execute(
+        "CREATE SCHEMA syncd_bench; CREATE TABLE syncd_bench.killed (id int PRIMARY KEY, embedding real[])"
+    )
+    db.execute(
+        "SELECT syncd.attach('syncd_bench.killed')"
+    )  # what a benchmark that was killed has left
     daemon = Daemon(database, tmp_path / "data").start()
     done = run("bench", "backfill", "--rows", "100", "--dim", "8", "--dsn", database)
     daemon.stop()
@@ -346,7 +472,9 @@ def test_what_would_spoil_the_figures_is_said_and_what_a_killed_benchmark_left_i
     assert "mine is attached too" in done.stderr
     assert "a syncd runs here as consumer default" in done.stderr
     assert "killed" not in done.stderr
-    assert db.execute("SELECT count(*) FROM syncd.sources WHERE source::text ~ 'bench'").fetchone() == (0,)
+    assert db.execute(
+        "SELECT count(*) FROM syncd.sources WHERE source::text ~ 'bench'"
+    ).fetchone() == (0,)
 
 
 def test_without_pgvector_a_comparison_is_refused(followed: str, servers: Any) -> None:

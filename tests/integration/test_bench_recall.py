@@ -23,7 +23,9 @@ def everything(numbers: Any, _: str) -> Any:
 
 
 def test_recall_counts_rows_as_near_as_the_tenth_and_none_that_is_gone() -> None:
-    vectors = np.array([[0.0, n] for n in range(20)] + [[0.0, -n] for n in range(1, 20)], dtype=np.float32)
+    vectors = np.array(
+        [[0.0, n] for n in range(20)] + [[0.0, -n] for n in range(1, 20)], dtype=np.float32
+    )
     queries = np.zeros((1, 2), dtype=np.float32)
     exact = truth(vectors, queries, "l2", track=everything)
     nearest = [1, 2, 3, 4, 5, 21, 22, 23, 24]  # key n is row n - 1: nine rows nearer than 5
@@ -42,7 +44,9 @@ def test_exact_answers_are_those_of_plain_arithmetic(metric: str) -> None:
     a, b = made.queries.astype(float)[:, None], made.base.astype(float)[None]
     products = (a * b).sum(axis=2)
     norms = np.linalg.norm(a, axis=2) * np.linalg.norm(b, axis=2)
-    distances = {"l2": ((a - b) ** 2).sum(axis=2), "cosine": -products / norms, "ip": -products}[metric]
+    distances = {"l2": ((a - b) ** 2).sum(axis=2), "cosine": -products / norms, "ip": -products}[
+        metric
+    ]
     order = np.argsort(distances, axis=1)
     exact = truth(made.base, made.queries, metric, track=everything)
     assert exact.recall(range(5), (order[:, :10] + 1).tolist()) == 1.0
@@ -58,16 +62,27 @@ def test_correlated_rows_pass_near_to_the_first_queries_and_far_from_the_last(me
     for column, kinds in asked(40).items():
         assert sorted(columns[column]) == list(range(2000)), "below n there are n"
         exact = truth(
-            vectors.base, vectors.queries, metric, track=everything, gone=np.flatnonzero(columns[column] >= 100)
+            vectors.base,
+            vectors.queries,
+            metric,
+            track=everything,
+            gone=np.flatnonzero(columns[column] >= 100),
         )
-        distances |= {kind: float(np.median(exact.limits[list(queries)])) for kind, queries in kinds.items()}
+        distances |= {
+            kind: float(np.median(exact.limits[list(queries)])) for kind, queries in kinds.items()
+        }
     assert distances["near"] < distances["independent"] < distances["far"]
 
 
 def test_vectors_are_read_from_each_kind_of_file(tmp_path: Path) -> None:
     vectors = np.random.default_rng(0).standard_normal((50, 4)).astype(np.float32)
     np.save(tmp_path / "a.npy", vectors)
-    np.savez(tmp_path / "a.npz", base=vectors[:40], queries=vectors[40:], neighbors=np.zeros((10, 20), dtype=np.int32))
+    np.savez(
+        tmp_path / "a.npz",
+        base=vectors[:40],
+        queries=vectors[40:],
+        neighbors=np.zeros((10, 20), dtype=np.int32),
+    )
     with (tmp_path / "a.fvecs").open("wb") as file:
         for vector in vectors:
             file.write(np.int32(4).tobytes() + vector.tobytes())
@@ -79,19 +94,27 @@ def test_vectors_are_read_from_each_kind_of_file(tmp_path: Path) -> None:
     given = read(tmp_path / "a.npz", rows=None, queries=5, metric="l2")
     np.testing.assert_array_equal(given.queries, vectors[40:45])
     assert given.neighbors is not None
-    assert read(tmp_path / "a.npz", rows=30, queries=5, metric="l2").neighbors is None, "of all rows, not of these"
-    assert read(tmp_path / "a.npz", rows=None, queries=5, metric="ip").neighbors is None, "Euclidean"
+    assert read(tmp_path / "a.npz", rows=30, queries=5, metric="l2").neighbors is None, (
+        "of all rows, not of these"
+    )
+    assert read(tmp_path / "a.npz", rows=None, queries=5, metric="ip").neighbors is None, (
+        "Euclidean"
+    )
     (tmp_path / "b.npy").write_bytes(b"nothing")
     with pytest.raises(SettingsError, match="has 46 vectors for rows, 60 are needed"):
         read_or_make(tmp_path / "a.npy", 40, 128, queries=4, metric="l2", spare=20)
     whole = read_or_make(tmp_path / "a.npy", None, 128, queries=4, metric="l2", share=0.5)
-    assert (whole.rows, whole.spare, len(whole.base)) == (30, 15, 45), "as many rows as there are vectors to write for"
+    assert (whole.rows, whole.spare, len(whole.base)) == (30, 15, 45), (
+        "as many rows as there are vectors to write for"
+    )
     for name in ("b.npy", "c.npy", "a.txt"):
         with pytest.raises(SettingsError):
             read(tmp_path / name, rows=None, queries=3, metric="l2")
 
 
-@pytest.mark.parametrize(("wanted", "settings"), [(0.1, [10]), (0.9, [87, 90]), (0.99999, [1000, None])])
+@pytest.mark.parametrize(
+    ("wanted", "settings"), [(0.1, [10]), (0.9, [87, 90]), (0.99999, [1000, None])]
+)
 def test_settings_of_equal_recall_bracket_it(
     wanted: float, settings: list[int | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,7 +132,10 @@ def test_the_rate_at_equal_recall_is_between_those_of_the_bracket() -> None:
         return Point(engine, setting, 1, recall, 100, qps, 1.0, 2.0)
 
     mine = point("syncd", "recall 0.9", 0.92, 4000)
-    others = [point("pgvector", "ef_search 40", 0.91, 1000), point("pgvector", "ef_search 42", 0.93, 800)]
+    others = [
+        point("pgvector", "ef_search 40", 0.91, 1000),
+        point("pgvector", "ef_search 42", 0.93, 800),
+    ]
     found = comparison(mine, others)
     assert (found.pgvector_qps, found.ratio) == (900.0, 4.44)
     assert comparison(mine, others[1:]).pgvector_qps == 800

@@ -112,7 +112,9 @@ def test_a_cascade_notes_the_rows_of_the_table_it_reaches(rolled_back: psycopg.C
     assert outbox(rolled_back)[-1] == ("t", None)
 
 
-def test_a_write_under_the_replica_role_is_noted_like_any_other(rolled_back: psycopg.Connection) -> None:
+def test_a_write_under_the_replica_role_is_noted_like_any_other(
+    rolled_back: psycopg.Connection,
+) -> None:
     rolled_back.execute("SET session_replication_role = replica")
     rolled_back.execute("INSERT INTO items VALUES (4)")
     rolled_back.execute("RESET session_replication_role")
@@ -131,24 +133,34 @@ def test_what_is_rolled_back_is_not_noted(rolled_back: psycopg.Connection) -> No
 
 
 @pytest.mark.parametrize("isolation", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
-def test_every_isolation_level_can_write(items: psycopg.Connection, isolation: LiteralString) -> None:
+def test_every_isolation_level_can_write(
+    items: psycopg.Connection, isolation: LiteralString
+) -> None:
     with items.transaction():
         items.execute(sql.SQL("SET TRANSACTION ISOLATION LEVEL {}").format(sql.SQL(isolation)))
         items.execute("UPDATE items SET name = 'z'")
     assert outbox(items) == keys(1, 2, 3)
 
 
-def test_keys_are_noted_as_text_that_reads_back_as_the_same_key(scratch: psycopg.Connection) -> None:
+def test_keys_are_noted_as_text_that_reads_back_as_the_same_key(
+    scratch: psycopg.Connection,
+) -> None:
     """One column: its text. Several: a JSON array."""
     strange = "quo\"te 's \\ \n \t ü 😀 %s {x} [1]"
     scratch.execute("CREATE TABLE texts (id text PRIMARY KEY, embedding real[])")
-    scratch.execute("CREATE TABLE pairs (a bigint, b text, c uuid, embedding real[], PRIMARY KEY (a, b, c))")
+    scratch.execute(
+        "CREATE TABLE pairs (a bigint, b text, c uuid, embedding real[], PRIMARY KEY (a, b, c))"
+    )
     scratch.execute("SELECT syncd.attach('texts'), syncd.attach('pairs')")
     scratch.execute("TRUNCATE syncd.outbox")
     scratch.execute("INSERT INTO texts VALUES (%s), (''), (repeat('x', 2000))", [strange])
     uuid = "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11"
     scratch.execute("INSERT INTO pairs VALUES (9223372036854775807, %s, %s)", [strange, uuid])
-    assert {key for _, key in outbox(scratch)[:-1]} | {outbox(scratch)[-1][1]} >= {strange, "", "x" * 2000}
+    assert {key for _, key in outbox(scratch)[:-1]} | {outbox(scratch)[-1][1]} >= {
+        strange,
+        "",
+        "x" * 2000,
+    }
     row = scratch.execute(
         "SELECT key::json ->> 0, key::json ->> 1, key::json ->> 2 FROM syncd.outbox WHERE key LIKE '[9%'"
     ).fetchone()
@@ -159,7 +171,9 @@ def test_the_ready_table_is_attached_from_the_start(scratch: psycopg.Connection)
     scratch.execute("TRUNCATE syncd.outbox")
     scratch.execute("INSERT INTO syncd.embeddings (id, embedding) VALUES ('a', '{1,2}')")
     assert outbox(scratch) == keys("a")
-    assert scratch.execute("SELECT project, dataset, attributes, deleted_at FROM syncd.embeddings").fetchone() == (
+    assert scratch.execute(
+        "SELECT project, dataset, attributes, deleted_at FROM syncd.embeddings"
+    ).fetchone() == (
         "default",
         "embeddings",
         {},
@@ -170,7 +184,9 @@ def test_the_ready_table_is_attached_from_the_start(scratch: psycopg.Connection)
 # A write never fails
 
 
-def test_a_renamed_key_column_fails_no_write_and_has_the_source_read_again(rolled_back: psycopg.Connection) -> None:
+def test_a_renamed_key_column_fails_no_write_and_has_the_source_read_again(
+    rolled_back: psycopg.Connection,
+) -> None:
     rolled_back.execute("ALTER TABLE items RENAME COLUMN id TO number")
     rolled_back.execute("INSERT INTO items VALUES (4)")
     rolled_back.execute("UPDATE items SET name = 'z' WHERE number = 4")
@@ -213,7 +229,9 @@ def test_an_outbox_that_cannot_be_written_fails_no_write_and_a_warning_says_so(
     warnings: list[tuple[str | None, str, str]] = []
     rolled_back.execute(damage)
     rolled_back.add_notice_handler(
-        lambda notice: warnings.append((notice.severity, notice.message_primary or "", notice.message_hint or ""))
+        lambda notice: warnings.append(
+            (notice.severity, notice.message_primary or "", notice.message_hint or "")
+        )
     )
     for write in WRITES:
         execute(rolled_back, write)
@@ -223,11 +241,19 @@ def test_an_outbox_that_cannot_be_written_fails_no_write_and_a_warning_says_so(
     assert "syncd init" in hint
 
 
-def test_a_wake_up_that_fails_fails_no_write_and_loses_no_key(rolled_back: psycopg.Connection) -> None:
+def test_a_wake_up_that_fails_fails_no_write_and_loses_no_key(
+    rolled_back: psycopg.Connection,
+) -> None:
     rolled_back.execute("DROP SEQUENCE syncd.notify_mode")
     for write in WRITES:
         execute(rolled_back, write)
-    assert sorted(outbox(rolled_back), key=str) == [("k", "4"), ("k", "4"), ("k", "5"), ("k", "5"), ("t", None)]
+    assert sorted(outbox(rolled_back), key=str) == [
+        ("k", "4"),
+        ("k", "4"),
+        ("k", "5"),
+        ("k", "5"),
+        ("t", None),
+    ]
 
 
 def test_a_dropped_schema_leaves_the_tables_writable(rolled_back: psycopg.Connection) -> None:
@@ -247,7 +273,9 @@ def test_a_dropped_column_that_is_no_key_changes_nothing(rolled_back: psycopg.Co
 # Waking
 
 
-def test_a_transaction_notifies_once_however_much_it_writes(items: psycopg.Connection, any_database: str) -> None:
+def test_a_transaction_notifies_once_however_much_it_writes(
+    items: psycopg.Connection, any_database: str
+) -> None:
     with listening(any_database) as heard:
         with items.transaction():
             for number in range(10, 20):
@@ -258,7 +286,9 @@ def test_a_transaction_notifies_once_however_much_it_writes(items: psycopg.Conne
         assert heard() == 1
 
 
-def test_of_writers_at_the_same_time_one_notifies(items: psycopg.Connection, any_database: str) -> None:
+def test_of_writers_at_the_same_time_one_notifies(
+    items: psycopg.Connection, any_database: str
+) -> None:
     with listening(any_database) as heard:
         writers = [psycopg.connect(any_database) for _ in range(5)]
         for number, writer in enumerate(writers):
@@ -277,7 +307,9 @@ def test_what_is_rolled_back_wakes_nobody(items: psycopg.Connection, any_databas
         assert heard() == 0
 
 
-def test_with_notify_switched_off_nobody_is_notified(items: psycopg.Connection, any_database: str) -> None:
+def test_with_notify_switched_off_nobody_is_notified(
+    items: psycopg.Connection, any_database: str
+) -> None:
     with listening(any_database) as heard:
         items.execute("SELECT setval('syncd.notify_mode', 0)")
         items.execute("INSERT INTO items VALUES (4)")

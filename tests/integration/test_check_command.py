@@ -41,7 +41,9 @@ def items_18(db: psycopg.Connection) -> psycopg.Connection:
 # Services, and the machine
 
 
-def test_a_consumer_that_is_behind_or_has_failed_says_so(items_18: psycopg.Connection, tmp_path: Path) -> None:
+def test_a_consumer_that_is_behind_or_has_failed_says_so(
+    items_18: psycopg.Connection, tmp_path: Path
+) -> None:
     items_18.execute(
         "INSERT INTO syncd.consumers (name, run_id, state, lag_rows, lag_seconds) VALUES "
         "('slow', gen_random_uuid(), 'catching_up', 500, 90), ('broken', gen_random_uuid(), 'must_rebuild', 0, 0)"
@@ -52,7 +54,9 @@ def test_a_consumer_that_is_behind_or_has_failed_says_so(items_18: psycopg.Conne
     assert about(findings, "consumer broken").level == "fail"
 
 
-def test_a_service_that_cannot_read_a_source_fails_the_check(items_18: psycopg.Connection, daemon: Daemon) -> None:
+def test_a_service_that_cannot_read_a_source_fails_the_check(
+    items_18: psycopg.Connection, daemon: Daemon
+) -> None:
     daemon.start()
     items_18.execute("DROP TABLE items")
     token = str((items_18.execute("SELECT syncd.token()").fetchone() or [None])[0])
@@ -98,7 +102,9 @@ def test_a_data_directory_that_cannot_be_written_fails(
     (tmp_path / "data").mkdir()
     with monkeypatch.context() as patch:
         access = os.access
-        patch.setattr(os, "access", lambda path, mode, **_: path != tmp_path / "data" and access(path, mode))
+        patch.setattr(
+            os, "access", lambda path, mode, **_: path != tmp_path / "data" and access(path, mode)
+        )
         found = about(examine(items_18, tmp_path), "data directory")
     assert found.level == "fail"
     assert str(tmp_path / "data") in found.detail
@@ -120,14 +126,18 @@ def test_clocks_that_differ_are_a_warning(
 # The command
 
 
-def test_without_schema_syncd_check_fails_with_the_command_that_installs_it(servers: Servers, tmp_path: Path) -> None:
+def test_without_schema_syncd_check_fails_with_the_command_that_installs_it(
+    servers: Servers, tmp_path: Path
+) -> None:
     server = servers.of(16)
     dsn = server.create_database("check_bare")
     try:
         done = run("check", "--dsn", dsn, SYNCD_DATA_DIR=str(tmp_path / "data"))
         assert done.returncode == 1
         assert re.search(
-            r"^fail  schema +the database has no schema syncd\n +fix: syncd init$", done.stdout, re.MULTILINE
+            r"^fail  schema +the database has no schema syncd\n +fix: syncd init$",
+            done.stdout,
+            re.MULTILINE,
         )
         assert done.stderr == ""
     finally:
@@ -141,12 +151,18 @@ def test_a_database_that_is_down_is_one_line_and_no_traceback(tmp_path: Path) ->
     assert len(re.findall(r"^fail ", done.stdout, re.MULTILINE)) == 1
     assert re.search(r"^fail  database .*Connection refused", done.stdout, re.MULTILINE)
     assert "fix: start the server, or set SYNCD_DSN" in done.stdout
-    as_json = run("check", "--json", SYNCD_DSN="host=127.0.0.1 port=1", SYNCD_DATA_DIR=str(tmp_path / "data"))
+    as_json = run(
+        "check", "--json", SYNCD_DSN="host=127.0.0.1 port=1", SYNCD_DATA_DIR=str(tmp_path / "data")
+    )
     assert as_json.returncode == 1
-    assert [row["what"] for row in json.loads(as_json.stdout) if row["level"] == "fail"] == ["database"]
+    assert [row["what"] for row in json.loads(as_json.stdout) if row["level"] == "fail"] == [
+        "database"
+    ]
 
 
-def test_with_a_running_service_check_exits_0_and_says_how_it_is(items_18: psycopg.Connection, daemon: Daemon) -> None:
+def test_with_a_running_service_check_exits_0_and_says_how_it_is(
+    items_18: psycopg.Connection, daemon: Daemon
+) -> None:
     daemon.start()
     with daemon.client() as client:
         client.checkpoint()
@@ -173,31 +189,53 @@ def test_with_a_running_service_check_exits_0_and_says_how_it_is(items_18: psyco
 
 
 def test_a_password_is_never_shown(tmp_path: Path) -> None:
-    done = run("check", SYNCD_DSN="host=127.0.0.1 port=1 password=sesame", SYNCD_DATA_DIR=str(tmp_path / "data"))
+    done = run(
+        "check",
+        SYNCD_DSN="host=127.0.0.1 port=1 password=sesame",
+        SYNCD_DATA_DIR=str(tmp_path / "data"),
+    )
     assert "sesame" not in done.stdout + done.stderr
 
 
-def test_looking_leaves_nothing_behind_in_the_session(items_18: psycopg.Connection, tmp_path: Path) -> None:
+def test_looking_leaves_nothing_behind_in_the_session(
+    items_18: psycopg.Connection, tmp_path: Path
+) -> None:
     settings = load_settings(dsn=items_18.info.dsn, data_dir=tmp_path / "data")
     with looking(settings, Service(None, ())) as here:
-        before = here.connection.execute("SELECT name, setting FROM pg_settings WHERE source <> 'override'").fetchall()
+        before = here.connection.execute(
+            "SELECT name, setting FROM pg_settings WHERE source <> 'override'"
+        ).fetchall()
         for _ in range(10):
             assert here.row("read_notify") == (1, 0)
         with pytest.raises(psycopg.errors.ReadOnlySqlTransaction), here.transaction():
             here.connection.execute("DELETE FROM public.items")
-        after = here.connection.execute("SELECT name, setting FROM pg_settings WHERE source <> 'override'").fetchall()
+        after = here.connection.execute(
+            "SELECT name, setting FROM pg_settings WHERE source <> 'override'"
+        ).fetchall()
         assert dict(after) == dict(before)
-        assert here.connection.execute("SELECT count(*) FROM pg_prepared_statements").fetchone() == (0,)
+        assert here.connection.execute(
+            "SELECT count(*) FROM pg_prepared_statements"
+        ).fetchone() == (0,)
 
 
 @pytest.mark.parametrize("no_color", [True, False])
 def test_a_terminal_gets_colours_unless_no_color_is_set(tmp_path: Path, no_color: bool) -> None:
     master, slave = os.openpty()
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SYNCD_", "PG", "NO_COLOR"))}
-    mine = {"SYNCD_DSN": "host=127.0.0.1 port=1", "SYNCD_DATA_DIR": str(tmp_path / "data"), "TERM": "xterm-256color"}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("SYNCD_", "PG", "NO_COLOR"))
+    }
+    mine = {
+        "SYNCD_DSN": "host=127.0.0.1 port=1",
+        "SYNCD_DATA_DIR": str(tmp_path / "data"),
+        "TERM": "xterm-256color",
+    }
     environment = kept | mine | ({"NO_COLOR": "1"} if no_color else {})
     command = [sys.executable, "-m", "syncd.cli.main", "check"]
-    with subprocess.Popen(command, stdout=slave, stderr=subprocess.DEVNULL, env=environment) as process:
+    with subprocess.Popen(
+        command, stdout=slave, stderr=subprocess.DEVNULL, env=environment
+    ) as process:
         os.close(slave)
         seen = b""
         with contextlib.suppress(OSError):  # the terminal's other end is closed
@@ -210,5 +248,10 @@ def test_a_terminal_gets_colours_unless_no_color_is_set(tmp_path: Path, no_color
 
 
 def test_what_others_wrote_cannot_speak_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    print_findings([Finding("warn", "locks", "query: SELECT\n1; \x1b[2J\x1b]0;gone\x07", "let it end")])
-    assert capsys.readouterr().out == "warn  locks  query: SELECT 1;  [2J ]0;gone \n      fix: let it end\n"
+    print_findings(
+        [Finding("warn", "locks", "query: SELECT\n1; \x1b[2J\x1b]0;gone\x07", "let it end")]
+    )
+    assert (
+        capsys.readouterr().out
+        == "warn  locks  query: SELECT 1;  [2J ]0;gone \n      fix: let it end\n"
+    )

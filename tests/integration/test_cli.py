@@ -128,7 +128,9 @@ def test_wrong_usage_exits_2_and_says_what_is_wrong(ask: Run, arguments: Sequenc
         ("pairs", '[1, "x"]', [1, "y"]),
     ],
 )
-def test_search_by_key_reads_the_key_by_its_type(ask: Run, dataset: str, key: str, nearest: object) -> None:
+def test_search_by_key_reads_the_key_by_its_type(
+    ask: Run, dataset: str, key: str, nearest: object
+) -> None:
     found = printed_json(ask("search", dataset, "--key", key, "-k", "1", "--json"))
     assert (found["keys"], found["distances"]) == ([nearest], [1.0])
 
@@ -146,13 +148,21 @@ def test_search_by_a_uuid_in_any_of_its_spellings(ask: Run) -> None:
 
 def test_search_by_vector_from_the_command_line_a_file_and_stdin(ask: Run, tmp_path: Path) -> None:
     (tmp_path / "vector.json").write_text("[3, 0, 0]")
-    for given, stdin in (("[3.0, 0, 0]", None), (f"@{tmp_path / 'vector.json'}", None), ("-", "[3, 0, 0]\n")):
-        found = printed_json(ask("search", "ints", "--vector", given, "-k", "2", "--json", stdin=stdin))
+    for given, stdin in (
+        ("[3.0, 0, 0]", None),
+        (f"@{tmp_path / 'vector.json'}", None),
+        ("-", "[3, 0, 0]\n"),
+    ):
+        found = printed_json(
+            ask("search", "ints", "--vector", given, "-k", "2", "--json", stdin=stdin)
+        )
         assert (found["keys"], found["distances"]) == ([3, 2], [0.0, 1.0])
 
 
 def test_search_with_a_filter_finds_what_passes_and_says_what_can_be_asked(ask: Run) -> None:
-    found = printed_json(ask("search", "pairs", "--vector", "[0, 0, 0]", "--filter", '{"b": "x"}', "--json"))
+    found = printed_json(
+        ask("search", "pairs", "--vector", "[0, 0, 0]", "--filter", '{"b": "x"}', "--json")
+    )
     assert (found["keys"], found["distances"]) == ([[1, "x"], [2, "x"]], [1.0, 3.0])
     assert_failed(
         ask("search", "pairs", "--vector", "[0, 0, 0]", "--filter", '{"c": 1}'),
@@ -236,13 +246,26 @@ def test_a_socket_may_be_given_as_a_flag(service: Daemon) -> None:
 
 
 def test_without_a_service_each_command_names_the_one_that_starts_it(tmp_path: Path) -> None:
-    for command in (["search", "ints", "--vector", "[1]"], ["status"], ["datasets"], ["checkpoint"], ["healthcheck"]):
-        assert_failed(run(*command, SYNCD_SOCKET=str(tmp_path / "none")), 1, "syncd serve", str(tmp_path / "none"))
+    for command in (
+        ["search", "ints", "--vector", "[1]"],
+        ["status"],
+        ["datasets"],
+        ["checkpoint"],
+        ["healthcheck"],
+    ):
+        assert_failed(
+            run(*command, SYNCD_SOCKET=str(tmp_path / "none")),
+            1,
+            "syncd serve",
+            str(tmp_path / "none"),
+        )
 
 
 def test_a_reader_that_goes_away_is_no_traceback(service: Daemon) -> None:
     command = f"{sys.executable} -m syncd.cli.main datasets --socket {service.socket} | true"
-    done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, timeout=SECONDS, check=False)
+    done = subprocess.run(
+        ["/bin/sh", "-c", command], capture_output=True, text=True, timeout=SECONDS, check=False
+    )
     assert "Traceback" not in done.stderr
 
 
@@ -256,7 +279,9 @@ def test_no_color_is_obeyed_on_a_terminal(service: Daemon) -> None:
     master, slave = os.openpty()
     environment = os.environ | {"NO_COLOR": "1", "TERM": "xterm-256color", "COLUMNS": "200"}
     command = [sys.executable, "-m", "syncd.cli.main", "datasets", "--socket", str(service.socket)]
-    with subprocess.Popen(command, stdout=slave, stderr=subprocess.DEVNULL, env=environment) as process:
+    with subprocess.Popen(
+        command, stdout=slave, stderr=subprocess.DEVNULL, env=environment
+    ) as process:
         os.close(slave)
         seen = b""
         while True:
@@ -273,7 +298,9 @@ def test_no_color_is_obeyed_on_a_terminal(service: Daemon) -> None:
     assert re.search(rb"\x1b\[(?:[0-9;]*;)?[349][0-9]", seen) is None
 
 
-def test_a_watched_status_follows_the_service_for_programs(service: Daemon, database_18: str) -> None:
+def test_a_watched_status_follows_the_service_for_programs(
+    service: Daemon, database_18: str
+) -> None:
     with (
         watching(service, "--json", stdout=subprocess.PIPE) as process,
         psycopg.connect(database_18, autocommit=True) as db,

@@ -66,12 +66,15 @@ def recall(client: Client, queries: int = 200, wanted: float | None = None) -> f
     found = client.search("items", vectors=vectors, k=10, recall=wanted)
     exact = client.search("items", vectors=vectors, k=10, exact=True)
     shares = [
-        len({hit.key for hit in one} & {hit.key for hit in other}) for one, other in zip(found, exact, strict=True)
+        len({hit.key for hit in one} & {hit.key for hit in other})
+        for one, other in zip(found, exact, strict=True)
     ]
     return float(np.mean(shares)) / 10
 
 
-def test_a_dataset_grows_into_codes_and_every_change_counts_at_once(small: Daemon, db: psycopg.Connection) -> None:
+def test_a_dataset_grows_into_codes_and_every_change_counts_at_once(
+    small: Daemon, db: psycopg.Connection
+) -> None:
     put(db, 0, 900)
     small.start()
     with small.client() as client:
@@ -100,7 +103,13 @@ def test_a_dataset_grows_into_codes_and_every_change_counts_at_once(small: Daemo
     with small.client() as client:
         assert status(client).index == "codes"
         assert recall(client) >= 0.95
-    assert sum("what=train" in line or '"what": "train"' in line for line in small.log.read_text().splitlines()) == 1
+    assert (
+        sum(
+            "what=train" in line or '"what": "train"' in line
+            for line in small.log.read_text().splitlines()
+        )
+        == 1
+    )
 
 
 def test_damaged_codes_are_never_served(small: Daemon, db: psycopg.Connection) -> None:
@@ -127,7 +136,12 @@ def test_vector_files_too_large_for_the_start_are_read_later_and_a_damaged_datas
 ) -> None:
     put(db, 0, ROWS)
     small.with_constant("syncd.index.generation.generation.CHECK_AT_LOAD_BYTES", 0)
-    defaults = {"half": False, "dim": None, "name": "", "chunk_bytes": 1 << 16}  # full chunks are left for later
+    defaults = {
+        "half": False,
+        "dim": None,
+        "name": "",
+        "chunk_bytes": 1 << 16,
+    }  # full chunks are left for later
     small.with_constant("syncd.index.dataset.DatasetIndex.create.__func__.__kwdefaults__", defaults)
     small.start()
     small.stop()
@@ -147,7 +161,9 @@ def test_vector_files_too_large_for_the_start_are_read_later_and_a_damaged_datas
     assert logged(small, "dataset_damaged") == 1
 
 
-def test_a_target_of_everything_is_met_by_exact_search(small: Daemon, db: psycopg.Connection) -> None:
+def test_a_target_of_everything_is_met_by_exact_search(
+    small: Daemon, db: psycopg.Connection
+) -> None:
     put(db, 0, ROWS)
     small.settings["recall"] = 1
     small.start()

@@ -50,26 +50,39 @@ def test_init_attach_detach_and_uninstall(servers: Servers) -> None:
         ]
         assert "warning: none of the 1 rows" in table.stderr
         assert_failed(run("attach", "nosuch", "--dsn", dsn), 1, "nosuch")
-        assert_failed(run("attach", "items", "--metric", "hamming", "--dsn", dsn), 1, "cosine, l2 or ip")
-        assert_failed(run("attach", "items", "--dataset", "now()::text", "--dsn", dsn), 1, "immutable")
+        assert_failed(
+            run("attach", "items", "--metric", "hamming", "--dsn", dsn), 1, "cosine, l2 or ip"
+        )
+        assert_failed(
+            run("attach", "items", "--dataset", "now()::text", "--dsn", dsn), 1, "immutable"
+        )
         assert "detached" in run("detach", "items", "--dsn", dsn).stderr
         assert "was not attached" in run("detach", "items", "--dsn", dsn).stderr
         run("attach", "items", "--dsn", dsn)
         refused = run("uninstall", "--dsn", dsn, stdin="n\n")
         assert (refused.returncode, refused.stdout) == (1, "")
-        gone, none = run("uninstall", "--dsn", dsn, stdin="y\n"), run("uninstall", "--yes", "--dsn", dsn)
+        gone, none = (
+            run("uninstall", "--dsn", dsn, stdin="y\n"),
+            run("uninstall", "--yes", "--dsn", dsn),
+        )
         assert (gone.returncode, none.returncode) == (0, 0)
         assert "is removed" in gone.stderr
         assert "no schema syncd" in none.stderr
-        assert server.execute("SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal", "cli") == [(0,)]
+        assert server.execute("SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal", "cli") == [
+            (0,)
+        ]
         assert server.execute("SELECT to_regnamespace('syncd')", "cli") == [(None,)]
     finally:
         server.drop_database("cli")
 
 
-def test_uninstall_takes_sources_along_that_are_gone_or_strangely_named(database: str, db: psycopg.Connection) -> None:
+def test_uninstall_takes_sources_along_that_are_gone_or_strangely_named(
+    database: str, db: psycopg.Connection
+) -> None:
     table = '"S %s"."T {x}"'
-    db.execute(f'CREATE SCHEMA "S %s"; CREATE TABLE {table} (id int PRIMARY KEY, embedding real[])'.encode())
+    db.execute(
+        f'CREATE SCHEMA "S %s"; CREATE TABLE {table} (id int PRIMARY KEY, embedding real[])'.encode()
+    )
     db.execute("CREATE TABLE gone (id int PRIMARY KEY, embedding real[])")
     db.execute(f"SELECT syncd.attach('{table}'), syncd.attach('gone')".encode())
     db.execute("DROP TABLE gone")
@@ -99,19 +112,24 @@ def short_dir() -> Iterator[Path]:
         yield Path(folder) / "data"
 
 
-def test_quickstart_shows_a_changed_answer_and_milliseconds_and_can_be_run_again(short_dir: Path) -> None:
+def test_quickstart_shows_a_changed_answer_and_milliseconds_and_can_be_run_again(
+    short_dir: Path,
+) -> None:
     for _ in range(2):
         done = run("quickstart", "--data-dir", str(short_dir))
         assert done.returncode == 0, done.stderr
         answers = [
-            [line.split() for line in table.splitlines()] for table in re.split(r"(?m)^key +distance$", done.stdout)[1:]
+            [line.split() for line in table.splitlines()]
+            for table in re.split(r"(?m)^key +distance$", done.stdout)[1:]
         ]
         assert len(answers) == 3
         assert [row[0] for row in answers[0] if row] == ["crimson", "firebrick", "brown"]
         assert [row[0] for row in answers[1] if row][:2] == ["crimson", "navy"]
         assert "firebrick" not in [row[0] for row in answers[2] if row]
         assert len(re.findall(r"the index had it [0-9.]+ ms later", done.stderr)) == 2
-    assert not list(short_dir.glob("postgres/postmaster.pid")), "the server stopped with the command that started it"
+    assert not list(short_dir.glob("postgres/postmaster.pid")), (
+        "the server stopped with the command that started it"
+    )
 
 
 def test_embedded_works_on_every_command_that_takes_a_database(short_dir: Path) -> None:
@@ -149,12 +167,24 @@ def test_serve_once_catches_up_saves_a_checkpoint_and_exits(
         assert len(list(client.keys("items"))) == 3000
     daemon.stop()
     assert (
-        "default/items" not in [line for line in daemon.log.read_text().splitlines() if "source_to_be_read" in line][1:]
+        "default/items"
+        not in [
+            line for line in daemon.log.read_text().splitlines() if "source_to_be_read" in line
+        ][1:]
     )
 
 
 def test_a_connection_that_is_refused_says_which_and_what_to_do(server: PostgresServer) -> None:
-    assert_failed(run("init", "--dsn", make_conninfo(server.conninfo("nosuch"))), 1, "nosuch", "create the database")
     assert_failed(
-        run("attach", "x", "--dsn", "host=127.0.0.1 port=1"), 1, "Connection refused", "SYNCD_DSN", "--embedded"
+        run("init", "--dsn", make_conninfo(server.conninfo("nosuch"))),
+        1,
+        "nosuch",
+        "create the database",
+    )
+    assert_failed(
+        run("attach", "x", "--dsn", "host=127.0.0.1 port=1"),
+        1,
+        "Connection refused",
+        "SYNCD_DSN",
+        "--embedded",
     )

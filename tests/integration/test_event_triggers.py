@@ -39,7 +39,13 @@ def items(any_db: psycopg.Connection) -> psycopg.Connection:
         ("sql_drop", ""),
         *(
             ("ddl_command_start", f"WHEN TAG IN ('{tag}')")
-            for tag in ("CREATE TABLE", "CREATE INDEX", "CREATE FUNCTION", "CREATE TRIGGER", "ALTER TABLE")
+            for tag in (
+                "CREATE TABLE",
+                "CREATE INDEX",
+                "CREATE FUNCTION",
+                "CREATE TRIGGER",
+                "ALTER TABLE",
+            )
         ),
     ],
 )
@@ -67,7 +73,9 @@ def test_detach_and_mend_name_it_too(items: psycopg.Connection, change: LiteralS
 
 
 def test_another_error_is_not_blamed_on_an_event_trigger(items: psycopg.Connection) -> None:
-    items.execute("CREATE FUNCTION watch_ddl() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN END $$")
+    items.execute(
+        "CREATE FUNCTION watch_ddl() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN END $$"
+    )
     items.execute("CREATE EVENT TRIGGER harmless ON ddl_command_start EXECUTE FUNCTION watch_ddl()")
     with refused(items, "the live expression cannot be used"):
         attach(items, "items", live="nothing > 3")

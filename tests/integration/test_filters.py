@@ -67,7 +67,9 @@ def assert_all_agree(db: psycopg.Connection, client: Client) -> None:
     """Each filter finds the nearest of just the rows of its condition, in order."""
     for wanted, where in CONDITIONS:
         hits = client.search("chunks", [0, 1], k=2 * ROWS, filter=wanted, consistency="strong")
-        nearest = db.execute(f"SELECT id FROM chunks WHERE {where} ORDER BY v <-> '[0,1]'".encode()).fetchall()
+        nearest = db.execute(
+            f"SELECT id FROM chunks WHERE {where} ORDER BY v <-> '[0,1]'".encode()
+        ).fetchall()
         assert [hit.key for hit in hits] == [key for (key,) in nearest], wanted
 
 
@@ -77,9 +79,19 @@ def test_a_search_with_a_filter_finds_the_nearest_of_the_rows_that_pass(
     daemon.start()
     with daemon.client() as client:
         assert_all_agree(chunks, client)
-        assert [hit.key for hit in client.search("chunks", [0, 1], k=3, filter={"lang": "de"})] == [1, 5, 9]
-        assert [hit.key for hit in client.search("chunks", key=1, k=2, filter={"lang": "de"})] == [5, 9]
-        assert [hit.key for hit in client.search("chunks", [0, 1], filter={"lang": "de"}, max_distance=6)] == [1, 5]
+        assert [hit.key for hit in client.search("chunks", [0, 1], k=3, filter={"lang": "de"})] == [
+            1,
+            5,
+            9,
+        ]
+        assert [hit.key for hit in client.search("chunks", key=1, k=2, filter={"lang": "de"})] == [
+            5,
+            9,
+        ]
+        assert [
+            hit.key
+            for hit in client.search("chunks", [0, 1], filter={"lang": "de"}, max_distance=6)
+        ] == [1, 5]
         assert client.search("chunks", [0, 1], filter={"lang": "es"}) == []
 
 
@@ -88,7 +100,9 @@ def test_an_update_of_nothing_but_a_column_changes_what_is_found_by_it(
 ) -> None:
     daemon.start()
     with daemon.client() as client:
-        assert_all_agree(chunks, client)  # what is found from here on was found before in another state
+        assert_all_agree(
+            chunks, client
+        )  # what is found from here on was found before in another state
         for change in (
             "UPDATE chunks SET lang = CASE WHEN lang IS NULL THEN 'en' ELSE NULL END WHERE id % 2 = 0",
             "UPDATE chunks SET attributes = jsonb_set(coalesce(attributes, '{}'), '{part}', '\"z\"') WHERE id % 3 = 0",
@@ -112,14 +126,18 @@ def test_columns_come_back_from_a_checkpoint_and_from_what_was_written_since(
     with daemon.client() as client:
         assert_all_agree(chunks, client)
         client.checkpoint()
-        chunks.execute('UPDATE chunks SET year = 2005, attributes = \'{"part": "y"}\' WHERE id % 10 = 1')
+        chunks.execute(
+            'UPDATE chunks SET year = 2005, attributes = \'{"part": "y"}\' WHERE id % 10 = 1'
+        )
         assert_all_agree(chunks, client)
     daemon.kill()
     daemon.start()
     with daemon.client() as client:
         assert_all_agree(chunks, client)
         assert all(each.in_sync for each in client.verify("chunks", deep=True).datasets)
-    assert daemon.log.read_text().count("source_to_be_read") == 2  # at the first start: embeddings, and chunks
+    assert (
+        daemon.log.read_text().count("source_to_be_read") == 2
+    )  # at the first start: embeddings, and chunks
 
 
 def test_rows_whose_columns_change_all_the_time_are_found_by_the_values_that_they_are_answered_with(
@@ -134,7 +152,8 @@ def test_rows_whose_columns_change_all_the_time_are_found_by_the_values_that_the
             while not done.is_set():
                 number += 1
                 connection.execute(
-                    "UPDATE chunks SET year = 2000 + (year + id + %s) %% 10 WHERE id %% 7 = %s", [number, number % 7]
+                    "UPDATE chunks SET year = 2000 + (year + id + %s) %% 10 WHERE id %% 7 = %s",
+                    [number, number % 7],
                 )
 
     writer = threading.Thread(target=change)
@@ -143,7 +162,9 @@ def test_rows_whose_columns_change_all_the_time_are_found_by_the_values_that_the
         with daemon.client() as client:
             for number in range(300):
                 year = 2000 + number % 10
-                wanted: dict[str, Any] = {"year": year} if number % 2 else {"not": {"year": {"ne": year}}}
+                wanted: dict[str, Any] = (
+                    {"year": year} if number % 2 else {"not": {"year": {"ne": year}}}
+                )
                 hits = client.search("chunks", [0, 1], k=ROWS, filter=wanted, include=["year"])
                 assert [hit.columns for hit in hits] == [{"year": year}] * len(hits)
     finally:
@@ -178,11 +199,16 @@ def test_included_columns_are_answered_as_json(chunks: psycopg.Connection, daemo
             "attributes.size.height": 1.0, "attributes.none": None,
             "attributes": {"part": [1, 12345678901234567890.25], "size": {"height": 1.0}},
         }  # fmt: skip
-        both = client.search("chunks", vectors=[[0, 0], [1, 1]], k=1, include=["year"], filter={"year": {"lt": 2002}})
+        both = client.search(
+            "chunks", vectors=[[0, 0], [1, 1]], k=1, include=["year"], filter={"year": {"lt": 2002}}
+        )
         assert [[hit.columns for hit in hits] for hits in both] == [[{"year": 7}], [{"year": 2001}]]
         with pytest.raises(InvalidParams, match="no column 'nosuch'") as caught:
             client.search("chunks", [0, 0], include=["nosuch"])
-        assert "columns: lang, year, score, flag, seen, tags, attributes.<key>, mood" in caught.value.hint
+        assert (
+            "columns: lang, year, score, flag, seen, tags, attributes.<key>, mood"
+            in caught.value.hint
+        )
 
 
 @pytest.mark.usefixtures("chunks")
@@ -199,7 +225,9 @@ def test_a_filter_that_means_nothing_is_refused_and_the_next_is_answered(daemon:
         assert client.search("chunks", [0, 1], k=1, filter={"lang": "en"})[0].key == 4
 
 
-def test_attributes_of_the_ready_table_can_be_filtered_on(db: psycopg.Connection, daemon: Daemon) -> None:
+def test_attributes_of_the_ready_table_can_be_filtered_on(
+    db: psycopg.Connection, daemon: Daemon
+) -> None:
     daemon.start()
     with daemon.client() as client:
         db.execute(
@@ -207,7 +235,9 @@ def test_attributes_of_the_ready_table_can_be_filtered_on(db: psycopg.Connection
             "VALUES ('a', 'default', 'd', '{1,0}', '{\"lang\": \"en\"}'), ('b', 'default', 'd', '{1,1}', '{\"lang\": \"de\"}')"
         )
         client.wait(after=str((db.execute("SELECT syncd.token()").fetchone() or [None])[0]))
-        assert [hit.key for hit in client.search("d", [1, 0], filter={"attributes.lang": "de"})] == ["b"]
+        assert [
+            hit.key for hit in client.search("d", [1, 0], filter={"attributes.lang": "de"})
+        ] == ["b"]
 
 
 def test_the_columns_of_a_table_attached_with_others_can_be_filtered_on(
@@ -218,7 +248,11 @@ def test_the_columns_of_a_table_attached_with_others_can_be_filtered_on(
         assert client.search("chunks", [0, 1], k=1, filter={"year": 2000})
         attach(chunks, "lang", "seen")
         hits = client.search(
-            "chunks", [0, 1], k=ROWS, filter={"seen": {"lt": "2023-12-02T00:00:00Z"}}, consistency="strong"
+            "chunks",
+            [0, 1],
+            k=ROWS,
+            filter={"seen": {"lt": "2023-12-02T00:00:00Z"}},
+            consistency="strong",
         )
         assert [hit.key for hit in hits] == [60, 120, 180]
         with pytest.raises(InvalidFilter, match="no filterable column 'year'") as caught:
@@ -230,7 +264,9 @@ def test_the_columns_of_a_table_attached_with_others_can_be_filtered_on(
             client.search("chunks", [0, 1], filter={"lang": "en"}, consistency="strong")
 
 
-def test_rows_are_found_by_the_new_name_of_an_enums_value(chunks: psycopg.Connection, daemon: Daemon) -> None:
+def test_rows_are_found_by_the_new_name_of_an_enums_value(
+    chunks: psycopg.Connection, daemon: Daemon
+) -> None:
     """A rename leaves no trace in the table: the catalogue tells of it, and the table is compared."""
     daemon.settings["verify_seconds"] = 0
     daemon.start()
@@ -239,6 +275,8 @@ def test_rows_are_found_by_the_new_name_of_an_enums_value(chunks: psycopg.Connec
         found: list[object] = []
         deadline = time.monotonic() + 30
         while not found and time.monotonic() < deadline:
-            hits = client.search("chunks", [0, 1], k=ROWS, filter={"mood": "gloomy"}, consistency="strong")
+            hits = client.search(
+                "chunks", [0, 1], k=ROWS, filter={"mood": "gloomy"}, consistency="strong"
+            )
             found = [hit.key for hit in hits]
         assert found == list(range(3, ROWS + 1, 3))

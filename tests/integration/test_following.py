@@ -12,7 +12,9 @@ from syncd.errors import UnknownDataset
 from tests.daemon import Daemon
 
 
-def test_rows_are_found_changed_and_gone_after_each_commit(db: psycopg.Connection, daemon: Daemon) -> None:
+def test_rows_are_found_changed_and_gone_after_each_commit(
+    db: psycopg.Connection, daemon: Daemon
+) -> None:
     db.execute("CREATE TABLE items (id int PRIMARY KEY, v vector(3))")
     db.execute("INSERT INTO items VALUES (1, '[1,0,0]'), (2, '[0,1,0]'), (3, '[0,0,1]')")
     assert db.execute("SELECT * FROM syncd.attach('items', metric => 'l2')").fetchone() == (3, 3, 1)
@@ -25,13 +27,17 @@ def test_rows_are_found_changed_and_gone_after_each_commit(db: psycopg.Connectio
         assert [hit.key for hit in hits][:2] == [1, 2]
         np.testing.assert_allclose([hit.distance for hit in hits][:2], [0, 0.1], atol=1e-6)
         db.execute("DELETE FROM items WHERE id = 1")
-        assert [hit.key for hit in client.search("items", [1, 0, 0], k=3, consistency="strong")] == [2, 3]
+        assert [
+            hit.key for hit in client.search("items", [1, 0, 0], k=3, consistency="strong")
+        ] == [2, 3]
         db.execute("TRUNCATE items")
         assert client.search("items", [1, 0, 0], k=3, consistency="strong") == []
     daemon.stop()
 
 
-def test_rows_committed_while_syncd_is_down_are_found_after_a_restart(db: psycopg.Connection, daemon: Daemon) -> None:
+def test_rows_committed_while_syncd_is_down_are_found_after_a_restart(
+    db: psycopg.Connection, daemon: Daemon
+) -> None:
     db.execute("CREATE TABLE items (id int PRIMARY KEY, v real[])")
     db.execute("INSERT INTO items SELECT i, ARRAY[i, i * i, 1] FROM generate_series(1, 1000) i")
     db.execute("SELECT syncd.attach('items', metric => 'l2')")
@@ -49,7 +55,9 @@ def test_rows_committed_while_syncd_is_down_are_found_after_a_restart(db: psycop
     with daemon.client() as client:
         assert sorted(client.keys("items")) == [*range(1, 1000, 2)]
     assert "there is no checkpoint" in daemon.log.read_text()
-    assert daemon.log.read_text().count("source_to_be_read") == 2  # at the first start: embeddings, and items
+    assert (
+        daemon.log.read_text().count("source_to_be_read") == 2
+    )  # at the first start: embeddings, and items
 
 
 def test_the_first_row_of_a_new_dataset_is_found_by_whoever_waits_for_it(
@@ -61,7 +69,8 @@ def test_the_first_row_of_a_new_dataset_is_found_by_whoever_waits_for_it(
     with daemon.client() as client:
         for number in range(20):
             (token,) = db.execute(
-                "WITH row AS (INSERT INTO items VALUES (%s, %s, '{1,0}')) SELECT syncd.token()", [number, f"p{number}"]
+                "WITH row AS (INSERT INTO items VALUES (%s, %s, '{1,0}')) SELECT syncd.token()",
+                [number, f"p{number}"],
             ).fetchone() or [""]
             wait = {"after": token} if number % 2 else {"consistency": "strong"}
             assert [hit.key for hit in client.search(f"p{number}", [1, 0], **wait)] == [number]
@@ -69,12 +78,16 @@ def test_the_first_row_of_a_new_dataset_is_found_by_whoever_waits_for_it(
             client.search("nowhere", [1, 0], consistency="strong")
 
 
-def test_a_search_waits_for_a_table_that_was_attached_a_moment_ago(db: psycopg.Connection, daemon: Daemon) -> None:
+def test_a_search_waits_for_a_table_that_was_attached_a_moment_ago(
+    db: psycopg.Connection, daemon: Daemon
+) -> None:
     daemon.start()
     with daemon.client() as client:
         for number in range(10):
             db.execute(f"CREATE TABLE t{number} (id int PRIMARY KEY, v real[])")
-            db.execute(f"INSERT INTO t{number} SELECT i, ARRAY[i, 1] FROM generate_series(1, 1000) i")
+            db.execute(
+                f"INSERT INTO t{number} SELECT i, ARRAY[i, 1] FROM generate_series(1, 1000) i"
+            )
             db.execute(f"SELECT syncd.attach('t{number}', metric => 'l2')")
             assert client.search(f"t{number}", [7, 1], k=1, consistency="strong")[0].key == 7
 

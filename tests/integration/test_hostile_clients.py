@@ -45,7 +45,9 @@ def service(server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) ->
     for conninfo in clone(server):
         with psycopg.connect(conninfo, autocommit=True) as db:
             db.execute("CREATE TABLE t (id int PRIMARY KEY, v real[])")
-            db.execute(f"INSERT INTO t SELECT i, ARRAY[i, 1] FROM generate_series(1, {ROWS}) AS i".encode())
+            db.execute(
+                f"INSERT INTO t SELECT i, ARRAY[i, 1] FROM generate_series(1, {ROWS}) AS i".encode()
+            )
             db.execute("SELECT syncd.attach('t', metric => 'l2')")
         directory = tmp_path_factory.mktemp("hostile")
         daemon = Daemon(conninfo, directory / "data", max_connections=CONNECTIONS)
@@ -89,7 +91,9 @@ def mutated(rng: random.Random) -> bytes:
     return bytes(line).replace(b"\n", b" ")
 
 
-def test_each_of_many_fuzzed_lines_is_answered_at_most_once_and_disturbs_nobody(service: Daemon) -> None:
+def test_each_of_many_fuzzed_lines_is_answered_at_most_once_and_disturbs_nobody(
+    service: Daemon,
+) -> None:
     rng = random.Random(SEED)
     with service.client() as other:
         for _ in range(20):
@@ -99,7 +103,9 @@ def test_each_of_many_fuzzed_lines_is_answered_at_most_once_and_disturbs_nobody(
                 unix.shutdown(socket.SHUT_WR)
                 found = list(answers(unix))
             assert 0 < len(found) <= len(lines)
-            assert all(one["jsonrpc"] == "2.0" and ("result" in one) != ("error" in one) for one in found)
+            assert all(
+                one["jsonrpc"] == "2.0" and ("result" in one) != ("error" in one) for one in found
+            )
             kinds = {one["error"].get("data", {}).get("kind") for one in found if "error" in one}
             assert "internal_error" not in kinds
             assert other.search("t", key=7, k=2, exact=True)[0].distance == 1
@@ -120,7 +126,10 @@ def test_a_thousand_connections_with_half_requests_cost_others_nothing_and_are_a
             unix.sendall(half)
         assert [hit.distance for hit in other.search("t", key=7, k=2)] == [1, 1]
         assert len(list(other.keys("t"))) == ROWS
-        with pytest.raises(Overloaded, match="connections are already open"), service.client() as one_too_many:
+        with (
+            pytest.raises(Overloaded, match="connections are already open"),
+            service.client() as one_too_many,
+        ):
             one_too_many.ping()
         for command in ("status", "datasets", "healthcheck"):
             done = run(command, "--socket", str(service.socket))
@@ -155,7 +164,9 @@ def test_what_is_too_much_for_one_request_is_refused_with_the_limit(service: Dae
         assert len(client.search("t", key=1, k=MAX_RESULTS)) == ROWS - 1
 
 
-def test_a_batch_that_takes_longer_than_its_time_is_a_timeout_and_others_are_answered(service: Daemon) -> None:
+def test_a_batch_that_takes_longer_than_its_time_is_a_timeout_and_others_are_answered(
+    service: Daemon,
+) -> None:
     with service.client() as client, service.client() as other:
         with pytest.raises(TimedOut, match="of 100 vectors"):
             client.search("t", vectors=[[1.0, 2.0]] * 100, timeout_ms=0)

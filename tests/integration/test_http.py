@@ -30,8 +30,12 @@ HOSTILE = "<script>alert(1)</script>'\"&"
 
 def make_table(database: str, name: str = "t", rows: int = 5) -> None:
     with psycopg.connect(database, autocommit=True) as db:
-        db.execute(f"CREATE TABLE {name} (id int PRIMARY KEY, kind text DEFAULT 'a', v real[])".encode())
-        db.execute(f"INSERT INTO {name} (id, v) SELECT i, ARRAY[i, 1] FROM generate_series(1, {rows}) AS i".encode())
+        db.execute(
+            f"CREATE TABLE {name} (id int PRIMARY KEY, kind text DEFAULT 'a', v real[])".encode()
+        )
+        db.execute(
+            f"INSERT INTO {name} (id, v) SELECT i, ARRAY[i, 1] FROM generate_series(1, {rows}) AS i".encode()
+        )
         db.execute(f"SELECT syncd.attach('{name}', dataset => 'kind', metric => 'l2')".encode())
 
 
@@ -41,7 +45,9 @@ def followed(server: PostgresServer) -> Iterator[str]:
     for database in clone(server):
         make_table(database)
         with psycopg.connect(database, autocommit=True) as db:
-            db.execute("INSERT INTO t VALUES (100, %s, '{1,1}'), (101, %s, '{2,1}')", [HOSTILE, HOSTILE])
+            db.execute(
+                "INSERT INTO t VALUES (100, %s, '{1,1}'), (101, %s, '{2,1}')", [HOSTILE, HOSTILE]
+            )
             db.execute("INSERT INTO t VALUES (200, 'a', '{nan,1}')")
         yield database
 
@@ -65,7 +71,9 @@ def test_a_service_that_runs_is_live_and_ready(service: Daemon) -> None:
     assert (status, body["ready"], body["reasons"]) == (200, True, [])
 
 
-def test_it_is_live_but_not_ready_and_says_why_until_every_dataset_answers(database: str, tmp_path: Path) -> None:
+def test_it_is_live_but_not_ready_and_says_why_until_every_dataset_answers(
+    database: str, tmp_path: Path
+) -> None:
     make_table(database)
     with psycopg.connect(database) as lock:
         lock.execute("LOCK TABLE t IN ACCESS EXCLUSIVE MODE")
@@ -75,7 +83,9 @@ def test_it_is_live_but_not_ready_and_says_why_until_every_dataset_answers(datab
             wait_for_event(daemon, "source_delayed")
             assert get(daemon, "/livez")[0] == 200
             status, body = readyz(daemon)
-            while "public.t" not in body["reasons"][0]:  # until the end of the first pass it says that it is starting
+            while (
+                "public.t" not in body["reasons"][0]
+            ):  # until the end of the first pass it says that it is starting
                 assert (status, body["ready"]) == (503, False)
                 status, body = readyz(daemon)
             assert (status, body["ready"]) == (503, False)
@@ -95,11 +105,17 @@ def test_it_stays_ready_while_postgres_is_down_and_says_how_old_its_answers_are(
         name = psycopg.conninfo.conninfo_to_dict(database)["dbname"]
         patient = Daemon(database, tmp_path / "patient", http="127.0.0.1:0").start()
         strict = Daemon(
-            database, tmp_path / "strict", http="127.0.0.1:0", consumer="b", max_staleness_seconds=0.5
+            database,
+            tmp_path / "strict",
+            http="127.0.0.1:0",
+            consumer="b",
+            max_staleness_seconds=0.5,
         ).start()
         assert readyz(strict)[0] == 200
         server.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
-        server.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
+        server.execute(
+            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
+        )
         for daemon in (patient, strict):
             wait_for_event(daemon, "database_lost")
         _, before = readyz(strict)
@@ -121,7 +137,9 @@ def test_it_stays_ready_while_postgres_is_down_and_says_how_old_its_answers_are(
         strict.stop()
 
 
-def test_a_table_attached_later_does_not_take_a_ready_service_out_of_rotation(database: str, tmp_path: Path) -> None:
+def test_a_table_attached_later_does_not_take_a_ready_service_out_of_rotation(
+    database: str, tmp_path: Path
+) -> None:
     make_table(database)
     daemon = Daemon(database, tmp_path / "data", http="127.0.0.1:0").start()
     assert readyz(daemon)[0] == 200
@@ -137,10 +155,18 @@ def test_a_table_attached_later_does_not_take_a_ready_service_out_of_rotation(da
     daemon.stop()
 
 
-def test_a_heartbeat_that_does_not_arrive_makes_answers_stale(database: str, tmp_path: Path) -> None:
+def test_a_heartbeat_that_does_not_arrive_makes_answers_stale(
+    database: str, tmp_path: Path
+) -> None:
     """A database that answers every ping, and a pass that never ends."""
     make_table(database)
-    daemon = Daemon(database, tmp_path / "data", http="127.0.0.1:0", max_staleness_seconds=0.2, poll_seconds=0.05)
+    daemon = Daemon(
+        database,
+        tmp_path / "data",
+        http="127.0.0.1:0",
+        max_staleness_seconds=0.2,
+        poll_seconds=0.05,
+    )
     daemon.with_constant("syncd.sync.background.reports.REPORT_SECONDS", 0.05).start()
     with psycopg.connect(database) as lock:
         lock.execute("LOCK TABLE syncd.consumers IN ACCESS EXCLUSIVE MODE")
@@ -161,7 +187,9 @@ def test_a_table_that_somebody_keeps_locked_lags_for_as_long_and_the_others_do_n
         make_table(database, name)
     with psycopg.connect(database, autocommit=True) as db:
         db.execute("SELECT syncd.attach('free', dataset => $$'free'$$, metric => 'l2')")
-    daemon = Daemon(database, tmp_path / "data", http="127.0.0.1:0", poll_seconds=0.05, max_staleness_seconds=1).start()
+    daemon = Daemon(
+        database, tmp_path / "data", http="127.0.0.1:0", poll_seconds=0.05, max_staleness_seconds=1
+    ).start()
 
     def lags(client: Client) -> tuple[float, float]:
         found = {row.source: row.lag_seconds for row in client.datasets()}
@@ -191,7 +219,9 @@ def test_status_is_what_the_rpc_answers(service: Daemon) -> None:
     found = json.loads(body)
     with service.client() as client:
         assert found["status"]["version"] == client.status().version
-        assert [one["dataset"] for one in found["datasets"]] == [one.dataset for one in client.datasets()]
+        assert [one["dataset"] for one in found["datasets"]] == [
+            one.dataset for one in client.datasets()
+        ]
         assert {one["dataset"]: one["count"] for one in found["datasets"]} == {
             one.dataset: one.count for one in client.datasets()
         }
@@ -200,10 +230,14 @@ def test_status_is_what_the_rpc_answers(service: Daemon) -> None:
 # The address
 
 
-def test_a_default_port_that_is_taken_is_a_warning_and_the_service_goes_on(database: str, tmp_path: Path) -> None:
+def test_a_default_port_that_is_taken_is_a_warning_and_the_service_goes_on(
+    database: str, tmp_path: Path
+) -> None:
     for _ in range(10):
         with ExitStack() as stack:
-            with suppress(OSError):  # somebody else has it: that serves as well, unless it is given back meanwhile
+            with suppress(
+                OSError
+            ):  # somebody else has it: that serves as well, unless it is given back meanwhile
                 stack.enter_context(socket.create_server(("127.0.0.1", 9464)))
             daemon = Daemon(database, tmp_path / "data", http="").start()
             daemon.stop()
@@ -212,7 +246,9 @@ def test_a_default_port_that_is_taken_is_a_warning_and_the_service_goes_on(datab
     assert events(daemon, "http_not_served")[0]["hint"]
 
 
-def test_a_chosen_port_that_is_taken_ends_the_start_with_exit_1(database: str, tmp_path: Path) -> None:
+def test_a_chosen_port_that_is_taken_ends_the_start_with_exit_1(
+    database: str, tmp_path: Path
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         http = f"127.0.0.1:{taken.getsockname()[1]}"
         done = run(
@@ -227,7 +263,10 @@ def test_sigterm_still_saves_a_checkpoint_and_a_client_that_stays_connected_does
     make_table(database)
     daemon = Daemon(database, tmp_path / "data", http="127.0.0.1:0").start()
     host, _, port = events(daemon, "http_listening")[0]["address"].rpartition(":")
-    with socket.create_connection((host, int(port))) as idle, socket.create_connection((host, int(port))) as half:
+    with (
+        socket.create_connection((host, int(port))) as idle,
+        socket.create_connection((host, int(port))) as half,
+    ):
         half.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n")
         idle.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
         assert idle.recv(15) == b"HTTP/1.1 200 OK"
@@ -246,7 +285,12 @@ def test_whatever_is_sent_the_service_answers_on(service: Daemon) -> None:
     ):
         with socket.create_connection((host, int(port))) as raw:
             raw.sendall(noise)
-    for path in ("/nosuch", "/metrics/../../etc/passwd", "/?dataset=%00&key=%ff", "/?dataset=a&key=" + "9" * 5000):
+    for path in (
+        "/nosuch",
+        "/metrics/../../etc/passwd",
+        "/?dataset=%00&key=%ff",
+        "/?dataset=a&key=" + "9" * 5000,
+    ):
         assert get(service, path)[0] in (200, 404)
     assert get(service, "/livez")[0] == 200
 
@@ -265,12 +309,17 @@ def test_the_page_says_in_sync_and_shows_every_dataset_escaped(service: Daemon) 
     assert not re.search(r"(?:src|href)=.?(?:https?:)?//", page)
 
 
-def test_the_page_finds_rows_like_a_given_one_and_says_what_is_wrong_with_a_key(service: Daemon) -> None:
+def test_the_page_finds_rows_like_a_given_one_and_says_what_is_wrong_with_a_key(
+    service: Daemon,
+) -> None:
     page = get(service, "/?" + urlencode({"dataset": "a", "key": "1"}))[1]
     found = page.partition('<table id="found">')[2].partition("</table>")[0]
     assert re.findall(r'<td class="name">(\d+)</td>', found) == ["2", "3", "4", "5"]
     page = get(service, "/?" + urlencode({"dataset": f"default/{HOSTILE}", "key": "100"}))[1]
-    assert re.findall(r'<td class="name">(\d+)</td>', page.partition('<table id="found">')[2])[0] == "101"
+    assert (
+        re.findall(r'<td class="name">(\d+)</td>', page.partition('<table id="found">')[2])[0]
+        == "101"
+    )
     assert HOSTILE not in page
     for dataset, key, words in (
         ("a", "99", "no row with the key"),
@@ -285,21 +334,27 @@ def test_the_page_finds_rows_like_a_given_one_and_says_what_is_wrong_with_a_key(
 
 def test_the_page_shows_quarantine_events_and_charts_of_the_last_hour(service: Daemon) -> None:
     page = get(service, "/live")[1]
-    while "<svg" not in page or "<td>nan</td>" not in page:  # the first sample, and the first report
+    while (
+        "<svg" not in page or "<td>nan</td>" not in page
+    ):  # the first sample, and the first report
         page = get(service, "/live")[1]
     assert page.count("<svg") == 4
     assert "default/a: 1 rows" in page
     assert "source_ready" in page
 
 
-def test_the_pages_policy_lets_its_own_style_and_script_run_and_nothing_else(service: Daemon) -> None:
+def test_the_pages_policy_lets_its_own_style_and_script_run_and_nothing_else(
+    service: Daemon,
+) -> None:
     with urllib.request.urlopen(url_of(service)) as answer:  # noqa: S310
         policy = answer.headers["content-security-policy"]
     assert policy.startswith("default-src 'none'")
     assert "unsafe" not in policy
 
 
-def test_a_dataset_says_how_old_its_checkpoint_is_and_when_it_was_last_compared(service: Daemon, followed: str) -> None:
+def test_a_dataset_says_how_old_its_checkpoint_is_and_when_it_was_last_compared(
+    service: Daemon, followed: str
+) -> None:
     with service.client() as client, psycopg.connect(followed, autocommit=True) as db:
         client.checkpoint()
         client.verify()
@@ -308,6 +363,11 @@ def test_a_dataset_says_how_old_its_checkpoint_is_and_when_it_was_last_compared(
         assert row is not None
         client.wait(row[0])
     page = get(service, "/live")[1].partition("Last hour</h2>")[0]
-    lines = {name: line for line in page.split("<tr>") for name in ("default/a<", "default/unsaved<") if name in line}
+    lines = {
+        name: line
+        for line in page.split("<tr>")
+        for name in ("default/a<", "default/unsaved<")
+        if name in line
+    }
     assert re.search(r" s ago</td><td>in sync, [0-9.]+ s ago<", lines["default/a<"])
     assert "<td>not yet</td><td>not yet</td>" in lines["default/unsaved<"]

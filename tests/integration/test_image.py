@@ -33,25 +33,41 @@ def roots() -> Iterator[Path]:
 
 @pytest.mark.long
 @pytest.mark.timeout(1200)
-@pytest.mark.skipif(os.geteuid() != 0 or not all(map(shutil.which, TOOLS)), reason="root and debootstrap are needed")
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not all(map(shutil.which, TOOLS)), reason="root and debootstrap are needed"
+)
 def test_the_images_steps_make_a_syncd_that_serves_is_healthy_and_saves_at_sigterm(
     server: PostgresServer, tmp_path: Path, roots: Path
 ) -> None:
     debian(roots / "base")
     image = build((CHECKOUT / "docker/Dockerfile").read_text(), CHECKOUT, roots / "base", roots)
     volume = tmp_path / "volume"
-    subprocess.run(["cp", "-a", image.inside(image.volume), volume], check=True)  # what an engine does with a new one
+    subprocess.run(
+        ["cp", "-a", image.inside(image.volume), volume], check=True
+    )  # what an engine does with a new one
     database = conninfo_to_dict(server.create_database("of_the_image"))
-    environment = {"PGHOST": "/run/postgresql", "PGUSER": str(database["user"]), "PGDATABASE": str(database["dbname"])}
-    binds = {image.volume: volume, DATABASE_SOCKET: Path(f"{database['host']}/.s.PGSQL.{database['port']}")}
+    environment = {
+        "PGHOST": "/run/postgresql",
+        "PGUSER": str(database["user"]),
+        "PGDATABASE": str(database["dbname"]),
+    }
+    binds = {
+        image.volume: volume,
+        DATABASE_SOCKET: Path(f"{database['host']}/.s.PGSQL.{database['port']}"),
+    }
 
     containers = ExitStack()
 
     def container(name: str, *arguments: str) -> Container:
-        return containers.enter_context(Container(image, arguments, environment, binds, tmp_path / f"{name}.log"))
+        return containers.enter_context(
+            Container(image, arguments, environment, binds, tmp_path / f"{name}.log")
+        )
 
     def logged(name: str) -> list[str]:
-        return [json.loads(line)["event"] for line in (tmp_path / f"{name}.log").read_text().splitlines()]
+        return [
+            json.loads(line)["event"]
+            for line in (tmp_path / f"{name}.log").read_text().splitlines()
+        ]
 
     with containers, psycopg.connect(server.conninfo("of_the_image"), autocommit=True) as db:
         assert container("nothing", *image.healthcheck[1:]).end(None) == 1
@@ -61,10 +77,15 @@ def test_the_images_steps_make_a_syncd_that_serves_is_healthy_and_saves_at_sigte
         db.execute("SELECT syncd.attach('t', metric => 'l2')")
         serve = container("first", *image.command)
         assert serve.line() == f"ready {image.volume}/syncd.sock\n"
-        status = dict(line.split(":\t", 1) for line in Path(f"/proc/{serve.pid}/status").read_text().splitlines())
+        status = dict(
+            line.split(":\t", 1)
+            for line in Path(f"/proc/{serve.pid}/status").read_text().splitlines()
+        )
         assert set(status["Uid"].split()) == {"10001"}
         assert "0" not in status["Gid"].split()
-        assert {int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {0}
+        assert {
+            int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+        } == {0}
         assert status["NoNewPrivs"].strip() == "1"
         healthy = serve.execute(*image.healthcheck)
         assert healthy.returncode == 0, healthy.stderr

@@ -21,9 +21,19 @@ BUILD_SECONDS = 300
 
 def checked(command: Sequence[str | Path], cwd: Path) -> str:
     """Run a program without the tester's own settings; its stdout. A build that finds a folder which is not listed as a package fails."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SYNCD_", "PYTHON"))}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("SYNCD_", "PYTHON"))
+    }
     done = subprocess.run(
-        command, cwd=cwd, env=kept, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False
+        command,
+        cwd=cwd,
+        env=kept,
+        capture_output=True,
+        text=True,
+        timeout=BUILD_SECONDS,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "absent from the `packages` configuration" not in done.stdout + done.stderr
@@ -49,7 +59,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_every_package_every_sql_file_and_every_page(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    sql_files = {f"syncd/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "sql").rglob("*.sql")}
+    sql_files = {
+        f"syncd/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "sql").rglob("*.sql")
+    }
     python_files = {
         path.relative_to(ROOT).as_posix()
         if path.is_relative_to(ROOT / "syncd")
@@ -70,13 +82,24 @@ def test_installed_alone_it_prints_its_sql_from_any_directory(wheel: Path, tmp_p
     environment = tmp_path / "environment"
     venv.create(environment, with_pip=True)
     checked(
-        [environment / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", wheel],
+        [
+            environment / "bin" / "python",
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            wheel,
+        ],
         tmp_path,
     )
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     program = environment / "bin" / "syncd"
-    assert checked([program, "init", "--show-sql"], elsewhere).rstrip() == schema.install_script().rstrip()
+    assert (
+        checked([program, "init", "--show-sql"], elsewhere).rstrip()
+        == schema.install_script().rstrip()
+    )
     assert checked([program, "--version"], elsewhere).strip()
     assert "SYNCD_DATA_DIR" in checked([program, "config"], elsewhere)
     assert list(elsewhere.iterdir()) == []

@@ -40,7 +40,10 @@ def pairs(scratch: psycopg.Connection, request: pytest.FixtureRequest) -> psycop
             "CREATE TABLE pairs_x PARTITION OF pairs FOR VALUES IN ('x'); CREATE TABLE pairs_y PARTITION OF pairs DEFAULT"
         )
     scratch.execute("INSERT INTO parents VALUES ('x'), ('y')")
-    scratch.execute("INSERT INTO pairs VALUES ('x', %s, 1), ('y', %s, 1), ('y', %s, 9007199254740993)", [A, B, A])
+    scratch.execute(
+        "INSERT INTO pairs VALUES ('x', %s, 1), ('y', %s, 1), ('y', %s, 9007199254740993)",
+        [A, B, A],
+    )
     attach(scratch, "pairs")
     scratch.execute("TRUNCATE syncd.outbox")
     return scratch
@@ -88,10 +91,18 @@ KEYS: dict[str, list[object]] = {
     "varchar(40)": ["a'b", "\\", "null"],
     "date": ["2024-02-29", "0044-03-15 BC", "infinity"],
     "timestamp": ["2024-02-29T12:30:00.5", "12024-02-29T12:30:00", "0044-03-15T00:00:00.000001 BC"],
-    "timestamptz": ["2024-02-29T12:30:00.123456+00:00", "-infinity", "0044-03-15T00:00:00+00:00 BC"],
+    "timestamptz": [
+        "2024-02-29T12:30:00.123456+00:00",
+        "-infinity",
+        "0044-03-15T00:00:00+00:00 BC",
+    ],
     "timestamp(0)": ["2024-02-29T12:30:00", "1970-01-01T00:00:00", "9999-12-31T23:59:59"],
     "a_number": [7, -5, 3],
-    "a_moment": ["2024-02-29T12:30:00.123456+00:00", "2024-10-27T01:00:00+00:00", "2024-10-27T00:00:00+00:00"],
+    "a_moment": [
+        "2024-02-29T12:30:00.123456+00:00",
+        "2024-10-27T01:00:00+00:00",
+        "2024-10-27T00:00:00+00:00",
+    ],
     "an_email": ["a@b", "c@d", "e@f"],
 }
 DOMAINS: tuple[LiteralString, ...] = (
@@ -118,7 +129,9 @@ def test_a_service_follows_keys_of_every_type_alone_and_composite(
         db.execute(domain)
     for table, key in (("single", "k"), ("pair", "k, n")):
         db.execute(
-            sql.SQL("CREATE TABLE {} (k {}, n int DEFAULT 1, v real[], PRIMARY KEY ({})) {}").format(
+            sql.SQL(
+                "CREATE TABLE {} (k {}, n int DEFAULT 1, v real[], PRIMARY KEY ({})) {}"
+            ).format(
                 sql.Identifier(table),
                 sql.SQL(key_type),
                 sql.SQL(key),
@@ -127,11 +140,14 @@ def test_a_service_follows_keys_of_every_type_alone_and_composite(
         )
         for number in range(2 if partitioned else 0):
             db.execute(
-                sql.SQL("CREATE TABLE {} PARTITION OF {} FOR VALUES WITH (MODULUS 2, REMAINDER {})").format(
-                    sql.Identifier(f"{table}_{number}"), sql.Identifier(table), number
-                )
+                sql.SQL(
+                    "CREATE TABLE {} PARTITION OF {} FOR VALUES WITH (MODULUS 2, REMAINDER {})"
+                ).format(sql.Identifier(f"{table}_{number}"), sql.Identifier(table), number)
             )
-        db.execute(sql.SQL("INSERT INTO {} (k, v) VALUES (%s, '{{1}}')").format(sql.Identifier(table)), values[:1])
+        db.execute(
+            sql.SQL("INSERT INTO {} (k, v) VALUES (%s, '{{1}}')").format(sql.Identifier(table)),
+            values[:1],
+        )
         attach(db, table, metric="l2")
     daemon.start()
     with daemon.client() as client:
@@ -146,10 +162,16 @@ def test_a_service_follows_keys_of_every_type_alone_and_composite(
 
             assert found() == wanted(values[0])
             db.execute(WRITERS[0])
-            db.execute("SET datestyle = 'SQL, YMD'")  # in which a test's own texts are read as they are meant
-            db.execute(sql.SQL("INSERT INTO {} (k, v) VALUES (%s, '{{2}}')").format(name), values[1:2])
+            db.execute(
+                "SET datestyle = 'SQL, YMD'"
+            )  # in which a test's own texts are read as they are meant
+            db.execute(
+                sql.SQL("INSERT INTO {} (k, v) VALUES (%s, '{{2}}')").format(name), values[1:2]
+            )
             assert found() == wanted(*values[:2])
-            db.execute(sql.SQL("UPDATE {} SET k = %s WHERE k = %s").format(name), [values[2], values[0]])
+            db.execute(
+                sql.SQL("UPDATE {} SET k = %s WHERE k = %s").format(name), [values[2], values[0]]
+            )
             assert found() == wanted(values[2], values[1])
             db.execute(sql.SQL("DELETE FROM {} WHERE k = %s").format(name), values[1:2])
             assert found() == wanted(values[2])
@@ -160,11 +182,21 @@ MOMENTS = st.one_of(
     st.datetimes(min_value=datetime(1, 1, 2), max_value=datetime(9999, 12, 30)).map(str),
     st.integers(10000, 290000).map(lambda year: f"{year}-02-28 23:59:59.999999"),
     st.integers(1, 4700).map(lambda year: f"{year:04}-02-28 00:00:00.1 BC"),
-    st.sampled_from(["infinity", "-infinity", "2024-03-31 02:30:00", "2024-10-27 02:30:00", "1900-01-01 00:00:00"]),
+    st.sampled_from(
+        [
+            "infinity",
+            "-infinity",
+            "2024-03-31 02:30:00",
+            "2024-10-27 02:30:00",
+            "1900-01-01 00:00:00",
+        ]
+    ),
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(moments=st.lists(MOMENTS, min_size=1, max_size=5, unique=True))
 def test_the_text_of_a_time_depends_on_no_setting_of_its_writer_and_reads_back(
     scratch: psycopg.Connection, moments: list[str]
@@ -178,22 +210,29 @@ def test_the_text_of_a_time_depends_on_no_setting_of_its_writer_and_reads_back(
         attach(scratch, "instants")
         scratch.execute("SET LOCAL timezone = 'UTC'")
         scratch.execute(
-            "CREATE TEMPORARY TABLE given AS SELECT m::timestamptz AS i FROM unnest(%s::text[]) AS m", [moments]
+            "CREATE TEMPORARY TABLE given AS SELECT m::timestamptz AS i FROM unnest(%s::text[]) AS m",
+            [moments],
         )
         noted = []
         for writer in WRITERS:
             scratch.execute("TRUNCATE moments, instants, syncd.outbox")
             scratch.execute(writer)
             utc = "timezone('UTC', i)"
-            scratch.execute(f"INSERT INTO moments SELECT i, {utc}, {utc}::date, 1 FROM given".encode())
+            scratch.execute(
+                f"INSERT INTO moments SELECT i, {utc}, {utc}::date, 1 FROM given".encode()
+            )
             scratch.execute("INSERT INTO instants SELECT DISTINCT i FROM given")
-            scratch.execute("UPDATE instants SET embedding = '{1}'; UPDATE moments SET n = 1; DELETE FROM instants")
+            scratch.execute(
+                "UPDATE instants SET embedding = '{1}'; UPDATE moments SET n = 1; DELETE FROM instants"
+            )
             noted.append(outbox(scratch))
         assert noted[1:] == noted[:1] * (len(WRITERS) - 1)
         texts = {key for _, key in noted[0] if key is not None}
         for text in texts:
             kinds: list[KeyKind] = (
-                ["timestamptz"] if text[0] != "[" else ["timestamptz", "timestamp", "date", "integer"]
+                ["timestamptz"]
+                if text[0] != "["
+                else ["timestamptz", "timestamp", "date", "integer"]
             )
             assert parse_key(kinds, text) == (text if text[0] != "[" else text.replace(", ", ","))
         single = [text for text in texts if text[0] != "["]
@@ -218,13 +257,21 @@ def test_a_time_partitioned_table_is_followed_and_only_the_partitions_of_its_key
         db.execute("SET timezone = 'Asia/Tokyo'; SET datestyle = 'German'")
         db.execute("UPDATE events SET created_at = created_at + interval '1 month' WHERE id = 1")
         first, second = (1, "2024-02-05T10:00:00+00:00"), (2, "2024-02-05T10:00:00+00:00")
-        assert [hit.key for hit in client.search("events", [0], consistency="strong")] == [first, second]
-        assert [hit.key for hit in client.search("events", key=(1, "2024-02-05T19:00:00+09:00"), k=1)] == [second]
+        assert [hit.key for hit in client.search("events", [0], consistency="strong")] == [
+            first,
+            second,
+        ]
+        assert [
+            hit.key for hit in client.search("events", key=(1, "2024-02-05T19:00:00+09:00"), k=1)
+        ] == [second]
         moment = datetime(2024, 2, 5, 11, tzinfo=timezone(timedelta(hours=1)))
         assert [row.key for row in client.get("events", [(2, moment)])] == [second]
         assert [row.in_sync for row in client.verify().datasets] == [True]
         page = client.keys_page("events", limit=1)
-        assert [*page.keys, *client.keys_page("events", after_key=page.next).keys] in ([first, second], [second, first])
+        assert [*page.keys, *client.keys_page("events", after_key=page.next).keys] in (
+            [first, second],
+            [second, first],
+        )
     daemon.stop()
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute("SET timezone = 'UTC'")
@@ -238,7 +285,9 @@ def test_a_time_partitioned_table_is_followed_and_only_the_partitions_of_its_key
 
 
 @pytest.mark.parametrize("key", ["abc", "99999999999999999999", "[1]", ""])
-def test_a_key_that_cannot_be_read_has_the_source_read_again(db: psycopg.Connection, daemon: Daemon, key: str) -> None:
+def test_a_key_that_cannot_be_read_has_the_source_read_again(
+    db: psycopg.Connection, daemon: Daemon, key: str
+) -> None:
     db.execute("CREATE TABLE items (id int PRIMARY KEY, v real[])")
     db.execute("INSERT INTO items VALUES (1, '{1}'), (2, '{2}')")
     attach(db, "items", metric="l2")
@@ -255,8 +304,12 @@ def test_a_key_that_cannot_be_read_has_the_source_read_again(db: psycopg.Connect
             )
             row = db.execute("SELECT syncd.token()").fetchone()
         assert row is not None
-        assert [hit.key for hit in client.search("items", [0], after=row[0], timeout_ms=30_000)] == [2]
-        assert {each.state for each in client.datasets() if each.source == "public.items"} == {"ready"}
+        assert [
+            hit.key for hit in client.search("items", [0], after=row[0], timeout_ms=30_000)
+        ] == [2]
+        assert {each.state for each in client.datasets() if each.source == "public.items"} == {
+            "ready"
+        }
     daemon.stop()
 
 
@@ -270,7 +323,10 @@ def test_a_key_that_becomes_a_time_fails_the_source_until_it_is_attached_again(
     with daemon.client() as client:
         db.execute("ALTER TABLE items ALTER id TYPE date USING id::date")
         said = eventually_failed(client, "items")
-        assert "column id was of type text and is of type date now: attach it again: syncd attach public.items" in said
+        assert (
+            "column id was of type text and is of type date now: attach it again: syncd attach public.items"
+            in said
+        )
         attach(db, "items", metric="l2")
         db.execute("SET datestyle = 'SQL, DMY'; INSERT INTO items VALUES ('03/04/2024', '{2}')")
         token = db.execute("SELECT syncd.token()").fetchone()
@@ -300,8 +356,12 @@ def eventually_failed(client: Client, dataset: str) -> str:
 def test_a_column_of_another_type_is_refused_as_a_key_with_the_types_that_can_be_one(
     scratch: psycopg.Connection,
 ) -> None:
-    scratch.execute("CREATE DOMAIN amount AS numeric; CREATE TABLE priced (id amount PRIMARY KEY, embedding real[])")
+    scratch.execute(
+        "CREATE DOMAIN amount AS numeric; CREATE TABLE priced (id amount PRIMARY KEY, embedding real[])"
+    )
     with refused(
-        scratch, "key column id of type public.amount cannot be a key", "date, timestamp or timestamptz, or of a domain"
+        scratch,
+        "key column id of type public.amount cannot be a key",
+        "date, timestamp or timestamptz, or of a domain",
     ):
         attach(scratch, "priced")

@@ -61,9 +61,16 @@ class Followed:
 
 
 @pytest.fixture(scope="module")
-def followed(server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Followed]:
+def followed(
+    server: PostgresServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Followed]:
     for conninfo in clone(server):
-        daemon = Daemon(conninfo, tmp_path_factory.mktemp("metrics") / "data", http="127.0.0.1:0", verify_seconds=0)
+        daemon = Daemon(
+            conninfo,
+            tmp_path_factory.mktemp("metrics") / "data",
+            http="127.0.0.1:0",
+            verify_seconds=0,
+        )
         for constant in (
             "syncd.sync.background.reports.REPORT_SECONDS",
             "syncd.sync.background.rotation.ROTATION_SECONDS",
@@ -71,7 +78,9 @@ def followed(server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -
             daemon.with_constant(constant, 0.05)
         with psycopg.connect(conninfo, autocommit=True) as db:
             db.execute("CREATE TABLE t (id int PRIMARY KEY, kind text DEFAULT 'a', v real[])")
-            db.execute("INSERT INTO t (id, v) SELECT i, ARRAY[i, 1] FROM generate_series(1, 20) AS i")
+            db.execute(
+                "INSERT INTO t (id, v) SELECT i, ARRAY[i, 1] FROM generate_series(1, 20) AS i"
+            )
             db.execute("SELECT syncd.attach('t', dataset => 'kind', metric => 'l2')")
             daemon.start()
             with daemon.client() as client:
@@ -109,7 +118,9 @@ def locked_with_changes(it: Followed) -> Iterator[None]:
     """A change has been committed, and the table cannot be read: the lock was waited for behind the writer."""
     with psycopg.connect(it.conninfo) as writer, psycopg.connect(it.conninfo) as locker:
         writer.execute("UPDATE t SET v = '{7,7}' WHERE id = 7")
-        waiting = threading.Thread(target=locker.execute, args=["LOCK TABLE t IN ACCESS EXCLUSIVE MODE"])
+        waiting = threading.Thread(
+            target=locker.execute, args=["LOCK TABLE t IN ACCESS EXCLUSIVE MODE"]
+        )
         waiting.start()
         pid = locker.info.backend_pid
         query = "SELECT 1 FROM pg_locks WHERE pid = %s AND NOT granted"
@@ -127,7 +138,9 @@ def row_inserted(it: Followed) -> Iterator[None]:
 
 @contextmanager
 def many_rows_inserted(it: Followed) -> Iterator[None]:
-    it.write("INSERT INTO t (id, v) SELECT max(t.id) + i, '{1,2}' FROM t, generate_series(1, 20000) AS i GROUP BY i")
+    it.write(
+        "INSERT INTO t (id, v) SELECT max(t.id) + i, '{1,2}' FROM t, generate_series(1, 20000) AS i GROUP BY i"
+    )
     yield
 
 
@@ -241,8 +254,16 @@ MOVES: list[tuple[str, Mapping[str, str], Act]] = [
     ("syncd_apply_seconds", {}, row_updated),
     ("syncd_search_seconds", {"dataset": DATASET}, searched),
     ("syncd_searches_total", {"dataset": DATASET, "outcome": "ok"}, searched),
-    ("syncd_searches_total", {"dataset": DATASET, "outcome": "unknown_key"}, searched_for_an_unknown_key),
-    ("syncd_searches_total", {"dataset": "other", "outcome": "unknown_dataset"}, searched_in_an_unknown_dataset),
+    (
+        "syncd_searches_total",
+        {"dataset": DATASET, "outcome": "unknown_key"},
+        searched_for_an_unknown_key,
+    ),
+    (
+        "syncd_searches_total",
+        {"dataset": "other", "outcome": "unknown_dataset"},
+        searched_in_an_unknown_dataset,
+    ),
     ("syncd_index_vectors", {"dataset": DATASET}, row_inserted),
     ("syncd_index_tombstones", {"dataset": DATASET}, row_updated),
     ("syncd_index_bytes", {"dataset": DATASET}, many_rows_inserted),
@@ -274,14 +295,23 @@ def test_a_metric_moves(followed: Followed, name: str, labels: Mapping[str, str]
     assert labels.keys() == LABELS[name]
     before = samples(followed.daemon).get(series)
     with act(followed):
-        until(lambda: samples(followed.daemon).get(series) != before, f"{series} is no longer {before}")
+        until(
+            lambda: samples(followed.daemon).get(series) != before,
+            f"{series} is no longer {before}",
+        )
 
 
 def test_every_metric_of_the_contract_is_there_and_no_other(followed: Followed) -> None:
     text = get(followed.daemon, "/metrics")[1]
-    assert set(re.findall(r"^# TYPE (\S+) ", text, re.MULTILINE)) == set(LABELS) == {*GAUGES, *COUNTERS, *HISTOGRAMS}
+    assert (
+        set(re.findall(r"^# TYPE (\S+) ", text, re.MULTILINE))
+        == set(LABELS)
+        == {*GAUGES, *COUNTERS, *HISTOGRAMS}
+    )
     assert {name for name, _, _ in MOVES} | {"syncd_build_info"} == set(LABELS)
-    built = [dict(labels) for name, labels in samples(followed.daemon) if name == "syncd_build_info"]
+    built = [
+        dict(labels) for name, labels in samples(followed.daemon) if name == "syncd_build_info"
+    ]
     assert [one["version"] for one in built] == [version("syncd")]
 
 

@@ -54,7 +54,9 @@ def next_step(done: subprocess.CompletedProcess[str]) -> str:
 def test_a_renamed_column_is_answered_with_the_command_that_attaches_it_by_its_new_name(
     items: psycopg.Connection, daemon: Daemon, column: str, command: list[str]
 ) -> None:
-    items.execute(sql.SQL("ALTER TABLE items RENAME COLUMN {} TO renamed").format(sql.Identifier(column)))
+    items.execute(
+        sql.SQL("ALTER TABLE items RENAME COLUMN {} TO renamed").format(sql.Identifier(column))
+    )
     with daemon.client() as client:
         until(lambda: client.status().state == "failed", "it is noticed")
         said = run(*command, SYNCD_DSN=items.info.dsn, SYNCD_SOCKET=str(daemon.socket)).stdout
@@ -72,8 +74,12 @@ def test_the_command_for_a_renamed_column_is_the_same_after_each_restart(
     items: psycopg.Connection, daemon: Daemon, column: str
 ) -> None:
     daemon.stop()
-    items.execute("DELETE FROM syncd.rules")  # as after an upgrade: the rules are text, in which nothing is followed
-    items.execute(sql.SQL("ALTER TABLE items RENAME COLUMN {} TO renamed").format(sql.Identifier(column)))
+    items.execute(
+        "DELETE FROM syncd.rules"
+    )  # as after an upgrade: the rules are text, in which nothing is followed
+    items.execute(
+        sql.SQL("ALTER TABLE items RENAME COLUMN {} TO renamed").format(sql.Identifier(column))
+    )
     said = []
     for _ in range(3):
         daemon.start()
@@ -103,7 +109,9 @@ def test_the_command_for_a_renamed_column_is_the_same_after_each_restart(
         ["attach", "chunks", "--metric", "hamming"],
     ],
 )
-def test_attach_names_the_command_in_words_of_the_command_line(db: psycopg.Connection, wrong: list[str]) -> None:
+def test_attach_names_the_command_in_words_of_the_command_line(
+    db: psycopg.Connection, wrong: list[str]
+) -> None:
     db.execute("CREATE TABLE chunks (id int PRIMARY KEY, a real[], b text)")
     said = next_step(run(*wrong, SYNCD_DSN=db.info.dsn))
     assert "=>" not in said
@@ -128,11 +136,13 @@ def test_attach_says_which_option_is_wanted(
     assert hint in next_step(run("attach", "public.chunks", *arguments, SYNCD_DSN=db.info.dsn))
 
 
-def test_a_role_without_rights_is_told_the_grant_and_the_check(db: psycopg.Connection, stranger: str) -> None:
+def test_a_role_without_rights_is_told_the_grant_and_the_check(
+    db: psycopg.Connection, stranger: str
+) -> None:
     db.execute(
-        sql.SQL("CREATE TABLE chunks (id int PRIMARY KEY, v real[]); ALTER TABLE chunks OWNER TO {}").format(
-            sql.Identifier(stranger)
-        )
+        sql.SQL(
+            "CREATE TABLE chunks (id int PRIMARY KEY, v real[]); ALTER TABLE chunks OWNER TO {}"
+        ).format(sql.Identifier(stranger))
     )
     dsn = make_conninfo(db.info.dsn, user=stranger)
     said = next_step(run("attach", "chunks", SYNCD_DSN=dsn))
@@ -193,7 +203,12 @@ def test_a_service_that_ran_once_leaves_its_last_state_and_position_in_the_datab
 
 
 @pytest.mark.parametrize(
-    "kind", [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, SyncdError)]
+    "kind",
+    [
+        each
+        for each in vars(errors).values()
+        if isinstance(each, type) and issubclass(each, SyncdError)
+    ],
 )
 def test_no_error_is_without_a_next_step(kind: type[SyncdError]) -> None:
     error = kind.__new__(kind)

@@ -24,7 +24,9 @@ def quarantined(db: psycopg.Connection) -> list[tuple[str, str, str]]:
     return db.execute("SELECT dataset, key, reason FROM syncd.quarantine ORDER BY key").fetchall()
 
 
-def labels(db: psycopg.Connection, key: str = "'NULL'", where: str = "id IS NULL") -> list[tuple[str, str, str]]:
+def labels(
+    db: psycopg.Connection, key: str = "'NULL'", where: str = "id IS NULL"
+) -> list[tuple[str, str, str]]:
     """What the rows without a key are to be called, as the table has them now."""
     query = f"SELECT 'default/a', {key} || ' at ctid ' || ctid, 'null_key' FROM a WHERE ({where}) ORDER BY 2"
     return db.execute(query.encode()).fetchall()
@@ -36,7 +38,9 @@ def agrees(db: psycopg.Connection, daemon: Daemon, keys: int, unkeyed: int, **of
         until(lambda: client.status().quarantined == unkeyed, f"{unkeyed} rows in quarantine")
         until(lambda: len(list(client.keys("a"))) == keys, f"{keys} rows are indexed")
         result = client.verify(deep=True)
-        assert [(row.in_sync, row.rows, row.quarantined) for row in result.datasets] == [(True, keys, unkeyed)]
+        assert [(row.in_sync, row.rows, row.quarantined) for row in result.datasets] == [
+            (True, keys, unkeyed)
+        ]
         assert {each.source: each.outcome for each in result.sources}["public.a"] == "compared"
         until(lambda: quarantined(db) == labels(db, **of), "they are reported")
         assert client.status().state == "ready"
@@ -55,7 +59,9 @@ def test_a_row_whose_key_is_null_is_in_quarantine_and_the_others_go_on(
     if not running:
         daemon.kill()
     db.execute(NULLABLE.encode())
-    db.execute("INSERT INTO a (id, embedding) VALUES (NULL, '{0,1}'), (NULL, '{0,1}'), (NULL, NULL)")
+    db.execute(
+        "INSERT INTO a (id, embedding) VALUES (NULL, '{0,1}'), (NULL, '{0,1}'), (NULL, NULL)"
+    )
     db.execute(f"INSERT INTO a (id, embedding) VALUES ({second}, '{{0,2}}')".encode())
     if not running:
         daemon.start()
@@ -72,11 +78,15 @@ def test_a_row_whose_key_is_null_is_in_quarantine_and_the_others_go_on(
     daemon.start()  # from its checkpoint
     agrees(db, daemon, 2, 2, where=unkeyed)
     # One is given a key, the other is deleted.
-    db.execute(f"UPDATE a SET id = {last} WHERE uid = (SELECT min(uid) FROM a WHERE id IS NULL)".encode())
+    db.execute(
+        f"UPDATE a SET id = {last} WHERE uid = (SELECT min(uid) FROM a WHERE id IS NULL)".encode()
+    )
     agrees(db, daemon, 3, 1, where=unkeyed)
     db.execute("DELETE FROM a WHERE id IS NULL")
     agrees(db, daemon, 3, 0)
-    db.execute(f"UPDATE a SET id = NULL WHERE id = {last}".encode())  # and a row that had a key loses it
+    db.execute(
+        f"UPDATE a SET id = NULL WHERE id = {last}".encode()
+    )  # and a row that had a key loses it
     agrees(db, daemon, 2, 1)
     db.execute("TRUNCATE a")
     with daemon.client() as client:
@@ -90,9 +100,13 @@ def test_a_composite_key_with_a_null_part_is_in_quarantine_and_pages_go_past_it(
     db.execute("CREATE TABLE a (id int, part text, embedding real[], PRIMARY KEY (id, part))")
     db.execute("INSERT INTO a SELECT i / 10, i % 10, '{1,2}' FROM generate_series(0, 49) AS i")
     db.execute("SELECT syncd.attach('a', metric => 'l2')")
-    db.execute("ALTER TABLE a DROP CONSTRAINT a_pkey; ALTER TABLE a ALTER id DROP NOT NULL, ALTER part DROP NOT NULL")
+    db.execute(
+        "ALTER TABLE a DROP CONSTRAINT a_pkey; ALTER TABLE a ALTER id DROP NOT NULL, ALTER part DROP NOT NULL"
+    )
     db.execute("CREATE UNIQUE INDEX ON a (id, part)")
-    db.execute("UPDATE a SET part = NULL WHERE part IN ('3', '7'); UPDATE a SET id = NULL WHERE id = 2 AND part = '1'")
+    db.execute(
+        "UPDATE a SET part = NULL WHERE part IN ('3', '7'); UPDATE a SET id = NULL WHERE id = 2 AND part = '1'"
+    )
     daemon.with_constant("syncd.sync.source.scan.PAGE_ROWS", (3, 3, 3)).start()
     shown = "json_build_array(id, part)::text"
     where = "id IS NULL OR part IS NULL"
@@ -103,7 +117,9 @@ def test_a_composite_key_with_a_null_part_is_in_quarantine_and_pages_go_past_it(
     agrees(db, daemon, 40, 10, key=shown, where=where)
     with daemon.client() as client:
         assert (0, "null") in [hit.key for hit in client.search("a", [1, 2], k=100)]
-    db.execute("UPDATE a SET part = ctid::text, id = coalesce(id, 9) WHERE id IS NULL OR part IS NULL")
+    db.execute(
+        "UPDATE a SET part = ctid::text, id = coalesce(id, 9) WHERE id IS NULL OR part IS NULL"
+    )
     agrees(db, daemon, 50, 0, key=shown, where=where)
     daemon.stop()
 
@@ -113,7 +129,9 @@ def test_row_triggers_tell_of_no_row_that_has_been_given_a_key_and_it_is_found_a
 ) -> None:
     """On a partitioned table, where a trigger fires for each row and leaves out a NULL."""
     db.execute("CREATE TABLE a (id int, kind int, embedding real[]) PARTITION BY LIST (kind)")
-    db.execute("CREATE TABLE a1 PARTITION OF a FOR VALUES IN (1); CREATE TABLE a2 PARTITION OF a FOR VALUES IN (2)")
+    db.execute(
+        "CREATE TABLE a1 PARTITION OF a FOR VALUES IN (1); CREATE TABLE a2 PARTITION OF a FOR VALUES IN (2)"
+    )
     db.execute("CREATE UNIQUE INDEX ON a (id, kind)")
     db.execute("ALTER TABLE a ALTER id SET NOT NULL, ALTER kind SET NOT NULL")
     db.execute("INSERT INTO a SELECT i, 1 + i % 2, '{1,2}' FROM generate_series(1, 10) AS i")
@@ -153,7 +171,9 @@ def test_an_expression_that_fails_on_a_row_without_a_key_holds_nothing_up(
         until(lambda: set(client.keys("a")) == {1, 2}, "the other goes on")
         assert reported(db, 1)[0][2] == "null_key"
         db.execute("UPDATE a SET n = 1 WHERE n = 0")
-        until(lambda: [row[0] for row in quarantined(db)] == ["default/a"], "its dataset is known now")
+        until(
+            lambda: [row[0] for row in quarantined(db)] == ["default/a"], "its dataset is known now"
+        )
         db.execute("UPDATE a SET id = 3 WHERE id IS NULL")
         until(lambda: set(client.keys("a")) == {1, 2, 3}, "it has a key")
     daemon.stop()

@@ -38,7 +38,10 @@ def nearest(client: Client, number: float, k: int = 3) -> list[object]:
 
 @pytest.mark.parametrize(
     "how",
-    [pytest.param("syncd uninstall", id="uninstall", marks=pytest.mark.long), pytest.param(BY_HAND, id="by hand")],
+    [
+        pytest.param("syncd uninstall", id="uninstall", marks=pytest.mark.long),
+        pytest.param(BY_HAND, id="by hand"),
+    ],
 )
 def test_without_its_schema_writes_succeed_and_the_service_answers_from_where_it_was(
     attached: psycopg.Connection, database: str, daemon: Daemon, how: str
@@ -54,7 +57,10 @@ def test_without_its_schema_writes_succeed_and_the_service_answers_from_where_it
     attached.execute("UPDATE t SET v = '{50,1}' WHERE id = 1")
     attached.execute("DELETE FROM t WHERE id = 2")
     until(
-        lambda: "the database has no schema syncd" in [line["error"] for line in events(daemon, "database_lost")],
+        lambda: (
+            "the database has no schema syncd"
+            in [line["error"] for line in events(daemon, "database_lost")]
+        ),
         "the log says what is missing",
     )
     with daemon.client() as client:
@@ -66,7 +72,8 @@ def test_without_its_schema_writes_succeed_and_the_service_answers_from_where_it
         assert done.returncode == 0, done.stderr
         attached.execute("SELECT syncd.attach('t', metric => 'l2')")
         until(
-            lambda: [row.count for row in client.datasets() if row.state == "ready"] == [11], "the table is read again"
+            lambda: [row.count for row in client.datasets() if row.state == "ready"] == [11],
+            "the table is read again",
         )
         assert nearest(client, 1) == [3, 4, 5]
         assert client.verify("t").datasets[0].in_sync
@@ -81,8 +88,13 @@ def test_a_dump_without_the_schema_restores_every_row_and_init_and_attach_mend_t
     restored = server.create_database(name)
     try:
         dump = tmp_path / "dump"
-        subprocess.run([server.bindir / "pg_dump", "-Fc", "-N", "syncd", "-f", dump, "-d", database], check=True)
-        done = subprocess.run([server.bindir / "pg_restore", "-d", restored, dump], capture_output=True, check=False)
+        subprocess.run(
+            [server.bindir / "pg_dump", "-Fc", "-N", "syncd", "-f", dump, "-d", database],
+            check=True,
+        )
+        done = subprocess.run(
+            [server.bindir / "pg_restore", "-d", restored, dump], capture_output=True, check=False
+        )
         assert done.returncode == 1
         assert done.stderr.count(b"CREATE TRIGGER") == 4
         assert run("init", SYNCD_DSN=restored).returncode == 0
@@ -131,7 +143,9 @@ def test_two_services_of_two_names_follow_one_database(
             with each.client() as client:
                 client.wait(token[0])
                 assert nearest(client, 11, k=1) == [11]
-        names = attached.execute("SELECT DISTINCT name FROM syncd.consumers ORDER BY name").fetchall()
+        names = attached.execute(
+            "SELECT DISTINCT name FROM syncd.consumers ORDER BY name"
+        ).fetchall()
         assert names == [("default",), ("second",)]
     finally:
         other.stop()
@@ -139,7 +153,9 @@ def test_two_services_of_two_names_follow_one_database(
     daemon.stop()
 
 
-def test_what_the_manual_shows_of_the_database_can_be_asked(attached: psycopg.Connection, daemon: Daemon) -> None:
+def test_what_the_manual_shows_of_the_database_can_be_asked(
+    attached: psycopg.Connection, daemon: Daemon
+) -> None:
     """Each SQL block that only reads is run as it stands."""
     daemon.start()
     blocks = MANUAL.read_text("utf-8").split("```sql\n")[1:]

@@ -22,7 +22,8 @@ PAGE_ROWS = 100
 
 def write(db: psycopg.Connection, *keys: int) -> None:
     db.cursor().executemany(
-        "INSERT INTO syncd.outbox (source, op, key) VALUES (7, 'k', %s)", [[str(key)] for key in keys]
+        "INSERT INTO syncd.outbox (source, op, key) VALUES (7, 'k', %s)",
+        [[str(key)] for key in keys],
     )
 
 
@@ -64,7 +65,9 @@ def test_a_transaction_that_took_lower_ids_and_commits_later_is_read_once(
         assert follow(db, cursor)[0] == []
 
 
-def test_pages_of_a_large_window_give_each_key_once_while_others_write(db: psycopg.Connection, start: Cursor) -> None:
+def test_pages_of_a_large_window_give_each_key_once_while_others_write(
+    db: psycopg.Connection, start: Cursor
+) -> None:
     with db.transaction():
         write(db, *range(PAGE_ROWS * 3 + 7))
     first = read_changes(db, start, [SOURCE], snapshot(db), PAGE_ROWS)
@@ -77,19 +80,26 @@ def test_pages_of_a_large_window_give_each_key_once_while_others_write(db: psyco
 
 @pytest.mark.parametrize("behind_an_open_transaction", [False, True])
 def test_a_page_reads_what_changed_and_not_the_outbox(
-    db: psycopg.Connection, database: str, monkeypatch: pytest.MonkeyPatch, behind_an_open_transaction: bool
+    db: psycopg.Connection,
+    database: str,
+    monkeypatch: pytest.MonkeyPatch,
+    behind_an_open_transaction: bool,
 ) -> None:
     with psycopg.connect(database) as early:
         if behind_an_open_transaction:
             write(early, 1)
-        db.execute("INSERT INTO syncd.outbox (source, op, key) SELECT 7, 'k', i FROM generate_series(1, 50000) AS i")
+        db.execute(
+            "INSERT INTO syncd.outbox (source, op, key) SELECT 7, 'k', i FROM generate_series(1, 50000) AS i"
+        )
         db.execute("ANALYZE syncd.outbox")
         position = Cursor(Position(snapshot(db), 0))
         write(db, 2, 3)
         queries: list[bytes | str] = []
         execute = psycopg.Connection.execute
 
-        def noting(self: psycopg.Connection, query: bytes | str, *args: Any, **options: Any) -> object:
+        def noting(
+            self: psycopg.Connection, query: bytes | str, *args: Any, **options: Any
+        ) -> object:
             queries.append(query)
             return execute(self, query, *args, **options)
 
@@ -102,7 +112,9 @@ def test_a_page_reads_what_changed_and_not_the_outbox(
                 row = db.execute(b"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + query).fetchone()
                 assert row is not None
                 plan = row[0][0]["Plan"]
-                assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 50, json.dumps(plan, indent=1)
+                assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 50, json.dumps(
+                    plan, indent=1
+                )
 
 
 def pages_of(plan: dict[str, object]) -> int:
@@ -167,15 +179,21 @@ def test_a_page_of_one_large_transaction_is_read_by_its_index_in_every_slot(
 def test_a_look_for_markers_does_not_read_a_large_transaction(
     db: psycopg.Connection, in_progress: frozenset[int]
 ) -> None:
-    db.execute("INSERT INTO syncd.outbox (source, op, key) SELECT 7, 'k', i FROM generate_series(1, 100000) AS i")
+    db.execute(
+        "INSERT INTO syncd.outbox (source, op, key) SELECT 7, 'k', i FROM generate_series(1, 100000) AS i"
+    )
     like_a_pass(db)
-    query = with_numbers("passes", "read_markers", **outbox.unseen(Snapshot(1, 1, in_progress)), sources=str(SOURCE))
+    query = with_numbers(
+        "passes", "read_markers", **outbox.unseen(Snapshot(1, 1, in_progress)), sources=str(SOURCE)
+    )
     row = db.execute(b"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + query).fetchone()
     assert row is not None
     assert pages_of(row[0][0]["Plan"]) < 50, json.dumps(row[0][0]["Plan"], indent=1)
 
 
-@pytest.mark.parametrize("rows", [200_000, pytest.param(1_000_000, marks=[pytest.mark.long, pytest.mark.timeout(600)])])
+@pytest.mark.parametrize(
+    "rows", [200_000, pytest.param(1_000_000, marks=[pytest.mark.long, pytest.mark.timeout(600)])]
+)
 def test_a_pass_behind_an_old_transaction_costs_at_most_twice_as_much(
     db: psycopg.Connection, database: str, rows: int
 ) -> None:

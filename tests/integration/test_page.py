@@ -40,9 +40,9 @@ def service(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         db.execute(
             "SELECT syncd.attach('t', dataset => $$'a-name-that-is-far-too-long-for-a-phone-' || repeat('x', 200)$$)"
         )
-    daemon = Daemon(database, tmp_path_factory.mktemp("page") / "data", http="127.0.0.1:0").with_constant(
-        "syncd.ops.history.SAMPLE_SECONDS", 0.2
-    )
+    daemon = Daemon(
+        database, tmp_path_factory.mktemp("page") / "data", http="127.0.0.1:0"
+    ).with_constant("syncd.ops.history.SAMPLE_SECONDS", 0.2)
     yield daemon.start()
     if daemon.process is not None:
         daemon.stop()
@@ -78,7 +78,9 @@ def test_the_page_fits_a_phone_by_day_and_by_night_and_follows_a_change(
     assert chromium.complaints == []
 
 
-def test_a_search_is_typed_and_answered_without_javascript(service: Daemon, chromium: Browser) -> None:
+def test_a_search_is_typed_and_answered_without_javascript(
+    service: Daemon, chromium: Browser
+) -> None:
     chromium.call("Emulation.setScriptExecutionDisabled", value=True)
     chromium.open(url_of(service))
     chromium.submit(dataset=NAME, key="7")

@@ -61,7 +61,9 @@ def test_a_write_to_the_table_or_to_a_partition_notes_each_key(
     assert outbox(parted) == noted
 
 
-def test_copy_into_the_table_and_into_a_partition_notes_its_rows(parted: psycopg.Connection) -> None:
+def test_copy_into_the_table_and_into_a_partition_notes_its_rows(
+    parted: psycopg.Connection,
+) -> None:
     for table, start in (("parted", 3), ("low", 5)):
         statement = sql.SQL("COPY {} (id) FROM STDIN").format(sql.Identifier(table))
         with parted.cursor().copy(statement) as copy:
@@ -74,8 +76,12 @@ def test_partitions_made_or_attached_later_are_captured_at_once(parted: psycopg.
     parted.execute("CREATE TABLE later PARTITION OF parted FOR VALUES FROM (20) TO (30)")
     parted.execute("CREATE TABLE came (LIKE parted INCLUDING ALL); INSERT INTO came VALUES (31)")
     parted.execute("ALTER TABLE parted ATTACH PARTITION came FOR VALUES FROM (30) TO (40)")
-    parted.execute("SET session_replication_role = replica")  # the copies of the trigger are ALWAYS too
-    parted.execute("INSERT INTO later VALUES (21); UPDATE came SET lang = 'de'; INSERT INTO parted VALUES (32)")
+    parted.execute(
+        "SET session_replication_role = replica"
+    )  # the copies of the trigger are ALWAYS too
+    parted.execute(
+        "INSERT INTO later VALUES (21); UPDATE came SET lang = 'de'; INSERT INTO parted VALUES (32)"
+    )
     assert outbox(parted) == keys(21, 31, 32)
 
 
@@ -86,7 +92,9 @@ def test_every_partition_is_captured_under_the_replica_role(parted: psycopg.Conn
     assert outbox(parted) == [*keys(102, 12, 3), ("r", None)]
 
 
-def test_what_is_rolled_back_is_not_noted_and_wakes_nobody(any_db: psycopg.Connection, any_database: str) -> None:
+def test_what_is_rolled_back_is_not_noted_and_wakes_nobody(
+    any_db: psycopg.Connection, any_database: str
+) -> None:
     any_db.execute(PARTED)
     attach(any_db, "parted")
     any_db.execute("TRUNCATE syncd.outbox")
@@ -99,7 +107,9 @@ def test_what_is_rolled_back_is_not_noted_and_wakes_nobody(any_db: psycopg.Conne
         with any_db.transaction():
             with any_db.transaction(force_rollback=True):
                 any_db.execute("INSERT INTO low VALUES (3)")
-            any_db.execute("INSERT INTO parted SELECT generate_series(4, 9)")  # asks for the guard again, and notifies
+            any_db.execute(
+                "INSERT INTO parted SELECT generate_series(4, 9)"
+            )  # asks for the guard again, and notifies
             any_db.execute("TRUNCATE low")
         assert outbox(any_db) == [*keys(4, 5, 6, 7, 8, 9), ("r", None)]
         assert heard() == 1
@@ -116,7 +126,9 @@ def test_a_cascade_into_a_partitioned_table_notes_its_rows(scratch: psycopg.Conn
     )
     uuid = "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11"
     scratch.execute("INSERT INTO parents VALUES (1, %s), (2, %s)", [uuid, uuid])
-    scratch.execute("INSERT INTO kids VALUES ('x', 1, %s, 1), ('y', 1, %s, 1), ('y', 2, %s, 2)", [uuid] * 3)
+    scratch.execute(
+        "INSERT INTO kids VALUES ('x', 1, %s, 1), ('y', 1, %s, 1), ('y', 2, %s, 2)", [uuid] * 3
+    )
     attach(scratch, "kids")
     scratch.execute("TRUNCATE syncd.outbox")
     scratch.execute("DELETE FROM parents WHERE a = 1")
@@ -139,7 +151,9 @@ WRITES: tuple[LiteralString, ...] = (
 )
 
 
-def test_a_renamed_key_column_fails_no_write_and_marks_each_transaction_once(parted: psycopg.Connection) -> None:
+def test_a_renamed_key_column_fails_no_write_and_marks_each_transaction_once(
+    parted: psycopg.Connection,
+) -> None:
     parted.execute("ALTER TABLE parted RENAME COLUMN id TO number")
     parted.execute("INSERT INTO parted VALUES (4), (5)")
     parted.execute("UPDATE parted SET lang = 'de'")
@@ -155,7 +169,11 @@ def test_a_renamed_key_column_fails_no_write_and_marks_each_transaction_once(par
 
 @pytest.mark.parametrize(
     "damage",
-    ["DROP TABLE syncd.outbox CASCADE", "DROP TABLE syncd.outbox_0", "DROP SEQUENCE syncd.outbox_slot"],
+    [
+        "DROP TABLE syncd.outbox CASCADE",
+        "DROP TABLE syncd.outbox_0",
+        "DROP SEQUENCE syncd.outbox_slot",
+    ],
 )
 def test_an_outbox_that_cannot_be_written_fails_no_write_to_a_partition(
     parted: psycopg.Connection, damage: LiteralString
@@ -167,10 +185,14 @@ def test_an_outbox_that_cannot_be_written_fails_no_write_to_a_partition(
         execute(parted, write)
     assert warnings
     assert all(text.startswith("syncd could not note a change of ") for text in warnings)
-    assert len([text for text in warnings if "change of parted" not in text]) == 1  # once a transaction, not once a row
+    assert (
+        len([text for text in warnings if "change of parted" not in text]) == 1
+    )  # once a transaction, not once a row
 
 
-def test_an_outbox_dropped_between_two_transactions_of_a_session_fails_no_write(any_db: psycopg.Connection) -> None:
+def test_an_outbox_dropped_between_two_transactions_of_a_session_fails_no_write(
+    any_db: psycopg.Connection,
+) -> None:
     any_db.execute(PARTED)
     attach(any_db, "parted")
     any_db.execute("INSERT INTO parted VALUES (4)")
@@ -212,7 +234,9 @@ def test_who_may_write_a_partition_needs_no_grant_on_the_schema(
     attach(any_db, "parted")
     any_db.execute("TRUNCATE syncd.outbox")
     with role(any_server, "writer"):
-        any_db.execute("GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON parted, low, high, deepest TO writer")
+        any_db.execute(
+            "GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON parted, low, high, deepest TO writer"
+        )
         with connected_as(any_database, "writer") as db:
             for write in WRITES[:-1]:
                 db.execute(write)
@@ -227,7 +251,9 @@ def test_who_may_write_a_partition_needs_no_grant_on_the_schema(
 # Which triggers there must be
 
 
-def test_after_attach_nothing_is_missing_and_mending_changes_nothing(parted: psycopg.Connection) -> None:
+def test_after_attach_nothing_is_missing_and_mending_changes_nothing(
+    parted: psycopg.Connection,
+) -> None:
     before = everything(parted)
     assert wrong(parted) == []
     assert not mend(parted)
@@ -301,7 +327,9 @@ def test_a_detached_partition_is_let_go(parted: psycopg.Connection) -> None:
     assert wrong(parted) == []
 
 
-def test_detach_takes_every_trigger_along_those_of_former_partitions_too(parted: psycopg.Connection) -> None:
+def test_detach_takes_every_trigger_along_those_of_former_partitions_too(
+    parted: psycopg.Connection,
+) -> None:
     parted.execute("ALTER TABLE parted DETACH PARTITION low")
     assert parted.execute("SELECT syncd.detach('parted')").fetchone() == (True,)
     left = "SELECT tgname FROM pg_trigger WHERE tgname LIKE 'syncd%' AND tgrelid <> 'syncd.embeddings'::regclass"
@@ -318,20 +346,28 @@ def test_mending_what_is_not_attached_says_so(scratch: psycopg.Connection) -> No
         mend(scratch, "items")
 
 
-def test_only_the_owner_mends(any_server: PostgresServer, any_db: psycopg.Connection, any_database: str) -> None:
+def test_only_the_owner_mends(
+    any_server: PostgresServer, any_db: psycopg.Connection, any_database: str
+) -> None:
     any_db.execute(PARTED)
     attach(any_db, "parted")
     any_db.execute(f"DROP TRIGGER syncd_{source_id(any_db)}_row ON parted")
     with role(any_server, "stranger"), role(any_server, "table_owner"):
-        any_db.execute("GRANT USAGE ON SCHEMA syncd TO stranger, table_owner; GRANT ALL ON parted TO stranger")
+        any_db.execute(
+            "GRANT USAGE ON SCHEMA syncd TO stranger, table_owner; GRANT ALL ON parted TO stranger"
+        )
         any_db.execute("GRANT ALL ON SCHEMA public TO table_owner")
         with connected_as(any_database, "stranger") as stranger, refused(stranger, "must be owner"):
             mend(stranger)
         for table in ("parted", "low", "high", "deep", "deepest"):
-            any_db.execute(sql.SQL("ALTER TABLE {} OWNER TO table_owner").format(sql.Identifier(table)))
+            any_db.execute(
+                sql.SQL("ALTER TABLE {} OWNER TO table_owner").format(sql.Identifier(table))
+            )
         with connected_as(any_database, "table_owner") as owner:
             assert mend(owner)
             assert not mend(owner)
             attach(owner, "parted", metric="l2")
         assert wrong(any_db) == []
-        any_db.execute("REASSIGN OWNED BY table_owner TO postgres; DROP OWNED BY table_owner, stranger")
+        any_db.execute(
+            "REASSIGN OWNED BY table_owner TO postgres; DROP OWNED BY table_owner, stranger"
+        )

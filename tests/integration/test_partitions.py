@@ -23,30 +23,46 @@ def test_a_partition_is_refused_with_its_root(scratch: psycopg.Connection) -> No
             attach(scratch, table)
 
 
-def test_a_partition_whose_rows_syncd_cannot_keep_up_with_is_refused(scratch: psycopg.Connection) -> None:
+def test_a_partition_whose_rows_syncd_cannot_keep_up_with_is_refused(
+    scratch: psycopg.Connection,
+) -> None:
     scratch.execute(PARTED)
     with scratch.transaction(force_rollback=True):
-        scratch.execute("CREATE UNLOGGED TABLE quick PARTITION OF parted FOR VALUES FROM (20) TO (30)")
+        scratch.execute(
+            "CREATE UNLOGGED TABLE quick PARTITION OF parted FOR VALUES FROM (20) TO (30)"
+        )
         with refused(scratch, "unlogged", "SET LOGGED"):
             attach(scratch, "parted")
-    scratch.execute("CREATE FOREIGN DATA WRAPPER nowhere; CREATE SERVER other FOREIGN DATA WRAPPER nowhere")
+    scratch.execute(
+        "CREATE FOREIGN DATA WRAPPER nowhere; CREATE SERVER other FOREIGN DATA WRAPPER nowhere"
+    )
     scratch.execute("CREATE TABLE far (id int, embedding real[]) PARTITION BY RANGE (id)")
-    scratch.execute("CREATE FOREIGN TABLE away PARTITION OF far FOR VALUES FROM (0) TO (10) SERVER other")
-    with refused(scratch, "away of table public.far is a foreign table", "server where it is written"):
+    scratch.execute(
+        "CREATE FOREIGN TABLE away PARTITION OF far FOR VALUES FROM (0) TO (10) SERVER other"
+    )
+    with refused(
+        scratch, "away of table public.far is a foreign table", "server where it is written"
+    ):
         attach(scratch, "far")
 
 
 def test_more_partitions_than_the_server_has_locks_for_are_refused_before_any_is_locked(
     scratch: psycopg.Connection,
 ) -> None:
-    scratch.execute("CREATE TABLE many (id int PRIMARY KEY, embedding real[]) PARTITION BY RANGE (id)")
+    scratch.execute(
+        "CREATE TABLE many (id int PRIMARY KEY, embedding real[]) PARTITION BY RANGE (id)"
+    )
     scratch.execute("CREATE TABLE many_0 PARTITION OF many FOR VALUES FROM (0) TO (1)")
     # a catalogue of more than the server has room for, without making them
     scratch.execute(
         'CREATE OR REPLACE FUNCTION syncd.tables_of(source regclass, OUT relation regclass, OUT is_root boolean, OUT kind "char")'
         " RETURNS SETOF record LANGUAGE sql STABLE AS $$ SELECT source, i = 0, 'r'::\"char\" FROM generate_series(0, 9000) i $$"
     )
-    with refused(scratch, "9000 partitions of table public.many takes 18002 locks", "max_locks_per_transaction = 361"):
+    with refused(
+        scratch,
+        "9000 partitions of table public.many takes 18002 locks",
+        "max_locks_per_transaction = 361",
+    ):
         attach(scratch, "many")
 
 
@@ -75,8 +91,18 @@ def test_a_pass_locks_the_partitions_and_past_a_bound_only_those_with_changed_ke
     attach(any_db, "parted")
     attach(any_db, "pairs")
     cases = (
-        ("parted", {"parted", "low", "high", "deep", "deepest"}, ["1", "11", "101"], {"parted", "low"}),
-        ("pairs", {"pairs", "pairs_de", "pairs_en"}, ['["de", 1]', '["en", 1]'], {"pairs", "pairs_de"}),
+        (
+            "parted",
+            {"parted", "low", "high", "deep", "deepest"},
+            ["1", "11", "101"],
+            {"parted", "low"},
+        ),
+        (
+            "pairs",
+            {"pairs", "pairs_de", "pairs_en"},
+            ['["de", 1]', '["en", 1]'],
+            {"pairs", "pairs_de"},
+        ),
     )
     for table, everything_of_it, asked, needed in cases:
         (source,) = [each for each in read_sources(any_db) if each.table == table]
@@ -86,13 +112,19 @@ def test_a_pass_locks_the_partitions_and_past_a_bound_only_those_with_changed_ke
             cursor = psycopg.RawCursor(any_db)
             return len(
                 cursor.execute(
-                    source.read_keys(), [source.key_array(keys)], prepare=source.prepare, binary=True
+                    source.read_keys(),
+                    [source.key_array(keys)],
+                    prepare=source.prepare,
+                    binary=True,
                 ).fetchall()
             )
 
         for _ in range(12):  # a prepared statement may take a plan for any keys by now
             assert read(asked) == len(asked)
-        for bound, expected, then in ((100, everything_of_it, everything_of_it), (1, {table}, needed)):
+        for bound, expected, then in (
+            (100, everything_of_it, everything_of_it),
+            (1, {table}, needed),
+        ):
             monkeypatch.setattr(sources, "LOCK_PARTITIONS_UP_TO", bound)
             with any_db.transaction():
                 any_db.execute(source.lock())
@@ -108,10 +140,15 @@ def test_a_service_follows_a_partitioned_table(db: psycopg.Connection, daemon: D
     with daemon.client() as client:
 
         def found() -> list[int]:
-            return sorted(cast(int, hit.key) for hit in client.search("parted", [0], k=100, consistency="strong"))
+            return sorted(
+                cast(int, hit.key)
+                for hit in client.search("parted", [0], k=100, consistency="strong")
+            )
 
         assert found() == [1, 2, 11, 101]
-        db.execute("UPDATE parted SET id = id + 10 WHERE id = 2; INSERT INTO deepest VALUES (102, 'en', '{102}')")
+        db.execute(
+            "UPDATE parted SET id = id + 10 WHERE id = 2; INSERT INTO deepest VALUES (102, 'en', '{102}')"
+        )
         assert found() == [1, 11, 12, 101, 102]
         db.execute("TRUNCATE deep; INSERT INTO parted VALUES (103, 'en', '{103}')")
         assert found() == [1, 11, 12, 103]
@@ -127,7 +164,9 @@ def test_a_service_follows_a_partitioned_table(db: psycopg.Connection, daemon: D
     daemon.stop()
 
 
-def test_a_service_follows_composite_keys_across_partitions(db: psycopg.Connection, daemon: Daemon) -> None:
+def test_a_service_follows_composite_keys_across_partitions(
+    db: psycopg.Connection, daemon: Daemon
+) -> None:
     db.execute(
         "CREATE TABLE pairs (lang text, id bigint, part uuid DEFAULT gen_random_uuid(), v real[], PRIMARY KEY (lang, id))"
         " PARTITION BY LIST (lang);"

@@ -22,7 +22,9 @@ from tests.integration.test_why import explain
 def chunks(db: psycopg.Connection) -> psycopg.Connection:
     """Table ``chunks`` with some rows, attached."""
     db.execute("CREATE TABLE chunks (id int PRIMARY KEY, v vector(3), lang text)")
-    db.execute("INSERT INTO chunks SELECT i, ARRAY[i, 1, 1]::real[]::vector, 'en' FROM generate_series(1, 50) AS i")
+    db.execute(
+        "INSERT INTO chunks SELECT i, ARRAY[i, 1, 1]::real[]::vector, 'en' FROM generate_series(1, 50) AS i"
+    )
     db.execute("SELECT syncd.attach('chunks', metric => 'l2', live => $$lang <> 'it''s'$$)")
     return db
 
@@ -99,14 +101,20 @@ def test_two_tables_that_swapped_names_are_told_and_each_dataset_is_its_tables_a
 def test_a_renamed_table_and_one_of_another_kind_under_its_old_name_are_no_warning(
     chunks: psycopg.Connection, tmp_path: Path
 ) -> None:
-    chunks.execute("ALTER TABLE chunks RENAME TO things; CREATE VIEW chunks AS SELECT * FROM things")
+    chunks.execute(
+        "ALTER TABLE chunks RENAME TO things; CREATE VIEW chunks AS SELECT * FROM things"
+    )
     assert_only(examine(chunks, tmp_path))
-    chunks.execute("CREATE TABLE other (id int PRIMARY KEY, v vector(3)); CREATE TABLE items (LIKE other)")
+    chunks.execute(
+        "CREATE TABLE other (id int PRIMARY KEY, v vector(3)); CREATE TABLE items (LIKE other)"
+    )
     chunks.execute("SELECT syncd.attach('other', dataset => $$'items'$$)")  # as the user wants it
     assert_only(examine(chunks, tmp_path))
 
 
-def test_triggers_that_came_with_a_dump_are_told_and_dropped(chunks: psycopg.Connection, tmp_path: Path) -> None:
+def test_triggers_that_came_with_a_dump_are_told_and_dropped(
+    chunks: psycopg.Connection, tmp_path: Path
+) -> None:
     chunks.execute("CREATE TABLE copy (LIKE chunks INCLUDING ALL)")
     (number,) = chunks.execute("SELECT max(id) FROM syncd.attachments").fetchone() or [None]
     for event in ("delete", "truncate"):
@@ -153,7 +161,9 @@ def test_a_table_that_took_the_name_of_one_dropped_since_is_put_in_its_place(
     with serving(chunks, daemon) as followed:
         chunks.execute("CREATE TABLE chunks_new (LIKE chunks INCLUDING ALL)")
         chunks.execute("INSERT INTO chunks_new SELECT id + 100, v, lang FROM chunks")
-        chunks.execute("ALTER TABLE chunks RENAME TO chunks_old; ALTER TABLE chunks_new RENAME TO chunks")
+        chunks.execute(
+            "ALTER TABLE chunks RENAME TO chunks_old; ALTER TABLE chunks_new RENAME TO chunks"
+        )
         renamed = "SELECT count(*) FROM syncd.attachments WHERE table_name = 'chunks_old'"
         until(lambda: chunks.execute(renamed).fetchone() == (1,), "the new name is stored")
         if not running:
@@ -161,7 +171,9 @@ def test_a_table_that_took_the_name_of_one_dropped_since_is_put_in_its_place(
         chunks.execute("DROP TABLE chunks_old")
         if not running:
             daemon.start()
-        assert "syncd attach public.chunks --like-before" in followed.failed("the table was dropped", "chunks")
+        assert "syncd attach public.chunks --like-before" in followed.failed(
+            "the table was dropped", "chunks"
+        )
         found = about(examine(chunks, tmp_path), "table")
         assert found.fix == "syncd attach public.chunks --like-before"
         assert found in causes(daemon)
@@ -183,7 +195,9 @@ def test_tables_exchanged_by_their_schemas_are_told_and_the_dataset_is_the_named
     db: psycopg.Connection, daemon: Daemon, tmp_path: Path, exchange: str, both: bool, dropped: bool
 ) -> None:
     for schema, first in (("live", 1), ("staging", 101)):
-        db.execute(f"CREATE SCHEMA {schema}; CREATE TABLE {schema}.m (id int PRIMARY KEY, v vector(3))".encode())
+        db.execute(
+            f"CREATE SCHEMA {schema}; CREATE TABLE {schema}.m (id int PRIMARY KEY, v vector(3))".encode()
+        )
         db.execute(
             f"INSERT INTO {schema}.m SELECT i, ARRAY[i, 1, 1]::real[] FROM generate_series({first}, {first + 9}) i".encode()
         )
@@ -201,7 +215,10 @@ def test_tables_exchanged_by_their_schemas_are_told_and_the_dataset_is_the_named
         (found,) = moved(db, tmp_path)
         assert found in causes(daemon, "m")
         if not dropped:
-            assert f"dataset 'm' is read from {moved_to}, and live.m is another table now" in found.detail
+            assert (
+                f"dataset 'm' is read from {moved_to}, and live.m is another table now"
+                in found.detail
+            )
             followed.in_step(f"SELECT id, v::real[] FROM {moved_to}", "m")
         obey(db, found)
         if not (dropped and both):  # then live.m keeps the dataset that it was attached for
@@ -216,7 +233,9 @@ def test_like_before_takes_no_other_arguments(chunks: psycopg.Connection) -> Non
 
 
 @pytest.mark.parametrize("part", ["chunks", "chunks_1"])
-def test_an_unlogged_source_or_partition_is_told(db: psycopg.Connection, tmp_path: Path, part: str) -> None:
+def test_an_unlogged_source_or_partition_is_told(
+    db: psycopg.Connection, tmp_path: Path, part: str
+) -> None:
     split = " PARTITION BY RANGE (id)" if part != "chunks" else ""
     db.execute(f"CREATE TABLE chunks (id int PRIMARY KEY, v vector(3)){split}".encode())
     if split:

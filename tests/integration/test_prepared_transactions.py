@@ -20,8 +20,13 @@ def two_phase_database(two_phase: PostgresServer) -> Iterator[str]:
     two_phase.drop_database("app")
 
 
-def test_where_transactions_can_be_prepared_nobody_is_notified_and_preparing_works(two_phase_database: str) -> None:
-    with psycopg.connect(two_phase_database, autocommit=True) as db, listening(two_phase_database) as heard:
+def test_where_transactions_can_be_prepared_nobody_is_notified_and_preparing_works(
+    two_phase_database: str,
+) -> None:
+    with (
+        psycopg.connect(two_phase_database, autocommit=True) as db,
+        listening(two_phase_database) as heard,
+    ):
         db.execute("CREATE TABLE items (id int PRIMARY KEY, embedding real[])")
         db.execute("SELECT syncd.attach('items')")
         db.execute("TRUNCATE syncd.outbox")
@@ -51,7 +56,10 @@ def test_a_service_follows_without_notifications_where_transactions_can_be_prepa
                 db.execute("BEGIN; INSERT INTO items VALUES (1, '{1}'); PREPARE TRANSACTION 'one'")
                 assert list(client.keys("items")) == [0]
                 db.execute("COMMIT PREPARED 'one'")
-                assert [hit.key for hit in client.search("items", [1], consistency="strong")] == [1, 0]
+                assert [hit.key for hit in client.search("items", [1], consistency="strong")] == [
+                    1,
+                    0,
+                ]
                 assert not client.status().listener_connected
             daemon.stop()
         finally:
@@ -64,8 +72,12 @@ def test_prepared_writes_to_a_partitioned_table_arrive_once_they_are_committed(
 ) -> None:
     daemon = Daemon(two_phase_database, tmp_path / "data")
     with psycopg.connect(two_phase_database, autocommit=True) as db:
-        db.execute("CREATE TABLE parted (part text, id int, v real[], PRIMARY KEY (part, id)) PARTITION BY LIST (part)")
-        db.execute("CREATE TABLE a PARTITION OF parted FOR VALUES IN ('a'); CREATE TABLE b PARTITION OF parted DEFAULT")
+        db.execute(
+            "CREATE TABLE parted (part text, id int, v real[], PRIMARY KEY (part, id)) PARTITION BY LIST (part)"
+        )
+        db.execute(
+            "CREATE TABLE a PARTITION OF parted FOR VALUES IN ('a'); CREATE TABLE b PARTITION OF parted DEFAULT"
+        )
         db.execute("INSERT INTO parted VALUES ('a', 1, '{1}'), ('b', 2, '{2}'), ('b', 3, '{3}')")
         db.execute("SELECT syncd.attach('parted', metric => 'l2')")
         try:
@@ -75,17 +87,23 @@ def test_prepared_writes_to_a_partitioned_table_arrive_once_they_are_committed(
                            " PREPARE TRANSACTION 'one'")  # fmt: skip
                 assert len(list(client.keys("parted"))) == 3
                 db.execute("COMMIT PREPARED 'one'")
-                assert [hit.key for hit in client.search("parted", [0], consistency="strong")] == [("a", 4)]
+                assert [hit.key for hit in client.search("parted", [0], consistency="strong")] == [
+                    ("a", 4)
+                ]
                 db.execute("BEGIN; DELETE FROM parted; PREPARE TRANSACTION 'two'")
                 db.execute("ROLLBACK PREPARED 'two'")
-                assert [hit.key for hit in client.search("parted", [0], consistency="strong")] == [("a", 4)]
+                assert [hit.key for hit in client.search("parted", [0], consistency="strong")] == [
+                    ("a", 4)
+                ]
             daemon.stop()
         finally:
             if daemon.process is not None:
                 daemon.kill()
 
 
-def test_a_doubted_writer_is_found_while_a_prepared_one_stays_open(two_phase_database: str, tmp_path: Path) -> None:
+def test_a_doubted_writer_is_found_while_a_prepared_one_stays_open(
+    two_phase_database: str, tmp_path: Path
+) -> None:
     """Neither could write to the outbox, which another session had locked."""
     daemon = Daemon(two_phase_database, tmp_path / "data", verify_seconds=0)
     with psycopg.connect(two_phase_database, autocommit=True) as db:
@@ -94,7 +112,10 @@ def test_a_doubted_writer_is_found_while_a_prepared_one_stays_open(two_phase_dat
         db.execute("SELECT syncd.attach('items', metric => 'l2')")
 
         def found(client: Client) -> list[object]:
-            return [hit.key for hit in client.search("items", [0], consistency="strong", timeout_ms=30_000)]
+            return [
+                hit.key
+                for hit in client.search("items", [0], consistency="strong", timeout_ms=30_000)
+            ]
 
         try:
             daemon.start()

@@ -18,7 +18,9 @@ from tests.faults.following import until
 WAIT_SECONDS = 30.0
 
 
-def test_sigterm_and_sigint_exit_0_and_leave_a_checkpoint_and_no_socket(db: psycopg.Connection, daemon: Daemon) -> None:
+def test_sigterm_and_sigint_exit_0_and_leave_a_checkpoint_and_no_socket(
+    db: psycopg.Connection, daemon: Daemon
+) -> None:
     for how in (signal.SIGTERM, signal.SIGINT):
         daemon.start()
         assert oct(daemon.socket.stat().st_mode & 0o777) == "0o660"
@@ -34,7 +36,9 @@ def test_a_second_signal_stops_at_once(daemon: Daemon) -> None:
     assert process is not None
     with socket.socket(socket.AF_UNIX) as raw:
         raw.connect(str(daemon.socket))
-        raw.sendall(b'{"jsonrpc":"2.0","id":1,"method":"wait","params":{"after":"99999999999","timeout_ms":60000}}\n')
+        raw.sendall(
+            b'{"jsonrpc":"2.0","id":1,"method":"wait","params":{"after":"99999999999","timeout_ms":60000}}\n'
+        )
         raw.sendall(b'{"jsonrpc":"2.0","id":2,"method":"ping"}\n')
         assert b"pong" in raw.recv(1000)
         process.send_signal(signal.SIGTERM)
@@ -48,7 +52,9 @@ def test_a_second_signal_stops_at_once(daemon: Daemon) -> None:
 def test_a_process_whose_consumer_name_was_taken_exits_1_and_says_so(
     db: psycopg.Connection, database: str, daemon: Daemon, tmp_path: Path
 ) -> None:
-    db.execute("CREATE TABLE items (id int PRIMARY KEY, v real[]); INSERT INTO items VALUES (1, '{1}')")
+    db.execute(
+        "CREATE TABLE items (id int PRIMARY KEY, v real[]); INSERT INTO items VALUES (1, '{1}')"
+    )
     db.execute("SELECT syncd.attach('items')")
     first = daemon.start().process
     assert first is not None
@@ -66,12 +72,17 @@ def test_a_process_whose_consumer_name_was_taken_exits_1_and_says_so(
         with third.client() as client:
             assert list(client.keys("items")) == [1]
         third.stop()
-        assert sorted(db.execute("SELECT DISTINCT consumer FROM syncd.status").fetchall()) == [("default",), ("third",)]
+        assert sorted(db.execute("SELECT DISTINCT consumer FROM syncd.status").fetchall()) == [
+            ("default",),
+            ("third",),
+        ]
     finally:
         second.stop()
 
 
-def test_at_most_four_connections_are_open_and_each_is_named(db: psycopg.Connection, daemon: Daemon) -> None:
+def test_at_most_four_connections_are_open_and_each_is_named(
+    db: psycopg.Connection, daemon: Daemon
+) -> None:
     daemon.start()
     with daemon.client() as client:
         client.checkpoint()
@@ -109,7 +120,11 @@ def test_a_role_that_may_not_read_a_source_fails_that_source_alone_and_says_whic
                 with daemon.client() as client:
                     assert list(client.keys("open")) == [1]
                     db.execute("GRANT SELECT ON closed TO reader")
-                    until(lambda: has_keys(client, "closed", [1]), "the rows it may read now are found", WAIT_SECONDS)
+                    until(
+                        lambda: has_keys(client, "closed", [1]),
+                        "the rows it may read now are found",
+                        WAIT_SECONDS,
+                    )
                 daemon.stop()
             finally:
                 if daemon.process is not None:

@@ -46,9 +46,14 @@ def test_every_table_of_the_schema_can_be_written_under_a_publication(
         "SELECT relname, (SELECT attname FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped AND attidentity = '' LIMIT 1)"
         " FROM pg_class AS c WHERE relnamespace = 'syncd'::regnamespace AND relkind IN ('r', 'p') ORDER BY 1"
     ).fetchall()
-    assert {"meta", "outbox", "outbox_0", "outbox_limit", "dataset_reports", "quarantine_reports"} <= {
-        name for name, _ in tables
-    }
+    assert {
+        "meta",
+        "outbox",
+        "outbox_0",
+        "outbox_limit",
+        "dataset_reports",
+        "quarantine_reports",
+    } <= {name for name, _ in tables}
     for table, column in tables:
         names = {"table": sql.Identifier("syncd", table), "column": sql.Identifier(column)}
         with any_db.transaction(force_rollback=True):
@@ -70,10 +75,16 @@ def test_under_a_publication_status_quarantine_settings_and_freeing_go_on(
     assert value(db, "SELECT max_rows FROM syncd.outbox_limit") == 1234
     db.execute("INSERT INTO items VALUES (1, '{1,0}'), (2, '{NaN,0}')")
     applied(daemon, value(db, "SELECT syncd.token()"))
-    until(lambda: value(db, "SELECT count(*) FROM syncd.quarantine WHERE key = '2'") == 1, "the row is listed")
+    until(
+        lambda: value(db, "SELECT count(*) FROM syncd.quarantine WHERE key = '2'") == 1,
+        "the row is listed",
+    )
     until(lambda: value(db, "SELECT sum(rows) FROM syncd.status") == 1, "the status is reported")
     db.execute("DELETE FROM items WHERE id = 2")
-    until(lambda: value(db, "SELECT count(*) FROM syncd.quarantine") == 0, "the row is no longer listed")
+    until(
+        lambda: value(db, "SELECT count(*) FROM syncd.quarantine") == 0,
+        "the row is no longer listed",
+    )
     with daemon.client() as client:
         client.checkpoint()
 
@@ -93,17 +104,25 @@ def test_init_and_check_name_a_publication_that_carries_the_schema_and_what_to_d
         done = run("init", SYNCD_DSN=conninfo)
         assert done.returncode == 0
         lines = done.stderr.splitlines()
-        assert lines[0].startswith("warning: publication everything is FOR ALL TABLES"), "said before it is done"
+        assert lines[0].startswith("warning: publication everything is FOR ALL TABLES"), (
+            "said before it is done"
+        )
         assert lines[1].startswith("  next: on each subscriber: syncd init"), done.stderr
         assert lines[2].startswith("schema syncd is at"), done.stderr
         with psycopg.connect(conninfo, autocommit=True) as db:
             found = about(examine(db, tmp_path), "publication everything")
             assert found.level == "warn"
             assert "ALTER SUBSCRIPTION" in found.fix
-            db.execute("DROP PUBLICATION everything; CREATE PUBLICATION everything FOR TABLE syncd.outbox_limit")
+            db.execute(
+                "DROP PUBLICATION everything; CREATE PUBLICATION everything FOR TABLE syncd.outbox_limit"
+            )
             assert "DROP TABLE" in about(examine(db, tmp_path), "publication everything").fix
-            db.execute("DROP PUBLICATION everything; CREATE PUBLICATION everything FOR TABLE syncd.embeddings")
-            assert about(examine(db, tmp_path), "publications").level == "ok", "the ready table may be carried"
+            db.execute(
+                "DROP PUBLICATION everything; CREATE PUBLICATION everything FOR TABLE syncd.embeddings"
+            )
+            assert about(examine(db, tmp_path), "publications").level == "ok", (
+                "the ready table may be carried"
+            )
         assert "warning" not in run("init", SYNCD_DSN=conninfo).stderr
     finally:
         any_server.drop_database("published")
@@ -127,9 +146,15 @@ def test_an_upgrade_beside_a_writer_whose_transaction_is_open_keeps_no_other_wri
                 db.execute("SET statement_timeout = '5s'; INSERT INTO items VALUES (2, '{2}')")
                 writer.commit()
                 assert upgrading.wait(60) == 0
-            assert value(db, "SELECT version_num FROM syncd.alembic_version") == schema.newest_revision()
+            assert (
+                value(db, "SELECT version_num FROM syncd.alembic_version")
+                == schema.newest_revision()
+            )
             assert value(db, "SELECT count(*) FROM syncd.outbox WHERE op = 'k'") == 2
-            assert value(db, "SELECT incarnation FROM syncd.meta WHERE xmin::text = xid::text") == incarnation
+            assert (
+                value(db, "SELECT incarnation FROM syncd.meta WHERE xmin::text = xid::text")
+                == incarnation
+            )
             db.execute("DELETE FROM syncd.outbox")
     finally:
         any_server.drop_database("upgraded")
@@ -138,9 +163,13 @@ def test_an_upgrade_beside_a_writer_whose_transaction_is_open_keeps_no_other_wri
 @contextmanager
 def running_init(conninfo: str) -> Iterator[subprocess.Popen[bytes]]:
     """``syncd init``, in a process of its own that does not outlive the block."""
-    environment = {name: text for name, text in os.environ.items() if not name.startswith(("SYNCD_", "PG"))}
+    environment = {
+        name: text for name, text in os.environ.items() if not name.startswith(("SYNCD_", "PG"))
+    }
     command = [sys.executable, "-m", "syncd.cli.main", "init"]
-    with subprocess.Popen(command, env=environment | {"SYNCD_DSN": conninfo}, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        command, env=environment | {"SYNCD_DSN": conninfo}, stderr=subprocess.DEVNULL
+    ) as process:
         try:
             yield process
         finally:
@@ -153,14 +182,18 @@ def running_init(conninfo: str) -> Iterator[subprocess.Popen[bytes]]:
 class Flow:
     """Two databases of one server; the table ``items`` flows from one to the other through a publication FOR ALL TABLES."""
 
-    def __init__(self, server: PostgresServer, publisher: psycopg.Connection, subscriber: psycopg.Connection) -> None:
+    def __init__(
+        self, server: PostgresServer, publisher: psycopg.Connection, subscriber: psycopg.Connection
+    ) -> None:
         self.server = server
         self.publisher = publisher
         self.subscriber = subscriber
 
     def subscribe(self, options: LiteralString = "copy_data = false") -> None:
         """A slot made by hand: a subscription that makes its own would wait for itself where both databases are on one server."""
-        self.publisher.execute("SELECT pg_create_logical_replication_slot('everything', 'pgoutput')")
+        self.publisher.execute(
+            "SELECT pg_create_logical_replication_slot('everything', 'pgoutput')"
+        )
         subscription = "CREATE SUBSCRIPTION everything CONNECTION {} PUBLICATION everything WITH (create_slot = false, slot_name = 'everything', {})"
         conninfo = sql.Literal(self.server.conninfo("publisher"))
         self.subscriber.execute(sql.SQL(subscription).format(conninfo, sql.SQL(options)))
@@ -175,12 +208,16 @@ class Flow:
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
-def logical(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+def logical(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[PostgresServer]:
     """A server with logical replication."""
     if not available(request.param):
         pytest.skip(f"PostgreSQL {request.param} is not installed")
     settings = {"wal_level": "logical", "wal_retrieve_retry_interval": "100ms"}
-    with PostgresServer(request.param, tmp_path_factory.mktemp("logical"), settings=settings) as server:
+    with PostgresServer(
+        request.param, tmp_path_factory.mktemp("logical"), settings=settings
+    ) as server:
         yield server
 
 
@@ -224,7 +261,9 @@ def test_a_subscriber_that_followed_the_advice_goes_on(flow: Flow, tmp_path: Pat
         with daemon.client() as client:
             client.checkpoint()
         flow.arrives(3)
-        assert value(flow.subscriber, "SELECT count(*) FROM syncd.consumers") == 0, "nothing of syncd's is applied"
+        assert value(flow.subscriber, "SELECT count(*) FROM syncd.consumers") == 0, (
+            "nothing of syncd's is applied"
+        )
         daemon.stop()
     finally:
         if daemon.process is not None:
@@ -256,18 +295,25 @@ def test_a_database_that_gets_another_servers_outbox_is_not_followed_until_it_do
         with daemon.client() as client:
             client.wait(value(there, "SELECT syncd.token()"))
             flow.subscribe()  # every table of the publication is subscribed to, those of syncd as well
-            until(lambda: "another server's rows" in (client.status().database_error or ""), "it stands still")
+            until(
+                lambda: "another server's rows" in (client.status().database_error or ""),
+                "it stands still",
+            )
             found = about(examine(there, tmp_path), "subscriptions")
             assert found.level == "fail"
             assert "SET PUBLICATION" in found.fix
             here.execute("INSERT INTO items VALUES (2, '{1,0}')")
             until(lambda: flow.has_arrived(2), "the row arrives")
-            here.execute("TRUNCATE syncd.outbox")  # as its own syncd does; it takes this database's changes along
+            here.execute(
+                "TRUNCATE syncd.outbox"
+            )  # as its own syncd does; it takes this database's changes along
             here.execute("INSERT INTO items VALUES (3, '{1,0}')")
             until(lambda: flow.has_arrived(3), "the truncation arrives")
             here.execute("CREATE PUBLICATION chosen FOR TABLE items")
             until(lambda: caught_up(here), "the subscription is behind the new publication")
-            there.execute("ALTER SUBSCRIPTION everything SET PUBLICATION chosen WITH (copy_data = false)")
+            there.execute(
+                "ALTER SUBSCRIPTION everything SET PUBLICATION chosen WITH (copy_data = false)"
+            )
             flow.arrives(4)
             until(lambda: client.status().database_error is None, "it follows again")
             until(lambda: finds_all(client, 4), "every row was compared")
@@ -290,5 +336,8 @@ def finds_all(client: Client, rows: int) -> bool:
 def caught_up(publisher: psycopg.Connection) -> bool:
     """Whether the subscriber has confirmed all that was written."""
     return bool(
-        value(publisher, "SELECT bool_and(confirmed_flush_lsn >= pg_current_wal_lsn()) FROM pg_replication_slots")
+        value(
+            publisher,
+            "SELECT bool_and(confirmed_flush_lsn >= pg_current_wal_lsn()) FROM pg_replication_slots",
+        )
     )

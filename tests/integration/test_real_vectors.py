@@ -21,7 +21,10 @@ BLOCK_ROWS = 2000
 
 @pytest.mark.parametrize(
     ("name", "queries"),
-    [("mnist-784-l2", 200), pytest.param("sift-1m-128-l2", 200, marks=[pytest.mark.long, pytest.mark.timeout(900)])],
+    [
+        ("mnist-784-l2", 200),
+        pytest.param("sift-1m-128-l2", 200, marks=[pytest.mark.long, pytest.mark.timeout(900)]),
+    ],
 )
 def test_the_exact_top_ten_is_that_of_the_ground_truth(
     name: str, queries: int, db: psycopg.Connection, daemon: Daemon
@@ -34,13 +37,19 @@ def test_the_exact_top_ten_is_that_of_the_ground_truth(
     assert len(found) == queries
     for hits, keys, exact in zip(found, neighbors, distances, strict=True):
         np.testing.assert_allclose([hit.distance for hit in hits], exact, rtol=1e-5)
-        beyond_ties = exact[-1] * (1 - 1e-5)  # rows as far away as the tenth may be chosen either way
-        nearer = {int(key) for key, distance in zip(keys, exact, strict=True) if distance < beyond_ties}
+        beyond_ties = exact[-1] * (
+            1 - 1e-5
+        )  # rows as far away as the tenth may be chosen either way
+        nearer = {
+            int(key) for key, distance in zip(keys, exact, strict=True) if distance < beyond_ties
+        }
         assert nearer == {hit.key for hit in hits if hit.distance < beyond_ties}
 
 
 @pytest.mark.long
-def test_codes_find_of_other_vectors_what_they_say_they_do(db: psycopg.Connection, daemon: Daemon) -> None:
+def test_codes_find_of_other_vectors_what_they_say_they_do(
+    db: psycopg.Connection, daemon: Daemon
+) -> None:
     base, wanted, _, distances = load("mnist-784-l2", 2000)
     copy(db, base)
     daemon.start()
@@ -48,7 +57,9 @@ def test_codes_find_of_other_vectors_what_they_say_they_do(db: psycopg.Connectio
         until(lambda: client.datasets()[0].index == "codes", "codes")
         for recall in (0.9, 0.95, 0.98):
             found = [
-                hits for part in np.split(wanted, 20) for hits in client.search("items", vectors=part, recall=recall)
+                hits
+                for part in np.split(wanted, 20)
+                for hits in client.search("items", vectors=part, recall=recall)
             ]
             shares = [
                 np.mean([hit.distance <= limit * (1 + 1e-5) for hit in hits])
@@ -57,14 +68,21 @@ def test_codes_find_of_other_vectors_what_they_say_they_do(db: psycopg.Connectio
             assert np.mean(shares) >= recall
 
 
-def load(name: str, queries: int) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[Any], NDArray[Any]]:
+def load(
+    name: str, queries: int
+) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[Any], NDArray[Any]]:
     """Rows, query vectors, and each one's ten nearest rows with their distances."""
     path = DATA / f"{name}.npz"
     if not path.exists():
         pytest.skip(f"needs {path.name}, which is not part of the project")
     with np.load(path) as data:
         wanted = data["queries"][:queries].astype(np.float32)
-        return data["base"], wanted, data["neighbors"][:queries, :10], data["distances"][:queries, :10]
+        return (
+            data["base"],
+            wanted,
+            data["neighbors"][:queries, :10],
+            data["distances"][:queries, :10],
+        )
 
 
 def copy(db: psycopg.Connection, base: NDArray[Any]) -> None:
@@ -73,6 +91,11 @@ def copy(db: psycopg.Connection, base: NDArray[Any]) -> None:
     db.execute(
         f"CREATE TABLE items (id int GENERATED ALWAYS AS IDENTITY (MINVALUE 0) PRIMARY KEY, v vector({dimension}))"
     )
-    blocks = (base[start : start + BLOCK_ROWS].astype(np.float32) for start in range(0, len(base), BLOCK_ROWS))
+    blocks = (
+        base[start : start + BLOCK_ROWS].astype(np.float32)
+        for start in range(0, len(base), BLOCK_ROWS)
+    )
     copy_vectors(db, sql.SQL("COPY items (v) FROM STDIN (FORMAT BINARY)"), blocks, "vector")
-    assert db.execute("SELECT rows FROM syncd.attach('items', metric => 'l2')").fetchone() == (len(base),)
+    assert db.execute("SELECT rows FROM syncd.attach('items', metric => 'l2')").fetchone() == (
+        len(base),
+    )

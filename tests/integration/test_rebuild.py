@@ -18,10 +18,14 @@ from tests.integration.verifying import assert_equal, counts, of
 from tests.servers import PostgresServer
 
 
-def test_a_rebuild_while_the_database_is_gone_says_so(own_server: PostgresServer, tmp_path: Path) -> None:
+def test_a_rebuild_while_the_database_is_gone_says_so(
+    own_server: PostgresServer, tmp_path: Path
+) -> None:
     for conninfo in clone(own_server):
         with psycopg.connect(conninfo, autocommit=True) as db:
-            db.execute("CREATE TABLE items (id int PRIMARY KEY, v real[]); INSERT INTO items VALUES (1, '{1,2}')")
+            db.execute(
+                "CREATE TABLE items (id int PRIMARY KEY, v real[]); INSERT INTO items VALUES (1, '{1,2}')"
+            )
             db.execute("SELECT syncd.attach('items')")
         daemon = Daemon(conninfo, tmp_path / "data", verify_seconds=0).start()
         own_server.stop("immediate")
@@ -44,13 +48,20 @@ def test_a_rebuild_never_leaves_a_moment_without_an_answer(
 
     def ask() -> set[int]:
         answers, key = set(), 100_000
-        with Client(followed.socket) as client, psycopg.connect(database, autocommit=True) as connection:
+        with (
+            Client(followed.socket) as client,
+            psycopg.connect(database, autocommit=True) as connection,
+        ):
             while not stop.is_set():
                 key += 1
                 connection.execute("INSERT INTO items VALUES (%s, '[1,2,3,4,5,6,7,8]')", [key])
-                answers.add(len(client.search("items", [1, 2, 3, 4, 5, 6, 7, 8], k=5, consistency="strong")))
+                answers.add(
+                    len(client.search("items", [1, 2, 3, 4, 5, 6, 7, 8], k=5, consistency="strong"))
+                )
                 assert client.get("items", [key])
-                connection.execute("DELETE FROM items WHERE id = %s", [key - 100_000])  # behind the page that is read
+                connection.execute(
+                    "DELETE FROM items WHERE id = %s", [key - 100_000]
+                )  # behind the page that is read
         return answers
 
     with followed.client() as client, ThreadPoolExecutor(1) as pool:
@@ -63,10 +74,14 @@ def test_a_rebuild_never_leaves_a_moment_without_an_answer(
         finally:
             stop.set()
         assert asking.result() == {5}
-        assert {row.state for row in client.datasets() if row.dataset == "default/items"} == {"ready"}
+        assert {row.state for row in client.datasets() if row.dataset == "default/items"} == {
+            "ready"
+        }
         assert counts(of(client.verify("items", deep=True))) == (True, 0, 0, 0)
         client.rebuild("items")
-        assert next(row for row in client.datasets() if row.dataset == "default/items").tombstones == 0
+        assert (
+            next(row for row in client.datasets() if row.dataset == "default/items").tombstones == 0
+        )
     followed.stop()
     followed.start()
     assert_equal(db, followed)

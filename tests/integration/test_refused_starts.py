@@ -44,7 +44,9 @@ def refused_start(daemon: Daemon, *words: str, status: int = 1, seconds: float =
 
 
 def test_a_server_that_refuses_connections_ends_the_start(tmp_path: Path) -> None:
-    refused_start(Daemon("host=127.0.0.1 port=1", tmp_path / "data"), "Connection refused", "SYNCD_DSN")
+    refused_start(
+        Daemon("host=127.0.0.1 port=1", tmp_path / "data"), "Connection refused", "SYNCD_DSN"
+    )
     refused_start(Daemon("host=/nosuch/folder", tmp_path / "data"), "No such file", "SYNCD_DSN")
 
 
@@ -52,7 +54,10 @@ def test_a_server_that_never_answers_ends_the_start_within_30_seconds(tmp_path: 
     with socket.create_server(("127.0.0.1", 0), backlog=10) as silent:
         port = silent.getsockname()[1]
         refused_start(
-            Daemon(f"host=127.0.0.1,127.0.0.1,127.0.0.1,127.0.0.1 port={port},{port},{port},{port}", tmp_path / "data"),
+            Daemon(
+                f"host=127.0.0.1,127.0.0.1,127.0.0.1,127.0.0.1 port={port},{port},{port},{port}",
+                tmp_path / "data",
+            ),
             "SYNCD_DSN",
         )
 
@@ -66,9 +71,15 @@ def test_a_server_that_answers_and_then_hangs_ends_the_start_within_30_seconds(
     assert db.execute("SELECT count(*) FROM syncd.consumers").fetchone() == (0,)
 
 
-def test_a_database_that_is_missing_or_without_init_ends_the_start(server: PostgresServer, tmp_path: Path) -> None:
-    refused_start(Daemon(server.conninfo("nosuch"), tmp_path / "data"), "nosuch", "create the database")
-    refused_start(Daemon(server.conninfo("postgres"), tmp_path / "data"), "no schema syncd", "syncd init")
+def test_a_database_that_is_missing_or_without_init_ends_the_start(
+    server: PostgresServer, tmp_path: Path
+) -> None:
+    refused_start(
+        Daemon(server.conninfo("nosuch"), tmp_path / "data"), "nosuch", "create the database"
+    )
+    refused_start(
+        Daemon(server.conninfo("postgres"), tmp_path / "data"), "no schema syncd", "syncd init"
+    )
 
 
 def test_a_database_of_another_schema_version_ends_the_start(
@@ -84,14 +95,22 @@ def test_a_schema_that_lacks_a_function_is_not_called_missing(
     db: psycopg.Connection, database: str, tmp_path: Path
 ) -> None:
     db.execute("DROP FUNCTION syncd.rotate_outbox")
-    refused_start(Daemon(database, tmp_path / "data"), "is damaged", "rotate_outbox", "syncd uninstall && syncd init")
+    refused_start(
+        Daemon(database, tmp_path / "data"),
+        "is damaged",
+        "rotate_outbox",
+        "syncd uninstall && syncd init",
+    )
 
 
 @pytest.fixture(scope="module")
 def scram(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
     """A server that wants passwords over TCP."""
     server = PostgresServer(
-        16, tmp_path_factory.mktemp("scram"), tcp=True, settings={"password_encryption": "scram-sha-256"}
+        16,
+        tmp_path_factory.mktemp("scram"),
+        tcp=True,
+        settings={"password_encryption": "scram-sha-256"},
     )
     with server:
         rules = server.folder / "cluster" / "pg_hba.conf"
@@ -101,9 +120,13 @@ def scram(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
         yield server
 
 
-def test_a_wrong_password_ends_the_start_and_is_not_shown(scram: PostgresServer, tmp_path: Path) -> None:
+def test_a_wrong_password_ends_the_start_and_is_not_shown(
+    scram: PostgresServer, tmp_path: Path
+) -> None:
     def conninfo(**password: str) -> str:
-        return make_conninfo(host="127.0.0.1", port=scram.port, user="app", dbname="postgres", **password)
+        return make_conninfo(
+            host="127.0.0.1", port=scram.port, user="app", dbname="postgres", **password
+        )
 
     for name, password in (("wrong", {"password": "wrong-secret"}), ("none", {})):
         daemon = Daemon(conninfo(**password), tmp_path / name)
@@ -119,10 +142,17 @@ def test_a_wrong_password_ends_the_start_and_is_not_shown(scram: PostgresServer,
 
 
 def test_a_socket_path_that_is_too_long_is_refused(database: str, tmp_path: Path) -> None:
-    refused_start(Daemon(database, tmp_path / "data", socket=tmp_path / ("s" * 120)), "SYNCD_SOCKET", "107", status=2)
+    refused_start(
+        Daemon(database, tmp_path / "data", socket=tmp_path / ("s" * 120)),
+        "SYNCD_SOCKET",
+        "107",
+        status=2,
+    )
 
 
-def test_a_data_directory_that_another_syncd_holds_is_refused(database: str, daemon: Daemon) -> None:
+def test_a_data_directory_that_another_syncd_holds_is_refused(
+    database: str, daemon: Daemon
+) -> None:
     daemon.start()
     assert daemon.process is not None
     refused_start(
@@ -134,7 +164,9 @@ def test_a_data_directory_that_another_syncd_holds_is_refused(database: str, dae
         assert client.ping()
 
 
-def test_a_socket_that_another_syncd_answers_on_is_refused(database: str, daemon: Daemon, tmp_path: Path) -> None:
+def test_a_socket_that_another_syncd_answers_on_is_refused(
+    database: str, daemon: Daemon, tmp_path: Path
+) -> None:
     daemon.start()
     second = Daemon(database, tmp_path / "second", consumer="second")
     second.settings["socket"] = daemon.socket
@@ -159,19 +191,38 @@ def test_a_read_only_data_directory_is_refused(database: str, tmp_path: Path) ->
     daemon = Daemon(database, data)
     mount = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
     probe = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", mount, str(data), "true"], capture_output=True, check=False
+        ["unshare", "--mount", "sh", "-c", mount, str(data), "true"],
+        capture_output=True,
+        check=False,
     )
     if probe.returncode != 0:
         pytest.skip("this container may not mount")
-    command = ["unshare", "--mount", "sh", "-c", mount, str(data), sys.executable, "-m", "syncd.cli.main", "serve"]
-    done = subprocess.run(command, env=daemon.environment, capture_output=True, text=True, timeout=60, check=False)
+    command = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        mount,
+        str(data),
+        sys.executable,
+        "-m",
+        "syncd.cli.main",
+        "serve",
+    ]
+    done = subprocess.run(
+        command, env=daemon.environment, capture_output=True, text=True, timeout=60, check=False
+    )
     assert (done.returncode, done.stdout) == (1, ""), done.stderr
     assert "Read-only file system" in done.stderr
     assert "SYNCD_DATA_DIR" in done.stderr
 
 
-def test_files_of_others_in_the_data_directory_are_left_alone(db: psycopg.Connection, daemon: Daemon) -> None:
-    db.execute("CREATE TABLE items (id int PRIMARY KEY, v real[]); INSERT INTO items VALUES (1, '{1}')")
+def test_files_of_others_in_the_data_directory_are_left_alone(
+    db: psycopg.Connection, daemon: Daemon
+) -> None:
+    db.execute(
+        "CREATE TABLE items (id int PRIMARY KEY, v real[]); INSERT INTO items VALUES (1, '{1}')"
+    )
     db.execute("SELECT syncd.attach('items')")
     mine = [
         daemon.data_dir / "notes.txt",

@@ -60,14 +60,20 @@ def installed(server: PostgresServer) -> Iterator[Installed]:
         server.execute(f"GRANT CREATE ON DATABASE {name} TO installer", name)
         server.execute("CREATE SCHEMA app", name)
         server.execute("CREATE TABLE app.items (id int PRIMARY KEY, v real[])", name)
-        server.execute("INSERT INTO app.items SELECT i, ARRAY[i, 1] FROM generate_series(1, 20) AS i", name)
+        server.execute(
+            "INSERT INTO app.items SELECT i, ARRAY[i, 1] FROM generate_series(1, 20) AS i", name
+        )
         server.execute("ALTER TABLE app.items OWNER TO keeper", name)
         server.execute("GRANT USAGE ON SCHEMA app TO keeper, writer, follower", name)
         server.execute("GRANT SELECT ON app.items TO follower", name)
-        server.execute("GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON app.items TO writer", name)
+        server.execute(
+            "GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON app.items TO writer", name
+        )
         schema.install(it.as_role("installer"))
         server.execute("GRANT USAGE ON SCHEMA syncd TO keeper, reader", name)
-        server.execute("GRANT SELECT ON syncd.status, syncd.quarantine, syncd.sources TO reader", name)
+        server.execute(
+            "GRANT SELECT ON syncd.status, syncd.quarantine, syncd.sources TO reader", name
+        )
         it.run("keeper", "attach", "app.items", "--metric", "l2")
         yield it
     finally:
@@ -78,21 +84,31 @@ def installed(server: PostgresServer) -> Iterator[Installed]:
 
 @pytest.fixture(scope="module")
 def following(installed: Installed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    daemon = Daemon(installed.as_role("follower"), tmp_path_factory.mktemp("roles") / "data").start()
+    daemon = Daemon(
+        installed.as_role("follower"), tmp_path_factory.mktemp("roles") / "data"
+    ).start()
     yield daemon
     if daemon.process is not None:
         daemon.stop()
 
 
-def test_the_follower_follows_verifies_repairs_rebuilds_and_saves(installed: Installed, following: Daemon) -> None:
-    with following.client() as client, psycopg.connect(installed.as_role("writer"), autocommit=True) as writer:
+def test_the_follower_follows_verifies_repairs_rebuilds_and_saves(
+    installed: Installed, following: Daemon
+) -> None:
+    with (
+        following.client() as client,
+        psycopg.connect(installed.as_role("writer"), autocommit=True) as writer,
+    ):
         writer.execute("INSERT INTO app.items VALUES (100, '{100,1}')")
         writer.execute("UPDATE app.items SET v = '{200,1}' WHERE id = 1")
         writer.execute("DELETE FROM app.items WHERE id = 2")
         with psycopg.connect(installed.as_role("follower"), autocommit=True) as db:
             row = db.execute("SELECT syncd.token()").fetchone()
             assert row is not None
-        assert [hit.key for hit in client.search("items", [200.0, 1.0], k=2, after=row[0])] == [1, 100]
+        assert [hit.key for hit in client.search("items", [200.0, 1.0], k=2, after=row[0])] == [
+            1,
+            100,
+        ]
         assert all(each.in_sync for each in client.verify(repair=True, deep=True).datasets)
         assert client.rebuild("items").rows == 20
         client.checkpoint()
@@ -115,17 +131,26 @@ def test_the_follower_follows_verifies_repairs_rebuilds_and_saves(installed: Ins
 def test_who_has_no_right_to_is_refused_with_exit_1_and_the_next_command(
     installed: Installed, tmp_path: Path, role: str, arguments: list[str]
 ) -> None:
-    done = run(*arguments, SYNCD_DSN=installed.as_role(role), SYNCD_DATA_DIR=str(tmp_path), SYNCD_HTTP="off")
+    done = run(
+        *arguments,
+        SYNCD_DSN=installed.as_role(role),
+        SYNCD_DATA_DIR=str(tmp_path),
+        SYNCD_HTTP="off",
+    )
     assert done.returncode == 1, (done.stdout, done.stderr)
     assert done.stderr.startswith("error: ") or "\nerror: " in done.stderr
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
-    "query", ["SELECT * FROM app.items", "SELECT * FROM syncd.sources", "SELECT * FROM syncd.outbox"]
+    "query",
+    ["SELECT * FROM app.items", "SELECT * FROM syncd.sources", "SELECT * FROM syncd.outbox"],
 )
 def test_a_stranger_sees_nothing(installed: Installed, query: str) -> None:
-    with psycopg.connect(installed.as_role("stranger")) as db, pytest.raises(pg.InsufficientPrivilege):
+    with (
+        psycopg.connect(installed.as_role("stranger")) as db,
+        pytest.raises(pg.InsufficientPrivilege),
+    ):
         db.execute(query.encode())
 
 
@@ -137,7 +162,11 @@ def test_a_reader_sees_what_services_report_and_neither_rows_nor_the_outbox(
         assert db.execute("SELECT DISTINCT consumer FROM syncd.status").fetchall() == [("default",)]
         assert ("app.items",) in db.execute("SELECT source::text FROM syncd.sources").fetchall()
         assert db.execute("SELECT key, reason FROM syncd.quarantine").fetchall() == []
-        for query in ("SELECT * FROM app.items", "SELECT * FROM syncd.outbox", "SELECT * FROM syncd.embeddings"):
+        for query in (
+            "SELECT * FROM app.items",
+            "SELECT * FROM syncd.outbox",
+            "SELECT * FROM syncd.embeddings",
+        ):
             with pytest.raises(pg.InsufficientPrivilege):
                 db.execute(query.encode())
 
@@ -145,15 +174,23 @@ def test_a_reader_sees_what_services_report_and_neither_rows_nor_the_outbox(
 def test_a_writer_needs_nothing_on_schema_syncd_and_gets_nothing(installed: Installed) -> None:
     with psycopg.connect(installed.as_role("writer")) as db:
         db.execute("TRUNCATE app.items")
-        db.execute("INSERT INTO app.items VALUES (1, '{1,1}') ON CONFLICT (id) DO UPDATE SET v = excluded.v")
+        db.execute(
+            "INSERT INTO app.items VALUES (1, '{1,1}') ON CONFLICT (id) DO UPDATE SET v = excluded.v"
+        )
         with pytest.raises(pg.InsufficientPrivilege):
             db.execute("SELECT * FROM syncd.status")
         db.rollback()
 
 
 def test_the_keeper_may_attach_but_not_touch_what_the_triggers_write(installed: Installed) -> None:
-    for query in ("DELETE FROM syncd.outbox", "INSERT INTO syncd.outbox (slot, source, op) VALUES (0, 1, 't')"):
-        with psycopg.connect(installed.as_role("keeper")) as db, pytest.raises(pg.InsufficientPrivilege):
+    for query in (
+        "DELETE FROM syncd.outbox",
+        "INSERT INTO syncd.outbox (slot, source, op) VALUES (0, 1, 't')",
+    ):
+        with (
+            psycopg.connect(installed.as_role("keeper")) as db,
+            pytest.raises(pg.InsufficientPrivilege),
+        ):
             db.execute(query.encode())
 
 
@@ -191,9 +228,14 @@ def test_no_secret_is_in_a_log_a_page_an_answer_or_config(database: str, tmp_pat
         ]
         assert wait_for_event(daemon, "webhook_failed")["alert"] == "checkpoint_failed"
         lose_database(database, until=lambda: bool(events(daemon, "database_lost")))
-        seen += [get(daemon, path)[1] for path in ("/", "/live", "/status", "/readyz", "/metrics", "/?dataset=t&key=1")]
+        seen += [
+            get(daemon, path)[1]
+            for path in ("/", "/live", "/status", "/readyz", "/metrics", "/?dataset=t&key=1")
+        ]
     daemon.stop()
-    settings: dict[str, Any] = {name: value for name, value in daemon.environment.items() if name.startswith("SYNCD_")}
+    settings: dict[str, Any] = {
+        name: value for name, value in daemon.environment.items() if name.startswith("SYNCD_")
+    }
     done = run("check", **settings)
     seen += [done.stdout, done.stderr]
     seen.append(daemon.log.read_text())

@@ -21,7 +21,9 @@ def items(any_db: psycopg.Connection) -> psycopg.Connection:
     return any_db
 
 
-def test_a_source_may_be_told_to_use_row_triggers_and_told_otherwise(items: psycopg.Connection) -> None:
+def test_a_source_may_be_told_to_use_row_triggers_and_told_otherwise(
+    items: psycopg.Connection,
+) -> None:
     attach(items, "items", row_triggers=True)
     assert events(items) == ROW_FORM
     items.execute("TRUNCATE syncd.outbox")
@@ -35,7 +37,9 @@ def test_a_source_may_be_told_to_use_row_triggers_and_told_otherwise(items: psyc
     assert events(items) == STATEMENT_FORM
 
 
-def test_an_attachment_without_the_argument_is_the_same_as_one_that_says_false(items: psycopg.Connection) -> None:
+def test_an_attachment_without_the_argument_is_the_same_as_one_that_says_false(
+    items: psycopg.Connection,
+) -> None:
     attach(items, "items")
     before = everything(items)
     attach(items, "items", row_triggers=False)
@@ -55,12 +59,25 @@ def test_check_warns_where_an_apply_worker_may_write_past_statement_triggers(
 ) -> None:
     attach(items, "items")
     [found] = [
-        each for each in examine(items, tmp_path) if each.what == "triggers of public.items" and each.level == "warn"
+        each
+        for each in examine(items, tmp_path)
+        if each.what == "triggers of public.items" and each.level == "warn"
     ]
     assert worker in found.detail
     command = found.fix.partition(": ")[2]
-    assert command == "syncd attach public.items --vector v --dataset \"'items'\" --key id --row-triggers"
-    done = run("attach", "public.items", "--row-triggers", SYNCD_DSN=items.info.dsn, SYNCD_DATA_DIR=str(tmp_path))
+    assert (
+        command
+        == "syncd attach public.items --vector v --dataset \"'items'\" --key id --row-triggers"
+    )
+    done = run(
+        "attach",
+        "public.items",
+        "--row-triggers",
+        SYNCD_DSN=items.info.dsn,
+        SYNCD_DATA_DIR=str(tmp_path),
+    )
     assert done.returncode == 0, done.stderr
     assert events(items) == ROW_FORM
-    assert {each.level for each in examine(items, tmp_path) if each.what == "triggers of public.items"} == {"ok"}
+    assert {
+        each.level for each in examine(items, tmp_path) if each.what == "triggers of public.items"
+    } == {"ok"}

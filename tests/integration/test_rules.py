@@ -46,18 +46,32 @@ def rules(db: psycopg.Connection) -> tuple[str, str, bool]:
 
 
 def source_id(db: psycopg.Connection) -> int:
-    row = db.execute("SELECT id FROM syncd.sources WHERE source = 'public.items'::regclass").fetchone()
+    row = db.execute(
+        "SELECT id FROM syncd.sources WHERE source = 'public.items'::regclass"
+    ).fetchone()
     assert row is not None
     return int(row[0])
 
 
 def test_rules_have_the_present_name_of_all_that_they_name(scratch: psycopg.Connection) -> None:
     db = attached(scratch)
-    assert rules(db) == ("(lang)", "(((status = 'active'::app.st) AND (app.label(id) <> ''::text)))", True)
-    db.execute("ALTER TYPE app.st RENAME VALUE 'active' TO 'it''s'; ALTER TYPE app.st RENAME TO \"St\"")
+    assert rules(db) == (
+        "(lang)",
+        "(((status = 'active'::app.st) AND (app.label(id) <> ''::text)))",
+        True,
+    )
+    db.execute(
+        "ALTER TYPE app.st RENAME VALUE 'active' TO 'it''s'; ALTER TYPE app.st RENAME TO \"St\""
+    )
     db.execute("ALTER FUNCTION app.label RENAME TO name_of; ALTER SCHEMA app RENAME TO other")
-    db.execute('ALTER TABLE items RENAME COLUMN status TO "Status"; ALTER TABLE items RENAME COLUMN lang TO language')
-    now = ("(language)", "(((\"Status\" = 'it''s'::other.\"St\") AND (other.name_of(id) <> ''::text)))", True)
+    db.execute(
+        'ALTER TABLE items RENAME COLUMN status TO "Status"; ALTER TABLE items RENAME COLUMN lang TO language'
+    )
+    now = (
+        "(language)",
+        "(((\"Status\" = 'it''s'::other.\"St\") AND (other.name_of(id) <> ''::text)))",
+        True,
+    )
     assert rules(db) == now
     assert db.execute(f"SELECT {now[0]}, {now[1]} FROM items".encode()).fetchone() == ("en", True)
 
@@ -69,7 +83,9 @@ def test_a_rule_of_which_something_was_dropped_is_its_text_until_that_can_be_com
     before = rules(db)
     db.execute("DROP FUNCTION app.label")
     assert rules(db) == (*before[:2], False)
-    db.execute("CREATE FUNCTION app.label(int) RETURNS text LANGUAGE sql IMMUTABLE AS $$ SELECT 'new-' || $1 $$")
+    db.execute(
+        "CREATE FUNCTION app.label(int) RETURNS text LANGUAGE sql IMMUTABLE AS $$ SELECT 'new-' || $1 $$"
+    )
     db.execute("SELECT syncd.remember(%s)", [source_id(db)])
     assert rules(db) == before
     db.execute("ALTER TABLE items DROP COLUMN lang, ADD COLUMN lang text DEFAULT 'de'")
@@ -78,25 +94,33 @@ def test_a_rule_of_which_something_was_dropped_is_its_text_until_that_can_be_com
 
 def test_nothing_of_the_users_is_kept_from_being_dropped(scratch: psycopg.Connection) -> None:
     db = attached(scratch)
-    db.execute("DROP FUNCTION app.label; ALTER TABLE items DROP COLUMN status, DROP COLUMN lang; DROP TYPE app.st")
+    db.execute(
+        "DROP FUNCTION app.label; ALTER TABLE items DROP COLUMN status, DROP COLUMN lang; DROP TYPE app.st"
+    )
     db.execute("DROP TABLE items; DROP SCHEMA app")
 
 
 def test_the_same_rules_under_present_names_change_nothing(scratch: psycopg.Connection) -> None:
     db = attached(scratch)
     before = source_id(db)
-    db.execute("ALTER TYPE app.st RENAME VALUE 'active' TO 'live'; ALTER FUNCTION app.label RENAME TO name_of")
+    db.execute(
+        "ALTER TYPE app.st RENAME VALUE 'active' TO 'live'; ALTER FUNCTION app.label RENAME TO name_of"
+    )
     attach(db, "items", live="status = 'live' AND name_of(id) <> ''", dataset="lang")
     assert source_id(db) == before
 
 
-def test_the_same_text_is_attached_again_where_it_means_something_else_now(scratch: psycopg.Connection) -> None:
+def test_the_same_text_is_attached_again_where_it_means_something_else_now(
+    scratch: psycopg.Connection,
+) -> None:
     db = attached(scratch)
     before = source_id(db)
     attach(db, "items", **RULES)
     assert source_id(db) == before
     db.execute("CREATE SCHEMA first")
-    db.execute("CREATE FUNCTION first.label(int) RETURNS text LANGUAGE sql IMMUTABLE AS $$ SELECT 'first' $$")
+    db.execute(
+        "CREATE FUNCTION first.label(int) RETURNS text LANGUAGE sql IMMUTABLE AS $$ SELECT 'first' $$"
+    )
     db.execute("SET search_path = first, app, public")
     attach(db, "items", **RULES)
     assert source_id(db) != before
@@ -105,9 +129,13 @@ def test_the_same_text_is_attached_again_where_it_means_something_else_now(scrat
 
 def test_what_the_schema_remembers_is_brought_up_to_date(scratch: psycopg.Connection) -> None:
     db = attached(scratch)
-    db.execute("ALTER TYPE app.st RENAME VALUE 'active' TO 'live'; ALTER TABLE items RENAME TO things")
+    db.execute(
+        "ALTER TYPE app.st RENAME VALUE 'active' TO 'live'; ALTER TABLE items RENAME TO things"
+    )
     db.execute("SELECT syncd.remember(id) FROM syncd.sources WHERE source = 'things'::regclass")
-    row = db.execute("SELECT live, table_name FROM syncd.attachments WHERE source = 'things'::regclass").fetchone()
+    row = db.execute(
+        "SELECT live, table_name FROM syncd.attachments WHERE source = 'things'::regclass"
+    ).fetchone()
     assert row == ("(((status = 'live'::app.st) AND (app.label(id) <> ''::text)))", "things")
     given = db.execute(
         "SELECT p.arguments ->> 'live', p.arguments ->> 'dataset' FROM syncd.present_rules AS p "
@@ -151,7 +179,9 @@ def test_a_dump_has_rules_with_the_present_names_and_is_restored_without_an_erro
             now = rules(db)
         file = tmp_path / "dump"
         subprocess.run([server.bindir / "pg_dump", "-Fc", "-f", file, "-d", database], check=True)
-        subprocess.run([server.bindir / "pg_restore", "--exit-on-error", "-d", restored, file], check=True)
+        subprocess.run(
+            [server.bindir / "pg_restore", "--exit-on-error", "-d", restored, file], check=True
+        )
         with psycopg.connect(restored, autocommit=True) as db:
             assert rules(db) == (*now[:2], False)
             db.execute("SELECT syncd.remember(%s)", [source_id(db)])
@@ -170,20 +200,24 @@ def test_an_attach_in_a_savepoint_is_kept(scratch: psycopg.Connection) -> None:
 
 def test_a_table_made_again_is_attached_like_before(scratch: psycopg.Connection) -> None:
     db = attached(scratch)
-    made_again = "CREATE TABLE public.items (id int PRIMARY KEY, embedding real[], lang text, status app.st)"
+    made_again = (
+        "CREATE TABLE public.items (id int PRIMARY KEY, embedding real[], lang text, status app.st)"
+    )
     before = source_id(db)
     db.execute("DROP TABLE items")
     db.execute(made_again.encode())
     for _ in range(2):  # the newest of several counts
         db.execute("SELECT * FROM syncd.reattach('items')")
-        assert db.execute("SELECT live, dataset, key FROM syncd.sources WHERE id > 1").fetchall() == [
-            (RULES["live"], RULES["dataset"], ["id"])
-        ]
+        assert db.execute(
+            "SELECT live, dataset, key FROM syncd.sources WHERE id > 1"
+        ).fetchall() == [(RULES["live"], RULES["dataset"], ["id"])]
         assert source_id(db) > before
         db.execute("DROP TABLE items")
         db.execute(made_again.encode())
     db.execute("SELECT syncd.reattach('items')")
-    with pytest.raises(psycopg.Error, match="no table named items was attached and dropped") as refused:
+    with pytest.raises(
+        psycopg.Error, match="no table named items was attached and dropped"
+    ) as refused:
         db.execute("SELECT syncd.reattach('items')")
     assert "syncd.attach('items')" in (refused.value.diag.message_hint or "")
 
@@ -196,7 +230,9 @@ def test_a_table_made_again_is_attached_like_before(scratch: psycopg.Connection)
         "ALTER TABLE items RENAME TO items_old; ALTER TABLE items_new RENAME TO items; ALTER SCHEMA public RENAME TO other",
     ],
 )
-def test_a_table_that_took_a_dropped_ones_name_is_attached_like_it(any_server: PostgresServer, exchange: str) -> None:
+def test_a_table_that_took_a_dropped_ones_name_is_attached_like_it(
+    any_server: PostgresServer, exchange: str
+) -> None:
     name = "that_took_a_name"
     conninfo = any_server.create_database(name)
     try:
@@ -222,6 +258,8 @@ def test_a_table_that_took_a_dropped_ones_name_is_attached_like_it(any_server: P
 
 def test_a_table_made_again_without_a_column_says_which(scratch: psycopg.Connection) -> None:
     db = attached(scratch)
-    db.execute("DROP TABLE items; CREATE TABLE public.items (id int PRIMARY KEY, embedding real[], status app.st)")
+    db.execute(
+        "DROP TABLE items; CREATE TABLE public.items (id int PRIMARY KEY, embedding real[], status app.st)"
+    )
     with pytest.raises(psycopg.Error, match='column "lang" does not exist'):
         db.execute("SELECT syncd.reattach('items')")

@@ -37,12 +37,16 @@ def test_installing_twice_changes_nothing(any_db: psycopg.Connection, any_databa
     assert everything(any_db) == before
 
 
-def test_the_printed_sql_installs_the_same(any_server: PostgresServer, any_db: psycopg.Connection) -> None:
+def test_the_printed_sql_installs_the_same(
+    any_server: PostgresServer, any_db: psycopg.Connection
+) -> None:
     name = "from_script"
     conninfo = any_server.create_database(name)
     try:
         psql = [str(bindir(18) / "psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", conninfo]
-        done = subprocess.run(psql, input=schema.install_script(), text=True, capture_output=True, check=False)
+        done = subprocess.run(
+            psql, input=schema.install_script(), text=True, capture_output=True, check=False
+        )
         assert done.returncode == 0, done.stderr
         with psycopg.connect(conninfo, autocommit=True) as scripted:
             assert definitions(scripted) == definitions(any_db)
@@ -60,7 +64,9 @@ def test_a_role_that_may_create_in_the_database_installs_and_attaches_without_be
         try:
             schema.install(make_conninfo(conninfo, user="plain_owner"))
             with connected_as(conninfo, "plain_owner") as db:
-                db.execute("CREATE SCHEMA mine CREATE TABLE items (id int PRIMARY KEY, embedding real[])")
+                db.execute(
+                    "CREATE SCHEMA mine CREATE TABLE items (id int PRIMARY KEY, embedding real[])"
+                )
                 db.execute("INSERT INTO mine.items VALUES (1, '{1,2}')")
                 assert attach(db, "mine.items") == (1, 1, 1)
                 db.execute("INSERT INTO mine.items VALUES (2, '{1,2}')")
@@ -92,7 +98,9 @@ def test_a_table_owner_attaches_with_only_usage_on_the_schema(
     any_server: PostgresServer, any_db: psycopg.Connection, any_database: str
 ) -> None:
     with role(any_server, "table_owner"):
-        any_db.execute("CREATE SCHEMA theirs AUTHORIZATION table_owner; GRANT USAGE ON SCHEMA syncd TO table_owner")
+        any_db.execute(
+            "CREATE SCHEMA theirs AUTHORIZATION table_owner; GRANT USAGE ON SCHEMA syncd TO table_owner"
+        )
         with connected_as(any_database, "table_owner") as owner:
             owner.execute("CREATE TABLE theirs.items (id int PRIMARY KEY, embedding real[])")
             assert attach(owner, "theirs.items") == (0, 0, 0)
@@ -101,7 +109,9 @@ def test_a_table_owner_attaches_with_only_usage_on_the_schema(
             assert everything(any_db) == before
             attach(owner, "theirs.items", metric="ip")
             owner.execute("INSERT INTO theirs.items VALUES (1, '{1}')")
-            assert any_db.execute("SELECT key FROM syncd.outbox WHERE op = 'k'").fetchall() == [("1",)]
+            assert any_db.execute("SELECT key FROM syncd.outbox WHERE op = 'k'").fetchall() == [
+                ("1",)
+            ]
             for forbidden in (
                 "SELECT * FROM syncd.outbox",
                 "SELECT * FROM syncd.attachments",

@@ -36,7 +36,9 @@ def shown(**environment: str) -> dict[str, Any]:
     return result
 
 
-def test_a_flag_goes_before_a_variable_before_the_file_before_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flag_goes_before_a_variable_before_the_file_before_the_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert load_settings().consumer == "default"
     Path("syncd.toml").write_text('consumer = "file"\ncheckpoint_seconds = 7\n')
     assert (load_settings().consumer, load_settings().checkpoint_seconds) == ("file", 7)
@@ -98,7 +100,9 @@ def test_every_setting_of_the_contract_is_read_and_described_and_there_is_no_oth
     assert sorted(shown()) == sorted(CONTRACT)
     printed = run("config", cwd=Path.cwd()).stdout
     for name, field in Settings.model_fields.items():
-        line = next(line for line in printed.splitlines() if line.startswith(f"SYNCD_{name.upper()} "))
+        line = next(
+            line for line in printed.splitlines() if line.startswith(f"SYNCD_{name.upper()} ")
+        )
         assert field.description
         assert line.rstrip().endswith(field.description)
 
@@ -137,7 +141,9 @@ def test_every_setting_of_the_contract_is_read_and_described_and_there_is_no_oth
         ("consumer", "line\nbreak"),
     ],
 )
-def test_a_wrong_value_names_its_setting(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_a_wrong_value_names_its_setting(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
     monkeypatch.setenv(f"SYNCD_{name.upper()}", value)
     with pytest.raises(SettingsError, match=name) as caught:
         load_settings()
@@ -146,10 +152,15 @@ def test_a_wrong_value_names_its_setting(monkeypatch: pytest.MonkeyPatch, name: 
 
 def test_a_wrong_setting_exits_2_on_every_command(tmp_path: Path) -> None:
     assert_failed(
-        run("serve", SYNCD_CHECKPOINT_SECONDS="soon", cwd=tmp_path), 2, "checkpoint_seconds", "SYNCD_CHECKPOINT_SECONDS"
+        run("serve", SYNCD_CHECKPOINT_SECONDS="soon", cwd=tmp_path),
+        2,
+        "checkpoint_seconds",
+        "SYNCD_CHECKPOINT_SECONDS",
     )
     assert_failed(run("status", SYNCD_NOTIFY="on", cwd=tmp_path), 2, "notify")
-    assert_failed(run("init", SYNCD_DSN=f"postgresql://u:{SECRET}@h:port/x", cwd=tmp_path), 2, "SYNCD_DSN")
+    assert_failed(
+        run("init", SYNCD_DSN=f"postgresql://u:{SECRET}@h:port/x", cwd=tmp_path), 2, "SYNCD_DSN"
+    )
     Path("syncd.toml").write_text("checkpoint_secnods = 1\n")
     assert_failed(run("config", cwd=tmp_path), 2, "checkpoint_secnods")
     Path("syncd.toml").write_text("checkpoint_seconds = \n")
@@ -158,7 +169,9 @@ def test_a_wrong_setting_exits_2_on_every_command(tmp_path: Path) -> None:
 
 def test_listening_without_a_token_exits_2_and_says_why(tmp_path: Path) -> None:
     done = run("serve", SYNCD_LISTEN="127.0.0.1:7432", cwd=tmp_path)
-    assert_failed(done, 2, "listen is 127.0.0.1:7432", "no token", "SYNCD_TOKEN", "SYNCD_LISTEN=off")
+    assert_failed(
+        done, 2, "listen is 127.0.0.1:7432", "no token", "SYNCD_TOKEN", "SYNCD_LISTEN=off"
+    )
     assert load_settings(listen="[::1]:7432", token=SECRET).tcp_listen == "[::1]:7432"
 
 
@@ -169,7 +182,9 @@ def test_a_certificate_and_its_key_go_together(given: str, missing: str) -> None
     assert f"SYNCD_{missing.upper()}" in caught.value.hint
 
 
-def test_an_ops_address_counts_as_chosen_wherever_it_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ops_address_counts_as_chosen_wherever_it_was_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("SYNCD_HTTP", "127.0.0.1:9464")
     assert load_settings().http_was_chosen
 
@@ -201,7 +216,10 @@ def test_config_shows_every_setting_and_no_secret(tmp_path: Path) -> None:
     assert shown(SYNCD_DSN=dsn)["SYNCD_DSN"] == "(set)"
     for name in ("SYNCD_TOKEN", "SYNCD_WEBHOOK_URL"):
         assert shown(**{name: f"https://h/{SECRET}"})[name] == "(set)"
-    for url in (f"{SECRET}.example/x", f"https://h:{SECRET}/"):  # a wrong one is not repeated either
+    for url in (
+        f"{SECRET}.example/x",
+        f"https://h:{SECRET}/",
+    ):  # a wrong one is not repeated either
         done = run("config", SYNCD_WEBHOOK_URL=url, cwd=tmp_path)
         assert done.returncode == 2
         assert SECRET not in done.stdout + done.stderr
@@ -228,7 +246,9 @@ def test_settings_that_belong_to_the_database_are_stored_there_and_kept(
         return row[0], row[1]
 
     assert stored() == (1, 10_000_000)
-    run("init", "--dsn", database, SYNCD_NOTIFY="guarded", SYNCD_OUTBOX_MAX_ROWS="500", cwd=tmp_path)
+    run(
+        "init", "--dsn", database, SYNCD_NOTIFY="guarded", SYNCD_OUTBOX_MAX_ROWS="500", cwd=tmp_path
+    )
     assert stored() == (2, 500)
     run("init", "--dsn", database, cwd=tmp_path)
     assert stored() == (2, 500)

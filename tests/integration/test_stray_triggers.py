@@ -40,7 +40,9 @@ def strayed(any_db: psycopg.Connection, request: pytest.FixtureRequest) -> psyco
     )
     for (definition,) in any_db.execute(triggers).fetchall():
         any_db.execute(
-            definition.replace("public.items", "public.other").replace("public.leaf", "public.other").encode()
+            definition.replace("public.items", "public.other")
+            .replace("public.leaf", "public.other")
+            .encode()
         )
     any_db.execute("TRUNCATE syncd.outbox")
     return any_db
@@ -56,7 +58,9 @@ def test_a_trigger_on_another_table_notes_nothing_and_fails_no_write(
     assert outbox(strayed) == keys(7, 7)
 
 
-def test_a_write_that_asks_whose_it_is_waits_for_no_lock(strayed: psycopg.Connection, any_database: str) -> None:
+def test_a_write_that_asks_whose_it_is_waits_for_no_lock(
+    strayed: psycopg.Connection, any_database: str
+) -> None:
     """VACUUM FULL of syncd's table: nobody can tell, so the change is noted, which does no harm."""
     with psycopg.connect(any_database) as other:
         other.execute("LOCK TABLE syncd.attachments IN ACCESS EXCLUSIVE MODE")
@@ -67,19 +71,27 @@ def test_a_write_that_asks_whose_it_is_waits_for_no_lock(strayed: psycopg.Connec
     assert ("k", "7") in outbox(strayed)
 
 
-def test_check_names_it_and_the_command_that_drops_it(strayed: psycopg.Connection, tmp_path: Path) -> None:
+def test_check_names_it_and_the_command_that_drops_it(
+    strayed: psycopg.Connection, tmp_path: Path
+) -> None:
     found = about(examine(strayed, tmp_path), "stray triggers of public.items")
     assert "public.other" in found.detail
-    assert f'DROP TRIGGER "syncd_{source_id(strayed, "items")}_truncate" ON public.other;' in found.fix
+    assert (
+        f'DROP TRIGGER "syncd_{source_id(strayed, "items")}_truncate" ON public.other;' in found.fix
+    )
     strayed.execute(found.fix.encode())
-    assert "stray triggers of public.items" not in {each.what for each in examine(strayed, tmp_path)}
+    assert "stray triggers of public.items" not in {
+        each.what for each in examine(strayed, tmp_path)
+    }
 
 
 def test_a_transaction_older_than_the_attachment_is_noted_all_the_same(
     any_db: psycopg.Connection, any_database: str
 ) -> None:
     """It does not see what is attached, and the triggers fire."""
-    any_db.execute("CREATE TABLE items (id int PRIMARY KEY, embedding real[]) PARTITION BY RANGE (id)")
+    any_db.execute(
+        "CREATE TABLE items (id int PRIMARY KEY, embedding real[]) PARTITION BY RANGE (id)"
+    )
     any_db.execute("CREATE TABLE leaf PARTITION OF items DEFAULT")
     with psycopg.connect(any_database) as old:
         old.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")

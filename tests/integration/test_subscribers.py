@@ -23,7 +23,9 @@ from tests.servers import VERSIONS, PostgresServer, available
 class Replicated:
     """A publisher and a subscriber, both databases of one server, and a table that flows from one to the other."""
 
-    def __init__(self, server: PostgresServer, publisher: psycopg.Connection, subscriber: psycopg.Connection) -> None:
+    def __init__(
+        self, server: PostgresServer, publisher: psycopg.Connection, subscriber: psycopg.Connection
+    ) -> None:
         self.server = server
         self.publisher = publisher
         self.subscriber = subscriber
@@ -43,7 +45,9 @@ class Replicated:
     def unsubscribe(self) -> None:
         """Nothing flows any more."""
         self.publisher.execute("SET synchronous_commit = local")
-        self.subscriber.execute("ALTER SUBSCRIPTION flow DISABLE; ALTER SUBSCRIPTION flow SET (slot_name = NONE)")
+        self.subscriber.execute(
+            "ALTER SUBSCRIPTION flow DISABLE; ALTER SUBSCRIPTION flow SET (slot_name = NONE)"
+        )
         self.subscriber.execute("DROP SUBSCRIPTION flow")
 
 
@@ -54,8 +58,14 @@ def logical_server(
     """A server whose logical replication can be waited for."""
     if not available(request.param):
         pytest.skip(f"PostgreSQL {request.param} is not installed")
-    settings = {"wal_level": "logical", "synchronous_standby_names": "flow", "synchronous_commit": "local"}
-    with PostgresServer(request.param, tmp_path_factory.mktemp("logical"), settings=settings) as server:
+    settings = {
+        "wal_level": "logical",
+        "synchronous_standby_names": "flow",
+        "synchronous_commit": "local",
+    }
+    with PostgresServer(
+        request.param, tmp_path_factory.mktemp("logical"), settings=settings
+    ) as server:
         prepare(server, pgvector=False)
         yield server
 
@@ -104,7 +114,9 @@ def test_what_replication_applies_is_noted(replicated: Replicated) -> None:
     assert outbox(there) == [*keys(2, 3), *keys(1), *keys(2, 4), *keys(3), ("t", None), *keys(9)]
 
 
-def test_a_table_that_becomes_a_subscribers_is_switched_by_mending_and_back(replicated: Replicated) -> None:
+def test_a_table_that_becomes_a_subscribers_is_switched_by_mending_and_back(
+    replicated: Replicated,
+) -> None:
     there, here = replicated.subscriber, replicated.publisher
     attach(there, "items")
     assert events(there) == STATEMENT_FORM
@@ -136,7 +148,11 @@ def test_a_service_follows_a_subscribers_table(replicated: Replicated, tmp_path:
             assert len(client.search("items", [0], k=1000, consistency="strong")) == 500
             here.execute("DELETE FROM items WHERE id > 3")
             here.execute("UPDATE items SET v = '{0}' WHERE id = 2")
-            assert [hit.key for hit in client.search("items", [0], consistency="strong")] == [2, 1, 3]
+            assert [hit.key for hit in client.search("items", [0], consistency="strong")] == [
+                2,
+                1,
+                3,
+            ]
             here.execute("TRUNCATE items")
             assert client.search("items", [0], consistency="strong") == []
         daemon.stop()
@@ -155,7 +171,9 @@ def test_where_subscriptions_cannot_be_seen_a_table_takes_the_form_that_is_alway
             any_server.execute("REVOKE SELECT ON pg_subscription_rel FROM PUBLIC", "sealed")
             schema.install(make_conninfo(conninfo, user="blind"))
             with connected_as(conninfo, "blind") as db:
-                db.execute("CREATE SCHEMA mine CREATE TABLE items (id int PRIMARY KEY, embedding real[])")
+                db.execute(
+                    "CREATE SCHEMA mine CREATE TABLE items (id int PRIMARY KEY, embedding real[])"
+                )
                 attach(db, "mine.items")
                 assert events(db, "mine.items") == ROW_FORM
                 assert wrong(db, "mine.items") == []

@@ -15,7 +15,9 @@ from tests.servers import PostgresServer
 # Tables that inherit, and that become partitions
 
 
-def test_an_inheritance_child_is_captured_when_its_parent_is_written(scratch: psycopg.Connection) -> None:
+def test_an_inheritance_child_is_captured_when_its_parent_is_written(
+    scratch: psycopg.Connection,
+) -> None:
     """A write to the parent changes the child's rows, and fires the parent's statement triggers alone."""
     scratch.execute(
         "CREATE TABLE parent (id int, n int, embedding real[]); CREATE TABLE child (PRIMARY KEY (id)) INHERITS (parent)"
@@ -30,8 +32,12 @@ def test_an_inheritance_child_is_captured_when_its_parent_is_written(scratch: ps
     assert outbox(scratch) == [*keys(1, 2), ("t", None)]
 
 
-def test_rows_of_a_child_made_later_are_not_the_sources(db: psycopg.Connection, daemon: Daemon) -> None:
-    db.execute("CREATE TABLE items (id int PRIMARY KEY, v real[]); INSERT INTO items VALUES (1, '{1}')")
+def test_rows_of_a_child_made_later_are_not_the_sources(
+    db: psycopg.Connection, daemon: Daemon
+) -> None:
+    db.execute(
+        "CREATE TABLE items (id int PRIMARY KEY, v real[]); INSERT INTO items VALUES (1, '{1}')"
+    )
     attach(db, "items", metric="l2")
     db.execute("CREATE TABLE child () INHERITS (items); INSERT INTO child VALUES (2, '{2}')")
     daemon.start()
@@ -61,10 +67,14 @@ def test_a_table_that_begins_to_inherit_is_switched_by_mending(scratch: psycopg.
     assert outbox(scratch) == keys(1)
 
 
-def test_a_source_that_becomes_a_partition_is_switched_by_mending(scratch: psycopg.Connection) -> None:
+def test_a_source_that_becomes_a_partition_is_switched_by_mending(
+    scratch: psycopg.Connection,
+) -> None:
     scratch.execute("CREATE TABLE items (id int PRIMARY KEY, embedding real[])")
     attach(scratch, "items")
-    scratch.execute("CREATE TABLE whole (id int PRIMARY KEY, embedding real[]) PARTITION BY RANGE (id)")
+    scratch.execute(
+        "CREATE TABLE whole (id int PRIMARY KEY, embedding real[]) PARTITION BY RANGE (id)"
+    )
     scratch.execute("ALTER TABLE whole ATTACH PARTITION items FOR VALUES FROM (0) TO (10)")
     assert mend(scratch, "items")
     scratch.execute("TRUNCATE syncd.outbox")
@@ -73,7 +83,9 @@ def test_a_source_that_becomes_a_partition_is_switched_by_mending(scratch: psyco
     assert outbox(scratch) == [*keys(1), ("t", None)]
 
 
-def test_a_partition_attached_already_does_not_keep_its_table_from_being_attached(scratch: psycopg.Connection) -> None:
+def test_a_partition_attached_already_does_not_keep_its_table_from_being_attached(
+    scratch: psycopg.Connection,
+) -> None:
     """Both are sources then, each with its own triggers."""
     scratch.execute(PARTED)
     scratch.execute("CREATE TABLE items (id int PRIMARY KEY, lang text, embedding real[])")
@@ -98,7 +110,9 @@ def test_a_stored_generated_column_may_be_the_key_the_vector_and_in_every_rule(
         " d text GENERATED ALWAYS AS (lower(lang)) STORED, gone boolean GENERATED ALWAYS AS (n < 0) STORED,"
         " v real[] GENERATED ALWAYS AS (ARRAY[n, 1]) STORED)"
     )
-    db.execute("INSERT INTO items VALUES (1, DEFAULT, 'DE'), (2, DEFAULT, 'EN'), (-3, DEFAULT, 'DE')")
+    db.execute(
+        "INSERT INTO items VALUES (1, DEFAULT, 'DE'), (2, DEFAULT, 'EN'), (-3, DEFAULT, 'DE')"
+    )
     assert attach(db, "items", vector="v", dataset="d", live="NOT gone", metric="l2") == (3, 2, 2)
     daemon.start()
     with daemon.client() as client:
@@ -108,16 +122,22 @@ def test_a_stored_generated_column_may_be_the_key_the_vector_and_in_every_rule(
     daemon.stop()
 
 
-def test_virtual_generated_columns_can_be_everything_but_the_key(db: psycopg.Connection, daemon: Daemon) -> None:
+def test_virtual_generated_columns_can_be_everything_but_the_key(
+    db: psycopg.Connection, daemon: Daemon
+) -> None:
     db.execute(
         "CREATE TABLE items (id int PRIMARY KEY, n int, lang text, d text GENERATED ALWAYS AS (lower(lang)) VIRTUAL,"
         " gone boolean GENERATED ALWAYS AS (n < 0) VIRTUAL, twice bigint NOT NULL GENERATED ALWAYS AS (id * 2) VIRTUAL,"
         " v real[] GENERATED ALWAYS AS (ARRAY[n, 1]) VIRTUAL)"
     )
     db.execute("INSERT INTO items VALUES (1, 1, 'DE'), (2, 2, 'EN'), (3, -3, 'DE')")
-    with refused(db, "key column twice of table public.items is a virtual generated column", "STORED"):
+    with refused(
+        db, "key column twice of table public.items is a virtual generated column", "STORED"
+    ):
         attach(db, "items", key=["twice"])
-    assert attach(db, "items", vector="v", dataset="d", live="NOT gone", metric="l2", columns=["d"]) == (3, 2, 2)
+    assert attach(
+        db, "items", vector="v", dataset="d", live="NOT gone", metric="l2", columns=["d"]
+    ) == (3, 2, 2)
     daemon.start()
     with daemon.client() as client:
         db.execute("UPDATE items SET n = 5 WHERE id = 1")
@@ -132,7 +152,9 @@ def test_virtual_generated_columns_can_be_everything_but_the_key(db: psycopg.Con
 # Search paths
 
 
-def test_vectors_of_a_pgvector_off_the_search_path_are_followed(db: psycopg.Connection, daemon: Daemon) -> None:
+def test_vectors_of_a_pgvector_off_the_search_path_are_followed(
+    db: psycopg.Connection, daemon: Daemon
+) -> None:
     db.execute('CREATE SCHEMA "Ext \'s"; ALTER EXTENSION vector SET SCHEMA "Ext \'s"')
     db.execute('CREATE SCHEMA "My ""App"""')
     db.execute(
@@ -142,7 +164,13 @@ def test_vectors_of_a_pgvector_off_the_search_path_are_followed(db: psycopg.Conn
     )
     db.execute('INSERT INTO "My ""App"""."Items" VALUES (1, 1, \'[1,0]\', \'[1,0]\')')
     source = '"My ""App"""."Items"'
-    assert attach(db, source, vector="embedding", live='embedding IS DISTINCT FROM NULL AND "Id" > 0', metric="l2") == (
+    assert attach(
+        db,
+        source,
+        vector="embedding",
+        live='embedding IS DISTINCT FROM NULL AND "Id" > 0',
+        metric="l2",
+    ) == (
         1,
         1,
         1,
@@ -165,5 +193,7 @@ def test_a_writer_needs_neither_pgvector_nor_syncd_on_its_search_path(
     scratch.execute("CREATE TABLE items (id int PRIMARY KEY, embedding ext.vector)")
     attach(scratch, "items")
     scratch.execute("TRUNCATE syncd.outbox; SET search_path = ''")
-    scratch.execute("INSERT INTO public.items VALUES (1, '[1]'); UPDATE public.items SET embedding = '[2,3]'")
+    scratch.execute(
+        "INSERT INTO public.items VALUES (1, '[1]'); UPDATE public.items SET embedding = '[2,3]'"
+    )
     assert outbox(scratch) == keys(1, 1)

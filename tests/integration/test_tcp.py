@@ -67,7 +67,9 @@ def filled(server: PostgresServer) -> Iterator[str]:
     for database in clone(server):
         with psycopg.connect(database, autocommit=True) as db:
             db.execute("CREATE TABLE t (id int PRIMARY KEY, v real[])")
-            db.execute(b"INSERT INTO t SELECT i, ARRAY[i, 1] FROM generate_series(1, %d) AS i" % MANY_KEYS)
+            db.execute(
+                b"INSERT INTO t SELECT i, ARRAY[i, 1] FROM generate_series(1, %d) AS i" % MANY_KEYS
+            )
             db.execute("SELECT syncd.attach('t', metric => 'l2')")
         yield database
 
@@ -80,13 +82,17 @@ def port_of(daemon: Daemon) -> int:
 @pytest.fixture(scope="module")
 def plain(filled: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """Over TCP without TLS."""
-    daemon = Daemon(filled, tmp_path_factory.mktemp("plain") / "data", listen="127.0.0.1:0", token=WORD).start()
+    daemon = Daemon(
+        filled, tmp_path_factory.mktemp("plain") / "data", listen="127.0.0.1:0", token=WORD
+    ).start()
     yield daemon
     daemon.stop()
 
 
 @pytest.fixture(scope="module")
-def encrypted(filled: str, certificate: Certificate, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+def encrypted(
+    filled: str, certificate: Certificate, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Daemon]:
     """Over TCP with TLS."""
     directory = tmp_path_factory.mktemp("encrypted")
     daemon = Daemon(
@@ -100,7 +106,9 @@ def encrypted(filled: str, certificate: Certificate, tmp_path_factory: pytest.Te
 async def assert_both_clients_work(address: str, tls: ssl.SSLContext | None) -> None:
     with connect(address, token=WORD, tls=tls) as client:
         assert client.search("t", key=7, k=2, exact=True)[0].key in (6, 8)
-        assert len(list(client.keys("t", limit=MANY_KEYS))) == MANY_KEYS  # an answer of many TLS records
+        assert (
+            len(list(client.keys("t", limit=MANY_KEYS))) == MANY_KEYS
+        )  # an answer of many TLS records
     async with AsyncClient(address, token=WORD, tls=tls) as client:
         assert (await client.status()).state == "ready"
         assert len([key async for key in client.keys("t", limit=MANY_KEYS)]) == MANY_KEYS
@@ -125,11 +133,15 @@ def test_the_authority_and_the_token_may_come_from_variables(
     monkeypatch.setenv("SYNCD_TOKEN", WORD)
     with connect(address) as client:
         assert client.ping() == "pong"
-    done = run("status", "--socket", address, SSL_CERT_FILE=str(certificate.authority), SYNCD_TOKEN=WORD)
+    done = run(
+        "status", "--socket", address, SSL_CERT_FILE=str(certificate.authority), SYNCD_TOKEN=WORD
+    )
     assert done.returncode == 0, done.stderr
 
 
-def test_over_tcp_nothing_is_answered_without_the_token_and_the_unix_socket_needs_none(plain: Daemon) -> None:
+def test_over_tcp_nothing_is_answered_without_the_token_and_the_unix_socket_needs_none(
+    plain: Daemon,
+) -> None:
     address = f"tcp://127.0.0.1:{port_of(plain)}"
     for wrong in ("wrong", WORD + "x", WORD[:-1], ""):
         with pytest.raises(Unauthorized), connect(address, token=wrong):
@@ -150,7 +162,9 @@ def test_a_client_refuses_a_service_whose_certificate_it_does_not_trust(encrypte
 
 
 @pytest.mark.anyio
-async def test_plain_and_encrypted_do_not_meet_and_the_error_names_tcps(plain: Daemon, encrypted: Daemon) -> None:
+async def test_plain_and_encrypted_do_not_meet_and_the_error_names_tcps(
+    plain: Daemon, encrypted: Daemon
+) -> None:
     with pytest.raises(ServiceUnavailable) as caught:
         connect(f"tcp://localhost:{port_of(encrypted)}", token=WORD, timeout=10)
     assert "tcps://" in caught.value.hint
@@ -162,7 +176,9 @@ async def test_plain_and_encrypted_do_not_meet_and_the_error_names_tcps(plain: D
     await assert_both_clients_work(f"tcp://127.0.0.1:{port_of(plain)}", None)
 
 
-def test_noise_on_the_encrypted_port_disturbs_nobody(encrypted: Daemon, certificate: Certificate) -> None:
+def test_noise_on_the_encrypted_port_disturbs_nobody(
+    encrypted: Daemon, certificate: Certificate
+) -> None:
     address = f"tcps://localhost:{port_of(encrypted)}"
     with connect(address, token=WORD, tls=certificate.trusting) as client:
         for noise in (b"", b"\x16\x03\x01", b"\0" * 70_000, os.urandom(1000)):
@@ -188,7 +204,9 @@ def test_ipv6_is_written_in_brackets(database: str, tmp_path: Path) -> None:
     daemon.stop()
 
 
-def test_a_port_in_use_ends_the_start_with_exit_1_and_says_what_to_set(database: str, tmp_path: Path) -> None:
+def test_a_port_in_use_ends_the_start_with_exit_1_and_says_what_to_set(
+    database: str, tmp_path: Path
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
         done = run(
@@ -221,7 +239,11 @@ async def test_a_child_process_connects_again_over_tls_and_the_parents_connectio
 ) -> None:
     address = f"tcps://localhost:{port_of(encrypted)}"
     with connect(address, token=WORD, tls=certificate.trusting) as client:
-        child = Child(lambda: [client.search("t", key=key, k=1, exact=True)[0].distance for key in range(2, 50)])
+        child = Child(
+            lambda: [
+                client.search("t", key=key, k=1, exact=True)[0].distance for key in range(2, 50)
+            ]
+        )
         mine = [client.search("t", key=key, k=1, exact=True)[0].distance for key in range(2, 50)]
         assert mine == child.result() == [1.0] * 48
         link = client._own.get().link
@@ -241,7 +263,9 @@ def test_one_client_works_in_each_event_loop_that_a_program_starts(
 ) -> None:
     daemon: Daemon = request.getfixturevalue(encryption)
     tls = certificate.trusting if encryption == "encrypted" else None
-    client = AsyncClient(f"tcp{'s' if tls else ''}://localhost:{port_of(daemon)}", token=WORD, tls=tls)
+    client = AsyncClient(
+        f"tcp{'s' if tls else ''}://localhost:{port_of(daemon)}", token=WORD, tls=tls
+    )
     for run_loop in (asyncio.run, uvloop.run):
         for _ in range(3):
             assert len(run_loop(client.search("t", key=7, k=3))) == 3
@@ -256,18 +280,31 @@ def test_clients_that_vanished_without_a_word_give_their_slots_back(
     tls = certificate.trusting if encryption == "encrypted" else None
     settings = {"tls_cert": certificate.chain, "tls_key": certificate.key} if tls else {}
     daemon = Daemon(
-        filled, tmp_path / "data", listen="localhost:0", token=WORD, max_connections=2, consumer="vanished", **settings
+        filled,
+        tmp_path / "data",
+        listen="localhost:0",
+        token=WORD,
+        max_connections=2,
+        consumer="vanished",
+        **settings,
     )
     for name, value in (("IDLE", 1), ("INTERVAL", 1), ("USER_TIMEOUT", 2)):
         daemon.with_constant(f"syncd.protocol.keepalive.{name}_SECONDS", value)
     daemon.start()
     with ExitStack() as stack:
         vanished: list[socket.socket] = []
-        for request in (b"", b'{"jsonrpc":"2.0","id":2,"method":"keys","params":{"dataset":"t","limit":20000}}\n'):
+        for request in (
+            b"",
+            b'{"jsonrpc":"2.0","id":2,"method":"keys","params":{"dataset":"t","limit":20000}}\n',
+        ):
             connection = socket.create_connection(("localhost", port_of(daemon)))
-            connection = tls.wrap_socket(connection, server_hostname="localhost") if tls else connection
+            connection = (
+                tls.wrap_socket(connection, server_hostname="localhost") if tls else connection
+            )
             stack.callback(connection.close)
-            token = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "authenticate", "params": {"token": WORD}})
+            token = json.dumps(
+                {"jsonrpc": "2.0", "id": 1, "method": "authenticate", "params": {"token": WORD}}
+            )
             connection.sendall(token.encode() + b"\n")
             assert b"true" in connection.recv(1000)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

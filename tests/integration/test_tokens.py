@@ -29,9 +29,13 @@ def items(db: psycopg.Connection, daemon: Daemon) -> Daemon:
     return daemon.start()
 
 
-def test_every_role_with_usage_gets_a_token_that_names_transaction_and_history(any_db: psycopg.Connection) -> None:
+def test_every_role_with_usage_gets_a_token_that_names_transaction_and_history(
+    any_db: psycopg.Connection,
+) -> None:
     with any_db.transaction(force_rollback=True):
-        any_db.execute("CREATE ROLE plain; GRANT USAGE ON SCHEMA syncd TO plain; SET LOCAL ROLE plain")
+        any_db.execute(
+            "CREATE ROLE plain; GRANT USAGE ON SCHEMA syncd TO plain; SET LOCAL ROLE plain"
+        )
         xid, token, again = any_db.execute(
             "SELECT pg_current_xact_id()::text, syncd.token(), syncd.token()"
         ).fetchone() or ("", "", "")
@@ -47,7 +51,10 @@ def test_a_reader_waits_for_a_write_of_this_history_until_it_is_committed(
         writer.execute("INSERT INTO items VALUES (2, '{2,0}')")
         row = writer.execute(TOKEN).fetchone()
         assert row is not None
-        for given in (row[0], row[0].partition(".")[0]):  # version 0.1.0 wrote the transaction id alone
+        for given in (
+            row[0],
+            row[0].partition(".")[0],
+        ):  # version 0.1.0 wrote the transaction id alone
             with pytest.raises(TimedOut, match="does not include transaction"):
                 client.search("items", [2, 0], after=given, timeout_ms=200)
         writer.commit()
@@ -56,10 +63,15 @@ def test_a_reader_waits_for_a_write_of_this_history_until_it_is_committed(
     for number in range(3, 20):
         db.execute("INSERT INTO items VALUES (%s, ARRAY[%s, 0])", [number, number])
         with items.client() as client:
-            assert client.search("items", [number, 0], k=1, after=fetch(database, TOKEN))[0].key == number
+            assert (
+                client.search("items", [number, 0], k=1, after=fetch(database, TOKEN))[0].key
+                == number
+            )
 
 
-def test_a_token_of_another_database_makes_nobody_wait(items: Daemon, server: PostgresServer, database: str) -> None:
+def test_a_token_of_another_database_makes_nobody_wait(
+    items: Daemon, server: PostgresServer, database: str
+) -> None:
     """Also of a copy by template, whose transaction ids are this server's: here of a transaction that stays open."""
     copy = server.create_database("copied", "syncd_template")
     try:
@@ -68,19 +80,25 @@ def test_a_token_of_another_database_makes_nobody_wait(items: Daemon, server: Po
             assert row is not None
             assert fetch(copy, HISTORY) != fetch(database, HISTORY)
             for given in (row[0], f"{10**12}.0123abcd.5"):
-                assert [hit.key for hit in client.search("items", [1, 0], after=given, timeout_ms=200)] == [1]
+                assert [
+                    hit.key for hit in client.search("items", [1, 0], after=given, timeout_ms=200)
+                ] == [1]
                 client.wait(given, timeout_ms=200)
     finally:
         server.drop_database("copied")
 
 
-def test_a_token_beyond_this_servers_transactions_makes_nobody_wait(items: Daemon, database: str) -> None:
+def test_a_token_beyond_this_servers_transactions_makes_nobody_wait(
+    items: Daemon, database: str
+) -> None:
     """A failover without the last commits, or a database turned back in time, leaves such tokens behind."""
     history = fetch(database, HISTORY)
     with items.client() as client:
         given = f"{10**12}.{history}"
         client.wait(given, timeout_ms=2000)
-        assert [hit.key for hit in client.search("items", [1, 0], after=given, timeout_ms=2000)] == [1]
+        assert [
+            hit.key for hit in client.search("items", [1, 0], after=given, timeout_ms=2000)
+        ] == [1]
         with pytest.raises(TimedOut):  # it names no history: it may come
             client.wait(f"{10**12}", timeout_ms=200)
 
@@ -94,7 +112,9 @@ def test_a_restored_copy_names_no_history_until_it_has_its_own(
     restored = server.create_database("restored_tokens")
     follower = Daemon(restored, tmp_path / "restored")
     try:
-        subprocess.run([server.bindir / "pg_restore", "--exit-on-error", "-d", restored, dump], check=True)
+        subprocess.run(
+            [server.bindir / "pg_restore", "--exit-on-error", "-d", restored, dump], check=True
+        )
         early = fetch(restored, TOKEN)
         assert early.isdigit()
         follower.start()
@@ -109,7 +129,9 @@ def test_a_restored_copy_names_no_history_until_it_has_its_own(
         server.drop_database("restored_tokens")
 
 
-def test_a_token_is_given_while_a_consumer_renews_the_identity(any_db: psycopg.Connection, any_database: str) -> None:
+def test_a_token_is_given_while_a_consumer_renews_the_identity(
+    any_db: psycopg.Connection, any_database: str
+) -> None:
     with psycopg.connect(any_database) as consumer:
         consumer.execute(statement("consumer", "lock_identity"))
         any_db.execute("SET statement_timeout = '5s'")
@@ -140,9 +162,13 @@ def test_an_identity_that_another_consumer_renewed_is_noticed_by_the_next_pass(
 
 
 @pytest.mark.parametrize(
-    "given", ["", "x", "1.", "1.x", "-1", "1.0123abcd", "1.0123abcd.", "1.0123ABCD.5", "٣", "9" * 21]
+    "given",
+    ["", "x", "1.", "1.x", "-1", "1.0123abcd", "1.0123abcd.", "1.0123ABCD.5", "٣", "9" * 21],
 )
 def test_what_no_writer_was_given_is_refused(items: Daemon, given: str) -> None:
-    with items.client() as client, pytest.raises(InvalidParams, match="is not a valid token") as caught:
+    with (
+        items.client() as client,
+        pytest.raises(InvalidParams, match="is not a valid token") as caught,
+    ):
         client.wait(given)
     assert "SELECT syncd.token()" in caught.value.hint

@@ -40,7 +40,14 @@ def test_an_index_that_equals_its_table_is_in_sync(followed: Daemon) -> None:
     ],
 )
 def test_every_kind_of_difference_is_found_and_mended(
-    db: psycopg.Connection, followed: Daemon, change: str, missing: int, extra: int, stale: int, key: int, deep: bool
+    db: psycopg.Connection,
+    followed: Daemon,
+    change: str,
+    missing: int,
+    extra: int,
+    stale: int,
+    key: int,
+    deep: bool,
 ) -> None:
     unseen(db, change)
     with followed.client() as client:
@@ -48,7 +55,13 @@ def test_every_kind_of_difference_is_found_and_mended(
         assert counts(found) == (False, missing, extra, stale)
         assert key in found.sample
         mended = of(client.verify("items", repair=True, deep=deep))
-        assert (*counts(mended), mended.repaired) == (True, missing, extra, stale, missing + extra + stale)
+        assert (*counts(mended), mended.repaired) == (
+            True,
+            missing,
+            extra,
+            stale,
+            missing + extra + stale,
+        )
         assert counts(of(client.verify("items", deep=True))) == (True, 0, 0, 0)
     assert_equal(db, followed)
 
@@ -64,7 +77,8 @@ def test_verify_has_no_false_alarm_while_writers_write(followed: Daemon, databas
                 key, other = generator.integers(1, 2000, size=2).tolist()
                 vector = str(generator.random(DIM).round(3).tolist())
                 connection.execute(
-                    "INSERT INTO items VALUES (%s, %s) ON CONFLICT (id) DO UPDATE SET v = excluded.v", [key, vector]
+                    "INSERT INTO items VALUES (%s, %s) ON CONFLICT (id) DO UPDATE SET v = excluded.v",
+                    [key, vector],
                 )
                 connection.execute("DELETE FROM items WHERE id = %s", [other])
                 writes += 2
@@ -75,13 +89,20 @@ def test_verify_has_no_false_alarm_while_writers_write(followed: Daemon, databas
         try:
             with followed.client() as client:
                 for round_ in range(15):
-                    assert counts(of(client.verify("items", deep=round_ % 3 == 0))) == (True, 0, 0, 0)
+                    assert counts(of(client.verify("items", deep=round_ % 3 == 0))) == (
+                        True,
+                        0,
+                        0,
+                        0,
+                    )
         finally:
             stop.set()
         assert sum(writer.result() for writer in writers) > 100
 
 
-def test_quarantined_rows_are_accounted_for_until_they_change(db: psycopg.Connection, followed: Daemon) -> None:
+def test_quarantined_rows_are_accounted_for_until_they_change(
+    db: psycopg.Connection, followed: Daemon
+) -> None:
     db.execute("INSERT INTO items VALUES (2000, '[0,0,0,0,0,0,0,0]'), (2001, '[1,2]')")
     with followed.client() as client:
         found = of(client.verify("items"))
@@ -93,7 +114,9 @@ def test_quarantined_rows_are_accounted_for_until_they_change(db: psycopg.Connec
         assert client.get("items", [2001])
 
 
-def test_quarantined_rows_stay_accounted_for_while_a_table_is_compared(db: psycopg.Connection, daemon: Daemon) -> None:
+def test_quarantined_rows_stay_accounted_for_while_a_table_is_compared(
+    db: psycopg.Connection, daemon: Daemon
+) -> None:
     db.execute("CREATE TABLE items (id int PRIMARY KEY, v vector)")
     db.execute("INSERT INTO items SELECT i, '[1,2]' FROM generate_series(1, 400) i")
     db.execute("INSERT INTO items SELECT i, '[0,0]' FROM generate_series(401, 500) i")
@@ -113,7 +136,9 @@ def test_quarantined_rows_stay_accounted_for_while_a_table_is_compared(db: psyco
         until(lambda: client.status().quarantined == 50, "half of the rows are in quarantine")
 
 
-def test_rows_whose_dataset_another_source_has_are_told_of(db: psycopg.Connection, followed: Daemon) -> None:
+def test_rows_whose_dataset_another_source_has_are_told_of(
+    db: psycopg.Connection, followed: Daemon
+) -> None:
     db.execute(
         "CREATE TABLE others (id int PRIMARY KEY, v real[]); INSERT INTO others VALUES (1, '{1,2}'), (2, '{1,2}')"
     )
@@ -121,17 +146,24 @@ def test_rows_whose_dataset_another_source_has_are_told_of(db: psycopg.Connectio
     with followed.client() as client:
         until(lambda: client.status().quarantined == 2, "both rows are in quarantine")
         said = {each.source: each for each in client.verify().sources}
-    assert said["public.others"].reason == "2 live rows are in quarantine, and in none of its datasets"
+    assert (
+        said["public.others"].reason == "2 live rows are in quarantine, and in none of its datasets"
+    )
     assert said["public.items"].reason == ""
 
 
-def test_rows_of_a_dataset_that_never_formed_are_missing(db: psycopg.Connection, daemon: Daemon) -> None:
+def test_rows_of_a_dataset_that_never_formed_are_missing(
+    db: psycopg.Connection, daemon: Daemon
+) -> None:
     db.execute("CREATE TABLE notes (id uuid PRIMARY KEY, lang text, v real[])")
     db.execute("INSERT INTO notes VALUES (gen_random_uuid(), 'en', '{1,2}')")
     db.execute("SELECT syncd.attach('notes', dataset => 'lang')")
     daemon.settings["verify_seconds"] = 0
     daemon.start()
-    unseen(db, "INSERT INTO notes VALUES (gen_random_uuid(), 'de', '{1,2}'), (gen_random_uuid(), 'de', '{2,2}')")
+    unseen(
+        db,
+        "INSERT INTO notes VALUES (gen_random_uuid(), 'de', '{1,2}'), (gen_random_uuid(), 'de', '{2,2}')",
+    )
     with daemon.client() as client:
         result = client.verify()
         assert counts(of(result, "default/de")) == (False, 2, 0, 0)
@@ -142,9 +174,13 @@ def test_rows_of_a_dataset_that_never_formed_are_missing(db: psycopg.Connection,
             client.verify("fr")
 
 
-def test_a_row_that_moved_to_another_dataset_is_extra_in_the_old(db: psycopg.Connection, daemon: Daemon) -> None:
+def test_a_row_that_moved_to_another_dataset_is_extra_in_the_old(
+    db: psycopg.Connection, daemon: Daemon
+) -> None:
     db.execute("CREATE TABLE notes (a int, b text, lang text, v real[], PRIMARY KEY (a, b))")
-    db.execute("INSERT INTO notes VALUES (1, 'x', 'en', '{1,2}'), (1, 'y', 'de', '{1,2}'), (2, 'x', 'en', '{1,2}')")
+    db.execute(
+        "INSERT INTO notes VALUES (1, 'x', 'en', '{1,2}'), (1, 'y', 'de', '{1,2}'), (2, 'x', 'en', '{1,2}')"
+    )
     db.execute("SELECT syncd.attach('notes', dataset => 'lang')")
     daemon.settings["verify_seconds"] = 0
     daemon.start()

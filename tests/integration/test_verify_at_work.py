@@ -20,7 +20,11 @@ from tests.integration.verifying import assert_equal, counts, of, unseen
 
 
 def test_a_verify_waits_for_whoever_holds_the_table_for_a_moment(followed: Daemon) -> None:
-    with psycopg.connect(followed.conninfo) as holder, followed.client() as client, ThreadPoolExecutor(1) as pool:
+    with (
+        psycopg.connect(followed.conninfo) as holder,
+        followed.client() as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
         holder.execute("LOCK TABLE items IN ACCESS EXCLUSIVE MODE")
         until(lambda: "source_delayed" in followed.log.read_text(), "it waits for the lock")
         found = pool.submit(client.verify, "items")
@@ -35,19 +39,27 @@ def test_a_table_that_is_locked_for_long_is_said_not_to_be_compared(followed: Da
         until(lambda: "source_delayed" in followed.log.read_text(), "it waits for the lock")
         found = client.verify("items")
         (source,) = found.sources
-        assert (source.outcome, "lock" in source.reason, of(found).in_sync) == ("failed", True, False)
+        assert (source.outcome, "lock" in source.reason, of(found).in_sync) == (
+            "failed",
+            True,
+            False,
+        )
         holder.rollback()
         assert "drift_found" not in followed.log.read_text()
         until(lambda: of(client.verify("items")).in_sync, "it compares the table again")
 
 
-def test_rows_that_come_and_go_beside_a_verify_wait_for_nobody(db: psycopg.Connection, followed: Daemon) -> None:
+def test_rows_that_come_and_go_beside_a_verify_wait_for_nobody(
+    db: psycopg.Connection, followed: Daemon
+) -> None:
     """An ALTER TABLE behind a verify would make every writer wait behind it."""
     db.execute(
         "INSERT INTO items SELECT i, ARRAY[i, 1, 1, 2, 3, 4, 5, 6]::real[]::vector FROM generate_series(2000, 60000) i"
     )
     followed.stop()
-    followed.with_constant("syncd.sync.background.comparison.ROWS_PER_DEEP_FETCH", 5).start()  # a slow one
+    followed.with_constant(
+        "syncd.sync.background.comparison.ROWS_PER_DEEP_FETCH", 5
+    ).start()  # a slow one
     stop = threading.Event()
 
     def verify(client: Client) -> None:
@@ -60,7 +72,9 @@ def test_rows_that_come_and_go_beside_a_verify_wait_for_nobody(db: psycopg.Conne
             db.execute("SET lock_timeout = '1s'")
             until(
                 lambda: (
-                    db.execute("SELECT 1 FROM pg_stat_activity WHERE query LIKE 'FETCH %syncd_verify%'").fetchone()
+                    db.execute(
+                        "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'FETCH %syncd_verify%'"
+                    ).fetchone()
                     is not None
                 ),
                 "a verify reads the table",
@@ -71,12 +85,20 @@ def test_rows_that_come_and_go_beside_a_verify_wait_for_nobody(db: psycopg.Conne
         verifying.result()
 
 
-def test_a_verify_whose_client_has_gone_is_not_under_way_any_more(db: psycopg.Connection, followed: Daemon) -> None:
+def test_a_verify_whose_client_has_gone_is_not_under_way_any_more(
+    db: psycopg.Connection, followed: Daemon
+) -> None:
     followed.stop()
-    followed.with_constant("syncd.sync.background.comparison.ROWS_PER_DEEP_FETCH", 1).start()  # a slow one
+    followed.with_constant(
+        "syncd.sync.background.comparison.ROWS_PER_DEEP_FETCH", 1
+    ).start()  # a slow one
 
     def sessions() -> int:
-        return len(db.execute("SELECT FROM pg_stat_activity WHERE application_name = 'syncd/default'").fetchall())
+        return len(
+            db.execute(
+                "SELECT FROM pg_stat_activity WHERE application_name = 'syncd/default'"
+            ).fetchall()
+        )
 
     def compared() -> list[int]:
         return [work.rows for work in client.status().work if work.what == "verifying"]
@@ -103,7 +125,10 @@ def test_the_background_verify_mends_what_drifted(db: psycopg.Connection, follow
     followed.settings["verify_seconds"] = 3600
     followed.start()
     with followed.client() as client:
-        until(lambda: len([*client.keys("items")]) == 990, "the rows that are gone have left the index")
+        until(
+            lambda: len([*client.keys("items")]) == 990,
+            "the rows that are gone have left the index",
+        )
     assert_equal(db, followed)
     log = followed.log.read_text()
     assert '"drift_found"' in log
@@ -118,7 +143,9 @@ def run(daemon: Daemon, *arguments: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_the_command_says_what_differs_and_exits_1(db: psycopg.Connection, followed: Daemon) -> None:
+def test_the_command_says_what_differs_and_exits_1(
+    db: psycopg.Connection, followed: Daemon
+) -> None:
     done = run(followed, "verify", "items")
     assert done.returncode == 0
     assert "in sync" in done.stdout
@@ -153,12 +180,16 @@ def test_a_verify_that_compared_nothing_says_so(db: psycopg.Connection, daemon: 
     assert "none of its rows is live" in done.stderr
 
 
-def test_a_source_that_cannot_be_read_is_not_in_sync(db: psycopg.Connection, followed: Daemon) -> None:
+def test_a_source_that_cannot_be_read_is_not_in_sync(
+    db: psycopg.Connection, followed: Daemon
+) -> None:
     db.execute("ALTER TABLE items RENAME COLUMN v TO w")
     db.execute("UPDATE items SET w = w WHERE id = 1")
     with followed.client() as client:
         until(lambda: client.status().state == "failed", "it has failed")
         result = client.verify()
         assert not of(result).in_sync
-        assert [source.outcome for source in result.sources if source.source == "public.items"] == ["failed"]
+        assert [source.outcome for source in result.sources if source.source == "public.items"] == [
+            "failed"
+        ]
     assert run(followed, "verify").returncode == 1

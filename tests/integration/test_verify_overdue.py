@@ -24,7 +24,9 @@ def two(db: psycopg.Connection, daemon: Daemon) -> psycopg.Connection:
     """Two tables, and a service that compares them every second."""
     for name in ("bad", "good"):
         db.execute(f"CREATE TABLE {name} (id int PRIMARY KEY, v real[])".encode())
-        db.execute(f"INSERT INTO {name} SELECT i, ARRAY[i, 1] FROM generate_series(1, 20) AS i".encode())
+        db.execute(
+            f"INSERT INTO {name} SELECT i, ARRAY[i, 1] FROM generate_series(1, 20) AS i".encode()
+        )
         db.execute("SELECT syncd.attach(%s, metric => 'l2')", [name])
     daemon.settings |= {"verify_seconds": 1, "http": "127.0.0.1:0"}
     return db
@@ -66,7 +68,10 @@ def test_a_whole_verify_that_is_late_is_told_by_check_the_page_and_status_with_t
     with psycopg.connect(daemon.conninfo) as holder:
         holder.execute("LOCK TABLE bad IN ACCESS EXCLUSIVE MODE")
         until(lambda: bool(verify(daemon).overdue), "it is late")
-        until(lambda: "public.bad" in verify(daemon).overdue and "lock" in verify(daemon).overdue, "it says why")
+        until(
+            lambda: "public.bad" in verify(daemon).overdue and "lock" in verify(daemon).overdue,
+            "it says why",
+        )
         found = checked(daemon)
         assert found.level == "warn"
         assert "twice SYNCD_VERIFY_SECONDS=1: public.bad" in found.detail
@@ -85,7 +90,10 @@ def test_an_unexpected_error_over_one_source_keeps_no_other_from_being_verified(
     daemon.with_error("syncd.sync.background.comparison:compare_source", ALWAYS, OF_BAD).start()
     drift(two, "good")
     until(lambda: repaired(daemon, "good"), "the other is compared and repaired")
-    until(lambda: "public.bad: unexpected BrokenOnPurposeError" in verify(daemon).overdue, "it says why")
+    until(
+        lambda: "public.bad: unexpected BrokenOnPurposeError" in verify(daemon).overdue,
+        "it says why",
+    )
     with daemon.client() as client:
         outcomes = {each.source: each.outcome for each in client.verify().sources}
     assert outcomes["public.bad"] == "failed"
@@ -114,7 +122,10 @@ def test_restarts_do_not_make_the_last_whole_verify_younger(daemon: Daemon) -> N
     at = verify(daemon).at
     assert at is not None
     assert at < stopped
-    until(lambda: "BrokenOnPurposeError" in checked(daemon).detail or bool(verify(daemon).overdue), "it is late")
+    until(
+        lambda: "BrokenOnPurposeError" in checked(daemon).detail or bool(verify(daemon).overdue),
+        "it is late",
+    )
     daemon.kill()
     daemon.broken.clear()
     daemon.with_error("syncd.sync.background.verify:Verifier.verify_in_background", ALWAYS).start()

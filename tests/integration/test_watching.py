@@ -39,7 +39,9 @@ def test_a_watched_status_in_a_pipe_is_there_as_soon_as_it_is_drawn_also_through
         wait_for(b"default/piped  ready")
 
 
-def test_a_status_after_a_restart_says_how_old_the_checkpoint_is_that_was_loaded(daemon: Daemon) -> None:
+def test_a_status_after_a_restart_says_how_old_the_checkpoint_is_that_was_loaded(
+    daemon: Daemon,
+) -> None:
     with daemon.start().client() as client:
         client.checkpoint()
         saved = client.status().checkpoint.at
@@ -73,7 +75,9 @@ def test_a_watched_status_is_drawn_again_also_through_a_restart(daemon: Daemon) 
                 seen = b""
 
             wait_for(b"[bold]a")
-            db.execute("INSERT INTO drawn SELECT i, '[bold]a', '{1,2}' FROM generate_series(10, 1243) AS i")
+            db.execute(
+                "INSERT INTO drawn SELECT i, '[bold]a', '{1,2}' FROM generate_series(10, 1243) AS i"
+            )
             wait_for(b"1,235")
             daemon.stop()
             wait_for(b"last known state")
@@ -92,7 +96,9 @@ def slow(server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> It
             db.execute("CREATE TABLE slow (id int PRIMARY KEY, v real[])")
             db.execute("INSERT INTO slow SELECT i, ARRAY[i, 1] FROM generate_series(1, 20000) AS i")
             db.execute("SELECT syncd.attach('slow')")
-        daemon = Daemon(conninfo, tmp_path_factory.mktemp("slow") / "data", verify_seconds=0).start()
+        daemon = Daemon(
+            conninfo, tmp_path_factory.mktemp("slow") / "data", verify_seconds=0
+        ).start()
         daemon.stop()
         daemon.with_constant("syncd.sync.source.scan.PAGE_ROWS", (10, 10, 10))
         daemon.with_constant("syncd.sync.background.comparison.ROWS_PER_FETCH", 5)
@@ -101,11 +107,23 @@ def slow(server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 @pytest.mark.parametrize("arguments", [["rebuild", "slow"], ["verify"]], ids=lambda value: value[0])
-def test_long_work_shows_rows_rate_and_time_left_on_a_terminal(slow: Daemon, arguments: list[str]) -> None:
+def test_long_work_shows_rows_rate_and_time_left_on_a_terminal(
+    slow: Daemon, arguments: list[str]
+) -> None:
     master, slave = os.openpty()
     environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "150"}
-    command = [sys.executable, "-m", "syncd.cli.main", *arguments, "--json", "--socket", str(slow.socket)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=slave, env=environment) as process:
+    command = [
+        sys.executable,
+        "-m",
+        "syncd.cli.main",
+        *arguments,
+        "--json",
+        "--socket",
+        str(slow.socket),
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=slave, env=environment
+    ) as process:
         os.close(slave)
         seen = b""
         while True:
@@ -135,7 +153,8 @@ def test_a_first_reading_shows_rows_rate_and_time_left_on_a_terminal(slow: Daemo
             os.close(slave)
             seen = b""
             while not re.search(
-                rb"reading public\.long: [0-9,]+/100,000 rows, [1-9][0-9,]* rows/s, \d+:\d\d:\d\d left", seen
+                rb"reading public\.long: [0-9,]+/100,000 rows, [1-9][0-9,]* rows/s, \d+:\d\d:\d\d left",
+                seen,
             ):
                 seen += os.read(master, 4096)
         os.close(master)

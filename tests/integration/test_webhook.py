@@ -123,7 +123,11 @@ def without_its_directory(daemon: Daemon) -> Iterator[None]:
 
 
 def test_drift_is_told_once_with_numbers_and_without_keys(table: str, tmp_path: Path) -> None:
-    with receiver() as to, serving(table, tmp_path / "data", to) as daemon, daemon.client() as client:
+    with (
+        receiver() as to,
+        serving(table, tmp_path / "data", to) as daemon,
+        daemon.client() as client,
+    ):
         drift(table)
         client.verify(repair=True)
         told = to.next()
@@ -137,8 +141,14 @@ def test_drift_is_told_once_with_numbers_and_without_keys(table: str, tmp_path: 
         assert to.got.empty()
 
 
-def test_a_failed_checkpoint_is_told_once_until_one_succeeds_and_also_at_stop(table: str, tmp_path: Path) -> None:
-    with receiver() as to, serving(table, tmp_path / "data", to) as daemon, daemon.client() as client:
+def test_a_failed_checkpoint_is_told_once_until_one_succeeds_and_also_at_stop(
+    table: str, tmp_path: Path
+) -> None:
+    with (
+        receiver() as to,
+        serving(table, tmp_path / "data", to) as daemon,
+        daemon.client() as client,
+    ):
         client.checkpoint()  # so that the first one, which the service saves by itself, is over
         with without_its_directory(daemon):
             for _ in range(2):
@@ -158,7 +168,13 @@ def test_must_rebuild_is_told_by_who_notices_and_by_who_must(table: str, tmp_pat
     with receiver() as to, serving(table, tmp_path / "b", to, consumer="b") as away:
         away.stop()
         with serving(
-            table, tmp_path / "a", to, small_slots=True, consumer="a", outbox_max_rows=500, checkpoint_seconds=0.2
+            table,
+            tmp_path / "a",
+            to,
+            small_slots=True,
+            consumer="a",
+            outbox_max_rows=500,
+            checkpoint_seconds=0.2,
         ):
             with psycopg.connect(table, autocommit=True) as db:
 
@@ -173,11 +189,20 @@ def test_must_rebuild_is_told_by_who_notices_and_by_who_must(table: str, tmp_pat
             two = to.next()
             while two["consumer"] != "b":  # "a" may have been told as well
                 two = to.next()
-            assert (two["event"], sorted(two["sources"])) == ("must_rebuild", ["public.t", "syncd.embeddings"])
+            assert (two["event"], sorted(two["sources"])) == (
+                "must_rebuild",
+                ["public.t", "syncd.embeddings"],
+            )
 
 
-def test_who_refuses_is_asked_again_and_given_up_without_a_word_of_the_secret(table: str, tmp_path: Path) -> None:
-    with receiver(500, 503) as to, serving(table, tmp_path / "data", to) as daemon, daemon.client() as client:
+def test_who_refuses_is_asked_again_and_given_up_without_a_word_of_the_secret(
+    table: str, tmp_path: Path
+) -> None:
+    with (
+        receiver(500, 503) as to,
+        serving(table, tmp_path / "data", to) as daemon,
+        daemon.client() as client,
+    ):
         drift(table)
         client.verify(repair=True)
         assert to.next()["event"] == "drift"
@@ -186,14 +211,22 @@ def test_who_refuses_is_asked_again_and_given_up_without_a_word_of_the_secret(ta
         drift(table)
         client.verify(repair=True)
         failed = wait_for_event(daemon, "webhook_failed")
-        assert (failed["alert"], failed["host"], failed["reason"]) == ("drift", "localhost", "it answered 301")
+        assert (failed["alert"], failed["host"], failed["reason"]) == (
+            "drift",
+            "localhost",
+            "it answered 301",
+        )
         assert to.tries == 6
         daemon.stop()
         assert SECRET_PATH not in daemon.log.read_text()
 
 
 def test_one_that_never_answers_keeps_nothing_waiting(table: str, tmp_path: Path) -> None:
-    with receiver(None) as to, serving(table, tmp_path / "data", to) as daemon, daemon.client() as client:
+    with (
+        receiver(None) as to,
+        serving(table, tmp_path / "data", to) as daemon,
+        daemon.client() as client,
+    ):
         drift(table)
         client.verify()
         assert to.next()["event"] == "drift"  # and is not answered

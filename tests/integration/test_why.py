@@ -76,7 +76,9 @@ def test_nothing_is_wrong_with_a_dataset_in_step(items: psycopg.Connection, daem
     assert done.returncode == 0
     assert done.stdout.startswith("default/de\n")
     assert done.stdout.endswith("\nnothing is wrong\n")
-    as_json = run("why", "default/de", "--json", "--dsn", items.info.dsn, "--socket", str(daemon.socket))
+    as_json = run(
+        "why", "default/de", "--json", "--dsn", items.info.dsn, "--socket", str(daemon.socket)
+    )
     assert as_json.returncode == 0
     printed = json.loads(as_json.stdout)
     assert set(printed) == {"dataset", "known", "facts", "causes"}
@@ -84,7 +86,9 @@ def test_nothing_is_wrong_with_a_dataset_in_step(items: psycopg.Connection, daem
     daemon.stop()
 
 
-def test_the_service_describes_the_method_and_answers_it(items: psycopg.Connection, daemon: Daemon) -> None:
+def test_the_service_describes_the_method_and_answers_it(
+    items: psycopg.Connection, daemon: Daemon
+) -> None:
     followed(items, daemon)
     with daemon.client() as client:
         assert "why" in [method["name"] for method in client.discover()["methods"]]
@@ -97,7 +101,9 @@ def test_the_service_describes_the_method_and_answers_it(items: psycopg.Connecti
         assert client.why("nosuch").status is None
 
 
-def test_much_to_count_is_counted_beside_the_event_loop(db: psycopg.Connection, daemon: Daemon) -> None:
+def test_much_to_count_is_counted_beside_the_event_loop(
+    db: psycopg.Connection, daemon: Daemon
+) -> None:
     db.execute("CREATE TABLE items (id int PRIMARY KEY, v real[])")
     db.execute("INSERT INTO items SELECT i, '{NaN,1}' FROM generate_series(1, 50) AS i")
     db.execute("SELECT syncd.attach('items')")
@@ -111,7 +117,9 @@ def test_much_to_count_is_counted_beside_the_event_loop(db: psycopg.Connection, 
 def test_a_disabled_trigger_is_the_cause_and_the_fix_mends_it(
     db: psycopg.Connection, database: str, tmp_path: Path
 ) -> None:
-    db.execute("CREATE TABLE items (id int PRIMARY KEY, v real[]); INSERT INTO items VALUES (1, '{1,1}')")
+    db.execute(
+        "CREATE TABLE items (id int PRIMARY KEY, v real[]); INSERT INTO items VALUES (1, '{1,1}')"
+    )
     db.execute("SELECT syncd.attach('items')")
     with role(
         db, *SERVICE_RIGHTS, "GRANT SELECT ON items TO {role}"
@@ -146,9 +154,16 @@ def test_whoever_locks_the_table_comes_first_with_pid_query_and_since(
         holder.execute("LOCK TABLE items IN ACCESS EXCLUSIVE MODE")
         found = explain(daemon, "de")
         assert subjects(found) == ["locks on public.items", "quarantine"]
-        for words in (f"pid {holder.info.backend_pid}", "migration", "LOCK TABLE items", "since 20"):
+        for words in (
+            f"pid {holder.info.backend_pid}",
+            "migration",
+            "LOCK TABLE items",
+            "since 20",
+        ):
             assert words in found.causes[0].detail
-        assert found.causes[0].fix.endswith(f"SELECT pg_terminate_backend({holder.info.backend_pid});")
+        assert found.causes[0].fix.endswith(
+            f"SELECT pg_terminate_backend({holder.info.backend_pid});"
+        )
         items.execute(found.causes[0].fix.partition("or: ")[2].encode())
         holder.close()
     followed(items, daemon)
@@ -158,7 +173,10 @@ def test_whoever_locks_the_table_comes_first_with_pid_query_and_since(
 def test_one_who_waits_for_the_lock_stops_readers_and_its_blocker_is_named(
     items: psycopg.Connection, daemon: Daemon
 ) -> None:
-    with psycopg.connect(items.info.dsn) as reader, psycopg.connect(items.info.dsn, autocommit=True) as waiter:
+    with (
+        psycopg.connect(items.info.dsn) as reader,
+        psycopg.connect(items.info.dsn, autocommit=True) as waiter,
+    ):
         reader.execute("SELECT count(*) FROM items")
         pid = waiter.info.backend_pid
         waiter.pgconn.send_query(b"ALTER TABLE items ADD COLUMN more int")
@@ -173,17 +191,26 @@ def test_one_who_waits_for_the_lock_stops_readers_and_its_blocker_is_named(
         waiter.close()
 
 
-def test_quarantined_rows_are_counted_by_reason_with_some_keys(items: psycopg.Connection, daemon: Daemon) -> None:
-    items.execute("INSERT INTO items VALUES (7, '{1,2,3}', 'de'), (8, '{1,2,3}', 'de'), (9, '{NaN,1}', 'de')")
+def test_quarantined_rows_are_counted_by_reason_with_some_keys(
+    items: psycopg.Connection, daemon: Daemon
+) -> None:
+    items.execute(
+        "INSERT INTO items VALUES (7, '{1,2,3}', 'de'), (8, '{1,2,3}', 'de'), (9, '{NaN,1}', 'de')"
+    )
     followed(items, daemon)
     found = explain(daemon, "de")
     assert subjects(found) == ["quarantine", "quarantine"]
-    assert "2 live rows are in quarantine with dimension_mismatch, such as key 7, 8" in found.causes[0].detail
+    assert (
+        "2 live rows are in quarantine with dimension_mismatch, such as key 7, 8"
+        in found.causes[0].detail
+    )
     assert "1 live row is in quarantine with nan, such as key 9" in found.causes[1].detail
     assert "embed these rows" in found.causes[0].fix
 
 
-def test_rows_that_no_rule_calls_live_are_the_cause(items: psycopg.Connection, daemon: Daemon) -> None:
+def test_rows_that_no_rule_calls_live_are_the_cause(
+    items: psycopg.Connection, daemon: Daemon
+) -> None:
     items.execute("UPDATE items SET v = NULL")
     followed(items, daemon)
     found = explain(daemon, "de")
@@ -194,7 +221,9 @@ def test_rows_that_no_rule_calls_live_are_the_cause(items: psycopg.Connection, d
 def test_a_table_that_may_no_longer_be_read_has_its_grant_first(
     db: psycopg.Connection, database: str, tmp_path: Path
 ) -> None:
-    db.execute("CREATE TABLE items (id int PRIMARY KEY, v real[]); INSERT INTO items VALUES (1, '{1}')")
+    db.execute(
+        "CREATE TABLE items (id int PRIMARY KEY, v real[]); INSERT INTO items VALUES (1, '{1}')"
+    )
     db.execute("SELECT syncd.attach('items')")
     with role(db, *SERVICE_RIGHTS, "GRANT SELECT ON items TO {role}") as name:
         daemon = Daemon(make_conninfo(database, user=name), tmp_path / "data").start()
@@ -240,7 +269,9 @@ def test_a_forgotten_prepared_transaction_is_named(
         prepare(server, pgvector=False)
         dsn = server.create_database("app", "syncd_template")
         with psycopg.connect(dsn, autocommit=True) as db:
-            db.execute("CREATE TABLE items (id int PRIMARY KEY, v real[]); INSERT INTO items VALUES (1, '{1}')")
+            db.execute(
+                "CREATE TABLE items (id int PRIMARY KEY, v real[]); INSERT INTO items VALUES (1, '{1}')"
+            )
             db.execute("SELECT syncd.attach('items')")
             daemon = Daemon(dsn, tmp_path / "data").start()
             try:
@@ -256,7 +287,9 @@ def test_a_forgotten_prepared_transaction_is_named(
                 daemon.kill()
 
 
-def test_an_unknown_dataset_has_near_names_and_what_sources_form(items: psycopg.Connection, daemon: Daemon) -> None:
+def test_an_unknown_dataset_has_near_names_and_what_sources_form(
+    items: psycopg.Connection, daemon: Daemon
+) -> None:
     items.execute("INSERT INTO items VALUES (50, '{5,5}', NULL)")
     followed(items, daemon)
     settings: dict[str, Any] = {"SYNCD_DSN": items.info.dsn, "SYNCD_SOCKET": str(daemon.socket)}
@@ -292,7 +325,9 @@ def test_a_database_that_is_down_is_a_cause_beside_what_the_service_knows(
     assert items.info.dsn
 
 
-def test_a_role_that_may_not_look_is_told_which_may(items: psycopg.Connection, daemon: Daemon) -> None:
+def test_a_role_that_may_not_look_is_told_which_may(
+    items: psycopg.Connection, daemon: Daemon
+) -> None:
     with role(items) as name:
         found = explain(daemon, "de", dsn=make_conninfo(items.info.dsn, user=name))
     assert subjects(found) == ["database"]
@@ -337,7 +372,11 @@ def said(**changes: Any) -> WhyResult:
     ("changes", "what", "words"),
     [
         ({"connected": False}, "database", "no connection"),
-        ({"state": "must_rebuild", "reason": "the outbox was freed"}, "state", "syncd rebuild default/de"),
+        (
+            {"state": "must_rebuild", "reason": "the outbox was freed"},
+            "state",
+            "syncd rebuild default/de",
+        ),
         ({"state": "must_rebuild", "scanned_rows": 5}, "state", "SYNCD_OUTBOX_MAX_ROWS"),
         ({"state": "catching_up", "scanned_rows": 70}, "state", "70 rows"),
         ({"state": "failed", "failure": "disk full"}, "failure", "disk full"),
@@ -348,7 +387,9 @@ def said(**changes: Any) -> WhyResult:
         ({"lag_seconds": 90.0}, "lag", "changes wait"),
     ],
 )
-def test_each_trouble_that_the_service_knows_is_a_cause(changes: dict[str, Any], what: str, words: str) -> None:
+def test_each_trouble_that_the_service_knows_is_a_cause(
+    changes: dict[str, Any], what: str, words: str
+) -> None:
     if "error" in changes:
         changes = {"checkpoint": {"at": None, "seconds": None, "error": changes["error"]}}
     answer = said(**changes)
@@ -367,7 +408,10 @@ def older(servers: Servers, request: pytest.FixtureRequest, tmp_path: Path) -> I
     """A syncd beside an older server."""
     server = servers.of(request.param)
     dsn = server.create_database("why", "syncd_template")
-    server.execute("CREATE TABLE items (id int PRIMARY KEY, v real[]); INSERT INTO items VALUES (1, '{1}')", "why")
+    server.execute(
+        "CREATE TABLE items (id int PRIMARY KEY, v real[]); INSERT INTO items VALUES (1, '{1}')",
+        "why",
+    )
     server.execute("SELECT syncd.attach('items')", "why")
     daemon = Daemon(dsn, tmp_path / "data").start()
     yield daemon

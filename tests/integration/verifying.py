@@ -32,7 +32,10 @@ def assert_equal(db: psycopg.Connection, daemon: Daemon) -> None:
         db.execute("SELECT id, v::real[] FROM items WHERE NOT gone AND v IS NOT NULL").fetchall()
     )
     with daemon.client() as client:
-        indexed = {row.key: row.vector for row in client.get("items", [*client.keys("items")], vectors=True)}
+        indexed = {
+            row.key: row.vector
+            for row in client.get("items", [*client.keys("items")], vectors=True)
+        }
     assert indexed.keys() == rows.keys()
     for key, vector in rows.items():
         found = indexed[key]

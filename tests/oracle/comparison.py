@@ -62,17 +62,23 @@ class Comparison:
         assert found.keys() == rows.keys(), dataset
         for key, vector in found.items():
             assert vector is not None
-            np.testing.assert_allclose(vector, rows[key], rtol=1e-5, atol=1e-6, err_msg=f"{dataset} {key}")
+            np.testing.assert_allclose(
+                vector, rows[key], rtol=1e-5, atol=1e-6, err_msg=f"{dataset} {key}"
+            )
 
     def compare_nearest(self, dataset: str, rows: dict[Key, Vectors], query: Vectors) -> None:
         """The distances are those of the nearest rows, and each key has its own: which of equally near rows are found is open."""
         hits = self.client.search(dataset, query, k=K, after=self.token, timeout_ms=SETTLE_MS)
         found = [hit.distance for hit in hits]
-        true = distances(self.table.metric, np.array(list(rows.values())).reshape(-1, DIMENSION), query)
+        true = distances(
+            self.table.metric, np.array(list(rows.values())).reshape(-1, DIMENSION), query
+        )
         of_key = dict(zip(rows, true.tolist(), strict=True))
         assert len({hit.key for hit in hits}) == len(hits), f"{dataset}: a key twice in {hits}"
         np.testing.assert_allclose(found, np.sort(true)[:K], atol=TOLERANCE, err_msg=dataset)
-        np.testing.assert_allclose(found, [of_key[hit.key] for hit in hits], atol=TOLERANCE, err_msg=dataset)
+        np.testing.assert_allclose(
+            found, [of_key[hit.key] for hit in hits], atol=TOLERANCE, err_msg=dataset
+        )
         pgvectors = self.table.nearest(self.connection, dataset.partition("/")[2], query, K)
         if pgvectors is not None:
             np.testing.assert_allclose(found, pgvectors, atol=TOLERANCE, err_msg=dataset)

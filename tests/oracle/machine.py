@@ -21,7 +21,17 @@ from tests.conftest import TEMPLATE
 from tests.daemon import Daemon
 from tests.oracle.comparison import SETTLE_MS, Comparison
 from tests.oracle.tables import BY_NAME, TABLES
-from tests.oracle.writes import LONG_SESSIONS, REFUSED, Writes, fetch, numbers, run, seeds, tables, topics
+from tests.oracle.writes import (
+    LONG_SESSIONS,
+    REFUSED,
+    Writes,
+    fetch,
+    numbers,
+    run,
+    seeds,
+    tables,
+    topics,
+)
 from tests.servers import PostgresServer
 
 ALWAYS_THERE = "docs/a"
@@ -49,8 +59,17 @@ class Oracle(Writes):
         self.counts["examples"] += 1
 
     @precondition(lambda self: self.daemon.process is not None)
-    @rule(where=st.sampled_from(LONG_SESSIONS), name=tables, other=tables, some=numbers, topic=topics, seed=seeds)
-    def overtake(self, where: int, name: str, other: str, some: list[int], topic: str | None, seed: int) -> None:
+    @rule(
+        where=st.sampled_from(LONG_SESSIONS),
+        name=tables,
+        other=tables,
+        some=numbers,
+        topic=topics,
+        seed=seeds,
+    )
+    def overtake(
+        self, where: int, name: str, other: str, some: list[int], topic: str | None, seed: int
+    ) -> None:
         """A long transaction writes, and a short one, with higher outbox ids, is applied before the long one ends."""
         self.upsert(where, name, some, topic, seed)
         self.upsert(0, other, some, topic, seed + 1)
@@ -80,7 +99,9 @@ class Oracle(Writes):
             self.counts[f"{how}s"] += 1
 
     @rule(lose=st.booleans(), name=tables, some=numbers, topic=topics, seed=seeds)
-    def crash_postgres(self, lose: bool, name: str, some: list[int], topic: str | None, seed: int) -> None:
+    def crash_postgres(
+        self, lose: bool, name: str, some: list[int], topic: str | None, seed: int
+    ) -> None:
         """While syncd runs on. ``lose``: an asynchronous commit that syncd has applied already is gone after the crash."""
         table = BY_NAME[name]
         rows = self.rows(table, 0, some, topic, seed)
@@ -143,7 +164,9 @@ class Oracle(Writes):
                     Comparison(self.db, client, table, expected, token, self.settled).run(self.seen)
                 bad = {table.name: expected.quarantined for table, expected in read.items()}
                 found = client.status().quarantined
-                assert found == sum(map(len, bad.values())), f"{found} in quarantine, expected: {bad}"
+                assert found == sum(map(len, bad.values())), (
+                    f"{found} in quarantine, expected: {bad}"
+                )
                 differing = [row for row in client.verify(deep=True).datasets if not row.in_sync]
                 assert not differing, f"verify differs from the comparison: {differing}"
         self.settled += 1
@@ -156,7 +179,10 @@ class Oracle(Writes):
             yield
         except (AssertionError, RequestError) as error:
             log = self.daemon.log.read_text() if self.daemon.log.exists() else ""
-            error.add_note(f"{self.name}: the end of syncd's log:\n" + "".join(log.splitlines(keepends=True)[-30:]))
+            error.add_note(
+                f"{self.name}: the end of syncd's log:\n"
+                + "".join(log.splitlines(keepends=True)[-30:])
+            )
             raise
 
     def teardown(self) -> None:
@@ -166,7 +192,9 @@ class Oracle(Writes):
                 for where in sorted(self.sessions):
                     self.sessions[where].commit()
                 self.settle()
-                self.break_syncd(how=("stop", "kill", "cut", "checkpoint")[self.counts["examples"] % 4])
+                self.break_syncd(
+                    how=("stop", "kill", "cut", "checkpoint")[self.counts["examples"] % 4]
+                )
                 self.settle()
         finally:
             self.close_connections()

@@ -81,21 +81,46 @@ TRAPS = {
         (ORACLE, LATE_COMMIT),
     ),
     "the pass reads at READ COMMITTED": Trap(
-        (("sql/queries/passes.sql", "BEGIN ISOLATION LEVEL REPEATABLE READ", "BEGIN ISOLATION LEVEL READ COMMITTED"),),
+        (
+            (
+                "sql/queries/passes.sql",
+                "BEGIN ISOLATION LEVEL REPEATABLE READ",
+                "BEGIN ISOLATION LEVEL READ COMMITTED",
+            ),
+        ),
         (HALF,),
     ),
     "nobody looks for open writers before sleeping": Trap(
-        (("syncd/sync/consumer/consumer.py", "frozenset(row[0]) if row else frozenset()", "frozenset()"),), (LOOK,)
+        (
+            (
+                "syncd/sync/consumer/consumer.py",
+                "frozenset(row[0]) if row else frozenset()",
+                "frozenset()",
+            ),
+        ),
+        (LOOK,),
     ),
     "a crash is nothing to look back for": Trap(
         (("syncd/sync/consumer/consumer.py", "watched.return_to_confirmed()", "pass"),), (ORACLE,)
     ),
     "a pass does not lock the outbox before its snapshot": Trap(
-        (("syncd/sync/consumer/passes.py", 'begin.append(filled("passes", "lock_outbox"))', "pass"),),
+        (
+            (
+                "syncd/sync/consumer/passes.py",
+                'begin.append(filled("passes", "lock_outbox"))',
+                "pass",
+            ),
+        ),
         (f"{FREEING}::test_a_pass_under_way_keeps_the_slots_that_its_snapshot_sees",),
     ),
     "the rotation waits for its lock": Trap(
-        (("sql/schema/0001_rotation.sql", "ACCESS EXCLUSIVE MODE NOWAIT", "ACCESS EXCLUSIVE MODE"),),
+        (
+            (
+                "sql/schema/0001_rotation.sql",
+                "ACCESS EXCLUSIVE MODE NOWAIT",
+                "ACCESS EXCLUSIVE MODE",
+            ),
+        ),
         (f"{FREEING}::test_a_reader_of_the_outbox_delays_rotation_and_nobody_else",),
     ),
     "a writer touches a slot that it does not write to": Trap(
@@ -145,13 +170,27 @@ TRAPS = {
     ),
     "a transaction older than the attachment is of no source": Trap(
         (
-            ("sql/triggers/0002_capture.sql", "RETURN NOT EXISTS (SELECT FROM", "RETURN EXISTS (SELECT FROM"),
-            ("sql/triggers/0002_capture.sql", "a.source <> relation AND a.source NOT IN", "a.source IN"),
+            (
+                "sql/triggers/0002_capture.sql",
+                "RETURN NOT EXISTS (SELECT FROM",
+                "RETURN EXISTS (SELECT FROM",
+            ),
+            (
+                "sql/triggers/0002_capture.sql",
+                "a.source <> relation AND a.source NOT IN",
+                "a.source IN",
+            ),
         ),
         (f"{STRAY}::test_a_transaction_older_than_the_attachment_is_noted_all_the_same[18]",),
     ),
     "an apply worker is nothing to look for": Trap(
-        (("sql/triggers/0002_capture.sql", "        IF subscribed THEN\n", "        IF false THEN\n"),),
+        (
+            (
+                "sql/triggers/0002_capture.sql",
+                "        IF subscribed THEN\n",
+                "        IF false THEN\n",
+            ),
+        ),
         ("tests/tools/test_pglogical.py::test_a_table_that_pglogical_fills_is_followed",),
     ),
     "a doubt is settled while its writer is open": Trap(
@@ -199,7 +238,9 @@ TRAPS = {
                 "return self.seen",
             ),
         ),
-        (f"{LOCKED}::test_a_doubt_that_was_not_settled_at_the_last_checkpoint_is_settled_after_the_start",),
+        (
+            f"{LOCKED}::test_a_doubt_that_was_not_settled_at_the_last_checkpoint_is_settled_after_the_start",
+        ),
     ),
     "a start takes the doubts as they are": Trap(
         (
@@ -219,7 +260,9 @@ TRAPS = {
                 "pg_catalog.to_json($1)::pg_catalog.text, '\"') OPERATOR",
             ),
         ),
-        (f"{KEYS}::test_the_text_of_a_time_depends_on_no_setting_of_its_writer_and_reads_back[18]",),
+        (
+            f"{KEYS}::test_the_text_of_a_time_depends_on_no_setting_of_its_writer_and_reads_back[18]",
+        ),
     ),
     "a key that cannot be read fails its source": Trap(
         (
@@ -249,11 +292,23 @@ TRAPS = {
         (f"{FREEING}::test_a_transaction_of_which_rows_may_come_holds_back_what_it_wrote",),
     ),
     "what was freed is not noted": Trap(
-        (("sql/schema/0001_rotation.sql", "ELSE syncd.seen_by_either(l.freed, seen) END;", "END WHERE false;"),),
+        (
+            (
+                "sql/schema/0001_rotation.sql",
+                "ELSE syncd.seen_by_either(l.freed, seen) END;",
+                "END WHERE false;",
+            ),
+        ),
         (f"{FALLING_BEHIND}::test_an_older_data_directory_reconciles_after_a_rotation",),
     ),
     "nobody looks at what was freed": Trap(
-        (("syncd/types.py", "return freed is not None and not self.covers(freed)", "return False"),),
+        (
+            (
+                "syncd/types.py",
+                "return freed is not None and not self.covers(freed)",
+                "return False",
+            ),
+        ),
         (
             f"{FALLING_BEHIND}::test_an_older_data_directory_reconciles_after_a_rotation",
             f"{FALLING_BEHIND}::test_a_live_consumer_that_falls_too_far_behind_rebuilds",
@@ -271,7 +326,9 @@ TRAPS = {
                 "SET LOCAL synchronous_commit = off;",
             ),
         ),
-        (f"{ROTATION}::test_a_service_that_is_frozen_in_a_transaction_keeps_no_lock_for_long[report_limits]",),
+        (
+            f"{ROTATION}::test_a_service_that_is_frozen_in_a_transaction_keeps_no_lock_for_long[report_limits]",
+        ),
     ),
     "what another cluster freed is believed": Trap(
         (("syncd/postgres/identity.py", '    "forget_freed",\n', ""),),
@@ -281,8 +338,8 @@ TRAPS = {
         (
             (
                 "syncd/sync/background/checkpoints.py",
-                "window=None if cursor.window is None else",
-                "window=None if True else",
+                "if cursor.window is None\n        else SavedWindow",
+                "if True\n        else SavedWindow",
             ),
         ),
         (f"{LARGE}::test_one_large_transaction_goes_on_where_a_kill_left_it[100000]",),
@@ -324,27 +381,45 @@ TRAPS = {
     ),
     "rules are printed in the forms of attach's session": Trap(
         (("sql/schema/0002_rules.sql", "SET datestyle = 'ISO, YMD' ", ""),),
-        (f"{SESSIONS}::test_attach_keeps_the_same_rules_whatever_its_session_has_set[18-datestyle]",),
+        (
+            f"{SESSIONS}::test_attach_keeps_the_same_rules_whatever_its_session_has_set[18-datestyle]",
+        ),
     ),
     "a setting stays in a session that a pooler shares": Trap(
         (
             (
                 "syncd/postgres/connection.py",
-                "connection.execute(session.settings(connection) if",
-                "connection.execute(session.own_session_settings(connection) if",
+                "session.settings(connection) if own_forms",
+                "session.own_session_settings(connection) if own_forms",
             ),
         ),
-        ("tests/faults/test_pooler.py::test_no_setting_stays_in_a_session_that_a_pooler_shares[plain]",),
+        (
+            "tests/faults/test_pooler.py::test_no_setting_stays_in_a_session_that_a_pooler_shares[plain]",
+        ),
     ),
     "an upgrade waits for its lock": Trap(
-        (("sql/schema/0002_publications.sql", "IN ACCESS EXCLUSIVE MODE NOWAIT;", "IN ACCESS EXCLUSIVE MODE;"),),
+        (
+            (
+                "sql/schema/0002_publications.sql",
+                "IN ACCESS EXCLUSIVE MODE NOWAIT;",
+                "IN ACCESS EXCLUSIVE MODE;",
+            ),
+        ),
         (
             f"{PUBLICATIONS}::test_an_upgrade_beside_a_writer_whose_transaction_is_open_keeps_no_other_writer_waiting[18]",
         ),
     ),
     "another server's outbox is believed": Trap(
-        (("sql/schema/0002_publications.sql", "c.relname <> 'embeddings' ORDER BY 1", "false ORDER BY 1"),),
-        (f"{PUBLICATIONS}::test_a_database_that_gets_another_servers_outbox_is_not_followed_until_it_does_not[18]",),
+        (
+            (
+                "sql/schema/0002_publications.sql",
+                "c.relname <> 'embeddings' ORDER BY 1",
+                "false ORDER BY 1",
+            ),
+        ),
+        (
+            f"{PUBLICATIONS}::test_a_database_that_gets_another_servers_outbox_is_not_followed_until_it_does_not[18]",
+        ),
     ),
     "the planner may sort a page": Trap(
         (
@@ -354,14 +429,28 @@ TRAPS = {
                 "SET LOCAL enable_seqscan = off;",
             ),
         ),
-        (f"{OUTBOX}::test_a_page_of_one_large_transaction_is_read_by_its_index_in_every_slot[False]",),
+        (
+            f"{OUTBOX}::test_a_page_of_one_large_transaction_is_read_by_its_index_in_every_slot[False]",
+        ),
     ),
     "the registry is gone through without a copy": Trap(
-        (("syncd/sync/registry/datasets.py", "return list(self.by_name.values())", "return self.by_name.values()"),),
+        (
+            (
+                "syncd/sync/registry/datasets.py",
+                "return list(self.by_name.values())",
+                "return self.by_name.values()",
+            ),
+        ),
         ("tests/unit/test_registry.py",),
     ),
     "a background task's error ends the service": Trap(
-        (("syncd/supervision.py", "                if not has_started():\n", "                if True:\n"),),
+        (
+            (
+                "syncd/supervision.py",
+                "                if not has_started():\n",
+                "                if True:\n",
+            ),
+        ),
         (f"{ERRORS}::test_a_task_that_fails_is_told_of_and_started_again[builder]",),
     ),
     "an error of one source ends the pass": Trap(
@@ -377,8 +466,16 @@ TRAPS = {
         ),
     ),
     "a verify that never ends is not told of": Trap(
-        (("syncd/sync/background/overdue.py", "    if not interval_seconds or not late:\n", "    if True:\n"),),
-        (f"{OVERDUE}::test_a_whole_verify_that_is_late_is_told_by_check_the_page_and_status_with_the_reason",),
+        (
+            (
+                "syncd/sync/background/overdue.py",
+                "    if not interval_seconds or not late:\n",
+                "    if True:\n",
+            ),
+        ),
+        (
+            f"{OVERDUE}::test_a_whole_verify_that_is_late_is_told_by_check_the_page_and_status_with_the_reason",
+        ),
     ),
     "one table's trouble keeps others from being verified": Trap(
         (
@@ -388,15 +485,27 @@ TRAPS = {
                 "            if True:\n",
             ),
         ),
-        (f"{OVERDUE}::test_whoever_waits_for_a_lock_on_one_table_keeps_no_other_from_being_verified",),
+        (
+            f"{OVERDUE}::test_whoever_waits_for_a_lock_on_one_table_keeps_no_other_from_being_verified",
+        ),
     ),
     "a NULL is a key": Trap(
         (("syncd/postgres/outbox.py", "            if key is None:\n", "            if False:\n"),),
-        (f"{NULL_KEYS}::test_a_row_whose_key_is_null_is_in_quarantine_and_the_others_go_on[while it runs-text]",),
+        (
+            f"{NULL_KEYS}::test_a_row_whose_key_is_null_is_in_quarantine_and_the_others_go_on[while it runs-text]",
+        ),
     ),
     "a rule keeps the names that it was attached with": Trap(
-        (("sql/schema/0002_rules.sql", "r.source = a.id AND r.compiled AND", "r.source = a.id AND false AND"),),
-        (f"{RENAMES}::test_rules_follow_what_they_name_when_it_is_renamed_or_moved[True-an enum's value]",),
+        (
+            (
+                "sql/schema/0002_rules.sql",
+                "r.source = a.id AND r.compiled AND",
+                "r.source = a.id AND false AND",
+            ),
+        ),
+        (
+            f"{RENAMES}::test_rules_follow_what_they_name_when_it_is_renamed_or_moved[True-an enum's value]",
+        ),
     ),
     "nobody looks at the values of enum types": Trap(
         (("syncd/postgres/catalogue.py", "if labels.get(number, label) != label:", "if False:"),),
@@ -410,11 +519,15 @@ TRAPS = {
                 "    found, failing = halving",
             ),
         ),
-        (f"{RENAMES}::test_a_value_that_the_rule_names_by_an_old_name_fails_the_source_and_no_row_leaves",),
+        (
+            f"{RENAMES}::test_a_value_that_the_rule_names_by_an_old_name_fails_the_source_and_no_row_leaves",
+        ),
     ),
     "a rule that fails on every row has the rows leave": Trap(
         (("syncd/sync/source/reading.py", "    if others and all(", "    if False and all("),),
-        (f"{EXPRESSIONS}::test_a_function_that_fails_on_every_row_fails_the_source_and_no_row_leaves",),
+        (
+            f"{EXPRESSIONS}::test_a_function_that_fails_on_every_row_fails_the_source_and_no_row_leaves",
+        ),
     ),
     "attach compares text alone": Trap(
         (
@@ -430,7 +543,9 @@ TRAPS = {
     ),
     "nobody looks whether tables have changed places": Trap(
         (("syncd/ops/check_sources.py", "    yield from check_place(look, source)\n", ""),),
-        (f"{PLACES}::test_two_tables_that_swapped_names_are_told_and_each_dataset_is_its_tables_again[False]",),
+        (
+            f"{PLACES}::test_two_tables_that_swapped_names_are_told_and_each_dataset_is_its_tables_again[False]",
+        ),
     ),
     "a dropped table's name is forgotten": Trap(
         (
@@ -461,7 +576,13 @@ TRAPS = {
         (CODES_ORACLE,),
     ),
     "a compaction does not see who died meanwhile": Trap(
-        (("syncd/index/generation/compaction.py", "if view.live.bits is before.live.bits:", "if True:"),),
+        (
+            (
+                "syncd/index/generation/compaction.py",
+                "if view.live.bits is before.live.bits:",
+                "if True:",
+            ),
+        ),
         (CODES_ORACLE,),
     ),
     "a change may come in the last moment of a compaction": Trap(
@@ -497,11 +618,18 @@ TRAPS = {
         ("tests/unit/index/test_index_neighbors.py",),
     ),
     "rows of another chunk are taken": Trap(
-        (("syncd/index/storage/window.py", "self._bases[rows >> self._shift] +", "self._bases[0] +"),),
+        (
+            (
+                "syncd/index/storage/window.py",
+                "self._bases[rows >> self._shift] +",
+                "self._bases[0] +",
+            ),
+        ),
         ("tests/unit/index/test_index_files.py",),
     ),
     "a longer search never leaves the event loop": Trap(
-        (("syncd/rpc/in_place.py", "and now >= self._company_until", ""),), ("tests/unit/rpc/test_rpc_in_place.py",)
+        (("syncd/rpc/in_place.py", "and now >= self._company_until", ""),),
+        ("tests/unit/rpc/test_rpc_in_place.py",),
     ),
     "joined codes lack some": Trap(
         (
@@ -518,15 +646,23 @@ TRAPS = {
         (f"{CODES}::test_new_codes_serve_the_ten_nearest_at_once_and_more_when_that_is_measured",),
     ),
     "recall is measured all the time": Trap(
-        (("syncd/sync/background/builder.py", "and grows and", "and False and"),),
-        ("tests/unit/test_builder.py::test_recall_is_measured_again_when_rows_have_stopped_coming",),
+        (("syncd/sync/background/builder.py", "and grows\n", "and False\n"),),
+        (
+            "tests/unit/test_builder.py::test_recall_is_measured_again_when_rows_have_stopped_coming",
+        ),
     ),
     "codes of rows that are gone are used": Trap(
         (("syncd/index/dataset.py", "if not same_rows or state.codes", "if state.codes"),),
         (f"{CODES}::test_codes_of_rows_that_were_cleared_meanwhile_are_not_used",),
     ),
     "new codes take the names of saved ones": Trap(
-        (("syncd/index/dataset.py", "index._code_number = saved.code_number", "index._code_number = 0"),),
+        (
+            (
+                "syncd/index/dataset.py",
+                "index._code_number = saved.code_number",
+                "index._code_number = 0",
+            ),
+        ),
         (f"{SAVED_CODES}::test_new_codes_never_overwrite_those_of_a_checkpoint_that_is_kept",),
     ),
     "damaged codes are served": Trap(
@@ -542,7 +678,13 @@ TRAPS = {
         ),
     ),
     "the luckiest settings are chosen": Trap(
-        (("syncd/index/codes/calibration.py", "return min(self.bound, self.recall)", "return self.recall + 0.02"),),
+        (
+            (
+                "syncd/index/codes/calibration.py",
+                "return min(self.bound, self.recall)",
+                "return self.recall + 0.02",
+            ),
+        ),
         (f"{CODES}::test_the_recall_of_other_rows_is_at_or_above_each_target",),
     ),
     "searches that wait do not go together": Trap(
@@ -581,7 +723,9 @@ TRAPS = {
     ),
     "attach notifies into a full queue": Trap(
         (("sql/triggers/0002_wake.sql", "pg_notification_queue_usage() < 0.5", "true"),),
-        (f"{FULL_QUEUE}::test_init_attach_detach_and_a_damaged_outbox_do_not_notify_into_a_full_queue",),
+        (
+            f"{FULL_QUEUE}::test_init_attach_detach_and_a_damaged_outbox_do_not_notify_into_a_full_queue",
+        ),
     ),
     "a lost database is an error of the task that meets it first": Trap(
         (
@@ -598,14 +742,28 @@ TRAPS = {
 
 def misplaced(trap: Trap) -> list[str]:
     """The edits whose text is not in its file exactly once."""
-    texts = [(name, text, (CHECKOUT / name).read_text("utf-8").count(text)) for name, text, _ in trap.edits]
+    texts = [
+        (name, text, (CHECKOUT / name).read_text("utf-8").count(text))
+        for name, text, _ in trap.edits
+    ]
     return [f"{name} has {text!r} {found} times" for name, text, found in texts if found != 1]
 
 
 def missing_tests() -> list[str]:
     """What pytest says of tests that traps name and that are not there."""
     tests = sorted({test for trap in TRAPS.values() for test in trap.tests})
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-n", "0", "-p", "no:cacheprovider", *tests]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--collect-only",
+        "-q",
+        "-n",
+        "0",
+        "-p",
+        "no:cacheprovider",
+        *tests,
+    ]
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
     return [line for line in done.stderr.splitlines() if line] if done.returncode else []
 
@@ -618,7 +776,9 @@ def copy_package(folder: Path, trap: Trap) -> None:
     shutil.copytree(CHECKOUT / "syncd", folder / "syncd", ignore=ignore)
     for part in ("sql", "migrations"):
         shutil.copytree(CHECKOUT / part, folder / "syncd" / part, ignore=ignore, dirs_exist_ok=True)
-    shutil.copytree(CHECKOUT / "tests", folder / "tests", ignore=ignore)  # pytest imports from where the tests are
+    shutil.copytree(
+        CHECKOUT / "tests", folder / "tests", ignore=ignore
+    )  # pytest imports from where the tests are
     shutil.copy(CHECKOUT / "pyproject.toml", folder)
     for name, text, replacement in trap.edits:
         path = folder / (name if name.startswith("syncd/") else f"syncd/{name}")
@@ -649,17 +809,32 @@ def run(trap: Trap) -> bool:
                 "no:cacheprovider",
             ]  # with processes, -x exits 2
             done = subprocess.run(
-                command, env=environment, cwd=checkout, stdout=subprocess.PIPE, text=True, check=False
+                command,
+                env=environment,
+                cwd=checkout,
+                stdout=subprocess.PIPE,
+                text=True,
+                check=False,
             )
             as_meant = done.returncode == (FAILED if trap.edits else 0)
             fine &= as_meant
-            verdict = "fails" if done.returncode == FAILED else "passes" if done.returncode == 0 else "did not run"
+            verdict = (
+                "fails"
+                if done.returncode == FAILED
+                else "passes"
+                if done.returncode == 0
+                else "did not run"
+            )
             print(
                 f"  {'ok  ' if as_meant else 'WRONG'} {test} {verdict} after {time.monotonic() - begun:.0f} s",
                 flush=True,
             )
             errors = [line for line in done.stdout.splitlines() if line.startswith("E  ")]
-            print("".join(f"       {line[4:].strip()[:150]}\n" for line in errors[:1]), end="", flush=True)
+            print(
+                "".join(f"       {line[4:].strip()[:150]}\n" for line in errors[:1]),
+                end="",
+                flush=True,
+            )
     return fine
 
 

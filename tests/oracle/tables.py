@@ -68,7 +68,9 @@ class Table:
 
     def set_key(self, n: str) -> str:
         """Assignments that give a row another number, and with it another key."""
-        return ", ".join(["n = " + n, *(f"{column} = {value.format(n=n)}" for column, value in self.key.items())])
+        return ", ".join(
+            ["n = " + n, *(f"{column} = {value.format(n=n)}" for column, value in self.key.items())]
+        )
 
     def literal(self, vector: Sequence[float]) -> str:
         """A vector as this table's column reads it."""
@@ -106,7 +108,11 @@ class Table:
             f"INSERT INTO {self.name} (n, {self.key_columns}, topic, v) "
             f"SELECT n, {self.key_of('n')}, topic, v::{self.vector_type} "
             f"FROM unnest(%s::integer[], %s::text[], %s::text[]) AS r (n, topic, v) {on_conflict}".encode(),
-            [[n for n, _, _ in rows], [topic for _, topic, _ in rows], [vector for _, _, vector in rows]],
+            [
+                [n for n, _, _ in rows],
+                [topic for _, topic, _ in rows],
+                [vector for _, _, vector in rows],
+            ],
         )
 
     def read(self, connection: psycopg.Connection) -> Expected:
@@ -138,7 +144,9 @@ class Table:
             return None
         return None if self.metric == "cosine" and not vector.any() else vector
 
-    def nearest(self, connection: psycopg.Connection, topic: str, query: Vectors, k: int) -> list[float] | None:
+    def nearest(
+        self, connection: psycopg.Connection, topic: str, query: Vectors, k: int
+    ) -> list[float] | None:
         """pgvector's own answer, the distances ascending; None for an array column."""
         if self.is_array:
             return None
@@ -218,7 +226,10 @@ PARTS = Table(
 SHELVES = Table(
     name="shelves",
     columns="number bigint, shelf smallint",
-    key={"number": "{n}::bigint", "shelf": "(CASE WHEN {n} < 0 THEN 2 ELSE ({n}) %% 3 END)::smallint"},
+    key={
+        "number": "{n}::bigint",
+        "shelf": "(CASE WHEN {n} < 0 THEN 2 ELSE ({n}) %% 3 END)::smallint",
+    },
     vector_type="real[]",
     metric="l2",
     to_wire=lambda key: (int(key[0]), int(key[1])),

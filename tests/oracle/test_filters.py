@@ -38,7 +38,10 @@ CONDITIONS_AT_ONCE = 100
 @pytest.fixture(scope="module")
 def facts(shared_database: str) -> Iterator[psycopg.Connection]:
     """A connection in a transaction that has made and attached the table, and is rolled back at the end."""
-    with psycopg.connect(shared_database, autocommit=True) as connection, connection.transaction(force_rollback=True):
+    with (
+        psycopg.connect(shared_database, autocommit=True) as connection,
+        connection.transaction(force_rollback=True),
+    ):
         connection.execute("SET LOCAL timezone = 'UTC'")
         for command in CREATE:
             connection.execute(command.encode())
@@ -49,7 +52,12 @@ def indexes_of(connection: psycopg.Connection, directory: Path) -> Iterator[Data
     """An index of the table, empty and after each few of its rows, which are read as they always are."""
     (source,) = [each for each in read_sources(connection) if each.table == "facts"]
     index = DatasetIndex.create(
-        directory, metric="l2", key_kind="integer", dim=2, columns=source.attached_columns, chunk_bytes=64
+        directory,
+        metric="l2",
+        key_kind="integer",
+        dim=2,
+        columns=source.attached_columns,
+        chunk_bytes=64,
     )
     read = connection.execute(source.read_all(None, vectors=True)).fetchall()
     yield index
@@ -72,13 +80,16 @@ def insert(connection: psycopg.Connection, table: list[dict[str, Any]]) -> None:
         cursor.executemany(query, [row | {"id": number} for number, row in enumerate(table)])
 
 
-def compare(connection: psycopg.Connection, index: DatasetIndex, wanted: Sequence[dict[str, Any]]) -> None:
+def compare(
+    connection: psycopg.Connection, index: DatasetIndex, wanted: Sequence[dict[str, Any]]
+) -> None:
     """Each filter finds in the index what its condition finds in the table, of the rows that are indexed."""
     asked = [msgspec.json.decode(msgspec.json.encode(each)) for each in wanted]
     for start in range(0, len(wanted), CONDITIONS_AT_ONCE):
         some = asked[start : start + CONDITIONS_AT_ONCE]
         query = sql.SQL("SELECT id, ARRAY[{}] FROM facts WHERE id = ANY({})").format(
-            sql.SQL(", ").join(map(condition, some)), sql.Literal(list(index.view.keys(None, 1000).keys))
+            sql.SQL(", ").join(map(condition, some)),
+            sql.Literal(list(index.view.keys(None, 1000).keys)),
         )
         found = connection.execute(query).fetchall()
         for place, each in enumerate(some):
@@ -91,9 +102,17 @@ def test_every_comparison_of_every_kind_is_that_of_postgres(
 ) -> None:
     """All sample values against all sample operands, which are chosen to nearly meet."""
     column = COLUMNS.get(name)
-    samples = [None, *column.samples] if column is not None else [written({"n": value}) for value in JSON_SAMPLES]
+    samples = (
+        [None, *column.samples]
+        if column is not None
+        else [written({"n": value}) for value in JSON_SAMPLES]
+    )
     operands = column.asked_samples if column is not None else [*TEXTS, *NUMBERS, True, False]
-    operators = column.operators if column is not None else ("eq", "ne", "gt", "gte", "lt", "lte", "contains", "is")
+    operators = (
+        column.operators
+        if column is not None
+        else ("eq", "ne", "gt", "gte", "lt", "lte", "contains", "is")
+    )
     wanted: list[dict[str, Any]] = [
         {name: {operator: operand}}
         for operator in operators
@@ -101,12 +120,20 @@ def test_every_comparison_of_every_kind_is_that_of_postgres(
         if not (isinstance(operand, bool) and operator.startswith(("g", "l")))
     ]
     if column is None:
-        arrays = [each for each in JSON_SAMPLES if isinstance(each, list) and each != [["a"]] and None not in each]
-        wanted += [{name: {"is": array}} for array in arrays] + [{name: {"is_array": flag}} for flag in (True, False)]
+        arrays = [
+            each
+            for each in JSON_SAMPLES
+            if isinstance(each, list) and each != [["a"]] and None not in each
+        ]
+        wanted += [{name: {"is": array}} for array in arrays] + [
+            {name: {"is_array": flag}} for flag in (True, False)
+        ]
     if column is None or column.compared == CASED:
         wanted += [{name: {"text_match": text}} for text in TEXTS]
         wanted += [{name: {"text_match_insensitive": text}} for text in ASCII]
-    wanted += [{word: each if word == "not" else [each]} for each in wanted for word in ("not", "none")] + [
+    wanted += [
+        {word: each if word == "not" else [each]} for each in wanted for word in ("not", "none")
+    ] + [
         {name: None},
         {name: {"ne": None}},
         {name: {"in": operands}},
@@ -120,11 +147,17 @@ def test_every_comparison_of_every_kind_is_that_of_postgres(
 @settings(
     max_examples=60,
     deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large],
+    suppress_health_check=[
+        HealthCheck.too_slow,
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.data_too_large,
+    ],
 )
 @given(drawn=tables_and_filters())
 def test_a_filter_is_a_where_clause(
-    facts: psycopg.Connection, tmp_path: Path, drawn: tuple[list[dict[str, Any]], list[dict[str, Any]]]
+    facts: psycopg.Connection,
+    tmp_path: Path,
+    drawn: tuple[list[dict[str, Any]], list[dict[str, Any]]],
 ) -> None:
     """Random filters, also while the rows come in, when what was found before is made longer."""
     table, wanted = drawn

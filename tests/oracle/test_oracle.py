@@ -35,7 +35,9 @@ def test_every_index_equals_its_table_after_any_sequence_of_writes_and_faults(
         folder = tmp_path_factory.mktemp("oracle")
 
     Machine.counts = counts
-    number = int(os.environ.get("ORACLE_SEED") or (1 if PROFILE == "short" else random.randrange(1 << 32)))
+    number = int(
+        os.environ.get("ORACLE_SEED") or (1 if PROFILE == "short" else random.randrange(1 << 32))
+    )
     print(f"ORACLE_SEED={number}")
     seed(number)(Machine)  # derandomize would choose other steps whenever a rule's text changes
     try:

@@ -68,7 +68,9 @@ class Writes(RuleBasedStateMachine):
         return self.connection
 
     def connect(self, *, autocommit: bool) -> psycopg.Connection:
-        connection = psycopg.connect(self.conninfo, autocommit=autocommit, options=f"-c lock_timeout={LOCK_TIMEOUT}")
+        connection = psycopg.connect(
+            self.conninfo, autocommit=autocommit, options=f"-c lock_timeout={LOCK_TIMEOUT}"
+        )
         connection.prepare_threshold = None
         return connection
 
@@ -97,7 +99,10 @@ class Writes(RuleBasedStateMachine):
     ) -> list[tuple[int, str | None, str | None]]:
         """New rows, with vectors made from ``seed``."""
         vectors = make_vectors(seed, len(some))
-        return [(n, topic, table.literal(vector.tolist())) for n, vector in zip(own(where, some), vectors, strict=True)]
+        return [
+            (n, topic, table.literal(vector.tolist()))
+            for n, vector in zip(own(where, some), vectors, strict=True)
+        ]
 
     @rule(where=wheres, name=tables, some=numbers, topic=topics, seed=seeds)
     def insert(self, where: int, name: str, some: list[int], topic: str | None, seed: int) -> None:
@@ -142,7 +147,9 @@ class Writes(RuleBasedStateMachine):
 
     @rule(where=wheres, name=tables, some=numbers, topic=topics)
     def move_to_dataset(self, where: int, name: str, some: list[int], topic: str | None) -> None:
-        self.execute(where, f"UPDATE {name} SET topic = %s WHERE n = ANY (%s)", [topic, own(where, some)])
+        self.execute(
+            where, f"UPDATE {name} SET topic = %s WHERE n = ANY (%s)", [topic, own(where, some)]
+        )
 
     @rule(where=wheres, name=tables, one=one_number, other=one_number)
     def change_key(self, where: int, name: str, one: int, other: int) -> None:
@@ -157,11 +164,15 @@ class Writes(RuleBasedStateMachine):
 
         def work(connection: psycopg.Connection) -> None:
             if not table.can_upsert:  # deferrable: both at once
-                swap = f"UPDATE {name} SET {table.set_key(f'({one + other} - n)')} WHERE n IN (%s, %s)"
+                swap = (
+                    f"UPDATE {name} SET {table.set_key(f'({one + other} - n)')} WHERE n IN (%s, %s)"
+                )
                 run(connection, swap, [one, other])
                 return
             for old, new in ((one, 777_777), (other, one), (777_777, other)):
-                run(connection, f"UPDATE {name} SET {table.set_key(f'({new})')} WHERE n = %s", [old])
+                run(
+                    connection, f"UPDATE {name} SET {table.set_key(f'({new})')} WHERE n = %s", [old]
+                )
 
         self.write(where, work)
 
@@ -179,7 +190,9 @@ class Writes(RuleBasedStateMachine):
     @rule(where=wheres, name=tables, some=numbers, deleted=st.booleans())
     def soft_delete(self, where: int, name: str, some: list[int], deleted: bool) -> None:
         value = "now()" if deleted else "NULL"
-        self.execute(where, f"UPDATE {name} SET deleted_at = {value} WHERE n = ANY (%s)", [own(where, some)])
+        self.execute(
+            where, f"UPDATE {name} SET deleted_at = {value} WHERE n = ANY (%s)", [own(where, some)]
+        )
 
     @rule(where=wheres, name=tables, some=numbers)
     def delete(self, where: int, name: str, some: list[int]) -> None:
@@ -187,10 +200,14 @@ class Writes(RuleBasedStateMachine):
 
     @rule(name=tables, topic=topics)
     def delete_dataset(self, name: str, topic: str | None) -> None:
-        self.execute(0, f"DELETE FROM {name} WHERE n >= 0 AND topic IS NOT DISTINCT FROM %s", [topic])
+        self.execute(
+            0, f"DELETE FROM {name} WHERE n >= 0 AND topic IS NOT DISTINCT FROM %s", [topic]
+        )
 
     @rule(name=tables, some=numbers, topic=topics, seed=seeds, commit=st.booleans())
-    def truncate(self, name: str, some: list[int], topic: str | None, seed: int, commit: bool) -> None:
+    def truncate(
+        self, name: str, some: list[int], topic: str | None, seed: int, commit: bool
+    ) -> None:
         """With rows written before and after it in the same transaction."""
         table = BY_NAME[name]
         rows = self.rows(table, 0, some, topic, seed)
@@ -207,7 +224,9 @@ class Writes(RuleBasedStateMachine):
         self.write(0, work)
 
     @rule(partition=partitions, some=numbers, topic=topics, seed=seeds, commit=st.booleans())
-    def truncate_partition(self, partition: str, some: list[int], topic: str | None, seed: int, commit: bool) -> None:
+    def truncate_partition(
+        self, partition: str, some: list[int], topic: str | None, seed: int, commit: bool
+    ) -> None:
         """The other partitions keep their rows."""
         rows = self.rows(SHELVES, 0, some, topic, seed)
 
@@ -222,7 +241,9 @@ class Writes(RuleBasedStateMachine):
         self.write(0, work)
 
     @rule(where=wheres, name=tables, some=numbers, topic=topics, seed=seeds)
-    def roll_back_to_a_savepoint(self, where: int, name: str, some: list[int], topic: str | None, seed: int) -> None:
+    def roll_back_to_a_savepoint(
+        self, where: int, name: str, some: list[int], topic: str | None, seed: int
+    ) -> None:
         """The first and the last part of the rows stay, what is between goes."""
         table = BY_NAME[name]
         rows = self.rows(table, where, some, topic, seed)
@@ -234,14 +255,20 @@ class Writes(RuleBasedStateMachine):
                 table.insert(connection, rows[1:])
                 run(connection, f"DELETE FROM {name} WHERE n = %s", [rows[0][0]])
                 with connection.transaction():
-                    run(connection, f"UPDATE {name} SET topic = 'b' WHERE n = ANY (%s)", [own(where, some)])
+                    run(
+                        connection,
+                        f"UPDATE {name} SET topic = 'b' WHERE n = ANY (%s)",
+                        [own(where, some)],
+                    )
                 undo()
             table.insert(connection, rows[2:])
 
         self.write(where, work)
 
     @rule(where=wheres, name=tables, some=numbers, topic=topics, seed=seeds)
-    def roll_back(self, where: int, name: str, some: list[int], topic: str | None, seed: int) -> None:
+    def roll_back(
+        self, where: int, name: str, some: list[int], topic: str | None, seed: int
+    ) -> None:
         table = BY_NAME[name]
         rows = self.rows(table, where, some, topic, seed)
 
@@ -270,7 +297,10 @@ class Writes(RuleBasedStateMachine):
 
             def work(connection: psycopg.Connection) -> None:
                 run(connection, f"DELETE FROM {name} WHERE n = %s", [n])
-                table.insert(connection, [(n, ANCHORED_TOPIC, table.literal(vector if right else vector[:3]))])
+                table.insert(
+                    connection,
+                    [(n, ANCHORED_TOPIC, table.literal(vector if right else vector[:3]))],
+                )
 
             self.write(0, work)
 
@@ -283,7 +313,10 @@ class Writes(RuleBasedStateMachine):
             if cursor.rowcount == 0:
                 topic = TOPICS[seed % len(TOPICS)]
                 vectors = make_vectors(seed, BULK[1] - BULK[0]).tolist()
-                rows = [(n, topic, ITEMS.literal(vector)) for n, vector in zip(range(*BULK), vectors, strict=True)]
+                rows = [
+                    (n, topic, ITEMS.literal(vector))
+                    for n, vector in zip(range(*BULK), vectors, strict=True)
+                ]
                 ITEMS.insert(connection, rows)
 
         self.write(0, work)

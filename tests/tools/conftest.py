@@ -40,7 +40,10 @@ def extension(db: psycopg.Connection) -> Callable[[str, str], None]:
     """Create an extension; skips the test if its Debian package is not installed."""
 
     def create(name: str, package: str) -> None:
-        if db.execute("SELECT FROM pg_available_extensions WHERE name = %s", [name]).fetchone() is None:
+        if (
+            db.execute("SELECT FROM pg_available_extensions WHERE name = %s", [name]).fetchone()
+            is None
+        ):
             pytest.skip(f"needs {name}: apt-get install {package}")
         db.execute(f"CREATE EXTENSION {name}".encode())
 

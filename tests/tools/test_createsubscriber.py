@@ -23,7 +23,10 @@ def test_a_subscriber_that_pg_createsubscriber_made_is_followed_once_syncds_own_
     tmp_path: Path,
 ) -> None:
     skip_unless_runnable(18, "pg_createsubscriber")
-    with primary(tmp_path, wal_level="logical") as publisher, base_backup(publisher, follows=True) as subscriber:
+    with (
+        primary(tmp_path, wal_level="logical") as publisher,
+        base_backup(publisher, follows=True) as subscriber,
+    ):
         attach_tables(publisher.conninfo(DATABASE))
         caught_up(subscriber, publisher)
         subscriber.stop()
@@ -34,10 +37,20 @@ def test_a_subscriber_that_pg_createsubscriber_made_is_followed_once_syncds_own_
             with daemon.spawn() as process:
                 assert process.wait(30) == 1
             assert logged(daemon, "brings another server's rows into syncd's own tables") == 1
-            [(name,)] = subscriber.execute("SELECT quote_ident(subname) FROM pg_subscription", DATABASE)
-            assert logged(daemon, f'ALTER SUBSCRIPTION "{name}" SET PUBLICATION NEW WITH (copy_data = false);') == 1
+            [(name,)] = subscriber.execute(
+                "SELECT quote_ident(subname) FROM pg_subscription", DATABASE
+            )
+            assert (
+                logged(
+                    daemon,
+                    f'ALTER SUBSCRIPTION "{name}" SET PUBLICATION NEW WITH (copy_data = false);',
+                )
+                == 1
+            )
             publisher.execute("CREATE PUBLICATION new FOR TABLE items, docs", DATABASE)
-            subscriber.execute(f"ALTER SUBSCRIPTION {name} SET PUBLICATION new WITH (copy_data = false)", DATABASE)
+            subscriber.execute(
+                f"ALTER SUBSCRIPTION {name} SET PUBLICATION new WITH (copy_data = false)", DATABASE
+            )
             daemon.start()
             for seed in range(2, 6):
                 change(publisher.conninfo(DATABASE), seed=seed)
@@ -53,7 +66,10 @@ def applied_by(subscriber: PostgresServer, publisher: PostgresServer) -> None:
     """Return once the subscriber has the publisher's rows."""
     rows = "SELECT md5(string_agg(d::text, ',' ORDER BY n)) FROM docs AS d"
     wanted = publisher.execute(rows, DATABASE)
-    until(lambda: subscriber.execute(rows, DATABASE) == wanted, "the subscriber has what the publisher has")
+    until(
+        lambda: subscriber.execute(rows, DATABASE) == wanted,
+        "the subscriber has what the publisher has",
+    )
 
 
 def make_subscriber(standby: PostgresServer, publisher: PostgresServer) -> None:
@@ -63,7 +79,10 @@ def make_subscriber(standby: PostgresServer, publisher: PostgresServer) -> None:
         "socketdir": standby.folder, "subscriber-port": standby.port, "subscriber-username": "postgres",
     }  # fmt: skip
     done = subprocess.run(
-        [str(standby.bindir / "pg_createsubscriber"), *(f"--{name}={value}" for name, value in options.items())],
+        [
+            str(standby.bindir / "pg_createsubscriber"),
+            *(f"--{name}={value}" for name, value in options.items()),
+        ],
         capture_output=True,
         text=True,
         check=False,

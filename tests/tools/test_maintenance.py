@@ -27,7 +27,10 @@ DELETE FROM items WHERE id = :n + 2;
 def run(server: PostgresServer, conninfo: str, program: str, *options: str | Path) -> None:
     """One of PostgreSQL's programs on this database; it must succeed."""
     to = conninfo_to_dict(conninfo)
-    places = {f"PG{name.upper()}": str(to[key]) for name, key in (("host", "host"), ("port", "port"), ("user", "user"))}
+    places = {
+        f"PG{name.upper()}": str(to[key])
+        for name, key in (("host", "host"), ("port", "port"), ("user", "user"))
+    }
     done = subprocess.run(
         [server.bindir / program, *options], env=places | {"PGDATABASE": str(to["dbname"]), "PATH": os.defpath},
         capture_output=True, text=True, check=False,
@@ -68,7 +71,14 @@ def test_a_service_resumes_after_vacuum_full_of_the_whole_database(
 def test_data_that_pg_restore_loads_with_triggers_disabled_is_compared(
     debian: PostgresServer, database: str, followed: Followed, tmp_path: Path
 ) -> None:
-    run(debian, database, "pg_dump", "--format=custom", "--table=items", f"--file={tmp_path / 'dump'}")
+    run(
+        debian,
+        database,
+        "pg_dump",
+        "--format=custom",
+        "--table=items",
+        f"--file={tmp_path / 'dump'}",
+    )
     followed.db.execute("TRUNCATE items")
     followed.in_step()
     options = ["--data-only", "--disable-triggers", "--table=items"]
@@ -105,7 +115,9 @@ def test_a_table_that_moves_to_another_tablespace_under_writers_is_followed(
 def test_writes_through_a_new_parent_are_followed(followed: Followed) -> None:
     db = followed.db
     db.execute("CREATE TABLE parent (LIKE items)")
-    db.execute("BEGIN; ALTER TABLE items INHERIT parent; UPDATE parent SET v = '{9,9,9}' WHERE id = 1; COMMIT")
+    db.execute(
+        "BEGIN; ALTER TABLE items INHERIT parent; UPDATE parent SET v = '{9,9,9}' WHERE id = 1; COMMIT"
+    )
     db.execute("DELETE FROM parent WHERE id = 2")
     assert_in_sync(followed)
     db.execute("UPDATE parent SET v = '{9,9,7}' WHERE id = 3")
@@ -121,7 +133,13 @@ def test_what_pgbench_writes_is_followed(
 ) -> None:
     script = tmp_path / "script"
     script.write_text(PGBENCH)
-    options = ["--no-vacuum", f"--protocol={protocol}", "--client=4", "--transactions=50", "--random-seed=1"]
+    options = [
+        "--no-vacuum",
+        f"--protocol={protocol}",
+        "--client=4",
+        "--transactions=50",
+        "--random-seed=1",
+    ]
     run(debian, database, "pgbench", *options, f"--file={script}")
     assert_in_sync(followed)
 
@@ -133,14 +151,25 @@ def test_what_a_foreign_table_of_another_database_writes_is_followed(
     other = debian.create_database(f"foreign_{os.getpid()}")
     try:
         with psycopg.connect(other, autocommit=True) as db:
-            if db.execute("SELECT FROM pg_available_extensions WHERE name = 'postgres_fdw'").fetchone() is None:
+            if (
+                db.execute(
+                    "SELECT FROM pg_available_extensions WHERE name = 'postgres_fdw'"
+                ).fetchone()
+                is None
+            ):
                 pytest.skip("needs postgres_fdw: apt-get install postgresql-contrib")
             db.execute("CREATE EXTENSION postgres_fdw")
             place = f"host '{to['host']}', port '{to['port']}', dbname '{to['dbname']}', batch_size '10'"
-            db.execute(f"CREATE SERVER far FOREIGN DATA WRAPPER postgres_fdw OPTIONS ({place})".encode())
-            db.execute("CREATE USER MAPPING FOR postgres SERVER far OPTIONS (password_required 'false')")
+            db.execute(
+                f"CREATE SERVER far FOREIGN DATA WRAPPER postgres_fdw OPTIONS ({place})".encode()
+            )
+            db.execute(
+                "CREATE USER MAPPING FOR postgres SERVER far OPTIONS (password_required 'false')"
+            )
             db.execute("CREATE FOREIGN TABLE items (id int, v real[], deleted_at date) SERVER far")
-            db.execute("INSERT INTO items SELECT i, ARRAY[i, 1, 1] FROM generate_series(5000, 5030) AS i")
+            db.execute(
+                "INSERT INTO items SELECT i, ARRAY[i, 1, 1] FROM generate_series(5000, 5030) AS i"
+            )
             db.execute("UPDATE items SET v = ARRAY[id, 7, 7] WHERE id < 50")
             db.execute("UPDATE items SET id = id + 6000 WHERE id BETWEEN 51 AND 55")
             db.execute("DELETE FROM items WHERE id BETWEEN 60 AND 70")
@@ -182,7 +211,9 @@ def rename(server: PostgresServer, name: str, to: str) -> None:
     """Rename a database, which nobody may be connected to."""
 
     def attempt() -> None:
-        server.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
+        server.execute(
+            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
+        )
         try:
             server.execute(f"ALTER DATABASE {name} RENAME TO {to}")
         except psycopg.errors.ObjectInUse as error:

@@ -32,10 +32,14 @@ def owned(debian: PostgresServer, tmp_path: Path) -> Iterator[Followed]:
         debian.execute(f"ALTER DATABASE {DATABASE} OWNER TO leaver")
         debian.execute("GRANT CREATE ON SCHEMA public TO writer; GRANT leaver TO writer", DATABASE)
         schema.install(debian.conninfo(DATABASE, user="leaver"))
-        db = stack.enter_context(psycopg.connect(debian.conninfo(DATABASE, user="writer"), autocommit=True))
+        db = stack.enter_context(
+            psycopg.connect(debian.conninfo(DATABASE, user="writer"), autocommit=True)
+        )
         make_items(db, vector="real[]")
         db.execute("GRANT SELECT ON items TO leaver, stayer")
-        daemon = Daemon(debian.conninfo(DATABASE, user="leaver"), tmp_path / "data", verify_seconds=0)
+        daemon = Daemon(
+            debian.conninfo(DATABASE, user="leaver"), tmp_path / "data", verify_seconds=0
+        )
         with killed(daemon), serving(db, daemon) as followed:
             followed.in_step()
             followed.client.checkpoint()

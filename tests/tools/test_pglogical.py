@@ -17,7 +17,11 @@ from tests.integration.sources import ROW_FORM, STATEMENT_FORM, attach, events
 from tests.servers import PostgresServer, available
 
 TABLE = "CREATE TABLE items (id int PRIMARY KEY, v real[])"
-SETTINGS = {"shared_preload_libraries": "pglogical", "wal_level": "logical", "track_commit_timestamp": "on"}
+SETTINGS = {
+    "shared_preload_libraries": "pglogical",
+    "wal_level": "logical",
+    "track_commit_timestamp": "on",
+}
 
 
 class Flow:
@@ -26,13 +30,20 @@ class Flow:
     def __init__(self, server: PostgresServer) -> None:
         self.server = server
         self.provider = psycopg.connect(server.create_database("provider"), autocommit=True)
-        self.subscriber = psycopg.connect(server.create_database("subscriber", "syncd_template"), autocommit=True)
+        self.subscriber = psycopg.connect(
+            server.create_database("subscriber", "syncd_template"), autocommit=True
+        )
         for name, db in (("provider", self.provider), ("subscriber", self.subscriber)):
             db.execute(TABLE)
             db.execute("CREATE EXTENSION pglogical")
-            db.execute("SELECT pglogical.create_node(node_name := %s, dsn := %s)", [name, server.conninfo(name)])
+            db.execute(
+                "SELECT pglogical.create_node(node_name := %s, dsn := %s)",
+                [name, server.conninfo(name)],
+            )
         self.provider.execute("SELECT pglogical.replication_set_add_table('default', 'items')")
-        self.provider.execute("INSERT INTO items SELECT i, ARRAY[i] FROM generate_series(1, 5) AS i")
+        self.provider.execute(
+            "INSERT INTO items SELECT i, ARRAY[i] FROM generate_series(1, 5) AS i"
+        )
 
     def subscribe(self) -> None:
         """From here on the apply worker writes the table; returns once it has the rows that were there before."""
@@ -53,14 +64,18 @@ class Flow:
     def caught_up(self) -> None:
         rows = "SELECT array_agg(items ORDER BY id)::text FROM items"
         until(
-            lambda: self.provider.execute(rows).fetchone() == self.subscriber.execute(rows).fetchone(),
+            lambda: (
+                self.provider.execute(rows).fetchone() == self.subscriber.execute(rows).fetchone()
+            ),
             "the apply worker has written all",
         )
 
 
 def trust_the_plugin(server: PostgresServer) -> None:
     """Newer minor versions let a slot use only the output plugins that a setting names."""
-    for (names,) in server.execute("SELECT setting FROM pg_settings WHERE name = 'output_plugin_libraries'"):
+    for (names,) in server.execute(
+        "SELECT setting FROM pg_settings WHERE name = 'output_plugin_libraries'"
+    ):
         allowed = sql.SQL(", ").join(map(sql.Literal, [*names.split(", "), "pglogical_output"]))
         server.execute(sql.SQL("ALTER SYSTEM SET output_plugin_libraries = {}").format(allowed))
         server.execute("SELECT pg_reload_conf()")
@@ -91,7 +106,13 @@ def daemon(flow: Flow, tmp_path: Path) -> Iterator[Daemon]:
 
 def assert_followed(client: Client) -> None:
     """What the apply worker wrote is in the index, and verify finds nothing."""
-    assert [hit.key for hit in client.search("items", [0], k=100, consistency="strong")] == [3, 8, 4, 5, 7]
+    assert [hit.key for hit in client.search("items", [0], k=100, consistency="strong")] == [
+        3,
+        8,
+        4,
+        5,
+        7,
+    ]
     assert [row.in_sync for row in client.verify().datasets] == [True]
 
 
@@ -119,7 +140,9 @@ def test_a_subscription_made_after_attach_switches_the_triggers_and_has_the_tabl
         assert_followed(client)
 
 
-def test_who_may_not_see_subscriptions_attaches_in_the_form_that_is_always_right(flow: Flow) -> None:
+def test_who_may_not_see_subscriptions_attaches_in_the_form_that_is_always_right(
+    flow: Flow,
+) -> None:
     db = flow.subscriber
     flow.subscribe()
     db.execute("CREATE ROLE blind")

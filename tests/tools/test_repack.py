@@ -61,8 +61,20 @@ def test_pg_repack_of_the_whole_database_takes_syncd_s_own_tables_along_and_the_
 
 def repack(server: PostgresServer, conninfo: str, *options: str) -> None:
     to = conninfo_to_dict(conninfo)
-    command = [server.bindir / "pg_repack", "-h", to["host"], "-p", to["port"], "-U", to["user"], "-d", to["dbname"]]
-    done = subprocess.run([*map(str, command), *options], capture_output=True, text=True, check=False)
+    command = [
+        server.bindir / "pg_repack",
+        "-h",
+        to["host"],
+        "-p",
+        to["port"],
+        "-U",
+        to["user"],
+        "-d",
+        to["dbname"],
+    ]
+    done = subprocess.run(
+        [*map(str, command), *options], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "WARNING" not in done.stderr, done.stderr
 

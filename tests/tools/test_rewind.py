@@ -10,7 +10,15 @@ from psycopg.conninfo import make_conninfo
 
 from syncd.postgres.embedded.account import as_account, server_account
 from tests.daemon import Daemon
-from tests.faults.clusters import DATABASE, base_backup, caught_up, give, primary, promote, stop_following
+from tests.faults.clusters import (
+    DATABASE,
+    base_backup,
+    caught_up,
+    give,
+    primary,
+    promote,
+    stop_following,
+)
 from tests.faults.following import applied, assert_in_step, attach_tables, change
 from tests.servers import PostgresServer, available
 from tests.tools.following import skip_unless_runnable
@@ -20,9 +28,14 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def test_a_primary_that_pg_rewind_turned_back_is_followed_when_it_is_the_primary_again(tmp_path: Path) -> None:
+def test_a_primary_that_pg_rewind_turned_back_is_followed_when_it_is_the_primary_again(
+    tmp_path: Path,
+) -> None:
     skip_unless_runnable(18, "pg_rewind")
-    with primary(tmp_path, wal_keep_size="256MB") as first, base_backup(first, follows=True) as second:
+    with (
+        primary(tmp_path, wal_keep_size="256MB") as first,
+        base_backup(first, follows=True) as second,
+    ):
         attach_tables(first.conninfo(DATABASE))
         both = make_conninfo(
             host="127.0.0.1,127.0.0.1", port=f"{first.port},{second.port}", dbname=DATABASE, user="postgres",
@@ -64,7 +77,13 @@ def rewind(server: PostgresServer, source: PostgresServer) -> None:
     in its data directory, as our servers do, and pg_rewind cannot copy that."""
     source_folder, folder = source.folder / "cluster", server.folder / "cluster"
     done = subprocess.run(
-        [str(server.bindir / "pg_rewind"), "-D", folder, f"--source-pgdata={source_folder}", "--no-sync"],
+        [
+            str(server.bindir / "pg_rewind"),
+            "-D",
+            folder,
+            f"--source-pgdata={source_folder}",
+            "--no-sync",
+        ],
         capture_output=True,
         text=True,
         check=False,

@@ -71,9 +71,13 @@ WAYS = {
 
 def test_whatever_way_rows_are_written_by_they_are_followed(followed: Followed) -> None:
     for way, statements in WAYS.items():
-        before = followed.db.execute("SELECT md5(string_agg(i::text, ',' ORDER BY id)) FROM items AS i").fetchone()
+        before = followed.db.execute(
+            "SELECT md5(string_agg(i::text, ',' ORDER BY id)) FROM items AS i"
+        ).fetchone()
         followed.db.execute(statements.encode())
-        after = followed.db.execute("SELECT md5(string_agg(i::text, ',' ORDER BY id)) FROM items AS i").fetchone()
+        after = followed.db.execute(
+            "SELECT md5(string_agg(i::text, ',' ORDER BY id)) FROM items AS i"
+        ).fetchone()
         assert before != after, way
         try:
             assert_in_sync(followed)
@@ -88,5 +92,7 @@ def test_a_procedure_that_commits_and_rolls_back_is_followed(followed: Followed)
         " IF i % 3 = 0 THEN ROLLBACK; ELSE COMMIT; END IF; END LOOP; END $$"
     )
     followed.db.execute("CALL half()")
-    assert followed.db.execute("SELECT count(*) FROM items WHERE v[2:3] = '{5,5}'").fetchone() == (20,)
+    assert followed.db.execute("SELECT count(*) FROM items WHERE v[2:3] = '{5,5}'").fetchone() == (
+        20,
+    )
     assert_in_sync(followed)

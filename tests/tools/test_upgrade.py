@@ -28,7 +28,10 @@ def test_a_service_resumes_on_a_cluster_that_pg_upgrade_has_made(
     skip_unless_runnable(old, "pg_upgrade")
     skip_unless_runnable(new, "pg_upgrade")
     tables = (ITEMS, DOCS) if has_pgvector(old) else (DOCS,)
-    with PostgresServer(old, tmp_path, tcp=True) as before, following(before, tables, tmp_path) as daemon:
+    with (
+        PostgresServer(old, tmp_path, tcp=True) as before,
+        following(before, tables, tmp_path) as daemon,
+    ):
         address = daemon.conninfo
         with daemon.client() as client:
             client.checkpoint()
@@ -92,7 +95,9 @@ def upgrade(before: PostgresServer, after: PostgresServer) -> None:
         **as_account(server_account(after.folder), after.folder),
     )
     logs = (after.folder / "cluster" / "pg_upgrade_output.d").rglob("*.log")
-    assert done.returncode == 0, "\n".join([done.stdout, done.stderr, *(log.read_text()[-2000:] for log in logs)])
+    assert done.returncode == 0, "\n".join(
+        [done.stdout, done.stderr, *(log.read_text()[-2000:] for log in logs)]
+    )
 
 
 def skip_unless_dumped(server: PostgresServer, new: Version) -> None:

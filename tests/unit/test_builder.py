@@ -25,10 +25,16 @@ DIM = 16
 def index(tmp_path: Path) -> Iterator[DatasetIndex]:
     """Two thousand rows with codes."""
     with ExitStack() as stack:
-        for name, value in {"EXACT_ROWS": (300, 300), "TAIL_ELEMENTS": 1, "TAIL_ROWS": 10_000}.items():
+        for name, value in {
+            "EXACT_ROWS": (300, 300),
+            "TAIL_ELEMENTS": 1,
+            "TAIL_ROWS": 10_000,
+        }.items():
             stack.enter_context(patch.object(building, name, value))
         stack.enter_context(patch("syncd.index.build.measuring.CHEAPER_THAN_EXACT", 1000.0))
-        stack.enter_context(patch("syncd.index.build.measuring.QUERIES", {10: 60, 40: 15, 100: 15, 1000: 5}))
+        stack.enter_context(
+            patch("syncd.index.build.measuring.QUERIES", {10: 60, 40: 15, 100: 15, 1000: 5})
+        )
         index = DatasetIndex.create(tmp_path / "p" / "d", metric="l2", key_kind="integer", dim=DIM)
         put(index, 0, 2000)
         yield index
@@ -58,7 +64,9 @@ def test_recall_is_measured_again_when_rows_have_stopped_coming(index: DatasetIn
     with patch("syncd.sync.background.builder.MEASURING_REST", 1e9):
         assert take_up(building_it, index) == ["train"]
         put(index, 2000, 2600)  # rows come, and are a quarter
-        assert take_up(building_it, index) == ["measure"], "what was measured in haste is, whatever comes"
+        assert take_up(building_it, index) == ["measure"], (
+            "what was measured in haste is, whatever comes"
+        )
         for start in (2600, 3400, 4400):
             put(index, start, start + 1000)
             assert take_up(building_it, index) == []

@@ -18,7 +18,9 @@ from tests.containers import steps
 DOCKER = Path(__file__).parents[2] / "docker"
 COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-STEPS = {step.word: step.text for step in steps((DOCKER / "Dockerfile").read_text())}  # the last stage's
+STEPS = {
+    step.word: step.text for step in steps((DOCKER / "Dockerfile").read_text())
+}  # the last stage's
 ENVIRONMENT = dict(re.findall(r"(\S+?)=(\S+)", STEPS["ENV"]))
 COMMANDS = {each.callback.__name__ for each in app.registered_commands if each.callback is not None}
 
@@ -26,7 +28,13 @@ COMMANDS = {each.callback.__name__ for each in app.registered_commands if each.c
 def test_metrics_is_a_profile_and_the_rest_runs_without_one() -> None:
     profiles = {name: service.get("profiles", []) for name, service in SERVICES.items()}
     metrics = ["metrics"]
-    assert profiles == {"postgres": [], "init": [], "syncd": [], "prometheus": metrics, "grafana": metrics}
+    assert profiles == {
+        "postgres": [],
+        "init": [],
+        "syncd": [],
+        "prometheus": metrics,
+        "grafana": metrics,
+    }
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -43,14 +51,20 @@ def test_what_a_service_refers_to_is_there(name: str) -> None:
             assert "restart" not in SERVICES[other]
     for volume in service.get("volumes", []):
         source, target, *_ = volume.split(":")
-        assert (DOCKER / source).is_file() if source.startswith(".") else source in COMPOSE["volumes"]
+        assert (
+            (DOCKER / source).is_file() if source.startswith(".") else source in COMPOSE["volumes"]
+        )
         assert target.startswith("/")
     for port in service.get("ports", []):
         assert port.startswith("127.0.0.1:"), "whoever reaches it may search, or read all"
 
 
 def test_every_volume_is_used() -> None:
-    mounted = {volume.split(":")[0] for service in SERVICES.values() for volume in service.get("volumes", [])}
+    mounted = {
+        volume.split(":")[0]
+        for service in SERVICES.values()
+        for volume in service.get("volumes", [])
+    }
     assert COMPOSE["volumes"].keys() <= mounted
 
 
@@ -63,9 +77,9 @@ def test_syncd_is_told_of_the_database_that_postgres_makes() -> None:
     ]
     known = {option.envvar.decode() for option in pq.Conninfo.get_defaults() if option.envvar}
     assert {name for name in told if not name.startswith("SYNCD_")} <= known
-    assert {name.removeprefix("SYNCD_").lower() for name in told if name.startswith("SYNCD_")} <= set(
-        Settings.model_fields
-    )
+    assert {
+        name.removeprefix("SYNCD_").lower() for name in told if name.startswith("SYNCD_")
+    } <= set(Settings.model_fields)
 
 
 def test_the_image_runs_commands_that_there_are_as_a_user_who_owns_what_compose_keeps() -> None:
@@ -90,12 +104,16 @@ def test_the_ports_that_are_named_are_those_that_are_listened_on() -> None:
     prometheus = yaml.safe_load((DOCKER / "prometheus/prometheus.yml").read_text())
     assert prometheus["scrape_configs"][0]["static_configs"] == [{"targets": [f"syncd:{port}"]}]
     (source,) = yaml.safe_load((DOCKER / "grafana/datasource.yml").read_text())["datasources"]
-    assert source["url"] == f"http://prometheus:{SERVICES['prometheus']['ports'][0].rpartition(':')[2]}"
+    assert (
+        source["url"]
+        == f"http://prometheus:{SERVICES['prometheus']['ports'][0].rpartition(':')[2]}"
+    )
 
 
 def test_prometheus_and_grafana_find_what_is_mounted() -> None:
     mounted = {
-        name: {volume.split(":")[1] for volume in SERVICES[name]["volumes"]} for name in ("prometheus", "grafana")
+        name: {volume.split(":")[1] for volume in SERVICES[name]["volumes"]}
+        for name in ("prometheus", "grafana")
     }
     (rules,) = yaml.safe_load((DOCKER / "prometheus/prometheus.yml").read_text())["rule_files"]
     assert f"/etc/prometheus/{rules}" in mounted["prometheus"]
@@ -104,4 +122,6 @@ def test_prometheus_and_grafana_find_what_is_mounted() -> None:
     assert str(home) in mounted["grafana"]
     assert home.parent == Path(provider["options"]["path"])
     alerts = yaml.safe_load((DOCKER / "prometheus/alerts.yml").read_text())
-    assert all(rule["expr"] and rule["annotations"]["command"] for rule in alerts["groups"][0]["rules"])
+    assert all(
+        rule["expr"] and rule["annotations"]["command"] for rule in alerts["groups"][0]["rules"]
+    )

@@ -24,7 +24,11 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("0::/", {"cpu.max": "max 100000\n"}, 64),
         ("0::/a/b", {"a/cpu.max": "150000 100000\n", "a/b/cpu.max": "max 100000\n"}, 2),
         ("0::/a/b", {"a/b/cpu.max": "10000 100000\n"}, 1),
-        ("3:cpu,cpuacct:/x\n0::/", {"cpu/x/cpu.cfs_quota_us": "300000\n", "cpu/x/cpu.cfs_period_us": "100000\n"}, 3),
+        (
+            "3:cpu,cpuacct:/x\n0::/",
+            {"cpu/x/cpu.cfs_quota_us": "300000\n", "cpu/x/cpu.cfs_period_us": "100000\n"},
+            3,
+        ),
         ("3:cpu:/", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 64),
         ("0::/", {"cpu.max": "what is this"}, 64),
     ],

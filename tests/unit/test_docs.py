@@ -72,7 +72,11 @@ def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
 
 @each_page
 def test_every_command_exists_with_its_options(page: Path) -> None:
-    assert {command: fault for command in command_lines(page.read_text("utf-8")) if (fault := fault_of(command))} == {}
+    assert {
+        command: fault
+        for command in command_lines(page.read_text("utf-8"))
+        if (fault := fault_of(command))
+    } == {}
 
 
 def test_commands_are_found_and_wrong_ones_are_told() -> None:
@@ -88,8 +92,15 @@ def test_commands_are_found_and_wrong_ones_are_told() -> None:
 def test_every_file_and_module_that_a_page_names_is_there(page: Path) -> None:
     text = page.read_text("utf-8")
     files = re.findall(r"(?<![\w/.-])((?:syncd|sql|tests|migrations|docker|\.ci)/[\w./-]*\w)", text)
-    assert [name for name in files if not (CHECKOUT / name).exists() and not (page.parent / name).exists()] == []
-    modules = [name.replace(".", "/") for name in re.findall(r"(?:-m|from|import) ((?:syncd|tests)\.[\w.]+)", text)]
+    assert [
+        name
+        for name in files
+        if not (CHECKOUT / name).exists() and not (page.parent / name).exists()
+    ] == []
+    modules = [
+        name.replace(".", "/")
+        for name in re.findall(r"(?:-m|from|import) ((?:syncd|tests)\.[\w.]+)", text)
+    ]
     assert [
         name
         for name in modules
@@ -134,15 +145,24 @@ def test_every_test_that_a_fault_names_is_in_the_files_of_its_section() -> None:
             assert names, row
             for name in names:
                 begin = name.removesuffix("…")
-                names_found = [file.name for file in files] if name.endswith(".py") else sorted(there)
-                assert begin in names_found if begin == name else any(it.startswith(begin) for it in names_found), name
+                names_found = (
+                    [file.name for file in files] if name.endswith(".py") else sorted(there)
+                )
+                assert (
+                    begin in names_found
+                    if begin == name
+                    else any(it.startswith(begin) for it in names_found)
+                ), name
                 checked += 1
     assert checked > 100
 
 
 def test_every_reason_of_the_quarantine_is_explained() -> None:
     section = (DOCS / "faults.md").read_text("utf-8").partition("## Reasons in quarantine")[2]
-    listed = {cells(line.text)[0].strip("`") for line in lines(section) if line.kind == "table"} - {"reason", "---"}
+    listed = {cells(line.text)[0].strip("`") for line in lines(section) if line.kind == "table"} - {
+        "reason",
+        "---",
+    }
     assert listed == EXPLANATIONS.keys()
 
 
@@ -157,19 +177,29 @@ def test_the_changelog_begins_with_this_version() -> None:
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text("utf-8"))["project"]
     versions = re.findall(r"^## (.*)$", (DOCS / "changelog.md").read_text("utf-8"), re.MULTILINE)
     assert versions[0] == project["version"]
-    assert versions == sorted(versions, key=lambda version: [int(part) for part in version.split(".")], reverse=True)
+    assert versions == sorted(
+        versions, key=lambda version: [int(part) for part in version.split(".")], reverse=True
+    )
 
 
 @each_page
 def test_a_page_is_as_wide_as_a_screen(page: Path) -> None:
     found = list(lines(page.read_text("utf-8")))
     assert [line for line in found if line.kind != "table" and len(line.text) > WIDTH] == []
-    assert [cell for line in found if line.kind == "table" for cell in cells(line.text) if len(cell) > CELL] == []
+    assert [
+        cell
+        for line in found
+        if line.kind == "table"
+        for cell in cells(line.text)
+        if len(cell) > CELL
+    ] == []
 
 
 @each_page
 def test_a_sentence_has_at_most_25_words(page: Path) -> None:
-    sentences = [words for text in paragraphs(page.read_text("utf-8")) for words in words_of_sentences(text)]
+    sentences = [
+        words for text in paragraphs(page.read_text("utf-8")) for words in words_of_sentences(text)
+    ]
     assert [" ".join(words) for words in sentences if len(words) > SENTENCE_WORDS] == []
 
 
@@ -186,7 +216,15 @@ def test_the_language_is_plain() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["'x' is no token", "up to so many rows", "built anew", "for ever", "Whoever may search", "the pass' rows"]
+    "text",
+    [
+        "'x' is no token",
+        "up to so many rows",
+        "built anew",
+        "for ever",
+        "Whoever may search",
+        "the pass' rows",
+    ],
 )
 def test_what_is_not_plain_is_told(text: str) -> None:
     assert NOT_PLAIN.search(text)

@@ -8,12 +8,24 @@ import sys
 import syncd
 from syncd import errors
 
-HEAVY = ("faiss", "structlog", "psycopg", "pydantic", "pydantic_settings", "alembic", "typer", "rich", "starlette")
+HEAVY = (
+    "faiss",
+    "structlog",
+    "psycopg",
+    "pydantic",
+    "pydantic_settings",
+    "alembic",
+    "typer",
+    "rich",
+    "starlette",
+)
 
 
 def test_every_error_is_importable_from_the_package() -> None:
     found = {
-        name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, errors.SyncdError)
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, errors.SyncdError)
     }
     assert found <= set(syncd.__all__)
     assert all(getattr(syncd, name) is getattr(errors, name) for name in found)
@@ -21,4 +33,9 @@ def test_every_error_is_importable_from_the_package() -> None:
 
 def test_the_import_loads_nothing_that_only_the_service_needs() -> None:
     asked = f"import sys, syncd; print(*set(sys.modules).intersection({HEAVY}))"
-    assert subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True).stdout == "\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", asked], capture_output=True, text=True, check=True
+        ).stdout
+        == "\n"
+    )

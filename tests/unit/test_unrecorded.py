@@ -49,7 +49,9 @@ class World:
         for _ in range(self.random.choice([0, 1, 1, 1, 2])):
             self.happen()
             due = set(self.owed)
-            snapshot = Snapshot(min(self.open, default=self.next_xid), self.next_xid, frozenset(self.open))
+            snapshot = Snapshot(
+                min(self.open, default=self.next_xid), self.next_xid, frozenset(self.open)
+            )
             self.happen()
             self.doubts.note(self.value, snapshot)
             assert self.doubts.moved or not due

@@ -41,8 +41,14 @@ def as_account(
     account: Account | None, directory: Path, environment: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """Popen's arguments: first enter the directory, then become the account. Of our environment only the time zone."""
-    kept = {"PATH": os.defpath, "LC_ALL": "C"} | {name: os.environ[name] for name in ("TZ",) if name in os.environ}
-    arguments: dict[str, Any] = {"cwd": directory, "env": kept | dict(environment or {}), "umask": 0o077}
+    kept = {"PATH": os.defpath, "LC_ALL": "C"} | {
+        name: os.environ[name] for name in ("TZ",) if name in os.environ
+    }
+    arguments: dict[str, Any] = {
+        "cwd": directory,
+        "env": kept | dict(environment or {}),
+        "umask": 0o077,
+    }
     if account is not None:
         arguments |= {"user": account.uid, "group": account.gid, "extra_groups": []}
     return arguments

@@ -50,7 +50,13 @@ class Cluster:
     """One PostgreSQL data directory and the server on it. Whoever uses it keeps two from starting at once."""
 
     def __init__(
-        self, directory: Path, bindir: Path, log: Path, settings: Mapping[str, str], *, port: int = PORT
+        self,
+        directory: Path,
+        bindir: Path,
+        log: Path,
+        settings: Mapping[str, str],
+        *,
+        port: int = PORT,
     ) -> None:
         self.directory = directory
         self.bindir = bindir
@@ -70,7 +76,13 @@ class Cluster:
         self.directory.mkdir(mode=0o700, parents=True)
         if account is not None:
             os.chown(self.directory, account.uid, account.gid)
-        common = ("--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-instructions")
+        common = (
+            "--username=postgres",
+            "--auth=trust",
+            "--encoding=UTF8",
+            "--locale=C",
+            "--no-instructions",
+        )
         bindir = reachable(self.bindir, account)
         try:
             done = subprocess.run(  # noqa: S603
@@ -96,13 +108,19 @@ class Cluster:
             return False
         self._end_orphans()
         account = server_account(self.directory)
-        settings = {"unix_socket_directories": ".", "port": str(self.port), "cluster_name": self._mark} | self.settings
+        settings = {
+            "unix_socket_directories": ".",
+            "port": str(self.port),
+            "cluster_name": self._mark,
+        } | self.settings
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         if self._log_size() > LOG_BYTES:
             self.log.replace(self.log.with_name(self.log.name + ".1"))
         begin = self._log_size()
         argv = [str(reachable(self.bindir, account) / "postgres"), "-D", str(self._named), *options]
-        with os.fdopen(os.open(self.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab") as log:
+        with os.fdopen(
+            os.open(self.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab"
+        ) as log:
             try:
                 child = subprocess.Popen(  # noqa: S603
                     argv,
@@ -115,7 +133,9 @@ class Cluster:
             except OSError as error:
                 raise EmbeddedUnavailable(f"cannot run {argv[0]}: {error.strerror}") from error
         self._child = child.pid
-        child.returncode = 0  # the server may outlive us; `pid` reaps it, and Popen need not warn that it runs on
+        child.returncode = (
+            0  # the server may outlive us; `pid` reaps it, and Popen need not warn that it runs on
+        )
         if not self.wait_ready(begin):
             raise EmbeddedUnavailable(
                 f"PostgreSQL did not start in {self.directory}:\n{_last_lines(self._log_from(begin))}",
@@ -150,11 +170,16 @@ class Cluster:
             return
         _signal([pid], how)
         if not self._wait_until(lambda: self.pid is None and not self.processes()):
-            logger.warning("postgres_stop_slow", directory=str(self.directory), seconds=STOP_SECONDS)
-            _signal([pid], signal.SIGQUIT)  # what is committed is in the log, and comes back at the next start
+            logger.warning(
+                "postgres_stop_slow", directory=str(self.directory), seconds=STOP_SECONDS
+            )
+            _signal(
+                [pid], signal.SIGQUIT
+            )  # what is committed is in the log, and comes back at the next start
             if not self._wait_until(lambda: self.pid is None and not self.processes()):
                 raise EmbeddedUnavailable(
-                    f"PostgreSQL in {self.directory} does not stop", hint=f"look at process {pid} and at {self.log}"
+                    f"PostgreSQL in {self.directory} does not stop",
+                    hint=f"look at process {pid} and at {self.log}",
                 )
 
     def kill(self) -> None:
@@ -188,7 +213,9 @@ class Cluster:
             if entry.name.isdigit():
                 with contextlib.suppress(OSError):  # it is gone again
                     command = (entry / "cmdline").read_bytes()
-                    if entry.stat().st_uid == owner and (option in command.split(b"\0") or command.startswith(title)):
+                    if entry.stat().st_uid == owner and (
+                        option in command.split(b"\0") or command.startswith(title)
+                    ):
                         found.append(int(entry.name))
         return found
 
@@ -258,7 +285,11 @@ def _short_path(directory: Path, socket: str) -> str:
             continue
         link.parent.mkdir(mode=0o700, exist_ok=True)
         status = link.parent.lstat()
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        if (
+            not stat.S_ISDIR(status.st_mode)
+            or status.st_uid != os.geteuid()
+            or status.st_mode & 0o077
+        ):
             continue  # somebody else's: they could lead us to a server of theirs
         if not link.is_symlink() or link.readlink() != directory:
             part = link.with_name(f"{name}.{os.getpid()}")
@@ -267,7 +298,8 @@ def _short_path(directory: Path, socket: str) -> str:
             part.replace(link)
         return str(link)
     raise EmbeddedUnavailable(
-        f"the path {directory} is too long for a Unix socket", hint="choose a shorter one with: --data-dir DIR"
+        f"the path {directory} is too long for a Unix socket",
+        hint="choose a shorter one with: --data-dir DIR",
     )
 
 

@@ -40,7 +40,9 @@ class EmbeddedPostgres:
         self.data_dir = data_dir.absolute()
         self.settings = {"listen_addresses": ""} | dict(settings or {})
         self.started = False  # did the last start() start the server, or find it running?
-        self._user: _Lock | None = None  # held shared by every user of a server that is to stop with its last user
+        self._user: _Lock | None = (
+            None  # held shared by every user of a server that is to stop with its last user
+        )
 
     @property
     def running(self) -> bool:
@@ -59,13 +61,17 @@ class EmbeddedPostgres:
             cluster = self._cluster(programs)
             self._create(cluster)
             user = _Lock(self.data_dir / "postgres.users")
-            shared = not user.take(fcntl.LOCK_EX | fcntl.LOCK_NB)  # a command is using the server that it started
+            shared = not user.take(
+                fcntl.LOCK_EX | fcntl.LOCK_NB
+            )  # a command is using the server that it started
             self.started = cluster.start()
             if (self.started or shared) and self._user is None:
                 user.take(fcntl.LOCK_SH)
                 self._user = user
         if self.started:
-            logger.info("embedded_postgres_started", directory=str(cluster.directory), log=str(self.log))
+            logger.info(
+                "embedded_postgres_started", directory=str(cluster.directory), log=str(self.log)
+            )
         return cluster.conninfo()
 
     def stop(self) -> None:
@@ -81,7 +87,10 @@ class EmbeddedPostgres:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         if self._user is None:
             return
@@ -112,7 +121,8 @@ class EmbeddedPostgres:
             lock = _Lock(self.data_dir / "postgres.lock")
         except OSError as error:
             raise DataDirectoryError(
-                f"cannot write to {self.data_dir}: {error.strerror}", hint="choose another one with: --data-dir DIR"
+                f"cannot write to {self.data_dir}: {error.strerror}",
+                hint="choose another one with: --data-dir DIR",
             ) from error
         with contextlib.closing(lock):
             lock.take(fcntl.LOCK_EX)
@@ -143,7 +153,9 @@ class EmbeddedPostgres:
             return
         new = self.data_dir / "postgres.new"
         shutil.rmtree(new, ignore_errors=True)  # left by a process that died here
-        Cluster(new, cluster.bindir, self.log, {}).create("--locale-provider=builtin", "--builtin-locale=C.UTF-8")
+        Cluster(new, cluster.bindir, self.log, {}).create(
+            "--locale-provider=builtin", "--builtin-locale=C.UTF-8"
+        )
         new.rename(cluster.directory)
         folder = os.open(self.data_dir, os.O_RDONLY)
         try:

@@ -44,21 +44,33 @@ def reachable(bindir: Path, account: Account | None) -> Path:
     if account is None or _runs(bindir, account):
         return bindir
     install, package = bindir.parent, bindir.parent.parent
-    libraries = package.with_name(f"{package.name}.libs")  # where the wheel's programs look for libpq
-    sources = [bindir / "initdb", bindir / "postgres", install / "lib", install / "share", libraries]
+    libraries = package.with_name(
+        f"{package.name}.libs"
+    )  # where the wheel's programs look for libpq
+    sources = [
+        bindir / "initdb",
+        bindir / "postgres",
+        install / "lib",
+        install / "share",
+        libraries,
+    ]
     files = {
         str(file.relative_to(package.parent)): file.stat().st_size
         for source in sources
         for file in ([source] if source.is_file() else source.rglob("*"))
         if file.is_file()
     }
-    digest = hashlib.sha256(repr((str(package), (bindir / "postgres").stat().st_mtime_ns, files)).encode()).hexdigest()
+    digest = hashlib.sha256(
+        repr((str(package), (bindir / "postgres").stat().st_mtime_ns, files)).encode()
+    ).hexdigest()
     for parent in map(Path, COPY_PARENTS):
         copy = parent / f"syncd-postgres-{digest[:16]}"
         with contextlib.suppress(OSError):  # no such place, or read-only
             if not _is_copy(copy, files):
                 _copy(package.parent, files, copy)
-                logger.info("postgres_programs_copied", source=str(install), copy=str(copy), uid=account.uid)
+                logger.info(
+                    "postgres_programs_copied", source=str(install), copy=str(copy), uid=account.uid
+                )
             copied = copy / bindir.relative_to(package.parent)
             if _is_copy(copy, files) and _runs(copied, account):
                 return copied
@@ -73,7 +85,10 @@ def _runs(bindir: Path, account: Account) -> bool:
     """Ask the kernel, which knows access lists and noexec mounts too."""
     try:
         version = subprocess.run(  # noqa: S603
-            [bindir / "initdb", "--version"],  # unlike postgres it needs libpq, which lies elsewhere
+            [
+                bindir / "initdb",
+                "--version",
+            ],  # unlike postgres it needs libpq, which lies elsewhere
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,
@@ -94,7 +109,9 @@ def _copy(root: Path, files: Mapping[str, int], copy: Path) -> None:
                 (part / folder).chmod(0o755)
             shutil.copy2(root / name, part / name)
             (part / name).chmod(0o755 if "bin" in Path(name).parts else 0o644)
-        if copy.exists():  # damaged, or of somebody else, who then cannot be pushed aside in a sticky directory
+        if (
+            copy.exists()
+        ):  # damaged, or of somebody else, who then cannot be pushed aside in a sticky directory
             copy.rename(part.with_suffix(".old"))
             shutil.rmtree(part.with_suffix(".old"))
         part.rename(copy)
@@ -110,4 +127,7 @@ def _is_copy(copy: Path, files: Mapping[str, int]) -> bool:
     status = copy.stat()
     if status.st_uid != 0 or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         return False
-    return all((copy / name).is_file() and (copy / name).stat().st_size == size for name, size in files.items())
+    return all(
+        (copy / name).is_file() and (copy / name).stat().st_size == size
+        for name, size in files.items()
+    )

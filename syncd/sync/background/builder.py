@@ -61,11 +61,15 @@ class Builder:
         thread = ThreadPoolExecutor(1, "syncd-build", initializer=be_nice)
         try:
             while True:
-                datasets = [each for each in self.consumer.registry.listed() if each.state in ANSWERING]
+                datasets = [
+                    each for each in self.consumer.registry.listed() if each.state in ANSWERING
+                ]
                 wanted = await asyncio.wrap_future(thread.submit(self.look, datasets))
                 for dataset, plan in wanted:
                     self.at_work_on = dataset.name, dataset.index.count
-                    outcome = await asyncio.wrap_future(thread.submit(self.work, dataset.name, dataset.index, plan))
+                    outcome = await asyncio.wrap_future(
+                        thread.submit(self.work, dataset.name, dataset.index, plan)
+                    )
                     if outcome == "damaged":
                         await self.rebuild(dataset)
                     elif outcome == "done" and plan is not None and plan.kind == "compact":
@@ -88,7 +92,12 @@ class Builder:
                 continue
             plan = index.plan_build(self.recall)
             grows, self.looked_at[index] = self.looked_at.get(index) is not view, view
-            if plan is not None and plan.kind == "measure" and grows and self.measure_at.get(index, 0.0) > now:
+            if (
+                plan is not None
+                and plan.kind == "measure"
+                and grows
+                and self.measure_at.get(index, 0.0) > now
+            ):
                 continue
             if plan is not None or not index.verified:
                 wanted.append((dataset, plan))
@@ -96,7 +105,9 @@ class Builder:
                 self.content[index] = view
         return sorted(wanted, key=lambda each: (each[1] is None, each[0].index.count))
 
-    def work(self, name: DatasetName, index: DatasetIndex, plan: Plan | None) -> Literal["done", "failed", "damaged"]:
+    def work(
+        self, name: DatasetName, index: DatasetIndex, plan: Plan | None
+    ) -> Literal["done", "failed", "damaged"]:
         """Do one thing. What fails leaves the index as it is, and is tried again after a while."""
         begun = time.monotonic()
         self.retry_at[index] = begun + RETRY_SECONDS
@@ -112,7 +123,13 @@ class Builder:
             logger.error("dataset_damaged", dataset=name, reason=str(error))
             return "damaged"
         except SyncdError as error:
-            logger.error("build_failed", dataset=name, what=plan and plan.kind, error=str(error), hint=error.hint)
+            logger.error(
+                "build_failed",
+                dataset=name,
+                what=plan and plan.kind,
+                error=str(error),
+                hint=error.hint,
+            )
             return "failed"
         except Exception:  # what FAISS or the memory refuses must not end the service
             logger.exception("build_failed", dataset=name, what=plan and plan.kind)
@@ -123,12 +140,21 @@ class Builder:
                 now = time.monotonic()
                 self.measure_at[index] = now + MEASURING_REST * (now - begun)
             say = logger.info if plan.kind in ("train", "compact") else logger.debug
-            say("built", dataset=name, what=plan.kind, rows=index.count, seconds=round(time.monotonic() - begun, 2))
+            say(
+                "built",
+                dataset=name,
+                what=plan.kind,
+                rows=index.count,
+                seconds=round(time.monotonic() - begun, 2),
+            )
         return "done" if used else "failed"
 
     async def rebuild(self, dataset: Dataset) -> None:
         """Have a damaged dataset read from Postgres, beside the index that goes on answering."""
-        with anyio.move_on_after(RETRY_SECONDS), contextlib.suppress(SyncdError):  # it is read to the end all the same
+        with (
+            anyio.move_on_after(RETRY_SECONDS),
+            contextlib.suppress(SyncdError),
+        ):  # it is read to the end all the same
             await self.consumer.rebuild(dataset.name)
 
     async def save(self) -> None:

@@ -74,7 +74,9 @@ class Checkpointer:
     def last_success_at(self) -> datetime | None:
         """When the newest checkpoint was saved, by this process or the one before."""
         newest = self.store.newest
-        return self.last_at or (datetime.fromisoformat(newest.saved_at) if newest is not None else None)
+        return self.last_at or (
+            datetime.fromisoformat(newest.saved_at) if newest is not None else None
+        )
 
     async def run(self, interval_seconds: float) -> None:
         """Save every so often, until cancelled. A checkpoint that fails is logged and tried again at the next interval.
@@ -106,9 +108,14 @@ class Checkpointer:
                 f"the database has not proved within {proof_seconds:g} s that it holds what is to be saved, and the checkpoint before stays"
             )
         except SyncdError as error:
-            if self.last_error is None:  # and not again each minute, for as long as the disk is full
+            if (
+                self.last_error is None
+            ):  # and not again each minute, for as long as the disk is full
                 self.consumer.registry.alerts.add(
-                    "checkpoint_failed", f"a checkpoint failed: {error}", reason=str(error), hint=error.hint
+                    "checkpoint_failed",
+                    f"a checkpoint failed: {error}",
+                    reason=str(error),
+                    hint=error.hint,
                 )
             self.last_error = str(error)
             self.consumer.registry.counters.checkpoint_failures += 1
@@ -123,7 +130,9 @@ class Checkpointer:
             self.consumer.registry.counters.checkpoint_seconds.observe(self.last_seconds)
             self.last_at, self.last_error = datetime.now(UTC), None
             self.consumer.registry.tasks.well("checkpointer")
-            logger.debug("checkpoint_saved", seconds=round(self.last_seconds, 3), bytes_written=bytes_written)
+            logger.debug(
+                "checkpoint_saved", seconds=round(self.last_seconds, 3), bytes_written=bytes_written
+            )
             return CheckpointDone(position, self.last_seconds, bytes_written)
 
     async def write(self, proving: anyio.CancelScope) -> tuple[Position, int]:
@@ -153,7 +162,8 @@ class Checkpointer:
         """Tell the database, which frees what no checkpoint needs any more; raises ``DatabaseError``."""
         async with self.control.transaction() as control:
             await control.execute(
-                statement("consumer", "note_checkpoint"), [self.consumer.settings.consumer, self.consumer.run_id]
+                statement("consumer", "note_checkpoint"),
+                [self.consumer.settings.consumer, self.consumer.run_id],
             )
             await control.execute(
                 statement("consumer", "note_needs"),
@@ -171,7 +181,11 @@ class Checkpointer:
             try:
                 with translated_errors():
                     nonce = await consumer.in_thread(
-                        write_nonce, connection, consumer.settings.consumer, position, self.store.nonces
+                        write_nonce,
+                        connection,
+                        consumer.settings.consumer,
+                        position,
+                        self.store.nonces,
                     )
             except BaseException:
                 for each in captured:
@@ -224,7 +238,9 @@ def capture(watched: WatchedSource) -> CapturedSource:
         snapshot=str(cursor.position.snapshot),
         outbox_id=cursor.position.outbox_id,
         scanning=watched.reading or bool(watched.reread),
-        scanned_to=scan.after if scan is not None and scan.resumable and not watched.reread else None,
+        scanned_to=scan.after
+        if scan is not None and scan.resumable and not watched.reread
+        else None,
         scanned_rows=scan.rows if scan is not None else 0,
         quarantine=[
             SavedQuarantined(key, row.dataset, row.reason, row.since.isoformat(), row.fingerprint)
@@ -235,7 +251,9 @@ def capture(watched: WatchedSource) -> CapturedSource:
         doubted=watched.is_believed or watched.watch.rewritten or watched.watch.doubt is not None,
         retired=list(watched.emptied.names),
         compared_at="" if watched.compared_at is None else watched.compared_at.isoformat(),
-        window=None if cursor.window is None else SavedWindow(str(cursor.window.end), cursor.window.after),
+        window=None
+        if cursor.window is None
+        else SavedWindow(str(cursor.window.end), cursor.window.after),
     )
     indexes = [(dataset, dataset.index.capture()) for dataset in watched.datasets.values()]
     return CapturedSource(watched, saved, indexes, watched.begin_confirming())
@@ -243,4 +261,6 @@ def capture(watched: WatchedSource) -> CapturedSource:
 
 def with_datasets(saved: SavedSource, datasets: list[SavedDataset]) -> SavedSource:
     """The same source with its datasets' files."""
-    return SavedSource(**{**{name: getattr(saved, name) for name in saved.__struct_fields__}, "datasets": datasets})
+    return SavedSource(
+        **{**{name: getattr(saved, name) for name in saved.__struct_fields__}, "datasets": datasets}
+    )

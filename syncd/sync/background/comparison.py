@@ -90,14 +90,16 @@ class Found:
 def in_the_way() -> InTheWay:
     """The error for who would make others wait."""
     return InTheWay(
-        "another session has locked the table, or waits to", hint="verify again when it is done; see pg_stat_activity"
+        "another session has locked the table, or waits to",
+        hint="verify again when it is done; see pg_stat_activity",
     )
 
 
 def not_in_step(seconds: float) -> DatabaseError:
     """The error for sources that are being read, or are behind, for longer than a verify waits."""
     return DatabaseError(
-        f"it was not in step with its table within {seconds:.0f} s", hint="watch it with: syncd status --watch"
+        f"it was not in step with its table within {seconds:.0f} s",
+        hint="watch it with: syncd status --watch",
     )
 
 
@@ -163,7 +165,9 @@ def compare_source(
     return Found(SourceReport(source, outcome, comparison.left_out()), datasets, differing)
 
 
-def batches(connection: psycopg.Connection, captured: Captured, *, deep: bool) -> Iterator[Sequence[Row]]:
+def batches(
+    connection: psycopg.Connection, captured: Captured, *, deep: bool
+) -> Iterator[Sequence[Row]]:
     """The table's live rows, some at a time."""
     source = captured.source
     if captured.keys is not None:
@@ -171,7 +175,9 @@ def batches(connection: psycopg.Connection, captured: Captured, *, deep: bool) -
         for start in range(0, len(captured.keys), KEYS_PER_READ):
             some = [str(key) for key in captured.keys[start : start + KEYS_PER_READ]]
             cursor = psycopg.RawCursor(connection)
-            yield cursor.execute(query, [source.key_array(some)], prepare=source.prepare, binary=True).fetchall()
+            yield cursor.execute(
+                query, [source.key_array(some)], prepare=source.prepare, binary=True
+            ).fetchall()
         return
     only = None if captured.only is None else sorted(captured.only)
     with psycopg.RawServerCursor(connection, "syncd_verify") as scan:
@@ -213,7 +219,11 @@ class SourceComparison:
         for place, row in enumerate(rows):
             places.setdefault((row[1], row[2]), []).append(place)
         for (project, dataset), at in places.items():
-            name = DatasetName("") if project is None or dataset is None else dataset_name(project, dataset)
+            name = (
+                DatasetName("")
+                if project is None or dataset is None
+                else dataset_name(project, dataset)
+            )
             self.feed_dataset(name, [keys[place] for place in at], [rows[place] for place in at])
 
     def feed_dataset(self, name: DatasetName, keys: list[Key], rows: list[Row]) -> None:
@@ -222,7 +232,9 @@ class SourceComparison:
         if quarantine:
             there = [quarantine.get(key) for key in keys]
             absent = [
-                keys[place] for place, row in enumerate(there) if row is not None and row.fingerprint == rows[place][4]
+                keys[place]
+                for place, row in enumerate(there)
+                if row is not None and row.fingerprint == rows[place][4]
             ]
             if absent:
                 self.quarantined[name] = self.quarantined.get(name, 0) + len(absent)
@@ -244,7 +256,10 @@ class SourceComparison:
         for block in decoded.blocks:
             places = block.rows.tolist()
             comparison.deep(
-                [keys[place] for place in places], block.vectors, prints[places], [rows[place][5] for place in places]
+                [keys[place] for place in places],
+                block.vectors,
+                prints[places],
+                [rows[place][5] for place in places],
             )
         bad = [place for place, _ in decoded.bad]
         comparison.rows([keys[place] for place in bad], prints[bad])
@@ -257,13 +272,26 @@ class SourceComparison:
                 extra = comparison.extra()
             else:  # what was asked for and is in no table
                 gone = [key for key in self.captured.keys if key not in self.seen]
-                extra = [key for key, there in zip(gone, comparison.view.contains(gone), strict=True) if there]
+                extra = [
+                    key
+                    for key, there in zip(gone, comparison.view.contains(gone), strict=True)
+                    if there
+                ]
             reports.append(self.report(name, comparison, extra))
             differing += [*comparison.missing, *comparison.stale, *extra]
         for name, keys in self.unindexed.items():
             reports.append(
                 DatasetReport(
-                    name, self.captured.source, len(keys), 0, len(keys), 0, 0, 0, keys[:SAMPLE_KEYS], in_sync=False
+                    name,
+                    self.captured.source,
+                    len(keys),
+                    0,
+                    len(keys),
+                    0,
+                    0,
+                    0,
+                    keys[:SAMPLE_KEYS],
+                    in_sync=False,
                 )
             )
             differing += keys
@@ -274,7 +302,9 @@ class SourceComparison:
         rows = sum(count for name, count in self.quarantined.items() if name not in self.by_name)
         return f"{rows} live rows are in quarantine, and in none of its datasets" if rows else ""
 
-    def report(self, name: DatasetName, comparison: Comparison, extra: Sequence[Key]) -> DatasetReport:
+    def report(
+        self, name: DatasetName, comparison: Comparison, extra: Sequence[Key]
+    ) -> DatasetReport:
         """One dataset's."""
         missing, stale = comparison.missing, comparison.stale
         return DatasetReport(

@@ -40,7 +40,9 @@ class Heartbeat:
         consumer, now = self.consumer, time.monotonic()
         if self.sent_at is None:
             return 0.0
-        positions = [each.cursor.position for each in consumer.sources.values() if not each.is_failed]
+        positions = [
+            each.cursor.position for each in consumer.sources.values() if not each.is_failed
+        ]
         snapshots = [position.snapshot for position in positions or [consumer.position]]
         while self.pending and all(snapshot.sees(self.pending[0][0]) for snapshot in snapshots):
             self.pending.popleft()

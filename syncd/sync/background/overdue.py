@@ -33,7 +33,11 @@ class Overdue:
 
 def compared_at(sources: Sequence[WatchedSource]) -> datetime | None:
     """When the source that was not compared for longest was compared; None where none was read to its end yet."""
-    times = [each.compared_at for each in sources if each.source.table is not None and each.compared_at is not None]
+    times = [
+        each.compared_at
+        for each in sources
+        if each.source.table is not None and each.compared_at is not None
+    ]
     return min(times, default=None)
 
 
@@ -42,7 +46,9 @@ def since(watched: WatchedSource) -> datetime:
     return watched.compared_at or datetime.min.replace(tzinfo=UTC)
 
 
-def overdue(progress: Progress, work: Work | None, obstacles: Mapping[int, str], interval_seconds: float) -> Overdue:
+def overdue(
+    progress: Progress, work: Work | None, obstacles: Mapping[int, str], interval_seconds: float
+) -> Overdue:
     """See the module. ``obstacles`` are why sources could not be compared at the last attempt, by id."""
     sources, now = list(progress.sources.values()), datetime.now(UTC)
     at = compared_at(sources)
@@ -55,13 +61,21 @@ def overdue(progress: Progress, work: Work | None, obstacles: Mapping[int, str],
     ]
     if not interval_seconds or not late:
         return Overdue(at)
-    reasons = [f"{each.source.name}: {why}" for each in late if (why := obstacles.get(each.source.id) or each.failure)]
+    reasons = [
+        f"{each.source.name}: {why}"
+        for each in late
+        if (why := obstacles.get(each.source.id) or each.failure)
+    ]
     if not progress.connected:
         reasons = [progress.unreachable().message]
     elif work is not None and not reasons:
         minutes = (time.monotonic() - work.begun) / 60
-        reasons = [f"one is under way for {minutes:.0f} minutes, at row {work.rows} of about {work.expected}"]
+        reasons = [
+            f"one is under way for {minutes:.0f} minutes, at row {work.rows} of about {work.expected}"
+        ]
     if not reasons:
-        reasons = [f"none came to its end over {late[0].source.name}, perhaps because syncd was stopped before"]
+        reasons = [
+            f"none came to its end over {late[0].source.name}, perhaps because syncd was stopped before"
+        ]
     more = f"; and {len(reasons) - NAMED} more" if len(reasons) > NAMED else ""
     return Overdue(at, "; ".join(reasons[:NAMED]) + more)

@@ -57,12 +57,16 @@ class Mender:
                 watched.watch.mend_at = time.monotonic() + MEND_SECONDS
                 if self.said.get(watched.source.id) != str(error):
                     self.said[watched.source.id] = str(error)
-                    logger.error("triggers_not_mended", error=str(error), reason=str(watched.watch.weakness))
+                    logger.error(
+                        "triggers_not_mended", error=str(error), reason=str(watched.watch.weakness)
+                    )
             return
         self.said.pop(watched.source.id, None)
         if changed:
             logger.warning("triggers_mended", source=watched.source.name)
-            self.consumer.wake("request")  # the pass sees them, and compares what was written without them
+            self.consumer.wake(
+                "request"
+            )  # the pass sees them, and compares what was written without them
         elif watched.watch.weakness is not None:
             watched.watch.mend_at = time.monotonic() + MEND_SECONDS
 

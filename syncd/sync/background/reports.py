@@ -71,7 +71,10 @@ class Reporter:
         """Write one report; raises ``DatabaseError``."""
         consumer = self.consumer
         name = consumer.settings.consumer
-        datasets = {dataset.name: (dataset.state, dataset.index.count) for dataset in consumer.registry.listed()}
+        datasets = {
+            dataset.name: (dataset.state, dataset.index.count)
+            for dataset in consumer.registry.listed()
+        }
         async with consumer.busy:
             sources = consumer.sources
             counts = Counter(
@@ -85,19 +88,33 @@ class Reporter:
         for (source_id, dataset, reason), rows in counts.items():
             by_dataset[dataset] += rows
             by_reason[sources[source_id].source.name, reason] += rows
-        self.quarantined, consumer.registry.quarantined = by_dataset, by_reason  # whole: other threads read them
+        self.quarantined, consumer.registry.quarantined = (
+            by_dataset,
+            by_reason,
+        )  # whole: other threads read them
         position = consumer.oldest_position()
         at = json.dumps({"snapshot": str(position.snapshot), "outbox_id": position.outbox_id})
         async with self.control.transaction() as connection:
-            if self.opened != self.control.opened:  # the server may have lost reports since, or be another one
+            if (
+                self.opened != self.control.opened
+            ):  # the server may have lost reports since, or be another one
                 self.datasets, self.opened = None, self.control.opened
             await connection.execute(
                 statement("consumer", "report_consumer"),
-                [consumer.state, at, consumer.lag_rows, consumer.lag_seconds, name, consumer.run_id],
+                [
+                    consumer.state,
+                    at,
+                    consumer.lag_rows,
+                    consumer.lag_seconds,
+                    name,
+                    consumer.run_id,
+                ],
             )
             await self.report_datasets(connection, name, datasets)
             await self.report_quarantine(connection, name, quarantine)
-            row = await (await connection.execute(statement("consumer", "read_heartbeat_xid"))).fetchone()
+            row = await (
+                await connection.execute(statement("consumer", "read_heartbeat_xid"))
+            ).fetchone()
         if row is not None:
             self.heartbeat.sent(int(row[0]))
         self.datasets, self.quarantine = datasets, quarantine
@@ -108,9 +125,13 @@ class Reporter:
         """Datasets that are new, changed or gone."""
         before = self.datasets
         if before is None:
-            await connection.execute(statement("consumer", "forget_dataset_reports"), [consumer, list(datasets)])
+            await connection.execute(
+                statement("consumer", "forget_dataset_reports"), [consumer, list(datasets)]
+            )
         elif gone := [[consumer, dataset] for dataset in before.keys() - datasets.keys()]:
-            await connection.cursor().executemany(statement("consumer", "forget_dataset_report"), gone)
+            await connection.cursor().executemany(
+                statement("consumer", "forget_dataset_report"), gone
+            )
         changed = [
             [consumer, dataset, state, rows]
             for dataset, (state, rows) in datasets.items()
@@ -120,7 +141,10 @@ class Reporter:
             await connection.cursor().executemany(statement("consumer", "report_dataset"), changed)
 
     async def report_quarantine(
-        self, connection: psycopg.AsyncConnection, consumer: str, quarantine: dict[tuple[int, Key], Quarantined]
+        self,
+        connection: psycopg.AsyncConnection,
+        consumer: str,
+        quarantine: dict[tuple[int, Key], Quarantined],
     ) -> None:
         """Rows that came into quarantine or left it."""
         before = self.quarantine

@@ -46,7 +46,11 @@ class Rotator:
                 await self.rotate()
             except SyncdError as error:
                 self.consumer.task_failed("rotator", error, ROTATION_SECONDS)
-                say = logger.warning if self.consumer.connected and str(error) != said else logger.debug
+                say = (
+                    logger.warning
+                    if self.consumer.connected and str(error) != said
+                    else logger.debug
+                )
                 say("rotation_failed", error=str(error), hint=error.hint)
                 said = str(error)
             else:
@@ -82,7 +86,10 @@ class Rotator:
         """One call of the server's function. Between two passes: our own would have the slots open."""
         async with self.consumer.busy, self.control.transaction() as connection:
             # Between the ends of the transaction that we were given: the rotation is one of its own.
-            commit, begin = statement("passes", "commit").encode(), report_beginning(connection).encode()
+            commit, begin = (
+                statement("passes", "commit").encode(),
+                report_beginning(connection).encode(),
+            )
             query = b";\n".join((commit, rotate_query(connection), begin))
             cursor = await connection.execute(query, prepare=False)
             while cursor.description is None and cursor.nextset():
@@ -99,7 +106,9 @@ class Rotator:
         consumer = self.consumer
         async with self.control.transaction() as connection:
             query = statement("rotation", "read_own_part")
-            row = await (await connection.execute(query, [consumer.settings.consumer, consumer.run_id])).fetchone()
+            row = await (
+                await connection.execute(query, [consumer.settings.consumer, consumer.run_id])
+            ).fetchone()
         return (False, False) if row is None else (row[0], row[1])
 
     async def heed(self) -> None:
@@ -116,4 +125,6 @@ class Rotator:
         async with consumer.busy, self.control.transaction() as connection:
             needs = str(consumer.oldest_position().snapshot)
             name, run_id = consumer.settings.consumer, consumer.run_id
-            await connection.execute(statement("rotation", "end_must_rebuild"), [needs, name, run_id])
+            await connection.execute(
+                statement("rotation", "end_must_rebuild"), [needs, name, run_id]
+            )

@@ -76,7 +76,9 @@ class Verifier:
     @property
     def overdue(self) -> Overdue:
         """Whether the last whole verify is too old, and why."""
-        return overdue(self.consumer, self.work, self.obstacles, self.consumer.settings.verify_seconds)
+        return overdue(
+            self.consumer, self.work, self.obstacles, self.consumer.settings.verify_seconds
+        )
 
     async def run(self, interval_seconds: float) -> None:
         """Compare and repair at start and every so often, until cancelled; an interval of 0 means never.
@@ -87,8 +89,13 @@ class Verifier:
         due_at: dict[int, float] = {}
         while interval_seconds:
             now, followed = time.monotonic(), self.consumer.sources
-            due_at = {one: due_at.get(one, now if not due_at else now + interval_seconds) for one in followed}
-            due = sorted((one for one in due_at if due_at[one] <= now), key=lambda one: since(followed[one]))
+            due_at = {
+                one: due_at.get(one, now if not due_at else now + interval_seconds)
+                for one in followed
+            }
+            due = sorted(
+                (one for one in due_at if due_at[one] <= now), key=lambda one: since(followed[one])
+            )
             if due:
                 retry = min(interval_seconds, RETRY_SECONDS)
                 left = await self.verify_in_background(due, retry)
@@ -97,7 +104,9 @@ class Verifier:
             pause = min(due_at.values(), default=now + interval_seconds) - time.monotonic()
             await anyio.sleep(min(max(pause, 0.0), interval_seconds))
 
-    async def verify_in_background(self, ids: Sequence[int], retry_seconds: float) -> frozenset[int]:
+    async def verify_in_background(
+        self, ids: Sequence[int], retry_seconds: float
+    ) -> frozenset[int]:
         """Verify some sources; returns those that could not be compared."""
         try:
             done = await self.verify(None, repair=True, sources=ids)
@@ -107,7 +116,12 @@ class Verifier:
             self.obstacles |= dict.fromkeys(ids, str(error))
             return frozenset(ids)
         self.consumer.registry.tasks.well("verifier")
-        logger.info("verified", in_sync=done.in_sync, datasets=len(done.datasets), seconds=round(done.seconds, 3))
+        logger.info(
+            "verified",
+            in_sync=done.in_sync,
+            datasets=len(done.datasets),
+            seconds=round(done.seconds, 3),
+        )
         return frozenset(each.source.id for each in done.sources if each.outcome == "failed")
 
     async def verify(
@@ -123,7 +137,11 @@ class Verifier:
         ``sources``: only the whole of these, and without waiting for long for any of them.
         """
         async with self.lock:
-            only = None if names is None else frozenset(self.consumer.registry.known(name).name for name in names)
+            only = (
+                None
+                if names is None
+                else frozenset(self.consumer.registry.known(name).name for name in names)
+            )
             patience = math.inf if sources is None else IN_STEP_SECONDS
             self.work = Work(self.indexed(only), patience_seconds=patience)
             try:
@@ -154,17 +172,24 @@ class Verifier:
         begun = time.monotonic()
         found, position = [], self.consumer.oldest_position()
         for start in range(0, len(ids), SOURCES_AT_ONCE):
-            some, position = await self.compare_each(ids[start : start + SOURCES_AT_ONCE], only, position, deep=deep)
+            some, position = await self.compare_each(
+                ids[start : start + SOURCES_AT_ONCE], only, position, deep=deep
+            )
             self.note(some)
             if repair:
-                some = [await self.mend_one(each, deep=deep) if each.differing else each for each in some]
+                some = [
+                    await self.mend_one(each, deep=deep) if each.differing else each
+                    for each in some
+                ]
                 self.remember(some)
             if only is None:
                 self.note_whole(some)
             found += some
         seconds = time.monotonic() - begun
         self.consumer.registry.counters.verify_seconds.observe(seconds)
-        datasets = sorted((row for each in found for row in each.datasets), key=lambda row: row.dataset)
+        datasets = sorted(
+            (row for each in found for row in each.datasets), key=lambda row: row.dataset
+        )
         return Verified(position, datasets, [each.report for each in found], seconds)
 
     def sources_of(self, only: frozenset[DatasetName] | None) -> list[int]:
@@ -173,11 +198,17 @@ class Verifier:
         return [
             each.source.id
             for each in sources
-            if only is None or any(name in each.datasets or name in each.emptied.names for name in only)
+            if only is None
+            or any(name in each.datasets or name in each.emptied.names for name in only)
         ]
 
     async def compare_each(
-        self, ids: Sequence[int], only: frozenset[DatasetName] | None, position: Position, *, deep: bool
+        self,
+        ids: Sequence[int],
+        only: frozenset[DatasetName] | None,
+        position: Position,
+        *,
+        deep: bool,
     ) -> tuple[list[Found], Position]:
         """Some sources, at one snapshot if that can be; one that is in the way of the others is left out, and said to have failed."""
         try:
@@ -203,10 +234,16 @@ class Verifier:
         """Some sources at one snapshot."""
 
         def captured(each: WatchedSource) -> Captured:
-            views = {name: one.index.view for name, one in each.datasets.items() if only is None or name in only}
+            views = {
+                name: one.index.view
+                for name, one in each.datasets.items()
+                if only is None or name in only
+            }
             if only is not None:
                 views |= {name: each.empty(name).index.view for name in each.emptied.names & only}
-            return Captured(each.source, views, dict(each.quarantine), each.quarantine.failing, only)
+            return Captured(
+                each.source, views, dict(each.quarantine), each.quarantine.failing, only
+            )
 
         async with self.consumer.busy:
             followed = self.consumer.sources
@@ -219,7 +256,11 @@ class Verifier:
             if each is not None and each.report.outcome != "failed":
                 reports.append(each)
             elif known is not None:
-                reason = each.report.reason if each is not None else str(known.failure or "it is not being read")
+                reason = (
+                    each.report.reason
+                    if each is not None
+                    else str(known.failure or "it is not being read")
+                )
                 reports.append(not_compared(known, only, reason))
         return reports, position
 
@@ -245,7 +286,11 @@ class Verifier:
         assert work is not None
         taken: list[tuple[Position, list[Captured]]] = []
         connection = await to_thread.run_sync(
-            open_pass_connection, settings.conninfo, settings.consumer, self.consumer.patience, abandon_on_cancel=True
+            open_pass_connection,
+            settings.conninfo,
+            settings.consumer,
+            self.consumer.patience,
+            abandon_on_cancel=True,
         )
         refused: list[Exception] = []
 
@@ -253,7 +298,11 @@ class Verifier:
             try:
                 begin = filled("verify", "begin", snapshot=sql.Literal(snapshot))
                 limits = filled("verify", "limits")
-                connection.execute(sql.SQL(";\n").join((begin, sql.SQL(session.service_settings(connection)), limits)))
+                connection.execute(
+                    sql.SQL(";\n").join(
+                        (begin, sql.SQL(session.service_settings(connection)), limits)
+                    )
+                )
                 for each in watched:
                     if not each.is_failed:
                         connection.execute(each.source.lock())
@@ -264,8 +313,13 @@ class Verifier:
         def compare() -> list[Found]:
             with connection:
                 if refused:
-                    raise in_the_way() if isinstance(refused[0], pg.LockNotAvailable) else refused[0]
-                return [compare_or_fail(connection, each, deep=deep, stop=stop, note=work.note) for each in taken[0][1]]
+                    raise (
+                        in_the_way() if isinstance(refused[0], pg.LockNotAvailable) else refused[0]
+                    )
+                return [
+                    compare_or_fail(connection, each, deep=deep, stop=stop, note=work.note)
+                    for each in taken[0][1]
+                ]
 
         comparing = False
         try:
@@ -294,7 +348,9 @@ class Verifier:
         try:
             return await self.mend(found, deep=deep)
         except InTheWay as error:
-            logger.warning("drift_not_compared_again", source=found.report.source.name, reason=str(error))
+            logger.warning(
+                "drift_not_compared_again", source=found.report.source.name, reason=str(error)
+            )
             return found
 
     async def mend(self, found: Found, *, deep: bool) -> Found:
@@ -319,21 +375,27 @@ class Verifier:
             row
             if row.in_sync
             else replace(
-                row, repaired=row.missing + row.extra + row.stale, in_sync=bool(again) and row.dataset not in left
+                row,
+                repaired=row.missing + row.extra + row.stale,
+                in_sync=bool(again) and row.dataset not in left,
             )
             for row in found.datasets
         ]
         for row in mended:
             if row.repaired:
                 consumer.registry.counters.mended(row.dataset, row.repaired)
-                logger.warning("drift_repaired", dataset=row.dataset, keys=row.repaired, in_sync=row.in_sync)
+                logger.warning(
+                    "drift_repaired", dataset=row.dataset, keys=row.repaired, in_sync=row.in_sync
+                )
         return replace(found, datasets=mended)
 
     def remember(self, found: Sequence[Found]) -> None:
         """For whoever asks how a dataset is."""
         now = datetime.now(UTC)
         compared = [each for each in found if each.report.outcome != "failed"]
-        self.last.update({row.dataset: (now, row.in_sync) for each in compared for row in each.datasets})
+        self.last.update(
+            {row.dataset: (now, row.in_sync) for each in compared for row in each.datasets}
+        )
         known = self.consumer.registry.by_name
         self.last = {name: found for name, found in self.last.items() if name in known}
 
@@ -352,25 +414,37 @@ class Verifier:
     def note(self, found: Sequence[Found]) -> None:
         """Log what a comparison came to, and remember it."""
         self.remember(found)
-        differing = [row for each in found for row in each.datasets if row.missing or row.extra or row.stale]
+        differing = [
+            row for each in found for row in each.datasets if row.missing or row.extra or row.stale
+        ]
         if differing:
             names = [
-                f"{row.dataset} ({row.missing} missing, {row.extra} extra, {row.stale} stale)" for row in differing
+                f"{row.dataset} ({row.missing} missing, {row.extra} extra, {row.stale} stale)"
+                for row in differing
             ]
             self.consumer.registry.alerts.add(
                 "drift",
                 f"indexes differed from their tables: {named(names)}",
                 datasets=[
-                    {"dataset": row.dataset, "missing": row.missing, "extra": row.extra, "stale": row.stale}
+                    {
+                        "dataset": row.dataset,
+                        "missing": row.missing,
+                        "extra": row.extra,
+                        "stale": row.stale,
+                    }
                     for row in differing[:NAMED]
                 ],
                 count=len(differing),
             )
         for each in found:
             if each.report.outcome == "failed":
-                logger.error("verify_failed", source=each.report.source.name, reason=each.report.reason)
+                logger.error(
+                    "verify_failed", source=each.report.source.name, reason=each.report.reason
+                )
         for row in differing:
-            self.consumer.registry.counters.drifted(row.dataset, row.missing + row.extra + row.stale)
+            self.consumer.registry.counters.drifted(
+                row.dataset, row.missing + row.extra + row.stale
+            )
             logger.error(
                 "drift_found",
                 dataset=row.dataset,

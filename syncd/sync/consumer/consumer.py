@@ -69,7 +69,9 @@ logger = structlog.get_logger()
 class Consumer(Progress):
     """See the module; what others may ask of it is in ``Progress``."""
 
-    def __init__(self, settings: Settings, run_id: str, registry: Registry, manifest: Manifest | None) -> None:
+    def __init__(
+        self, settings: Settings, run_id: str, registry: Registry, manifest: Manifest | None
+    ) -> None:
         super().__init__(registry)
         self.settings = settings
         self.run_id = run_id
@@ -91,13 +93,21 @@ class Consumer(Progress):
             try:
                 settings = self.settings
                 connection = await to_thread.run_sync(
-                    open_pass_connection, settings.conninfo, settings.consumer, self.patience, abandon_on_cancel=True
+                    open_pass_connection,
+                    settings.conninfo,
+                    settings.consumer,
+                    self.patience,
+                    abandon_on_cancel=True,
                 )
                 async with self.busy:
                     try:
-                        await to_thread.run_sync(self.begin, connection, not started, abandon_on_cancel=not started)
+                        await to_thread.run_sync(
+                            self.begin, connection, not started, abandon_on_cancel=not started
+                        )
                     except anyio.get_cancelled_exc_class():
-                        connection = None if not started else connection  # its thread may use it still
+                        connection = (
+                            None if not started else connection
+                        )  # its thread may use it still
                         raise
                 if not started:
                     task_status.started()
@@ -154,17 +164,27 @@ class Consumer(Progress):
                 keep_name(connection, self.settings, self.run_id, self.name_since)
         with in_transaction():
             self.notifies = notifies(connection, prepared_transactions)
-        if self.notifies:  # a connection of our own; behind a pooler every transaction brings its settings along
+        if (
+            self.notifies
+        ):  # a connection of our own; behind a pooler every transaction brings its settings along
             connection.execute(session_settings(connection))
         else:
             connection.prepare_threshold = None
         position, sources, freed = read_registry(connection)
         with in_transaction():
-            probe, self.fingerprint_probe = self.fingerprint_probe, read_fingerprint_probe(connection)
+            probe, self.fingerprint_probe = (
+                self.fingerprint_probe,
+                read_fingerprint_probe(connection),
+            )
             if first:
                 self.load(connection, incarnation, position, sources, freed, must_rebuild)
             else:
-                self.resume(connection, incarnation, position, same_fingerprints=probe == self.fingerprint_probe)
+                self.resume(
+                    connection,
+                    incarnation,
+                    position,
+                    same_fingerprints=probe == self.fingerprint_probe,
+                )
                 self.follow_registry(sources, position)
         self.incarnation = incarnation
         self.position = position
@@ -194,22 +214,35 @@ class Consumer(Progress):
             self.doubts.seen = manifest.doubts
         else:  # everything is read: the first pass looks who is open, before it reads a row
             self.doubts.seen = read_doubts(connection)
-        saved_sources = {saved.id: saved for saved in manifest.sources} if manifest is not None else {}
+        saved_sources = (
+            {saved.id: saved for saved in manifest.sources} if manifest is not None else {}
+        )
         followed: dict[int, WatchedSource] = {}
         for source in sources:
             saved = saved_sources.get(source.id)
-            if saved is not None and (saved.oid != source.oid or saved.arguments_md5 != source.arguments_md5):
+            if saved is not None and (
+                saved.oid != source.oid or saved.arguments_md5 != source.arguments_md5
+            ):
                 saved = None
-            lost = must_rebuild or (saved is not None and not doubt and Snapshot.parse(saved.snapshot).lacks(freed))
+            lost = must_rebuild or (
+                saved is not None and not doubt and Snapshot.parse(saved.snapshot).lacks(freed)
+            )
             why = NO_LONGER_HELD if lost else doubt
-            followed[source.id] = load_source(source, self.registry, saved, position, doubt=why, lost=lost)
+            followed[source.id] = load_source(
+                source, self.registry, saved, position, doubt=why, lost=lost
+            )
         self.sources = followed
         lacking = [each for each in followed.values() if each.must_rebuild]
         if lacking:
             alert_of_rebuild(self.registry, lacking)
 
     def resume(
-        self, connection: psycopg.Connection, incarnation: str, position: Position, *, same_fingerprints: bool
+        self,
+        connection: psycopg.Connection,
+        incarnation: str,
+        position: Position,
+        *,
+        same_fingerprints: bool,
     ) -> None:
         """After a lost connection: the server may have crashed and lost commits that were not flushed, or be another one."""
         trusted = (
@@ -226,7 +259,9 @@ class Consumer(Progress):
                 watched.cursor = Cursor(position)
                 watched.begin_scan()
         if not trusted:
-            logger.warning("reconciling", reason="the database does not hold this run's last checkpoint")
+            logger.warning(
+                "reconciling", reason="the database does not hold this run's last checkpoint"
+            )
 
     def follow_registry(self, sources: Sequence[Source], position: Position) -> None:
         """Take up what was attached and let go of what was detached, as of ``position``."""
@@ -237,7 +272,11 @@ class Consumer(Progress):
             if source_id not in attached or not watched.source.is_same(attached[source_id])
         }
         by_oid = {watched.source.oid: watched for watched in gone.values()}
-        followed = {source_id: watched for source_id, watched in self.sources.items() if source_id not in gone}
+        followed = {
+            source_id: watched
+            for source_id, watched in self.sources.items()
+            if source_id not in gone
+        }
         for source in sources:
             if source.id in followed:
                 followed[source.id].rename(source)
@@ -247,7 +286,9 @@ class Consumer(Progress):
             watched.begin_scan()
             followed[source.id] = watched
             watched.replaces(before)
-            logger.info("source_attached" if before is None else "source_altered", source=source.name)
+            logger.info(
+                "source_attached" if before is None else "source_altered", source=source.name
+            )
         self.sources = followed
         for watched in by_oid.values():
             watched.stop()
@@ -284,7 +325,9 @@ class Consumer(Progress):
         elif before and not reason:
             logger.info("passes_go_on")
         self.lost = (
-            DatabaseError(reason, hint="wait until it is done, or end it; see pg_stat_activity") if reason else None
+            DatabaseError(reason, hint="wait until it is done, or end it; see pg_stat_activity")
+            if reason
+            else None
         )
 
     def look_and_pass(self, connection: psycopg.Connection) -> PassOutcome:
@@ -292,7 +335,9 @@ class Consumer(Progress):
         if time.monotonic() >= self.foreign_rows_at:
             refuse_foreign_rows(connection)
             self.foreign_rows_at = time.monotonic() + FOREIGN_ROWS_SECONDS
-        row = connection.execute(statement("consumer", "read_open_writers"), prepare=self.notifies).fetchone()
+        row = connection.execute(
+            statement("consumer", "read_open_writers"), prepare=self.notifies
+        ).fetchone()
         self.pace.note_writers(frozenset(row[0]) if row else frozenset())
         self.doubts.begin_pass(row[1] if row else ())
         if self.registry.freed:
@@ -314,8 +359,12 @@ class Consumer(Progress):
         if this.history:
             self.history, self.next_xid = this.history, this.next_xid
         if outcome.sources is not None:
-            self.follow_registry(outcome.sources, Position(outcome.snapshot, self.position.outbox_id))
-        newest = max((watched.cursor.position.outbox_id for watched in self.sources.values()), default=0)
+            self.follow_registry(
+                outcome.sources, Position(outcome.snapshot, self.position.outbox_id)
+            )
+        newest = max(
+            (watched.cursor.position.outbox_id for watched in self.sources.values()), default=0
+        )
         self.position = Position(outcome.snapshot, max(newest, self.position.outbox_id))
         if outcome.put_off:
             self.outbox_moved(connection)
@@ -348,21 +397,30 @@ class Consumer(Progress):
         while not self.wake.is_set:
             delay = self.sleep_seconds()
             await self.wake.wait(delay)
-            if self.pace.writers or self.waiters or delay < PEEK_SECONDS or time.monotonic() >= poll_at:
+            if (
+                self.pace.writers
+                or self.waiters
+                or delay < PEEK_SECONDS
+                or time.monotonic() >= poll_at
+            ):
                 return
             if await self.in_thread(self.outbox_moved, connection):
                 return
 
     def outbox_moved(self, connection: psycopg.Connection) -> bool:
         """Whether anybody has written to the outbox since the last pass, committed or not, or could not and has noted a doubt."""
-        row = connection.execute(statement("consumer", "read_last_outbox_id"), prepare=self.notifies).fetchone()
+        row = connection.execute(
+            statement("consumer", "read_last_outbox_id"), prepare=self.notifies
+        ).fetchone()
         assert row is not None
         before, self.newest_outbox_id = self.newest_outbox_id, row[0]
         return row != (before, self.doubts.seen)
 
     def take_guard(self, connection: psycopg.Connection) -> None:
         """Hold the guard under load, if no other consumer may be asleep."""
-        row = connection.execute(statement("consumer", "take_guard"), [self.settings.consumer]).fetchone()
+        row = connection.execute(
+            statement("consumer", "take_guard"), [self.settings.consumer]
+        ).fetchone()
         self.pace.guard_held = row == (True,)
 
     def release_guard(self, connection: psycopg.Connection) -> None:
@@ -379,7 +437,9 @@ class Consumer(Progress):
     @property
     def poll_seconds(self) -> float:
         """The longest time between passes."""
-        return self.settings.poll_seconds or (POLL_SECONDS if self.notifies else POLL_SECONDS_WITHOUT_NOTIFY)
+        return self.settings.poll_seconds or (
+            POLL_SECONDS if self.notifies else POLL_SECONDS_WITHOUT_NOTIFY
+        )
 
     def sleep_seconds(self) -> float:
         """How long a wake-up may be waited for."""

@@ -58,7 +58,9 @@ class Pace:
             return
         self.quiet_passes = 0
         self.loaded_passes = (
-            self.loaded_passes + 1 if begun - self.active_at < LOADED_GAP_SECONDS or self.guard_held else 0
+            self.loaded_passes + 1
+            if begun - self.active_at < LOADED_GAP_SECONDS or self.guard_held
+            else 0
         )
         self.active_at = now
 
@@ -80,7 +82,9 @@ class Pace:
             delay = min(
                 delay, AFTER_ACTIVITY_POLL_SECONDS
             )  # a winner of the guard may roll back, and its notification with it
-        if self.writers:  # they may commit without a notification, also while one of them stays open for hours
+        if (
+            self.writers
+        ):  # they may commit without a notification, also while one of them stays open for hours
             patient = now - self.writers_since > OPEN_WRITER_PATIENCE_SECONDS
             delay = min(delay, OPEN_WRITER_LAST_DELAY_SECONDS if patient else self.writer_delay)
         return delay

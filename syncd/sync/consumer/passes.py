@@ -32,7 +32,13 @@ from syncd.postgres.outbox import (
 )
 from syncd.postgres.source import read_sources
 from syncd.statements import filled, statement
-from syncd.sync.consumer.outcome import NO_LONGER_HELD, Handover, PassOutcome, alert_of_rebuild, by_cursor
+from syncd.sync.consumer.outcome import (
+    NO_LONGER_HELD,
+    Handover,
+    PassOutcome,
+    alert_of_rebuild,
+    by_cursor,
+)
 from syncd.sync.consumer.unrecorded import DOUBT, Doubts
 from syncd.sync.source.applying import apply
 from syncd.sync.source.estimates import expected_rows, nearest_to_its_end
@@ -92,7 +98,9 @@ class Pass:
         wanted = [
             s
             for s in due
-            if len(due) <= LOCK_ALL_UP_TO or s.dirty_at > now - RECENTLY_DIRTY_SECONDS or s.source.id in needed
+            if len(due) <= LOCK_ALL_UP_TO
+            or s.dirty_at > now - RECENTLY_DIRTY_SECONDS
+            or s.source.id in needed
         ]
         while True:
             try:
@@ -110,7 +118,9 @@ class Pass:
                 self.rollback()
                 with session.transaction(self.connection, "service_settings"):
                     sources = read_sources(self.connection)
-                return PassOutcome(self.position.snapshot, more=True, sources=sources, took_snapshot=False)
+                return PassOutcome(
+                    self.position.snapshot, more=True, sources=sources, took_snapshot=False
+                )
             except pg.LockNotAvailable:  # of the outbox: a source that is locked waits by itself
                 self.rollback()
                 with session.transaction(self.connection, "service_settings"):
@@ -127,7 +137,9 @@ class Pass:
             begin.append(sql.SQL(local_settings(self.connection)))
         begin.append(filled("passes", "lock_outbox"))
         try:
-            self.connection.execute(sql.SQL(";\n").join([*begin, *(each.source.lock() for each in wanted)]))
+            self.connection.execute(
+                sql.SQL(";\n").join([*begin, *(each.source.lock() for each in wanted)])
+            )
             return list(wanted)
         except (pg.LockNotAvailable, pg.InsufficientPrivilege):
             self.rollback()
@@ -139,7 +151,9 @@ class Pass:
                 self.connection.execute(each.source.lock())
             except pg.LockNotAvailable:
                 self.connection.execute(statement("passes", "rollback_to_savepoint"))
-                each.behind(Trouble("another transaction holds a lock on the table"), now=time.monotonic())
+                each.behind(
+                    Trouble("another transaction holds a lock on the table"), now=time.monotonic()
+                )
             except pg.InsufficientPrivilege:
                 self.connection.execute(statement("passes", "rollback_to_savepoint"))
                 role = sql.Identifier(self.connection.info.user).as_string()
@@ -162,11 +176,19 @@ class Pass:
         self.connection.execute(begin)
 
     def move(
-        self, due: Sequence[WatchedSource], locked: Sequence[WatchedSource], watched: Sequence[WatchedSource]
+        self,
+        due: Sequence[WatchedSource],
+        locked: Sequence[WatchedSource],
+        watched: Sequence[WatchedSource],
     ) -> PassOutcome:
         """Everything after the locks: from the snapshot to the new cursors."""
-        oldest = min([self.position.snapshot, *(each.cursor.position.snapshot for each in due)], key=Snapshot.age)
-        snapshot, newest_outbox_id, names_changed, marked, freed = self.take_snapshot(locked, oldest)
+        oldest = min(
+            [self.position.snapshot, *(each.cursor.position.snapshot for each in due)],
+            key=Snapshot.age,
+        )
+        snapshot, newest_outbox_id, names_changed, marked, freed = self.take_snapshot(
+            locked, oldest
+        )
         for each in watched if self.doubts.moved else ():
             if each.source.table is not None:
                 each.doubt(f"{each.source.name}: {DOUBT}")
@@ -182,11 +204,17 @@ class Pass:
             sources = read_sources(self.connection)
             self.rollback()  # with it the driver forgets its prepared statements: columns may be of other types now
             return PassOutcome(snapshot, newest_outbox_id, more=True, sources=sources)
-        outcome = PassOutcome(snapshot, newest_outbox_id, locked={each.source.id for each in locked})
+        outcome = PassOutcome(
+            snapshot, newest_outbox_id, locked={each.source.id for each in locked}
+        )
         now = time.monotonic()
         ready = [each for each in due if each.retry_at <= now]
         followed = [each for each in watched if each.source.table is not None]
-        lacking = [] if freed is None else [each for each in followed if each.cursor.position.snapshot.lacks(freed)]
+        lacking = (
+            []
+            if freed is None
+            else [each for each in followed if each.cursor.position.snapshot.lacks(freed)]
+        )
         for each in lacking:
             logger.warning("must_rebuild", source=each.source.name, reason=NO_LONGER_HELD)
             with self.guarded(each):
@@ -195,14 +223,22 @@ class Pass:
             alert_of_rebuild(lacking[0].registry, lacking)
         for cursor, group in by_cursor(ready).items():
             ids = [each.source.id for each in group]
-            markers = read_markers(self.connection, cursor, ids) if marked and cursor.window is None else []
+            markers = (
+                read_markers(self.connection, cursor, ids)
+                if marked and cursor.window is None
+                else []
+            )
             changes = read_changes(self.connection, cursor, ids, snapshot)
             outcome.outbox_rows += changes.rows
             dirty = {marker.source for marker in markers} | set(changes.keys)
             for each in group:
                 if each.source.id in dirty or each.scan is not None or each.rereads:
                     each.dirty_at = now
-            unlocked = [each for each in group if each.dirty_at == now and each.source.id not in outcome.locked]
+            unlocked = [
+                each
+                for each in group
+                if each.dirty_at == now and each.source.id not in outcome.locked
+            ]
             if unlocked:
                 raise StartAgain(unlocked)
             for each in group:
@@ -216,7 +252,9 @@ class Pass:
                     outcome.changed_rows += self.bring(each, changes)
                 outcome.more |= changes.cursor.window is not None or each.rereads
         scanned = [
-            each for each in ready if each.scan is not None and each.cursor.window is None and each.failure is None
+            each
+            for each in ready
+            if each.scan is not None and each.cursor.window is None and each.failure is None
         ]
         if scanned:  # one page a pass: changes of the others are not kept waiting
             nearest = nearest_to_its_end(self.connection, scanned)
@@ -232,15 +270,24 @@ class Pass:
                     each.caught_up()
         return outcome
 
-    def hand_over(self, snapshot: Snapshot, newest_outbox_id: int, watched: Sequence[WatchedSource]) -> bool:
+    def hand_over(
+        self, snapshot: Snapshot, newest_outbox_id: int, watched: Sequence[WatchedSource]
+    ) -> bool:
         """Let whoever waits for it take the indexes and the snapshot, if all that was asked for is there; whether that was so.
 
         A source that somebody has kept locked for long is left out.
         """
         if self.handover is None:
             return False
-        wanted = [each for each in watched if each.source.id in self.handover.wanted and not each.is_held_up]
-        if any(not each.is_failed and (each.lags or each.cursor.position.snapshot != snapshot) for each in wanted):
+        wanted = [
+            each
+            for each in watched
+            if each.source.id in self.handover.wanted and not each.is_held_up
+        ]
+        if any(
+            not each.is_failed and (each.lags or each.cursor.position.snapshot != snapshot)
+            for each in wanted
+        ):
             return False
         row = self.connection.execute(statement("passes", "export_snapshot")).fetchone()
         assert row is not None
@@ -263,9 +310,22 @@ class Pass:
         )
         row = self.connection.execute(query, prepare=False).fetchone()
         assert row is not None
-        snapshot, newest_outbox_id, in_recovery, run_id, names, marked, freed, history, self.next_xid, doubts = row
+        (
+            snapshot,
+            newest_outbox_id,
+            in_recovery,
+            run_id,
+            names,
+            marked,
+            freed,
+            history,
+            self.next_xid,
+            doubts,
+        ) = row
         if in_recovery:
-            raise DatabaseUnreachable("the server has become a standby", hint="name all hosts in SYNCD_DSN")
+            raise DatabaseUnreachable(
+                "the server has become a standby", hint="name all hosts in SYNCD_DSN"
+            )
         if run_id is None:
             raise ConsumerReplaced(
                 f"the row of consumer {self.consumer!r} was deleted from syncd.consumers",
@@ -278,7 +338,8 @@ class Pass:
             )
         if history is None or not history.startswith(self.incarnation[:8]):
             raise DatabaseUnreachable(
-                "the database was restored from a dump", hint="wait: syncd connects again, and compares every row"
+                "the database was restored from a dump",
+                hint="wait: syncd connects again, and compares every row",
             )
         self.history = history
         expected = {(each.source.oid, each.source.schema, each.source.table) for each in locked}
@@ -299,9 +360,13 @@ class Pass:
         reread = set(itertools.islice(each.reread, REREAD_PER_PASS))
         each.reread -= reread
         try:
-            changed = self.read_and_apply(each, list(dict.fromkeys([*asked, *reread])) if reread else asked)
+            changed = self.read_and_apply(
+                each, list(dict.fromkeys([*asked, *reread])) if reread else asked
+            )
             if each.reread_unkeyed:
-                each.reject_unkeyed(read_unkeyed(self.connection, each.source, careful=each.careful))
+                each.reject_unkeyed(
+                    read_unkeyed(self.connection, each.source, careful=each.careful)
+                )
         except BaseException:
             each.reread |= reread
             raise
@@ -323,7 +388,11 @@ class Pass:
         for start in range(0, len(asked), KEYS_PER_READ):
             some = asked[start : start + KEYS_PER_READ]
             rows, failing = read_by_keys(
-                self.connection, each.source, some, careful=each.careful, some_indexed=each.some_indexed
+                self.connection,
+                each.source,
+                some,
+                careful=each.careful,
+                some_indexed=each.some_indexed,
             )
             changed += apply(each, [each.source.parse_key(key) for key in some], rows)
             each.quarantine.put_failing([each.source.parse_key(key) for key in failing])
@@ -350,13 +419,19 @@ class Pass:
             each.behind(locked, now=time.monotonic())
             raise StartAgain from error
         if isinstance(error, psycopg.Error):
-            if self.connection.broken or (error.sqlstate or CONNECTION_LOST[0]).startswith(CONNECTION_LOST):
+            if self.connection.broken or (error.sqlstate or CONNECTION_LOST[0]).startswith(
+                CONNECTION_LOST
+            ):
                 return False
-            if isinstance(error, psycopg.OperationalError):  # a time-out, a deadlock, no memory: it may be read later
+            if isinstance(
+                error, psycopg.OperationalError
+            ):  # a time-out, a deadlock, no memory: it may be read later
                 later = Trouble(f"it cannot be read now: {first_line(error)}", "syncd check", "see")
                 each.behind(later, now=time.monotonic())
             elif not each.careful:
-                each.careful = True  # with the present names; then find the row, and read the others
+                each.careful = (
+                    True  # with the present names; then find the row, and read the others
+                )
                 raise ReadRegistryAgain from error
             else:
                 each.failed(explained(each, error, self.connection.info.user), now=time.monotonic())

@@ -93,11 +93,20 @@ class Progress:
         self.suspicions.clear()
         if isinstance(error, DatabaseError):
             self.lost = error
-            logger.warning("database_lost", retry_in_seconds=retry_seconds, error=error.message, hint=error.hint)
+            logger.warning(
+                "database_lost",
+                retry_in_seconds=retry_seconds,
+                error=error.message,
+                hint=error.hint,
+            )
         else:
-            self.lost = DatabaseError(f"an unexpected error ended the reading of the database: {describe(error)}")
+            self.lost = DatabaseError(
+                f"an unexpected error ended the reading of the database: {describe(error)}"
+            )
             self.registry.tasks.failed("consumer", error, retry_seconds)
-            logger.error("task_failed", task="consumer", retry_in_seconds=retry_seconds, exc_info=error)
+            logger.error(
+                "task_failed", task="consumer", retry_in_seconds=retry_seconds, exc_info=error
+            )
 
     def note_progress(self) -> None:
         """See which sources have been read, and say once when all have been, or have failed."""
@@ -107,7 +116,9 @@ class Progress:
             if watched.reading or watched.failure is not None or not watched.was_ready
         }
         self.registry.pending = pending
-        if all(watched.was_ready or watched.failure is not None for watched in self.sources.values()):
+        if all(
+            watched.was_ready or watched.failure is not None for watched in self.sources.values()
+        ):
             self.ready.set()
 
     def finish_pass(self) -> None:
@@ -128,7 +139,9 @@ class Progress:
         lost = self.lost or DatabaseUnreachable(
             "the database cannot be reached", hint="see the log of syncd serve, and: syncd check"
         )
-        return DatabaseUnreachable(f"{what}: {lost.message}" if what else lost.message, hint=lost.hint)
+        return DatabaseUnreachable(
+            f"{what}: {lost.message}" if what else lost.message, hint=lost.hint
+        )
 
     def unsettle(self, connection: psycopg.Connection) -> None:
         """A connection turned out to be lost, or not to be fit for a proof: a pass has to show otherwise."""
@@ -155,13 +168,22 @@ class Progress:
         if not self.changes_wait:
             return 0.0
         return max(
-            [self.behind(), *(self.behind(each) for each in self.sources.values() if each.lags and not each.is_failed)]
+            [
+                self.behind(),
+                *(
+                    self.behind(each)
+                    for each in self.sources.values()
+                    if each.lags and not each.is_failed
+                ),
+            ]
         )
 
     def behind(self, follower: Follower | None = None) -> float:
         """Seconds since the last completed pass, of this source where it is named: passes over the others go on while it is locked."""
         moved_at = None if follower is None else follower.moved_at
-        return time.monotonic() - (self.last_pass_at if moved_at is None else min(moved_at, self.last_pass_at))
+        return time.monotonic() - (
+            self.last_pass_at if moved_at is None else min(moved_at, self.last_pass_at)
+        )
 
     @property
     def lag_rows(self) -> int:
@@ -181,7 +203,9 @@ class Progress:
             return "backfilling"
         compared = [watched for watched in sources if watched.reading]
         answering = all(
-            dataset.state in ANSWERING for watched in compared for dataset in list(watched.datasets.values())
+            dataset.state in ANSWERING
+            for watched in compared
+            for dataset in list(watched.datasets.values())
         )
         if not self.ready.is_set() or not answering:
             return "catching_up"
@@ -189,7 +213,11 @@ class Progress:
 
     def oldest_position(self) -> Position:
         """The position that every source has reached. Snapshots of one consumer are taken one after another, so they are in order."""
-        positions = [watched.cursor.position for watched in self.sources.values() if watched.source.table is not None]
+        positions = [
+            watched.cursor.position
+            for watched in self.sources.values()
+            if watched.source.table is not None
+        ]
         return min(positions, key=lambda position: position.snapshot.age(), default=self.position)
 
     async def rebuild(self, name: DatasetName) -> int:
@@ -203,7 +231,8 @@ class Progress:
             if watched is not None and watched.is_failed:
                 failure = watched.failure or Trouble("it has failed")
                 raise DatabaseError(
-                    f"{watched.source.name} cannot be read: {failure.reason}", hint=failure.fix or "see: syncd check"
+                    f"{watched.source.name} cannot be read: {failure.reason}",
+                    hint=failure.fix or "see: syncd check",
                 )
             if watched is not None and watched.scan is None and watched.predecessor is None:
                 async with self.busy:
@@ -252,7 +281,9 @@ class Progress:
         finally:
             self.handover = None
 
-    async def wait_for_token(self, token: Token, timeout_seconds: float, watched: Follower | None = None) -> Position:
+    async def wait_for_token(
+        self, token: Token, timeout_seconds: float, watched: Follower | None = None
+    ) -> Position:
         """Return once the position, of one source or of all, includes a token's transaction; raises ``TimedOut``.
 
         A token of another history counts as included: one that names another database, or an id that this server has not
@@ -277,7 +308,9 @@ class Progress:
         """Whether a token names another history than that of the last pass."""
         return token.history not in ("", self.history)
 
-    async def wait_for_now(self, timeout_seconds: float, watched: Follower | None = None) -> Position:
+    async def wait_for_now(
+        self, timeout_seconds: float, watched: Follower | None = None
+    ) -> Position:
         """Return once the position, of one source or of all, includes all that was committed before this call; raises ``TimedOut``."""
         needed = self.passes_begun + 1
         with anyio.move_on_after(timeout_seconds):
@@ -286,21 +319,28 @@ class Progress:
             return await self.wait_until(lambda snapshot: snapshot.covers(newest), watched)
         raise self.timed_out("no pass over this dataset has been completed since the request")
 
-    async def wait_until(self, reached: Callable[[Snapshot], bool], watched: Follower | None) -> Position:
+    async def wait_until(
+        self, reached: Callable[[Snapshot], bool], watched: Follower | None
+    ) -> Position:
         """Wake the consumer until the position is what is asked for."""
         self.waiters += 1
         try:
             while True:
-                followed: list[Follower] = [each for each in self.sources.values() if not each.is_failed]
+                followed: list[Follower] = [
+                    each for each in self.sources.values() if not each.is_failed
+                ]
                 while watched is not None and watched.successor is not None:
                     watched = watched.successor
                 if all(watched is not each for each in self.sources.values()):
                     watched = None  # detached: another source may form the dataset now
                 waited_for = [watched] if watched is not None else followed
                 if reached(self.position.snapshot) and all(
-                    not each.scanning and reached(each.cursor.position.snapshot) for each in waited_for
+                    not each.scanning and reached(each.cursor.position.snapshot)
+                    for each in waited_for
                 ):
-                    return watched.cursor.position if watched is not None else self.oldest_position()
+                    return (
+                        watched.cursor.position if watched is not None else self.oldest_position()
+                    )
                 done = self.pass_done
                 self.wake("request")
                 await done.wait()
@@ -314,9 +354,15 @@ class Progress:
             return TimedOut(error.message, hint=error.hint)
         for watched in self.sources.values():
             if watched.watch.weakness is not None:
-                return TimedOut(f"{what}: {watched.watch.weakness}", hint="or do not ask for a position")
+                return TimedOut(
+                    f"{what}: {watched.watch.weakness}", hint="or do not ask for a position"
+                )
         if self.pace.writers:
-            return TimedOut(what, hint="a transaction that wrote to a source is still open; see pg_stat_activity")
+            return TimedOut(
+                what,
+                hint="a transaction that wrote to a source is still open; see pg_stat_activity",
+            )
         return TimedOut(
-            what, hint="is the token's transaction committed? allow more with timeout_ms; see: syncd status"
+            what,
+            hint="is the token's transaction committed? allow more with timeout_ms; see: syncd status",
         )

@@ -65,7 +65,9 @@ class Searches:
 
     def add(self, other: Searches) -> None:
         """Count those of another dataset as well."""
-        self.seconds.counts = [mine + its for mine, its in zip(self.seconds.counts, other.seconds.counts, strict=True)]
+        self.seconds.counts = [
+            mine + its for mine, its in zip(self.seconds.counts, other.seconds.counts, strict=True)
+        ]
         self.seconds.sum += other.seconds.sum
         self.outcomes.update(other.outcomes)
 

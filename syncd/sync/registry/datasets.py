@@ -110,7 +110,11 @@ class Registry:
         state, reason, _ = dataset.condition
         if state not in ANSWERING:
             why = f": {reason}" if reason else ""
-            hint = f"syncd why {dataset.name}" if state == "failed" else "wait, and watch it with: syncd datasets"
+            hint = (
+                f"syncd why {dataset.name}"
+                if state == "failed"
+                else "wait, and watch it with: syncd datasets"
+            )
             raise NotReady(f"dataset {dataset.name!r} is {state}{why}", hint=hint)
         return dataset
 

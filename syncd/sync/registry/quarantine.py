@@ -35,7 +35,9 @@ EXPLANATIONS: dict[str, Explanation] = {
         "the live, project or dataset expression raises an error on the row",
         "correct the row, or attach with another expression: syncd attach TABLE --live SQL",
     ),
-    "nan": Explanation("a NaN or an infinity, or a number too large for the index", "write the vectors again"),
+    "nan": Explanation(
+        "a NaN or an infinity, or a number too large for the index", "write the vectors again"
+    ),
     "zero_norm": Explanation(
         "zero norm has no cosine distance",
         "write the vectors again, or attach with --metric l2",
@@ -43,7 +45,9 @@ EXPLANATIONS: dict[str, Explanation] = {
     "empty": Explanation("no elements", "write a vector, or NULL"),
     "null_element": Explanation("an element is NULL", "write the vectors again"),
     "not_one_dimensional": Explanation("not a one-dimensional array", "write the vectors again"),
-    "not_float32": Explanation("bytes that are not little-endian float32", "write the vectors again"),
+    "not_float32": Explanation(
+        "bytes that are not little-endian float32", "write the vectors again"
+    ),
 }
 """By ``QuarantineReason``."""
 

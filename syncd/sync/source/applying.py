@@ -55,7 +55,9 @@ def apply(watched: WatchedSource, asked: Sequence[Key], rows: Sequence[Row]) -> 
         if project is None or dataset is None:
             watched.quarantine.put(keys[place], DatasetName(""), "null_dataset", fingerprint)
             continue
-        name = names.get((project, dataset)) or names.setdefault((project, dataset), dataset_name(project, dataset))
+        name = names.get((project, dataset)) or names.setdefault(
+            (project, dataset), dataset_name(project, dataset)
+        )
         places.setdefault(name, []).append(place)
         targets[keys[place]] = name
     upserts: dict[DatasetName, Usable] = {}
@@ -105,7 +107,11 @@ def reconsider(watched: WatchedSource, names: Iterable[DatasetName]) -> None:
 
 
 def usable_rows(
-    watched: WatchedSource, dataset: Dataset, keys: Sequence[Key], rows: Sequence[Row], touched: set[Key]
+    watched: WatchedSource,
+    dataset: Dataset,
+    keys: Sequence[Key],
+    rows: Sequence[Row],
+    touched: set[Key],
 ) -> Usable:
     """The rows that can be indexed, the last reading of a key first to count; the others go to quarantine."""
     last = {key: place for place, key in enumerate(keys)}
@@ -118,17 +124,27 @@ def usable_rows(
         seen = watched.scan.dimensions.setdefault(dataset.name, Counter())
         for block in decoded.blocks:
             seen[block.vectors.shape[1]] += len(block.rows)
-    dimension = dimension_for(watched, dataset, [block.vectors for block in decoded.blocks], touched)
+    dimension = dimension_for(
+        watched, dataset, [block.vectors for block in decoded.blocks], touched
+    )
     usable = Usable()
     for block in decoded.blocks:
         if block.vectors.shape[1] != dimension:
             for place in block.rows:
-                watched.quarantine.put(keys[place], dataset.name, "dimension_mismatch", rows[place][4])
+                watched.quarantine.put(
+                    keys[place], dataset.name, "dimension_mismatch", rows[place][4]
+                )
             continue
         bad = VectorFormat(watched.source.metric, watched.source.half).validate(block.vectors)
         for place, reason in bad.items():
-            watched.quarantine.put(keys[block.rows[place]], dataset.name, reason, rows[block.rows[place]][4])
-        good = [place for place in range(len(block.rows)) if place not in bad] if bad else range(len(block.rows))
+            watched.quarantine.put(
+                keys[block.rows[place]], dataset.name, reason, rows[block.rows[place]][4]
+            )
+        good = (
+            [place for place in range(len(block.rows)) if place not in bad]
+            if bad
+            else range(len(block.rows))
+        )
         usable.keys += [keys[block.rows[place]] for place in good]
         usable.fingerprints += [rows[block.rows[place]][4] for place in good]
         if watched.source.columns:
@@ -138,7 +154,10 @@ def usable_rows(
 
 
 def dimension_for(
-    watched: WatchedSource, dataset: Dataset, blocks: Sequence[NDArray[np.float32]], touched: set[Key]
+    watched: WatchedSource,
+    dataset: Dataset,
+    blocks: Sequence[NDArray[np.float32]],
+    touched: set[Key],
 ) -> int | None:
     """The dimension that the dataset's rows must have: declared, else that of the rows that are not ``touched``, else the most
     frequent of these."""
@@ -148,9 +167,12 @@ def dimension_for(
         return watched.scan.forced[dataset.name]
     index = dataset.index
     if index.count and all(block.shape[1] == index.dim for block in blocks):
-        return index.dim  # whether or not other rows have it: which of them are touched need not be looked up
+        return (
+            index.dim
+        )  # whether or not other rows have it: which of them are touched need not be looked up
     if index.count and (
-        index.count > len(touched) or index.count > np.count_nonzero(index.view.contains(list(touched)))
+        index.count > len(touched)
+        or index.count > np.count_nonzero(index.view.contains(list(touched)))
     ):
         return index.dim
     if not blocks:

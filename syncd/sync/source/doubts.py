@@ -60,4 +60,8 @@ class Watch:
     @property
     def leaves(self) -> int:
         """How many partitions there are."""
-        return self.facts.leaves.count if self.facts is not None and self.facts.leaves is not None else 0
+        return (
+            self.facts.leaves.count
+            if self.facts is not None and self.facts.leaves is not None
+            else 0
+        )

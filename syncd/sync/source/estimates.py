@@ -12,14 +12,18 @@ from syncd.sync.source.followed import WatchedSource
 from syncd.sync.source.scan import Scan
 
 
-def nearest_to_its_end(connection: psycopg.Connection, scanned: Sequence[WatchedSource]) -> WatchedSource:
+def nearest_to_its_end(
+    connection: psycopg.Connection, scanned: Sequence[WatchedSource]
+) -> WatchedSource:
     """The source with the fewest rows left to read, as far as the server's statistics tell: it answers before a large one.
 
     First those that answer nothing yet.
     """
     if len(scanned) == 1:
         return scanned[0]
-    query = filled("passes", "estimate_rows", oids=sql.Literal([each.source.oid for each in scanned]))
+    query = filled(
+        "passes", "estimate_rows", oids=sql.Literal([each.source.oid for each in scanned])
+    )
     rows: dict[int, float] = dict(connection.execute(query, prepare=False).fetchall())
 
     def left(each: WatchedSource) -> tuple[bool, float]:
@@ -31,7 +35,11 @@ def nearest_to_its_end(connection: psycopg.Connection, scanned: Sequence[Watched
 
 def expected_rows(connection: psycopg.Connection, each: WatchedSource, scan: Scan) -> int:
     """About how many rows a scan is to read, for those who watch it: those that were there before, else what the statistics tell."""
-    known = sum(one.index.count for name, one in each.datasets.items() if scan.only is None or name in scan.only)
+    known = sum(
+        one.index.count
+        for name, one in each.datasets.items()
+        if scan.only is None or name in scan.only
+    )
     if known:
         return known
     query = filled("passes", "estimate_rows", oids=sql.Literal([each.source.oid]))

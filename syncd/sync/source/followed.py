@@ -78,7 +78,12 @@ class WatchedSource:
     @property
     def lags(self) -> bool:
         """Whether there is more to apply, as far as is known."""
-        return self.reading or self.cursor.window is not None or self.failure is not None or self.rereads
+        return (
+            self.reading
+            or self.cursor.window is not None
+            or self.failure is not None
+            or self.rereads
+        )
 
     @property
     def rereads(self) -> bool:
@@ -137,9 +142,12 @@ class WatchedSource:
         if mine is not None:
             return mine
         listed, before = self.registry.by_name.get(name), self.predecessor
-        stands = listed is not None or (name in self.registry.retired and name not in self.emptied.names)
+        stands = listed is not None or (
+            name in self.registry.retired and name not in self.emptied.names
+        )
         replaces = before is not None and (
-            (listed is not None and before.datasets.get(name) is listed) or name in before.emptied.names
+            (listed is not None and before.datasets.get(name) is listed)
+            or name in before.emptied.names
         )
         if stands and not replaces:
             return None
@@ -155,7 +163,9 @@ class WatchedSource:
 
     def empty(self, name: DatasetName) -> Dataset:
         """The dataset that answers for a name without rows: an empty index, made for this question."""
-        return replace(self.registry.create(name, self.source, self), standing=self.emptied.standing)
+        return replace(
+            self.registry.create(name, self.source, self), standing=self.emptied.standing
+        )
 
     def load_emptied(self, names: Iterable[str]) -> None:
         """Take up the names of a checkpoint."""
@@ -237,7 +247,9 @@ class WatchedSource:
         for dataset in self.datasets.values():
             dataset.replacement = None
         scan.resumable = only is None and not self.datasets
-        scan.quarantined = {key for key, row in self.quarantine.items() if only is None or row.dataset in only}
+        scan.quarantined = {
+            key for key, row in self.quarantine.items() if only is None or row.dataset in only
+        }
         for dataset in self.datasets.values():
             if only is None or dataset.name in only:
                 self.registry.counters.rebuilt(dataset.name, reason)
@@ -269,7 +281,12 @@ class WatchedSource:
         wrong: dict[DatasetName, int] = {}
         for name, seen in scan.dimensions.items():
             most_frequent = seen.most_common(1)[0][0] if seen else None
-            settled = (None, self.source.dimension, self.datasets[name].index.dim, scan.forced.get(name))
+            settled = (
+                None,
+                self.source.dimension,
+                self.datasets[name].index.dim,
+                scan.forced.get(name),
+            )
             if self.source.dimension is None and most_frequent not in settled:
                 wrong[name] = most_frequent
         if scan.only is None:
@@ -327,7 +344,12 @@ class WatchedSource:
             self.compare()  # before the failure ends: no one sees the source ready in between
         if self.failure is not None:
             logger.info("source_recovered", source=self.source.name)
-        self.failure, self.is_failed, self.retry_at, self.retry_delay_seconds = None, False, 0.0, 0.0
+        self.failure, self.is_failed, self.retry_at, self.retry_delay_seconds = (
+            None,
+            False,
+            0.0,
+            0.0,
+        )
         if self.cursor.window is not None:
             return
         self.moved_at = time.monotonic()
@@ -346,7 +368,9 @@ class WatchedSource:
         self.must_rebuild = False
         if not self.was_ready:
             rows = sum(dataset.index.count for dataset in self.datasets.values())
-            logger.info("source_ready", source=self.source.name, datasets=len(self.datasets), rows=rows)
+            logger.info(
+                "source_ready", source=self.source.name, datasets=len(self.datasets), rows=rows
+            )
         self.was_ready = True
         if self.predecessor is not None:
             self.predecessor.remove_datasets()
@@ -367,13 +391,17 @@ class WatchedSource:
     def behind(self, trouble: Trouble, *, now: float) -> None:
         """The source could not be read just now (a lock): it answers from where it is, and is tried again after a growing delay."""
         if trouble != self.failure:
-            logger.warning("source_delayed", source=self.source.name, reason=trouble.reason, fix=trouble.fix)
+            logger.warning(
+                "source_delayed", source=self.source.name, reason=trouble.reason, fix=trouble.fix
+            )
         self.retry_later(trouble, now=now)
 
     def failed(self, trouble: Trouble, *, now: float) -> None:
         """Reading or applying failed: the datasets say so and stop answering, and it is tried again after a growing delay."""
         if trouble != self.failure:
-            logger.error("source_failed", source=self.source.name, reason=trouble.reason, fix=trouble.fix)
+            logger.error(
+                "source_failed", source=self.source.name, reason=trouble.reason, fix=trouble.fix
+            )
         self.retry_later(trouble, now=now)
         self.is_failed = True
         for dataset in self.datasets.values():
@@ -383,7 +411,9 @@ class WatchedSource:
     def failed_unexpectedly(self, error: Exception, *, now: float) -> None:
         """An error that nobody has thought of, perhaps half-way through a change: the table is compared once the source can be read again."""
         trouble = Trouble(
-            f"unexpected {describe(error)}; it is tried again", "syncd check", "see the log of syncd serve, and"
+            f"unexpected {describe(error)}; it is tried again",
+            "syncd check",
+            "see the log of syncd serve, and",
         )
         if trouble != self.failure:
             logger.error("source_failed_unexpectedly", source=self.source.name, exc_info=error)
@@ -393,7 +423,9 @@ class WatchedSource:
     def retry_later(self, trouble: Trouble, *, now: float) -> None:
         """Leave the source out of passes for a while."""
         self.failure = trouble
-        self.retry_delay_seconds = min(max(self.retry_delay_seconds * 2, FIRST_RETRY_SECONDS), LAST_RETRY_SECONDS)
+        self.retry_delay_seconds = min(
+            max(self.retry_delay_seconds * 2, FIRST_RETRY_SECONDS), LAST_RETRY_SECONDS
+        )
         self.retry_at = now + self.retry_delay_seconds
 
     def begin_confirming(self) -> Unconfirmed:
@@ -424,7 +456,9 @@ class WatchedSource:
         self.predecessor = predecessor
         if predecessor is not None:
             predecessor.successor = self
-            if predecessor.predecessor is not None:  # it never came to serve: what served before it goes on
+            if (
+                predecessor.predecessor is not None
+            ):  # it never came to serve: what served before it goes on
                 predecessor.datasets |= predecessor.predecessor.datasets
                 predecessor.emptied.names |= predecessor.predecessor.emptied.names
 

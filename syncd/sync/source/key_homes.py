@@ -77,7 +77,9 @@ class Directory:
             if self.map.view.entries > self.most_entries:
                 self.make_map()
 
-    def to_leave(self, keys: Sequence[Key], homes: Mapping[Key, DatasetName]) -> dict[DatasetName, list[Key]]:
+    def to_leave(
+        self, keys: Sequence[Key], homes: Mapping[Key, DatasetName]
+    ) -> dict[DatasetName, list[Key]]:
         """The datasets that may hold a key, but for the one that is now its home."""
         if not keys:
             return {}
@@ -88,11 +90,16 @@ class Directory:
                     continue
                 strangers = [key for key in keys if homes.get(key) != dataset.name]
                 if strangers and dataset.index.count:
-                    there = [strangers[place] for place in dataset.index.view.contains(strangers).nonzero()[0].tolist()]
+                    there = [
+                        strangers[place]
+                        for place in dataset.index.view.contains(strangers).nonzero()[0].tolist()
+                    ]
                     if there:
                         found[dataset.name] = there
             return found
-        places, numbers = self.map.view.find(hash_keys(self.key_kind, store_keys(self.key_kind, keys)))
+        places, numbers = self.map.view.find(
+            hash_keys(self.key_kind, store_keys(self.key_kind, keys))
+        )
         for place, number in zip(places.tolist(), numbers.tolist(), strict=True):
             there = self.datasets[number]
             if there is not None and homes.get(keys[place]) != there.name:

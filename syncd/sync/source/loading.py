@@ -27,14 +27,22 @@ logger = structlog.get_logger()
 
 
 def load_source(
-    source: Source, registry: Registry, saved: SavedSource | None, position: Position, *, doubt: str, lost: bool = False
+    source: Source,
+    registry: Registry,
+    saved: SavedSource | None,
+    position: Position,
+    *,
+    doubt: str,
+    lost: bool = False,
 ) -> WatchedSource:
     """A source ready for its first pass. ``position`` is the present one, from which a source that must be read starts; ``lost`` says
     that the doubt is about changes that the outbox no longer holds."""
     watched = WatchedSource(source, registry, Cursor(position))
     if saved is None:
         watched.begin_scan()
-        logger.info("source_to_be_read", source=source.name, reason=doubt or "it is not in the checkpoint")
+        logger.info(
+            "source_to_be_read", source=source.name, reason=doubt or "it is not in the checkpoint"
+        )
         return watched
     try:
         take_up(watched, saved, doubt=doubt, lost=lost)
@@ -57,7 +65,12 @@ def take_up(watched: WatchedSource, saved: SavedSource, *, doubt: str, lost: boo
             index = DatasetIndex.load(registry.data_dir / entry.directory, entry.index, name=name)
         except Exception as error:
             known = isinstance(error, DamagedFile | DataDirectoryError | OSError)
-            logger.warning("dataset_damaged", dataset=name, reason=describe(error), exc_info=None if known else error)
+            logger.warning(
+                "dataset_damaged",
+                dataset=name,
+                reason=describe(error),
+                exc_info=None if known else error,
+            )
             damaged.append(name)
             dataset = registry.create(name, source, watched)
         else:
@@ -68,8 +81,12 @@ def take_up(watched: WatchedSource, saved: SavedSource, *, doubt: str, lost: boo
     watched.load_emptied(saved.retired)
     for row in saved.quarantine:
         since = datetime.fromisoformat(row.since)
-        watched.quarantine.take_up(row.key, Quarantined(DatasetName(row.dataset), row.reason, since, row.fingerprint))
-    watched.compared_at = datetime.fromisoformat(saved.compared_at) if saved.compared_at else datetime.now(UTC)
+        watched.quarantine.take_up(
+            row.key, Quarantined(DatasetName(row.dataset), row.reason, since, row.fingerprint)
+        )
+    watched.compared_at = (
+        datetime.fromisoformat(saved.compared_at) if saved.compared_at else datetime.now(UTC)
+    )
     if doubt:
         logger.warning("reconciling", source=source.name, reason=doubt)
         if lost:
@@ -79,8 +96,14 @@ def take_up(watched: WatchedSource, saved: SavedSource, *, doubt: str, lost: boo
         return
     watched.watch.remember(saved.catalogue)
     if saved.doubted:
-        watched.watch.note_doubt(f"{source.name}: a comparison was not over at the last checkpoint", believed=True)
-    window = None if saved.window is None else Window(Snapshot.parse(saved.window.end), saved.window.after)
+        watched.watch.note_doubt(
+            f"{source.name}: a comparison was not over at the last checkpoint", believed=True
+        )
+    window = (
+        None
+        if saved.window is None
+        else Window(Snapshot.parse(saved.window.end), saved.window.after)
+    )
     watched.cursor = Cursor(Position(Snapshot.parse(saved.snapshot), saved.outbox_id), window)
     watched.unconfirmed.confirmed = watched.cursor
     if damaged:

@@ -44,7 +44,11 @@ COMPARE_SECONDS = 50.0
 
 
 def look(
-    connection: psycopg.Connection, watched: Sequence[WatchedSource], locked: Sequence[WatchedSource], *, prepare: bool
+    connection: psycopg.Connection,
+    watched: Sequence[WatchedSource],
+    locked: Sequence[WatchedSource],
+    *,
+    prepare: bool,
 ) -> bool:
     """Compare the facts under the transaction's snapshot with those seen before; whether the registry must be read anew.
 
@@ -52,11 +56,13 @@ def look(
     """
     now, anew = time.monotonic(), False
     late = sorted(
-        (each for each in watched if each.watch.looked_at < now - LOOK_SECONDS), key=lambda each: each.watch.looked_at
+        (each for each in watched if each.watch.looked_at < now - LOOK_SECONDS),
+        key=lambda each: each.watch.looked_at,
     )
     whole = {each.source.id for each in late[:LOOKS_AT_ONCE]}
     chosen = {
-        each.source.id: each for each in (*(watched if len(watched) <= FEW_SOURCES else locked), *late[:LOOKS_AT_ONCE])
+        each.source.id: each
+        for each in (*(watched if len(watched) <= FEW_SOURCES else locked), *late[:LOOKS_AT_ONCE])
     }
     if not chosen:
         return False
@@ -93,7 +99,9 @@ def take_note(connection: psycopg.Connection, each: WatchedSource, text: str) ->
     watch.weakness = None
     if weak:
         watch.mend_at = 0.0
-        watch.weakness = Trouble(weak, f"SELECT syncd.mend({sql_name(each.source)});", "run as the owner of the table")
+        watch.weakness = Trouble(
+            weak, f"SELECT syncd.mend({sql_name(each.source)});", "run as the owner of the table"
+        )
     each.retry_at = min(each.retry_at, time.monotonic())  # what failed may be mended
     watch.remember_at = math.inf if facts.remembered else 0.0
     if before is None:
@@ -103,7 +111,9 @@ def take_note(connection: psycopg.Connection, each: WatchedSource, text: str) ->
     found = changes(before, facts, names)
     altered = [change.reason for change in found if change.doubt == "registry"]
     if altered:
-        watch.renamed = {name: str(names[number]) for name, number in lost.items() if names.get(number)}
+        watch.renamed = {
+            name: str(names[number]) for name, number in lost.items() if names.get(number)
+        }
         watch.altered = ", ".join(altered)
         watch.before = watch.before or known
     watch.rewritten |= any(change.doubt == "rewritten" for change in found)
@@ -138,7 +148,9 @@ def explained(each: WatchedSource, error: psycopg.Error, role: str) -> Trouble:
         if error.diag.context:  # inside a function of the user's
             message += f" ({error.diag.context.splitlines()[0]})"
         by_name = isinstance(error, pg.UndefinedColumn | pg.DatatypeMismatch) or bool(watch.altered)
-        return attach_again(each, f"{watch.altered or source.name}: {message}", as_given=not by_name)
+        return attach_again(
+            each, f"{watch.altered or source.name}: {message}", as_given=not by_name
+        )
     hidden = watch.facts is not None and (watch.facts.row_security[0] or watch.leaves)
     if isinstance(error, pg.InsufficientPrivilege) and hidden:
         name = sql.Identifier(role).as_string()
@@ -161,7 +173,9 @@ def trouble(each: WatchedSource) -> Trouble | None:
 def is_of_a_rule(error: psycopg.Error) -> bool:
     """Whether an expression of the source means nothing any more. Errors of a row's come here only where they occur without a row."""
     state = error.sqlstate or ""
-    return is_of_a_row(error) or (state.startswith(("42", "3F")) and not isinstance(error, pg.InsufficientPrivilege))
+    return is_of_a_row(error) or (
+        state.startswith(("42", "3F")) and not isinstance(error, pg.InsufficientPrivilege)
+    )
 
 
 def attach_again(each: WatchedSource, reason: str, *, as_given: bool = False) -> Trouble:

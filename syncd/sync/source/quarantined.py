@@ -38,10 +38,14 @@ class Quarantine(dict[Key, Quarantined]):
         self.unkeyed: set[Key] = set()
         """Labels of the rows that have no key."""
 
-    def put(self, key: Key, dataset: DatasetName, reason: QuarantineReason, fingerprint: int) -> None:
+    def put(
+        self, key: Key, dataset: DatasetName, reason: QuarantineReason, fingerprint: int
+    ) -> None:
         """Note a row; ``apply`` takes any indexed version of it out of the index."""
         self[key] = Quarantined(dataset, reason, datetime.now(UTC), fingerprint)
-        logger.debug("row_quarantined", source=self.source.name, dataset=dataset, key=key, reason=reason)
+        logger.debug(
+            "row_quarantined", source=self.source.name, dataset=dataset, key=key, reason=reason
+        )
 
     def put_failing(self, keys: Iterable[Key]) -> None:
         """Note rows that an expression fails on; ``apply`` was given their keys."""
@@ -59,7 +63,11 @@ class Quarantine(dict[Key, Quarantined]):
         before = {label: self.pop(label, None) for label in self.unkeyed}
         self.unkeyed.clear()
         for label, project, dataset, _, fingerprint, _ in rows:
-            name = DatasetName("") if project is None or dataset is None else dataset_name(project, dataset)
+            name = (
+                DatasetName("")
+                if project is None or dataset is None
+                else dataset_name(project, dataset)
+            )
             known = before.get(label)
             self.unkeyed.add(label)
             if known is not None and (known.dataset, known.fingerprint) == (name, fingerprint):
@@ -73,9 +81,15 @@ class Quarantine(dict[Key, Quarantined]):
         super().clear()
         self.unkeyed.clear()
 
-    def keys_with(self, reason: QuarantineReason, names: set[DatasetName] | None = None) -> list[Key]:
+    def keys_with(
+        self, reason: QuarantineReason, names: set[DatasetName] | None = None
+    ) -> list[Key]:
         """Keys of the rows with a reason, in some datasets or in all."""
-        return [key for key, row in self.items() if row.reason == reason and (names is None or row.dataset in names)]
+        return [
+            key
+            for key, row in self.items()
+            if row.reason == reason and (names is None or row.dataset in names)
+        ]
 
     @property
     def failing(self) -> list[Key]:

@@ -35,7 +35,12 @@ def is_of_a_row(error: BaseException) -> bool:
 
 
 def read_by_keys(
-    connection: psycopg.Connection, source: Source, keys: Sequence[str], *, careful: bool, some_indexed: SomeIndexed
+    connection: psycopg.Connection,
+    source: Source,
+    keys: Sequence[str],
+    *,
+    careful: bool,
+    some_indexed: SomeIndexed,
 ) -> tuple[Rows, list[str]]:
     """Live rows by key, and the keys whose row an expression fails on."""
     read = partial(read_some, connection, source)
@@ -67,7 +72,9 @@ def check_other_rows(
 ) -> None:
     """Every row that was asked for fails. Raise the error if rows that are indexed fail as well: then it is not the rows that have changed."""
     read = partial(read_some, connection, source)
-    others = [str(key) for key in some_indexed(OTHER_ROWS + len(asked)) if key not in asked][:OTHER_ROWS]
+    others = [str(key) for key in some_indexed(OTHER_ROWS + len(asked)) if key not in asked][
+        :OTHER_ROWS
+    ]
     if others and all(attempt(connection, partial(read, [key])) is None for key in others):
         read(others[:1])
 
@@ -111,7 +118,9 @@ def read_page(
         return None if end is None else source.parse_key(end[0])
 
     def read(start: Key | None, until: Key | None) -> Rows:
-        return cursor.execute(source.read_page(start, until, only), prepare=False, binary=True).fetchall()
+        return cursor.execute(
+            source.read_page(start, until, only), prepare=False, binary=True
+        ).fetchall()
 
     until = end_of(after, rows)
     if not careful:
@@ -172,5 +181,7 @@ def attempt(connection: psycopg.Connection, read: Callable[[], Rows]) -> Rows | 
         if connection.broken or not is_of_a_row(error):
             raise
         connection.execute(statement("passes", "rollback_to_savepoint"))
-    connection.execute(statement("passes", "release_savepoint"))  # none may be open where the snapshot is exported
+    connection.execute(
+        statement("passes", "release_savepoint")
+    )  # none may be open where the snapshot is exported
     return rows

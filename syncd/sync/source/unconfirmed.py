@@ -15,7 +15,9 @@ class Unconfirmed:
     def __init__(self, confirmed: Cursor) -> None:
         self.confirmed = confirmed
         self.keys: set[str] = set()
-        self.everything = False  # too much to list, or a whole table: then only reading all of it again is sure
+        self.everything = (
+            False  # too much to list, or a whole table: then only reading all of it again is sure
+        )
 
     def note(self, keys: Iterable[str]) -> None:
         """Remember keys, as the outbox has them, until a nonce confirms the commits that changed them."""

@@ -30,12 +30,18 @@ class AnyParams(Params, frozen=True):
 class Service:
     """A running server. ``started`` counts the calls of ``hold``, ``ended`` those that are over, whichever way."""
 
-    def __init__(self, path: Path, *, tcp: bool, limits: Limits, methods: dict[str, Method[Any, Any]]) -> None:
+    def __init__(
+        self, path: Path, *, tcp: bool, limits: Limits, methods: dict[str, Method[Any, Any]]
+    ) -> None:
         own: dict[str, Method[Any, Any]] = {
             "echo": Method(AnyParams, ANYTHING, self.echo, "Give the value back."),
-            "hold": Method(AnyParams, ANYTHING, self.hold, "Wait for the test, then give the value back."),
+            "hold": Method(
+                AnyParams, ANYTHING, self.hold, "Wait for the test, then give the value back."
+            ),
             "fail": Method(AnyParams, ANYTHING, self.fail, "Raise."),
-            "spin": Method(AnyParams, ANYTHING, self.spin, "Keep the loop busy for so many seconds."),
+            "spin": Method(
+                AnyParams, ANYTHING, self.spin, "Keep the loop busy for so many seconds."
+            ),
             "big": Method(AnyParams, str, self.big, "So many bytes."),
         }
         self.path = path

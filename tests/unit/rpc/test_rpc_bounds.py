@@ -17,7 +17,9 @@ pytestmark = pytest.mark.anyio
 MEBIBYTE = 1 << 20
 
 
-async def test_a_connection_over_the_limit_is_told_so_and_closed_and_the_next_finds_room(path: Path) -> None:
+async def test_a_connection_over_the_limit_is_told_so_and_closed_and_the_next_finds_room(
+    path: Path,
+) -> None:
     async with serving(path, limits=Limits(connections=2)) as service, lines_to(path) as first:
         async with lines_to(path) as second:
             assert (await second.ask("ping"))["result"] == "pong"
@@ -33,8 +35,13 @@ async def test_a_connection_over_the_limit_is_told_so_and_closed_and_the_next_fi
             assert (await fourth.ask("ping"))["result"] == "pong"
 
 
-async def test_a_connection_with_its_fill_of_requests_is_not_read_until_one_is_done(path: Path) -> None:
-    async with serving(path, limits=Limits(connection_requests=3)) as service, lines_to(path) as client:
+async def test_a_connection_with_its_fill_of_requests_is_not_read_until_one_is_done(
+    path: Path,
+) -> None:
+    async with (
+        serving(path, limits=Limits(connection_requests=3)) as service,
+        lines_to(path) as client,
+    ):
         for number in range(10):
             client.send("hold", number)
         await service.until(started=3)
@@ -45,8 +52,14 @@ async def test_a_connection_with_its_fill_of_requests_is_not_read_until_one_is_d
         assert sorted([(await client.receive())["id"] for _ in range(10)]) == list(range(10))
 
 
-async def test_requests_over_the_total_are_overloaded_and_ping_is_still_answered(path: Path) -> None:
-    async with serving(path, limits=Limits(requests=2)) as service, lines_to(path) as client, lines_to(path) as other:
+async def test_requests_over_the_total_are_overloaded_and_ping_is_still_answered(
+    path: Path,
+) -> None:
+    async with (
+        serving(path, limits=Limits(requests=2)) as service,
+        lines_to(path) as client,
+        lines_to(path) as other,
+    ):
         client.send("hold", 1)
         client.send("hold", 2)
         await service.until(started=2)
@@ -60,7 +73,10 @@ async def test_requests_over_the_total_are_overloaded_and_ping_is_still_answered
 
 
 async def test_requests_that_hold_too_much_memory_together_are_overloaded(path: Path) -> None:
-    async with serving(path, limits=Limits(held_bytes=100_000)) as service, lines_to(path) as client:
+    async with (
+        serving(path, limits=Limits(held_bytes=100_000)) as service,
+        lines_to(path) as client,
+    ):
         client.send("hold", 1, value="x" * 60_000)
         await service.until(started=1)
         async with lines_to(path) as other:
@@ -73,7 +89,9 @@ async def test_requests_that_hold_too_much_memory_together_are_overloaded(path: 
 
 
 @pytest.mark.parametrize("over", ["unix", "tcp"])
-async def test_a_line_of_100_mb_is_answered_too_large_and_its_connection_closed(path: Path, over: str) -> None:
+async def test_a_line_of_100_mb_is_answered_too_large_and_its_connection_closed(
+    path: Path, over: str
+) -> None:
     async with serving(path, tcp=True) as service, lines_to(path) as other:
 
         def send() -> bytes:
@@ -132,7 +150,10 @@ async def test_a_refused_client_that_sends_for_ever_is_cut_off(path: Path) -> No
 
 
 async def test_a_refused_client_that_goes_silent_is_cut_off(path: Path) -> None:
-    async with serving(path, limits=Limits(line_bytes=1000, linger_seconds=0.05)) as service, lines_to(path) as client:
+    async with (
+        serving(path, limits=Limits(line_bytes=1000, linger_seconds=0.05)) as service,
+        lines_to(path) as client,
+    ):
         client.write(b"x" * 2000)
         assert (await client.receive())["error"]["data"]["kind"] == "too_large"
         await client.reader.read()
@@ -152,7 +173,9 @@ async def test_the_answers_under_way_come_before_a_refused_connection_closes(pat
         assert await client.is_closed()
 
 
-async def test_a_client_that_does_not_read_is_not_read_from_and_gets_all_its_answers_later(path: Path) -> None:
+async def test_a_client_that_does_not_read_is_not_read_from_and_gets_all_its_answers_later(
+    path: Path,
+) -> None:
     requests = 400
     async with serving(path) as service, lines_to(path) as other:
         slow = socket.socket(socket.AF_UNIX)
@@ -232,14 +255,20 @@ async def test_tcp_closes_on_who_says_nothing_or_too_much_before_the_token(path:
 
 
 STATUS: dict[str, Method[Any, Any]] = {
-    name: Method(AnyParams, ANYTHING, lambda _: "well", "How it is.", immediate=True) for name in ("status", "datasets")
+    name: Method(AnyParams, ANYTHING, lambda _: "well", "How it is.", immediate=True)
+    for name in ("status", "datasets")
 }
 
 
 @pytest.mark.parametrize("over", ["unix", "tcp"])
-async def test_connections_that_do_nothing_keep_no_status_out_whichever_way_they_came(path: Path, over: str) -> None:
+async def test_connections_that_do_nothing_keep_no_status_out_whichever_way_they_came(
+    path: Path, over: str
+) -> None:
     limits = Limits(connections=20, spare_connections=3)
-    async with AsyncExitStack() as idle, serving(path, tcp=True, limits=limits, methods=STATUS) as service:
+    async with (
+        AsyncExitStack() as idle,
+        serving(path, tcp=True, limits=limits, methods=STATUS) as service,
+    ):
         for number in range(20):
             held = await idle.enter_async_context(lines_to(path if over == "unix" else service.tcp))
             if over == "tcp":
@@ -260,8 +289,13 @@ async def test_connections_that_do_nothing_keep_no_status_out_whichever_way_they
         assert service.server.connections == 20
 
 
-async def test_a_connection_over_the_limit_may_ask_anything_once_another_has_closed(path: Path) -> None:
-    async with serving(path, limits=Limits(connections=1), methods=STATUS) as service, lines_to(path) as first:
+async def test_a_connection_over_the_limit_may_ask_anything_once_another_has_closed(
+    path: Path,
+) -> None:
+    async with (
+        serving(path, limits=Limits(connections=1), methods=STATUS) as service,
+        lines_to(path) as first,
+    ):
         assert (await first.ask("ping"))["result"] == "pong"
         async with lines_to(path) as spare:
             assert (await spare.ask("status"))["result"] == "well"
@@ -270,5 +304,7 @@ async def test_a_connection_over_the_limit_may_ask_anything_once_another_has_clo
                 assert (await spare.ask("status"))["result"] == "well"
             assert (await spare.ask("echo", value=1))["result"] == 1
             async with lines_to(path) as next_one:
-                assert (await next_one.ask("echo", value=2))["error"]["data"]["kind"] == "overloaded"
+                assert (await next_one.ask("echo", value=2))["error"]["data"][
+                    "kind"
+                ] == "overloaded"
             assert (await spare.ask("echo", value=3))["result"] == 3

@@ -67,8 +67,12 @@ class Library:
             "get": Method(messages.GetParams, messages.GetResult, self.get, "Get."),
             "keys": Method(messages.KeysParams, messages.KeysResult, self.keys, "Keys."),
             "wait": Method(messages.WaitParams, messages.WaitResult, self.wait, "Wait."),
-            "checkpoint": Method(messages.NoParams, messages.CheckpointResult, self.checkpoint, "Save."),
-            "datasets": Method(messages.NoParams, list[messages.DatasetStatus], self.datasets, "List."),
+            "checkpoint": Method(
+                messages.NoParams, messages.CheckpointResult, self.checkpoint, "Save."
+            ),
+            "datasets": Method(
+                messages.NoParams, list[messages.DatasetStatus], self.datasets, "List."
+            ),
             "status": Method(messages.NoParams, messages.ServiceStatus, self.status, "Show."),
         }
 
@@ -195,8 +199,14 @@ async def test_the_asynchronous_client_has_every_method(path: Path) -> None:
 
 
 def test_both_clients_have_the_same_methods_with_the_same_parameters() -> None:
-    names = {name for name, value in vars(Client).items() if callable(value) and not name.startswith("_")}
-    assert names == {name for name, value in vars(AsyncClient).items() if callable(value) and not name.startswith("_")}
+    names = {
+        name for name, value in vars(Client).items() if callable(value) and not name.startswith("_")
+    }
+    assert names == {
+        name
+        for name, value in vars(AsyncClient).items()
+        if callable(value) and not name.startswith("_")
+    }
     for name in (
         "search",
         "get",
@@ -222,7 +232,15 @@ async def test_what_a_client_is_given_is_what_the_service_is_asked(path: Path) -
     library = Library()
     async with serving(path, methods=library.methods()), AsyncClient(path) as client:
         await client.search(
-            "c", [1.0], k=3, recall=0.9, exact=True, max_distance=0.5, consistency="strong", after="7", timeout_ms=100
+            "c",
+            [1.0],
+            k=3,
+            recall=0.9,
+            exact=True,
+            max_distance=0.5,
+            consistency="strong",
+            after="7",
+            timeout_ms=100,
         )
         asked = library.asked.pop()
         assert isinstance(asked, messages.SearchParams)
@@ -236,7 +254,9 @@ async def test_what_a_client_is_given_is_what_the_service_is_asked(path: Path) -
 
 
 @pytest.mark.parametrize("name", ERRORS)
-async def test_an_error_of_the_service_is_raised_as_the_class_of_its_kind(path: Path, name: str) -> None:
+async def test_an_error_of_the_service_is_raised_as_the_class_of_its_kind(
+    path: Path, name: str
+) -> None:
     async with serving(path, methods=Library().methods()), AsyncClient(path) as client:
         with pytest.raises(SyncdError) as caught:
             await client.search(name, [1.0])
@@ -274,7 +294,9 @@ async def test_other_errors_are_request_errors_with_their_message(path: Path) ->
             await client.status()
 
 
-async def test_calls_of_one_asynchronous_client_run_at_once_and_find_their_answers(path: Path) -> None:
+async def test_calls_of_one_asynchronous_client_run_at_once_and_find_their_answers(
+    path: Path,
+) -> None:
     async with serving(path) as service, AsyncClient(path) as client:
         answers: dict[int, int] = {}
 
@@ -308,7 +330,9 @@ async def test_threads_share_a_blocking_client(path: Path) -> None:
 
         def echo(number: int) -> None:
             for _ in range(20):
-                answers[number] = client.run(calls.Call("echo", EchoParams(value=number), calls._decoder(int)))
+                answers[number] = client.run(
+                    calls.Call("echo", EchoParams(value=number), calls._decoder(int))
+                )
 
         async with anyio.create_task_group() as tasks:
             for number in range(8):
@@ -347,7 +371,9 @@ async def test_a_service_that_does_not_answer_in_time_is_a_timeout_and_the_clien
     path: Path, blocking: bool
 ) -> None:
     async with serving(path) as service:
-        client: Client | AsyncClient = Client(path, timeout=0.05) if blocking else AsyncClient(path, timeout=0.05)
+        client: Client | AsyncClient = (
+            Client(path, timeout=0.05) if blocking else AsyncClient(path, timeout=0.05)
+        )
         with pytest.raises(TimedOut, match="has not answered hold within"):
             await run(client, hold_call(1))
         service.release.set()
@@ -371,7 +397,9 @@ async def test_over_tcp_a_client_gives_its_token_first(path: Path, blocking: boo
 
 
 @pytest.mark.parametrize("blocking", [True, False])
-async def test_a_request_that_is_too_large_says_so_and_the_client_goes_on(path: Path, blocking: bool) -> None:
+async def test_a_request_that_is_too_large_says_so_and_the_client_goes_on(
+    path: Path, blocking: bool
+) -> None:
     async with serving(path, limits=Limits(line_bytes=10_000)):
         client: Client | AsyncClient = Client(path) if blocking else AsyncClient(path)
         with pytest.raises(TooLarge):

@@ -30,7 +30,9 @@ def echo_call(value: int) -> calls.Call[int]:
 
 
 @pytest.mark.parametrize("tcp", [False, True])
-async def test_a_client_made_before_a_fork_gives_each_process_its_own_answers(path: Path, tcp: bool) -> None:
+async def test_a_client_made_before_a_fork_gives_each_process_its_own_answers(
+    path: Path, tcp: bool
+) -> None:
     async with serving(path, tcp=tcp) as service:
         address = f"tcp://127.0.0.1:{service.tcp[1]}" if tcp else str(path)
 
@@ -40,11 +42,16 @@ async def test_a_client_made_before_a_fork_gives_each_process_its_own_answers(pa
                 def ask(first: int) -> list[int]:
                     return [client.run(echo_call(first + number)) for number in range(CALLS)]
 
-                children = [Child(lambda first=first: ask(first * CALLS)) for first in range(1, CHILDREN + 1)]  # type: ignore[misc]
+                children = [
+                    Child(lambda first=first: ask(first * CALLS))  # type: ignore[misc]
+                    for first in range(1, CHILDREN + 1)
+                ]
                 return [ask(0), *[child.result() for child in children]]
 
         answers = await run_sync(use)
-        assert answers == [list(range(first * CALLS, (first + 1) * CALLS)) for first in range(CHILDREN + 1)]
+        assert answers == [
+            list(range(first * CALLS, (first + 1) * CALLS)) for first in range(CHILDREN + 1)
+        ]
 
 
 async def test_a_fork_while_another_thread_waits_for_its_answer_neither_blocks_the_child_nor_takes_the_answer(
@@ -65,7 +72,9 @@ async def test_a_fork_while_another_thread_waits_for_its_answer_neither_blocks_t
 
 
 @pytest.mark.parametrize("ends", ["closes", "forgets"])
-async def test_a_child_that_is_done_with_a_client_leaves_the_parents_connection_open(path: Path, ends: str) -> None:
+async def test_a_child_that_is_done_with_a_client_leaves_the_parents_connection_open(
+    path: Path, ends: str
+) -> None:
     async with serving(path) as service:
         clients = [Client(path)]
         await run_sync(clients[0].ping)
@@ -87,7 +96,9 @@ async def test_a_child_that_is_done_with_a_client_leaves_the_parents_connection_
         clients[0].close()
 
 
-async def test_a_parent_that_closes_ends_its_connection_though_a_child_has_its_descriptor(path: Path) -> None:
+async def test_a_parent_that_closes_ends_its_connection_though_a_child_has_its_descriptor(
+    path: Path,
+) -> None:
     async with serving(path) as service:
         client = Client(path)
         await run_sync(client.ping)
@@ -122,7 +133,9 @@ async def test_keys_go_on_after_a_fork_in_both_processes(path: Path) -> None:
         await run_sync(use)
 
 
-async def test_an_asynchronous_client_works_in_a_child_and_goes_on_in_the_parent(path: Path) -> None:
+async def test_an_asynchronous_client_works_in_a_child_and_goes_on_in_the_parent(
+    path: Path,
+) -> None:
     """The child is forked by the event loop's own thread, so it inherits its event queue, which it must not touch."""
     async with serving(path) as service, AsyncClient(path) as client:
         assert await client.ping() == "pong"
@@ -147,7 +160,9 @@ async def test_an_asynchronous_client_works_in_a_child_and_goes_on_in_the_parent
 @pytest.mark.parametrize("blocking", [True, False])
 async def test_a_pickled_client_connects_where_it_is_unpickled(path: Path, blocking: bool) -> None:
     async with serving(path) as service:
-        client: Client | AsyncClient = Client(path, timeout=7) if blocking else AsyncClient(path, timeout=7)
+        client: Client | AsyncClient = (
+            Client(path, timeout=7) if blocking else AsyncClient(path, timeout=7)
+        )
         assert await ping(client) == "pong"
         again = pickle.loads(pickle.dumps(client))  # noqa: S301 - our own
         assert again.timeout == 7

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import socket
 
-from syncd.rpc.in_place import COMPANY_SECONDS, LEAST_THREADS, LONGER_ELEMENTS, SHORT_ELEMENTS, InPlace
+from syncd.rpc.in_place import (
+    COMPANY_SECONDS,
+    LEAST_THREADS,
+    LONGER_ELEMENTS,
+    SHORT_ELEMENTS,
+    InPlace,
+)
 from syncd.rpc.inputs import MOST_CONNECTIONS, Inputs
 
 

@@ -25,7 +25,9 @@ pytestmark = [pytest.mark.anyio, needs_linux]
 
 @pytest.fixture
 def soon() -> Iterator[None]:
-    with patch.multiple(keepalive, IDLE_SECONDS=1, INTERVAL_SECONDS=1, PROBES=2, USER_TIMEOUT_SECONDS=2):
+    with patch.multiple(
+        keepalive, IDLE_SECONDS=1, INTERVAL_SECONDS=1, PROBES=2, USER_TIMEOUT_SECONDS=2
+    ):
         yield
 
 
@@ -55,14 +57,21 @@ async def test_both_ends_of_a_tcp_connection_probe_it_within_a_minute(path: Path
 
 
 @pytest.mark.usefixtures("soon")
-async def test_the_slots_of_clients_that_vanished_idle_or_in_the_middle_of_an_answer_are_free_again(path: Path) -> None:
+async def test_the_slots_of_clients_that_vanished_idle_or_in_the_middle_of_an_answer_are_free_again(
+    path: Path,
+) -> None:
     async with serving(path, tcp=True) as service, lines_to(path) as other:
         vanished = [socket.create_connection(service.tcp) for _ in range(3)]
         try:
             for connection in vanished:
                 connection.setblocking(False)
                 loop = asyncio.get_running_loop()
-                ask = {"jsonrpc": "2.0", "id": 1, "method": "authenticate", "params": {"token": SHARED_WORD}}
+                ask = {
+                    "jsonrpc": "2.0",
+                    "id": 1,
+                    "method": "authenticate",
+                    "params": {"token": SHARED_WORD},
+                }
                 await loop.sock_sendall(connection, json.dumps(ask).encode() + b"\n")
                 assert b"true" in await loop.sock_recv(connection, 1000)
             await loop.sock_sendall(
@@ -86,7 +95,9 @@ async def test_the_slots_of_clients_that_vanished_idle_or_in_the_middle_of_an_an
 
 @pytest.mark.usefixtures("soon")
 @pytest.mark.parametrize("blocking", [True, False])
-async def test_a_call_without_a_time_limit_is_asked_again_when_its_service_has_vanished(blocking: bool) -> None:
+async def test_a_call_without_a_time_limit_is_asked_again_when_its_service_has_vanished(
+    blocking: bool,
+) -> None:
     heard: list[str] = []
     vanished: list[asyncio.StreamWriter] = []
 
@@ -100,15 +111,23 @@ async def test_a_call_without_a_time_limit_is_asked_again_when_its_service_has_v
                     go_deaf(copy)
                 vanished.append(writer)
                 return
-            writer.write(json.dumps({"jsonrpc": "2.0", "id": asked["id"], "result": True}).encode() + b"\n")
+            writer.write(
+                json.dumps({"jsonrpc": "2.0", "id": asked["id"], "result": True}).encode() + b"\n"
+            )
         writer.close()
 
     with anyio.fail_after(TEST_SECONDS):
         async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
             address = f"tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}"
             client: Client | AsyncClient
-            client = Client(address, token=SHARED_WORD) if blocking else AsyncClient(address, token=SHARED_WORD)
-            call = calls.Call("echo", EchoParams(value=1), calls._decoder(bool), patience_seconds=None)
+            client = (
+                Client(address, token=SHARED_WORD)
+                if blocking
+                else AsyncClient(address, token=SHARED_WORD)
+            )
+            call = calls.Call(
+                "echo", EchoParams(value=1), calls._decoder(bool), patience_seconds=None
+            )
             assert await run(client, call) is True
             assert heard == ["authenticate", "echo"] * 2
             await close(client)

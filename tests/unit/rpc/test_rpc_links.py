@@ -72,9 +72,14 @@ def echo_call(value: int, patience_seconds: float = 0.0) -> calls.Call[int]:
 @pytest.mark.parametrize(
     "foreign",
     [
-        pytest.param(lambda asked: {"id": asked + 7, "result": "foreign"}, id="an id that was not asked"),
+        pytest.param(
+            lambda asked: {"id": asked + 7, "result": "foreign"}, id="an id that was not asked"
+        ),
         pytest.param(lambda _: {"id": 0, "result": "foreign"}, id="an id that no call has"),
-        pytest.param(lambda _: {"id": -1, "error": {"code": -32000, "message": "foreign"}}, id="a foreign error"),
+        pytest.param(
+            lambda _: {"id": -1, "error": {"code": -32000, "message": "foreign"}},
+            id="a foreign error",
+        ),
         pytest.param(lambda _: {"id": None, "result": "foreign"}, id="a result without an id"),
         pytest.param(lambda _: {"result": "foreign"}, id="no id at all"),
     ],
@@ -98,7 +103,9 @@ async def test_an_answer_to_a_call_that_was_not_asked_is_never_returned(
 
 
 @pytest.mark.parametrize("blocking", [True, False])
-async def test_an_answer_that_comes_twice_is_not_that_of_the_next_call(path: Path, blocking: bool) -> None:
+async def test_an_answer_that_comes_twice_is_not_that_of_the_next_call(
+    path: Path, blocking: bool
+) -> None:
     def twice(_: int, asked: int) -> list[dict[str, object]]:
         return [{"id": asked, "result": asked}] * 2
 
@@ -112,8 +119,12 @@ async def test_an_answer_that_comes_twice_is_not_that_of_the_next_call(path: Pat
 
 
 @pytest.mark.parametrize("blocking", [True, False])
-async def test_a_connection_that_has_gone_silent_costs_one_timeout(path: Path, blocking: bool) -> None:
-    async with peer(path, lambda at, asked: [{"id": asked, "result": "pong"}] if at or asked == 1 else []) as spoken:
+async def test_a_connection_that_has_gone_silent_costs_one_timeout(
+    path: Path, blocking: bool
+) -> None:
+    async with peer(
+        path, lambda at, asked: [{"id": asked, "result": "pong"}] if at or asked == 1 else []
+    ) as spoken:
         client = client_of(path, blocking, SHORT_SECONDS)
         assert await ping(client) == "pong"
         with pytest.raises(TimedOut):
@@ -127,7 +138,9 @@ async def test_a_connection_that_has_gone_silent_costs_one_timeout(path: Path, b
 async def test_calls_that_wait_on_a_silent_connection_are_asked_over_the_next_one_as_soon_as_one_of_them_times_out(
     path: Path,
 ) -> None:
-    async with peer(path, lambda at, asked: [{"id": asked, "result": asked}] if at else []) as spoken:
+    async with peer(
+        path, lambda at, asked: [{"id": asked, "result": asked}] if at else []
+    ) as spoken:
         client = AsyncClient(path, timeout=SHORT_SECONDS)
         answers: list[int] = []
 
@@ -145,13 +158,17 @@ async def test_calls_that_wait_on_a_silent_connection_are_asked_over_the_next_on
         await client.close()
 
 
-async def test_a_call_that_times_out_on_a_busy_service_takes_no_answer_from_the_others(path: Path) -> None:
+async def test_a_call_that_times_out_on_a_busy_service_takes_no_answer_from_the_others(
+    path: Path,
+) -> None:
     async with serving(path) as service:
         client = AsyncClient(path, timeout=SHORT_SECONDS)
         answers: list[int] = []
 
         async def hold(number: int) -> None:
-            call = calls.Call("hold", EchoParams(value=number), calls._decoder(int), patience_seconds=TEST_SECONDS)
+            call = calls.Call(
+                "hold", EchoParams(value=number), calls._decoder(int), patience_seconds=TEST_SECONDS
+            )
             answers.append(await client.run(call))
 
         async with anyio.create_task_group() as tasks:
@@ -186,7 +203,9 @@ async def test_many_calls_share_the_time_that_a_failing_connection_attempt_takes
         async with await asyncio.start_server(never_answer, "127.0.0.1", 0) as server:
             host, port = server.sockets[0].getsockname()
             client = AsyncClient(f"tcp://{host}:{port}", token=SHARED_WORD, timeout=SHORT_SECONDS)
-            found = await asyncio.gather(*[client.ping() for _ in range(100)], return_exceptions=True)
+            found = await asyncio.gather(
+                *[client.ping() for _ in range(100)], return_exceptions=True
+            )
             assert all(isinstance(each, TimedOut) for each in found)
             assert accepted == 1
             await client.close()

@@ -39,7 +39,9 @@ async def test_each_event_loop_connects_and_its_end_closes_the_connection_withou
     path: Path, tcp: bool, run: Run
 ) -> None:
     async with serving(path, tcp=tcp) as service, AsyncClient(path) as other:
-        client = AsyncClient(f"tcp://127.0.0.1:{service.tcp[1]}" if tcp else path, token=SHARED_WORD)
+        client = AsyncClient(
+            f"tcp://127.0.0.1:{service.tcp[1]}" if tcp else path, token=SHARED_WORD
+        )
         for _ in range(RUNS):
             assert await run_sync(run, client.ping()) == "pong"
             gc.collect()
@@ -49,8 +51,12 @@ async def test_each_event_loop_connects_and_its_end_closes_the_connection_withou
         assert left.is_closed()
 
 
-@pytest.mark.filterwarnings("ignore:unclosed transport:ResourceWarning")  # asyncio's own, for a loop closed so
-async def test_a_loop_that_was_closed_without_its_shutdown_is_forgotten_and_its_connection_closed(path: Path) -> None:
+@pytest.mark.filterwarnings(
+    "ignore:unclosed transport:ResourceWarning"
+)  # asyncio's own, for a loop closed so
+async def test_a_loop_that_was_closed_without_its_shutdown_is_forgotten_and_its_connection_closed(
+    path: Path,
+) -> None:
     async with serving(path) as service, AsyncClient(path) as other:
         client = AsyncClient(path)
 
@@ -72,17 +78,24 @@ async def test_a_loop_that_was_closed_without_its_shutdown_is_forgotten_and_its_
         gc.collect()  # here, where the warning is ignored
 
 
-async def test_two_loops_at_the_same_time_have_a_connection_each_and_their_own_answers(path: Path) -> None:
+async def test_two_loops_at_the_same_time_have_a_connection_each_and_their_own_answers(
+    path: Path,
+) -> None:
     async with serving(path) as service, AsyncClient(path) as client:
         answers: dict[int, list[int]] = {}
 
         async def ask(number: int) -> None:
             held = asyncio.create_task(client.run(hold_call(number)))
             values = range(number * 100, number * 100 + 50)
-            echoed = [client.run(calls.Call("echo", EchoParams(value=each), calls._decoder(int))) for each in values]
+            echoed = [
+                client.run(calls.Call("echo", EchoParams(value=each), calls._decoder(int)))
+                for each in values
+            ]
             answers[number] = [*await asyncio.gather(*echoed), await held]
 
-        threads = [threading.Thread(target=asyncio.run, args=[ask(number)]) for number in range(1, 4)]
+        threads = [
+            threading.Thread(target=asyncio.run, args=[ask(number)]) for number in range(1, 4)
+        ]
         for thread in threads:
             thread.start()
         await service.until(started=3, echoed=150)
@@ -91,4 +104,6 @@ async def test_two_loops_at_the_same_time_have_a_connection_each_and_their_own_a
         service.release.set()
         for thread in threads:
             await run_sync(thread.join)
-        assert answers == {number: [*range(number * 100, number * 100 + 50), number] for number in range(1, 4)}
+        assert answers == {
+            number: [*range(number * 100, number * 100 + 50), number] for number in range(1, 4)
+        }

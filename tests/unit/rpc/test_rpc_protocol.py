@@ -87,7 +87,9 @@ def test_a_line_that_is_not_json_is_a_parse_error_with_id_null(line: bytes) -> N
         (b'{"jsonrpc":"2.0","method":"ping","id":{"a":1}}', None),
     ],
 )
-def test_json_that_is_no_request_is_invalid_and_carries_the_id_where_there_is_one(line: bytes, request_id: Any) -> None:
+def test_json_that_is_no_request_is_invalid_and_carries_the_id_where_there_is_one(
+    line: bytes, request_id: Any
+) -> None:
     assert refused(line) == (-32600, request_id)
 
 
@@ -99,7 +101,10 @@ def test_an_answer_carries_the_very_bytes_of_the_id(request_id: bytes) -> None:
     request = decode_request(b'{"jsonrpc":"2.0","method":"ping","id": ' + request_id + b" }")
     assert isinstance(request, Request)
     assert request.id == request_id
-    assert result_line(request_id, "pong") == b'{"jsonrpc":"2.0","id":' + request_id + b',"result":"pong"}\n'
+    assert (
+        result_line(request_id, "pong")
+        == b'{"jsonrpc":"2.0","id":' + request_id + b',"result":"pong"}\n'
+    )
 
 
 def test_a_request_without_an_id_is_a_notification() -> None:
@@ -141,7 +146,10 @@ def test_params_may_be_left_out(text: bytes) -> None:
         (b'{"dataset":"c","key":1,"timeout_ms":-1}', "timeout_ms"),
         (b'{"dataset":"c","key":1,"consistency":"weak"}', "consistency"),
         (b'{"dataset":"c","key":1,"include":[' + b'"a",' * MAX_INCLUDED + b'"a"]}', "include"),
-        (b'{"dataset":"c","key":1,"filter":' + b'{"a":' * DEEP + b"1" + b"}" * DEEP + b"}", "nested too deeply"),
+        (
+            b'{"dataset":"c","key":1,"filter":' + b'{"a":' * DEEP + b"1" + b"}" * DEEP + b"}",
+            "nested too deeply",
+        ),
         (b'["c",[1]]', "by name"),
         (b'"c"', "object"),
         (b"7", "object"),
@@ -165,7 +173,9 @@ def test_wrong_params_are_refused_by_name(text: bytes, named: str) -> None:
         (TimedOut("x"), -32000, "timeout"),
     ],
 )
-def test_every_error_has_a_code_a_kind_and_a_hint(error: RequestError, code: int, kind: str) -> None:
+def test_every_error_has_a_code_a_kind_and_a_hint(
+    error: RequestError, code: int, kind: str
+) -> None:
     body = json.loads(error_line(b"1", error))["error"]
     assert (body["code"], body["data"]) == (code, {"kind": kind, "hint": error.hint})
 
@@ -198,7 +208,18 @@ def test_no_mutation_of_a_request_raises_or_loses_its_answer() -> None:
             action = rng.random()
             if action < 0.4:
                 line[at:at] = rng.choice(
-                    [b'"', b"{", b"[", b"\\", b"\\ud800", b"\xff", b"9" * 30, b"null", b"\x00", b"]"]
+                    [
+                        b'"',
+                        b"{",
+                        b"[",
+                        b"\\",
+                        b"\\ud800",
+                        b"\xff",
+                        b"9" * 30,
+                        b"null",
+                        b"\x00",
+                        b"]",
+                    ]
                 )
             elif action < 0.7:
                 del line[at : at + rng.randint(1, 5)]
@@ -229,7 +250,12 @@ def test_discover_lists_every_method_with_its_params_and_every_error() -> None:
     assert set(params) == set(SearchParams.__struct_fields__)
     assert params["dataset"]["required"]
     assert not params["k"]["required"]
-    assert params["k"]["schema"] == {"type": "integer", "minimum": 1, "maximum": 1_000_000, "default": 10}
+    assert params["k"]["schema"] == {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": 1_000_000,
+        "default": 10,
+    }
     assert document["components"]["errors"]["unknown_dataset"]["code"] == -32000
     assert document["components"]["errors"]["invalid_params"]["code"] == -32602
     text = json.dumps(document)

@@ -20,8 +20,19 @@ async def test_ping_authenticate_and_discover_are_there_without_being_asked_for(
     async with serving(path), lines_to(path) as client:
         assert await client.ask("ping") == {"jsonrpc": "2.0", "id": 1, "result": "pong"}
         assert (await client.ask("authenticate", token=SHARED_WORD))["result"] is True
-        names = [method["name"] for method in (await client.ask("rpc.discover"))["result"]["methods"]]
-        assert names == ["authenticate", "big", "echo", "fail", "hold", "ping", "rpc.discover", "spin"]
+        names = [
+            method["name"] for method in (await client.ask("rpc.discover"))["result"]["methods"]
+        ]
+        assert names == [
+            "authenticate",
+            "big",
+            "echo",
+            "fail",
+            "hold",
+            "ping",
+            "rpc.discover",
+            "spin",
+        ]
 
 
 async def test_an_unknown_method_and_a_wrong_parameter_fail_alone(path: Path) -> None:
@@ -35,7 +46,9 @@ async def test_an_unknown_method_and_a_wrong_parameter_fail_alone(path: Path) ->
         assert (await client.ask("ping"))["result"] == "pong"
 
 
-async def test_a_method_that_raises_is_an_internal_error_with_a_traceback_in_the_log(path: Path) -> None:
+async def test_a_method_that_raises_is_an_internal_error_with_a_traceback_in_the_log(
+    path: Path,
+) -> None:
     async def fail_later(_: AnyParams) -> None:
         await anyio.lowlevel.checkpoint()
         raise KeyError("inside")
@@ -97,7 +110,9 @@ async def test_answers_of_pipelined_requests_come_as_they_are_ready(path: Path) 
 
 
 async def test_a_request_may_come_in_any_pieces_and_between_blank_lines(path: Path) -> None:
-    line = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "echo", "params": {"value": "é" * 20}}).encode()
+    line = json.dumps(
+        {"jsonrpc": "2.0", "id": 1, "method": "echo", "params": {"value": "é" * 20}}
+    ).encode()
     async with serving(path) as service, lines_to(path) as client:
         for byte in b"\n \r\n\t\n" + line + b"\r\n\n":
             client.write(bytes([byte]))
@@ -113,7 +128,9 @@ async def test_a_request_may_come_in_any_pieces_and_between_blank_lines(path: Pa
         assert service.server.dispatcher.held_bytes == 0
 
 
-async def test_what_was_asked_before_the_end_of_input_is_answered_also_without_a_last_newline(path: Path) -> None:
+async def test_what_was_asked_before_the_end_of_input_is_answered_also_without_a_last_newline(
+    path: Path,
+) -> None:
     async with serving(path) as service, lines_to(path) as client:
         client.send("hold", 1, value="late")
         client.write(b'{"jsonrpc":"2.0","method":"ping","id":2}')
@@ -189,7 +206,11 @@ async def test_two_hundred_clients_are_served_at_once(path: Path) -> None:
 
 async def test_a_client_with_many_pipelined_requests_does_not_starve_another(path: Path) -> None:
     limits = Limits(turn_seconds=0.002)
-    async with serving(path, limits=limits) as service, lines_to(path) as busy, lines_to(path) as other:
+    async with (
+        serving(path, limits=limits) as service,
+        lines_to(path) as busy,
+        lines_to(path) as other,
+    ):
         for number in range(1000):
             busy.send("spin", number, value=0.001)
         await busy.receive()

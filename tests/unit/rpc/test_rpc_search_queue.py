@@ -38,7 +38,9 @@ class Threads:
         self.batches.append([each.name for each in searches])
         self.begun.release()
         assert self.go.acquire(timeout=LONG)
-        return [ValueError(each.name) if each.name == "bad" else each.name.upper() for each in searches]
+        return [
+            ValueError(each.name) if each.name == "bad" else each.name.upper() for each in searches
+        ]
 
     async def until_begun(self) -> None:
         assert await to_thread.run_sync(self.begun.acquire, True, LONG / 2)
@@ -95,7 +97,9 @@ async def test_a_batch_has_a_limit(threads: Threads) -> None:
             tasks.start_soon(queue.run, Search("first"), LONG)
             await threads.until_begun()
             for number in range(3):
-                tasks.start_soon(queue.run, Search(str(number), query_count=BATCH_QUERIES // 2), LONG)
+                tasks.start_soon(
+                    queue.run, Search(str(number), query_count=BATCH_QUERIES // 2), LONG
+                )
             await anyio.wait_all_tasks_blocked()
             threads.go.release(3)
     assert threads.batches == [["first"], ["0", "1"], ["2"]]
@@ -142,7 +146,9 @@ async def test_what_would_come_too_late_is_refused_when_it_comes(threads: Thread
     assert threads.batches == [["an hour"], ["later"]]
 
 
-async def test_one_whose_client_is_gone_is_not_searched_and_holds_nobody_up(threads: Threads) -> None:
+async def test_one_whose_client_is_gone_is_not_searched_and_holds_nobody_up(
+    threads: Threads,
+) -> None:
     queue: SearchQueue[Search, str] = SearchQueue(1, threads.run)
     with fail_after(LONG):
         async with create_task_group() as tasks:
@@ -160,7 +166,9 @@ async def test_one_whose_client_is_gone_is_not_searched_and_holds_nobody_up(thre
 
 
 @pytest.mark.parametrize("moments", range(4))
-async def test_one_who_goes_when_its_turn_comes_holds_nobody_up(threads: Threads, moments: int) -> None:
+async def test_one_who_goes_when_its_turn_comes_holds_nobody_up(
+    threads: Threads, moments: int
+) -> None:
     queue: SearchQueue[Search, str] = SearchQueue(1, threads.run)
     leaving = anyio.CancelScope()
     answers: list[str] = []

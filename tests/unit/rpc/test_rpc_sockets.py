@@ -33,7 +33,9 @@ def test_the_socket_has_mode_0660_whatever_the_umask(path: Path, umask: int) -> 
     assert stat.S_IMODE(path.stat().st_mode) == 0o660
 
 
-@pytest.mark.skipif(os.uname().sysname != "Linux", reason="only Linux gives a socket file its descriptor's mode")
+@pytest.mark.skipif(
+    os.uname().sysname != "Linux", reason="only Linux gives a socket file its descriptor's mode"
+)
 def test_the_socket_is_never_wider_than_0660(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "chmod", lambda *_: None)
     before = os.umask(0)
@@ -45,7 +47,9 @@ def test_the_socket_is_never_wider_than_0660(path: Path, monkeypatch: pytest.Mon
     assert stat.S_IMODE(path.stat().st_mode) == 0o660
 
 
-def test_a_path_too_long_is_refused_with_its_length_the_limit_and_the_setting(tmp_path: Path) -> None:
+def test_a_path_too_long_is_refused_with_its_length_the_limit_and_the_setting(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / ("x" * (MAX_PATH_BYTES - len(os.fsencode(tmp_path))))
     with pytest.raises(SettingsError) as caught:
         bind_unix(path)
@@ -187,7 +191,11 @@ async def test_stop_waits_only_so_long(path: Path) -> None:
 
 @pytest.mark.anyio
 async def test_cancelling_closes_at_once_and_leaves_no_file(path: Path) -> None:
-    async with serving(path, tcp=True) as service, lines_to(path) as client, lines_to(service.tcp) as other:
+    async with (
+        serving(path, tcp=True) as service,
+        lines_to(path) as client,
+        lines_to(service.tcp) as other,
+    ):
         client.send("hold", 1)
         assert (await other.ask("authenticate", token=SHARED_WORD))["result"] is True
         await service.until(started=1)

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from syncd.errors import InvalidParams, InvalidVector
-from syncd.protocol.wire import key_from_wire, key_to_wire, vector_from_wire, vector_to_bytes, vector_to_wire
+from syncd.protocol.wire import (
+    key_from_wire,
+    key_to_wire,
+    vector_from_wire,
+    vector_to_bytes,
+    vector_to_wire,
+)
 from syncd.types import Key, KeyKind
 
 UUID = "6f1c0c9e-53a1-4e8a-9c61-0c8b8d1f7a10"
@@ -56,7 +62,9 @@ def test_an_integer_key_may_be_a_string_and_a_uuid_may_be_written_in_any_way() -
 )
 def test_a_time_may_be_written_in_any_form_of_iso_8601(kind: KeyKind, given: str, key: Key) -> None:
     assert key_from_wire(kind, given) == key
-    assert key_from_wire("composite", [1, given, "a"], ["integer", kind, "text"]) == f'[1,"{key}","a"]'
+    assert (
+        key_from_wire("composite", [1, given, "a"], ["integer", kind, "text"]) == f'[1,"{key}","a"]'
+    )
 
 
 @pytest.mark.parametrize(
