@@ -13,7 +13,7 @@ from syncd.protocol.wire import key_to_wire
 from syncd.rpc.methods import Methods
 from syncd.rpc.protocol import Method
 from syncd.sync.registry.datasets import Dataset
-from syncd.sync.source.followed import WatchedSource
+from syncd.sync.source.followed import FollowedSource
 from syncd.sync.source.rows import NULL_KEY
 from syncd.types import DatasetName, full_dataset_name
 
@@ -45,7 +45,7 @@ class DatasetReport:
         """One dataset, whatever state it is in; beside the event loop where there is much to count, or many names to compare."""
         consumer = self.methods.consumer
         name = full_dataset_name(params.dataset)
-        work = sum(len(watched.quarantine) for watched in consumer.sources.values())
+        work = sum(len(followed.quarantine) for followed in consumer.sources.values())
         if name not in consumer.registry.by_name and name not in consumer.registry.retired:
             work += len(consumer.registry.by_name) * ROWS_PER_NAME
         if work > IN_PLACE_ROWS:
@@ -57,7 +57,7 @@ class DatasetReport:
         consumer, listener = self.methods.consumer, self.methods.listener
         by_name = consumer.registry.by_name
         dataset = consumer.registry.look_up(name)
-        watched = None if dataset is None else self.watched(dataset)
+        followed = None if dataset is None else self.followed(dataset)
         condition = None if dataset is None else dataset.condition
         checkpointer, lost = self.methods.checkpointer, consumer.lost
         return messages.WhyResult(
@@ -65,7 +65,7 @@ class DatasetReport:
             status=None if dataset is None else self.methods.dataset_status(dataset),
             reason="" if condition is None else condition.reason,
             fix="" if condition is None else condition.fix,
-            progress=None if watched is None else progress(watched),
+            progress=None if followed is None else progress(followed),
             quarantine=self.quarantine({name} if dataset is not None else {name, ""}),
             near=[] if dataset is not None else near_names(name, list(by_name)),
             pending=dict(consumer.registry.pending),
@@ -82,10 +82,12 @@ class DatasetReport:
             ),
         )
 
-    def watched(self, dataset: Dataset) -> WatchedSource | None:
+    def followed(self, dataset: Dataset) -> FollowedSource | None:
         """What moves the dataset on; none for the frozen dataset of a source that is being attached anew."""
         sources = self.methods.consumer.sources
-        return next((watched for watched in sources.values() if watched is dataset.follower), None)
+        return next(
+            (followed for followed in sources.values() if followed is dataset.follower), None
+        )
 
     def quarantine(self, names: Container[str]) -> list[messages.QuarantineCount]:
         """Rows that would be in a dataset, by reason, the most frequent first; those of every source, since one may claim another's.
@@ -93,12 +95,12 @@ class DatasetReport:
         Rows whose expressions give no dataset have an empty name.
         """
         counts: dict[str, list[Any]] = {}
-        for watched in self.methods.consumer.sources.values():
-            kind = watched.source.key_kind
+        for followed in self.methods.consumer.sources.values():
+            kind = followed.source.key_kind
             for (
                 key,
                 row,
-            ) in watched.quarantine.copy().items():  # a pass may be changing it in its thread
+            ) in followed.quarantine.copy().items():  # a pass may be changing it in its thread
                 if row.dataset in names:
                     found = counts.setdefault(row.reason, [0, []])
                     found[0] += 1
@@ -112,18 +114,18 @@ class DatasetReport:
         ]
 
 
-def progress(watched: WatchedSource) -> messages.SourceProgress:
+def progress(followed: FollowedSource) -> messages.SourceProgress:
     """How one source is being followed."""
     now = time.monotonic()
-    unconfirmed, failure = watched.unconfirmed, watched.failure
+    unconfirmed, failure = followed.unconfirmed, followed.failure
     return messages.SourceProgress(
-        source=watched.source.name,
+        source=followed.source.name,
         failure=None if failure is None else str(failure),
         fix="" if failure is None else failure.fix,
-        retry_in_seconds=max(watched.retry_at - now, 0.0) if failure is not None else 0.0,
-        scanned_rows=None if watched.scan is None else watched.scan.rows,
-        moved_seconds=None if watched.moved_at is None else now - watched.moved_at,
-        position=WirePosition.of(watched.cursor.position),
+        retry_in_seconds=max(followed.retry_at - now, 0.0) if failure is not None else 0.0,
+        scanned_rows=None if followed.scan is None else followed.scan.rows,
+        moved_seconds=None if followed.moved_at is None else now - followed.moved_at,
+        position=WirePosition.of(followed.cursor.position),
         unconfirmed_keys=None if unconfirmed.everything else len(unconfirmed.keys),
     )
 

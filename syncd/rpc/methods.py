@@ -276,8 +276,8 @@ class Methods:
     def retired_statuses(self) -> list[messages.DatasetStatus]:
         """The datasets that have a name, but no index and no rows."""
         found = []
-        for watched in self.consumer.sources.values():
-            for each in (watched, watched.predecessor):
+        for followed in self.consumer.sources.values():
+            for each in (followed, followed.predecessor):
                 names = [] if each is None else list(each.emptied.names)
                 if each is not None and names:
                     one = self.dataset_status(each.empty(names[0]))
@@ -330,7 +330,7 @@ class Methods:
             checkpoint=messages.CheckpointStatus(
                 checkpointer.last_success_at, checkpointer.last_seconds, checkpointer.last_error
             ),
-            quarantined=sum(len(watched.quarantine) for watched in consumer.sources.values()),
+            quarantined=sum(len(followed.quarantine) for followed in consumer.sources.values()),
             uptime_seconds=time.monotonic() - self.begun,
             work=self.work(),
             quarantine=[
@@ -355,15 +355,15 @@ class Methods:
     def work(self) -> list[messages.Work]:
         """Tables that are read or compared as a whole now, and the dataset that is built now."""
         found = []
-        for watched in self.consumer.sources.values():
-            scan = watched.scan
+        for followed in self.consumer.sources.values():
+            scan = followed.scan
             if scan is not None and scan.beside and scan.only is not None:
                 found.append(
                     messages.Work("rebuilding", ", ".join(scan.only), scan.rows, scan.expected or 0)
                 )
             elif scan is not None:
                 found.append(
-                    messages.Work("reading", watched.source.name, scan.rows, scan.expected or 0)
+                    messages.Work("reading", followed.source.name, scan.rows, scan.expected or 0)
                 )
         compared = self.verifier.compared
         if compared is not None:

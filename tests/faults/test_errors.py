@@ -26,7 +26,7 @@ OF_ONE_SOURCE = [
     ("syncd.sync.consumer.passes:trouble", ONE),
     ("syncd.sync.source.followed:WatchedSource.caught_up", ONE),
     ("syncd.sync.source.followed:WatchedSource.end_scan", ONE),
-    ("syncd.sync.source.looking:watch_triggers", ONE),
+    ("syncd.sync.source.looking:compare_while_weak", ONE),
 ]
 TASKS = {
     "builder": "syncd.sync.background.builder:Builder.look",

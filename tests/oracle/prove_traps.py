@@ -101,7 +101,7 @@ TRAPS = {
         (LOOK,),
     ),
     "a crash is nothing to look back for": Trap(
-        (("syncd/sync/consumer/consumer.py", "watched.return_to_confirmed()", "pass"),), (ORACLE,)
+        (("syncd/sync/consumer/consumer.py", "followed.return_to_confirmed()", "pass"),), (ORACLE,)
     ),
     "a pass does not lock the outbox before its snapshot": Trap(
         (
@@ -558,7 +558,7 @@ TRAPS = {
         ("tests/integration/test_rules.py::test_a_table_made_again_is_attached_like_before[18]",),
     ),
     "a crash is not known to empty what is unlogged": Trap(
-        (("syncd/sync/source/followed.py", "self.watch.facts.unlogged:", "False:"),),
+        (("syncd/sync/source/followed.py", "self.catalogue.facts.unlogged:", "False:"),),
         (f"{UNLOGGED}[True-items]", f"{UNLOGGED}[False-items_1]"),
     ),
     "dead rows are candidates": Trap(

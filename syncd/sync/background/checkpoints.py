@@ -28,7 +28,7 @@ from syncd.store.checkpoint import CheckpointStore
 from syncd.store.manifest import Manifest, SavedDataset, SavedQuarantined, SavedSource, SavedWindow
 from syncd.sync.consumer.consumer import Consumer
 from syncd.sync.registry.datasets import Dataset
-from syncd.sync.source.followed import WatchedSource
+from syncd.sync.source.followed import FollowedSource
 from syncd.sync.source.unconfirmed import Unconfirmed
 from syncd.types import Position
 
@@ -52,7 +52,7 @@ class CheckpointDone:
 class CapturedSource:
     """One source between two passes."""
 
-    watched: WatchedSource
+    followed: FollowedSource
     saved: SavedSource
     indexes: list[tuple[Dataset, CapturedIndex]]
     unconfirmed: Unconfirmed
@@ -177,7 +177,7 @@ class Checkpointer:
         consumer = self.consumer
         async with consumer.busy:
             position, doubts = consumer.oldest_position(), consumer.doubts.saved
-            captured = [capture(watched) for watched in consumer.sources.values()]
+            captured = [capture(followed) for followed in consumer.sources.values()]
             try:
                 with translated_errors():
                     nonce = await consumer.in_thread(
@@ -189,7 +189,7 @@ class Checkpointer:
                     )
             except BaseException:
                 for each in captured:
-                    each.watched.not_confirmed(each.unconfirmed)
+                    each.followed.not_confirmed(each.unconfirmed)
                 consumer.unsettle(connection)
                 raise
             consumer.nonce = nonce
@@ -228,35 +228,37 @@ class Checkpointer:
         return bytes_written
 
 
-def capture(watched: WatchedSource) -> CapturedSource:
+def capture(followed: FollowedSource) -> CapturedSource:
     """A source's state, to be saved while passes go on: views never change, the rest is copied."""
-    source, scan, cursor = watched.source, watched.scan, watched.cursor
+    source, scan, cursor = followed.source, followed.scan, followed.cursor
     saved = SavedSource(
         id=source.id,
         oid=source.oid,
         arguments_md5=source.arguments_md5,
         snapshot=str(cursor.position.snapshot),
         outbox_id=cursor.position.outbox_id,
-        scanning=watched.reading or bool(watched.reread),
+        scanning=followed.reading or bool(followed.reread),
         scanned_to=scan.after
-        if scan is not None and scan.resumable and not watched.reread
+        if scan is not None and scan.resumable and not followed.reread
         else None,
         scanned_rows=scan.rows if scan is not None else 0,
         quarantine=[
             SavedQuarantined(key, row.dataset, row.reason, row.since.isoformat(), row.fingerprint)
-            for key, row in watched.quarantine.items()
+            for key, row in followed.quarantine.items()
         ],
         datasets=[],
-        catalogue=(watched.is_failed and watched.watch.before) or watched.watch.seen,
-        doubted=watched.is_believed or watched.watch.rewritten or watched.watch.doubt is not None,
-        retired=list(watched.emptied.names),
-        compared_at="" if watched.compared_at is None else watched.compared_at.isoformat(),
+        catalogue=(followed.is_failed and followed.catalogue.before) or followed.catalogue.seen,
+        doubted=followed.is_believed
+        or followed.catalogue.rewritten
+        or followed.catalogue.doubt is not None,
+        retired=list(followed.emptied.names),
+        compared_at="" if followed.compared_at is None else followed.compared_at.isoformat(),
         window=None
         if cursor.window is None
         else SavedWindow(str(cursor.window.end), cursor.window.after),
     )
-    indexes = [(dataset, dataset.index.capture()) for dataset in watched.datasets.values()]
-    return CapturedSource(watched, saved, indexes, watched.begin_confirming())
+    indexes = [(dataset, dataset.index.capture()) for dataset in followed.datasets.values()]
+    return CapturedSource(followed, saved, indexes, followed.begin_confirming())
 
 
 def with_datasets(saved: SavedSource, datasets: list[SavedDataset]) -> SavedSource:

@@ -24,7 +24,7 @@ from syncd.postgres.vectors import decode_vectors
 from syncd.statements import filled, statement
 from syncd.supervision import describe
 from syncd.sync.consumer.passes import KEYS_PER_READ
-from syncd.sync.source.followed import WatchedSource
+from syncd.sync.source.followed import FollowedSource
 from syncd.sync.source.quarantined import Quarantined
 from syncd.sync.source.rows import NULL_KEY, Row
 from syncd.types import DatasetName, Key, dataset_name
@@ -103,12 +103,14 @@ def not_in_step(seconds: float) -> DatabaseError:
     )
 
 
-def not_compared(watched: WatchedSource, only: frozenset[DatasetName] | None, reason: str) -> Found:
+def not_compared(
+    followed: FollowedSource, only: frozenset[DatasetName] | None, reason: str
+) -> Found:
     """The reports of a source that fails: nothing is known of its datasets, so none is in sync."""
-    source = watched.source
+    source = followed.source
     datasets = [
         DatasetReport(name, source, 0, dataset.index.count, 0, 0, 0, 0, [], in_sync=False)
-        for name, dataset in list(watched.datasets.items())
+        for name, dataset in list(followed.datasets.items())
         if only is None or name in only
     ]
     return Found(SourceReport(source, "failed", reason), datasets)

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from syncd.sync.consumer.progress import Progress
-from syncd.sync.source.followed import WatchedSource
+from syncd.sync.source.followed import FollowedSource
 
 if TYPE_CHECKING:
     from syncd.sync.background.verified import Work
@@ -31,7 +31,7 @@ class Overdue:
     reason: str = ""
 
 
-def compared_at(sources: Sequence[WatchedSource]) -> datetime | None:
+def compared_at(sources: Sequence[FollowedSource]) -> datetime | None:
     """When the source that was not compared for longest was compared; None where none was read to its end yet."""
     times = [
         each.compared_at
@@ -41,9 +41,9 @@ def compared_at(sources: Sequence[WatchedSource]) -> datetime | None:
     return min(times, default=None)
 
 
-def since(watched: WatchedSource) -> datetime:
+def since(followed: FollowedSource) -> datetime:
     """When a source was last compared, in an order that begins with those that never were."""
-    return watched.compared_at or datetime.min.replace(tzinfo=UTC)
+    return followed.compared_at or datetime.min.replace(tzinfo=UTC)
 
 
 def overdue(

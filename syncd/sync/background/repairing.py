@@ -15,7 +15,7 @@ from syncd.errors import SyncdError
 from syncd.postgres.control import Control
 from syncd.statements import statement
 from syncd.sync.consumer.consumer import Consumer
-from syncd.sync.source.followed import WatchedSource
+from syncd.sync.source.followed import FollowedSource
 
 MEND_SECONDS = 60.0
 """Between two attempts that fail."""
@@ -41,48 +41,53 @@ class Mender:
 
     async def mend_all(self) -> None:
         """Mend the sources that want it."""
-        for watched in self.consumer.sources.values():
-            if watched.watch.mend_at <= time.monotonic() and watched.source.table is not None:
-                await self.mend(watched)
-            if watched.watch.remember_at <= time.monotonic() and watched.source.table is not None:
-                await self.remember(watched)
+        for followed in self.consumer.sources.values():
+            if followed.catalogue.mend_at <= time.monotonic() and followed.source.table is not None:
+                await self.mend(followed)
+            if (
+                followed.catalogue.remember_at <= time.monotonic()
+                and followed.source.table is not None
+            ):
+                await self.remember(followed)
 
-    async def mend(self, watched: WatchedSource) -> None:
+    async def mend(self, followed: FollowedSource) -> None:
         """Try once. What fails is said once, and tried again later while it is needed."""
-        watched.watch.mend_at = math.inf
+        followed.catalogue.mend_at = math.inf
         try:
-            changed = await self.call(watched.source.oid)
+            changed = await self.call(followed.source.oid)
         except SyncdError as error:
-            if watched.watch.weakness is not None:
-                watched.watch.mend_at = time.monotonic() + MEND_SECONDS
-                if self.said.get(watched.source.id) != str(error):
-                    self.said[watched.source.id] = str(error)
+            if followed.catalogue.weakness is not None:
+                followed.catalogue.mend_at = time.monotonic() + MEND_SECONDS
+                if self.said.get(followed.source.id) != str(error):
+                    self.said[followed.source.id] = str(error)
                     logger.error(
-                        "triggers_not_mended", error=str(error), reason=str(watched.watch.weakness)
+                        "triggers_not_mended",
+                        error=str(error),
+                        reason=str(followed.catalogue.weakness),
                     )
             return
-        self.said.pop(watched.source.id, None)
+        self.said.pop(followed.source.id, None)
         if changed:
-            logger.warning("triggers_mended", source=watched.source.name)
+            logger.warning("triggers_mended", source=followed.source.name)
             self.consumer.wake(
                 "request"
             )  # the pass sees them, and compares what was written without them
-        elif watched.watch.weakness is not None:
-            watched.watch.mend_at = time.monotonic() + MEND_SECONDS
+        elif followed.catalogue.weakness is not None:
+            followed.catalogue.mend_at = time.monotonic() + MEND_SECONDS
 
-    async def remember(self, watched: WatchedSource) -> None:
+    async def remember(self, followed: FollowedSource) -> None:
         """Try once. What fails is said once, and tried again later: rules that mean nothing any more cannot be compiled."""
-        watched.watch.remember_at = time.monotonic() + MEND_SECONDS
+        followed.catalogue.remember_at = time.monotonic() + MEND_SECONDS
         try:
             async with self.control.transaction() as control:
                 await control.execute(statement("catalogue", "limit_mend"))
-                await control.execute(statement("catalogue", "remember"), [watched.source.id])
+                await control.execute(statement("catalogue", "remember"), [followed.source.id])
         except SyncdError as error:
-            if self.said.get(-watched.source.id) != str(error):
-                self.said[-watched.source.id] = str(error)
-                logger.warning("rules_not_kept", source=watched.source.name, error=str(error))
+            if self.said.get(-followed.source.id) != str(error):
+                self.said[-followed.source.id] = str(error)
+                logger.warning("rules_not_kept", source=followed.source.name, error=str(error))
         else:
-            self.said.pop(-watched.source.id, None)
+            self.said.pop(-followed.source.id, None)
 
     async def call(self, oid: int) -> bool:
         """Whether triggers were changed; raises ``DatabaseError``."""

@@ -15,7 +15,7 @@ from syncd.postgres.control import Control
 from syncd.statements import statement
 from syncd.sync.background.heartbeat import Heartbeat
 from syncd.sync.consumer.consumer import Consumer
-from syncd.sync.source.followed import WatchedSource
+from syncd.sync.source.followed import FollowedSource
 from syncd.sync.source.quarantined import Quarantined
 from syncd.types import DatasetName, Key, State
 
@@ -79,8 +79,8 @@ class Reporter:
             sources = consumer.sources
             counts = Counter(
                 (source_id, row.dataset, row.reason)
-                for source_id, watched in sources.items()
-                for row in watched.quarantine.values()
+                for source_id, followed in sources.items()
+                for row in followed.quarantine.values()
             )
             quarantine = listed(sources, counts)
         by_dataset: Counter[DatasetName] = Counter()
@@ -164,7 +164,7 @@ class Reporter:
 
 
 def listed(
-    sources: Mapping[int, WatchedSource], counts: Counter[tuple[int, DatasetName, str]]
+    sources: Mapping[int, FollowedSource], counts: Counter[tuple[int, DatasetName, str]]
 ) -> dict[tuple[int, Key], Quarantined]:
     """The rows that are listed: all where there is room, else of each reason in each source as many as of any other, those that came first."""
     sizes: Counter[tuple[int, str]] = Counter()
@@ -176,8 +176,8 @@ def listed(
         left -= shares[group]
     found: dict[tuple[int, Key], Quarantined] = {}
     wanted = MAX_REPORTED_ROWS - left
-    for source_id, watched in sources.items():
-        for key, row in watched.quarantine.items():
+    for source_id, followed in sources.items():
+        for key, row in followed.quarantine.items():
             if len(found) == wanted:
                 return found
             if shares[source_id, row.reason]:

@@ -38,7 +38,7 @@ from syncd.sync.background.verified import Verified, Work
 from syncd.sync.consumer.consumer import Consumer
 from syncd.sync.consumer.outcome import Handover
 from syncd.sync.registry.alerts import NAMED, named
-from syncd.sync.source.followed import WatchedSource
+from syncd.sync.source.followed import FollowedSource
 from syncd.types import DatasetName, Position
 
 SOURCES_AT_ONCE = 64
@@ -88,13 +88,13 @@ class Verifier:
         await self.consumer.ready.wait()
         due_at: dict[int, float] = {}
         while interval_seconds:
-            now, followed = time.monotonic(), self.consumer.sources
+            now, sources = time.monotonic(), self.consumer.sources
             due_at = {
                 one: due_at.get(one, now if not due_at else now + interval_seconds)
-                for one in followed
+                for one in sources
             }
             due = sorted(
-                (one for one in due_at if due_at[one] <= now), key=lambda one: since(followed[one])
+                (one for one in due_at if due_at[one] <= now), key=lambda one: since(sources[one])
             )
             if due:
                 retry = min(interval_seconds, RETRY_SECONDS)
@@ -233,7 +233,7 @@ class Verifier:
     ) -> tuple[list[Found], Position]:
         """Some sources at one snapshot."""
 
-        def captured(each: WatchedSource) -> Captured:
+        def captured(each: FollowedSource) -> Captured:
             views = {
                 name: one.index.view
                 for name, one in each.datasets.items()
@@ -246,9 +246,9 @@ class Verifier:
             )
 
         async with self.consumer.busy:
-            followed = self.consumer.sources
-            for watched in [followed[one] for one in ids if one in followed]:
-                watched.reread_failing()
+            sources = self.consumer.sources
+            for followed in [sources[one] for one in ids if one in sources]:
+                followed.reread_failing()
         found, position = await self.at_one_snapshot(ids, captured, deep=deep)
         by_id, reports = {each.report.source.id: each for each in found}, []
         for one in ids:
@@ -265,7 +265,7 @@ class Verifier:
         return reports, position
 
     async def at_one_snapshot(
-        self, ids: Sequence[int], capture: Callable[[WatchedSource], Captured], *, deep: bool
+        self, ids: Sequence[int], capture: Callable[[FollowedSource], Captured], *, deep: bool
     ) -> tuple[list[Found], Position]:
         """Capture some sources in a pass, and compare them with their tables at its snapshot. Steps aside for whoever waits for a lock."""
         for attempt in range(ATTEMPTS):
@@ -279,7 +279,7 @@ class Verifier:
         raise AssertionError("the last attempt returns or raises")
 
     async def attempt(
-        self, ids: Sequence[int], capture: Callable[[WatchedSource], Captured], *, deep: bool
+        self, ids: Sequence[int], capture: Callable[[FollowedSource], Captured], *, deep: bool
     ) -> tuple[list[Found], Position]:
         """One attempt; raises ``InTheWay``."""
         settings, stop, work = self.consumer.settings, threading.Event(), self.work
@@ -294,7 +294,7 @@ class Verifier:
         )
         refused: list[Exception] = []
 
-        def take(snapshot: str, position: Position, watched: Sequence[WatchedSource]) -> None:
+        def take(snapshot: str, position: Position, sources: Sequence[FollowedSource]) -> None:
             try:
                 begin = filled("verify", "begin", snapshot=sql.Literal(snapshot))
                 limits = filled("verify", "limits")
@@ -303,10 +303,10 @@ class Verifier:
                         (begin, sql.SQL(session.service_settings(connection)), limits)
                     )
                 )
-                for each in watched:
+                for each in sources:
                     if not each.is_failed:
                         connection.execute(each.source.lock())
-                taken.append((position, [capture(each) for each in watched if not each.is_failed]))
+                taken.append((position, [capture(each) for each in sources if not each.is_failed]))
             except Exception as error:  # noqa: BLE001 - of this verify: the pass goes on
                 refused.append(error)
 
@@ -357,15 +357,15 @@ class Verifier:
         """Have the rows that differ read again, and compare them once more. Costs as much as the difference."""
         consumer, source_id = self.consumer, found.report.source.id
         async with consumer.busy:
-            watched = consumer.sources.get(source_id)
-            if watched is None:
+            followed = consumer.sources.get(source_id)
+            if followed is None:
                 return found
             if len(found.differing) > SCAN_FROM_KEYS:
-                watched.begin_scan(reason="drift")
+                followed.begin_scan(reason="drift")
             else:
-                watched.reread |= {str(key) for key in found.differing}
+                followed.reread |= {str(key) for key in found.differing}
 
-        def captured(each: WatchedSource) -> Captured:
+        def captured(each: FollowedSource) -> Captured:
             views = {name: one.index.view for name, one in each.datasets.items()}
             return Captured(each.source, views, dict(each.quarantine), keys=found.differing)
 
@@ -407,9 +407,9 @@ class Verifier:
                 self.obstacles[source.id] = each.report.reason
                 continue
             self.obstacles.pop(source.id, None)
-            watched = self.consumer.sources.get(source.id)
-            if watched is not None:
-                watched.compared_at = datetime.now(UTC)
+            followed = self.consumer.sources.get(source.id)
+            if followed is not None:
+                followed.compared_at = datetime.now(UTC)
 
     def note(self, found: Sequence[Found]) -> None:
         """Log what a comparison came to, and remember it."""

@@ -47,7 +47,7 @@ from syncd.sync.consumer.pace import Pace
 from syncd.sync.consumer.passes import Pass, session_settings
 from syncd.sync.consumer.progress import Progress
 from syncd.sync.registry.datasets import Registry
-from syncd.sync.source.followed import WatchedSource
+from syncd.sync.source.followed import FollowedSource
 from syncd.sync.source.loading import load_source
 from syncd.types import Position, Snapshot
 
@@ -217,7 +217,7 @@ class Consumer(Progress):
         saved_sources = (
             {saved.id: saved for saved in manifest.sources} if manifest is not None else {}
         )
-        followed: dict[int, WatchedSource] = {}
+        by_id: dict[int, FollowedSource] = {}
         for source in sources:
             saved = saved_sources.get(source.id)
             if saved is not None and (
@@ -228,11 +228,11 @@ class Consumer(Progress):
                 saved is not None and not doubt and Snapshot.parse(saved.snapshot).lacks(freed)
             )
             why = NO_LONGER_HELD if lost else doubt
-            followed[source.id] = load_source(
+            by_id[source.id] = load_source(
                 source, self.registry, saved, position, doubt=why, lost=lost
             )
-        self.sources = followed
-        lacking = [each for each in followed.values() if each.must_rebuild]
+        self.sources = by_id
+        lacking = [each for each in by_id.values() if each.must_rebuild]
         if lacking:
             alert_of_rebuild(self.registry, lacking)
 
@@ -251,13 +251,13 @@ class Consumer(Progress):
             and self.nonce is not None
             and has_nonce(connection, self.nonce)
         )
-        for watched in self.sources.values():
+        for followed in self.sources.values():
             if trusted:
-                watched.return_to_confirmed()
-                watched.doubt_unlogged()
+                followed.return_to_confirmed()
+                followed.doubt_unlogged()
             else:
-                watched.cursor = Cursor(position)
-                watched.begin_scan()
+                followed.cursor = Cursor(position)
+                followed.begin_scan()
         if not trusted:
             logger.warning(
                 "reconciling", reason="the database does not hold this run's last checkpoint"
@@ -267,32 +267,32 @@ class Consumer(Progress):
         """Take up what was attached and let go of what was detached, as of ``position``."""
         attached = {source.id: source for source in sources}
         gone = {
-            source_id: watched
-            for source_id, watched in self.sources.items()
-            if source_id not in attached or not watched.source.is_same(attached[source_id])
+            source_id: followed
+            for source_id, followed in self.sources.items()
+            if source_id not in attached or not followed.source.is_same(attached[source_id])
         }
-        by_oid = {watched.source.oid: watched for watched in gone.values()}
-        followed = {
-            source_id: watched
-            for source_id, watched in self.sources.items()
+        by_oid = {followed.source.oid: followed for followed in gone.values()}
+        by_id = {
+            source_id: followed
+            for source_id, followed in self.sources.items()
             if source_id not in gone
         }
         for source in sources:
-            if source.id in followed:
-                followed[source.id].rename(source)
+            if source.id in by_id:
+                by_id[source.id].rename(source)
                 continue
             before = by_oid.pop(source.oid, None)
-            watched = WatchedSource(source, self.registry, Cursor(position))
-            watched.begin_scan()
-            followed[source.id] = watched
-            watched.replaces(before)
+            followed = FollowedSource(source, self.registry, Cursor(position))
+            followed.begin_scan()
+            by_id[source.id] = followed
+            followed.replaces(before)
             logger.info(
                 "source_attached" if before is None else "source_altered", source=source.name
             )
-        self.sources = followed
-        for watched in by_oid.values():
-            watched.stop()
-            logger.info("source_detached", source=watched.source.name)
+        self.sources = by_id
+        for followed in by_oid.values():
+            followed.stop()
+            logger.info("source_detached", source=followed.source.name)
 
     async def next_pass(self, connection: psycopg.Connection) -> PassOutcome:
         """Drain wake-ups, see who is still writing, and only then take the snapshot."""
@@ -342,8 +342,8 @@ class Consumer(Progress):
         self.doubts.begin_pass(row[1] if row else ())
         if self.registry.freed:
             self.registry.freed = False
-            for watched in self.sources.values():
-                watched.try_taken_names()
+            for followed in self.sources.values():
+                followed.try_taken_names()
         pooled = not self.notifies
         this = Pass(
             connection,
@@ -363,7 +363,7 @@ class Consumer(Progress):
                 outcome.sources, Position(outcome.snapshot, self.position.outbox_id)
             )
         newest = max(
-            (watched.cursor.position.outbox_id for watched in self.sources.values()), default=0
+            (followed.cursor.position.outbox_id for followed in self.sources.values()), default=0
         )
         self.position = Position(outcome.snapshot, max(newest, self.position.outbox_id))
         if outcome.put_off:
@@ -447,7 +447,7 @@ class Consumer(Progress):
         delay = self.pace.sleep_seconds(min(self.poll_seconds, PEEK_SECONDS))
         if self.waiters:
             delay = min(delay, WAITER_POLL_SECONDS)
-        for watched in self.sources.values():
-            if watched.retry_at > now:
-                delay = min(delay, max(watched.retry_at - now, 0.005))
+        for followed in self.sources.values():
+            if followed.retry_at > now:
+                delay = min(delay, max(followed.retry_at - now, 0.005))
         return delay

@@ -9,7 +9,7 @@ from syncd.postgres.outbox import Cursor
 from syncd.postgres.source import Source
 from syncd.sync.registry.alerts import NAMED, named
 from syncd.sync.registry.datasets import Registry
-from syncd.sync.source.followed import WatchedSource
+from syncd.sync.source.followed import FollowedSource
 from syncd.types import Position, Snapshot
 
 NO_LONGER_HELD = "the outbox no longer holds the changes since its position"
@@ -41,10 +41,10 @@ class Handover:
     """
 
     wanted: frozenset[int]
-    take: Callable[[str, Position, Sequence[WatchedSource]], None]
+    take: Callable[[str, Position, Sequence[FollowedSource]], None]
 
 
-def alert_of_rebuild(registry: Registry, lacking: Sequence[WatchedSource]) -> None:
+def alert_of_rebuild(registry: Registry, lacking: Sequence[FollowedSource]) -> None:
     """Somebody should know why sources are read as a whole."""
     names = [each.source.name for each in lacking]
     registry.alerts.add(
@@ -55,9 +55,9 @@ def alert_of_rebuild(registry: Registry, lacking: Sequence[WatchedSource]) -> No
     )
 
 
-def by_cursor(watched: Sequence[WatchedSource]) -> dict[Cursor, list[WatchedSource]]:
+def by_cursor(sources: Sequence[FollowedSource]) -> dict[Cursor, list[FollowedSource]]:
     """Sources that stand at the same place share one reading of the outbox; in ordinary times that is all of them."""
-    groups: dict[Cursor, list[WatchedSource]] = {}
-    for each in watched:
+    groups: dict[Cursor, list[FollowedSource]] = {}
+    for each in sources:
         groups.setdefault(each.cursor, []).append(each)
     return groups

@@ -42,7 +42,7 @@ from syncd.sync.consumer.outcome import (
 from syncd.sync.consumer.unrecorded import DOUBT, Doubts
 from syncd.sync.source.applying import apply
 from syncd.sync.source.estimates import expected_rows, nearest_to_its_end
-from syncd.sync.source.followed import WatchedSource
+from syncd.sync.source.followed import FollowedSource
 from syncd.sync.source.looking import explained, look, trouble
 from syncd.sync.source.reading import read_by_keys, read_page, read_unkeyed
 from syncd.types import Position, Snapshot
@@ -85,11 +85,13 @@ class Pass:
     history: str = ""
     next_xid: int = 0
 
-    def run(self, watched: Sequence[WatchedSource]) -> PassOutcome:
+    def run(self, all_sources: Sequence[FollowedSource]) -> PassOutcome:
         """Take a snapshot and bring the sources to it; raises ``psycopg.OperationalError`` when the connection is lost."""
         now = time.monotonic()
-        due = [source for source in watched if source.retry_at <= now and not source.source.trouble]
-        for source in watched:
+        due = [
+            source for source in all_sources if source.retry_at <= now and not source.source.trouble
+        ]
+        for source in all_sources:
             with self.guarded(source):
                 found = trouble(source)
                 if found is not None and found != source.failure:
@@ -105,7 +107,7 @@ class Pass:
         while True:
             try:
                 locked = self.begin(wanted)
-                return self.move(due, locked, watched)
+                return self.move(due, locked, all_sources)
             except StartAgain as again:
                 self.rollback()
                 retry = [] if not again.args else again.args[0]
@@ -130,7 +132,7 @@ class Pass:
                 self.rollback()
                 raise
 
-    def begin(self, wanted: Sequence[WatchedSource]) -> list[WatchedSource]:
+    def begin(self, wanted: Sequence[FollowedSource]) -> list[FollowedSource]:
         """Open the transaction and lock the sources, before there is a snapshot. Returns those that could be locked."""
         begin: list[sql.Composable] = [filled("passes", "begin_pass")]
         if self.pooled:
@@ -177,9 +179,9 @@ class Pass:
 
     def move(
         self,
-        due: Sequence[WatchedSource],
-        locked: Sequence[WatchedSource],
-        watched: Sequence[WatchedSource],
+        due: Sequence[FollowedSource],
+        locked: Sequence[FollowedSource],
+        all_sources: Sequence[FollowedSource],
     ) -> PassOutcome:
         """Everything after the locks: from the snapshot to the new cursors."""
         oldest = min(
@@ -189,7 +191,7 @@ class Pass:
         snapshot, newest_outbox_id, names_changed, marked, freed = self.take_snapshot(
             locked, oldest
         )
-        for each in watched if self.doubts.moved else ():
+        for each in all_sources if self.doubts.moved else ():
             if each.source.table is not None:
                 each.doubt(f"{each.source.name}: {DOUBT}")
         if (
@@ -200,7 +202,7 @@ class Pass:
             sources = read_sources(self.connection)
             self.commit()
             return PassOutcome(snapshot, newest_outbox_id, more=True, sources=sources)
-        if look(self.connection, watched, locked, prepare=not self.pooled):
+        if look(self.connection, all_sources, locked, prepare=not self.pooled):
             sources = read_sources(self.connection)
             self.rollback()  # with it the driver forgets its prepared statements: columns may be of other types now
             return PassOutcome(snapshot, newest_outbox_id, more=True, sources=sources)
@@ -209,11 +211,11 @@ class Pass:
         )
         now = time.monotonic()
         ready = [each for each in due if each.retry_at <= now]
-        followed = [each for each in watched if each.source.table is not None]
+        present = [each for each in all_sources if each.source.table is not None]
         lacking = (
             []
             if freed is None
-            else [each for each in followed if each.cursor.position.snapshot.lacks(freed)]
+            else [each for each in present if each.cursor.position.snapshot.lacks(freed)]
         )
         for each in lacking:
             logger.warning("must_rebuild", source=each.source.name, reason=NO_LONGER_HELD)
@@ -246,8 +248,8 @@ class Pass:
                     for marker in markers:
                         if marker.source == each.source.id:
                             each.apply_marker(marker.op)
-                    if each.watch.rewritten:  # not by a truncation
-                        each.watch.rewritten = False
+                    if each.catalogue.rewritten:  # not by a truncation
+                        each.catalogue.rewritten = False
                         each.doubt(f"{each.source.name}: the table was rewritten", believed=True)
                     outcome.changed_rows += self.bring(each, changes)
                 outcome.more |= changes.cursor.window is not None or each.rereads
@@ -262,7 +264,7 @@ class Pass:
                 with self.guarded(nearest):
                     self.scan_page(nearest)
             outcome.more = True
-        outcome.handed_over = self.hand_over(snapshot, newest_outbox_id, watched)
+        outcome.handed_over = self.hand_over(snapshot, newest_outbox_id, all_sources)
         self.commit()
         for each in ready:
             if each.retry_at <= now:
@@ -271,7 +273,7 @@ class Pass:
         return outcome
 
     def hand_over(
-        self, snapshot: Snapshot, newest_outbox_id: int, watched: Sequence[WatchedSource]
+        self, snapshot: Snapshot, newest_outbox_id: int, all_sources: Sequence[FollowedSource]
     ) -> bool:
         """Let whoever waits for it take the indexes and the snapshot, if all that was asked for is there; whether that was so.
 
@@ -281,7 +283,7 @@ class Pass:
             return False
         wanted = [
             each
-            for each in watched
+            for each in all_sources
             if each.source.id in self.handover.wanted and not each.is_held_up
         ]
         if any(
@@ -295,7 +297,7 @@ class Pass:
         return True
 
     def take_snapshot(
-        self, locked: Sequence[WatchedSource], oldest: Snapshot
+        self, locked: Sequence[FollowedSource], oldest: Snapshot
     ) -> tuple[Snapshot, int, bool, bool, Snapshot | None]:
         """S1, the newest outbox id, whether a locked table's name belongs to another oid by now, whether there are markers, and what was freed.
 
@@ -349,7 +351,7 @@ class Pass:
         self.doubts.note(doubts, taken)
         return taken, newest_outbox_id, names_changed, marked, freed
 
-    def bring(self, each: WatchedSource, changes: Changes) -> int:
+    def bring(self, each: FollowedSource, changes: Changes) -> int:
         """Read one source's changed rows, apply them, and move its cursor. Returns how many rows changed. Called ``guarded``."""
         written = changes.keys.get(each.source.id, [])
         asked = self.readable(each, [key for key in written if not each.source.is_unkeyed(key)])
@@ -373,7 +375,7 @@ class Pass:
         each.cursor = changes.cursor
         return changed
 
-    def readable(self, each: WatchedSource, asked: list[str]) -> list[str]:
+    def readable(self, each: FollowedSource, asked: list[str]) -> list[str]:
         """The keys that can be read. For one that cannot, the whole source is: somebody altered the key's type, or wrote to the outbox."""
         try:
             each.source.parse_keys(asked)
@@ -382,7 +384,7 @@ class Pass:
             return readable(each.source.key_kinds, asked)
         return asked
 
-    def read_and_apply(self, each: WatchedSource, asked: Sequence[str]) -> int:
+    def read_and_apply(self, each: FollowedSource, asked: Sequence[str]) -> int:
         """Rows by key, some at a time so that memory stays bounded."""
         changed = 0
         for start in range(0, len(asked), KEYS_PER_READ):
@@ -399,7 +401,7 @@ class Pass:
         return changed
 
     @contextmanager
-    def guarded(self, each: WatchedSource) -> Iterator[None]:
+    def guarded(self, each: FollowedSource) -> Iterator[None]:
         """Around work for one source: an error of it fails that source, which then waits while the others go on."""
         try:
             yield
@@ -409,7 +411,7 @@ class Pass:
             if not self.is_of_source(each, error):
                 raise
 
-    def is_of_source(self, each: WatchedSource, error: Exception) -> bool:
+    def is_of_source(self, each: FollowedSource, error: Exception) -> bool:
         """Whether an error concerns one source only, which has been told so then.
 
         An error of the server's ended the transaction: then the pass starts again, without that source.
@@ -442,7 +444,7 @@ class Pass:
             each.failed_unexpectedly(error, now=time.monotonic())
         return True
 
-    def scan_page(self, each: WatchedSource) -> None:
+    def scan_page(self, each: FollowedSource) -> None:
         """Read one page of a scan at the pass's snapshot; later changes of its rows come through the outbox."""
         scan, begun = each.scan, time.monotonic()
         assert scan is not None

@@ -22,7 +22,7 @@ from syncd.sync.consumer.unrecorded import Doubts
 from syncd.sync.consumer.wake import Wake
 from syncd.sync.registry.datasets import Dataset, Follower, Registry
 from syncd.sync.registry.states import ANSWERING
-from syncd.sync.source.followed import WatchedSource
+from syncd.sync.source.followed import FollowedSource
 from syncd.types import DatasetName, Position, Snapshot, State, Token
 
 logger = structlog.get_logger()
@@ -40,7 +40,7 @@ class Progress:
         self.registry = registry
         self.wake = Wake()
         self.busy = anyio.Lock()
-        self.sources: dict[int, WatchedSource] = {}
+        self.sources: dict[int, FollowedSource] = {}
         self.position = NOWHERE
         self.history = ""
         """Of the database's transactions, as its tokens name it."""
@@ -111,13 +111,13 @@ class Progress:
     def note_progress(self) -> None:
         """See which sources have been read, and say once when all have been, or have failed."""
         pending = {
-            watched.source.name: str(watched.failure or "it is being read")
-            for watched in self.sources.values()
-            if watched.reading or watched.failure is not None or not watched.was_ready
+            followed.source.name: str(followed.failure or "it is being read")
+            for followed in self.sources.values()
+            if followed.reading or followed.failure is not None or not followed.was_ready
         }
         self.registry.pending = pending
         if all(
-            watched.was_ready or watched.failure is not None for watched in self.sources.values()
+            followed.was_ready or followed.failure is not None for followed in self.sources.values()
         ):
             self.ready.set()
 
@@ -157,7 +157,7 @@ class Progress:
     @property
     def changes_wait(self) -> bool:
         """Whether there is more to apply than has been, or nobody can know."""
-        return not self.is_answered or any(watched.lags for watched in self.sources.values())
+        return not self.is_answered or any(followed.lags for followed in self.sources.values())
 
     @property
     def lag_seconds(self) -> float:
@@ -195,28 +195,30 @@ class Progress:
     def state(self) -> State:
         """The state of the whole."""
         sources = self.sources.values()
-        if any(watched.is_failed for watched in sources):
+        if any(followed.is_failed for followed in sources):
             return "failed"
-        if any(watched.must_rebuild for watched in sources):
+        if any(followed.must_rebuild for followed in sources):
             return "must_rebuild"
-        if any(watched.reading and not watched.was_ready for watched in sources):
+        if any(followed.reading and not followed.was_ready for followed in sources):
             return "backfilling"
-        compared = [watched for watched in sources if watched.reading]
+        compared = [followed for followed in sources if followed.reading]
         answering = all(
             dataset.state in ANSWERING
-            for watched in compared
-            for dataset in list(watched.datasets.values())
+            for followed in compared
+            for dataset in list(followed.datasets.values())
         )
         if not self.ready.is_set() or not answering:
             return "catching_up"
-        return "rebuilding" if any(watched.scanning for watched in sources) or compared else "ready"
+        return (
+            "rebuilding" if any(followed.scanning for followed in sources) or compared else "ready"
+        )
 
     def oldest_position(self) -> Position:
         """The position that every source has reached. Snapshots of one consumer are taken one after another, so they are in order."""
         positions = [
-            watched.cursor.position
-            for watched in self.sources.values()
-            if watched.source.table is not None
+            followed.cursor.position
+            for followed in self.sources.values()
+            if followed.source.table is not None
         ]
         return min(positions, key=lambda position: position.snapshot.age(), default=self.position)
 
@@ -227,36 +229,36 @@ class Progress:
             if dataset.name in self.registry.retired and dataset.follower.successor is None:
                 async with self.busy:
                     dataset = dataset.follower.dataset(dataset.name) or dataset
-            watched = self.source_of(dataset)
-            if watched is not None and watched.is_failed:
-                failure = watched.failure or Trouble("it has failed")
+            followed = self.source_of(dataset)
+            if followed is not None and followed.is_failed:
+                failure = followed.failure or Trouble("it has failed")
                 raise DatabaseError(
-                    f"{watched.source.name} cannot be read: {failure.reason}",
+                    f"{followed.source.name} cannot be read: {failure.reason}",
                     hint=failure.fix or "see: syncd check",
                 )
-            if watched is not None and watched.scan is None and watched.predecessor is None:
+            if followed is not None and followed.scan is None and followed.predecessor is None:
                 async with self.busy:
-                    if watched.scan is None:
-                        watched.begin_rebuild(dataset.name)
+                    if followed.scan is None:
+                        followed.begin_rebuild(dataset.name)
                 replacement = dataset.replacement
-                await self.next_pass_until(partial(self.has_rebuilt, watched))
+                await self.next_pass_until(partial(self.has_rebuilt, followed))
                 if dataset.index is replacement:
                     return dataset.index.count
             else:
                 await self.next_pass_until(lambda: self.connected)
 
-    def source_of(self, dataset: Dataset) -> WatchedSource | None:
+    def source_of(self, dataset: Dataset) -> FollowedSource | None:
         """The source that a dataset is of; where the table was attached anew, the one that is to take the place of the dataset's."""
-        for watched in self.sources.values():
-            for each in (watched, watched.predecessor):
+        for followed in self.sources.values():
+            for each in (followed, followed.predecessor):
                 if each is not None and each.datasets.get(dataset.name) is dataset:
-                    return watched
+                    return followed
         return None
 
-    def has_rebuilt(self, watched: WatchedSource) -> bool:
+    def has_rebuilt(self, followed: FollowedSource) -> bool:
         """Whether a rebuild has ended, well or not; one whose source is followed no more ends with it."""
-        followed = self.sources.get(watched.source.id) is watched
-        return not followed or watched.scan is None or watched.is_failed
+        gone = self.sources.get(followed.source.id) is not followed
+        return gone or followed.scan is None or followed.is_failed
 
     async def next_pass_until(self, done: Callable[[], bool]) -> None:
         """Wait for at least one pass, and until one has left things as they are wanted; raises ``DatabaseUnreachable``."""
@@ -282,7 +284,7 @@ class Progress:
             self.handover = None
 
     async def wait_for_token(
-        self, token: Token, timeout_seconds: float, watched: Follower | None = None
+        self, token: Token, timeout_seconds: float, follower: Follower | None = None
     ) -> Position:
         """Return once the position, of one source or of all, includes a token's transaction; raises ``TimedOut``.
 
@@ -292,7 +294,7 @@ class Progress:
         # A position from before a crash of the server may include another transaction of the same id.
         needed = self.passes_begun + 1
         if self.settled is not None and self.is_foreign(token):
-            return watched.cursor.position if watched is not None else self.oldest_position()
+            return follower.cursor.position if follower is not None else self.oldest_position()
 
         def includes(snapshot: Snapshot) -> bool:
             if self.passes_done < needed:
@@ -301,7 +303,7 @@ class Progress:
             return snapshot.sees(token.xid) or lost or self.is_foreign(token)
 
         with anyio.move_on_after(timeout_seconds):
-            return await self.wait_until(includes, watched)
+            return await self.wait_until(includes, follower)
         raise self.timed_out(f"the index does not include transaction {token.xid} yet")
 
     def is_foreign(self, token: Token) -> bool:
@@ -309,37 +311,37 @@ class Progress:
         return token.history not in ("", self.history)
 
     async def wait_for_now(
-        self, timeout_seconds: float, watched: Follower | None = None
+        self, timeout_seconds: float, follower: Follower | None = None
     ) -> Position:
         """Return once the position, of one source or of all, includes all that was committed before this call; raises ``TimedOut``."""
         needed = self.passes_begun + 1
         with anyio.move_on_after(timeout_seconds):
-            await self.wait_until(lambda _: self.passes_done >= needed, watched)
+            await self.wait_until(lambda _: self.passes_done >= needed, follower)
             newest = self.position.snapshot
-            return await self.wait_until(lambda snapshot: snapshot.covers(newest), watched)
+            return await self.wait_until(lambda snapshot: snapshot.covers(newest), follower)
         raise self.timed_out("no pass over this dataset has been completed since the request")
 
     async def wait_until(
-        self, reached: Callable[[Snapshot], bool], watched: Follower | None
+        self, reached: Callable[[Snapshot], bool], follower: Follower | None
     ) -> Position:
         """Wake the consumer until the position is what is asked for."""
         self.waiters += 1
         try:
             while True:
-                followed: list[Follower] = [
+                every: list[Follower] = [
                     each for each in self.sources.values() if not each.is_failed
                 ]
-                while watched is not None and watched.successor is not None:
-                    watched = watched.successor
-                if all(watched is not each for each in self.sources.values()):
-                    watched = None  # detached: another source may form the dataset now
-                waited_for = [watched] if watched is not None else followed
+                while follower is not None and follower.successor is not None:
+                    follower = follower.successor
+                if all(follower is not each for each in self.sources.values()):
+                    follower = None  # detached: another source may form the dataset now
+                waited_for = [follower] if follower is not None else every
                 if reached(self.position.snapshot) and all(
                     not each.scanning and reached(each.cursor.position.snapshot)
                     for each in waited_for
                 ):
                     return (
-                        watched.cursor.position if watched is not None else self.oldest_position()
+                        follower.cursor.position if follower is not None else self.oldest_position()
                     )
                 done = self.pass_done
                 self.wake("request")
@@ -352,10 +354,10 @@ class Progress:
         if self.lost is not None:
             error = self.unreachable(what)
             return TimedOut(error.message, hint=error.hint)
-        for watched in self.sources.values():
-            if watched.watch.weakness is not None:
+        for followed in self.sources.values():
+            if followed.catalogue.weakness is not None:
                 return TimedOut(
-                    f"{what}: {watched.watch.weakness}", hint="or do not ask for a position"
+                    f"{what}: {followed.catalogue.weakness}", hint="or do not ask for a position"
                 )
         if self.pace.writers:
             return TimedOut(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from syncd.index.rows.vectors import VectorFormat
 from syncd.postgres.vectors import decode_vectors
 from syncd.sync.registry.datasets import Dataset
-from syncd.sync.source.followed import WatchedSource
+from syncd.sync.source.followed import FollowedSource
 from syncd.sync.source.rows import Row
 from syncd.types import DatasetName, Key, dataset_name
 
@@ -38,22 +38,22 @@ class Usable:
         return np.concatenate(self.vectors) if self.vectors else np.empty((0, 0), dtype=np.float32)
 
 
-def apply(watched: WatchedSource, asked: Sequence[Key], rows: Sequence[Row]) -> int:
+def apply(followed: FollowedSource, asked: Sequence[Key], rows: Sequence[Row]) -> int:
     """Bring the indexes to what was just read: ``rows`` are the live ones, any other key ``asked`` for is a tombstone.
 
     Returns how many rows changed. Raises ``OSError`` when the disk is full; then nothing is lost, and the same may be applied again.
     """
     places: dict[DatasetName, list[int]] = {}
-    keys = watched.source.parse_keys([row[0] for row in rows])
-    for key in (*asked, *keys) if watched.quarantine else ():
-        watched.quarantine.pop(key, None)
-    if watched.scan is not None and watched.scan.quarantined:
-        watched.scan.quarantined.difference_update(asked, keys)
+    keys = followed.source.parse_keys([row[0] for row in rows])
+    for key in (*asked, *keys) if followed.quarantine else ():
+        followed.quarantine.pop(key, None)
+    if followed.scan is not None and followed.scan.quarantined:
+        followed.scan.quarantined.difference_update(asked, keys)
     targets: dict[Key, DatasetName] = {}
     names: dict[tuple[str, str], DatasetName] = {}
     for place, (_, project, dataset, _, fingerprint, _) in enumerate(rows):
         if project is None or dataset is None:
-            watched.quarantine.put(keys[place], DatasetName(""), "null_dataset", fingerprint)
+            followed.quarantine.put(keys[place], DatasetName(""), "null_dataset", fingerprint)
             continue
         name = names.get((project, dataset)) or names.setdefault(
             (project, dataset), dataset_name(project, dataset)
@@ -63,22 +63,22 @@ def apply(watched: WatchedSource, asked: Sequence[Key], rows: Sequence[Row]) -> 
     upserts: dict[DatasetName, Usable] = {}
     touched = {*asked, *keys}
     for name, at in places.items():
-        found = watched.dataset(name)
+        found = followed.dataset(name)
         if found is None:
             for place in at:
-                watched.quarantine.put(keys[place], name, "dataset_taken", rows[place][4])
+                followed.quarantine.put(keys[place], name, "dataset_taken", rows[place][4])
                 targets.pop(keys[place], None)
             continue
         upserts[name] = usable_rows(
-            watched, found, [keys[place] for place in at], [rows[place] for place in at], touched
+            followed, found, [keys[place] for place in at], [rows[place] for place in at], touched
         )
         for key in {keys[place] for place in at}.difference(upserts[name].keys):
             targets.pop(key, None)
     changed, begun = 0, time.perf_counter()
-    deletes = watched.directory.to_leave(list(dict.fromkeys((*asked, *keys))), targets)
+    deletes = followed.directory.to_leave(list(dict.fromkeys((*asked, *keys))), targets)
     for name in {*upserts, *deletes}:
         good = upserts.get(name) or Usable()
-        columns = good.columns if watched.source.columns else None
+        columns = good.columns if followed.source.columns else None
         change = (
             good.keys,
             good.matrix,
@@ -86,28 +86,28 @@ def apply(watched: WatchedSource, asked: Sequence[Key], rows: Sequence[Row]) -> 
             np.array(good.fingerprints, dtype=np.int64),
             columns,
         )
-        replacement = watched.datasets[name].replacement
+        replacement = followed.datasets[name].replacement
         if replacement is not None:
             replacement.apply(*change)
-        applied = watched.datasets[name].index.apply(*change)
-        watched.directory.add(name, good.keys)
-        watched.emptied.note(watched.datasets[name])
+        applied = followed.datasets[name].index.apply(*change)
+        followed.directory.add(name, good.keys)
+        followed.emptied.note(followed.datasets[name])
         changed += applied.inserted + applied.updated + applied.deleted
-        watched.registry.counters.applied(name, applied.inserted, applied.updated, applied.deleted)
-    watched.registry.counters.apply_seconds.observe(time.perf_counter() - begun)
-    reconsider(watched, deletes)
+        followed.registry.counters.applied(name, applied.inserted, applied.updated, applied.deleted)
+    followed.registry.counters.apply_seconds.observe(time.perf_counter() - begun)
+    reconsider(followed, deletes)
     return changed
 
 
-def reconsider(watched: WatchedSource, names: Iterable[DatasetName]) -> None:
+def reconsider(followed: FollowedSource, names: Iterable[DatasetName]) -> None:
     """A dataset that has lost its last row takes the dimension of the next: read again the rows that did not fit before."""
-    empty = {name for name in names if not watched.datasets[name].index.count}
+    empty = {name for name in names if not followed.datasets[name].index.count}
     if empty:
-        watched.reread_misfits(empty)
+        followed.reread_misfits(empty)
 
 
 def usable_rows(
-    watched: WatchedSource,
+    followed: FollowedSource,
     dataset: Dataset,
     keys: Sequence[Key],
     rows: Sequence[Row],
@@ -117,27 +117,27 @@ def usable_rows(
     last = {key: place for place, key in enumerate(keys)}
     if len(last) < len(keys):
         keys, rows = list(last), [rows[place] for place in last.values()]
-    decoded = decode_vectors(watched.source.vector_type, [row[3] for row in rows])
+    decoded = decode_vectors(followed.source.vector_type, [row[3] for row in rows])
     for place, reason in decoded.bad:
-        watched.quarantine.put(keys[place], dataset.name, reason, rows[place][4])
-    if watched.scan is not None:
-        seen = watched.scan.dimensions.setdefault(dataset.name, Counter())
+        followed.quarantine.put(keys[place], dataset.name, reason, rows[place][4])
+    if followed.scan is not None:
+        seen = followed.scan.dimensions.setdefault(dataset.name, Counter())
         for block in decoded.blocks:
             seen[block.vectors.shape[1]] += len(block.rows)
     dimension = dimension_for(
-        watched, dataset, [block.vectors for block in decoded.blocks], touched
+        followed, dataset, [block.vectors for block in decoded.blocks], touched
     )
     usable = Usable()
     for block in decoded.blocks:
         if block.vectors.shape[1] != dimension:
             for place in block.rows:
-                watched.quarantine.put(
+                followed.quarantine.put(
                     keys[place], dataset.name, "dimension_mismatch", rows[place][4]
                 )
             continue
-        bad = VectorFormat(watched.source.metric, watched.source.half).validate(block.vectors)
+        bad = VectorFormat(followed.source.metric, followed.source.half).validate(block.vectors)
         for place, reason in bad.items():
-            watched.quarantine.put(
+            followed.quarantine.put(
                 keys[block.rows[place]], dataset.name, reason, rows[block.rows[place]][4]
             )
         good = (
@@ -147,24 +147,24 @@ def usable_rows(
         )
         usable.keys += [keys[block.rows[place]] for place in good]
         usable.fingerprints += [rows[block.rows[place]][4] for place in good]
-        if watched.source.columns:
+        if followed.source.columns:
             usable.columns += [rows[block.rows[place]][5] or "" for place in good]
         usable.vectors.append(block.vectors[list(good)] if bad else block.vectors)
     return usable
 
 
 def dimension_for(
-    watched: WatchedSource,
+    followed: FollowedSource,
     dataset: Dataset,
     blocks: Sequence[NDArray[np.float32]],
     touched: set[Key],
 ) -> int | None:
     """The dimension that the dataset's rows must have: declared, else that of the rows that are not ``touched``, else the most
     frequent of these."""
-    if watched.source.dimension is not None:
-        return watched.source.dimension
-    if watched.scan is not None and dataset.name in watched.scan.forced:
-        return watched.scan.forced[dataset.name]
+    if followed.source.dimension is not None:
+        return followed.source.dimension
+    if followed.scan is not None and dataset.name in followed.scan.forced:
+        return followed.scan.forced[dataset.name]
     index = dataset.index
     if index.count and all(block.shape[1] == index.dim for block in blocks):
         return (
@@ -180,5 +180,5 @@ def dimension_for(
     dimension: int = max(blocks, key=len).shape[1]
     if index.count and dimension != index.dim:  # every row of the old dimension is being replaced
         index.clear()
-        watched.reread_misfits({dataset.name})
+        followed.reread_misfits({dataset.name})
     return dimension

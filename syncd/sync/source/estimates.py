@@ -8,13 +8,13 @@ import psycopg
 from psycopg import sql
 
 from syncd.statements import filled
-from syncd.sync.source.followed import WatchedSource
+from syncd.sync.source.followed import FollowedSource
 from syncd.sync.source.scan import Scan
 
 
 def nearest_to_its_end(
-    connection: psycopg.Connection, scanned: Sequence[WatchedSource]
-) -> WatchedSource:
+    connection: psycopg.Connection, scanned: Sequence[FollowedSource]
+) -> FollowedSource:
     """The source with the fewest rows left to read, as far as the server's statistics tell: it answers before a large one.
 
     First those that answer nothing yet.
@@ -26,14 +26,14 @@ def nearest_to_its_end(
     )
     rows: dict[int, float] = dict(connection.execute(query, prepare=False).fetchall())
 
-    def left(each: WatchedSource) -> tuple[bool, float]:
+    def left(each: FollowedSource) -> tuple[bool, float]:
         assert each.scan is not None
         return not each.reading, max(rows.get(each.source.oid, 0.0) - each.scan.rows, 0.0)
 
     return min(scanned, key=left)
 
 
-def expected_rows(connection: psycopg.Connection, each: WatchedSource, scan: Scan) -> int:
+def expected_rows(connection: psycopg.Connection, each: FollowedSource, scan: Scan) -> int:
     """About how many rows a scan is to read, for those who watch it: those that were there before, else what the statistics tell."""
     known = sum(
         one.index.count

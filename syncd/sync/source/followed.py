@@ -19,9 +19,9 @@ from syncd.postgres.source import Source
 from syncd.supervision import describe
 from syncd.sync.registry.datasets import Dataset, Registry
 from syncd.sync.registry.states import Condition, Facts, Standing, state_of
-from syncd.sync.source.doubts import Watch
 from syncd.sync.source.emptied import Emptied
 from syncd.sync.source.key_homes import Directory
+from syncd.sync.source.known_catalogue import KnownCatalogue
 from syncd.sync.source.quarantined import Quarantine
 from syncd.sync.source.rows import Row
 from syncd.sync.source.scan import Scan
@@ -36,7 +36,7 @@ HELD_UP_SECONDS = 5.0
 logger = structlog.get_logger()
 
 
-class WatchedSource:
+class FollowedSource:
     """See the module. Only the consumer's task, or a worker thread that it waits for, may change it."""
 
     def __init__(self, source: Source, registry: Registry, cursor: Cursor) -> None:
@@ -48,8 +48,8 @@ class WatchedSource:
         self.emptied = Emptied()
         self.quarantine = Quarantine(source)
         self.scan: Scan | None = None
-        self.predecessor: WatchedSource | None = None
-        self.successor: WatchedSource | None = None
+        self.predecessor: FollowedSource | None = None
+        self.successor: FollowedSource | None = None
         self.failure: Trouble | None = None
         self.is_failed = False
         self.was_ready = False
@@ -62,7 +62,7 @@ class WatchedSource:
         self.reread_unkeyed = False
         """Whether the rows without a key are to be read again."""
         self.unconfirmed = Unconfirmed(cursor)
-        self.watch = Watch()
+        self.catalogue = KnownCatalogue()
         self.compared_at: datetime | None = None
         """When all of the table was last read, for the indexes or to compare them with it."""
         self.careful = False
@@ -71,7 +71,7 @@ class WatchedSource:
     @property
     def scanning(self) -> bool:
         """Whether what the indexes hold must be compared with the table before anybody can rely on the position."""
-        if self.watch.weakness is not None or self.predecessor is not None:
+        if self.catalogue.weakness is not None or self.predecessor is not None:
             return True
         return self.scan is not None and self.scan.only is None and not self.scan.believed
 
@@ -187,8 +187,8 @@ class WatchedSource:
 
     def condition(self, dataset: Dataset) -> Condition:
         """State of one of its datasets, and the reason. From any thread: a pass may go on meanwhile."""
-        standing, scan, watch = dataset.standing, self.scan, self.watch
-        doubt = "" if watch.doubt is None or watch.believed else watch.doubt
+        standing, scan, catalogue = dataset.standing, self.scan, self.catalogue
+        doubt = "" if catalogue.doubt is None or catalogue.believed else catalogue.doubt
         if scan is not None and not scan.believed and scan.covers(dataset.name):
             doubt = scan.doubt or doubt
         return state_of(
@@ -199,7 +199,7 @@ class WatchedSource:
                 began_empty=standing.began_empty,
                 replaced=self.successor is not None,
                 rebuilt=dataset.replacement is not None,
-                weakness=watch.weakness,
+                weakness=catalogue.weakness,
                 doubt=doubt,
             )
         )
@@ -304,7 +304,7 @@ class WatchedSource:
         comparison under way goes on to its end and is followed by another, so that doubts that keep
         coming never keep it from ending.
         """
-        self.watch.note_doubt(reason, believed)
+        self.catalogue.note_doubt(reason, believed)
         if self.scan is None or (self.scan.only is None and self.scan.after is None):
             self.compare()
         elif not believed:
@@ -313,8 +313,8 @@ class WatchedSource:
 
     def compare(self) -> None:
         """Begin the comparison that a doubt asks for. Datasets that answer go on answering."""
-        reason = self.watch.doubt or ""
-        believed = self.watch.believed and (self.scan is None or self.scan.believed)
+        reason = self.catalogue.doubt or ""
+        believed = self.catalogue.believed and (self.scan is None or self.scan.believed)
         for dataset in self.datasets.values():
             if not dataset.standing.answers:
                 dataset.standing.begin(empty=not dataset.index.count)
@@ -323,24 +323,24 @@ class WatchedSource:
         # if believed, every change has come through the outbox: a difference that is found is noted then
         self.unconfirmed.everything |= not believed
         self.sweep(Scan(believed=believed, doubt="" if believed else reason), "doubt")
-        self.watch.settle()
+        self.catalogue.settle()
 
     def doubt_unlogged(self) -> None:
         """The connection was lost, or there was none: a crash of the server may have emptied an unlogged table."""
-        if self.watch.facts is not None and self.watch.facts.unlogged:
+        if self.catalogue.facts is not None and self.catalogue.facts.unlogged:
             self.doubt(f"{self.source.name}: it is unlogged, and the server may have crashed")
 
     def apply_marker(self, op: str) -> None:
         """A truncation, or a trigger that could not record keys."""
         if op == "t":
             self.clear()
-            self.watch.rewritten = False
+            self.catalogue.rewritten = False
         elif op == "r":
             self.doubt(f"{self.source.name}: a trigger could not record which rows changed")
 
     def caught_up(self) -> None:
         """Everything up to the pass's snapshot is applied: the datasets answer, in place of a predecessor's."""
-        if self.cursor.window is None and self.scan is None and self.watch.doubt is not None:
+        if self.cursor.window is None and self.scan is None and self.catalogue.doubt is not None:
             self.compare()  # before the failure ends: no one sees the source ready in between
         if self.failure is not None:
             logger.info("source_recovered", source=self.source.name)
@@ -364,7 +364,7 @@ class WatchedSource:
         if self.reading:
             return
         if self.scan is None:
-            self.watch.before = ""
+            self.catalogue.before = ""
         self.must_rebuild = False
         if not self.was_ready:
             rows = sum(dataset.index.count for dataset in self.datasets.values())
@@ -418,7 +418,7 @@ class WatchedSource:
         if trouble != self.failure:
             logger.error("source_failed_unexpectedly", source=self.source.name, exc_info=error)
         self.failed(trouble, now=now)
-        self.watch.note_doubt(f"{self.source.name}: an unexpected error", believed=False)
+        self.catalogue.note_doubt(f"{self.source.name}: an unexpected error", believed=False)
 
     def retry_later(self, trouble: Trouble, *, now: float) -> None:
         """Leave the source out of passes for a while."""
@@ -451,7 +451,7 @@ class WatchedSource:
         if self.scan is not None and self.scan.beside:  # the new index holds what may be lost
             self.begin_rebuild(*self.scan.only or ())
 
-    def replaces(self, predecessor: WatchedSource | None) -> None:
+    def replaces(self, predecessor: FollowedSource | None) -> None:
         """This is the same table attached anew: the old datasets serve, frozen, until this source has been read."""
         self.predecessor = predecessor
         if predecessor is not None:

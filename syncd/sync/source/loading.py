@@ -18,7 +18,7 @@ from syncd.store.manifest import SavedDataset, SavedSource
 from syncd.supervision import describe
 from syncd.sync.registry.datasets import Dataset, Registry
 from syncd.sync.registry.states import Standing
-from syncd.sync.source.followed import WatchedSource
+from syncd.sync.source.followed import FollowedSource
 from syncd.sync.source.quarantined import Quarantined
 from syncd.sync.source.scan import Scan
 from syncd.types import DatasetName, Position, Snapshot
@@ -34,29 +34,29 @@ def load_source(
     *,
     doubt: str,
     lost: bool = False,
-) -> WatchedSource:
+) -> FollowedSource:
     """A source ready for its first pass. ``position`` is the present one, from which a source that must be read starts; ``lost`` says
     that the doubt is about changes that the outbox no longer holds."""
-    watched = WatchedSource(source, registry, Cursor(position))
+    followed = FollowedSource(source, registry, Cursor(position))
     if saved is None:
-        watched.begin_scan()
+        followed.begin_scan()
         logger.info(
             "source_to_be_read", source=source.name, reason=doubt or "it is not in the checkpoint"
         )
-        return watched
+        return followed
     try:
-        take_up(watched, saved, doubt=doubt, lost=lost)
+        take_up(followed, saved, doubt=doubt, lost=lost)
     except Exception:  # an error that nobody has thought of must not come back at each start
         logger.exception("checkpoint_not_used", source=source.name)
-        watched.stop()
-        watched = WatchedSource(source, registry, Cursor(position))
-        watched.begin_scan()
-    return watched
+        followed.stop()
+        followed = FollowedSource(source, registry, Cursor(position))
+        followed.begin_scan()
+    return followed
 
 
-def take_up(watched: WatchedSource, saved: SavedSource, *, doubt: str, lost: bool) -> None:
+def take_up(followed: FollowedSource, saved: SavedSource, *, doubt: str, lost: bool) -> None:
     """``load_source`` for a source that is in the checkpoint."""
-    source, registry = watched.source, watched.registry
+    source, registry = followed.source, followed.registry
     damaged = []
     for entry in saved.datasets:
         name = DatasetName(entry.name)
@@ -72,31 +72,31 @@ def take_up(watched: WatchedSource, saved: SavedSource, *, doubt: str, lost: boo
                 exc_info=None if known else error,
             )
             damaged.append(name)
-            dataset = registry.create(name, source, watched)
+            dataset = registry.create(name, source, followed)
         else:
-            dataset = Dataset(name, source, index, watched, Standing(began_empty=False))
+            dataset = Dataset(name, source, index, followed, Standing(began_empty=False))
             if index.codes_damage:
                 logger.warning("codes_damaged", dataset=name, reason=index.codes_damage)
-        watched.adopt(dataset)
-    watched.load_emptied(saved.retired)
+        followed.adopt(dataset)
+    followed.load_emptied(saved.retired)
     for row in saved.quarantine:
         since = datetime.fromisoformat(row.since)
-        watched.quarantine.take_up(
+        followed.quarantine.take_up(
             row.key, Quarantined(DatasetName(row.dataset), row.reason, since, row.fingerprint)
         )
-    watched.compared_at = (
+    followed.compared_at = (
         datetime.fromisoformat(saved.compared_at) if saved.compared_at else datetime.now(UTC)
     )
     if doubt:
         logger.warning("reconciling", source=source.name, reason=doubt)
         if lost:
-            watched.rebuild(watched.cursor.position)
+            followed.rebuild(followed.cursor.position)
         else:
-            watched.begin_scan()
+            followed.begin_scan()
         return
-    watched.watch.remember(saved.catalogue)
+    followed.catalogue.remember(saved.catalogue)
     if saved.doubted:
-        watched.watch.note_doubt(
+        followed.catalogue.note_doubt(
             f"{source.name}: a comparison was not over at the last checkpoint", believed=True
         )
     window = (
@@ -104,17 +104,17 @@ def take_up(watched: WatchedSource, saved: SavedSource, *, doubt: str, lost: boo
         if saved.window is None
         else Window(Snapshot.parse(saved.window.end), saved.window.after)
     )
-    watched.cursor = Cursor(Position(Snapshot.parse(saved.snapshot), saved.outbox_id), window)
-    watched.unconfirmed.confirmed = watched.cursor
+    followed.cursor = Cursor(Position(Snapshot.parse(saved.snapshot), saved.outbox_id), window)
+    followed.unconfirmed.confirmed = followed.cursor
     if damaged:
-        watched.begin_scan(None if saved.scanning else frozenset(damaged), reason="damaged_file")
+        followed.begin_scan(None if saved.scanning else frozenset(damaged), reason="damaged_file")
     elif saved.scanning and saved.scanned_to is not None:
-        watched.scan = Scan(after=saved.scanned_to, rows=saved.scanned_rows, resumable=True)
-        watched.unconfirmed.everything = True
+        followed.scan = Scan(after=saved.scanned_to, rows=saved.scanned_rows, resumable=True)
+        followed.unconfirmed.everything = True
     elif saved.scanning:
-        watched.begin_scan()
+        followed.begin_scan()
     else:
-        watched.doubt_unlogged()
+        followed.doubt_unlogged()
 
 
 def check_kind(source: Source, entry: SavedDataset) -> None:

@@ -26,7 +26,7 @@ from syncd.postgres.catalogue import (
     weakness,
 )
 from syncd.postgres.connection import first_line
-from syncd.sync.source.followed import WatchedSource
+from syncd.sync.source.followed import FollowedSource
 from syncd.sync.source.reading import is_of_a_row
 
 LOOK_SECONDS = 3.0
@@ -45,8 +45,8 @@ COMPARE_SECONDS = 50.0
 
 def look(
     connection: psycopg.Connection,
-    watched: Sequence[WatchedSource],
-    locked: Sequence[WatchedSource],
+    all_sources: Sequence[FollowedSource],
+    locked: Sequence[FollowedSource],
     *,
     prepare: bool,
 ) -> bool:
@@ -56,54 +56,57 @@ def look(
     """
     now, anew = time.monotonic(), False
     late = sorted(
-        (each for each in watched if each.watch.looked_at < now - LOOK_SECONDS),
-        key=lambda each: each.watch.looked_at,
+        (each for each in all_sources if each.catalogue.looked_at < now - LOOK_SECONDS),
+        key=lambda each: each.catalogue.looked_at,
     )
     whole = {each.source.id for each in late[:LOOKS_AT_ONCE]}
     chosen = {
         each.source.id: each
-        for each in (*(watched if len(watched) <= FEW_SOURCES else locked), *late[:LOOKS_AT_ONCE])
+        for each in (
+            *(all_sources if len(all_sources) <= FEW_SOURCES else locked),
+            *late[:LOOKS_AT_ONCE],
+        )
     }
     if not chosen:
         return False
     seen = {
-        source_id: (each.watch.seen, source_id in whole or each.watch.leaves <= MANY_LEAVES)
+        source_id: (each.catalogue.seen, source_id in whole or each.catalogue.leaves <= MANY_LEAVES)
         for source_id, each in chosen.items()
     }
     found = read_catalogues(connection, seen, prepare=prepare)
     for source_id, each in chosen.items():
         if seen[source_id][1]:
-            each.watch.looked_at = now
+            each.catalogue.looked_at = now
         text = found.get(source_id)
         if text is None:
             anew |= each.source.table is not None
             continue
         try:
-            if text != each.watch.seen:
+            if text != each.catalogue.seen:
                 anew |= take_note(connection, each, text)
-            watch_triggers(each, now)
+            compare_while_weak(each, now)
         except psycopg.Error:
             raise
         except Exception as error:  # noqa: BLE001 - of this source: the others go on
-            each.watch.seen = ""
+            each.catalogue.seen = ""
             each.failed_unexpectedly(error, now=now)
     return anew
 
 
-def take_note(connection: psycopg.Connection, each: WatchedSource, text: str) -> bool:
+def take_note(connection: psycopg.Connection, each: FollowedSource, text: str) -> bool:
     """The facts are others than before: say so, and doubt what needs it. Returns whether the registry must be read anew."""
-    watch, facts = each.watch, parse_catalogue(text)
-    known, before = watch.seen, watch.facts
-    watch.seen, watch.facts = text, facts
+    catalogue, facts = each.catalogue, parse_catalogue(text)
+    known, before = catalogue.seen, catalogue.facts
+    catalogue.seen, catalogue.facts = text, facts
     weak = weakness(each.source, facts)
-    watch.weakness = None
+    catalogue.weakness = None
     if weak:
-        watch.mend_at = 0.0
-        watch.weakness = Trouble(
+        catalogue.mend_at = 0.0
+        catalogue.weakness = Trouble(
             weak, f"SELECT syncd.mend({sql_name(each.source)});", "run as the owner of the table"
         )
     each.retry_at = min(each.retry_at, time.monotonic())  # what failed may be mended
-    watch.remember_at = math.inf if facts.remembered else 0.0
+    catalogue.remember_at = math.inf if facts.remembered else 0.0
     if before is None:
         return False
     lost = gone(before, facts)
@@ -111,14 +114,14 @@ def take_note(connection: psycopg.Connection, each: WatchedSource, text: str) ->
     found = changes(before, facts, names)
     altered = [change.reason for change in found if change.doubt == "registry"]
     if altered:
-        watch.renamed = {
+        catalogue.renamed = {
             name: str(names[number]) for name, number in lost.items() if names.get(number)
         }
-        watch.altered = ", ".join(altered)
-        watch.before = watch.before or known
-    watch.rewritten |= any(change.doubt == "rewritten" for change in found)
+        catalogue.altered = ", ".join(altered)
+        catalogue.before = catalogue.before or known
+    catalogue.rewritten |= any(change.doubt == "rewritten" for change in found)
     if any(change.doubt == "mend" for change in found):
-        watch.mend_at = 0.0
+        catalogue.mend_at = 0.0
     strong = [change.reason for change in found if change.doubt in ("registry", "doubted", "mend")]
     weaker = [change.reason for change in found if change.doubt in ("rules", "believed")]
     if strong:
@@ -128,30 +131,32 @@ def take_note(connection: psycopg.Connection, each: WatchedSource, text: str) ->
     return any(change.doubt in ("registry", "rules") for change in found)
 
 
-def watch_triggers(each: WatchedSource, now: float) -> None:
+def compare_while_weak(each: FollowedSource, now: float) -> None:
     """While triggers do not record every write, compare every minute: then the index is right within one."""
-    watch = each.watch
-    if watch.weakness is None:
+    catalogue = each.catalogue
+    if catalogue.weakness is None:
         return
     if each.scan is not None:
-        watch.compare_at = now + COMPARE_SECONDS
-    elif now >= watch.compare_at:
-        watch.compare_at = now + COMPARE_SECONDS
-        each.doubt(f"{each.source.name}: {watch.weakness}")
+        catalogue.compare_at = now + COMPARE_SECONDS
+    elif now >= catalogue.compare_at:
+        catalogue.compare_at = now + COMPARE_SECONDS
+        each.doubt(f"{each.source.name}: {catalogue.weakness}")
 
 
-def explained(each: WatchedSource, error: psycopg.Error, role: str) -> Trouble:
+def explained(each: FollowedSource, error: psycopg.Error, role: str) -> Trouble:
     """Why reading a source failed, and what to do, from what the catalogue says."""
-    watch, source = each.watch, each.source
+    catalogue, source = each.catalogue, each.source
     if is_of_a_rule(error):
         message = error.diag.message_primary or first_line(error)
         if error.diag.context:  # inside a function of the user's
             message += f" ({error.diag.context.splitlines()[0]})"
-        by_name = isinstance(error, pg.UndefinedColumn | pg.DatatypeMismatch) or bool(watch.altered)
-        return attach_again(
-            each, f"{watch.altered or source.name}: {message}", as_given=not by_name
+        by_name = isinstance(error, pg.UndefinedColumn | pg.DatatypeMismatch) or bool(
+            catalogue.altered
         )
-    hidden = watch.facts is not None and (watch.facts.row_security[0] or watch.leaves)
+        return attach_again(
+            each, f"{catalogue.altered or source.name}: {message}", as_given=not by_name
+        )
+    hidden = catalogue.facts is not None and (catalogue.facts.row_security[0] or catalogue.leaves)
     if isinstance(error, pg.InsufficientPrivilege) and hidden:
         name = sql.Identifier(role).as_string()
         return Trouble(
@@ -161,13 +166,15 @@ def explained(each: WatchedSource, error: psycopg.Error, role: str) -> Trouble:
     return Trouble(first_line(error))
 
 
-def trouble(each: WatchedSource) -> Trouble | None:
+def trouble(each: FollowedSource) -> Trouble | None:
     """Why a source cannot be read as it is, and what to do; None if it can be read."""
     if not each.source.trouble:
         return None
     if each.source.table is None:
         return Trouble(each.source.trouble)
-    return attach_again(each, f"{each.watch.altered or each.source.name}: {each.source.trouble}")
+    return attach_again(
+        each, f"{each.catalogue.altered or each.source.name}: {each.source.trouble}"
+    )
 
 
 def is_of_a_rule(error: psycopg.Error) -> bool:
@@ -178,7 +185,7 @@ def is_of_a_rule(error: psycopg.Error) -> bool:
     )
 
 
-def attach_again(each: WatchedSource, reason: str, *, as_given: bool = False) -> Trouble:
+def attach_again(each: FollowedSource, reason: str, *, as_given: bool = False) -> Trouble:
     """A reason with the command that attaches the source with its present columns."""
-    command = attach_command(each.source, each.watch.renamed, as_given=as_given)
+    command = attach_command(each.source, each.catalogue.renamed, as_given=as_given)
     return Trouble(reason, command, "attach it again")

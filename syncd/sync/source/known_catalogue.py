@@ -17,7 +17,7 @@ logger = structlog.get_logger()
 
 
 @dataclass(slots=True)
-class Watch:
+class KnownCatalogue:
     """What is known of one source's catalogue, and what follows from it."""
 
     seen: str = ""
