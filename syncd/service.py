@@ -37,7 +37,7 @@ from syncd.store.data_dir import locked_data_dir
 from syncd.supervision import Tasks
 from syncd.sync.background.builder import Builder
 from syncd.sync.background.checkpoints import Checkpointer
-from syncd.sync.background.repairing import Mender
+from syncd.sync.background.repairing import Repairer
 from syncd.sync.background.reports import Reporter
 from syncd.sync.background.rotation import Rotator
 from syncd.sync.background.verify import Verifier
@@ -114,7 +114,7 @@ class Service:
         self.listener = Listener(settings.conninfo, settings.consumer, self.consumer.wake)
         self.reporter = Reporter(self.consumer, self.control)
         self.verifier = Verifier(self.consumer)
-        self.mender = Mender(self.consumer, self.control)
+        self.repairer = Repairer(self.consumer, self.control)
         self.builder = Builder(self.consumer, self.checkpointer, settings.recall)
         self.rotator = Rotator(self.consumer, self.control, self.checkpointer)
         self.stopping = anyio.Event()
@@ -225,7 +225,7 @@ class Service:
             "checkpointer": partial(self.checkpointer.run, self.settings.checkpoint_seconds),
             "reporter": self.reporter.run,
             "verifier": partial(self.verifier.run, self.settings.verify_seconds),
-            "mender": self.mender.run,
+            "repairer": self.repairer.run,
             "rotator": self.rotator.run,
             "builder": self.builder.run,
         }

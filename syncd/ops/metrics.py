@@ -125,7 +125,7 @@ class Metrics(Collector):
         )
         yield counter(
             "syncd_repaired_total",
-            (known | {(one,): n for one, n in dict(counters.repaired).items()}).items(),
+            (known | {(one,): n for one, n in dict(counters.verify_repaired).items()}).items(),
         )
         yield counter("syncd_rebuilds_total", dict(counters.rebuilds).items())
         yield histogram("syncd_apply_seconds", {(): counters.apply_seconds})

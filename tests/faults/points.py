@@ -44,13 +44,13 @@ POINTS = [
         "scan",
         "before the end of a scan",
         "before",
-        "syncd.sync.source.followed:WatchedSource.end_scan",
+        "syncd.sync.source.followed:FollowedSource.end_scan",
     ),
     Point(
         "scan",
         "after the end of a scan",
         "after",
-        "syncd.sync.source.followed:WatchedSource.end_scan",
+        "syncd.sync.source.followed:FollowedSource.end_scan",
         2,
     ),
     Point(

@@ -24,15 +24,15 @@ OF_ONE_SOURCE = [
     ("syncd.sync.consumer.passes:read_by_keys", "args[1].table == 'bad'"),
     ("syncd.sync.consumer.passes:read_page", "args[1].table == 'bad'"),
     ("syncd.sync.consumer.passes:trouble", ONE),
-    ("syncd.sync.source.followed:WatchedSource.caught_up", ONE),
-    ("syncd.sync.source.followed:WatchedSource.end_scan", ONE),
+    ("syncd.sync.source.followed:FollowedSource.caught_up", ONE),
+    ("syncd.sync.source.followed:FollowedSource.end_scan", ONE),
     ("syncd.sync.source.looking:compare_while_weak", ONE),
 ]
 TASKS = {
     "builder": "syncd.sync.background.builder:Builder.look",
     "reporter": "syncd.sync.background.reports:Reporter.report",
     "verifier": "syncd.sync.background.verify:Verifier.verify",
-    "mender": "syncd.sync.background.repairing:Mender.mend_all",
+    "repairer": "syncd.sync.background.repairing:Repairer.repair_all",
     "rotator": "syncd.sync.background.rotation:Rotator.rotate",
     "checkpointer": "syncd.sync.background.checkpoints:Checkpointer.save",
     "history": "syncd.ops.history:History.sample",

@@ -219,7 +219,7 @@ def test_a_role_that_does_not_own_the_table_says_what_the_owner_is_to_run(
     limited.db.execute(
         f"ALTER TABLE items DISABLE TRIGGER {trigger(limited.db, 'insert')}".encode()
     )
-    limited.logged("triggers_not_mended")
+    limited.logged("triggers_not_repaired")
     limited.logged("SELECT syncd.mend('public.items');")
     limited.db.execute(f"SELECT syncd.attach('items', live => '{LIVE}', metric => 'l2')".encode())
     limited.in_step()
@@ -232,7 +232,7 @@ def test_triggers_are_mended_where_the_role_may(db: psycopg.Connection, daemon: 
         db.execute(
             "BEGIN; ALTER TABLE items DISABLE TRIGGER ALL; INSERT INTO items VALUES (1000, '[1,1,1]'); COMMIT"
         )
-        followed.logged("triggers_mended")
+        followed.logged("triggers_repaired")
         followed.in_step()
         db.execute("INSERT INTO items VALUES (1001, '[1,1,1]')")
         assert (

@@ -17,13 +17,13 @@ from syncd.statements import statement
 from syncd.sync.consumer.consumer import Consumer
 from syncd.sync.source.followed import FollowedSource
 
-MEND_SECONDS = 60.0
+RETRY_SECONDS = 60.0
 """Between two attempts that fail."""
 
 logger = structlog.get_logger()
 
 
-class Mender:
+class Repairer:
     """Runs beside the consumer, on the connection for reports."""
 
     def __init__(self, consumer: Consumer, control: Control) -> None:
@@ -32,52 +32,55 @@ class Mender:
         self.said: dict[int, str] = {}
 
     async def run(self) -> None:
-        """After each pass, mend the sources that want it, until cancelled."""
+        """After each pass, repair the sources that want it, until cancelled."""
         while True:
             done = self.consumer.pass_done
-            await self.mend_all()
-            self.consumer.registry.tasks.well("mender")
+            await self.repair_all()
+            self.consumer.registry.tasks.well("repairer")
             await done.wait()
 
-    async def mend_all(self) -> None:
+    async def repair_all(self) -> None:
         """Mend the sources that want it."""
         for followed in self.consumer.sources.values():
-            if followed.catalogue.mend_at <= time.monotonic() and followed.source.table is not None:
-                await self.mend(followed)
+            if (
+                followed.catalogue.repair_at <= time.monotonic()
+                and followed.source.table is not None
+            ):
+                await self.repair(followed)
             if (
                 followed.catalogue.remember_at <= time.monotonic()
                 and followed.source.table is not None
             ):
                 await self.remember(followed)
 
-    async def mend(self, followed: FollowedSource) -> None:
+    async def repair(self, followed: FollowedSource) -> None:
         """Try once. What fails is said once, and tried again later while it is needed."""
-        followed.catalogue.mend_at = math.inf
+        followed.catalogue.repair_at = math.inf
         try:
             changed = await self.call(followed.source.oid)
         except SyncdError as error:
             if followed.catalogue.weakness is not None:
-                followed.catalogue.mend_at = time.monotonic() + MEND_SECONDS
+                followed.catalogue.repair_at = time.monotonic() + RETRY_SECONDS
                 if self.said.get(followed.source.id) != str(error):
                     self.said[followed.source.id] = str(error)
                     logger.error(
-                        "triggers_not_mended",
+                        "triggers_not_repaired",
                         error=str(error),
                         reason=str(followed.catalogue.weakness),
                     )
             return
         self.said.pop(followed.source.id, None)
         if changed:
-            logger.warning("triggers_mended", source=followed.source.name)
+            logger.warning("triggers_repaired", source=followed.source.name)
             self.consumer.wake(
                 "request"
             )  # the pass sees them, and compares what was written without them
         elif followed.catalogue.weakness is not None:
-            followed.catalogue.mend_at = time.monotonic() + MEND_SECONDS
+            followed.catalogue.repair_at = time.monotonic() + RETRY_SECONDS
 
     async def remember(self, followed: FollowedSource) -> None:
         """Try once. What fails is said once, and tried again later: rules that mean nothing any more cannot be compiled."""
-        followed.catalogue.remember_at = time.monotonic() + MEND_SECONDS
+        followed.catalogue.remember_at = time.monotonic() + RETRY_SECONDS
         try:
             async with self.control.transaction() as control:
                 await control.execute(statement("catalogue", "limit_mend"))

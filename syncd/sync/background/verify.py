@@ -44,7 +44,7 @@ from syncd.types import DatasetName, Position
 SOURCES_AT_ONCE = 64
 """Each is locked in one transaction, and the server's lock table is everybody's."""
 SCAN_FROM_KEYS = 200_000
-"""So many differences are mended by reading the whole source."""
+"""So many differences are repaired by reading the whole source."""
 ATTEMPTS = 5
 FIRST_PAUSE_SECONDS = 1.0
 IN_STEP_SECONDS = 60.0
@@ -178,7 +178,7 @@ class Verifier:
             self.note(some)
             if repair:
                 some = [
-                    await self.mend_one(each, deep=deep) if each.differing else each
+                    await self.repair_one(each, deep=deep) if each.differing else each
                     for each in some
                 ]
                 self.remember(some)
@@ -343,17 +343,17 @@ class Verifier:
         if waiting.cancelled_caught:
             raise not_in_step(seconds)
 
-    async def mend_one(self, found: Found, *, deep: bool) -> Found:
-        """``mend``; where that cannot be compared again now, what was found stands, and the next verify looks again."""
+    async def repair_one(self, found: Found, *, deep: bool) -> Found:
+        """``repair``; where that cannot be compared again now, what was found stands, and the next verify looks again."""
         try:
-            return await self.mend(found, deep=deep)
+            return await self.repair(found, deep=deep)
         except InTheWay as error:
             logger.warning(
                 "drift_not_compared_again", source=found.report.source.name, reason=str(error)
             )
             return found
 
-    async def mend(self, found: Found, *, deep: bool) -> Found:
+    async def repair(self, found: Found, *, deep: bool) -> Found:
         """Have the rows that differ read again, and compare them once more. Costs as much as the difference."""
         consumer, source_id = self.consumer, found.report.source.id
         async with consumer.busy:
@@ -371,7 +371,7 @@ class Verifier:
 
         again, _ = await self.at_one_snapshot([source_id], captured, deep=deep)
         left = {row.dataset for each in again for row in each.datasets if not row.in_sync}
-        mended = [
+        repaired = [
             row
             if row.in_sync
             else replace(
@@ -381,13 +381,13 @@ class Verifier:
             )
             for row in found.datasets
         ]
-        for row in mended:
+        for row in repaired:
             if row.repaired:
-                consumer.registry.counters.mended(row.dataset, row.repaired)
+                consumer.registry.counters.repaired(row.dataset, row.repaired)
                 logger.warning(
                     "drift_repaired", dataset=row.dataset, keys=row.repaired, in_sync=row.in_sync
                 )
-        return replace(found, datasets=mended)
+        return replace(found, datasets=repaired)
 
     def remember(self, found: Sequence[Found]) -> None:
         """For whoever asks how a dataset is."""

@@ -89,7 +89,7 @@ class Counters:
         self.checkpoint_failures = 0
         self.verify_seconds = Durations(SLOW_SECONDS)
         self.verify_drift: Counter[str] = Counter()
-        self.repaired: Counter[str] = Counter()
+        self.verify_repaired: Counter[str] = Counter()
         self.rebuilds: Counter[tuple[str, str]] = Counter()
         self.reasons: set[str] = set()
 
@@ -117,7 +117,7 @@ class Counters:
             for key in keys:
                 move(counter, key, (OTHER, key[1]))
         move(self.verify_drift, dataset, OTHER)
-        move(self.repaired, dataset, OTHER)
+        move(self.verify_repaired, dataset, OTHER)
         searches = self.searches.pop(dataset, None)
         if searches is not None:
             self.searches_of(OTHER).add(searches)
@@ -151,6 +151,6 @@ class Counters:
         """A verify found keys that differ."""
         self.verify_drift[self.label(dataset)] += keys
 
-    def mended(self, dataset: str, keys: int) -> None:
+    def repaired(self, dataset: str, keys: int) -> None:
         """A verify had keys read again."""
-        self.repaired[self.label(dataset)] += keys
+        self.verify_repaired[self.label(dataset)] += keys

@@ -37,7 +37,7 @@ class KnownCatalogue:
     said: str = ""
     looked_at: float = -math.inf
     compare_at: float = -math.inf
-    mend_at: float = math.inf
+    repair_at: float = math.inf
     remember_at: float = math.inf
 
     def remember(self, seen: str) -> None:

@@ -101,11 +101,11 @@ def take_note(connection: psycopg.Connection, each: FollowedSource, text: str) -
     weak = weakness(each.source, facts)
     catalogue.weakness = None
     if weak:
-        catalogue.mend_at = 0.0
+        catalogue.repair_at = 0.0
         catalogue.weakness = Trouble(
             weak, f"SELECT syncd.mend({sql_name(each.source)});", "run as the owner of the table"
         )
-    each.retry_at = min(each.retry_at, time.monotonic())  # what failed may be mended
+    each.retry_at = min(each.retry_at, time.monotonic())  # what failed may have been repaired
     catalogue.remember_at = math.inf if facts.remembered else 0.0
     if before is None:
         return False
@@ -121,7 +121,7 @@ def take_note(connection: psycopg.Connection, each: FollowedSource, text: str) -
         catalogue.before = catalogue.before or known
     catalogue.rewritten |= any(change.doubt == "rewritten" for change in found)
     if any(change.doubt == "mend" for change in found):
-        catalogue.mend_at = 0.0
+        catalogue.repair_at = 0.0
     strong = [change.reason for change in found if change.doubt in ("registry", "doubted", "mend")]
     weaker = [change.reason for change in found if change.doubt in ("rules", "believed")]
     if strong:
