@@ -257,6 +257,7 @@ async def test_a_child_process_connects_again_over_tls_and_the_parents_connectio
         assert await other.ping() == "pong"
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("encryption", ["plain", "encrypted"])
 def test_one_client_works_in_each_event_loop_that_a_program_starts(
     request: pytest.FixtureRequest, certificate: Certificate, encryption: str
@@ -273,6 +274,7 @@ def test_one_client_works_in_each_event_loop_that_a_program_starts(
 
 
 @needs_linux
+@pytest.mark.server
 @pytest.mark.parametrize("encryption", ["plain", "encrypted"])
 def test_clients_that_vanished_without_a_word_give_their_slots_back(
     filled: str, certificate: Certificate, encryption: str, tmp_path: Path

@@ -1,0 +1,124 @@
+"""Traps in the index, and in how the RPC schedules searches."""
+
+from __future__ import annotations
+
+from tests.oracle.traps.trap import Trap, broken
+
+CODES = "tests/unit/index/test_index_codes.py"
+SAVED_CODES = "tests/unit/index/test_saved_codes.py"
+COMPACTION = "tests/unit/index/test_compaction.py"
+CODES_ORACLE = "tests/unit/index/test_index_codes_oracle.py"
+QUEUE = "tests/unit/rpc/test_rpc_search_queue.py"
+
+INDEX_TRAPS: dict[str, Trap] = {
+    "dead rows are candidates": broken(
+        "syncd/index/codes/codes.py",
+        "SearchParametersIVF(sel=self._selector, nprobe",
+        "SearchParametersIVF(nprobe",
+        CODES_ORACLE,
+    ),
+    "rows without codes are not searched": broken(
+        "syncd/index/search/approximate.py",
+        "if codes.codes.stop < view.count",
+        "if False",
+        CODES_ORACLE,
+    ),
+    "a compaction does not see rows that died during it": broken(
+        "syncd/index/generation/compaction.py",
+        "if view.live.bits is before.live.bits:",
+        "if True:",
+        CODES_ORACLE,
+    ),
+    "a change may come in the last moment of a compaction": broken(
+        "syncd/index/dataset.py",
+        "with self._write_lock:\n            return self._apply",
+        "if True:\n            return self._apply",
+        f"{COMPACTION}::test_a_change_in_the_last_moment_of_a_compaction_waits_for_it",
+    ),
+    "a sweep forgets what it saw before a compaction": broken(
+        "syncd/index/dataset.py",
+        "self._seen = move.seen(self._seen)",
+        "pass",
+        f"{COMPACTION}::test_a_sweep_goes_on_in_the_new_generation",
+    ),
+    "a compaction copies rows that it did not check": broken(
+        "syncd/index/dataset.py",
+        "source.generation.scrub(stop)",
+        "pass",
+        f"{COMPACTION}::test_damage_that_nobody_has_noticed_is_not_copied",
+    ),
+    "a filter's rows are taken from all that the codes find": broken(
+        "syncd/index/search/approximate.py",
+        "enough = places.size >= wanted and places[wanted - 1] < point.k",
+        "enough = True",
+        f"{CODES}::test_unselective_filters_use_the_codes_and_reach_the_recall",
+    ),
+    "recall is measured against rounded distances": broken(
+        "syncd/index/build/neighbors.py",
+        "(farthest**2 <= left_out**2 - error)",
+        "True",
+        "tests/unit/index/test_index_neighbors.py",
+    ),
+    "rows of another chunk are taken": broken(
+        "syncd/index/storage/window.py",
+        "self._bases[rows >> self._shift] +",
+        "self._bases[0] +",
+        "tests/unit/index/test_index_files.py",
+    ),
+    "a longer search never leaves the event loop": broken(
+        "syncd/rpc/in_place.py",
+        "and now >= self._company_until",
+        "",
+        "tests/unit/rpc/test_rpc_in_place.py",
+    ),
+    "joined codes lack a row": broken(
+        "syncd/index/build/joining.py",
+        "return slots[alive], codes[alive]",
+        "return slots[alive][1:], codes[alive][1:]",
+        f"{CODES}::test_joined_codes_are_those_that_encoding_all_rows_would_give[False-l2]",
+    ),
+    "a quick measurement is never repeated with more queries": broken(
+        "syncd/index/build/plan.py",
+        "if not measured.whole:",
+        "if False:",
+        f"{CODES}::test_new_codes_serve_the_ten_nearest_at_once_and_more_when_that_is_measured",
+    ),
+    "codes of rows that are gone are used": broken(
+        "syncd/index/dataset.py",
+        "if not same_rows or state.codes",
+        "if state.codes",
+        f"{CODES}::test_codes_of_rows_that_were_cleared_meanwhile_are_not_used",
+    ),
+    "new codes take the names of saved ones": broken(
+        "syncd/index/dataset.py",
+        "index._code_number = saved.code_number",
+        "index._code_number = 0",
+        f"{SAVED_CODES}::test_new_codes_never_overwrite_those_of_a_checkpoint_that_is_kept",
+    ),
+    "damaged codes are served": broken(
+        "syncd/index/codes/files.py",
+        "memoryview(read_file(directory / name, files[name]))",
+        "memoryview((directory / name).read_bytes())",
+        f"{SAVED_CODES}::"
+        "test_damaged_codes_are_built_again_from_the_vectors_and_searches_are_exact_meanwhile"
+        "[changed-part]",
+    ),
+    "recall is claimed above its lower bound": broken(
+        "syncd/index/codes/calibration.py",
+        "return min(self.bound, self.recall)",
+        "return self.recall + 0.02",
+        f"{CODES}::test_the_recall_of_other_rows_is_at_or_above_each_target",
+    ),
+    "searches that wait do not go together": broken(
+        "syncd/rpc/search_queue.py",
+        "if common is None or",
+        "if True or",
+        f"{QUEUE}::test_those_that_wait_go_together_once_a_thread_is_free",
+    ),
+    "a cancelled search keeps its turn": broken(
+        "syncd/rpc/search_queue.py",
+        "                self._cost -= mine.cost\n                self._next_turn()",
+        "                pass",
+        f"{QUEUE}::test_one_who_goes_in_the_moment_its_turn_comes_passes_it_on",
+    ),
+}

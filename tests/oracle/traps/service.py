@@ -1,0 +1,284 @@
+"""Traps in the service: passes, positions, sessions, sources and background tasks."""
+
+from __future__ import annotations
+
+from tests.oracle.traps.trap import Edit, Trap, broken
+
+ORACLE = "tests/oracle/test_oracle.py"
+RACES = "tests/faults/test_races.py"
+LATE_COMMIT = (
+    f"{RACES}::"
+    "test_a_transaction_that_took_a_lower_outbox_id_and_commits_later_is_noticed[usual poll]"
+)
+OPEN_WRITERS = (
+    f"{RACES}::test_every_commit_of_a_burst_is_noticed_by_the_look_for_open_writers_alone"
+)
+SNAPSHOT = f"{RACES}::test_readers_never_see_half_of_a_transaction"
+FREEING = "tests/faults/test_freeing.py"
+SESSIONS = "tests/faults/test_sessions.py"
+ROTATION = "tests/faults/test_rotation.py"
+KEYS = "tests/integration/test_keys.py"
+LOCKED = "tests/faults/test_locked_outbox.py"
+FALLING_BEHIND = "tests/faults/test_falling_behind.py"
+LARGE = "tests/faults/test_large_transactions.py"
+OUTBOX = "tests/integration/test_outbox.py"
+ERRORS = "tests/faults/test_errors.py"
+OVERDUE = "tests/integration/test_verify_overdue.py"
+NULL_KEYS = "tests/integration/test_null_keys.py"
+RENAMES = "tests/faults/test_renames.py"
+EXPRESSIONS = "tests/faults/test_expressions.py"
+PLACES = "tests/integration/test_places.py"
+UNLOGGED = (
+    "tests/faults/test_unlogged.py::"
+    "test_what_a_crash_has_emptied_is_empty_by_itself_soon_after_the_reconnect"
+)
+PROGRESS = "tests/unit/test_progress.py"
+
+SERVICE_TRAPS: dict[str, Trap] = {
+    "changes are those with an id above the last one": Trap(
+        edits=(
+            Edit(
+                "syncd/postgres/outbox.py",
+                '        if in_progress:\n            yield "read_keys_in',
+                '        if False:\n            yield "read_keys_in',
+            ),
+            Edit(
+                "syncd/postgres/outbox.py",
+                '{"xmax": snapshot.xmax}',
+                '{"xmax": snapshot.xmax, "outbox_id": cursor.position.outbox_id}',
+            ),
+            Edit(
+                "sql/queries/passes.sql",
+                "WHERE o.xid >= '{xmax}'::xid8\n  AND o.op = 'k'",
+                "WHERE o.id > {outbox_id}\n  AND o.op = 'k'",
+            ),
+        ),
+        tests=(
+            ORACLE,
+            LATE_COMMIT,
+        ),
+    ),
+    "the pass reads at READ COMMITTED": broken(
+        "sql/queries/passes.sql",
+        "BEGIN ISOLATION LEVEL REPEATABLE READ",
+        "BEGIN ISOLATION LEVEL READ COMMITTED",
+        SNAPSHOT,
+    ),
+    "open writers are not looked for before sleeping": broken(
+        "syncd/sync/consumer/consumer.py",
+        "frozenset(row[0]) if row else frozenset()",
+        "frozenset()",
+        OPEN_WRITERS,
+    ),
+    "the position is kept after a crash": broken(
+        "syncd/sync/consumer/consumer.py",
+        "followed.return_to_confirmed()",
+        "pass",
+        ORACLE,
+    ),
+    "a pass does not lock the outbox before its snapshot": broken(
+        "syncd/sync/consumer/passes.py",
+        'begin.append(filled("passes", "lock_outbox"))',
+        "pass",
+        f"{FREEING}::test_a_pass_under_way_keeps_the_slots_that_its_snapshot_sees",
+    ),
+    "a doubt is settled while its writer is open": broken(
+        "syncd/sync/consumer/unrecorded.py",
+        "holding = frozenset(holders)",
+        "holding = frozenset[int]()",
+        f"{LOCKED}::test_a_doubted_writer_that_commits_late_is_not_missed",
+    ),
+    "a doubt is settled only when no other is open": Trap(
+        edits=(
+            Edit(
+                "syncd/sync/consumer/unrecorded.py",
+                "ended = {xid for xid in self.open if snapshot.sees(xid)}",
+                "ended = {xid for xid in self.open if all(map(snapshot.sees, self.open))}",
+            ),
+            Edit(
+                "syncd/sync/consumer/unrecorded.py",
+                "self.ended |= not self.open <= holding",
+                "self.ended |= bool(self.open) and not holding",
+            ),
+        ),
+        tests=(f"{LOCKED}::test_a_doubted_writer_is_found_while_another_one_stays_open",),
+    ),
+    "a checkpoint forgets the doubts": broken(
+        "syncd/sync/consumer/unrecorded.py",
+        "return UNSETTLED if self.open or self.ended or self.unseen else self.seen",
+        "return self.seen",
+        f"{LOCKED}::"
+        "test_a_doubt_that_was_not_settled_at_the_last_checkpoint_is_settled_after_the_start",
+    ),
+    "a start takes the doubts as they are": broken(
+        "syncd/sync/consumer/consumer.py",
+        "self.doubts.seen = manifest.doubts",
+        "self.doubts.seen = read_doubts(connection)",
+        f"{LOCKED}::test_a_doubt_noted_while_no_service_ran_is_settled_at_the_next_start[stop]",
+    ),
+    "a key that cannot be read fails its source": broken(
+        "syncd/sync/consumer/passes.py",
+        "        except (ValueError, TypeError) as error:\n",
+        "        except ZeroDivisionError as error:\n",
+        f"{KEYS}::test_a_key_that_cannot_be_read_has_the_source_read_again[abc]",
+    ),
+    "freed transactions are not compared with the position": broken(
+        "syncd/types.py",
+        "return freed is not None and not self.covers(freed)",
+        "return False",
+        f"{FALLING_BEHIND}::test_an_older_data_directory_reconciles_after_a_rotation",
+        f"{FALLING_BEHIND}::test_a_live_consumer_that_falls_too_far_behind_rebuilds",
+    ),
+    "a start does not apply the cap": broken(
+        "syncd/sync/consumer/consumer.py",
+        "            apply_cap(connection)\n",
+        "",
+        f"{FALLING_BEHIND}::test_where_nothing_ran_the_next_to_start_applies_the_cap",
+    ),
+    "a service that is frozen while it reports holds its row": broken(
+        "sql/queries/consumer.sql",
+        "SET LOCAL synchronous_commit = off;\nSET LOCAL statement_timeout = '30s';\nSET LOCAL "
+        "idle_in_transaction_session_timeout = '30s';",
+        "SET LOCAL synchronous_commit = off;",
+        f"{ROTATION}::"
+        "test_a_service_that_is_frozen_in_a_transaction_keeps_no_lock_for_long[report_limits]",
+    ),
+    "freed transactions of another cluster are believed": broken(
+        "syncd/postgres/identity.py",
+        '    "forget_freed",\n',
+        "",
+        f"{FALLING_BEHIND}::test_what_another_cluster_freed_is_forgotten_in_a_restored_copy",
+    ),
+    "a checkpoint forgets the window": broken(
+        "syncd/sync/background/checkpoints.py",
+        "if cursor.window is None\n        else SavedWindow",
+        "if True\n        else SavedWindow",
+        f"{LARGE}::test_one_large_transaction_goes_on_where_a_kill_left_it[100000]",
+    ),
+    "text comes in the encoding of a role or database": Trap(
+        edits=(
+            Edit("syncd/postgres/connection.py", '    "client_encoding": "UTF8",\n', ""),
+            Edit("sql/queries/session.sql", "SET LOCAL client_encoding = 'UTF8';\n", ""),
+        ),
+        tests=(
+            f"{SESSIONS}::test_a_service_and_every_command_work_under_odd_settings[database-18]",
+        ),
+    ),
+    "a session reads text in the forms that it inherits": broken(
+        "sql/queries/session.sql",
+        "SET LOCAL datestyle = 'ISO, YMD';\n",
+        "",
+        f"{SESSIONS}::test_a_service_and_every_command_work_under_odd_settings[role-18]",
+    ),
+    "a primary that is read-only by default is a standby": broken(
+        "syncd/postgres/connection.py",
+        '"target_session_attrs": "primary"',
+        '"target_session_attrs": "read-write"',
+        f"{SESSIONS}::test_a_service_and_every_command_work_under_odd_settings[DSN-18]",
+    ),
+    "a time-out ends an idle listener": broken(
+        "sql/queries/session.sql",
+        "SET idle_session_timeout = 0;",
+        "SELECT 1;",
+        f"{SESSIONS}::test_the_connection_for_reports_and_the_listener_set_it_as_well[role]",
+    ),
+    "a setting stays in a session that a pooler shares": broken(
+        "syncd/postgres/connection.py",
+        "session.settings(connection) if own_forms",
+        "session.own_session_settings(connection) if own_forms",
+        "tests/faults/test_pooler.py::"
+        "test_no_setting_stays_in_a_session_that_a_pooler_shares[plain]",
+    ),
+    "the planner may sort a page": broken(
+        "sql/queries/session.sql",
+        "SET LOCAL enable_seqscan = off;\nSET LOCAL enable_sort = off;",
+        "SET LOCAL enable_seqscan = off;",
+        f"{OUTBOX}::test_a_page_of_one_large_transaction_is_read_by_its_index_in_every_slot[False]",
+    ),
+    "the registry is gone through without a copy": broken(
+        "syncd/sync/registry/datasets.py",
+        "return list(self.by_name.values())",
+        "return self.by_name.values()",
+        "tests/unit/test_registry.py",
+    ),
+    "a background task's error ends the service": broken(
+        "syncd/supervision.py",
+        "                if not has_started():\n",
+        "                if True:\n",
+        f"{ERRORS}::test_a_task_that_fails_is_told_of_and_started_again[builder]",
+    ),
+    "an error of one source ends the pass": broken(
+        "syncd/sync/consumer/passes.py",
+        "            if not self.is_of_source(each, error):\n",
+        "            if True:\n",
+        f"{ERRORS}::"
+        "test_an_unexpected_error_fails_its_source_and_the_others_go_on"
+        "[syncd.sync.consumer.passes:apply]",
+    ),
+    "a verify that never ends is not reported": broken(
+        "syncd/sync/background/overdue.py",
+        "    if not interval_seconds or not late:\n",
+        "    if True:\n",
+        f"{OVERDUE}::"
+        "test_a_whole_verify_that_is_late_is_told_by_check_the_page_and_status_with_the_reason",
+    ),
+    "one table's trouble keeps others from being verified": broken(
+        "syncd/sync/background/verify.py",
+        "            if len(ids) == 1 and only is not None:\n",
+        "            if True:\n",
+        f"{OVERDUE}::test_whoever_waits_for_a_lock_on_one_table_keeps_no_other_from_being_verified",
+    ),
+    "a NULL is a key": broken(
+        "syncd/postgres/outbox.py",
+        "            if key is None:\n",
+        "            if False:\n",
+        f"{NULL_KEYS}::"
+        "test_a_row_whose_key_is_null_is_in_quarantine_and_the_others_go_on[while it runs-text]",
+    ),
+    "renamed enum values are not noticed": broken(
+        "syncd/postgres/catalogue.py",
+        "if labels.get(number, label) != label:",
+        "if False:",
+        f"{RENAMES}::test_a_renamed_value_is_what_a_search_filters_on",
+    ),
+    "an error of the rule counts as the row's": broken(
+        "syncd/sync/source/reading.py",
+        "    check_rules(connection, source)\n    found, failing = halving",
+        "    found, failing = halving",
+        f"{RENAMES}::"
+        "test_a_value_that_the_rule_names_by_an_old_name_fails_the_source_and_no_row_leaves",
+    ),
+    "a rule that fails on every row has the rows leave": broken(
+        "syncd/sync/source/reading.py",
+        "    if others and all(",
+        "    if False and all(",
+        f"{EXPRESSIONS}::"
+        "test_a_function_that_fails_on_every_row_fails_the_source_and_no_row_leaves",
+    ),
+    "tables that swapped names are not noticed": broken(
+        "syncd/ops/check_sources.py",
+        "    yield from check_place(look, source)\n",
+        "",
+        f"{PLACES}::"
+        "test_two_tables_that_swapped_names_are_told_and_each_dataset_is_its_tables_again[False]",
+    ),
+    "a crash is not known to empty unlogged tables": broken(
+        "syncd/sync/source/followed.py",
+        "self.catalogue.facts.unlogged:",
+        "False:",
+        f"{UNLOGGED}[True-items]",
+        f"{UNLOGGED}[False-items_1]",
+    ),
+    "recall is measured all the time": broken(
+        "syncd/sync/background/builder.py",
+        "and grows\n",
+        "and False\n",
+        "tests/unit/test_builder.py::test_recall_is_measured_again_when_rows_have_stopped_coming",
+    ),
+    "a lost database is an error of the task that meets it first": broken(
+        "syncd/sync/consumer/progress.py",
+        "elif self.connected and isinstance(error, DatabaseUnreachable):",
+        "elif False:",
+        f"{PROGRESS}::test_a_task_does_not_fail_if_the_consumer_loses_the_database_as_well",
+    ),
+}
