@@ -44,6 +44,7 @@ PLAIN_LANGUAGE = (
     "syncd/pytest_plugin.py",
     "syncd/service.py",
     "syncd/supervision.py",
+    "syncd/sync/registry/*.py",
     "syncd/testing.py",
 )
 """The files whose text is checked: globs of .md, .py (strings and comments) and .sql (comments)."""

@@ -1,1 +1,1 @@
-"""What there is, by name: datasets, counters, alerts. Anything may read it."""
+"""The datasets by name, their states, the counters and the alerts. Any part may read them."""

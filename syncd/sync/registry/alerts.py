@@ -1,4 +1,7 @@
-"""What somebody should be told of without having looked: kept here, from any thread, until ``syncd.ops`` tells it. Never more than a few."""
+"""Alerts: events that a user should learn of without looking.
+
+Any thread adds them; they wait here until ``syncd.ops`` sends them. Their number is bounded.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,17 @@ from typing import Literal
 
 ALERTS_KEPT = 100
 NAMED = 20
-"""Datasets or sources that an alert names; of the others it says how many there are."""
+"""Largest number of datasets or sources that an alert names; the others are counted."""
 
 Event = Literal["drift", "checkpoint_failed", "must_rebuild"]
 
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """``text`` is the sentence for people, ``facts`` the same for programs. No keys, no vectors: it leaves for other systems."""
+    """One event: ``text`` is a sentence for people, ``facts`` says the same to programs.
+
+    Neither holds keys or vectors, because alerts are sent to other systems.
+    """
 
     event: Event
     text: str
@@ -26,17 +32,17 @@ class Alert:
 
 
 class Alerts:
-    """Those that wait to be told, the oldest first; past the bound the oldest go."""
+    """Alerts that wait to be sent, oldest first; beyond the bound the oldest are dropped."""
 
     def __init__(self) -> None:
         self.waiting: deque[Alert] = deque(maxlen=ALERTS_KEPT)
 
     def add(self, event: Event, text: str, **facts: object) -> None:
-        """Have it told soon."""
+        """Add an alert."""
         self.waiting.append(Alert(event, text, facts))
 
 
 def named(names: list[str]) -> str:
-    """The first ones, and how many there are beyond."""
+    """The first names, and the number of the others."""
     left = len(names) - NAMED
     return ", ".join(names[:NAMED]) + (f" and {left} more" if left > 0 else "")

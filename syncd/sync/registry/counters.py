@@ -1,7 +1,8 @@
-"""What has happened since the start, as plain numbers: cheap to write where it happens, read as a whole by ``syncd.ops``.
+"""Counts of the events since the start: cheap to write, read as a whole by ``syncd.ops``.
 
-Each number has one writer: the searches the event loop, everything else the consumer's task or what it waits for. A reader in another thread may
-meet a histogram between two of its numbers, which is one observation off, and never more.
+Each number has one writer. Searches are counted by the event loop, all else by the consumer's task
+or by a thread that it waits for. A reader in another thread may see a histogram between two of its
+updates; then it is wrong by one observation, never by more.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ from collections import Counter
 from typing import Any, Literal
 
 MAX_DATASETS = 1000
-"""How many datasets are counted under their own names, the first ones seen; the rest share ``OTHER``. Each name costs a few dozen series."""
+"""Number of datasets that are counted under their own names; the later ones share ``OTHER``.
+
+Each name costs a few dozen series.
+"""
 
 OTHER = "other"
-"""No dataset's full name, since those have a ``/``."""
+"""Name of the shared counts. It cannot be a dataset's full name: each of those has a ``/``."""
 
 FAST_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.5)
 SLOW_SECONDS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
@@ -27,7 +31,7 @@ OPS: tuple[Op, ...] = ("insert", "update", "delete")
 
 
 class Durations:
-    """A histogram of seconds: how many observations each bucket got, and their sum."""
+    """A histogram of seconds: the number of observations in each bucket, and their sum."""
 
     __slots__ = ("bounds", "counts", "sum")
 
@@ -37,18 +41,18 @@ class Durations:
         self.sum = 0.0
 
     def observe(self, seconds: float) -> None:
-        """Count one. A bucket's bound belongs to it."""
+        """Count one observation. A bucket includes its bound."""
         self.counts[bisect_left(self.bounds, seconds)] += 1
         self.sum += seconds
 
     @property
     def count(self) -> int:
-        """How many there were."""
+        """Number of observations."""
         return sum(self.counts)
 
 
 def move(counter: Counter[Any], name: object, to: object) -> None:
-    """Count under another name what was counted under one."""
+    """Move the count of one name to another name."""
     number = counter.pop(name, 0)
     if number:
         counter[to] += number
@@ -64,7 +68,7 @@ class Searches:
         self.outcomes: Counter[Outcome] = Counter()
 
     def add(self, other: Searches) -> None:
-        """Count those of another dataset as well."""
+        """Add the counts of another dataset."""
         self.seconds.counts = [
             mine + its for mine, its in zip(self.seconds.counts, other.seconds.counts, strict=True)
         ]
@@ -72,13 +76,13 @@ class Searches:
         self.outcomes.update(other.outcomes)
 
     def answered(self, seconds: float) -> None:
-        """One was answered."""
+        """Count a search that was answered."""
         self.seconds.observe(seconds)
         self.outcomes["ok"] += 1
 
 
 class Counters:
-    """Everything that is counted. The names are those of the metrics."""
+    """All counts, under the names of the metrics."""
 
     def __init__(self) -> None:
         self.labels: dict[str, str] = {}
@@ -94,7 +98,10 @@ class Counters:
         self.reasons: set[str] = set()
 
     def label(self, dataset: str) -> str:
-        """What a dataset is counted under. A name once given stays as long as the dataset has rows, so that no series ever goes back."""
+        """Name under which a dataset is counted from now on.
+
+        It does not change while the dataset has rows, so that no series ever decreases.
+        """
         label = self.labels.get(dataset)
         if label is None:
             if len(self.labels) >= MAX_DATASETS:
@@ -103,11 +110,11 @@ class Counters:
         return label
 
     def shown(self, dataset: str) -> str:
-        """What a dataset is counted under, if anything was counted."""
+        """Name under which a dataset has been counted so far."""
         return self.labels.get(dataset, OTHER)
 
     def forget(self, dataset: str) -> None:
-        """A dataset has gone: its series go, and what they counted is counted under ``OTHER``."""
+        """Remove the series of a dataset that is gone, and add their counts to ``OTHER``."""
         if self.labels.pop(dataset, None) is None:
             return
         for counter, keys in (
@@ -123,7 +130,7 @@ class Counters:
             self.searches_of(OTHER).add(searches)
 
     def searches_of(self, dataset: str) -> Searches:
-        """The searches of a dataset that is there; ``OTHER`` for names that a client made up."""
+        """Searches of a dataset that exists; ``OTHER`` is for the names that a client invented."""
         found = self.searches.get(dataset)
         if found is None:
             label = self.label(dataset) if dataset != OTHER else OTHER
@@ -133,7 +140,7 @@ class Counters:
         return found
 
     def applied(self, dataset: str, inserted: int, updated: int, deleted: int) -> None:
-        """Rows of one dataset came into its index."""
+        """Count rows that were applied to the index of one dataset."""
         label = self.label(dataset)
         if inserted:
             self.deltas_applied[label, "insert"] += inserted
@@ -143,14 +150,14 @@ class Counters:
             self.deltas_applied[label, "delete"] += deleted
 
     def rebuilt(self, dataset: str, reason: str) -> None:
-        """A dataset that had been read is read again from its table."""
+        """Count a dataset that is read again from its table."""
         self.reasons.add(reason)
         self.rebuilds[self.label(dataset), reason] += 1
 
     def drifted(self, dataset: str, keys: int) -> None:
-        """A verify found keys that differ."""
+        """Count keys that differed in a verify."""
         self.verify_drift[self.label(dataset)] += keys
 
     def repaired(self, dataset: str, keys: int) -> None:
-        """A verify had keys read again."""
+        """Count keys that a verify had read again."""
         self.verify_repaired[self.label(dataset)] += keys

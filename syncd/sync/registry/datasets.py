@@ -1,4 +1,4 @@
-"""The datasets that this syncd knows, by name: what the RPC looks up and the consumer fills."""
+"""The known datasets by name: the consumer fills this registry, the RPC looks datasets up in it."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from syncd.types import DatasetName, State, full_dataset_name
 
 
 class Follower(Protocol):
-    """What moves a dataset on: its source, as it is being followed."""
+    """The followed source of a dataset: it applies changes to the dataset's index."""
 
     cursor: Cursor
     moved_at: float | None
-    """When all was last applied that a pass saw, by ``time.monotonic``."""
+    """Time (``time.monotonic``) when everything that a pass saw was last applied."""
 
     @property
     def successor(self) -> Follower | None:
-        """What follows the same table in its place: the table was attached anew, or altered."""
+        """The follower that replaces this one, after its table was attached again or altered."""
 
     @property
     def scanning(self) -> bool:
@@ -37,21 +37,21 @@ class Follower(Protocol):
 
     @property
     def lags(self) -> bool:
-        """Whether there is more to apply, as far as is known."""
+        """Whether there are known changes that are not applied yet."""
 
     def condition(self, dataset: Dataset) -> Condition:
-        """State of one of its datasets, and the reason."""
+        """State of one of its datasets, with the reason."""
 
     def dataset(self, name: DatasetName) -> Dataset | None:
-        """Its dataset of a name, formed now if need be; None where another source formed one before."""
+        """Its dataset of this name, created if necessary; None if another source has one."""
 
     def empty(self, name: DatasetName) -> Dataset:
-        """What answers for a dataset that has no rows any more."""
+        """An empty dataset that answers for a name without rows."""
 
 
 @dataclass(slots=True, eq=False)
 class Dataset:
-    """One dataset of one source, and its index."""
+    """One dataset of one source, with its index."""
 
     name: DatasetName
     source: Source
@@ -60,48 +60,61 @@ class Dataset:
     standing: Standing = field(default_factory=Standing)
     sweeping: bool = False
     replacement: DatasetIndex | None = None
-    """The index that is being built to take this one's place; it gets every change as well."""
+    """The index that is being built to replace ``index``; it gets every change as well."""
 
     @property
     def condition(self) -> Condition:
-        """Its state and the reason, as they are now."""
+        """Its present state, with the reason."""
         return self.follower.condition(self)
 
     @property
     def state(self) -> State:
-        """Its state, as it is now."""
+        """Its present state."""
         return self.condition.state
 
     @property
     def reason(self) -> str:
-        """Why it is in its state; empty if there is nothing to say."""
+        """Reason for its state; empty if there is none."""
         return self.condition.reason
 
 
 class Registry:
-    """Datasets by name. The consumer's task alone changes it, in a worker thread: to go through the datasets, take ``listed``."""
+    """Datasets by name.
+
+    Only the consumer's task changes it, in a worker thread; iterate over ``listed()``, not over
+    ``by_name``.
+    """
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
         self.by_name: dict[DatasetName, Dataset] = {}
         self.retired: dict[DatasetName, Follower] = {}
-        """Names of datasets that have no rows any more, and no index; see ``syncd.sync.source.emptied``."""
+        """Names of datasets without rows and index; see ``syncd.sync.source.emptied``."""
         self.just_retired: list[DatasetName] = []
-        """Those whose counts are still kept."""
+        """Retired names whose counts are still kept."""
         self.left: list[Path] = []
-        """Directories of indexes that are no longer there; files in them that no checkpoint names are to be removed."""
+        """Directories of indexes that are gone.
+
+        Their files are removed as soon as no checkpoint names them.
+        """
         self.counters = Counters()
         self.alerts = Alerts()
         self.tasks = Tasks()
         self.quarantined: Counter[tuple[str, str]] = Counter()
-        """How many rows of which source are in quarantine for which reason, as last reported."""
+        """Rows in quarantine by source and reason, as last reported."""
         self.freed = False
-        """Whether a name has become free since the consumer looked: another source's rows may be waiting for it."""
+        """Whether a name became free since the consumer last checked.
+
+        Rows of another source may wait for this name.
+        """
         self.pending: dict[str, str] = {"syncd": "it is starting"}
-        """Sources that are not read to the end, with the reason: while there is one, a name that is missing may still appear."""
+        """Sources that are not read to the end, with the reason.
+
+        While there is one, an unknown name may still appear.
+        """
 
     def listed(self) -> list[Dataset]:
-        """The datasets of this moment; a pass may add and remove some meanwhile."""
+        """The present datasets as a list, because a pass may add and remove datasets meanwhile."""
         return list(self.by_name.values())
 
     def find(self, name: str) -> Dataset:
@@ -119,7 +132,10 @@ class Registry:
         return dataset
 
     def known(self, name: str) -> Dataset:
-        """A dataset in any state; raises ``UnknownDataset``, or ``NotReady`` while it may still appear."""
+        """A dataset in any state.
+
+        Raises ``UnknownDataset``, or ``NotReady`` while the dataset may still appear.
+        """
         dataset = self.look_up(full_dataset_name(name))
         if dataset is None:
             if not self.pending:
@@ -127,19 +143,19 @@ class Registry:
             why = "; ".join(f"{source}: {reason}" for source, reason in self.pending.items())
             raise NotReady(
                 f"dataset {shortened(full_dataset_name(name))!r} is not known yet ({why})",
-                hint="try again in a moment; syncd datasets shows what is there",
+                hint="try again in a moment; list the datasets: syncd datasets",
             )
         return dataset
 
     def look_up(self, name: DatasetName) -> Dataset | None:
-        """The dataset of a name, with or without rows; None where the name was never seen."""
+        """The dataset of a name, with or without rows; None if the name is unknown."""
         dataset = self.by_name.get(name)
         if dataset is None and (follower := self.retired.get(name)) is not None:
             return follower.empty(name)
-        return dataset or self.by_name.get(name)  # it may have been formed again just now
+        return dataset or self.by_name.get(name)  # another thread may have just created it again
 
     def create(self, name: DatasetName, source: Source, follower: Follower) -> Dataset:
-        """A new, empty dataset in a directory of its own; it is not listed before ``publish``."""
+        """A new, empty dataset in its own directory; ``publish`` lists it."""
         directory = dataset_directory(self.data_dir, name) / secrets.token_hex(4)
         index = DatasetIndex.create(
             directory,
@@ -153,13 +169,13 @@ class Registry:
         return Dataset(name, source, index, follower)
 
     def publish(self, dataset: Dataset) -> None:
-        """List a dataset under its name, in place of an older one of the same name."""
+        """List a dataset under its name; it replaces an older one of this name."""
         self.by_name[dataset.name] = dataset
         self.retired.pop(dataset.name, None)
         self.counters.label(dataset.name)
 
     def retire(self, dataset: Dataset, follower: Follower) -> None:
-        """Know nothing but the name of a dataset that has no rows any more."""
+        """Forget all but the name of a dataset that has no rows."""
         self.retired[dataset.name] = follower
         if self.by_name.get(dataset.name) is dataset:
             del self.by_name[dataset.name]
@@ -174,14 +190,17 @@ class Registry:
             self.freed = True
 
     def forget_counts(self) -> None:
-        """Count datasets that have gone together with others. Between passes, on the event loop."""
+        """Move the counts of datasets that are gone to ``OTHER``.
+
+        Called between passes, on the event loop.
+        """
         gone, self.just_retired = self.just_retired, []
         for name in gone:
             if name not in self.by_name:
                 self.counters.forget(name)
 
     def remove(self, dataset: Dataset) -> None:
-        """Take a dataset off the list, if it is the one that is listed."""
+        """Remove a dataset from the list, unless another one is listed under its name."""
         if self.by_name.get(dataset.name) is dataset:
             del self.by_name[dataset.name]
             self.freed = True

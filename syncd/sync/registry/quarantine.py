@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Explanation(NamedTuple):
-    """What the rows have that cannot be indexed, and what to do about it."""
+    """The property that keeps a row out of the index, and the next step."""
 
     meaning: str
     step: str
@@ -49,7 +49,7 @@ EXPLANATIONS: dict[str, Explanation] = {
         "bytes that are not little-endian float32", "write the vectors again"
     ),
 }
-"""By ``QuarantineReason``."""
+"""Explanation by ``QuarantineReason``."""
 
 LIST_ROWS = "SELECT reason, dataset, key FROM syncd.quarantine ORDER BY reason, dataset, key;"
 """Command that lists the rows."""
