@@ -1,1 +1,1 @@
-"""What operators look at: HTTP endpoints, the page, metrics, `check`, `why`, webhooks."""
+"""Views for operators: HTTP endpoints, status page, metrics, ``check``, ``why``, webhook."""

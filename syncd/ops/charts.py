@@ -1,4 +1,4 @@
-"""Charts of the last hour as inline SVG: drawn here, so that the page needs neither assets nor a script to be read."""
+"""Charts of the last hour as inline SVG: the page needs neither assets nor a script for them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from html import escape
 WIDTH, HEIGHT = 360, 90
 SPAN_SECONDS = 3600.0
 GAP_SECONDS = 35.0
-"""Samples further apart are not joined: the process was frozen, or nothing was measured."""
+"""Samples further apart are not joined: the process was suspended, or nothing was measured."""
 
 Point = tuple[float, float | None]
 
 
 def chart(title: str, unit: str, series: Sequence[tuple[str, Sequence[Point]]]) -> str:
-    """Lines over time; ``series`` are (name, points of (time, value)). The newest and the largest value stand in the caption."""
+    """Lines over time; ``series`` are (name, points of (time, value)).
+
+    The caption shows the newest and the largest value.
+    """
     values = [value for _, points in series for _, value in points if value is not None]
     top = max([*values, 0.0]) or 1.0
     newest = max((at for _, points in series for at, _ in points), default=0.0)
@@ -28,7 +31,8 @@ def chart(title: str, unit: str, series: Sequence[tuple[str, Sequence[Point]]]) 
     return (
         f"<figure><figcaption><b>{escape(title)}</b> <span>{escape(now)}</span>"
         f" <small>highest {escape(shown(max(values, default=None), unit))}</small></figcaption>"
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none" role="img" aria-label="{escape(text)}">'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none"'
+        f' role="img" aria-label="{escape(text)}">'
         f'<line x1="0" y1="{HEIGHT - 1}" x2="{WIDTH}" y2="{HEIGHT - 1}"/>{lines}</svg></figure>'
     )
 

@@ -1,28 +1,31 @@
-"""Everything that can be looked at without changing anything: the versions, the machine, the service, the database and each source.
+"""Checks that change nothing: versions, machine, service, database and each source.
 
-``examine`` never raises for what it finds: a database that cannot be reached is one ``fail``, a check that fails is a ``warn`` that says so.
+``examine`` reports each problem as a finding and does not raise: an unreachable database is one
+``fail``, and a check that raises an error is a ``warn`` with the error.
 """
 
 from __future__ import annotations
 
-import math
-import os
-import platform
 import shlex
-import shutil
-import time
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
-from importlib.metadata import version
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from psycopg import sql
 
-from syncd.errors import DatabaseError, DatabaseUnreachable, ServiceUnavailable
+from syncd.errors import DatabaseError, DatabaseUnreachable
 from syncd.ops.check_database import check_encoding, check_publications, check_read_only
+from syncd.ops.check_machine import (
+    check_clock,
+    check_data_directory,
+    check_disk,
+    check_program,
+    index_bytes,
+)
+from syncd.ops.check_service import LAG_SECONDS, check_service
 from syncd.ops.check_sources import READING_CHECKS, SOURCE_CHECKS
-from syncd.ops.findings import Finding, ago, amount, fail, guarded, ok, since, warn
-from syncd.ops.look import Look, Service, ask_service, looking
+from syncd.ops.findings import Finding, ago, amount, fail, guarded, ok, warn
+from syncd.ops.look import Look, ask_service, looking
 from syncd.ops.sessions import (
     check_locks,
     check_notification_queue,
@@ -33,25 +36,17 @@ from syncd.ops.sessions import (
 from syncd.postgres import schema
 from syncd.postgres.rights import grant_own_tables
 from syncd.postgres.source import Source, read_sources
-from syncd.protocol.messages import VerifyStatus
 from syncd.settings import Settings
 from syncd.sync.background.reports import MAX_REPORTED_ROWS
 
 NEWEST_SERVER_VERSION = 18
-CLOCK_SECONDS = 5.0
-LAG_SECONDS = 10.0
-LATE_CHECKPOINTS = 3
 STALE_CONSUMER_SECONDS = 600.0
 OUTBOX_ROW_BYTES = 60
 OUTBOX_SHARE = 0.5
-MINIMUM_FREE_BYTES = 100_000_000
-UNKNOWN_DIMENSION = 768
-ROW_BYTES = 64
-"""Beside its vector: key, fingerprint, bitmaps."""
 
 
 def examine(settings: Settings, socket: Path | str) -> list[Finding]:
-    """Every finding, in the order in which they are best read."""
+    """All findings, in the order in which an operator should read them."""
     service = ask_service(socket)
     found = guarded("program", check_program)
     try:
@@ -76,22 +71,8 @@ def examine(settings: Settings, socket: Path | str) -> list[Finding]:
     ]
 
 
-def check_program() -> Iterator[Finding]:
-    """The program itself, and the library that it can do nothing without."""
-    try:
-        import faiss  # it takes a moment to load, and only this command wants to know
-
-        shown = f"faiss {faiss.__version__}"
-    except ImportError as error:
-        yield fail(
-            "program", f"faiss cannot be loaded: {error}", "pip install --force-reinstall faiss-cpu"
-        )
-        return
-    yield ok("program", f"syncd {version('syncd')}, Python {platform.python_version()}, {shown}")
-
-
 def check_server(look: Look) -> Iterator[Finding]:
-    """The server is one that syncd knows, and not a standby."""
+    """The server has a version that syncd knows, and it is not a standby."""
     shown, number, look.role, in_recovery, pgvector = look.row("read_server")
     with_pgvector = f", pgvector {pgvector}" if pgvector else ""
     if number < schema.MINIMUM_SERVER_VERSION:
@@ -103,27 +84,17 @@ def check_server(look: Look) -> Iterator[Finding]:
             "name the primary, or all hosts, in SYNCD_DSN",
         )
     elif number // 10000 > NEWEST_SERVER_VERSION:
-        detail = f"PostgreSQL {shown} is newer than any that this syncd was tried with ({NEWEST_SERVER_VERSION})"
+        detail = (
+            f"PostgreSQL {shown} is newer than the versions that this syncd was tried with "
+            f"({NEWEST_SERVER_VERSION})"
+        )
         yield warn("server", detail, "pip install --upgrade syncd")
     else:
         yield ok("server", f"PostgreSQL {shown}{with_pgvector}")
 
 
-def check_clock(look: Look) -> Iterator[Finding]:
-    """The server's clock and ours agree; nothing rests on it but what people read."""
-    before = time.time()
-    (there,) = look.row("read_clock")
-    here = (before + time.time()) / 2
-    difference = abs(there - here)
-    if difference > CLOCK_SECONDS:
-        detail = f"this machine's clock and the server's differ by {ago(difference)}: ages that are shown may be wrong"
-        yield warn("clock", detail, "synchronise both machines' clocks, for example with chrony")
-    else:
-        yield ok("clock", f"differs from the server's by {ago(difference)}")
-
-
 def check_schema(look: Look) -> list[Finding]:
-    """Schema syncd, and everything that can be looked at only where it is there."""
+    """Checks of schema syncd, and the checks that need it."""
     found = guarded("schema", lambda: check_revision(look))
     if any(finding.level == "fail" for finding in found) or not found:
         return found
@@ -143,35 +114,28 @@ def check_schema(look: Look) -> list[Finding]:
         ("transactions", check_oldest_transaction),
         ("prepared transactions", check_prepared_transactions),
     ):
-        found += guarded(what, bound(check, look))
+        found += guarded(what, partial(check, look))
     return found
 
 
-def bound(
-    check: Callable[[Look], Iterator[Finding]], look: Look
-) -> Callable[[], Iterator[Finding]]:
-    """A check that is ready to be run."""
-    return lambda: check(look)
-
-
 def check_source(look: Look, source: Source) -> list[Finding]:
-    """All checks of one source; its rows are not read where it is clear that they cannot be."""
+    """All checks of one source; without the checks that read rows if they cannot be read."""
     found: list[Finding] = []
     for words, check in SOURCE_CHECKS:
         if words in READING_CHECKS and unreadable(found, source):
             continue
-        found += guarded(f"{words} {source.name}", lambda check=check: check(look, source))  # type: ignore[misc]
+        found += guarded(f"{words} {source.name}", partial(check, look, source))
     return found
 
 
 def unreadable(found: list[Finding], source: Source) -> bool:
-    """Whether a finding says already why no row can be read."""
+    """Whether a finding already explains why no row can be read."""
     causes = (f"rights on {source.name}", f"columns of {source.name}")
     return any(finding.level != "ok" and finding.what in causes for finding in found)
 
 
 def check_revision(look: Look) -> Iterator[Finding]:
-    """Schema syncd is there, at the revision that this program needs."""
+    """Schema syncd exists, at the revision that this program needs."""
     row = look.row("read_schema_rights")
     if row is None:
         yield fail("schema", "the database has no schema syncd", "syncd init")
@@ -193,7 +157,7 @@ def check_revision(look: Look) -> Iterator[Finding]:
 
 
 def check_own_rights(look: Look) -> Iterator[Finding]:
-    """The role may use syncd's own tables as a service does."""
+    """The role has the rights on syncd's own tables that a service needs."""
     missing = look.rows("read_missing_rights")
     gone = sorted({name for name, privilege in missing if privilege is None})
     if gone:
@@ -212,13 +176,13 @@ def check_own_rights(look: Look) -> Iterator[Finding]:
 
 
 def grant_all(role: str, owner: str) -> str:
-    """What gives a role the rights that a service needs of schema syncd, or the role that has them."""
+    """Fix that grants a role the rights of a service, or names the role that has them."""
     to = sql.Identifier(role).as_string()
     return f'connect syncd as "{owner}", or as that role: {grant_own_tables(to)}'
 
 
 def load_sources(look: Look) -> Iterator[Finding]:
-    """Read what is attached, for the checks that follow."""
+    """Read the attached sources, for the next checks."""
     with look.transaction():
         look.sources = read_sources(look.connection)
     look.arguments = dict(look.rows("read_arguments"))
@@ -232,11 +196,14 @@ def load_sources(look: Look) -> Iterator[Finding]:
 
 
 def check_notify(look: Look) -> Iterator[Finding]:
-    """How writers wake the service."""
+    """How writers wake the service: by NOTIFY, or not at all."""
     mode, prepared = look.row("read_notify")
     listening = look.service.status is None or look.service.status.listener_connected
     if mode == schema.NOTIFY_GUARDED and prepared:
-        detail = f"on, while max_prepared_transactions is {prepared}: a PREPARE TRANSACTION after a write to a source fails"
+        detail = (
+            f"on, while max_prepared_transactions is {prepared}: "
+            "a PREPARE TRANSACTION after a write to a source fails"
+        )
         yield warn(
             "notify",
             detail,
@@ -261,12 +228,13 @@ def check_notify(look: Look) -> Iterator[Finding]:
         yield warn(
             "notify",
             detail,
-            "see listener_lost in its log; behind a transaction pooler set SYNCD_NOTIFY=off",
+            "see listener_lost in the log of syncd serve; "
+            "if it connects through a transaction pooler, set SYNCD_NOTIFY=off",
         )
 
 
 def check_outbox(look: Look) -> Iterator[Finding]:
-    """The outbox is well below its cap; else who keeps it from being freed."""
+    """The outbox is well below its cap; otherwise the consumer that still needs its rows."""
     cap, size = look.row("read_outbox")
     rows = size // OUTBOX_ROW_BYTES
     detail = f"{amount(size)}, at most about {rows:,} rows, of {cap:,} allowed"
@@ -279,12 +247,15 @@ def check_outbox(look: Look) -> Iterator[Finding]:
         if consumers
         else "; no consumer reads it"
     )
-    fix = "start the consumer (syncd serve), or remove one that is gone (see consumers), or raise SYNCD_OUTBOX_MAX_ROWS"
+    fix = (
+        "start the consumer (syncd serve), or remove a consumer that is gone (see consumers), "
+        "or raise SYNCD_OUTBOX_MAX_ROWS"
+    )
     yield warn("outbox", detail + held, fix)
 
 
 def check_consumers(look: Look) -> Iterator[Finding]:
-    """Every consumer reports, and none is behind."""
+    """Each consumer reports, and none is behind."""
     for name, state, lag_rows, lag_seconds, silent, checkpoint_age, _ in look.rows(
         "read_consumers"
     ):
@@ -295,9 +266,12 @@ def check_consumers(look: Look) -> Iterator[Finding]:
             else "no checkpoint yet"
         )
         if silent > STALE_CONSUMER_SECONDS:
-            literal = "'" + name.replace("'", "''") + "'"
-            gone = f"DELETE FROM syncd.consumers WHERE name = {literal};"  # noqa: S608 - text for a person
-            fix = f"start it: SYNCD_CONSUMER={shlex.quote(name)} syncd serve; or, if it is gone for good: {gone}"
+            literal = sql.Literal(name).as_string()
+            gone = f"DELETE FROM syncd.consumers WHERE name = {literal};"  # noqa: S608 - only text
+            fix = (
+                f"start it: SYNCD_CONSUMER={shlex.quote(name)} syncd serve; "
+                f"or, if it is gone for good: {gone}"
+            )
             yield warn(
                 what,
                 f"has not reported for {ago(silent)}; the outbox is kept for it; {checkpoint}",
@@ -315,7 +289,7 @@ def check_consumers(look: Look) -> Iterator[Finding]:
 
 
 def check_quarantine(look: Look) -> Iterator[Finding]:
-    """No live row is left out."""
+    """No live row is in quarantine."""
     consumer = (
         look.settings.consumer if look.service.status is None else look.service.status.consumer
     )
@@ -323,7 +297,8 @@ def check_quarantine(look: Look) -> Iterator[Finding]:
     at_least = "at least " if sum(row[2] for row in rows) >= MAX_REPORTED_ROWS else ""
     for dataset, reason, count, sample in rows[:20]:
         name = dataset or "(no dataset)"
-        detail = f"{at_least}{count} row{'s' if count > 1 else ''} with {reason}, such as key {sample[0]}"
+        rows_are = f"{at_least}{count} row{'s' if count > 1 else ''}"
+        detail = f"{rows_are} with {reason}, such as key {sample[0]}"
         yield warn(
             f"quarantine of {name}",
             detail,
@@ -331,145 +306,3 @@ def check_quarantine(look: Look) -> Iterator[Finding]:
         )
     if not rows:
         yield ok("quarantine", "no row")
-
-
-def check_service(settings: Settings, service: Service) -> Iterator[Finding]:
-    """The service runs, is in step, and saves checkpoints."""
-    status = service.status
-    if status is None:
-        assert service.error is not None
-        report = (
-            warn if isinstance(service.error, ServiceUnavailable) else fail
-        )  # one that is there, and does not answer
-        yield report(
-            "service", service.error.message, service.error.hint or "see the log of syncd serve"
-        )
-        return
-    for row in service.datasets:
-        if row.state in ("failed", "must_rebuild"):
-            yield fail(f"dataset {row.dataset}", f"is {row.state}", f"syncd why {row.dataset}")
-        elif row.lag_seconds > LAG_SECONDS:
-            yield warn(
-                f"dataset {row.dataset}",
-                f"is {row.state}, {ago(row.lag_seconds)} behind",
-                f"syncd why {row.dataset}",
-            )
-        if row.in_sync is False:
-            yield warn(
-                f"dataset {row.dataset}",
-                "the last verify found a difference",
-                f"syncd verify {row.dataset} --repair",
-            )
-    detail = f"{status.state}, consumer {status.consumer}, version {status.version}, up {ago(status.uptime_seconds)}"
-    if status.state == "failed":
-        yield fail(
-            "service",
-            f"{detail}: a source cannot be read",
-            "see the lines about each source and dataset",
-        )
-    elif status.database_error:
-        yield fail(
-            "service",
-            f"{detail}: {status.database_error}; it answers from where it was",
-            "mend that, and watch: syncd status --watch",
-        )
-    else:
-        yield ok(
-            "service", f"{detail}, lag {ago(status.lag_seconds) if status.lag_seconds else 'none'}"
-        )
-    for task in status.failing_tasks:
-        detail = f"fails, {task.failures} time{'s' if task.failures > 1 else ''} in a row: {task.error}; tried again in {ago(task.retry_in_seconds)}"
-        yield warn(
-            f"task {task.task}",
-            detail,
-            "see task_failed in the log of syncd serve; watch: syncd status --watch",
-        )
-    if status.version != version("syncd"):
-        detail = f"the running service is {status.version}, this program {version('syncd')}"
-        yield warn("service", detail, "restart syncd serve")
-    if status.verify is not None:
-        yield check_verify(status.verify)
-    checkpoint = status.checkpoint
-    age = None if checkpoint.at is None else (datetime.now(UTC) - checkpoint.at).total_seconds()
-    late = LATE_CHECKPOINTS * settings.checkpoint_seconds
-    if checkpoint.error:
-        yield fail(
-            "checkpoint",
-            f"the last attempt failed: {checkpoint.error}",
-            "mend that, then: syncd checkpoint",
-        )
-    elif (
-        min(status.uptime_seconds, math.inf if age is None else age) > late
-    ):  # a start may load one that is days old
-        shown = "none since the service started" if age is None else f"{ago(age)} old"
-        yield warn(
-            "checkpoint",
-            f"{shown}, expected every {settings.checkpoint_seconds:.0f} s",
-            "syncd checkpoint",
-        )
-    else:
-        yield ok("checkpoint", "not due yet" if age is None else f"{ago(age)} old")
-
-
-def check_verify(verify: VerifyStatus) -> Finding:
-    """Every table is compared with its indexes now and then: drift that no verify looks for is never found."""
-    age = since(verify.at)
-    if verify.overdue:
-        detail = f"the last whole one is {age}, more than twice SYNCD_VERIFY_SECONDS={verify.interval_seconds:g}: {verify.overdue}"
-        return warn("verify", detail, "see to that, then: syncd verify")
-    return ok(
-        "verify",
-        age
-        if verify.interval_seconds
-        else f"{age}; none in the background: SYNCD_VERIFY_SECONDS=0",
-    )
-
-
-def check_data_directory(settings: Settings, service: Service) -> Iterator[Finding]:
-    """The data directory can be written, by this user at least."""
-    path = settings.data_dir
-    nearest = nearest_existing(path)
-    fix = f"run as the user that owns it, or set SYNCD_DATA_DIR, or: sudo install -d -o $(id -un) -m 750 {path}"
-    if not nearest.is_dir():
-        yield fail(
-            "data directory", f"{nearest} is not a directory", "set SYNCD_DATA_DIR to a directory"
-        )
-    elif not os.access(nearest, os.W_OK | os.X_OK):
-        report = (
-            fail if service.status is None else warn
-        )  # a service that runs has shown that it can write
-        detail = f"user {os.geteuid()} may not write {nearest}, which belongs to user {nearest.stat().st_uid}"
-        yield report("data directory", detail, fix)
-    elif nearest != path:
-        yield ok("data directory", f"{path} will be made by syncd serve")
-    elif path.stat().st_mode & 0o002:
-        yield warn("data directory", f"anybody may write {path}", f"chmod o-w {path}")
-    else:
-        yield ok("data directory", f"{path} can be written")
-
-
-def check_disk(settings: Settings, service: Service, need: int) -> Iterator[Finding]:
-    """There is place for the indexes, which take ``need`` bytes by the server's estimate of rows, once more while one is built aside."""
-    free = shutil.disk_usage(nearest_existing(settings.data_dir)).free
-    need = max(need, sum(row.bytes for row in service.datasets))
-    detail = f"{amount(free)} free, the indexes need about {amount(need)}, and as much again while they are rebuilt"
-    fix = (
-        f"free some space on the disk of {settings.data_dir}, or set SYNCD_DATA_DIR to a larger one"
-    )
-    if free < MINIMUM_FREE_BYTES:
-        yield fail("disk", detail, fix)
-    elif free < need:
-        yield warn("disk", detail, fix)
-    else:
-        yield ok("disk", detail)
-
-
-def index_bytes(look: Look, source: Source) -> int:
-    """The place that a source's indexes take, about."""
-    dimension = source.dimension or look.dimensions.get(source.id, UNKNOWN_DIMENSION)
-    return look.table_rows.get(source.id, 0) * (dimension * (2 if source.half else 4) + ROW_BYTES)
-
-
-def nearest_existing(path: Path) -> Path:
-    """The directory itself, or the one above it that it would be made in."""
-    return next((each for each in (path, *path.parents) if each.exists()), Path("/"))

@@ -1,4 +1,4 @@
-"""Checks of the database as a whole: its encoding, whether it takes writes, and who else gets its tables."""
+"""Checks of the whole database: encoding, writes allowed by default, publications."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from syncd.postgres.publications import foreign_rows, read_carriers, read_subscr
 
 
 def check_encoding(look: Look) -> Iterator[Finding]:
-    """Text has an encoding."""
+    """The database's encoding is one that syncd can read."""
     (encoding,) = look.row("read_encoding")
     try:
         schema.check_encoding(encoding)
@@ -25,12 +25,12 @@ def check_encoding(look: Look) -> Iterator[Finding]:
 
 
 def check_read_only(look: Look) -> Iterator[Finding]:
-    """No default keeps other programs from writing; syncd's own sessions set it off."""
+    """Transactions may write by default; syncd's own sessions always set it so."""
     is_on, source, database, user = look.row("read_read_only")
     if not is_on:
         yield ok("read-only", "no: transactions may write")
         return
-    # a role's settings take effect at its login: SET role later does not bring those of another role
+    # A role's settings take effect at its login: a later SET ROLE does not apply another role's.
     role, name = sql.Identifier(user).as_string(), sql.Identifier(database).as_string()
     setting = "RESET default_transaction_read_only;"
     fixes = {
@@ -39,19 +39,23 @@ def check_read_only(look: Look) -> Iterator[Finding]:
         "database user": f"ALTER ROLE {role} IN DATABASE {name} {setting}",
         "client": "take default_transaction_read_only out of SYNCD_DSN or PGOPTIONS",
     }
-    detail = f"default_transaction_read_only is on, set by: {source}; syncd sets it off for its own sessions, and the server is not a standby"
+    detail = (
+        f"default_transaction_read_only is on, set by: {source}; "
+        "syncd sets it off for its own sessions, and the server is not a standby"
+    )
     yield warn(
         "read-only",
         detail,
         fixes.get(
             source,
-            f"see whether the disk is full, since hosted servers set it then; else: ALTER SYSTEM {setting}",
+            "check whether the disk is full, since hosted servers set it then; "
+            f"if it is not: ALTER SYSTEM {setting}",
         ),
     )
 
 
 def check_publications(look: Look) -> Iterator[Finding]:
-    """No subscriber gets syncd's own tables, and this database gets those of no other server."""
+    """No publication sends syncd's own tables, and no subscription writes them here."""
     with look.transaction():
         carriers, subscriptions = (
             read_carriers(look.connection),

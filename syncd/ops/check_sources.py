@@ -1,4 +1,4 @@
-"""Checks of one source: may it be read, is every change of it noticed, and can its rows be indexed."""
+"""Checks of one source: rights to read it, triggers for each change, rows that can be indexed."""
 
 from __future__ import annotations
 
@@ -17,14 +17,20 @@ EVENTS = ("insert", "update", "delete", "truncate")
 
 
 def check_table(look: Look, source: Source) -> Iterator[Finding]:
-    """The table is there, is still the one that was meant, and is of a kind whose triggers see every change."""
+    """The table exists, is the table that was attached, and its triggers see each change."""
     what = f"table {source.name}"
     if source.table is None:
         if source.successor == source.last_name is not None:
-            detail = f"{source.last_name} was dropped and made again: what is attached is the dropped one"
+            detail = (
+                f"{source.last_name} was dropped and created again: what is attached is the "
+                "dropped one"
+            )
             yield fail("table", detail, like_before(source))
         elif source.successor is not None:
-            detail = f"{source.last_name} was dropped, and {source.successor} has the name now with which it was attached"
+            detail = (
+                f"{source.last_name} was dropped, and {source.successor} has the name now with "
+                "which it was attached"
+            )
             yield fail("table", detail, like_before(source))
         else:
             yield fail(
@@ -36,7 +42,10 @@ def check_table(look: Look, source: Source) -> Iterator[Finding]:
         shown = ", ".join(unlogged[:8]) + (
             f", and {len(unlogged) - 8} more" if len(unlogged) > 8 else ""
         )
-        detail = f"{shown} unlogged: a crash of the server empties it, and after each lost connection the table is compared"
+        detail = (
+            f"{shown} unlogged: a crash of the server empties it, and after each lost connection "
+            "the table is compared"
+        )
         yield warn(what, detail, f"ALTER TABLE {unlogged[0]} SET LOGGED;")
     _, _, _, _, children, *_ = look.row("read_source", [source.oid])
     if children:
@@ -46,14 +55,15 @@ def check_table(look: Look, source: Source) -> Iterator[Finding]:
 
 
 def check_place(look: Look, source: Source) -> Iterator[Finding]:
-    """The table has not changed places with another: sources follow the table that was attached, whatever its name becomes."""
+    """The table was not exchanged with another: a source follows its table through each rename."""
     root, root_attached, other, other_attached = look.row("read_place", [source.id])
     what, leave = f"table {source.name}", shell_line(["syncd", "detach", sql_name(source)])
     if root is not None:
         detail = (
             f"the table is a partition of {root} now: rows of the other partitions are not indexed"
         )
-        # The key of a partitioned table holds its partition key too: it is another one.
+        # The key of a partitioned table also holds its partition key: the present key is not
+        # enough.
         attach = look.attach_command(source, table=root, key=())
         yield warn(what, detail, leave if root_attached else f"{leave} && {attach}")
     elif other is not None:
@@ -72,7 +82,10 @@ def check_stray_triggers(look: Look, source: Source) -> Iterator[Finding]:
     for relation, trigger in look.rows("read_stray_triggers", [source.id]):
         strays.setdefault(relation, []).append(trigger)
     for relation, triggers in strays.items():
-        detail = f"{relation} has triggers of {source.name}: they came with a dump or a copy of the table"
+        detail = (
+            f"{relation} has triggers of {source.name}: they came with a dump or a copy of the "
+            "table"
+        )
         drops = " ".join(
             f"DROP TRIGGER {sql.Identifier(name).as_string()} ON {relation};" for name in triggers
         )
@@ -80,7 +93,7 @@ def check_stray_triggers(look: Look, source: Source) -> Iterator[Finding]:
 
 
 def check_rights(look: Look, source: Source) -> Iterator[Finding]:
-    """The role may read all of the table."""
+    """The role may read every row of the table."""
     if source.table is None:
         return
     what, table = f"rights on {source.name}", source.identifier.as_string()
@@ -110,7 +123,7 @@ def check_rights(look: Look, source: Source) -> Iterator[Finding]:
 
 
 def check_columns(look: Look, source: Source) -> Iterator[Finding]:
-    """The vector column and the expressions still mean something: the very query that reads rows is tried, for none of them."""
+    """The vector column and the expressions are valid: the query that reads rows can be planned."""
     if source.table is None:
         return
     what = f"columns of {source.name}"
@@ -129,7 +142,7 @@ def check_columns(look: Look, source: Source) -> Iterator[Finding]:
 
 
 def check_triggers(look: Look, source: Source) -> Iterator[Finding]:
-    """Every change of the table is noticed: the triggers are there, and fire always."""
+    """Each change of the table is recorded: the triggers exist and always fire."""
     if source.table is None:
         return
     what = f"triggers of {source.name}"
@@ -143,26 +156,29 @@ def check_triggers(look: Look, source: Source) -> Iterator[Finding]:
         shown = ", ".join(problems[:8]) + (
             f", and {len(problems) - 8} more" if len(problems) > 8 else ""
         )
-        # Attaching again reads the table again too: what was changed meanwhile left no trace.
+        # Attaching again also reads the table again: changes without triggers were not recorded.
         yield fail(what, f"{shown}: changes are missed", look.attach_command(source))
     else:
         yield ok(what, "all there, and always enabled")
     workers = [name for (name,) in look.rows("read_apply_workers", [source.oid])]
     if workers:
-        detail = f"an apply worker on this server ({', '.join(workers)}) fires row triggers only: what it writes here is missed"
+        detail = (
+            f"an apply worker on this server ({', '.join(workers)}) fires row triggers only: its "
+            "writes here are missed"
+        )
         yield warn(
             what, detail, f"if it writes this table: {look.attach_command(source)} --row-triggers"
         )
 
 
 def check_key(look: Look, source: Source) -> Iterator[Finding]:
-    """The key is still unique and never NULL."""
+    """The key is unique and never NULL."""
     if source.table is None:
         return
     what, table = f"key of {source.name}", source.identifier.as_string()
     columns = ", ".join(sql.Identifier(name).as_string() for name in source.key)
     unique, nullable, gone = look.row("read_key", {"source": source.oid, "key": source.key})
-    if gone:  # see check_columns, which names the command
+    if gone:  # check_columns names the command
         return
     for name in nullable:
         column = sql.Identifier(name).as_string()
@@ -181,7 +197,7 @@ def check_key(look: Look, source: Source) -> Iterator[Finding]:
 
 
 def check_live(look: Look, source: Source) -> Iterator[Finding]:
-    """Some row of the table is live."""
+    """At least one row of the table is live."""
     if source.table is None:
         return
     query = filled(
@@ -202,7 +218,7 @@ def check_live(look: Look, source: Source) -> Iterator[Finding]:
 
 
 def check_dimensions(look: Look, source: Source) -> Iterator[Finding]:
-    """Each dataset has one dimension, that of most of its rows."""
+    """Each dataset has one dimension, and it is the dimension of most of its rows."""
     if source.table is None:
         return
     what = f"dimensions of {source.name}"
@@ -231,7 +247,7 @@ def check_dimensions(look: Look, source: Source) -> Iterator[Finding]:
 
 
 def sampled_lengths(look: Look, source: Source) -> dict[str, list[tuple[int, int]]]:
-    """The lengths of some live rows' vectors by dataset, each with its number of rows, the most frequent first."""
+    """Lengths of sampled live vectors by dataset: (length, rows), the most frequent first."""
     of = {"real[]": "array", "double precision[]": "array", "bytea": "bytes"}.get(
         source.vector_type, "text"
     )
@@ -254,24 +270,30 @@ def sampled_lengths(look: Look, source: Source) -> dict[str, list[tuple[int, int
 
 
 def mixed_lengths(what: str, seen: Mapping[str, Sequence[tuple[int, int]]]) -> Iterator[Finding]:
-    """Datasets of which some rows must be in quarantine."""
+    """Datasets with vectors of several lengths: some of their rows are in quarantine."""
     for name, lengths in seen.items():
         if len(lengths) > 1:
             shares = ", ".join(f"{length} in {count} rows" for length, count in lengths[:4])
-            detail = f"dataset {name} has several lengths ({shares}, of those sampled); the fewer are quarantined"
+            detail = (
+                f"dataset {name} has several lengths ({shares}, of those sampled); the fewer are "
+                "quarantined"
+            )
             yield warn(what, detail, f"syncd why {name}")
 
 
 def wrong_dimension(
     what: str, name: str, indexed: int | None, lengths: Sequence[tuple[int, int]]
 ) -> Iterator[Finding]:
-    """A dataset that is indexed with another dimension than most of its rows have by now."""
+    """A dataset whose index has another dimension than most of its rows."""
     if (
         indexed is not None
         and lengths
         and indexed not in [length for length, count in lengths if count == lengths[0][1]]
     ):
-        detail = f"dataset {name} is indexed with dimension {indexed}, most of its rows have {lengths[0][0]}"
+        detail = (
+            f"dataset {name} is indexed with dimension {indexed}, most of its rows have "
+            f"{lengths[0][0]}"
+        )
         yield warn(what, detail, f"syncd rebuild {name}")
 
 
@@ -285,7 +307,7 @@ SOURCE_CHECKS: tuple[tuple[str, Callable[[Look, Source], Iterator[Finding]]], ..
     ("live rows of", check_live),
     ("dimensions of", check_dimensions),
 )
-"""Every check of a source, with the words that its lines begin with."""
+"""Each check of a source, with the first words of its lines."""
 
 READING_CHECKS = frozenset({"columns of", "live rows of", "dimensions of"})
-"""Those that read rows: they say nothing where it is known already that no row can be read."""
+"""Checks that read rows: they are left out if another check explains why no row can be read."""

@@ -1,4 +1,4 @@
-"""The service's side of ``why``: what only the running process knows about one dataset."""
+"""The service's part of ``why``: facts about one dataset that only the running process knows."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from syncd.types import DatasetName, full_dataset_name
 SAMPLE_KEYS = 3
 NEAR_NAMES = 5
 IN_PLACE_ROWS = 5000
-"""So many quarantined rows are counted on the event loop, in about a millisecond."""
+"""Up to this many quarantined rows are counted on the event loop, in about a millisecond."""
 ROWS_PER_NAME = 50
-"""Comparing a name with the one that was asked for costs as much as counting so many rows."""
+"""Cost of comparing one name with the wanted name, as a number of rows that are counted."""
 
 
 def why_method(methods: Methods) -> Mapping[str, Method[Any, Any]]:
@@ -36,13 +36,16 @@ def why_method(methods: Methods) -> Mapping[str, Method[Any, Any]]:
 
 
 class DatasetReport:
-    """See the module."""
+    """The method ``why`` over a running service."""
 
     def __init__(self, methods: Methods) -> None:
         self.methods = methods
 
     def why(self, params: messages.WhyParams) -> messages.WhyResult | Awaitable[messages.WhyResult]:
-        """One dataset, whatever state it is in; beside the event loop where there is much to count, or many names to compare."""
+        """Report one dataset in any state.
+
+        A worker thread does it if many rows are to be counted or many names compared.
+        """
         consumer = self.methods.consumer
         name = full_dataset_name(params.dataset)
         work = sum(len(followed.quarantine) for followed in consumer.sources.values())
@@ -53,7 +56,9 @@ class DatasetReport:
         return self.report(name)
 
     def report(self, name: DatasetName) -> messages.WhyResult:
-        """What ``why`` answers; a dataset that is not known has near names instead of a status. Safe in any thread."""
+        """Answer of ``why``; an unknown dataset has near names instead of a status. Safe in any
+        thread.
+        """
         consumer, listener = self.methods.consumer, self.methods.listener
         by_name = consumer.registry.by_name
         dataset = consumer.registry.look_up(name)
@@ -83,15 +88,19 @@ class DatasetReport:
         )
 
     def followed(self, dataset: Dataset) -> FollowedSource | None:
-        """What moves the dataset on; none for the frozen dataset of a source that is being attached anew."""
+        """The followed source that fills the dataset.
+
+        None for the frozen dataset of a source that is being attached again.
+        """
         sources = self.methods.consumer.sources
         return next(
             (followed for followed in sources.values() if followed is dataset.follower), None
         )
 
     def quarantine(self, names: Container[str]) -> list[messages.QuarantineCount]:
-        """Rows that would be in a dataset, by reason, the most frequent first; those of every source, since one may claim another's.
+        """Quarantined rows of a dataset, by reason, the most frequent reason first.
 
+        All sources count: a source may claim a dataset of another source.
         Rows whose expressions give no dataset have an empty name.
         """
         counts: dict[str, list[Any]] = {}
@@ -115,7 +124,7 @@ class DatasetReport:
 
 
 def progress(followed: FollowedSource) -> messages.SourceProgress:
-    """How one source is being followed."""
+    """Progress of one followed source."""
     now = time.monotonic()
     unconfirmed, failure = followed.unconfirmed, followed.failure
     return messages.SourceProgress(
@@ -131,7 +140,7 @@ def progress(followed: FollowedSource) -> messages.SourceProgress:
 
 
 def near_names(name: str, names: Sequence[str]) -> list[str]:
-    """Names whose part behind the project is like that of ``name``, whatever their project and their letters' case."""
+    """Names whose part after the project resembles that of ``name``, in any project and case."""
     last = {each: each.partition("/")[2].lower() for each in names}
     wanted = name.partition("/")[2].lower()
     alike = difflib.get_close_matches(wanted, set(last.values()), NEAR_NAMES)

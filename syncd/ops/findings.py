@@ -1,4 +1,4 @@
-"""What a check found: one line for a person, with the command that mends it."""
+"""Result of a check: one line for a person, with the command that fixes it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Level = Literal["ok", "warn", "fail"]
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One line: how it is, what was looked at, what was found, and the next step where something is not as it should be."""
+    """One line: level, subject, result, and the next step if the level is not ``ok``."""
 
     level: Level
     what: str
@@ -25,22 +25,25 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 def ok(what: str, detail: str) -> Finding:
-    """All is well."""
+    """The subject is in order."""
     return Finding("ok", what, detail)
 
 
 def warn(what: str, detail: str, fix: str) -> Finding:
-    """The indexes are right, or will be, but this wants attention."""
+    """The indexes are correct or will be, but an operator should look at the subject."""
     return Finding("warn", what, detail, fix)
 
 
 def fail(what: str, detail: str, fix: str) -> Finding:
-    """Something does not work, or will not."""
+    """The subject does not work, or will not work."""
     return Finding("fail", what, detail, fix)
 
 
 def guarded(what: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
-    """Run one check; one that itself fails is a ``warn`` that says so. Raises ``DatabaseUnreachable`` where the database went away."""
+    """Run one check; a check that raises an error becomes a ``warn`` with the error.
+
+    Raises ``DatabaseUnreachable`` if the connection is lost.
+    """
     found: list[Finding] = []
     try:
         found.extend(look())
@@ -55,7 +58,10 @@ def guarded(what: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
         fix = "see the lines about locks; run syncd check again when the lock is gone"
         found.append(warn(what, "could not be looked at: another transaction holds a lock", fix))
     except psycopg.errors.QueryCanceled as error:
-        fix = "see who is busy: SELECT pid, state, query FROM pg_stat_activity; then run syncd check again"
+        fix = (
+            "see what is running: SELECT pid, state, query FROM pg_stat_activity; "
+            "then run syncd check again"
+        )
         found.append(warn(what, f"could not be looked at in time: {first_line(error)}", fix))
     except psycopg.OperationalError as error:
         if error.sqlstate is None or error.sqlstate.startswith(("08", "57P")):
@@ -80,7 +86,7 @@ def guarded(what: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
 
 
 def not_looked_at(what: str, error: SyncdError) -> Finding:
-    """A check that failed."""
+    """Warning about a check that raised an error."""
     return warn(
         what, f"could not be looked at: {error.message}", error.hint or "see the server's log"
     )
@@ -97,7 +103,7 @@ def ago(seconds: float | None) -> str:
 
 
 def since(at: datetime | None) -> str:
-    """How old the last checkpoint or verify is."""
+    """Age of the last checkpoint or verify, for people."""
     return "none yet" if at is None else f"{ago((datetime.now(UTC) - at).total_seconds())} old"
 
 
@@ -113,7 +119,7 @@ def amount(size: float) -> str:
 def session(
     pid: int | None, user: str | None, application: str | None, state: str | None, since: str | None
 ) -> str:
-    """Who holds something, as far as this role may see."""
+    """Description of a server session, as far as this role may see it."""
     parts = [
         f"pid {pid}",
         f"application {application!r}" if application else "",

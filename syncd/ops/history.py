@@ -18,7 +18,7 @@ SAMPLES = 360
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Ten seconds. Latencies are None where nothing was searched."""
+    """Rates and latencies of ten seconds. Latencies are None if there was no search."""
 
     at: float
     lag_seconds: float
@@ -53,7 +53,7 @@ class History:
             self.parts.consumer.registry.tasks.well("history")
 
     def sample(self) -> None:
-        """Add what happened since the sample before."""
+        """Add a sample of the time since the previous sample."""
         before, now = self.before, self.totals()
         seconds = max(now.at - before.at, 1e-9)
         counts = [
@@ -82,7 +82,10 @@ class History:
 
 
 def quantile(counts: list[int], share: float) -> float | None:
-    """A quantile of searches that were counted in buckets, by linear interpolation as Prometheus does it; None without any."""
+    """A quantile of searches counted in buckets, in seconds; None without any search.
+
+    It is interpolated linearly within the bucket, as Prometheus does it.
+    """
     total = sum(counts)
     if not total:
         return None

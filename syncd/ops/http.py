@@ -1,6 +1,7 @@
-"""What operators ask over HTTP: ``/livez``, ``/readyz``, ``/status``, ``/metrics``, and the status page at ``/``.
+"""Operators' HTTP port: ``/livez``, ``/readyz``, ``/status``, ``/metrics``, the page at ``/``.
 
-It only reads. Whatever takes a while is rendered in a worker thread, one at a time, so that a scrape of thousands of series delays no search.
+It only reads. Long answers are rendered in a worker thread, one at a time: a scrape of
+thousands of series delays no search.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from syncd.host_port import join_host_port
 from syncd.ops import page
 from syncd.ops.history import History
 from syncd.ops.metrics import Metrics
+from syncd.ops.page_style import SECURITY_POLICY
 from syncd.ops.parts import Parts
 from syncd.ops.readiness import Readiness
 from syncd.protocol.messages import NoParams
@@ -37,7 +39,7 @@ CONNECTIONS = 64
 STOP_SECONDS = 2
 HEADERS = {
     "cache-control": "no-store",
-    "content-security-policy": page.SECURITY_POLICY,
+    "content-security-policy": SECURITY_POLICY,
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
 }
@@ -48,7 +50,7 @@ logger = structlog.get_logger()
 
 
 class Quiet(uvicorn.Server):
-    """uvicorn without signal handlers of its own: the service has one order of stopping, and this is a part of it."""
+    """uvicorn without its own signal handlers: the service stops its parts in one order."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -57,7 +59,7 @@ class Quiet(uvicorn.Server):
 
 
 class Http:
-    """The server and its pages."""
+    """The HTTP server and its pages."""
 
     def __init__(
         self, parts: Parts, readiness: Readiness, history: History, metrics: Metrics
@@ -71,9 +73,10 @@ class Http:
         self.stopped = anyio.Event()
 
     async def serve(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
-        """Serve until ``stop``. Where the default port is taken, by a second syncd on this machine say, it is done without.
+        """Serve until ``stop``. If the default port is in use, the service runs without HTTP.
 
-        Raises ``AddressInUse`` for a port that the user has chosen, ``SettingsError`` for an address that is not this machine's.
+        A second syncd on this machine may use the port, for example. Raises ``AddressInUse`` for a
+        port that the user has chosen, ``SettingsError`` for an address that is not this machine's.
         """
         settings = self.parts.settings
         self.stopped = anyio.Event()
@@ -102,7 +105,7 @@ class Http:
         )
         for each in sockets:
             logger.info("http_listening", address=join_host_port(*each.getsockname()[:2]))
-        task_status.started()  # the sockets listen: whoever connects now is answered
+        task_status.started()  # the sockets listen: a client that connects now is answered
         try:
             await self.server.serve(sockets)
         finally:
@@ -113,7 +116,7 @@ class Http:
             self.stopped.set()
 
     def stop(self) -> None:
-        """Answer what is under way, and end ``serve``."""
+        """Answer the requests that have begun, and end ``serve``."""
         if self.server is not None:
             self.server.should_exit = True
 
@@ -131,16 +134,16 @@ class Http:
         )
 
     async def show_livez(self, _: Request) -> Response:
-        """That it answers says it all: the event loop runs."""
+        """200: an answer shows that the event loop runs."""
         return Response("ok\n", media_type="text/plain", headers=HEADERS)
 
     async def show_readyz(self, _: Request) -> Response:
-        """200 or 503, and why."""
+        """200 or 503, with the reasons and remarks."""
         verdict = self.readiness.look()
         return json(dataclasses.asdict(verdict), 200 if verdict.ready else 503)
 
     async def show_status(self, _: Request) -> Response:
-        """What the RPC's ``status`` and ``datasets`` answer."""
+        """The answers of the RPC methods ``status`` and ``datasets``."""
         methods = self.parts.methods
         datasets = await self.in_thread(methods.every_status)
         return json({"status": methods.status(NoParams()), "datasets": datasets})
@@ -151,7 +154,7 @@ class Http:
         return Response(text, headers=HEADERS | {"content-type": CONTENT_TYPE_LATEST})
 
     async def show_page(self, request: Request) -> Response:
-        """The whole status page, with the result of a search where one was asked for."""
+        """The whole status page, with the result of a search if the request has one."""
         wanted = page.Wanted(
             request.query_params.get("dataset", ""), request.query_params.get("key", "")
         )
@@ -165,16 +168,16 @@ class Http:
         return HTMLResponse(await self.in_thread(partial(page.live, self.view())), headers=HEADERS)
 
     def view(self) -> page.View:
-        """What the page shows, as far as it is to be read on the event loop."""
+        """The parts of the page that are read on the event loop."""
         return page.View(self.parts, self.readiness.look(), list(self.history.samples))
 
     async def in_thread(self, render: Callable[[], T]) -> T:
-        """Render beside the event loop."""
+        """Render in a worker thread."""
         return await to_thread.run_sync(render, limiter=self.one_at_a_time)
 
 
 def json(value: object, status: int = 200) -> Response:
-    """A JSON answer, with a line end for those who use curl."""
+    """A JSON answer that ends with a newline, for a terminal."""
     return Response(
         msgspec.json.encode(value) + b"\n",
         status_code=status,

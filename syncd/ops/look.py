@@ -1,4 +1,4 @@
-"""What checks look at: the database, the machine, and the running service where there is one."""
+"""Subjects of the checks: the database, the machine, and the running service if there is one."""
 
 from __future__ import annotations
 
@@ -23,23 +23,28 @@ from syncd.statements import statement
 
 SERVICE_TIMEOUT_SECONDS = 10.0
 FAILURES_ASKED = 20
-"""Of so many failed sources the service is asked what it knows."""
+"""Number of failed sources, at most, that the service is asked to explain."""
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What the running service says of itself; ``error`` where none answers."""
+    """Status that the running service reports; ``error`` if no service answers."""
 
     status: ServiceStatus | None
     datasets: Sequence[DatasetStatus]
     error: SyncdError | None = None
     commands: Mapping[str, str] = field(default_factory=dict)
-    """By source: the command that attaches it as its columns are called now, where the service has named one."""
+    """Command by source: it attaches the source with the present names of its columns.
+
+    Only the sources for which the service names such a command are here.
+    """
 
 
 @dataclass(slots=True)
 class Look:
-    """One inspection. Each statement has a transaction of its own, so that a check that fails does not spoil the next."""
+    """One inspection. Each statement has its own transaction: a failed check does not abort the
+    next.
+    """
 
     settings: Settings
     service: Service
@@ -48,9 +53,9 @@ class Look:
     sources: Sequence[Source] = ()
     arguments: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     table_rows: Mapping[int, int] = field(default_factory=dict)
-    """The server's estimate of each source's rows, 0 where it has none."""
+    """The server's estimate of each source's rows; 0 if it has no estimate."""
     dimensions: dict[int, int] = field(default_factory=dict)
-    """Of the sources that declare none, that of most of the rows seen."""
+    """Dimension of most of the sampled rows, for each source that declares no dimension."""
 
     def rows(
         self, name: str, parameters: Sequence[object] | Mapping[str, object] | None = None
@@ -62,30 +67,35 @@ class Look:
     def row(
         self, name: str, parameters: Sequence[object] | Mapping[str, object] | None = None
     ) -> Any:
-        """Its only row, None where there is none."""
+        """The only row of a statement of ``queries/check.sql``; None if there is no row."""
         found = self.rows(name, parameters)
         return found[0] if found else None
 
     def source_rows(self, query: sql.Composed) -> list[tuple[Any, ...]]:
-        """The rows of a statement with a source's expressions in it, where a percent sign is a percent sign."""
+        """The rows of a statement that holds a source's expressions; a percent sign is literal in
+        it.
+        """
         with self.transaction():
             return psycopg.RawCursor(self.connection).execute(query).fetchall()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """A short transaction that reads only and waits for nobody; nothing of it stays with the session."""
+        """A short read-only transaction that waits for no lock. Its settings end with it."""
         with self.connection.transaction():
             limits = statement("check", "limits")
             self.connection.execute(";\n".join((session.service_settings(self.connection), limits)))
             yield
 
     def relations(self, sources: Sequence[Source]) -> list[int]:
-        """The sources' tables, with every partition below them."""
+        """Oids of the sources' tables and of all their partitions."""
         oids = [source.oid for source in sources if source.table is not None]
         return [*oids, *(leaf for _, leaf in self.rows("read_leaves", [oids]) if leaf not in oids)]
 
     def attach_with_present_columns(self, source: Source) -> str:
-        """What attaches a source again that has lost a column: with its new name, where that is known or there is but one choice."""
+        """Command that attaches a source again after a column of it was renamed or dropped.
+
+        It holds the new name if the name is known or if there is only one candidate.
+        """
         known = self.service.commands.get(source.name)
         if known:
             return known
@@ -104,13 +114,16 @@ class Look:
         return attach_command(source, arguments)
 
     def attach_command(self, source: Source, table: str | None = None, **others: object) -> str:
-        """What attaches the source again as it is, which makes triggers that are missing and reads the table again; or another table like it."""
+        """Command that attaches the source again as it is, or another table with its arguments.
+
+        Attaching again creates missing triggers and reads the whole table again.
+        """
         return attach_command(source, {**self.arguments.get(source.id, {}), **others}, table)
 
 
 @contextmanager
 def looking(settings: Settings, service: Service) -> Iterator[Look]:
-    """Open a connection to look through; raises ``DatabaseError``."""
+    """Open the connection of an inspection; raises ``DatabaseError``."""
     with connect_blocking(settings.conninfo) as connection:
         connection.rollback()
         connection.autocommit = True
@@ -120,7 +133,7 @@ def looking(settings: Settings, service: Service) -> Iterator[Look]:
 
 
 def attach_command(source: Source, arguments: Mapping[str, Any], table: str | None = None) -> str:
-    """The command with a source's own arguments, ready for a shell; what is a default is left out."""
+    """``syncd attach`` with a source's arguments, quoted for a shell; defaults are left out."""
     words = ["syncd", "attach", table or sql_name(source)]
     for name, default in (
         ("vector", ""),
@@ -141,7 +154,7 @@ def attach_command(source: Source, arguments: Mapping[str, Any], table: str | No
 
 
 def sql_name(source: Source) -> str:
-    """The table's name, in quotes where SQL wants them."""
+    """The table's name, with quotes if SQL needs them."""
     plain = all(
         part.isidentifier() and part == part.lower()
         for part in (source.schema or "", source.table or "")
@@ -150,12 +163,12 @@ def sql_name(source: Source) -> str:
 
 
 def attach_commands(fixes: Mapping[str, str]) -> dict[str, str]:
-    """Of the commands that end the failures of sources, those that attach a source again."""
+    """The commands that attach a source again, out of the fixes of failed sources."""
     return {source: fix for source, fix in fixes.items() if fix.startswith("syncd attach ")}
 
 
 def ask_service(socket: Path | str) -> Service:
-    """What the service on this socket answers, or why none does."""
+    """Answers of the service on this socket, or the error if none answers."""
     try:
         with Client(socket, timeout=SERVICE_TIMEOUT_SECONDS) as client:
             status, datasets = client.status(), client.datasets()

@@ -1,7 +1,8 @@
-"""Every metric: its name, its meaning, and where its number comes from.
+"""All metrics: name, meaning, and source of the number.
 
-Nothing is kept here: a scrape reads ``Counters`` and the parts' own attributes, so the code that does the work knows nothing of Prometheus, and a
-number cannot be forgotten on some path. Datasets beyond the first ``MAX_DATASETS`` are shown together as ``other``.
+Nothing is stored here: a scrape reads ``Counters`` and the parts' own attributes. So the code that
+does the work knows nothing of Prometheus, and no path can forget a number. Datasets beyond the
+first ``MAX_DATASETS`` are shown together as ``other``.
 """
 
 from __future__ import annotations
@@ -27,22 +28,22 @@ from syncd.types import DatasetName
 GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "syncd_build_info": ("1, with the version.", ("version", "python", "consumer")),
     "syncd_lag_seconds": (
-        "Since the last completed pass while changes wait, else 0.",
+        "Seconds since the last completed pass while changes wait, otherwise 0.",
         ("dataset",),
     ),
     "syncd_lag_rows": ("Outbox rows that wait, at most.", ("dataset",)),
     "syncd_index_vectors": ("Rows that a search can find.", ("dataset",)),
     "syncd_index_tombstones": (
-        "Places in the index whose row was updated or deleted.",
+        "Entries of the index whose row was updated or deleted.",
         ("dataset",),
     ),
     "syncd_index_bytes": ("Memory and files of the index.", ("dataset",)),
     "syncd_index_recall": (
-        "Recall at 10 that searches reach; 1 where they are exact.",
+        "Recall at 10 that searches reach; 1 if they are exact.",
         ("dataset",),
     ),
     "syncd_checkpoint_last_success_timestamp_seconds": ("When the last checkpoint was saved.", ()),
-    "syncd_listener_connected": ("1 while notifications are listened for.", ()),
+    "syncd_listener_connected": ("1 while the listener is connected.", ()),
     "syncd_outbox_rows": ("Rows that the outbox keeps, at most.", ()),
     "syncd_quarantined": ("Live rows whose vector cannot be indexed.", ("dataset",)),
     "syncd_verify_last_success_timestamp_seconds": (
@@ -51,7 +52,7 @@ GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     ),
 }
 COUNTERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "syncd_deltas_applied_total": ("Rows that came into the index.", ("dataset", "op")),
+    "syncd_deltas_applied_total": ("Changes applied to the index.", ("dataset", "op")),
     "syncd_searches_total": (
         "Searches; the outcome is ok or the kind of the error.",
         ("dataset", "outcome"),
@@ -62,32 +63,32 @@ COUNTERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
         ("task",),
     ),
     "syncd_listener_reconnects_total": ("Lost connections of the listener.", ()),
-    "syncd_wakeups_total": ("What woke the consumer.", ("source",)),
+    "syncd_wakeups_total": ("Wake-ups of the consumer, by their cause.", ("source",)),
     "syncd_verify_drift_total": (
         "Keys that differed from their table when they were compared.",
         ("dataset",),
     ),
     "syncd_repaired_total": ("Keys read again because they differed.", ("dataset",)),
     "syncd_rebuilds_total": (
-        "Readings of a whole dataset that was there before.",
+        "Times that an existing dataset was read again as a whole.",
         ("dataset", "reason"),
     ),
 }
 HISTOGRAMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "syncd_apply_seconds": ("Bringing the rows of one reading into the index.", ()),
+    "syncd_apply_seconds": ("Seconds to apply the rows of one read to the index.", ()),
     "syncd_search_seconds": (
-        "Searches that were answered, without the way to the client.",
+        "Seconds of answered searches, without the transfer to the client.",
         ("dataset",),
     ),
-    "syncd_checkpoint_seconds": ("Saving a checkpoint.", ()),
-    "syncd_verify_seconds": ("Comparing indexes with their tables.", ()),
+    "syncd_checkpoint_seconds": ("Seconds to save a checkpoint.", ()),
+    "syncd_verify_seconds": ("Seconds to compare indexes with their tables.", ()),
 }
 
 Labels = tuple[str, ...]
 
 
 class Metrics(Collector):
-    """The service as Prometheus sees it, in a registry of its own."""
+    """The service's metrics for Prometheus, in their own registry."""
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
@@ -95,11 +96,13 @@ class Metrics(Collector):
         self.registry.register(self)
 
     def render(self) -> bytes:
-        """All of it in the text format; in a worker thread, since ten thousand series take a while."""
+        """All metrics in the text format. Call it in a worker thread: ten thousand series take a
+        while.
+        """
         return generate_latest(self.registry)
 
     def collect(self) -> Iterator[Metric]:
-        """One family after the other."""
+        """All families of metrics."""
         counters = self.parts.counters
         yield from self.gauges()
         known: dict[Labels, float] = {
@@ -118,7 +121,7 @@ class Metrics(Collector):
             "syncd_wakeups_total",
             [((source,), n) for source, n in self.parts.consumer.wake.counts.items()],
         )
-        # A series that begins with its first drift has no increase: these start at 0.
+        # A series that begins with its first drift shows no increase: these series begin at 0.
         yield counter(
             "syncd_verify_drift_total",
             (known | {(one,): n for one, n in dict(counters.verify_drift).items()}).items(),
@@ -136,7 +139,7 @@ class Metrics(Collector):
         yield histogram("syncd_verify_seconds", {(): counters.verify_seconds})
 
     def gauges(self) -> Iterator[Metric]:
-        """What is so now."""
+        """The gauges."""
         parts = self.parts
         yield gauge(
             "syncd_build_info",
@@ -167,7 +170,10 @@ class Metrics(Collector):
     def quarantined(
         self, listed: Iterable[DatasetStatus], rows: Mapping[DatasetName, int]
     ) -> dict[Labels, float]:
-        """Rows in quarantine by label: 0 for a dataset that has none, and under ``OTHER`` those of datasets without indexed rows."""
+        """Rows in quarantine by label, 0 for a dataset without any.
+
+        Rows of datasets without indexed rows count under ``OTHER``.
+        """
         values: dict[Labels, float] = {
             (self.parts.counters.shown(one.dataset),): 0 for one in listed
         }
@@ -184,7 +190,7 @@ class Metrics(Collector):
         together: Callable[[Iterable[float]], float],
         value: Callable[[DatasetStatus], float],
     ) -> Metric:
-        """A gauge for each dataset, and one for those that have no label of their own."""
+        """A gauge per dataset, and one for the datasets without their own label."""
         values: dict[Labels, float] = {}
         others: list[float] = []
         for one in listed:
@@ -211,7 +217,7 @@ class Metrics(Collector):
 
 
 def when(at: datetime | None) -> dict[Labels, float]:
-    """A time, if there is one: a 0 would be an age of half a century."""
+    """A time as seconds, if there is one: 0 would be an age of half a century."""
     return {} if at is None else {(): at.timestamp()}
 
 
@@ -243,7 +249,7 @@ def histogram(name: str, values: Mapping[Labels, Durations]) -> Metric:
 
 
 def buckets(seconds: Durations) -> list[tuple[str, float]]:
-    """Cumulative counts by upper bound, as the format wants them."""
+    """Cumulative counts by upper bound, as the text format needs them."""
     total, found = 0, []
     for bound, count in zip((*map(str, seconds.bounds), "+Inf"), list(seconds.counts), strict=True):
         total += count

@@ -1,4 +1,7 @@
-"""Tells systemd how far the service is, as sd_notify(3) describes it: a datagram to the socket that ``NOTIFY_SOCKET`` names."""
+"""State of the service for systemd, as sd_notify(3) describes it.
+
+Each state is a datagram to the socket that ``NOTIFY_SOCKET`` names.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import anyio
 
 
 def notify(state: str) -> None:
-    """Say ``READY=1``, ``STOPPING=1`` and the like; nothing happens where nobody wants to know."""
+    """Send ``READY=1``, ``STOPPING=1`` and so on; without ``NOTIFY_SOCKET`` it does nothing."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
@@ -20,11 +23,11 @@ def notify(state: str) -> None:
             unix.setblocking(False)
             unix.sendto(state.encode(), address)
     except OSError:
-        return  # that nobody listens any more is no reason to stop serving
+        return  # without a reader on the socket the service still serves
 
 
 async def keep_watchdog() -> None:
-    """Where the unit has ``WatchdogSec``, say that the event loop runs; returns at once where it has none."""
+    """Report that the event loop runs; return at once if the unit has no ``WatchdogSec``."""
     microseconds = os.environ.get("WATCHDOG_USEC", "")
     if not microseconds.isdigit() or os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(
         os.getpid()

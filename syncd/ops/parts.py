@@ -1,4 +1,4 @@
-"""The parts of a running service that its operators are shown."""
+"""Parts of a running service that its operators see."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from syncd.sync.registry.counters import Counters
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """All that ``syncd.ops`` reads. It changes none of it."""
+    """The parts that ``syncd.ops`` reads. It changes none of them."""
 
     settings: Settings
     consumer: Consumer
@@ -30,5 +30,5 @@ class Parts:
 
     @property
     def counters(self) -> Counters:
-        """What has happened since the start."""
+        """Counters since the start of the process."""
         return self.consumer.registry.counters

@@ -1,8 +1,10 @@
-"""May this syncd be asked? What ``/readyz`` says, and why.
+"""Readiness of this syncd, with reasons: the answer of ``/readyz``.
 
-Not ready: until every dataset has answered once, while none does, once stopping, and when the answers are older than the user allows. A database that
-is down does not make it unready by itself: it goes on answering from the position that it has, and says so. Nor does a table that is attached later,
-or one dataset among others that fails: taking the whole service out of rotation would help nobody.
+syncd is not ready in four cases: some dataset has not answered yet since the start; no dataset
+answers; syncd is stopping; the answers are older than the user allows. An unreachable database
+alone does not make it unready: syncd answers from its last position, and says so. Neither does
+a table that is attached later, nor one failed dataset among others: without the service in the
+rotation the other datasets would not answer either.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """``reasons`` are why it is not ready; ``remarks`` what is amiss all the same."""
+    """Readiness: ``reasons`` make the service unready, ``remarks`` are other problems."""
 
     ready: bool
     reasons: list[str]
@@ -26,7 +28,7 @@ class Verdict:
 
 
 class Readiness:
-    """Remembers that every dataset has answered once."""
+    """Computes the verdict; remembers whether every dataset has answered once."""
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
@@ -35,7 +37,7 @@ class Readiness:
 
     @property
     def stale_seconds(self) -> float:
-        """How old answers may be: changes that are known to wait, or a heartbeat that does not arrive."""
+        """Age of the answers, at most: from changes that wait, or from a heartbeat that is late."""
         return max(self.parts.consumer.lag_seconds, self.parts.reporter.heartbeat.late_seconds)
 
     def look(self) -> Verdict:
@@ -71,17 +73,19 @@ class Readiness:
         late = self.parts.verifier.overdue
         if late.reason and late.at is not None:
             remarks.append(
-                f"the last whole verify was at {late.at:%Y-%m-%d %H:%M} UTC, and the next is late: {late.reason}"
+                f"the last whole verify was at {late.at:%Y-%m-%d %H:%M} UTC, and the next is late: "
+                f"{late.reason}"
             )
         allowed = settings.max_staleness_seconds
         if allowed is not None and stale > allowed:
             reasons.append(
-                f"answers may be {stale:.1f} s behind, more than SYNCD_MAX_STALENESS_SECONDS={allowed:g} allows"
+                f"answers may be {stale:.1f} s behind, more than "
+                f"SYNCD_MAX_STALENESS_SECONDS={allowed:g} allows"
             )
         return Verdict(not reasons, reasons, remarks, stale)
 
 
 def some(texts: list[str]) -> list[str]:
-    """The first ones, and how many there are beyond."""
+    """The first texts, and the number of the others."""
     left = len(texts) - SHOWN
     return [*texts[:SHOWN], f"and {left} more: see syncd datasets"] if left > 0 else texts

@@ -1,4 +1,4 @@
-"""Everything that only looks on: started, run and stopped with the service, in its task group."""
+"""Tasks that only observe: they start, run and stop with the service, in its task group."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ STOP_SECONDS = 5.0
 
 
 class Ops:
-    """HTTP from before the database is reached until after the last checkpoint; the rest while there is something to see."""
+    """HTTP from before the first connection to the database until after the last checkpoint.
+
+    The other tasks begin when the database has been reached.
+    """
 
     def __init__(self, parts: Parts) -> None:
         self.tasks = parts.consumer.registry.tasks
@@ -30,9 +33,8 @@ class Ops:
         self.history = History(parts)
         self.http: Http | None = None
         if parts.settings.http != OFF:
-            from syncd.ops.http import (
-                Http,
-            )  # a fifth of a start's time: the web server comes with it
+            # Imported late: the web server takes a fifth of a start's time.
+            from syncd.ops.http import Http
             from syncd.ops.metrics import Metrics
 
             self.http = Http(parts, self.readiness, self.history, Metrics(parts))
@@ -44,19 +46,19 @@ class Ops:
             await tasks.start(partial(self.tasks.keep_started, "http", self.http.serve))
 
     def observe(self, tasks: TaskGroup) -> None:
-        """Once the database has been reached."""
+        """Start the tasks that need a database that has been reached."""
         tasks.start_soon(self.tasks.keep, "history", self.history.run)
         tasks.start_soon(self.tasks.keep, "watchdog", keep_watchdog)
         if self.webhook is not None:
             tasks.start_soon(self.tasks.keep, "webhook", self.webhook.run)
 
     def stopping(self) -> None:
-        """The service takes no more requests: balancers are to look elsewhere."""
+        """Report that the service stops and that balancers should use another one."""
         self.readiness.stopping = True
         notify("STOPPING=1")
 
     async def stop(self) -> None:
-        """Tell what the last checkpoint came to, and close the HTTP port, the last thing to go."""
+        """Send the alerts of the last checkpoint, then close the HTTP port as the last part."""
         if self.webhook is not None:
             await self.webhook.stop()
         if self.http is not None:

@@ -1,4 +1,4 @@
-"""Checks of the server's sessions: who keeps syncd from reading, whose changes are not committed yet, what was prepared and forgotten."""
+"""Checks of the server's sessions: locks, open writers, old and prepared transactions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SEE_OTHERS = 'GRANT pg_read_all_stats TO "{role}"; shows more of other roles\' s
 
 
 def check_locks(look: Look, sources: Sequence[Source] | None = None) -> Iterator[Finding]:
-    """Nobody locks a source against reading."""
+    """No session locks a source against reading."""
     relations = look.relations(look.sources if sources is None else sources)
     found = False
     for (
@@ -38,9 +38,13 @@ def check_locks(look: Look, sources: Sequence[Source] | None = None) -> Iterator
         waits = (
             ""
             if granted
-            else f", and waits for pid {', '.join(map(str, blockers)) or 'nobody'}: readers queue behind it"
+            else f", and waits for pid {', '.join(map(str, blockers)) or 'unknown'}: "
+            "readers queue behind it"
         )
-        detail = f"{who} {'holds' if granted else 'asks for'} ACCESS EXCLUSIVE on {relation}{waits}; for {ago(seconds)}; query: {query or 'hidden'}"
+        detail = (
+            f"{who} {'holds' if granted else 'asks for'} ACCESS EXCLUSIVE on {relation}{waits}; "
+            f"for {ago(seconds)}; query: {query or 'hidden'}"
+        )
         ended = pid if granted or not blockers else blockers[0]
         how = (
             "pg_terminate_backend"
@@ -53,12 +57,14 @@ def check_locks(look: Look, sources: Sequence[Source] | None = None) -> Iterator
             f"let it end its transaction, or: SELECT {how}({ended});",
         )
     if not found:
-        yield ok("locks", "nobody locks a source against reading")
+        yield ok("locks", "no session locks a source against reading")
 
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """An open transaction that has written to sources. Times are None where this role may not see them."""
+    """An open transaction that has written to sources. Times are None if this role may not see
+    them.
+    """
 
     pid: int
     who: str
@@ -70,7 +76,7 @@ class Writer:
 
 
 def read_writers(look: Look, sources: Sequence[Source]) -> list[Writer]:
-    """Who has written to these sources and not ended."""
+    """Open transactions that have written to these sources."""
     return [
         Writer(
             pid,
@@ -88,7 +94,7 @@ def read_writers(look: Look, sources: Sequence[Source]) -> list[Writer]:
 
 
 def check_writers(look: Look) -> Iterator[Finding]:
-    """No session sits in a transaction that has written to a source."""
+    """No session is idle in a transaction that has written to a source."""
     found = False
     for writer in read_writers(look, look.sources):
         if (
@@ -98,21 +104,31 @@ def check_writers(look: Look) -> Iterator[Finding]:
         ):
             found = True
             detail = (
-                f"{writer.who} has written to {', '.join(writer.tables)} and been idle for {ago(writer.idle_seconds)}: "
-                f"what it wrote is not committed; last query: {writer.query}"
+                f"{writer.who} has written to {', '.join(writer.tables)} and been idle for "
+                f"{ago(writer.idle_seconds)}: its writes are not committed; "
+                f"last query: {writer.query}"
             )
-            fix = f"let it commit, or: SELECT pg_terminate_backend({writer.pid}); against the next: idle_in_transaction_session_timeout"
+            fix = (
+                f"let it commit, or: SELECT pg_terminate_backend({writer.pid}); "
+                "to prevent it: set idle_in_transaction_session_timeout"
+            )
             yield warn("idle in transaction", detail, fix)
     if not found:
         yield ok("idle in transaction", "no session that has written to a source")
 
 
 def check_oldest_transaction(look: Look) -> Iterator[Finding]:
-    """No transaction of the server is very old: it keeps dead rows, and the outbox, from being freed."""
+    """No transaction of the server is very old: PostgreSQL cannot free dead rows after its start.
+
+    The same holds for the rows of the outbox.
+    """
     rows = look.rows("read_oldest_transactions")
     old = [row for row in rows if row[6] is not None and row[6] >= OLD_TRANSACTION_SECONDS]
     for pid, database, user, application, state, query, seconds, since in old:
-        detail = f"{session(pid, user, application, state, since)}, database {database}, open for {ago(seconds)}; query: {query}"
+        detail = (
+            f"{session(pid, user, application, state, since)}, database {database}, "
+            f"open for {ago(seconds)}; query: {query}"
+        )
         yield warn("transactions", detail, f"let it end, or: SELECT pg_terminate_backend({pid});")
     if not old:
         visible = [row[6] for row in rows if row[6] is not None]
@@ -127,19 +143,23 @@ def check_oldest_transaction(look: Look) -> Iterator[Finding]:
 
 
 def check_notification_queue(look: Look) -> Iterator[Finding]:
-    """The server's queue of notifications has room; a full one fails every transaction that notifies."""
+    """The server's queue of notifications has room; a full one fails every transaction that
+    notifies.
+    """
     row = look.row("read_notification_queue")
     usage, pid, database, user, application, state, query, seconds, since = row
     if usage < FULL_QUEUE_SHARE:
         yield ok("notification queue", f"{usage:.0%} full")
         return
     detail = (
-        f"the server's queue is {usage:.0%} full: syncd does not notify and finds changes by its poll; "
+        f"the server's queue is {usage:.0%} full: syncd does not notify and finds changes by its "
+        "poll; "
         "if the queue is full, every NOTIFY of another program fails at COMMIT"
     )
     search = (
-        "as a superuser, find the oldest transaction of a session that listens: SELECT pid, xact_start, query FROM "
-        "pg_stat_activity WHERE xact_start IS NOT NULL ORDER BY 2; end it: SELECT pg_terminate_backend(PID);"
+        "as a superuser, find the oldest transaction of a session that listens: "
+        "SELECT pid, xact_start, query FROM pg_stat_activity "
+        "WHERE xact_start IS NOT NULL ORDER BY 2; end it: SELECT pg_terminate_backend(PID);"
     )
     if pid is None:
         yield warn("notification queue", detail, search)
@@ -155,7 +175,10 @@ def check_notification_queue(look: Look) -> Iterator[Finding]:
 def check_prepared_transactions(
     look: Look, sources: Sequence[Source] | None = None, *, old_seconds: float | None = None
 ) -> Iterator[Finding]:
-    """No prepared transaction was forgotten. With ``sources``: only those that have written to one of them."""
+    """No prepared transaction was forgotten.
+
+    With ``sources``: only transactions that have written to one of them.
+    """
     relations = look.relations(look.sources if sources is None else sources)
     rows = look.rows("read_prepared_transactions", [relations])
     limit = ORPHAN_SECONDS if old_seconds is None else old_seconds
@@ -163,12 +186,18 @@ def check_prepared_transactions(
     for gid, owner, database, seconds, since, tables in old:
         quoted = gid.replace("'", "''")
         on = (
-            f", with changes of {', '.join(tables)} that nobody sees until it ends"
+            f", with changes of {', '.join(tables)} that are invisible until it ends"
             if tables
             else ""
         )
-        detail = f"{gid!r} of user {owner} in database {database} was prepared at {since}, {ago(seconds)} ago{on}"
-        fix = f"in database {database}, as {owner}: ROLLBACK PREPARED '{quoted}'; or COMMIT PREPARED '{quoted}';"
+        detail = (
+            f"{gid!r} of user {owner} in database {database} was prepared at {since}, "
+            f"{ago(seconds)} ago{on}"
+        )
+        fix = (
+            f"in database {database}, as {owner}: ROLLBACK PREPARED '{quoted}'; "
+            f"or COMMIT PREPARED '{quoted}';"
+        )
         yield warn("prepared transactions", detail, fix)
     if not old:
         yield ok("prepared transactions", f"{len(rows)}, none forgotten" if rows else "none")

@@ -1,7 +1,7 @@
 """The webhook: each alert is POSTed as JSON to ``SYNCD_WEBHOOK_URL``.
 
-It runs beside everything else and nothing waits for it. An alert is tried a few times, then let go with a line in the log. The URL is often a secret,
-so nothing that is logged repeats more of it than its host.
+No other task waits for it. An alert is tried a few times, then dropped with a line in the log.
+The URL is often a secret: the log holds only its host.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ logger = structlog.get_logger()
 
 
 class Webhook:
-    """Tells one address, one alert at a time."""
+    """Sends alerts to one address, one at a time."""
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
@@ -37,25 +37,25 @@ class Webhook:
         self.telling = anyio.Lock()
 
     async def run(self) -> None:
-        """Tell what there is to tell, until cancelled."""
+        """Send the waiting alerts, until cancelled."""
         while True:
             await self.tell()
             self.parts.consumer.registry.tasks.well("webhook")
             await anyio.sleep(LOOK_SECONDS)
 
     async def stop(self) -> None:
-        """Tell what the stop itself gave rise to, such as a failed checkpoint, if that takes but a moment."""
+        """Send the alerts of the stop itself, such as a failed checkpoint, for at most a moment."""
         with anyio.move_on_after(STOP_SECONDS):
             await self.tell()
 
     async def tell(self) -> None:
-        """Until nothing waits."""
+        """Send alerts until none waits."""
         async with self.telling:
             while self.alerts.waiting:
                 await self.send(self.alerts.waiting.popleft())
 
     async def send(self, alert: Alert) -> None:
-        """Try a few times; what does not arrive is logged and forgotten."""
+        """Try a few times; an alert that does not arrive is logged and dropped."""
         body = self.body(alert)
         for delay in (*RETRY_SECONDS, None):
             try:
@@ -82,7 +82,7 @@ class Webhook:
         )
 
     def body(self, alert: Alert) -> bytes:
-        """What is POSTed. ``text`` is what chat services show."""
+        """Body of the POST. Chat services show its ``text``."""
         consumer: Mapping[str, object] = {"consumer": self.parts.settings.consumer}
         text = f"syncd {self.parts.settings.consumer}: {alert.text}"
         return msgspec.json.encode(
@@ -91,7 +91,10 @@ class Webhook:
 
 
 async def post(url: SplitResult, body: bytes) -> int:
-    """The status of the answer to a POST; redirects are not followed. Raises ``OSError``, ``ValueError`` and anyio's stream errors."""
+    """HTTP status of the answer to a POST; redirects are not followed.
+
+    Raises ``OSError``, ``ValueError`` and anyio's stream errors.
+    """
     encrypted, host = url.scheme == "https", url.hostname or ""
     path = (url.path or "/") + (f"?{url.query}" if url.query else "")
     head = [
@@ -116,5 +119,5 @@ async def post(url: SplitResult, body: bytes) -> int:
             answer += await stream.receive()
     version, _, rest = answer.partition(b" ")
     if not version.startswith(b"HTTP/1.") or not rest[:3].isdigit():
-        raise ValueError("what answers does not speak HTTP")
+        raise ValueError("the answer is not HTTP")
     return int(rest[:3])

@@ -20,7 +20,7 @@ import psycopg
 import pytest
 
 from syncd.cli.diagnose import print_findings
-from syncd.ops import check, look
+from syncd.ops import check, check_machine, look
 from syncd.ops.findings import Finding
 from syncd.ops.look import Service, looking
 from syncd.settings import load_settings
@@ -117,7 +117,7 @@ def test_clocks_that_differ_are_a_warning(
     items_18: psycopg.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = time.time
-    monkeypatch.setattr(check, "time", SimpleNamespace(time=lambda: now() + 9000))
+    monkeypatch.setattr(check_machine, "time", SimpleNamespace(time=lambda: now() + 9000))
     found = about(examine(items_18, tmp_path), "clock")
     assert found.level == "warn"
     assert "2 hours" in found.detail

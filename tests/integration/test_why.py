@@ -380,7 +380,7 @@ def said(**changes: Any) -> WhyResult:
         ({"state": "must_rebuild", "scanned_rows": 5}, "state", "SYNCD_OUTBOX_MAX_ROWS"),
         ({"state": "catching_up", "scanned_rows": 70}, "state", "70 rows"),
         ({"state": "failed", "failure": "disk full"}, "failure", "disk full"),
-        ({"failure": "disk full"}, "failure", "answers from where it was"),
+        ({"failure": "disk full"}, "failure", "answers from its last position"),
         ({"listener_connected": False}, "listener", "SYNCD_NOTIFY=off"),
         ({"error": "disk full"}, "checkpoint", "disk full"),
         ({"state": "failed"}, "failure", "log of syncd serve"),

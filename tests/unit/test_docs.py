@@ -37,6 +37,7 @@ PLAIN_LANGUAGE = (
     "syncd/bench/*.py",
     "syncd/cli/*.py",
     "syncd/client/*.py",
+    "syncd/ops/*.py",
     "syncd/protocol/*.py",
     "syncd/rpc/*.py",
     "syncd/json_values.py",
