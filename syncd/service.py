@@ -42,6 +42,7 @@ from syncd.sync.background.reports import Reporter
 from syncd.sync.background.rotation import Rotator
 from syncd.sync.background.verify import Verifier
 from syncd.sync.consumer.consumer import Consumer
+from syncd.sync.consumer.session import Session
 from syncd.sync.registry.datasets import Registry
 
 START_SECONDS = 25.0
@@ -107,16 +108,18 @@ class Service:
         removed = self.store.remove_leftovers()
         if removed:
             logger.info("leftovers_removed", files=removed)
-        self.consumer = Consumer(settings, str(uuid.uuid4()), Registry(settings.data_dir), manifest)
-        self.tasks: Tasks = self.consumer.registry.tasks
-        self.control = Control(settings.conninfo, settings.consumer, lambda: self.consumer.notifies)
-        self.checkpointer = Checkpointer(self.consumer, self.control, self.store)
+        session = Session(settings, str(uuid.uuid4()))
+        registry = Registry(settings.data_dir)
+        self.consumer = Consumer(session, registry, manifest)
+        self.tasks: Tasks = registry.tasks
+        self.control = Control(settings.conninfo, settings.consumer, lambda: session.notifies)
+        self.checkpointer = Checkpointer(self.consumer, session, self.control, self.store)
         self.listener = Listener(settings.conninfo, settings.consumer, self.consumer.wake)
-        self.reporter = Reporter(self.consumer, self.control)
-        self.verifier = Verifier(self.consumer)
+        self.reporter = Reporter(self.consumer, session, self.control)
+        self.verifier = Verifier(self.consumer, session)
         self.repairer = Repairer(self.consumer, self.control)
-        self.builder = Builder(self.consumer, self.checkpointer, settings.recall)
-        self.rotator = Rotator(self.consumer, self.control, self.checkpointer)
+        self.builder = Builder(registry, self.consumer.rebuild, self.checkpointer, settings.recall)
+        self.rotator = Rotator(self.consumer, session, self.control, self.checkpointer)
         self.stopping = anyio.Event()
         self.rpc_stopped = anyio.Event()
         inputs = Inputs()
@@ -179,7 +182,7 @@ class Service:
                     await self.stopping.wait()
                     self.ops.stopping()
                     self.server.stop()
-                    self.consumer.patience.stopping = True
+                    self.consumer.session.patience.stopping = True
                     background.cancel_scope.cancel()
                 with CancelScope(shield=True):
                     # both at once: requests under way may wait for the database as well
@@ -202,7 +205,7 @@ class Service:
         with anyio.move_on_after(START_SECONDS) as starting:
             tasks.start_soon(self.give_up, starting)
             await tasks.start(self.consumer.run)
-            if self.consumer.notifies:
+            if self.consumer.session.notifies:
                 await tasks.start(partial(self.tasks.keep_started, "listener", self.listener.run))
         if starting.cancelled_caught and not self.stopping.is_set():
             raise DatabaseUnreachable(

@@ -41,7 +41,7 @@ class Daemon:
         """Of the environment, beside the settings: the tester's own PG* do not come along."""
 
     def with_constant(self, name: str, value: object) -> Daemon:
-        """Give a constant of a module, such as ``syncd.sync.consumer.consumer.POLL_SECONDS``, another value in the processes to come."""
+        """Give a constant of a module, such as ``syncd.sync.consumer.session.POLL_SECONDS``, another value in the processes to come."""
         self.constants[name] = value
         return self
 

@@ -143,7 +143,9 @@ def headline(view: View, listed: Sequence[DatasetStatus]) -> str:
 
 def drifted(view: View) -> list[str]:
     """Names of the datasets that were not in sync at their last verify."""
-    return [name for name, (_, in_sync) in list(view.parts.verifier.last.items()) if not in_sync]
+    return [
+        name for name, (_, in_sync) in list(view.parts.verifier.results.last.items()) if not in_sync
+    ]
 
 
 def facts(view: View) -> str:
@@ -176,7 +178,7 @@ def facts(view: View) -> str:
 
 def datasets(view: View, listed: Sequence[DatasetStatus]) -> str:
     """One line per dataset, those with problems first."""
-    verified: Mapping[DatasetName, tuple[datetime, bool]] = dict(view.parts.verifier.last)
+    verified: Mapping[DatasetName, tuple[datetime, bool]] = dict(view.parts.verifier.results.last)
     order = sorted(
         listed, key=lambda one: (one.state == "ready" and not one.lag_seconds, one.dataset)
     )

@@ -297,7 +297,7 @@ class Methods:
     def dataset_status(self, dataset: Dataset) -> messages.DatasetStatus:
         """The state of one dataset."""
         index = dataset.index
-        verified_at, in_sync = self.verifier.last.get(dataset.name, (None, None))
+        verified_at, in_sync = self.verifier.results.last.get(dataset.name, (None, None))
         return messages.DatasetStatus(
             dataset=dataset.name,
             source=dataset.source.name,
@@ -321,7 +321,7 @@ class Methods:
         consumer, checkpointer, now = self.consumer, self.checkpointer, time.monotonic()
         return messages.ServiceStatus(
             version=self.version,
-            consumer=consumer.settings.consumer,
+            consumer=consumer.session.consumer,
             state=consumer.state,
             position=WirePosition.of(consumer.oldest_position()),
             lag_rows=consumer.lag_rows,
@@ -350,7 +350,9 @@ class Methods:
     def verify_status(self) -> messages.VerifyStatus:
         """The state of the verify in the background."""
         found = self.verifier.overdue
-        return messages.VerifyStatus(found.at, self.consumer.settings.verify_seconds, found.reason)
+        return messages.VerifyStatus(
+            found.at, self.consumer.session.settings.verify_seconds, found.reason
+        )
 
     def work(self) -> list[messages.Work]:
         """Tables that are read or compared as a whole now, and the dataset that is built now."""

@@ -56,7 +56,8 @@ def take_up(builder: Builder, index: DatasetIndex) -> list[str]:
 
 
 def builder() -> Builder:
-    return Builder(cast(Any, None), cast(Any, None), 0.95)
+    nothing = cast(Any, None)
+    return Builder(nothing, nothing, nothing, 0.95)
 
 
 def test_recall_is_measured_again_when_rows_have_stopped_coming(index: DatasetIndex) -> None:

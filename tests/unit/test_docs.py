@@ -45,6 +45,7 @@ PLAIN_LANGUAGE = (
     "syncd/pytest_plugin.py",
     "syncd/service.py",
     "syncd/supervision.py",
+    "syncd/sync/background/*.py",
     "syncd/sync/registry/*.py",
     "syncd/testing.py",
 )

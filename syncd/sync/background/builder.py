@@ -1,7 +1,10 @@
-"""Builds what makes searches fast, beside everything else and one thing at a time: codes, merges, measurements, compactions.
+"""The builder: it makes searches fast by codes, merges, measurements and compactions.
 
-In one thread of the lowest priority. Searches and passes never wait for it; it only ever gives an index something to answer with instead of what
-it has. When there is nothing to build it reads the vector files that a start was too short for, and has a damaged dataset read again from Postgres.
+It does one thing at a time, in one thread of the lowest priority. Searches and passes never wait
+for it: when a build is complete, the index answers with it instead of the previous one.
+
+When there is nothing to build, it checks the vector files that a start had no time to check. It has
+a damaged dataset read again from PostgreSQL.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import contextlib
 import os
 import threading
 import time
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 from weakref import WeakKeyDictionary
@@ -24,46 +28,58 @@ from syncd.index.dataset import DatasetIndex
 from syncd.index.storage.stopping import Cancelled
 from syncd.index.view import View
 from syncd.sync.background.checkpoints import Checkpointer
-from syncd.sync.consumer.consumer import Consumer
-from syncd.sync.registry.datasets import Dataset
+from syncd.sync.registry.datasets import Dataset, Registry
 from syncd.sync.registry.states import ANSWERING
 from syncd.types import DatasetName
 
 LOOK_SECONDS = 0.25
+"""Time between two looks for work, when there was none."""
 RETRY_SECONDS = 60.0
-"""After something could not be built."""
+"""Time until the next attempt after a build that failed."""
 NICENESS = 19
+"""Priority of the builder's thread: the lowest."""
 MEASURING_REST = 10.0
-"""While rows keep coming, recall is measured again after so many times as long as that took: it is a tenth of the work at most."""
+"""Rest between two measurements of recall while rows keep coming, in durations of a measurement.
+
+So measuring is at most a tenth of the work.
+"""
 
 logger = structlog.get_logger()
 
 
 class Builder:
-    """See the module. ``recall`` is what most searches want."""
+    """Builds for the datasets of a registry; ``recall`` is the recall that most searches want.
 
-    def __init__(self, consumer: Consumer, checkpointer: Checkpointer, recall: float) -> None:
-        self.consumer = consumer
+    ``rebuild`` has a dataset read again from its table.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        rebuild: Callable[[DatasetName], Awaitable[object]],
+        checkpointer: Checkpointer,
+        recall: float,
+    ) -> None:
+        self.registry = registry
+        self.read_again = rebuild
         self.checkpointer = checkpointer
         self.recall = recall
         self.stopping = threading.Event()
         self.content: WeakKeyDictionary[DatasetIndex, View] = WeakKeyDictionary()
-        """Views for which there was nothing to do."""
+        """View of each index for which there was nothing to do."""
         self.looked_at: WeakKeyDictionary[DatasetIndex, View] = WeakKeyDictionary()
-        """The view that each index had at the last look."""
+        """View of each index at the last look."""
         self.measure_at: WeakKeyDictionary[DatasetIndex, float] = WeakKeyDictionary()
         self.retry_at: WeakKeyDictionary[DatasetIndex, float] = WeakKeyDictionary()
         self.at_work_on: tuple[DatasetName, int] | None = None
-        """The dataset that something is built for, and its rows when that began; None once a look has found nothing to do."""
+        """Dataset of the build under way, and its rows when it began; None if nothing is built."""
 
     async def run(self) -> None:
-        """Build what is wanted until cancelled; then what is under way is given up."""
+        """Build until cancelled; then the build under way is given up."""
         thread = ThreadPoolExecutor(1, "syncd-build", initializer=be_nice)
         try:
             while True:
-                datasets = [
-                    each for each in self.consumer.registry.listed() if each.state in ANSWERING
-                ]
+                datasets = [each for each in self.registry.listed() if each.state in ANSWERING]
                 wanted = await asyncio.wrap_future(thread.submit(self.look, datasets))
                 for dataset, plan in wanted:
                     self.at_work_on = dataset.name, dataset.index.count
@@ -76,14 +92,14 @@ class Builder:
                         await self.save()
                 if not wanted:
                     self.at_work_on = None
-                    self.consumer.registry.tasks.well("builder")
+                    self.registry.tasks.well("builder")
                     await anyio.sleep(LOOK_SECONDS)
         finally:
             self.stopping.set()
             thread.shutdown(wait=False, cancel_futures=True)
 
     def look(self, datasets: list[Dataset]) -> list[tuple[Dataset, Plan | None]]:
-        """What each dataset wants next, the smallest first; where that is no plan, its files are to be checked."""
+        """Next work of each dataset, smallest dataset first; None as the plan: check its files."""
         now = time.monotonic()
         wanted: list[tuple[Dataset, Plan | None]] = []
         for dataset in datasets:
@@ -108,7 +124,7 @@ class Builder:
     def work(
         self, name: DatasetName, index: DatasetIndex, plan: Plan | None
     ) -> Literal["done", "failed", "damaged"]:
-        """Do one thing. What fails leaves the index as it is, and is tried again after a while."""
+        """Do one thing. A failure leaves the index as it is; it is tried again later."""
         begun = time.monotonic()
         self.retry_at[index] = begun + RETRY_SECONDS
         try:
@@ -131,7 +147,7 @@ class Builder:
                 hint=error.hint,
             )
             return "failed"
-        except Exception:  # what FAISS or the memory refuses must not end the service
+        except Exception:  # an error of FAISS, or too little memory, must not end the service
             logger.exception("build_failed", dataset=name, what=plan and plan.kind)
             return "failed"
         del self.retry_at[index]
@@ -150,15 +166,15 @@ class Builder:
         return "done" if used else "failed"
 
     async def rebuild(self, dataset: Dataset) -> None:
-        """Have a damaged dataset read from Postgres, beside the index that goes on answering."""
-        with (
-            anyio.move_on_after(RETRY_SECONDS),
-            contextlib.suppress(SyncdError),
-        ):  # it is read to the end all the same
-            await self.consumer.rebuild(dataset.name)
+        """Have a damaged dataset read from PostgreSQL; the present index answers until then.
+
+        The rebuild goes on after the time-out.
+        """
+        with anyio.move_on_after(RETRY_SECONDS), contextlib.suppress(SyncdError):
+            await self.read_again(dataset.name)
 
     async def save(self) -> None:
-        """A checkpoint right after a compaction, so that the old files can go."""
+        """Save a checkpoint right after a compaction, so that the old files can be removed."""
         try:
             await self.checkpointer.save()
         except SyncdError as error:
@@ -166,6 +182,9 @@ class Builder:
 
 
 def be_nice() -> None:
-    """Give this thread the lowest priority: a search that shares its core waits 0.3 ms at most, and 4 ms otherwise."""
+    """Give this thread the lowest priority.
+
+    A search on the same core waits at most 0.3 ms for it; at normal priority 4 ms.
+    """
     with contextlib.suppress(OSError, AttributeError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

@@ -1,8 +1,13 @@
-"""Checkpoints: every so often, at stop, and when asked.
+"""Checkpoints: at regular intervals, at a stop, and on request.
 
-The order is what makes a checkpoint safe to resume: (1) take the indexes and their positions as they are between two passes; (2) commit a nonce
-durably, which flushes every commit that those positions include; (3) make the index files durable; (4) write the manifest, which names the nonce,
-the positions and the files. A crash anywhere leaves the checkpoint before.
+A checkpoint is safe to resume because of the order of its four steps:
+
+1. Capture the indexes and their positions between two passes.
+2. Commit a nonce durably; that flushes every commit that these positions include.
+3. Make the index files durable.
+4. Write the manifest, which names the nonce, the positions and the files.
+
+A crash at any point leaves the previous checkpoint.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import anyio
+import msgspec
 import psycopg
 import structlog
 from anyio import to_thread
@@ -26,22 +32,27 @@ from syncd.postgres.identity import Nonce, write_nonce
 from syncd.statements import statement
 from syncd.store.checkpoint import CheckpointStore
 from syncd.store.manifest import Manifest, SavedDataset, SavedQuarantined, SavedSource, SavedWindow
-from syncd.sync.consumer.consumer import Consumer
+from syncd.sync.consumer.progress import Progress
+from syncd.sync.consumer.session import Session
 from syncd.sync.registry.datasets import Dataset
 from syncd.sync.source.followed import FollowedSource
 from syncd.sync.source.unconfirmed import Unconfirmed
 from syncd.types import Position
 
 CONNECTION_SECONDS = 10.0
+"""Longest wait for a connection that the consumer trusts."""
 SAVING_THREADS = 8
-"""Datasets saved at once: a small one is nothing but waiting for its files to be durable, and the disk takes many at a time."""
+"""Number of datasets that are saved at once.
+
+Saving a small dataset only waits for the disk, which can flush many files at a time.
+"""
 
 logger = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointDone:
-    """What ``save`` did."""
+    """The result of ``save``."""
 
     position: Position
     seconds: float
@@ -50,7 +61,7 @@ class CheckpointDone:
 
 @dataclass(frozen=True, slots=True)
 class CapturedSource:
-    """One source between two passes."""
+    """One source as it was between two passes."""
 
     followed: FollowedSource
     saved: SavedSource
@@ -61,8 +72,11 @@ class CapturedSource:
 class Checkpointer:
     """Saves the consumer's indexes and position, one checkpoint at a time."""
 
-    def __init__(self, consumer: Consumer, control: Control, store: CheckpointStore) -> None:
-        self.consumer = consumer
+    def __init__(
+        self, progress: Progress, session: Session, control: Control, store: CheckpointStore
+    ) -> None:
+        self.progress = progress
+        self.session = session
         self.control = control
         self.store = store
         self.lock = anyio.Lock()
@@ -72,20 +86,21 @@ class Checkpointer:
 
     @property
     def last_success_at(self) -> datetime | None:
-        """When the newest checkpoint was saved, by this process or the one before."""
+        """Time when the newest checkpoint was saved, by this process or the previous one."""
         newest = self.store.newest
         return self.last_at or (
             datetime.fromisoformat(newest.saved_at) if newest is not None else None
         )
 
     async def run(self, interval_seconds: float) -> None:
-        """Save every so often, until cancelled. A checkpoint that fails is logged and tried again at the next interval.
+        """Save at each interval, until cancelled. A failure is logged, and tried again at the next.
 
-        Where there is none yet the first one does not wait: until then a lost connection means reading everything again.
+        If there is no checkpoint yet, the first one does not wait: without one, a lost connection
+        means that everything is read again.
         """
         with anyio.move_on_after(interval_seconds):
             if self.store.newest is None:
-                await self.consumer.ready.wait()
+                await self.progress.ready.wait()
             else:
                 await anyio.sleep_forever()
         while True:
@@ -93,110 +108,118 @@ class Checkpointer:
                 await self.save()
             except SyncdError as error:
                 logger.error("checkpoint_failed", error=str(error), hint=error.hint)
-                self.consumer.task_failed("checkpointer", error, interval_seconds)
+                self.progress.task_failed("checkpointer", error, interval_seconds)
             await anyio.sleep(interval_seconds)
 
     async def save(self, proof_seconds: float = math.inf) -> CheckpointDone:
-        """Write a checkpoint; raises ``DatabaseError`` or ``DataDirectoryError``, and then the one before stays.
+        """Write a checkpoint.
 
-        ``proof_seconds`` is how long the database may take for its part; files may take as long as they need.
+        Raises ``DatabaseError`` or ``DataDirectoryError``; then the previous checkpoint is kept.
+        ``proof_seconds`` limits the time until the database has confirmed the nonce; writing files
+        is not limited.
         """
         try:
             with anyio.move_on_after(proof_seconds) as proving:
                 return await self.save_one(proving)
-            raise self.consumer.unreachable(
-                f"the database has not proved within {proof_seconds:g} s that it holds what is to be saved, and the checkpoint before stays"
+            raise self.progress.unreachable(
+                f"the database did not confirm the checkpoint within {proof_seconds:g} s; "
+                "the previous checkpoint is kept"
             )
         except SyncdError as error:
-            if (
-                self.last_error is None
-            ):  # and not again each minute, for as long as the disk is full
-                self.consumer.registry.alerts.add(
+            if self.last_error is None:  # one alert, not one per minute while the disk is full
+                self.progress.registry.alerts.add(
                     "checkpoint_failed",
                     f"a checkpoint failed: {error}",
                     reason=str(error),
                     hint=error.hint,
                 )
             self.last_error = str(error)
-            self.consumer.registry.counters.checkpoint_failures += 1
+            self.progress.registry.counters.checkpoint_failures += 1
             raise
 
     async def save_one(self, proving: anyio.CancelScope) -> CheckpointDone:
-        """``save``, within a time-out that ends when the database has done its part."""
+        """``save``, within a time-out that ends when the database has confirmed the nonce."""
         async with self.lock:
             begun = time.monotonic()
             position, bytes_written = await self.write(proving)
             self.last_seconds = time.monotonic() - begun
-            self.consumer.registry.counters.checkpoint_seconds.observe(self.last_seconds)
+            self.progress.registry.counters.checkpoint_seconds.observe(self.last_seconds)
             self.last_at, self.last_error = datetime.now(UTC), None
-            self.consumer.registry.tasks.well("checkpointer")
+            self.progress.registry.tasks.well("checkpointer")
             logger.debug(
                 "checkpoint_saved", seconds=round(self.last_seconds, 3), bytes_written=bytes_written
             )
             return CheckpointDone(position, self.last_seconds, bytes_written)
 
     async def write(self, proving: anyio.CancelScope) -> tuple[Position, int]:
-        """The four steps."""
-        connection = await self.consumer.settled_connection(CONNECTION_SECONDS)
+        """The four steps of the module's docstring."""
+        connection = await self.progress.settled_connection(CONNECTION_SECONDS)
         try:
             position, captured, nonce, doubts = await self.capture_and_prove(connection)
-        except DatabaseUnreachable:  # the connection was lost unnoticed; the consumer opens another
-            connection = await self.consumer.settled_connection(CONNECTION_SECONDS)
+        except DatabaseUnreachable:  # the connection was lost; the consumer opens another one
+            connection = await self.progress.settled_connection(CONNECTION_SECONDS)
             position, captured, nonce, doubts = await self.capture_and_prove(connection)
         proving.deadline = math.inf
         try:
             bytes_written = await to_thread.run_sync(self.write_files, captured, nonce, doubts)
         except OSError as error:
             raise DataDirectoryError(
-                f"the checkpoint cannot be written to {self.store.data_dir}: {error.strerror or error}",
-                hint="free some space on its disk; the checkpoint before this one stays, and nothing is lost",
+                f"the checkpoint cannot be written to {self.store.data_dir}: "
+                f"{error.strerror or error}",
+                hint="free space on its disk; the previous checkpoint is kept, nothing is lost",
             ) from error
         try:
-            with anyio.fail_after(self.consumer.patience.seconds):
+            with anyio.fail_after(self.session.patience.seconds):
                 await self.note()
-        except (DatabaseError, TimeoutError) as error:  # the checkpoint is there all the same
+        except (DatabaseError, TimeoutError) as error:  # the checkpoint is complete nevertheless
             logger.debug("checkpoint_not_noted", error=str(error))
         return position, bytes_written
 
     async def note(self) -> None:
-        """Tell the database, which frees what no checkpoint needs any more; raises ``DatabaseError``."""
+        """Note the checkpoint in the database, which frees the changes that none needs any more.
+
+        Raises ``DatabaseError``.
+        """
         async with self.control.transaction() as control:
             await control.execute(
                 statement("consumer", "note_checkpoint"),
-                [self.consumer.settings.consumer, self.consumer.run_id],
+                [self.session.consumer, self.session.run_id],
             )
             await control.execute(
                 statement("consumer", "note_needs"),
-                {"consumer": self.consumer.settings.consumer, "kept": self.store.nonces},
+                {"consumer": self.session.consumer, "kept": self.store.nonces},
             )
 
     async def capture_and_prove(
         self, connection: psycopg.Connection
     ) -> tuple[Position, list[CapturedSource], Nonce, int]:
-        """Steps 1 and 2, and the doubts that are settled in what was taken; raises ``DatabaseError``."""
-        consumer = self.consumer
-        async with consumer.busy:
-            position, doubts = consumer.oldest_position(), consumer.doubts.saved
-            captured = [capture(followed) for followed in consumer.sources.values()]
+        """Steps 1 and 2. The last value says which doubts the captured indexes have settled.
+
+        Raises ``DatabaseError``.
+        """
+        progress = self.progress
+        async with progress.busy:
+            position, doubts = progress.oldest_position(), progress.doubts.saved
+            captured = [capture(followed) for followed in progress.sources.values()]
             try:
                 with translated_errors():
-                    nonce = await consumer.in_thread(
+                    nonce = await self.session.in_thread(
                         write_nonce,
                         connection,
-                        consumer.settings.consumer,
+                        self.session.consumer,
                         position,
                         self.store.nonces,
                     )
             except BaseException:
                 for each in captured:
                     each.followed.not_confirmed(each.unconfirmed)
-                consumer.unsettle(connection)
+                progress.unsettle(connection)
                 raise
-            consumer.nonce = nonce
+            self.session.nonce = nonce
         return position, captured, nonce, doubts
 
     def write_files(self, captured: list[CapturedSource], nonce: Nonce, doubts: int) -> int:
-        """Index files first, then the manifest. Runs in a worker thread while passes go on."""
+        """Write the index files, then the manifest, in a worker thread while passes go on."""
         self.store.check_directory()
         bytes_written = 0
         sources = []
@@ -212,24 +235,24 @@ class Checkpointer:
                 datasets.append(SavedDataset(dataset.name, directory, saved.saved))
             sources.append(with_datasets(each.saved, datasets))
         manifest = Manifest(
-            consumer=self.consumer.settings.consumer,
-            incarnation=self.consumer.incarnation,
+            consumer=self.session.consumer,
+            incarnation=self.session.incarnation,
             nonce=nonce.value,
             nonce_xid=nonce.xid,
-            fingerprint_probe=self.consumer.fingerprint_probe,
+            fingerprint_probe=self.session.fingerprint_probe,
             saved_at=datetime.now(UTC).isoformat(),
             sources=sources,
             doubts=doubts,
         )
         bytes_written += self.store.save(manifest)
-        registry = self.consumer.registry
+        registry = self.progress.registry
         left, registry.left = registry.left, []
         registry.left += self.store.remove_left(left)
         return bytes_written
 
 
 def capture(followed: FollowedSource) -> CapturedSource:
-    """A source's state, to be saved while passes go on: views never change, the rest is copied."""
+    """A copy of a source's state, to save while passes go on; views never change."""
     source, scan, cursor = followed.source, followed.scan, followed.cursor
     saved = SavedSource(
         id=source.id,
@@ -262,7 +285,5 @@ def capture(followed: FollowedSource) -> CapturedSource:
 
 
 def with_datasets(saved: SavedSource, datasets: list[SavedDataset]) -> SavedSource:
-    """The same source with its datasets' files."""
-    return SavedSource(
-        **{**{name: getattr(saved, name) for name in saved.__struct_fields__}, "datasets": datasets}
-    )
+    """``saved`` with its datasets' files."""
+    return msgspec.structs.replace(saved, datasets=datasets)

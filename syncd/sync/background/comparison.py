@@ -1,7 +1,10 @@
-"""Comparing one source's table with its indexes, both at one snapshot: whatever differs is a difference, never a change that was under way.
+"""The comparison of one source's table with its indexes at one snapshot.
 
-The table is read in a transaction that imported the snapshot at which the indexes were captured. It is read by fingerprint, and in a deep comparison
-by vector and attached columns too; a live row that is missing may be in quarantine, as long as it is still the row that was put there.
+A difference that it finds is real, never a change that was under way. The table is read in a
+transaction that imported the snapshot at which the indexes were captured.
+
+Rows are compared by fingerprint; a deep comparison also compares vectors and attached columns. A
+live row that is not indexed may be in quarantine, if it is still the row that was put there.
 """
 
 from __future__ import annotations
@@ -31,18 +34,23 @@ from syncd.types import DatasetName, Key, dataset_name
 
 ROWS_PER_FETCH = 10_000
 ROWS_PER_DEEP_FETCH = 500
+"""Rows per fetch of a deep comparison, which also reads vectors."""
 SAMPLE_KEYS = 10
+"""Number of differing keys that a report shows."""
 
 logger = structlog.get_logger()
 
 
 class InTheWay(DatabaseError):
-    """Somebody waits for a lock that this verify holds, or holds one that it wants."""
+    """Another session waits for a lock that this verify holds, or holds one that it needs."""
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetReport:
-    """One dataset: ``rows`` live ones in the table, ``indexed`` ones here, and how many keys differ, before any repair."""
+    """The comparison of one dataset: live ``rows``, ``indexed`` rows, numbers of differing keys.
+
+    The numbers are those before any repair.
+    """
 
     dataset: DatasetName
     source: Source
@@ -59,7 +67,10 @@ class DatasetReport:
 
 @dataclass(frozen=True, slots=True)
 class SourceReport:
-    """One source: was there anything to compare? ``reason`` says why not where it ``failed``, else what is in none of its datasets."""
+    """The comparison of one source: whether there were rows to compare.
+
+    ``reason`` says why it ``failed``, or else which rows are in none of its datasets.
+    """
 
     source: Source
     outcome: Literal["compared", "empty", "none_live", "failed"]
@@ -68,7 +79,10 @@ class SourceReport:
 
 @dataclass(slots=True)
 class Captured:
-    """One source and its indexes as a pass left them. ``keys``: compare only these; ``only``: compare only these datasets."""
+    """One source and its indexes after a pass.
+
+    ``keys`` limits the comparison to these keys, ``only`` to these datasets.
+    """
 
     source: Source
     views: dict[DatasetName, View]
@@ -80,7 +94,7 @@ class Captured:
 
 @dataclass(slots=True)
 class Found:
-    """What the comparison of one source came to."""
+    """The result of the comparison of one source."""
 
     report: SourceReport
     datasets: list[DatasetReport] = field(default_factory=list)
@@ -88,15 +102,15 @@ class Found:
 
 
 def in_the_way() -> InTheWay:
-    """The error for who would make others wait."""
+    """The error for a verify that makes other sessions wait."""
     return InTheWay(
-        "another session has locked the table, or waits to",
-        hint="verify again when it is done; see pg_stat_activity",
+        "another session has locked the table, or waits for a lock on it",
+        hint="verify again when that session is done; see pg_stat_activity",
     )
 
 
 def not_in_step(seconds: float) -> DatabaseError:
-    """The error for sources that are being read, or are behind, for longer than a verify waits."""
+    """The error for sources that are read or behind for longer than a verify waits."""
     return DatabaseError(
         f"it was not in step with its table within {seconds:.0f} s",
         hint="watch it with: syncd status --watch",
@@ -106,7 +120,7 @@ def not_in_step(seconds: float) -> DatabaseError:
 def not_compared(
     followed: FollowedSource, only: frozenset[DatasetName] | None, reason: str
 ) -> Found:
-    """The reports of a source that fails: nothing is known of its datasets, so none is in sync."""
+    """The result for a source that fails: none of its datasets counts as in sync."""
     source = followed.source
     datasets = [
         DatasetReport(name, source, 0, dataset.index.count, 0, 0, 0, 0, [], in_sync=False)
@@ -124,7 +138,7 @@ def compare_or_fail(
     stop: threading.Event,
     note: Callable[[int], None],
 ) -> Found:
-    """``compare_source``; an error that nobody has thought of is this source's, and the others are compared."""
+    """``compare_source``; an unexpected error fails this source only."""
     try:
         return compare_source(connection, captured, deep=deep, stop=stop, note=note)
     except (psycopg.Error, SyncdError):
@@ -143,7 +157,10 @@ def compare_source(
     stop: threading.Event,
     note: Callable[[int], None],
 ) -> Found:
-    """Compare one source with its indexes, in a transaction at their snapshot. Blocking; ends early with ``DatabaseError`` at ``stop``."""
+    """Compare one source with its indexes, in a transaction at their snapshot.
+
+    It blocks. It raises ``DatabaseError`` when ``stop`` is set.
+    """
     source = captured.source
     comparison = SourceComparison(captured, deep=deep)
     connection.execute(statement("passes", "savepoint"))
@@ -170,7 +187,7 @@ def compare_source(
 def batches(
     connection: psycopg.Connection, captured: Captured, *, deep: bool
 ) -> Iterator[Sequence[Row]]:
-    """The table's live rows, some at a time."""
+    """The table's live rows, in batches."""
     source = captured.source
     if captured.keys is not None:
         query = source.read_keys(vectors=deep)
@@ -189,7 +206,7 @@ def batches(
 
 
 class SourceComparison:
-    """The rows of one source's table against its datasets' views."""
+    """Compares rows of one source's table with its datasets' views."""
 
     def __init__(self, captured: Captured, *, deep: bool) -> None:
         self.captured = captured
@@ -197,14 +214,14 @@ class SourceComparison:
         self.rows = 0
         self.by_name = {name: Comparison(view) for name, view in captured.views.items()}
         self.unindexed: dict[DatasetName, list[Key]] = {}
-        """Rows of datasets that are not there."""
+        """Keys of rows whose dataset does not exist."""
         self.quarantined: dict[DatasetName, int] = {}
         self.seen: set[Key] = set()
         if captured.keys is None:
             self.count_unkeyed()
 
     def count_unkeyed(self) -> None:
-        """Live rows without a key are not read by any comparison: they are in quarantine, as a pass found them."""
+        """Count live rows without a key: they are in quarantine, and no comparison reads them."""
         only = self.captured.only
         for row in self.captured.quarantine.values():
             if row.reason == NULL_KEY and (only is None or row.dataset in only):
@@ -212,7 +229,7 @@ class SourceComparison:
                 self.rows += 1
 
     def feed(self, rows: Sequence[Row]) -> None:
-        """Some rows of the table, each once."""
+        """Compare some rows of the table; each row is given once."""
         self.rows += len(rows)
         keys = self.captured.source.parse_keys([row[0] for row in rows])
         if self.captured.keys is not None:
@@ -229,7 +246,10 @@ class SourceComparison:
             self.feed_dataset(name, [keys[place] for place in at], [rows[place] for place in at])
 
     def feed_dataset(self, name: DatasetName, keys: list[Key], rows: list[Row]) -> None:
-        """Rows of one dataset. One in quarantine is accounted for, as long as it is still the row that was put there."""
+        """Compare rows of one dataset.
+
+        A row in quarantine is accounted for if it is still the row that was put there.
+        """
         comparison, quarantine = self.by_name.get(name), self.captured.quarantine
         if quarantine:
             there = [quarantine.get(key) for key in keys]
@@ -272,7 +292,7 @@ class SourceComparison:
         for name, comparison in self.by_name.items():
             if self.captured.keys is None:
                 extra = comparison.extra()
-            else:  # what was asked for and is in no table
+            else:  # keys that were asked for and have no live row
                 gone = [key for key in self.captured.keys if key not in self.seen]
                 extra = [
                     key
@@ -300,14 +320,14 @@ class SourceComparison:
         return reports, differing
 
     def left_out(self) -> str:
-        """In words, the rows that are in quarantine and in none of the source's datasets."""
+        """Text about the rows that are in quarantine and in none of the source's datasets."""
         rows = sum(count for name, count in self.quarantined.items() if name not in self.by_name)
         return f"{rows} live rows are in quarantine, and in none of its datasets" if rows else ""
 
     def report(
         self, name: DatasetName, comparison: Comparison, extra: Sequence[Key]
     ) -> DatasetReport:
-        """One dataset's."""
+        """The report on one dataset."""
         missing, stale = comparison.missing, comparison.stale
         return DatasetReport(
             name,

@@ -1,7 +1,7 @@
-"""Is the last whole verify too old, and why? A verify that can never end is drift that is never found.
+"""Whether the last whole verify is too old, and why. If a verify never ends, drift is never found.
 
-A source counts as compared when all of its table was read, for its first index or by a verify. The time is in the checkpoint, so restarts do not
-make it younger.
+A source counts as compared when its whole table was read, for its first index or by a verify. The
+time is saved in the checkpoint, so that a restart does not make it younger.
 """
 
 from __future__ import annotations
@@ -10,29 +10,31 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
+from syncd.sync.background.verified import Work
 from syncd.sync.consumer.progress import Progress
 from syncd.sync.source.followed import FollowedSource
 
-if TYPE_CHECKING:
-    from syncd.sync.background.verified import Work
-
 LATE_INTERVALS = 2
+"""A verify is late after this many intervals."""
 NAMED = 3
-"""Sources that a reason names."""
+"""Largest number of sources that a reason names."""
 
 
 @dataclass(frozen=True, slots=True)
 class Overdue:
-    """``at``: since when no source was left out; None before the first. ``reason`` says why the next is late; empty while it is not."""
+    """Whether a whole verify is late.
+
+    ``at`` is the time of the last one that left out no source; None before the first. ``reason``
+    says why the next one is late; empty: it is not late.
+    """
 
     at: datetime | None
     reason: str = ""
 
 
 def compared_at(sources: Sequence[FollowedSource]) -> datetime | None:
-    """When the source that was not compared for longest was compared; None where none was read to its end yet."""
+    """Oldest time of a last comparison among the sources; None if none was read to its end yet."""
     times = [
         each.compared_at
         for each in sources
@@ -42,14 +44,17 @@ def compared_at(sources: Sequence[FollowedSource]) -> datetime | None:
 
 
 def since(followed: FollowedSource) -> datetime:
-    """When a source was last compared, in an order that begins with those that never were."""
+    """Time of a source's last comparison, as a sort key: sources never compared come first."""
     return followed.compared_at or datetime.min.replace(tzinfo=UTC)
 
 
 def overdue(
     progress: Progress, work: Work | None, obstacles: Mapping[int, str], interval_seconds: float
 ) -> Overdue:
-    """See the module. ``obstacles`` are why sources could not be compared at the last attempt, by id."""
+    """Whether a whole verify is late, and why.
+
+    ``obstacles`` are the reasons why sources could not be compared at the last attempt, by id.
+    """
     sources, now = list(progress.sources.values()), datetime.now(UTC)
     at = compared_at(sources)
     late = [
@@ -71,11 +76,12 @@ def overdue(
     elif work is not None and not reasons:
         minutes = (time.monotonic() - work.begun) / 60
         reasons = [
-            f"one is under way for {minutes:.0f} minutes, at row {work.rows} of about {work.expected}"
+            f"one has run for {minutes:.0f} minutes, at row {work.rows} of about {work.expected}"
         ]
     if not reasons:
         reasons = [
-            f"none came to its end over {late[0].source.name}, perhaps because syncd was stopped before"
+            f"none over {late[0].source.name} was completed; "
+            "perhaps syncd was stopped before its end"
         ]
     more = f"; and {len(reasons) - NAMED} more" if len(reasons) > NAMED else ""
     return Overdue(at, "; ".join(reasons[:NAMED]) + more)

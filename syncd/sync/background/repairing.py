@@ -1,7 +1,10 @@
-"""Repairs: where a source's triggers are missing or switched off, put them right, as far as the role that syncd connects as may.
+"""The repairer: it repairs a source's triggers that are missing or disabled.
 
-It takes the owner's rights. Where they are not given the source says what the owner is to run, and is compared with its table every minute.
-Besides, what the schema remembers of a source is brought up to date when the look at the catalogue finds other names than those.
+That takes the rights of the table's owner. If syncd's role does not have them, the source names the
+command for the owner, and is compared with its table every minute.
+
+It also updates the names that the schema keeps of a source, after a look at the catalogue has found
+other names.
 """
 
 from __future__ import annotations
@@ -14,34 +17,35 @@ import structlog
 from syncd.errors import SyncdError
 from syncd.postgres.control import Control
 from syncd.statements import statement
-from syncd.sync.consumer.consumer import Consumer
+from syncd.sync.consumer.progress import Progress
 from syncd.sync.source.followed import FollowedSource
 
 RETRY_SECONDS = 60.0
-"""Between two attempts that fail."""
+"""Time until the next attempt after one that failed."""
 
 logger = structlog.get_logger()
 
 
 class Repairer:
-    """Runs beside the consumer, on the connection for reports."""
+    """Repairs triggers after passes, on the connection for reports."""
 
-    def __init__(self, consumer: Consumer, control: Control) -> None:
-        self.consumer = consumer
+    def __init__(self, progress: Progress, control: Control) -> None:
+        self.progress = progress
         self.control = control
         self.said: dict[int, str] = {}
+        """Last logged error by source id; the negative id stands for the names in the schema."""
 
     async def run(self) -> None:
-        """After each pass, repair the sources that want it, until cancelled."""
+        """After each pass, repair the sources that need it, until cancelled."""
         while True:
-            done = self.consumer.pass_done
+            done = self.progress.pass_done
             await self.repair_all()
-            self.consumer.registry.tasks.well("repairer")
+            self.progress.registry.tasks.well("repairer")
             await done.wait()
 
     async def repair_all(self) -> None:
-        """Mend the sources that want it."""
-        for followed in self.consumer.sources.values():
+        """Repair the sources that need it."""
+        for followed in self.progress.sources.values():
             if (
                 followed.catalogue.repair_at <= time.monotonic()
                 and followed.source.table is not None
@@ -54,7 +58,7 @@ class Repairer:
                 await self.remember(followed)
 
     async def repair(self, followed: FollowedSource) -> None:
-        """Try once. What fails is said once, and tried again later while it is needed."""
+        """Try once. A failure is logged once, and tried again later while a repair is needed."""
         followed.catalogue.repair_at = math.inf
         try:
             changed = await self.call(followed.source.oid)
@@ -72,14 +76,16 @@ class Repairer:
         self.said.pop(followed.source.id, None)
         if changed:
             logger.warning("triggers_repaired", source=followed.source.name)
-            self.consumer.wake(
-                "request"
-            )  # the pass sees them, and compares what was written without them
+            self.progress.wake("request")  # the next pass sees them and begins a comparison
         elif followed.catalogue.weakness is not None:
             followed.catalogue.repair_at = time.monotonic() + RETRY_SECONDS
 
     async def remember(self, followed: FollowedSource) -> None:
-        """Try once. What fails is said once, and tried again later: rules that mean nothing any more cannot be compiled."""
+        """Update the names that the schema keeps of a source; try once.
+
+        It fails if a rule is no longer valid and cannot be compiled. A failure is logged once, and
+        tried again later.
+        """
         followed.catalogue.remember_at = time.monotonic() + RETRY_SECONDS
         try:
             async with self.control.transaction() as control:
@@ -93,7 +99,7 @@ class Repairer:
             self.said.pop(-followed.source.id, None)
 
     async def call(self, oid: int) -> bool:
-        """Whether triggers were changed; raises ``DatabaseError``."""
+        """Repair a table's triggers; returns whether they changed. Raises ``DatabaseError``."""
         async with self.control.transaction() as control:
             await control.execute(statement("catalogue", "limit_mend"))
             row = await (await control.execute(statement("catalogue", "mend"), [oid])).fetchone()

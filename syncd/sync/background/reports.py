@@ -1,4 +1,7 @@
-"""What the consumer tells SQL about itself: the rows behind ``syncd.status`` and ``syncd.quarantine``, at most ten seconds old."""
+"""The reporter: it writes the rows behind the views ``syncd.status`` and ``syncd.quarantine``.
+
+They are at most ten seconds old.
+"""
 
 from __future__ import annotations
 
@@ -14,69 +17,76 @@ from syncd.errors import SyncdError
 from syncd.postgres.control import Control
 from syncd.statements import statement
 from syncd.sync.background.heartbeat import Heartbeat
-from syncd.sync.consumer.consumer import Consumer
+from syncd.sync.consumer.progress import Progress
+from syncd.sync.consumer.session import Session
 from syncd.sync.source.followed import FollowedSource
 from syncd.sync.source.quarantined import Quarantined
 from syncd.types import DatasetName, Key, State
 
 REPORT_SECONDS = 5.0
+"""Time between two reports."""
 MAX_REPORTED_ROWS = 10_000
-"""Of a consumer's quarantine: who has more has one problem many times. Each reason in each source is among them, and ``status`` counts them all."""
+"""Largest number of quarantined rows that a consumer lists.
+
+More rows than that have one problem many times. Each reason in each source is listed, and
+``status`` counts all rows.
+"""
 
 logger = structlog.get_logger()
 
 
 DatasetReport = Mapping[DatasetName, tuple[State, int]]
-"""State and rows of each dataset."""
+"""State and number of rows of each dataset."""
 
 
 class Reporter:
-    """Writes what changed since the last report; a quiet system costs one small update."""
+    """Writes the changes since the last report; an idle system costs one small update."""
 
-    def __init__(self, consumer: Consumer, control: Control) -> None:
-        self.consumer = consumer
+    def __init__(self, progress: Progress, session: Session, control: Control) -> None:
+        self.progress = progress
+        self.session = session
         self.control = control
         self.datasets: DatasetReport | None = None
         self.opened = 0
         self.quarantine: dict[tuple[int, Key], Quarantined] = {}
         self.quarantined: Counter[DatasetName] = Counter()
-        """How many rows of each dataset are in quarantine."""
-        self.heartbeat = Heartbeat(consumer)
+        """Number of rows of each dataset that are in quarantine."""
+        self.heartbeat = Heartbeat(progress, session)
         self.said = ""
-        """Why the last report failed, as it was logged; empty where it did not."""
+        """Logged reason why the last report failed; empty if it did not fail."""
 
     async def run(self) -> None:
-        """Report every few seconds, until cancelled. A report that fails is not missed: the next one says it all."""
+        """Report every few seconds, until cancelled. The report after a failed one is complete."""
         while True:
             try:
                 await self.report()
             except SyncdError as error:
                 self.report_failed(error)
             else:
-                self.consumer.registry.tasks.well("reporter")
+                self.progress.registry.tasks.well("reporter")
                 self.said = ""
             await anyio.sleep(REPORT_SECONDS)
 
     def report_failed(self, error: SyncdError) -> None:
-        """Say so, once for each reason; a lost database is told of elsewhere."""
+        """Log a failure, once per reason; other code reports a lost database."""
         self.heartbeat.lost()
-        self.datasets = None  # what is there is unknown: write everything again
-        self.consumer.task_failed("reporter", error, REPORT_SECONDS)
+        self.datasets = None  # the rows in the database are unknown: write all of them again
+        self.progress.task_failed("reporter", error, REPORT_SECONDS)
         reason = str(error)
-        say = logger.warning if self.consumer.connected and reason != self.said else logger.debug
+        say = logger.warning if self.progress.connected and reason != self.said else logger.debug
         say("report_failed", error=reason, hint=error.hint)
         self.said = reason
 
     async def report(self) -> None:
         """Write one report; raises ``DatabaseError``."""
-        consumer = self.consumer
-        name = consumer.settings.consumer
+        progress = self.progress
+        name = self.session.consumer
         datasets = {
             dataset.name: (dataset.state, dataset.index.count)
-            for dataset in consumer.registry.listed()
+            for dataset in progress.registry.listed()
         }
-        async with consumer.busy:
-            sources = consumer.sources
+        async with progress.busy:
+            sources = progress.sources
             counts = Counter(
                 (source_id, row.dataset, row.reason)
                 for source_id, followed in sources.items()
@@ -88,26 +98,22 @@ class Reporter:
         for (source_id, dataset, reason), rows in counts.items():
             by_dataset[dataset] += rows
             by_reason[sources[source_id].source.name, reason] += rows
-        self.quarantined, consumer.registry.quarantined = (
-            by_dataset,
-            by_reason,
-        )  # whole: other threads read them
-        position = consumer.oldest_position()
+        # replaced as a whole, because other threads read them
+        self.quarantined, progress.registry.quarantined = by_dataset, by_reason
+        position = progress.oldest_position()
         at = json.dumps({"snapshot": str(position.snapshot), "outbox_id": position.outbox_id})
         async with self.control.transaction() as connection:
-            if (
-                self.opened != self.control.opened
-            ):  # the server may have lost reports since, or be another one
+            if self.opened != self.control.opened:  # the server may have lost reports, or changed
                 self.datasets, self.opened = None, self.control.opened
             await connection.execute(
                 statement("consumer", "report_consumer"),
                 [
-                    consumer.state,
+                    progress.state,
                     at,
-                    consumer.lag_rows,
-                    consumer.lag_seconds,
+                    progress.lag_rows,
+                    progress.lag_seconds,
                     name,
-                    consumer.run_id,
+                    self.session.run_id,
                 ],
             )
             await self.report_datasets(connection, name, datasets)
@@ -122,7 +128,7 @@ class Reporter:
     async def report_datasets(
         self, connection: psycopg.AsyncConnection, consumer: str, datasets: DatasetReport
     ) -> None:
-        """Datasets that are new, changed or gone."""
+        """Write datasets that are new or changed, and delete those that are gone."""
         before = self.datasets
         if before is None:
             await connection.execute(
@@ -146,7 +152,7 @@ class Reporter:
         consumer: str,
         quarantine: dict[tuple[int, Key], Quarantined],
     ) -> None:
-        """Rows that came into quarantine or left it."""
+        """Write rows that came into quarantine, and delete those that left it."""
         before = self.quarantine
         if self.datasets is None:
             await connection.execute(statement("consumer", "forget_all_quarantined"), [consumer])
@@ -166,7 +172,10 @@ class Reporter:
 def listed(
     sources: Mapping[int, FollowedSource], counts: Counter[tuple[int, DatasetName, str]]
 ) -> dict[tuple[int, Key], Quarantined]:
-    """The rows that are listed: all where there is room, else of each reason in each source as many as of any other, those that came first."""
+    """The rows to list: all of them if they fit.
+
+    Otherwise each reason in each source gets an equal share, filled with its oldest rows.
+    """
     sizes: Counter[tuple[int, str]] = Counter()
     for (source_id, _, reason), rows in counts.items():
         sizes[source_id, reason] += rows

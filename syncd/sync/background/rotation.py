@@ -1,8 +1,11 @@
-"""Rotation: keep the outbox no longer than the consumers' checkpoints need it, and no larger than its cap.
+"""The rotator: it keeps the outbox as long as the consumers' checkpoints need it, within its cap.
 
-The server does it, in one function (``syncd.rotate_outbox``), whoever calls: every consumer does, now and then, and at its start. That nothing is
-missed does not hang on this: each pass compares its cursors with what has been freed, under a lock taken before its snapshot, and reads a
-source again whose changes may be gone.
+One function of the server does the work (``syncd.rotate_outbox``). Each consumer calls it at its
+start and every few seconds.
+
+No change is missed if this fails or runs early. Each pass compares its cursors with the freed
+transactions, under a lock that is older than its snapshot. A source whose changes may be gone is
+read again.
 """
 
 from __future__ import annotations
@@ -15,57 +18,72 @@ from syncd.postgres.control import Control, report_beginning
 from syncd.postgres.freeing import MUST_REBUILD_HINT, Rotation, rotate_query
 from syncd.statements import statement
 from syncd.sync.background.checkpoints import Checkpointer
-from syncd.sync.consumer.consumer import Consumer
+from syncd.sync.consumer.progress import Progress
+from syncd.sync.consumer.session import Session
 
 ROTATION_SECONDS = 5.0
+"""Time between two rotations."""
 TRIES = 5
+"""Number of attempts to free a slot that another session has open."""
 NEXT_TRY_SECONDS = 0.05
-"""A slot can be freed only while nobody has it open; a pass of another consumer has it for some milliseconds."""
+"""Time between two of these attempts; a pass of another consumer opens a slot for milliseconds."""
 PASS_SECONDS = 30.0
+"""Longest wait for a pass that sees the freed transactions."""
 CHECKPOINTS_KEPT = 2
+"""Number of checkpoints on disk; the outbox is kept for each of them."""
 
 logger = structlog.get_logger()
 
 
 class Rotator:
-    """Calls for a rotation every few seconds. Two consumers that do it at once are no harm: one of them finds nothing to do."""
+    """Calls for a rotation every few seconds.
 
-    def __init__(self, consumer: Consumer, control: Control, checkpointer: Checkpointer) -> None:
-        self.consumer = consumer
+    If two consumers do it at once, one of them finds nothing to do.
+    """
+
+    def __init__(
+        self, progress: Progress, session: Session, control: Control, checkpointer: Checkpointer
+    ) -> None:
+        self.progress = progress
+        self.session = session
         self.control = control
         self.checkpointer = checkpointer
         self.outbox_rows: int | None = None
-        """How many rows the outbox held at the last rotation, at most; None before the first."""
+        """Largest possible number of outbox rows at the last rotation; None before the first."""
 
     async def run(self) -> None:
-        """Rotate, until cancelled. A rotation that fails is tried again at the next turn."""
+        """Rotate until cancelled. A rotation that fails is tried again at the next interval."""
         said = ""
         while True:
             await anyio.sleep(ROTATION_SECONDS)
             try:
                 await self.rotate()
             except SyncdError as error:
-                self.consumer.task_failed("rotator", error, ROTATION_SECONDS)
+                self.progress.task_failed("rotator", error, ROTATION_SECONDS)
                 say = (
                     logger.warning
-                    if self.consumer.connected and str(error) != said
+                    if self.progress.connected and str(error) != said
                     else logger.debug
                 )
                 say("rotation_failed", error=str(error), hint=error.hint)
                 said = str(error)
             else:
-                self.consumer.registry.tasks.well("rotator")
+                self.progress.registry.tasks.well("rotator")
                 said = ""
 
     async def rotate(self) -> None:
-        """Free what can be freed, and do what the cap asks of this consumer; raises ``DatabaseError``."""
+        """Free slots of the outbox, and keep the cap on this consumer's side.
+
+        Raises ``DatabaseError``.
+        """
         for attempt in range(TRIES):
             done = await self.ask()
             done.warn_of_rebuild()
             if done.marked is not None:
-                self.consumer.registry.alerts.add(
+                self.progress.registry.alerts.add(
                     "must_rebuild",
-                    f"the outbox is over its cap of {done.max_rows} rows; consumer {done.marked!r} must rebuild",
+                    f"the outbox is over its cap of {done.max_rows} rows; "
+                    f"consumer {done.marked!r} must rebuild",
                     marked=done.marked,
                     rows=done.rows,
                     max_rows=done.max_rows,
@@ -83,9 +101,9 @@ class Rotator:
                 await self.checkpointer.save()
 
     async def ask(self) -> Rotation:
-        """One call of the server's function. Between two passes: our own would have the slots open."""
-        async with self.consumer.busy, self.control.transaction() as connection:
-            # Between the ends of the transaction that we were given: the rotation is one of its own.
+        """Call the server's function once, between two passes: a pass of ours opens the slots."""
+        async with self.progress.busy, self.control.transaction() as connection:
+            # The rotation is its own transaction: end the given one before, begin another behind.
             commit, begin = (
                 statement("passes", "commit").encode(),
                 report_beginning(connection).encode(),
@@ -102,29 +120,34 @@ class Rotator:
         return done
 
     async def read_own_part(self) -> tuple[bool, bool]:
-        """Whether the outbox no longer keeps anything for this consumer, and whether it keeps more for this one than for any other."""
-        consumer = self.consumer
+        """Whether this consumer must rebuild, and whether the outbox keeps most for this consumer.
+
+        If it must rebuild, the outbox no longer keeps anything for it.
+        """
         async with self.control.transaction() as connection:
             query = statement("rotation", "read_own_part")
             row = await (
-                await connection.execute(query, [consumer.settings.consumer, consumer.run_id])
+                await connection.execute(query, [self.session.consumer, self.session.run_id])
             ).fetchone()
         return (False, False) if row is None else (row[0], row[1])
 
     async def heed(self) -> None:
-        """Have a pass see what was freed, which begins to read again whatever has lost changes; then ask for what comes to be kept again."""
-        consumer = self.consumer
-        needed = consumer.passes_begun + 1
+        """Wait for a pass that sees the freed transactions, then have the outbox kept again.
+
+        That pass begins to read the sources again that have lost changes.
+        """
+        progress = self.progress
+        needed = progress.passes_begun + 1
         with anyio.move_on_after(PASS_SECONDS):
-            while consumer.passes_done < needed:
-                done = consumer.pass_done
-                consumer.wake("request")
+            while progress.passes_done < needed:
+                done = progress.pass_done
+                progress.wake("request")
                 await done.wait()
-        if consumer.passes_done < needed:
-            return  # at the next turn
-        async with consumer.busy, self.control.transaction() as connection:
-            needs = str(consumer.oldest_position().snapshot)
-            name, run_id = consumer.settings.consumer, consumer.run_id
+        if progress.passes_done < needed:
+            return  # try again at the next interval
+        async with progress.busy, self.control.transaction() as connection:
+            needs = str(progress.oldest_position().snapshot)
+            name, run_id = self.session.consumer, self.session.run_id
             await connection.execute(
                 statement("rotation", "end_must_rebuild"), [needs, name, run_id]
             )

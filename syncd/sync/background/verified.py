@@ -1,4 +1,4 @@
-"""What a verify found, and how far the one under way is."""
+"""The result of a verify, and the progress of the verify under way."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from syncd.types import Position
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What a verify found."""
+    """The result of a verify."""
 
     position: Position
     datasets: list[DatasetReport]
@@ -29,17 +29,17 @@ class Verified:
 
 @dataclass(slots=True)
 class Work:
-    """What one verify has done: rows of the tables that it has read, and about how many there are.
+    """Progress of one verify: rows of the tables that it has read, and about how many there are.
 
-    Each has its own: the thread of one that was cancelled may still count.
+    Each verify has its own, because the thread of a cancelled verify may still count.
     """
 
     expected: int
     rows: int = 0
     begun: float = field(default_factory=time.monotonic)
     patience_seconds: float = math.inf
-    """How long a source may take to be in step."""
+    """Longest time that a source may take to be in step."""
 
     def note(self, rows: int) -> None:
-        """A comparison goes on."""
+        """Count rows that were compared."""
         self.rows += rows

@@ -1,8 +1,10 @@
-"""Verify: is every index equal to its table at one snapshot? And repair: read again just the rows that are not.
+"""The verifier: it checks that each index equals its table at one snapshot, and repairs it.
 
-A pass hands over its snapshot and the indexes' views while its transaction is open; a transaction on another connection imports the snapshot.
-Views never change, so the comparison runs as long as it needs while passes and searches go on, and whatever it finds is a difference, never a
-change that was under way.
+A pass hands over its snapshot and the indexes' views while its transaction is open. A transaction
+on another connection imports the snapshot. Views never change, so the comparison takes its time
+while passes and searches go on. A difference that it finds is real, never a change under way.
+
+A repair reads only the rows again that differ.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 
 import anyio
 import structlog
@@ -35,22 +37,28 @@ from syncd.sync.background.comparison import (
 )
 from syncd.sync.background.overdue import Overdue, compared_at, overdue, since
 from syncd.sync.background.verified import Verified, Work
-from syncd.sync.consumer.consumer import Consumer
+from syncd.sync.background.verify_results import VerifyResults
 from syncd.sync.consumer.outcome import Handover
-from syncd.sync.registry.alerts import NAMED, named
+from syncd.sync.consumer.progress import Progress
+from syncd.sync.consumer.session import Session
 from syncd.sync.source.followed import FollowedSource
 from syncd.types import DatasetName, Position
 
 SOURCES_AT_ONCE = 64
-"""Each is locked in one transaction, and the server's lock table is everybody's."""
+"""Number of sources that one transaction locks; all sessions share the server's lock table."""
 SCAN_FROM_KEYS = 200_000
-"""So many differences are repaired by reading the whole source."""
+"""Above this many differences, a repair reads the whole source."""
 ATTEMPTS = 5
+"""Number of attempts if another session waits for a lock."""
 FIRST_PAUSE_SECONDS = 1.0
+"""Pause after the first of these attempts; it doubles after each."""
 IN_STEP_SECONDS = 60.0
-"""How long a verify in the background waits until a source is in step; one that is being read for hours must not keep the others waiting."""
+"""Longest time that a verify in the background waits until a source is in step.
+
+A source that is read for hours must not delay the others.
+"""
 RETRY_SECONDS = 600.0
-"""Until a source that could not be compared in the background is tried again."""
+"""Time until a source that could not be compared in the background is tried again."""
 
 logger = structlog.get_logger()
 
@@ -58,37 +66,36 @@ logger = structlog.get_logger()
 class Verifier:
     """Verifies on request and in the background, one at a time."""
 
-    def __init__(self, consumer: Consumer) -> None:
-        self.consumer = consumer
+    def __init__(self, progress: Progress, session: Session) -> None:
+        self.progress = progress
+        self.session = session
+        self.results = VerifyResults(progress)
         self.lock = anyio.Lock()
-        self.last: dict[DatasetName, tuple[datetime, bool]] = {}
-        """When each dataset was last compared, and whether it is in sync since then, as far as is known."""
         self.work: Work | None = None
-        """Of the verify under way."""
-        self.obstacles: dict[int, str] = {}
-        """Why sources could not be compared at the last attempt, by id."""
+        """Progress of the verify under way; None if there is none."""
 
     @property
     def last_success_at(self) -> datetime | None:
-        """Since when every source has been compared, whatever that showed."""
-        return compared_at(list(self.consumer.sources.values()))
+        """Time since which each source was compared, with any result."""
+        return compared_at(list(self.progress.sources.values()))
 
     @property
     def overdue(self) -> Overdue:
-        """Whether the last whole verify is too old, and why."""
+        """Whether the last whole verify is too old, with the reason."""
         return overdue(
-            self.consumer, self.work, self.obstacles, self.consumer.settings.verify_seconds
+            self.progress, self.work, self.results.obstacles, self.session.settings.verify_seconds
         )
 
     async def run(self, interval_seconds: float) -> None:
-        """Compare and repair at start and every so often, until cancelled; an interval of 0 means never.
+        """Compare and repair at the start and at each interval, until cancelled; 0 means never.
 
-        A source that could not be compared is tried again soon, alone; the others are not compared again for its sake.
+        A source that could not be compared is tried again soon; the others are not compared again
+        with it.
         """
-        await self.consumer.ready.wait()
+        await self.progress.ready.wait()
         due_at: dict[int, float] = {}
         while interval_seconds:
-            now, sources = time.monotonic(), self.consumer.sources
+            now, sources = time.monotonic(), self.progress.sources
             due_at = {
                 one: due_at.get(one, now if not due_at else now + interval_seconds)
                 for one in sources
@@ -112,10 +119,10 @@ class Verifier:
             done = await self.verify(None, repair=True, sources=ids)
         except SyncdError as error:
             logger.warning("verify_failed", error=str(error), hint=error.hint)
-            self.consumer.task_failed("verifier", error, retry_seconds)
-            self.obstacles |= dict.fromkeys(ids, str(error))
+            self.progress.task_failed("verifier", error, retry_seconds)
+            self.results.obstacles |= dict.fromkeys(ids, str(error))
             return frozenset(ids)
-        self.consumer.registry.tasks.well("verifier")
+        self.progress.registry.tasks.well("verifier")
         logger.info(
             "verified",
             in_sync=done.in_sync,
@@ -132,15 +139,16 @@ class Verifier:
         deep: bool = False,
         sources: Sequence[int] | None = None,
     ) -> Verified:
-        """Compare some datasets, or all, with their tables; raises ``DatabaseError``, ``UnknownDataset``.
+        """Compare some datasets, or all, with their tables.
 
-        ``sources``: only the whole of these, and without waiting for long for any of them.
+        ``sources`` are ids: only these sources are compared, as a whole, and the wait for each of
+        them is short. Raises ``DatabaseError``, ``UnknownDataset``.
         """
         async with self.lock:
             only = (
                 None
                 if names is None
-                else frozenset(self.consumer.registry.known(name).name for name in names)
+                else frozenset(self.progress.registry.known(name).name for name in names)
             )
             patience = math.inf if sources is None else IN_STEP_SECONDS
             self.work = Work(self.indexed(only), patience_seconds=patience)
@@ -152,41 +160,41 @@ class Verifier:
 
     @property
     def compared(self) -> int | None:
-        """Rows of the tables that the verify under way has read; None while there is none."""
+        """Rows of the tables that the verify under way has read; None if there is none."""
         return None if self.work is None else self.work.rows
 
     @property
     def expected(self) -> int:
-        """About how many rows the verify under way is to read."""
+        """Approximate number of rows that the verify under way has to read."""
         return 0 if self.work is None else self.work.expected
 
     def indexed(self, only: frozenset[DatasetName] | None) -> int:
-        """About how many rows there are to compare."""
-        known = self.consumer.registry.listed()
+        """Approximate number of rows to compare."""
+        known = self.progress.registry.listed()
         return sum(each.index.count for each in known if only is None or each.name in only)
 
     async def verify_now(
         self, ids: Sequence[int], only: frozenset[DatasetName] | None, *, repair: bool, deep: bool
     ) -> Verified:
-        """``verify``, with the lock held. What one group of sources came to is kept, however the next ends."""
+        """``verify``, with the lock held. Each group's results are kept if the next group fails."""
         begun = time.monotonic()
-        found, position = [], self.consumer.oldest_position()
+        found, position = [], self.progress.oldest_position()
         for start in range(0, len(ids), SOURCES_AT_ONCE):
             some, position = await self.compare_each(
                 ids[start : start + SOURCES_AT_ONCE], only, position, deep=deep
             )
-            self.note(some)
+            self.results.note(some)
             if repair:
                 some = [
                     await self.repair_one(each, deep=deep) if each.differing else each
                     for each in some
                 ]
-                self.remember(some)
+                self.results.remember(some)
             if only is None:
-                self.note_whole(some)
+                self.results.note_whole(some)
             found += some
         seconds = time.monotonic() - begun
-        self.consumer.registry.counters.verify_seconds.observe(seconds)
+        self.progress.registry.counters.verify_seconds.observe(seconds)
         datasets = sorted(
             (row for each in found for row in each.datasets), key=lambda row: row.dataset
         )
@@ -194,7 +202,7 @@ class Verifier:
 
     def sources_of(self, only: frozenset[DatasetName] | None) -> list[int]:
         """The sources that have these datasets."""
-        sources = self.consumer.sources.values()
+        sources = self.progress.sources.values()
         return [
             each.source.id
             for each in sources
@@ -210,7 +218,10 @@ class Verifier:
         *,
         deep: bool,
     ) -> tuple[list[Found], Position]:
-        """Some sources, at one snapshot if that can be; one that is in the way of the others is left out, and said to have failed."""
+        """Compare some sources, at one snapshot if possible.
+
+        Otherwise each is compared alone, and one that cannot be compared counts as failed.
+        """
         try:
             return await self.compare(ids, only, deep=deep)
         except DatabaseError:
@@ -221,9 +232,9 @@ class Verifier:
             try:
                 some, position = await self.compare([one], only, deep=deep)
             except DatabaseError as error:
-                if not self.consumer.connected:
+                if not self.progress.connected:
                     raise
-                known = self.consumer.sources.get(one)
+                known = self.progress.sources.get(one)
                 some = [] if known is None else [not_compared(known, only, str(error))]
             found += some
         return found, position
@@ -231,7 +242,7 @@ class Verifier:
     async def compare(
         self, ids: Sequence[int], only: frozenset[DatasetName] | None, *, deep: bool
     ) -> tuple[list[Found], Position]:
-        """Some sources at one snapshot."""
+        """Compare some sources at one snapshot."""
 
         def captured(each: FollowedSource) -> Captured:
             views = {
@@ -245,14 +256,14 @@ class Verifier:
                 each.source, views, dict(each.quarantine), each.quarantine.failing, only
             )
 
-        async with self.consumer.busy:
-            sources = self.consumer.sources
+        async with self.progress.busy:
+            sources = self.progress.sources
             for followed in [sources[one] for one in ids if one in sources]:
                 followed.reread_failing()
         found, position = await self.at_one_snapshot(ids, captured, deep=deep)
         by_id, reports = {each.report.source.id: each for each in found}, []
         for one in ids:
-            each, known = by_id.get(one), self.consumer.sources.get(one)
+            each, known = by_id.get(one), self.progress.sources.get(one)
             if each is not None and each.report.outcome != "failed":
                 reports.append(each)
             elif known is not None:
@@ -267,7 +278,10 @@ class Verifier:
     async def at_one_snapshot(
         self, ids: Sequence[int], capture: Callable[[FollowedSource], Captured], *, deep: bool
     ) -> tuple[list[Found], Position]:
-        """Capture some sources in a pass, and compare them with their tables at its snapshot. Steps aside for whoever waits for a lock."""
+        """Capture some sources in a pass, and compare them with their tables at its snapshot.
+
+        If another session waits for a lock, this one gives up its own and tries again later.
+        """
         for attempt in range(ATTEMPTS):
             try:
                 return await self.attempt(ids, capture, deep=deep)
@@ -282,14 +296,14 @@ class Verifier:
         self, ids: Sequence[int], capture: Callable[[FollowedSource], Captured], *, deep: bool
     ) -> tuple[list[Found], Position]:
         """One attempt; raises ``InTheWay``."""
-        settings, stop, work = self.consumer.settings, threading.Event(), self.work
+        settings, stop, work = self.session.settings, threading.Event(), self.work
         assert work is not None
         taken: list[tuple[Position, list[Captured]]] = []
         connection = await to_thread.run_sync(
             open_pass_connection,
             settings.conninfo,
             settings.consumer,
-            self.consumer.patience,
+            self.session.patience,
             abandon_on_cancel=True,
         )
         refused: list[Exception] = []
@@ -307,7 +321,7 @@ class Verifier:
                     if not each.is_failed:
                         connection.execute(each.source.lock())
                 taken.append((position, [capture(each) for each in sources if not each.is_failed]))
-            except Exception as error:  # noqa: BLE001 - of this verify: the pass goes on
+            except Exception as error:  # noqa: BLE001 - it fails this verify, not the pass
                 refused.append(error)
 
         def compare() -> list[Found]:
@@ -324,27 +338,30 @@ class Verifier:
         comparing = False
         try:
             await self.hand_over(Handover(frozenset(ids), take), work.patience_seconds)
-            comparing = True  # from here on the thread closes it
+            comparing = True  # from here on the thread closes the connection
             with translated_errors(settings.conninfo):
                 found = await to_thread.run_sync(compare, abandon_on_cancel=True)
         except BaseException:
             stop.set()
             if not comparing:
                 with anyio.CancelScope(shield=True):
-                    async with self.consumer.busy:  # the pass under way may be taking it into use
+                    async with self.progress.busy:  # the pass under way may be using it
                         connection.close()
             raise
         return found, taken[0][0]
 
     async def hand_over(self, handover: Handover, seconds: float) -> None:
-        """Return once a pass has called ``handover.take``; raises ``DatabaseError`` where none has brought the sources there in time."""
+        """Return when a pass has called ``handover.take``.
+
+        Raises ``DatabaseError`` if no pass has brought the sources in step in time.
+        """
         with anyio.move_on_after(seconds) as waiting:
-            await self.consumer.hand_over(handover)
+            await self.progress.hand_over(handover)
         if waiting.cancelled_caught:
             raise not_in_step(seconds)
 
     async def repair_one(self, found: Found, *, deep: bool) -> Found:
-        """``repair``; where that cannot be compared again now, what was found stands, and the next verify looks again."""
+        """``repair``. If the rows cannot be compared again now, the next verify checks them."""
         try:
             return await self.repair(found, deep=deep)
         except InTheWay as error:
@@ -354,10 +371,13 @@ class Verifier:
             return found
 
     async def repair(self, found: Found, *, deep: bool) -> Found:
-        """Have the rows that differ read again, and compare them once more. Costs as much as the difference."""
-        consumer, source_id = self.consumer, found.report.source.id
-        async with consumer.busy:
-            followed = consumer.sources.get(source_id)
+        """Have the rows that differ read again, and compare them again.
+
+        The cost depends on the number of differences, not on the size of the table.
+        """
+        progress, source_id = self.progress, found.report.source.id
+        async with progress.busy:
+            followed = progress.sources.get(source_id)
             if followed is None:
                 return found
             if len(found.differing) > SCAN_FROM_KEYS:
@@ -383,73 +403,8 @@ class Verifier:
         ]
         for row in repaired:
             if row.repaired:
-                consumer.registry.counters.repaired(row.dataset, row.repaired)
+                progress.registry.counters.repaired(row.dataset, row.repaired)
                 logger.warning(
                     "drift_repaired", dataset=row.dataset, keys=row.repaired, in_sync=row.in_sync
                 )
         return replace(found, datasets=repaired)
-
-    def remember(self, found: Sequence[Found]) -> None:
-        """For whoever asks how a dataset is."""
-        now = datetime.now(UTC)
-        compared = [each for each in found if each.report.outcome != "failed"]
-        self.last.update(
-            {row.dataset: (now, row.in_sync) for each in compared for row in each.datasets}
-        )
-        known = self.consumer.registry.by_name
-        self.last = {name: found for name, found in self.last.items() if name in known}
-
-    def note_whole(self, found: Sequence[Found]) -> None:
-        """Sources were compared as a whole, or could not be."""
-        for each in found:
-            source = each.report.source
-            if each.report.outcome == "failed":
-                self.obstacles[source.id] = each.report.reason
-                continue
-            self.obstacles.pop(source.id, None)
-            followed = self.consumer.sources.get(source.id)
-            if followed is not None:
-                followed.compared_at = datetime.now(UTC)
-
-    def note(self, found: Sequence[Found]) -> None:
-        """Log what a comparison came to, and remember it."""
-        self.remember(found)
-        differing = [
-            row for each in found for row in each.datasets if row.missing or row.extra or row.stale
-        ]
-        if differing:
-            names = [
-                f"{row.dataset} ({row.missing} missing, {row.extra} extra, {row.stale} stale)"
-                for row in differing
-            ]
-            self.consumer.registry.alerts.add(
-                "drift",
-                f"indexes differed from their tables: {named(names)}",
-                datasets=[
-                    {
-                        "dataset": row.dataset,
-                        "missing": row.missing,
-                        "extra": row.extra,
-                        "stale": row.stale,
-                    }
-                    for row in differing[:NAMED]
-                ],
-                count=len(differing),
-            )
-        for each in found:
-            if each.report.outcome == "failed":
-                logger.error(
-                    "verify_failed", source=each.report.source.name, reason=each.report.reason
-                )
-        for row in differing:
-            self.consumer.registry.counters.drifted(
-                row.dataset, row.missing + row.extra + row.stale
-            )
-            logger.error(
-                "drift_found",
-                dataset=row.dataset,
-                missing=row.missing,
-                extra=row.extra,
-                stale=row.stale,
-                sample=row.sample,
-            )

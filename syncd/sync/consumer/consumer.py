@@ -1,16 +1,15 @@
-"""The consumer: follows every source of one database, pass after pass, until it is stopped.
+"""The consumer: it follows every source of one database, pass after pass, until it is stopped.
 
-It sleeps only after the server has said that nobody who wrote to the outbox is still open: of several writers at once only one notifies,
-and it may not be the last to commit, or may roll back and take its notification with it.
+It sleeps only after the server has said that no transaction that wrote to the outbox is still open.
+The reason: of several writers at once only one notifies. It may not be the last to commit, or it
+may roll back, which cancels its notification.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from datetime import datetime
+from collections.abc import Sequence
 from functools import partial
-from typing import TypeVar, TypeVarTuple
 
 import anyio
 import anyio.lowlevel
@@ -21,7 +20,7 @@ from anyio.abc import TaskStatus
 
 from syncd.errors import ConsumerReplaced, DatabaseError
 from syncd.postgres import session
-from syncd.postgres.connection import Patience, open_pass_connection, translated, translated_errors
+from syncd.postgres.connection import open_pass_connection, translated, translated_errors
 from syncd.postgres.freeing import apply_cap
 from syncd.postgres.identity import (
     Nonce,
@@ -39,64 +38,57 @@ from syncd.postgres.listener import backoff_delays
 from syncd.postgres.outbox import Cursor
 from syncd.postgres.schema import store_settings
 from syncd.postgres.source import Source, read_fingerprint_probe
-from syncd.settings import Settings
 from syncd.statements import statement
 from syncd.store.manifest import Manifest
 from syncd.sync.consumer.outcome import NO_LONGER_HELD, PassOutcome, alert_of_rebuild
 from syncd.sync.consumer.pace import Pace
 from syncd.sync.consumer.passes import Pass, session_settings
 from syncd.sync.consumer.progress import Progress
+from syncd.sync.consumer.session import Session
 from syncd.sync.registry.datasets import Registry
 from syncd.sync.source.followed import FollowedSource
 from syncd.sync.source.loading import load_source
 from syncd.types import Position, Snapshot
 
-POLL_SECONDS = 1.0
 HANGS_SECONDS = 5.0
-"""No pass and no rest between two takes longer: after that the server counts as out of reach, though nobody has closed the connection."""
-POLL_SECONDS_WITHOUT_NOTIFY = 0.02
-WAITER_POLL_SECONDS = 0.02
-PEEK_SECONDS = 0.1
-FOREIGN_ROWS_SECONDS = 5.0
-"""Between two looks whether a subscription writes syncd's own tables."""
+"""Longest time beyond the poll interval without a pass.
 
-T = TypeVar("T")
-Arguments = TypeVarTuple("Arguments")
+After that the server counts as out of reach, even if the connection is not closed.
+"""
+WAITER_POLL_SECONDS = 0.02
+"""Longest sleep while a request waits for a position."""
+PEEK_SECONDS = 0.1
+"""Time between two reads of the outbox's sequence during a sleep."""
+FOREIGN_ROWS_SECONDS = 5.0
+"""Time between two checks whether a subscription writes syncd's own tables."""
 
 logger = structlog.get_logger()
 
 
 class Consumer(Progress):
-    """See the module; what others may ask of it is in ``Progress``."""
+    """The task that takes passes. ``Progress`` is the part of it that other tasks use."""
 
-    def __init__(
-        self, settings: Settings, run_id: str, registry: Registry, manifest: Manifest | None
-    ) -> None:
+    def __init__(self, session: Session, registry: Registry, manifest: Manifest | None) -> None:
         super().__init__(registry)
-        self.settings = settings
-        self.run_id = run_id
+        self.session = session
         self.manifest = manifest
-        self.one_thread = anyio.CapacityLimiter(1)
-        self.incarnation = ""
-        self.fingerprint_probe = 0
-        self.name_since: datetime | None = None
-        self.nonce: Nonce | None = None
-        self.notifies = True
-        self.patience = Patience()
         self.foreign_rows_at = 0.0
 
     async def run(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
-        """Follow until cancelled. Errors before the first connection stop the start; a lost connection later is opened again."""
+        """Follow until cancelled.
+
+        An error before the first connection ends the start; a connection that is lost later is
+        opened again.
+        """
         started, delays = False, backoff_delays()
         while True:
             connection: psycopg.Connection | None = None
             try:
-                settings = self.settings
                 connection = await to_thread.run_sync(
                     open_pass_connection,
-                    settings.conninfo,
-                    settings.consumer,
-                    self.patience,
+                    self.session.conninfo,
+                    self.session.consumer,
+                    self.session.patience,
                     abandon_on_cancel=True,
                 )
                 async with self.busy:
@@ -105,9 +97,8 @@ class Consumer(Progress):
                             self.begin, connection, not started, abandon_on_cancel=not started
                         )
                     except anyio.get_cancelled_exc_class():
-                        connection = (
-                            None if not started else connection
-                        )  # its thread may use it still
+                        if not started:
+                            connection = None  # the abandoned thread may still use it
                         raise
                 if not started:
                     task_status.started()
@@ -127,7 +118,7 @@ class Consumer(Progress):
                     raise
                 delay = next(delays)
                 if isinstance(error, psycopg.Error):
-                    error = translated(error, self.settings.conninfo)
+                    error = translated(error, self.session.conninfo)
                 self.lose(error, delay)
                 self.finish_pass()
                 await anyio.sleep(delay)
@@ -136,18 +127,17 @@ class Consumer(Progress):
                 if connection is not None:
                     connection.close()
 
-    async def in_thread(self, work: Callable[[*Arguments], T], *arguments: *Arguments) -> T:
-        """Run what blocks in a worker thread; only ever one at a time, since there is one connection."""
-        return await to_thread.run_sync(work, *arguments, limiter=self.one_thread)
-
     def begin(self, connection: psycopg.Connection, first: bool) -> None:
-        """After every connect: is this the database that the indexes stand for? If in doubt, compare everything with it."""
-        with translated_errors(self.settings.conninfo):
+        """Check after each connect that this is the database of the indexes.
+
+        If in doubt, everything is compared with it.
+        """
+        with translated_errors(self.session.conninfo):
             self.take_up(connection, first)
 
     def take_up(self, connection: psycopg.Connection, first: bool) -> None:
-        """``begin``, with the driver's own errors."""
-        self.pace = Pace()  # a new session holds no guard
+        """``begin``, with psycopg's own errors."""
+        self.pace = Pace()  # a new connection does not hold the guard
         in_transaction = partial(session.transaction, connection, "service_settings")
         with in_transaction():
             prepared_transactions = check_server(connection)
@@ -156,24 +146,26 @@ class Consumer(Progress):
         must_rebuild = False
         if first:
             with in_transaction():
-                store_settings(connection, self.settings)
+                store_settings(connection, self.session.settings)
             apply_cap(connection)
-            must_rebuild, self.name_since = take_name(connection, self.settings, self.run_id)
-        elif self.name_since is not None:
+            must_rebuild, self.session.name_since = take_name(
+                connection, self.session.settings, self.session.run_id
+            )
+        elif self.session.name_since is not None:
             with in_transaction():
-                keep_name(connection, self.settings, self.run_id, self.name_since)
+                keep_name(
+                    connection, self.session.settings, self.session.run_id, self.session.name_since
+                )
         with in_transaction():
-            self.notifies = notifies(connection, prepared_transactions)
-        if (
-            self.notifies
-        ):  # a connection of our own; behind a pooler every transaction brings its settings along
+            self.session.notifies = notifies(connection, prepared_transactions)
+        if self.session.notifies:  # the connection is ours alone
             connection.execute(session_settings(connection))
-        else:
+        else:  # there may be a pooler: each transaction sets its own settings
             connection.prepare_threshold = None
         position, sources, freed = read_registry(connection)
         with in_transaction():
-            probe, self.fingerprint_probe = (
-                self.fingerprint_probe,
+            probe, self.session.fingerprint_probe = (
+                self.session.fingerprint_probe,
                 read_fingerprint_probe(connection),
             )
             if first:
@@ -183,10 +175,10 @@ class Consumer(Progress):
                     connection,
                     incarnation,
                     position,
-                    same_fingerprints=probe == self.fingerprint_probe,
+                    same_fingerprints=probe == self.session.fingerprint_probe,
                 )
                 self.follow_registry(sources, position)
-        self.incarnation = incarnation
+        self.session.incarnation = incarnation
         self.position = position
 
     def load(
@@ -198,21 +190,21 @@ class Consumer(Progress):
         freed: Snapshot | None,
         must_rebuild: bool,
     ) -> None:
-        """Take the checkpoint as far as it can be trusted, and read from Postgres what it does not give."""
+        """Take over the trusted part of the checkpoint; the rest is read from PostgreSQL."""
         manifest, doubt = self.manifest, "there is no checkpoint"
         if manifest is not None:
             nonce = Nonce(manifest.nonce, manifest.nonce_xid)
-            if manifest.incarnation != incarnation or manifest.consumer != self.settings.consumer:
+            if manifest.incarnation != incarnation or manifest.consumer != self.session.consumer:
                 doubt = "the checkpoint was made with another database or consumer"
-            elif manifest.fingerprint_probe != self.fingerprint_probe:
+            elif manifest.fingerprint_probe != self.session.fingerprint_probe:
                 doubt = "this server computes other fingerprints"
             elif not has_nonce(connection, nonce):
                 doubt = "the database does not hold the checkpoint's nonce"
             else:
-                doubt, self.nonce = "", nonce
+                doubt, self.session.nonce = "", nonce
         if manifest is not None and not doubt:
             self.doubts.seen = manifest.doubts
-        else:  # everything is read: the first pass looks who is open, before it reads a row
+        else:  # all is read: the first pass reads which writers are open before it reads a row
             self.doubts.seen = read_doubts(connection)
         saved_sources = (
             {saved.id: saved for saved in manifest.sources} if manifest is not None else {}
@@ -244,12 +236,16 @@ class Consumer(Progress):
         *,
         same_fingerprints: bool,
     ) -> None:
-        """After a lost connection: the server may have crashed and lost commits that were not flushed, or be another one."""
+        """Go on after a lost connection.
+
+        The server may have crashed and lost commits that were not flushed, or it may be another
+        server.
+        """
         trusted = (
             same_fingerprints
-            and incarnation == self.incarnation
-            and self.nonce is not None
-            and has_nonce(connection, self.nonce)
+            and incarnation == self.session.incarnation
+            and self.session.nonce is not None
+            and has_nonce(connection, self.session.nonce)
         )
         for followed in self.sources.values():
             if trusted:
@@ -264,7 +260,10 @@ class Consumer(Progress):
             )
 
     def follow_registry(self, sources: Sequence[Source], position: Position) -> None:
-        """Take up what was attached and let go of what was detached, as of ``position``."""
+        """Follow the sources that were attached, and stop those that were detached.
+
+        ``position`` is the position at which ``sources`` were read.
+        """
         attached = {source.id: source for source in sources}
         gone = {
             source_id: followed
@@ -295,13 +294,13 @@ class Consumer(Progress):
             logger.info("source_detached", source=followed.source.name)
 
     async def next_pass(self, connection: psycopg.Connection) -> PassOutcome:
-        """Drain wake-ups, see who is still writing, and only then take the snapshot."""
+        """Clear wake-ups, read which writers are open, and only then take the snapshot."""
         self.wake.clear()
         async with self.busy:
             self.passes_begun += 1
             number = self.passes_begun
             begun = time.monotonic()
-            outcome = await self.in_thread(self.look_and_pass, connection)
+            outcome = await self.session.in_thread(self.look_and_pass, connection)
         self.pace.note_pass(begun, rows=outcome.outbox_rows)
         self.note_suspicions(number)
         if outcome.took_snapshot:
@@ -318,7 +317,10 @@ class Consumer(Progress):
         return outcome
 
     def note_put_off(self, reason: str) -> None:
-        """Say once that passes are put off, and why; meanwhile the indexes answer, and their lag grows."""
+        """Log once that passes are put off, with the reason.
+
+        Meanwhile the indexes answer, and their lag grows.
+        """
         before = self.lost.message if self.lost is not None else ""
         if reason and reason != before:
             logger.warning("passes_put_off", reason=reason)
@@ -336,7 +338,7 @@ class Consumer(Progress):
             refuse_foreign_rows(connection)
             self.foreign_rows_at = time.monotonic() + FOREIGN_ROWS_SECONDS
         row = connection.execute(
-            statement("consumer", "read_open_writers"), prepare=self.notifies
+            statement("consumer", "read_open_writers"), prepare=self.session.notifies
         ).fetchone()
         self.pace.note_writers(frozenset(row[0]) if row else frozenset())
         self.doubts.begin_pass(row[1] if row else ())
@@ -344,12 +346,12 @@ class Consumer(Progress):
             self.registry.freed = False
             for followed in self.sources.values():
                 followed.try_taken_names()
-        pooled = not self.notifies
+        pooled = not self.session.notifies
         this = Pass(
             connection,
-            self.settings.consumer,
-            self.run_id,
-            self.incarnation,
+            self.session.consumer,
+            self.session.run_id,
+            self.session.incarnation,
             self.position,
             pooled,
             self.handover,
@@ -373,13 +375,13 @@ class Consumer(Progress):
         return outcome
 
     async def rest(self, connection: psycopg.Connection, outcome: PassOutcome) -> None:
-        """Wait for as long as nothing can be missed."""
+        """Wait as long as no change can be missed."""
         pace = self.pace
-        if self.notifies and pace.loaded and not pace.guard_held:
-            await self.in_thread(self.take_guard, connection)
+        if self.session.notifies and pace.loaded and not pace.guard_held:
+            await self.session.in_thread(self.take_guard, connection)
         elif pace.guard_held and not pace.loaded:
-            await self.in_thread(self.release_guard, connection)
-            return  # look once more before sleeping: who lost the guard to us has notified nobody
+            await self.session.in_thread(self.release_guard, connection)
+            return  # another look before sleeping: writers that lost the guard to us do not notify
         if outcome.more:
             await anyio.lowlevel.checkpoint()
         elif pace.loaded:
@@ -388,12 +390,13 @@ class Consumer(Progress):
             await self.sleep(connection)
 
     async def sleep(self, connection: psycopg.Connection) -> None:
-        """Until a wake-up or the poll. Meanwhile the outbox' sequence is looked at: it moves with every write, notified or not.
+        """Wait until a wake-up or the poll. Meanwhile the outbox's sequence is read.
 
-        The writer who won the guard may have rolled back, and its notification with it. A writer who was open at the last look
-        may commit without moving the sequence, so the sequence counts only where there was none.
+        Each write moves the sequence, with or without a notification. The writer that won the guard
+        may have rolled back, which cancels its notification. A writer that was open at the last
+        look may commit without moving the sequence. So the sequence counts only if there was none.
         """
-        poll_at = time.monotonic() + self.poll_seconds
+        poll_at = time.monotonic() + self.session.poll_seconds
         while not self.wake.is_set:
             delay = self.sleep_seconds()
             await self.wake.wait(delay)
@@ -404,22 +407,25 @@ class Consumer(Progress):
                 or time.monotonic() >= poll_at
             ):
                 return
-            if await self.in_thread(self.outbox_moved, connection):
+            if await self.session.in_thread(self.outbox_moved, connection):
                 return
 
     def outbox_moved(self, connection: psycopg.Connection) -> bool:
-        """Whether anybody has written to the outbox since the last pass, committed or not, or could not and has noted a doubt."""
+        """Whether a writer has moved the outbox's sequence since the last pass, or noted a doubt.
+
+        The writer may not have committed.
+        """
         row = connection.execute(
-            statement("consumer", "read_last_outbox_id"), prepare=self.notifies
+            statement("consumer", "read_last_outbox_id"), prepare=self.session.notifies
         ).fetchone()
         assert row is not None
         before, self.newest_outbox_id = self.newest_outbox_id, row[0]
         return row != (before, self.doubts.seen)
 
     def take_guard(self, connection: psycopg.Connection) -> None:
-        """Hold the guard under load, if no other consumer may be asleep."""
+        """Hold the guard under load, unless another consumer may be asleep."""
         row = connection.execute(
-            statement("consumer", "take_guard"), [self.settings.consumer]
+            statement("consumer", "take_guard"), [self.session.consumer]
         ).fetchone()
         self.pace.guard_held = row == (True,)
 
@@ -431,20 +437,13 @@ class Consumer(Progress):
 
     @property
     def is_answered(self) -> bool:
-        """Not where passes have come to a stand either."""
-        return super().is_answered and self.behind() < self.poll_seconds + HANGS_SECONDS
-
-    @property
-    def poll_seconds(self) -> float:
-        """The longest time between passes."""
-        return self.settings.poll_seconds or (
-            POLL_SECONDS if self.notifies else POLL_SECONDS_WITHOUT_NOTIFY
-        )
+        """Whether the server can be reached; False also if passes have stopped."""
+        return super().is_answered and self.behind() < self.session.poll_seconds + HANGS_SECONDS
 
     def sleep_seconds(self) -> float:
-        """How long a wake-up may be waited for."""
+        """Longest time to wait for a wake-up."""
         now = time.monotonic()
-        delay = self.pace.sleep_seconds(min(self.poll_seconds, PEEK_SECONDS))
+        delay = self.pace.sleep_seconds(min(self.session.poll_seconds, PEEK_SECONDS))
         if self.waiters:
             delay = min(delay, WAITER_POLL_SECONDS)
         for followed in self.sources.values():
