@@ -1,4 +1,4 @@
-"""What the builder takes up, and when."""
+"""Datasets that the builder takes up, and the order."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def put(index: DatasetIndex, start: int, stop: int) -> None:
 
 
 def take_up(builder: Builder, index: DatasetIndex) -> list[str]:
-    """Look once, and do what is found."""
+    """Look once, and do the work that is found."""
     datasets = [cast(Dataset, SimpleNamespace(name="p/d", index=index))]
     done: list[str] = []
     for dataset, plan in builder.look(datasets):
@@ -64,9 +64,9 @@ def test_recall_is_measured_again_when_rows_have_stopped_coming(index: DatasetIn
     building_it = builder()
     with patch("syncd.sync.background.builder.MEASURING_REST", 1e9):
         assert take_up(building_it, index) == ["train"]
-        put(index, 2000, 2600)  # rows come, and are a quarter
+        put(index, 2000, 2600)  # rows come: a quarter of the dataset
         assert take_up(building_it, index) == ["measure"], (
-            "what was measured in haste is, whatever comes"
+            "a quick measurement is repeated, although rows come"
         )
         for start in (2600, 3400, 4400):
             put(index, start, start + 1000)
@@ -75,7 +75,7 @@ def test_recall_is_measured_again_when_rows_have_stopped_coming(index: DatasetIn
         assert take_up(building_it, index) == []
 
 
-def test_recall_is_measured_while_rows_come_once_that_has_rested(index: DatasetIndex) -> None:
+def test_recall_is_measured_while_rows_come_after_a_pause(index: DatasetIndex) -> None:
     building_it = builder()
     with patch("syncd.sync.background.builder.MEASURING_REST", 0.0):
         assert take_up(building_it, index) == ["train"]

@@ -1,4 +1,4 @@
-"""docker/compose.yaml: what its services say of each other, of the Dockerfile and of mounted files fits together."""
+"""docker/compose.yaml agrees with itself, with the Dockerfile and with the mounted files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 STEPS = {
     step.word: step.text for step in steps((DOCKER / "Dockerfile").read_text())
-}  # the last stage's
+}  # of the last stage
 ENVIRONMENT = dict(re.findall(r"(\S+?)=(\S+)", STEPS["ENV"]))
 COMMANDS = {each.callback.__name__ for each in app.registered_commands if each.callback is not None}
 
@@ -38,7 +38,7 @@ def test_metrics_is_a_profile_and_the_rest_runs_without_one() -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_what_a_service_refers_to_is_there(name: str) -> None:
+def test_a_service_refers_only_to_names_that_exist(name: str) -> None:
     service = SERVICES[name]
     assert service["image"]
     if build := service.get("build"):
@@ -56,7 +56,7 @@ def test_what_a_service_refers_to_is_there(name: str) -> None:
         )
         assert target.startswith("/")
     for port in service.get("ports", []):
-        assert port.startswith("127.0.0.1:"), "whoever reaches it may search, or read all"
+        assert port.startswith("127.0.0.1:"), "any client that reaches it may search"
 
 
 def test_every_volume_is_used() -> None:
@@ -82,7 +82,7 @@ def test_syncd_is_told_of_the_database_that_postgres_makes() -> None:
     } <= set(Settings.model_fields)
 
 
-def test_the_image_runs_commands_that_there_are_as_a_user_who_owns_what_compose_keeps() -> None:
+def test_the_image_runs_existing_commands_as_the_user_that_owns_the_kept_volumes() -> None:
     assert json.loads(STEPS["ENTRYPOINT"]) == ["syncd"]
     healthcheck = json.loads(STEPS["HEALTHCHECK"].partition("CMD ")[2])
     assert healthcheck[0] == "syncd"
@@ -110,7 +110,7 @@ def test_the_ports_that_are_named_are_those_that_are_listened_on() -> None:
     )
 
 
-def test_prometheus_and_grafana_find_what_is_mounted() -> None:
+def test_prometheus_and_grafana_find_the_mounted_files() -> None:
     mounted = {
         name: {volume.split(":")[1] for volume in SERVICES[name]["volumes"]}
         for name in ("prometheus", "grafana")

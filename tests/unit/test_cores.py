@@ -1,4 +1,7 @@
-"""A container that may use two cores' time of a large machine counts as two cores, whichever version of control groups limits it."""
+"""A container that is limited to two cores of a large machine counts as two cores.
+
+Both versions of control groups are read.
+"""
 
 from __future__ import annotations
 

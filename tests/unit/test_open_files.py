@@ -1,4 +1,4 @@
-"""The number of connections fits into what the system lets the process open."""
+"""The number of connections fits the system's limit of open files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from syncd.service import FILES_BESIDE_CONNECTIONS, connections_within_files
 from tests.forks import Child
 
 
-def test_connections_are_at_most_what_the_limit_of_open_files_leaves_for_them() -> None:
+def test_connections_are_at_most_as_many_as_the_limit_of_open_files_leaves() -> None:
     def allowed(files: int) -> list[int]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
         return [connections_within_files(wanted) for wanted in (1, 100, 1000)]

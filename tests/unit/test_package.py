@@ -1,4 +1,4 @@
-"""What ``import syncd`` gives a program, and what it costs."""
+"""Names and cost of ``import syncd``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the consumer makes of a background task that cannot reach the database."""
+"""A background task that cannot reach the database: an error of the task, or a lost database."""
 
 from __future__ import annotations
 

@@ -16,10 +16,11 @@ def test_the_readme_is_short_and_links_every_page() -> None:
 def test_ci_runs_the_readmes_own_test_command() -> None:
     (command,) = re.findall(r"^.*-m pytest$", README.read_text("utf-8"), re.MULTILINE)
     ci = (CHECKOUT / ".ci" / "run").read_text("utf-8")
-    assert (
-        command
-        == "python3 -m venv .venv && .venv/bin/pip install -q -e '.[dev]' && .venv/bin/python -m pytest"
-    )
+    assert command.split(" && ") == [
+        "python3 -m venv .venv",
+        ".venv/bin/pip install -q -e '.[dev]'",
+        ".venv/bin/python -m pytest",
+    ]
     assert [
         part
         for part in ("python3 -m venv .venv\n", "pip install -q -e '.[dev]'\n")

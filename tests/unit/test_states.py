@@ -17,15 +17,15 @@ from syncd.sync.registry.states import (
 from tests.documents import DOCS, cells, lines
 
 FAILED = Trouble("it broke", "run this", "repair it")
-WEAK = Trouble("a trigger is gone", "mend")
+WEAK = Trouble("a trigger is gone", "repair")
 
 TABLE: list[tuple[dict[str, object], Condition]] = [
-    # what must hold                                         state and reason
+    # facts                                                   state and reason
     ({"failed": FAILED}, Condition("failed", "it broke: repair it: run this", "run this")),
     ({"caught_up": False, "must_rebuild": True}, Condition("must_rebuild", MUST_REBUILD_REASON)),
     ({"caught_up": False, "began_empty": True}, Condition("backfilling", "")),
     ({"caught_up": False}, Condition("catching_up", "")),
-    ({"weakness": WEAK}, Condition("rebuilding", "a trigger is gone: mend", "mend")),
+    ({"weakness": WEAK}, Condition("rebuilding", "a trigger is gone: repair", "repair")),
     ({"doubt": "doubted"}, Condition("rebuilding", "doubted")),
     ({"replaced": True}, Condition("rebuilding", "")),
     ({"rebuilt": True}, Condition("rebuilding", "")),

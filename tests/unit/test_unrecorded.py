@@ -1,4 +1,7 @@
-"""Doubts: in any order of events, a pass that sees a doubted transaction's end has the sources compared."""
+"""In any order of events, the end of a doubted transaction has the sources compared.
+
+The first pass that sees the end has them compared.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from syncd.types import Snapshot
 
 
 class World:
-    """Transactions that write, move the sequence, and end; and a consumer that reads it all in its order."""
+    """Transactions that write, move the sequence and end, and a consumer that reads both."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
@@ -24,7 +27,7 @@ class World:
         self.owed: set[int] = set()
 
     def happen(self) -> None:
-        """A few steps of other sessions."""
+        """Do a few steps of other sessions."""
         for _ in range(self.random.choice([0, 0, 1, 2, 4])):
             match self.random.randrange(4):
                 case 0:
@@ -35,7 +38,7 @@ class World:
                     self.value += 1
                     self.moved.add(xid)
                     self.locked.add(xid)
-                case 2 if self.open:  # visible first, and its locks go later
+                case 2 if self.open:  # it is visible before its locks are gone
                     xid = self.random.choice(sorted(self.open))
                     self.open.discard(xid)
                     if xid in self.moved:
@@ -44,7 +47,7 @@ class World:
                     self.locked &= self.open
 
     def look(self) -> None:
-        """A look, and none, one or two snapshots behind it."""
+        """Look once, then take up to two snapshots."""
         self.doubts.begin_pass(set(self.locked))
         for _ in range(self.random.choice([0, 1, 1, 1, 2])):
             self.happen()

@@ -45,7 +45,7 @@ INDEX_TRAPS: dict[str, Trap] = {
         "syncd/index/dataset.py",
         "source.generation.scrub(stop)",
         "pass",
-        f"{COMPACTION}::test_damage_that_nobody_has_noticed_is_not_copied",
+        f"{COMPACTION}::test_damage_that_was_not_noticed_is_not_copied",
     ),
     "a filter's rows are taken from all that the codes find": broken(
         "syncd/index/search/approximate.py",
@@ -87,7 +87,7 @@ INDEX_TRAPS: dict[str, Trap] = {
         "syncd/index/dataset.py",
         "if not same_rows or state.codes",
         "if state.codes",
-        f"{CODES}::test_codes_of_rows_that_were_cleared_meanwhile_are_not_used",
+        f"{CODES}::test_codes_of_rows_that_were_cleared_during_the_build_are_not_used",
     ),
     "new codes take the names of saved ones": broken(
         "syncd/index/dataset.py",
@@ -100,7 +100,7 @@ INDEX_TRAPS: dict[str, Trap] = {
         "memoryview(read_file(directory / name, files[name]))",
         "memoryview((directory / name).read_bytes())",
         f"{SAVED_CODES}::"
-        "test_damaged_codes_are_built_again_from_the_vectors_and_searches_are_exact_meanwhile"
+        "test_damaged_codes_are_built_again_from_the_vectors_and_searches_are_exact_until_then"
         "[changed-part]",
     ),
     "recall is claimed above its lower bound": broken(
@@ -113,12 +113,12 @@ INDEX_TRAPS: dict[str, Trap] = {
         "syncd/rpc/search_queue.py",
         "if common is None or",
         "if True or",
-        f"{QUEUE}::test_those_that_wait_go_together_once_a_thread_is_free",
+        f"{QUEUE}::test_waiting_searches_go_together_once_a_thread_is_free",
     ),
     "a cancelled search keeps its turn": broken(
         "syncd/rpc/search_queue.py",
         "                self._cost -= mine.cost\n                self._next_turn()",
         "                pass",
-        f"{QUEUE}::test_one_who_goes_in_the_moment_its_turn_comes_passes_it_on",
+        f"{QUEUE}::test_a_search_that_is_cancelled_at_the_moment_of_its_turn_passes_the_turn_on",
     ),
 }

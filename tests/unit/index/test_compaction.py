@@ -193,7 +193,7 @@ def test_a_full_disk_leaves_the_old_generation_and_no_file_of_a_new_one(
     assert sorted((tmp_path / "p" / "d").glob("*")) == files
 
 
-def test_damage_that_nobody_has_noticed_is_not_copied(index: DatasetIndex, tmp_path: Path) -> None:
+def test_damage_that_was_not_noticed_is_not_copied(index: DatasetIndex, tmp_path: Path) -> None:
     put(index, 0, 1000)
     saved = index.save().saved
     with patch("syncd.index.generation.generation.CHECK_AT_LOAD_BYTES", 0):

@@ -10,7 +10,7 @@ from syncd.types import Key, KeyKind
 from tests.unit.index.rows import Create, key_of, no_vectors, random_vectors, vector_of
 
 
-def test_of_a_repeated_key_the_last_row_counts(create: Create) -> None:
+def test_the_last_row_of_a_repeated_key_counts(create: Create) -> None:
     index, vectors = create(), random_vectors(3, 4)
     assert index.apply([1, 2, 1], vectors, []) == (2, 0, 0, 0)
     np.testing.assert_array_equal(vector_of(index, 1), vectors[2])
@@ -62,7 +62,7 @@ def test_a_pass_with_an_unusable_vector_changes_nothing(create: Create, bad: flo
     assert index.view is view
 
 
-def test_zero_vectors_are_usable_where_no_norm_is_needed(create: Create) -> None:
+def test_zero_vectors_are_usable_if_no_norm_is_needed(create: Create) -> None:
     index = create("ip")
     index.apply([1], np.zeros((1, 4), np.float32), [])
     assert index.count == 1
@@ -109,7 +109,7 @@ def test_a_pass_without_rows_changes_nothing(create: Create) -> None:
         index.end_sweep()
 
 
-def test_a_sweep_survives_rows_that_come_meanwhile_and_starts_over(create: Create) -> None:
+def test_a_sweep_survives_rows_that_come_during_it_and_starts_over(create: Create) -> None:
     index = create()
     index.apply(range(40), random_vectors(40, 4), [])
     index.begin_sweep()

@@ -53,7 +53,7 @@ def test_new_codes_serve_the_ten_nearest_at_once_and_more_when_that_is_measured(
     assert index.build(plan)
     queries = random_vectors(5, DIM, seed=9)
     assert point_for(index.view, 10, 0.95) is not None
-    assert point_for(index.view, 100, 0.95) is None, "it is exact meanwhile"
+    assert point_for(index.view, 100, 0.95) is None, "it is exact until then"
     for found, exact in zip(
         index.search(queries, 100), index.search(queries, 100, exact=True), strict=True
     ):
@@ -62,7 +62,7 @@ def test_new_codes_serve_the_ten_nearest_at_once_and_more_when_that_is_measured(
     assert point_for(index.view, 100, 0.95) is not None
 
 
-def test_what_is_built_when(index: DatasetIndex) -> None:
+def test_each_kind_of_build_has_its_condition(index: DatasetIndex) -> None:
     put(index, 0, 2000)
     assert build_all(index) == ["train", "measure"]
     put(index, 2000, 2090)
@@ -82,7 +82,7 @@ def test_what_is_built_when(index: DatasetIndex) -> None:
         [1599, 304],
     )
     put(index, 2304, 2600)
-    # a quarter came, and a fifth went
+    # a quarter is new, and a fifth is dead
     assert (build_all(index), part_rows(index)) == (
         ["extend", "measure"],
         [2199],
@@ -231,7 +231,7 @@ def test_the_recall_of_other_rows_is_at_or_above_each_target(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("kind", ["train", "compact"])
-def test_codes_of_rows_that_were_cleared_meanwhile_are_not_used(
+def test_codes_of_rows_that_were_cleared_during_the_build_are_not_used(
     kind: str, index: DatasetIndex
 ) -> None:
     put(index, 0, 1000)
@@ -243,7 +243,7 @@ def test_codes_of_rows_that_were_cleared_meanwhile_are_not_used(
             put(index, 0, 500, version=2)
         return False
 
-    assert not index.build(building.Plan(kind), stop)  # type: ignore[arg-type]  # one of its literals
+    assert not index.build(building.Plan(kind), stop)  # type: ignore[arg-type]
     assert index.view.codes is None
     now = [row for _, row in index.view.get(range(500), vectors=True)]
     np.testing.assert_array_equal(now, random_vectors(500, DIM, seed=7919 * 2))
@@ -251,7 +251,7 @@ def test_codes_of_rows_that_were_cleared_meanwhile_are_not_used(
 
 @pytest.mark.parametrize("kind", ["train", "compact"])
 def test_a_build_can_be_given_up_anywhere(kind: str, index: DatasetIndex, tmp_path: Path) -> None:
-    plan = building.Plan(kind)  # type: ignore[arg-type]  # one of its literals
+    plan = building.Plan(kind)  # type: ignore[arg-type]
     put(index, 0, 1000)
     build_all(index)
     asked = 0

@@ -118,12 +118,12 @@ class CodesAgainstBruteForce(RuleBasedStateMachine):
     def build_one_thing_while_rows_change(self, changes: dict[int, int | None]) -> None:
         plan = self.index.plan_build()
         if plan is not None:
-            self.build_beside(plan, changes)
+            self.build_alongside(plan, changes)
 
     @precondition(lambda self: len(getattr(self, "rows", ())) > 20)
     @rule(kind=st.sampled_from(["train", "compact"]), changes=CHANGES)
     def build_although_nothing_asks_for_it(self, kind: str, changes: dict[int, int | None]) -> None:
-        self.build_beside(Plan(kind), changes)  # type: ignore[arg-type]  # one of its literals
+        self.build_alongside(Plan(kind), changes)  # type: ignore[arg-type]
 
     @rule()
     def save(self) -> None:
@@ -164,7 +164,7 @@ class CodesAgainstBruteForce(RuleBasedStateMachine):
         if hasattr(self, "index"):
             shutil.rmtree(self.root)
 
-    def build_beside(self, plan: Plan, changes: dict[int, int | None]) -> None:
+    def build_alongside(self, plan: Plan, changes: dict[int, int | None]) -> None:
         """Apply the changes in the middle of a build, when it first asks whether to go on."""
         waiting = [changes]
 

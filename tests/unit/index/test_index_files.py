@@ -150,7 +150,7 @@ def test_large_vector_files_are_scrubbed_later(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_a_crash_left_behind_the_checkpoint_is_overwritten(
+def test_rows_that_a_crash_left_after_the_checkpoint_are_overwritten(
     directory: Path, kind: KeyKind
 ) -> None:
     index = filled(directory, kind)
@@ -166,7 +166,7 @@ def test_what_a_crash_left_behind_the_checkpoint_is_overwritten(
     assert DatasetIndex.load(directory, checkpoint).count == 34
 
 
-def test_a_checkpoint_outlives_what_comes_after_it(directory: Path) -> None:
+def test_a_checkpoint_outlives_later_changes(directory: Path) -> None:
     index = filled(directory)
     first = index.save().saved
     index.apply([key_of("text", 2)], random_vectors(1, 4, seed=6), [])
@@ -223,7 +223,7 @@ def full_disk(after_calls: int) -> Callable[[int, memoryview, int], int]:
     return pwrite
 
 
-def test_what_a_failed_fsync_lost_is_written_again(
+def test_bytes_that_a_failed_fsync_lost_are_written_again(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_directory(directory)
@@ -309,7 +309,7 @@ def test_small_datasets_hold_no_file_and_little_memory(tmp_path: Path) -> None:
     assert max(index.bytes_memory for index in indexes) < 2000
 
 
-def test_a_directory_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     index = DatasetIndex.create(tmp_path / "file" / "dataset", metric="l2", key_kind="integer")
     index.apply([1], random_vectors(1, 8), [])

@@ -167,7 +167,7 @@ def nested(depth: int) -> dict[str, Any]:
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_what_cannot_be_asked_is_refused_with_what_can(
+def test_a_filter_that_cannot_be_asked_is_refused_with_the_operators_that_can(
     wanted: dict[str, Any], said: str, hint: str
 ) -> None:
     with pytest.raises(InvalidFilter) as caught:
@@ -236,7 +236,7 @@ def test_a_row_whose_column_alone_differs_is_found_by_a_deep_comparison(tmp_path
     assert deep.stale == [2, 4]
 
 
-def test_rows_are_read_once_and_what_a_filter_found_is_kept(
+def test_rows_are_read_once_and_the_rows_that_a_filter_found_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index = DatasetIndex.create(

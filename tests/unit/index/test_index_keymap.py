@@ -55,7 +55,7 @@ def test_pages_hold_every_entry_once_in_order(batches: list[list[int]], at_least
     assert seen == sorted(expected)
 
 
-def test_a_merge_leaves_out_what_nobody_wants_but_an_older_view_keeps_it() -> None:
+def test_a_merge_leaves_out_dead_entries_but_an_older_view_keeps_them() -> None:
     multimap = HashMultimap(buffer=8)
     multimap.add(np.arange(8, dtype=np.uint64), np.arange(8))
     before = multimap.view

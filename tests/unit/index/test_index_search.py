@@ -123,7 +123,7 @@ def test_near_rows_far_from_the_origin_are_told_apart_in_a_batch(create: Create)
     assert [result.keys for result in index.search(queries, 1)] == [[key] for key in range(64)] * 20
 
 
-def test_several_queries_get_what_each_gets_alone(create: Create) -> None:
+def test_several_queries_get_the_results_that_each_gets_alone(create: Create) -> None:
     for metric in ("l2", "cosine", "ip"):
         index = create(metric)
         index.apply(range(100), random_vectors(100, 8), [])

@@ -1,4 +1,4 @@
-"""Codes in checkpoints: what is saved, and the effect of damaged or missing files."""
+"""Codes in checkpoints: the files that are saved, and the effect of damaged or missing ones."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_start_does_not_train_again_and_a_checkpoint_writes_codes_once(
     [flipped, Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-1])],
     ids=["changed", "missing", "short"],
 )
-def test_damaged_codes_are_built_again_from_the_vectors_and_searches_are_exact_meanwhile(
+def test_damaged_codes_are_built_again_from_the_vectors_and_searches_are_exact_until_then(
     which: int, damage: Callable[[Path], None], index: DatasetIndex, tmp_path: Path
 ) -> None:
     put(index, 0, 1000)

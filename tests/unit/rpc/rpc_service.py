@@ -1,4 +1,4 @@
-"""A server with methods that say when they run and wait until they are told, and a client that speaks in raw lines."""
+"""A server whose methods wait for the test, and a client that sends raw lines."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class AnyParams(Params, frozen=True):
 
 
 class Service:
-    """A running server. ``started`` counts the calls of ``hold``, ``ended`` those that are over, whichever way."""
+    """A running server. ``started`` counts calls of ``hold``, ``ended`` those that are over."""
 
     def __init__(
         self, path: Path, *, tcp: bool, limits: Limits, methods: dict[str, Method[Any, Any]]
@@ -40,9 +40,9 @@ class Service:
             ),
             "fail": Method(AnyParams, ANYTHING, self.fail, "Raise."),
             "spin": Method(
-                AnyParams, ANYTHING, self.spin, "Keep the loop busy for so many seconds."
+                AnyParams, ANYTHING, self.spin, "Keep the loop busy for this many seconds."
             ),
-            "big": Method(AnyParams, str, self.big, "So many bytes."),
+            "big": Method(AnyParams, str, self.big, "This many bytes."),
         }
         self.path = path
         self.server = Server(
@@ -118,7 +118,7 @@ async def serving(
     limits: Limits | None = None,
     methods: dict[str, Method[Any, Any]] | None = None,
 ) -> AsyncIterator[Service]:
-    """A server for the length of a test; what is still open at its end is cut off."""
+    """A server for the duration of a test; connections still open at its end are cut off."""
     service = Service(path, tcp=tcp, limits=limits or Limits(), methods=methods or {})
     with anyio.fail_after(TEST_SECONDS):
         async with anyio.create_task_group() as tasks:
@@ -152,7 +152,7 @@ class Lines:
         return await self.receive()
 
     async def is_closed(self) -> bool:
-        """Wait for the end of the connection; whether nothing came before it."""
+        """Wait for the end of the connection, and return whether no byte came before it."""
         try:
             return await self.reader.read(1) == b""
         except ConnectionError:
@@ -161,7 +161,7 @@ class Lines:
 
 @asynccontextmanager
 async def lines_to(address: Path | tuple[str, int]) -> AsyncIterator[Lines]:
-    """Connect, and close at the end whatever happened."""
+    """A connection, closed at the end of the block."""
     if isinstance(address, Path):
         reader, writer = await asyncio.open_unix_connection(address, limit=READ_LIMIT)
     else:

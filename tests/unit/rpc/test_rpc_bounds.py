@@ -100,8 +100,8 @@ async def test_a_line_of_100_mb_is_answered_too_large_and_its_connection_closed(
                 client.connect(str(path) if over == "unix" else service.tcp)
                 if over == "tcp":
                     client.sendall(
-                        b'{"jsonrpc":"2.0","method":"authenticate","id":1,"params":{"token":"%b"}}\n'
-                        % SHARED_WORD.encode()
+                        b'{"jsonrpc":"2.0","method":"authenticate","id":1,'
+                        b'"params":{"token":"%b"}}\n' % SHARED_WORD.encode()
                     )
                     assert b"true" in client.recv(1000)
                 for _ in range(100):
@@ -131,7 +131,7 @@ async def test_a_line_of_the_largest_size_is_taken(path: Path) -> None:
         assert await client.is_closed()
 
 
-async def test_a_refused_client_that_sends_for_ever_is_cut_off(path: Path) -> None:
+async def test_a_refused_client_that_sends_forever_is_cut_off(path: Path) -> None:
     limits = Limits(line_bytes=1000, linger_bytes=2 * MEBIBYTE)
     async with serving(path, limits=limits):
 
@@ -228,7 +228,7 @@ async def test_tcp_takes_requests_that_are_pipelined_behind_the_token(path: Path
         assert (await client.receive())["result"] == "x"
 
 
-async def test_tcp_closes_on_who_keeps_guessing(path: Path) -> None:
+async def test_tcp_closes_on_a_client_that_keeps_guessing(path: Path) -> None:
     async with (
         serving(path, tcp=True, limits=Limits(unauthorized_requests=3)) as service,
         lines_to(service.tcp) as client,
@@ -241,7 +241,9 @@ async def test_tcp_closes_on_who_keeps_guessing(path: Path) -> None:
         assert await client.is_closed()
 
 
-async def test_tcp_closes_on_who_says_nothing_or_too_much_before_the_token(path: Path) -> None:
+async def test_tcp_closes_on_a_client_that_sends_nothing_or_too_much_before_the_token(
+    path: Path,
+) -> None:
     async with (
         serving(path, tcp=True, limits=Limits(authenticate_seconds=0.05)) as service,
         lines_to(service.tcp) as client,

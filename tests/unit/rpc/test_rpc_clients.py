@@ -1,3 +1,5 @@
+"""Calls of both clients: methods, parameters, results, and errors by their kind."""
+
 from __future__ import annotations
 
 import inspect
@@ -10,7 +12,6 @@ import numpy as np
 import pytest
 from anyio.to_thread import run_sync
 
-from syncd.client import calls
 from syncd.client.async_client import AsyncClient
 from syncd.client.calls import Hit
 from syncd.client.client import Client, connect
@@ -22,20 +23,17 @@ from syncd.errors import (
     NotReady,
     Overloaded,
     RequestError,
-    ServiceUnavailable,
     SyncdError,
     TimedOut,
     TooLarge,
-    Unauthorized,
     UnknownDataset,
     UnknownKey,
 )
 from syncd.protocol import messages
 from syncd.protocol.messages import WirePosition
 from syncd.protocol.wire import vector_from_wire
-from syncd.rpc.dispatch import Limits
 from syncd.rpc.protocol import Method
-from tests.unit.rpc.rpc_service import SHARED_WORD, serving
+from tests.unit.rpc.rpc_service import serving
 
 pytestmark = pytest.mark.anyio
 T = TypeVar("T")
@@ -55,7 +53,7 @@ ERRORS: dict[str, RequestError] = {
 
 
 class Library:
-    """Methods with fixed answers, and what they were asked."""
+    """Methods with fixed answers, and the parameters that they were called with."""
 
     def __init__(self) -> None:
         self.asked: list[messages.Params] = []
@@ -228,7 +226,7 @@ def test_both_clients_have_the_same_methods_with_the_same_parameters() -> None:
     assert list(inspect.signature(Client("/s").search).parameters)[:2] == ["dataset", "vector"]
 
 
-async def test_what_a_client_is_given_is_what_the_service_is_asked(path: Path) -> None:
+async def test_the_service_gets_the_parameters_that_a_client_is_given(path: Path) -> None:
     library = Library()
     async with serving(path, methods=library.methods()), AsyncClient(path) as client:
         await client.search(
@@ -247,7 +245,8 @@ async def test_what_a_client_is_given_is_what_the_service_is_asked(path: Path) -
         assert vector_from_wire(asked.vector or b"").tolist() == [1.0]
         assert (asked.k, asked.recall, asked.exact, asked.max_distance) == (3, 0.9, True, 0.5)
         assert (asked.consistency, asked.after, asked.timeout_ms) == ("strong", "7", 100)
-        await client.get("c", [2**53 + 1, np.int64(5), (1, "a")])  # type: ignore[list-item] # numpy's integers are no int
+        numpy_integer: Any = np.int64(5)
+        await client.get("c", [2**53 + 1, numpy_integer, (1, "a")])
         asked = library.asked.pop()
         assert isinstance(asked, messages.GetParams)
         assert asked.keys == [str(2**53 + 1), 5, [1, "a"]]
@@ -285,150 +284,10 @@ async def test_other_errors_are_request_errors_with_their_message(path: Path) ->
             "lang",
         ):
             with pytest.raises(InvalidFilter):
-                await client.search("c", [1.0], filter=unsendable)  # type: ignore[arg-type]  # what a caller may do
+                await client.search("c", [1.0], filter=unsendable)  # type: ignore[arg-type]
         with pytest.raises(InvalidVector):
             await client.search("c", [float("nan")])
     async with serving(path) as service, AsyncClient(path) as client:
         del service
         with pytest.raises(RequestError, match="there is no method 'status'"):
             await client.status()
-
-
-async def test_calls_of_one_asynchronous_client_run_at_once_and_find_their_answers(
-    path: Path,
-) -> None:
-    async with serving(path) as service, AsyncClient(path) as client:
-        answers: dict[int, int] = {}
-
-        async def hold(number: int) -> None:
-            answers[number] = await client.run(hold_call(number))
-
-        async with anyio.create_task_group() as tasks:
-            for number in range(50):
-                tasks.start_soon(hold, number)
-            await service.until(started=50)
-            assert await client.ping() == "pong"
-            assert service.server.connections == 1
-            service.release.set()
-        assert answers == {number: number for number in range(50)}
-
-
-async def test_a_cancelled_call_takes_no_other_with_it(path: Path) -> None:
-    async with serving(path) as service, AsyncClient(path) as client:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(run, client, hold_call(1))
-            await service.until(started=1)
-            tasks.cancel_scope.cancel()
-        service.release.set()
-        assert await client.run(hold_call(2)) == 2
-
-
-async def test_threads_share_a_blocking_client(path: Path) -> None:
-    async with serving(path) as service:
-        client = Client(path)
-        answers: dict[int, int] = {}
-
-        def echo(number: int) -> None:
-            for _ in range(20):
-                answers[number] = client.run(
-                    calls.Call("echo", EchoParams(value=number), calls._decoder(int))
-                )
-
-        async with anyio.create_task_group() as tasks:
-            for number in range(8):
-                tasks.start_soon(run_sync, echo, number)
-        assert answers == {number: number for number in range(8)}
-        assert service.server.connections == 1
-        await run_sync(client.close)
-
-
-class EchoParams(messages.Params, frozen=True):
-    value: int
-
-
-def hold_call(value: int) -> calls.Call[int]:
-    return calls.Call("hold", EchoParams(value=value), calls._decoder(int))
-
-
-@pytest.mark.parametrize("blocking", [True, False])
-async def test_a_client_goes_on_after_the_service_was_restarted(path: Path, blocking: bool) -> None:
-    client: Client | AsyncClient = Client(path) if blocking else AsyncClient(path)
-    for _ in range(3):
-        async with serving(path) as service:
-            assert await ping(client) == "pong"
-            assert await ping(client) == "pong"
-            service.server.stop()
-            await service.stopped.wait()
-    with pytest.raises(ServiceUnavailable) as caught:
-        await ping(client)
-    assert caught.value.hint == "start it with: syncd serve"
-    assert str(path) in caught.value.message
-    await close(client)
-
-
-@pytest.mark.parametrize("blocking", [True, False])
-async def test_a_service_that_does_not_answer_in_time_is_a_timeout_and_the_client_goes_on(
-    path: Path, blocking: bool
-) -> None:
-    async with serving(path) as service:
-        client: Client | AsyncClient = (
-            Client(path, timeout=0.05) if blocking else AsyncClient(path, timeout=0.05)
-        )
-        with pytest.raises(TimedOut, match="has not answered hold within"):
-            await run(client, hold_call(1))
-        service.release.set()
-        assert await run(client, hold_call(2)) == 2
-        await close(client)
-
-
-@pytest.mark.parametrize("blocking", [True, False])
-async def test_over_tcp_a_client_gives_its_token_first(path: Path, blocking: bool) -> None:
-    async with serving(path, tcp=True) as service:
-        address = f"tcp://127.0.0.1:{service.tcp[1]}"
-        for token, works in ((SHARED_WORD, True), ("wrong", False), (None, False)):
-            client: Client | AsyncClient
-            client = Client(address, token=token) if blocking else AsyncClient(address, token=token)
-            if works:
-                assert await ping(client) == "pong"
-            else:
-                with pytest.raises(Unauthorized):
-                    await ping(client)
-            await close(client)
-
-
-@pytest.mark.parametrize("blocking", [True, False])
-async def test_a_request_that_is_too_large_says_so_and_the_client_goes_on(
-    path: Path, blocking: bool
-) -> None:
-    async with serving(path, limits=Limits(line_bytes=10_000)):
-        client: Client | AsyncClient = Client(path) if blocking else AsyncClient(path)
-        with pytest.raises(TooLarge):
-            await run(client, calls.authenticate("x" * 2_000_000))
-        assert await ping(client) == "pong"
-        await close(client)
-
-
-@pytest.mark.parametrize("blocking", [True, False])
-async def test_a_connection_over_the_limit_is_overloaded(path: Path, blocking: bool) -> None:
-    async with serving(path, limits=Limits(connections=1)), AsyncClient(path):
-        client: Client | AsyncClient = Client(path) if blocking else AsyncClient(path)
-        with pytest.raises(Overloaded, match="1 connections are already open"):
-            await ping(client)
-        await close(client)
-
-
-async def ping(client: Client | AsyncClient) -> str:
-    return await run(client, calls.ping())
-
-
-async def run(client: Client | AsyncClient, call: calls.Call[T]) -> T:
-    if isinstance(client, AsyncClient):
-        return await client.run(call)
-    return await run_sync(client.run, call)
-
-
-async def close(client: Client | AsyncClient) -> None:
-    if isinstance(client, AsyncClient):
-        await client.close()
-    else:
-        await run_sync(client.close)

@@ -1,4 +1,4 @@
-"""Clients in a child process: a connection of its own there, and the parent's goes on."""
+"""Clients in a child process have a connection of their own, and the parent's goes on."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from syncd.client import calls
 from syncd.client.async_client import AsyncClient
 from syncd.client.client import Client
 from tests.forks import Child
+from tests.unit.rpc.rpc_calls import EchoParams, close, hold_call, ping
 from tests.unit.rpc.rpc_service import SHARED_WORD, serving
-from tests.unit.rpc.test_rpc_clients import EchoParams, Library, close, hold_call, ping
+from tests.unit.rpc.test_rpc_clients import Library
 
 pytestmark = pytest.mark.anyio
 CHILDREN = 3
@@ -54,7 +55,7 @@ async def test_a_client_made_before_a_fork_gives_each_process_its_own_answers(
         ]
 
 
-async def test_a_fork_while_another_thread_waits_for_its_answer_neither_blocks_the_child_nor_takes_the_answer(
+async def test_a_fork_while_another_thread_waits_neither_blocks_the_child_nor_takes_the_answer(
     path: Path,
 ) -> None:
     async with serving(path) as service:
@@ -136,7 +137,7 @@ async def test_keys_go_on_after_a_fork_in_both_processes(path: Path) -> None:
 async def test_an_asynchronous_client_works_in_a_child_and_goes_on_in_the_parent(
     path: Path,
 ) -> None:
-    """The child is forked by the event loop's own thread, so it inherits its event queue, which it must not touch."""
+    """The event loop's own thread forks: the child inherits its queue, which it must not touch."""
     async with serving(path) as service, AsyncClient(path) as client:
         assert await client.ping() == "pong"
 
@@ -158,7 +159,9 @@ async def test_an_asynchronous_client_works_in_a_child_and_goes_on_in_the_parent
 
 
 @pytest.mark.parametrize("blocking", [True, False])
-async def test_a_pickled_client_connects_where_it_is_unpickled(path: Path, blocking: bool) -> None:
+async def test_a_pickled_client_connects_in_the_process_that_unpickles_it(
+    path: Path, blocking: bool
+) -> None:
     async with serving(path) as service:
         client: Client | AsyncClient = (
             Client(path, timeout=7) if blocking else AsyncClient(path, timeout=7)

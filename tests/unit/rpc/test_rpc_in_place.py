@@ -1,4 +1,4 @@
-"""Which searches keep the event loop, and which leave it to those who wait."""
+"""Which searches run in the event loop, and which leave it to waiting connections."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_a_short_search_always_stays_and_a_long_one_never() -> None:
         assert not place.allows(LONGER_ELEMENTS + 1, at)
 
 
-def test_a_longer_search_stays_until_it_has_kept_somebody_waiting() -> None:
+def test_a_longer_search_stays_until_another_connection_has_waited() -> None:
     waits = False
     place = InPlace(lambda: waits, LEAST_THREADS)
     for at in (0.0, 0.001, 0.002):
@@ -37,7 +37,7 @@ def test_a_longer_search_stays_until_it_has_kept_somebody_waiting() -> None:
     assert on_two_cores.allows(LONGER_ELEMENTS, 1.0)
 
 
-def test_who_waits_is_seen_and_who_is_gone_is_not() -> None:
+def test_a_waiting_connection_is_seen_and_a_closed_one_is_not() -> None:
     inputs, one, other = Inputs(), object(), object()
     mine, theirs = socket.socketpair()
     with mine, theirs:
@@ -52,7 +52,7 @@ def test_who_waits_is_seen_and_who_is_gone_is_not() -> None:
         assert not inputs.waiting()
 
 
-def test_among_very_many_somebody_waits() -> None:
+def test_among_very_many_connections_one_is_assumed_to_wait() -> None:
     inputs, owner = Inputs(), object()
     pairs = [socket.socketpair() for _ in range(MOST_CONNECTIONS + 1)]
     for mine, _ in pairs:

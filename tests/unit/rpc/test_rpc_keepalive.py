@@ -17,8 +17,8 @@ from syncd.client.async_client import AsyncClient
 from syncd.client.client import Client
 from syncd.protocol import keepalive
 from tests.deaf import go_deaf, needs_linux
+from tests.unit.rpc.rpc_calls import EchoParams, close, ping, run
 from tests.unit.rpc.rpc_service import SHARED_WORD, TEST_SECONDS, lines_to, serving
-from tests.unit.rpc.test_rpc_clients import EchoParams, close, ping, run
 
 pytestmark = [pytest.mark.anyio, needs_linux]
 

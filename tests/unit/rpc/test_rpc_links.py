@@ -1,4 +1,7 @@
-"""Connections that give no answer, or that of another call: given up, and the calls are asked over another one."""
+"""Connections that give no answer, or the answer of another call.
+
+They are given up, and the calls are asked over another connection.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +19,19 @@ from syncd.client.async_client import AsyncClient
 from syncd.client.client import Client
 from syncd.errors import ServiceUnavailable, TimedOut
 from syncd.protocol import messages
+from tests.unit.rpc.rpc_calls import EchoParams, close, hold_call, ping, run
 from tests.unit.rpc.rpc_service import SHARED_WORD, TEST_SECONDS, serving
-from tests.unit.rpc.test_rpc_clients import EchoParams, close, hold_call, ping, run
 
 pytestmark = pytest.mark.anyio
 CALLS = 20
 SHORT_SECONDS = 0.2
 
 Speak = Callable[[int, int], list[dict[str, object]]]
-"""What a peer answers: the number of the connection, from 0, and the request's id."""
+"""Answers of a peer to the number of the connection, from 0, and the id of the request."""
 
 
 class Peer:
-    """Something that listens where a client expects syncd."""
+    """A server in the place of syncd."""
 
     def __init__(self, speak: Speak) -> None:
         self.speak = speak
@@ -135,7 +138,7 @@ async def test_a_connection_that_has_gone_silent_costs_one_timeout(
         await close(client)
 
 
-async def test_calls_that_wait_on_a_silent_connection_are_asked_over_the_next_one_as_soon_as_one_of_them_times_out(
+async def test_calls_on_a_silent_connection_are_asked_over_the_next_one_once_one_of_them_times_out(
     path: Path,
 ) -> None:
     async with peer(

@@ -15,8 +15,8 @@ from anyio.to_thread import run_sync
 
 from syncd.client import calls
 from syncd.client.async_client import AsyncClient
+from tests.unit.rpc.rpc_calls import EchoParams, hold_call
 from tests.unit.rpc.rpc_service import SHARED_WORD, serving
-from tests.unit.rpc.test_rpc_clients import EchoParams, hold_call
 
 pytestmark = pytest.mark.anyio
 RUNS = 3
@@ -24,7 +24,7 @@ Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
 
 def by_hand(main: Coroutine[Any, Any, Any]) -> Any:
-    """As programs did before ``asyncio.run``, with all that the documentation tells them to close."""
+    """Run as programs did before ``asyncio.run``, with all documented steps of the shutdown."""
     loop = asyncio.new_event_loop()
     try:
         return loop.run_until_complete(main)
@@ -53,7 +53,7 @@ async def test_each_event_loop_connects_and_its_end_closes_the_connection_withou
 
 @pytest.mark.filterwarnings(
     "ignore:unclosed transport:ResourceWarning"
-)  # asyncio's own, for a loop closed so
+)  # asyncio's own, for a loop closed in this way
 async def test_a_loop_that_was_closed_without_its_shutdown_is_forgotten_and_its_connection_closed(
     path: Path,
 ) -> None:
@@ -75,7 +75,7 @@ async def test_a_loop_that_was_closed_without_its_shutdown_is_forgotten_and_its_
         assert await run_sync(asyncio.run, client.ping()) == "pong"
         while service.server.connections > 1:
             await other.ping()
-        gc.collect()  # here, where the warning is ignored
+        gc.collect()  # here the warning is ignored
 
 
 async def test_two_loops_at_the_same_time_have_a_connection_each_and_their_own_answers(

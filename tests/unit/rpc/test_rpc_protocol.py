@@ -31,7 +31,7 @@ search_decoder = msgspec.json.Decoder(SearchParams)
 
 
 def refused(line: bytes) -> tuple[int, Any]:
-    """The code and the id of the answer to a line that is no request."""
+    """The code and the id of the answer to a line that is not a request."""
     request = decode_request(line)
     assert isinstance(request, BadRequest)
     answer = json.loads(error_line(request.id, request.error))
@@ -87,7 +87,7 @@ def test_a_line_that_is_not_json_is_a_parse_error_with_id_null(line: bytes) -> N
         (b'{"jsonrpc":"2.0","method":"ping","id":{"a":1}}', None),
     ],
 )
-def test_json_that_is_no_request_is_invalid_and_carries_the_id_where_there_is_one(
+def test_json_that_is_not_a_request_is_invalid_and_carries_the_id_if_there_is_one(
     line: bytes, request_id: Any
 ) -> None:
     assert refused(line) == (-32600, request_id)
@@ -113,7 +113,7 @@ def test_a_request_without_an_id_is_a_notification() -> None:
     assert request.id is None
 
 
-def test_of_a_member_that_is_there_twice_the_last_counts() -> None:
+def test_the_last_of_a_repeated_member_counts() -> None:
     request = decode_request(b'{"jsonrpc":"2.0","id":1,"method":"a","method":"b","id":2}')
     assert isinstance(request, Request)
     assert (request.method, request.id) == ("b", b"2")
@@ -190,15 +190,17 @@ def test_a_fault_of_syncds_own_is_logged_and_tells_the_client_nothing_of_its_ins
     assert isinstance(logs[0]["exc_info"], RuntimeError)
 
 
-def test_an_error_whose_text_is_no_unicode_is_still_answered() -> None:
+def test_an_error_whose_text_is_not_unicode_is_still_answered() -> None:
     assert json.loads(error_line(b"1", TimedOut("a \ud800 file name")))["id"] == 1
 
 
 def test_no_mutation_of_a_request_raises_or_loses_its_answer() -> None:
     rng = random.Random(SEED)
     seeds = [
-        b'{"jsonrpc":"2.0","method":"search","id":1,"params":{"dataset":"c","vector":[0.5,-1e3],"k":3}}',
-        b'{"jsonrpc":"2.0","method":"get","id":"\xc3\xa4","params":{"dataset":"c","keys":[1,"a",["b",2,null,true]]}}',
+        b'{"jsonrpc":"2.0","method":"search","id":1,'
+        b'"params":{"dataset":"c","vector":[0.5,-1e3],"k":3}}',
+        b'{"jsonrpc":"2.0","method":"get","id":"\xc3\xa4",'
+        b'"params":{"dataset":"c","keys":[1,"a",["b",2,null,true]]}}',
         b'{"jsonrpc":"2.0","id":-1.5e3,"method":"\\u00e9\\ud83d\\ude00","params":null}',
     ]
     for _ in range(4000):

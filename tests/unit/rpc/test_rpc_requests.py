@@ -58,7 +58,7 @@ async def test_a_method_that_raises_is_an_internal_error_with_a_traceback_in_the
 
     methods = {
         "fail_later": Method(AnyParams, ANYTHING, fail_later, "Raise after a while."),
-        "unspeakable": Method(AnyParams, ANYTHING, unspeakable, "A result that is no JSON."),
+        "unspeakable": Method(AnyParams, ANYTHING, unspeakable, "A result that is not JSON."),
     }
     async with serving(path, methods=methods), lines_to(path) as client:
         with capture_logs() as logs:
@@ -119,7 +119,7 @@ async def test_a_request_may_come_in_any_pieces_and_between_blank_lines(path: Pa
             await anyio.lowlevel.checkpoint()
         assert (await client.receive())["result"] == "é" * 20
         client.write(line[:10])
-        async with lines_to(path) as other:  # half a request holds up nobody else
+        async with lines_to(path) as other:  # half a request delays no other client
             assert (await other.ask("ping"))["result"] == "pong"
         client.write(line[10:] + b"\n" + line[:10])
         assert (await client.receive())["result"] == "é" * 20
@@ -128,7 +128,7 @@ async def test_a_request_may_come_in_any_pieces_and_between_blank_lines(path: Pa
         assert service.server.dispatcher.held_bytes == 0
 
 
-async def test_what_was_asked_before_the_end_of_input_is_answered_also_without_a_last_newline(
+async def test_requests_before_the_end_of_input_are_answered_also_without_a_last_newline(
     path: Path,
 ) -> None:
     async with serving(path) as service, lines_to(path) as client:
@@ -161,7 +161,9 @@ async def test_no_fuzzed_line_disturbs_its_own_or_another_connection(path: Path)
 
 
 @pytest.mark.parametrize("last", [b"", b'{"jsonrpc":"2.0","meth'])
-async def test_a_client_that_vanishes_cancels_what_it_waited_for(path: Path, last: bytes) -> None:
+async def test_a_client_that_vanishes_cancels_the_calls_that_it_waited_for(
+    path: Path, last: bytes
+) -> None:
     async with serving(path) as service:
         async with lines_to(path) as client:
             for number in range(5):

@@ -1,4 +1,7 @@
-"""Searches in worker threads: a lone one starts at once, those that wait go together, and none is refused too late or lost."""
+"""Searches in worker threads: a lone one starts at once, and waiting ones go together.
+
+A search is refused at once or not at all, and no search is lost.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,7 @@ def threads() -> Iterator[Threads]:
     it.go.release(100)
 
 
-async def test_those_that_wait_go_together_once_a_thread_is_free(threads: Threads) -> None:
+async def test_waiting_searches_go_together_once_a_thread_is_free(threads: Threads) -> None:
     queue: SearchQueue[Search, str] = SearchQueue(1, threads.run)
     answers: list[str] = []
 
@@ -78,7 +81,7 @@ async def test_those_that_wait_go_together_once_a_thread_is_free(threads: Thread
     assert sorted(answers) == ["A", "ALONE", "B", "C", "FIRST", "OTHER"]
 
 
-async def test_as_many_start_at_once_as_there_are_threads(threads: Threads) -> None:
+async def test_searches_start_at_once_up_to_the_number_of_threads(threads: Threads) -> None:
     queue: SearchQueue[Search, str] = SearchQueue(2, threads.run)
     with fail_after(LONG):
         async with create_task_group() as tasks:
@@ -126,7 +129,9 @@ async def test_an_error_is_that_of_its_own_search(threads: Threads) -> None:
     assert errors == ["bad"]
 
 
-async def test_what_would_come_too_late_is_refused_when_it_comes(threads: Threads) -> None:
+async def test_a_search_that_would_be_answered_too_late_is_refused_at_once(
+    threads: Threads,
+) -> None:
     queue: SearchQueue[Search, str] = SearchQueue(1, threads.run)
     with fail_after(LONG):
         async with create_task_group() as tasks:
@@ -134,7 +139,7 @@ async def test_what_would_come_too_late_is_refused_when_it_comes(threads: Thread
             await threads.until_begun()
             refused = False
             with anyio.CancelScope() as at_once:
-                at_once.cancel()  # who begins to wait is cancelled
+                at_once.cancel()  # a search that begins to wait is cancelled
                 try:
                     await queue.run(Search("late"), LONG)
                 except Overloaded:
@@ -146,7 +151,7 @@ async def test_what_would_come_too_late_is_refused_when_it_comes(threads: Thread
     assert threads.batches == [["an hour"], ["later"]]
 
 
-async def test_one_whose_client_is_gone_is_not_searched_and_holds_nobody_up(
+async def test_a_search_whose_client_is_gone_is_not_searched_and_delays_no_other(
     threads: Threads,
 ) -> None:
     queue: SearchQueue[Search, str] = SearchQueue(1, threads.run)
@@ -166,7 +171,7 @@ async def test_one_whose_client_is_gone_is_not_searched_and_holds_nobody_up(
 
 
 @pytest.mark.parametrize("moments", range(4))
-async def test_one_who_goes_when_its_turn_comes_holds_nobody_up(
+async def test_a_search_that_is_cancelled_when_its_turn_comes_delays_no_other(
     threads: Threads, moments: int
 ) -> None:
     queue: SearchQueue[Search, str] = SearchQueue(1, threads.run)
@@ -198,7 +203,9 @@ async def test_one_who_goes_when_its_turn_comes_holds_nobody_up(
         assert await queue.run(Search("last"), LONG) == "LAST"
 
 
-async def test_one_who_goes_in_the_moment_its_turn_comes_passes_it_on(threads: Threads) -> None:
+async def test_a_search_that_is_cancelled_at_the_moment_of_its_turn_passes_the_turn_on(
+    threads: Threads,
+) -> None:
     leaving = anyio.CancelScope()
 
     class Queue(SearchQueue[Search, str]):

@@ -17,7 +17,7 @@ from tests.unit.rpc.rpc_service import SHARED_WORD, lines_to, serving
 
 
 def leave_stale(path: Path) -> None:
-    """What a killed server leaves: a socket file that nobody listens on."""
+    """Leave a socket file that no server listens on, as a killed server does."""
     with socket.socket(socket.AF_UNIX) as killed:
         killed.bind(str(path))
 
@@ -72,7 +72,7 @@ def test_a_stale_socket_is_replaced(path: Path) -> None:
     assert not path.exists()
 
 
-def test_a_file_that_is_no_socket_is_left_alone(path: Path) -> None:
+def test_a_file_that_is_not_a_socket_is_left_alone(path: Path) -> None:
     path.write_text("precious")
     with pytest.raises(SettingsError, match="is not a socket"):
         bind_unix(path)
@@ -159,7 +159,7 @@ async def test_a_live_socket_is_refused_and_goes_on_answering(path: Path) -> Non
 
 
 @pytest.mark.anyio
-async def test_stop_finishes_what_is_under_way_and_takes_nothing_new(path: Path) -> None:
+async def test_stop_finishes_the_calls_under_way_and_takes_no_new_ones(path: Path) -> None:
     async with serving(path, tcp=True) as service, lines_to(path) as client, lines_to(path) as idle:
         assert (await idle.ask("ping"))["result"] == "pong"
         client.send("hold", 1, value="done")

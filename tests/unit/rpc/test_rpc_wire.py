@@ -111,12 +111,12 @@ def test_a_vector_that_is_empty_or_not_finite_is_invalid(wire: Any) -> None:
         vector_from_wire(wire)
 
 
-def test_bytes_that_are_no_whole_number_of_float32_are_refused() -> None:
+def test_bytes_that_are_not_a_whole_number_of_float32_are_refused() -> None:
     with pytest.raises(InvalidParams):
         vector_from_wire(b"12345")
 
 
 @pytest.mark.parametrize("vector", [["a"], [[1.0]], 3, object()])
-def test_a_client_refuses_to_send_what_is_no_vector(vector: Any) -> None:
+def test_a_client_refuses_to_send_a_value_that_is_not_a_vector(vector: Any) -> None:
     with pytest.raises(InvalidParams):
         vector_to_bytes(vector)
