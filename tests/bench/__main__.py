@@ -1,4 +1,7 @@
-"""Measurements for developers, with the options of ``syncd bench``: ``python -m tests.bench passes --embedded``."""
+"""Measurements for developers: ``python -m tests.bench passes --embedded``.
+
+The options are those of ``syncd bench``.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ from syncd.cli.options import DataDir, Dsn, Embedded, Json
 from syncd.cli.output import errors_reported
 
 bench = typer.Typer(
-    help="Measure what syncd's developers ask.",
+    help="Measurements for developers of syncd.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -59,7 +62,10 @@ def churn(
     embedded: Embedded = False,
     json: Json = False,
 ) -> None:
-    """Recall and latency before and after updates of half of the rows and deletes of others, beside a fresh build."""
+    """Recall and latency before and after updates of half of the rows and deletes of others.
+
+    The same is measured with a fresh build.
+    """
     from syncd.bench.versus import Turns
     from tests.bench import churn as module
 
@@ -87,7 +93,7 @@ def restart(
     embedded: Embedded = False,
     json: Json = False,
 ) -> None:
-    """Time of a stop and of a start until all answers are there, and what a checkpoint writes."""
+    """Time of a stop and of a start, and bytes that a checkpoint writes."""
     from tests.bench import restart as module
 
     with prepared(dsn, data_dir, embedded) as where:
@@ -150,7 +156,7 @@ def rpc(
     embedded: Embedded = False,
     json: Json = False,
 ) -> None:
-    """Round trip of an exact search, beside FAISS alone."""
+    """Round trip of an exact search, compared with FAISS alone."""
     from tests.bench import rpc as module
 
     with prepared(dsn, data_dir, embedded) as where:

@@ -1,4 +1,7 @@
-"""Churn: recall and latency before and after much of a table has changed, beside a fresh build of what is left, and what following that cost."""
+"""Churn: recall and latency before and after much of a table has changed, and the cost of that.
+
+Both are compared with a fresh build of the rows that are left.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,10 @@ BATCH_ROWS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Changing the table with its index, in transactions of ``BATCH_ROWS``, until the index had it all; and vacuuming after that.
+    """A change of the table in transactions of ``BATCH_ROWS``, until the index has it; then VACUUM.
 
-    ``settle_seconds``: from the end of the first measurement after it until syncd built nothing any more.
+    ``settle_seconds``: from the end of the first measurement after the change until syncd builds
+    nothing more.
     """
 
     engine: str
@@ -37,7 +41,10 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """syncd at one target, at once after the change and settled, beside a new index of the same rows. ``lost_recall``: the settled one's to that."""
+    """syncd at one target, at once after the change and settled, and a new index of the same rows.
+
+    ``lost_recall``: recall of the new index minus that of the settled one.
+    """
 
     setting: str
     fresh_recall: float
@@ -51,7 +58,10 @@ class Loss:
 
 @dataclass(frozen=True, slots=True)
 class ChurnReport:
-    """The same settings before the change, at once after it, and then with all built and vacuumed, in turn with a fresh build."""
+    """The same settings before the change, at once after it, and after all builds and VACUUM.
+
+    The last are measured in turn with a fresh build.
+    """
 
     vectors: str
     rows: int
@@ -75,7 +85,10 @@ def measure(
     client_number: int,
     turns: Turns,
 ) -> ChurnReport:
-    """Index the first rows of the set; give a share of them the vectors that follow in it, and delete a share of the others."""
+    """Index the first rows of the set, update a share of them and delete a share of the others.
+
+    The updated rows get the vectors that follow in the set.
+    """
     rows = vectors.rows
     updated, deleted = np.split(np.random.default_rng(0).permutation(rows) + 1, [vectors.spare])
     deleted = deleted[: int(rows * deletes)]
@@ -154,7 +167,7 @@ def measure(
 def measure_again(
     where: Environment, searchers: Clients, engines: Sequence[Engine], exact: Truth, turns: Turns
 ) -> list[Point]:
-    """The engines on the rows as they are now; the recall of all before the first turn."""
+    """Measure the engines on the current rows, with the recall of all before the first turn."""
     measured = Recalls(searchers, exact)
     for engine in engines:
         measured.of(engine)
@@ -162,7 +175,7 @@ def measure_again(
 
 
 def build_fresh(where: Environment, both: Pair, rows: int) -> None:
-    """A copy of the table as it is now, with an index that is new."""
+    """Build a new index on a copy of the current table."""
     with where.step("a fresh build of the same rows"):
         where.run("create_table_like", table=FRESH)
         where.copy(FRESH)
@@ -194,7 +207,7 @@ def losses(fresh: list[Point], at_once: list[Point], settled: list[Point]) -> li
 def change_tables(
     where: Environment, tables: list[str], updated: np.ndarray, deleted: np.ndarray
 ) -> dict[str, float]:
-    """Some rows in one table, the same in the other; the seconds that each took."""
+    """Change some rows in one table, then in the other, and return the seconds of each."""
     spent = dict.fromkeys(tables, 0.0)
     for start in where.track(range(0, len(updated), BATCH_ROWS), "updates"):
         keys = updated[start : start + BATCH_ROWS].tolist()

@@ -1,4 +1,4 @@
-"""Datasets: what a search costs where there are many of them, each as large as the one."""
+"""Datasets: the cost of a search with few and with many datasets of the same size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from syncd.bench.environment import Environment, serving
 
 @dataclass(frozen=True, slots=True)
 class Many:
-    """One client: the first search in each dataset, then searches in datasets drawn at random. Memory is that of the process without mapped files."""
+    """One client: the first search in each dataset, then searches in random datasets.
+
+    Memory is that of the process without mapped files.
+    """
 
     datasets: int
     rows_each: int
@@ -28,12 +31,12 @@ class Many:
 def measure(
     where: Environment, *, numbers: list[int], rows_each: int, dimension: int, searches: int
 ) -> list[Many]:
-    """One number after the other, each with a table and a syncd of its own."""
+    """Measure one number of datasets after the other, each with its own table and syncd."""
     return [run(where, number, rows_each, dimension, searches) for number in numbers]
 
 
 def run(where: Environment, number: int, rows_each: int, dimension: int, searches: int) -> Many:
-    """A table whose rows are dealt out to the datasets."""
+    """Measure with one table whose rows are dealt out to the datasets."""
     generator = np.random.default_rng(1)
     table = f"of_{number}"
     where.create(table, dimension)

@@ -1,4 +1,7 @@
-"""Passes: what following a transaction costs, beside tables of different sizes. It should depend on what changed alone."""
+"""Passes: the cost of following a transaction, in tables of different sizes.
+
+It should depend only on the number of changes.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,16 @@ import numpy as np
 from syncd.bench.environment import SAMPLES, Environment, serving
 
 IN_A_ROW = 5
-"""Transactions on one table before the next has its turn: processor time is counted in hundredths of a second."""
+"""Transactions on one table in a row: processor time is counted in hundredths of a second."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """From a commit until the index has it, and the mean of processor time that syncd needs for it; what it builds meanwhile is counted apart.
+    """Time from a commit until the index has it, and syncd's mean processor time for it.
 
-    ``times_the_first``: the median beside that of the first table.
+    Processor time of builds is counted apart.
+
+    ``times_the_first``: the median divided by that of the first table.
     """
 
     rows: int
@@ -35,7 +40,7 @@ class Pass:
 def measure(
     where: Environment, *, sizes: list[int], dimension: int, changes: int, rounds: int
 ) -> list[Pass]:
-    """Tables of all sizes under one syncd, changed in turn."""
+    """Change tables of all sizes in turn, under one syncd."""
     generator = np.random.default_rng(0)
     tables = {f"passes_{rows}": rows for rows in sizes}
     where.create_tables(*tables, dimension=dimension)

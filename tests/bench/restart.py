@@ -1,4 +1,4 @@
-"""Restart: how long stopping and starting take, and what a checkpoint writes after some changes."""
+"""Restart: time of a stop and of a start, and bytes of a checkpoint after some changes."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from syncd.bench.environment import SAMPLES, Environment, Serving, serving
 TABLE = "restart"
 FEW = "few"
 FEW_ROWS = 100
-"""A dataset without which FAISS would not be in memory yet."""
+"""Rows of a dataset that only loads FAISS: until then FAISS is not in memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """Medians of the rounds. A start lasts from the command to its line ``ready``, with Python's own start in it.
+    """Medians of the rounds. A start lasts from the command to its line ``ready``, with Python's.
 
-    ``memory_bytes_per_row``: of the process after such a start, changes and a search, without mapped files and what it has with ``FEW_ROWS`` alone.
+    ``memory_bytes_per_row``: memory of the process after such a start, changes and a search,
+    without mapped files, less its memory with ``FEW_ROWS`` alone.
     """
 
     rows: int
@@ -35,7 +36,10 @@ class Restart:
 
 
 def measure(where: Environment, *, rows: int, dimension: int, changes: int, rounds: int) -> Restart:
-    """A checkpoint after changes, a stop, a start with nothing to catch up with, and one after changes that were made meanwhile."""
+    """Measure a checkpoint after changes, a stop, and two starts.
+
+    The first start has nothing to catch up with; the second follows changes made while stopped.
+    """
     generator = np.random.default_rng(0)
     where.create_tables(TABLE, FEW, dimension=dimension)
     for table, number in ((TABLE, rows), (FEW, FEW_ROWS)):
@@ -85,6 +89,6 @@ def measure(where: Environment, *, rows: int, dimension: int, changes: int, roun
 
 
 def attach(where: Environment, service: Serving, table: str, rows: int) -> str:
-    """Have it followed, and wait until it is searched by its index, whose kind is returned."""
+    """Attach a table, wait until a search uses its index, and return the kind of the index."""
     where.run("attach", [f"syncd_bench.{table}", "cosine"])
     return str(service.wait_searchable(table, rows).index)

@@ -1,4 +1,4 @@
-"""The RPC's share of a search: the round trip of an exact search beside FAISS alone on the same vectors."""
+"""The RPC's share of a search: an exact search by RPC and by FAISS alone on the same vectors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WARM_UP = 200
 
 @dataclass(frozen=True, slots=True)
 class RoundTrip:
-    """Microseconds, one client, one query at a time."""
+    """Latencies in microseconds of one client with one query at a time."""
 
     rows: int
     dimension: int
@@ -28,7 +28,7 @@ class RoundTrip:
 
 
 def measure(where: Environment, *, rows: int, dimension: int) -> RoundTrip:
-    """Search by RPC and by FAISS in turn, so that both meet the same machine."""
+    """Search by RPC and by FAISS in turn, so that both run under the same load."""
     where.create(TABLE, dimension)
     where.fill(TABLE, rows, dimension)
     where.run("attach", [f"syncd_bench.{TABLE}", "ip"])

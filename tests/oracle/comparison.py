@@ -1,4 +1,4 @@
-"""One table and its indexes, at the same position: the same keys, the same vectors, and the same nearest rows."""
+"""One table and its indexes at the same position: the same keys, vectors and nearest rows."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from syncd.errors import UnknownDataset
 from tests.oracle.tables import DIMENSION, Expected, Table, Vectors, distances
 
 SETTLE_MS = 30_000
-"""How long an index may take to include a token, restarts of both sides and their back-off among it."""
+"""Time limit of an index to include a token: restarts of both sides and their back-off count."""
 
 K = 10
 TOLERANCE = 1e-4
-"""Distances are compared in float64 here and in float32 there."""
+"""Tolerance of a distance: float64 here, float32 in the index."""
 
 
 @dataclass
 class Comparison:
-    """``expected`` was read after ``token`` was waited for, and nothing was written since."""
+    """The table's rows, read after the wait for ``token``, with no write in between."""
 
     connection: psycopg.Connection
     client: Client
@@ -36,7 +36,9 @@ class Comparison:
         self.rng = np.random.default_rng(self.seed)
 
     def run(self, seen: set[str]) -> None:
-        """Compare every dataset that has rows, or was ``seen`` since syncd started; adds to those."""
+        """Compare datasets that have rows or were ``seen`` since syncd started, and add to
+        ``seen``.
+        """
         mine = {dataset for dataset in seen if dataset.startswith(f"{self.table.name}/")}
         for dataset in sorted(mine | self.expected.datasets.keys()):
             rows = self.expected.datasets.get(dataset, {})
@@ -52,7 +54,7 @@ class Comparison:
                 self.compare_nearest(dataset, rows, query)
 
     def compare_rows(self, dataset: str, rows: dict[Key, Vectors]) -> None:
-        """Keys, read in small pages or large ones, and vectors."""
+        """Compare keys, read in small or large pages, and vectors."""
         keys = list(self.client.keys(dataset, limit=int(self.rng.choice([7, 1000]))))
         assert len(set(keys)) == len(keys), f"{dataset} lists a key twice: {keys}"
         missing, extra = rows.keys() - set(keys), set(keys) - rows.keys()
@@ -67,7 +69,10 @@ class Comparison:
             )
 
     def compare_nearest(self, dataset: str, rows: dict[Key, Vectors], query: Vectors) -> None:
-        """The distances are those of the nearest rows, and each key has its own: which of equally near rows are found is open."""
+        """Compare distances with those of the nearest rows, and with each found key's own distance.
+
+        Which of equally near rows are found is not defined.
+        """
         hits = self.client.search(dataset, query, k=K, after=self.token, timeout_ms=SETTLE_MS)
         found = [hit.distance for hit in hits]
         true = distances(

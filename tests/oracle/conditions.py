@@ -1,229 +1,30 @@
-"""Random filters over a table with a column of every kind, and what each means in SQL, written without a look at how syncd evaluates it."""
+"""Random filters over a table with a column of every kind, and the same conditions in SQL.
+
+The SQL is written without a look at how syncd evaluates a filter.
+"""
 
 from __future__ import annotations
 
-import json
 import math
-import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
 from hypothesis import strategies as st
 from psycopg import sql
 
-TEXTS = [
-    "",
-    "a",
-    "A",
-    "b",
-    "ab",
-    "a ",
-    "ä",
-    "Z",
-    "\U0001f600",
-    "\uffee",
-    "null",
-    "1",
-    "true",
-    '"',
-    "x" * 300,
-]
-FLOATS = [
-    0.0,
-    -0.0,
-    0.1,
-    0.5,
-    1.0,
-    1.5,
-    -2.5,
-    3e38,
-    1e39,
-    5e-324,
-    1.7976931348623157e308,
-    0.30000000000000004,
-    16777217.0,
-]
-INTEGERS = [
-    0,
-    1,
-    -1,
-    2,
-    7,
-    2**15 - 1,
-    2**31 - 1,
-    -(2**31),
-    2**53,
-    2**53 + 1,
-    2**63 - 1,
-    -(2**63),
-    2**63,
-    10**30,
-]
-DIGITS = [
-    "0.1", "0.10", "0.1000000000000000055511151231257827021181583404541015625", "0.10000000000000000001", "9007199254740992",
-    "9007199254740993", "9007199254740992.5", "1" + "0" * 400, "1" + "0" * 399 + "1", "0." + "0" * 400 + "1", "0", "-1.5", "1e300",
-]  # fmt: skip
-WORDS = ["NaN", "Infinity", "-Infinity"]
-INSTANTS = [
-    "2000-01-01 00:00:00", "1999-12-31 22:00:00", "2000-01-01 11:30:00",
-    "1999-12-31 23:59:59.999999", "2024-02-29 12:30:00.5", "0044-03-15 12:00:00 BC", "0001-02-29 12:00:00 BC", "12024-05-06 07:08:09",
-    "294276-12-31 23:59:59", "4713-01-01 00:00:00 BC", "infinity", "-infinity", "2024-02-29 12:30:00",
-]  # fmt: skip
-ASKED_INSTANTS = [
-    "2000-01-01T00:00:00", "2024-02-29T12:30:00.500000", "2024-02-29", "infinity", "-infinity", "12024-05-06 07:08:09",
-    "0044-03-15 12:00:00 BC", "1999-12-31T22:00:00", "2000-01-01T11:30:00",
-]  # fmt: skip
-ZONES = ["Z", "+02:00", "-11:30", "+00:00"]
-DATES = [
-    "2000-01-01",
-    "1999-12-31",
-    "2024-02-29",
-    "0044-03-15 BC",
-    "5874897-12-31",
-    "5874897-12-30",
-    "4714-11-24 BC",
-    "infinity",
-    "-infinity",
-]
-UUIDS = [str(uuid.UUID(int=number)) for number in (0, 1, 2**127, 2**128 - 1)]
-MOODS = ["sad", "ok", "happy"]
-ASCII = ["", "a", "A", "AB", "Ab", "x"]
-"""Which every collation turns into the same lower case."""
-DOTTED = [["a.b"], ["a", "b"], ["a.b", "c.d"], [""], ["not"], ["path"], ["lang"]]
-"""Keys as a list: of those with dots, and those that are words of the language."""
-
-NUMBERS = [*FLOATS, *INTEGERS, -1.5, 0.1 + 2**-60]
-
-numbers = st.one_of(st.floats(allow_nan=False, allow_infinity=False), st.integers(-(2**70), 2**70))
-texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=4)
-
-
-def whole(bits: int) -> list[int]:
-    """Integers that fit."""
-    return [number for number in INTEGERS if -(2 ** (bits - 1)) <= number < 2 ** (bits - 1)]
-
-
-@dataclass(frozen=True)
-class ColumnOf:
-    """A column: its type, values for its rows as Postgres reads them, and operands for its filters as JSON has them."""
-
-    type: str
-    samples: list[Any]
-    asked_samples: list[Any]
-    compared: str
-    """The SQL of the column ({0}) as it is compared."""
-    operand: str
-    """The SQL of an operand ({0}, a parameter)."""
-    more: st.SearchStrategy[Any] = field(default_factory=st.nothing)
-    more_asked: st.SearchStrategy[Any] = field(default_factory=st.nothing)
-    ordered: bool = True
-    array: bool = False
-
-    @property
-    def values(self) -> st.SearchStrategy[Any]:
-        """For rows."""
-        return st.one_of(st.sampled_from(self.samples), self.more)
-
-    @property
-    def operands(self) -> st.SearchStrategy[Any]:
-        """For filters."""
-        return st.one_of(st.sampled_from(self.asked_samples), self.more_asked)
-
-    @property
-    def operators(self) -> tuple[str, ...]:
-        """Of one operand."""
-        if self.array:
-            return ("eq", "ne", "contains")
-        return ("eq", "ne", "gt", "gte", "lt", "lte") if self.ordered else ("eq", "ne")
-
-
-JSON_SCALARS = [None, True, False, *TEXTS, *NUMBERS, *map(Decimal, DIGITS)]
-JSON_SAMPLES = [*JSON_SCALARS, [], ["a"], ["a", 1, None], [["a"]], [True], {}, {"lang": "a"}]
-json_scalars = st.one_of(st.sampled_from(JSON_SCALARS), texts, numbers)
-json_values = st.one_of(
-    st.sampled_from(JSON_SAMPLES), json_scalars, st.lists(json_scalars, max_size=3)
+from tests.oracle.columns import (
+    ASCII,
+    COLUMNS,
+    DOTTED,
+    NUMBERS,
+    TEXTS,
+    ColumnOf,
+    documents,
+    numbers,
+    texts,
+    written,
 )
-documents = st.one_of(
-    st.fixed_dictionaries(
-        {},
-        optional={
-            "lang": json_values,
-            "n": json_values,
-            "deep": st.one_of(json_values, st.fixed_dictionaries({"x": json_values})),
-            "a.b": st.one_of(json_values, st.fixed_dictionaries({"c.d": json_values})),
-            "a": st.fixed_dictionaries({"b": json_values}),
-            "": json_values,
-            "not": json_values,
-            "path": json_values,
-        },
-    ),
-    json_values,
-)
-
-
-def written(document: Any) -> str:
-    """JSON with the digits of a ``Decimal``."""
-    if isinstance(document, Decimal):
-        return format(document, "f")
-    if isinstance(document, dict):
-        return (
-            "{"
-            + ",".join(f"{json.dumps(key)}:{written(value)}" for key, value in document.items())
-            + "}"
-        )
-    return (
-        f"[{','.join(map(written, document))}]"
-        if isinstance(document, list)
-        else json.dumps(document)
-    )
-
-
-CASED = '{0} COLLATE "C"'
-COLUMNS = {
-    "small": ColumnOf("smallint", whole(16), NUMBERS, "{0}::numeric", "{0}::numeric", st.integers(-9, 9), numbers),
-    "whole": ColumnOf("integer", whole(32), NUMBERS, "{0}::numeric", "{0}::numeric", st.integers(-9, 9), numbers),
-    "large": ColumnOf("bigint", whole(64), NUMBERS, "{0}::numeric", "{0}::numeric", st.integers(-9, 9), numbers),
-    "single": ColumnOf(
-        "real", [*WORDS, "0.1", "0", "-0", "1.5", "16777216", "3e38"], [*WORDS, 0, 0.1, 1.5, 16777217, 3e38],
-        "{0}", "{0}::real", st.floats(width=32).map(repr), st.floats(width=32, allow_nan=False, allow_infinity=False),
-    ),
-    "double": ColumnOf(
-        "double precision", [*WORDS, *map(repr, NUMBERS)], [*WORDS, *NUMBERS],
-        "{0}", "{0}::double precision", numbers.map(repr), numbers,
-    ),
-    "exact": ColumnOf("numeric", [*WORDS, *DIGITS], [*WORDS, *NUMBERS, 10**400], "{0}", "{0}::numeric", numbers.map(repr), numbers),
-    "word": ColumnOf("text", TEXTS, TEXTS, CASED, "{0}::text", texts, texts),
-    "short": ColumnOf("varchar(300)", TEXTS, TEXTS, CASED, "{0}::text", texts, texts),
-    "padded": ColumnOf("char(6)", [*TEXTS[:-1], "a\t"], TEXTS, CASED, "{0}::bpchar", texts, texts),
-    "named": ColumnOf("label", TEXTS, TEXTS, CASED, "{0}::text", texts, texts),
-    "mood": ColumnOf("mood", MOODS, [*MOODS, "bored"], "{0}::text", "{0}::text", ordered=False),
-    "flag": ColumnOf("boolean", [True, False], [True, False], "{0}", "{0}::boolean", ordered=False),
-    "uid": ColumnOf("uuid", UUIDS, [*UUIDS, UUIDS[2].upper(), UUIDS[1].replace("-", "")], "{0}", "{0}::uuid"),
-    "at": ColumnOf(
-        "timestamptz", INSTANTS, [*ASKED_INSTANTS, *(f"{when}{zone}" for when in ASKED_INSTANTS[:2] for zone in ZONES)],
-        "{0}", "{0}::timestamptz",
-    ),
-    "local": ColumnOf("timestamp", INSTANTS, ASKED_INSTANTS, "{0}", "{0}::timestamp"),
-    "day": ColumnOf("date", DATES, DATES, "{0}", "{0}::date"),
-    "tags": ColumnOf(
-        "text[]", [[], ["a"], ["a", None], [None], ["", "b", "a"], [["a", "b"], ["c", None]]], TEXTS,
-        "{0}", "{0}::text", st.lists(st.one_of(st.none(), texts), max_size=3), texts, array=True,
-    ),
-    "counts": ColumnOf("bigint[]", [[], [1], [1, None], [0, 2**63 - 1]], whole(64), "{0}", "{0}::bigint", array=True),
-    "moods": ColumnOf("mood[]", [[], ["sad"], ["ok", "sad"], [None]], MOODS, "{0}", "{0}::mood", array=True),
-}  # fmt: skip
-"""``label`` is a domain over text, ``mood`` an enum."""
-
-CREATE = [
-    "CREATE TYPE mood AS ENUM ('sad', 'ok', 'happy')",
-    "CREATE DOMAIN label AS text CHECK (VALUE <> 'forbidden')",
-    "CREATE TABLE facts (id int PRIMARY KEY, v real[] NOT NULL DEFAULT '{1,2}', attributes jsonb, "
-    + ", ".join(f"{name} {column.type}" for name, column in COLUMNS.items())
-    + ")",
-    f"SELECT syncd.attach('facts', vector => 'v', metric => 'l2', columns => '{{attributes,{','.join(COLUMNS)}}}')",
-]
 
 paths = st.sampled_from(
     [
@@ -276,7 +77,7 @@ def asked(name: str) -> st.SearchStrategy[dict[str, Any]]:
 
 
 def asked_by_list(keys: list[str]) -> st.SearchStrategy[dict[str, Any]]:
-    """Conditions on what a list of keys leads to."""
+    """Conditions on the value that a list of keys leads to."""
     return asked("attributes.any").map(
         lambda wanted: {
             "attributes": {"path": keys}
@@ -307,7 +108,7 @@ def filters(columns: list[str]) -> st.SearchStrategy[dict[str, Any]]:
 
 @st.composite
 def tables_and_filters(draw: st.DrawFn) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows of which some columns have values, and filters on these."""
+    """Rows with values in some columns, and filters on these columns."""
     columns = draw(
         st.lists(st.sampled_from(["attributes", *COLUMNS]), min_size=1, max_size=3, unique=True)
     )
@@ -324,7 +125,7 @@ def tables_and_filters(draw: st.DrawFn) -> tuple[list[dict[str, Any]], list[dict
 
 
 def condition(wanted: dict[str, Any]) -> sql.Composable:
-    """The same as SQL."""
+    """A filter as SQL."""
     parts: list[sql.Composable] = [sql.SQL("true")]
     for name, value in wanted.items():
         if name == "not":
@@ -350,7 +151,7 @@ def condition(wanted: dict[str, Any]) -> sql.Composable:
 
 
 def compared(name: str, operator: str, value: Any, keys: Sequence[str] = ()) -> sql.Composable:
-    """One comparison, of a column or of what keys lead to in it."""
+    """One comparison: of a column, or of the value that keys lead to in it."""
     column, _, path = name.partition(".")
     kind = COLUMNS.get(column)
     left: sql.Composable = sql.Identifier(column)
@@ -419,12 +220,12 @@ def compared(name: str, operator: str, value: Any, keys: Sequence[str] = ()) -> 
 
 
 def known(left: sql.Composable, answer: sql.Composable) -> sql.Composable:
-    """An answer for whatever is not NULL."""
+    """An answer for values that are not NULL."""
     return sql.SQL("CASE WHEN {} IS NOT NULL THEN {} END").format(left, answer)
 
 
 def one_of(left: sql.Composable, kind: ColumnOf | None, values: list[Any]) -> sql.Composable:
-    """Whether a column is, or an array has, one of some values."""
+    """Whether a column is one of some values, or an array contains one."""
     if kind is None:
         documents = [
             written(Decimal(repr(value)) if isinstance(value, float) else value) for value in values
@@ -440,7 +241,7 @@ def one_of(left: sql.Composable, kind: ColumnOf | None, values: list[Any]) -> sq
 
 
 def operand_of(kind: ColumnOf, value: Any) -> sql.Composable:
-    """An operand of a column's type."""
+    """An operand of the column's type."""
     return sql.SQL(kind.operand).format(literal(value))
 
 

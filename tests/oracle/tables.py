@@ -1,7 +1,8 @@
-"""The tables that the oracle writes to, and what a right index of them holds.
+"""The tables that the oracle writes to, and the contents of a correct index of them.
 
-Each row has a number ``n`` from which its key is computed, so that one rule fits every kind of key. What a table holds is always asked of Postgres;
-only the judgement whether a vector can be indexed is made here.
+Each row has a number ``n`` from which its key is computed, so one rule fits every kind of key.
+PostgreSQL is always asked for the rows of a table. Only whether a vector can be indexed is decided
+here.
 """
 
 from __future__ import annotations
@@ -22,19 +23,29 @@ Vectors = NDArray[np.float64]
 
 DIMENSION = 4
 TOPICS: tuple[str | None, ...] = ("a", "b", "Čeď/%", "d", "e", None)
-"""Values of the column that decides on the dataset. Without one the row is live, but belongs nowhere."""
+"""Values of the column that selects the dataset. A live row without one is in no dataset."""
 
 ANCHORED_TOPIC = "a"
 ANCHORS = (-3, -2, -1)
-"""Rows of the array tables that no rule touches: they keep the dataset's dimension where a row of another length comes in."""
+"""Rows of the array tables that no rule changes.
+
+They keep the dataset's dimension when a row of another length comes.
+"""
 
 MISFITS = (900, 901)
-"""Numbers of the rows that get a vector of another length: fewer than the anchors, so that the dimension is never in doubt."""
+"""Numbers of rows that get a vector of another length.
+
+They are fewer than the anchors, so the dataset's dimension does not change.
+"""
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """One source. ``key`` are SQL expressions over ``n`` in the order of the key's columns; ``to_wire`` makes the RPC's form of a key."""
+    """One source.
+
+    ``key``: SQL expressions over ``n`` in the order of the key's columns. ``to_wire`` makes the
+    form of a key in the RPC.
+    """
 
     name: LiteralString
     columns: LiteralString
@@ -46,16 +57,16 @@ class Table:
     dataset: LiteralString = "topic"
     partition_by: LiteralString = ""
     partitions: Mapping[LiteralString, LiteralString] = field(default_factory=dict)
-    """Each with what it is a partition of, and its bounds. The anchors are in the last."""
+    """Partitions, each with its parent and its bounds. The anchors are in the last one."""
 
     @property
     def is_array(self) -> bool:
-        """An array column takes what pgvector refuses: NaN, other lengths, NULL elements."""
+        """Whether the column is an array: it takes NaN, other lengths and NULL elements."""
         return self.vector_type.endswith("[]")
 
     @property
     def can_upsert(self) -> bool:
-        """A deferrable constraint cannot settle an ON CONFLICT."""
+        """Whether ON CONFLICT works: not with a deferrable constraint."""
         return not self.constraint
 
     @property
@@ -63,7 +74,7 @@ class Table:
         return ", ".join(self.key)
 
     def key_of(self, n: str) -> str:
-        """The key's expressions for another number than ``n``."""
+        """The key's expressions for a number in SQL."""
         return ", ".join(expression.format(n=n) for expression in self.key.values())
 
     def set_key(self, n: str) -> str:
@@ -80,14 +91,16 @@ class Table:
     def create(self, connection: psycopg.Connection) -> None:
         """Make the table with its anchors, and attach it."""
         connection.execute(
-            f"CREATE TABLE {self.name} (n integer NOT NULL, {self.columns}, topic text, deleted_at timestamptz, "
-            f"v {self.vector_type}, PRIMARY KEY ({self.key_columns}) {self.constraint}) {self.partition_by}".encode()
+            f"CREATE TABLE {self.name} (n integer NOT NULL, {self.columns}, "
+            f"topic text, deleted_at timestamptz, v {self.vector_type}, "
+            f"PRIMARY KEY ({self.key_columns}) {self.constraint}) {self.partition_by}".encode()
         )
         for partition, bounds in self.partitions.items():
             connection.execute(f"CREATE TABLE {partition} PARTITION OF {bounds}".encode())
         self.put_anchors(connection)
         connection.execute(
-            "SELECT syncd.attach(%s, vector => 'v', project => %s, dataset => %s, live => 'deleted_at IS NULL', metric => %s)",
+            "SELECT syncd.attach(%s, vector => 'v', project => %s, dataset => %s, "
+            "live => 'deleted_at IS NULL', metric => %s)",
             [self.name, f"'{self.name}'", self.dataset, self.metric],
         )
 
@@ -103,11 +116,12 @@ class Table:
         rows: Sequence[tuple[int, str | None, str | None]],
         on_conflict: str = "",
     ) -> None:
-        """One statement with many rows: number, topic, vector."""
+        """Insert rows of number, topic and vector in one statement."""
         connection.execute(
             f"INSERT INTO {self.name} (n, {self.key_columns}, topic, v) "
             f"SELECT n, {self.key_of('n')}, topic, v::{self.vector_type} "
-            f"FROM unnest(%s::integer[], %s::text[], %s::text[]) AS r (n, topic, v) {on_conflict}".encode(),
+            "FROM unnest(%s::integer[], %s::text[], %s::text[]) AS r (n, topic, v) "
+            f"{on_conflict}".encode(),
             [
                 [n for n, _, _ in rows],
                 [topic for _, topic, _ in rows],
@@ -116,7 +130,7 @@ class Table:
         )
 
     def read(self, connection: psycopg.Connection) -> Expected:
-        """What a right index of the table holds now."""
+        """The contents of a correct index of the table now."""
         expected = Expected()
         cursor = connection.execute(
             f"SELECT {self.dataset}, v::text, {self.key_columns} FROM {self.name} "
@@ -131,7 +145,7 @@ class Table:
         return expected
 
     def indexable(self, text: str) -> Vectors | None:
-        """The vector as float32 numbers, or None where it cannot be indexed."""
+        """The vector rounded to float32, or None if it cannot be indexed."""
         if not self.is_array:
             elements = json.loads(text)
         elif text.count("{") != 1 or "NULL" in text or text == "{}":
@@ -147,12 +161,13 @@ class Table:
     def nearest(
         self, connection: psycopg.Connection, topic: str, query: Vectors, k: int
     ) -> list[float] | None:
-        """pgvector's own answer, the distances ascending; None for an array column."""
+        """pgvector's answer: ascending distances; None for an array column."""
         if self.is_array:
             return None
         cursor = connection.execute(
             f"SELECT (v <-> %s::vector)::double precision FROM {self.name} "
-            f"WHERE deleted_at IS NULL AND v IS NOT NULL AND {self.dataset} = %s ORDER BY 1 LIMIT %s".encode(),
+            f"WHERE deleted_at IS NULL AND v IS NOT NULL AND {self.dataset} = %s "
+            "ORDER BY 1 LIMIT %s".encode(),
             [self.literal(query.tolist()), topic, k],
         )
         return [float(row[0]) for row in cursor.fetchall()]
@@ -160,14 +175,14 @@ class Table:
 
 @dataclass
 class Expected:
-    """One table's datasets with each row's key and vector, and the keys of live rows that cannot be indexed."""
+    """Datasets of one table with keys and vectors, and keys of live rows that cannot be indexed."""
 
     datasets: dict[str, dict[Key, Vectors]] = field(default_factory=dict)
     quarantined: list[Key] = field(default_factory=list)
 
 
 def distances(metric: str, vectors: Vectors, query: Vectors) -> Vectors:
-    """By brute force, as pgvector defines them: (n,) for vectors of (n, dimension)."""
+    """Distances as pgvector defines them: (n,) for vectors of (n, dimension)."""
     result: Vectors
     if metric == "l2":
         result = np.linalg.norm(vectors - query, axis=1)
@@ -179,7 +194,7 @@ def distances(metric: str, vectors: Vectors, query: Vectors) -> Vectors:
 
 
 def bad_vectors(table: Table) -> list[str]:
-    """What an array column can hold and no index can; a zero has no direction."""
+    """Vectors of an array column that cannot be indexed; a zero vector has no direction."""
     bad = ["{NaN,1,2,3}", "{1,2,3,Infinity}", "{1,NULL,2,3}", "{}", "{{1,2},{3,4}}"]
     if table.metric == "cosine":
         bad.append("{0,0,0,0}")

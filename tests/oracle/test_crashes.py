@@ -1,6 +1,6 @@
-"""Postgres crashes and loses commits that syncd has seen, and gives their transaction ids out again before syncd notices.
+"""PostgreSQL crashes, loses commits that syncd has seen, and assigns their transaction ids again.
 
-The oracle found these; here the moment between the crash and its notice is made long.
+The oracle found these races. Here the time between the crash and its notice is made long.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ LOST_COMMITS = 20
 
 @pytest.fixture
 def crashable(own_server: PostgresServer) -> Iterator[str]:
-    """A database on the server that may be crashed."""
+    """A database on the server that tests crash."""
     yield from clone(own_server)
 
 
 @pytest.fixture(params=["waits before it connects again"])
 def follower(request: pytest.FixtureRequest, crashable: str, tmp_path: Path) -> Iterator[Daemon]:
-    """A syncd that is slow to come back to a database that it lost, or slow to notice that it did."""
+    """A syncd that is slow to reconnect, or slow to notice that it lost the database."""
     with psycopg.connect(crashable, autocommit=True) as db:
         db.execute("CREATE TABLE items (id int PRIMARY KEY, v real[])")
         db.execute("INSERT INTO items VALUES (1, '{1,1}')")
@@ -45,8 +45,10 @@ def follower(request: pytest.FixtureRequest, crashable: str, tmp_path: Path) -> 
 
 
 def lose_commits(server: PostgresServer, conninfo: str, client: Client) -> None:
-    """syncd has applied commits that are gone afterwards."""
-    client.checkpoint()  # and with it the one that syncd makes when it is ready: its commit would save some of what is to be lost
+    """Have syncd apply commits that are lost in a crash afterwards."""
+    # It includes the checkpoint that syncd makes when it is ready. Later, that checkpoint's commit
+    # would save commits that are to be lost.
+    client.checkpoint()
     with psycopg.connect(conninfo, autocommit=True) as db:
         db.execute("SET synchronous_commit = off")
         for key in range(1000, 1000 + LOST_COMMITS):
@@ -60,7 +62,7 @@ def lose_commits(server: PostgresServer, conninfo: str, client: Client) -> None:
 
 
 def table_keys(conninfo: str) -> list[int]:
-    """What is in the table; some of the commits must have been lost, or the crash proved nothing."""
+    """Keys of the table. Some of the commits must be lost, or the crash proves nothing."""
     with psycopg.connect(conninfo) as db:
         keys = [key for (key,) in db.execute("SELECT id FROM items ORDER BY id").fetchall()]
     assert 1000 + LOST_COMMITS - 1 not in keys
@@ -68,7 +70,7 @@ def table_keys(conninfo: str) -> list[int]:
 
 
 def insert(conninfo: str, key: int) -> str:
-    """Insert a row; its token."""
+    """Insert a row, and return its token."""
     with psycopg.connect(conninfo, autocommit=True) as db, db.transaction():
         db.execute("INSERT INTO items VALUES (%s, '{3,3}')", [key])
         row = db.execute("SELECT syncd.token()").fetchone()

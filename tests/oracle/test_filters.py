@@ -1,4 +1,4 @@
-"""A filter lets through exactly the rows that the same condition in a WHERE clause does, of every type, NULL included."""
+"""A filter passes exactly the rows that the same WHERE clause passes: every type, and NULL."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from syncd.index.filter.language import parse_filter
 from syncd.index.storage.bitmap import live_slots
 from syncd.postgres.source import read_sources
 from syncd.types import Key
-from tests.oracle.conditions import (
+from tests.oracle.columns import (
     ASCII,
     CASED,
     COLUMNS,
@@ -26,10 +26,9 @@ from tests.oracle.conditions import (
     JSON_SAMPLES,
     NUMBERS,
     TEXTS,
-    condition,
-    tables_and_filters,
     written,
 )
+from tests.oracle.conditions import condition, tables_and_filters
 
 BATCH_ROWS = 5
 CONDITIONS_AT_ONCE = 100
@@ -37,7 +36,7 @@ CONDITIONS_AT_ONCE = 100
 
 @pytest.fixture(scope="module")
 def facts(shared_database: str) -> Iterator[psycopg.Connection]:
-    """A connection in a transaction that has made and attached the table, and is rolled back at the end."""
+    """A connection with the table made and attached, in a transaction that is rolled back."""
     with (
         psycopg.connect(shared_database, autocommit=True) as connection,
         connection.transaction(force_rollback=True),
@@ -49,7 +48,7 @@ def facts(shared_database: str) -> Iterator[psycopg.Connection]:
 
 
 def indexes_of(connection: psycopg.Connection, directory: Path) -> Iterator[DatasetIndex]:
-    """An index of the table, empty and after each few of its rows, which are read as they always are."""
+    """An index of the table, empty and after each few of its rows, read as the service reads."""
     (source,) = [each for each in read_sources(connection) if each.table == "facts"]
     index = DatasetIndex.create(
         directory,
@@ -69,7 +68,7 @@ def indexes_of(connection: psycopg.Connection, directory: Path) -> Iterator[Data
 
 
 def insert(connection: psycopg.Connection, table: list[dict[str, Any]]) -> None:
-    """Rows, numbered from 0."""
+    """Insert rows, numbered from 0."""
     names = list(table[0])
     query = sql.SQL("INSERT INTO facts (id, {}) VALUES ({}, {})").format(
         sql.SQL(", ").join(map(sql.Identifier, names)),
@@ -83,7 +82,7 @@ def insert(connection: psycopg.Connection, table: list[dict[str, Any]]) -> None:
 def compare(
     connection: psycopg.Connection, index: DatasetIndex, wanted: Sequence[dict[str, Any]]
 ) -> None:
-    """Each filter finds in the index what its condition finds in the table, of the rows that are indexed."""
+    """Each filter finds in the index the indexed rows that its condition finds in the table."""
     asked = [msgspec.json.decode(msgspec.json.encode(each)) for each in wanted]
     for start in range(0, len(wanted), CONDITIONS_AT_ONCE):
         some = asked[start : start + CONDITIONS_AT_ONCE]
@@ -100,7 +99,7 @@ def compare(
 def test_every_comparison_of_every_kind_is_that_of_postgres(
     facts: psycopg.Connection, tmp_path: Path, name: str
 ) -> None:
-    """All sample values against all sample operands, which are chosen to nearly meet."""
+    """All sample values against all sample operands; many pairs are nearly equal."""
     column = COLUMNS.get(name)
     samples = (
         [None, *column.samples]
@@ -159,7 +158,7 @@ def test_a_filter_is_a_where_clause(
     tmp_path: Path,
     drawn: tuple[list[dict[str, Any]], list[dict[str, Any]]],
 ) -> None:
-    """Random filters, also while the rows come in, when what was found before is made longer."""
+    """Random filters, also while rows come and the rows found before are extended."""
     table, wanted = drawn
     with facts.transaction(force_rollback=True):
         insert(facts, table)
@@ -168,7 +167,7 @@ def test_a_filter_is_a_where_clause(
 
 
 def keys_of(index: DatasetIndex, wanted: dict[str, Any]) -> set[Key]:
-    """The keys that a filter lets through."""
+    """Keys that pass a filter."""
     view = index.view
     passing = view.where(parse_filter(wanted, view.columns, "facts"))
     found = live_slots(passing.live.bits, view.count)

@@ -1,6 +1,7 @@
-"""Whatever happens to the tables, to syncd and to Postgres: each index equals its table.
+"""After any events in the tables, syncd and PostgreSQL, each index equals its table.
 
-``ORACLE_PROFILE=long`` runs for about an hour with another seed each time; ``ORACLE_SEED``, which every long run prints, repeats one.
+``ORACLE_PROFILE=long`` runs for about an hour with another seed each time. Every long run prints
+its seed; ``ORACLE_SEED`` repeats it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from tests.oracle.machine import Oracle
 from tests.servers import PostgresServer
 
 PROFILES = {"short": (20, 50), "long": (300, 100)}
-"""Examples, and rules an example."""
+"""Number of examples, and of rules per example."""
 
 PROFILE = os.environ.get("ORACLE_PROFILE", "short")
 EXAMPLES, STEPS = PROFILES[PROFILE]
@@ -39,7 +40,7 @@ def test_every_index_equals_its_table_after_any_sequence_of_writes_and_faults(
         os.environ.get("ORACLE_SEED") or (1 if PROFILE == "short" else random.randrange(1 << 32))
     )
     print(f"ORACLE_SEED={number}")
-    seed(number)(Machine)  # derandomize would choose other steps whenever a rule's text changes
+    seed(number)(Machine)  # derandomize would choose other steps after each change of a rule's text
     try:
         run_state_machine_as_test(
             Machine,
@@ -48,7 +49,7 @@ def test_every_index_equals_its_table_after_any_sequence_of_writes_and_faults(
                 stateful_step_count=STEPS,
                 database=None,
                 deadline=None,
-                phases=[Phase.generate],  # shrinking would run the whole thing hundreds of times
+                phases=[Phase.generate],  # shrinking would run everything hundreds of times
                 suppress_health_check=list(HealthCheck),
             ),
         )

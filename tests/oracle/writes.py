@@ -1,4 +1,7 @@
-"""The rules that write, as applications do: short transactions, and up to three that stay open over many steps."""
+"""The rules that write, as applications do.
+
+Transactions are short, and up to three stay open over many steps.
+"""
 
 from __future__ import annotations
 
@@ -27,15 +30,17 @@ from tests.oracle.tables import (
 )
 
 BULK = (10_000, 16_000)
-"""Numbers of the rows of one large write: more than a page of the outbox, and several of a scan."""
+"""Numbers of the rows of one large write: more than a page of the outbox, and some of a scan."""
 
 LOCK_TIMEOUT = "300ms"
 LONG_SESSIONS = (1, 2, 3)
 NUMBERS = 40
 
 REFUSED = (pg.LockNotAvailable, pg.UniqueViolation, pg.SerializationFailure)
-"""What a write may meet: rows that an open session holds, or has moved to another partition, and keys that are taken. It is undone as a
-whole then."""
+"""Errors of a write that is then undone as a whole.
+
+An open session holds the rows or has moved them to another partition, or a key is taken.
+"""
 
 wheres = st.sampled_from((0, 0, 0, *LONG_SESSIONS))
 tables = st.sampled_from(sorted(BY_NAME))
@@ -50,7 +55,7 @@ Write = Callable[[psycopg.Connection], object]
 
 
 class Writes(RuleBasedStateMachine):
-    """See the module. A subclass knows the database."""
+    """The rules. A subclass knows the database."""
 
     conninfo: str
     counts: Counter[str]
@@ -75,7 +80,7 @@ class Writes(RuleBasedStateMachine):
         return connection
 
     def write(self, where: int, work: Write) -> None:
-        """Run ``work`` in a transaction of its own, or inside the long one of a session; what is refused leaves no trace."""
+        """Run ``work`` in a transaction, or in the long one of a session. A refusal undoes it."""
         if where == 0:
             connection = self.db
         elif where in self.sessions:
@@ -91,7 +96,7 @@ class Writes(RuleBasedStateMachine):
             self.counts["refused"] += 1
 
     def execute(self, where: int, query: str, parameters: Sequence[Any]) -> None:
-        """One statement."""
+        """Run one statement."""
         self.write(where, lambda connection: run(connection, query, parameters))
 
     def rows(
@@ -118,8 +123,12 @@ class Writes(RuleBasedStateMachine):
 
         def work(connection: psycopg.Connection) -> None:
             if table.can_upsert:
-                conflict = f"ON CONFLICT ({table.key_columns}) DO UPDATE SET v = excluded.v, topic = excluded.topic"
-                table.insert(connection, rows, conflict)
+                table.insert(
+                    connection,
+                    rows,
+                    f"ON CONFLICT ({table.key_columns}) "
+                    "DO UPDATE SET v = excluded.v, topic = excluded.topic",
+                )
             else:
                 run(connection, f"DELETE FROM {table.name} WHERE n = ANY (%s)", [own(where, some)])
                 table.insert(connection, rows)
@@ -208,7 +217,7 @@ class Writes(RuleBasedStateMachine):
     def truncate(
         self, name: str, some: list[int], topic: str | None, seed: int, commit: bool
     ) -> None:
-        """With rows written before and after it in the same transaction."""
+        """Truncate, with rows written before and after in the same transaction."""
         table = BY_NAME[name]
         rows = self.rows(table, 0, some, topic, seed)
 
@@ -227,7 +236,7 @@ class Writes(RuleBasedStateMachine):
     def truncate_partition(
         self, partition: str, some: list[int], topic: str | None, seed: int, commit: bool
     ) -> None:
-        """The other partitions keep their rows."""
+        """Truncate one partition; the others keep their rows."""
         rows = self.rows(SHELVES, 0, some, topic, seed)
 
         def work(connection: psycopg.Connection) -> None:
@@ -244,7 +253,7 @@ class Writes(RuleBasedStateMachine):
     def roll_back_to_a_savepoint(
         self, where: int, name: str, some: list[int], topic: str | None, seed: int
     ) -> None:
-        """The first and the last part of the rows stay, what is between goes."""
+        """Keep the first and the last part of the rows; roll the middle back."""
         table = BY_NAME[name]
         rows = self.rows(table, where, some, topic, seed)
 
@@ -281,7 +290,7 @@ class Writes(RuleBasedStateMachine):
 
     @rule(where=wheres, name=tables, some=numbers, seed=seeds)
     def spoil(self, where: int, name: str, some: list[int], seed: int) -> None:
-        """Vectors that cannot be indexed; other rules mend them."""
+        """Set vectors that cannot be indexed; other rules repair them."""
         table = BY_NAME[name]
         if table.is_array:
             bad = bad_vectors(table)
@@ -290,7 +299,7 @@ class Writes(RuleBasedStateMachine):
 
     @rule(name=tables, n=misfits, right=st.booleans(), seed=seeds)
     def put_misfit(self, name: str, n: int, right: bool, seed: int) -> None:
-        """A vector of another length, or the same row mended."""
+        """Set a vector of another length, or repair the same row."""
         table = BY_NAME[name]
         if table.is_array:
             vector = make_vectors(seed, 1)[0].tolist()
@@ -306,7 +315,7 @@ class Writes(RuleBasedStateMachine):
 
     @rule(seed=seeds)
     def write_many(self, seed: int) -> None:
-        """More rows than a page holds; the next time they go."""
+        """Insert more rows than a page holds, or delete them the next time."""
 
         def work(connection: psycopg.Connection) -> None:
             cursor = run(connection, "DELETE FROM items WHERE n >= %s AND n < %s", BULK)
@@ -324,7 +333,7 @@ class Writes(RuleBasedStateMachine):
     @precondition(lambda self: self.sessions)
     @rule(which=st.integers(0, len(LONG_SESSIONS) - 1))
     def commit_session(self, which: int) -> None:
-        """In any order, so that an older transaction often commits last."""
+        """Commit in any order, so that an older transaction often commits last."""
         connection = self.sessions.pop(sorted(self.sessions)[which % len(self.sessions)])
         connection.commit()
         connection.close()
@@ -350,29 +359,32 @@ class Writes(RuleBasedStateMachine):
 
 
 def run(connection: psycopg.Connection, query: str, parameters: Any) -> psycopg.Cursor[Any]:
-    """A statement that was put together here."""
+    """Run a statement that is composed here."""
     return connection.execute(query.encode(), parameters)
 
 
 def undo() -> None:
-    """Roll the innermost transaction or savepoint back; mypy is not to know that nothing follows."""
+    """Roll the innermost transaction or savepoint back.
+
+    It is not typed ``NoReturn``: for mypy, code follows.
+    """
     raise psycopg.Rollback
 
 
 def fetch(connection: psycopg.Connection, query: str) -> str:
-    """A single value as text."""
+    """One value as text."""
     row = connection.execute(query.encode()).fetchone()
     assert row is not None
     return str(row[0])
 
 
 def own(where: int, some: Sequence[int]) -> list[int]:
-    """The numbers that a session writes to: none waits for another's rows."""
+    """Row numbers of a session's own, so that no session waits for another's rows."""
     return [100 * where + n for n in some]
 
 
 def make_vectors(seed: int, count: int) -> Vectors:
-    """Vectors that can be indexed; those of even seeds are on a grid, so that distances tie."""
+    """Vectors that can be indexed; with even seeds they are on a grid, so that distances tie."""
     vectors = np.random.default_rng(seed).standard_normal((count, DIMENSION))
     if seed % 2 == 0:
         vectors = vectors.round()

@@ -48,6 +48,9 @@ PLAIN_LANGUAGE = (
     "syncd/sync/background/*.py",
     "syncd/sync/registry/*.py",
     "syncd/testing.py",
+    "tests/bench/*.py",
+    "tests/oracle/*.py",
+    "tests/oracle/traps/*.py",
     "tests/unit/*.py",
     "tests/unit/*/*.py",
 )
