@@ -56,9 +56,7 @@ class DatasetReport:
         return self.report(name)
 
     def report(self, name: DatasetName) -> messages.WhyResult:
-        """Answer of ``why``; an unknown dataset has near names instead of a status. Safe in any
-        thread.
-        """
+        """Answer of ``why``, safe in any thread; an unknown dataset has only near names."""
         consumer, listener = self.methods.consumer, self.methods.listener
         by_name = consumer.registry.by_name
         dataset = consumer.registry.look_up(name)

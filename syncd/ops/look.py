@@ -42,9 +42,7 @@ class Service:
 
 @dataclass(slots=True)
 class Look:
-    """One inspection. Each statement has its own transaction: a failed check does not abort the
-    next.
-    """
+    """One inspection. Each statement has its own transaction: a failed check affects no other."""
 
     settings: Settings
     service: Service
@@ -72,9 +70,7 @@ class Look:
         return found[0] if found else None
 
     def source_rows(self, query: sql.Composed) -> list[tuple[Any, ...]]:
-        """The rows of a statement that holds a source's expressions; a percent sign is literal in
-        it.
-        """
+        """The rows of a statement that holds a source's expressions, with literal percent signs."""
         with self.transaction():
             return psycopg.RawCursor(self.connection).execute(query).fetchall()
 

@@ -96,9 +96,7 @@ class Metrics(Collector):
         self.registry.register(self)
 
     def render(self) -> bytes:
-        """All metrics in the text format. Call it in a worker thread: ten thousand series take a
-        while.
-        """
+        """All metrics as text, for a worker thread: ten thousand series take a while."""
         return generate_latest(self.registry)
 
     def collect(self) -> Iterator[Metric]:

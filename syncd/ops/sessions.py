@@ -62,9 +62,7 @@ def check_locks(look: Look, sources: Sequence[Source] | None = None) -> Iterator
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """An open transaction that has written to sources. Times are None if this role may not see
-    them.
-    """
+    """An open transaction that has written to sources. Times are None if hidden from this role."""
 
     pid: int
     who: str
@@ -143,9 +141,7 @@ def check_oldest_transaction(look: Look) -> Iterator[Finding]:
 
 
 def check_notification_queue(look: Look) -> Iterator[Finding]:
-    """The server's queue of notifications has room; a full one fails every transaction that
-    notifies.
-    """
+    """The server's queue of notifications has room; if it is full, each NOTIFY fails."""
     row = look.row("read_notification_queue")
     usage, pid, database, user, application, state, query, seconds, since = row
     if usage < FULL_QUEUE_SHARE:

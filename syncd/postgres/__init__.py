@@ -1,1 +1,1 @@
-"""The server as syncd sees it: connections and their sessions, identity, the outbox, sources, the catalogue, the schema."""
+"""Access to the server: connections, sessions, identity, outbox, sources, catalogue, schema."""

@@ -1,4 +1,4 @@
-"""Connections to the database, and the driver's errors in words that a user can act on."""
+"""Connections to the database, and the driver's errors as messages with a next step."""
 
 from __future__ import annotations
 
@@ -30,14 +30,22 @@ CONNECT: dict[str, Any] = {
     "client_encoding": "UTF8",
     "target_session_attrs": "primary",
 }
-"""Keywords of every connection. ``client_encoding`` is one that poolers keep for each of their clients. ``primary`` makes libpq pass over a standby,
-as after a role flip; ``read-write`` would pass over a primary with ``default_transaction_read_only`` as well, which syncd's own sessions set off."""
+"""Keywords of every connection.
+
+Poolers keep ``client_encoding`` for each of their clients. With ``primary`` libpq skips a standby,
+for example after a failover. ``read-write`` would also skip a primary with
+``default_transaction_read_only``, which syncd's own sessions set off.
+"""
 
 SILENCE_SECONDS = 40.0
-"""Longer than any statement may take (``statement_timeout``): a server that has said nothing for so long is gone, though nobody closed the
-connection. Keepalives notice a host that is gone; not a proxy, a pooler or a firewall that forgot about us and still acknowledges what we send."""
+"""After this time without a byte the server counts as lost, although the connection is open.
+
+It is longer than any statement may take (``statement_timeout``). Keepalives detect a lost host.
+They do not detect a proxy, pooler or firewall that has dropped the connection's state and still
+acknowledges our packets.
+"""
 SILENCE_AT_STOP_SECONDS = 4.0
-"""Once the service stops: whoever has asked for that waits, and what is lost is work, never a row."""
+"""The same limit while the service stops: an operator waits, and only work is lost, never a row."""
 
 STANDBY_HINT = (
     "the server is a standby: name the primary in SYNCD_DSN, or all hosts and let libpq choose"
@@ -47,25 +55,28 @@ T = TypeVar("T")
 
 
 class Patience:
-    """How long a server may be silent on the connections of one service; it shrinks at stop, also for what waits already."""
+    """Time that a server may be silent on one service's connections.
+
+    It shrinks when the service stops, also for waits that have begun.
+    """
 
     def __init__(self) -> None:
         self.stopping = False
 
     @property
     def seconds(self) -> float:
-        """As of now."""
+        """The present limit."""
         return min(SILENCE_SECONDS, SILENCE_AT_STOP_SECONDS) if self.stopping else SILENCE_SECONDS
 
 
 class PassConnection(psycopg.Connection[TupleRow]):
-    """A blocking connection that does not wait for ever: ``psycopg.OperationalError`` after ``patience`` without a byte."""
+    """A blocking connection that raises ``ServerSilent`` after ``patience`` without a byte."""
 
     patience = Patience()
-    """Where ``open_pass_connection`` was given none."""
+    """Default for ``open_pass_connection``."""
 
     def wait(self, gen: PQGen[T], *arguments: Any, **named: Any) -> T:
-        """See psycopg."""
+        """Wait as psycopg does, at most as long as ``patience`` allows."""
         try:
             return super().wait(heard(gen, self.patience), *arguments, **named)
         except ServerSilent:
@@ -74,11 +85,14 @@ class PassConnection(psycopg.Connection[TupleRow]):
 
 
 class ServerSilent(psycopg.OperationalError):
-    """The server has not answered, and the connection was given up."""
+    """The server has not answered, and the connection was closed."""
 
 
 def heard(generator: PQGen[T], patience: Patience) -> PQGen[T]:
-    """The same, as long as there is something to read or write now and then; psycopg asks a few times a second."""
+    """The same generator; raises ``ServerSilent`` if the socket is idle for too long.
+
+    psycopg resumes it a few times a second.
+    """
     try:
         wanted = next(generator)
         since = time.monotonic()
@@ -98,7 +112,10 @@ def heard(generator: PQGen[T], patience: Patience) -> PQGen[T]:
 async def connect(
     conninfo: str, consumer: str, *, autocommit: bool = True
 ) -> AsyncIterator[psycopg.AsyncConnection]:
-    """Open one of a service's connections; raises ``DatabaseUnreachable``. What it rests on is set by whoever begins its transactions."""
+    """Open one of a service's connections; raises ``DatabaseUnreachable``.
+
+    The caller sets the session's settings when it begins a transaction.
+    """
     with translated_errors(conninfo):
         connection = await psycopg.AsyncConnection.connect(
             conninfo,
@@ -111,16 +128,19 @@ async def connect(
         )
     try:
         yield connection
-    finally:  # never by a ROLLBACK or COMMIT, which a server that hangs would not answer; what is open is undone
+    finally:  # without a ROLLBACK, which a hanging server would not answer: closing undoes it all
         await connection.close()
 
 
 def open_pass_connection(
     conninfo: str, consumer: str, patience: Patience | None = None
 ) -> PassConnection:
-    """The connection that reads rows: blocking, for a worker thread. Raises ``DatabaseUnreachable``.
+    """Open the blocking connection that reads rows in a worker thread.
 
-    Blocking, because libpq hands a large result to an event loop 16 kB at a time: that took a third of the time of a pass.
+    Raises ``DatabaseUnreachable``.
+
+    It blocks because libpq passes a large result to an event loop in pieces of 16 kB: that took a
+    third of the time of a pass.
     """
     with translated_errors(conninfo):
         connection = PassConnection.connect(
@@ -139,8 +159,12 @@ def open_pass_connection(
 
 @contextmanager
 def connect_blocking(conninfo: str, *, own_forms: bool = True) -> Iterator[psycopg.Connection]:
-    """Open a connection for one transaction of the command line, which is under way; raises ``DatabaseUnreachable``. A next transaction on it has
-    the driver's defaults and none of the settings. Without ``own_forms`` text is read in the user's forms, as psql would, but literals are SQL's."""
+    """Open a connection for one transaction of the command line; raises ``DatabaseUnreachable``.
+
+    The transaction has begun. A next one on the connection has the driver's defaults and none of
+    the settings. Without ``own_forms`` text is read in the user's forms, as in psql, but literals
+    follow the SQL standard.
+    """
     with translated_errors(conninfo):
         connection = psycopg.connect(
             conninfo, application_name="syncd", connect_timeout=CONNECT_TIMEOUT_SECONDS, **CONNECT
@@ -158,7 +182,10 @@ def connect_blocking(conninfo: str, *, own_forms: bool = True) -> Iterator[psyco
 
 @contextmanager
 def open_session(conninfo: str) -> Iterator[psycopg.Connection]:
-    """A session of our own in autocommit mode, for what no pooler comes between: benchmarks and the embedded server; raises ``DatabaseError``."""
+    """Open syncd's own session in autocommit mode; raises ``DatabaseError``.
+
+    It is for connections without a pooler: benchmarks and the embedded server.
+    """
     with translated_errors(conninfo):
         connection = psycopg.connect(
             conninfo,
@@ -176,7 +203,7 @@ def open_session(conninfo: str) -> Iterator[psycopg.Connection]:
 
 
 def current_role(connection: psycopg.Connection) -> str:
-    """The role whose rights count: ``ALTER ROLE … SET role`` makes it another one than the user that connected."""
+    """The role whose rights count: ``ALTER ROLE … SET role`` may make it differ from the user."""
     row = connection.execute(statement("session", "read_role")).fetchone()
     assert row is not None
     return str(row[0])
@@ -184,15 +211,16 @@ def current_role(connection: psycopg.Connection) -> str:
 
 @contextmanager
 def translated_errors(conninfo: str = "", *, role: str | None = None) -> Iterator[None]:
-    """Raise the driver's errors as syncd's own; ``role`` is whose rights they may be about, where it is known."""
+    """Raise the driver's errors as syncd's own; ``role`` is the role whose rights count."""
     try:
         yield
     except (pg.InvalidSchemaName, pg.UndefinedTable, pg.UndefinedFunction) as error:
         if isinstance(error, pg.UndefinedFunction) and "syncd." in (
             error.diag.message_primary or ""
         ):
-            raise DatabaseError(  # of a schema that is missing the server says just that
-                f"schema syncd is damaged, or was made by another build: {error.diag.message_primary}",
+            raise DatabaseError(  # for a missing schema the server has another error
+                "schema syncd is damaged, or another build installed it: "
+                f"{error.diag.message_primary}",
                 hint="run: syncd uninstall && syncd init, then attach again",
             ) from error
         if "syncd." in (error.diag.message_primary or "") or '"syncd"' in (
@@ -208,9 +236,8 @@ def translated_errors(conninfo: str = "", *, role: str | None = None) -> Iterato
     except pg.ReadOnlySqlTransaction as error:
         raise read_only(error) from error
     except pg.FeatureNotSupported as error:
-        if "during recovery" in first_line(
-            error
-        ):  # a pooler led a transaction of ours there, which asked to write
+        # A pooler sent a writing transaction to a standby.
+        if "during recovery" in first_line(error):
             raise DatabaseUnreachable(
                 f"the server is a standby: {first_line(error)}", hint=STANDBY_HINT
             ) from error
@@ -218,12 +245,12 @@ def translated_errors(conninfo: str = "", *, role: str | None = None) -> Iterato
     except pg.QueryCanceled as error:
         raise DatabaseUnreachable(
             f"the database has not answered in time: {first_line(error)}",
-            hint="see who holds a lock in pg_stat_activity and pg_locks",
+            hint="find the session that holds a lock in pg_stat_activity and pg_locks",
         ) from error
     except pg.LockNotAvailable as error:
         raise DatabaseError(
-            f"another session has locked what is needed: {first_line(error)}",
-            hint="see who holds it in pg_locks, and try again",
+            f"another session holds a lock that this command needs: {first_line(error)}",
+            hint="find that session in pg_locks, and try again",
         ) from error
     except psycopg.OperationalError as error:
         if error.sqlstate is not None and not error.sqlstate.startswith(("08", "28", "3D", "57")):
@@ -251,15 +278,19 @@ def not_installed() -> NotInstalled:
 
 
 def read_only(error: pg.ReadOnlySqlTransaction) -> DatabaseError:
-    """A server that refuses to write though syncd's transactions ask to: no standby, which would refuse that."""
+    """The error for a server that refuses writes and is not a standby.
+
+    A standby would refuse the read-write transaction itself.
+    """
     return DatabaseError(
         f"the database refuses to write, and is not a standby: {first_line(error)}",
-        hint="see whether its disk is full, and what keeps it read-only: SELECT name, setting, source FROM pg_settings WHERE name LIKE '%read_only';",
+        hint="check whether its disk is full, and which setting keeps it read-only: "
+        "SELECT name, setting, source FROM pg_settings WHERE name LIKE '%read_only';",
     )
 
 
 def as_database_error(error: psycopg.Error) -> DatabaseError:
-    """The server's message with its own detail and hint."""
+    """The server's error with its own detail and hint."""
     if isinstance(error, pg.InsufficientPrivilege):
         return DatabaseError(
             described(error), hint=error.diag.message_hint or missing_grant(error, None)
@@ -276,7 +307,7 @@ def described(error: psycopg.Error) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What went wrong, on one line."""
+    """Message of an error, on one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -289,6 +320,12 @@ def connect_hint(text: str, conninfo: str) -> str:
     if "hot standby" in text:
         return STANDBY_HINT
     if "timeout expired" in text:
-        return "the server hangs, or a firewall is in between: try psql with the same address; --embedded uses the PostgreSQL that syncd brings"
-    where = "" if conninfo else " (now: libpq's defaults)"
-    return f"start the server, or set SYNCD_DSN to one that runs{where}; --embedded uses the PostgreSQL that syncd brings"
+        return (
+            "the server hangs, or a firewall blocks it: try psql with the same address; "
+            "--embedded uses syncd's own PostgreSQL"
+        )
+    now = "" if conninfo else " (now: libpq's defaults)"
+    return (
+        f"start the server, or set SYNCD_DSN to a server that runs{now}; "
+        "--embedded uses syncd's own PostgreSQL"
+    )

@@ -1,4 +1,7 @@
-"""The connection for reports, beside the passes. It is opened when needed and again after it was lost."""
+"""The connection for reports, apart from the passes' connection.
+
+It is opened when it is needed, and again after it was lost.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,14 @@ from syncd.postgres.connection import connect, translated_errors
 from syncd.statements import statement
 
 SILENCE_SECONDS = 40.0
-"""For a whole transaction: a few short statements."""
+"""Time limit of a whole transaction: it consists of a few short statements."""
 
 
 class Control:
-    """Short transactions, one at a time. ``owns_session`` says whether a connection is a session of our own, as it is but behind a pooler."""
+    """Short transactions, one at a time.
+
+    ``owns_session`` tells whether a connection is its own session; behind a pooler it is not.
+    """
 
     def __init__(
         self, conninfo: str, consumer: str, owns_session: Callable[[], bool] = lambda: False
@@ -31,11 +37,14 @@ class Control:
         self.stack = AsyncExitStack()
         self.connection: psycopg.AsyncConnection | None = None
         self.opened = 0
-        """How many connections there have been: what was written over another one may be gone."""
+        """Number of connections so far: the writes of an earlier connection may be lost."""
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[psycopg.AsyncConnection]:
-        """A transaction whose loss in a crash would not matter; raises ``DatabaseUnreachable`` or ``DatabaseError``."""
+        """A transaction whose loss in a crash is harmless.
+
+        Raises ``DatabaseUnreachable`` or ``DatabaseError``.
+        """
         async with self.lock:
             try:
                 with anyio.fail_after(SILENCE_SECONDS):
@@ -50,11 +59,11 @@ class Control:
                     hint="see the server's log",
                 ) from error
             except BaseException:
-                await self.close()  # whatever happened, the next one starts clean
+                await self.close()  # after any error the next transaction gets a new connection
                 raise
 
     async def begin(self) -> psycopg.AsyncConnection:
-        """Open a transaction; over a new connection where the one there was has been lost meanwhile."""
+        """Open a transaction, over a new connection if the previous one was lost."""
         if self.connection is not None:
             try:
                 await self.connection.execute(report_beginning(self.connection))
@@ -66,7 +75,7 @@ class Control:
         )
         self.opened += 1
         with translated_errors(self.conninfo):
-            if self.owns_session():  # for its rests between transactions, which a time-out may end
+            if self.owns_session():  # no time-out of the user may end the session while it is idle
                 await self.connection.execute(
                     session.own_session_settings(self.connection, "service_settings")
                 )
@@ -82,5 +91,5 @@ class Control:
 
 
 def report_beginning(connection: psycopg.AsyncConnection) -> LiteralString:
-    """What opens each of its transactions."""
+    """First message of each transaction for reports."""
     return session.beginning(connection, statement("consumer", "report_limits"))

@@ -1,4 +1,7 @@
-"""What the server's rotation of the outbox is asked and what it answers; at a start, in one blocking step."""
+"""Rotation of the outbox: the server's function that frees rows, its call and its result.
+
+At a start it runs as one blocking step.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,13 @@ from syncd.statements import statement, with_numbers
 
 SLOT_ROWS = 200_000
 SLOT_SECONDS = 60.0
-"""A slot is written to for so many rows, or so long, whichever is first."""
+"""Writers use one slot for this many rows or seconds, whichever limit comes first."""
 START_TRIES = 20
 NEXT_TRY_SECONDS = 0.05
 MUST_REBUILD_HINT = (
-    "that consumer reads the tables again when it runs; if it is gone for good: DELETE FROM syncd.consumers WHERE name = …; "
-    "to keep more for slow ones, raise SYNCD_OUTBOX_MAX_ROWS"
+    "that consumer reads the tables again when it runs; "
+    "if it is gone for good: DELETE FROM syncd.consumers WHERE name = …; "
+    "to keep more rows for slow consumers, raise SYNCD_OUTBOX_MAX_ROWS"
 )
 
 logger = structlog.get_logger()
@@ -27,7 +31,11 @@ logger = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """What one call did: slots freed, whether one could not be because somebody has it open, and which consumer was told to rebuild."""
+    """Result of one call of the rotation.
+
+    ``freed`` counts slots; ``later`` if another transaction has a slot open, so that it could not
+    be freed; ``marked`` is the consumer that has to rebuild.
+    """
 
     freed: int
     later: bool
@@ -36,7 +44,7 @@ class Rotation:
     max_rows: int
 
     def warn_of_rebuild(self) -> None:
-        """Log which consumer was told to rebuild, if one was."""
+        """Log which consumer has to rebuild, if one has."""
         if self.marked is not None:
             logger.warning(
                 "outbox_full",
@@ -48,7 +56,7 @@ class Rotation:
 
 
 def rotate_query(connection: session.AnyConnection) -> bytes:
-    """The whole transaction, as one message without parameters."""
+    """The whole transaction of a rotation, as one message without parameters."""
     rotate = with_numbers(
         "rotation", "rotate", slot_rows=int(SLOT_ROWS), slot_seconds=float(SLOT_SECONDS)
     )
@@ -56,7 +64,10 @@ def rotate_query(connection: session.AnyConnection) -> bytes:
 
 
 def apply_cap(connection: psycopg.Connection) -> None:
-    """At a start: while no syncd ran, nothing was freed. Where the outbox is over its cap, have it brought below before anything is read."""
+    """At a start, free the outbox until it is below its cap, before the first read.
+
+    While no syncd ran, no row was freed.
+    """
     for _ in range(START_TRIES):
         done = rotate(connection)
         if done is not None:
@@ -67,7 +78,7 @@ def apply_cap(connection: psycopg.Connection) -> None:
 
 
 def rotate(connection: psycopg.Connection) -> Rotation | None:
-    """One call; ``None`` where another transaction was in the way."""
+    """Call the rotation once; ``None`` if another transaction held its lock."""
     try:
         cursor = connection.execute(rotate_query(connection), prepare=False)
     except BaseException as error:
@@ -84,7 +95,10 @@ def rotate(connection: psycopg.Connection) -> Rotation | None:
 
 
 def read_outbox_rows(connection: psycopg.Connection) -> int:
-    """About how many rows the outbox holds, at most that many; it is read from ids and sizes, and costs a few look-ups."""
+    """Upper bound of the number of rows in the outbox.
+
+    It follows from ids and sizes, and costs a few look-ups.
+    """
     row = connection.execute(statement("rotation", "read_outbox_rows")).fetchone()
     assert row is not None
     return int(row[0])

@@ -1,8 +1,10 @@
-"""Which database this is, whether it is fit to be followed, and whether a checkpoint was made against it.
+"""Identity of the database: may it be followed, and was a checkpoint made against it.
 
-A nonce, committed durably before its checkpoint, is the proof: where the row is there in the very transaction that the checkpoint names,
-everything that the checkpoint saw is there as well. After a failover without the last commits, a restore, or with another database's checkpoint, it
-is not. Server identifiers and WAL positions would need privileges that managed servers do not give, and miss a crash that lost asynchronous commits.
+The proof is a nonce that is committed durably before its checkpoint. If its row is there, written
+by the transaction that the checkpoint names, then all rows that the checkpoint saw are there. The
+row is missing after a failover without the last commits, after a restore, and with another
+database's checkpoint. Server identifiers and WAL positions would need privileges that managed
+servers do not give. They would also miss a crash that lost asynchronous commits.
 """
 
 from __future__ import annotations
@@ -72,14 +74,19 @@ def check_server(connection: psycopg.Connection) -> int:
 
 
 def read_incarnation(connection: psycopg.Connection) -> str:
-    """The database's own identity. A restored copy gets a new one first, and its outbox, full of another cluster's ids, is emptied."""
+    """The database's own identity.
+
+    A restored copy first gets a new identity, and its outbox, which holds another cluster's ids, is
+    emptied.
+    """
     with session.transaction(connection, "service_settings"):
         incarnation, original = fetch_identity(connection)
     if original:
         return incarnation
     with session.transaction(connection, "service_settings"):
         connection.execute(statement("consumer", "lock_identity"))
-        incarnation, original = fetch_identity(connection)  # another consumer may have been first
+        # Another consumer may have been first.
+        incarnation, original = fetch_identity(connection)
         if not original:
             forget_outbox(connection)
             for name in FORGET_ANOTHER_CLUSTER:
@@ -93,7 +100,10 @@ def read_incarnation(connection: psycopg.Connection) -> str:
 
 
 def refuse_foreign_rows(connection: psycopg.Connection) -> None:
-    """Raise ``DatabaseError`` where a subscription writes syncd's own tables. Once it does not, the outbox is emptied and every row compared."""
+    """Raise ``DatabaseError`` if a subscription writes syncd's own tables.
+
+    After the subscription is gone, the outbox is emptied and every row compared.
+    """
     with session.transaction(connection, "service_settings"):
         subscriptions = read_subscriptions(connection)
         if subscriptions:
@@ -103,7 +113,10 @@ def refuse_foreign_rows(connection: psycopg.Connection) -> None:
 
 
 def forget_outbox(connection: psycopg.Connection) -> None:
-    """Remove another cluster's transaction ids, inside a transaction. No writer waits: where one is open, row by row."""
+    """Remove another cluster's transaction ids, inside a transaction.
+
+    No writer waits: if a writer is open, the rows are deleted one by one.
+    """
     try:
         with connection.transaction():
             connection.execute(statement("consumer", "lock_outbox"))
@@ -113,9 +126,9 @@ def forget_outbox(connection: psycopg.Connection) -> None:
 
 
 def fetch_identity(connection: psycopg.Connection) -> tuple[str, bool]:
-    """Incarnation, and whether its row is the one that was written here."""
+    """Incarnation, and whether its row was written in this cluster."""
     row = connection.execute(statement("consumer", "read_identity")).fetchone()
-    if row is None:  # init writes it: a dump is being restored
+    if row is None:  # init writes the row, so a dump is being restored
         raise not_installed()
     return str(row[0]), bool(row[1])
 
@@ -123,7 +136,10 @@ def fetch_identity(connection: psycopg.Connection) -> tuple[str, bool]:
 def take_name(
     connection: psycopg.Connection, settings: Settings, run_id: str
 ) -> tuple[bool, datetime]:
-    """Hold the consumer's name from now on, and with it what it needs of the outbox. Returns whether it has been told to rebuild, and since when."""
+    """Take the consumer's name, and with it the rows of the outbox that the consumer needs.
+
+    Returns whether the consumer has to rebuild, and the time of the take.
+    """
     connection.execute(session.beginning(connection, statement("consumer", "start_limits")))
     row = connection.execute(
         statement("consumer", "take_consumer_name"), [settings.consumer, run_id]
@@ -136,7 +152,10 @@ def take_name(
 def keep_name(
     connection: psycopg.Connection, settings: Settings, run_id: str, since: datetime
 ) -> None:
-    """Hold the name in a database that has forgotten it, unless another process has taken it since; the next pass finds that out."""
+    """Take the name again in a database that was turned back to before this start.
+
+    If another process has taken it since, it keeps it; the next pass detects that.
+    """
     kept = connection.execute(
         statement("consumer", "keep_consumer_name"), [settings.consumer, run_id, since]
     )
@@ -146,7 +165,7 @@ def keep_name(
 
 
 def notifies(connection: psycopg.Connection, prepared_transactions: int) -> bool:
-    """Whether this database's triggers notify."""
+    """Whether the triggers of this database notify."""
     row = connection.execute(statement("consumer", "read_notify_mode")).fetchone()
     assert row is not None
     mode = row[0]
@@ -156,7 +175,7 @@ def notifies(connection: psycopg.Connection, prepared_transactions: int) -> bool
 
 
 def has_nonce(connection: psycopg.Connection, nonce: Nonce) -> bool:
-    """Whether a checkpoint's nonce is in this database, written by the transaction that the checkpoint names."""
+    """Whether a checkpoint's nonce is here, and the checkpoint's transaction wrote it."""
     result = connection.execute(statement("consumer", "has_nonce"), [nonce.value, str(nonce.xid)])
     return result.fetchone() is not None
 
@@ -164,11 +183,13 @@ def has_nonce(connection: psycopg.Connection, nonce: Nonce) -> bool:
 def write_nonce(
     connection: psycopg.Connection, consumer: str, position: Position, kept: Sequence[str]
 ) -> Nonce:
-    """Commit a new nonce durably: the commit flushes everything that was visible before it. ``kept`` are those of the checkpoints on disk:
-    their rows stay, and what they need of the outbox.
+    """Commit a new nonce durably: the commit flushes all rows that were visible before it.
 
-    It must go over the very connection that the position was read on. Over another one it might reach a server that has crashed and
-    lost commits since, and would then vouch for what is gone.
+    ``kept`` are the nonces of the checkpoints on disk: their rows stay, with the rows of the outbox
+    that those checkpoints need.
+
+    It must use the connection on which the position was read. Another connection might reach a
+    server that has crashed since and lost commits: the nonce would then prove rows that are gone.
     """
     value = str(uuid.uuid4())
     connection.execute(session.beginning(connection, statement("consumer", "durable_limits")))
@@ -190,14 +211,17 @@ def write_nonce(
 
 
 def read_doubts(connection: psycopg.Connection) -> int:
-    """The value of the sequence that writers move who could not write to the outbox."""
+    """Value of the sequence that a writer advances if it cannot write to the outbox."""
     row = connection.execute(statement("consumer", "read_doubts")).fetchone()
     assert row is not None
     return int(row[0])
 
 
 def read_registry(connection: psycopg.Connection) -> tuple[Position, list[Source], Snapshot | None]:
-    """The sources at a snapshot, and one in which everything is visible that was freed of the outbox, if anything was."""
+    """The sources at a snapshot, and a snapshot that sees all freed rows of the outbox.
+
+    The second one is None if no row was freed.
+    """
     connection.execute(
         ";\n".join((statement("passes", "begin_pass"), session.service_settings(connection)))
     )

@@ -1,4 +1,4 @@
-"""LISTEN on a connection of its own, in autocommit mode: it hears every wake-up, or notices that it does not."""
+"""LISTEN on its own connection, in autocommit mode: it gets each wake-up or detects the loss."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ logger = structlog.get_logger()
 
 
 def backoff_delays() -> Iterator[float]:
-    """Growing delays between attempts to connect, in seconds, without end."""
+    """Endless growing delays between attempts to connect, in seconds."""
     delay = FIRST_DELAY_SECONDS
     while True:
         yield delay
@@ -63,9 +63,8 @@ class Listener:
                     while True:
                         async for _ in connection.notifies(timeout=PING_INTERVAL_SECONDS):
                             self.wake("notify")
-                        with fail_after(
-                            PING_TIMEOUT_SECONDS
-                        ):  # a half-open socket never reports an error
+                        # A half-open socket never reports an error.
+                        with fail_after(PING_TIMEOUT_SECONDS):
                             await connection.execute(statement("consumer", "ping"))
             except (psycopg.Error, DatabaseError, TimeoutError) as error:
                 self.connected = False

@@ -1,4 +1,4 @@
-"""Rights that a role lacks, and the statement that gives them."""
+"""Rights that a role lacks, and the statement that grants them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from psycopg import sql
 
 DENIED = re.compile(r"permission denied for (\w+) (.+)")
 OWN_RELATIONS = re.compile(
-    r"alembic_version|meta|outbox\w*|notify_mode|attachments|rules|present_rules|consumers|checkpoints|doubts|\w+_reports|sources|status|quarantine"
+    r"alembic_version|meta|outbox\w*|notify_mode|attachments|rules|present_rules|consumers|"
+    r"checkpoints|doubts|\w+_reports|sources|status|quarantine"
 )
 
 
 def missing_grant(error: pg.InsufficientPrivilege, role: str | None) -> str:
-    """What the owner of the thing types so that ``role`` may use it, and where to look if that is not all."""
+    """Statement by which the owner lets ``role`` use the object, and the next step after it."""
     grantee = sql.Identifier(role).as_string() if role else "the role that syncd connects as"
     denied = DENIED.search(error.diag.message_primary or "")
     if denied is None:
         return (
-            "connect as the owner, or as a member of that role; what is lacking says: syncd check"
+            "connect as the owner, or as a member of that role; for the missing rights run: syncd "
+            "check"
         )
     kind, name = denied[1], denied[2]
     if kind in ("schema", "database"):
@@ -30,18 +32,20 @@ def missing_grant(error: pg.InsufficientPrivilege, role: str | None) -> str:
     elif kind in ("table", "view", "relation"):
         grant = f"GRANT SELECT ON {quoted(name)} TO {grantee};"
     else:
-        grant = f"GRANT {'USAGE' if kind in ('sequence', 'type', 'language') else 'EXECUTE'} ON {kind.upper()} {quoted(name)} TO {grantee};"
-    return f"as its owner: {grant} what else is lacking says: syncd check"
+        right = "USAGE" if kind in ("sequence", "type", "language") else "EXECUTE"
+        grant = f"GRANT {right} ON {kind.upper()} {quoted(name)} TO {grantee};"
+    return f"as its owner: {grant} for other missing rights run: syncd check"
 
 
 def grant_own_tables(grantee: str) -> str:
-    """What gives a role, quoted for SQL, the rights that a service needs of schema syncd."""
+    """Statements that grant a role, quoted for SQL, a service's rights on schema syncd."""
     return (
-        f"GRANT USAGE ON SCHEMA syncd TO {grantee}; GRANT ALL ON ALL TABLES IN SCHEMA syncd TO {grantee}; "
+        f"GRANT USAGE ON SCHEMA syncd TO {grantee}; "
+        f"GRANT ALL ON ALL TABLES IN SCHEMA syncd TO {grantee}; "
         f"GRANT ALL ON ALL SEQUENCES IN SCHEMA syncd TO {grantee};"
     )
 
 
 def quoted(name: str) -> str:
-    """A name as the server writes it in messages, as SQL takes it."""
+    """A name from the server's message, quoted if SQL needs it."""
     return name if re.fullmatch("[a-z_][a-z0-9_]*", name) else sql.Identifier(name).as_string()

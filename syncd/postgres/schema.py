@@ -1,4 +1,4 @@
-"""Install, look at and remove schema ``syncd``."""
+"""Install, check and remove schema ``syncd``."""
 
 from __future__ import annotations
 
@@ -24,17 +24,19 @@ NOTIFY_OFF, NOTIFY_GUARDED_BY_DEFAULT, NOTIFY_GUARDED = 0, 1, 2
 
 
 def newest_revision() -> str:
-    """The schema version that this program needs. From the names of the revisions' files: only ``init`` needs Alembic, and importing it takes
-    as long as the rest of a start.
+    """The schema revision that this program needs.
+
+    It comes from the names of the revisions' files: only ``init`` needs Alembic, and its import
+    takes as long as the rest of a start.
     """
     names = [file.name for file in (files("syncd.migrations") / "versions").iterdir()]
     return max(name[1:5] for name in names if name.startswith("r"))
 
 
 def install(conninfo: str, revision: str = "head") -> tuple[str | None, str]:
-    """Bring the database to the newest revision; running it again changes nothing. Returns the versions before and after.
+    """Upgrade the database to the newest revision; a second call changes nothing.
 
-    Another ``revision`` is for tests of upgrades.
+    Returns the revisions before and after. Another ``revision`` is for tests of upgrades.
     """
     import sqlalchemy
     from alembic import command
@@ -49,10 +51,10 @@ def install(conninfo: str, revision: str = "head") -> tuple[str | None, str]:
             engine = sqlalchemy.create_engine(
                 "postgresql+psycopg://", creator=lambda: connection, poolclass=sqlalchemy.StaticPool
             )
-            with engine.connect() as opened:  # rolls back what was read before
-                opened.exec_driver_sql(
-                    session.settings(connection)
-                )  # Alembic takes a while: no time-out may end it
+            # connect() rolls back the transaction of the reads before it.
+            with engine.connect() as opened:
+                # Alembic takes a while: no time-out may end it.
+                opened.exec_driver_sql(session.settings(connection))
                 config = alembic_config(folder)
                 config.attributes["connection"] = opened
                 try:
@@ -69,13 +71,13 @@ def install(conninfo: str, revision: str = "head") -> tuple[str | None, str]:
 
 
 def store_settings(connection: psycopg.Connection, settings: Settings) -> None:
-    """``SYNCD_NOTIFY`` and ``SYNCD_OUTBOX_MAX_ROWS`` belong to the database; they are stored where they are set."""
+    """Store the set ones of ``SYNCD_NOTIFY`` and ``SYNCD_OUTBOX_MAX_ROWS`` in the database."""
     for name, parameters in database_settings(settings):
         connection.execute(statement("consumer", name), parameters)
 
 
 def database_settings(settings: Settings) -> list[tuple[str, list[int]]]:
-    """The statements that store them, with their parameters."""
+    """The statements that store the database's settings, with their parameters."""
     found: list[tuple[str, list[int]]] = []
     if settings.notify is not None:
         found.append(
@@ -103,10 +105,12 @@ def check_installed(revision: str | None) -> None:
         raise not_installed()
     if revision != newest_revision():
         raise WrongSchemaVersion(
-            f"the database's schema syncd is at revision {revision}, this syncd needs {newest_revision()}",
+            f"the database's schema syncd is at revision {revision}, "
+            f"this syncd needs {newest_revision()}",
             hint="run: syncd init"
             if revision < newest_revision()
-            else "this syncd is older than the database: install the newer one with: pip install --upgrade syncd",
+            else "this syncd is older than the database: "
+            "install the newer one with: pip install --upgrade syncd",
         )
 
 
@@ -120,7 +124,10 @@ def installed_revision(connection: psycopg.Connection) -> str | None:
 
 
 def check_usable(connection: psycopg.Connection) -> None:
-    """Raise ``NotInstalled`` or ``WrongSchemaVersion``; the revision is not looked at for a role that may use the schema and no more."""
+    """Raise ``NotInstalled`` or ``WrongSchemaVersion``.
+
+    The revision is not read for a role that may use the schema but not its tables.
+    """
     installed = connection.execute(statement("schema", "has_version_table")).fetchone() == (True,)
     if not installed or connection.execute(statement("schema", "may_read_revision")).fetchone() == (
         True,
@@ -129,22 +136,24 @@ def check_usable(connection: psycopg.Connection) -> None:
 
 
 def check_server(connection: psycopg.Connection) -> None:
-    """Raise on a server older than PostgreSQL 14, and on a database whose text has no encoding."""
+    """Raise for a server older than PostgreSQL 14, and for a database without an encoding."""
     check_server_version(connection.info.server_version)
     check_encoding(connection.info.parameter_status("server_encoding") or "")
 
 
 def check_encoding(encoding: str) -> None:
-    """Raise unless the server knows which characters a text has."""
+    """Raise for an encoding under which the server does not know the characters of a text."""
     if encoding == "SQL_ASCII":
         raise DatabaseError(
-            "the database's encoding is SQL_ASCII, under which PostgreSQL does not know which characters a key has",
-            hint="move it into a database with an encoding: createdb --template=template0 --encoding=UTF8 NEW; pg_dump OLD | psql NEW",
+            "the database's encoding is SQL_ASCII, "
+            "under which PostgreSQL does not know which characters a key has",
+            hint="move it into a database with an encoding: "
+            "createdb --template=template0 --encoding=UTF8 NEW; pg_dump OLD | psql NEW",
         )
 
 
 def check_server_version(version: int) -> None:
-    """Raise on a version, as in ``server_version_num``, before PostgreSQL 14."""
+    """Raise for a version (as in ``server_version_num``) before PostgreSQL 14."""
     if version < MINIMUM_SERVER_VERSION:
         raise WrongSchemaVersion(
             f"the server is PostgreSQL {version // 10000}, syncd needs 14 or later",
@@ -153,7 +162,7 @@ def check_server_version(version: int) -> None:
 
 
 def uninstall(conninfo: str) -> bool:
-    """Remove every trigger and the schema; returns whether there was one."""
+    """Remove all triggers and the schema; returns whether the schema existed."""
     with connect_blocking(conninfo) as connection:
         if installed_revision(connection) is None:
             return False
@@ -168,21 +177,26 @@ def uninstall(conninfo: str) -> bool:
 
 
 def blamed(connection: psycopg.Connection, error: psycopg.Error, command: str) -> Exception:
-    """The error that names the event trigger whose function raised ``error``; the same error where none did. Outside a transaction."""
+    """The error that names the event trigger whose function raised ``error``.
+
+    If no event trigger did, ``error`` itself. Call it outside a transaction.
+    """
     if not connection.broken and error.diag.context:
         for name, function in connection.execute(
             statement("schema", "read_event_triggers")
         ).fetchall():
             if f"{function}() line " in error.diag.context:
                 return DatabaseError(
-                    f"event trigger {name} does not allow the DDL of syncd: {error.diag.message_primary}",
-                    hint=f"as a superuser: ALTER EVENT TRIGGER {name} DISABLE; then: syncd {command}; then: ALTER EVENT TRIGGER {name} ENABLE;",
+                    f"event trigger {name} does not allow the DDL of syncd: "
+                    f"{error.diag.message_primary}",
+                    hint=f"as a superuser: ALTER EVENT TRIGGER {name} DISABLE; "
+                    f"then: syncd {command}; then: ALTER EVENT TRIGGER {name} ENABLE;",
                 )
     return error
 
 
 def alembic_config(folder: Path, output: io.StringIO | None = None) -> Config:
-    """Alembic pointed at the installed package's revisions."""
+    """Alembic's configuration with the installed package's revisions."""
     from alembic.config import Config
 
     config = Config(output_buffer=output) if output is not None else Config()

@@ -1,7 +1,7 @@
-"""A source: a table that syncd watches, and the SQL that reads its rows.
+"""A source: a table that syncd follows, and the SQL that reads its rows.
 
-The expressions come from ``syncd.present_rules``: what attach compiled, printed by Postgres with the present names. They are SQL text, not values,
-and run with the rights of the role that syncd connects as.
+The expressions come from ``syncd.present_rules``: attach compiled them, and Postgres prints them
+with the present names. They are SQL text, not values, and run with the rights of syncd's role.
 """
 
 from __future__ import annotations
@@ -22,18 +22,25 @@ from syncd.statements import filled, statement
 from syncd.types import AttachedColumn, ColumnKind, DatasetName, Key, KeyKind, Metric
 
 LOCK_PARTITIONS_UP_TO = 100
-"""A pass locks a table and all its partitions up to this many. Each lock takes a place in a table that the whole server shares: 9,000 of them
-have exhausted it and failed the transactions of others. Above, it locks the root alone, which keeps every partition from being dropped,
-detached or altered, and the planner those partitions that the keys are in. Only the truncation of one partition can then be seen before the
-position includes it; its own marker in the outbox has the source read again by the next pass."""
+"""A pass locks a table and all its partitions if there are at most this many.
+
+Each lock takes an entry of a table that the whole server shares: 9,000 locks have exhausted it and
+failed other programs' transactions. With more partitions a pass locks the root alone, which keeps
+each partition from being dropped, detached or altered. The planner locks the partitions of the
+keys. Only the truncation of one partition can then be seen before the position includes it; its
+marker in the outbox makes the next pass read the source again.
+"""
 
 TRUE = sql.Literal(True)
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One row of ``syncd.attachments``, with the types that its columns have now; ``schema`` and ``table`` are ``None`` when the table
-    was dropped, and ``trouble`` says why the source cannot be read as it is. ``arguments_md5`` stands for all that an index depends on."""
+    """One row of ``syncd.attachments``, with the present types of its columns.
+
+    ``schema`` and ``table`` are ``None`` if the table was dropped. ``trouble`` is the reason why
+    the source cannot be read as it is. ``arguments_md5`` covers all facts that an index depends on.
+    """
 
     id: int
     oid: int
@@ -52,18 +59,25 @@ class Source:
     column_kinds: list[ColumnKind]
     arguments_md5: str
     send: str | None
-    """The function that gives the vector's binary form, quoted; ``None`` when table or column were dropped."""
+    """Quoted name of the function that sends the vector in binary.
+
+    ``None`` if the table or the column was dropped.
+    """
     partitions: int | None = None
-    """How many, at every level, when it was looked; ``None`` for a table that is not partitioned."""
+    """Number of partitions at all levels at the last look; ``None`` for a table without partitions.
+    """
     arguments: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    """As they were given to attach."""
+    """The arguments of attach, as the user gave them."""
     last_name: str | None = None
-    """The table's name when it was last looked at, quoted for SQL."""
+    """The table's name at the last look, quoted for SQL."""
     successor: str | None = None
-    """Where the table was dropped: another, not attached, that has the name that it had last or when it was attached, quoted for SQL."""
+    """If the table was dropped: another table with its name that is not attached, quoted for SQL.
+
+    The name is the last one, or the name at attach.
+    """
     trouble: str = ""
     dropped: frozenset[str] = frozenset()
-    """The attached columns that are no longer there under their names."""
+    """The attached columns that no longer exist under their names."""
 
     @property
     def name(self) -> str:
@@ -75,7 +89,10 @@ class Source:
         )
 
     def is_same(self, other: Source) -> bool:
-        """Whether an index of one is an index of the other. A number alone does not tell: a database that was turned back gives it out again."""
+        """Whether an index of one source is an index of the other.
+
+        The id alone does not show it: a database that was turned back gives an id out again.
+        """
         mine, others = (
             (
                 each.id,
@@ -92,17 +109,20 @@ class Source:
 
     @property
     def key_kinds(self) -> list[KeyKind]:
-        """The types of the key's columns, as far as an index tells them apart; of a type that cannot be one (see ``trouble``), text."""
+        """Kinds of the key's columns, as the index distinguishes them.
+
+        A type that cannot be a key (see ``trouble``) counts as text.
+        """
         return [KEY_KINDS.get(name, "text") for name in self.key_types]
 
     @property
     def key_kind(self) -> KeyKind:
-        """How the index stores this source's keys."""
+        """Kind of the source's keys in the index."""
         return self.key_kinds[0] if len(self.key) == 1 else "composite"
 
     @property
     def half(self) -> bool:
-        """Whether the vectors are kept in two bytes an element."""
+        """Whether the index stores two bytes per element."""
         return self.vector_type == "halfvec"
 
     @property
@@ -121,38 +141,47 @@ class Source:
 
     @property
     def rows_from(self) -> sql.Composed:
-        """What stands behind FROM to read this source's rows, neither less nor more."""
+        """The FROM item that reads exactly this source's rows."""
         return self.alone if self.partitions is None else sql.Composed([self.identifier])
 
     @property
     def alone(self) -> sql.Composed:
-        """The table without the tables below it."""
+        """The table without its children."""
         return filled("passes", "one_table", table=self.identifier)
 
     @property
     def prepare(self) -> bool | None:
-        """How psycopg is to prepare a reading by key: a plan that knows the keys leaves partitions out, a general one locks them all."""
+        """psycopg's ``prepare`` for reads by key.
+
+        A plan that knows the keys skips partitions; a generic plan locks them all.
+        """
         return None if self.partitions is None else False
 
     def parse_key(self, text: str | int) -> Key:
-        """A key as the outbox or a row has it, as syncd's own; raises ``ValueError``."""
+        """A key of the outbox or of a row in syncd's own form; raises ``ValueError``."""
         return parse_key(self.key_kinds, text)
 
     def parse_keys(self, texts: Sequence[str | int]) -> list[Key]:
-        """``parse_key`` of many."""
+        """``parse_key`` for many keys."""
         return parse_keys(self.key_kinds, texts)
 
     def key_array(self, keys: Sequence[str]) -> str | Sequence[str]:
-        """Keys as the parameter of ``read_keys``. Numbers and uuids need no quoting, and one text is cheaper than a list."""
+        """Keys as the parameter of ``read_keys``.
+
+        Numbers and uuids need no quotes, and one text is cheaper than a list.
+        """
         return "{" + ",".join(keys) + "}" if self.key_kind in ("integer", "uuid") else keys
 
     def lock(self) -> sql.Composed:
-        """Take ACCESS SHARE, so that no rewrite or truncation can empty the table between the snapshot and the reading."""
+        """Take ACCESS SHARE: no rewrite or truncation may empty the table before it is read.
+
+        The pass takes its snapshot before it reads.
+        """
         alone = self.partitions is None or self.partitions > LOCK_PARTITIONS_UP_TO
         return filled("passes", "lock_source", source=self.alone if alone else self.identifier)
 
     def read_keys(self, *, vectors: bool = True) -> sql.Composed:
-        """Live rows by key; the one parameter is the keys, as the outbox has them."""
+        """Live rows by key; the only parameter is the keys, as the outbox has them."""
         if len(self.key) > 1:
             return self.read_composite_keys(vectors=vectors)
         column, kind = sql.Identifier(self.key[0]), self.key_kinds[0]
@@ -162,7 +191,7 @@ class Source:
         return self.read_rows("read_rows_by_key", vectors=vectors, column=column, keys=keys)
 
     def read_composite_keys(self, *, vectors: bool) -> sql.Composed:
-        """The same if the key is several columns."""
+        """Live rows by a key of several columns."""
         elements = [
             filled("passes", "element", place=sql.Literal(place), type=raw(kind))
             for place, kind in enumerate(self.key_types)
@@ -178,7 +207,7 @@ class Source:
         )
 
     def match_column(self, place: int) -> sql.Composed:
-        """Whether one column has a value that a composite key has."""
+        """Condition: one column has the value that a composite key has in its place."""
         column, kind = sql.Identifier(self.key[place]), self.key_kinds[place]
         if kind in TIMES:
             return filled(
@@ -199,7 +228,10 @@ class Source:
     def read_all(
         self, only: Sequence[DatasetName] | None, *, vectors: bool, failing: Sequence[Key] = ()
     ) -> sql.Composed:
-        """All live rows, or those of the datasets ``only``; none of the ``failing``, on which no expression is tried."""
+        """All live rows, or those of the datasets ``only``, without the rows ``failing``.
+
+        No expression runs on the rows ``failing``.
+        """
         if not failing:
             return self.read_page(None, None, only, vectors=vectors)
         return self.read_rows(
@@ -219,7 +251,10 @@ class Source:
         *,
         vectors: bool = True,
     ) -> sql.Composed:
-        """Live rows of one page of a scan: keys above ``after`` and up to ``until``, of the datasets ``only`` if given."""
+        """Live rows of one page of a scan: keys above ``after`` and up to ``until``.
+
+        With ``only``: rows of these datasets.
+        """
         return self.read_rows(
             "read_page",
             vectors=vectors,
@@ -231,7 +266,7 @@ class Source:
         )
 
     def match_datasets(self, names: Sequence[DatasetName] | None) -> sql.Composable:
-        """Whether a row is in one of some datasets, or in any."""
+        """Condition: a row is in one of the datasets, or in any dataset for None."""
         if names is None:
             return TRUE
         wanted = sql.Literal([json.dumps(split_dataset_name(name)) for name in names])
@@ -244,7 +279,7 @@ class Source:
         )
 
     def read_page_end(self, after: Key | None, page_rows: int) -> sql.Composed:
-        """The last key of the next page; no row where fewer than ``page_rows`` are left."""
+        """The last key of the next page; without a row if fewer than ``page_rows`` are left."""
         return filled(
             "passes",
             "read_page_end",
@@ -257,13 +292,14 @@ class Source:
         )
 
     def plan(self) -> sql.Composed:
-        """Have the rules parsed and planned, on no row: what raises here is wrong with a rule, not with a row."""
+        """Parse and plan the rules, without reading a row: an error here is an error of a rule."""
         return filled("passes", "plan", query=self.read_all(None, vectors=False))
 
     def read_rows(self, name: str, *, vectors: bool, **parts: sql.Composable) -> sql.Composed:
-        """One of the statements that read live rows: key, project, dataset, vector, fingerprint and attached columns.
+        """A statement that reads live rows.
 
-        NULL for vector and columns where ``vectors`` are not wanted, and for the columns where there are none.
+        Its columns: key, project, dataset, vector, fingerprint and attached columns. Vector and
+        columns are NULL without ``vectors``; the columns are NULL also if none is attached.
         """
         return filled(
             "passes",
@@ -288,18 +324,18 @@ class Source:
         )
 
     def may_lack_keys(self) -> sql.Composed:
-        """Whether the table may have rows of which a key column is NULL."""
+        """Whether the table may have rows with a NULL in a key column."""
         return filled(
             "passes", "may_lack_keys", oid=sql.Literal(self.oid), key=sql.Literal(self.key)
         )
 
     def read_unkeyed(self) -> sql.Composed:
-        """The live rows of which a key column is NULL, with a label in the place of a key, and without vectors."""
+        """The live rows with a NULL in a key column: a label instead of the key, no vectors."""
         partitioned = sql.Literal(self.partitions is not None)
         return self.read_rows("read_unkeyed_rows", vectors=False, partitioned=partitioned)
 
     def read_unkeyed_labels(self) -> sql.Composed:
-        """The labels of all rows of which a key column is NULL, live or not."""
+        """The labels of all rows with a NULL in a key column, live or not."""
         return filled(
             "passes",
             "read_unkeyed_labels",
@@ -310,7 +346,7 @@ class Source:
         )
 
     def is_unkeyed(self, key: str) -> bool:
-        """Whether a key, as the outbox has it, has a part that is NULL."""
+        """Whether a key of the outbox has a part that is NULL."""
         return self.key_kind == "composite" and "null" in key and has_null(key)
 
     def key_columns(self) -> sql.Composed:
@@ -318,7 +354,7 @@ class Source:
         return sql.SQL(", ").join(sql.Identifier(column) for column in self.key)
 
     def key_expression(self) -> sql.Composable:
-        """The key as ``parse_key`` takes it."""
+        """Expression for the key, in the form that ``parse_key`` takes."""
         if self.key_kind == "integer":
             return sql.Identifier(self.key[0])
         if self.key_kind == "composite":
@@ -327,14 +363,14 @@ class Source:
         return filled("passes", "text_key", column=self.key_element(0))
 
     def key_element(self, place: int) -> sql.Composable:
-        """One column's value as the trigger writes it."""
+        """Expression for one key column, in the form that the trigger writes."""
         column = sql.Identifier(self.key[place])
         if self.key_kinds[place] in TIMES:
             return filled("passes", "time_column", column=column, type=raw(self.key_types[place]))
         return column
 
     def key_literal(self, key: Key | None) -> sql.Composed:
-        """A key's elements as literals of the key columns' types; NULLs for no key."""
+        """A key's elements as literals of the key columns' types; NULLs for None."""
         elements: list[str | int | None] = [key]
         if len(self.key) > 1:
             elements = [None] * len(self.key) if key is None else json.loads(str(key))
@@ -350,19 +386,22 @@ class Source:
 
 
 def raw(expression: LiteralString) -> sql.SQL:
-    """An expression, or a type's name, that Postgres itself printed. Braces and percent signs in it are text, not placeholders: the
-    statements of a source are run by a ``RawCursor``."""
+    """An expression, or a type's name, that Postgres itself printed.
+
+    Braces and percent signs in it are text, not placeholders: a ``RawCursor`` runs the statements
+    of a source.
+    """
     return sql.SQL(expression)
 
 
 def split_dataset_name(name: DatasetName) -> tuple[str, str]:
-    """Project and dataset as the user's expressions give them."""
+    """Project and dataset, as the user's expressions give them."""
     project, _, dataset = name.partition("/")
     return project.replace("%2F", "/").replace("%25", "%"), dataset
 
 
 def read_sources(connection: psycopg.Connection) -> list[Source]:
-    """All sources, in the order in which they were attached."""
+    """All sources, in the order of their attachment."""
     sources = [
         Source(*row)
         for row in connection.execute(statement("sources", "read_attachments")).fetchall()
@@ -381,7 +420,7 @@ def as_it_is_now(
     dimension: int | None,
     column_kinds: Sequence[ColumnKind | Literal[""] | None],
 ) -> Source:
-    """The source with the present types of its columns, which may have been altered since it was attached."""
+    """The source with the present types of its columns; they may have changed since attach."""
     trouble = layout_trouble(source, key_types, vector_type, column_kinds)
     if not trouble:
         source = replace(source, column_kinds=[kind for kind in column_kinds if kind])
@@ -389,7 +428,8 @@ def as_it_is_now(
         source = replace(
             source, key_types=present, vector_type=str(vector_type), dimension=dimension
         )
-    # A longer integer is the same key; another kind of key, of vector, of an attached column, or another dimension makes another index.
+    # A longer integer is the same key. Another kind of key, vector or attached column, or another
+    # dimension, makes another index.
     kinds = [KEY_KINDS.get(kind, kind) for kind in source.key_types]
     depends_on = json.dumps(
         [source.arguments_md5, kinds, source.vector_type, source.dimension, source.column_kinds]
@@ -407,11 +447,14 @@ def layout_trouble(
     vector_type: str | None,
     column_kinds: Sequence[ColumnKind | Literal[""] | None],
 ) -> str:
-    """Why the table's columns cannot be read as key, vector and columns to filter on."""
+    """Reason why the table cannot be read as key, vector and columns; empty if it can."""
     if source.table is None:
         if source.successor is not None and source.successor != source.last_name:
-            return f"the table was dropped, and {source.successor} has its former name now: run: {like_before(source)}"
-        again = f"; or, if it was made again: {like_before(source)}" if source.last_name else ""
+            return (
+                f"the table was dropped, and {source.successor} has its former name now: "
+                f"run: {like_before(source)}"
+            )
+        again = f"; or, if it was created again: {like_before(source)}" if source.last_name else ""
         return f"the table was dropped: run: syncd detach {source.oid}{again}"
     attached = list(zip(source.columns, column_kinds, strict=True))
     for name, kind in (
@@ -426,9 +469,8 @@ def layout_trouble(
             return f"column {name} is of type {kind}, which cannot be a key"
     for name, before, kind in zip(source.key, source.key_types, key_types, strict=True):
         kinds = {KEY_KINDS.get(before), KEY_KINDS[str(kind)]}
-        if (
-            len(kinds) == 2 and kinds & TIMES
-        ):  # the triggers write a time in another way than the rest
+        # The triggers write times in another form than other keys.
+        if len(kinds) == 2 and kinds & TIMES:
             return f"column {name} was of type {before} and is of type {kind} now"
     if vector_type not in VECTOR_TYPES:
         return f"column {source.vector} is of type {vector_type}, which holds no vector"
@@ -439,12 +481,15 @@ def layout_trouble(
 
 
 def like_before(source: Source) -> str:
-    """The command that attaches a table in place of the dropped one whose name it has."""
+    """Command that attaches a table in place of a dropped table with the same name."""
     return f"syncd attach {shlex.quote(source.successor or source.last_name or '')} --like-before"
 
 
 def read_fingerprint_probe(connection: psycopg.Connection) -> int:
-    """A number that depends on the server's way to hash, as fingerprints do: on its version, and on its byte order."""
+    """A number that changes if the server hashes in another way, as fingerprints do.
+
+    Hashes depend on the server's version and byte order.
+    """
     row = connection.execute(statement("passes", "read_fingerprint_probe")).fetchone()
     assert row is not None
     return int(row[0])

@@ -1,7 +1,8 @@
-"""Vectors as PostgreSQL sends them in binary, into numpy blocks.
+"""Decoder of PostgreSQL's binary vectors into numpy blocks.
 
-Formats: ``vector_send`` and ``halfvec_send`` of pgvector (int16 dimension, int16 unused, big-endian floats), ``array_send`` of PostgreSQL (header,
-then each element behind its length), and bytea as little-endian float32.
+Formats: ``vector_send`` and ``halfvec_send`` of pgvector (int16 dimension, int16 unused, big-endian
+floats); ``array_send`` of PostgreSQL (header, then each element after its length); bytea as
+little-endian float32.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ VECTOR_TYPES = frozenset((*ELEMENT_TYPES, *PGVECTOR_TYPES, "bytea"))
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Vectors of one length: ``rows`` (n,) int64 are their places in the input, ``vectors`` is (n, dimension) float32."""
+    """Vectors of one length: ``vectors`` (n, dimension) float32, ``rows`` (n,) int64.
+
+    ``rows`` are their places in the input.
+    """
 
     rows: NDArray[np.int64]
     vectors: NDArray[np.float32]
@@ -35,14 +39,14 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """``blocks`` by dimension, and the places of values that hold no vector, each with the reason."""
+    """``blocks`` by dimension, and the places of values without a vector, each with its reason."""
 
     blocks: list[Block]
     bad: list[tuple[int, QuarantineReason]]
 
 
 def decode_vectors(vector_type: str, values: Sequence[bytes]) -> Decoded:
-    """Read values of one column, whole blocks at a time: no Python object is made per element."""
+    """Decode values of one column in whole blocks: no Python object is made per element."""
     blocks: list[Block] = []
     bad: list[tuple[int, QuarantineReason]] = []
     if not values:
@@ -71,9 +75,8 @@ def decode_vectors(vector_type: str, values: Sequence[bytes]) -> Decoded:
         if len(rows) and vectors.shape[1] == 0:
             bad += [(int(row), "empty") for row in rows]
         elif len(rows):
-            with np.errstate(
-                over="ignore"
-            ):  # a double beyond float32 becomes an infinity, which the index refuses
+            # A double beyond float32 becomes an infinity, which the index refuses.
+            with np.errstate(over="ignore"):
                 blocks.append(Block(rows, np.ascontiguousarray(vectors, dtype=np.float32)))
     return Decoded(blocks, bad)
 
@@ -83,7 +86,7 @@ def decode_arrays(
 ) -> tuple[
     NDArray[np.int64], NDArray[np.float32] | NDArray[np.float64], list[tuple[int, QuarantineReason]]
 ]:
-    """Rows of ``array_send``'s format, all of one length in bytes."""
+    """Decode values in ``array_send``'s format, all of one length in bytes."""
     none = np.empty((0, 0), dtype=np.float32)
     if block.shape[1] < ARRAY_HEADER_BYTES:  # no dimensions: '{}'
         return rows[:0], none, [(int(row), "empty") for row in rows]

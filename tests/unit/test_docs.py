@@ -38,6 +38,7 @@ PLAIN_LANGUAGE = (
     "syncd/cli/*.py",
     "syncd/client/*.py",
     "syncd/ops/*.py",
+    "syncd/postgres/embedded/*.py",
     "syncd/protocol/*.py",
     "syncd/rpc/*.py",
     "syncd/json_values.py",

@@ -1,1 +1,1 @@
-"""The PostgreSQL that syncd brings along: its programs, the account it runs as, its files and processes, and who uses it."""
+"""The embedded PostgreSQL: its programs, account, files, processes and users."""

@@ -1,4 +1,4 @@
-"""The user that PostgreSQL runs as: not root, which it refuses, even where root starts it."""
+"""The user that PostgreSQL runs as: it refuses to run as root, even if root starts it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ from syncd.errors import EmbeddedUnavailable
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """The unprivileged user that a server runs as when root starts it: PostgreSQL refuses to run as root."""
+    """The unprivileged user that runs a server which root starts: PostgreSQL refuses root."""
 
     uid: int
     gid: int
 
 
 def server_account(directory: Path) -> Account | None:
-    """Whom to become: nobody else unless we are root; then the cluster's owner, else ``postgres``, else ``nobody``."""
+    """The account for the server; None if we are not root.
+
+    It is the cluster's owner, else ``postgres``, else ``nobody``.
+    """
     if os.geteuid() != 0:
         return None
     if directory.exists() and (status := directory.stat()).st_uid != 0:
@@ -40,7 +43,10 @@ def server_account(directory: Path) -> Account | None:
 def as_account(
     account: Account | None, directory: Path, environment: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Popen's arguments: first enter the directory, then become the account. Of our environment only the time zone."""
+    """Popen's arguments: first enter the directory, then become the account.
+
+    Of our environment the server gets only the time zone.
+    """
     kept = {"PATH": os.defpath, "LC_ALL": "C"} | {
         name: os.environ[name] for name in ("TZ",) if name in os.environ
     }

@@ -1,15 +1,17 @@
-"""One PostgreSQL data directory, and the server on it: made, started, found again and stopped, by whichever process.
+"""One PostgreSQL data directory and its server: any process may create, start, find and stop it.
 
-The server holds none of its starter's files open. How it is run and known:
+The server holds none of its starter's files open. How it runs, and how a process finds it:
 
-* Its working directory is the cluster, entered before root's rights are given up, and it is told
-  ``-D /proc/self/cwd`` and a socket directory of ``.``. So it never looks its cluster up by path: the cluster may lie
-  below a directory that only root may enter (root's home, a volume of mode 0700), no permission of a foreign directory
-  is changed, and the data stays in the data directory, where it is backed up and mounted. Start, parallel workers,
-  recovery after a crash and shutdown need nothing else.
-* Each process of a server carries the cluster's device and inode in its command line, as ``cluster_name``. The
-  command line is readable where ``/proc/<pid>/cwd`` is not (root in a container has no right to trace), it is empty
-  for a zombie, and no process id reused after a reboot carries it.
+* Its working directory is the cluster, entered before root's rights are dropped. Its options are
+  ``-D /proc/self/cwd`` and a socket directory of ``.``. So it never looks up its cluster by path.
+  The cluster may be below a directory that only root may enter (root's home, a volume of mode
+  0700). No permission of a foreign directory is changed. The data stays in the data directory,
+  which is backed up and mounted. Start, parallel workers, recovery after a crash and shutdown need
+  no other path.
+* Each process of a server has the cluster's device and inode in its command line, as
+  ``cluster_name``. The command line is readable even if ``/proc/<pid>/cwd`` is not (root in a
+  container has no right to trace). It is empty for a zombie, and no process id reused after a
+  reboot has it.
 """
 
 from __future__ import annotations
@@ -33,21 +35,24 @@ from syncd.errors import EmbeddedUnavailable
 from syncd.postgres.embedded.account import as_account, server_account
 from syncd.postgres.embedded.programs import reachable
 
-PORT = 5432  # no TCP: it only names the socket
+PORT = 5432
+"""Part of the socket's name; the server does not listen on TCP."""
 READY_SECONDS = 60.0
 STOP_SECONDS = 60.0
 INITDB_SECONDS = 120.0
 POLL_SECONDS = 0.02
 LAST_LINES = 10
-LOG_BYTES = 8 << 20  # a larger log is set aside at the next start
-SOCKET_PATH_BYTES = 103  # sockaddr_un holds 107 on Linux, 103 on macOS
+LOG_BYTES = 8 << 20
+"""A larger log is renamed at the next start."""
+SOCKET_PATH_BYTES = 103
+"""Length of a socket's path, at most: ``sockaddr_un`` holds 107 bytes on Linux, 103 on macOS."""
 WORKING_DIRECTORY = Path("/proc/self/cwd")
 
 logger = structlog.get_logger(__name__)
 
 
 class Cluster:
-    """One PostgreSQL data directory and the server on it. Whoever uses it keeps two from starting at once."""
+    """One PostgreSQL data directory and its server. Its caller prevents two starts at once."""
 
     def __init__(
         self,
@@ -63,15 +68,15 @@ class Cluster:
         self.log = log
         self.settings = dict(settings)
         self.port = port
-        self._child: int | None = None  # the postmaster, where this object started it
+        self._child: int | None = None  # the postmaster, if this object started it
 
     def conninfo(self, dbname: str = "postgres", user: str = "postgres") -> str:
-        """How libpq reaches the server through its Unix socket."""
+        """Connection string of the server, through its Unix socket."""
         host = _short_path(self.directory, f".s.PGSQL.{self.port}")
         return make_conninfo(host=host, port=self.port, dbname=dbname, user=user)
 
     def create(self, *options: str) -> None:
-        """Run initdb: UTF8, C locale, superuser ``postgres``, everyone trusted who reaches the socket."""
+        """Run initdb: UTF8, C locale, superuser ``postgres``, each client of the socket trusted."""
         account = server_account(self.directory)
         self.directory.mkdir(mode=0o700, parents=True)
         if account is not None:
@@ -99,11 +104,11 @@ class Cluster:
         if done.returncode != 0:
             raise EmbeddedUnavailable(
                 f"initdb failed in {self.directory}:\n{_last_lines(done.stdout)}",
-                hint="mend what the last lines name, and run the command again",
+                hint="fix the problem in the last lines, and run the command again",
             )
 
     def start(self) -> bool:
-        """Return once the server accepts connections: True where this call started it, False where it ran already."""
+        """Return when the server accepts connections: True if this call started it."""
         if self.pid is not None and self.wait_ready(self._log_size()):
             return False
         self._end_orphans()
@@ -127,24 +132,24 @@ class Cluster:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    start_new_session=True,  # Ctrl-C is for the command, not for its server
+                    start_new_session=True,  # Ctrl-C stops the command, not its server
                     **as_account(account, self.directory, self._disown_stale_locks()),
                 )
             except OSError as error:
                 raise EmbeddedUnavailable(f"cannot run {argv[0]}: {error.strerror}") from error
         self._child = child.pid
-        child.returncode = (
-            0  # the server may outlive us; `pid` reaps it, and Popen need not warn that it runs on
-        )
+        # The server may outlive us. ``pid`` reaps it, and Popen does not warn that it still runs.
+        child.returncode = 0
         if not self.wait_ready(begin):
             raise EmbeddedUnavailable(
-                f"PostgreSQL did not start in {self.directory}:\n{_last_lines(self._log_from(begin))}",
+                "PostgreSQL did not start in "
+                f"{self.directory}:\n{_last_lines(self._log_from(begin))}",
                 hint=f"the whole log is in {self.log}",
             )
         return True
 
     def wait_ready(self, log_begin: int = 0) -> bool:
-        """Wait until the server accepts a connection: True; False as soon as no server is left to wait for."""
+        """Wait until the server accepts a connection; False if no server runs any more."""
         deadline, pause = time.monotonic() + READY_SECONDS, POLL_SECONDS
         while True:
             try:
@@ -154,17 +159,22 @@ class Cluster:
                 if self.pid is None:
                     return False
                 if time.monotonic() > deadline:
-                    # it may be replaying a long log after a crash: killed, it would begin again
+                    # It may be replaying a long log after a crash: a kill would make it begin
+                    # again.
                     raise EmbeddedUnavailable(
-                        f"PostgreSQL in {self.directory} does not accept connections after {READY_SECONDS:.0f} s: "
-                        f"{error}\n{_last_lines(self._log_from(log_begin))}",
+                        f"PostgreSQL in {self.directory} does not accept connections "
+                        f"after {READY_SECONDS:.0f} s: {error}\n"
+                        f"{_last_lines(self._log_from(log_begin))}",
                         hint=f"it is still running: follow {self.log}, and run the command again",
                     ) from error
             time.sleep(pause)
             pause = min(pause * 1.5, 0.5)  # while it recovers, it logs each refused connection
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
-        """Stop the server; return when its last process is gone. SIGINT is a clean stop, after SIGQUIT it recovers."""
+        """Stop the server; return when its last process is gone.
+
+        SIGINT is a clean stop. After SIGQUIT the next start recovers.
+        """
         pid = self.pid
         if pid is None:
             return
@@ -173,9 +183,8 @@ class Cluster:
             logger.warning(
                 "postgres_stop_slow", directory=str(self.directory), seconds=STOP_SECONDS
             )
-            _signal(
-                [pid], signal.SIGQUIT
-            )  # what is committed is in the log, and comes back at the next start
+            # Commits are in the log, and the next start recovers them.
+            _signal([pid], signal.SIGQUIT)
             if not self._wait_until(lambda: self.pid is None and not self.processes()):
                 raise EmbeddedUnavailable(
                     f"PostgreSQL in {self.directory} does not stop",
@@ -183,7 +192,10 @@ class Cluster:
                 )
 
     def kill(self) -> None:
-        """Kill every process of the server, as the kernel does when memory runs out. The next start recovers."""
+        """Kill all processes of the server, as the kernel does if memory is exhausted.
+
+        The next start recovers.
+        """
         pid = self.pid
         if pid is not None:
             _signal([pid], signal.SIGKILL)  # first, or it would start others
@@ -191,7 +203,7 @@ class Cluster:
 
     @property
     def pid(self) -> int | None:
-        """The server's first process, None where no server runs."""
+        """Id of the server's first process; None if no server runs."""
         if self._child is not None:
             with contextlib.suppress(ChildProcessError):
                 if os.waitpid(self._child, os.WNOHANG)[0] == 0:
@@ -201,8 +213,8 @@ class Cluster:
         return pid if pid in self.processes() else None
 
     def processes(self) -> list[int]:
-        """The server's processes, known by their mark and their user; no zombies."""
-        if not WORKING_DIRECTORY.exists():  # no /proc: only the first process can be asked for
+        """Ids of the server's processes, found by their mark and their user, without zombies."""
+        if not WORKING_DIRECTORY.exists():  # without /proc only the first process can be found
             pid = _read_pid(self.directory / "postmaster.pid")
             return [pid] if pid is not None and _exists(pid) else []
         if not self.directory.exists():
@@ -211,7 +223,7 @@ class Cluster:
         owner, found = self.directory.stat().st_uid, []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
-                with contextlib.suppress(OSError):  # it is gone again
+                with contextlib.suppress(OSError):  # the process has ended
                     command = (entry / "cmdline").read_bytes()
                     if entry.stat().st_uid == owner and (
                         option in command.split(b"\0") or command.startswith(title)
@@ -229,7 +241,10 @@ class Cluster:
         return WORKING_DIRECTORY if WORKING_DIRECTORY.exists() else self.directory
 
     def _end_orphans(self, how: signal.Signals = signal.SIGQUIT) -> None:
-        """End what a killed server left: a backend goes on with its query, and PostgreSQL does not start beside it."""
+        """End the processes that a killed server left.
+
+        A backend continues its query, and PostgreSQL does not start while it runs.
+        """
 
         def gone() -> bool:
             _signal(self.processes(), how)
@@ -237,21 +252,25 @@ class Cluster:
 
         if not self._wait_until(gone):
             raise EmbeddedUnavailable(
-                f"processes of an earlier PostgreSQL in {self.directory} do not end: {self.processes()}",
+                f"processes of an earlier PostgreSQL in {self.directory} do not end: "
+                f"{self.processes()}",
                 hint="kill them, and run the command again",
             )
 
     def _disown_stale_locks(self) -> dict[str, str]:
-        """Make PostgreSQL see that a killed server's locks are stale, though their process id is a zombie's or reused.
+        """Mark a killed server's locks as stale for PostgreSQL, even if a process has their id.
 
-        The process id named in PG_GRANDPARENT_PID never counts as a lock's owner (``CreateLockFile``, for pg_ctl).
-        Removing postmaster.pid would also remove PostgreSQL's other guard, the shared memory block that it names.
+        That process may be a zombie, or the id may have been reused. The process id in
+        PG_GRANDPARENT_PID never counts as a lock's owner (``CreateLockFile``, for pg_ctl). Removing
+        postmaster.pid would also remove PostgreSQL's other guard, the shared memory block that it
+        names.
         """
         (self.directory / f".s.PGSQL.{self.port}.lock").unlink(missing_ok=True)
         lock = self.directory / "postmaster.pid"
         pid = _read_pid(lock)
         if pid is None:
-            lock.unlink(missing_ok=True)  # empty after a power cut, which PostgreSQL refuses
+            # After a power failure the file may be empty, and PostgreSQL refuses that.
+            lock.unlink(missing_ok=True)
             return {}
         return {"PG_GRANDPARENT_PID": str(pid)}
 
@@ -267,7 +286,7 @@ class Cluster:
         return self.log.stat().st_size if self.log.exists() else 0
 
     def _log_from(self, begin: int) -> bytes:
-        if not self.log.exists():  # somebody has removed it
+        if not self.log.exists():  # a user has removed it
             return b""
         with self.log.open("rb") as log:
             log.seek(max(begin, self._log_size() - 10_000))
@@ -275,11 +294,15 @@ class Cluster:
 
 
 def _short_path(directory: Path, socket: str) -> str:
-    """A path of the directory that works as libpq's ``host``: the socket's path fits, no comma makes it a list."""
+    """Path of the directory for libpq's ``host``: short enough for the socket, without a comma.
+
+    libpq takes a host with a comma as a list of hosts.
+    """
     if len(os.fsencode(directory / socket)) <= SOCKET_PATH_BYTES and "," not in str(directory):
         return str(directory)
     name = hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
-    for parent in filter(None, (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp")):  # noqa: S108
+    parents = (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp")  # noqa: S108
+    for parent in filter(None, parents):
         link = Path(parent) / f"syncd-{os.geteuid()}" / name
         if len(os.fsencode(link / socket)) > SOCKET_PATH_BYTES or not Path(parent).is_dir():
             continue
@@ -290,7 +313,7 @@ def _short_path(directory: Path, socket: str) -> str:
             or status.st_uid != os.geteuid()
             or status.st_mode & 0o077
         ):
-            continue  # somebody else's: they could lead us to a server of theirs
+            continue  # another user's directory: that user could lead us to another server
         if not link.is_symlink() or link.readlink() != directory:
             part = link.with_name(f"{name}.{os.getpid()}")
             part.unlink(missing_ok=True)

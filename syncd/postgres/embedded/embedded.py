@@ -1,8 +1,8 @@
-"""The PostgreSQL that syncd brings along, for ``--embedded`` and ``syncd quickstart``.
+"""The embedded PostgreSQL of one data directory, for ``--embedded`` and ``syncd quickstart``.
 
-The invariants: ``<data dir>/postgres`` is a complete cluster or is not there; at most one server runs on it, whoever
-starts it; a server outlives its starter, and stops with the last command that needs it. A cluster is made beside its
-place and renamed into it; starting and stopping happen under a file lock.
+The invariants: ``<data dir>/postgres`` is a complete cluster or does not exist. At most one server
+runs on it. A server outlives its starter, and stops with the last command that needs it. A cluster
+is created under another name and then renamed; a file lock protects each start and stop.
 """
 
 from __future__ import annotations
@@ -29,41 +29,44 @@ logger = structlog.get_logger(__name__)
 
 
 class EmbeddedPostgres:
-    """The PostgreSQL of one data directory. As a context manager it leaves the server as it found it.
+    """The PostgreSQL of one data directory; as a context manager it leaves it as it found it.
 
-    A server that this object started stops at the end of the block, unless another command has come to use it
-    meanwhile; then the last of them stops it. One that ran with nobody using it was left so on purpose, and stays.
-    ``settings`` are those of a server that this object starts.
+    A server that this object started stops at the end of the block. If other commands use it by
+    then, the last of them stops it. A server that ran without any user was left so on purpose: it
+    stays. ``settings`` are for a server that this object starts.
     """
 
     def __init__(self, data_dir: Path, settings: Mapping[str, str] | None = None) -> None:
         self.data_dir = data_dir.absolute()
         self.settings = {"listen_addresses": ""} | dict(settings or {})
-        self.started = False  # did the last start() start the server, or find it running?
-        self._user: _Lock | None = (
-            None  # held shared by every user of a server that is to stop with its last user
+        self.started = (
+            False  # whether the last start() started the server, and did not find it running
         )
+        # Each user of a server that stops with its last user holds this lock, shared.
+        self._user: _Lock | None = None
 
     @property
     def running(self) -> bool:
-        """Whether a server runs on this data directory, whoever started it."""
+        """Whether a server runs on this data directory, from any starter."""
         return (self.data_dir / "postgres").exists() and self._cluster().pid is not None
 
     @property
     def log(self) -> Path:
-        """Where the server writes its log."""
+        """Path of the server's log."""
         return self.data_dir / "postgres.log"
 
     def start(self) -> str:
-        """Return the conninfo of a server that accepts connections, started (and its cluster made) where none runs."""
+        """Return the conninfo of a server that accepts connections.
+
+        It starts a server if none runs, and creates the cluster if there is none.
+        """
         programs = binaries()
         with self._lock():
             cluster = self._cluster(programs)
             self._create(cluster)
             user = _Lock(self.data_dir / "postgres.users")
-            shared = not user.take(
-                fcntl.LOCK_EX | fcntl.LOCK_NB
-            )  # a command is using the server that it started
+            # Another command uses the server that it started.
+            shared = not user.take(fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.started = cluster.start()
             if (self.started or shared) and self._user is None:
                 user.take(fcntl.LOCK_SH)
@@ -75,7 +78,7 @@ class EmbeddedPostgres:
         return cluster.conninfo()
 
     def stop(self) -> None:
-        """Stop the server, whoever started or uses it. Does nothing when none runs."""
+        """Stop the server, from any starter and with any users; does nothing if none runs."""
         if not self.data_dir.exists():
             return
         with self._lock():
@@ -102,7 +105,7 @@ class EmbeddedPostgres:
 
     @property
     def conninfo(self) -> str:
-        """How libpq reaches the server."""
+        """Connection string of the server."""
         return self._cluster().conninfo()
 
     def _cluster(self, programs: Path | None = None) -> Cluster:
@@ -115,7 +118,10 @@ class EmbeddedPostgres:
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
-        """One process at a time makes, starts or stops the server. The kernel releases a dead process's lock."""
+        """One process at a time creates, starts or stops the server.
+
+        The kernel releases a dead process's lock.
+        """
         try:
             self.data_dir.mkdir(parents=True, exist_ok=True)
             lock = _Lock(self.data_dir / "postgres.lock")
@@ -129,50 +135,53 @@ class EmbeddedPostgres:
             yield
 
     def _create(self, cluster: Cluster) -> None:
-        """Make the cluster where there is none; check that it is one of ours where there is."""
+        """Create the cluster if there is none; otherwise check that it has our version."""
         try:
             version = (cluster.directory / "PG_VERSION").read_text().strip()
         except FileNotFoundError:
             if cluster.directory.is_dir() and any(cluster.directory.iterdir()):
                 raise EmbeddedUnavailable(
-                    f"{cluster.directory} is not empty, and not a PostgreSQL cluster",
+                    f"{cluster.directory} is not empty and is not a PostgreSQL cluster",
                     hint="move it away, or choose another data directory with: --data-dir DIR",
                 ) from None
         except PermissionError as error:
             owner = cluster.directory.lstat().st_uid
             raise EmbeddedUnavailable(
                 f"{cluster.directory} belongs to the user with id {owner}",
-                hint="run the command as that user or as root, or choose another data directory with: --data-dir DIR",
+                hint="run the command as that user or as root, "
+                "or choose another data directory with: --data-dir DIR",
             ) from error
         else:
             if version != str(VERSION):
                 raise EmbeddedUnavailable(
-                    f"{cluster.directory} was made by PostgreSQL {version}, the embedded one is {VERSION}",
+                    f"{cluster.directory} was made by PostgreSQL {version}, "
+                    f"the embedded one is {VERSION}",
                     hint=f"move it away, or dump it with PostgreSQL {version} and restore it",
                 )
             return
         new = self.data_dir / "postgres.new"
-        shutil.rmtree(new, ignore_errors=True)  # left by a process that died here
+        shutil.rmtree(new, ignore_errors=True)  # from a process that died at this point
         Cluster(new, cluster.bindir, self.log, {}).create(
             "--locale-provider=builtin", "--builtin-locale=C.UTF-8"
         )
         new.rename(cluster.directory)
         folder = os.open(self.data_dir, os.O_RDONLY)
         try:
-            os.fsync(folder)  # else a power cut could undo the rename, and take later commits along
+            # Otherwise a power failure could undo the rename, and lose later commits with it.
+            os.fsync(folder)
         finally:
             os.close(folder)
 
 
 class _Lock:
-    """A file lock. It is released when it is closed, when nothing refers to it any more, and when the process dies."""
+    """A file lock. Closing it, its garbage collection and the process's death release it."""
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         self.close = weakref.finalize(self, os.close, self._file)
 
     def take(self, how: int) -> bool:
-        """``fcntl.flock``; False where LOCK_NB is asked for and another holds the lock."""
+        """Call ``fcntl.flock``; False if ``how`` has LOCK_NB and another process holds the lock."""
         try:
             fcntl.flock(self._file, how)
         except BlockingIOError:

