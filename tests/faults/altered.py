@@ -1,4 +1,7 @@
-"""Table ``items`` under a service that follows it, for tests that alter it: its readers and writers meanwhile, and what the index comes to hold."""
+"""Table ``items`` under a service that follows it, for tests that alter the table.
+
+Readers and writers run meanwhile, and in the end the index equals the table.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,9 @@ from syncd.errors import NotReady, RequestError
 from tests.daemon import Daemon
 
 NOTICED_WITHIN_SECONDS = 30.0
-"""Half of the minute that is promised; it takes a second."""
+"""Half of the minute that is promised; a change is noticed in about a second."""
+STRONG_READ_MS = 60_000
+"""A strong read waits until a comparison is over; on a busy machine that takes many seconds."""
 
 LIVE = "deleted_at IS NULL"
 ROWS = 300
@@ -33,7 +38,7 @@ Vectors = dict[int, list[float]]
 
 @dataclass
 class Followed:
-    """Table ``items``, with live and other rows, followed by a service that runs."""
+    """Table ``items``, with live and other rows, and a running service that follows it."""
 
     db: psycopg.Connection
     daemon: Daemon
@@ -41,7 +46,7 @@ class Followed:
     query: str = f"SELECT id, v::real[] FROM items WHERE {LIVE} AND v IS NOT NULL"
 
     def in_step(self, query: str = "", dataset: str = "items") -> None:
-        """The index comes to equal the table, and the dataset to be ready."""
+        """Wait until the index equals the table and the dataset is ready."""
 
         def check() -> None:
             expected = read_table(self.db, query or self.query)
@@ -60,12 +65,12 @@ class Followed:
             raise AssertionError(f"{error}\n{self.log[-3000:]}") from error
 
     def state(self, dataset: str = "items") -> str:
-        """The dataset's state."""
+        """State of the dataset; ``unknown`` while the service does not list it."""
         states: dict[str, str] = {status.dataset: status.state for status in self.client.datasets()}
-        return states[f"default/{dataset}"]
+        return states.get(f"default/{dataset}", "unknown")
 
     def failed(self, reason: str, dataset: str = "items") -> str:
-        """The dataset comes to say that it failed, for this reason; returns all of what it says."""
+        """Wait until the dataset fails for this reason; returns the whole message."""
         said = ""
 
         def check() -> None:
@@ -80,11 +85,11 @@ class Followed:
 
     @property
     def log(self) -> str:
-        """What the service has said."""
+        """The service's log."""
         return self.daemon.log.read_text()
 
     def logged(self, what: str) -> None:
-        """The service comes to say something."""
+        """Wait until the log holds some words."""
 
         def check() -> None:
             assert what in self.log, self.log[-3000:]
@@ -93,9 +98,10 @@ class Followed:
 
 
 def make_items(db: psycopg.Connection, vector: str = "vector(3)", attach: str = "") -> None:
-    """The table, attached."""
+    """Make the table, and attach it."""
     db.execute(
-        f"CREATE TABLE items (id int PRIMARY KEY, v {vector}, note text, part text DEFAULT 'a', deleted_at date)".encode()
+        f"CREATE TABLE items (id int PRIMARY KEY, v {vector}, note text, part text DEFAULT 'a', "
+        "deleted_at date)".encode()
     )
     db.execute(
         f"INSERT INTO items SELECT i, ARRAY[i, i % 7, 1]::real[]::{vector}, 'n', 'a', "
@@ -105,7 +111,7 @@ def make_items(db: psycopg.Connection, vector: str = "vector(3)", attach: str = 
 
 
 def other_source(db: psycopg.Connection) -> None:
-    """Another table, which goes on whatever happens to the first."""
+    """Another attached table, which goes on whatever happens to the first."""
     db.execute("CREATE TABLE others (id int PRIMARY KEY, v vector(3), deleted_at date)")
     db.execute("INSERT INTO others VALUES (1, '[1,2,3]')")
     db.execute("SELECT syncd.attach('others', metric => 'l2')")
@@ -113,7 +119,7 @@ def other_source(db: psycopg.Connection) -> None:
 
 @contextmanager
 def serving(db: psycopg.Connection, daemon: Daemon) -> Iterator[Followed]:
-    """A service that has caught up."""
+    """A running service that has caught up."""
     daemon.start()
     with daemon.client() as client:
         it = Followed(db, daemon, client)
@@ -121,7 +127,7 @@ def serving(db: psycopg.Connection, daemon: Daemon) -> Iterator[Followed]:
 
 
 def read_table(db: psycopg.Connection, query: str) -> Vectors:
-    """Key and vector of the rows that a query gives."""
+    """Key and vector of each row that a query returns."""
     return {
         int(key): [float(value) for value in vector]
         for key, vector in db.execute(query.encode()).fetchall()
@@ -129,7 +135,7 @@ def read_table(db: psycopg.Connection, query: str) -> Vectors:
 
 
 def read_index(client: Client, dataset: str) -> Vectors:
-    """Key and vector of the rows that a dataset has."""
+    """Key and vector of each row in a dataset."""
     keys = list(client.keys(dataset))
     found: Vectors = {}
     for start in range(0, len(keys), 500):
@@ -140,7 +146,7 @@ def read_index(client: Client, dataset: str) -> Vectors:
 
 
 def eventually(check: Callable[[], None], seconds: float = NOTICED_WITHIN_SECONDS) -> None:
-    """Ask until the check passes."""
+    """Repeat a check until it passes; fails after ``seconds``."""
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -153,7 +159,10 @@ def eventually(check: Callable[[], None], seconds: float = NOTICED_WITHIN_SECOND
 
 @dataclass
 class Readers:
-    """Ask all the time whether the dataset answers, with and without a position, and in which state it is."""
+    """Two threads that search all the time, one eventually and one strongly consistent.
+
+    They note the dataset's states and the errors. ``with`` returns when both have got an answer.
+    """
 
     daemon: Daemon
     dataset: str = "items"
@@ -161,17 +170,22 @@ class Readers:
     errors: list[str] = field(default_factory=list)
     answers: int = 0
     stopped: threading.Event = field(default_factory=threading.Event)
+    begun: threading.Barrier = field(default_factory=lambda: threading.Barrier(3))
 
     def ask(self, consistency: Literal["eventual", "strong"]) -> None:
         with self.daemon.client() as client:
+            waits = True
             while not self.stopped.is_set():
                 try:
                     assert client.search(
-                        self.dataset, [1, 0, 0], k=1, consistency=consistency, timeout_ms=20_000
+                        self.dataset,
+                        [1, 0, 0],
+                        k=1,
+                        consistency=consistency,
+                        timeout_ms=STRONG_READ_MS,
                     ), "no row"
-                    if (
-                        consistency == "eventual"
-                    ):  # a strong read would wait until a comparison is over
+                    # The strong reader waits for comparisons, so it would see few states.
+                    if consistency == "eventual":
                         self.states |= {
                             s.state
                             for s in client.datasets()
@@ -180,6 +194,9 @@ class Readers:
                     self.answers += 1
                 except (RequestError, AssertionError) as error:
                     self.errors.append(repr(error))
+                if waits:
+                    waits = False
+                    self.begun.wait(STRONG_READ_MS / 1000)
 
     def __enter__(self) -> Readers:
         self.threads = [
@@ -187,17 +204,18 @@ class Readers:
         ]
         for thread in self.threads:
             thread.start()
+        self.begun.wait(STRONG_READ_MS / 1000)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stopped.set()
         for thread in self.threads:
-            thread.join(30)
+            thread.join(STRONG_READ_MS / 1000)
 
 
 @contextmanager
 def writers(conninfo: str, statement: str) -> Iterator[None]:
-    """Two that go on writing; ``{n}`` in the statement is another number each time."""
+    """Two writers that run meanwhile; ``{n}`` in the statement is another number each time."""
     stopped = threading.Event()
     errors: list[str] = []
 

@@ -9,21 +9,26 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import psycopg
 
-from syncd.errors import NotReady, ServiceUnavailable, TimedOut
+from syncd.client.calls import Key
+from syncd.client.client import Client
+from syncd.errors import NotReady, ServiceUnavailable, TimedOut, UnknownDataset
 from tests.daemon import Daemon
 from tests.oracle.comparison import Comparison
 from tests.oracle.tables import DOCS, ITEMS, TOPICS, Table
 from tests.oracle.writes import fetch, make_vectors
 
 TABLES = (ITEMS, DOCS)
-"""A pgvector column under l2 and an array under cosine, with integer and with uuid keys; each makes several datasets."""
+"""A pgvector column under l2 with integer keys, and an array under cosine with uuid keys.
+
+Each table makes several datasets.
+"""
 
 SETTLE_SECONDS = 45.0
-"""How long an index may take to be right, restarts of the server and back-off among it."""
+"""The longest time until an index is right, restarts of the server and back-off included."""
 
 
 def until(condition: Callable[[], bool], what: str, seconds: float = SETTLE_SECONDS) -> None:
-    """Ask again until it is so; fails after a while."""
+    """Ask until ``condition`` holds; fails after ``seconds``. ``what`` says what holds then."""
     pause, deadline = threading.Event(), time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
@@ -39,7 +44,7 @@ def attach_tables(conninfo: str, tables: Sequence[Table] = TABLES, rows: int = 6
 
 
 def upsert(db: psycopg.Connection, table: Table, numbers: Iterable[int], seed: int) -> None:
-    """Write rows; who has no vector of another seed's yet gets one, and belongs to another dataset."""
+    """Write the rows of these numbers; each seed gives a row another vector and another dataset."""
     some = list(numbers)
     vectors = make_vectors(seed, len(some)).tolist()
     rows = [
@@ -53,7 +58,10 @@ def upsert(db: psycopg.Connection, table: Table, numbers: Iterable[int], seed: i
 
 
 def change(conninfo: str, seed: int, tables: Sequence[Table] = TABLES) -> str:
-    """One transaction that inserts, updates, moves and deletes rows of each table; returns its token."""
+    """One transaction that inserts, updates, moves and deletes rows of each table.
+
+    Returns its token.
+    """
     chosen = np.random.default_rng(seed).permutation(90)
     with psycopg.connect(conninfo) as db:
         for table in tables:
@@ -75,13 +83,25 @@ def change_one(conninfo: str, seed: int, tables: Sequence[Table] = TABLES) -> st
 
 
 def takes_requests(daemon: Daemon) -> bool:
-    """Whether it takes requests; its socket is there a moment before."""
+    """Whether the service takes requests; its socket is there a moment earlier."""
     try:
         with daemon.client() as client:
             client.ping()
     except ServiceUnavailable:
         return False
     return True
+
+
+def keys_of(client: Client, dataset: str) -> list[Key] | None:
+    """The keys of a dataset, sorted; None while it does not answer. For use in ``until``.
+
+    While a source is being read, a request is refused with ``NotReady``. A name that no source has
+    brought yet is unknown.
+    """
+    try:
+        return sorted(client.keys(dataset))
+    except (NotReady, UnknownDataset):
+        return None
 
 
 def applied(daemon: Daemon, token: str) -> None:
@@ -91,7 +111,10 @@ def applied(daemon: Daemon, token: str) -> None:
 
 
 def assert_in_step(conninfo: str, daemon: Daemon, tables: Sequence[Table] = TABLES) -> None:
-    """Every index comes to equal its table, by itself: the same keys, vectors and nearest rows; nobody else writes meanwhile."""
+    """Wait until every index equals its table: the same keys, vectors and nearest rows.
+
+    No other session may write meanwhile.
+    """
     deadline = time.monotonic() + SETTLE_SECONDS
     pause = threading.Event()
     try:
@@ -108,7 +131,7 @@ def assert_in_step(conninfo: str, daemon: Daemon, tables: Sequence[Table] = TABL
                 assert daemon.process is not None
                 assert daemon.process.poll() is None, "syncd has ended"
                 assert time.monotonic() < deadline, (
-                    f"it does not catch up within {SETTLE_SECONDS:.0f} s"
+                    f"syncd does not catch up within {SETTLE_SECONDS:.0f} s"
                 )
                 pause.wait(0.05)
     except AssertionError as error:

@@ -1,4 +1,7 @@
-"""Table ``items`` and the outbox of its changes, which is freed by hand, or all the time under a syncd with small slots."""
+"""Table ``items`` and the outbox of its changes.
+
+A test frees the outbox itself, or a syncd with small slots frees it all the time.
+"""
 
 from __future__ import annotations
 
@@ -14,49 +17,52 @@ from syncd.types import Snapshot
 from tests.daemon import Daemon
 
 A_MOMENT = "100ms"
-WITHIN_SECONDS = 30.0
+WITHIN_SECONDS = 60.0
 UPSERT = "INSERT INTO items VALUES (%s, ARRAY[%s, 1]) ON CONFLICT (id) DO UPDATE SET v = excluded.v"
 
 
 def rotate(db: psycopg.Connection, *, rows: int = 1) -> tuple[int, bool, str | None]:
-    """One rotation that switches after so many rows: slots freed, whether one is to be tried later, who was told to rebuild."""
+    """One rotation that switches the slot after this many rows.
+
+    Returns how many slots it freed, whether a slot is to be tried later, and which consumer was
+    told to rebuild.
+    """
     try:
         row = db.execute(
             "SELECT freed, later, marked FROM syncd.rotate_outbox(%s, 3600)", [rows]
         ).fetchone()
-    except (
-        psycopg.errors.LockNotAvailable
-    ):  # somebody, perhaps a service that was stopped just then, has a consumer's row
+    except psycopg.errors.LockNotAvailable:
+        # Another session has a consumer's row: perhaps a service that was stopped at that moment.
         return 0, True, None
     assert row is not None
     return row[0], row[1], row[2]
 
 
 def value(db: psycopg.Connection, query: str) -> Any:
-    """The single value that a query gives."""
+    """The single value that a query returns."""
     row = db.execute(query).fetchone()
     assert row is not None
     return row[0]
 
 
 def snapshot(db: psycopg.Connection) -> Snapshot:
-    """What a statement sees now."""
+    """The snapshot of a statement now."""
     return Snapshot.parse(value(db, "SELECT pg_current_snapshot()::text"))
 
 
 def freed(db: psycopg.Connection) -> Snapshot | None:
-    """What one must have seen to miss nothing of what was freed."""
+    """The snapshot that a consumer must have seen to have missed none of the freed changes."""
     text = value(db, "SELECT freed::text FROM syncd.outbox_limit")
     return None if text is None else Snapshot.parse(text)
 
 
 def outbox_rows(db: psycopg.Connection) -> int:
-    """How many rows the outbox has, as syncd counts them."""
+    """Rows in the outbox, as syncd counts them."""
     return int(value(db, "SELECT syncd.outbox_rows()"))
 
 
 def make_items(db: psycopg.Connection) -> None:
-    """The table with one row, attached."""
+    """Make the table with one row, and attach it."""
     db.execute("CREATE TABLE items (id int PRIMARY KEY, v real[])")
     db.execute("INSERT INTO items VALUES (0, '{0,1}')")
     db.execute("SELECT syncd.attach('items', metric => 'l2')")
@@ -74,7 +80,7 @@ def fill(db: psycopg.Connection, rows: int, start: int = 1) -> None:
 
 @contextmanager
 def following(conninfo: str, data_dir: Path, **settings: object) -> Iterator[Daemon]:
-    """A syncd, not started, that is gone afterwards."""
+    """A syncd, not started, that ends with the block."""
     daemon = Daemon(conninfo, data_dir, **{"checkpoint_seconds": 0.2} | settings).with_small_slots()
     try:
         yield daemon
@@ -84,7 +90,7 @@ def following(conninfo: str, data_dir: Path, **settings: object) -> Iterator[Dae
 
 
 def assert_in_step(client: Client, db: psycopg.Connection, seconds: float = WITHIN_SECONDS) -> None:
-    """The index holds the table's rows, once it includes all that was committed before this call."""
+    """The index equals the table, once it includes every transaction that committed before."""
     with db.transaction():
         token = value(db, "SELECT syncd.token()")
     client.wait(token, timeout_ms=int(seconds * 1000))

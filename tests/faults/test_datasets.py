@@ -1,4 +1,4 @@
-"""Many datasets, and each with a fate of its own."""
+"""Many datasets that come, change and go, each by itself."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 
-from syncd.client.client import Client
-from syncd.errors import NotReady, RequestError, SyncdError, UnknownDataset
+from syncd.errors import RequestError, SyncdError
 from tests.daemon import Daemon
 from tests.faults.following import (
     assert_in_step,
     attach_tables,
     change,
+    keys_of,
     logged,
     takes_requests,
     until,
@@ -51,8 +51,8 @@ def test_datasets_that_come_and_go_while_they_are_read_changed_and_saved(
                 if seed % 7 == 0:  # read again as a whole, under another name as well
                     db.execute("SELECT syncd.detach('items')")
                     db.execute(
-                        "SELECT syncd.attach('items', vector => 'v', project => $$'items'$$, dataset => 'topic',"
-                        " live => 'deleted_at IS NULL', metric => 'l2')"
+                        "SELECT syncd.attach('items', vector => 'v', project => $$'items'$$, "
+                        "dataset => 'topic', live => 'deleted_at IS NULL', metric => 'l2')"
                     )
                 seed += 1
         finally:
@@ -71,10 +71,14 @@ def test_datasets_that_come_and_go_while_they_are_read_changed_and_saved(
 def test_many_small_datasets_are_made_changed_saved_and_loaded_in_little_time(
     db: psycopg.Connection, daemon: Daemon, count: int
 ) -> None:
-    """Seconds a dataset: before its files were saved beside others' a first checkpoint took 15 ms each."""
+    """A first checkpoint took 15 ms per dataset before files were saved in parallel.
+
+    The limit is far above what an idle machine needs.
+    """
     db.execute("CREATE TABLE items (id int PRIMARY KEY, topic text, v real[])")
     db.execute(
-        "INSERT INTO items SELECT i, i %% %s, ARRAY[i, 1, 2] FROM generate_series(0, 5 * %s - 1) AS i",
+        "INSERT INTO items SELECT i, i %% %s, ARRAY[i, 1, 2] "
+        "FROM generate_series(0, 5 * %s - 1) AS i",
         [count, count],
     )
     db.execute("SELECT syncd.attach('items', dataset => 'topic', metric => 'l2')")
@@ -91,7 +95,8 @@ def test_many_small_datasets_are_made_changed_saved_and_loaded_in_little_time(
         client.checkpoint()
         timed("first checkpoint", begun)
         db.execute(
-            "UPDATE items SET topic = (topic::int + 1) %% %s, v = ARRAY[id, 2, 2] WHERE id %% 3 = 0",
+            "UPDATE items SET topic = (topic::int + 1) %% %s, v = ARRAY[id, 2, 2] "
+            "WHERE id %% 3 = 0",
             [count],
         )
         begun = time.monotonic()
@@ -112,7 +117,7 @@ def test_many_small_datasets_are_made_changed_saved_and_loaded_in_little_time(
         for topic, keys in rows.items():
             assert set(client.keys(topic)) == keys
         assert len(client.datasets()) == count
-    assert max(took.values()) < 5 + 0.02 * count
+    assert max(took.values()) < 20 + 0.03 * count
 
 
 def test_a_dataset_whose_directory_cannot_be_written_fails_checkpoints_and_no_dataset(
@@ -123,7 +128,7 @@ def test_a_dataset_whose_directory_cannot_be_written_fails_checkpoints_and_no_da
     with daemon.client() as client, psycopg.connect(database, autocommit=True) as db:
         client.checkpoint()
         obstacle = daemon.data_dir / "items" / "new"
-        obstacle.write_text("somebody's")
+        obstacle.write_text("another program's")
         db.execute("UPDATE items SET topic = 'new' WHERE n < 5")
         change(database, seed=2)
         assert_in_step(database, daemon)
@@ -133,7 +138,7 @@ def test_a_dataset_whose_directory_cannot_be_written_fails_checkpoints_and_no_da
         change(database, seed=3)
         daemon.start()
         assert_in_step(database, daemon)
-        assert obstacle.read_text() == "somebody's"
+        assert obstacle.read_text() == "another program's"
         obstacle.unlink()
         client.checkpoint()
     daemon.kill()
@@ -146,7 +151,8 @@ def test_a_small_table_answers_before_a_large_one_has_been_read(
     db: psycopg.Connection, daemon: Daemon
 ) -> None:
     db.execute(
-        "CREATE TABLE large (id int PRIMARY KEY, v real[]); CREATE TABLE small (LIKE large INCLUDING ALL)"
+        "CREATE TABLE large (id int PRIMARY KEY, v real[]); "
+        "CREATE TABLE small (LIKE large INCLUDING ALL)"
     )
     db.execute("INSERT INTO large SELECT i, ARRAY[i, 1] FROM generate_series(1, 20000) AS i")
     db.execute("INSERT INTO small SELECT i, ARRAY[i, 1] FROM generate_series(1, 100) AS i")
@@ -157,46 +163,40 @@ def test_a_small_table_answers_before_a_large_one_has_been_read(
     daemon.spawn()
     until(lambda: takes_requests(daemon), "it serves")
     with daemon.client() as client:
-        until(lambda: count_of(client, "small") == 100, "the small table answers")
+        until(lambda: len(keys_of(client, "small") or ()) == 100, "the small table answers")
         states = {each.dataset: each.state for each in client.datasets()}
         assert states.get("default/large", "backfilling") == "backfilling"
         assert client.status().state == "backfilling"
-
-
-def count_of(client: Client, dataset: str) -> int:
-    try:
-        return len(list(client.keys(dataset)))
-    except (NotReady, UnknownDataset):
-        return -1
 
 
 def test_a_name_that_another_source_has_is_free_when_that_one_is_detached(
     db: psycopg.Connection, daemon: Daemon
 ) -> None:
     db.execute(
-        "CREATE TABLE first (id int PRIMARY KEY, v real[]); CREATE TABLE second (LIKE first INCLUDING ALL)"
+        "CREATE TABLE first (id int PRIMARY KEY, v real[]); "
+        "CREATE TABLE second (LIKE first INCLUDING ALL)"
     )
     db.execute(
-        "INSERT INTO first VALUES (1, '{1,1}'); INSERT INTO second VALUES (2, '{1,1}'), (3, '{2,1}')"
+        "INSERT INTO first VALUES (1, '{1,1}'); "
+        "INSERT INTO second VALUES (2, '{1,1}'), (3, '{2,1}')"
     )
     db.execute("SELECT syncd.attach('first', dataset => $$'same'$$)")
     daemon.start()
     db.execute("SELECT syncd.attach('second', dataset => $$'same'$$)")
     with daemon.client() as client:
-        until(lambda: client.status().quarantined == 2, "the second one's rows have no place")
+        until(lambda: client.status().quarantined == 2, "the second table's rows have no place")
         assert list(client.keys("same")) == [1]
         client.checkpoint()
     daemon.kill()
-    daemon.start()  # who was first stays first
+    daemon.start()  # the first source keeps the name
     with daemon.client() as client:
         assert list(client.keys("same")) == [1]
         assert client.status().quarantined == 2
         db.execute("SELECT syncd.detach('first')")
-        until(lambda: count_of(client, "same") == 2, "the name is free")
-        assert sorted(client.keys("same")) == [2, 3]
-        assert client.status().quarantined == 0
+        until(lambda: keys_of(client, "same") == [2, 3], "the name is free")
+        until(lambda: client.status().quarantined == 0, "the rows have left the quarantine")
         db.execute("SELECT syncd.attach('first', dataset => $$'same'$$)")
-        until(lambda: client.status().quarantined == 1, "now the other one comes late")
+        until(lambda: client.status().quarantined == 1, "now the first table comes late")
         assert sorted(client.keys("same")) == [2, 3]
     daemon.stop()
 
@@ -204,7 +204,7 @@ def test_a_name_that_another_source_has_is_free_when_that_one_is_detached(
 @pytest.mark.parametrize(
     "change", ["SELECT syncd.detach('items')", "SELECT syncd.attach('items', metric => 'l2')"]
 )
-def test_a_rebuild_ends_although_its_source_is_detached_or_attached_anew_meanwhile(
+def test_a_rebuild_ends_although_its_source_is_detached_or_attached_again_meanwhile(
     db: psycopg.Connection, daemon: Daemon, change: str
 ) -> None:
     db.execute("CREATE TABLE items (id int PRIMARY KEY, v real[])")
@@ -226,7 +226,7 @@ def test_a_rebuild_ends_although_its_source_is_detached_or_attached_anew_meanwhi
         try:
             until(
                 lambda: any(work.what == "rebuilding" for work in client.status().work),
-                "it is being rebuilt",
+                "the dataset is being rebuilt",
             )
             db.execute(change.encode())
             until(rebuilding.done, "the rebuild has ended")
@@ -235,7 +235,7 @@ def test_a_rebuild_ends_although_its_source_is_detached_or_attached_anew_meanwhi
     assert rebuilding.result() == ("unknown_dataset" if "detach" in change else 20000)
 
 
-def test_a_rebuild_says_why_where_what_is_to_take_the_dataset_s_place_cannot_be_read(
+def test_a_rebuild_says_why_if_the_new_attachment_of_its_table_cannot_be_read(
     db: psycopg.Connection, daemon: Daemon
 ) -> None:
     db.execute("CREATE TABLE items (id int PRIMARY KEY, v real[])")
@@ -246,7 +246,7 @@ def test_a_rebuild_says_why_where_what_is_to_take_the_dataset_s_place_cannot_be_
         db.execute("SELECT syncd.attach('items', metric => 'l2')")
         db.execute("ALTER TABLE items RENAME COLUMN v TO w")
     with ThreadPoolExecutor(1) as threads, daemon.client() as client, daemon.client() as other:
-        until(lambda: client.status().state == "failed", "it cannot be read")
+        until(lambda: client.status().state == "failed", "the table cannot be read")
         assert list(client.keys("items")) == [1]
         rebuilding = threads.submit(other.rebuild, "items")
         try:

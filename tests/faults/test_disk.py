@@ -1,4 +1,7 @@
-"""Full disks, damaged files, a data directory that goes away: searches go on, and what is on disk is whole or not used."""
+"""Full disks, damaged files, a data directory that goes away.
+
+Searches go on, and a checkpoint on disk is complete or ignored.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,13 @@ import pytest
 
 from syncd.errors import RequestError
 from tests.conftest import clone
-from tests.daemon import Daemon
+from tests.daemon import READY_SECONDS, Daemon
 from tests.faults.following import TABLES, applied, assert_in_step, attach_tables, change, logged
 from tests.oracle.tables import NOTES
 from tests.servers import PostgresServer
 
 KINDS_OF_TABLES = (*TABLES, NOTES)
-"""With text keys too, which are stored in two files."""
+"""The tables of the other tests, and one with text keys, which are stored in two files."""
 
 SMALL_CHUNKS = (
     "syncd.index.dataset.DatasetIndex.create.__func__.__kwdefaults__",
@@ -32,7 +35,7 @@ SMALL_CHUNKS = (
 
 @pytest.fixture(scope="module")
 def shared(server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A syncd that is restarted with damaged files."""
+    """A syncd that tests restart with damaged files."""
     for conninfo in clone(server):
         attach_tables(conninfo, KINDS_OF_TABLES)
         daemon = Daemon(conninfo, tmp_path_factory.mktemp("disk") / "data")
@@ -43,7 +46,7 @@ def shared(server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture
 def saved(shared: Daemon) -> Daemon:
-    """It is down, with two checkpoints, and the tables have changed since."""
+    """The syncd is down with two checkpoints, and the tables have changed since."""
     if shared.process is not None:
         shared.kill()
     shared.start()
@@ -92,7 +95,7 @@ DAMAGES: list[Callable[[Path], None]] = [
 
 @pytest.mark.parametrize("kind", ["vectors", "norms", "keys", "key-ends", "live"])
 def test_a_damaged_file_has_its_dataset_read_again_and_no_other(saved: Daemon, kind: str) -> None:
-    """Of each kind of file five, each damaged in another way."""
+    """Five files of one kind, each damaged in another way."""
     newest = [path for path in saved.data_dir.rglob(f"*-{kind}-*") if path.is_file()]
     by_dataset = {path.parent: path for path in sorted(newest)}
     assert len(by_dataset) >= len(DAMAGES)
@@ -108,13 +111,13 @@ def test_a_damaged_file_has_its_dataset_read_again_and_no_other(saved: Daemon, k
     saved.start()
     assert_in_step(saved.conninfo, saved, KINDS_OF_TABLES)
     assert logged(saved, "dataset_damaged") == len(DAMAGES)
-    for path in by_dataset.values():  # what cannot be removed as a file is not ours to remove
+    for path in by_dataset.values():  # syncd removes files only
         if path.is_dir():
             path.rmdir()
 
 
 def change_a_digit(path: Path) -> None:
-    """It is still JSON, and says that the future has been applied."""
+    """Damage the snapshot: the file is still JSON, and claims that the future has been applied."""
     content = re.sub(rb'"snapshot":"(\d+):(\d+):', rb'"snapshot":"9\1:9\2:', path.read_bytes())
     path.write_bytes(content)
 
@@ -166,7 +169,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill_up(disk: Path) -> Path:
-    """Leave no byte; returns the file to remove."""
+    """Leave no byte free; returns the file that fills the disk."""
     ballast = disk / "ballast"
     with ballast.open("ab", buffering=0) as file:
         try:
@@ -179,7 +182,7 @@ def fill_up(disk: Path) -> Path:
 
 @pytest.fixture
 def on_a_small_disk(database: str, small_disk: Path) -> Iterator[Daemon]:
-    """A syncd whose disk is going to be full."""
+    """A syncd on the small disk, not started."""
     attach_tables(database)
     daemon = Daemon(database, small_disk).with_constant(*SMALL_CHUNKS)
     yield daemon
@@ -194,12 +197,12 @@ def test_a_full_disk_fails_checkpoints_and_nothing_else_and_is_forgotten_when_th
     with daemon.client() as client, psycopg.connect(database, autocommit=True) as db:
         client.checkpoint()
         ballast = fill_up(daemon.data_dir)
-        for seed in range(2, 10):  # more often than nonces are kept for the sake of older copies
+        for seed in range(2, 10):  # more often than nonces are kept for older copies
             change(database, seed=seed)
             db.execute(
                 "UPDATE items SET topic = 'new ' || %s WHERE n = ANY (%s)", [seed, [seed, seed + 1]]
             )
-            assert_in_step(database, daemon)  # in memory; a dataset that is new too
+            assert_in_step(database, daemon)  # in memory, new datasets included
             with pytest.raises(RequestError, match="No space left on device"):
                 client.checkpoint()
             error = client.status().checkpoint.error
@@ -224,9 +227,7 @@ def test_a_disk_that_is_full_while_a_table_is_read_for_the_first_time(
     database: str, on_a_small_disk: Daemon
 ) -> None:
     ballast = fill_up(on_a_small_disk.data_dir)
-    os.truncate(
-        ballast, ballast.stat().st_size - 8192
-    )  # for the lock and the socket, and a file or two
+    os.truncate(ballast, ballast.stat().st_size - 8192)  # room for the lock, the socket and a file
     daemon = on_a_small_disk.start()
     assert_in_step(database, daemon)
     with daemon.client() as client:
@@ -242,7 +243,7 @@ def test_a_disk_that_is_full_while_a_table_is_read_for_the_first_time(
     daemon.stop()
 
 
-def test_a_stop_with_a_full_disk_ends_in_order_and_the_checkpoint_before_stays(
+def test_a_stop_with_a_full_disk_ends_in_order_and_the_previous_checkpoint_stays(
     database: str, on_a_small_disk: Daemon
 ) -> None:
     daemon = on_a_small_disk.start()
@@ -314,9 +315,8 @@ def test_a_data_directory_that_becomes_read_only_fails_checkpoints_and_nothing_e
     try:
         with daemon.client() as client:
             client.checkpoint()
-            subprocess.run(
-                ["mount", "--bind", small_disk, small_disk], check=True
-            )  # over what the lock keeps writable
+            # A mount of its own: the open lock file keeps the first one writable.
+            subprocess.run(["mount", "--bind", small_disk, small_disk], check=True)
             subprocess.run(["mount", "-o", "remount,bind,ro", small_disk], check=True)
             change(database, seed=2)
             assert_in_step(database, daemon)
@@ -337,14 +337,14 @@ def test_a_data_directory_that_becomes_read_only_fails_checkpoints_and_nothing_e
 def test_two_on_one_data_directory_the_second_is_refused_also_while_the_first_dies(
     database: str, daemon: Daemon
 ) -> None:
-    """The lock is gone with the process, however that ends: the next start needs nobody's help."""
+    """The lock ends with its process, however that ends: the next start needs no operator."""
     attach_tables(database)
     daemon.start()
     second = Daemon(database, daemon.data_dir, consumer="second")
     assert daemon.process is not None
-    daemon.process.send_signal(signal.SIGSTOP)  # frozen, it still holds it
+    daemon.process.send_signal(signal.SIGSTOP)  # frozen, it still holds the lock
     process = second.spawn()
-    assert process.wait(30) == 1
+    assert process.wait(READY_SECONDS) == 1
     second.kill()
     daemon.kill()
     change(database, seed=2)

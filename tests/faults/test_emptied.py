@@ -1,4 +1,4 @@
-"""Datasets whose rows are gone for good: their names answer empty, and nothing else of them is kept."""
+"""Datasets whose rows are gone for good: their names answer empty, and only the names are kept."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import psycopg
 import pytest
 
 from syncd.client.client import Client
-from syncd.errors import UnknownDataset
+from syncd.errors import NotReady, UnknownDataset
 from syncd.store.manifest import MANIFEST, Manifest, read_manifest
 from tests.daemon import Daemon
-from tests.faults.following import until
+from tests.faults.following import keys_of, until
 from tests.oracle.writes import fetch
 from tests.scrape import get, sample, samples
 
@@ -38,7 +38,7 @@ def applied(db: psycopg.Connection, client: Client, *statements: str) -> None:
 
 
 def with_index(daemon: Daemon) -> set[str]:
-    """The datasets of which more than their name is there."""
+    """The datasets that have an index, not only a name."""
     return {
         dict(labels)["dataset"] for name, labels in samples(daemon) if name == "syncd_index_vectors"
     }
@@ -91,7 +91,7 @@ def reported(db: psycopg.Connection) -> list[str]:
 
 
 def answers_empty(client: Client) -> None:
-    """What there is to ask of a dataset, asked of one without rows."""
+    """A dataset without rows answers every kind of request."""
     listed = {row.dataset: row for row in client.datasets()}
     assert len([name for name in listed if name.startswith("default/c")]) == 20
     row = listed["default/c3"]
@@ -129,7 +129,8 @@ def test_a_name_that_comes_back_has_its_rows_and_may_have_another_dimension(
             applied(
                 chats,
                 client,
-                f"INSERT INTO chats SELECT i, 'c' || i / 2, array_fill(i::real, ARRAY[{turn + 4}]) FROM generate_series(0, 39) AS i",
+                "INSERT INTO chats SELECT i, 'c' || i / 2, "
+                f"array_fill(i::real, ARRAY[{turn + 4}]) FROM generate_series(0, 39) AS i",
             )
             assert set(client.keys("c3")) == {6, 7}
             assert [hit.key for hit in client.search("c3", [7.0] * (turn + 4), k=1)] == [7]
@@ -178,10 +179,10 @@ def test_names_without_rows_stay_their_source_s_until_it_is_detached_or_attached
         assert client.search("c3", [1.0, 1.0, 1.0]) == []
         chats.execute("SELECT syncd.attach('chats', dataset => 'chat', metric => 'cosine')")
         until(
-            lambda: not unknown(client, "c3") and list(client.keys("c3")) == [1],
-            "this attachment has never seen the name",
+            lambda: keys_of(client, "c3") == [1],
+            "the name is free: the new attachment has never seen it",
         )
-        assert client.status().quarantined == 0
+        until(lambda: client.status().quarantined == 0, "the row has left the quarantine")
         applied(chats, client, "DELETE FROM later")
         until(lambda: "default/c3" not in with_index(daemon), "its index goes")
         assert client.search("c3", [1.0, 1.0, 1.0]) == []
@@ -190,10 +191,13 @@ def test_names_without_rows_stay_their_source_s_until_it_is_detached_or_attached
 
 
 def unknown(client: Client, name: str) -> bool:
+    """Whether a name is unknown for good: while a source is being read, it may still appear."""
     try:
         client.search(name, [1.0, 1.0, 1.0])
     except UnknownDataset:
         return True
+    except NotReady:
+        return False
     return False
 
 

@@ -1,4 +1,6 @@
-"""Killed at every step of a first reading, a start, a pass, a checkpoint, a stop, a build and a compaction: the next start is right."""
+"""A kill at every step of a first reading, a start, a pass, a checkpoint, a stop, a build or a
+compaction: the next start is right.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ import pytest
 
 from syncd.errors import ServiceUnavailable
 from tests.conftest import clone
-from tests.daemon import Daemon
+from tests.daemon import READY_SECONDS, Daemon
 from tests.faults.following import applied, assert_in_step, attach_tables, change, change_one, until
 from tests.faults.points import ARMED, CODES_POINTS, POINTS, Point, arm, reached
 from tests.servers import PostgresServer
@@ -22,7 +24,10 @@ seeds = itertools.count(100)
 
 @pytest.fixture(scope="module")
 def mortal(server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A syncd that is killed again and again, over one database; rows are written ahead, and pages of a scan are short."""
+    """A syncd of one database that tests kill again and again.
+
+    Rows are written ahead, and pages of a scan are short.
+    """
     folder = tmp_path_factory.mktemp("points")
     for conninfo in clone(server):
         attach_tables(conninfo)
@@ -35,9 +40,7 @@ def mortal(server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.mark.parametrize("point", POINTS, ids=[f"{point.phase}: {point.name}" for point in POINTS])
-def test_a_kill_at_any_point_leaves_what_the_next_start_makes_right(
-    mortal: Daemon, point: Point
-) -> None:
+def test_a_kill_at_any_point_is_followed_by_a_right_start(mortal: Daemon, point: Point) -> None:
     folder = mortal.data_dir.parent
     if mortal.process is not None and mortal.process.poll() is not None:  # after a test that failed
         mortal.kill()
@@ -62,9 +65,8 @@ def test_a_kill_at_any_point_leaves_what_the_next_start_makes_right(
             save(mortal)  # two of them, so that the next one removes what the first alone needs
             applied(mortal, change(mortal.conninfo, seed=next(seeds)))
             save(mortal)
-            applied(
-                mortal, change_one(mortal.conninfo, seed=next(seeds))
-            )  # too little to be written ahead
+            # Too few bytes to be written ahead:
+            applied(mortal, change_one(mortal.conninfo, seed=next(seeds)))
             arm(folder, point)
             with contextlib.suppress(ServiceUnavailable):
                 save(mortal)
@@ -73,7 +75,7 @@ def test_a_kill_at_any_point_leaves_what_the_next_start_makes_right(
             assert mortal.process is not None
             mortal.process.send_signal(signal.SIGTERM)
     assert mortal.process is not None
-    assert mortal.process.wait(30) == -signal.SIGKILL, (
+    assert mortal.process.wait(READY_SECONDS) == -signal.SIGKILL, (
         f"{point} was not reached\n{mortal.log.read_text()[-3000:]}"
     )
     assert reached(folder) == repr(point)
@@ -91,19 +93,18 @@ SMALL_CODES = {
     "syncd.index.build.plan.MOST_DEAD_SLOTS": 0.02,
     "syncd.index.generation.compaction.BLOCK_BYTES": 1,
     "syncd.index.build.measuring.CHEAPER_THAN_EXACT": 1e9,
-    "syncd.index.build.measuring.CANDIDATES": dict.fromkeys(
-        (10, 40, 100, 1000), (100_000,)
-    ),  # every row: then codes leave nothing out
+    # Every row is a candidate, so codes miss none.
+    "syncd.index.build.measuring.CANDIDATES": dict.fromkeys((10, 40, 100, 1000), (100_000,)),
     "syncd.index.build.measuring.QUERIES": {10: 20, 40: 5, 100: 5, 1000: 5},
     "syncd.sync.background.builder.LOOK_SECONDS": 0.02,
     "syncd.sync.background.builder.NICENESS": 0,  # a test waits for it
 }
-"""Datasets of 30 rows have codes, and each change makes slots that are worth giving back."""
+"""Datasets of 30 rows have codes, and each change leaves slots to give back."""
 
 
 @pytest.fixture(scope="module")
 def coded(server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A syncd whose small datasets have codes, to be killed again and again."""
+    """A syncd whose small datasets have codes, which tests kill again and again."""
     folder = tmp_path_factory.mktemp("points")
     for conninfo in clone(server):
         attach_tables(conninfo, rows=150)
@@ -144,7 +145,7 @@ def test_a_kill_while_codes_are_made_or_slots_given_back_loses_nothing(
             arm(folder, point)
             change(coded.conninfo, seed=next(seeds))
     assert coded.process is not None
-    assert coded.process.wait(30) == -signal.SIGKILL, (
+    assert coded.process.wait(READY_SECONDS) == -signal.SIGKILL, (
         f"{point} was not reached\n{coded.log.read_text()[-3000:]}"
     )
     assert reached(folder) == repr(point)
@@ -156,7 +157,7 @@ def test_a_kill_while_codes_are_made_or_slots_given_back_loses_nothing(
 
 
 def all_coded(daemon: Daemon) -> None:
-    """Return once every dataset with rows enough has codes."""
+    """Return once every dataset with enough rows has codes."""
     with daemon.client() as client:
         until(
             lambda: (

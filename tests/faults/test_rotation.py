@@ -1,6 +1,7 @@
-"""Freeing the outbox under a running syncd: nothing is missed, nobody waits, and it stays small.
+"""Freeing the outbox under a running syncd: no change is missed, no writer waits, it stays small.
 
-The slots' thresholds are made small in these processes, so that a few thousand rows go through many rotations.
+The thresholds of the slots are small in these processes, so that a few thousand rows go through
+many rotations.
 """
 
 from __future__ import annotations
@@ -35,11 +36,12 @@ from tests.faults.rotation import (
 )
 from tests.servers import PostgresServer
 
-A_MOMENT_UNDER_LOAD = "300ms"
+LOCK_TIMEOUT = "2s"
+"""Longer than a busy machine needs; shorter waits for a table are found in the server's log."""
 
 
 class Writers:
-    """Threads that write until they are stopped, and fail where a lock keeps them waiting."""
+    """Threads that write until they are stopped, and fail if a lock keeps them waiting."""
 
     def __init__(self, conninfo: str, number: int) -> None:
         self.conninfo = conninfo
@@ -50,13 +52,12 @@ class Writers:
     def write(self, seed: int) -> int:
         chosen, statements = random.Random(seed), 0
         with psycopg.connect(self.conninfo, autocommit=True) as db:
-            db.execute(f"SET lock_timeout = '{A_MOMENT_UNDER_LOAD}'")
+            db.execute(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
             while not self.stopped.is_set():
                 with db.transaction(force_rollback=chosen.random() < 0.1):
                     for _ in range(chosen.randint(1, 3)):
-                        key = seed * 100_000 + chosen.randrange(
-                            1, 2000
-                        )  # no two writers share a row
+                        # No two writers share a row.
+                        key = seed * 100_000 + chosen.randrange(1, 2000)
                         if chosen.random() < 0.2:
                             db.execute("DELETE FROM items WHERE id = %s", [key])
                         else:
@@ -65,9 +66,9 @@ class Writers:
         return statements
 
     def stop(self) -> int:
-        """End them; the number of statements. Raises what stopped one of them before."""
+        """End them; returns the number of statements. Raises the error of one that ended early."""
         self.stopped.set()
-        done = sum(future.result(timeout=30) for future in self.running)
+        done = sum(future.result(timeout=60) for future in self.running)
         self.threads.shutdown()
         return done
 
@@ -83,31 +84,38 @@ def test_every_key_arrives_and_no_writer_waits_through_rotations_and_kills(
     with following(database, tmp_path / "data") as daemon:
         daemon.start()
         writers = Writers(database, 8)
-        rotations, slot = 0, 0
+        rotations, slot = 0, 0  # so far, and the slot at the last look
+
+        def rotated_often() -> bool:
+            nonlocal rotations, slot
+            now = int(value(items, "SELECT last_value FROM syncd.outbox_slot"))
+            rotations, slot = rotations + (now != slot), now
+            return rotations >= 5
+
         try:
             for seconds in (1.5, 0.4, 1.2, 0.8):
                 end = time.monotonic() + seconds
                 while time.monotonic() < end:
-                    now = value(items, "SELECT last_value FROM syncd.outbox_slot")
-                    rotations, slot = rotations + (now != slot), now
+                    rotated_often()
                     time.sleep(0.005)
                 daemon.kill()
                 daemon.start()
+            until(rotated_often, "the slot changes while writers write")
+            until(
+                lambda: (
+                    value(items, "SELECT last_value FROM syncd.outbox_id") > 3 * outbox_rows(items)
+                ),
+                "the outbox is freed while writers write",
+            )
         finally:
             statements = writers.stop()
         with daemon.client() as client:
             assert_in_step(client, items)
-        left = outbox_rows(items)
-        until(lambda: outbox_rows(items) == 0, "the outbox is emptied when nobody writes")
+        until(lambda: outbox_rows(items) == 0, "the outbox is emptied when all writers have ended")
         daemon.stop()
-    print(
-        f"{statements} statements, {rotations} rotations, {left} rows left in the outbox at the end"
-    )
-    assert rotations >= 5
-    assert value(items, "SELECT last_value FROM syncd.outbox_id") > 3 * left, (
-        "the outbox shrank meanwhile"
-    )
-    # Writers of one table extend its file in turn, syncd or not; a lock on a whole table is what only the rotation could keep from them.
+    print(f"{statements} statements, {rotations} rotations")
+    # Writers of one table extend its file in turn, with or without syncd. Only the rotation could
+    # keep a lock on a whole table from them.
     waits = re.findall(r".*still waiting for \w+ on relation .*", server.log.read_text()[logged:])
     assert not waits, waits[:3]
 
@@ -148,7 +156,7 @@ def test_two_consumers_at_different_positions_are_right_through_rotations(
         second.stop()
         writers = Writers(database, 2)
         try:
-            until(lambda: outbox_rows(items) > 1000, "the one that is away needs them")
+            until(lambda: outbox_rows(items) > 1000, "the consumer that is away needs them")
         finally:
             writers.stop()
         with first.client() as client:
@@ -157,7 +165,7 @@ def test_two_consumers_at_different_positions_are_right_through_rotations(
         assert "reconciling" not in second.log.read_text()
         with second.client() as client:
             assert_in_step(client, items)
-        until(lambda: outbox_rows(items) == 0, "nobody needs them any more")
+        until(lambda: outbox_rows(items) == 0, "no consumer needs them any more")
         writers = Writers(database, 4)
         try:
             before = value(items, "SELECT last_value FROM syncd.outbox_id")
@@ -188,7 +196,10 @@ def test_a_service_that_is_frozen_in_a_transaction_keeps_no_lock_for_long(
             )
         )
         frozen.execute("LOCK TABLE syncd.consumers IN ACCESS EXCLUSIVE MODE")
-        held = f"SELECT count(*) FROM pg_locks WHERE pid = {frozen.info.backend_pid} AND mode = 'AccessExclusiveLock'"
+        held = (
+            f"SELECT count(*) FROM pg_locks WHERE pid = {frozen.info.backend_pid} "
+            "AND mode = 'AccessExclusiveLock'"
+        )
         assert value(db, held) > 0
         until(lambda: value(db, held) == 0, "the server ends it", WITHIN_SECONDS)
 
@@ -210,10 +221,10 @@ def test_a_crash_of_the_server_at_any_step_of_a_rotation_loses_nothing(
             if step == "switched":
                 rotating.execute("SELECT setval('syncd.outbox_slot', 1)")
             else:
-                rotating.execute("SELECT syncd.rotate_outbox(1, 1)")  # switched; nothing is freed
+                rotating.execute("SELECT syncd.rotate_outbox(1, 1)")  # switched; no slot is freed
                 rotating.commit()
                 if step != "locked":
-                    rotating.execute("DELETE FROM syncd.consumers")  # so that nobody needs anything
+                    rotating.execute("DELETE FROM syncd.consumers")  # so that no slot is needed
                 rotating.execute("SELECT syncd.rotate_outbox(1, 1)")
                 if step == "committed":
                     rotating.commit()
