@@ -17,11 +17,12 @@ from tests.faults.following import until
 from tests.servers import PostgresServer
 
 DATABASE = "app"
+BACKUP_OPTIONS = ("--no-sync", "-c", "fast", "-R")
 
 
 @cache
 def pattern() -> PostgresServer:
-    """A server that is not running; the others are copies of its files, which is quicker than making them anew."""
+    """A stopped server. Other servers are copies of its files, which is quicker than initdb."""
     server = PostgresServer(18, tcp=True).start()
     prepare(server, pgvector=True)
     server.create_database(DATABASE, TEMPLATE)
@@ -31,7 +32,7 @@ def pattern() -> PostgresServer:
 
 @contextmanager
 def primary(directory: Path, **settings: str) -> Iterator[PostgresServer]:
-    """A server on TCP with a database of schema syncd, which a standby may follow."""
+    """A server on TCP that a standby may follow; its database has schema syncd."""
     server = PostgresServer(18, directory, tcp=True, settings=settings)
     shutil.copytree(pattern().folder / "cluster", server.folder / "cluster", symlinks=True)
     give(server.folder)
@@ -41,14 +42,18 @@ def primary(directory: Path, **settings: str) -> Iterator[PostgresServer]:
 
 @contextmanager
 def base_backup(of: PostgresServer, *, follows: bool) -> Iterator[PostgresServer]:
-    """A server made from a base backup, started: a standby where it ``follows``, else a clone that goes its own way."""
+    """A running server made from a base backup.
+
+    It is a standby if it ``follows``, and else a clone with transactions of its own.
+    """
     copy = PostgresServer(18, of.folder, tcp=True, settings={"hot_standby": "on"})
     try:
         cluster = copy.folder / "cluster"
         subprocess.run(
-            [of.bindir / "pg_basebackup", "-d", of.conninfo(), "-D", cluster, "--no-sync", "-c", "fast", "-R"],
-            check=True, capture_output=True,
-        )  # fmt: skip
+            [of.bindir / "pg_basebackup", "-d", of.conninfo(), "-D", cluster, *BACKUP_OPTIONS],
+            check=True,
+            capture_output=True,
+        )
         if not follows:
             (cluster / "standby.signal").unlink()
         give(copy.folder)
@@ -58,14 +63,17 @@ def base_backup(of: PostgresServer, *, follows: bool) -> Iterator[PostgresServer
 
 
 def give(folder: Path) -> None:
-    """Hand a cluster's files to the account that owns its folder: the tests may be root's, PostgreSQL must not be."""
+    """Give a cluster's files to the account that owns its folder.
+
+    Root may run the tests, but not PostgreSQL.
+    """
     owner = folder.stat()
     for path in (folder / "cluster", *(folder / "cluster").rglob("*")):
         os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
 
 def set_aside(server: PostgresServer) -> Path:
-    """A cold copy of a server's files, as a backup would have them; the server runs on."""
+    """A cold backup: a copy of a server's files. The server runs again afterwards."""
     server.stop()
     copy = server.folder / "backup"
     shutil.copytree(server.folder / "cluster", copy, symlinks=True)
@@ -74,12 +82,10 @@ def set_aside(server: PostgresServer) -> Path:
 
 
 def put_back(server: PostgresServer, copy: Path) -> None:
-    """The server becomes what it was when the copy was made."""
+    """Restore a cold backup into its server."""
     server.stop("immediate")
     cluster = server.folder / "cluster"
-    for path in list(
-        cluster.iterdir()
-    ):  # the directory itself stays: a running server is known by it
+    for path in list(cluster.iterdir()):  # the directory stays: a running server is known by it
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     shutil.copytree(copy, cluster, symlinks=True, dirs_exist_ok=True)
     give(server.folder)
@@ -87,18 +93,18 @@ def put_back(server: PostgresServer, copy: Path) -> None:
 
 
 def caught_up(standby: PostgresServer, server: PostgresServer) -> None:
-    """Return once a standby has replayed all that its primary has written."""
+    """Return once a standby has replayed all WAL of its primary."""
     [(wanted,)] = server.execute("SELECT pg_current_wal_lsn()::text")
     until(
         lambda: (
             standby.execute(f"SELECT pg_last_wal_replay_lsn() >= '{wanted}'::pg_lsn") == [(True,)]
         ),
-        "the standby has all of the primary",
+        "the standby has replayed all WAL of the primary",
     )
 
 
 def stop_following(standby: PostgresServer) -> None:
-    """The standby hears nothing from its primary any more."""
+    """Cut the standby off from its primary."""
     standby.execute("ALTER SYSTEM SET primary_conninfo = ''")
     standby.execute("SELECT pg_reload_conf()")
     until(
@@ -108,6 +114,6 @@ def stop_following(standby: PostgresServer) -> None:
 
 
 def promote(standby: PostgresServer) -> None:
-    """The standby becomes a primary."""
+    """Make the standby a primary."""
     with psycopg.connect(standby.conninfo(), autocommit=True) as connection:
         connection.execute("SELECT pg_promote()")

@@ -1,4 +1,4 @@
-"""What tests of several files begin with: a table, a service that follows it, a server behind a TCP port."""
+"""Fixtures of several files: a table, a service that follows it, a server behind a TCP port."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.faults.following import attach_tables
 from tests.servers import PostgresServer
 
 SHORT_PAGES = ("syncd.sync.source.scan.PAGE_ROWS", (10, 10, 10))
-"""A comparison of the small table takes so many passes that readers meet it."""
+"""Pages so short that a comparison of the small table takes many passes, and readers meet it."""
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def followed(db: psycopg.Connection, daemon: Daemon) -> Iterator[Followed]:
 
 @pytest.fixture(scope="module")
 def tcp_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
-    """A server behind a TCP port, which may be restarted."""
+    """A server behind a TCP port that tests may restart."""
     with PostgresServer(18, tmp_path_factory.mktemp("links"), tcp=True) as server:
         prepare(server, pgvector=True)
         yield server
@@ -46,7 +46,7 @@ def tcp_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresSer
 
 @pytest.fixture
 def direct(tcp_server: PostgresServer, request: pytest.FixtureRequest) -> Iterator[str]:
-    """A database of the test's own, without the proxy."""
+    """A database for one test, connected without the proxy."""
     name = f"links_{abs(hash(request.node.name)) % 10**9}"
     conninfo = tcp_server.create_database(name, TEMPLATE)
     attach_tables(conninfo)

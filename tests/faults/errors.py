@@ -1,4 +1,4 @@
-"""Errors that nobody has thought of: a function of syncd's own process raises as a bug in it would."""
+"""Unexpected errors: a function in syncd's process raises as a bug in it would."""
 
 from __future__ import annotations
 
@@ -13,15 +13,21 @@ ALWAYS = 1_000_000_000
 
 
 RAISED = ""
-"""The name of a function of ``syncd.sync.background.comparison`` that gives the error; empty for one of no kind."""
+"""Name of a function of ``syncd.sync.background.comparison`` that returns the error to raise.
+
+Empty for an error that syncd does not know.
+"""
 
 
 class BrokenOnPurposeError(Exception):
-    """An error of no kind that syncd knows."""
+    """An error that syncd does not know."""
 
 
 def break_function(function: str, times: int, when: str) -> None:
-    """Let ``module:path`` raise at its first ``times`` calls for which ``when`` is true, a Python expression over ``args``."""
+    """Let ``module:path`` raise at its first ``times`` calls for which ``when`` is true.
+
+    ``when`` is a Python expression over ``args``.
+    """
     module, _, path = function.partition(":")
     owner = pkgutil.resolve_name(module)
     *outer, name = path.split(".")

@@ -1,4 +1,7 @@
-"""Settings that a role, a database, a connection string or the environment may bring, each other than what syncd's SQL rests on."""
+"""Settings that a role, a database, a connection string or the environment may bring.
+
+Each differs from the value that syncd's SQL depends on.
+"""
 
 from __future__ import annotations
 
@@ -56,25 +59,27 @@ USUAL: Mapping[str, str] = {
     "idle_session_timeout": "0",
     "transaction_timeout": "0",
 }
-"""What a test itself rests on."""
+"""Settings that a test itself depends on."""
 ODD_SCHEMA = (
     "CREATE SCHEMA odd",
-    "CREATE FUNCTION odd.now() RETURNS timestamptz LANGUAGE sql AS $$ SELECT '1999-01-01'::timestamptz $$",
+    "CREATE FUNCTION odd.now() RETURNS timestamptz LANGUAGE sql "
+    "AS $$ SELECT '1999-01-01'::timestamptz $$",
     "CREATE FUNCTION odd.md5(text) RETURNS text LANGUAGE sql AS $$ SELECT 'odd' $$",
     "CREATE FUNCTION odd.concat(VARIADIC text[]) RETURNS text LANGUAGE sql AS $$ SELECT 'odd' $$",
     "CREATE FUNCTION odd.current_setting(text) RETURNS text LANGUAGE sql AS $$ SELECT 'odd' $$",
     "CREATE FUNCTION odd.pg_is_in_recovery() RETURNS boolean LANGUAGE sql AS $$ SELECT true $$",
-    "CREATE FUNCTION odd.equal(jsonb, jsonb) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$ SELECT false $$",
+    "CREATE FUNCTION odd.equal(jsonb, jsonb) RETURNS boolean LANGUAGE sql IMMUTABLE "
+    "AS $$ SELECT false $$",
     "CREATE OPERATOR odd.= (LEFTARG = jsonb, RIGHTARG = jsonb, FUNCTION = odd.equal)",
     "GRANT USAGE ON SCHEMA odd TO PUBLIC",
 )
-"""What is found before pg_catalog's own."""
+"""Objects that a session finds before those of ``pg_catalog``."""
 SOURCES = ("role", "database", "role in database", "DSN", "environment")
 
 
 @dataclass(frozen=True, slots=True)
 class Hostile:
-    """How ``syncd`` connects to a database where the settings are odd, and how a test does, for which they are not."""
+    """A connection string with odd settings for syncd, and one without them for the test."""
 
     dsn: str
     direct: str
@@ -82,7 +87,7 @@ class Hostile:
 
 
 def settings_of(server: PostgresServer) -> dict[str, str]:
-    """Those that this version has."""
+    """The hostile settings that a server's version has."""
     return {
         name: value
         for name, value in HOSTILE.items()
@@ -101,7 +106,7 @@ def as_options(settings: Mapping[str, str]) -> str:
 def hostile(
     server: PostgresServer, source: str, settings: Mapping[str, str] | None = None
 ) -> Iterator[Hostile]:
-    """A new database, without schema syncd, where a role of its own connects with odd settings that come from one source."""
+    """A new database without schema syncd; its role gets odd settings from one source."""
     given = settings_of(server) if settings is None else settings
     name = f"hostile_{os.getpid()}_{source.replace(' ', '_').lower()}"
     direct = server.create_database(name)

@@ -1,7 +1,9 @@
-"""Named points of a pass, a checkpoint, a start, a build and a compaction, at which a test has syncd killed.
+"""Named points of a pass, a checkpoint, a start, a build and a compaction, at which syncd is
+killed.
 
-The product knows nothing of them: ``watch``, which runs in syncd's process before it starts, puts a wrapper around the function of each point. The
-test names one point in a file; the process that comes there next notes it in another file, and kills itself as ``kill -9`` does.
+The product does not know them: ``watch`` runs in syncd's process before the service starts, and
+puts a wrapper around the function of each point. The test names one point in a file. The process
+that reaches this point writes another file, and kills itself as ``kill -9`` does.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ Phase = Literal["scan", "start", "pass", "checkpoint", "stop", "build", "compact
 
 
 class Point(NamedTuple):
-    """Before or after a function: at its ``nth`` call since the point was armed."""
+    """A moment before or after a function, at its ``nth`` call since the point was armed."""
 
     phase: Phase
     name: str
@@ -187,7 +189,9 @@ POINTS = [
         "syncd.index.generation.generation:Generation.save",
     ),
     Point("checkpoint", "before the manifest", "before", "syncd.store.checkpoint:write_manifest"),
-    Point("checkpoint", "before the manifest before is renamed", "before", "pathlib:Path.replace"),
+    Point(
+        "checkpoint", "before the previous manifest is renamed", "before", "pathlib:Path.replace"
+    ),
     Point("checkpoint", "between the two renames", "after", "pathlib:Path.replace"),
     Point(
         "checkpoint",
@@ -320,19 +324,19 @@ CODES_POINTS = [
 
 
 def arm(folder: Path, point: Point) -> None:
-    """Have the process stop at a point."""
+    """Let the process be killed at a point."""
     (folder / REACHED).unlink(missing_ok=True)
     (folder / "new").write_text(repr(point))
     (folder / "new").rename(folder / ARMED)
 
 
 def reached(folder: Path) -> str:
-    """The point that a process was killed at, empty where it was not."""
+    """The point at which a process was killed; empty if it was not."""
     return (folder / REACHED).read_text() if (folder / REACHED).exists() else ""
 
 
 def watch(folder: str) -> None:
-    """Put a wrapper around each point's function. Runs in syncd's process."""
+    """Put a wrapper around the function of each point, in syncd's process."""
     for point in POINTS + CODES_POINTS:
         module, _, path = point.function.partition(":")
         owner = pkgutil.resolve_name(module)
@@ -346,8 +350,8 @@ def watch(folder: str) -> None:
 
 
 def wrapper(point: Point, function: Callable[..., Any], folder: Path) -> Callable[..., Any]:
-    """The function, with a death before or after it."""
-    calls = itertools.count(1)  # one step: datasets are saved in several threads
+    """The function, with a kill before or after it."""
+    calls = itertools.count(1)  # next() is atomic: several threads save datasets
 
     def here() -> None:
         try:

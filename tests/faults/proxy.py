@@ -1,4 +1,4 @@
-"""A TCP proxy between syncd and its server: what a network can do to a connection, a test can do here."""
+"""A TCP proxy between syncd and its server, for the faults of a network."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Link:
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
         self.client, self.server = client, server
         self.open = threading.Event()
-        """Whether anything gets through."""
+        """Whether bytes get through."""
         self.running = 2
         self.lock = threading.Lock()
 
     def end(self, *, reset: bool) -> None:
-        """Have both directions end; ``reset``: with RST, as a firewall or a dying host does it."""
+        """End both directions; ``reset``: with RST, as a firewall or a failing host does."""
         for each in (self.client, self.server):
             with contextlib.suppress(OSError):
                 if reset:
@@ -35,7 +35,10 @@ class Link:
         self.open.set()
 
     def direction_ended(self) -> None:
-        """Close the sockets once nobody reads from them: a number that is free again would soon be another's."""
+        """Close the sockets once both directions have ended.
+
+        Earlier, another connection could get the number of a socket that is still read from.
+        """
         with self.lock:
             self.running -= 1
             if self.running == 0:
@@ -44,16 +47,19 @@ class Link:
 
 
 class Proxy:
-    """Listens on 127.0.0.1 and forwards to the port ``target``; everything may be changed while connections are open."""
+    """Listens on 127.0.0.1 and forwards to the port ``target``.
+
+    A test may change each attribute while connections are open.
+    """
 
     def __init__(self, target: int) -> None:
         self.target = target
         self.latency_seconds = 0.0
-        """Of each direction."""
+        """Delay of each direction, in seconds."""
         self.drops_notifications = False
-        """Of connections to come; they must not be encrypted."""
+        """Whether new connections lose notifications; they must not be encrypted."""
         self.budget: int | None = None
-        """Cut the connection that gets more bytes than this from the server; then no other."""
+        """Bytes that the server may send before one connection is cut; None: no limit."""
         self.refusing = False
         self.dark = False
         self.accepted = 0
@@ -112,13 +118,13 @@ class Proxy:
             self.links.discard(link)
 
     def freeze(self) -> None:
-        """Connections that are open now stay open, and nothing gets through them any more; new ones work."""
+        """Stop all bytes on open connections, which stay open; new ones work."""
         with self.lock:
             for link in self.links:
                 link.open.clear()
 
     def blackhole(self) -> None:
-        """The same, and for new connections too."""
+        """Stop all bytes on open and on new connections."""
         self.dark = True
         self.freeze()
 
@@ -128,7 +134,7 @@ class Proxy:
         self.reset()
 
     def reset(self) -> int:
-        """Cut every connection with RST; new ones work. Returns how many there were."""
+        """Cut every connection with RST; new ones work. Returns the number of cut connections."""
         with self.lock:
             links, self.links = self.links, set()
         for link in links:
@@ -136,7 +142,7 @@ class Proxy:
         return len(links)
 
     def restore(self) -> None:
-        """New connections work; those that were held up are cut."""
+        """Let new connections work; cut the frozen ones."""
         self.refusing = self.dark = False
         with self.lock:
             held = [link for link in self.links if not link.open.is_set()]
@@ -159,13 +165,16 @@ class Proxy:
 
 
 class WithoutNotifications:
-    """A server's messages without NotificationResponse. It knows where each begins: a type of one byte, and a length."""
+    """A server's messages without NotificationResponse.
+
+    A message begins with a type of one byte and a length.
+    """
 
     def __init__(self) -> None:
         self.pending = b""
 
     def rest_of(self, data: bytes) -> bytes:
-        """What to send on; a message that is not complete waits."""
+        """The bytes to send on; an incomplete message waits."""
         self.pending += data
         kept = []
         while len(self.pending) >= 5:

@@ -1,8 +1,9 @@
-"""The soak: writers write, and everything that can be killed or damaged is, for as long as is asked; `verify --deep` judges.
+"""The soak: writers write while syncd, its server and its files are killed and damaged at random.
 
     python -m tests.faults.soak --minutes 30 --seed 1
 
-What happens is drawn from the seed; when it happens depends on the machine. Ends with exit status 1 and the log where an index differs.
+``verify --deep`` judges. The seed decides the faults; their moments depend on the machine. If an
+index differs, the soak prints the log and ends with exit status 1.
 """
 
 from __future__ import annotations
@@ -18,15 +19,19 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import psycopg
 
+from syncd.client.client import Client
 from syncd.errors import SyncdError
 from syncd.postgres import schema
 from syncd.protocol.messages import VerifyResult
 from tests.daemon import Daemon
 from tests.servers import PostgresServer
+
+Answer = TypeVar("Answer")
 
 DIMENSION = 16
 KEYS = 3000
@@ -34,18 +39,21 @@ WRITERS = 4
 SETTLE_SECONDS = 120.0
 TOPICS = ["a", "b", "c", None]
 LOST = (psycopg.OperationalError, psycopg.errors.DeadlockDetected)
-"""What a writer meets when the server goes away under it."""
+"""Errors of a writer whose server has gone away."""
 
 TABLES = """
-CREATE TABLE items (id integer PRIMARY KEY, topic text, gone boolean NOT NULL DEFAULT false, lang text DEFAULT 'en', v vector);
-CREATE TABLE notes (slug text, part integer, topic text, gone boolean NOT NULL DEFAULT false, v real[], PRIMARY KEY (slug, part));
-SELECT syncd.attach('items', dataset => 'topic', live => 'NOT gone', metric => 'l2', columns => ARRAY['lang']);
+CREATE TABLE items (id integer PRIMARY KEY, topic text, gone boolean NOT NULL DEFAULT false,
+                    lang text DEFAULT 'en', v vector);
+CREATE TABLE notes (slug text, part integer, topic text, gone boolean NOT NULL DEFAULT false,
+                    v real[], PRIMARY KEY (slug, part));
+SELECT syncd.attach('items', dataset => 'topic', live => 'NOT gone', metric => 'l2',
+                    columns => ARRAY['lang']);
 SELECT syncd.attach('notes', live => 'NOT gone', metric => 'cosine');
 """
 
 
 class Soak:
-    """One server, one syncd, some writers, and a hand that breaks them."""
+    """One server, one syncd, several writers, and the faults."""
 
     def __init__(self, folder: Path, *, seed: int) -> None:
         self.seed = seed
@@ -63,7 +71,7 @@ class Soak:
         self.running.set()
 
     def run(self, seconds: float) -> None:
-        """Break and settle in turn until the time is up; raises ``AssertionError`` where an index differs."""
+        """Break and settle in turn until the time is up; ``AssertionError`` if an index differs."""
         end = time.monotonic() + seconds
         self.daemon.start()
         with ThreadPoolExecutor(WRITERS) as pool:
@@ -85,7 +93,7 @@ class Soak:
         self.daemon.stop()
 
     def close(self) -> None:
-        """Leave nothing behind."""
+        """End every process and remove the server."""
         self.stopping.set()
         self.running.set()
         if self.daemon.process is not None:
@@ -95,7 +103,7 @@ class Soak:
     # Writers
 
     def write(self, number: int) -> None:
-        """One writer, until the end; it connects again after every crash."""
+        """One writer; it runs until the end, and connects again after every crash."""
         generator = random.Random(self.seed * 1000 + number)
         vectors = np.random.default_rng(self.seed * 1000 + number)
         while not self.stopping.is_set():
@@ -112,7 +120,7 @@ class Soak:
     def one_transaction(
         self, connection: psycopg.Connection, generator: random.Random, vectors: np.random.Generator
     ) -> None:
-        """Some statements, one in five undone, some of them in a savepoint that is undone."""
+        """A few statements. One transaction in five is rolled back, and so are some savepoints."""
         try:
             for _ in range(generator.choice([1, 1, 1, 2, 5])):
                 if generator.random() < 0.1:
@@ -134,7 +142,7 @@ class Soak:
     def one_statement(
         self, connection: psycopg.Connection, generator: random.Random, vectors: np.random.Generator
     ) -> None:
-        """Anything that an application does to its rows."""
+        """A statement that an application may run on its rows."""
         key, topic = generator.randrange(KEYS), generator.choice(TOPICS)
         vector = vectors.integers(
             -9, 10, size=DIMENSION if generator.random() < 0.99 else 3
@@ -144,7 +152,8 @@ class Soak:
         if roll < 0.35:
             connection.execute(
                 "INSERT INTO items (id, topic, v) VALUES (%s, %s, %s::real[]::vector) "
-                "ON CONFLICT (id) DO UPDATE SET v = excluded.v, topic = excluded.topic, gone = false",
+                "ON CONFLICT (id) DO UPDATE "
+                "SET v = excluded.v, topic = excluded.topic, gone = false",
                 [key, topic, vector],
             )
         elif roll < 0.6:
@@ -175,8 +184,10 @@ class Soak:
             )
         elif roll < 0.995:
             connection.execute(
-                "INSERT INTO items (id, topic, v) SELECT i, 'a', (SELECT array_agg((i + j)::real) FROM generate_series(1, %s::integer) j)::vector "
-                "FROM generate_series(%s::integer, %s::integer) i ON CONFLICT (id) DO UPDATE SET v = excluded.v",
+                "INSERT INTO items (id, topic, v) SELECT i, 'a', "
+                "(SELECT array_agg((i + j)::real) FROM generate_series(1, %s::integer) j)::vector "
+                "FROM generate_series(%s::integer, %s::integer) i "
+                "ON CONFLICT (id) DO UPDATE SET v = excluded.v",
                 [DIMENSION, key, key + 200],
             )
         elif roll < 0.998:
@@ -221,7 +232,8 @@ class Soak:
 
     def cut_connections(self) -> None:
         self.server.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'syncd/%'"
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE application_name LIKE 'syncd/%'"
         )
 
     def kill_backend(self) -> None:
@@ -234,7 +246,7 @@ class Soak:
         self.server.execute(f"SELECT pg_terminate_backend({pid})")
 
     def damage_checkpoint(self) -> None:
-        """Flip a byte of some file, or cut it short, while syncd is dead."""
+        """While syncd is down, flip a byte of a file or cut the file short."""
         self.daemon.kill()
         files = sorted(
             path
@@ -259,7 +271,7 @@ class Soak:
         self.daemon.start()
 
     def drift(self) -> None:
-        """Change rows behind the back of the triggers, and have it found and mended."""
+        """Change rows without an outbox row, and let verify find and repair them."""
         key = self.random.randrange(KEYS)
         with psycopg.connect(self.conninfo) as connection:
             connection.execute(
@@ -271,13 +283,12 @@ class Soak:
         )
 
     def ask_for_checkpoint(self) -> None:
-        with self.daemon.client() as client:
-            client.checkpoint()
+        self.insist(Client.checkpoint)
 
     # Judgement
 
     def settle(self, *, still: bool | None = None) -> None:
-        """Every index equals its table, at one snapshot; writers go on meanwhile, or are ``still``."""
+        """Every index equals its table at one snapshot; ``still``: while no writer writes."""
         if still is None:
             still = self.random.random() < 0.5
         if still:
@@ -292,12 +303,16 @@ class Soak:
         self.running.set()
 
     def verify(self, *, repair: bool = False) -> VerifyResult:
-        """A deep verify; tried again while the server or the service comes back."""
+        """A deep verify."""
+        return self.insist(lambda client: client.verify(deep=True, repair=repair))
+
+    def insist(self, request: Callable[[Client], Answer]) -> Answer:
+        """Send a request again until it succeeds: the server or the service may be starting."""
         deadline = time.monotonic() + SETTLE_SECONDS
         while True:
             try:
                 with self.daemon.client() as client:
-                    return client.verify(deep=True, repair=repair)
+                    return request(client)
             except SyncdError:
                 if time.monotonic() > deadline:
                     raise
@@ -305,13 +320,13 @@ class Soak:
 
 
 def raise_failure(writer: Future[None]) -> None:
-    """Raise what ended a writer."""
+    """Raise the error that ended a writer."""
     if writer.done():
         writer.result()
 
 
 def main() -> int:
-    """Run a soak; exit status 0 where every index was in sync at every settle."""
+    """Run a soak; exit status 0 if every index was in sync at every settle."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--seed", type=int, default=1)

@@ -1,9 +1,11 @@
-"""The soak of many datasets: thousands come, are renamed and go, while readers ask and everything is killed; `verify --deep` judges.
+"""The soak of many datasets: thousands come, are renamed and go, while readers ask.
 
     python -m tests.faults.soak_datasets --minutes 10 --seed 1
 
-What happens is drawn from the seed; when it happens depends on the machine. Ends with exit status 1 and the log where an index differs from its
-table, a name that was seen is not known any more, or memory grows with the names that have gone.
+syncd and its server are killed meanwhile, and ``verify --deep`` judges. The seed decides the
+faults; their moments depend on the machine. The soak prints the log and ends with exit status 1 if
+an index differs from its table, a name is no longer known, or memory grows with the names that have
+gone.
 """
 
 from __future__ import annotations
@@ -45,30 +47,32 @@ from tests.servers import PostgresServer, quick_folder
 WRITERS = 2
 READERS = 2
 MOST_CONVERSATIONS = 1500
-"""That have rows at a time, for each writer."""
+"""Conversations of one writer that have rows at a time."""
 CHANGE_SECONDS, CONVERSATION_SECONDS = 0.05, 0.01
-"""How long a writer rests, so that a machine of two cores keeps step."""
+"""A writer's rest per change and per conversation, so that a machine of two cores keeps step."""
 START_SECONDS = 15.0
 SETTLE_SECONDS = 120.0
 KEPT_NAMES = 5000
 BYTES_A_NAME = 2000
 BASE_BYTES = 450e6
-"""The program itself, its working set for the datasets that have rows, and what the allocator keeps."""
+"""The program, its working set for the datasets that have rows, and the allocator's free memory."""
 
 TABLES = """
-CREATE TABLE chats (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, team text, chat text, gone boolean NOT NULL DEFAULT false, v real[]);
+CREATE TABLE chats (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, team text, chat text,
+                    gone boolean NOT NULL DEFAULT false, v real[]);
 CREATE TABLE notes (slug text PRIMARY KEY, chat text, v vector);
 CREATE INDEX ON chats (chat);
 CREATE INDEX ON notes (chat);
 """
 ATTACH = (
-    "SELECT syncd.attach('chats', project => 'team', dataset => 'chat', live => 'NOT gone', metric => 'l2')",
+    "SELECT syncd.attach('chats', project => 'team', dataset => 'chat', live => 'NOT gone', "
+    "metric => 'l2')",
     "SELECT syncd.attach('notes', dataset => 'chat')",
 )
 
 
 class DatasetSoak:
-    """One server, one syncd, writers who talk and forget, readers, and a hand that breaks them."""
+    """One server, one syncd, writers, readers, and the faults."""
 
     def __init__(self, folder: Path, *, seed: int) -> None:
         self.seed = seed
@@ -82,7 +86,9 @@ class DatasetSoak:
             for statement in (TABLES, *ATTACH):
                 connection.execute(statement.encode())
         self.folder = Path(tempfile.mkdtemp(prefix="syncd-soak-", dir=quick_folder()))
-        """In memory where there is plenty: a checkpoint of thousands of new datasets makes ten thousand files durable."""
+        """In memory if there is enough: a checkpoint of thousands of new datasets syncs ten
+        thousand files.
+        """
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]  # the same after each start
         self.daemon = Daemon(
@@ -93,14 +99,14 @@ class DatasetSoak:
             http=f"127.0.0.1:{port}",
         ).with_constant("syncd.sync.source.emptied.EMPTY_SECONDS", 1.0)
         self.names: deque[str] = deque(maxlen=KEPT_NAMES)
-        """Some that there have been, whether or not they have rows."""
+        """Some of the names so far, with and without rows."""
         self.kept: set[str] = set()
-        """Names that a checkpoint has: they answer whatever happens."""
+        """Names in a checkpoint: they answer from now on."""
         self.stopping, self.running = threading.Event(), threading.Event()
         self.running.set()
 
     def run(self, seconds: float) -> None:
-        """Break and settle in turn until the time is up; raises ``AssertionError`` where something is wrong."""
+        """Break and settle in turn until the time is up; ``AssertionError`` if a check fails."""
         end = time.monotonic() + seconds
         self.start()
         with ThreadPoolExecutor(WRITERS + READERS) as pool:
@@ -121,7 +127,7 @@ class DatasetSoak:
         self.daemon.stop()
 
     def close(self) -> None:
-        """Leave nothing behind."""
+        """End every process and remove the server."""
         self.stopping.set()
         self.running.set()
         if self.daemon.process is not None:
@@ -132,7 +138,7 @@ class DatasetSoak:
     # Writers
 
     def write(self, number: int) -> None:
-        """One writer, until the end; it connects again after every crash."""
+        """One writer; it runs until the end, and connects again after every crash."""
         generator = random.Random(self.seed * 1000 + number)
         with_rows: deque[str] = deque()
         made = 0
@@ -159,7 +165,10 @@ class DatasetSoak:
         made: int,
         with_rows: deque[str],
     ) -> int:
-        """What an application with one dataset for each conversation does. Returns how many conversations there have been."""
+        """A change of an application with one dataset per conversation.
+
+        Returns how many conversations there have been.
+        """
         roll = generator.random()
         if roll < 0.35 or len(with_rows) < 10:
             count = generator.choice([1, 1, 5, 50, 400])
@@ -171,7 +180,7 @@ class DatasetSoak:
             made += count
         elif roll < 0.55:
             self.talk(connection, [generator.choice(with_rows)], generator.randrange(1, 30))
-        elif roll < 0.7:  # one, or as many as there are: each gets another name
+        elif roll < 0.7:  # one or more conversations get another name
             count = generator.choice([1, 1, 10, 10, 300])
             self.stopping.wait(count * CONVERSATION_SECONDS)
             old = [with_rows.popleft() for _ in range(min(count, len(with_rows)))]
@@ -184,7 +193,7 @@ class DatasetSoak:
             connection.execute(
                 "UPDATE chats SET gone = NOT gone WHERE chat = %s", [generator.choice(with_rows)]
             )
-        elif roll < 0.82:  # back from nothing
+        elif roll < 0.82:  # names without rows get rows again
             self.talk(connection, generator.choices(list(self.names), k=20), 1)
         elif roll < 0.84:
             names = generator.choices(with_rows, k=3)
@@ -202,19 +211,21 @@ class DatasetSoak:
         return made
 
     def talk(self, connection: psycopg.Connection, names: list[str], rows: int) -> None:
-        """Rows in some conversations, in both tables."""
+        """Write rows of these conversations into both tables."""
         connection.execute(
-            "INSERT INTO chats (team, chat, v) SELECT 'team ' || length(n) %% 3, n, ARRAY[length(n), i, random()] "
+            "INSERT INTO chats (team, chat, v) "
+            "SELECT 'team ' || length(n) %% 3, n, ARRAY[length(n), i, random()] "
             "FROM unnest(%s::text[]) AS n, generate_series(1, %s) AS i",
             [names, rows],
         )
         connection.execute(
-            "INSERT INTO notes SELECT n || clock_timestamp(), n, '[1,2,3]' FROM unnest(%s::text[]) AS n ON CONFLICT DO NOTHING",
+            "INSERT INTO notes SELECT n || clock_timestamp(), n, '[1,2,3]' "
+            "FROM unnest(%s::text[]) AS n ON CONFLICT DO NOTHING",
             [names[::3]],
         )
 
     def forget(self, connection: psycopg.Connection, with_rows: deque[str], count: int) -> None:
-        """Conversations that are over."""
+        """Delete the oldest conversations."""
         old = [with_rows.popleft() for _ in range(min(count, len(with_rows)))]
         connection.execute("DELETE FROM chats WHERE chat = ANY (%s)", [old])
         connection.execute("DELETE FROM notes WHERE chat = ANY (%s)", [old])
@@ -223,23 +234,18 @@ class DatasetSoak:
     # Readers
 
     def read(self, number: int) -> None:
-        """One reader, until the end: whatever can be asked, of conversations that have rows or had them."""
+        """One reader: it asks about conversations, with and without rows, until the end."""
         generator = random.Random(self.seed * 2000 + number)
         while not self.stopping.is_set():
             try:
                 with self.daemon.client() as client:
                     while not self.stopping.is_set():
                         self.ask(client, generator)
-            except (
-                ServiceUnavailable,
-                TimedOut,
-                OSError,
-                http.client.HTTPException,
-            ):  # it is down just now
-                self.stopping.wait(0.1)
+            except (ServiceUnavailable, TimedOut, OSError, http.client.HTTPException):
+                self.stopping.wait(0.1)  # the service is down
 
     def ask(self, client: Client, generator: random.Random) -> None:
-        """One question; a wrong answer of any other kind ends the soak."""
+        """One question; an unexpected error ends the soak."""
         name = generator.choice(list(self.names) or ["none"])
         name = generator.choice([name, f"team {len(name) % 3}/{name}"])
         questions = (
@@ -260,7 +266,7 @@ class DatasetSoak:
                 raise
         self.counts["questions"] += 1
 
-    # The hand that breaks
+    # Faults
 
     def break_something(self) -> None:
         """One fault, chosen by the seed."""
@@ -277,7 +283,10 @@ class DatasetSoak:
         self.counts[fault.__name__] += 1
 
     def start(self) -> None:
-        """Start syncd under writers; they stand still where the machine is too busy for a first reading beside them."""
+        """Start syncd while writers write.
+
+        They stand still if the machine is too busy for a first reading alongside them.
+        """
         timer = threading.Timer(START_SECONDS, self.running.clear)
         timer.start()
         try:
@@ -291,39 +300,41 @@ class DatasetSoak:
         time.sleep(self.random.uniform(1, 5))
 
     def kill_syncd(self) -> None:
-        """As a crash would."""
+        """Kill syncd and start it again."""
         self.daemon.kill()
         self.start()
 
     def stop_syncd(self) -> None:
-        """In order."""
+        """Stop syncd in order and start it again."""
         self.daemon.stop()
         time.sleep(self.random.uniform(0, 1))
         self.start()
 
     def crash_postgres(self) -> None:
-        """The server goes, and comes back."""
+        """Crash the server and start it again."""
         self.server.crash()
         time.sleep(self.random.uniform(0, 1))
         self.server.start()
 
     def cut_connections(self) -> None:
-        """All of syncd's at once."""
+        """Cut all of syncd's connections at once."""
         self.server.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'syncd/%'"
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE application_name LIKE 'syncd/%'"
         )
 
     def save(self) -> None:
-        """A checkpoint; what fails is tried again by itself."""
+        """Ask for a checkpoint."""
         with self.daemon.client() as client:
             client.checkpoint()
 
     def attach_again(self) -> None:
-        """With another metric: what this attachment has seen is what is known."""
+        """Attach with another metric: then only names that this attachment has seen are known."""
         metric = self.random.choice(["l2", "cosine"])
         with psycopg.connect(self.conninfo, autocommit=True) as connection:
             connection.execute(
-                "SELECT syncd.attach('chats', project => 'team', dataset => 'chat', live => 'NOT gone', metric => %s)",
+                "SELECT syncd.attach('chats', project => 'team', dataset => 'chat', "
+                "live => 'NOT gone', metric => %s)",
                 [metric],
             )
         self.kept = {name for name in self.kept if not name.startswith("team")}
@@ -331,7 +342,10 @@ class DatasetSoak:
     # Judgement
 
     def settle(self) -> None:
-        """Writers stand still: every index equals its table, every name that was kept is known, and memory is bounded."""
+        """While writers stand still, every index equals its table and every kept name is known.
+
+        Memory is bounded.
+        """
         self.running.clear()
         try:
             result = self.verify()
@@ -349,9 +363,8 @@ class DatasetSoak:
                 )
                 assert not client.status().failing_tasks, client.status().failing_tasks
                 for name in self.random.sample(sorted(listed), min(20, len(listed))):
-                    with contextlib.suppress(
-                        DimensionMismatch
-                    ):  # a writer has given all of its rows another length
+                    # A writer may have given all rows of a dataset another length.
+                    with contextlib.suppress(DimensionMismatch):
                         client.search(name, [1.0, 2.0, 3.0])
                 if self.random.random() < 0.3:
                     client.checkpoint()
@@ -364,7 +377,9 @@ class DatasetSoak:
             self.running.set()
 
     def check_memory(self, names: int) -> None:
-        """What the service holds grows with what has rows, and by little with the names of what had."""
+        """Memory grows with the datasets that have rows, and by little with the names of the
+        others.
+        """
         assert self.daemon.process is not None
         pages = int(Path(f"/proc/{self.daemon.process.pid}/statm").read_text().split()[1])
         held = pages * 4096
@@ -372,7 +387,7 @@ class DatasetSoak:
         assert held < BASE_BYTES + names * BYTES_A_NAME, f"{held / 1e6:.0f} MB for {names} names"
 
     def verify(self) -> VerifyResult:
-        """A deep verify; tried again while the server or the service comes back."""
+        """A deep verify; it is tried again while the server or the service starts."""
         deadline = time.monotonic() + SETTLE_SECONDS
         while True:
             try:
@@ -383,12 +398,12 @@ class DatasetSoak:
             except SyncdError:
                 if time.monotonic() > deadline:
                     raise
-            assert time.monotonic() < deadline, "it does not come to rest"
+            assert time.monotonic() < deadline, "the service does not become ready"
             time.sleep(0.2)
 
 
 def main() -> int:
-    """Run a soak; exit status 0 where all was right at every settle."""
+    """Run a soak; exit status 0 if every check passed at every settle."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=1)

@@ -1,4 +1,4 @@
-"""Rows that cannot be indexed, in numbers. What is wrong with a single one, and how it is said, is in tests/integration/test_bad_input.py."""
+"""Many rows that cannot be indexed. tests/integration/test_bad_input.py tests single ones."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def test_many_bad_rows_are_counted_all_and_listed_up_to_a_bound(
     with daemon.client() as client:
         assert client.status().quarantined == 200
         assert len(list(client.keys("items"))) == 50
-        until(lambda: reported(db) == REPORTED, "as many as fit")
+        until(lambda: reported(db) == REPORTED, "the list is full")
         client.checkpoint()
         daemon.kill()
         daemon.start()
         assert client.status().quarantined == 200
         db.execute("UPDATE items SET v = ARRAY[id, 1] WHERE id BETWEEN 1001 AND 1150")
-        until(lambda: client.status().quarantined == 50, "the mended ones leave")
+        until(lambda: client.status().quarantined == 50, "the repaired rows leave")
         until(
             lambda: (
                 reported(db) == REPORTED
@@ -46,7 +46,10 @@ def test_many_bad_rows_are_counted_all_and_listed_up_to_a_bound(
             "others come into the list",
         )
         db.execute("UPDATE items SET v = ARRAY[id, 1] WHERE id > 1150")
-        until(lambda: client.status().quarantined == 0 and reported(db) == 0, "nothing is left")
+        until(
+            lambda: client.status().quarantined == 0 and reported(db) == 0,
+            "the quarantine is empty",
+        )
         assert len(list(client.keys("items"))) == 250
     daemon.stop()
 
@@ -68,7 +71,8 @@ def test_every_reason_in_every_source_is_listed_and_counted_however_many_rows_an
     daemon.start()
     counted = (
         "SELECT array_agg(ARRAY[c.dataset, c.reason, c.rows] ORDER BY c.dataset, c.reason)"
-        " FROM (SELECT dataset, reason, count(*)::text AS rows FROM syncd.quarantine GROUP BY 1, 2) AS c"
+        " FROM (SELECT dataset, reason, count(*)::text AS rows FROM syncd.quarantine"
+        " GROUP BY 1, 2) AS c"
     )
     wanted = [
         ["default/items", "dimension_mismatch", "2"],
@@ -76,7 +80,9 @@ def test_every_reason_in_every_source_is_listed_and_counted_however_many_rows_an
         ["default/items", "nan", str(REPORTED - 4)],
         ["default/others", "nan", "1"],
     ]
-    until(lambda: db.execute(counted.encode()).fetchone() == (wanted,), "each is in the list")
+    until(
+        lambda: db.execute(counted.encode()).fetchone() == (wanted,), "each reason is in the list"
+    )
     with daemon.client() as client:
         found = [(each.source, each.reason, each.rows) for each in client.status().quarantine]
     assert sorted(found) == [
@@ -101,7 +107,8 @@ def test_a_million_bad_rows_take_little_memory_and_the_others_go_on(
     with daemon.client() as client:
         before = resident_megabytes(daemon.process.pid)
         db.execute(
-            "INSERT INTO items SELECT i, ARRAY[i, 'NaN'::real] FROM generate_series(1001, 1001000) AS i"
+            "INSERT INTO items SELECT i, ARRAY[i, 'NaN'::real] "
+            "FROM generate_series(1001, 1001000) AS i"
         )
         until(lambda: client.status().quarantined == 1_000_000, "all are noticed", seconds=300)
         client.checkpoint()

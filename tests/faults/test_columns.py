@@ -1,6 +1,7 @@
-"""Columns that are given other values or another type, renamed, dropped or made again: noticed, and indexed anew where that is needed.
+"""Columns that get other values or another type, or are renamed, dropped or made again.
 
-Where a table cannot be read any more, the reason and the way out are said.
+The service notices it, and indexes the rows again if needed. If it can no longer read a table, it
+says the reason and the next command.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from tests.faults.altered import (
 # Changed values and types
 
 
-def test_vectors_that_an_alter_column_computes_anew_are_found(
+def test_vectors_that_an_alter_column_computes_again_are_found(
     database: str, followed: Followed
 ) -> None:
     with writers(database, UPSERT):
@@ -44,7 +45,8 @@ def test_other_values_in_the_column_that_decides_what_is_live_are_noticed(
     followed: Followed,
 ) -> None:
     followed.db.execute(
-        "ALTER TABLE items ALTER COLUMN deleted_at TYPE date USING CASE WHEN id % 10 = 1 THEN date '2000-01-01' END"
+        "ALTER TABLE items ALTER COLUMN deleted_at TYPE date "
+        "USING CASE WHEN id % 10 = 1 THEN date '2000-01-01' END"
     )
     followed.in_step()
     assert 10 in read_index(followed.client, "items")
@@ -120,7 +122,7 @@ def test_a_key_of_another_kind_makes_a_new_index(followed: Followed) -> None:
     assert followed.client.search("items", [1, 2, 3], k=1)[0].key == "4444"
 
 
-def test_a_column_of_a_type_that_cannot_be_read_fails_with_the_reason_until_it_is_mended(
+def test_a_column_of_a_type_that_cannot_be_read_fails_with_the_reason_until_it_is_repaired(
     followed: Followed,
 ) -> None:
     followed.db.execute("ALTER TABLE items ALTER COLUMN v TYPE text USING v::text")
@@ -189,7 +191,8 @@ def test_a_dropped_column_to_filter_on_fails_with_the_command_that_goes_on_witho
     assert "--column part" in said
     assert "--column note" not in said
     filtered.db.execute(
-        f"SELECT syncd.attach('items', live => '{LIVE}', metric => 'l2', columns => ARRAY['part'])".encode()
+        f"SELECT syncd.attach('items', live => '{LIVE}', metric => 'l2', "
+        "columns => ARRAY['part'])".encode()
     )
     filtered.in_step()
     assert len(found_by(filtered, {"part": "a"})) == ROWS * 9 // 10
@@ -253,9 +256,8 @@ def test_a_renamed_column_fails_its_dataset_alone_until_it_is(
         said = followed.failed(f"column {column} was renamed to renamed")
         assert "attach it again: syncd attach public.items" in said
         assert "renamed" in said.partition("syncd attach")[2]
-        db.execute(
-            f"UPDATE items SET note = 'm' WHERE {'renamed' if column == 'id' else 'id'} = 1".encode()
-        )
+        key = "renamed" if column == "id" else "id"
+        db.execute(f"UPDATE items SET note = 'm' WHERE {key} = 1".encode())
         db.execute("UPDATE others SET v = '[3,2,1]'")
         followed.in_step("SELECT id, v::real[] FROM others", "others")
         if way_out == "renamed back":

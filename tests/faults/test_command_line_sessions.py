@@ -1,4 +1,4 @@
-"""What the command line's own transactions rest on: a shadowed catalogue, the role whose rights count, how literals are read."""
+"""Transactions of the command line: a shadowed catalogue, the role whose rights count, literals."""
 
 from __future__ import annotations
 
@@ -34,10 +34,13 @@ SHADOW_PATH = "other, public, pg_catalog"
 
 @contextmanager
 def two_roles(db: psycopg.Connection) -> Iterator[tuple[str, str]]:
-    """A role that logs in, and the group that its sessions take the place of."""
+    """A role that logs in, and the group whose rights its sessions have."""
     login, group = f"login_{db.info.dbname}", f"group_{db.info.dbname}"
     names = {"login": sql.Identifier(login), "team": sql.Identifier(group)}
-    script = "CREATE ROLE {team}; CREATE ROLE {login} LOGIN IN ROLE {team}; ALTER ROLE {login} SET role = {team}"
+    script = (
+        "CREATE ROLE {team}; CREATE ROLE {login} LOGIN IN ROLE {team}; "
+        "ALTER ROLE {login} SET role = {team}"
+    )
     db.execute(sql.SQL(script).format(**names))
     try:
         yield login, group
@@ -47,7 +50,7 @@ def two_roles(db: psycopg.Connection) -> Iterator[tuple[str, str]]:
         )
 
 
-def test_every_command_works_where_the_search_path_shadows_the_catalogue(
+def test_every_command_works_if_the_search_path_shadows_the_catalogue(
     any_server: PostgresServer,
 ) -> None:
     conninfo = any_server.create_database("shadowed")

@@ -1,6 +1,7 @@
-"""What is done to a whole table without a trigger telling of it ends right: the index equals the table again, soon, and the service goes on.
+"""Changes of a whole table that fire no trigger: soon the index equals the table again.
 
-Where an index is still believed to be right, no reader is turned away meanwhile. What is done to columns is in ``test_columns.py``.
+The service goes on, and while its index is believed to be right, no reader is refused.
+``test_columns.py`` has the changes of columns.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def test_a_table_that_is_packed_stays_ready_and_answers(followed: Followed, rewr
     assert not readers.errors, readers.errors[:3]
 
 
-def test_columns_that_nothing_depends_on_come_and_go_unnoticed(followed: Followed) -> None:
+def test_unused_columns_come_and_go_unnoticed(followed: Followed) -> None:
     followed.db.execute("ALTER TABLE items ADD COLUMN more text DEFAULT 'm', ADD COLUMN other int")
     followed.db.execute("ALTER TABLE items DROP COLUMN note")
     followed.db.execute("UPDATE items SET v = '[5,5,5]', other = 1 WHERE id = 7")
@@ -93,7 +94,7 @@ def test_a_renamed_table_and_a_table_in_another_schema_are_followed(followed: Fo
     assert "elsewhere.things" in sources
 
 
-def test_a_strong_read_beside_a_renaming_holds_what_was_committed_with_it(
+def test_a_strong_read_alongside_a_renaming_holds_the_rows_that_were_committed_with_it(
     followed: Followed,
 ) -> None:
     old, new = "items", "things"
@@ -134,7 +135,8 @@ def test_a_table_dropped_and_made_again_under_its_name_is_another_source(
     db = followed.db
     (oid,) = db.execute("SELECT 'items'::regclass::oid").fetchone() or [None]
     db.execute(
-        "BEGIN; DROP TABLE items; CREATE TABLE items (id int PRIMARY KEY, v vector(3), deleted_at date); COMMIT"
+        "BEGIN; DROP TABLE items; "
+        "CREATE TABLE items (id int PRIMARY KEY, v vector(3), deleted_at date); COMMIT"
     )
     db.execute("INSERT INTO items VALUES (1, '[3,3,3]')")
     if detached == "before":

@@ -1,4 +1,4 @@
-"""Databases of other encodings, and servers that refuse to write: what works, and what is said of the rest."""
+"""Databases of other encodings, and servers that refuse to write: what works, and the messages."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ def test_a_database_of_another_encoding_is_followed(
     ):
         assert run("init", SYNCD_DSN=conninfo).returncode == 0
         db.execute(
-            "CREATE TABLE items (id text, part text, embedding real[], topic text, PRIMARY KEY (id, part))"
+            "CREATE TABLE items (id text, part text, embedding real[], topic text, "
+            "PRIMARY KEY (id, part))"
         )
         db.execute("INSERT INTO items VALUES (%s, %s, '{1,0}', %s)", [key, other, dataset])
         attach = (
@@ -91,7 +92,7 @@ def test_a_database_of_another_encoding_is_followed(
                 daemon.kill()
 
 
-def test_a_database_without_an_encoding_is_refused_with_the_way_out(
+def test_a_database_without_an_encoding_is_refused_with_the_next_command(
     server: PostgresServer, tmp_path: Path
 ) -> None:
     with encoded(server, "SQL_ASCII") as conninfo:
@@ -131,7 +132,7 @@ def test_check_says_which_default_keeps_others_from_writing(database: str, tmp_p
 
 
 def refuse_to_write(database: str) -> None:
-    """A command whose server does not let it write."""
+    """A command that the server refuses as a write."""
     with open_session(database) as db:
         db.execute("BEGIN READ ONLY")
         db.execute("CREATE TABLE items ()")

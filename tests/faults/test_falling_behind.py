@@ -1,4 +1,7 @@
-"""A consumer whose changes the outbox no longer holds knows it, compares every row and is right again; one that misses none goes on."""
+"""A consumer whose changes the outbox no longer holds notices it and compares every row.
+
+A consumer that has missed no change goes on.
+"""
 
 from __future__ import annotations
 
@@ -35,25 +38,25 @@ def test_over_the_cap_one_that_is_away_must_rebuild_and_is_right_again(
             fill(items, 500, 1 + 500 * number)
             if away_state() == "must_rebuild":
                 break
-        until(lambda: away_state() == "must_rebuild", "it is said of the one that is away")
-        until(lambda: outbox_rows(items) < 2000, "the outbox is freed for the other")
+        until(lambda: away_state() == "must_rebuild", "the consumer that is away must rebuild")
+        until(lambda: outbox_rows(items) < 2000, "the outbox is freed for the other consumer")
         with alive.client() as client:
             assert_in_step(client, items)
         with psycopg.connect(database) as holder:
             holder.execute("LOCK TABLE items IN ACCESS EXCLUSIVE MODE")
             away.spawn()
-            assert seen_state(away) == "must_rebuild", "until it has"
+            assert seen_state(away) == "must_rebuild"
         assert away.process is not None
         away.wait_for_line(away.process)
         with away.client() as client:
             assert_in_step(client, items)
             until(lambda: client.status().state == "ready", "it has rebuilt")
-            until(lambda: away_state() == "ready", "and says so in SQL")
+            until(lambda: away_state() == "ready", "the SQL view says so")
         assert not value(items, "SELECT bool_or(must_rebuild) FROM syncd.consumers")
 
 
 def seen_state(daemon: Daemon) -> str:
-    """What a starting service says of its dataset, once it knows it."""
+    """State of the dataset as soon as a starting service knows it."""
     found: list[str] = []
 
     def known() -> bool:
@@ -70,7 +73,7 @@ def seen_state(daemon: Daemon) -> str:
     return found[0]
 
 
-def test_where_nothing_ran_the_next_to_start_applies_the_cap(
+def test_after_a_time_without_a_service_the_next_start_applies_the_cap(
     database: str, items: psycopg.Connection, tmp_path: Path
 ) -> None:
     with following(database, tmp_path / "data", outbox_max_rows=1000) as daemon:
@@ -80,9 +83,8 @@ def test_where_nothing_ran_the_next_to_start_applies_the_cap(
         items.execute("DELETE FROM items WHERE id % 3 = 0")
         fill(items, 5000, 2000)
         assert outbox_rows(items) > 5000
-        daemon.with_constant(
-            "syncd.sync.background.rotation.ROTATION_SECONDS", 3600.0
-        ).start()  # so that only the start can do it
+        # Only the start can apply it: the next rotation is an hour away.
+        daemon.with_constant("syncd.sync.background.rotation.ROTATION_SECONDS", 3600.0).start()
         assert "outbox_full" in daemon.log.read_text()
         assert outbox_rows(items) < 1000
         with daemon.client() as client:
@@ -100,18 +102,18 @@ def test_a_live_consumer_that_falls_too_far_behind_rebuilds(
         try:
             fill(items, 4000)
             items.execute("DELETE FROM items WHERE id % 3 = 0")
-            until(
-                lambda: rotate(items)[2] == "default", "it holds the outbox back", seconds=60
-            )  # or it was stopped in a pass: for as long as that may be idle
+            # If it was frozen in a pass, this takes as long as that pass may be idle.
+            until(lambda: rotate(items)[2] == "default", "it holds the outbox back", seconds=60)
             until(
                 lambda: rotate(items)[0] == 0 and outbox_rows(items) < 2000,
-                "which is freed without it",
+                "the outbox is freed without it",
             )
             fill(items, 500, 5000)
         finally:
             daemon.process.send_signal(signal.SIGCONT)
         with daemon.client() as client:
-            # Where it was stopped in a pass the server has cut its connection, and it compares every row for that reason.
+            # If it was frozen in a pass, the server has cut its connection; so it compares every
+            # row.
             until(
                 lambda: any(
                     word in daemon.log.read_text() for word in ("must_rebuild", "reconciling")
@@ -183,9 +185,8 @@ def test_an_older_data_directory_reconciles_after_a_rotation(
         items.execute("DELETE FROM items WHERE id < 100")
         with daemon.client() as client:
             assert_in_step(client, items)
-            for _ in range(
-                2
-            ):  # both that are kept are newer now, and the copy's nonce is still known
+            # Both kept checkpoints are newer now, and the nonce of the copy is still known.
+            for _ in range(2):
                 client.checkpoint()
         until(lambda: outbox_rows(items) == 0, "the outbox is freed")
         daemon.kill()

@@ -1,4 +1,4 @@
-"""The SQL function that frees the outbox, by itself: what somebody needs stays, and whoever has something open keeps nobody else waiting."""
+"""The SQL function that frees the outbox: rows that a consumer needs stay, and no session waits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SOURCE = 7
 
 
 def write(db: psycopg.Connection, *keys: int, slot: int | None = None) -> None:
-    """As a trigger does, into the current slot or the one given."""
+    """Write outbox rows as a trigger does, into the current slot or the given one."""
     for key in keys:
         db.execute(
             "INSERT INTO syncd.outbox (slot, source, op, key) "
@@ -31,16 +31,17 @@ def write(db: psycopg.Connection, *keys: int, slot: int | None = None) -> None:
 
 
 def needs(db: psycopg.Connection, consumer: str, needed: Snapshot) -> None:
-    """A consumer of which the newest checkpoints stand at a snapshot."""
+    """Add a consumer whose newest checkpoints stand at a snapshot, or move it there."""
     db.execute(
-        "INSERT INTO syncd.consumers (name, run_id, needs) VALUES (%(name)s, gen_random_uuid(), %(needed)s::pg_snapshot) "
+        "INSERT INTO syncd.consumers (name, run_id, needs) "
+        "VALUES (%(name)s, gen_random_uuid(), %(needed)s::pg_snapshot) "
         "ON CONFLICT (name) DO UPDATE SET needs = excluded.needs",
         {"name": consumer, "needed": str(needed)},
     )
 
 
 def read(db: psycopg.Connection, since: Snapshot) -> tuple[list[int], Snapshot]:
-    """The keys that a pass finds, and where it ends."""
+    """The keys that a pass finds, and its snapshot."""
     with db.transaction():
         db.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         now = snapshot(db)
@@ -70,7 +71,7 @@ def test_only_what_every_consumer_has_seen_is_freed(any_db: psycopg.Connection) 
 
 
 def test_a_row_may_land_in_any_slot_at_any_time(db: psycopg.Connection, database: str) -> None:
-    """Its writer read the slot's number, was stopped, and went on after rotations."""
+    """The writer read the slot's number, was frozen, and went on after rotations."""
     position = snapshot(db)
     needs(db, "it", position)
     keys = iter(range(1, 1000))
@@ -137,11 +138,13 @@ def test_a_transaction_that_stays_open_elsewhere_holds_nothing_back(
             rotate(db)
         rotate(db)
         assert value(db, "SELECT count(*) FROM syncd.outbox") <= 1
-        assert not snapshot(db).lacks(freed(db)), "who stands here has seen all that was freed"
+        assert not snapshot(db).lacks(freed(db)), (
+            "a consumer at this snapshot has seen every freed change"
+        )
         assert Snapshot(1, 1, frozenset()).lacks(freed(db))
 
 
-def test_a_transaction_of_which_rows_may_come_holds_back_what_it_wrote(
+def test_an_open_transaction_that_has_written_holds_its_rows_back(
     db: psycopg.Connection, database: str
 ) -> None:
     with psycopg.connect(database) as early:
@@ -156,10 +159,10 @@ def test_a_transaction_of_which_rows_may_come_holds_back_what_it_wrote(
         assert read(db, start)[0] == [2], "its id is lower than what the checkpoint has seen"
 
 
-def test_a_reader_of_the_outbox_delays_rotation_and_nobody_else(
+def test_a_reader_of_the_outbox_delays_rotation_and_no_writer(
     db: psycopg.Connection, database: str
 ) -> None:
-    """As pg_dump does, for hours. Writers of any slot go on, the one to be freed too."""
+    """pg_dump reads for hours. Writers of any slot go on, also of the slot to be freed."""
     write(db, 1)
     tried: list[tuple[int, bool, str | None]] = []
     stopped = threading.Event()
@@ -185,7 +188,8 @@ def test_a_reader_of_the_outbox_delays_rotation_and_nobody_else(
     for _ in range(2):
         rotate(db)
     db.execute(
-        "INSERT INTO syncd.outbox (slot, source, op, key) SELECT last_value, 7, 'k', 0 FROM syncd.outbox_slot"
+        "INSERT INTO syncd.outbox (slot, source, op, key) "
+        "SELECT last_value, 7, 'k', 0 FROM syncd.outbox_slot"
     )
     for _ in range(2):
         rotate(db)
@@ -213,7 +217,8 @@ def test_a_writer_has_only_the_slot_open_that_it_writes_to(
             ):
                 writer.execute(change.encode())
             locked = writer.execute(
-                "SELECT relation::regclass::text FROM pg_locks WHERE pid = pg_backend_pid() AND locktype = 'relation' "
+                "SELECT relation::regclass::text FROM pg_locks "
+                "WHERE pid = pg_backend_pid() AND locktype = 'relation' "
                 "AND relation IN ('syncd.outbox_0'::regclass, 'syncd.outbox_1'::regclass, "
                 "'syncd.outbox_2'::regclass) GROUP BY 1"
             ).fetchall()
@@ -224,7 +229,7 @@ def test_a_writer_has_only_the_slot_open_that_it_writes_to(
 def test_a_pass_under_way_keeps_the_slots_that_its_snapshot_sees(
     db: psycopg.Connection, database: str
 ) -> None:
-    """A table that is truncated looks empty to every snapshot, also to an older one."""
+    """A truncated table is empty in every snapshot, also in an older one."""
     write(db, 1)
     connection = open_pass_connection(database, "it")
     this = Pass(connection, "it", "", "", NOWHERE, pooled=False)
@@ -252,7 +257,8 @@ def test_over_the_cap_the_slowest_is_told_to_rebuild_and_the_others_are_kept(
     middle = snapshot(db)
     needs(db, "alive", middle)
     db.execute(
-        "INSERT INTO syncd.checkpoints (nonce, consumer, snapshot) VALUES (gen_random_uuid(), 'dead', pg_current_snapshot())"
+        "INSERT INTO syncd.checkpoints (nonce, consumer, snapshot) "
+        "VALUES (gen_random_uuid(), 'dead', pg_current_snapshot())"
     )
     marked = [rotate(db)[2]]
     write(db, 1000)
@@ -266,7 +272,7 @@ def test_over_the_cap_the_slowest_is_told_to_rebuild_and_the_others_are_kept(
     assert not middle.lacks(freed(db))
 
 
-def test_over_the_cap_with_one_consumer_what_it_has_seen_meanwhile_is_not_lost(
+def test_over_the_cap_one_consumer_does_not_lose_changes_that_it_has_seen_meanwhile(
     any_db: psycopg.Connection,
 ) -> None:
     db = any_db
@@ -284,7 +290,7 @@ def test_over_the_cap_with_one_consumer_what_it_has_seen_meanwhile_is_not_lost(
 
 
 def test_over_the_cap_one_consumer_after_the_other_is_told(db: psycopg.Connection) -> None:
-    """The live ones are given the time to save a checkpoint."""
+    """The live consumers get the time to save a checkpoint."""
     db.execute("UPDATE syncd.outbox_limit SET max_rows = 100")
     needs(db, "dead", snapshot(db))
     write(db, 1)
@@ -313,7 +319,7 @@ def test_a_role_that_does_not_own_the_schema_may_rotate(db: psycopg.Connection) 
         db.execute(f"DROP ROLE {role}")
 
 
-def test_a_snapshot_that_sees_what_either_sees(scratch: psycopg.Connection) -> None:
+def test_a_snapshot_that_sees_all_transactions_of_two(scratch: psycopg.Connection) -> None:
     chosen = random.Random(5)
 
     def some_snapshot() -> Snapshot:

