@@ -20,7 +20,7 @@ DATABASE_TRAPS: dict[str, Trap] = {
         "sql/schema/0001_rotation.sql",
         "ACCESS EXCLUSIVE MODE NOWAIT",
         "ACCESS EXCLUSIVE MODE",
-        f"{FREEING}::test_a_reader_of_the_outbox_delays_rotation_and_nobody_else",
+        f"{FREEING}::test_a_reader_of_the_outbox_delays_rotation_and_no_writer",
     ),
     "a writer touches a slot that it does not write to": broken(
         "sql/triggers/0002_capture.sql",
@@ -96,7 +96,7 @@ DATABASE_TRAPS: dict[str, Trap] = {
         "sql/schema/0001_rotation.sql",
         "IF NOT needed_by_someone THEN",
         "IF false THEN",
-        f"{FREEING}::test_a_transaction_of_which_rows_may_come_holds_back_what_it_wrote",
+        f"{FREEING}::test_an_open_transaction_that_has_written_holds_its_rows_back",
     ),
     "freed transactions are not noted": broken(
         "sql/schema/0001_rotation.sql",
@@ -135,8 +135,7 @@ DATABASE_TRAPS: dict[str, Trap] = {
         "sql/schema/0002_rules.sql",
         "r.source = a.id AND r.compiled AND",
         "r.source = a.id AND false AND",
-        f"{RENAMES}::"
-        "test_rules_follow_what_they_name_when_it_is_renamed_or_moved[True-an enum's value]",
+        f"{RENAMES}::test_rules_follow_an_object_that_is_renamed_or_moved[True-an enum's value]",
     ),
     "attach compares text alone": broken(
         "sql/schema/0002_attach.sql",

@@ -30,7 +30,7 @@ EXPRESSIONS = "tests/faults/test_expressions.py"
 PLACES = "tests/integration/test_places.py"
 UNLOGGED = (
     "tests/faults/test_unlogged.py::"
-    "test_what_a_crash_has_emptied_is_empty_by_itself_soon_after_the_reconnect"
+    "test_a_table_that_a_crash_has_emptied_has_an_empty_index_soon_after_the_reconnect"
 )
 PROGRESS = "tests/unit/test_progress.py"
 
@@ -133,7 +133,7 @@ SERVICE_TRAPS: dict[str, Trap] = {
         "syncd/sync/consumer/consumer.py",
         "            apply_cap(connection)\n",
         "",
-        f"{FALLING_BEHIND}::test_where_nothing_ran_the_next_to_start_applies_the_cap",
+        f"{FALLING_BEHIND}::test_after_a_time_without_a_service_the_next_start_applies_the_cap",
     ),
     "a service that is frozen while it reports holds its row": broken(
         "sql/queries/consumer.sql",
@@ -205,7 +205,7 @@ SERVICE_TRAPS: dict[str, Trap] = {
         "syncd/supervision.py",
         "                if not has_started():\n",
         "                if True:\n",
-        f"{ERRORS}::test_a_task_that_fails_is_told_of_and_started_again[builder]",
+        f"{ERRORS}::test_a_task_that_fails_is_reported_and_started_again[builder]",
     ),
     "an error of one source ends the pass": broken(
         "syncd/sync/consumer/passes.py",
@@ -239,7 +239,7 @@ SERVICE_TRAPS: dict[str, Trap] = {
         "syncd/postgres/catalogue.py",
         "if labels.get(number, label) != label:",
         "if False:",
-        f"{RENAMES}::test_a_renamed_value_is_what_a_search_filters_on",
+        f"{RENAMES}::test_a_search_filters_on_the_new_name_of_a_renamed_value",
     ),
     "an error of the rule counts as the row's": broken(
         "syncd/sync/source/reading.py",
