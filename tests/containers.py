@@ -1,7 +1,7 @@
-"""A Dockerfile's own steps as a script in clean roots, and its programs in namespaces: for machines that have no engine.
+"""A Dockerfile's steps in clean roots, and its programs in namespaces, without an engine.
 
-Needs root, debootstrap and util-linux. An engine would take the base image that FROM names; here it is the same distribution's packages, from the
-sources of this machine's apt.
+Needs root, debootstrap and util-linux. An engine takes the base image that FROM names. Here the
+base is the same distribution's packages, from the sources of this machine's apt.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Self
 
 TOOLS = ("apt-get", "chroot", "cp", "debootstrap", "ip", "mount", "nsenter", "unshare")
@@ -31,7 +31,7 @@ class Step(NamedTuple):
 
 
 def steps(dockerfile: str) -> list[Step]:
-    """The instructions, their continued lines joined; comments are left out, also those in between."""
+    """The instructions, with continued lines joined and without comments."""
     lines = [line for line in dockerfile.splitlines() if not line.lstrip().startswith("#")]
     joined = re.sub(r"\\\n\s*", " ", "\n".join(lines))
     return [Step(*line.split(maxsplit=1)) for line in joined.splitlines() if line.strip()]
@@ -39,7 +39,7 @@ def steps(dockerfile: str) -> list[Step]:
 
 @dataclass
 class Image:
-    """What the steps have made so far."""
+    """The result of the steps so far."""
 
     root: Path
     environment: dict[str, str] = field(default_factory=lambda: {"PATH": PATH})
@@ -51,11 +51,12 @@ class Image:
     healthcheck: list[str] = field(default_factory=list)
 
     def inside(self, path: str) -> Path:
-        """A path of the image as this machine sees it."""
-        return self.root / os.path.join(self.folder, path).lstrip("/")  # noqa: PTH118 - an absolute path replaces the folder
+        """The path on this machine of a path in the image."""
+        absolute = PurePosixPath("/", self.folder, path)  # an absolute path replaces the folder
+        return self.root / absolute.relative_to("/")
 
     def set_variables(self, text: str) -> None:
-        """ENV: names with values, in which the ones before may be named."""
+        """ENV: names with values, which can refer to previous names."""
         for name, value in (each.split("=", 1) for each in shlex.split(text)):
             self.environment[name] = re.sub(
                 r"\$(\w+)", lambda match: self.environment[match[1]], value
@@ -63,7 +64,7 @@ class Image:
 
 
 def build(dockerfile: str, context: Path, base: Path, directory: Path) -> Image:
-    """Do every step; the last stage. ``base`` is a root that stands for the images that FROM names."""
+    """Do every step, and return the last stage. The root ``base`` replaces the images of FROM."""
     stages: dict[str, Image] = {}
     image = Image(base)
     for word, text in steps(dockerfile):
@@ -100,7 +101,7 @@ def build(dockerfile: str, context: Path, base: Path, directory: Path) -> Image:
 
 
 def copy(image: Image, text: str, stages: Mapping[str, Image], context: Path) -> None:
-    """COPY, as the engine does it: of a folder the contents, and of the context what is not ignored."""
+    """COPY as an engine does it: the contents of a folder, without ignored files of the context."""
     *sources, target = text.split()
     of_stage = sources[0].startswith("--from=")
     origin = stages[sources.pop(0).removeprefix("--from=")].root if of_stage else context
@@ -115,7 +116,7 @@ def copy(image: Image, text: str, stages: Mapping[str, Image], context: Path) ->
 
 
 def debian(root: Path) -> None:
-    """This machine's distribution with Python in it and nothing else, as the official Python image is."""
+    """This machine's distribution with only Python in it, as in the official Python image."""
     codename = re.findall(
         r"^VERSION_CODENAME=(\w+)$", Path("/etc/os-release").read_text(), re.MULTILINE
     )[0]
@@ -129,7 +130,7 @@ def debian(root: Path) -> None:
 
 
 def pip_of_this_machine() -> tuple[dict[str, str], dict[str, Path]]:
-    """Where this machine's pip gets its packages: settings, and the files and folders that they name."""
+    """Settings of this machine's pip for its packages, and the files and folders that they name."""
     text = subprocess.check_output(["python3", "-m", "pip", "config", "list"], text=True)
     values = {
         name.rpartition(".")[2]: value.strip("'")
@@ -156,12 +157,16 @@ def enclosed(
     user: str | None = None,
     alone: bool = False,
 ) -> list[str]:
-    """A command that runs ``command`` in the image, as process 1. ``alone``: as compose.yaml has it, with a network of its own, too."""
+    """A command that runs ``command`` in the image, as process 1.
+
+    ``alone``: restricted as in compose.yaml, and with a network of its own.
+    """
     root = str(image.root)
     mounts = [["mount", "--bind", root, root], ["mount", "-t", "proc", "proc", f"{root}/proc"]]
     if alone:
         mounts += [["ip", "link", "set", "lo", "up"], ["mount", "-o", "remount,bind,ro", root]]
-        mounts += [["mount", "-t", "tmpfs", "-o", "mode=1777", "tmpfs", f"{root}/tmp"]]  # noqa: S108 - the image's
+        temporary = str(image.root / "tmp")
+        mounts += [["mount", "-t", "tmpfs", "-o", "mode=1777", "tmpfs", temporary]]
     for place, path in (binds or {}).items():
         inside = image.inside(place)
         if path.is_dir():
@@ -172,27 +177,28 @@ def enclosed(
         mounts.append(["mount", "--bind", str(path), str(inside)])
     last = ["exec", "chroot", root, *as_user(image, command, environment or {}, user or image.user)]
     script = "\n".join(map(shlex.join, [*mounts, last]))
-    return ["unshare", "--mount", "--pid", "--fork", "--kill-child", *(["--net"] if alone else []), "sh", "-euc", script]  # fmt: skip
+    namespaces = ["--mount", "--pid", *(["--net"] if alone else [])]
+    return ["unshare", *namespaces, "--fork", "--kill-child", "sh", "-euc", script]
 
 
 def as_user(
     image: Image, command: Sequence[str], environment: Mapping[str, str], user: str
 ) -> list[str]:
-    """The command with the image's environment; who is not root has no capability and can get none."""
-    drop = (
-        ["--clear-groups", "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"]
-        if user != "root"
-        else []
-    )
+    """The command with the image's environment. Users other than root can get no capability."""
+    rights = [f"--reuid={user}", f"--regid={user}", "--clear-groups"]
+    if user != "root":
+        rights += ["--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"]
     variables = [
         f"{name}={value}" for name, value in (image.environment | dict(environment)).items()
     ]
-    return ["setpriv", f"--reuid={user}", f"--regid={user}", *drop, *([] if drop else ["--clear-groups"]),
-            "env", "-i", "-C", image.folder, *variables, *command]  # fmt: skip
+    return ["setpriv", *rights, "env", "-i", "-C", image.folder, *variables, *command]
 
 
 class Container:
-    """A running program of an image, restricted as compose.yaml says: nothing but its volume and /tmp can be written."""
+    """A running program of an image, restricted as in compose.yaml.
+
+    Only its volume and /tmp can be written.
+    """
 
     def __init__(
         self,
@@ -212,7 +218,7 @@ class Container:
 
     @property
     def pid(self) -> int:
-        """Process 1 of the container, as this machine counts."""
+        """Process id of the container's process 1 on this machine."""
         parent = self.process.pid
         return int(Path(f"/proc/{parent}/task/{parent}/children").read_text())
 
@@ -220,23 +226,26 @@ class Container:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.kill()  # and with it, by --kill-child, process 1
+        self.process.kill()  # --kill-child ends process 1 as well
         self.process.communicate()
 
     def line(self) -> str:
-        """The next line that it prints; empty when it has ended."""
+        """The next line that the program prints; empty when it has ended."""
         assert self.process.stdout is not None
         return self.process.stdout.readline()
 
     def execute(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Another command in it, as ``docker exec`` runs one."""
+        """Run another command in the container, as ``docker exec`` does."""
         enter = ["nsenter", f"--target={self.pid}", "--mount", "--pid", "--net", "--root"]
         return subprocess.run(
-            [*enter, *as_user(self.image, command, self.environment, self.image.user)], capture_output=True, text=True, check=False
-        )  # fmt: skip
+            [*enter, *as_user(self.image, command, self.environment, self.image.user)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
     def end(self, how: signal.Signals | None = signal.SIGTERM) -> int:
-        """Send process 1 a signal, or wait for its own end; the exit status."""
+        """Send process 1 a signal, or wait for its end, and return the exit status."""
         if how is not None:
             os.kill(self.pid, how)
         self.process.communicate(timeout=STOP_SECONDS)

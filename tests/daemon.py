@@ -22,7 +22,7 @@ CHECKOUT = Path(__file__).parents[1]
 
 
 class Daemon:
-    """Start, stop and kill it as often as a test likes; the data directory stays."""
+    """A service to start, stop and kill any number of times; the data directory stays."""
 
     def __init__(self, conninfo: str, data_dir: Path, **settings: object) -> None:
         self.conninfo = conninfo
@@ -38,32 +38,38 @@ class Daemon:
         self.points: Path | None = None
         self.broken: list[tuple[str, int, str]] = []
         self.variables: dict[str, str] = {}
-        """Of the environment, beside the settings: the tester's own PG* do not come along."""
+        """More variables of the environment. PG* variables of the tester are left out."""
 
     def with_constant(self, name: str, value: object) -> Daemon:
-        """Give a constant of a module, such as ``syncd.sync.consumer.session.POLL_SECONDS``, another value in the processes to come."""
+        """Give a constant another value in the next processes.
+
+        ``name`` has the module, such as ``syncd.sync.consumer.session.POLL_SECONDS``.
+        """
         self.constants[name] = value
         return self
 
     def with_small_slots(self) -> Daemon:
-        """Go through the outbox' slots after a few rows or an instant, and free what can be freed all the time."""
+        """Change the outbox's slot after a few rows or an instant, and free slots all the time."""
         self.with_constant("syncd.postgres.freeing.SLOT_ROWS", 100)
         self.with_constant("syncd.postgres.freeing.SLOT_SECONDS", 0.2)
         return self.with_constant("syncd.sync.background.rotation.ROTATION_SECONDS", 0.05)
 
     def with_points(self, folder: Path) -> Daemon:
-        """Let the processes to come be killed at a named point, once ``tests.faults.points.arm`` names it in ``folder``."""
+        """Let the next processes be killed at the point that ``points.arm`` names in ``folder``."""
         self.points = folder
         return self
 
     def with_error(self, function: str, times: int, when: str = "True") -> Daemon:
-        """Let ``function`` (``module:path``) raise at its first ``times`` calls in each of the processes to come; see ``tests.faults.errors``."""
+        """Let ``function`` (``module:path``) raise at its first ``times`` calls.
+
+        This holds for each of the next processes; see ``tests.faults.errors``.
+        """
         self.broken.append((function, times, when))
         return self
 
     @property
     def program(self) -> list[str]:
-        """What Python runs."""
+        """Arguments of Python."""
         if not self.constants and self.points is None and not self.broken:
             return ["-m", "syncd.cli.main"]
         assign = (
@@ -83,7 +89,7 @@ class Daemon:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Nothing of the tester's own settings."""
+        """The environment, without settings of the tester's own."""
         kept = {
             name: value
             for name, value in os.environ.items()
@@ -103,12 +109,15 @@ class Daemon:
         return kept | settings | self.variables
 
     def spawn(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start the process, without waiting for anything."""
+        """Start the process without waiting."""
         self.data_dir.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, *self.program, "serve", *arguments], env=self.environment, stdout=subprocess.PIPE, stderr=log
-            )  # fmt: skip
+                [sys.executable, *self.program, "serve", *arguments],
+                env=self.environment,
+                stdout=subprocess.PIPE,
+                stderr=log,
+            )
         return self.process
 
     def start(self, *arguments: str) -> Daemon:
@@ -119,7 +128,7 @@ class Daemon:
         return self
 
     def wait_for_line(self, process: subprocess.Popen[bytes]) -> bytes:
-        """The next line of stdout, empty when the process ended; fails after a minute."""
+        """The next line of stdout, empty if the process ended; fails after a minute."""
         assert process.stdout is not None
         deadline = time.monotonic() + READY_SECONDS
         readable, _, _ = select.select(

@@ -1,4 +1,4 @@
-"""A TCP peer that has vanished: nothing that is sent to it is acknowledged any more, and it sends no word of it."""
+"""A TCP peer that has vanished: it acknowledges no packet and sends none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The documentation as text: what is prose, what is a table or code, and what is written in code and SQL for people."""
+"""The documentation as text: prose, tables and code, and the prose in Python and SQL files."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def words_of_sentences(paragraph: str) -> Iterator[list[str]]:
 
 
 def anchors(page: str) -> set[str]:
-    """What a link may name after ``#``."""
+    """Names that a link can have after ``#``."""
     headings = [
         line.text.lstrip("# ")
         for line in lines(page)
@@ -77,7 +77,7 @@ def anchors(page: str) -> set[str]:
 
 
 def command_lines(page: str) -> Iterator[str]:
-    """Every command that begins with ``syncd``: of code blocks, and in backticks."""
+    """Every command that begins with ``syncd``, in code blocks and in backticks."""
     code = "\n".join(
         line.text for line in lines(page) if line.kind == "code" and not line.text.startswith("```")
     )
@@ -89,7 +89,7 @@ def command_lines(page: str) -> Iterator[str]:
 
 
 def commands_in(text: str) -> Iterator[str]:
-    """The commands of one line of a shell, without variables and what comes after ``#``."""
+    """The commands of one line of a shell, without variables and comments."""
     for part in re.split(r"&&|\|\|?|;|&(?=\s|$)", re.sub(r"(^|\s)#.*", "", text)):
         command = re.sub(r"^\s*(\w+=\S*\s+)*(\S*/bin/)?", "", part).strip()
         if re.match(r"syncd( |$)", command):
@@ -97,7 +97,7 @@ def commands_in(text: str) -> Iterator[str]:
 
 
 def fault_of(command: str) -> str:
-    """Why a command line cannot be as it stands; empty if it can. ``[…]`` marks what may be left out."""
+    """The error of a command line, empty if it is valid. ``[…]`` marks optional parts."""
     try:
         words = shlex.split(re.sub(r"\[[^]]*\](\.\.\.)?", "", command).replace("...", ""))[1:]
     except ValueError as error:
@@ -110,13 +110,16 @@ def fault_of(command: str) -> str:
     context = program.context_class(program, info_name="syncd")
     try:
         _, rest, _ = program.make_parser(context).parse_args(args=words)
-    except Exception as error:  # noqa: BLE001  whichever click it is
+    except Exception as error:  # noqa: BLE001  an error of either click
         return str(error) or type(error).__name__
     return f"too many arguments: {' '.join(rest)}" if rest else ""
 
 
 def texts(path: Path) -> Iterator[tuple[int, str]]:
-    """What a file says to people, with line numbers: a page's prose and tables, strings and comments of Python, comments of SQL."""
+    """Prose of a file with line numbers.
+
+    A page's prose and tables, strings and comments of Python, comments of SQL.
+    """
     source = path.read_text("utf-8")
     if path.suffix == ".md":
         yield from (

@@ -1,4 +1,4 @@
-"""Work that a child process of ``fork()`` does, as in a web server that loads its application first."""
+"""Work in a child of ``fork()``, as in a web server that loads its application first."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Child(Generic[T]):
         os.close(write)
 
     def result(self) -> T:
-        """What the work returned; fails with its traceback."""
+        """The result of the work; fails with its traceback."""
         with os.fdopen(self._read, "rb") as pipe:
             well, value = pickle.load(pipe)  # noqa: S301 - our own
         os.waitpid(self.pid, 0)

@@ -1,6 +1,7 @@
-"""The picture of the status page in the docs: ``python -m tests.picture`` makes it, in two minutes, of a service that follows and searches.
+"""The picture of the status page in the docs: ``python -m tests.picture`` makes it.
 
-The page's clock goes sixty times as fast, so that the charts have their hour; counts, rates and latencies are what was measured.
+It shows a service that follows and searches, and takes two minutes. The page's clock runs sixty
+times as fast, so that the charts show an hour. Counts, rates and latencies are measured.
 """
 
 from __future__ import annotations
@@ -40,13 +41,18 @@ COLOURS = 256
 DIMENSIONS = 128
 SETUP = """
 CREATE TABLE papers (id int PRIMARY KEY, embedding vector(128), lang text DEFAULT 'en');
-CREATE TABLE products (sku text PRIMARY KEY, embedding halfvec(64), discontinued boolean DEFAULT false);
+CREATE TABLE products
+    (sku text PRIMARY KEY, embedding halfvec(64), discontinued boolean DEFAULT false);
 CREATE TABLE notes (tenant text, id int, embedding real[], PRIMARY KEY (tenant, id));
 SELECT syncd.attach('papers', columns => ARRAY['lang']);
 SELECT syncd.attach('products', live => 'NOT discontinued', metric => 'ip');
 SELECT syncd.attach('notes', project => $$'notes'$$, dataset => 'tenant', metric => 'l2');
 """
-CHANGE = "UPDATE papers SET embedding = (SELECT array_agg(x * 1.01) FROM unnest(embedding::real[]) AS x)::vector WHERE id >= %s AND id < %s"
+CHANGE = """
+UPDATE papers SET embedding =
+    (SELECT array_agg(x * 1.01) FROM unnest(embedding::real[]) AS x)::vector
+WHERE id >= %s AND id < %s
+"""
 RETIRE = "UPDATE products SET discontinued = true WHERE sku = format('B-%%s', %s::int)"
 
 
@@ -55,11 +61,9 @@ class Quick(Daemon):
 
     @property
     def program(self) -> list[str]:
-        """What Python runs."""
-        return [
-            "-c",
-            f"import sys; sys.path.insert(0, {str(CHECKOUT)!r}); from tests import picture; picture.serve()",
-        ]
+        """Arguments of Python."""
+        path = f"import sys; sys.path.insert(0, {str(CHECKOUT)!r})"
+        return ["-c", f"{path}; from tests import picture; picture.serve()"]
 
 
 def serve() -> None:
@@ -80,7 +84,7 @@ def serve() -> None:
 
 
 def fill(conninfo: str, numbers: np.random.Generator) -> None:
-    """Three tables, of which one is large enough for codes."""
+    """Fill three tables; one is large enough for codes."""
     schema.install(conninfo)
     with psycopg.connect(conninfo, autocommit=True) as db:
         db.execute("CREATE EXTENSION vector")
@@ -104,12 +108,12 @@ def fill(conninfo: str, numbers: np.random.Generator) -> None:
 
 
 def near(centre: NDArray[np.float64], numbers: np.random.Generator) -> list[float]:
-    """A vector that is like some others."""
+    """A vector near a centre."""
     return [round(float(value), 4) for value in centre + 0.6 * numbers.standard_normal(len(centre))]
 
 
 def repeat(done: Event, step: Callable[[float], None]) -> Thread:
-    """Do it again and again, with the seconds since the start, until ``done``; it starts at once."""
+    """Start a thread that repeats ``step`` with the seconds since its start, until ``done``."""
     begun = time.monotonic()
 
     def run() -> None:
@@ -123,7 +127,7 @@ def repeat(done: Event, step: Callable[[float], None]) -> Thread:
 
 @contextmanager
 def work(daemon: Daemon, numbers: np.random.Generator) -> Iterator[None]:
-    """Write and search: in the block, what the page takes for an hour has gone by."""
+    """Write and search for an hour of the page's clock, then run the block."""
     with psycopg.connect(daemon.conninfo, autocommit=True) as db, Client(daemon.socket) as client:
 
         def write(seconds: float) -> None:
@@ -143,9 +147,7 @@ def work(daemon: Daemon, numbers: np.random.Generator) -> Iterator[None]:
         try:
             for share, locked_seconds in PAUSES:
                 done.wait(share * HOUR_SECONDS)
-                with psycopg.connect(
-                    daemon.conninfo
-                ) as other:  # the lag that somebody's lock makes
+                with psycopg.connect(daemon.conninfo) as other:  # the charts show the lag of a lock
                     other.execute("LOCK TABLE papers IN ACCESS EXCLUSIVE MODE")
                     done.wait(locked_seconds)
             with daemon.client() as another:
@@ -159,7 +161,7 @@ def work(daemon: Daemon, numbers: np.random.Generator) -> Iterator[None]:
 
 
 def take(daemon: Daemon, folder: Path) -> bytes:
-    """The page in a browser."""
+    """A screenshot of the page in a browser."""
     with browser(folder) as page:
         page.call(
             "Emulation.setDeviceMetricsOverride",
@@ -171,7 +173,7 @@ def take(daemon: Daemon, folder: Path) -> bytes:
         page.call(
             "Emulation.setEmulatedMedia",
             features=[{"name": "prefers-color-scheme", "value": "light"}],
-        )  # whatever the machine likes
+        )  # regardless of the machine's preference
         page.call("Emulation.setScrollbarsHidden", hidden=True)
         page.open(url_of(daemon, "/"))
         assert str(daemon.data_dir.parent) not in page.html
@@ -179,7 +181,7 @@ def take(daemon: Daemon, folder: Path) -> bytes:
 
 
 def main() -> None:
-    """Make the picture anew."""
+    """Make the picture again."""
     numbers = np.random.default_rng(1)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))

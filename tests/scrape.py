@@ -1,4 +1,4 @@
-"""What a running service says over HTTP, and in its log."""
+"""Answers of a running service over HTTP, and events of its log."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Series = tuple[str, frozenset[tuple[str, str]]]
 
 
 def events(daemon: Daemon, name: str) -> list[dict[str, Any]]:
-    """What the service has logged under a name."""
+    """Events of one name in the service's log."""
     lines = [
         json.loads(line) for line in daemon.log.read_text().splitlines() if line.startswith("{")
     ]
@@ -45,14 +45,15 @@ def wait_for_event(daemon: Daemon, name: str) -> dict[str, Any]:
 
 
 def url_of(daemon: Daemon, path: str = "/") -> str:
-    """Where the service said that it listens."""
+    """A URL of the service, from the address in its log."""
     return f"http://{events(daemon, 'http_listening')[-1]['address']}{path}"
 
 
 def get(daemon: Daemon, path: str) -> tuple[int, str]:
     """Status and body of a GET."""
     try:
-        with urllib.request.urlopen(url_of(daemon, path), timeout=SECONDS) as answer:  # noqa: S310  a test's own URL
+        url = url_of(daemon, path)
+        with urllib.request.urlopen(url, timeout=SECONDS) as answer:  # noqa: S310  a test's own URL
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         with closing(error):
@@ -77,5 +78,5 @@ def samples(daemon: Daemon) -> Mapping[Series, float]:
 
 
 def sample(daemon: Daemon, name: str, **labels: str) -> float:
-    """One of them."""
+    """One sample of ``/metrics``."""
     return samples(daemon)[name, frozenset(labels.items())]

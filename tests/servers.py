@@ -1,4 +1,7 @@
-"""PostgreSQL servers for tests: each of its own, in a temporary folder, gone when the tests end or are interrupted."""
+"""PostgreSQL servers for tests, in temporary folders.
+
+They are gone when the tests end or are interrupted.
+"""
 
 from __future__ import annotations
 
@@ -27,21 +30,21 @@ Version = Literal[14, 15, 16, 17, 18]
 StopMode = Literal["smart", "fast", "immediate"]
 
 EMBEDDED: tuple[Version, ...] = (16, 18)
-"""What the wheel carries, with pgvector."""
+"""Versions in the wheel, with pgvector."""
 EXPECTED: tuple[Version, ...] = (15, *EMBEDDED)
-"""A test for one of these is skipped where that is missing; one for another version is there where the version is."""
+"""Versions that every run tests or skips. Other versions are tested only if installed."""
 PLACES = [
     *filter(None, os.environ.get("TEST_POSTGRES", "").split(os.pathsep)),
     "/usr/lib/postgresql",
 ]
-"""Folders that have those of versions, as Debian has: ``15/bin/postgres``."""
+"""Folders with a folder per version, as in Debian: ``15/bin/postgres``."""
 MEMORY = Path("/dev/shm")  # noqa: S108  a folder of a server's own is made in it
 MEMORY_BYTES = 4 << 30
 SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 
 
 def bindir(version: Version) -> Path:
-    """The programs of a version. FileNotFoundError where it is missing."""
+    """The programs of a version. ``FileNotFoundError`` if it is missing."""
     if version in EMBEDDED:
         return binaries(version)
     for place in PLACES:
@@ -62,8 +65,11 @@ def available(version: Version) -> bool:
 
 
 def quick_folder() -> Path | None:
-    """Where there is plenty of memory, that; None elsewhere. Databases are made and dropped by the thousand, and a file system that keeps away from
-    inodes that were freed a moment ago (ext4) takes 200 ms for one instead of 20."""
+    """A folder in memory if there is plenty of it, else None.
+
+    Tests make and drop thousands of databases. ext4 does not reuse inodes that were just freed, so
+    a database takes 200 ms there instead of 20.
+    """
     with contextlib.suppress(OSError):
         if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > MEMORY_BYTES:
             return MEMORY
@@ -76,7 +82,7 @@ VERSIONS: tuple[Version, ...] = tuple(
 
 
 def fetch(conninfo: str, query: str) -> Any:
-    """The first value that a statement gives; None where it gives none."""
+    """The first value that a statement returns, or None."""
     with psycopg.connect(conninfo, autocommit=True) as connection:
         cursor = connection.execute(query)
         row = cursor.fetchone() if cursor.description else None
@@ -84,11 +90,14 @@ def fetch(conninfo: str, query: str) -> Any:
 
 
 class PostgresServer:
-    """One server of one version. ``directory`` gets its log, which outlives it; the cluster gets a folder of its own.
+    """One server of one version. ``directory`` gets its log, which stays.
 
-    That folder is directly below ``quick_folder`` or the system's temporary one because the socket's path must be short, and because
-    PostgreSQL 15 enters it by its path, which it cannot below pytest's folders (mode 0700) when root runs the tests.
-    ``settings`` are read at each start. ``fsync=True`` guards against power cuts, which no test can cause.
+    The cluster's folder is directly in ``quick_folder`` or the system's temporary folder. The
+    socket's path must be short. PostgreSQL 15 also enters the folder by its path, which fails in
+    pytest's folders (mode 0700) if root runs the tests.
+
+    ``settings`` are read at each start. ``fsync=True`` protects from power cuts, which no test can
+    cause.
     """
 
     def __init__(
@@ -139,14 +148,17 @@ class PostgresServer:
         return self._cluster.pid
 
     def start(self) -> Self:
-        """Start, and make the cluster the first time. Returns when connections are accepted, also after a crash."""
+        """Start, and make the cluster the first time. Returns when connections are accepted.
+
+        This also holds after a crash.
+        """
         if not self._cluster.directory.exists():
             self.create()
         self._cluster.start()
         return self
 
     def create(self, *options: str) -> None:
-        """Make the cluster, with these options of initdb besides; ``start`` does it without any."""
+        """Make the cluster with these options of initdb; ``start`` makes it without options."""
         self._cluster.create(*(() if self._fsync else ("--no-sync",)), *options)
 
     def stop(self, mode: StopMode = "fast") -> None:
@@ -154,11 +166,14 @@ class PostgresServer:
         self._cluster.stop(SIGNALS[mode])
 
     def crash(self) -> None:
-        """What ``pg_ctl stop -m immediate`` does: no checkpoint, clients are cut off, the next start recovers."""
+        """Stop as ``pg_ctl stop -m immediate`` does.
+
+        There is no checkpoint, clients are cut off, and the next start recovers.
+        """
         self._cluster.stop(signal.SIGQUIT)
 
     def kill(self) -> None:
-        """SIGKILL to every process. Stale locks stay, as they do after kill -9; ``start`` copes with them."""
+        """Send SIGKILL to every process. Stale locks stay, and ``start`` accepts them."""
         self._cluster.kill()
 
     def restart(self, mode: StopMode = "fast") -> None:
@@ -166,7 +181,7 @@ class PostgresServer:
         self.start()
 
     def wait_ready(self) -> None:
-        """Return when the server accepts connections; an error when it is gone, or after a minute."""
+        """Return when the server accepts connections. An error if it is gone, or after a minute."""
         if not self._cluster.wait_ready():
             raise EmbeddedUnavailable(
                 f"PostgreSQL {self.version} is not running", hint=f"read {self.log}"
@@ -175,7 +190,7 @@ class PostgresServer:
     def conninfo(
         self, dbname: str = "postgres", user: str = "postgres", *, tcp: bool = False, **options: Any
     ) -> str:
-        """For libpq: through the Unix socket, or through 127.0.0.1 where the server was made with ``tcp=True``."""
+        """Connection string of a database: the Unix socket, or 127.0.0.1 with ``tcp=True``."""
         if tcp:
             assert self.tcp, "make the server with tcp=True"
             options = {"host": "127.0.0.1"} | options
@@ -184,7 +199,10 @@ class PostgresServer:
     def execute(
         self, query: str | sql.Composed, dbname: str = "postgres", **options: Any
     ) -> list[tuple[Any, ...]]:
-        """Run SQL (many statements, if there are no parameters) on a connection of its own; the last one's rows."""
+        """Run SQL on a connection of its own, and return the last statement's rows.
+
+        Without parameters it can have many statements.
+        """
         statement = query if isinstance(query, sql.Composed) else sql.SQL(query)
         with psycopg.connect(self.conninfo(dbname, **options), autocommit=True) as connection:
             cursor = connection.execute(statement)
@@ -193,7 +211,7 @@ class PostgresServer:
             return cursor.fetchall() if cursor.description else []
 
     def create_database(self, name: str, template: str | None = None) -> str:
-        """Create a database, as a clone of ``template`` where given; returns its conninfo."""
+        """Create a database, as a clone of ``template`` if given, and return its conninfo."""
         source = (
             sql.SQL(" TEMPLATE {}").format(sql.Identifier(template)) if template else sql.SQL("")
         )
@@ -201,7 +219,7 @@ class PostgresServer:
         return self.conninfo(name)
 
     def drop_database(self, name: str) -> None:
-        """Drop a database if it is there, and cut off who is connected to it."""
+        """Drop a database if it exists, and cut off its clients."""
         self.execute(
             sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name))
         )
@@ -210,7 +228,7 @@ class PostgresServer:
         return self._cluster.processes()
 
     def remove(self) -> None:
-        """Stop the server and delete its cluster; called at exit too."""
+        """Stop the server and delete its cluster; also called at exit."""
         atexit.unregister(self.remove)
         with contextlib.suppress(EmbeddedUnavailable):
             self._cluster.stop(signal.SIGQUIT)

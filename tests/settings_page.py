@@ -1,4 +1,4 @@
-"""The page of the settings, made from the settings themselves: ``python -m tests.settings_page`` writes it."""
+"""The page of the settings, made from the settings: ``python -m tests.settings_page``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def settings_table() -> str:
 
 
 def shown_default(field: FieldInfo) -> str:
-    """A default that is one value; the description tells the others."""
+    """A default that is one value; the description has other defaults."""
     value = (
         field.default.get_secret_value() if isinstance(field.default, SecretStr) else field.default
     )
@@ -34,12 +34,12 @@ def shown_default(field: FieldInfo) -> str:
 
 
 def as_text(description: str) -> str:
-    """A description that Markdown takes neither for a tag nor for the end of a cell."""
+    """A description in which Markdown sees neither a tag nor the end of a cell."""
     return description.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
 
 
 def with_current_table(text: str) -> str:
-    """The page with the table as it should be. ValueError if the markers are missing."""
+    """The page with the current table. ``ValueError`` if the markers are missing."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:

@@ -49,6 +49,7 @@ PLAIN_LANGUAGE = (
     "syncd/sync/background/*.py",
     "syncd/sync/registry/*.py",
     "syncd/testing.py",
+    "tests/*.py",
     "tests/bench/*.py",
     "tests/oracle/*.py",
     "tests/oracle/traps/*.py",
