@@ -29,7 +29,7 @@ from syncd.supervision import describe
 from syncd.sync.consumer.passes import KEYS_PER_READ
 from syncd.sync.source.followed import FollowedSource
 from syncd.sync.source.quarantined import Quarantined
-from syncd.sync.source.rows import NULL_KEY, Row
+from syncd.sync.source.rows import NULL_KEY, Rows
 from syncd.types import DatasetName, Key, dataset_name
 
 ROWS_PER_FETCH = 10_000
@@ -184,9 +184,7 @@ def compare_source(
     return Found(SourceReport(source, outcome, comparison.left_out()), datasets, differing)
 
 
-def batches(
-    connection: psycopg.Connection, captured: Captured, *, deep: bool
-) -> Iterator[Sequence[Row]]:
+def batches(connection: psycopg.Connection, captured: Captured, *, deep: bool) -> Iterator[Rows]:
     """The table's live rows, in batches."""
     source = captured.source
     if captured.keys is not None:
@@ -194,15 +192,16 @@ def batches(
         for start in range(0, len(captured.keys), KEYS_PER_READ):
             some = [str(key) for key in captured.keys[start : start + KEYS_PER_READ]]
             cursor = psycopg.RawCursor(connection)
-            yield cursor.execute(
+            found = cursor.execute(
                 query, [source.key_array(some)], prepare=source.prepare, binary=True
-            ).fetchall()
+            )
+            yield Rows.of(found.fetchall())
         return
     only = None if captured.only is None else sorted(captured.only)
     with psycopg.RawServerCursor(connection, "syncd_verify") as scan:
         scan.execute(source.read_all(only, vectors=deep, failing=captured.failing), binary=True)
         while rows := scan.fetchmany(ROWS_PER_DEEP_FETCH if deep else ROWS_PER_FETCH):
-            yield rows
+            yield Rows.of(rows)
 
 
 class SourceComparison:
@@ -228,63 +227,66 @@ class SourceComparison:
                 self.quarantined[row.dataset] = self.quarantined.get(row.dataset, 0) + 1
                 self.rows += 1
 
-    def feed(self, rows: Sequence[Row]) -> None:
+    def feed(self, rows: Rows) -> None:
         """Compare some rows of the table; each row is given once."""
         self.rows += len(rows)
-        keys = self.captured.source.parse_keys([row[0] for row in rows])
+        keys = self.captured.source.parse_keys(rows.keys)
         if self.captured.keys is not None:
             self.seen.update(keys)
         places: dict[tuple[str | None, str | None], list[int]] = {}
-        for place, row in enumerate(rows):
-            places.setdefault((row[1], row[2]), []).append(place)
+        for place, names in enumerate(zip(rows.projects, rows.datasets, strict=True)):
+            places.setdefault(names, []).append(place)
         for (project, dataset), at in places.items():
             name = (
                 DatasetName("")
                 if project is None or dataset is None
                 else dataset_name(project, dataset)
             )
-            self.feed_dataset(name, [keys[place] for place in at], [rows[place] for place in at])
+            self.feed_dataset(name, keys, rows, at)
 
-    def feed_dataset(self, name: DatasetName, keys: list[Key], rows: list[Row]) -> None:
-        """Compare rows of one dataset.
+    def feed_dataset(
+        self, name: DatasetName, keys: list[Key], rows: Rows, places: list[int]
+    ) -> None:
+        """Compare rows of one dataset; ``places`` are their places among ``keys`` and ``rows``.
 
         A row in quarantine is accounted for if it is still the row that was put there.
         """
         comparison, quarantine = self.by_name.get(name), self.captured.quarantine
         if quarantine:
-            there = [quarantine.get(key) for key in keys]
             absent = [
-                keys[place]
-                for place, row in enumerate(there)
-                if row is not None and row.fingerprint == rows[place][4]
+                place
+                for place in places
+                if (row := quarantine.get(keys[place])) is not None
+                and row.fingerprint == rows.fingerprints[place]
             ]
             if absent:
                 self.quarantined[name] = self.quarantined.get(name, 0) + len(absent)
                 if comparison is not None:
-                    comparison.absent(absent)
-                left = set(keys).difference(absent)
-                places = [place for place, key in enumerate(keys) if key in left]
-                keys, rows = [keys[place] for place in places], [rows[place] for place in places]
-        if not keys:
+                    comparison.absent([keys[place] for place in absent])
+                left = set(places).difference(absent)
+                places = [place for place in places if place in left]
+        if not places:
             return
+        keys = [keys[place] for place in places]
         if comparison is None:
             self.unindexed.setdefault(name, []).extend(keys)
             return
-        prints = np.fromiter((row[4] for row in rows), dtype=np.int64, count=len(rows))
+        prints = np.array([rows.fingerprints[place] for place in places], dtype=np.int64)
         if not self.deep:
             comparison.rows(keys, prints)
             return
-        decoded = decode_vectors(self.captured.source.vector_type, [row[3] for row in rows])
+        vectors = [rows.vectors[place] for place in places]
+        decoded = decode_vectors(self.captured.source.vector_type, vectors)
         for block in decoded.blocks:
-            places = block.rows.tolist()
+            numbers = block.rows.tolist()
             comparison.deep(
-                [keys[place] for place in places],
+                [keys[number] for number in numbers],
                 block.vectors,
-                prints[places],
-                [rows[place][5] for place in places],
+                prints[numbers],
+                [rows.columns[places[number]] for number in numbers],
             )
-        bad = [place for place, _ in decoded.bad]
-        comparison.rows([keys[place] for place in bad], prints[bad])
+        bad = [number for number, _ in decoded.bad]
+        comparison.rows([keys[number] for number in bad], prints[bad])
 
     def finish(self) -> tuple[list[DatasetReport], list[Key]]:
         """The reports, and all keys that differ."""

@@ -1,1 +1,1 @@
-"""One followed table: its rows as they are read, its datasets, its quarantine, its doubts, and the scan under way."""
+"""One followed table: its rows, datasets and quarantine, its known catalogue, and its scan."""

@@ -1,8 +1,9 @@
-"""Applying: bring the indexes of one source to the rows that were just read.
+"""Applies rows that were just read to the indexes of one source.
 
-Invariant: after ``apply`` of everything that a pass read at its snapshot, the source's indexes hold exactly the rows that were live at that
-snapshot and can be indexed; the rest of the live rows are in quarantine. Changes are idempotent: applying a newer reading of a row, or the
-same one again, is always right.
+Invariant: after ``apply`` of all rows that a pass read at its snapshot, the source's indexes hold
+exactly the live rows at that snapshot that can be indexed; the other live rows are in quarantine.
+Changes are idempotent: it is always right to apply a newer reading of a row, or the same reading
+again.
 """
 
 from __future__ import annotations
@@ -19,16 +20,17 @@ from syncd.index.rows.vectors import VectorFormat
 from syncd.postgres.vectors import decode_vectors
 from syncd.sync.registry.datasets import Dataset
 from syncd.sync.source.followed import FollowedSource
-from syncd.sync.source.rows import Row
-from syncd.types import DatasetName, Key, dataset_name
+from syncd.sync.source.rows import Rows
+from syncd.types import DatasetName, Key, QuarantineReason, dataset_name
 
 
 @dataclass(slots=True)
 class Usable:
-    """Rows that can be indexed: their keys, vectors in blocks (n, dimension) float32, fingerprints, and attached columns if there are any."""
+    """Rows that can be indexed; ``columns`` are the attached columns, empty if there are none."""
 
     keys: list[Key] = field(default_factory=list)
     vectors: list[NDArray[np.float32]] = field(default_factory=list)
+    """Vectors in blocks of shape (n, dimension)."""
     fingerprints: list[int] = field(default_factory=list)
     columns: list[str] = field(default_factory=list)
 
@@ -38,22 +40,25 @@ class Usable:
         return np.concatenate(self.vectors) if self.vectors else np.empty((0, 0), dtype=np.float32)
 
 
-def apply(followed: FollowedSource, asked: Sequence[Key], rows: Sequence[Row]) -> int:
-    """Bring the indexes to what was just read: ``rows`` are the live ones, any other key ``asked`` for is a tombstone.
+def apply(followed: FollowedSource, asked: Sequence[Key], rows: Rows) -> int:
+    """Apply what was just read: ``rows`` are live, any other key in ``asked`` is a tombstone.
 
-    Returns how many rows changed. Raises ``OSError`` when the disk is full; then nothing is lost, and the same may be applied again.
+    Returns the number of changed rows. Raises ``OSError`` if the disk is full; then nothing is
+    lost, and the same rows may be applied again.
     """
     places: dict[DatasetName, list[int]] = {}
-    keys = followed.source.parse_keys([row[0] for row in rows])
+    keys = followed.source.parse_keys(rows.keys)
     for key in (*asked, *keys) if followed.quarantine else ():
         followed.quarantine.pop(key, None)
     if followed.scan is not None and followed.scan.quarantined:
         followed.scan.quarantined.difference_update(asked, keys)
     targets: dict[Key, DatasetName] = {}
     names: dict[tuple[str, str], DatasetName] = {}
-    for place, (_, project, dataset, _, fingerprint, _) in enumerate(rows):
+    for place, (project, dataset) in enumerate(zip(rows.projects, rows.datasets, strict=True)):
         if project is None or dataset is None:
-            followed.quarantine.put(keys[place], DatasetName(""), "null_dataset", fingerprint)
+            followed.quarantine.put(
+                keys[place], DatasetName(""), "null_dataset", rows.fingerprints[place]
+            )
             continue
         name = names.get((project, dataset)) or names.setdefault(
             (project, dataset), dataset_name(project, dataset)
@@ -66,12 +71,12 @@ def apply(followed: FollowedSource, asked: Sequence[Key], rows: Sequence[Row]) -
         found = followed.dataset(name)
         if found is None:
             for place in at:
-                followed.quarantine.put(keys[place], name, "dataset_taken", rows[place][4])
+                followed.quarantine.put(
+                    keys[place], name, "dataset_taken", rows.fingerprints[place]
+                )
                 targets.pop(keys[place], None)
             continue
-        upserts[name] = usable_rows(
-            followed, found, [keys[place] for place in at], [rows[place] for place in at], touched
-        )
+        upserts[name] = usable_rows(followed, found, keys, rows, at, touched)
         for key in {keys[place] for place in at}.difference(upserts[name].keys):
             targets.pop(key, None)
     changed, begun = 0, time.perf_counter()
@@ -100,7 +105,7 @@ def apply(followed: FollowedSource, asked: Sequence[Key], rows: Sequence[Row]) -
 
 
 def reconsider(followed: FollowedSource, names: Iterable[DatasetName]) -> None:
-    """A dataset that has lost its last row takes the dimension of the next: read again the rows that did not fit before."""
+    """Have misfits read again: an empty dataset takes the dimension of its next row."""
     empty = {name for name in names if not followed.datasets[name].index.count}
     if empty:
         followed.reread_misfits(empty)
@@ -110,16 +115,25 @@ def usable_rows(
     followed: FollowedSource,
     dataset: Dataset,
     keys: Sequence[Key],
-    rows: Sequence[Row],
+    rows: Rows,
+    places: Sequence[int],
     touched: set[Key],
 ) -> Usable:
-    """The rows that can be indexed, the last reading of a key first to count; the others go to quarantine."""
-    last = {key: place for place, key in enumerate(keys)}
-    if len(last) < len(keys):
-        keys, rows = list(last), [rows[place] for place in last.values()]
-    decoded = decode_vectors(followed.source.vector_type, [row[3] for row in rows])
-    for place, reason in decoded.bad:
-        followed.quarantine.put(keys[place], dataset.name, reason, rows[place][4])
+    """Those rows of a dataset that can be indexed; the others go to quarantine.
+
+    ``places`` are the places of the dataset's rows among all ``keys`` and ``rows``. The last
+    reading of a key counts.
+    """
+    last = {keys[place]: place for place in places}
+    if len(last) < len(places):
+        places = list(last.values())
+    decoded = decode_vectors(followed.source.vector_type, [rows.vectors[place] for place in places])
+
+    def reject(place: int, reason: QuarantineReason) -> None:
+        followed.quarantine.put(keys[place], dataset.name, reason, rows.fingerprints[place])
+
+    for number, reason in decoded.bad:
+        reject(places[number], reason)
     if followed.scan is not None:
         seen = followed.scan.dimensions.setdefault(dataset.name, Counter())
         for block in decoded.blocks:
@@ -129,27 +143,23 @@ def usable_rows(
     )
     usable = Usable()
     for block in decoded.blocks:
-        if block.vectors.shape[1] != dimension:
-            for place in block.rows:
-                followed.quarantine.put(
-                    keys[place], dataset.name, "dimension_mismatch", rows[place][4]
-                )
+        at = [places[number] for number in block.rows.tolist()]
+        vectors = block.vectors
+        if vectors.shape[1] != dimension:
+            for place in at:
+                reject(place, "dimension_mismatch")
             continue
-        bad = VectorFormat(followed.source.metric, followed.source.half).validate(block.vectors)
-        for place, reason in bad.items():
-            followed.quarantine.put(
-                keys[block.rows[place]], dataset.name, reason, rows[block.rows[place]][4]
-            )
-        good = (
-            [place for place in range(len(block.rows)) if place not in bad]
-            if bad
-            else range(len(block.rows))
-        )
-        usable.keys += [keys[block.rows[place]] for place in good]
-        usable.fingerprints += [rows[block.rows[place]][4] for place in good]
+        bad = VectorFormat(followed.source.metric, followed.source.half).validate(vectors)
+        if bad:
+            for number, reason in bad.items():
+                reject(at[number], reason)
+            good = [number for number in range(len(at)) if number not in bad]
+            at, vectors = [at[number] for number in good], vectors[good]
+        usable.keys += [keys[place] for place in at]
+        usable.fingerprints += [rows.fingerprints[place] for place in at]
         if followed.source.columns:
-            usable.columns += [rows[block.rows[place]][5] or "" for place in good]
-        usable.vectors.append(block.vectors[list(good)] if bad else block.vectors)
+            usable.columns += [rows.columns[place] or "" for place in at]
+        usable.vectors.append(vectors)
     return usable
 
 
@@ -159,17 +169,18 @@ def dimension_for(
     blocks: Sequence[NDArray[np.float32]],
     touched: set[Key],
 ) -> int | None:
-    """The dimension that the dataset's rows must have: declared, else that of the rows that are not ``touched``, else the most
-    frequent of these."""
+    """The dimension that the dataset's rows must have.
+
+    It is the declared one, or that of the rows that are not ``touched``, or else the most frequent
+    one of ``blocks``.
+    """
     if followed.source.dimension is not None:
         return followed.source.dimension
     if followed.scan is not None and dataset.name in followed.scan.forced:
         return followed.scan.forced[dataset.name]
     index = dataset.index
     if index.count and all(block.shape[1] == index.dim for block in blocks):
-        return (
-            index.dim
-        )  # whether or not other rows have it: which of them are touched need not be looked up
+        return index.dim  # there is no need to look up which rows are touched
     if index.count and (
         index.count > len(touched)
         or index.count > np.count_nonzero(index.view.contains(list(touched)))
@@ -178,7 +189,7 @@ def dimension_for(
     if not blocks:
         return None
     dimension: int = max(blocks, key=len).shape[1]
-    if index.count and dimension != index.dim:  # every row of the old dimension is being replaced
+    if index.count and dimension != index.dim:  # each old row is replaced
         index.clear()
         followed.reread_misfits({dataset.name})
     return dimension

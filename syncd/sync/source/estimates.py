@@ -1,4 +1,4 @@
-"""How many rows a scan is to read, as far as the indexes and the server's statistics tell."""
+"""Estimates of the number of rows that a scan has to read, from indexes and server statistics."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from syncd.sync.source.scan import Scan
 def nearest_to_its_end(
     connection: psycopg.Connection, scanned: Sequence[FollowedSource]
 ) -> FollowedSource:
-    """The source with the fewest rows left to read, as far as the server's statistics tell: it answers before a large one.
+    """The source with the fewest rows left to read: a small source answers before a large one.
 
-    First those that answer nothing yet.
+    Sources that do not answer yet come first. The numbers are those of the server's statistics.
     """
     if len(scanned) == 1:
         return scanned[0]
@@ -34,7 +34,10 @@ def nearest_to_its_end(
 
 
 def expected_rows(connection: psycopg.Connection, each: FollowedSource, scan: Scan) -> int:
-    """About how many rows a scan is to read, for those who watch it: those that were there before, else what the statistics tell."""
+    """Approximate number of rows that a scan has to read, to show its progress.
+
+    It is the number of indexed rows; if there are none, the server's statistics.
+    """
     known = sum(
         one.index.count
         for name, one in each.datasets.items()

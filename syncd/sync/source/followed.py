@@ -23,7 +23,7 @@ from syncd.sync.source.emptied import Emptied
 from syncd.sync.source.key_homes import Directory
 from syncd.sync.source.known_catalogue import KnownCatalogue
 from syncd.sync.source.quarantined import Quarantine
-from syncd.sync.source.rows import Row
+from syncd.sync.source.rows import Rows
 from syncd.sync.source.scan import Scan
 from syncd.sync.source.unconfirmed import Unconfirmed
 from syncd.types import DatasetName, Key, Position
@@ -116,7 +116,7 @@ class FollowedSource:
         """A dataset of another source has gone: read again the rows that its name was taken from."""
         self.reread |= {str(key) for key in self.quarantine.keys_with("dataset_taken")}
 
-    def reject_unkeyed(self, rows: Iterable[Row]) -> None:
+    def reject_unkeyed(self, rows: Rows) -> None:
         """These are all rows that have no key, by their labels: they are in quarantine, and those that were there before are not."""
         replaced = self.quarantine.replace_unkeyed(rows)
         self.reread_unkeyed = False

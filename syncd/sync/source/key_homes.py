@@ -1,7 +1,8 @@
-"""Which of a source's datasets may hold a key, so that a row that moved, or went, leaves its old dataset.
+"""The datasets of a source that may hold a key: a row that moved must leave its old dataset.
 
-With few datasets each is asked. With many, a map from the key's hash to dataset numbers answers. It may name datasets that a key has left long ago,
-which is harmless: deleting a key that is not there does nothing. When it has twice as many entries as there were keys, it is made again.
+With few datasets, each index is asked. With many, a map from the key's hash to dataset numbers
+answers. It may name datasets that a key has left; that is harmless, because deleting an absent key
+does nothing. When it has twice as many entries as there were keys, it is made again.
 """
 
 from __future__ import annotations
@@ -16,24 +17,26 @@ from syncd.sync.registry.datasets import Dataset
 from syncd.types import DatasetName, Key, KeyKind
 
 FEW_DATASETS = 4
+"""Up to this many datasets, each index is asked."""
 SMALL_MAP_ENTRIES = 100_000
+"""Up to this many entries, a map is not made again."""
 
 
 class Directory:
-    """See the module; made for one source."""
+    """The datasets of one source, and the map from keys to them."""
 
     def __init__(self, key_kind: KeyKind) -> None:
         self.key_kind = key_kind
         self.datasets: list[Dataset | None] = []
-        """By number; None where a dataset has gone and its number is free."""
+        """Datasets by number; None if a dataset is gone and its number is free."""
         self.free: list[int] = []
         self.numbers: dict[DatasetName, int] = {}
         self.map: HashMultimap | None = None
         self.most_entries = SMALL_MAP_ENTRIES
-        """The map is made again above this many: most of its entries are of keys that have gone."""
+        """Number of entries above which the map is made again: most are of keys that are gone."""
 
     def adopt(self, datasets: Sequence[Dataset]) -> None:
-        """Know these datasets too, with the keys that they hold."""
+        """Add datasets, with their keys."""
         for dataset in datasets:
             if dataset.name not in self.numbers:
                 number = self.free.pop() if self.free else len(self.datasets)
@@ -45,14 +48,17 @@ class Directory:
             self.make_map()
 
     def forget(self, name: DatasetName) -> None:
-        """A dataset without keys has gone; another may get its number, with entries that mean nothing."""
+        """Remove a dataset without keys.
+
+        Another dataset may get its number, together with stale entries of the map.
+        """
         number = self.numbers.pop(name, None)
         if number is not None:
             self.datasets[number] = None
             self.free.append(number)
 
     def make_map(self) -> None:
-        """Enter the keys that the datasets have now, and no others."""
+        """Make the map of the keys that the datasets hold now."""
         self.map = HashMultimap()
         for dataset in self.datasets:
             if dataset is not None:
@@ -66,7 +72,7 @@ class Directory:
         self.map.add(hashes, np.full(len(hashes), self.numbers[dataset.name], dtype=np.int64))
 
     def add(self, name: DatasetName, keys: Sequence[Key]) -> None:
-        """Enter keys that a dataset now holds."""
+        """Enter keys that a dataset holds now."""
         if self.map is not None and keys:
             hashes = hash_keys(self.key_kind, store_keys(self.key_kind, keys))
             known_at, numbers = self.map.view.find(hashes)
@@ -80,7 +86,7 @@ class Directory:
     def to_leave(
         self, keys: Sequence[Key], homes: Mapping[Key, DatasetName]
     ) -> dict[DatasetName, list[Key]]:
-        """The datasets that may hold a key, but for the one that is now its home."""
+        """The datasets that may hold a key, except the one that is its home now."""
         if not keys:
             return {}
         found: dict[DatasetName, list[Key]] = {}

@@ -1,6 +1,7 @@
-"""Facts of one source's catalogue, and the doubts about its indexes that follow from them.
+"""The known facts of one source's catalogue, and the doubts about its indexes that follow.
 
-Invariant: a doubt is kept until a comparison takes it up. Of several, the first that is not believed is kept.
+Invariant: a doubt is kept until a comparison begins for it. Of several doubts, the first one under
+which the indexes are not believed is kept.
 """
 
 from __future__ import annotations
@@ -18,34 +19,46 @@ logger = structlog.get_logger()
 
 @dataclass(slots=True)
 class KnownCatalogue:
-    """What is known of one source's catalogue, and what follows from it."""
+    """Facts of one source's catalogue, and their consequences. Times are ``time.monotonic``'s."""
 
     seen: str = ""
-    """The facts as they were last read."""
+    """Facts as they were last read, as text."""
     before: str = ""
-    """The facts before columns were altered, until the table could be read since: a later start learns from them how the columns were renamed."""
+    """Facts before columns were altered; empty once the table could be read since then.
+
+    A later start learns from them how the columns were renamed.
+    """
     facts: Catalogue | None = None
+    """``seen``, parsed."""
     altered: str = ""
+    """Text about altered columns, for the error if the table cannot be read."""
     renamed: dict[str, str] = field(default_factory=dict)
+    """Present name of each renamed column, by its old name."""
     rewritten: bool = False
-    """The table has other files, and the pass has not shown yet whether a truncation is why."""
+    """Whether the table has other files, unless a truncation turns out to be the reason."""
     weakness: Trouble | None = None
-    """Why the triggers do not record every write, and what to do; None if they do."""
+    """Reason why the triggers do not record every write, with the fix; None if they do."""
     doubt: str | None = None
-    """Why the table must be compared, once the scan under way is over."""
+    """Reason why the table must be compared after the scan under way; None if there is none."""
     believed: bool = True
+    """Whether the indexes are believed to be right in spite of the doubt."""
     said: str = ""
+    """Last logged doubt."""
     looked_at: float = -math.inf
+    """Time of the last look."""
     compare_at: float = -math.inf
+    """Time of the next comparison while there is a weakness."""
     repair_at: float = math.inf
+    """Time of the next repair of the triggers."""
     remember_at: float = math.inf
+    """Time of the next update of the names that the schema keeps."""
 
     def remember(self, seen: str) -> None:
-        """Go on from the facts of a checkpoint."""
+        """Take over the facts of a checkpoint."""
         self.seen, self.facts = seen, parse_catalogue(seen) if seen else None
 
     def note_doubt(self, reason: str, believed: bool) -> None:
-        """Keep a doubt until a comparison takes it up."""
+        """Keep a doubt until a comparison begins for it."""
         if reason != self.said:
             logger.log(20 if believed else 30, "source_doubted", reason=reason)
             self.said = reason
@@ -54,12 +67,12 @@ class KnownCatalogue:
         self.believed &= believed
 
     def settle(self) -> None:
-        """A comparison begins."""
+        """Drop the doubt: its comparison begins."""
         self.doubt, self.believed = None, True
 
     @property
     def leaves(self) -> int:
-        """How many partitions there are."""
+        """Number of partitions without partitions of their own."""
         return (
             self.facts.leaves.count
             if self.facts is not None and self.facts.leaves is not None

@@ -1,7 +1,8 @@
-"""Take one source up at start, from its part of a checkpoint.
+"""Loads one source at a start, from its part of a checkpoint.
 
-What the checkpoint cannot vouch for is read from Postgres: everything, where there is a doubt about the database; one dataset, where a file of
-it is damaged. An index that came from a checkpoint under doubt is kept and compared row by row, since most of it is likely to be right.
+The rest is read from PostgreSQL: everything if there is a doubt about the database, one dataset if
+one of its files is damaged. An index from a doubted checkpoint is kept and compared row by row,
+because most of it is probably right.
 """
 
 from __future__ import annotations
@@ -35,8 +36,11 @@ def load_source(
     doubt: str,
     lost: bool = False,
 ) -> FollowedSource:
-    """A source ready for its first pass. ``position`` is the present one, from which a source that must be read starts; ``lost`` says
-    that the doubt is about changes that the outbox no longer holds."""
+    """A source that is ready for its first pass.
+
+    ``position`` is the present one; a source that must be read starts from it. ``lost`` says that
+    the doubt is about changes that the outbox no longer holds.
+    """
     followed = FollowedSource(source, registry, Cursor(position))
     if saved is None:
         followed.begin_scan()
@@ -46,7 +50,7 @@ def load_source(
         return followed
     try:
         take_up(followed, saved, doubt=doubt, lost=lost)
-    except Exception:  # an error that nobody has thought of must not come back at each start
+    except Exception:  # an unexpected error must not come back at each start
         logger.exception("checkpoint_not_used", source=source.name)
         followed.stop()
         followed = FollowedSource(source, registry, Cursor(position))
@@ -55,7 +59,7 @@ def load_source(
 
 
 def take_up(followed: FollowedSource, saved: SavedSource, *, doubt: str, lost: bool) -> None:
-    """``load_source`` for a source that is in the checkpoint."""
+    """Load a source from its part of the checkpoint."""
     source, registry = followed.source, followed.registry
     damaged = []
     for entry in saved.datasets:
@@ -97,7 +101,7 @@ def take_up(followed: FollowedSource, saved: SavedSource, *, doubt: str, lost: b
     followed.catalogue.remember(saved.catalogue)
     if saved.doubted:
         followed.catalogue.note_doubt(
-            f"{source.name}: a comparison was not over at the last checkpoint", believed=True
+            f"{source.name}: a comparison was under way at the last checkpoint", believed=True
         )
     window = (
         None
@@ -118,7 +122,10 @@ def take_up(followed: FollowedSource, saved: SavedSource, *, doubt: str, lost: b
 
 
 def check_kind(source: Source, entry: SavedDataset) -> None:
-    """Raise ``DamagedFile`` where the source's rows would not fit: in another history the same number and oid may be another table's."""
+    """Raise ``DamagedFile`` if the source's rows do not fit into the saved index.
+
+    In another history of the database, the same id and oid may belong to another table.
+    """
     index = entry.index
     wanted = (source.metric, source.key_kind, source.half, source.dimension or index.dim)
     if (index.metric, index.key_kind, index.half, index.dim or source.dimension) != wanted:

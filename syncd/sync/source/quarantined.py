@@ -1,6 +1,6 @@
 """Live rows of one source that cannot be indexed, by key.
 
-A row without a key stands under a label. A label does not tell which row has changed, so a reading
+A row without a key has a label instead. A label does not tell which row has changed, so a reading
 of all rows without a key replaces the previous ones.
 """
 
@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 import structlog
 
 from syncd.postgres.source import Source
-from syncd.sync.source.rows import EXPRESSION_FAILED, NULL_KEY, Row
+from syncd.sync.source.rows import EXPRESSION_FAILED, NULL_KEY, Rows
 from syncd.types import DatasetName, Key, QuarantineReason, dataset_name
 
 logger = structlog.get_logger()
@@ -30,25 +30,25 @@ class Quarantined:
 
 
 class Quarantine(dict[Key, Quarantined]):
-    """See the module."""
+    """The quarantined rows of one source, by key or label."""
 
     def __init__(self, source: Source) -> None:
         super().__init__()
         self.source = source
         self.unkeyed: set[Key] = set()
-        """Labels of the rows that have no key."""
+        """Labels of the rows without a key."""
 
     def put(
         self, key: Key, dataset: DatasetName, reason: QuarantineReason, fingerprint: int
     ) -> None:
-        """Note a row; ``apply`` takes any indexed version of it out of the index."""
+        """Note a row; ``apply`` removes any indexed version of it from the index."""
         self[key] = Quarantined(dataset, reason, datetime.now(UTC), fingerprint)
         logger.debug(
             "row_quarantined", source=self.source.name, dataset=dataset, key=key, reason=reason
         )
 
     def put_failing(self, keys: Iterable[Key]) -> None:
-        """Note rows that an expression fails on; ``apply`` was given their keys."""
+        """Note rows on which an expression fails; ``apply`` was given their keys."""
         for key in keys:
             self.put(key, DatasetName(""), EXPRESSION_FAILED, fingerprint=0)
 
@@ -58,11 +58,16 @@ class Quarantine(dict[Key, Quarantined]):
         if row.reason == NULL_KEY:
             self.unkeyed.add(key)
 
-    def replace_unkeyed(self, rows: Iterable[Row]) -> set[Key]:
-        """Note all rows that have no key, by label; earlier ones go. Returns the labels of both."""
+    def replace_unkeyed(self, rows: Rows) -> set[Key]:
+        """Note all rows without a key, by label, in place of the earlier ones.
+
+        Returns the labels of both.
+        """
         before = {label: self.pop(label, None) for label in self.unkeyed}
         self.unkeyed.clear()
-        for label, project, dataset, _, fingerprint, _ in rows:
+        for label, project, dataset, fingerprint in zip(
+            rows.keys, rows.projects, rows.datasets, rows.fingerprints, strict=True
+        ):
             name = (
                 DatasetName("")
                 if project is None or dataset is None
@@ -77,14 +82,14 @@ class Quarantine(dict[Key, Quarantined]):
         return before.keys() | self.unkeyed
 
     def clear(self) -> None:
-        """No row is left."""
+        """Remove all rows."""
         super().clear()
         self.unkeyed.clear()
 
     def keys_with(
         self, reason: QuarantineReason, names: set[DatasetName] | None = None
     ) -> list[Key]:
-        """Keys of the rows with a reason, in some datasets or in all."""
+        """Keys of the rows with this reason, in some datasets or in all."""
         return [
             key
             for key, row in self.items()
@@ -93,5 +98,5 @@ class Quarantine(dict[Key, Quarantined]):
 
     @property
     def failing(self) -> list[Key]:
-        """Keys of the rows that an expression fails on, as far as is known."""
+        """Keys of the rows on which an expression failed when they were last read."""
         return self.keys_with(EXPRESSION_FAILED)

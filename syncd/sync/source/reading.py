@@ -1,11 +1,15 @@
-"""Reading a source's rows although an expression of the user's fails on some of them.
+"""Reads a source's rows, even if an expression of the user's fails on some of them.
 
-An error ends the whole statement, so the failing rows are found by halving what is asked for, each attempt behind a savepoint of the pass's own
-transaction: they go to quarantine as ``expression_failed``, the others are read. Savepoints cost two round trips, so they begin with the first
-failure: the pass starts again, and the source is read with care until no row of it fails any more.
+An error ends the whole statement. So the failing rows are found by halving the batch; each attempt
+has its own savepoint in the pass's transaction. Failing rows go to quarantine as
+``expression_failed``, the others are read.
 
-Invariant: no row goes to quarantine because a rule is broken; that fails the source. A rule is broken if it raises without any row, or if it raises
-for every row that was asked for, and for indexed rows too, for which it worked before.
+A savepoint costs two round trips, so they are used only after the first failure. Then the pass
+starts again, and the source is read carefully until none of its rows fails any more.
+
+Invariant: no row goes to quarantine because a rule is broken; that fails the source. A rule is
+broken if it raises without any row. It is also broken if it raises for each requested row and also
+for indexed rows, for which it worked before.
 """
 
 from __future__ import annotations
@@ -17,20 +21,24 @@ import psycopg
 
 from syncd.postgres.source import Source
 from syncd.statements import statement
-from syncd.sync.source.rows import Rows
+from syncd.sync.source.rows import NO_ROWS, Row, Rows
 from syncd.types import DatasetName, Key
 
 OTHER_ROWS = 20
-"""How many indexed rows are tried, if every row that was asked for fails."""
+"""Number of indexed rows that are tried if each requested row fails."""
 OF_A_ROW = ("21", "22", "23", "2F", "38", "39", "54", "0A", "P0")
-"""Classes of SQLSTATE that the value of one row can cause; the others concern the whole table, the session or the server."""
+"""Classes of SQLSTATE that the value of one row can cause.
 
+The others concern the whole table, the session or the server.
+"""
+
+Fetched = list[Row]
 SomeIndexed = Callable[[int], list[Key]]
-"""Gives keys of indexed rows, about as many as asked for."""
+"""Returns keys of about this many indexed rows."""
 
 
 def is_of_a_row(error: BaseException) -> bool:
-    """Whether another row might do better."""
+    """Whether an error may concern one row only."""
     return isinstance(error, psycopg.Error) and (error.sqlstate or "").startswith(OF_A_ROW)
 
 
@@ -42,18 +50,18 @@ def read_by_keys(
     careful: bool,
     some_indexed: SomeIndexed,
 ) -> tuple[Rows, list[str]]:
-    """Live rows by key, and the keys whose row an expression fails on."""
+    """Live rows by key, and the keys of the rows on which an expression fails."""
     read = partial(read_some, connection, source)
     if not careful:
-        return read(keys), []
+        return Rows.of(read(keys)), []
     check_rules(connection, source)
     found, failing = halving(connection, read, keys)
     if failing and not found:
         check_other_rows(connection, source, {source.parse_key(key) for key in keys}, some_indexed)
-    return found, failing
+    return Rows.of(found), failing
 
 
-def read_some(connection: psycopg.Connection, source: Source, keys: Sequence[str]) -> Rows:
+def read_some(connection: psycopg.Connection, source: Source, keys: Sequence[str]) -> Fetched:
     """Live rows by key."""
     return (
         psycopg.RawCursor(connection)
@@ -63,14 +71,17 @@ def read_some(connection: psycopg.Connection, source: Source, keys: Sequence[str
 
 
 def check_rules(connection: psycopg.Connection, source: Source) -> None:
-    """Raise what is wrong with the rules themselves."""
+    """Raise the error of the rules themselves, if there is one."""
     psycopg.RawCursor(connection).execute(source.plan(), prepare=False)
 
 
 def check_other_rows(
     connection: psycopg.Connection, source: Source, asked: Set[Key], some_indexed: SomeIndexed
 ) -> None:
-    """Every row that was asked for fails. Raise the error if rows that are indexed fail as well: then it is not the rows that have changed."""
+    """Raise the error if indexed rows fail as well, after each requested row failed.
+
+    Then the rule has changed, not the rows.
+    """
     read = partial(read_some, connection, source)
     others = [str(key) for key in some_indexed(OTHER_ROWS + len(asked)) if key not in asked][
         :OTHER_ROWS
@@ -80,10 +91,10 @@ def check_other_rows(
 
 
 def halving(
-    connection: psycopg.Connection, read: Callable[[Sequence[str]], Rows], keys: Sequence[str]
-) -> tuple[Rows, list[str]]:
-    """Read some keys, or, where that fails, each half of them."""
-    found: Rows = []
+    connection: psycopg.Connection, read: Callable[[Sequence[str]], Fetched], keys: Sequence[str]
+) -> tuple[Fetched, list[str]]:
+    """Read some keys; if that fails, read each half of them."""
+    found: Fetched = []
     failing: list[str] = []
     waiting = [keys]
     while waiting:
@@ -109,7 +120,10 @@ def read_page(
     careful: bool,
     some_indexed: SomeIndexed,
 ) -> tuple[Rows, list[Key], Key | None]:
-    """One page of a scan: its live rows, the keys whose row an expression fails on, and its last key, None behind the table's end."""
+    """One page of a scan: its live rows, the keys of the failing rows, and the page's last key.
+
+    The last key is None at the table's end.
+    """
     cursor = psycopg.RawCursor(connection)
 
     def end_of(start: Key | None, count: int) -> Key | None:
@@ -117,16 +131,16 @@ def read_page(
         end = cursor.execute(query, prepare=False, binary=True).fetchone()
         return None if end is None else source.parse_key(end[0])
 
-    def read(start: Key | None, until: Key | None) -> Rows:
+    def read(start: Key | None, until: Key | None) -> Fetched:
         return cursor.execute(
             source.read_page(start, until, only), prepare=False, binary=True
         ).fetchall()
 
     until = end_of(after, rows)
     if not careful:
-        return read(after, until), [], until
+        return Rows.of(read(after, until)), [], until
     check_rules(connection, source)
-    found: Rows = []
+    found: Fetched = []
     failing: list[Key] = []
     waiting = [(after, until, rows)]
     while waiting:
@@ -141,38 +155,42 @@ def read_page(
         half = max(count // 2, 1)
         middle = end_of(start, half)
         if middle is None and count == 1:
-            read(start, stop)  # it fails although there is no row: for another reason, then
+            read(start, stop)  # it fails without a row, so for another reason
         elif middle is None or middle == stop:  # fewer rows than that are left
             waiting.append((start, stop, half))
         else:
             waiting += [(middle, stop, max(count - half, 1)), (start, middle, half)]
     if failing and not found:
         check_other_rows(connection, source, set(failing), some_indexed)
-    return found, failing, until
+    return Rows.of(found), failing, until
 
 
 def read_unkeyed(connection: psycopg.Connection, source: Source, *, careful: bool) -> Rows:
-    """The live rows that have no key, or lack a part of it, with labels in the place of keys.
+    """The live rows whose key, or a part of it, is NULL; they have labels instead of keys.
 
-    If an expression fails on one of them, nothing tells which of them are live, so all of them are given, in no dataset.
+    If an expression fails on one of them, it is unknown which of them are live. Then all of them
+    are returned, in no dataset.
     """
     cursor = psycopg.RawCursor(connection)
     lacks_none = connection.execute(source.may_lack_keys(), prepare=False).fetchone() == (False,)
     if lacks_none:
-        return []
+        return NO_ROWS
 
-    def read() -> Rows:
+    def read() -> Fetched:
         return cursor.execute(source.read_unkeyed(), prepare=False, binary=True).fetchall()
 
     found = attempt(connection, read) if careful else read()
     if found is None:
         labels = cursor.execute(source.read_unkeyed_labels(), prepare=False, binary=True).fetchall()
         found = [(label, None, None, b"", 0, None) for (label,) in labels]
-    return found
+    return Rows.of(found)
 
 
-def attempt(connection: psycopg.Connection, read: Callable[[], Rows]) -> Rows | None:
-    """The rows, or None where an expression failed on one of them; the transaction goes on either way."""
+def attempt(connection: psycopg.Connection, read: Callable[[], Fetched]) -> Fetched | None:
+    """The rows, or None if an expression failed on one of them.
+
+    The transaction goes on either way.
+    """
     connection.execute(statement("passes", "savepoint"))
     rows = None
     try:
@@ -181,7 +199,6 @@ def attempt(connection: psycopg.Connection, read: Callable[[], Rows]) -> Rows | 
         if connection.broken or not is_of_a_row(error):
             raise
         connection.execute(statement("passes", "rollback_to_savepoint"))
-    connection.execute(
-        statement("passes", "release_savepoint")
-    )  # none may be open where the snapshot is exported
+    # a snapshot cannot be exported while a savepoint is open
+    connection.execute(statement("passes", "release_savepoint"))
     return rows

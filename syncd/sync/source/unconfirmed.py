@@ -1,4 +1,7 @@
-"""What was applied and may be lost in a crash of the server: since the last nonce that it has confirmed to be durable."""
+"""Changes that were applied and may be lost in a crash of the server.
+
+They were committed after the last nonce that the server has confirmed to be durable.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,20 @@ from collections.abc import Iterable
 from syncd.postgres.outbox import Cursor
 
 MAX_UNCONFIRMED_KEYS = 200_000
+"""Above this many keys, the whole source is read again instead."""
 
 
 class Unconfirmed:
-    """What was applied since the last nonce that Postgres has confirmed to be durable: a crash may undo it under us."""
+    """Keys of one source that were applied since the last confirmed position."""
 
     def __init__(self, confirmed: Cursor) -> None:
         self.confirmed = confirmed
         self.keys: set[str] = set()
-        self.everything = (
-            False  # too much to list, or a whole table: then only reading all of it again is sure
-        )
+        self.everything = False
+        """Whether there are too many keys to list, so that all rows must be read again."""
 
     def note(self, keys: Iterable[str]) -> None:
-        """Remember keys, as the outbox has them, until a nonce confirms the commits that changed them."""
+        """Remember keys of the outbox until a nonce confirms the commits that changed them."""
         if not self.everything:
             self.keys.update(keys)
             if len(self.keys) > MAX_UNCONFIRMED_KEYS:
