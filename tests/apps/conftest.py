@@ -9,6 +9,6 @@ from syncd.testing import Throwaway, throwaway
 
 @pytest.fixture(scope="session")
 def running() -> Iterator[Throwaway]:
-    """A PostgreSQL and a syncd, the same for every test here."""
+    """A PostgreSQL and a syncd, shared by every test here."""
     with throwaway() as both:
         yield both

@@ -10,13 +10,16 @@ import pytest
 from alembic import command
 from alembic.config import Config
 
+from tests.apps.urls import sqlalchemy_url
+
 ENVIRONMENT = """
 from alembic import context
 from sqlalchemy import NullPool, create_engine
 
 url = context.config.get_main_option("sqlalchemy.url")
 if context.is_offline_mode():
-    context.configure(url=url, literal_binds=True, dialect_opts={"paramstyle": "named"})  # as in the template of `alembic init`
+    # as in the template of `alembic init`
+    context.configure(url=url, literal_binds=True, dialect_opts={"paramstyle": "named"})
     with context.begin_transaction():
         context.run_migrations()
 else:
@@ -32,8 +35,18 @@ from syncd.apps.alembic import attach, detach
 revision, down_revision = "0001", None
 
 def upgrade():
-    op.execute("CREATE TABLE chunks (id int PRIMARY KEY, lang text, gone bool DEFAULT false, embedding real[])")
-    attach("chunks", dataset="lang || '%:x'", live="NOT gone", metric="l2", columns=["lang"], key=["id"])
+    op.execute(
+        "CREATE TABLE chunks (id int PRIMARY KEY, lang text, gone bool DEFAULT false, "
+        "embedding real[])"
+    )
+    attach(
+        "chunks",
+        dataset="lang || '%:x'",
+        live="NOT gone",
+        metric="l2",
+        columns=["lang"],
+        key=["id"],
+    )
     op.execute("CREATE TABLE notes (id int PRIMARY KEY, embedding real[])")
     op.execute("SELECT syncd.attach('notes', vector => 'embedding')")
 
@@ -62,15 +75,14 @@ def migrations(database: str, tmp_path: Path, output: io.StringIO) -> Config:
     config = Config(output_buffer=output)
     config.set_main_option("script_location", str(tmp_path))
     config.set_main_option("path_separator", "os")
-    parts = psycopg.conninfo.conninfo_to_dict(database)
-    url = f"postgresql+psycopg://{parts['user']}@/{parts['dbname']}?host={parts['host']}&port={parts['port']}"
-    config.set_main_option("sqlalchemy.url", url.replace("%", "%%"))
+    config.set_main_option("sqlalchemy.url", sqlalchemy_url(database).replace("%", "%%"))
     return config
 
 
 def attached(db: psycopg.Connection) -> list[tuple[object, ...]]:
     return db.execute(
-        "SELECT source::text, key, vector, project, dataset, live, metric, columns FROM syncd.sources "
+        "SELECT source::text, key, vector, project, dataset, live, metric, columns FROM "
+        "syncd.sources "
         "WHERE source <> 'syncd.embeddings'::regclass ORDER BY 1"
     ).fetchall()
 

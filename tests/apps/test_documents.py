@@ -1,4 +1,4 @@
-"""What both stores share: the table's metric, documents that cannot be found are refused at the write, a table that is made again."""
+"""Behaviour of both stores: the table's metric, refused documents, a table that is made again."""
 
 from __future__ import annotations
 
@@ -22,11 +22,14 @@ from syncd.testing import Throwaway
 from syncd.types import Metric
 
 Opening = Callable[..., Documents]
+SEVEN: Any = 7
+NOTHING: Any = None
+"""Values that are not text, given as text."""
 
 
 @pytest.fixture
 def opened(running: Throwaway) -> Iterator[Opening]:
-    """Opens stores of a table and a collection of the test's own, with other arguments where they are given."""
+    """Open stores of the test's own table and collection, with other arguments if given."""
     some: list[Documents] = []
     name = f"t{uuid.uuid4().hex}"
 
@@ -43,14 +46,14 @@ def opened(running: Throwaway) -> Iterator[Opening]:
     yield make
     for each in some:
         each.close()
-    with psycopg.connect(
-        running.dsn, autocommit=True
-    ) as connection:  # a dropped table's source fails until it is detached
+    with psycopg.connect(running.dsn, autocommit=True) as connection:
+        # a dropped table's source fails until it is detached
         connection.execute(
             "SELECT syncd.detach(%s) WHERE to_regclass(%s) IS NOT NULL", [name, name]
         )
         connection.execute(
-            "SELECT syncd.unregister(a.id) FROM syncd.attachments AS a WHERE NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = a.source)"
+            "SELECT syncd.unregister(a.id) FROM syncd.attachments AS a WHERE NOT EXISTS (SELECT "
+            "FROM pg_class AS c WHERE c.oid = a.source)"
         )
 
 
@@ -88,7 +91,7 @@ def test_another_metric_than_the_tables_is_an_error_at_opening(opened: Opening) 
     assert opened(metric="l2").metric == "l2"
 
 
-# What cannot be found afterwards
+# Documents that could not be found afterwards
 
 
 @pytest.mark.parametrize(
@@ -112,7 +115,7 @@ def test_another_metric_than_the_tables_is_an_error_at_opening(opened: Opening) 
 def test_a_vector_that_cannot_be_indexed_is_refused_by_its_documents_id(
     store: Documents, vector: Any, reason: str
 ) -> None:
-    """And nothing of that write is stored."""
+    """The write of which it is a part stores nothing."""
     store.write([Document("good", "before"), Document("other", "")], [[1.0, 0.0], [1.0, 0.0]])
     with pytest.raises(InvalidDocument) as caught:
         store.write([Document("good", "after"), Document("bad", "")], [[1.0, 0.0], vector])
@@ -148,7 +151,7 @@ def test_a_collection_whose_documents_are_all_replaced_or_deleted_takes_another_
         store.delete()
 
 
-def test_of_two_first_writes_at_once_one_decides_the_length(opened: Opening) -> None:
+def test_the_first_of_two_first_writes_at_once_decides_the_length(opened: Opening) -> None:
     stores = [opened(collection="raced"), opened(collection="raced")]
 
     def write(number: int) -> bool:
@@ -217,8 +220,9 @@ def test_metadata_is_stored_as_json_and_found_by_the_value_that_was_given(
 @pytest.mark.parametrize(
     "given",
     [
-        math.nan, math.inf, np.float32("nan"), Decimal("NaN"), Decimal("sNaN"), Decimal("1e999"), "a\0b", "\ud800", {"a\0": 1}, {1.5: 1},
-        {True: 1}, {"a"}, b"a", object(), 1j, np.complex64(1), np.timedelta64(1, "s"), [[[math.nan]]], 10**5000,
+        math.nan, math.inf, np.float32("nan"), Decimal("NaN"), Decimal("sNaN"), Decimal("1e999"),
+        "a\0b", "\ud800", {"a\0": 1}, {1.5: 1}, {True: 1}, {"a"}, b"a", object(), 1j,
+        np.complex64(1), np.timedelta64(1, "s"), [[[math.nan]]], 10**5000,
     ],
     ids=lambda value: type(value).__name__,
 )  # fmt: skip
@@ -251,10 +255,10 @@ def test_metadata_of_any_depth_is_stored_or_refused(store: Documents) -> None:
     [
         (Document("a\0", ""), "the id: text with a NUL character"),
         (Document("a" * 3000, ""), "the id: it has more than 2000 bytes"),
-        (Document(7, ""), "the id: expected text, got a value of type int"),  # type: ignore[arg-type]  # what a caller may do
+        (Document(SEVEN, ""), "the id: expected text, got a value of type int"),
         (Document("a", "text\0"), "the text: text with a NUL character"),
         (Document("a", "\udfff"), "the text: text with a lone surrogate"),
-        (Document("a", None), "the text: expected text, got a value of type NoneType"),  # type: ignore[arg-type]  # the same
+        (Document("a", NOTHING), "the text: expected text, got a value of type NoneType"),
         (Document("a", "", {}, "d\0"), "the document's id: text with a NUL character"),
     ],
     ids=lambda value: str(value)[:30],
@@ -304,7 +308,7 @@ def test_a_table_that_was_dropped_is_made_again_by_the_next_use(
 def test_a_table_that_was_dropped_while_no_store_was_open_is_made_again_at_opening(
     running: Throwaway, opened: Opening
 ) -> None:
-    """The dropped table's attachment holds the datasets' names until it goes."""
+    """The dropped table's attachment keeps the datasets' names until it is deleted."""
     for number, metric in enumerate(("l2", None, "l2", "ip")):
         store = opened(metric=metric)
         assert store.metric == (metric or "l2")
@@ -314,7 +318,7 @@ def test_a_table_that_was_dropped_while_no_store_was_open_is_made_again_at_openi
         drop(running, store)
 
 
-def test_a_table_that_somebody_made_again_is_attached_by_the_next_write(
+def test_a_table_that_was_made_again_by_hand_is_attached_by_the_next_write(
     running: Throwaway, opened: Opening
 ) -> None:
     store = opened(metric="l2")
@@ -340,10 +344,10 @@ def test_a_table_that_is_not_attached_is_attached_at_opening(
     assert (again.metric, ids(again)) == ("l2", ["a", "b"])
 
 
-def test_a_detached_table_is_an_error_also_beside_a_source_that_fails(
+def test_a_detached_table_is_an_error_also_while_another_source_fails(
     running: Throwaway, opened: Opening
 ) -> None:
-    """While a source fails, syncd cannot say that there is no such dataset: it may be that source's."""
+    """While a source fails, syncd cannot deny a dataset: it can belong to that source."""
     failing, store = opened(table=f"f{uuid.uuid4().hex}"), opened()
     drop(running, failing)
     store.write([Document("a", "")], [[1.0, 0.0]])
@@ -356,7 +360,7 @@ def test_a_detached_table_is_an_error_also_beside_a_source_that_fails(
     assert caught.value.hint.startswith("attach it: SELECT syncd.attach(")
 
 
-def test_who_may_not_attach_is_told_what_the_owner_types(
+def test_a_role_that_may_not_attach_is_told_the_command_for_the_owner(
     running: Throwaway, opened: Opening
 ) -> None:
     table = opened().table

@@ -1,4 +1,4 @@
-"""The programs in tests/examples/ do what they say."""
+"""The programs in tests/examples/ work."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict
 
 from syncd.testing import Throwaway, throwaway
+from tests.apps.urls import sqlalchemy_url
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TOKEN = "of this test"  # noqa: S105
@@ -35,7 +35,7 @@ def run(running: Throwaway, *command: str, dsn: str = "") -> str:
 
 @pytest.fixture
 def colours(running: Throwaway) -> str:
-    """A table with three vectors; the dataset's name."""
+    """Name of the dataset of a table with three vectors."""
     with psycopg.connect(running.dsn, autocommit=True) as connection:
         connection.execute(
             "CREATE TABLE IF NOT EXISTS colours (name text PRIMARY KEY, embedding real[])"
@@ -43,18 +43,16 @@ def colours(running: Throwaway) -> str:
         connection.execute("SELECT syncd.attach('colours')")
         connection.execute("TRUNCATE colours")
         connection.execute(
-            "INSERT INTO colours VALUES ('red', '{1,0,0}'), ('blue', '{0,0,1}'), ('pink', '{1,0.5,0.5}')"
+            "INSERT INTO colours VALUES ('red', '{1,0,0}'), ('blue', '{0,0,1}'), ('pink', "
+            "'{1,0.5,0.5}')"
         )
     return "colours"
 
 
 def test_sqlalchemy(running: Throwaway) -> None:
-    parts = conninfo_to_dict(running.dsn)
-    url = f"postgresql+psycopg://{parts['user']}@/{parts['dbname']}?host={parts['host']}&port={parts['port']}"
-    assert (
-        run(running, sys.executable, str(EXAMPLES / "with_sqlalchemy.py"), dsn=url)
-        == "red\norange\n"
-    )
+    program = str(EXAMPLES / "with_sqlalchemy.py")
+    url = sqlalchemy_url(running.dsn)
+    assert run(running, sys.executable, program, dsn=url) == "red\norange\n"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("django") is None, reason="pip install -e '.[dev]'")
@@ -74,7 +72,8 @@ def test_a_shell_over_tcp() -> None:
     with throwaway(listen=f"127.0.0.1:{port}", token=TOKEN) as running:
         with psycopg.connect(running.dsn, autocommit=True) as connection:
             connection.execute(
-                "INSERT INTO syncd.embeddings (id, embedding) VALUES ('red', '{1,0}'), ('blue', '{0,1}')"
+                "INSERT INTO syncd.embeddings (id, embedding) VALUES ('red', '{1,0}'), ('blue', "
+                "'{0,1}')"
             )
         script = str(EXAMPLES / "search.sh")
         answer = json.loads(

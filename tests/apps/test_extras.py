@@ -1,4 +1,4 @@
-"""The tests of this folder skip where a framework is missing; ``pip install -e '.[dev]'``, which CI does, brings every one."""
+"""``pip install -e '.[dev]'``, as in CI, brings every framework: without one, tests are skipped."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAY_BE_MISSING = (
 
 
 def brought_by(extra: str) -> set[str]:
-    """The packages of an extra, and of those that it names."""
+    """The packages of an extra, and of the extras that it names."""
     extras: dict[str, list[str]] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
         "optional-dependencies"
     ]
@@ -33,5 +33,5 @@ def brought_by(extra: str) -> set[str]:
 
 
 @pytest.mark.parametrize("package", MAY_BE_MISSING)
-def test_dev_brings_what_the_tests_of_apps_need(package: str) -> None:
+def test_dev_brings_the_packages_that_the_tests_of_apps_need(package: str) -> None:
     assert package in brought_by("dev")

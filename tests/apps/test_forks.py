@@ -1,4 +1,4 @@
-"""Stores that a program opens before it forks, as gunicorn does with ``--preload``, Celery and ``multiprocessing``."""
+"""Stores that a program opens before it forks, as in ``gunicorn --preload`` and Celery."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator
+from functools import partial
 
 import psycopg
 import pytest
@@ -17,6 +18,8 @@ from syncd.apps.documents import Documents
 from syncd.testing import Throwaway
 from tests.forks import Child
 
+STRICT_PYTHON = (sys.executable, "-X", "dev", "-W", "error", "-W", "ignore::DeprecationWarning")
+"""Python with its warnings as errors; from 3.12 on, a fork while threads run is deprecated."""
 CHILDREN = 3
 WRITES = 20
 EXITS = """
@@ -46,7 +49,7 @@ def documents(running: Throwaway) -> Iterator[Documents]:
 
 
 def write_and_search(documents: Documents, name: str) -> list[str]:
-    """Ids that were written here and not found by the search right after."""
+    """Write and search: the ids that the search right after a write did not find."""
     missed = []
     for number in range(WRITES):
         written = f"{name} {number}"
@@ -76,8 +79,7 @@ def test_a_store_opened_before_a_fork_writes_and_finds_in_each_process(
 ) -> None:
     documents.write([Document("before", "parent")], [[0.0, 1.0]])
     children = [
-        Child(lambda name=f"child {number}": write_and_search(documents, name))  # type: ignore[misc]
-        for number in range(CHILDREN)
+        Child(partial(write_and_search, documents, f"child {number}")) for number in range(CHILDREN)
     ]
     assert write_and_search(documents, "parent") == []
     assert [child.result() for child in children] == [[]] * CHILDREN
@@ -134,10 +136,9 @@ def test_a_child_that_exits_as_programs_do_says_nothing_and_leaves_the_parents_s
     running: Throwaway,
 ) -> None:
     done = subprocess.run(
-        [
-            sys.executable, "-X", "dev", "-W", "error", "-W", "ignore::DeprecationWarning", "-c", EXITS,
-            running.dsn, str(running.socket), uuid.uuid4().hex,
-        ],
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+        [*STRICT_PYTHON, "-c", EXITS, running.dsn, str(running.socket), uuid.uuid4().hex],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert (done.stdout, done.stderr) == ("['p']\n0 ['p']\n", "")

@@ -1,4 +1,4 @@
-"""LangChain's own tests of a vector store, and what they do not ask."""
+"""LangChain's own tests of a vector store, and tests of behaviour that they do not cover."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from syncd.apps.langchain import SyncdVectorStore  # noqa: E402
 
 
 class Words(Embeddings):
-    """Texts that are vectors: ``1 0`` and the like."""
+    """An embedding for texts that are vectors, such as ``1 0``."""
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         return [self.embed_query(text) for text in texts]
@@ -99,7 +99,7 @@ def test_filters_are_over_metadata(store: SyncdVectorStore) -> None:
 
     assert ids(lang="en") == ["a"]
     assert ids(year={"gte": 2022}) == ["b", "c"]
-    assert ids(**{"not": {"lang": "de"}}) == ["a"]  # SQL's not: c has no lang
+    assert ids(**{"not": {"lang": "de"}}) == ["a"]  # as NOT in SQL: c has no lang
     assert ids(**{"or": [{"lang": None}, {"size.height": 2}]}) == ["b", "c"]
 
 
@@ -115,7 +115,7 @@ def test_scores_are_distances_and_relevance_is_their_complement(store: SyncdVect
 
 
 def test_a_table_that_was_made_a_moment_ago_answers(running: Throwaway) -> None:
-    """Also while syncd has not looked at it yet, and to a program that has not made it."""
+    """Also before syncd has seen the table, and for a program that has not made it."""
     for number in range(10):
         table = f"fresh_{uuid.uuid4().hex}"
         stores = [
@@ -131,7 +131,7 @@ def test_a_table_that_was_made_a_moment_ago_answers(running: Throwaway) -> None:
                 each.close()
 
 
-def test_marginal_relevance_prefers_what_is_unlike(store: SyncdVectorStore) -> None:
+def test_marginal_relevance_prefers_unlike_documents(store: SyncdVectorStore) -> None:
     assert store.max_marginal_relevance_search("1 0", k=2) == []
     store.add_texts(["1 0", "1 0.01", "0.7 0.7"], ids=["first", "twin", "other"])
     assert [each.id for each in store.similarity_search("1 0", k=2)] == ["first", "twin"]
@@ -182,9 +182,13 @@ def test_a_table_that_syncd_does_not_follow_is_an_error_and_not_empty(running: T
 
 def test_a_store_made_from_texts_has_them(running: Throwaway) -> None:
     store = SyncdVectorStore.from_texts(
-        ["a", "b"], DeterministicFakeEmbedding(size=4), [{"n": 1}, {"n": 2}],
-        dsn=running.dsn, collection=uuid.uuid4().hex, address=running.socket,
-    )  # fmt: skip
+        ["a", "b"],
+        DeterministicFakeEmbedding(size=4),
+        [{"n": 1}, {"n": 2}],
+        dsn=running.dsn,
+        collection=uuid.uuid4().hex,
+        address=running.socket,
+    )
     try:
         retriever = store.as_retriever(search_kwargs={"k": 1, "filter": {"n": 2}})
         assert [document.page_content for document in retriever.invoke("a")] == ["b"]

@@ -1,4 +1,4 @@
-"""LangChain's filters: the documents that its own InMemoryVectorStore finds with the same condition as a function."""
+"""LangChain's filters find the documents that its InMemoryVectorStore finds with a function."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ with_dollar = st.builds(
 
 @st.composite
 def documents_and_filters(draw: st.DrawFn) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Metadata of few keys, so that documents have those that filters ask for."""
+    """Metadata with few keys, so that documents have the keys that filters ask for."""
     names = draw(st.lists(st.sampled_from(NAMES), min_size=1, max_size=2, unique=True))
     inside = st.dictionaries(st.sampled_from(["pageNumber", "b"]), values, max_size=2)
     known = {
@@ -103,7 +103,7 @@ def documents_and_filters(draw: st.DrawFn) -> tuple[list[dict[str, Any]], list[d
 
 
 def passes(wanted: dict[str, Any], document: dict[str, Any]) -> bool | None:
-    """SQL's three values of a filter, written without a look at how the store asks."""
+    """A filter's value in SQL's three-valued logic, written without a look at the store."""
     parts: list[bool | None] = []
     for given_name, value in wanted.items():
         name = given_name.removeprefix("$")
@@ -133,7 +133,7 @@ def disjunction(parts: list[bool | None]) -> bool | None:
 
 
 def found_in(document: dict[str, Any], name: str) -> Any:
-    """The key of that name, else the path of its parts."""
+    """The value of the key of that name, or else of the path of its parts."""
     if document.get(name) is not None:
         return document[name]
     value: Any = document
@@ -143,7 +143,7 @@ def found_in(document: dict[str, Any], name: str) -> Any:
 
 
 def compared(found: Any, asked: Any) -> list[bool | None]:
-    """Each comparison of a value."""
+    """The results of each comparison of a value."""
     if isinstance(asked, list):
         whole = isinstance(found, list) and len(found) == len(asked)
         return [
@@ -174,7 +174,7 @@ def compared(found: Any, asked: Any) -> list[bool | None]:
 
 
 def same(one: Any, other: Any) -> bool:
-    """JSON's equality: true is not 1."""
+    """Equality in JSON: true is not 1."""
     return isinstance(one, bool) == isinstance(other, bool) and one == other
 
 
@@ -194,7 +194,7 @@ def store(running: Throwaway) -> Iterator[SyncdVectorStore]:
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(drawn=documents_and_filters())
-def test_every_filter_finds_what_the_reference_store_finds(
+def test_every_filter_finds_the_documents_that_the_reference_store_finds(
     store: SyncdVectorStore, drawn: tuple[list[dict[str, Any]], list[dict[str, Any]]]
 ) -> None:
     documents, wanted = drawn
@@ -217,13 +217,30 @@ def test_every_filter_finds_what_the_reference_store_finds(
 @pytest.mark.parametrize(
     "wrong",
     [
-        lambda document: bool(document), ["lang"], "lang", 1, {1: "a"}, {"lang": {}}, {"lang": {"near": 1}}, {"lang": {"$near": 1}},
+        lambda document: bool(document),
+        ["lang"],
+        "lang",
+        1,
+        {1: "a"},
+        {"lang": {}},
+        {"lang": {"near": 1}},
+        {"lang": {"$near": 1}},
         {"$like": {"x": 1}},
-        {"lang": {"in": "a"}}, {"lang": {"gt": [1]}}, {"lang": {"path": "x", "eq": 1}}, {"lang": {"path": [1], "eq": 1}}, {"or": [1]}, {"or": []},
-        {"and": ["x"]}, {"not": {"lang": {"a": 1}}}, {"lang": {"a", "b"}}, {"lang": float("nan")}, {"lang": object()}, {"lang": "\0"},
+        {"lang": {"in": "a"}},
+        {"lang": {"gt": [1]}},
+        {"lang": {"path": "x", "eq": 1}},
+        {"lang": {"path": [1], "eq": 1}},
+        {"or": [1]},
+        {"or": []},
+        {"and": ["x"]},
+        {"not": {"lang": {"a": 1}}},
+        {"lang": {"a", "b"}},
+        {"lang": float("nan")},
+        {"lang": object()},
+        {"lang": "\0"},
     ],
     ids=lambda value: type(value).__name__,
-)  # fmt: skip
+)
 def test_a_malformed_filter_is_an_invalid_filter(store: SyncdVectorStore, wrong: Any) -> None:
     store.add_texts(["1 0"])
     with pytest.raises(InvalidFilter) as caught:

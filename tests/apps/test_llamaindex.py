@@ -1,4 +1,4 @@
-"""The LlamaIndex store: what a vector store is asked for, against a real PostgreSQL and a real syncd."""
+"""The LlamaIndex store: every request to a vector store, with a real PostgreSQL and syncd."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_nodes_come_back_as_they_were_written_nearest_first(store: SyncdVectorSt
     assert [each.node_id for each in store.get_nodes(["c", "nobody", "a"])] == ["c", "a"]
 
 
-def test_what_is_written_again_or_deleted_is_seen_at_once(store: SyncdVectorStore) -> None:
+def test_documents_written_again_or_deleted_are_seen_at_once(store: SyncdVectorStore) -> None:
     store.add(NODES)
     store.add([node("a", [-1, 0], "first")])
     assert store.query(query()).ids == ["b", "c", "a"]
@@ -137,12 +137,13 @@ def test_conditions_documents_and_ids(store: SyncdVectorStore) -> None:
     assert ids(FilterCondition.AND, english, late) == []
     assert ids(FilterCondition.OR, english, late) == ["a", "b", "c"]
     assert ids(FilterCondition.NOT, late) == ["a"]
-    assert ids(FilterCondition.AND, MetadataFilters(filters=[english, late], condition=FilterCondition.OR), late) == ["b", "c"]  # fmt: skip
+    either = MetadataFilters(filters=[english, late], condition=FilterCondition.OR)
+    assert ids(FilterCondition.AND, either, late) == ["b", "c"]
     assert store.query(query(doc_ids=["second"])).ids == ["c"]
     assert store.query(query(node_ids=["c", "a"])).ids == ["a", "c"]
 
 
-def test_what_cannot_be_asked_is_refused(store: SyncdVectorStore) -> None:
+def test_queries_that_cannot_be_asked_are_refused(store: SyncdVectorStore) -> None:
     for operator, value in (
         (FilterOperator.TEXT_MATCH, 1),
         (FilterOperator.GT, ["a"]),
@@ -174,7 +175,7 @@ def test_what_cannot_be_asked_is_refused(store: SyncdVectorStore) -> None:
         store.query(query(mode=VectorStoreQueryMode.MMR), mmr_prefetch_k=9, mmr_prefetch_factor=2)
 
 
-def test_marginal_relevance_prefers_what_is_unlike(store: SyncdVectorStore) -> None:
+def test_marginal_relevance_prefers_unlike_documents(store: SyncdVectorStore) -> None:
     assert store.query(query(mode=VectorStoreQueryMode.MMR)).ids == []
     store.add(
         [
@@ -200,7 +201,7 @@ def test_marginal_relevance_prefers_what_is_unlike(store: SyncdVectorStore) -> N
     assert ids(mmr_threshold=1, mmr_prefetch_k=1) == [
         "first",
         "twin",
-    ]  # never fewer candidates than answers
+    ]  # never fewer candidates than results
     assert ids(filters=MetadataFilters(filters=[MetadataFilter(key="lang", value="en")])) == [
         "other"
     ]
@@ -262,7 +263,7 @@ def test_metadata_of_a_node_and_of_its_document_is_json_or_refused_by_the_nodes_
     assert (back.metadata, back.source_node and back.source_node.metadata) == (stored, stored)
     assert [each.metadata for each in back.child_nodes or []] == [stored]
     assert good.metadata is not back.metadata
-    assert good.metadata["n"].dtype == np.int64  # the caller's own node is as it was
+    assert good.metadata["n"].dtype == np.int64  # the caller's own node is unchanged
     bad = node("bad", [1, 0])
     for wrong in ({"n": float("nan")}, {"n": {"a"}}, {"n": "a\0"}):
         bad.metadata = wrong

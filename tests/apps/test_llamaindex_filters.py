@@ -1,4 +1,7 @@
-"""LlamaIndex's filters: the documents that its own SimpleVectorStore finds, for every operator and condition."""
+"""LlamaIndex's filters find the documents that its SimpleVectorStore finds.
+
+Every operator and condition is tried.
+"""
 
 from __future__ import annotations
 
@@ -75,16 +78,20 @@ values = st.one_of(
     st.lists(scalars.filter(lambda each: each is not None), max_size=3),
     st.just({"a": 1, "ab": "x"}),
 )
+SAMPLE_LISTS: list[list[Any]] = [
+    *([], ["a"], ["a", "ab"], ["ab", "a"], ["a", "a"], [""]),
+    *([1], [1, 2], [2, 3], [3, 2], [True], [False, "1"]),
+]
 SAMPLES: list[dict[str, Any]] = [
     {},
     *({"level": each} for each in SCALARS),
-    *({"level": each} for each in ([], ["a"], ["a", "ab"], ["ab", "a"], ["a", "a"], [1], [1, 2], [2, 3], [3, 2], [True], [False, "1"], [""])),
+    *({"level": each} for each in SAMPLE_LISTS),
     {"level": {}},
     {"level": {"a": 1, "ab": "x"}},
-]  # fmt: skip
+]
 LISTS: list[Any] = [[], ["a"], ["a", "ab"], ["ab", "a"], [""], ["1", "b"], [2, 3], [10**20]]
 OPERANDS: dict[FilterOperator, list[Any]] = {
-    # A list with a 0 or a 1 equals in Python one with False or True in its place; syncd compares lists as JSON.
+    # In Python, a list with 0 or 1 equals a list with False or True; syncd compares lists as JSON.
     **{key: [*TEXTS, *NUMBERS, None, *LISTS] for key in (Operator.EQ, Operator.NE)},
     **{key: [*TEXTS, *NUMBERS] for key in ORDERED},
     **{
@@ -99,7 +106,7 @@ conditions = st.sampled_from([*FilterCondition, None])
 
 
 def comparisons(keys: list[str]) -> st.SearchStrategy[MetadataFilter]:
-    """Every operator, of these keys."""
+    """Comparisons of these keys, with every operator."""
     return st.sampled_from(list(Operator)).flatmap(
         lambda operator: st.builds(
             MetadataFilter,
@@ -112,7 +119,7 @@ def comparisons(keys: list[str]) -> st.SearchStrategy[MetadataFilter]:
 
 @st.composite
 def documents_and_filters(draw: st.DrawFn) -> tuple[list[dict[str, Any]], list[MetadataFilters]]:
-    """Metadata of few keys, so that documents have those that filters ask for."""
+    """Metadata with few keys, so that documents have the keys that filters ask for."""
     keys = draw(st.lists(st.sampled_from(KEYS), min_size=1, max_size=2, unique=True))
     one = comparisons(keys)
     some = one | st.builds(MetadataFilters, filters=st.lists(one, max_size=2), condition=conditions)
@@ -142,13 +149,16 @@ def nodes_of(documents: list[dict[str, Any]]) -> list[TextNode]:
 
 
 def found(store: Any, wanted: MetadataFilters) -> set[str]:
-    """The ids that a store finds."""
+    """Ids that a store finds."""
     query = VectorStoreQuery(query_embedding=[1.0, 1.0], similarity_top_k=100, filters=wanted)
     return set(store.query(query).ids or [])
 
 
 def passes(reference: SimpleVectorStore, wanted: MetadataFilters) -> bool:
-    """Whether the reference's only document passes; raises ``TypeError`` as it does. It refuses nested filters, whose parts it judges here."""
+    """Whether the reference's only document passes; raises ``TypeError`` as the reference does.
+
+    The reference refuses nested filters. Here it decides on each of their parts.
+    """
     if not any(isinstance(each, MetadataFilters) for each in wanted.filters):
         return bool(found(reference, wanted))
     each = [
@@ -169,10 +179,10 @@ def passes(reference: SimpleVectorStore, wanted: MetadataFilters) -> bool:
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(drawn=documents_and_filters())
-def test_every_filter_finds_what_the_reference_store_finds(
+def test_every_filter_finds_the_documents_that_the_reference_store_finds(
     store: SyncdVectorStore, drawn: tuple[list[dict[str, Any]], list[MetadataFilters]]
 ) -> None:
-    """Each document apart: one that the reference cannot compare says nothing of the others."""
+    """Each document is tried alone: if the reference cannot compare one, the others still count."""
     documents, wanted = drawn
     nodes = nodes_of(documents)
     store.clear()
@@ -194,7 +204,10 @@ def test_every_filter_finds_what_the_reference_store_finds(
 def test_every_comparison_is_the_reference_stores(
     store: SyncdVectorStore, operator: FilterOperator
 ) -> None:
-    """All sample values against all sample operands, and their negations. What the reference cannot compare does not pass."""
+    """All sample values against all sample operands, and their negations.
+
+    A value that the reference cannot compare does not pass.
+    """
     nodes = nodes_of(SAMPLES)
     store.clear()
     store.add(nodes)
@@ -217,15 +230,15 @@ def test_every_comparison_is_the_reference_stores(
                 asked,
                 [SAMPLES[int(name)] for name in ours & compared ^ expected],
             )
-            assert len(compared) >= 2  # none compares nothing
+            assert len(compared) >= 2  # none of them compares anything
 
 
 @pytest.mark.parametrize("condition", list(FilterCondition))
 @pytest.mark.parametrize("key", KEYS)
-def test_every_key_is_found_beside_a_missing_and_an_empty_one(
+def test_every_key_is_found_alongside_a_missing_and_an_empty_one(
     store: SyncdVectorStore, key: str, condition: FilterCondition
 ) -> None:
-    """The issue's own cases: NOT, no filters, NE and IS_EMPTY, by keys with dots and odd characters."""
+    """NOT, no filters, NE and IS_EMPTY, by keys with dots and odd characters."""
     nodes = nodes_of(
         [{key: "secret"}, {key: "draft"}, {key: "public"}, {}, {key: ""}, {key: []}, {key: None}]
     )

@@ -1,4 +1,4 @@
-"""Tables that langchain-postgres and LlamaIndex's PGVectorStore have made, with the columns that these packages declare."""
+"""Tables as langchain-postgres and LlamaIndex's PGVectorStore declare them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from syncd.testing import Throwaway
 
 LANGCHAIN_POSTGRES = """
 CREATE EXTENSION IF NOT EXISTS vector;
-CREATE TABLE langchain_pg_collection (uuid uuid PRIMARY KEY, name varchar NOT NULL UNIQUE, cmetadata json);
+CREATE TABLE langchain_pg_collection (
+    uuid uuid PRIMARY KEY, name varchar NOT NULL UNIQUE, cmetadata json
+);
 CREATE TABLE langchain_pg_embedding (
     id varchar PRIMARY KEY,
     collection_id uuid REFERENCES langchain_pg_collection (uuid) ON DELETE CASCADE,
@@ -22,7 +24,8 @@ CREATE INDEX ix_cmetadata_gin ON langchain_pg_embedding USING gin (cmetadata jso
 PGVECTORSTORE = """
 CREATE EXTENSION IF NOT EXISTS vector;
 CREATE TABLE public.data_{json} (
-    id bigserial PRIMARY KEY, text varchar NOT NULL, metadata_ {json}, node_id varchar, embedding vector(2)
+    id bigserial PRIMARY KEY, text varchar NOT NULL, metadata_ {json}, node_id varchar,
+    embedding vector(2)
 );
 CREATE INDEX {json}_idx_1 ON public.data_{json} USING btree ((metadata_ ->> 'ref_doc_id'));
 """
@@ -38,12 +41,14 @@ def test_each_collection_of_langchain_postgres_is_a_dataset(running: Throwaway) 
             )
         connection.execute(
             "INSERT INTO langchain_pg_embedding VALUES "
-            """('a', %(first)s, '[1,0]', 'A', '{"lang": "en"}'), ('b', %(first)s, '[1,1]', 'B', '{"lang": "de"}'), """
+            """('a', %(first)s, '[1,0]', 'A', '{"lang": "en"}'), """
+            """('b', %(first)s, '[1,1]', 'B', '{"lang": "de"}'), """
             """('c', %(second)s, '[1,0,0]', 'C', '{}')""",
             {"first": first, "second": second},
         )
         attached = connection.execute(
-            "SELECT * FROM syncd.attach('langchain_pg_embedding', dataset => 'collection_id::text', columns => ARRAY['cmetadata'])"
+            "SELECT * FROM syncd.attach('langchain_pg_embedding', dataset => "
+            "'collection_id::text', columns => ARRAY['cmetadata'])"
         ).fetchone()
         assert attached == (3, 3, 2)
         running.catch_up()
@@ -68,7 +73,8 @@ def test_a_table_of_pgvectorstore(running: Throwaway, json: str, columns: list[s
         )
         connection.execute(
             f"INSERT INTO data_{json} (text, metadata_, node_id, embedding) VALUES "
-            """('A', '{"ref_doc_id": "x"}', 'a', '[1,0]'), ('B', '{"ref_doc_id": "y"}', 'b', '[1,1]')"""
+            """('A', '{"ref_doc_id": "x"}', 'a', '[1,0]'), """
+            """('B', '{"ref_doc_id": "y"}', 'b', '[1,1]')"""
         )
         running.catch_up()
         hits = client.search(f"data_{json}", [1, 0], include=["node_id"])

@@ -1,4 +1,4 @@
-"""What syncd offers the tests of a program that uses it."""
+"""syncd's support for the tests of programs that use it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ TESTS = {
 }
 
 
-def test_what_was_committed_before_catch_up_is_found_after_it(running: Throwaway) -> None:
+def test_rows_committed_before_catch_up_are_found_after_it(running: Throwaway) -> None:
     with psycopg.connect(running.dsn, autocommit=True) as connection, running.client() as client:
         connection.execute("CREATE TABLE caught (id int PRIMARY KEY, embedding real[])")
         connection.execute("SELECT syncd.attach('caught')")
@@ -106,7 +106,7 @@ def test_the_fixtures_work_in_the_tests_of_another_program(tmp_path: Path) -> No
         ("syncd", {"faiss", "psycopg", "pydantic", "rich", "structlog", "typer"}),
     ],
 )
-def test_a_command_and_a_client_start_without_what_others_need(
+def test_a_command_and_a_client_start_without_the_packages_that_others_need(
     module: str, spared: set[str]
 ) -> None:
     code = f"import sys, {module}; print(*sys.modules)"

@@ -1,7 +1,7 @@
-"""Django: rows are written as always; syncd answers which are nearest, and the ORM reads them.
+"""Django: write rows as always; syncd finds the nearest, and the ORM reads them.
 
-SYNCD_DSN is a libpq connection string, SYNCD_SOCKET the socket of a running syncd. A project has the settings, the model and the migration in
-their usual places; here they stand in one file.
+SYNCD_DSN is a libpq connection string, SYNCD_SOCKET the socket of a running syncd. A project has
+the settings, the model and the migration in their usual places. Here they are in one file.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""SQLAlchemy: rows are written as always; syncd answers which are nearest, and SQLAlchemy reads them.
+"""SQLAlchemy: write rows as always; syncd finds the nearest, and SQLAlchemy reads them.
 
 SYNCD_DSN is a URL of PostgreSQL, SYNCD_SOCKET the socket of a running syncd.
 """
@@ -53,7 +53,7 @@ with Session(engine) as session, syncd.connect(os.environ["SYNCD_SOCKET"]) as cl
         ]
     )
     session.flush()
-    token = session.scalar(select(func.syncd.token()))  # this transaction's
+    token = session.scalar(select(func.syncd.token()))  # of this transaction
     session.commit()
     for article in nearest(session, client, [1, 0, 0], token):
         print(article.title)

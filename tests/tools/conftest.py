@@ -1,4 +1,4 @@
-"""Other people's tools around a table that a service follows: Debian's PostgreSQL 15, whose packages bring them."""
+"""Tools of other projects on a followed table: the packages of Debian's PostgreSQL 15."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ def database(debian: PostgresServer) -> Iterator[str]:
 
 @pytest.fixture
 def daemon(database: str, tmp_path: Path) -> Iterator[Daemon]:
-    """A syncd for the test's database, not yet started. It does not verify by itself: that would repair what it missed."""
+    """A syncd for the test's database, not yet started.
+
+    It never verifies by itself: that would repair rows that it missed.
+    """
     it = Daemon(database, tmp_path / "data", verify_seconds=0)
     yield it
     if it.process is not None:

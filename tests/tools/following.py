@@ -1,4 +1,4 @@
-"""What each test of a tool ends with, and the writers that work beside the tool."""
+"""The checks at the end of each test of a tool, and the writers alongside the tool."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from tests.faults.altered import Followed, eventually
 from tests.servers import Version, available, bindir
 
 WRITES = (
-    "INSERT INTO items (id, v) VALUES (1000 + {n} % 200, ARRAY[{n}, 1, 1]) ON CONFLICT (id) DO UPDATE SET v = excluded.v;"
+    "INSERT INTO items (id, v) VALUES (1000 + {n} % 200, ARRAY[{n}, 1, 1]) ON CONFLICT (id) DO "
+    "UPDATE SET v = excluded.v;"
     "UPDATE items SET v = ARRAY[{n}, 2, 2], deleted_at = NULL WHERE id = 1 + {n} % 150;"
     "DELETE FROM items WHERE id = 1000 + ({n} + 100) % 200;"
     "UPDATE items SET id = 2000 + {n} WHERE id = 151 + {n} % 150"
 )
-"""For ``tests.faults.altered.writers``: rows come, change, get other keys and go."""
+"""Statements for ``altered.writers``: insert, update, change keys and delete."""
 
 
 def assert_in_sync(followed: Followed, query: str = "", dataset: str = "items") -> None:
-    """The index comes to equal the table, the triggers are as they should be, and verify finds every dataset in sync."""
+    """Wait until the index equals the table, and check the triggers and verify's verdict."""
     followed.in_step(query, dataset)
     eventually(lambda: assert_triggers(followed))
     for each in followed.client.verify().datasets:
@@ -29,15 +30,19 @@ def assert_in_sync(followed: Followed, query: str = "", dataset: str = "items") 
 
 
 def assert_triggers(followed: Followed) -> None:
-    """Every trigger is as it should be; the service takes those of a detached partition away when it next looks at the catalogue."""
+    """Check that no trigger is missing or wrong.
+
+    The service drops triggers of a detached partition when it next reads the catalogue.
+    """
     wrong = followed.db.execute(
-        "SELECT m.relation::text, m.trigger, m.problem FROM syncd.sources AS s, syncd.missing_triggers(s.id) AS m"
+        "SELECT m.relation::text, m.trigger, m.problem FROM syncd.sources AS s, "
+        "syncd.missing_triggers(s.id) AS m"
     ).fetchall()
     assert wrong == []
 
 
 def skip_unless_runnable(version: Version, name: str) -> None:
-    """Skip the test if PostgreSQL's program is missing, or out of reach of the user who runs the servers."""
+    """Skip the test if PostgreSQL's program is missing, or if the servers' user cannot run it."""
     if not available(version):
         pytest.skip(f"PostgreSQL {version} is not installed")
     program = bindir(version) / name
@@ -47,4 +52,4 @@ def skip_unless_runnable(version: Version, name: str) -> None:
         account = as_account(server_account(Path("/")), Path("/"))
         subprocess.run([program, "--version"], check=True, capture_output=True, **account)
     except OSError as error:
-        pytest.skip(f"the user who runs the servers cannot run {name}: {error}")
+        pytest.skip(f"the user of the servers cannot run {name}: {error}")

@@ -1,4 +1,7 @@
-"""pg_createsubscriber makes a subscriber of a standby; its publication is FOR ALL TABLES, so it brings the tables of schema syncd as well."""
+"""pg_createsubscriber makes a subscriber of a standby.
+
+Its publication is FOR ALL TABLES, so it includes the tables of schema syncd.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def test_a_subscriber_that_pg_createsubscriber_made_is_followed_once_syncds_own_tables_do_not_come_along(
+def test_a_subscriber_of_pg_createsubscriber_is_followed_once_it_gets_no_table_of_schema_syncd(
     tmp_path: Path,
 ) -> None:
     skip_unless_runnable(18, "pg_createsubscriber")
@@ -68,16 +71,20 @@ def applied_by(subscriber: PostgresServer, publisher: PostgresServer) -> None:
     wanted = publisher.execute(rows, DATABASE)
     until(
         lambda: subscriber.execute(rows, DATABASE) == wanted,
-        "the subscriber has what the publisher has",
+        "the subscriber has the publisher's rows",
     )
 
 
 def make_subscriber(standby: PostgresServer, publisher: PostgresServer) -> None:
     """Turn a stopped standby into a subscriber of its primary."""
     options = {
-        "pgdata": standby.folder / "cluster", "database": DATABASE, "publisher-server": publisher.conninfo(DATABASE),
-        "socketdir": standby.folder, "subscriber-port": standby.port, "subscriber-username": "postgres",
-    }  # fmt: skip
+        "pgdata": standby.folder / "cluster",
+        "database": DATABASE,
+        "publisher-server": publisher.conninfo(DATABASE),
+        "socketdir": standby.folder,
+        "subscriber-port": standby.port,
+        "subscriber-username": "postgres",
+    }
     done = subprocess.run(
         [
             str(standby.bindir / "pg_createsubscriber"),

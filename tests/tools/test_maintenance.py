@@ -1,4 +1,7 @@
-"""What administrators and PostgreSQL's own programs do to whole tables and databases while a service follows them."""
+"""Maintenance of whole tables and databases while a service follows them.
+
+Administrators and PostgreSQL's own programs do it.
+"""
 
 from __future__ import annotations
 
@@ -18,23 +21,25 @@ from tests.tools.following import WRITES, assert_in_sync
 
 PGBENCH = r"""
 \set n random(1, 400)
-INSERT INTO items (id, v) VALUES (:n, ARRAY[:n, 1, 1]) ON CONFLICT (id) DO UPDATE SET v = excluded.v;
+INSERT INTO items (id, v) VALUES (:n, ARRAY[:n, 1, 1])
+    ON CONFLICT (id) DO UPDATE SET v = excluded.v;
 UPDATE items SET v = ARRAY[:n, 2, 3], deleted_at = NULL WHERE id = :n + 1;
 DELETE FROM items WHERE id = :n + 2;
 """
 
 
 def run(server: PostgresServer, conninfo: str, program: str, *options: str | Path) -> None:
-    """One of PostgreSQL's programs on this database; it must succeed."""
+    """Run one of PostgreSQL's programs on this database; it must succeed."""
     to = conninfo_to_dict(conninfo)
-    places = {
-        f"PG{name.upper()}": str(to[key])
-        for name, key in (("host", "host"), ("port", "port"), ("user", "user"))
-    }
+    names = {"host": "PGHOST", "port": "PGPORT", "user": "PGUSER", "dbname": "PGDATABASE"}
+    places = {variable: str(to[name]) for name, variable in names.items()}
     done = subprocess.run(
-        [server.bindir / program, *options], env=places | {"PGDATABASE": str(to["dbname"]), "PATH": os.defpath},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [server.bindir / program, *options],
+        env=places | {"PATH": os.defpath},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -116,7 +121,8 @@ def test_writes_through_a_new_parent_are_followed(followed: Followed) -> None:
     db = followed.db
     db.execute("CREATE TABLE parent (LIKE items)")
     db.execute(
-        "BEGIN; ALTER TABLE items INHERIT parent; UPDATE parent SET v = '{9,9,9}' WHERE id = 1; COMMIT"
+        "BEGIN; ALTER TABLE items INHERIT parent; UPDATE parent SET v = '{9,9,9}' WHERE id = 1; "
+        "COMMIT"
     )
     db.execute("DELETE FROM parent WHERE id = 2")
     assert_in_sync(followed)
@@ -128,7 +134,7 @@ def test_writes_through_a_new_parent_are_followed(followed: Followed) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["simple", "extended", "prepared"])
-def test_what_pgbench_writes_is_followed(
+def test_writes_of_pgbench_are_followed(
     debian: PostgresServer, database: str, followed: Followed, tmp_path: Path, protocol: str
 ) -> None:
     script = tmp_path / "script"
@@ -144,7 +150,7 @@ def test_what_pgbench_writes_is_followed(
     assert_in_sync(followed)
 
 
-def test_what_a_foreign_table_of_another_database_writes_is_followed(
+def test_writes_through_a_foreign_table_of_another_database_are_followed(
     debian: PostgresServer, database: str, followed: Followed
 ) -> None:
     to = conninfo_to_dict(database)
@@ -159,7 +165,10 @@ def test_what_a_foreign_table_of_another_database_writes_is_followed(
             ):
                 pytest.skip("needs postgres_fdw: apt-get install postgresql-contrib")
             db.execute("CREATE EXTENSION postgres_fdw")
-            place = f"host '{to['host']}', port '{to['port']}', dbname '{to['dbname']}', batch_size '10'"
+            place = (
+                f"host '{to['host']}', port '{to['port']}', dbname '{to['dbname']}', batch_size "
+                "'10'"
+            )
             db.execute(
                 f"CREATE SERVER far FOREIGN DATA WRAPPER postgres_fdw OPTIONS ({place})".encode()
             )
@@ -186,7 +195,7 @@ def test_what_a_foreign_table_of_another_database_writes_is_followed(
 def test_a_service_resumes_in_a_database_that_was_renamed(
     debian: PostgresServer, db: psycopg.Connection, daemon: Daemon
 ) -> None:
-    """The old name leads nowhere: the service answers on, says so, and resumes once it is told the new name."""
+    """The service answers and logs an error with the old name, and resumes with the new one."""
     name, renamed = str(conninfo_to_dict(daemon.conninfo)["dbname"]), f"renamed_{os.getpid()}"
     make_items(db, vector="real[]")
     with serving(db, daemon) as followed:
@@ -208,7 +217,7 @@ def test_a_service_resumes_in_a_database_that_was_renamed(
 
 
 def rename(server: PostgresServer, name: str, to: str) -> None:
-    """Rename a database, which nobody may be connected to."""
+    """Rename a database, after all clients are cut off."""
 
     def attempt() -> None:
         server.execute(

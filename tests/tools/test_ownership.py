@@ -1,4 +1,7 @@
-"""The role that owns schema syncd goes: its objects are reassigned, or dropped with everything that rests on them. Writers notice nothing."""
+"""The owner of schema syncd leaves: its objects are reassigned, or dropped with dependents.
+
+No writer gets an error.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ DATABASE = f"owned_{os.getpid()}"
 
 @pytest.fixture
 def owned(debian: PostgresServer, tmp_path: Path) -> Iterator[Followed]:
-    """Schema syncd belongs to ``leaver``, who runs the service, and the source to ``writer``."""
+    """Schema syncd belongs to ``leaver``, the role of the service, and the source to ``writer``."""
     with ExitStack() as stack:
         for name in ("leaver", "writer", "stayer"):
             stack.enter_context(role(debian, name))
@@ -56,7 +59,7 @@ def killed(daemon: Daemon) -> Iterator[None]:
 
 
 def write(followed: Followed) -> None:
-    """The role that owns the table writes it, and is told nothing."""
+    """Write the table as its owner, who gets no notice."""
     said: list[str | None] = []
     followed.db.add_notice_handler(lambda diagnostic: said.append(diagnostic.message_primary))
     followed.db.execute("UPDATE items SET v = '{8,8,8}' WHERE id = 8")

@@ -1,4 +1,7 @@
-"""pg_partman makes, detaches and drops the partitions of a source, and moves rows from the default partition to others: the service follows."""
+"""pg_partman makes, detaches and drops partitions of a source.
+
+It also moves rows from the default partition to others.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ ROWS = "INSERT INTO parted (id, v) SELECT i, ARRAY[i, i % 7, 1] FROM generate_se
 def parted(
     db: psycopg.Connection, extension: Callable[[str, str], None], daemon: Daemon
 ) -> Iterator[Followed]:
-    """A table in partitions of 100 keys, made by pg_partman, and a service that has caught up with it."""
+    """A table in partitions of 100 keys, made by pg_partman, and a service in step with it."""
     db.execute(
         "CREATE TABLE parted (id int PRIMARY KEY, v real[], note text) PARTITION BY RANGE (id)"
     )
@@ -42,7 +45,8 @@ def partitions(db: psycopg.Connection) -> list[str]:
     return [
         name.removeprefix("parted_p")
         for (name,) in db.execute(
-            "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'parted'::regclass ORDER BY length(inhrelid::regclass::text), 1"
+            "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'parted'::regclass "
+            "ORDER BY length(inhrelid::regclass::text), 1"
         ).fetchall()
     ]
 
@@ -79,7 +83,7 @@ def test_partitions_that_pg_partman_makes_ahead_and_retires_under_writers_are_fo
         assert partitions(db)[0] == "300"
     db.execute(
         "UPDATE parted_p200 SET v = '{9,9,9}'"
-    )  # it is there, and is not the source's any more
+    )  # it exists, and is no longer a part of the source
     assert_in_sync(parted, QUERY, "parted")
     assert min(parted.client.keys("parted")) == 300
 
@@ -102,14 +106,19 @@ def test_a_table_in_partitions_by_day_with_the_time_in_its_key_is_followed(
     db: psycopg.Connection, database: str, extension: Callable[[str, str], None], daemon: Daemon
 ) -> None:
     db.execute(
-        "CREATE TABLE events (id bigint, created_at timestamptz, v real[], PRIMARY KEY (id, created_at)) PARTITION BY RANGE (created_at)"
+        "CREATE TABLE events (id bigint, created_at timestamptz, v real[], PRIMARY KEY (id, "
+        "created_at)) PARTITION BY RANGE (created_at)"
     )
     extension("pg_partman", "postgresql-15-partman")
     start = "p_start_partition => (now() - interval '6 days')::text, p_premake => 2"
     db.execute(
-        f"SELECT public.create_parent('public.events', 'created_at', 'native', 'daily', {start})".encode()
+        "SELECT public.create_parent('public.events', 'created_at', 'native', 'daily', "
+        f"{start})".encode()
     )
-    write = "INSERT INTO events SELECT i, now() - i * interval '7 hours', ARRAY[i, 1, 1] FROM generate_series({}, {}) AS i"
+    write = (
+        "INSERT INTO events SELECT i, now() - i * interval '7 hours', ARRAY[i, 1, 1] FROM "
+        "generate_series({}, {}) AS i"
+    )
     db.execute(write.format(1, 15).encode())
     db.execute("SELECT syncd.attach('events', metric => 'l2')")
     with serving(db, daemon) as followed:
@@ -127,14 +136,15 @@ def test_a_table_in_partitions_by_day_with_the_time_in_its_key_is_followed(
             db.execute("SELECT public.run_maintenance('public.events')")
             assert db.execute("SELECT count(*) < 40 FROM events").fetchone() == (True,)
         db.execute(
-            "SET TimeZone = 'America/Caracas'; UPDATE events SET created_at = created_at + interval '1 hour' WHERE id = 3"
+            "SET TimeZone = 'America/Caracas'; UPDATE events SET created_at = created_at + "
+            "interval '1 hour' WHERE id = 3"
         )
         assert_events(followed)
         daemon.stop()
 
 
 def assert_events(followed: Followed) -> None:
-    """The index comes to equal the table, and verify finds it in sync."""
+    """Wait until the index equals the table, and check that verify finds it in sync."""
 
     def check() -> None:
         rows = followed.db.execute("SELECT id, created_at, v FROM events").fetchall()

@@ -1,4 +1,7 @@
-"""pglogical: its apply worker fires no statement trigger, and pg_subscription_rel stays empty; a subscriber's table is followed all the same."""
+"""pglogical: a subscriber's table is followed.
+
+Its apply worker fires no statement trigger, and pg_subscription_rel stays empty.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ SETTINGS = {
 
 
 class Flow:
-    """A provider's table that a subscriber in another database gets."""
+    """A provider's table, replicated to a subscriber in another database."""
 
     def __init__(self, server: PostgresServer) -> None:
         self.server = server
@@ -46,7 +49,7 @@ class Flow:
         )
 
     def subscribe(self) -> None:
-        """From here on the apply worker writes the table; returns once it has the rows that were there before."""
+        """Start the apply worker, and return when the table has all previous rows."""
         self.subscriber.execute(
             "SELECT pglogical.create_subscription(subscription_name := 'flow', provider_dsn := %s)",
             [self.server.conninfo("provider")],
@@ -54,7 +57,7 @@ class Flow:
         self.caught_up()
 
     def write(self) -> None:
-        """Changes of every kind; returns once they are applied."""
+        """Make changes of every kind, and return when they are applied."""
         self.provider.execute("INSERT INTO items VALUES (6, '{6}'), (7, '{7}')")
         self.provider.execute("UPDATE items SET v = '{0}' WHERE id = 3")
         self.provider.execute("UPDATE items SET id = 8 WHERE id = 2")
@@ -72,7 +75,7 @@ class Flow:
 
 
 def trust_the_plugin(server: PostgresServer) -> None:
-    """Newer minor versions let a slot use only the output plugins that a setting names."""
+    """Allow the output plugin by a setting, which newer minor versions need for a slot."""
     for (names,) in server.execute(
         "SELECT setting FROM pg_settings WHERE name = 'output_plugin_libraries'"
     ):
@@ -83,7 +86,7 @@ def trust_the_plugin(server: PostgresServer) -> None:
 
 @pytest.fixture
 def flow(tmp_path: Path) -> Iterator[Flow]:
-    """On a server of its own: pglogical's processes keep DROP DATABASE waiting."""
+    """A flow on a server of its own: pglogical's processes make DROP DATABASE wait."""
     if not available(15) or not Path("/usr/lib/postgresql/15/lib/pglogical.so").exists():
         pytest.skip("pglogical is not installed: apt-get install postgresql-15-pglogical")
     with PostgresServer(15, tmp_path, settings=SETTINGS) as server:
@@ -97,7 +100,7 @@ def flow(tmp_path: Path) -> Iterator[Flow]:
 
 @pytest.fixture
 def daemon(flow: Flow, tmp_path: Path) -> Iterator[Daemon]:
-    """A service that follows the subscriber, and never verifies by itself."""
+    """A service that follows the subscriber and never verifies by itself."""
     it = Daemon(flow.server.conninfo("subscriber"), tmp_path / "data", verify_seconds=0)
     yield it
     if it.process is not None:
@@ -105,7 +108,7 @@ def daemon(flow: Flow, tmp_path: Path) -> Iterator[Daemon]:
 
 
 def assert_followed(client: Client) -> None:
-    """What the apply worker wrote is in the index, and verify finds nothing."""
+    """Check that the index has the apply worker's writes, and that verify finds no difference."""
     assert [hit.key for hit in client.search("items", [0], k=100, consistency="strong")] == [
         3,
         8,
@@ -140,7 +143,7 @@ def test_a_subscription_made_after_attach_switches_the_triggers_and_has_the_tabl
         assert_followed(client)
 
 
-def test_who_may_not_see_subscriptions_attaches_in_the_form_that_is_always_right(
+def test_a_role_that_may_not_see_subscriptions_attaches_in_the_form_that_is_always_right(
     flow: Flow,
 ) -> None:
     db = flow.subscriber

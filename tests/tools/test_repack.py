@@ -1,4 +1,4 @@
-"""pg_repack copies a table, keeps the copy in step by a trigger of its own, and swaps the files: the service follows."""
+"""pg_repack copies a table, applies changes to the copy by its own trigger, and swaps the files."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_pg_repack_of_the_whole_database_takes_syncd_s_own_tables_along_and_the_
     followed: Followed,
     daemon: Daemon,
 ) -> None:
-    """The copy of ``syncd.checkpoints`` was written by pg_repack's transaction, so it does not prove the checkpoint any more."""
+    """pg_repack's transaction wrote the copy of ``syncd.checkpoints``: it proves no checkpoint."""
     extension("pg_repack", "postgresql-15-repack")
     followed.client.checkpoint()
     with writers(database, WRITES):
@@ -83,6 +83,7 @@ def files(followed: Followed) -> dict[str, int]:
     """The file of the table and of its index."""
     return dict(
         followed.db.execute(
-            "SELECT relname, relfilenode::int8 FROM pg_class WHERE relname IN ('items', 'items_pkey')"
+            "SELECT relname, relfilenode::int8 FROM pg_class WHERE relname IN ('items', "
+            "'items_pkey')"
         ).fetchall()
     )

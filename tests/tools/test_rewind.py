@@ -1,4 +1,7 @@
-"""pg_rewind turns a failed primary into a standby of its successor: the commits that only it had are gone when it is the primary again."""
+"""pg_rewind turns a failed primary into a standby of its successor.
+
+Its own later commits are gone when it is the primary again.
+"""
 
 from __future__ import annotations
 
@@ -38,14 +41,17 @@ def test_a_primary_that_pg_rewind_turned_back_is_followed_when_it_is_the_primary
     ):
         attach_tables(first.conninfo(DATABASE))
         both = make_conninfo(
-            host="127.0.0.1,127.0.0.1", port=f"{first.port},{second.port}", dbname=DATABASE, user="postgres",
+            host="127.0.0.1,127.0.0.1",
+            port=f"{first.port},{second.port}",
+            dbname=DATABASE,
+            user="postgres",
             target_session_attrs="read-write",
-        )  # fmt: skip
+        )
         daemon = Daemon(both, tmp_path / "data", verify_seconds=0).start()
         try:
             caught_up(second, first)
             stop_following(second)
-            applied(daemon, change(both, seed=2))  # the second server never has it
+            applied(daemon, change(both, seed=2))  # the second server never gets it
             with daemon.client() as client:
                 client.checkpoint()
             first.stop()
@@ -73,8 +79,10 @@ def test_a_primary_that_pg_rewind_turned_back_is_followed_when_it_is_the_primary
 
 
 def rewind(server: PostgresServer, source: PostgresServer) -> None:
-    """Make a stopped server a standby of another stopped one that has gone its own way. A running source would have its socket
-    in its data directory, as our servers do, and pg_rewind cannot copy that."""
+    """Make a stopped server a standby of another stopped server that has diverged.
+
+    A running source has its socket in its data directory here, which pg_rewind cannot copy.
+    """
     source_folder, folder = source.folder / "cluster", server.folder / "cluster"
     done = subprocess.run(
         [

@@ -1,4 +1,4 @@
-"""Other ways by which rows of a source change than a plain statement on it: each is followed, one after the other, by one service."""
+"""Changes of a source's rows by other ways than a plain statement: one service follows each."""
 
 from __future__ import annotations
 
@@ -7,22 +7,26 @@ from tests.tools.following import assert_in_sync
 
 WAYS = {
     "a rule that makes another statement of it": """
-        CREATE RULE soft AS ON DELETE TO items DO INSTEAD UPDATE items SET deleted_at = now() WHERE id = OLD.id;
+        CREATE RULE soft AS ON DELETE TO items
+            DO INSTEAD UPDATE items SET deleted_at = now() WHERE id = OLD.id;
         DELETE FROM items WHERE id < 20; DROP RULE soft ON items; DELETE FROM items WHERE id < 10;
         CREATE TABLE other (id int);
-        CREATE RULE also AS ON INSERT TO other DO ALSO INSERT INTO items (id, v) VALUES (NEW.id, '{1,2,3}');
+        CREATE RULE also AS ON INSERT TO other
+            DO ALSO INSERT INTO items (id, v) VALUES (NEW.id, '{1,2,3}');
         INSERT INTO other SELECT generate_series(900, 950)""",
     "a view": """
         CREATE VIEW seen AS SELECT id, v FROM items WHERE id > 5 WITH CHECK OPTION;
         INSERT INTO seen VALUES (800, '{4,4,4}'); UPDATE seen SET v = '{5,5,5}' WHERE id < 30;
-        DELETE FROM seen WHERE id BETWEEN 31 AND 40; UPDATE seen SET id = id + 10000 WHERE id BETWEEN 41 AND 50;
+        DELETE FROM seen WHERE id BETWEEN 31 AND 40;
+        UPDATE seen SET id = id + 10000 WHERE id BETWEEN 41 AND 50;
         DROP VIEW seen""",
     "several changes in one statement": """
         WITH gone AS (DELETE FROM items WHERE id BETWEEN 50 AND 59 RETURNING id, v),
              moved AS (INSERT INTO items (id, v) SELECT id + 5000, v FROM gone),
              changed AS (UPDATE items SET v = '{6,6,6}' WHERE id BETWEEN 60 AND 69),
              again AS (UPDATE items SET v = '{7,7,7}' WHERE id BETWEEN 70 AND 79)
-        INSERT INTO items (id, v) SELECT i, ARRAY[i, 1, 1] FROM generate_series(75, 85) AS i WHERE i > 79
+        INSERT INTO items (id, v)
+        SELECT i, ARRAY[i, 1, 1] FROM generate_series(75, 85) AS i WHERE i > 79
         ON CONFLICT (id) DO UPDATE SET v = '{8,8,8}'""",
     "a cursor": """
         DO $$
@@ -51,7 +55,8 @@ WAYS = {
         BEGIN
             IF pg_trigger_depth() < 3 THEN
                 UPDATE items SET v = ARRAY[NEW.id, 9, 9] WHERE id = NEW.id + 1;
-                INSERT INTO items (id, v) VALUES (NEW.id + 100000, '{1,1,1}') ON CONFLICT DO NOTHING;
+                INSERT INTO items (id, v) VALUES (NEW.id + 100000, '{1,1,1}')
+                    ON CONFLICT DO NOTHING;
             END IF;
             RETURN CASE WHEN NEW.id % 3 > 0 THEN NEW END;
         END $$;
@@ -63,13 +68,15 @@ WAYS = {
         INSERT INTO items (v) VALUES ('{1,1,1}'), ('{1,1,2}')""",
     "cascades": """
         CREATE TABLE parents AS SELECT id FROM items; ALTER TABLE parents ADD PRIMARY KEY (id);
-        ALTER TABLE items ADD FOREIGN KEY (id) REFERENCES parents ON DELETE CASCADE ON UPDATE CASCADE;
-        DELETE FROM parents WHERE id BETWEEN 200 AND 220; UPDATE parents SET id = id + 9000 WHERE id BETWEEN 221 AND 240""",
+        ALTER TABLE items
+            ADD FOREIGN KEY (id) REFERENCES parents ON DELETE CASCADE ON UPDATE CASCADE;
+        DELETE FROM parents WHERE id BETWEEN 200 AND 220;
+        UPDATE parents SET id = id + 9000 WHERE id BETWEEN 221 AND 240""",
     "TRUNCATE … CASCADE of another table": "TRUNCATE parents CASCADE",
 }
 
 
-def test_whatever_way_rows_are_written_by_they_are_followed(followed: Followed) -> None:
+def test_rows_written_in_any_way_are_followed(followed: Followed) -> None:
     for way, statements in WAYS.items():
         before = followed.db.execute(
             "SELECT md5(string_agg(i::text, ',' ORDER BY id)) FROM items AS i"
@@ -88,7 +95,8 @@ def test_whatever_way_rows_are_written_by_they_are_followed(followed: Followed) 
 
 def test_a_procedure_that_commits_and_rolls_back_is_followed(followed: Followed) -> None:
     followed.db.execute(
-        "CREATE PROCEDURE half() LANGUAGE plpgsql AS $$ BEGIN FOR i IN 1..30 LOOP UPDATE items SET v = ARRAY[i, 5, 5] WHERE id = i;"
+        "CREATE PROCEDURE half() LANGUAGE plpgsql AS $$ BEGIN FOR i IN 1..30 LOOP UPDATE items SET "
+        "v = ARRAY[i, 5, 5] WHERE id = i;"
         " IF i % 3 = 0 THEN ROLLBACK; ELSE COMMIT; END IF; END LOOP; END $$"
     )
     followed.db.execute("CALL half()")

@@ -1,4 +1,7 @@
-"""pg_upgrade makes a cluster of a newer version from an older one: xids, sequences and table identifiers stay, so the service resumes."""
+"""pg_upgrade makes a cluster of a newer version from an older one, and the service resumes.
+
+xids, sequences and table identifiers stay the same.
+"""
 
 from __future__ import annotations
 
@@ -82,7 +85,7 @@ def next_xid(server: PostgresServer) -> int:
 
 def upgrade(before: PostgresServer, after: PostgresServer) -> None:
     """Make the newer cluster from the older one, both stopped."""
-    # version 18 has checksums unless it is told otherwise, and pg_upgrade wants both clusters alike
+    # version 18 has checksums by default, and pg_upgrade needs the same in both clusters
     after.create(*(["--no-data-checksums"] if after.version >= 18 else []))
     programs = ["-b", before.bindir, "-B", after.bindir]
     clusters = ["-d", before.folder / "cluster", "-D", after.folder / "cluster"]
@@ -101,11 +104,15 @@ def upgrade(before: PostgresServer, after: PostgresServer) -> None:
 
 
 def skip_unless_dumped(server: PostgresServer, new: Version) -> None:
-    """From 15.20 on each column has an option ``pg_attver``, and a ``pg_dump`` that does not know it makes dumps that no server restores."""
+    """Skip the test if the new version's ``pg_dump`` does not know the option ``pg_attver``.
+
+    From 15.20 on, each column has it, and such a ``pg_dump`` makes dumps that no server restores.
+    """
     [(marked,)] = server.execute(
         "SELECT count(*) FROM pg_attribute WHERE attoptions::text LIKE '%pg_attver=%'", DATABASE
     )
     if marked and b"pg_attver" not in (bindir(new) / "pg_dump").read_bytes():
         pytest.skip(
-            f"pg_dump of this PostgreSQL {new} does not know the option pg_attver that this {server.version} gives columns"
+            f"pg_dump of this PostgreSQL {new} does not know the option pg_attver that this "
+            f"{server.version} gives columns"
         )

@@ -50,9 +50,12 @@ PLAIN_LANGUAGE = (
     "syncd/sync/registry/*.py",
     "syncd/testing.py",
     "tests/*.py",
+    "tests/apps/*.py",
     "tests/bench/*.py",
+    "tests/examples/*.py",
     "tests/oracle/*.py",
     "tests/oracle/traps/*.py",
+    "tests/tools/*.py",
     "tests/unit/*.py",
     "tests/unit/*/*.py",
 )
