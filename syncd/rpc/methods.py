@@ -278,7 +278,7 @@ class Methods:
         found = []
         for followed in self.consumer.sources.values():
             for each in (followed, followed.predecessor):
-                names = [] if each is None else list(each.emptied.names)
+                names = [] if each is None else list(each.datasets.emptied.names)
                 if each is not None and names:
                     one = self.dataset_status(each.empty(names[0]))
                     one = msgspec.structs.replace(

@@ -274,7 +274,7 @@ def capture(followed: FollowedSource) -> CapturedSource:
         doubted=followed.is_believed
         or followed.catalogue.rewritten
         or followed.catalogue.doubt is not None,
-        retired=list(followed.emptied.names),
+        retired=list(followed.datasets.emptied.names),
         compared_at="" if followed.compared_at is None else followed.compared_at.isoformat(),
         window=None
         if cursor.window is None

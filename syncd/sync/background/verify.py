@@ -207,7 +207,7 @@ class Verifier:
             each.source.id
             for each in sources
             if only is None
-            or any(name in each.datasets or name in each.emptied.names for name in only)
+            or any(name in each.datasets or name in each.datasets.emptied.names for name in only)
         ]
 
     async def compare_each(
@@ -251,7 +251,9 @@ class Verifier:
                 if only is None or name in only
             }
             if only is not None:
-                views |= {name: each.empty(name).index.view for name in each.emptied.names & only}
+                views |= {
+                    name: each.empty(name).index.view for name in each.datasets.emptied.names & only
+                }
             return Captured(
                 each.source, views, dict(each.quarantine), each.quarantine.failing, only
             )

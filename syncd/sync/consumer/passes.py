@@ -394,7 +394,7 @@ class Pass:
                 each.source,
                 some,
                 careful=each.careful,
-                some_indexed=each.some_indexed,
+                some_indexed=each.datasets.some_indexed,
             )
             changed += apply(each, [each.source.parse_key(key) for key in some], rows)
             each.quarantine.put_failing([each.source.parse_key(key) for key in failing])
@@ -458,7 +458,7 @@ class Pass:
             only,
             scan.page_rows,
             careful=each.careful,
-            some_indexed=each.some_indexed,
+            some_indexed=each.datasets.some_indexed,
         )
         if apply(each, failing, rows):
             each.unconfirmed.everything = True

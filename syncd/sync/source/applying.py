@@ -1,9 +1,8 @@
 """Applies rows that were just read to the indexes of one source.
 
-Invariant: after ``apply`` of all rows that a pass read at its snapshot, the source's indexes hold
-exactly the live rows at that snapshot that can be indexed; the other live rows are in quarantine.
-Changes are idempotent: it is always right to apply a newer reading of a row, or the same reading
-again.
+Invariant: after ``apply`` of all rows that a pass read, the source's indexes are at its snapshot.
+They hold exactly the live rows that can be indexed; the other live rows are in quarantine. Changes
+are idempotent: it is always right to apply a newer reading of a row, or the same reading again.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class Usable:
 
 
 def apply(followed: FollowedSource, asked: Sequence[Key], rows: Rows) -> int:
-    """Apply what was just read: ``rows`` are live, any other key in ``asked`` is a tombstone.
+    """Apply a reading: ``rows`` are live, any other key in ``asked`` is a tombstone.
 
     Returns the number of changed rows. Raises ``OSError`` if the disk is full; then nothing is
     lost, and the same rows may be applied again.
@@ -80,7 +79,7 @@ def apply(followed: FollowedSource, asked: Sequence[Key], rows: Rows) -> int:
         for key in {keys[place] for place in at}.difference(upserts[name].keys):
             targets.pop(key, None)
     changed, begun = 0, time.perf_counter()
-    deletes = followed.directory.to_leave(list(dict.fromkeys((*asked, *keys))), targets)
+    deletes = followed.datasets.directory.to_leave(list(dict.fromkeys((*asked, *keys))), targets)
     for name in {*upserts, *deletes}:
         good = upserts.get(name) or Usable()
         columns = good.columns if followed.source.columns else None
@@ -95,8 +94,8 @@ def apply(followed: FollowedSource, asked: Sequence[Key], rows: Rows) -> int:
         if replacement is not None:
             replacement.apply(*change)
         applied = followed.datasets[name].index.apply(*change)
-        followed.directory.add(name, good.keys)
-        followed.emptied.note(followed.datasets[name])
+        followed.datasets.directory.add(name, good.keys)
+        followed.datasets.emptied.note(followed.datasets[name])
         changed += applied.inserted + applied.updated + applied.deleted
         followed.registry.counters.applied(name, applied.inserted, applied.updated, applied.deleted)
     followed.registry.counters.apply_seconds.observe(time.perf_counter() - begun)

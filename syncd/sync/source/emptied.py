@@ -23,7 +23,7 @@ EMPTY_SECONDS = 5.0
 
 
 class Emptied:
-    """The empty datasets of a source. Like the source, passes change it, or a holder of ``busy``."""
+    """The empty datasets of a source; only passes and holders of ``busy`` change them."""
 
     def __init__(self) -> None:
         self.names: set[DatasetName] = set()

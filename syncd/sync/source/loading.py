@@ -81,8 +81,8 @@ def take_up(followed: FollowedSource, saved: SavedSource, *, doubt: str, lost: b
             dataset = Dataset(name, source, index, followed, Standing(began_empty=False))
             if index.codes_damage:
                 logger.warning("codes_damaged", dataset=name, reason=index.codes_damage)
-        followed.adopt(dataset)
-    followed.load_emptied(saved.retired)
+        followed.datasets.adopt(dataset)
+    followed.datasets.load_emptied(saved.retired)
     for row in saved.quarantine:
         since = datetime.fromisoformat(row.since)
         followed.quarantine.take_up(

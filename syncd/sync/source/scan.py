@@ -8,6 +8,7 @@ wait for long.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from syncd.sync.source.rows import Rows
@@ -46,6 +47,19 @@ class Scan:
     def covers(self, name: DatasetName) -> bool:
         """Whether it reads the rows of a dataset."""
         return self.only is None or name in self.only
+
+    def wrong_dimensions(self, dims: Mapping[DatasetName, int | None]) -> dict[DatasetName, int]:
+        """Most frequent dimension of each dataset whose index has another one, ``dims``.
+
+        A ``forced`` dimension is not wrong.
+        """
+        wrong: dict[DatasetName, int] = {}
+        for name, seen in self.dimensions.items():
+            if seen:
+                most_frequent = seen.most_common(1)[0][0]
+                if most_frequent not in (dims[name], self.forced.get(name)):
+                    wrong[name] = most_frequent
+        return wrong
 
     def note_page(self, until: Key | None, rows: Rows, seconds: float) -> None:
         """Advance behind a page, and set the length of the next one.
