@@ -1,1 +1,1 @@
-"""Passes over all sources: when one is due, one step from snapshot to snapshot, and how far the consumer has come."""
+"""Passes over all sources: when a pass is due, the pass itself, and the consumer's progress."""

@@ -1,4 +1,4 @@
-"""What a pass did, and what somebody may ask of it."""
+"""The outcome of a pass, and the handover that another task may ask of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ NO_LONGER_HELD = "the outbox no longer holds the changes since its position"
 
 @dataclass(slots=True)
 class PassOutcome:
-    """What a pass did: the snapshot it took, or the one before where it came to none, and whether there is more to do at once."""
+    """The outcome of a pass.
+
+    ``snapshot`` is the one that the pass took, or the previous one if it took none. ``more`` says
+    whether the next pass must follow at once.
+    """
 
     snapshot: Snapshot
     newest_outbox_id: int = 0
@@ -28,16 +32,17 @@ class PassOutcome:
     sources: list[Source] | None = None
     took_snapshot: bool = True
     put_off: str = ""
-    """Who has locked the outbox, so that there was no pass."""
+    """Text about the session that has locked the outbox, so that there was no pass."""
     locked: set[int] = field(default_factory=set)
 
 
 @dataclass(slots=True)
 class Handover:
-    """Somebody who wants the indexes and the tables at one snapshot: ``take`` is called in a pass that has brought the sources of the ids
-    ``wanted`` to it, or has found that they fail, while its transaction is still open.
+    """A request for indexes and tables at one snapshot.
 
-    ``take`` is given a snapshot that another transaction can import, the position, and the sources.
+    A pass calls ``take`` while its transaction is open. Then the sources with the ids ``wanted``
+    are at the pass's snapshot, or have failed. The arguments are a snapshot that another
+    transaction can import, the position, and the sources.
     """
 
     wanted: frozenset[int]
@@ -45,18 +50,21 @@ class Handover:
 
 
 def alert_of_rebuild(registry: Registry, lacking: Sequence[FollowedSource]) -> None:
-    """Somebody should know why sources are read as a whole."""
+    """Alert of sources that are read as a whole, with the reason."""
     names = [each.source.name for each in lacking]
     registry.alerts.add(
         "must_rebuild",
-        f"{NO_LONGER_HELD}; every row is compared of {named(names)}",
+        f"{NO_LONGER_HELD}; every row of {named(names)} is compared",
         sources=names[:NAMED],
         count=len(names),
     )
 
 
 def by_cursor(sources: Sequence[FollowedSource]) -> dict[Cursor, list[FollowedSource]]:
-    """Sources that stand at the same place share one reading of the outbox; in ordinary times that is all of them."""
+    """Sources by cursor: those at the same cursor share one reading of the outbox.
+
+    Usually that is all of them.
+    """
     groups: dict[Cursor, list[FollowedSource]] = {}
     for each in sources:
         groups.setdefault(each.cursor, []).append(each)

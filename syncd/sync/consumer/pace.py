@@ -1,8 +1,11 @@
-"""When to take the next pass: at once when something is new and the system is quiet, at a steady beat under load.
+"""The time of the next pass: at once after a change in a quiet system, at a steady beat under load.
 
-Under load the consumer is awake anyway, so it holds the guard itself: then no writer notifies, and NOTIFY's lock on every commit in the database
-goes with it. It lets the guard go before it sleeps, and looks once more after that. A writer takes its lock on the outbox before it asks for the
-guard, so one who lost the guard to us has either committed by then, or is seen by the look.
+Under load the consumer is awake anyway, so it holds the guard itself. Then no writer notifies. That
+also avoids the lock that NOTIFY takes at each commit in the database.
+
+The consumer releases the guard before it sleeps, and looks once more after that. A writer takes its
+lock on the outbox before it asks for the guard. So a writer that lost the guard to the consumer has
+committed by then, or the look sees it.
 """
 
 from __future__ import annotations
@@ -12,22 +15,33 @@ import time
 from dataclasses import dataclass
 
 AFTER_ACTIVITY_SECONDS = 3.0
+"""For this long after a change, passes poll often."""
 AFTER_ACTIVITY_POLL_SECONDS = 0.03
+"""Poll interval during that time."""
 OPEN_WRITER_DELAYS_SECONDS = (0.005, 0.05)
+"""First and longest delay until the next look while writers are open; it doubles at each look."""
 OPEN_WRITER_PATIENCE_SECONDS = 3.0
+"""After this long with the same open writers, the delay is the last one."""
 OPEN_WRITER_LAST_DELAY_SECONDS = 0.1
+"""Delay until the next look while only writers are open that stay open for long."""
 LOADED_GAP_SECONDS = 0.03
+"""Passes that find changes with a shorter gap count as load."""
 LOADED_PASSES = 5
+"""Load begins after this many such passes in a row."""
 QUIET_PASSES = 3
+"""Load ends after this many passes in a row without changes."""
 BEAT_SECONDS = (0.01, 0.04)
+"""Shortest and longest rest between two passes under load."""
 BEAT_SECONDS_PER_ROW = 0.0002
-"""Under load a pass waits longer the more rows the last one found, within ``BEAT_SECONDS``: large passes are cheaper, and writers on the same
-cores get the rest."""
+"""Rest per row of the previous pass, within ``BEAT_SECONDS``.
+
+Large passes are cheaper, and the rest leaves time to writers on the same cores.
+"""
 
 
 @dataclass(slots=True)
 class Pace:
-    """What the last passes found."""
+    """The results of the last passes, as far as they decide when the next one is due."""
 
     active_at: float = -math.inf
     loaded_passes: int = 0
@@ -39,7 +53,7 @@ class Pace:
     guard_held: bool = False
 
     def note_writers(self, writers: frozenset[str]) -> None:
-        """Who is still open: look again soon while there are new ones; less often while only the same remain."""
+        """Note the open writers: look again soon if there are new ones, less often if not."""
         shortest, longest = OPEN_WRITER_DELAYS_SECONDS
         if writers - self.writers:
             self.writers_since, self.writer_delay = time.monotonic(), shortest
@@ -48,7 +62,7 @@ class Pace:
         self.writers = writers
 
     def note_pass(self, begun: float, *, rows: int) -> None:
-        """When a pass began, and how many outbox rows it found."""
+        """Note when a pass began, and the number of outbox rows that it found."""
         now = time.monotonic()
         self.rows = rows
         if not rows:
@@ -66,25 +80,23 @@ class Pace:
 
     @property
     def loaded(self) -> bool:
-        """Whether changes come faster than it is worth to be woken for."""
+        """Whether changes come so fast that it is cheaper to poll than to be notified."""
         return self.loaded_passes >= LOADED_PASSES and self.quiet_passes < QUIET_PASSES
 
     @property
     def beat_seconds(self) -> float:
-        """The rest between passes under load."""
+        """Rest until the next pass under load."""
         shortest, longest = BEAT_SECONDS
         return min(max(self.rows * BEAT_SECONDS_PER_ROW, shortest), longest)
 
     def sleep_seconds(self, poll_seconds: float) -> float:
-        """How long a wake-up may be waited for when there is no load."""
+        """Longest time to wait for a wake-up if there is no load."""
         now, delay = time.monotonic(), poll_seconds
         if now - self.active_at < AFTER_ACTIVITY_SECONDS:
-            delay = min(
-                delay, AFTER_ACTIVITY_POLL_SECONDS
-            )  # a winner of the guard may roll back, and its notification with it
-        if (
-            self.writers
-        ):  # they may commit without a notification, also while one of them stays open for hours
+            # the writer that won the guard may roll back, which cancels its notification
+            delay = min(delay, AFTER_ACTIVITY_POLL_SECONDS)
+        if self.writers:
+            # they may commit without a notification, also while one of them is open for hours
             patient = now - self.writers_since > OPEN_WRITER_PATIENCE_SECONDS
             delay = min(delay, OPEN_WRITER_LAST_DELAY_SECONDS if patient else self.writer_delay)
         return delay

@@ -1,7 +1,8 @@
-"""How far the consumer has come: what others read of it, ask of it, and wait for.
+"""The consumer's progress: the state that other tasks read, request and wait for.
 
-Invariant: who waits for a position is answered only from a pass that began after the request, and who waits looks again after every pass, whether it
-came to a snapshot or found the database lost. While somebody waits the consumer does not sleep for long.
+Invariant: a request that waits for a position is answered only by a pass that began after the
+request. It checks again after each pass, also after a pass that found the database lost. While a
+request waits, the consumer does not sleep for long.
 """
 
 from __future__ import annotations
@@ -28,12 +29,15 @@ from syncd.types import DatasetName, Position, Snapshot, State, Token
 logger = structlog.get_logger()
 
 NOWHERE = Position(Snapshot(0, 0, frozenset()), 0)
+"""Position before the first pass."""
 
 
 class Progress:
-    """See the module. ``sources`` and everything below them are changed by the consumer's task alone, or by a task that holds ``busy``.
+    """The consumer's sources and position, and the requests that wait for them.
 
-    Passes run in a worker thread. ``sources`` is replaced as a whole, so anything may go through it; what is below may change meanwhile.
+    Only the consumer's task, or a task that holds ``busy``, changes ``sources`` and the objects in
+    it. Passes run in a worker thread. ``sources`` is replaced as a whole, so any task may iterate
+    over it; the objects in it may change meanwhile.
     """
 
     def __init__(self, registry: Registry) -> None:
@@ -43,12 +47,12 @@ class Progress:
         self.sources: dict[int, FollowedSource] = {}
         self.position = NOWHERE
         self.history = ""
-        """Of the database's transactions, as its tokens name it."""
+        """History of the database's transactions, as its tokens name it."""
         self.next_xid = 0
-        """The lowest transaction id that the server had not given out at the last pass."""
+        """Lowest transaction id that the server had not assigned at the last pass."""
         self.connected = False
         self.settled: psycopg.Connection | None = None
-        """The connection, once a pass on it has brought the indexes to what its server has."""
+        """The connection, after a pass on it has brought the indexes in step with its server."""
         self.ready = anyio.Event()
         self.waiters = 0
         self.passes_begun = 0
@@ -61,17 +65,18 @@ class Progress:
         self.pace = Pace()
         self.doubts = Doubts()
         self.suspicions: dict[str, tuple[int, DatabaseUnreachable, float]] = {}
-        """Tasks that could not reach the database: passes begun by then, the error, and seconds until the retry."""
+        """Tasks that could not reach the database: passes begun by then, error, retry seconds."""
         self.lost: DatabaseError | None = DatabaseUnreachable(
             "the database has not been reached yet", hint="wait; or: syncd check"
         )
-        """Why there is no connection, or none that is of use, or why passes are put off; None while all is well."""
+        """Reason why there is no usable connection, or why passes are put off; None otherwise."""
 
     def task_failed(self, task: str, error: SyncdError, retry_seconds: float) -> None:
         """Note that a background task could not do its work.
 
-        A lost database is not an error of the task. The task may notice the loss before the consumer does: then the consumer's next pass shows
-        whether the database is lost, and the task's error is noted only if it is not.
+        A lost database is not an error of the task. The task may notice the loss before the
+        consumer does. Then the consumer's next pass shows whether the database is lost, and the
+        task's error is noted only if it is not.
         """
         if not isinstance(error, DatabaseError):
             self.registry.tasks.failed(task, error, retry_seconds)
@@ -82,14 +87,17 @@ class Progress:
             self.registry.tasks.failed(task, error, retry_seconds)
 
     def note_suspicions(self, number: int) -> None:
-        """Pass ``number`` reached the database: it is not lost, so what tasks met before the pass began were errors of their own."""
+        """Note that pass ``number`` reached the database, so it is not lost.
+
+        Errors that tasks met before the pass began are their own.
+        """
         for task, (begun, error, retry_seconds) in list(self.suspicions.items()):
             if begun < number:
                 del self.suspicions[task]
                 self.registry.tasks.failed(task, error, retry_seconds)
 
     def lose(self, error: Exception, retry_seconds: float) -> None:
-        """Passes have come to an end, until there is another connection."""
+        """Note that the connection is lost: there is no pass until there is another one."""
         self.suspicions.clear()
         if isinstance(error, DatabaseError):
             self.lost = error
@@ -109,7 +117,7 @@ class Progress:
             )
 
     def note_progress(self) -> None:
-        """See which sources have been read, and say once when all have been, or have failed."""
+        """Note which sources are read to their end; set ``ready`` when all are, or have failed."""
         pending = {
             followed.source.name: str(followed.failure or "it is being read")
             for followed in self.sources.values()
@@ -122,20 +130,20 @@ class Progress:
             self.ready.set()
 
     def finish_pass(self) -> None:
-        """Let those who wait for a position look at it."""
+        """Let the tasks that wait for a position check it."""
         done, self.pass_done = self.pass_done, anyio.Event()
         done.set()
 
     async def settled_connection(self, timeout_seconds: float) -> psycopg.Connection:
-        """The connection whose server the indexes stand for; raises ``DatabaseUnreachable``."""
+        """The connection that the indexes are in step with; raises ``DatabaseUnreachable``."""
         with anyio.move_on_after(timeout_seconds):
             while self.settled is None:
                 await self.pass_done.wait()
             return self.settled
-        raise self.unreachable("a checkpoint would prove nothing now, the one before stays")
+        raise self.unreachable("no checkpoint is possible now; the previous one is kept")
 
     def unreachable(self, what: str = "") -> DatabaseUnreachable:
-        """The error for what needs the database, while there is none that is of use: ``what`` follows from that."""
+        """The error while there is no usable connection; ``what`` is the consequence."""
         lost = self.lost or DatabaseUnreachable(
             "the database cannot be reached", hint="see the log of syncd serve, and: syncd check"
         )
@@ -144,26 +152,27 @@ class Progress:
         )
 
     def unsettle(self, connection: psycopg.Connection) -> None:
-        """A connection turned out to be lost, or not to be fit for a proof: a pass has to show otherwise."""
+        """Note a connection that is lost or did not confirm a nonce, until a pass succeeds."""
         if self.settled is connection:
             self.settled = None
         self.wake("request")
 
     @property
     def is_answered(self) -> bool:
-        """Whether the server can be reached, as far as is known."""
+        """Whether the server could be reached last."""
         return self.connected
 
     @property
     def changes_wait(self) -> bool:
-        """Whether there is more to apply than has been, or nobody can know."""
+        """Whether changes wait to be applied, or may wait."""
         return not self.is_answered or any(followed.lags for followed in self.sources.values())
 
     @property
     def lag_seconds(self) -> float:
-        """Since the last completed pass while changes wait or the database cannot be reached, else 0; of the source that is furthest behind.
+        """Seconds since the last completed pass, of the source that is furthest behind.
 
-        A source that failed does not count: it does not answer, and says so.
+        It is 0 if no changes wait and the database can be reached. A source that failed does not
+        count: it does not answer, and says so.
         """
         if not self.changes_wait:
             return 0.0
@@ -179,7 +188,10 @@ class Progress:
         )
 
     def behind(self, follower: Follower | None = None) -> float:
-        """Seconds since the last completed pass, of this source where it is named: passes over the others go on while it is locked."""
+        """Seconds since the last completed pass, over one source or over any.
+
+        While one source is locked, passes over the others go on.
+        """
         moved_at = None if follower is None else follower.moved_at
         return time.monotonic() - (
             self.last_pass_at if moved_at is None else min(moved_at, self.last_pass_at)
@@ -187,13 +199,13 @@ class Progress:
 
     @property
     def lag_rows(self) -> int:
-        """Outbox rows that wait, at most."""
+        """Largest possible number of outbox rows that wait."""
         oldest = self.oldest_position().outbox_id
         return max(self.newest_outbox_id - oldest, 0) if self.changes_wait else 0
 
     @property
     def state(self) -> State:
-        """The state of the whole."""
+        """State of the service."""
         sources = self.sources.values()
         if any(followed.is_failed for followed in sources):
             return "failed"
@@ -214,7 +226,10 @@ class Progress:
         )
 
     def oldest_position(self) -> Position:
-        """The position that every source has reached. Snapshots of one consumer are taken one after another, so they are in order."""
+        """The position that each source has reached.
+
+        A consumer takes its snapshots one after another, so they are ordered.
+        """
         positions = [
             followed.cursor.position
             for followed in self.sources.values()
@@ -223,7 +238,10 @@ class Progress:
         return min(positions, key=lambda position: position.snapshot.age(), default=self.position)
 
     async def rebuild(self, name: DatasetName) -> int:
-        """Build a dataset anew beside the one that answers; returns its rows once it has taken the place. Raises ``UnknownDataset``."""
+        """Build another index for a dataset while the present one answers.
+
+        Returns its number of rows when it has replaced the present one. Raises ``UnknownDataset``.
+        """
         while True:
             dataset = self.registry.known(name)
             if dataset.name in self.registry.retired and dataset.follower.successor is None:
@@ -248,7 +266,7 @@ class Progress:
                 await self.next_pass_until(lambda: self.connected)
 
     def source_of(self, dataset: Dataset) -> FollowedSource | None:
-        """The source that a dataset is of; where the table was attached anew, the one that is to take the place of the dataset's."""
+        """The source of a dataset; if its table was attached again, the new source."""
         for followed in self.sources.values():
             for each in (followed, followed.predecessor):
                 if each is not None and each.datasets.get(dataset.name) is dataset:
@@ -256,12 +274,15 @@ class Progress:
         return None
 
     def has_rebuilt(self, followed: FollowedSource) -> bool:
-        """Whether a rebuild has ended, well or not; one whose source is followed no more ends with it."""
+        """Whether a rebuild has ended, with or without success, or its source is gone."""
         gone = self.sources.get(followed.source.id) is not followed
         return gone or followed.scan is None or followed.is_failed
 
     async def next_pass_until(self, done: Callable[[], bool]) -> None:
-        """Wait for at least one pass, and until one has left things as they are wanted; raises ``DatabaseUnreachable``."""
+        """Wait for at least one pass, until ``done`` is true after one.
+
+        Raises ``DatabaseUnreachable``.
+        """
         self.waiters += 1
         try:
             while True:
@@ -276,7 +297,7 @@ class Progress:
             self.waiters -= 1
 
     async def hand_over(self, handover: Handover) -> None:
-        """Return once a pass has called ``handover.take``. One at a time."""
+        """Return when a pass has called ``handover.take``. There is one handover at a time."""
         self.handover, self.handed_over = handover, anyio.Event()
         try:
             await self.next_pass_until(self.handed_over.is_set)
@@ -286,12 +307,13 @@ class Progress:
     async def wait_for_token(
         self, token: Token, timeout_seconds: float, follower: Follower | None = None
     ) -> Position:
-        """Return once the position, of one source or of all, includes a token's transaction; raises ``TimedOut``.
+        """Return when the position, of one source or of all, includes a token's transaction.
 
-        A token of another history counts as included: one that names another database, or an id that this server has not
-        given out (the writes of a failed primary, or of a clone). While the database is lost nobody knows which history it has.
+        A token of another history counts as included: it names another database, or an id that this
+        server has not assigned. Such tokens come from a failed primary or from a clone. While the
+        database is lost, its history is unknown. Raises ``TimedOut``.
         """
-        # A position from before a crash of the server may include another transaction of the same id.
+        # A position from before a crash of the server may include another transaction of this id.
         needed = self.passes_begun + 1
         if self.settled is not None and self.is_foreign(token):
             return follower.cursor.position if follower is not None else self.oldest_position()
@@ -307,13 +329,16 @@ class Progress:
         raise self.timed_out(f"the index does not include transaction {token.xid} yet")
 
     def is_foreign(self, token: Token) -> bool:
-        """Whether a token names another history than that of the last pass."""
+        """Whether a token names another history than the last pass's."""
         return token.history not in ("", self.history)
 
     async def wait_for_now(
         self, timeout_seconds: float, follower: Follower | None = None
     ) -> Position:
-        """Return once the position, of one source or of all, includes all that was committed before this call; raises ``TimedOut``."""
+        """Return when the position, of one source or of all, includes all commits before this call.
+
+        Raises ``TimedOut``.
+        """
         needed = self.passes_begun + 1
         with anyio.move_on_after(timeout_seconds):
             await self.wait_until(lambda _: self.passes_done >= needed, follower)
@@ -324,7 +349,7 @@ class Progress:
     async def wait_until(
         self, reached: Callable[[Snapshot], bool], follower: Follower | None
     ) -> Position:
-        """Wake the consumer until the position is what is asked for."""
+        """Wake the consumer until the position is reached."""
         self.waiters += 1
         try:
             while True:
@@ -350,7 +375,7 @@ class Progress:
             self.waiters -= 1
 
     def timed_out(self, what: str) -> TimedOut:
-        """The time of a request that waits ran out."""
+        """The error for a request whose time ran out."""
         if self.lost is not None:
             error = self.unreachable(what)
             return TimedOut(error.message, hint=error.hint)
@@ -366,5 +391,6 @@ class Progress:
             )
         return TimedOut(
             what,
-            hint="is the token's transaction committed? allow more with timeout_ms; see: syncd status",
+            hint="is the token's transaction committed? "
+            "allow more with timeout_ms; see: syncd status",
         )

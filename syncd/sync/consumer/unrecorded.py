@@ -1,12 +1,12 @@
 """Doubts: changes that a writer could not record, because another session had locked the outbox.
 
 Such a writer takes a transaction id and then moves the sequence ``syncd.doubts``. The move is
-visible at once, before the transaction ends, and the writer holds a lock on the sequence until then.
+visible at once, before the transaction ends. Until its end the writer holds a lock on the sequence.
 
-Invariant: in the first pass whose snapshot sees that such a transaction has ended, every source is
-doubted, so that it is compared with its table as of this snapshot or a later one. Each transaction
-that moved the sequence is covered, because a pass reads in this order: who holds the sequence's
-lock, the snapshot, the sequence's value.
+Invariant: the first pass whose snapshot sees the end of such a transaction doubts every source.
+Then each source is compared with its table as of this snapshot or a later one. Each transaction
+that moved the sequence is covered, because a pass reads in this order: the holders of the
+sequence's lock, the snapshot, the sequence's value.
 
 - It moved after the previous pass read the value: the value differs.
 - It moved before that, and its lock was read once: its id is in ``open`` until a snapshot sees its
@@ -26,21 +26,21 @@ from syncd.types import Snapshot
 
 DOUBT = "a writer could not record its changes, because the outbox was locked"
 UNSETTLED = -1
-"""Saved in a checkpoint in place of a value of the sequence: the next start compares every source."""
+"""Value in a checkpoint in place of the sequence's: the next start compares every source."""
 
 
 @dataclass(slots=True)
 class Doubts:
-    """What one consumer knows of the sequence."""
+    """The state of the sequence as one consumer knows it."""
 
     seen: int = 0
-    """Its value when it was last read."""
+    """Value when it was last read."""
     open: frozenset[int] = frozenset()
     """Ids of transactions that moved it, held its lock at the last look, and have not ended yet."""
     ended: bool = False
     """Whether the last look missed the lock of a transaction that had held it before."""
     unseen: bool = False
-    """Whether a transaction may have moved it of which no look has seen the lock."""
+    """Whether a transaction may have moved it whose lock no look has seen."""
     was_unseen: bool = False
     """``unseen`` as the last look found it."""
     looked: bool = False
@@ -73,5 +73,5 @@ class Doubts:
 
     @property
     def saved(self) -> int:
-        """What a checkpoint keeps."""
+        """The value that a checkpoint keeps."""
         return UNSETTLED if self.open or self.ended or self.unseen else self.seen

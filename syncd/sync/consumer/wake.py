@@ -1,4 +1,4 @@
-"""What wakes the consumer. A wake-up says "look", never "what": the pass finds out by itself."""
+"""Wake-ups of the consumer. A wake-up carries no data: the pass looks for changes by itself."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ WakeSource = Literal["connect", "notify", "poll", "request"]
 
 
 class Wake:
-    """Set by anybody, waited for by the consumer."""
+    """An event that any task sets and the consumer waits for."""
 
     def __init__(self) -> None:
         self.event = anyio.Event()
         self.counts: dict[WakeSource, int] = {"connect": 0, "notify": 0, "poll": 0, "request": 0}
 
     def __call__(self, source: WakeSource) -> None:
-        """Have the consumer look now."""
+        """Wake the consumer."""
         self.counts[source] += 1
         self.event.set()
 
@@ -27,7 +27,7 @@ class Wake:
         return self.event.is_set()
 
     def clear(self) -> None:
-        """Forget wake-ups so far: what they announced is seen by the look that follows."""
+        """Forget wake-ups so far: the look that follows sees their changes."""
         if self.event.is_set():
             self.event = anyio.Event()
 
