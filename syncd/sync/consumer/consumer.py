@@ -35,19 +35,17 @@ from syncd.postgres.identity import (
     take_name,
 )
 from syncd.postgres.listener import backoff_delays
-from syncd.postgres.outbox import Cursor
 from syncd.postgres.schema import store_settings
 from syncd.postgres.source import Source, read_fingerprint_probe
 from syncd.statements import statement
 from syncd.store.manifest import Manifest
-from syncd.sync.consumer.outcome import NO_LONGER_HELD, PassOutcome, alert_of_rebuild
+from syncd.sync.consumer.attached import follow_attached, load_sources, resume_sources
+from syncd.sync.consumer.outcome import PassOutcome
 from syncd.sync.consumer.pace import Pace
 from syncd.sync.consumer.passes import Pass, session_settings
 from syncd.sync.consumer.progress import Progress
 from syncd.sync.consumer.session import Session
 from syncd.sync.registry.datasets import Registry
-from syncd.sync.source.followed import FollowedSource
-from syncd.sync.source.loading import load_source
 from syncd.types import Position, Snapshot
 
 HANGS_SECONDS = 5.0
@@ -171,13 +169,14 @@ class Consumer(Progress):
             if first:
                 self.load(connection, incarnation, position, sources, freed, must_rebuild)
             else:
-                self.resume(
-                    connection,
-                    incarnation,
-                    position,
-                    same_fingerprints=probe == self.session.fingerprint_probe,
+                trusted = (
+                    probe == self.session.fingerprint_probe
+                    and incarnation == self.session.incarnation
+                    and self.session.nonce is not None
+                    and has_nonce(connection, self.session.nonce)
                 )
-                self.follow_registry(sources, position)
+                resume_sources(self.sources.values(), position, trusted=trusted)
+                follow_attached(self, sources, position)
         self.session.incarnation = incarnation
         self.position = position
 
@@ -206,92 +205,15 @@ class Consumer(Progress):
             self.doubts.seen = manifest.doubts
         else:  # all is read: the first pass reads which writers are open before it reads a row
             self.doubts.seen = read_doubts(connection)
-        saved_sources = (
-            {saved.id: saved for saved in manifest.sources} if manifest is not None else {}
+        self.sources = load_sources(
+            self.registry,
+            sources,
+            manifest.sources if manifest is not None else (),
+            position,
+            doubt=doubt,
+            freed=freed,
+            must_rebuild=must_rebuild,
         )
-        by_id: dict[int, FollowedSource] = {}
-        for source in sources:
-            saved = saved_sources.get(source.id)
-            if saved is not None and (
-                saved.oid != source.oid or saved.arguments_md5 != source.arguments_md5
-            ):
-                saved = None
-            lost = must_rebuild or (
-                saved is not None and not doubt and Snapshot.parse(saved.snapshot).lacks(freed)
-            )
-            why = NO_LONGER_HELD if lost else doubt
-            by_id[source.id] = load_source(
-                source, self.registry, saved, position, doubt=why, lost=lost
-            )
-        self.sources = by_id
-        lacking = [each for each in by_id.values() if each.must_rebuild]
-        if lacking:
-            alert_of_rebuild(self.registry, lacking)
-
-    def resume(
-        self,
-        connection: psycopg.Connection,
-        incarnation: str,
-        position: Position,
-        *,
-        same_fingerprints: bool,
-    ) -> None:
-        """Go on after a lost connection.
-
-        The server may have crashed and lost commits that were not flushed, or it may be another
-        server.
-        """
-        trusted = (
-            same_fingerprints
-            and incarnation == self.session.incarnation
-            and self.session.nonce is not None
-            and has_nonce(connection, self.session.nonce)
-        )
-        for followed in self.sources.values():
-            if trusted:
-                followed.return_to_confirmed()
-                followed.doubt_unlogged()
-            else:
-                followed.cursor = Cursor(position)
-                followed.begin_scan()
-        if not trusted:
-            logger.warning(
-                "reconciling", reason="the database does not hold this run's last checkpoint"
-            )
-
-    def follow_registry(self, sources: Sequence[Source], position: Position) -> None:
-        """Follow the sources that were attached, and stop those that were detached.
-
-        ``position`` is the position at which ``sources`` were read.
-        """
-        attached = {source.id: source for source in sources}
-        gone = {
-            source_id: followed
-            for source_id, followed in self.sources.items()
-            if source_id not in attached or not followed.source.is_same(attached[source_id])
-        }
-        by_oid = {followed.source.oid: followed for followed in gone.values()}
-        by_id = {
-            source_id: followed
-            for source_id, followed in self.sources.items()
-            if source_id not in gone
-        }
-        for source in sources:
-            if source.id in by_id:
-                by_id[source.id].rename(source)
-                continue
-            before = by_oid.pop(source.oid, None)
-            followed = FollowedSource(source, self.registry, Cursor(position))
-            followed.begin_scan()
-            by_id[source.id] = followed
-            followed.replaces(before)
-            logger.info(
-                "source_attached" if before is None else "source_altered", source=source.name
-            )
-        self.sources = by_id
-        for followed in by_oid.values():
-            followed.stop()
-            logger.info("source_detached", source=followed.source.name)
 
     async def next_pass(self, connection: psycopg.Connection) -> PassOutcome:
         """Clear wake-ups, read which writers are open, and only then take the snapshot."""
@@ -361,9 +283,8 @@ class Consumer(Progress):
         if this.history:
             self.history, self.next_xid = this.history, this.next_xid
         if outcome.sources is not None:
-            self.follow_registry(
-                outcome.sources, Position(outcome.snapshot, self.position.outbox_id)
-            )
+            position = Position(outcome.snapshot, self.position.outbox_id)
+            follow_attached(self, outcome.sources, position)
         newest = max(
             (followed.cursor.position.outbox_id for followed in self.sources.values()), default=0
         )

@@ -71,8 +71,8 @@ SERVICE_TRAPS: dict[str, Trap] = {
         OPEN_WRITERS,
     ),
     "the position is kept after a crash": broken(
-        "syncd/sync/consumer/consumer.py",
-        "followed.return_to_confirmed()",
+        "syncd/sync/consumer/attached.py",
+        "each.return_to_confirmed()",
         "pass",
         ORACLE,
     ),
