@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from unittest.mock import patch
 
 import psycopg
 import pytest
@@ -16,6 +17,13 @@ from tests.servers import PostgresServer
 
 SHORT_PAGES = ("syncd.sync.source.scan.PAGE_ROWS", (10, 10, 10))
 """Pages so short that a comparison of the small table takes many passes, and readers meet it."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def patient() -> Iterator[None]:
+    """Clients whose requests wait longer than by default: a busy machine may need it."""
+    with patch("syncd.client.calls.DEFAULT_TIMEOUT_MS", 60_000):
+        yield
 
 
 @pytest.fixture

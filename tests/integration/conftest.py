@@ -1,8 +1,9 @@
-"""What several files of this folder want: a service with rows to compare, a server that allows prepared transactions."""
+"""Fixtures of several files: a service with rows to compare, a server for prepared transactions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from unittest.mock import patch
 
 import psycopg
 import pytest
@@ -12,17 +13,27 @@ from tests.daemon import Daemon
 from tests.servers import PostgresServer
 
 
+@pytest.fixture(autouse=True, scope="module")
+def patient() -> Iterator[None]:
+    """Clients whose requests wait longer than by default: a busy machine may need it."""
+    with patch("syncd.client.calls.DEFAULT_TIMEOUT_MS", 60_000):
+        yield
+
+
 @pytest.fixture
 def followed(db: psycopg.Connection, daemon: Daemon) -> Daemon:
     """A service that follows a thousand rows and never verifies by itself."""
     db.execute(
-        "CREATE TABLE items (id int PRIMARY KEY, v vector, gone boolean DEFAULT false, lang text DEFAULT 'en')"
+        "CREATE TABLE items (id int PRIMARY KEY, v vector, gone boolean DEFAULT false, "
+        "lang text DEFAULT 'en')"
     )
     db.execute(
-        "INSERT INTO items SELECT i, ARRAY[i, i % 7, 1, 2, 3, 4, 5, 6]::real[]::vector FROM generate_series(1, 1000) i"
+        "INSERT INTO items SELECT i, ARRAY[i, i % 7, 1, 2, 3, 4, 5, 6]::real[]::vector "
+        "FROM generate_series(1, 1000) i"
     )
     db.execute(
-        "SELECT syncd.attach('items', metric => 'cosine', live => 'NOT gone', columns => ARRAY['lang'])"
+        "SELECT syncd.attach('items', metric => 'cosine', live => 'NOT gone', "
+        "columns => ARRAY['lang'])"
     )
     daemon.settings["verify_seconds"] = 0
     return daemon.start()

@@ -1,4 +1,4 @@
-"""Rows of which the key, or a part of it, is NULL: each is in quarantine as long as it is so, and the others go on."""
+"""Rows whose key is NULL, or a part of it: they are quarantined, and the other rows go on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ SINGLE = {
     "text": ("id text", "'a'", "'b'", "'z'"),
     "uuid": ("id uuid", f"'{'1' * 32}'", f"'{'2' * 32}'", f"'{'9' * 32}'"),
 }
-NULLABLE = "ALTER TABLE a DROP CONSTRAINT a_pkey; ALTER TABLE a ALTER id DROP NOT NULL; ALTER TABLE a ADD uid bigserial PRIMARY KEY"
+NULLABLE = (
+    "ALTER TABLE a DROP CONSTRAINT a_pkey; ALTER TABLE a ALTER id DROP NOT NULL; "
+    "ALTER TABLE a ADD uid bigserial PRIMARY KEY"
+)
 
 
 def quarantined(db: psycopg.Connection) -> list[tuple[str, str, str]]:
@@ -27,13 +30,16 @@ def quarantined(db: psycopg.Connection) -> list[tuple[str, str, str]]:
 def labels(
     db: psycopg.Connection, key: str = "'NULL'", where: str = "id IS NULL"
 ) -> list[tuple[str, str, str]]:
-    """What the rows without a key are to be called, as the table has them now."""
-    query = f"SELECT 'default/a', {key} || ' at ctid ' || ctid, 'null_key' FROM a WHERE ({where}) ORDER BY 2"
+    """The names that rows without a key get, from the table as it is now."""
+    query = (
+        f"SELECT 'default/a', {key} || ' at ctid ' || ctid, 'null_key' FROM a WHERE ({where}) "
+        "ORDER BY 2"
+    )
     return db.execute(query.encode()).fetchall()
 
 
 def agrees(db: psycopg.Connection, daemon: Daemon, keys: int, unkeyed: int, **of: str) -> None:
-    """So many rows are indexed and so many in quarantine, and a deep verify finds nothing missing."""
+    """``keys`` rows are indexed, ``unkeyed`` are quarantined, and a deep verify misses no row."""
     with daemon.client() as client:
         until(lambda: client.status().quarantined == unkeyed, f"{unkeyed} rows in quarantine")
         until(lambda: len(list(client.keys("a"))) == keys, f"{keys} rows are indexed")
@@ -42,7 +48,7 @@ def agrees(db: psycopg.Connection, daemon: Daemon, keys: int, unkeyed: int, **of
             (True, keys, unkeyed)
         ]
         assert {each.source: each.outcome for each in result.sources}["public.a"] == "compared"
-        until(lambda: quarantined(db) == labels(db, **of), "they are reported")
+        until(lambda: quarantined(db) == labels(db, **of), "the rows are reported")
         assert client.status().state == "ready"
 
 
@@ -77,20 +83,18 @@ def test_a_row_whose_key_is_null_is_in_quarantine_and_the_others_go_on(
     daemon.stop()
     daemon.start()  # from its checkpoint
     agrees(db, daemon, 2, 2, where=unkeyed)
-    # One is given a key, the other is deleted.
+    # One row gets a key, the other is deleted.
     db.execute(
         f"UPDATE a SET id = {last} WHERE uid = (SELECT min(uid) FROM a WHERE id IS NULL)".encode()
     )
     agrees(db, daemon, 3, 1, where=unkeyed)
     db.execute("DELETE FROM a WHERE id IS NULL")
     agrees(db, daemon, 3, 0)
-    db.execute(
-        f"UPDATE a SET id = NULL WHERE id = {last}".encode()
-    )  # and a row that had a key loses it
+    db.execute(f"UPDATE a SET id = NULL WHERE id = {last}".encode())  # a row loses its key
     agrees(db, daemon, 2, 1)
     db.execute("TRUNCATE a")
     with daemon.client() as client:
-        until(lambda: client.status().quarantined == 0, "nothing is left")
+        until(lambda: client.status().quarantined == 0, "the quarantine is empty")
     daemon.stop()
 
 
@@ -101,18 +105,21 @@ def test_a_composite_key_with_a_null_part_is_in_quarantine_and_pages_go_past_it(
     db.execute("INSERT INTO a SELECT i / 10, i % 10, '{1,2}' FROM generate_series(0, 49) AS i")
     db.execute("SELECT syncd.attach('a', metric => 'l2')")
     db.execute(
-        "ALTER TABLE a DROP CONSTRAINT a_pkey; ALTER TABLE a ALTER id DROP NOT NULL, ALTER part DROP NOT NULL"
+        "ALTER TABLE a DROP CONSTRAINT a_pkey; "
+        "ALTER TABLE a ALTER id DROP NOT NULL, ALTER part DROP NOT NULL"
     )
     db.execute("CREATE UNIQUE INDEX ON a (id, part)")
     db.execute(
-        "UPDATE a SET part = NULL WHERE part IN ('3', '7'); UPDATE a SET id = NULL WHERE id = 2 AND part = '1'"
+        "UPDATE a SET part = NULL WHERE part IN ('3', '7'); "
+        "UPDATE a SET id = NULL WHERE id = 2 AND part = '1'"
     )
     daemon.with_constant("syncd.sync.source.scan.PAGE_ROWS", (3, 3, 3)).start()
     shown = "json_build_array(id, part)::text"
     where = "id IS NULL OR part IS NULL"
     agrees(db, daemon, 39, 11, key=shown, where=where)
     db.execute(
-        "UPDATE a SET part = 'null' WHERE part IS NULL AND id = 0 AND ctid = (SELECT min(ctid) FROM a WHERE part IS NULL AND id = 0)"
+        "UPDATE a SET part = 'null' WHERE part IS NULL AND id = 0 "
+        "AND ctid = (SELECT min(ctid) FROM a WHERE part IS NULL AND id = 0)"
     )
     agrees(db, daemon, 40, 10, key=shown, where=where)
     with daemon.client() as client:
@@ -124,13 +131,14 @@ def test_a_composite_key_with_a_null_part_is_in_quarantine_and_pages_go_past_it(
     daemon.stop()
 
 
-def test_row_triggers_tell_of_no_row_that_has_been_given_a_key_and_it_is_found_all_the_same(
+def test_a_row_that_gets_a_key_is_found_although_row_triggers_do_not_note_it(
     db: psycopg.Connection, daemon: Daemon
 ) -> None:
-    """On a partitioned table, where a trigger fires for each row and leaves out a NULL."""
+    """On a partitioned table a trigger fires for each row, and notes no NULL."""
     db.execute("CREATE TABLE a (id int, kind int, embedding real[]) PARTITION BY LIST (kind)")
     db.execute(
-        "CREATE TABLE a1 PARTITION OF a FOR VALUES IN (1); CREATE TABLE a2 PARTITION OF a FOR VALUES IN (2)"
+        "CREATE TABLE a1 PARTITION OF a FOR VALUES IN (1); "
+        "CREATE TABLE a2 PARTITION OF a FOR VALUES IN (2)"
     )
     db.execute("CREATE UNIQUE INDEX ON a (id, kind)")
     db.execute("ALTER TABLE a ALTER id SET NOT NULL, ALTER kind SET NOT NULL")
@@ -145,7 +153,7 @@ def test_row_triggers_tell_of_no_row_that_has_been_given_a_key_and_it_is_found_a
         assert [key[key.index(" of ") :] for key in keys] == [" of public.a1", " of public.a2"]
         db.execute("UPDATE a SET id = 11 WHERE id IS NULL AND kind = 1")
         until(lambda: client.status().quarantined == 1, "one has a key")
-        assert len(list(client.keys("a"))) == 11
+        until(lambda: len(list(client.keys("a"))) == 11, "the row with a key is indexed")
         db.execute("UPDATE a SET id = 12 WHERE id IS NULL")
         until(lambda: client.status().quarantined == 0, "both have")
         assert all(row.in_sync and row.rows == 12 for row in client.verify(deep=True).datasets)
@@ -153,7 +161,7 @@ def test_row_triggers_tell_of_no_row_that_has_been_given_a_key_and_it_is_found_a
 
 
 def reported(db: psycopg.Connection, rows: int) -> list[tuple[str, str, str]]:
-    until(lambda: len(quarantined(db)) == rows, "they are reported")
+    until(lambda: len(quarantined(db)) == rows, "the rows are reported")
     return quarantined(db)
 
 
@@ -167,22 +175,20 @@ def test_an_expression_that_fails_on_a_row_without_a_key_holds_nothing_up(
     db.execute(NULLABLE.encode())
     db.execute("INSERT INTO a (id, n, embedding) VALUES (NULL, 0, '{1,2}'), (2, 1, '{1,2}')")
     with daemon.client() as client:
-        until(lambda: client.status().quarantined == 1, "it is in quarantine")
+        until(lambda: client.status().quarantined == 1, "the row is in quarantine")
         until(lambda: set(client.keys("a")) == {1, 2}, "the other goes on")
         assert reported(db, 1)[0][2] == "null_key"
         db.execute("UPDATE a SET n = 1 WHERE n = 0")
-        until(
-            lambda: [row[0] for row in quarantined(db)] == ["default/a"], "its dataset is known now"
-        )
+        until(lambda: [row[0] for row in quarantined(db)] == ["default/a"], "its dataset is known")
         db.execute("UPDATE a SET id = 3 WHERE id IS NULL")
-        until(lambda: set(client.keys("a")) == {1, 2, 3}, "it has a key")
+        until(lambda: set(client.keys("a")) == {1, 2, 3}, "the row has a key")
     daemon.stop()
 
 
 def test_keys_that_may_be_null_on_every_version_are_found_by_their_catalogue(
     any_db: psycopg.Connection, any_database: str, tmp_path: Path
 ) -> None:
-    """A constraint NOT NULL that was never validated (18 and later) says nothing of older rows."""
+    """A NOT NULL constraint that was never validated (18 and later) does not cover older rows."""
     any_db.execute("CREATE TABLE a (id int PRIMARY KEY, embedding real[])")
     any_db.execute("INSERT INTO a VALUES (1, '{1,2}')")
     any_db.execute("SELECT syncd.attach('a', metric => 'l2')")

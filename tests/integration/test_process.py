@@ -1,4 +1,4 @@
-"""The process of ``syncd serve`` among others: how it ends, what it is called, and what it may not read."""
+"""The process of ``syncd serve`` among others: its end, its name, and tables that it may not read."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from pathlib import Path
 import psycopg
 from psycopg.conninfo import make_conninfo
 
-from syncd.client.client import Client
-from syncd.errors import NotReady, UnknownDataset
 from tests.conftest import Servers, clone
 from tests.daemon import Daemon
-from tests.faults.following import until
+from tests.faults.following import keys_of, until
 
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 45.0
 
 
 def test_sigterm_and_sigint_exit_0_and_leave_a_checkpoint_and_no_socket(
@@ -37,14 +35,15 @@ def test_a_second_signal_stops_at_once(daemon: Daemon) -> None:
     with socket.socket(socket.AF_UNIX) as raw:
         raw.connect(str(daemon.socket))
         raw.sendall(
-            b'{"jsonrpc":"2.0","id":1,"method":"wait","params":{"after":"99999999999","timeout_ms":60000}}\n'
+            b'{"jsonrpc":"2.0","id":1,"method":"wait",'
+            b'"params":{"after":"99999999999","timeout_ms":60000}}\n'
         )
         raw.sendall(b'{"jsonrpc":"2.0","id":2,"method":"ping"}\n')
         assert b"pong" in raw.recv(1000)
         process.send_signal(signal.SIGTERM)
         until(lambda: "stopping" in daemon.log.read_text(), "it is stopping", WAIT_SECONDS)
         process.send_signal(signal.SIGTERM)
-        process.wait(5)
+        process.wait(WAIT_SECONDS)
     assert "stopped_at_once" in daemon.log.read_text()
     daemon.kill()
 
@@ -93,7 +92,8 @@ def test_at_most_four_connections_are_open_and_each_is_named(
 
 def open_connections(db: psycopg.Connection) -> list[str]:
     rows = db.execute(
-        "SELECT application_name FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = current_database()"
+        "SELECT application_name FROM pg_stat_activity "
+        "WHERE pid <> pg_backend_pid() AND datname = current_database()"
     )
     return [name for (name,) in rows.fetchall()]
 
@@ -106,11 +106,14 @@ def test_a_role_that_may_not_read_a_source_fails_that_source_alone_and_says_whic
         server.execute("CREATE ROLE reader LOGIN")
         with psycopg.connect(conninfo, autocommit=True) as db:
             db.execute(
-                "GRANT USAGE ON SCHEMA syncd TO reader; GRANT ALL ON ALL TABLES IN SCHEMA syncd TO reader;"
-                " GRANT ALL ON ALL SEQUENCES IN SCHEMA syncd TO reader"
+                "GRANT USAGE ON SCHEMA syncd TO reader;"
+                "GRANT ALL ON ALL TABLES IN SCHEMA syncd TO reader;"
+                "GRANT ALL ON ALL SEQUENCES IN SCHEMA syncd TO reader"
             )
             db.execute(
-                "CREATE TABLE open (id int PRIMARY KEY, v real[]); CREATE TABLE closed (LIKE open INCLUDING ALL); GRANT SELECT ON open TO reader"
+                "CREATE TABLE open (id int PRIMARY KEY, v real[]);"
+                "CREATE TABLE closed (LIKE open INCLUDING ALL);"
+                "GRANT SELECT ON open TO reader"
             )
             db.execute("INSERT INTO open VALUES (1, '{1}'); INSERT INTO closed VALUES (1, '{1}')")
             db.execute("SELECT syncd.attach('open'), syncd.attach('closed')")
@@ -121,9 +124,8 @@ def test_a_role_that_may_not_read_a_source_fails_that_source_alone_and_says_whic
                     assert list(client.keys("open")) == [1]
                     db.execute("GRANT SELECT ON closed TO reader")
                     until(
-                        lambda: has_keys(client, "closed", [1]),
-                        "the rows it may read now are found",
-                        WAIT_SECONDS,
+                        lambda: keys_of(client, "closed") == [1],
+                        "the rows that the role may read now are found",
                     )
                 daemon.stop()
             finally:
@@ -131,10 +133,3 @@ def test_a_role_that_may_not_read_a_source_fails_that_source_alone_and_says_whic
                     daemon.kill()
             db.execute("DROP OWNED BY reader")
         server.execute("DROP ROLE reader")
-
-
-def has_keys(client: Client, dataset: str, keys: list[object]) -> bool:
-    try:
-        return list(client.keys(dataset)) == keys
-    except (NotReady, UnknownDataset):
-        return False

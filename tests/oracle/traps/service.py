@@ -220,13 +220,13 @@ SERVICE_TRAPS: dict[str, Trap] = {
         "    if not interval_seconds or not late:\n",
         "    if True:\n",
         f"{OVERDUE}::"
-        "test_a_whole_verify_that_is_late_is_told_by_check_the_page_and_status_with_the_reason",
+        "test_a_late_complete_verify_is_reported_by_check_the_page_and_status_with_the_reason",
     ),
     "one table's trouble keeps others from being verified": broken(
         "syncd/sync/background/verify.py",
         "            if len(ids) == 1 and only is not None:\n",
         "            if True:\n",
-        f"{OVERDUE}::test_whoever_waits_for_a_lock_on_one_table_keeps_no_other_from_being_verified",
+        f"{OVERDUE}::test_a_session_that_waits_for_a_lock_on_one_table_keeps_no_other_from_being_verified",
     ),
     "a NULL is a key": broken(
         "syncd/postgres/outbox.py",
