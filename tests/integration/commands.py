@@ -16,7 +16,9 @@ from tests.daemon import Daemon
 
 SECONDS = 60
 BENCH_SECONDS = 240
-"""What a benchmark may take. Some wait for what is built in a thread of the lowest priority, which gets little of a busy machine."""
+"""What a benchmark may take. Some wait for what is built in a thread of the lowest priority, which
+gets little of a busy machine.
+"""
 
 
 def run(

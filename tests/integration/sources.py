@@ -19,7 +19,9 @@ ROW_FORM = ["row", "truncate"]
 
 @contextmanager
 def refused(db: psycopg.Connection, message: str, hint: str | None = None) -> Iterator[None]:
-    """The block raises a server error with this in its message, and this in its hint; without ``hint`` there still is one."""
+    """The block raises a server error with this in its message, and this in its hint; without
+    ``hint`` there still is one.
+    """
     with pytest.raises(psycopg.Error, match=message) as caught, db.transaction():
         yield
     assert caught.value.diag.message_hint, "every refusal says what to do"
@@ -47,10 +49,13 @@ def attach(db: psycopg.Connection, source: str, **arguments: Any) -> tuple[int, 
 def everything(db: psycopg.Connection) -> list[tuple[Any, ...]]:
     """Every object of schema syncd, and every trigger, with the transaction that last wrote it."""
     return db.execute(
-        "SELECT 'relation', oid, relname, xmin::text FROM pg_class WHERE relnamespace = 'syncd'::regnamespace AND relkind <> 'S' UNION ALL"
-        " SELECT 'function', oid, proname, xmin::text FROM pg_proc WHERE pronamespace = 'syncd'::regnamespace UNION ALL"
+        "SELECT 'relation', oid, relname, xmin::text FROM pg_class WHERE relnamespace = "
+        "'syncd'::regnamespace AND relkind <> 'S' UNION ALL"
+        " SELECT 'function', oid, proname, xmin::text FROM pg_proc WHERE pronamespace = "
+        "'syncd'::regnamespace UNION ALL"
         " SELECT 'attachment', id::oid, source::text, xmin::text FROM syncd.attachments UNION ALL"
-        " SELECT 'trigger', oid, tgname, xmin::text FROM pg_trigger WHERE NOT tgisinternal ORDER BY 1, 2"
+        " SELECT 'trigger', oid, tgname, xmin::text FROM pg_trigger WHERE NOT tgisinternal ORDER "
+        "BY 1, 2"
     ).fetchall()
 
 
@@ -76,7 +81,8 @@ def events(db: psycopg.Connection, table: str = "items") -> list[str]:
     return [
         row[0].rpartition("_")[2]
         for row in db.execute(
-            "SELECT tgname FROM pg_trigger WHERE tgrelid = %s::regclass AND tgname LIKE 'syncd%%' ORDER BY 1",
+            "SELECT tgname FROM pg_trigger WHERE tgrelid = %s::regclass AND tgname LIKE 'syncd%%' "
+            "ORDER BY 1",
             [table],
         ).fetchall()
     ]

@@ -24,7 +24,8 @@ def test_without_arguments_the_primary_key_and_the_column_embedding_are_taken(
     )
     scratch.execute("INSERT INTO items VALUES ('{1}', 1, '{1,2}'), ('{1}', 2, NULL)")
     assert attach(scratch, "items") == (2, 1, 1)
-    row = scratch.execute("SELECT source::text, key, vector, project, dataset, live, metric, columns FROM syncd.sources WHERE vector = 'embedding'"
+    row = scratch.execute("SELECT source::text, key, vector, project, dataset, live, metric, "
+                          "columns FROM syncd.sources WHERE vector = 'embedding'"
                          " AND source = 'items'::regclass").fetchone()  # fmt: skip
     assert row == ("items", ["id"], "embedding", "'default'", "'items'", "true", "cosine", [])
 
@@ -113,7 +114,8 @@ def test_a_key_of_another_type_is_refused(scratch: psycopg.Connection, key_type:
 
 def test_a_key_must_be_unique_and_never_null(scratch: psycopg.Connection) -> None:
     scratch.execute(
-        "CREATE TABLE items (id int, part int NOT NULL, name text NOT NULL UNIQUE, embedding real[])"
+        "CREATE TABLE items (id int, part int NOT NULL, name text NOT NULL UNIQUE, embedding "
+        "real[])"
     )
     scratch.execute("CREATE UNIQUE INDEX ON items (part) WHERE part > 0")
     with refused(scratch, "no primary key", "key =>"):
@@ -201,7 +203,8 @@ def test_attaching_again_mends_triggers_that_were_dropped_or_switched_off(
     ):
         attach(scratch, "items")
         row = scratch.execute(
-            "SELECT tgname FROM pg_trigger WHERE tgrelid = 'items'::regclass AND tgname LIKE '%insert'"
+            "SELECT tgname FROM pg_trigger WHERE tgrelid = 'items'::regclass AND tgname LIKE "
+            "'%insert'"
         ).fetchone()
         assert row is not None
         scratch.execute(harm.format(row[0]))

@@ -1,4 +1,6 @@
-"""Tables, arguments and columns that attach refuses: each with what to give instead, and nothing is changed."""
+"""Tables, arguments and columns that attach refuses: each with what to give instead, and nothing is
+changed.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from tests.integration.sources import attach, everything, refused
 def test_what_is_no_permanent_table_of_ones_own_is_refused(scratch: psycopg.Connection) -> None:
     scratch.execute("CREATE TABLE items (id int PRIMARY KEY, embedding real[])")
     scratch.execute(
-        "CREATE VIEW seen AS SELECT * FROM items; CREATE MATERIALIZED VIEW kept AS SELECT * FROM items; CREATE SEQUENCE counted"
+        "CREATE VIEW seen AS SELECT * FROM items; CREATE MATERIALIZED VIEW kept AS SELECT * FROM "
+        "items; CREATE SEQUENCE counted"
     )
     scratch.execute("CREATE TEMPORARY TABLE passing (id int PRIMARY KEY, embedding real[])")
     scratch.execute("CREATE UNLOGGED TABLE fleeting (id int PRIMARY KEY, embedding real[])")
@@ -22,7 +25,8 @@ def test_what_is_no_permanent_table_of_ones_own_is_refused(scratch: psycopg.Conn
     )
     scratch.execute("CREATE TABLE part PARTITION OF parted FOR VALUES FROM (0) TO (10)")
     scratch.execute(
-        "CREATE TABLE parent (id int PRIMARY KEY, embedding real[]); CREATE TABLE child (PRIMARY KEY (id)) INHERITS (parent)"
+        "CREATE TABLE parent (id int PRIMARY KEY, embedding real[]); CREATE TABLE child (PRIMARY "
+        "KEY (id)) INHERITS (parent)"
     )
     for name in ("seen", "kept", "counted", "items_pkey"):
         with refused(scratch, "is not a table", "table that holds the rows"):
@@ -94,7 +98,8 @@ def test_a_column_whose_collation_finds_unequal_strings_equal_is_refused(
 ) -> None:
     try:
         scratch.execute(
-            "CREATE COLLATION loose (provider = icu, locale = 'und-u-ks-level2', deterministic = false)"
+            "CREATE COLLATION loose (provider = icu, locale = 'und-u-ks-level2', deterministic = "
+            "false)"
         )
     except psycopg.errors.FeatureNotSupported as error:
         pytest.skip(str(error))

@@ -1,4 +1,6 @@
-"""The rules of a source, project, dataset and live: each is one immutable expression over the row, and attach counts what they make of the rows."""
+"""The rules of a source, project, dataset and live: each is one immutable expression over the row,
+and attach counts what they make of the rows.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,11 @@ from tests.integration.sources import attach, everything, refused
 
 def test_the_result_counts_rows_live_rows_and_their_datasets(scratch: psycopg.Connection) -> None:
     scratch.execute(
-        "CREATE TABLE items (id int PRIMARY KEY, lang text, gone boolean NOT NULL, embedding real[])"
+        "CREATE TABLE items (id int PRIMARY KEY, lang text, gone boolean NOT NULL, embedding "
+        "real[])"
     )
-    scratch.execute("INSERT INTO items SELECT i, CASE WHEN i % 2 = 0 THEN 'en' ELSE 'de' END, i > 8, CASE WHEN i > 1 THEN '{1,2}'::real[] END"
+    scratch.execute("INSERT INTO items SELECT i, CASE WHEN i % 2 = 0 THEN 'en' ELSE 'de' END, i > "
+                    "8, CASE WHEN i > 1 THEN '{1,2}'::real[] END"
                    " FROM generate_series(1, 10) i")  # fmt: skip
     assert attach(scratch, "items", project="'p' || id % 3", dataset="lang", live="NOT gone") == (
         10,
@@ -94,10 +98,12 @@ def test_an_expression_of_another_type_is_refused(scratch: psycopg.Connection) -
 def test_an_expression_means_the_same_under_any_search_path(scratch: psycopg.Connection) -> None:
     scratch.execute("CREATE SCHEMA app; CREATE SCHEMA evil")
     scratch.execute(
-        "CREATE FUNCTION app.label(int) RETURNS text LANGUAGE sql IMMUTABLE AS $$ SELECT 'app-' || $1 $$"
+        "CREATE FUNCTION app.label(int) RETURNS text LANGUAGE sql IMMUTABLE AS $$ SELECT 'app-' || "
+        "$1 $$"
     )
     scratch.execute(
-        "CREATE FUNCTION evil.label(int) RETURNS text LANGUAGE sql IMMUTABLE AS $$ SELECT 'evil-' || $1 $$"
+        "CREATE FUNCTION evil.label(int) RETURNS text LANGUAGE sql IMMUTABLE AS $$ SELECT 'evil-' "
+        "|| $1 $$"
     )
     scratch.execute("CREATE TYPE app.kind AS ENUM ('a', 'b')")
     scratch.execute(

@@ -1,4 +1,6 @@
-"""Writing an attached table: it goes on, and is noted, whatever names there are, whoever writes, and whatever a rule makes of the row."""
+"""Writing an attached table: it goes on, and is noted, whatever names there are, whoever writes,
+and whatever a rule makes of the row.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +72,8 @@ def test_rows_are_found_whatever_the_schema_the_table_and_the_columns_are_called
         db.execute(sql.SQL("CREATE SCHEMA {schema}").format(**names))
         db.execute(
             sql.SQL(
-                'CREATE TABLE {table} ("I %d{{0}}" int, "k%" text, "V {{}} %s" real[], "a%" jsonb, PRIMARY KEY ("I %d{{0}}", "k%"))'
+                'CREATE TABLE {table} ("I %d{{0}}" int, "k%" text, "V {{}} %s" real[], "a%" jsonb, '
+                'PRIMARY KEY ("I %d{{0}}", "k%"))'
             ).format(**names)
         )
         db.execute(

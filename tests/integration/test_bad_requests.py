@@ -1,4 +1,6 @@
-"""Bad requests: each gets the error of its kind, its connection goes on where it can, and the service always does."""
+"""Bad requests: each gets the error of its kind, its connection goes on where it can, and the
+service always does.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +32,12 @@ def shared(
     for conninfo in clone(server):
         with psycopg.connect(conninfo, autocommit=True) as db:
             db.execute(
-                "CREATE TABLE items (id int PRIMARY KEY, v real[]); INSERT INTO items VALUES (1, '{1,0,0}'), (2, '{0,1,0}')"
+                "CREATE TABLE items (id int PRIMARY KEY, v real[]); INSERT INTO items VALUES (1, "
+                "'{1,0,0}'), (2, '{0,1,0}')"
             )
             db.execute(
-                "CREATE TABLE flat (id int PRIMARY KEY, v real[]); INSERT INTO flat VALUES (1, '{1,0,0}'), (2, '{0,1,0}')"
+                "CREATE TABLE flat (id int PRIMARY KEY, v real[]); INSERT INTO flat VALUES (1, "
+                "'{1,0,0}'), (2, '{0,1,0}')"
             )
             db.execute("SELECT syncd.attach('items'), syncd.attach('flat', metric => 'l2')")
             daemon = Daemon(conninfo, tmp_path_factory.mktemp("bad") / "data").start()
@@ -43,7 +47,9 @@ def shared(
 
 @pytest.fixture
 def service(shared: tuple[psycopg.Connection, Daemon]) -> Iterator[Daemon]:
-    """The shared service; after every test the same process still answers, also on a connection from before."""
+    """The shared service; after every test the same process still answers, also on a connection
+    from before.
+    """
     _, daemon = shared
     assert daemon.process is not None
     with daemon.client() as client:

@@ -1,4 +1,6 @@
-"""``syncd bench``: every measurement runs, says what syncd/docs/measurements.md says it does, and leaves the database as it was."""
+"""``syncd bench``: every measurement runs, says what syncd/docs/measurements.md says it does, and
+leaves the database as it was.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,9 @@ def left(dsn: str) -> list[tuple[Any, ...]]:
 
 
 def bench(dsn: str, *arguments: str, program: str = "syncd.cli.main") -> Any:
-    """What a benchmark prints, with ``--json`` among its arguments; it leaves the database as it found it."""
+    """What a benchmark prints, with ``--json`` among its arguments; it leaves the database as it
+    found it.
+    """
     before = left(dsn)
     command = ["bench", *arguments] if program == "syncd.cli.main" else arguments
     printed = printed_json(run(*command, "--dsn", dsn, program=program))
@@ -460,7 +464,8 @@ def test_what_would_spoil_the_figures_is_said_and_what_a_killed_benchmark_left_i
         "CREATE TABLE mine (id int PRIMARY KEY, embedding real[]); SELECT syncd.attach('mine')"
     )
     db.execute(
-        "CREATE SCHEMA syncd_bench; CREATE TABLE syncd_bench.killed (id int PRIMARY KEY, embedding real[])"
+        "CREATE SCHEMA syncd_bench; CREATE TABLE syncd_bench.killed (id int PRIMARY KEY, embedding "
+        "real[])"
     )
     db.execute(
         "SELECT syncd.attach('syncd_bench.killed')"

@@ -42,7 +42,8 @@ def with_items(db: psycopg.Connection) -> psycopg.Connection:
         ("INSERT INTO items VALUES (1), (4) ON CONFLICT DO NOTHING", keys(4)),
         ("INSERT INTO items VALUES (1), (4) ON CONFLICT (id) DO UPDATE SET name = 'z'", keys(1, 4)),
         ("INSERT INTO items VALUES (1), (4) ON CONFLICT (id) DO UPDATE SET id = 9", keys(1, 4, 9)),
-        ("INSERT INTO items VALUES (1), (2) ON CONFLICT (id) DO UPDATE SET name = 'z' WHERE items.id = 2", keys(2)),
+        ("INSERT INTO items VALUES (1), (2) ON CONFLICT (id) DO UPDATE SET name = 'z' WHERE "
+         "items.id = 2", keys(2)),
         ("UPDATE items SET name = 'z' WHERE id < 3", keys(1, 2)),
         ("UPDATE items SET name = name", keys(1, 2, 3)),
         ("UPDATE items SET id = id + 10 WHERE id < 3", keys(1, 11, 12, 2)),
@@ -50,13 +51,16 @@ def with_items(db: psycopg.Connection) -> psycopg.Connection:
         ("DELETE FROM items WHERE id > 1", keys(2, 3)),
         ("TRUNCATE items", [("t", None)]),
         (
-            "WITH gone AS (DELETE FROM items WHERE id = 1 RETURNING id), new AS (INSERT INTO items VALUES (7) RETURNING id)"
+            "WITH gone AS (DELETE FROM items WHERE id = 1 RETURNING id), new AS (INSERT INTO items "
+            "VALUES (7) RETURNING id)"
             " UPDATE items SET name = 'z' WHERE id = 2",
             keys(1, 2, 7),
         ),
         (
-            "MERGE INTO items USING (VALUES (1, 'd'), (2, 'u'), (8, 'i')) AS s (id, what) ON items.id = s.id"
-            " WHEN MATCHED AND what = 'd' THEN DELETE WHEN MATCHED THEN UPDATE SET id = items.id + 20 WHEN NOT MATCHED THEN INSERT VALUES (s.id)",
+            "MERGE INTO items USING (VALUES (1, 'd'), (2, 'u'), (8, 'i')) AS s (id, what) ON "
+            "items.id = s.id"
+            " WHEN MATCHED AND what = 'd' THEN DELETE WHEN MATCHED THEN UPDATE SET id = items.id + "
+            "20 WHEN NOT MATCHED THEN INSERT VALUES (s.id)",
             keys(1, 2, 22, 8),
         ),
     ],
@@ -82,7 +86,8 @@ def test_copy_notes_its_rows(rolled_back: psycopg.Connection) -> None:
         "DELETE FROM items WHERE id > 100",
         "INSERT INTO items SELECT * FROM items WHERE false",
         "INSERT INTO items VALUES (1) ON CONFLICT DO NOTHING",
-        "MERGE INTO items USING (VALUES (100)) AS s (id) ON items.id = s.id WHEN MATCHED THEN DELETE",
+        "MERGE INTO items USING (VALUES (100)) AS s (id) ON items.id = s.id WHEN MATCHED THEN "
+        "DELETE",
         "SELECT * FROM items FOR UPDATE",
     ],
 )
@@ -99,7 +104,8 @@ def test_a_cascade_notes_the_rows_of_the_table_it_reaches(rolled_back: psycopg.C
     rolled_back.execute("CREATE TABLE parents (id int PRIMARY KEY)")
     rolled_back.execute("INSERT INTO parents VALUES (1), (2)")
     rolled_back.execute(
-        "CREATE TABLE children (id int PRIMARY KEY, parent int REFERENCES parents ON DELETE CASCADE ON UPDATE CASCADE, embedding real[])"
+        "CREATE TABLE children (id int PRIMARY KEY, parent int REFERENCES parents ON DELETE "
+        "CASCADE ON UPDATE CASCADE, embedding real[])"
     )
     rolled_back.execute("INSERT INTO children VALUES (10, 1), (11, 1), (12, 2)")
     rolled_back.execute("SELECT syncd.attach('children')")
@@ -162,7 +168,8 @@ def test_keys_are_noted_as_text_that_reads_back_as_the_same_key(
         "x" * 2000,
     }
     row = scratch.execute(
-        "SELECT key::json ->> 0, key::json ->> 1, key::json ->> 2 FROM syncd.outbox WHERE key LIKE '[9%'"
+        "SELECT key::json ->> 0, key::json ->> 1, key::json ->> 2 FROM syncd.outbox WHERE key LIKE "
+        "'[9%'"
     ).fetchone()
     assert row == ("9223372036854775807", strange, uuid)
 

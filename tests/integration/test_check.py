@@ -1,4 +1,6 @@
-"""What ``syncd check`` finds in a database: each fault that is put in is a line that names it, with a fix that mends it."""
+"""What ``syncd check`` finds in a database: each fault that is put in is a line that names it, with
+a fix that mends it.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,8 @@ def test_a_trigger_that_was_disabled_or_dropped_fails_and_the_fix_mends_it(
     items: psycopg.Connection, tmp_path: Path, how: str, words: str
 ) -> None:
     row = items.execute(
-        "SELECT tgname FROM pg_trigger WHERE tgname LIKE 'syncd%insert' AND tgrelid = 'items'::regclass"
+        "SELECT tgname FROM pg_trigger WHERE tgname LIKE 'syncd%insert' AND tgrelid = "
+        "'items'::regclass"
     )
     (name,) = row.fetchone() or [""]
     items.execute(how.format(name).encode())
@@ -77,14 +80,16 @@ def test_a_trigger_that_calls_another_function_fails(
     items: psycopg.Connection, tmp_path: Path
 ) -> None:
     row = items.execute(
-        "SELECT tgname FROM pg_trigger WHERE tgname LIKE 'syncd%delete' AND tgrelid = 'items'::regclass"
+        "SELECT tgname FROM pg_trigger WHERE tgname LIKE 'syncd%delete' AND tgrelid = "
+        "'items'::regclass"
     )
     (name,) = row.fetchone() or [""]
     items.execute(
         "CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'"
     )
     items.execute(
-        f"DROP TRIGGER {name} ON items; CREATE TRIGGER {name} AFTER DELETE ON items EXECUTE FUNCTION nothing()".encode()
+        f"DROP TRIGGER {name} ON items; CREATE TRIGGER {name} AFTER DELETE ON items EXECUTE "
+        "FUNCTION nothing()".encode()
     )
     items.execute(f"ALTER TABLE items ENABLE ALWAYS TRIGGER {name}".encode())
     found = about(examine(items, tmp_path), "triggers of public.items")
@@ -96,9 +101,12 @@ def test_where_the_schema_knows_what_its_triggers_should_be_its_word_counts(
     items: psycopg.Connection, tmp_path: Path
 ) -> None:
     items.execute(
-        "CREATE OR REPLACE FUNCTION syncd.missing_triggers(source_id integer, OUT relation regclass, OUT trigger text, OUT problem text) "
-        "RETURNS SETOF record LANGUAGE sql STABLE AS $$ SELECT 'public.items'::regclass, w.name, w.problem "
-        "FROM (VALUES ('a', 'missing'), ('b', 'unwanted')) AS w (name, problem) WHERE source_id = 2 $$"
+        "CREATE OR REPLACE FUNCTION syncd.missing_triggers(source_id integer, OUT relation "
+        "regclass, OUT trigger text, OUT problem text) "
+        "RETURNS SETOF record LANGUAGE sql STABLE AS $$ SELECT 'public.items'::regclass, w.name, "
+        "w.problem "
+        "FROM (VALUES ('a', 'missing'), ('b', 'unwanted')) AS w (name, problem) WHERE source_id = "
+        "2 $$"
     )
     findings = examine(items, tmp_path)
     assert_only(findings, "triggers of public.items")
@@ -243,11 +251,13 @@ def test_quarantined_rows_and_a_stale_consumer_are_named(
     items: psycopg.Connection, tmp_path: Path
 ) -> None:
     items.execute(
-        "INSERT INTO syncd.consumers (name, run_id, reported_at) VALUES ('default', gen_random_uuid(), now()), "
+        "INSERT INTO syncd.consumers (name, run_id, reported_at) VALUES ('default', "
+        "gen_random_uuid(), now()), "
         "('the old''s', gen_random_uuid(), now() - interval '3 days')"
     )
     items.execute(
-        "INSERT INTO syncd.quarantine_reports VALUES ('default', 2, 'default/de', '7', 'nan', now())"
+        "INSERT INTO syncd.quarantine_reports VALUES ('default', 2, 'default/de', '7', 'nan', "
+        "now())"
     )
     findings = examine(items, tmp_path)
     assert_only(findings, "quarantine of default/de", "consumer the old's")

@@ -46,7 +46,8 @@ def test_a_consumer_that_is_behind_or_has_failed_says_so(
 ) -> None:
     items_18.execute(
         "INSERT INTO syncd.consumers (name, run_id, state, lag_rows, lag_seconds) VALUES "
-        "('slow', gen_random_uuid(), 'catching_up', 500, 90), ('broken', gen_random_uuid(), 'must_rebuild', 0, 0)"
+        "('slow', gen_random_uuid(), 'catching_up', 500, 90), ('broken', gen_random_uuid(), "
+        "'must_rebuild', 0, 0)"
     )
     findings = examine(items_18, tmp_path)
     assert about(findings, "consumer slow").level == "warn"

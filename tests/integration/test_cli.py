@@ -46,10 +46,12 @@ def service(database_18: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
             columns = ", ".join(column.split()[0] for column in types.split(", "))
             db.execute(f"CREATE TABLE {name} ({types}, v real[], PRIMARY KEY ({columns}))".encode())
             db.execute(
-                f"INSERT INTO {name} SELECT k.*, ARRAY[row_number() OVER (), 0, 0] FROM (VALUES {keys}) AS k".encode()
+                f"INSERT INTO {name} SELECT k.*, ARRAY[row_number() OVER (), 0, 0] FROM (VALUES "
+                f"{keys}) AS k".encode()
             )
             db.execute(
-                f"SELECT syncd.attach('{name}', metric => 'l2', columns => ARRAY['{columns.split(', ')[-1]}'])".encode()
+                f"SELECT syncd.attach('{name}', metric => 'l2', columns => "
+                f"ARRAY['{columns.split(', ')[-1]}'])".encode()
             )
     daemon = Daemon(database_18, tmp_path_factory.mktemp("service") / "data").start()
     yield daemon

@@ -1,4 +1,6 @@
-"""A dataset that grows large is searched by codes, in step all the same: what is reported, what is saved, what happens to what is damaged."""
+"""A dataset that grows large is searched by codes, in step all the same: what is reported, what is
+saved, what happens to what is damaged.
+"""
 
 from __future__ import annotations
 

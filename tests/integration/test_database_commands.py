@@ -1,4 +1,6 @@
-"""Commands that go to the database themselves: init, attach, detach, uninstall, ``serve --once``; quickstart and ``--embedded`` bring one along."""
+"""Commands that go to the database themselves: init, attach, detach, uninstall, ``serve --once``;
+quickstart and ``--embedded`` bring one along.
+"""
 
 from __future__ import annotations
 
@@ -34,13 +36,15 @@ def test_init_attach_detach_and_uninstall(servers: Servers) -> None:
         assert first.stderr == f"schema syncd is at {schema.newest_revision()}\n"
         assert f"at {schema.newest_revision()}; nothing was changed" in again.stderr
         server.execute(
-            "CREATE TABLE items (a int, b text, lang text, v real[], PRIMARY KEY (a, b)); INSERT INTO items VALUES (1, 'x', 'de', '{1}')",
+            "CREATE TABLE items (a int, b text, lang text, v real[], PRIMARY KEY (a, b)); INSERT "
+            "INTO items VALUES (1, 'x', 'de', '{1}')",
             "cli",
         )
         arguments = ["attach", "items", "--key", "a", "--key", "b", "--vector", "v", "--project", "'p'", "--dataset", "lang || '%s{}'", "--live",
                      "a % 2 = 1", "--metric", "ip", "--column", "lang", "--column", "b", "--dsn", dsn]  # fmt: skip
         assert printed_json(run(*arguments, "--json")) == {"rows": 1, "live_rows": 1, "datasets": 1}
-        assert server.execute("SELECT key, vector, project, dataset, live, metric, columns FROM syncd.sources WHERE key[1] = 'a'", "cli") == [
+        assert server.execute("SELECT key, vector, project, dataset, live, metric, columns FROM "
+                              "syncd.sources WHERE key[1] = 'a'", "cli") == [
             (["a", "b"], "v", "'p'", "lang || '%s{}'", "a % 2 = 1", "ip", ["lang", "b"])
         ]  # fmt: skip
         table = run("attach", "items", "--live", "false", "--dsn", dsn)
@@ -153,7 +157,8 @@ def test_serve_once_catches_up_saves_a_checkpoint_and_exits(
     database: str, db: psycopg.Connection, tmp_path: Path
 ) -> None:
     db.execute(
-        "CREATE TABLE items (id int PRIMARY KEY, embedding real[]); INSERT INTO items SELECT i, ARRAY[i, 1] FROM generate_series(1, 3000) i"
+        "CREATE TABLE items (id int PRIMARY KEY, embedding real[]); INSERT INTO items SELECT i, "
+        "ARRAY[i, 1] FROM generate_series(1, 3000) i"
     )
     db.execute("SELECT syncd.attach('items')")
     daemon = Daemon(database, tmp_path / "data")

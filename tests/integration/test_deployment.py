@@ -1,4 +1,6 @@
-"""What ``docker/`` names is there: metrics, labels, settings, files; and systemd is told how far the service is."""
+"""What ``docker/`` names is there: metrics, labels, settings, files; and systemd is told how far
+the service is.
+"""
 
 from __future__ import annotations
 

@@ -43,7 +43,9 @@ print(json.dumps({"started": server.started, "conninfo": conninfo}))
 
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Iterator[Path]:
-    """A data directory (as root it lies below pytest's folders of mode 0700); its server is stopped at the end."""
+    """A data directory (as root it lies below pytest's folders of mode 0700); its server is stopped
+    at the end.
+    """
     directory = tmp_path / "data"
     yield directory
     EmbeddedPostgres(directory).stop()

@@ -1,4 +1,6 @@
-"""Event triggers that forbid DDL: what syncd could not do names the event trigger and the way round it."""
+"""Event triggers that forbid DDL: what syncd could not do names the event trigger and the way round
+it.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,8 @@ CHANGES: tuple[LiteralString, ...] = ("SELECT syncd.mend('items')", "SELECT sync
 @pytest.mark.parametrize("change", CHANGES)
 def test_detach_and_mend_name_it_too(items: psycopg.Connection, change: LiteralString) -> None:
     attach(items, "items")
-    items.execute("DO $$ BEGIN EXECUTE (SELECT format('DROP TRIGGER %I ON items', tgname) FROM pg_trigger WHERE tgname LIKE 'syncd%insert'"
+    items.execute("DO $$ BEGIN EXECUTE (SELECT format('DROP TRIGGER %I ON items', tgname) FROM "
+                  "pg_trigger WHERE tgname LIKE 'syncd%insert'"
                   " AND tgrelid = 'items'::regclass); END $$")  # fmt: skip
     forbid(items)
     with refused(items, SAID, HINT):

@@ -1,4 +1,6 @@
-"""A search with a filter finds what the same condition finds in the table, whatever was done to the rows and to the service in between."""
+"""A search with a filter finds what the same condition finds in the table, whatever was done to the
+rows and to the service in between.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,8 @@ def chunks(db: psycopg.Connection) -> psycopg.Connection:
     """A table with columns of many kinds, of each of which some are NULL, attached."""
     db.execute("CREATE TYPE mood AS ENUM ('sad', 'happy')")
     db.execute(
-        "CREATE TABLE chunks (id int PRIMARY KEY, v vector(2), lang text, year int, score numeric, flag boolean, seen timestamptz, "
+        "CREATE TABLE chunks (id int PRIMARY KEY, v vector(2), lang text, year int, score numeric, "
+        "flag boolean, seen timestamptz, "
         "tags text[], attributes jsonb, mood mood)"
     )
     db.execute(f"INSERT INTO chunks {row('i')} FROM generate_series(1, {ROWS}) AS i".encode())
@@ -55,11 +58,15 @@ def attach(db: psycopg.Connection, *columns: str) -> None:
 def row(number: str) -> str:
     """The values of a row that a number stands for."""
     return (
-        f"SELECT {number}, ARRAY[{number}, 1]::real[]::vector, (ARRAY['en', 'de', 'fr', NULL])[1 + {number} % 4], 2000 + {number} % 10, "
-        f"nullif({number} % 13, 0) * 0.9, nullif({number} % 3, 0) = 1, timestamptz '2023-12-01 UTC' + interval '1 day' * ({number} % 60), "
+        f"SELECT {number}, ARRAY[{number}, 1]::real[]::vector, (ARRAY['en', 'de', 'fr', NULL])[1 + "
+        f"{number} % 4], 2000 + {number} % 10, "
+        f"nullif({number} % 13, 0) * 0.9, nullif({number} % 3, 0) = 1, timestamptz '2023-12-01 "
+        f"UTC' + interval '1 day' * ({number} % 60), "
         f"(ARRAY[NULL, '{{a}}', '{{a,b}}', '{{c,NULL}}'])[1 + {number} % 4]::text[], "
-        f"CASE {number} % 5 WHEN 0 THEN NULL WHEN 1 THEN '{{}}' ELSE jsonb_build_object('part', (ARRAY['x', 'y', NULL])[1 + {number} % 3], "
-        f"'size', jsonb_build_object('height', {number} % 7)) END, (ARRAY['sad', 'happy', NULL])[1 + {number} % 3]::mood"
+        f"CASE {number} % 5 WHEN 0 THEN NULL WHEN 1 THEN '{{}}' ELSE jsonb_build_object('part', "
+        f"(ARRAY['x', 'y', NULL])[1 + {number} % 3], "
+        f"'size', jsonb_build_object('height', {number} % 7)) END, (ARRAY['sad', 'happy', NULL])[1 "
+        f"+ {number} % 3]::mood"
     )
 
 
@@ -104,9 +111,12 @@ def test_an_update_of_nothing_but_a_column_changes_what_is_found_by_it(
             chunks, client
         )  # what is found from here on was found before in another state
         for change in (
-            "UPDATE chunks SET lang = CASE WHEN lang IS NULL THEN 'en' ELSE NULL END WHERE id % 2 = 0",
-            "UPDATE chunks SET attributes = jsonb_set(coalesce(attributes, '{}'), '{part}', '\"z\"') WHERE id % 3 = 0",
-            "UPDATE chunks SET tags = array_append(tags, 'b'), score = score + 1, flag = NOT flag, mood = NULL WHERE id < 100",
+            "UPDATE chunks SET lang = CASE WHEN lang IS NULL THEN 'en' ELSE NULL END WHERE id % 2 "
+            "= 0",
+            "UPDATE chunks SET attributes = jsonb_set(coalesce(attributes, '{}'), '{part}', "
+            "'\"z\"') WHERE id % 3 = 0",
+            "UPDATE chunks SET tags = array_append(tags, 'b'), score = score + 1, flag = NOT flag, "
+            "mood = NULL WHERE id < 100",
             "UPDATE chunks SET attributes = attributes - 'size', seen = NULL WHERE id > 150",
             f"INSERT INTO chunks {row('i + 300')} FROM generate_series(1, 50) AS i",
             "DELETE FROM chunks WHERE lang = 'de'",
@@ -176,7 +186,8 @@ def test_rows_whose_columns_change_all_the_time_are_found_by_the_values_that_the
 
 def test_included_columns_are_answered_as_json(chunks: psycopg.Connection, daemon: Daemon) -> None:
     chunks.execute(
-        "INSERT INTO chunks VALUES (1000, '[0,0]', NULL, 7, 1.50, true, '2024-05-06 07:08:09.5Z', '{x,NULL}', "
+        "INSERT INTO chunks VALUES (1000, '[0,0]', NULL, 7, 1.50, true, '2024-05-06 07:08:09.5Z', "
+        "'{x,NULL}', "
         '\'{"part": [1, 12345678901234567890.25], "size": {"height": 1.0}}\', \'sad\')'
     )
     daemon.start()
@@ -232,7 +243,8 @@ def test_attributes_of_the_ready_table_can_be_filtered_on(
     with daemon.client() as client:
         db.execute(
             "INSERT INTO syncd.embeddings (id, project, dataset, embedding, attributes) "
-            "VALUES ('a', 'default', 'd', '{1,0}', '{\"lang\": \"en\"}'), ('b', 'default', 'd', '{1,1}', '{\"lang\": \"de\"}')"
+            "VALUES ('a', 'default', 'd', '{1,0}', '{\"lang\": \"en\"}'), ('b', 'default', 'd', "
+            "'{1,1}', '{\"lang\": \"de\"}')"
         )
         client.wait(after=str((db.execute("SELECT syncd.token()").fetchone() or [None])[0]))
         assert [

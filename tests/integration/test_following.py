@@ -95,7 +95,9 @@ def test_a_search_waits_for_a_table_that_was_attached_a_moment_ago(
 def test_a_search_waits_for_a_table_that_takes_the_place_of_a_dropped_one(
     db: psycopg.Connection, daemon: Daemon
 ) -> None:
-    """The dataset is the dropped table's when the request arrives, and the new one's when it is answered."""
+    """The dataset is the dropped table's when the request arrives, and the new one's when it is
+    answered.
+    """
     db.execute("CREATE TABLE items (id int PRIMARY KEY, v real[])")
     db.execute("SELECT syncd.attach('items', metric => 'l2')")
     daemon.start()

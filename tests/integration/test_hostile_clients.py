@@ -1,4 +1,6 @@
-"""Clients that send noise, hold connections, or ask for too much: each gets its answer, and nobody else notices."""
+"""Clients that send noise, hold connections, or ask for too much: each gets its answer, and nobody
+else notices.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ops endpoints of a real service: what they say, when, and to whom."""
+"""The ops endpoints of a real service: their answers, and when they give them."""
 
 from __future__ import annotations
 
@@ -34,14 +34,15 @@ def make_table(database: str, name: str = "t", rows: int = 5) -> None:
             f"CREATE TABLE {name} (id int PRIMARY KEY, kind text DEFAULT 'a', v real[])".encode()
         )
         db.execute(
-            f"INSERT INTO {name} (id, v) SELECT i, ARRAY[i, 1] FROM generate_series(1, {rows}) AS i".encode()
+            f"INSERT INTO {name} (id, v) SELECT i, ARRAY[i, 1] "
+            f"FROM generate_series(1, {rows}) AS i".encode()
         )
         db.execute(f"SELECT syncd.attach('{name}', dataset => 'kind', metric => 'l2')".encode())
 
 
 @pytest.fixture(scope="module")
 def followed(server: PostgresServer) -> Iterator[str]:
-    """A database with one table, two datasets of which one has a hostile name, and a row in quarantine."""
+    """A database with one table, two datasets, one with a hostile name, and a quarantined row."""
     for database in clone(server):
         make_table(database)
         with psycopg.connect(database, autocommit=True) as db:
@@ -71,7 +72,7 @@ def test_a_service_that_runs_is_live_and_ready(service: Daemon) -> None:
     assert (status, body["ready"], body["reasons"]) == (200, True, [])
 
 
-def test_it_is_live_but_not_ready_and_says_why_until_every_dataset_answers(
+def test_a_service_is_live_but_not_ready_and_says_why_until_every_dataset_answers(
     database: str, tmp_path: Path
 ) -> None:
     make_table(database)
@@ -83,9 +84,8 @@ def test_it_is_live_but_not_ready_and_says_why_until_every_dataset_answers(
             wait_for_event(daemon, "source_delayed")
             assert get(daemon, "/livez")[0] == 200
             status, body = readyz(daemon)
-            while (
-                "public.t" not in body["reasons"][0]
-            ):  # until the end of the first pass it says that it is starting
+            # Until the end of the first pass the reason is that the service is starting.
+            while "public.t" not in body["reasons"][0]:
                 assert (status, body["ready"]) == (503, False)
                 status, body = readyz(daemon)
             assert (status, body["ready"]) == (503, False)
@@ -97,7 +97,7 @@ def test_it_is_live_but_not_ready_and_says_why_until_every_dataset_answers(
             daemon.stop()
 
 
-def test_it_stays_ready_while_postgres_is_down_and_says_how_old_its_answers_are(
+def test_a_service_stays_ready_while_postgres_is_down_and_says_how_old_its_answers_are(
     server: PostgresServer, tmp_path: Path
 ) -> None:
     for database in clone(server):
@@ -111,7 +111,8 @@ def test_it_stays_ready_while_postgres_is_down_and_says_how_old_its_answers_are(
             consumer="b",
             max_staleness_seconds=0.5,
         ).start()
-        assert readyz(strict)[0] == 200
+        while readyz(strict)[0] != 200:  # until a heartbeat has arrived in time
+            pass
         server.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
         server.execute(
             f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
@@ -119,7 +120,7 @@ def test_it_stays_ready_while_postgres_is_down_and_says_how_old_its_answers_are(
         for daemon in (patient, strict):
             wait_for_event(daemon, "database_lost")
         _, before = readyz(strict)
-        while before["stale_seconds"] <= 0.5:  # time has to pass: that is what is measured
+        while before["stale_seconds"] <= 0.5:  # the age of the answers has to grow
             _, before = readyz(strict)
         status, body = readyz(strict)
         assert status == 503
@@ -158,7 +159,7 @@ def test_a_table_attached_later_does_not_take_a_ready_service_out_of_rotation(
 def test_a_heartbeat_that_does_not_arrive_makes_answers_stale(
     database: str, tmp_path: Path
 ) -> None:
-    """A database that answers every ping, and a pass that never ends."""
+    """The database answers every ping, and a pass never ends."""
     make_table(database)
     daemon = Daemon(
         database,
@@ -179,10 +180,8 @@ def test_a_heartbeat_that_does_not_arrive_makes_answers_stale(
     daemon.stop()
 
 
-def test_a_table_that_somebody_keeps_locked_lags_for_as_long_and_the_others_do_not(
-    database: str, tmp_path: Path
-) -> None:
-    """Passes over the other tables, and tries at this one, go on all the while."""
+def test_a_locked_table_lags_and_the_others_do_not(database: str, tmp_path: Path) -> None:
+    """Passes over the other tables, and attempts at this one, go on meanwhile."""
     for name in ("t", "free"):
         make_table(database, name)
     with psycopg.connect(database, autocommit=True) as db:
@@ -204,8 +203,8 @@ def test_a_table_that_somebody_keeps_locked_lags_for_as_long_and_the_others_do_n
         assert client.status().lag_seconds > 2
         assert readyz(daemon)[0] == 503
         lock.rollback()
-        until(lambda: lags(client) == (0, 0), "it is read again")
-        assert client.status().lag_seconds == 0
+        until(lambda: lags(client) == (0, 0), "the table is read again")
+        until(lambda: client.status().lag_seconds == 0, "the service does not lag")
         until(lambda: readyz(daemon)[0] == 200, "the heartbeat has arrived")
     daemon.stop()
 
@@ -235,9 +234,9 @@ def test_a_default_port_that_is_taken_is_a_warning_and_the_service_goes_on(
 ) -> None:
     for _ in range(10):
         with ExitStack() as stack:
-            with suppress(
-                OSError
-            ):  # somebody else has it: that serves as well, unless it is given back meanwhile
+            # If another program has the port, that serves as well, unless the program ends
+            # meanwhile.
+            with suppress(OSError):
                 stack.enter_context(socket.create_server(("127.0.0.1", 9464)))
             daemon = Daemon(database, tmp_path / "data", http="").start()
             daemon.stop()
@@ -252,8 +251,12 @@ def test_a_chosen_port_that_is_taken_ends_the_start_with_exit_1(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         http = f"127.0.0.1:{taken.getsockname()[1]}"
         done = run(
-            "serve", SYNCD_DSN=database, SYNCD_DATA_DIR=str(tmp_path / "data"), SYNCD_SOCKET=str(tmp_path / "s"), SYNCD_HTTP=http
-        )  # fmt: skip
+            "serve",
+            SYNCD_DSN=database,
+            SYNCD_DATA_DIR=str(tmp_path / "data"),
+            SYNCD_SOCKET=str(tmp_path / "s"),
+            SYNCD_HTTP=http,
+        )
     assert_failed(done, 1, f"cannot listen on {http}", "SYNCD_HTTP")
 
 
@@ -274,7 +277,7 @@ def test_sigterm_still_saves_a_checkpoint_and_a_client_that_stays_connected_does
     assert (daemon.data_dir / "manifest.json").is_file()
 
 
-def test_whatever_is_sent_the_service_answers_on(service: Daemon) -> None:
+def test_after_noise_the_service_answers_on(service: Daemon) -> None:
     host, _, port = events(service, "http_listening")[0]["address"].rpartition(":")
     for noise in (
         b"",
@@ -309,7 +312,7 @@ def test_the_page_says_in_sync_and_shows_every_dataset_escaped(service: Daemon) 
     assert not re.search(r"(?:src|href)=.?(?:https?:)?//", page)
 
 
-def test_the_page_finds_rows_like_a_given_one_and_says_what_is_wrong_with_a_key(
+def test_the_page_finds_rows_like_a_given_one_and_explains_a_wrong_key(
     service: Daemon,
 ) -> None:
     page = get(service, "/?" + urlencode({"dataset": "a", "key": "1"}))[1]
@@ -334,9 +337,7 @@ def test_the_page_finds_rows_like_a_given_one_and_says_what_is_wrong_with_a_key(
 
 def test_the_page_shows_quarantine_events_and_charts_of_the_last_hour(service: Daemon) -> None:
     page = get(service, "/live")[1]
-    while (
-        "<svg" not in page or "<td>nan</td>" not in page
-    ):  # the first sample, and the first report
+    while "<svg" not in page or "<td>nan</td>" not in page:  # the first sample, the first report
         page = get(service, "/live")[1]
     assert page.count("<svg") == 4
     assert "default/a: 1 rows" in page

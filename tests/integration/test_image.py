@@ -1,4 +1,6 @@
-"""The image of docker/Dockerfile without an engine: its steps in a clean root, its programs as process 1 of namespaces of their own."""
+"""The image of docker/Dockerfile without an engine: its steps in a clean root, its programs as
+process 1 of namespaces of their own.
+"""
 
 from __future__ import annotations
 

@@ -20,7 +20,9 @@ BUILD_SECONDS = 300
 
 
 def checked(command: Sequence[str | Path], cwd: Path) -> str:
-    """Run a program without the tester's own settings; its stdout. A build that finds a folder which is not listed as a package fails."""
+    """Run a program without the tester's own settings; its stdout. A build that finds a folder
+    which is not listed as a package fails.
+    """
     kept = {
         name: value
         for name, value in os.environ.items()

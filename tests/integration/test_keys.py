@@ -1,4 +1,4 @@
-"""Keys of several columns and of every type: each write notes them whole, and a service follows them."""
+"""Keys of several columns and of every type: each write notes them whole; a service follows."""
 
 from __future__ import annotations
 
@@ -31,13 +31,15 @@ def pairs(scratch: psycopg.Connection, request: pytest.FixtureRequest) -> psycop
     scratch.execute(
         sql.SQL(
             "CREATE TABLE parents (c varchar(10) PRIMARY KEY);"
-            "CREATE TABLE pairs (c varchar(10) REFERENCES parents ON UPDATE CASCADE ON DELETE CASCADE, b uuid, a bigint, v real[],"
-            " PRIMARY KEY (a, b, c)) {}"
+            "CREATE TABLE pairs (c varchar(10) REFERENCES parents ON UPDATE CASCADE ON DELETE "
+            "CASCADE,"
+            " b uuid, a bigint, v real[], PRIMARY KEY (a, b, c)) {}"
         ).format(sql.SQL(partition))  # one of two literals
     )
     if partition:
         scratch.execute(
-            "CREATE TABLE pairs_x PARTITION OF pairs FOR VALUES IN ('x'); CREATE TABLE pairs_y PARTITION OF pairs DEFAULT"
+            "CREATE TABLE pairs_x PARTITION OF pairs FOR VALUES IN ('x');"
+            "CREATE TABLE pairs_y PARTITION OF pairs DEFAULT"
         )
     scratch.execute("INSERT INTO parents VALUES ('x'), ('y')")
     scratch.execute(
@@ -55,8 +57,11 @@ X1A, Y1B, Y9A = f'[1, "{A}", "x"]', f'[1, "{B}", "y"]', f'[9007199254740993, "{A
 @pytest.mark.parametrize(
     ("write", "noted"),
     [
-        (f"INSERT INTO pairs VALUES ('x', '{B}', 2), ('y', '{B}', 2)", keys(f'[2, "{B}", "x"]', f'[2, "{B}", "y"]')),
-        (f"INSERT INTO pairs VALUES ('x', '{A}', 1), ('x', '{B}', 1) ON CONFLICT (a, b, c) DO UPDATE SET v = '{{2}}'", keys(X1A, f'[1, "{B}", "x"]')),
+        (f"INSERT INTO pairs VALUES ('x', '{B}', 2), ('y', '{B}', 2)",
+         keys(f'[2, "{B}", "x"]', f'[2, "{B}", "y"]')),
+        (f"INSERT INTO pairs VALUES ('x', '{A}', 1), ('x', '{B}', 1) "
+         "ON CONFLICT (a, b, c) DO UPDATE SET v = '{2}'",
+         keys(X1A, f'[1, "{B}", "x"]')),
         (f"INSERT INTO pairs VALUES ('x', '{A}', 1) ON CONFLICT DO NOTHING", []),
         ("UPDATE pairs SET v = '{1}'", keys(X1A, Y1B, Y9A)),
         ("UPDATE pairs SET a = a + 1 WHERE a = 1 AND c = 'x'", keys(X1A, f'[2, "{A}", "x"]')),
@@ -64,8 +69,9 @@ X1A, Y1B, Y9A = f'[1, "{A}", "x"]', f'[1, "{B}", "y"]', f'[9007199254740993, "{A
         ("UPDATE parents SET c = 'z' WHERE c = 'x'", keys(X1A, f'[1, "{A}", "z"]')),
         ("DELETE FROM parents WHERE c = 'y'", keys(Y1B, Y9A)),
         ("DELETE FROM pairs WHERE a > 1", keys(Y9A)),
-        (f"MERGE INTO pairs USING (VALUES ('x', 1), ('y', 7)) AS s (c, a) ON pairs.c = s.c AND pairs.a = s.a"
-         f" WHEN MATCHED THEN UPDATE SET a = 3 WHEN NOT MATCHED THEN INSERT VALUES (s.c, '{A}', s.a)",
+        ("MERGE INTO pairs USING (VALUES ('x', 1), ('y', 7)) AS s (c, a)"
+         " ON pairs.c = s.c AND pairs.a = s.a WHEN MATCHED THEN UPDATE SET a = 3"
+         f" WHEN NOT MATCHED THEN INSERT VALUES (s.c, '{A}', s.a)",
          keys(X1A, f'[3, "{A}", "x"]', f'[7, "{A}", "y"]')),
         ("TRUNCATE parents CASCADE", [("t", None)]),
     ],
@@ -162,9 +168,7 @@ def test_a_service_follows_keys_of_every_type_alone_and_composite(
 
             assert found() == wanted(values[0])
             db.execute(WRITERS[0])
-            db.execute(
-                "SET datestyle = 'SQL, YMD'"
-            )  # in which a test's own texts are read as they are meant
+            db.execute("SET datestyle = 'SQL, YMD'")  # in which this test writes its times
             db.execute(
                 sql.SQL("INSERT INTO {} (k, v) VALUES (%s, '{{2}}')").format(name), values[1:2]
             )
@@ -203,14 +207,16 @@ def test_the_text_of_a_time_depends_on_no_setting_of_its_writer_and_reads_back(
 ) -> None:
     with scratch.transaction(force_rollback=True):
         scratch.execute(
-            "CREATE TABLE IF NOT EXISTS moments (i timestamptz, t timestamp, d date, n int, embedding real[], PRIMARY KEY (i, t, d, n));"
+            "CREATE TABLE IF NOT EXISTS moments (i timestamptz, t timestamp, d date, n int,"
+            " embedding real[], PRIMARY KEY (i, t, d, n));"
             "CREATE TABLE IF NOT EXISTS instants (i timestamptz PRIMARY KEY, embedding real[])"
         )
         attach(scratch, "moments")
         attach(scratch, "instants")
         scratch.execute("SET LOCAL timezone = 'UTC'")
         scratch.execute(
-            "CREATE TEMPORARY TABLE given AS SELECT m::timestamptz AS i FROM unnest(%s::text[]) AS m",
+            "CREATE TEMPORARY TABLE given AS "
+            "SELECT m::timestamptz AS i FROM unnest(%s::text[]) AS m",
             [moments],
         )
         noted = []
@@ -223,7 +229,8 @@ def test_the_text_of_a_time_depends_on_no_setting_of_its_writer_and_reads_back(
             )
             scratch.execute("INSERT INTO instants SELECT DISTINCT i FROM given")
             scratch.execute(
-                "UPDATE instants SET embedding = '{1}'; UPDATE moments SET n = 1; DELETE FROM instants"
+                "UPDATE instants SET embedding = '{1}'; UPDATE moments SET n = 1;"
+                "DELETE FROM instants"
             )
             noted.append(outbox(scratch))
         assert noted[1:] == noted[:1] * (len(WRITERS) - 1)
@@ -236,7 +243,10 @@ def test_the_text_of_a_time_depends_on_no_setting_of_its_writer_and_reads_back(
             )
             assert parse_key(kinds, text) == (text if text[0] != "[" else text.replace(", ", ","))
         single = [text for text in texts if text[0] != "["]
-        back = "SELECT count(*) FROM given AS g JOIN unnest(%s::text[]) AS t (x) ON t.x::timestamptz = g.i"
+        back = (
+            "SELECT count(*) FROM given AS g "
+            "JOIN unnest(%s::text[]) AS t (x) ON t.x::timestamptz = g.i"
+        )
         row = scratch.execute(back, [single]).fetchone()
         assert row == (len(moments),)
         assert len(single) == len(set(single)) <= len(moments)
@@ -246,10 +256,14 @@ def test_a_time_partitioned_table_is_followed_and_only_the_partitions_of_its_key
     db: psycopg.Connection, database: str, daemon: Daemon
 ) -> None:
     db.execute(
-        "CREATE TABLE events (id bigint, created_at timestamptz, v real[], PRIMARY KEY (id, created_at)) PARTITION BY RANGE (created_at);"
-        "CREATE TABLE events_1 PARTITION OF events FOR VALUES FROM ('2024-01-01 00:00+00') TO ('2024-02-01 00:00+00');"
-        "CREATE TABLE events_2 PARTITION OF events FOR VALUES FROM ('2024-02-01 00:00+00') TO ('2024-03-01 00:00+00');"
-        "INSERT INTO events VALUES (1, '2024-01-05 10:00+00', '{1}'), (2, '2024-02-05 10:00+00', '{2}')"
+        "CREATE TABLE events (id bigint, created_at timestamptz, v real[],"
+        " PRIMARY KEY (id, created_at)) PARTITION BY RANGE (created_at);"
+        "CREATE TABLE events_1 PARTITION OF events"
+        " FOR VALUES FROM ('2024-01-01 00:00+00') TO ('2024-02-01 00:00+00');"
+        "CREATE TABLE events_2 PARTITION OF events"
+        " FOR VALUES FROM ('2024-02-01 00:00+00') TO ('2024-03-01 00:00+00');"
+        "INSERT INTO events VALUES"
+        " (1, '2024-01-05 10:00+00', '{1}'), (2, '2024-02-05 10:00+00', '{2}')"
     )
     attach(db, "events", metric="l2")
     daemon.start()
@@ -296,20 +310,24 @@ def test_a_key_that_cannot_be_read_has_the_source_read_again(
     with daemon.client() as client:
         with db.transaction():
             db.execute(
-                "ALTER TABLE items DISABLE TRIGGER USER; DELETE FROM items WHERE id = 1; ALTER TABLE items ENABLE TRIGGER USER"
+                "ALTER TABLE items DISABLE TRIGGER USER; DELETE FROM items WHERE id = 1;"
+                "ALTER TABLE items ENABLE TRIGGER USER"
             )
             db.execute(
-                "INSERT INTO syncd.outbox (source, op, key) SELECT id, 'k', %s FROM syncd.sources WHERE source = 'items'::regclass",
+                "INSERT INTO syncd.outbox (source, op, key) "
+                "SELECT id, 'k', %s FROM syncd.sources WHERE source = 'items'::regclass",
                 [key],
             )
             row = db.execute("SELECT syncd.token()").fetchone()
         assert row is not None
-        assert [
-            hit.key for hit in client.search("items", [0], after=row[0], timeout_ms=30_000)
-        ] == [2]
-        assert {each.state for each in client.datasets() if each.source == "public.items"} == {
-            "ready"
-        }
+        assert [hit.key for hit in client.search("items", [0], after=row[0])] == [2]
+        until(
+            lambda: (
+                {each.state for each in client.datasets() if each.source == "public.items"}
+                == {"ready"}
+            ),
+            "the source is ready",
+        )
     daemon.stop()
 
 
@@ -323,21 +341,19 @@ def test_a_key_that_becomes_a_time_fails_the_source_until_it_is_attached_again(
     with daemon.client() as client:
         db.execute("ALTER TABLE items ALTER id TYPE date USING id::date")
         said = eventually_failed(client, "items")
-        assert (
-            "column id was of type text and is of type date now: attach it again: syncd attach public.items"
-            in said
-        )
+        assert "column id was of type text and is of type date now" in said
+        assert "attach it again: syncd attach public.items" in said
         attach(db, "items", metric="l2")
         db.execute("SET datestyle = 'SQL, DMY'; INSERT INTO items VALUES ('03/04/2024', '{2}')")
         token = db.execute("SELECT syncd.token()").fetchone()
         assert token is not None
-        found = client.search("items", [0], after=token[0], timeout_ms=30_000)
+        found = client.search("items", [0], after=token[0])
         assert [hit.key for hit in found] == ["2024-02-29", "2024-04-03"]
     daemon.stop()
 
 
 def eventually_failed(client: Client, dataset: str) -> str:
-    """What a search says once the dataset has failed."""
+    """The message of a search once the dataset has failed."""
     said = ""
 
     def failed() -> bool:
@@ -357,7 +373,8 @@ def test_a_column_of_another_type_is_refused_as_a_key_with_the_types_that_can_be
     scratch: psycopg.Connection,
 ) -> None:
     scratch.execute(
-        "CREATE DOMAIN amount AS numeric; CREATE TABLE priced (id amount PRIMARY KEY, embedding real[])"
+        "CREATE DOMAIN amount AS numeric;"
+        "CREATE TABLE priced (id amount PRIMARY KEY, embedding real[])"
     )
     with refused(
         scratch,

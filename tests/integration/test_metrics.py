@@ -1,4 +1,4 @@
-"""Every metric of the contract is there, has the contract's labels, and moves with what it counts."""
+"""Every metric of the contract exists, has the contract's labels, and moves with its subject."""
 
 from __future__ import annotations
 
@@ -22,12 +22,18 @@ from tests.scrape import get, readyz, sample, samples
 from tests.servers import PostgresServer
 
 CONTRACT = """
-`syncd_build_info`, `syncd_lag_seconds{dataset}`, `syncd_lag_rows{dataset}`, `syncd_deltas_applied_total{dataset,op}`, `syncd_apply_seconds`,
-`syncd_search_seconds{dataset}`, `syncd_searches_total{dataset,outcome}`, `syncd_index_vectors{dataset}`, `syncd_index_tombstones{dataset}`,
-`syncd_index_bytes{dataset}`, `syncd_index_recall{dataset}`, `syncd_checkpoint_seconds`, `syncd_checkpoint_last_success_timestamp_seconds`,
-`syncd_checkpoint_failures_total`, `syncd_listener_connected`, `syncd_listener_reconnects_total`, `syncd_wakeups_total{source}`,
-`syncd_outbox_rows`, `syncd_quarantined{dataset}`, `syncd_verify_seconds`, `syncd_verify_last_success_timestamp_seconds`,
-`syncd_verify_drift_total{dataset}`, `syncd_repaired_total{dataset}`, `syncd_rebuilds_total{dataset,reason}`, `syncd_task_failures_total{task}`
+`syncd_build_info`, `syncd_lag_seconds{dataset}`, `syncd_lag_rows{dataset}`,
+`syncd_deltas_applied_total{dataset,op}`, `syncd_apply_seconds`,
+`syncd_search_seconds{dataset}`, `syncd_searches_total{dataset,outcome}`,
+`syncd_index_vectors{dataset}`, `syncd_index_tombstones{dataset}`,
+`syncd_index_bytes{dataset}`, `syncd_index_recall{dataset}`,
+`syncd_checkpoint_seconds`, `syncd_checkpoint_last_success_timestamp_seconds`,
+`syncd_checkpoint_failures_total`,
+`syncd_listener_connected`, `syncd_listener_reconnects_total`, `syncd_wakeups_total{source}`,
+`syncd_outbox_rows`, `syncd_quarantined{dataset}`,
+`syncd_verify_seconds`, `syncd_verify_last_success_timestamp_seconds`,
+`syncd_verify_drift_total{dataset}`, `syncd_repaired_total{dataset}`,
+`syncd_rebuilds_total{dataset,reason}`, `syncd_task_failures_total{task}`
 """
 LABELS: Mapping[str, frozenset[str]] = {
     name: frozenset(labels.split(",") if labels else ())
@@ -38,7 +44,7 @@ DATASET = "default/a"
 
 @dataclass(frozen=True)
 class Followed:
-    """A table that is followed, and who asks for it."""
+    """A followed table, its service, and a client."""
 
     server: PostgresServer
     conninfo: str
@@ -47,14 +53,14 @@ class Followed:
     client: Client
 
     def write(self, query: str) -> None:
-        """Write, and wait until it is indexed."""
+        """Write, and wait until the service has applied it."""
         self.db.execute(query.encode())
         row = self.db.execute("SELECT syncd.token()").fetchone()
         assert row is not None
         self.client.wait(row[0])
 
     def write_unnoticed(self) -> None:
-        """Change a row in a way that nobody is told of."""
+        """Change a row without an outbox row."""
         with self.db.transaction():
             self.db.execute("UPDATE t SET v = ARRAY[v[1] + 1, v[2]] WHERE id = 3")
             self.db.execute("DELETE FROM syncd.outbox WHERE xid = pg_current_xact_id()")
@@ -88,7 +94,7 @@ def followed(
             daemon.stop()
 
 
-# What happens; each is in force while the metrics are looked at.
+# Events; each lasts while the metrics are read.
 
 
 @contextmanager
@@ -96,7 +102,8 @@ def out_of_reach(it: Followed) -> Iterator[None]:
     name = it.db.info.dbname
     it.server.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
     it.server.execute(
-        f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}' AND application_name LIKE 'syncd/%'"
+        f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}' "
+        "AND application_name LIKE 'syncd/%'"
     )
     try:
         yield
@@ -115,7 +122,7 @@ def lost_and_found(it: Followed) -> Iterator[None]:
 
 @contextmanager
 def locked_with_changes(it: Followed) -> Iterator[None]:
-    """A change has been committed, and the table cannot be read: the lock was waited for behind the writer."""
+    """A change is committed and the table cannot be read: the lock waited behind the writer."""
     with psycopg.connect(it.conninfo) as writer, psycopg.connect(it.conninfo) as locker:
         writer.execute("UPDATE t SET v = '{7,7}' WHERE id = 7")
         waiting = threading.Thread(
@@ -139,7 +146,8 @@ def row_inserted(it: Followed) -> Iterator[None]:
 @contextmanager
 def many_rows_inserted(it: Followed) -> Iterator[None]:
     it.write(
-        "INSERT INTO t (id, v) SELECT max(t.id) + i, '{1,2}' FROM t, generate_series(1, 20000) AS i GROUP BY i"
+        "INSERT INTO t (id, v) SELECT max(t.id) + i, '{1,2}' "
+        "FROM t, generate_series(1, 20000) AS i GROUP BY i"
     )
     yield
 
@@ -316,7 +324,7 @@ def test_every_metric_of_the_contract_is_there_and_no_other(followed: Followed) 
 
 
 def test_drift_and_repairs_are_zero_before_there_are_any(followed: Followed) -> None:
-    """A series that begins with its first drift shows no increase, and no alert comes of it."""
+    """A series that begins with its first drift shows no increase, so it raises no alert."""
     with dataset_made(followed):
         for name in ("syncd_verify_drift_total", "syncd_repaired_total"):
             assert sample(followed.daemon, name, dataset="default/new") == 0

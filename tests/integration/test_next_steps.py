@@ -1,4 +1,4 @@
-"""A failure ends with what to type next, and typing it mends what failed."""
+"""A failure names the next command, and that command repairs it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def items(db: psycopg.Connection, daemon: Daemon) -> psycopg.Connection:
     db.execute("CREATE TABLE items (id int PRIMARY KEY, v real[], lang text)")
     db.execute("INSERT INTO items SELECT i, ARRAY[i, 1], 'de' FROM generate_series(1, 3) AS i")
     db.execute(
-        "SELECT syncd.attach('items', project => $$'it''s'$$, dataset => 'lang', metric => 'l2', columns => ARRAY['lang'])"
+        "SELECT syncd.attach('items', project => $$'it''s'$$, dataset => 'lang', metric => 'l2', "
+        "columns => ARRAY['lang'])"
     )
     daemon.start()
     return db
@@ -37,14 +38,14 @@ def items(db: psycopg.Connection, daemon: Daemon) -> psycopg.Connection:
 
 @pytest.fixture
 def stranger(server: PostgresServer) -> Iterator[str]:
-    """A role that owns nothing and may do nothing."""
+    """A role without objects and rights."""
     server.execute("CREATE ROLE stranger LOGIN")
     yield "stranger"
     server.execute("DROP ROLE stranger")
 
 
 def next_step(done: subprocess.CompletedProcess[str]) -> str:
-    """What a failed command says to type."""
+    """The next step that a failed command names."""
     assert_failed(done, 1)
     return done.stderr.rpartition("\n  next: ")[2].strip()
 
@@ -64,7 +65,7 @@ def test_a_renamed_column_is_answered_with_the_command_that_attaches_it_by_its_n
         assert len(fixes) == 1, said
         done = run(*shlex.split(fixes[0])[1:], SYNCD_DSN=items.info.dsn)
         assert done.returncode == 0, (fixes, done.stderr)
-        until(lambda: client.status().state == "ready", "it is mended")
+        until(lambda: client.status().state == "ready", "it is repaired")
         assert {row.dataset: row.count for row in client.datasets()} == {"it's/de": 3}
         assert client.verify().datasets[0].in_sync
 
@@ -74,9 +75,8 @@ def test_the_command_for_a_renamed_column_is_the_same_after_each_restart(
     items: psycopg.Connection, daemon: Daemon, column: str
 ) -> None:
     daemon.stop()
-    items.execute(
-        "DELETE FROM syncd.rules"
-    )  # as after an upgrade: the rules are text, in which nothing is followed
+    # As after an upgrade: the rules are text, in which no name is followed.
+    items.execute("DELETE FROM syncd.rules")
     items.execute(
         sql.SQL("ALTER TABLE items RENAME COLUMN {} TO renamed").format(sql.Identifier(column))
     )
@@ -123,17 +123,22 @@ def test_attach_names_the_command_in_words_of_the_command_line(
 @pytest.mark.parametrize(
     ("table", "arguments", "hint"),
     [
-        ("id int PRIMARY KEY, a real[], b real[]", [], "syncd attach public.chunks --vector a; the candidates are: a, b"),
-        ("id int, a real[]", [], "syncd attach public.chunks --key COLUMN"),
-        ("id int PRIMARY KEY, a real[]", ["--key", "nosuch"], "syncd attach public.chunks --key COLUMN"),
-        ("id int PRIMARY KEY, a real[]", ["--column", "c"], "syncd attach public.chunks --column COLUMN; the table has: id, a"),
+        ("id int PRIMARY KEY, a real[], b real[]", [], "--vector a; the candidates are: a, b"),
+        ("id int, a real[]", [], "--key COLUMN"),
+        ("id int PRIMARY KEY, a real[]", ["--key", "nosuch"], "--key COLUMN"),
+        (
+            "id int PRIMARY KEY, a real[]",
+            ["--column", "c"],
+            "--column COLUMN; the table has: id, a",
+        ),
     ],
-)  # fmt: skip
+)
 def test_attach_says_which_option_is_wanted(
     db: psycopg.Connection, table: str, arguments: list[str], hint: str
 ) -> None:
     db.execute(f"CREATE TABLE chunks ({table})".encode())
-    assert hint in next_step(run("attach", "public.chunks", *arguments, SYNCD_DSN=db.info.dsn))
+    said = next_step(run("attach", "public.chunks", *arguments, SYNCD_DSN=db.info.dsn))
+    assert f"syncd attach public.chunks {hint}" in said
 
 
 def test_a_role_without_rights_is_told_the_grant_and_the_check(
@@ -157,7 +162,7 @@ def test_a_role_without_rights_is_told_the_grant_and_the_check(
     db.execute("DROP TABLE chunks; REVOKE ALL ON SCHEMA syncd FROM stranger")
 
 
-def test_where_the_schema_is_gone_each_command_says_so_and_the_service_goes_on_answering(
+def test_if_the_schema_is_gone_each_command_says_so_and_the_service_goes_on_answering(
     items: psycopg.Connection, daemon: Daemon
 ) -> None:
     settings: dict[str, Any] = {"SYNCD_SOCKET": str(daemon.socket)}

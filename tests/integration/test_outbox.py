@@ -89,7 +89,8 @@ def test_a_page_reads_what_changed_and_not_the_outbox(
         if behind_an_open_transaction:
             write(early, 1)
         db.execute(
-            "INSERT INTO syncd.outbox (source, op, key) SELECT 7, 'k', i FROM generate_series(1, 50000) AS i"
+            "INSERT INTO syncd.outbox (source, op, key) SELECT 7, 'k', i FROM generate_series(1, "
+            "50000) AS i"
         )
         db.execute("ANALYZE syncd.outbox")
         position = Cursor(Position(snapshot(db), 0))
@@ -143,7 +144,8 @@ def test_a_page_of_one_large_transaction_is_read_by_its_index_in_every_slot(
     """Also without statistics, as right after a large transaction, or after a slot was freed."""
     for slot in range(3):
         db.execute(
-            "INSERT INTO syncd.outbox (slot, source, op, key) SELECT %s, 7, 'k', i FROM generate_series(1, 2000) AS i",
+            "INSERT INTO syncd.outbox (slot, source, op, key) SELECT %s, 7, 'k', i FROM "
+            "generate_series(1, 2000) AS i",
             [slot],
         )
     early = Cursor(Position(Snapshot(1, 1, frozenset()), 0))
@@ -180,7 +182,8 @@ def test_a_look_for_markers_does_not_read_a_large_transaction(
     db: psycopg.Connection, in_progress: frozenset[int]
 ) -> None:
     db.execute(
-        "INSERT INTO syncd.outbox (source, op, key) SELECT 7, 'k', i FROM generate_series(1, 100000) AS i"
+        "INSERT INTO syncd.outbox (source, op, key) SELECT 7, 'k', i FROM generate_series(1, "
+        "100000) AS i"
     )
     like_a_pass(db)
     query = with_numbers(
@@ -202,7 +205,8 @@ def test_a_pass_behind_an_old_transaction_costs_at_most_twice_as_much(
         write(early, -1)
         for _ in range(20):
             db.execute(
-                "INSERT INTO syncd.outbox (source, op, key) SELECT 7, 'k', i FROM generate_series(1, %s::int) AS i",
+                "INSERT INTO syncd.outbox (source, op, key) SELECT 7, 'k', i FROM "
+                "generate_series(1, %s::int) AS i",
                 [rows // 20],
             )
         behind = snapshot(db)
@@ -222,6 +226,7 @@ def test_a_pass_behind_an_old_transaction_costs_at_most_twice_as_much(
                 assert found == number + 1
     ratio = statistics.median(seconds[behind]) / statistics.median(seconds[nothing_open])
     print(
-        f"{rows} rows behind an open transaction: {ratio:.2f} times the cost, {statistics.median(seconds[behind]) * 1e3:.2f} ms"
+        f"{rows} rows behind an open transaction: {ratio:.2f} times the cost, "
+        f"{statistics.median(seconds[behind]) * 1e3:.2f} ms"
     )
     assert ratio < 2

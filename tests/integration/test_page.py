@@ -38,7 +38,8 @@ def service(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         db.execute("CREATE TABLE t (id int PRIMARY KEY, v real[])")
         db.execute("INSERT INTO t SELECT i, ARRAY[i, 1] FROM generate_series(1, 20) AS i")
         db.execute(
-            "SELECT syncd.attach('t', dataset => $$'a-name-that-is-far-too-long-for-a-phone-' || repeat('x', 200)$$)"
+            "SELECT syncd.attach('t', dataset => $$'a-name-that-is-far-too-long-for-a-phone-' || "
+            "repeat('x', 200)$$)"
         )
     daemon = Daemon(
         database, tmp_path_factory.mktemp("page") / "data", http="127.0.0.1:0"
@@ -52,7 +53,8 @@ def when(condition: str) -> str:
     """A script that ends once the page has changed so that this holds."""
     return (
         f"new Promise(so => {{ const look = () => {condition} && so(true); look();"
-        " new MutationObserver(look).observe(document.body, {subtree: true, childList: true, attributes: true}) })"
+        " new MutationObserver(look).observe(document.body, {subtree: true, childList: true, "
+        "attributes: true}) })"
     )
 
 

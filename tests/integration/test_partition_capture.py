@@ -1,4 +1,6 @@
-"""What a write to a partitioned table leaves in the outbox, that it never fails, and the triggers that see to it."""
+"""What a write to a partitioned table leaves in the outbox, that it never fails, and the triggers
+that see to it.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from tests.servers import PostgresServer
 
 @pytest.fixture
 def parted(scratch: psycopg.Connection) -> psycopg.Connection:
-    """A partitioned table with rows in each leaf, attached, and an empty outbox; rolled back in the end."""
+    """A partitioned table with rows in each leaf, attached, and an empty outbox; rolled back in the
+    end.
+    """
     scratch.execute(PARTED)
     assert attach(scratch, "parted") == (4, 4, 1)
     scratch.execute("TRUNCATE syncd.outbox")
@@ -43,8 +47,10 @@ def parted(scratch: psycopg.Connection) -> psycopg.Connection:
         ("UPDATE parted SET id = id + 100 WHERE id = 2", keys(102, 2)),
         ("DELETE FROM parted WHERE id > 1", keys(101, 11, 2)),
         ("DELETE FROM high", keys(11)),
-        ("MERGE INTO parted USING (VALUES (1, 'd'), (2, 'u'), (8, 'i')) AS s (id, what) ON parted.id = s.id"
-         " WHEN MATCHED AND what = 'd' THEN DELETE WHEN MATCHED THEN UPDATE SET id = 18 WHEN NOT MATCHED THEN INSERT VALUES (s.id)",
+        ("MERGE INTO parted USING (VALUES (1, 'd'), (2, 'u'), (8, 'i')) AS s (id, what) ON "
+         "parted.id = s.id"
+         " WHEN MATCHED AND what = 'd' THEN DELETE WHEN MATCHED THEN UPDATE SET id = 18 WHEN NOT "
+         "MATCHED THEN INSERT VALUES (s.id)",
          keys(1, 18, 2, 8)),
         ("UPDATE parted SET lang = 'de' WHERE id > 1000", []),
         ("TRUNCATE parted", [("t", None)]),
@@ -120,9 +126,12 @@ def test_what_is_rolled_back_is_not_noted_and_wakes_nobody(
 def test_a_cascade_into_a_partitioned_table_notes_its_rows(scratch: psycopg.Connection) -> None:
     scratch.execute("CREATE TABLE parents (a bigint, b uuid, PRIMARY KEY (a, b))")
     scratch.execute(
-        "CREATE TABLE kids (part text, a bigint, b uuid, n int, embedding real[], PRIMARY KEY (part, n),"
-        " FOREIGN KEY (a, b) REFERENCES parents ON DELETE CASCADE ON UPDATE CASCADE) PARTITION BY LIST (part);"
-        "CREATE TABLE kids_x PARTITION OF kids FOR VALUES IN ('x'); CREATE TABLE kids_y PARTITION OF kids FOR VALUES IN ('y')"
+        "CREATE TABLE kids (part text, a bigint, b uuid, n int, embedding real[], PRIMARY KEY "
+        "(part, n),"
+        " FOREIGN KEY (a, b) REFERENCES parents ON DELETE CASCADE ON UPDATE CASCADE) PARTITION BY "
+        "LIST (part);"
+        "CREATE TABLE kids_x PARTITION OF kids FOR VALUES IN ('x'); CREATE TABLE kids_y PARTITION "
+        "OF kids FOR VALUES IN ('y')"
     )
     uuid = "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11"
     scratch.execute("INSERT INTO parents VALUES (1, %s), (2, %s)", [uuid, uuid])
@@ -205,7 +214,9 @@ def test_an_outbox_dropped_between_two_transactions_of_a_session_fails_no_write(
 def test_a_write_to_a_partition_does_not_wait_for_a_lock_on_the_attachments(
     any_db: psycopg.Connection, any_database: str, source: str
 ) -> None:
-    """A source that has become a partition itself asks whose a leaf is: while nobody can tell, the answer is yes."""
+    """A source that has become a partition itself asks whose a leaf is: while nobody can tell, the
+    answer is yes.
+    """
     any_db.execute(PARTED)
     any_db.execute("ALTER TABLE parted DETACH PARTITION deep")
     attach(any_db, source)
@@ -271,9 +282,12 @@ def test_after_attach_nothing_is_missing_and_mending_changes_nothing(
         ("ALTER TABLE ONLY deepest ENABLE TRIGGER {row}", [("deepest", "row", "not always")]),
         ("ALTER TABLE parted ENABLE REPLICA TRIGGER {truncate}", [("parted", "truncate", "not always")]),
         ("ALTER TABLE ONLY parted DISABLE TRIGGER {row}", [("parted", "row", "disabled")]),
-        ("CREATE OR REPLACE TRIGGER {row} AFTER INSERT ON parted FOR EACH ROW EXECUTE FUNCTION syncd.{function}();"
-         "ALTER TABLE parted ENABLE ALWAYS TRIGGER {row}; ALTER TABLE ONLY low ENABLE ALWAYS TRIGGER {row};"
-         "ALTER TABLE ONLY high ENABLE ALWAYS TRIGGER {row}; ALTER TABLE ONLY deep ENABLE ALWAYS TRIGGER {row};"
+        ("CREATE OR REPLACE TRIGGER {row} AFTER INSERT ON parted FOR EACH ROW EXECUTE FUNCTION "
+         "syncd.{function}();"
+         "ALTER TABLE parted ENABLE ALWAYS TRIGGER {row}; ALTER TABLE ONLY low ENABLE ALWAYS "
+         "TRIGGER {row};"
+         "ALTER TABLE ONLY high ENABLE ALWAYS TRIGGER {row}; ALTER TABLE ONLY deep ENABLE ALWAYS "
+         "TRIGGER {row};"
          "ALTER TABLE ONLY deepest ENABLE ALWAYS TRIGGER {row}",
          [(table, "row", "altered") for table in ("deep", "deepest", "high", "low", "parted")]),
     ],
@@ -332,7 +346,10 @@ def test_detach_takes_every_trigger_along_those_of_former_partitions_too(
 ) -> None:
     parted.execute("ALTER TABLE parted DETACH PARTITION low")
     assert parted.execute("SELECT syncd.detach('parted')").fetchone() == (True,)
-    left = "SELECT tgname FROM pg_trigger WHERE tgname LIKE 'syncd%' AND tgrelid <> 'syncd.embeddings'::regclass"
+    left = (
+        "SELECT tgname FROM pg_trigger WHERE tgname LIKE 'syncd%' AND tgrelid <> "
+        "'syncd.embeddings'::regclass"
+    )
     assert parted.execute(left).fetchall() == []
     parted.execute("TRUNCATE syncd.outbox")
     for write in WRITES[3:]:

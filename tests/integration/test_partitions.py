@@ -1,4 +1,6 @@
-"""Partitioned tables as sources: which can be attached, what is locked where they are read, and that a service follows them."""
+"""Partitioned tables as sources: which can be attached, what is locked where they are read, and
+that a service follows them.
+"""
 
 from __future__ import annotations
 
@@ -55,8 +57,10 @@ def test_more_partitions_than_the_server_has_locks_for_are_refused_before_any_is
     scratch.execute("CREATE TABLE many_0 PARTITION OF many FOR VALUES FROM (0) TO (1)")
     # a catalogue of more than the server has room for, without making them
     scratch.execute(
-        'CREATE OR REPLACE FUNCTION syncd.tables_of(source regclass, OUT relation regclass, OUT is_root boolean, OUT kind "char")'
-        " RETURNS SETOF record LANGUAGE sql STABLE AS $$ SELECT source, i = 0, 'r'::\"char\" FROM generate_series(0, 9000) i $$"
+        "CREATE OR REPLACE FUNCTION syncd.tables_of(source regclass, OUT relation regclass, OUT "
+        'is_root boolean, OUT kind "char")'
+        " RETURNS SETOF record LANGUAGE sql STABLE AS $$ SELECT source, i = 0, 'r'::\"char\" FROM "
+        "generate_series(0, 9000) i $$"
     )
     with refused(
         scratch,
@@ -73,8 +77,10 @@ def locks(db: psycopg.Connection) -> set[str]:
     return {
         row[0]
         for row in db.execute(
-            "SELECT relation::regclass::text FROM pg_locks WHERE pid = pg_backend_pid() AND relation IN"
-            " (SELECT oid FROM pg_class WHERE relkind IN ('r', 'p') AND relnamespace = 'public'::regnamespace)"
+            "SELECT relation::regclass::text FROM pg_locks WHERE pid = pg_backend_pid() AND "
+            "relation IN"
+            " (SELECT oid FROM pg_class WHERE relkind IN ('r', 'p') AND relnamespace = "
+            "'public'::regnamespace)"
         ).fetchall()
     }
 
@@ -84,8 +90,10 @@ def test_a_pass_locks_the_partitions_and_past_a_bound_only_those_with_changed_ke
 ) -> None:
     any_db.execute(PARTED)
     any_db.execute(
-        "CREATE TABLE pairs (lang text, id bigint, embedding real[], PRIMARY KEY (lang, id)) PARTITION BY LIST (lang);"
-        "CREATE TABLE pairs_de PARTITION OF pairs FOR VALUES IN ('de'); CREATE TABLE pairs_en PARTITION OF pairs FOR VALUES IN ('en');"
+        "CREATE TABLE pairs (lang text, id bigint, embedding real[], PRIMARY KEY (lang, id)) "
+        "PARTITION BY LIST (lang);"
+        "CREATE TABLE pairs_de PARTITION OF pairs FOR VALUES IN ('de'); CREATE TABLE pairs_en "
+        "PARTITION OF pairs FOR VALUES IN ('en');"
         "INSERT INTO pairs VALUES ('de', 1, '{1}'), ('en', 1, '{2}')"
     )
     attach(any_db, "parted")
@@ -147,7 +155,8 @@ def test_a_service_follows_a_partitioned_table(db: psycopg.Connection, daemon: D
 
         assert found() == [1, 2, 11, 101]
         db.execute(
-            "UPDATE parted SET id = id + 10 WHERE id = 2; INSERT INTO deepest VALUES (102, 'en', '{102}')"
+            "UPDATE parted SET id = id + 10 WHERE id = 2; INSERT INTO deepest VALUES (102, 'en', "
+            "'{102}')"
         )
         assert found() == [1, 11, 12, 101, 102]
         db.execute("TRUNCATE deep; INSERT INTO parted VALUES (103, 'en', '{103}')")
@@ -168,7 +177,8 @@ def test_a_service_follows_composite_keys_across_partitions(
     db: psycopg.Connection, daemon: Daemon
 ) -> None:
     db.execute(
-        "CREATE TABLE pairs (lang text, id bigint, part uuid DEFAULT gen_random_uuid(), v real[], PRIMARY KEY (lang, id))"
+        "CREATE TABLE pairs (lang text, id bigint, part uuid DEFAULT gen_random_uuid(), v real[], "
+        "PRIMARY KEY (lang, id))"
         " PARTITION BY LIST (lang);"
         "CREATE TABLE pairs_de PARTITION OF pairs FOR VALUES IN ('de') PARTITION BY HASH (id);"
         "CREATE TABLE pairs_de_0 PARTITION OF pairs_de FOR VALUES WITH (MODULUS 2, REMAINDER 0);"
@@ -176,7 +186,8 @@ def test_a_service_follows_composite_keys_across_partitions(
         "CREATE TABLE pairs_rest PARTITION OF pairs DEFAULT"
     )
     db.execute(
-        "INSERT INTO pairs (lang, id, v) SELECT l, i, ARRAY[i] FROM generate_series(1, 50) i, unnest('{de,en}'::text[]) l"
+        "INSERT INTO pairs (lang, id, v) SELECT l, i, ARRAY[i] FROM generate_series(1, 50) i, "
+        "unnest('{de,en}'::text[]) l"
     )
     attach(db, "pairs", metric="l2")
     daemon.start()
@@ -186,7 +197,8 @@ def test_a_service_follows_composite_keys_across_partitions(
         db.execute("DELETE FROM pairs_rest")
         db.execute("DELETE FROM pairs WHERE id BETWEEN 3 AND 50")
         db.execute(
-            "INSERT INTO pairs (lang, id, v) VALUES ('de', 1, '{7}') ON CONFLICT (lang, id) DO UPDATE SET v = excluded.v"
+            "INSERT INTO pairs (lang, id, v) VALUES ('de', 1, '{7}') ON CONFLICT (lang, id) DO "
+            "UPDATE SET v = excluded.v"
         )
         hits = client.search("pairs", [1], consistency="strong")
         assert [hit.key for hit in hits] == [("de", 101), ("de", 2), ("de", 102), ("de", 1)]

@@ -1,4 +1,6 @@
-"""Tables that change places: ``check`` and ``why`` say what a source has become, and the command that they name puts it right."""
+"""Tables that change places: ``check`` and ``why`` say what a source has become, and the command
+that they name puts it right.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ def chunks(db: psycopg.Connection) -> psycopg.Connection:
     """Table ``chunks`` with some rows, attached."""
     db.execute("CREATE TABLE chunks (id int PRIMARY KEY, v vector(3), lang text)")
     db.execute(
-        "INSERT INTO chunks SELECT i, ARRAY[i, 1, 1]::real[]::vector, 'en' FROM generate_series(1, 50) AS i"
+        "INSERT INTO chunks SELECT i, ARRAY[i, 1, 1]::real[]::vector, 'en' FROM generate_series(1, "
+        "50) AS i"
     )
     db.execute("SELECT syncd.attach('chunks', metric => 'l2', live => $$lang <> 'it''s'$$)")
     return db
@@ -52,8 +55,10 @@ def test_a_table_that_became_a_partition_is_told_and_its_parent_attached(
 ) -> None:
     with serving(chunks, daemon) as followed:
         chunks.execute(
-            "BEGIN; ALTER TABLE chunks RENAME TO chunks_old; ALTER INDEX chunks_pkey RENAME TO chunks_old_pkey;"
-            "CREATE TABLE chunks (id int PRIMARY KEY, v vector(3), lang text) PARTITION BY RANGE (id);"
+            "BEGIN; ALTER TABLE chunks RENAME TO chunks_old; ALTER INDEX chunks_pkey RENAME TO "
+            "chunks_old_pkey;"
+            "CREATE TABLE chunks (id int PRIMARY KEY, v vector(3), lang text) PARTITION BY RANGE "
+            "(id);"
             "ALTER TABLE chunks ATTACH PARTITION chunks_old FOR VALUES FROM (0) TO (1000);"
             "CREATE TABLE chunks_new PARTITION OF chunks FOR VALUES FROM (1000) TO (2000); COMMIT"
         )
@@ -120,7 +125,8 @@ def test_triggers_that_came_with_a_dump_are_told_and_dropped(
     for event in ("delete", "truncate"):
         chunks.execute(
             f'CREATE TRIGGER "syncd_{number}_{event}" AFTER {event} ON copy '
-            f"{'REFERENCING OLD TABLE AS syncd_old' if event == 'delete' else ''} EXECUTE FUNCTION syncd.capture_{number}_{event}()".encode()
+            f"{'REFERENCING OLD TABLE AS syncd_old' if event == 'delete' else ''} EXECUTE FUNCTION "
+            f"syncd.capture_{number}_{event}()".encode()
         )
     found = about(examine(chunks, tmp_path), "stray triggers of public.chunks")
     assert found.level == "warn"
@@ -183,8 +189,10 @@ def test_a_table_that_took_the_name_of_one_dropped_since_is_put_in_its_place(
 
 
 EXCHANGES = {
-    "two schemas are exchanged": "ALTER SCHEMA live RENAME TO old; ALTER SCHEMA staging RENAME TO live",
-    "the table goes to another schema": "ALTER TABLE live.m SET SCHEMA public; ALTER TABLE staging.m SET SCHEMA live",
+    "two schemas are exchanged": "ALTER SCHEMA live RENAME TO old; ALTER SCHEMA staging RENAME TO "
+    "live",
+    "the table goes to another schema": "ALTER TABLE live.m SET SCHEMA public; ALTER TABLE "
+    "staging.m SET SCHEMA live",
 }
 
 
@@ -199,7 +207,8 @@ def test_tables_exchanged_by_their_schemas_are_told_and_the_dataset_is_the_named
             f"CREATE SCHEMA {schema}; CREATE TABLE {schema}.m (id int PRIMARY KEY, v vector(3))".encode()
         )
         db.execute(
-            f"INSERT INTO {schema}.m SELECT i, ARRAY[i, 1, 1]::real[] FROM generate_series({first}, {first + 9}) i".encode()
+            f"INSERT INTO {schema}.m SELECT i, ARRAY[i, 1, 1]::real[] FROM "
+            f"generate_series({first}, {first + 9}) i".encode()
         )
     db.execute("SELECT syncd.attach('live.m', metric => 'l2')")
     if both:
@@ -207,7 +216,10 @@ def test_tables_exchanged_by_their_schemas_are_told_and_the_dataset_is_the_named
     with serving(db, daemon) as followed:
         db.execute(EXCHANGES[exchange].encode())
         moved_to = "old.m" if "schemas" in exchange else "public.m"
-        renamed = "SELECT schema_name || '.' || table_name FROM syncd.attachments WHERE attached_schema = 'live'"
+        renamed = (
+            "SELECT schema_name || '.' || table_name FROM syncd.attachments WHERE attached_schema "
+            "= 'live'"
+        )
         until(lambda: db.execute(renamed).fetchone() == (moved_to,), "the new name is stored")
         if dropped:
             db.execute(f"DROP TABLE {moved_to}".encode())

@@ -1,4 +1,6 @@
-"""PREPARE TRANSACTION works with attached tables: nobody is notified, and changes arrive once they are committed."""
+"""PREPARE TRANSACTION works with attached tables: nobody is notified, and changes arrive once they
+are committed.
+"""
 
 from __future__ import annotations
 
@@ -73,17 +75,20 @@ def test_prepared_writes_to_a_partitioned_table_arrive_once_they_are_committed(
     daemon = Daemon(two_phase_database, tmp_path / "data")
     with psycopg.connect(two_phase_database, autocommit=True) as db:
         db.execute(
-            "CREATE TABLE parted (part text, id int, v real[], PRIMARY KEY (part, id)) PARTITION BY LIST (part)"
+            "CREATE TABLE parted (part text, id int, v real[], PRIMARY KEY (part, id)) PARTITION "
+            "BY LIST (part)"
         )
         db.execute(
-            "CREATE TABLE a PARTITION OF parted FOR VALUES IN ('a'); CREATE TABLE b PARTITION OF parted DEFAULT"
+            "CREATE TABLE a PARTITION OF parted FOR VALUES IN ('a'); CREATE TABLE b PARTITION OF "
+            "parted DEFAULT"
         )
         db.execute("INSERT INTO parted VALUES ('a', 1, '{1}'), ('b', 2, '{2}'), ('b', 3, '{3}')")
         db.execute("SELECT syncd.attach('parted', metric => 'l2')")
         try:
             daemon.start()
             with daemon.client() as client:
-                db.execute("BEGIN; INSERT INTO a VALUES ('a', 4, '{4}'); UPDATE parted SET part = 'c', id = 5 WHERE id = 1; TRUNCATE b;"
+                db.execute("BEGIN; INSERT INTO a VALUES ('a', 4, '{4}'); UPDATE parted SET part = "
+                           "'c', id = 5 WHERE id = 1; TRUNCATE b;"
                            " PREPARE TRANSACTION 'one'")  # fmt: skip
                 assert len(list(client.keys("parted"))) == 3
                 db.execute("COMMIT PREPARED 'one'")

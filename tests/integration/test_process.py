@@ -1,4 +1,4 @@
-"""The process of ``syncd serve`` among others: its end, its name, and tables that it may not read."""
+"""The process of ``syncd serve`` among others: its end, its name, its rights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Publications that carry schema syncd: everything that syncd writes can be written, and whose subscribers may stop is said before they do."""
+"""Publications that carry schema syncd: every table can be written.
+
+syncd warns of publications whose subscribers may stop.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ import pytest
 from psycopg import sql
 
 from syncd.client.client import Client
-from syncd.errors import NotReady
+from syncd.errors import NotReady, TimedOut
 from syncd.postgres import schema
 from tests.daemon import Daemon
 from tests.faults.following import applied, until
@@ -31,7 +34,7 @@ ITEMS: LiteralString = "CREATE TABLE items (id int PRIMARY KEY, embedding real[]
 
 
 def publish(db: psycopg.Connection, how: LiteralString) -> None:
-    """Make the publication; skips the test where the server is older than it."""
+    """Make the publication; skips the test if the server is too old for it."""
     if how == SCHEMA and db.info.server_version < 150_000:
         pytest.skip("PostgreSQL 14 publishes no schema as a whole")
     db.execute(how)
@@ -43,8 +46,10 @@ def test_every_table_of_the_schema_can_be_written_under_a_publication(
 ) -> None:
     publish(any_db, how)
     tables = any_db.execute(
-        "SELECT relname, (SELECT attname FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped AND attidentity = '' LIMIT 1)"
-        " FROM pg_class AS c WHERE relnamespace = 'syncd'::regnamespace AND relkind IN ('r', 'p') ORDER BY 1"
+        "SELECT relname, (SELECT attname FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0"
+        " AND NOT attisdropped AND attidentity = '' LIMIT 1)"
+        " FROM pg_class AS c WHERE relnamespace = 'syncd'::regnamespace AND relkind IN ('r', 'p')"
+        " ORDER BY 1"
     ).fetchall()
     assert {
         "meta",
@@ -95,7 +100,7 @@ def test_under_a_publication_status_quarantine_settings_and_freeing_go_on(
         until(is_freed, "the outbox is freed")
 
 
-def test_init_and_check_name_a_publication_that_carries_the_schema_and_what_to_do(
+def test_init_and_check_name_a_publication_that_carries_the_schema_and_the_next_step(
     any_server: PostgresServer, tmp_path: Path
 ) -> None:
     conninfo = any_server.create_database("published")
@@ -114,11 +119,13 @@ def test_init_and_check_name_a_publication_that_carries_the_schema_and_what_to_d
             assert found.level == "warn"
             assert "ALTER SUBSCRIPTION" in found.fix
             db.execute(
-                "DROP PUBLICATION everything; CREATE PUBLICATION everything FOR TABLE syncd.outbox_limit"
+                "DROP PUBLICATION everything;"
+                "CREATE PUBLICATION everything FOR TABLE syncd.outbox_limit"
             )
             assert "DROP TABLE" in about(examine(db, tmp_path), "publication everything").fix
             db.execute(
-                "DROP PUBLICATION everything; CREATE PUBLICATION everything FOR TABLE syncd.embeddings"
+                "DROP PUBLICATION everything;"
+                "CREATE PUBLICATION everything FOR TABLE syncd.embeddings"
             )
             assert about(examine(db, tmp_path), "publications").level == "ok", (
                 "the ready table may be carried"
@@ -128,7 +135,7 @@ def test_init_and_check_name_a_publication_that_carries_the_schema_and_what_to_d
         any_server.drop_database("published")
 
 
-def test_an_upgrade_beside_a_writer_whose_transaction_is_open_keeps_no_other_writer_waiting(
+def test_an_upgrade_alongside_an_open_writer_keeps_no_other_writer_waiting(
     any_server: PostgresServer,
 ) -> None:
     conninfo = any_server.create_database("upgraded")
@@ -141,9 +148,12 @@ def test_an_upgrade_beside_a_writer_whose_transaction_is_open_keeps_no_other_wri
             incarnation = value(db, "SELECT incarnation FROM syncd.meta")
             writer.execute("INSERT INTO items VALUES (1, '{1}')")
             with running_init(conninfo) as upgrading:
-                waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'upgraded' AND wait_event = 'PgSleep'"
+                waits = (
+                    "SELECT count(*) FROM pg_stat_activity "
+                    "WHERE datname = 'upgraded' AND wait_event = 'PgSleep'"
+                )
                 until(lambda: value(db, waits) == 1, "init waits for the writer")
-                db.execute("SET statement_timeout = '5s'; INSERT INTO items VALUES (2, '{2}')")
+                db.execute("SET statement_timeout = '20s'; INSERT INTO items VALUES (2, '{2}')")
                 writer.commit()
                 assert upgrading.wait(60) == 0
             assert (
@@ -162,7 +172,7 @@ def test_an_upgrade_beside_a_writer_whose_transaction_is_open_keeps_no_other_wri
 
 @contextmanager
 def running_init(conninfo: str) -> Iterator[subprocess.Popen[bytes]]:
-    """``syncd init``, in a process of its own that does not outlive the block."""
+    """``syncd init`` in a process that ends with the block."""
     environment = {
         name: text for name, text in os.environ.items() if not name.startswith(("SYNCD_", "PG"))
     }
@@ -180,7 +190,7 @@ def running_init(conninfo: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 class Flow:
-    """Two databases of one server; the table ``items`` flows from one to the other through a publication FOR ALL TABLES."""
+    """Two databases of one server; a publication FOR ALL TABLES carries table ``items``."""
 
     def __init__(
         self, server: PostgresServer, publisher: psycopg.Connection, subscriber: psycopg.Connection
@@ -190,16 +200,22 @@ class Flow:
         self.subscriber = subscriber
 
     def subscribe(self, options: LiteralString = "copy_data = false") -> None:
-        """A slot made by hand: a subscription that makes its own would wait for itself where both databases are on one server."""
+        """Subscribe with a slot made by hand.
+
+        With both databases on one server, a subscription that makes its slot waits for itself.
+        """
         self.publisher.execute(
             "SELECT pg_create_logical_replication_slot('everything', 'pgoutput')"
         )
-        subscription = "CREATE SUBSCRIPTION everything CONNECTION {} PUBLICATION everything WITH (create_slot = false, slot_name = 'everything', {})"
+        subscription = (
+            "CREATE SUBSCRIPTION everything CONNECTION {} PUBLICATION everything "
+            "WITH (create_slot = false, slot_name = 'everything', {})"
+        )
         conninfo = sql.Literal(self.server.conninfo("publisher"))
         self.subscriber.execute(sql.SQL(subscription).format(conninfo, sql.SQL(options)))
 
     def arrives(self, number: int) -> None:
-        """A row that is written here arrives there."""
+        """Write a row to the publisher, and wait until it arrives at the subscriber."""
         self.publisher.execute("INSERT INTO items VALUES (%s, '{1,0}')", [number])
         until(lambda: self.has_arrived(number), f"row {number} arrives")
 
@@ -223,7 +239,7 @@ def logical(
 
 @pytest.fixture
 def flow(logical: PostgresServer) -> Iterator[Flow]:
-    """Without schema syncd yet, and not subscribed."""
+    """The two databases, without schema syncd and not subscribed."""
     conninfos = [logical.create_database(name) for name in ("publisher", "subscriber")]
     try:
         with (
@@ -239,7 +255,8 @@ def flow(logical: PostgresServer) -> Iterator[Flow]:
                 there.execute("ALTER SUBSCRIPTION everything SET (slot_name = NONE)")
                 there.execute("DROP SUBSCRIPTION everything")
             here.execute(
-                "SELECT pg_terminate_backend(active_pid, 10000) FROM pg_replication_slots WHERE active_pid IS NOT NULL"
+                "SELECT pg_terminate_backend(active_pid, 10000) FROM pg_replication_slots "
+                "WHERE active_pid IS NOT NULL"
             )
             here.execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots")
     finally:
@@ -262,7 +279,7 @@ def test_a_subscriber_that_followed_the_advice_goes_on(flow: Flow, tmp_path: Pat
             client.checkpoint()
         flow.arrives(3)
         assert value(flow.subscriber, "SELECT count(*) FROM syncd.consumers") == 0, (
-            "nothing of syncd's is applied"
+            "no row of syncd's tables is applied"
         )
         daemon.stop()
     finally:
@@ -294,19 +311,18 @@ def test_a_database_that_gets_another_servers_outbox_is_not_followed_until_it_do
         there.execute("INSERT INTO items VALUES (1, '{1,0}')")
         with daemon.client() as client:
             client.wait(value(there, "SELECT syncd.token()"))
-            flow.subscribe()  # every table of the publication is subscribed to, those of syncd as well
+            flow.subscribe()  # to every table of the publication, those of syncd included
             until(
                 lambda: "another server's rows" in (client.status().database_error or ""),
-                "it stands still",
+                "the service stops following",
             )
             found = about(examine(there, tmp_path), "subscriptions")
             assert found.level == "fail"
             assert "SET PUBLICATION" in found.fix
             here.execute("INSERT INTO items VALUES (2, '{1,0}')")
             until(lambda: flow.has_arrived(2), "the row arrives")
-            here.execute(
-                "TRUNCATE syncd.outbox"
-            )  # as its own syncd does; it takes this database's changes along
+            # As the publisher's syncd does; it removes the subscriber's changes as well.
+            here.execute("TRUNCATE syncd.outbox")
             here.execute("INSERT INTO items VALUES (3, '{1,0}')")
             until(lambda: flow.has_arrived(3), "the truncation arrives")
             here.execute("CREATE PUBLICATION chosen FOR TABLE items")
@@ -315,7 +331,7 @@ def test_a_database_that_gets_another_servers_outbox_is_not_followed_until_it_do
                 "ALTER SUBSCRIPTION everything SET PUBLICATION chosen WITH (copy_data = false)"
             )
             flow.arrives(4)
-            until(lambda: client.status().database_error is None, "it follows again")
+            until(lambda: client.status().database_error is None, "the service follows again")
             until(lambda: finds_all(client, 4), "every row was compared")
             assert all(each.in_sync for each in client.verify().datasets)
         daemon.stop()
@@ -326,18 +342,19 @@ def test_a_database_that_gets_another_servers_outbox_is_not_followed_until_it_do
 
 
 def finds_all(client: Client, rows: int) -> bool:
-    """Whether a search finds this many rows; while rows are compared it does not answer."""
+    """Whether a search finds this many rows; while rows are compared it may not answer."""
     try:
         return len(client.search("items", [1, 0], consistency="strong")) == rows
-    except NotReady:
+    except (NotReady, TimedOut):
         return False
 
 
 def caught_up(publisher: psycopg.Connection) -> bool:
-    """Whether the subscriber has confirmed all that was written."""
+    """Whether the subscriber has confirmed all WAL."""
     return bool(
         value(
             publisher,
-            "SELECT bool_and(confirmed_flush_lsn >= pg_current_wal_lsn()) FROM pg_replication_slots",
+            "SELECT bool_and(confirmed_flush_lsn >= pg_current_wal_lsn()) "
+            "FROM pg_replication_slots",
         )
     )

@@ -1,4 +1,6 @@
-"""Real vectors, loaded through SQL by COPY: exact searches find the neighbours of brute force, others the share of them that was asked for."""
+"""Real vectors, loaded through SQL by COPY: exact searches find the neighbours of brute force,
+others the share of them that was asked for.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +91,8 @@ def copy(db: psycopg.Connection, base: NDArray[Any]) -> None:
     """Put the rows into a table that is attached."""
     dimension = base.shape[1]
     db.execute(
-        f"CREATE TABLE items (id int GENERATED ALWAYS AS IDENTITY (MINVALUE 0) PRIMARY KEY, v vector({dimension}))"
+        "CREATE TABLE items (id int GENERATED ALWAYS AS IDENTITY (MINVALUE 0) PRIMARY KEY, v "
+        f"vector({dimension}))"
     )
     blocks = (
         base[start : start + BLOCK_ROWS].astype(np.float32)

@@ -1,4 +1,4 @@
-"""A rebuild makes an index anew beside the one that answers, and says so where it cannot."""
+"""A rebuild makes an index again alongside the answering one, or says why it cannot."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def test_a_rebuild_while_the_database_is_gone_says_so(
     for conninfo in clone(own_server):
         with psycopg.connect(conninfo, autocommit=True) as db:
             db.execute(
-                "CREATE TABLE items (id int PRIMARY KEY, v real[]); INSERT INTO items VALUES (1, '{1,2}')"
+                "CREATE TABLE items (id int PRIMARY KEY, v real[]);"
+                "INSERT INTO items VALUES (1, '{1,2}')"
             )
             db.execute("SELECT syncd.attach('items')")
         daemon = Daemon(conninfo, tmp_path / "data", verify_seconds=0).start()
@@ -33,7 +34,7 @@ def test_a_rebuild_while_the_database_is_gone_says_so(
             with pytest.raises(SyncdError, match="cannot be reached"):
                 client.rebuild("items")
             own_server.start()
-            until(lambda: client.status().state == "ready", "it is ready again")
+            until(lambda: client.status().database_error is None, "the database is back")
             assert client.rebuild("items").rows == 1
         daemon.stop()
 
@@ -42,7 +43,8 @@ def test_a_rebuild_never_leaves_a_moment_without_an_answer(
     db: psycopg.Connection, followed: Daemon, database: str
 ) -> None:
     db.execute(
-        "INSERT INTO items SELECT i, ARRAY[i, 1, 1, 2, 3, 4, 5, 6]::real[]::vector FROM generate_series(2000, 30000) i"
+        "INSERT INTO items SELECT i, ARRAY[i, 1, 1, 2, 3, 4, 5, 6]::real[]::vector "
+        "FROM generate_series(2000, 30000) i"
     )
     stop = threading.Event()
 
@@ -59,9 +61,8 @@ def test_a_rebuild_never_leaves_a_moment_without_an_answer(
                     len(client.search("items", [1, 2, 3, 4, 5, 6, 7, 8], k=5, consistency="strong"))
                 )
                 assert client.get("items", [key])
-                connection.execute(
-                    "DELETE FROM items WHERE id = %s", [key - 100_000]
-                )  # behind the page that is read
+                # Behind the page that is being read:
+                connection.execute("DELETE FROM items WHERE id = %s", [key - 100_000])
         return answers
 
     with followed.client() as client, ThreadPoolExecutor(1) as pool:

@@ -1,4 +1,6 @@
-"""Starts in bad surroundings: each ends within 30 seconds and says why and what to do; what is others' is left alone."""
+"""Starts in bad surroundings: each ends within 30 seconds and says why and what to do; what is
+others' is left alone.
+"""
 
 from __future__ import annotations
 

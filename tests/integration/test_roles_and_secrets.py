@@ -34,8 +34,10 @@ SECRETS = {
 class Installed:
     """A database in which each role has just the rights that syncd/docs/use.md gives it.
 
-    The installer may create in the database and runs ``init``; the follower is a member of it and may read the table: ``serve`` connects as that. The
-    keeper owns the table and may use the schema; the writer may write the table; the reader may read syncd's views; the stranger may connect.
+    The installer may create in the database and runs ``init``; the follower is a member of it and
+    may read the table: ``serve`` connects as that. The keeper owns the table and may use the
+    schema; the writer may write the table; the reader may read syncd's views; the stranger may
+    connect.
     """
 
     server: PostgresServer
@@ -175,7 +177,8 @@ def test_a_writer_needs_nothing_on_schema_syncd_and_gets_nothing(installed: Inst
     with psycopg.connect(installed.as_role("writer")) as db:
         db.execute("TRUNCATE app.items")
         db.execute(
-            "INSERT INTO app.items VALUES (1, '{1,1}') ON CONFLICT (id) DO UPDATE SET v = excluded.v"
+            "INSERT INTO app.items VALUES (1, '{1,1}') ON CONFLICT (id) DO UPDATE SET v = "
+            "excluded.v"
         )
         with pytest.raises(pg.InsufficientPrivilege):
             db.execute("SELECT * FROM syncd.status")
@@ -248,5 +251,6 @@ def lose_database(database: str, until: Callable[[], bool]) -> None:
     with psycopg.connect(database, autocommit=True) as db:
         while not until():
             db.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'syncd/%'"
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = "
+                "current_database() AND application_name LIKE 'syncd/%'"
             )

@@ -1,4 +1,6 @@
-"""Tables written by apply workers that nobody can see: attach is told, and check warns where one may be at work."""
+"""Tables written by apply workers that nobody can see: attach is told, and check warns where one
+may be at work.
+"""
 
 from __future__ import annotations
 

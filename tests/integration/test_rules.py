@@ -1,4 +1,6 @@
-"""Rules are kept as PostgreSQL parsed them: they have the present names, and attach compares what they mean. Dumps and upgrades too."""
+"""Rules are kept as PostgreSQL parsed them: they have the present names, and attach compares what
+they mean. Dumps and upgrades too.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,8 @@ def attached(db: psycopg.Connection) -> psycopg.Connection:
 def rules(db: psycopg.Connection) -> tuple[str, str, bool]:
     """Dataset and live as they are read, and whether they are kept."""
     row = db.execute(
-        "SELECT p.dataset, p.live, p.kept FROM syncd.present_rules AS p JOIN syncd.sources AS s ON s.id = p.id "
+        "SELECT p.dataset, p.live, p.kept FROM syncd.present_rules AS p JOIN syncd.sources AS s ON "
+        "s.id = p.id "
         "WHERE s.source = 'public.items'::regclass"
     ).fetchone()
     assert row is not None
@@ -65,7 +68,8 @@ def test_rules_have_the_present_name_of_all_that_they_name(scratch: psycopg.Conn
     )
     db.execute("ALTER FUNCTION app.label RENAME TO name_of; ALTER SCHEMA app RENAME TO other")
     db.execute(
-        'ALTER TABLE items RENAME COLUMN status TO "Status"; ALTER TABLE items RENAME COLUMN lang TO language'
+        'ALTER TABLE items RENAME COLUMN status TO "Status"; ALTER TABLE items RENAME COLUMN lang '
+        "TO language"
     )
     now = (
         "(language)",
@@ -84,7 +88,8 @@ def test_a_rule_of_which_something_was_dropped_is_its_text_until_that_can_be_com
     db.execute("DROP FUNCTION app.label")
     assert rules(db) == (*before[:2], False)
     db.execute(
-        "CREATE FUNCTION app.label(int) RETURNS text LANGUAGE sql IMMUTABLE AS $$ SELECT 'new-' || $1 $$"
+        "CREATE FUNCTION app.label(int) RETURNS text LANGUAGE sql IMMUTABLE AS $$ SELECT 'new-' || "
+        "$1 $$"
     )
     db.execute("SELECT syncd.remember(%s)", [source_id(db)])
     assert rules(db) == before
@@ -95,7 +100,8 @@ def test_a_rule_of_which_something_was_dropped_is_its_text_until_that_can_be_com
 def test_nothing_of_the_users_is_kept_from_being_dropped(scratch: psycopg.Connection) -> None:
     db = attached(scratch)
     db.execute(
-        "DROP FUNCTION app.label; ALTER TABLE items DROP COLUMN status, DROP COLUMN lang; DROP TYPE app.st"
+        "DROP FUNCTION app.label; ALTER TABLE items DROP COLUMN status, DROP COLUMN lang; DROP "
+        "TYPE app.st"
     )
     db.execute("DROP TABLE items; DROP SCHEMA app")
 
@@ -104,7 +110,8 @@ def test_the_same_rules_under_present_names_change_nothing(scratch: psycopg.Conn
     db = attached(scratch)
     before = source_id(db)
     db.execute(
-        "ALTER TYPE app.st RENAME VALUE 'active' TO 'live'; ALTER FUNCTION app.label RENAME TO name_of"
+        "ALTER TYPE app.st RENAME VALUE 'active' TO 'live'; ALTER FUNCTION app.label RENAME TO "
+        "name_of"
     )
     attach(db, "items", live="status = 'live' AND name_of(id) <> ''", dataset="lang")
     assert source_id(db) == before
@@ -119,7 +126,8 @@ def test_the_same_text_is_attached_again_where_it_means_something_else_now(
     assert source_id(db) == before
     db.execute("CREATE SCHEMA first")
     db.execute(
-        "CREATE FUNCTION first.label(int) RETURNS text LANGUAGE sql IMMUTABLE AS $$ SELECT 'first' $$"
+        "CREATE FUNCTION first.label(int) RETURNS text LANGUAGE sql IMMUTABLE AS $$ SELECT 'first' "
+        "$$"
     )
     db.execute("SET search_path = first, app, public")
     attach(db, "items", **RULES)
@@ -227,7 +235,8 @@ def test_a_table_made_again_is_attached_like_before(scratch: psycopg.Connection)
     [
         "ALTER TABLE items RENAME TO items_old; ALTER TABLE items_new RENAME TO items",
         "ALTER TABLE items SET SCHEMA app; ALTER TABLE items_new RENAME TO items",
-        "ALTER TABLE items RENAME TO items_old; ALTER TABLE items_new RENAME TO items; ALTER SCHEMA public RENAME TO other",
+        "ALTER TABLE items RENAME TO items_old; ALTER TABLE items_new RENAME TO items; ALTER "
+        "SCHEMA public RENAME TO other",
     ],
 )
 def test_a_table_that_took_a_dropped_ones_name_is_attached_like_it(
@@ -259,7 +268,8 @@ def test_a_table_that_took_a_dropped_ones_name_is_attached_like_it(
 def test_a_table_made_again_without_a_column_says_which(scratch: psycopg.Connection) -> None:
     db = attached(scratch)
     db.execute(
-        "DROP TABLE items; CREATE TABLE public.items (id int PRIMARY KEY, embedding real[], status app.st)"
+        "DROP TABLE items; CREATE TABLE public.items (id int PRIMARY KEY, embedding real[], status "
+        "app.st)"
     )
     with pytest.raises(psycopg.Error, match='column "lang" does not exist'):
         db.execute("SELECT syncd.reattach('items')")

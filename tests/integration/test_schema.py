@@ -1,4 +1,6 @@
-"""Schema syncd: it is the same however it is installed, and it and attaching take no more rights than they must."""
+"""Schema syncd: it is the same however it is installed, and it and attaching take no more rights
+than they must.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,20 @@ from tests.servers import PostgresServer, bindir
 def definitions(db: psycopg.Connection) -> list[tuple[Any, ...]]:
     """What schema syncd is made of, without what differs from one installation to the next."""
     return db.execute(
-        "SELECT 'column', c.relname, a.attname, format_type(a.atttypid, a.atttypmod), pg_get_expr(d.adbin, d.adrelid)"
-        " FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum"
+        "SELECT 'column', c.relname, a.attname, format_type(a.atttypid, a.atttypmod), "
+        "pg_get_expr(d.adbin, d.adrelid)"
+        " FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid LEFT JOIN pg_attrdef d ON "
+        "d.adrelid = c.oid AND d.adnum = a.attnum"
         " WHERE c.relnamespace = 'syncd'::regnamespace AND a.attnum > 0 UNION ALL"
-        " SELECT 'function', proname, pg_get_functiondef(oid), NULL, NULL FROM pg_proc WHERE pronamespace = 'syncd'::regnamespace UNION ALL"
-        " SELECT 'index', indexname, indexdef, NULL, NULL FROM pg_indexes WHERE schemaname = 'syncd' UNION ALL"
-        " SELECT 'trigger', tgname, pg_get_triggerdef(oid), tgenabled::text, NULL FROM pg_trigger WHERE NOT tgisinternal UNION ALL"
+        " SELECT 'function', proname, pg_get_functiondef(oid), NULL, NULL FROM pg_proc WHERE "
+        "pronamespace = 'syncd'::regnamespace UNION ALL"
+        " SELECT 'index', indexname, indexdef, NULL, NULL FROM pg_indexes WHERE schemaname = "
+        "'syncd' UNION ALL"
+        " SELECT 'trigger', tgname, pg_get_triggerdef(oid), tgenabled::text, NULL FROM pg_trigger "
+        "WHERE NOT tgisinternal UNION ALL"
         " SELECT 'version', version_num, NULL, NULL, NULL FROM syncd.alembic_version UNION ALL"
-        " SELECT 'source', source::text, arguments::text, NULL, NULL FROM syncd.attachments ORDER BY 1, 2, 3"
+        " SELECT 'source', source::text, arguments::text, NULL, NULL FROM syncd.attachments ORDER "
+        "BY 1, 2, 3"
     ).fetchall()
 
 
@@ -99,7 +107,8 @@ def test_a_table_owner_attaches_with_only_usage_on_the_schema(
 ) -> None:
     with role(any_server, "table_owner"):
         any_db.execute(
-            "CREATE SCHEMA theirs AUTHORIZATION table_owner; GRANT USAGE ON SCHEMA syncd TO table_owner"
+            "CREATE SCHEMA theirs AUTHORIZATION table_owner; GRANT USAGE ON SCHEMA syncd TO "
+            "table_owner"
         )
         with connected_as(any_database, "table_owner") as owner:
             owner.execute("CREATE TABLE theirs.items (id int PRIMARY KEY, embedding real[])")

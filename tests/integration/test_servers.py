@@ -1,4 +1,6 @@
-"""What the servers of the other tests promise: they crash, come back with their data, and are gone when the tests end."""
+"""What the servers of the other tests promise: they crash, come back with their data, and are gone
+when the tests end.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,10 @@ def test_a_test_server_starts_crashes_is_killed_and_restarts_with_its_data(
 
 
 def test_a_test_server_is_gone_when_its_test_run_is_interrupted() -> None:
-    script = "import sys; from tests.servers import PostgresServer; s = PostgresServer(18).start(); print(s.folder)"
+    script = (
+        "import sys; from tests.servers import PostgresServer; s = PostgresServer(18).start(); "
+        "print(s.folder)"
+    )
     script += "; print(s.pid, flush=True); sys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", script], stdin=-1, stdout=-1, stderr=-1, text=True

@@ -1,4 +1,6 @@
-"""A trigger on a table that is not its source: restored with the table from a dump, or left on a former partition. It writes nothing."""
+"""A trigger on a table that is not its source: restored with the table from a dump, or left on a
+former partition. It writes nothing.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ def strayed(any_db: psycopg.Connection, request: pytest.FixtureRequest) -> psyco
     any_db.execute("CREATE TABLE other (id int PRIMARY KEY, embedding real[])")
     attach(any_db, "items", row_triggers=request.param == "row")
     triggers = (
-        "SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE tgrelid IN ('items'::regclass, to_regclass('leaf'))"
+        "SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE tgrelid IN ('items'::regclass, "
+        "to_regclass('leaf'))"
         " AND tgname LIKE 'syncd%' AND tgparentid = 0"
     )
     for (definition,) in any_db.execute(triggers).fetchall():

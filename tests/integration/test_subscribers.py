@@ -1,4 +1,6 @@
-"""Tables that logical replication fills: what it applies is noted, and a table changes its triggers when it becomes one or is none any more."""
+"""Tables that logical replication fills: what it applies is noted, and a table changes its triggers
+when it becomes one or is none any more.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from tests.servers import VERSIONS, PostgresServer, available
 
 
 class Replicated:
-    """A publisher and a subscriber, both databases of one server, and a table that flows from one to the other."""
+    """A publisher and a subscriber, both databases of one server, and a table that flows from one
+    to the other.
+    """
 
     def __init__(
         self, server: PostgresServer, publisher: psycopg.Connection, subscriber: psycopg.Connection
@@ -31,13 +35,17 @@ class Replicated:
         self.subscriber = subscriber
 
     def subscribe(self) -> None:
-        """From here on the subscriber's apply writes the table, and a commit of the publisher returns once it is applied."""
-        # A slot made by hand: a subscription that makes its own would wait for itself where both databases are on one server.
+        """From here on the subscriber's apply writes the table, and a commit of the publisher
+        returns once it is applied.
+        """
+        # A slot made by hand: a subscription that makes its own would wait for itself where both
+        # databases are on one server.
         self.publisher.execute("SELECT pg_create_logical_replication_slot('flow', 'pgoutput')")
         self.subscriber.execute(
             sql.SQL(
                 "CREATE SUBSCRIPTION flow CONNECTION {} PUBLICATION flow"
-                " WITH (create_slot = false, slot_name = 'flow', copy_data = false, synchronous_commit = 'local')"
+                " WITH (create_slot = false, slot_name = 'flow', copy_data = false, "
+                "synchronous_commit = 'local')"
             ).format(sql.Literal(self.server.conninfo("publisher")))
         )
         self.publisher.execute("SET synchronous_commit = remote_apply")
@@ -89,7 +97,8 @@ def replicated(logical_server: PostgresServer) -> Iterator[Replicated]:
             if there.execute("SELECT FROM pg_subscription").fetchone() is not None:
                 both.unsubscribe()
             here.execute(
-                "SELECT pg_terminate_backend(active_pid, 10000) FROM pg_replication_slots WHERE active_pid IS NOT NULL"
+                "SELECT pg_terminate_backend(active_pid, 10000) FROM pg_replication_slots WHERE "
+                "active_pid IS NOT NULL"
             )
             here.execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots")
     finally:

@@ -1,4 +1,6 @@
-"""Kinds of tables: inheritance children, sources that become partitions, generated columns, pgvector off the search path."""
+"""Kinds of tables: inheritance children, sources that become partitions, generated columns,
+pgvector off the search path.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,12 @@ from tests.servers import PostgresServer
 def test_an_inheritance_child_is_captured_when_its_parent_is_written(
     scratch: psycopg.Connection,
 ) -> None:
-    """A write to the parent changes the child's rows, and fires the parent's statement triggers alone."""
+    """A write to the parent changes the child's rows, and fires the parent's statement triggers
+    alone.
+    """
     scratch.execute(
-        "CREATE TABLE parent (id int, n int, embedding real[]); CREATE TABLE child (PRIMARY KEY (id)) INHERITS (parent)"
+        "CREATE TABLE parent (id int, n int, embedding real[]); CREATE TABLE child (PRIMARY KEY "
+        "(id)) INHERITS (parent)"
     )
     scratch.execute("INSERT INTO child VALUES (1), (2)")
     attach(scratch, "child")
@@ -50,7 +55,8 @@ def test_rows_of_a_child_made_later_are_not_the_sources(
 
 def test_a_table_that_begins_to_inherit_is_switched_by_mending(scratch: psycopg.Connection) -> None:
     scratch.execute(
-        "CREATE TABLE parent (id int NOT NULL, embedding real[]); CREATE TABLE child (id int PRIMARY KEY, embedding real[])"
+        "CREATE TABLE parent (id int NOT NULL, embedding real[]); CREATE TABLE child (id int "
+        "PRIMARY KEY, embedding real[])"
     )
     attach(scratch, "child")
     assert events(scratch, "child") == STATEMENT_FORM
@@ -106,8 +112,10 @@ def test_a_stored_generated_column_may_be_the_key_the_vector_and_in_every_rule(
     db: psycopg.Connection, daemon: Daemon
 ) -> None:
     db.execute(
-        "CREATE TABLE items (n int, id bigint GENERATED ALWAYS AS (n * 10) STORED PRIMARY KEY, lang text,"
-        " d text GENERATED ALWAYS AS (lower(lang)) STORED, gone boolean GENERATED ALWAYS AS (n < 0) STORED,"
+        "CREATE TABLE items (n int, id bigint GENERATED ALWAYS AS (n * 10) STORED PRIMARY KEY, "
+        "lang text,"
+        " d text GENERATED ALWAYS AS (lower(lang)) STORED, gone boolean GENERATED ALWAYS AS (n < "
+        "0) STORED,"
         " v real[] GENERATED ALWAYS AS (ARRAY[n, 1]) STORED)"
     )
     db.execute(
@@ -126,8 +134,10 @@ def test_virtual_generated_columns_can_be_everything_but_the_key(
     db: psycopg.Connection, daemon: Daemon
 ) -> None:
     db.execute(
-        "CREATE TABLE items (id int PRIMARY KEY, n int, lang text, d text GENERATED ALWAYS AS (lower(lang)) VIRTUAL,"
-        " gone boolean GENERATED ALWAYS AS (n < 0) VIRTUAL, twice bigint NOT NULL GENERATED ALWAYS AS (id * 2) VIRTUAL,"
+        "CREATE TABLE items (id int PRIMARY KEY, n int, lang text, d text GENERATED ALWAYS AS "
+        "(lower(lang)) VIRTUAL,"
+        " gone boolean GENERATED ALWAYS AS (n < 0) VIRTUAL, twice bigint NOT NULL GENERATED ALWAYS "
+        "AS (id * 2) VIRTUAL,"
         " v real[] GENERATED ALWAYS AS (ARRAY[n, 1]) VIRTUAL)"
     )
     db.execute("INSERT INTO items VALUES (1, 1, 'DE'), (2, 2, 'EN'), (3, -3, 'DE')")
@@ -158,7 +168,8 @@ def test_vectors_of_a_pgvector_off_the_search_path_are_followed(
     db.execute('CREATE SCHEMA "Ext \'s"; ALTER EXTENSION vector SET SCHEMA "Ext \'s"')
     db.execute('CREATE SCHEMA "My ""App"""')
     db.execute(
-        'CREATE TABLE "My ""App"""."Items" ("Id" int, part int, embedding "Ext \'s".vector(2), h "Ext \'s".halfvec(2),'
+        'CREATE TABLE "My ""App"""."Items" ("Id" int, part int, embedding "Ext \'s".vector(2), h '
+        '"Ext \'s".halfvec(2),'
         ' PRIMARY KEY (part, "Id")) PARTITION BY LIST (part);'
         'CREATE TABLE "My ""App"""."Items 1" PARTITION OF "My ""App"""."Items" FOR VALUES IN (1)'
     )

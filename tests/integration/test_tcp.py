@@ -37,7 +37,9 @@ MANY_KEYS = 20_000
 
 @dataclass(frozen=True)
 class Certificate:
-    """A chain and a key for 127.0.0.1, ::1 and localhost, and the authority that signed them, all as files."""
+    """A chain and a key for 127.0.0.1, ::1 and localhost, and the authority that signed them, all
+    as files.
+    """
 
     chain: Path
     key: Path

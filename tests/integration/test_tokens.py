@@ -1,4 +1,4 @@
-"""Tokens: a writer's own make a reader wait for its write, those of another database's history do not."""
+"""Tokens: a reader waits for the write of a token, but not for tokens of another history."""
 
 from __future__ import annotations
 
@@ -51,10 +51,8 @@ def test_a_reader_waits_for_a_write_of_this_history_until_it_is_committed(
         writer.execute("INSERT INTO items VALUES (2, '{2,0}')")
         row = writer.execute(TOKEN).fetchone()
         assert row is not None
-        for given in (
-            row[0],
-            row[0].partition(".")[0],
-        ):  # version 0.1.0 wrote the transaction id alone
+        # Version 0.1.0 wrote only the transaction id.
+        for given in (row[0], row[0].partition(".")[0]):
             with pytest.raises(TimedOut, match="does not include transaction"):
                 client.search("items", [2, 0], after=given, timeout_ms=200)
         writer.commit()
@@ -69,10 +67,13 @@ def test_a_reader_waits_for_a_write_of_this_history_until_it_is_committed(
             )
 
 
-def test_a_token_of_another_database_makes_nobody_wait(
+def test_a_token_of_another_database_makes_no_reader_wait(
     items: Daemon, server: PostgresServer, database: str
 ) -> None:
-    """Also of a copy by template, whose transaction ids are this server's: here of a transaction that stays open."""
+    """Also a token of a copy by template, whose transaction ids are this server's.
+
+    The transaction stays open: a reader that waited for it would time out.
+    """
     copy = server.create_database("copied", "syncd_template")
     try:
         with psycopg.connect(copy) as writer, items.client() as client:
@@ -80,33 +81,29 @@ def test_a_token_of_another_database_makes_nobody_wait(
             assert row is not None
             assert fetch(copy, HISTORY) != fetch(database, HISTORY)
             for given in (row[0], f"{10**12}.0123abcd.5"):
-                assert [
-                    hit.key for hit in client.search("items", [1, 0], after=given, timeout_ms=200)
-                ] == [1]
-                client.wait(given, timeout_ms=200)
+                assert [hit.key for hit in client.search("items", [1, 0], after=given)] == [1]
+                client.wait(given)
     finally:
         server.drop_database("copied")
 
 
-def test_a_token_beyond_this_servers_transactions_makes_nobody_wait(
+def test_a_token_beyond_this_servers_transactions_makes_no_reader_wait(
     items: Daemon, database: str
 ) -> None:
-    """A failover without the last commits, or a database turned back in time, leaves such tokens behind."""
+    """A failover that loses commits, or a database turned back in time, leaves such tokens."""
     history = fetch(database, HISTORY)
     with items.client() as client:
         given = f"{10**12}.{history}"
-        client.wait(given, timeout_ms=2000)
-        assert [
-            hit.key for hit in client.search("items", [1, 0], after=given, timeout_ms=2000)
-        ] == [1]
-        with pytest.raises(TimedOut):  # it names no history: it may come
+        client.wait(given)
+        assert [hit.key for hit in client.search("items", [1, 0], after=given)] == [1]
+        with pytest.raises(TimedOut):  # without a history it may be a future transaction
             client.wait(f"{10**12}", timeout_ms=200)
 
 
 def test_a_restored_copy_names_no_history_until_it_has_its_own(
     server: PostgresServer, database: str, tmp_path: Path
 ) -> None:
-    """Its transactions must not go by the name of the history that the dump brought along."""
+    """Its tokens must not name the history that the dump brought along."""
     dump = tmp_path / "dump"
     subprocess.run([server.bindir / "pg_dump", "-Fc", "-f", dump, "-d", database], check=True)
     restored = server.create_database("restored_tokens")
@@ -122,7 +119,7 @@ def test_a_restored_copy_names_no_history_until_it_has_its_own(
         with follower.client() as client:
             client.wait(early)
             client.wait(fetch(restored, TOKEN))
-            client.wait(f"{10**12}.{fetch(database, HISTORY)}", timeout_ms=200)
+            client.wait(f"{10**12}.{fetch(database, HISTORY)}")
     finally:
         if follower.process is not None:
             follower.stop()
@@ -134,20 +131,20 @@ def test_a_token_is_given_while_a_consumer_renews_the_identity(
 ) -> None:
     with psycopg.connect(any_database) as consumer:
         consumer.execute(statement("consumer", "lock_identity"))
-        any_db.execute("SET statement_timeout = '5s'")
+        any_db.execute("SET statement_timeout = '20s'")
         assert any_db.execute(TOKEN).fetchone() is not None
 
 
 def test_an_identity_that_another_consumer_renewed_is_noticed_by_the_next_pass(
     items: Daemon, db: psycopg.Connection, database: str
 ) -> None:
-    """Readers wait for tokens of the new identity, and all is compared with the tables."""
+    """Readers wait for tokens of the new identity, and every table is compared."""
     db.execute("DELETE FROM syncd.meta; INSERT INTO syncd.meta DEFAULT VALUES")
     with items.client() as client, psycopg.connect(database) as writer:
         writer.execute("INSERT INTO items VALUES (2, '{2,0}')")
         row = writer.execute(TOKEN).fetchone()
         assert row is not None
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         waited = False
         while not waited and time.monotonic() < deadline:
             try:
@@ -156,7 +153,7 @@ def test_an_identity_that_another_consumer_renewed_is_noticed_by_the_next_pass(
                 waited = True
         assert waited
         writer.commit()
-        client.wait(row[0], timeout_ms=30_000)
+        client.wait(row[0])
         assert [hit.key for hit in client.search("items", [2, 0], k=1)] == [2]
     assert "the database was restored from a dump" in items.log.read_text()
 
@@ -165,7 +162,7 @@ def test_an_identity_that_another_consumer_renewed_is_noticed_by_the_next_pass(
     "given",
     ["", "x", "1.", "1.x", "-1", "1.0123abcd", "1.0123abcd.", "1.0123ABCD.5", "٣", "9" * 21],
 )
-def test_what_no_writer_was_given_is_refused(items: Daemon, given: str) -> None:
+def test_text_that_is_not_a_token_is_refused(items: Daemon, given: str) -> None:
     with (
         items.client() as client,
         pytest.raises(InvalidParams, match="is not a valid token") as caught,

@@ -1,4 +1,6 @@
-"""verify finds every difference between an index and its table, and nothing else; repair mends just those."""
+"""verify finds every difference between an index and its table, and nothing else; repair mends just
+those.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +79,8 @@ def test_verify_has_no_false_alarm_while_writers_write(followed: Daemon, databas
                 key, other = generator.integers(1, 2000, size=2).tolist()
                 vector = str(generator.random(DIM).round(3).tolist())
                 connection.execute(
-                    "INSERT INTO items VALUES (%s, %s) ON CONFLICT (id) DO UPDATE SET v = excluded.v",
+                    "INSERT INTO items VALUES (%s, %s) ON CONFLICT (id) DO UPDATE SET v = "
+                    "excluded.v",
                     [key, vector],
                 )
                 connection.execute("DELETE FROM items WHERE id = %s", [other])
@@ -140,7 +143,8 @@ def test_rows_whose_dataset_another_source_has_are_told_of(
     db: psycopg.Connection, followed: Daemon
 ) -> None:
     db.execute(
-        "CREATE TABLE others (id int PRIMARY KEY, v real[]); INSERT INTO others VALUES (1, '{1,2}'), (2, '{1,2}')"
+        "CREATE TABLE others (id int PRIMARY KEY, v real[]); INSERT INTO others VALUES (1, "
+        "'{1,2}'), (2, '{1,2}')"
     )
     db.execute("SELECT syncd.attach('others', dataset => $$'items'$$)")
     with followed.client() as client:
@@ -162,7 +166,8 @@ def test_rows_of_a_dataset_that_never_formed_are_missing(
     daemon.start()
     unseen(
         db,
-        "INSERT INTO notes VALUES (gen_random_uuid(), 'de', '{1,2}'), (gen_random_uuid(), 'de', '{2,2}')",
+        "INSERT INTO notes VALUES (gen_random_uuid(), 'de', '{1,2}'), (gen_random_uuid(), 'de', "
+        "'{2,2}')",
     )
     with daemon.client() as client:
         result = client.verify()
@@ -179,7 +184,8 @@ def test_a_row_that_moved_to_another_dataset_is_extra_in_the_old(
 ) -> None:
     db.execute("CREATE TABLE notes (a int, b text, lang text, v real[], PRIMARY KEY (a, b))")
     db.execute(
-        "INSERT INTO notes VALUES (1, 'x', 'en', '{1,2}'), (1, 'y', 'de', '{1,2}'), (2, 'x', 'en', '{1,2}')"
+        "INSERT INTO notes VALUES (1, 'x', 'en', '{1,2}'), (1, 'y', 'de', '{1,2}'), (2, 'x', 'en', "
+        "'{1,2}')"
     )
     db.execute("SELECT syncd.attach('notes', dataset => 'lang')")
     daemon.settings["verify_seconds"] = 0

@@ -1,4 +1,5 @@
-"""verify at work: it waits for a lock for a moment, makes no session wait, and ends with its client.
+"""verify at work: it waits for a lock for a moment, makes no session wait, and ends with its
+client.
 
 It also runs by itself; a command prints the result.
 """

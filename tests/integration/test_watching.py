@@ -1,4 +1,6 @@
-"""What somebody who watches sees: a status drawn again and again, also through a restart, and how far long work has come."""
+"""What somebody who watches sees: a status drawn again and again, also through a restart, and how
+far long work has come.
+"""
 
 from __future__ import annotations
 

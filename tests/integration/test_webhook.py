@@ -28,7 +28,9 @@ SECONDS = 30
 
 @dataclass
 class Receiver:
-    """An HTTP server of a test's own. It answers with the next of ``answers``, then 200; None: not at all."""
+    """An HTTP server of a test's own. It answers with the next of ``answers``, then 200; None: not
+    at all.
+    """
 
     answers: list[int | None] = field(default_factory=list)
     got: queue.Queue[dict[str, Any]] = field(default_factory=queue.Queue)

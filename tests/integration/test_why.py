@@ -1,4 +1,6 @@
-"""What ``syncd why`` says: each fault is a cause, with the command that mends it, and the likeliest comes first."""
+"""What ``syncd why`` says: each fault is a cause, with the command that mends it, and the likeliest
+comes first.
+"""
 
 from __future__ import annotations
 
@@ -270,7 +272,8 @@ def test_a_forgotten_prepared_transaction_is_named(
         dsn = server.create_database("app", "syncd_template")
         with psycopg.connect(dsn, autocommit=True) as db:
             db.execute(
-                "CREATE TABLE items (id int PRIMARY KEY, v real[]); INSERT INTO items VALUES (1, '{1}')"
+                "CREATE TABLE items (id int PRIMARY KEY, v real[]); INSERT INTO items VALUES (1, "
+                "'{1}')"
             )
             db.execute("SELECT syncd.attach('items')")
             daemon = Daemon(dsn, tmp_path / "data").start()

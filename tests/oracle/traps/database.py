@@ -121,7 +121,7 @@ DATABASE_TRAPS: dict[str, Trap] = {
         "IN ACCESS EXCLUSIVE MODE NOWAIT;",
         "IN ACCESS EXCLUSIVE MODE;",
         f"{PUBLICATIONS}::"
-        "test_an_upgrade_beside_a_writer_whose_transaction_is_open_keeps_no_other_writer_waiting"
+        "test_an_upgrade_alongside_an_open_writer_keeps_no_other_writer_waiting"
         "[18]",
     ),
     "another server's outbox is believed": broken(
