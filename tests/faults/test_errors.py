@@ -203,8 +203,10 @@ def test_a_source_whose_checkpoint_cannot_be_loaded_is_read_again(daemon: Daemon
 def test_a_statement_that_takes_too_long_holds_up_its_source_alone(
     two: psycopg.Connection, daemon: Daemon
 ) -> None:
-    two.execute("CREATE FUNCTION slow(i int) RETURNS text IMMUTABLE LANGUAGE plpgsql AS $$BEGIN"
-                " IF i = 500 THEN PERFORM pg_sleep(60); END IF; RETURN 'bad'; END$$")  # fmt: skip
+    two.execute(
+        "CREATE FUNCTION slow(i int) RETURNS text IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN "
+        "IF i = 500 THEN PERFORM pg_sleep(60); END IF; RETURN 'bad'; END $$"
+    )
     two.execute("SELECT syncd.attach('bad', metric => 'l2', dataset => 'public.slow(id)')")
     two.execute(f"ALTER ROLE {two.info.user} SET statement_timeout = 0".encode())
     daemon.with_error("syncd.sync.consumer.passes:read_unkeyed", 0)

@@ -69,8 +69,10 @@ def tcp(*servers: PostgresServer | Proxy) -> str:
     return make_conninfo(
         host=",".join(["127.0.0.1"] * len(servers)),
         port=",".join(str(server.port) for server in servers),
-        dbname=DATABASE, user="postgres", target_session_attrs="read-write",
-    )  # fmt: skip
+        dbname=DATABASE,
+        user="postgres",
+        target_session_attrs="read-write",
+    )
 
 
 @pytest.fixture

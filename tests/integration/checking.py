@@ -1,4 +1,4 @@
-"""A table to check, what ``syncd check`` finds without a service, and a role that may do little."""
+"""A table to check, ``syncd check`` without a service, and a role with few rights."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ SERVICE_RIGHTS = (
 
 
 def examine(db: psycopg.Connection, tmp_path: Path, *, user: str | None = None) -> list[Finding]:
-    """All findings, without a service."""
+    """All findings of a check without a service."""
     conninfo = make_conninfo(db.info.dsn, **({"user": user} if user else {}))
     settings = load_settings(dsn=conninfo, data_dir=tmp_path / "data")
     return check.examine(settings, tmp_path / "none")
 
 
 def about(findings: list[Finding], what: str) -> Finding:
-    """The one finding about something."""
+    """The only finding about a subject."""
     found = [finding for finding in findings if finding.what == what]
     assert len(found) == 1, findings
     return found[0]
 
 
 def assert_only(findings: list[Finding], *whats: str) -> None:
-    """Nothing but these is wrong, beside that no service runs; and every check was made."""
+    """Only these findings are not ok, and the missing service. Each of them names a fix."""
     wrong = {finding.what for finding in findings if finding.level != "ok"} - {"service"}
     assert wrong == set(whats), findings
     assert all(finding.fix for finding in findings if finding.level != "ok")
@@ -47,7 +47,7 @@ def assert_only(findings: list[Finding], *whats: str) -> None:
 
 @contextlib.contextmanager
 def role(db: psycopg.Connection, *grants: str) -> Iterator[str]:
-    """A login role with some rights, gone afterwards."""
+    """A login role with these rights; it is dropped at the end of the block."""
     name = f"reader_{db.info.dbname}"
     db.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(name)))
     try:

@@ -1,4 +1,4 @@
-"""The command line in processes of its own: run a command, see what it printed and how it exited."""
+"""The command line in a process: run a command, and check its output and exit status."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from tests.daemon import Daemon
 
 SECONDS = 60
 BENCH_SECONDS = 240
-"""What a benchmark may take. Some wait for what is built in a thread of the lowest priority, which
-gets little of a busy machine.
+"""Longest time of a benchmark.
+
+Some wait for an index that is built in a thread of the lowest priority, which gets little of a busy
+machine.
 """
 
 
@@ -28,7 +30,7 @@ def run(
     program: str = "syncd.cli.main",
     **environment: str,
 ) -> subprocess.CompletedProcess[str]:
-    """One command, with nothing of the tester's own settings."""
+    """Run one command without the tester's own settings."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -48,14 +50,14 @@ def run(
 
 
 def printed_json(done: subprocess.CompletedProcess[str]) -> Any:
-    """The one result on stdout, of a command that said nothing else there."""
+    """The result on stdout; the command printed nothing else there."""
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1
     return json.loads(done.stdout)
 
 
 def assert_failed(done: subprocess.CompletedProcess[str], status: int, *words: str) -> None:
-    """Nothing on stdout; on stderr what and why, and the next step; no traceback."""
+    """Stdout is empty; stderr has the error, its reason and the next step, and no traceback."""
     assert done.returncode == status, (done.returncode, done.stdout, done.stderr)
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
@@ -67,7 +69,7 @@ def assert_failed(done: subprocess.CompletedProcess[str], status: int, *words: s
 
 @contextmanager
 def watching(service: Daemon, *arguments: str, **streams: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """``syncd status --watch``, until the block ends; an interrupt is its ordinary end."""
+    """``syncd status --watch`` until the block ends; an interrupt ends it in order."""
     command = [
         sys.executable,
         "-m",

@@ -1,15 +1,19 @@
-"""A partitioned table with rows in each leaf, and the triggers that it should have."""
+"""A partitioned table with rows in each leaf, and checks of its triggers."""
 
 from __future__ import annotations
 
 import psycopg
 
 PARTED = """
-CREATE TABLE parted (id int, lang text DEFAULT 'en', embedding real[], PRIMARY KEY (id)) PARTITION BY RANGE (id);
+CREATE TABLE parted (id int, lang text DEFAULT 'en', embedding real[], PRIMARY KEY (id))
+    PARTITION BY RANGE (id);
+
 CREATE TABLE low PARTITION OF parted FOR VALUES FROM (0) TO (10);
-CREATE TABLE high (embedding real[], gone int, id int NOT NULL, lang text);  -- its columns have other places
+CREATE TABLE high (embedding real[], gone int, id int NOT NULL, lang text);  -- another order
 ALTER TABLE high DROP COLUMN gone;
-CREATE TABLE deep PARTITION OF parted FOR VALUES FROM (100) TO (200) PARTITION BY RANGE (id);
+CREATE TABLE deep PARTITION OF parted FOR VALUES FROM (100) TO (200)
+    PARTITION BY RANGE (id);
+
 CREATE TABLE deepest PARTITION OF deep FOR VALUES FROM (100) TO (150);
 ALTER TABLE parted ATTACH PARTITION high FOR VALUES FROM (10) TO (20);
 INSERT INTO parted (id, embedding) VALUES (1, '{1}'), (2, '{2}'), (11, '{11}'), (101, '{101}');
@@ -17,7 +21,7 @@ INSERT INTO parted (id, embedding) VALUES (1, '{1}'), (2, '{2}'), (11, '{11}'), 
 
 
 def source_id(db: psycopg.Connection, source: str = "parted") -> int:
-    """The number of an attached table, which is in the names of its triggers."""
+    """Number of an attached table; the names of its triggers contain it."""
     row = db.execute(
         "SELECT id FROM syncd.sources WHERE source = %s::regclass", [source]
     ).fetchone()
@@ -26,7 +30,7 @@ def source_id(db: psycopg.Connection, source: str = "parted") -> int:
 
 
 def wrong(db: psycopg.Connection, source: str = "parted") -> list[tuple[str, str, str]]:
-    """Table, event and problem of each trigger that is not what it should be."""
+    """Table, event and problem of each wrong trigger."""
     return [
         (relation.removeprefix("public."), trigger.rpartition("_")[2], problem)
         for relation, trigger, problem in db.execute(
@@ -37,7 +41,7 @@ def wrong(db: psycopg.Connection, source: str = "parted") -> list[tuple[str, str
 
 
 def mend(db: psycopg.Connection, source: str = "parted") -> bool:
-    """Whether there was something to mend."""
+    """Run ``syncd.mend``; whether it changed a trigger."""
     row = db.execute("SELECT syncd.mend(%s)", [source]).fetchone()
     assert row is not None
     return bool(row[0])

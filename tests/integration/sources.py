@@ -1,4 +1,4 @@
-"""Sources: attach one or be refused, as this role or that; and which triggers it has."""
+"""Sources: attach as any role, be refused, and list the triggers."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ ROW_FORM = ["row", "truncate"]
 
 @contextmanager
 def refused(db: psycopg.Connection, message: str, hint: str | None = None) -> Iterator[None]:
-    """The block raises a server error with this in its message, and this in its hint; without
-    ``hint`` there still is one.
+    """The block raises a server error with these words in its message and its hint.
+
+    Every refusal has a hint.
     """
     with pytest.raises(psycopg.Error, match=message) as caught, db.transaction():
         yield
-    assert caught.value.diag.message_hint, "every refusal says what to do"
+    assert caught.value.diag.message_hint, "every refusal has a hint"
     assert hint is None or hint in caught.value.diag.message_hint
 
 
 def attach(db: psycopg.Connection, source: str, **arguments: Any) -> tuple[int, int, int]:
-    """Rows, live rows, datasets."""
+    """Attach a source; returns its rows, live rows and datasets."""
     named = sql.SQL(", ").join(
         [
             sql.Literal(source),
@@ -47,7 +48,7 @@ def attach(db: psycopg.Connection, source: str, **arguments: Any) -> tuple[int, 
 
 
 def everything(db: psycopg.Connection) -> list[tuple[Any, ...]]:
-    """Every object of schema syncd, and every trigger, with the transaction that last wrote it."""
+    """Every object of schema syncd and every trigger, with the transaction that last wrote it."""
     return db.execute(
         "SELECT 'relation', oid, relname, xmin::text FROM pg_class WHERE relnamespace = "
         "'syncd'::regnamespace AND relkind <> 'S' UNION ALL"
@@ -61,7 +62,7 @@ def everything(db: psycopg.Connection) -> list[tuple[Any, ...]]:
 
 @contextmanager
 def role(server: PostgresServer, name: str, options: str = "LOGIN") -> Iterator[str]:
-    """A role of a test's own."""
+    """A role for one test."""
     server.execute(f"CREATE ROLE {name} {options}")
     try:
         yield name
@@ -77,7 +78,7 @@ def connected_as(conninfo: str, user: str) -> Iterator[psycopg.Connection]:
 
 
 def events(db: psycopg.Connection, table: str = "items") -> list[str]:
-    """Which of syncd's triggers a table has."""
+    """Events of syncd's triggers on a table."""
     return [
         row[0].rpartition("_")[2]
         for row in db.execute(

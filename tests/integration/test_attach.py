@@ -1,4 +1,4 @@
-"""What attach finds out about a table by itself, and what attaching again and detaching change."""
+"""Columns that attach chooses by itself, and the effects of attaching again and of detaching."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ KEY_TYPES = ["smallint", "int", "bigint", "uuid", "text", "varchar", "varchar(40
 BUILTIN_VECTOR_TYPES = ["real[]", "double precision[]", "bytea"]
 
 
-# What attach finds out by itself
+# Columns that attach chooses by itself
 
 
 def test_without_arguments_the_primary_key_and_the_column_embedding_are_taken(
@@ -24,9 +24,10 @@ def test_without_arguments_the_primary_key_and_the_column_embedding_are_taken(
     )
     scratch.execute("INSERT INTO items VALUES ('{1}', 1, '{1,2}'), ('{1}', 2, NULL)")
     assert attach(scratch, "items") == (2, 1, 1)
-    row = scratch.execute("SELECT source::text, key, vector, project, dataset, live, metric, "
-                          "columns FROM syncd.sources WHERE vector = 'embedding'"
-                         " AND source = 'items'::regclass").fetchone()  # fmt: skip
+    row = scratch.execute(
+        "SELECT source::text, key, vector, project, dataset, live, metric, columns "
+        "FROM syncd.sources WHERE vector = 'embedding' AND source = 'items'::regclass"
+    ).fetchone()
     assert row == ("items", ["id"], "embedding", "'default'", "'items'", "true", "cosine", [])
 
 
@@ -169,7 +170,7 @@ def test_attaching_again_with_the_same_arguments_changes_nothing(
     assert scratch.execute("SELECT count(*) FROM syncd.outbox").fetchone() == outbox
 
 
-def test_attaching_with_other_arguments_attaches_anew(scratch: psycopg.Connection) -> None:
+def test_attaching_with_other_arguments_makes_a_new_attachment(scratch: psycopg.Connection) -> None:
     scratch.execute("CREATE TABLE items (id int PRIMARY KEY, lang text, embedding real[])")
     attach(scratch, "items")
     first = scratch.execute(
@@ -192,7 +193,7 @@ def test_attaching_with_other_arguments_attaches_anew(scratch: psycopg.Connectio
     )
 
 
-def test_attaching_again_mends_triggers_that_were_dropped_or_switched_off(
+def test_attaching_again_repairs_triggers_that_were_dropped_or_switched_off(
     scratch: psycopg.Connection,
 ) -> None:
     scratch.execute("CREATE TABLE items (id int PRIMARY KEY, embedding real[])")
@@ -215,7 +216,7 @@ def test_attaching_again_mends_triggers_that_were_dropped_or_switched_off(
         assert enabled == [("A",)] * 4
 
 
-def test_detach_removes_triggers_and_functions_and_says_whether_there_was_something(
+def test_detach_removes_triggers_and_functions_and_says_whether_the_table_was_attached(
     scratch: psycopg.Connection,
 ) -> None:
     scratch.execute("CREATE TABLE items (id int PRIMARY KEY, embedding real[])")
@@ -240,7 +241,7 @@ def test_a_dropped_source_is_detached_by_its_number(scratch: psycopg.Connection)
     assert scratch.execute("SELECT syncd.detach(%s)", row).fetchone() == (True,)
 
 
-def test_what_attach_does_is_undone_by_a_rollback(scratch: psycopg.Connection) -> None:
+def test_a_rollback_undoes_an_attach(scratch: psycopg.Connection) -> None:
     scratch.execute("CREATE TABLE items (id int PRIMARY KEY, embedding real[])")
     before = everything(scratch)
     with scratch.transaction(force_rollback=True):

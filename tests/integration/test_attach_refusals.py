@@ -1,6 +1,4 @@
-"""Tables, arguments and columns that attach refuses: each with what to give instead, and nothing is
-changed.
-"""
+"""Tables, arguments and columns that attach refuses: the hint names the right ones."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ from tests.integration.sources import attach, everything, refused
 # Tables
 
 
-def test_what_is_no_permanent_table_of_ones_own_is_refused(scratch: psycopg.Connection) -> None:
+def test_only_a_permanent_table_of_a_user_can_be_attached(scratch: psycopg.Connection) -> None:
     scratch.execute("CREATE TABLE items (id int PRIMARY KEY, embedding real[])")
     scratch.execute(
         "CREATE VIEW seen AS SELECT * FROM items; CREATE MATERIALIZED VIEW kept AS SELECT * FROM "
@@ -52,7 +50,7 @@ def test_what_is_no_permanent_table_of_ones_own_is_refused(scratch: psycopg.Conn
 # Arguments
 
 
-def test_wrong_arguments_are_refused_with_what_to_give(scratch: psycopg.Connection) -> None:
+def test_wrong_arguments_are_refused_with_the_right_ones(scratch: psycopg.Connection) -> None:
     scratch.execute("CREATE TABLE items (id int PRIMARY KEY, embedding real[])")
     with refused(scratch, "no metric 'hamming'", "cosine, l2 or ip"):
         attach(scratch, "items", metric="hamming")
@@ -73,8 +71,10 @@ def test_null_arguments_are_the_defaults(scratch: psycopg.Connection) -> None:
 # Columns to filter on
 
 
-UNCOMPARABLE = ["json", "interval", "bytea", "point", "time", "oid", "inet", "int4range", "xml", "timestamptz[]", "float8[]", "char(3)[]",
-                "pair", "blurred"]  # fmt: skip
+UNCOMPARABLE = [
+    *("json", "interval", "bytea", "point", "time", "oid", "inet", "int4range", "xml"),
+    *("timestamptz[]", "float8[]", "char(3)[]", "pair", "blurred"),
+]
 
 
 def test_columns_of_types_that_a_search_cannot_compare_are_refused(
@@ -112,9 +112,15 @@ def test_a_column_whose_collation_finds_unequal_strings_equal_is_refused(
             attach(scratch, "items", columns=[column])
 
 
-@pytest.mark.parametrize(("columns", "said"), [
-    (["lang", "lang"], "named twice"), (["not"], "means something else"), (["or"], "means something else"), (["ctid"], "no column"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        (["lang", "lang"], "named twice"),
+        (["not"], "means something else"),
+        (["or"], "means something else"),
+        (["ctid"], "no column"),
+    ],
+)
 def test_columns_that_a_filter_could_not_name_are_refused(
     scratch: psycopg.Connection, columns: list[str], said: str
 ) -> None:

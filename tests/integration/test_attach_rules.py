@@ -1,5 +1,6 @@
-"""The rules of a source, project, dataset and live: each is one immutable expression over the row,
-and attach counts what they make of the rows.
+"""The rules of a source: project, dataset and live, each one immutable expression over the row.
+
+attach counts the rows, live rows and datasets that they give.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from tests.integration.sources import attach, everything, refused
 
 def test_the_result_counts_rows_live_rows_and_their_datasets(scratch: psycopg.Connection) -> None:
     scratch.execute(
-        "CREATE TABLE items (id int PRIMARY KEY, lang text, gone boolean NOT NULL, embedding "
-        "real[])"
+        "CREATE TABLE items "
+        "(id int PRIMARY KEY, lang text, gone boolean NOT NULL, embedding real[])"
     )
-    scratch.execute("INSERT INTO items SELECT i, CASE WHEN i % 2 = 0 THEN 'en' ELSE 'de' END, i > "
-                    "8, CASE WHEN i > 1 THEN '{1,2}'::real[] END"
-                   " FROM generate_series(1, 10) i")  # fmt: skip
+    scratch.execute(
+        "INSERT INTO items SELECT i, CASE WHEN i % 2 = 0 THEN 'en' ELSE 'de' END, i > 8, "
+        "CASE WHEN i > 1 THEN '{1,2}'::real[] END FROM generate_series(1, 10) i"
+    )
     assert attach(scratch, "items", project="'p' || id % 3", dataset="lang", live="NOT gone") == (
         10,
         7,
@@ -36,7 +38,7 @@ def test_a_rule_that_matches_no_row_raises_a_warning_that_says_so(
         )
     )
     attach(scratch, "items", live="false")
-    assert warnings == []  # an empty table proves nothing
+    assert warnings == []  # an empty table does not show that the rule is wrong
     scratch.execute("INSERT INTO items VALUES (1, '{1}')")
     assert attach(scratch, "items", live="id > 1") == (1, 0, 0)
     ((severity, message, hint),) = warnings
@@ -73,9 +75,9 @@ def test_a_rule_that_matches_no_row_raises_a_warning_that_says_so(
         "'unclosed",
         "/* unclosed",
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("argument", ["project", "dataset", "live"])
-def test_what_is_not_one_immutable_expression_over_the_row_is_refused(
+def test_only_one_immutable_expression_over_the_row_is_accepted(
     scratch: psycopg.Connection, argument: str, expression: str
 ) -> None:
     scratch.execute("CREATE TABLE items (id int PRIMARY KEY, lang text, embedding real[])")

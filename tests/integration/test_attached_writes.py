@@ -1,6 +1,4 @@
-"""Writing an attached table: it goes on, and is noted, whatever names there are, whoever writes,
-and whatever a rule makes of the row.
-"""
+"""Writes to an attached table succeed and are noted, with any names, any role and any rule."""
 
 from __future__ import annotations
 
@@ -14,13 +12,17 @@ from tests.daemon import Daemon
 from tests.integration.sources import attach, connected_as, role
 from tests.servers import PostgresServer
 
-# Whatever names there are
+# Names
 
 
-@pytest.mark.parametrize("column", ["n", "o", "old", "new", "key", "k", "source", "op", "slot", "syncd_n", "syncd_k",
-                                    "syncd_key", "syncd_key_before", "syncd_slot",
-                                    "event", "TG_OP", "id", "user", "select", "ctid2",
-                                    "percent%s", "br{ace}s", "quo\"te", "it's", "Großbuchstaben"])  # fmt: skip
+COLUMNS = [
+    *("n", "o", "old", "new", "key", "k", "source", "op", "slot", "event", "TG_OP", "id", "user"),
+    *("syncd_n", "syncd_k", "syncd_key", "syncd_key_before", "syncd_slot", "select", "ctid2"),
+    *("percent%s", "br{ace}s", 'quo"te', "it's", "Großbuchstaben"),
+]
+
+
+@pytest.mark.parametrize("column", COLUMNS)
 @pytest.mark.parametrize("composite", [False, True])
 @pytest.mark.parametrize("partitioned", [False, True])
 def test_columns_may_have_any_name(
@@ -63,7 +65,7 @@ STRANGE_NAMES = [
 ]  # fmt: skip
 
 
-def test_rows_are_found_whatever_the_schema_the_table_and_the_columns_are_called(
+def test_rows_are_found_with_any_name_of_schema_table_and_columns(
     db: psycopg.Connection, daemon: Daemon
 ) -> None:
     datasets: list[tuple[str, sql.Identifier]] = []
@@ -78,7 +80,8 @@ def test_rows_are_found_whatever_the_schema_the_table_and_the_columns_are_called
         )
         db.execute(
             sql.SQL(
-                """INSERT INTO {table} SELECT i, 'k%s', ARRAY[i, 1], '{{"a": {{"b%": 1}}}}' FROM generate_series(1, 4) i"""
+                """INSERT INTO {table} SELECT i, 'k%s', ARRAY[i, 1], '{{"a": {{"b%": 1}}}}' """
+                "FROM generate_series(1, 4) i"
             ).format(**names)
         )
         source = sql.Identifier(schema_name, table).as_string(db)
@@ -117,7 +120,7 @@ def test_rows_are_found_whatever_the_schema_the_table_and_the_columns_are_called
             assert sorted(client.keys(dataset)) == [(2, "K"), (4, "k%s"), (6, "")]
 
 
-# Whatever a rule makes of the row, and whoever writes
+# Rules and roles
 
 
 def test_a_rule_that_fails_on_a_later_row_fails_no_write(scratch: psycopg.Connection) -> None:
@@ -139,7 +142,7 @@ WRITES = [
 
 
 @pytest.mark.parametrize("set_role", [False, True])
-def test_who_may_write_the_table_goes_on_writing_it_without_any_grant_on_the_schema(
+def test_a_writer_of_the_table_needs_no_grant_on_the_schema(
     any_server: PostgresServer, any_db: psycopg.Connection, any_database: str, set_role: bool
 ) -> None:
     any_db.execute("CREATE TABLE items (id int PRIMARY KEY, embedding real[])")

@@ -1,5 +1,6 @@
-"""Bad requests: each gets the error of its kind, its connection goes on where it can, and the
-service always does.
+"""Bad requests: each gets the error of its kind.
+
+Its connection goes on if possible, and the service always does.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ NAN, INFINITY = float("nan"), float("inf")
 def shared(
     server: PostgresServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[psycopg.Connection, Daemon]]:
-    """A running syncd and its database, shared by the tests that leave both as they were."""
+    """A running syncd and its database, for all tests of this file."""
     for conninfo in clone(server):
         with psycopg.connect(conninfo, autocommit=True) as db:
             db.execute(
@@ -47,9 +48,7 @@ def shared(
 
 @pytest.fixture
 def service(shared: tuple[psycopg.Connection, Daemon]) -> Iterator[Daemon]:
-    """The shared service; after every test the same process still answers, also on a connection
-    from before.
-    """
+    """The shared service; after a test the same process still answers an older connection."""
     _, daemon = shared
     assert daemon.process is not None
     with daemon.client() as client:
@@ -62,7 +61,7 @@ def service(shared: tuple[psycopg.Connection, Daemon]) -> Iterator[Daemon]:
 
 @contextmanager
 def lines(daemon: Daemon) -> Iterator[Callable[[bytes], Any]]:
-    """Send raw bytes, get the next answer; None where the connection was closed instead."""
+    """A function that sends raw bytes; returns the next answer, or None if the service hangs up."""
     with socket.socket(socket.AF_UNIX) as raw:
         raw.settimeout(WAIT_SECONDS)
         raw.connect(str(daemon.socket))
@@ -123,13 +122,16 @@ def test_a_request_that_cannot_be_answered_gets_the_error_of_its_kind(
         assert answer["error"]["code"] == (-32602 if kind == "invalid_params" else -32000)
         assert answer["error"]["data"]["kind"] == kind, answer
         assert answer["error"]["data"]["hint"]
-        assert len(answer["error"]["message"]) < 1000, "a message does not repeat all it was given"
+        assert len(answer["error"]["message"]) < 1000, "a message does not repeat a long argument"
         assert ask(b'{"jsonrpc":"2.0","id":8,"method":"ping"}\n')["result"] == "pong"
 
 
-def test_a_zero_vector_is_a_vector_where_the_metric_needs_no_norm(service: Daemon) -> None:
+def test_a_zero_vector_is_a_vector_if_the_metric_needs_no_norm(service: Daemon) -> None:
     with service.client() as client:
         assert [hit.key for hit in client.search("flat", [0, 0, 0])] == [1, 2]
+
+
+SEARCH = b'{"jsonrpc":"2.0","id":1,"method":"search","params":%s}'
 
 
 @pytest.mark.parametrize(
@@ -137,24 +139,27 @@ def test_a_zero_vector_is_a_vector_where_the_metric_needs_no_norm(service: Daemo
     [
         (b"{", -32700),
         (b"nonsense", -32700),
-        (b'{"jsonrpc":"2.0","id":1,"method":"search","params":{"dataset":"items","vector":[NaN,1,1]}}', -32700),
+        (SEARCH % b'{"dataset":"items","vector":[NaN,1,1]}', -32700),
         (b"\xff\xfe{}", -32700),
         (b'{"jsonrpc":"2.0","id":1,"method":"ping"}\x00', -32700),
         (b"[]", -32600),
         (b"1", -32600),
         (b'{"jsonrpc":"2.0","id":1,"method":"nosuch"}', -32601),
-        (b'{"jsonrpc":"2.0","id":1,"method":"search","params":{"dataset":"items","vector":[1,2,3],"nosuch":1}}', -32602),
-        (b'{"jsonrpc":"2.0","id":1,"method":"search","params":{"dataset":1,"vector":[1,2,3]}}', -32602),
-        (b'{"jsonrpc":"2.0","id":1,"method":"search","params":{"dataset":"items"}}', -32602),
-        (b'{"jsonrpc":"2.0","id":1,"method":"search","params":{"dataset":"items","key":"one"}}', -32602),
-        (b'{"jsonrpc":"2.0","id":1,"method":"search","params":{"dataset":"items","key":[1]}}', -32602),
-        (b'{"jsonrpc":"2.0","id":1,"method":"search","params":{"dataset":"items","key":1e300}}', -32602),
+        (SEARCH % b'{"dataset":"items","vector":[1,2,3],"nosuch":1}', -32602),
+        (SEARCH % b'{"dataset":1,"vector":[1,2,3]}', -32602),
+        (SEARCH % b'{"dataset":"items"}', -32602),
+        (SEARCH % b'{"dataset":"items","key":"one"}', -32602),
+        (SEARCH % b'{"dataset":"items","key":[1]}', -32602),
+        (SEARCH % b'{"dataset":"items","key":1e300}', -32602),
         (b'{"jsonrpc":"2.0","id":1,"method":"wait","params":{"after":"not a token"}}', -32602),
-        (b'{"jsonrpc":"2.0","id":1,"method":"ping","params":' + b"[" * 5000 + b"]" * 5000 + b"}", None),
+        (
+            b'{"jsonrpc":"2.0","id":1,"method":"ping","params":%s}' % (b"[" * 5000 + b"]" * 5000),
+            None,
+        ),
     ],
-    ids=lambda value: None if isinstance(value, int | None) else repr(value[:60]),
-)  # fmt: skip
-def test_a_line_that_is_no_request_is_answered_and_the_connection_goes_on(
+    ids=lambda value: None if isinstance(value, int | None) else repr(value[:120]),
+)
+def test_a_line_that_is_not_a_request_is_answered_and_the_connection_goes_on(
     service: Daemon, line: bytes, code: int | None
 ) -> None:
     with lines(service) as ask:
@@ -178,7 +183,7 @@ def test_a_line_of_100_mb_is_too_large_and_only_its_own_connection_closes(servic
         )
 
 
-def test_clients_that_vanish_in_the_middle_harm_nobody(service: Daemon) -> None:
+def test_clients_that_vanish_in_the_middle_harm_no_other_client(service: Daemon) -> None:
     search = json.dumps(
         {
             "jsonrpc": "2.0",
@@ -187,7 +192,10 @@ def test_clients_that_vanish_in_the_middle_harm_nobody(service: Daemon) -> None:
             "params": {"dataset": "items", "vector": [1, 2, 3]},
         }
     ).encode()
-    waiting = b'{"jsonrpc":"2.0","id":1,"method":"wait","params":{"after":"99999999999","timeout_ms":60000}}\n'
+    waiting = (
+        b'{"jsonrpc":"2.0","id":1,"method":"wait",'
+        b'"params":{"after":"99999999999","timeout_ms":60000}}\n'
+    )
     for sent in (b"", search[:20], search + b"\n", (search + b"\n") * 500, waiting):
         for _ in range(5):
             raw = socket.socket(socket.AF_UNIX)

@@ -1,5 +1,6 @@
-"""``syncd bench``: every measurement runs, says what syncd/docs/measurements.md says it does, and
-leaves the database as it was.
+"""``syncd bench``: every measurement runs and prints the figures of syncd/docs/measurements.md.
+
+It leaves the database unchanged.
 """
 
 from __future__ import annotations
@@ -42,8 +43,10 @@ SEARCHES = (
     *SMALL,
 )
 LEFT = """
-SELECT 'schema', nspname FROM pg_namespace WHERE nspname !~ '^pg_' UNION ALL SELECT 'extension', extname FROM pg_extension
-UNION ALL SELECT 'table', c.oid::regclass::text FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = relnamespace
+SELECT 'schema', nspname FROM pg_namespace WHERE nspname !~ '^pg_'
+UNION ALL SELECT 'extension', extname FROM pg_extension
+UNION ALL SELECT 'table', c.oid::regclass::text
+    FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = relnamespace
     WHERE nspname !~ '^pg_|information_schema' AND relkind = 'r'
 ORDER BY 1, 2"""
 
@@ -58,7 +61,7 @@ def followed(server: PostgresServer) -> Iterator[str]:
 
 @pytest.fixture
 def bare(server: PostgresServer) -> Iterator[str]:
-    """A database without anything of syncd's, nor pgvector."""
+    """A database without schema syncd and pgvector."""
     yield server.create_database("bare")
     server.drop_database("bare")
 
@@ -77,9 +80,7 @@ def left(dsn: str) -> list[tuple[Any, ...]]:
 
 
 def bench(dsn: str, *arguments: str, program: str = "syncd.cli.main") -> Any:
-    """What a benchmark prints, with ``--json`` among its arguments; it leaves the database as it
-    found it.
-    """
+    """The result of a benchmark with ``--json``; the database is unchanged afterwards."""
     before = left(dsn)
     command = ["bench", *arguments] if program == "syncd.cli.main" else arguments
     printed = printed_json(run(*command, "--dsn", dsn, program=program))
@@ -88,11 +89,11 @@ def bench(dsn: str, *arguments: str, program: str = "syncd.cli.main") -> Any:
 
 
 def developers_bench(dsn: str, *arguments: str) -> Any:
-    """The same for ``python -m tests.bench``."""
+    """The result of ``python -m tests.bench``."""
     return bench(dsn, *arguments, program="tests.bench")
 
 
-# What each command says
+# The result of each command
 
 
 def test_search_measures_recall_and_compares_at_equal_recall(followed: str, tmp_path: Path) -> None:
@@ -103,9 +104,7 @@ def test_search_measures_recall_and_compares_at_equal_recall(followed: str, tmp_
     own = ("--vectors", str(tmp_path / "own.npy"), "--metric", "cosine")
     found = bench(followed, "search", *SEARCHES, *own, "--clients", "1", "--clients", "2")
     assert (found["vectors"], found["metric"], found["k"]) == ("own.npy", "cosine", 10)
-    assert (found["rows"], found["dimension"]) == (2000, 6), (
-        "without the fifty that are searched for"
-    )
+    assert (found["rows"], found["dimension"]) == (2000, 6), "without the fifty queries"
     assert 2 < found["intrinsic_dimension"] < 6.5
     assert [(build["engine"], build["index"], build["rows"]) for build in found["builds"]] == [
         ("syncd", "exact", 2000),
@@ -125,7 +124,7 @@ def test_search_measures_recall_and_compares_at_equal_recall(followed: str, tmp_
         ("exact", 2, 1.0),
     ]
     assert any(point["recall"] == 1.0 for point in by_engine["pgvector"]), (
-        "nothing of pgvector's is as good"
+        "pgvector does not reach the recall of syncd"
     )
     assert [row["clients"] for row in found["comparisons"]] == [1, 2]
     for row in found["comparisons"]:
@@ -156,7 +155,7 @@ def test_filtered_searches_are_measured_by_selectivity_and_by_where_the_passing_
     mine = [point for point in found["points"] if point["engine"] == "syncd"]
     assert [(point["kind"], point["selectivity"]) for point in mine] == filters
     for point in mine:
-        assert point["recall"] == 1.0, "also where fewer rows pass than are asked for"
+        assert point["recall"] == 1.0, "also if fewer rows pass than a search asks for"
         assert point["recall_queries"] == (50 if point["kind"] == "independent" else 13)
         assert 0 < point["p50_ms"] <= point["p99_ms"]
     assert [(row["kind"], row["selectivity"]) for row in found["comparisons"]] == filters
@@ -172,13 +171,13 @@ def test_filtered_searches_are_measured_by_selectivity_and_by_where_the_passing_
     )
 
 
-def test_churn_measures_before_and_after_and_beside_a_fresh_build(followed: str) -> None:
+def test_churn_measures_before_and_after_and_alongside_a_fresh_build(followed: str) -> None:
     found = developers_bench(followed, "churn", *SEARCHES, "--recall", "0.9")
     for change in found["changes"]:
         assert (change["updated"], change["deleted"]) == (1000, 600)
         assert change["rows_per_second"] > 0
     assert [change["engine"] for change in found["changes"]] == ["syncd", "pgvector"]
-    # until it is vacuumed, dead rows take places in pgvector's candidates
+    # Until VACUUM, dead rows take places among pgvector's candidates.
     for when, least in {"before": 0.9, "at_once": 0.2, "settled": 0.9}.items():
         points = found[when]
         assert [point["engine"] for point in points] == ["syncd", "pgvector"]
@@ -323,24 +322,24 @@ def test_the_other_measurements_print_their_figures(
         )
 
 
-def test_a_round_trip_is_measured_beside_faiss_alone(followed: str) -> None:
+def test_a_round_trip_is_measured_alongside_faiss_alone(followed: str) -> None:
     (found,) = developers_bench(followed, "rpc", "--rows", "100", *SMALL)
     assert found["rows"] == 100
     assert 0 < found["rpc_p50_us"] <= found["rpc_p99_us"]
     assert found["faiss_p50_us"] > 0
 
 
-# What the measurements rest on
+# Parts of the measurements
 
 
-def test_a_service_has_settled_once_what_it_builds_is_there(followed: str) -> None:
+def test_a_service_has_settled_once_its_index_is_built(followed: str) -> None:
     settings = load_settings(dsn=followed)
     with environment(settings, Progress(disable=True), print) as where, serving(where) as service:
         where.create("many", 8)
         where.fill("many", 21_000, 8, seed=0)  # too many for exact searches
         where.run("attach", ["syncd_bench.many", "l2"])
         with service.client() as client:
-            until(lambda: is_building(client), "it says that it builds")
+            until(lambda: is_building(client), "the service says that it builds")
             until(
                 lambda: (
                     [row.count for row in client.datasets() if row.dataset == "default/many"]
@@ -367,8 +366,10 @@ def test_a_writer_changes_as_many_rows_as_it_says_and_only_its_own(
         CREATE TABLE syncd_bench.samples (id bigint PRIMARY KEY, embedding int);
         INSERT INTO syncd_bench.t SELECT generate_series(1, 100);
         INSERT INTO syncd_bench.samples SELECT n, n FROM generate_series(1, 5) AS n;
-        CREATE FUNCTION count_change() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.changes := OLD.changes + 1; RETURN NEW; END';
-        CREATE TRIGGER counts BEFORE UPDATE ON syncd_bench.t FOR EACH ROW EXECUTE FUNCTION count_change()""")
+        CREATE FUNCTION count_change() RETURNS trigger LANGUAGE plpgsql
+            AS 'BEGIN NEW.changes := OLD.changes + 1; RETURN NEW; END';
+        CREATE TRIGGER counts BEFORE UPDATE ON syncd_bench.t
+            FOR EACH ROW EXECUTE FUNCTION count_change()""")
     begun = time.perf_counter()
     rate = write(
         Writer(database, "t", range(2, 101, 2), samples=5, rows_per_second=500, batch=10, seed=0),
@@ -383,7 +384,7 @@ def test_a_writer_changes_as_many_rows_as_it_says_and_only_its_own(
     assert found[0] % 10 == found[1] == 0
 
 
-# What it leaves
+# After a benchmark
 
 
 def test_the_database_is_left_as_it_was_found(bare: str) -> None:
@@ -434,10 +435,10 @@ def test_an_interrupted_benchmark_cleans_up(bare: str, number: signal.Signals) -
 
         until(writing, "the benchmark writes")
         if number == signal.SIGINT:
-            os.killpg(process.pid, number)  # a terminal tells every process
+            os.killpg(process.pid, number)  # a terminal sends it to every process
         else:
             process.send_signal(number)
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=BENCH_SECONDS)
     assert (process.returncode, output) == (130, b""), errors
     assert b"Traceback" not in errors, errors.decode()
     assert left(bare) == before
@@ -457,7 +458,7 @@ def test_a_schema_of_another_version_is_left_to_its_owner(
     assert db.execute("SELECT version_num FROM syncd.alembic_version").fetchone() == ("0000",)
 
 
-def test_what_would_spoil_the_figures_is_said_and_what_a_killed_benchmark_left_is_removed(
+def test_a_benchmark_warns_of_other_work_and_removes_the_rest_of_a_killed_one(
     database: str, db: psycopg.Connection, tmp_path: Path
 ) -> None:
     db.execute(

@@ -1,4 +1,4 @@
-"""How benchmarks find recall, and settings of equal recall."""
+"""Recall in benchmarks, and settings of equal recall."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def test_recall_counts_rows_as_near_as_the_tenth_and_none_that_is_gone() -> None
     nearest = [1, 2, 3, 4, 5, 21, 22, 23, 24]  # key n is row n - 1: nine rows nearer than 5
     assert exact.recall([0], [[*nearest, 6]]) == exact.recall([0], [[*nearest, 25]]) == 1.0
     assert exact.recall([0], [[*nearest, 7]]) == 0.9
-    assert exact.recall([0], [[*nearest, 24]]) == 0.9, "one row twice is one"
+    assert exact.recall([0], [[*nearest, 24]]) == 0.9, "a row that is found twice counts once"
     assert exact.recall([0], [nearest[:5]]) == 0.5
     without = truth(vectors, queries, "l2", track=everything, gone=np.array([0, 1]))
     assert without.recall([0], [[3, 4, 5, 6, 21, 22, 23, 24, 25, 26]]) == 1.0
-    assert without.recall([0], [[*nearest, 6]]) == 0.8, "one and two are not there"
+    assert without.recall([0], [[*nearest, 6]]) == 0.8, "rows one and two are gone"
 
 
 @pytest.mark.parametrize("metric", ["l2", "cosine", "ip"])
@@ -60,7 +60,7 @@ def test_correlated_rows_pass_near_to_the_first_queries_and_far_from_the_last(me
     assert sorted(map(tuple, vectors.queries)) == sorted(map(tuple, made.queries))
     distances: dict[str, float] = {}
     for column, kinds in asked(40).items():
-        assert sorted(columns[column]) == list(range(2000)), "below n there are n"
+        assert sorted(columns[column]) == list(range(2000)), "n rows are below n"
         exact = truth(
             vectors.base,
             vectors.queries,
@@ -88,14 +88,16 @@ def test_vectors_are_read_from_each_kind_of_file(tmp_path: Path) -> None:
             file.write(np.int32(4).tobytes() + vector.tobytes())
     plain = read(tmp_path / "a.npy", rows=None, queries=3, metric="l2")
     assert (plain.base.shape, plain.queries.shape) == ((47, 4), (3, 4))
-    assert not (plain.base[:, None] == plain.queries[None]).all(axis=2).any(), "a query is no row"
+    assert not (plain.base[:, None] == plain.queries[None]).all(axis=2).any(), (
+        "a query is not a row"
+    )
     words = read(tmp_path / "a.fvecs", rows=None, queries=3, metric="l2")
     np.testing.assert_array_equal(words.base, plain.base)
     given = read(tmp_path / "a.npz", rows=None, queries=5, metric="l2")
     np.testing.assert_array_equal(given.queries, vectors[40:45])
     assert given.neighbors is not None
     assert read(tmp_path / "a.npz", rows=30, queries=5, metric="l2").neighbors is None, (
-        "of all rows, not of these"
+        "the neighbors are those of all rows"
     )
     assert read(tmp_path / "a.npz", rows=None, queries=5, metric="ip").neighbors is None, (
         "Euclidean"
@@ -105,7 +107,7 @@ def test_vectors_are_read_from_each_kind_of_file(tmp_path: Path) -> None:
         read_or_make(tmp_path / "a.npy", 40, 128, queries=4, metric="l2", spare=20)
     whole = read_or_make(tmp_path / "a.npy", None, 128, queries=4, metric="l2", share=0.5)
     assert (whole.rows, whole.spare, len(whole.base)) == (30, 15, 45), (
-        "as many rows as there are vectors to write for"
+        "a third of the vectors is kept for writes"
     )
     for name in ("b.npy", "c.npy", "a.txt"):
         with pytest.raises(SettingsError):
@@ -143,7 +145,7 @@ def test_the_rate_at_equal_recall_is_between_those_of_the_bracket() -> None:
     assert comparison(mine, [*others, by_another_plan]).pgvector_qps == 3000
 
 
-def test_a_client_that_cannot_search_is_an_error_and_no_hang(tmp_path: Path) -> None:
+def test_a_client_that_cannot_search_is_an_error_and_does_not_hang(tmp_path: Path) -> None:
     queries = np.zeros((4, 2), dtype=np.float32)
     with clients(2, queries) as searchers:
         with pytest.raises(SyncdError, match="no syncd answers"):

@@ -1,4 +1,4 @@
-"""What a write leaves in the outbox, whom it wakes, and that it never fails because of syncd."""
+"""A write notes its keys in the outbox, wakes the service, and never fails because of syncd."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def items(any_db: psycopg.Connection) -> psycopg.Connection:
 
 @pytest.fixture
 def rolled_back(scratch: psycopg.Connection) -> psycopg.Connection:
-    """The same inside a transaction that is rolled back."""
+    """The attached table inside a transaction that is rolled back."""
     return with_items(scratch)
 
 
@@ -31,7 +31,7 @@ def with_items(db: psycopg.Connection) -> psycopg.Connection:
     return db
 
 
-# What is noted
+# Noted keys
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_copy_notes_its_rows(rolled_back: psycopg.Connection) -> None:
         "SELECT * FROM items FOR UPDATE",
     ],
 )
-def test_a_statement_that_touches_no_row_notes_nothing_and_wakes_nobody(
+def test_a_statement_that_touches_no_row_notes_no_key_and_wakes_no_service(
     items: psycopg.Connection, any_database: str, write: LiteralString
 ) -> None:
     with listening(any_database) as heard:
@@ -127,7 +127,7 @@ def test_a_write_under_the_replica_role_is_noted_like_any_other(
     assert outbox(rolled_back) == keys(4)
 
 
-def test_what_is_rolled_back_is_not_noted(rolled_back: psycopg.Connection) -> None:
+def test_a_write_that_is_rolled_back_is_not_noted(rolled_back: psycopg.Connection) -> None:
     with rolled_back.transaction():
         rolled_back.execute("INSERT INTO items VALUES (4)")
         with rolled_back.transaction(force_rollback=True):
@@ -151,7 +151,7 @@ def test_every_isolation_level_can_write(
 def test_keys_are_noted_as_text_that_reads_back_as_the_same_key(
     scratch: psycopg.Connection,
 ) -> None:
-    """One column: its text. Several: a JSON array."""
+    """The key of one column is its text; several columns make a JSON array."""
     strange = "quo\"te 's \\ \n \t ü 😀 %s {x} [1]"
     scratch.execute("CREATE TABLE texts (id text PRIMARY KEY, embedding real[])")
     scratch.execute(
@@ -269,7 +269,7 @@ def test_a_dropped_schema_leaves_the_tables_writable(rolled_back: psycopg.Connec
     rolled_back.execute("TRUNCATE items")
 
 
-def test_a_dropped_column_that_is_no_key_changes_nothing(rolled_back: psycopg.Connection) -> None:
+def test_a_dropped_column_outside_the_key_changes_nothing(rolled_back: psycopg.Connection) -> None:
     rolled_back.execute("INSERT INTO items VALUES (4)")
     rolled_back.execute("ALTER TABLE items DROP COLUMN name")
     rolled_back.execute("ALTER TABLE items ADD COLUMN more int DEFAULT 7")
@@ -307,14 +307,16 @@ def test_of_writers_at_the_same_time_one_notifies(
     assert outbox(items) == keys(*range(100, 105))
 
 
-def test_what_is_rolled_back_wakes_nobody(items: psycopg.Connection, any_database: str) -> None:
+def test_a_write_that_is_rolled_back_wakes_no_service(
+    items: psycopg.Connection, any_database: str
+) -> None:
     with listening(any_database) as heard:
         with items.transaction(force_rollback=True):
             items.execute("INSERT INTO items VALUES (4)")
         assert heard() == 0
 
 
-def test_with_notify_switched_off_nobody_is_notified(
+def test_with_notify_switched_off_no_service_is_notified(
     items: psycopg.Connection, any_database: str
 ) -> None:
     with listening(any_database) as heard:

@@ -1,6 +1,4 @@
-"""What ``syncd check`` finds in a database: each fault that is put in is a line that names it, with
-a fix that mends it.
-"""
+"""Findings of ``syncd check`` in a database: each fault is a line that names it, with its fix."""
 
 from __future__ import annotations
 
@@ -39,9 +37,12 @@ def test_nothing_is_wrong_with_a_healthy_database(
 ) -> None:
     findings = examine(items, tmp_path)
     assert_only(findings)
-    for what in ("program", "server", "clock", "schema", "rights", "rights on public.items", "triggers of public.items", "key of public.items",
-                 "dimensions of public.items", "notify", "outbox", "quarantine", "locks", "idle in transaction", "transactions",
-                 "prepared transactions", "data directory", "disk"):  # fmt: skip
+    for what in (
+        *("program", "server", "clock", "schema", "rights", "rights on public.items"),
+        *("triggers of public.items", "key of public.items", "dimensions of public.items"),
+        *("notify", "outbox", "quarantine", "locks", "idle in transaction", "transactions"),
+        *("prepared transactions", "data directory", "disk"),
+    ):
         assert about(findings, what).level == "ok"
     assert "syncd serve" in about(findings, "service").fix
     assert about(findings, "dimensions of public.items").detail == "2, none declared"
@@ -55,7 +56,7 @@ def test_nothing_is_wrong_with_a_healthy_database(
         ("DROP TRIGGER {} ON items", "is missing"),
     ],
 )
-def test_a_trigger_that_was_disabled_or_dropped_fails_and_the_fix_mends_it(
+def test_a_trigger_that_was_disabled_or_dropped_fails_and_the_fix_repairs_it(
     items: psycopg.Connection, tmp_path: Path, how: str, words: str
 ) -> None:
     row = items.execute(
@@ -68,8 +69,8 @@ def test_a_trigger_that_was_disabled_or_dropped_fails_and_the_fix_mends_it(
     assert found.level == "fail"
     assert name in found.detail
     assert words in found.detail
-    mended = run(*shlex.split(found.fix)[1:], SYNCD_DSN=items.info.dsn)
-    assert mended.returncode == 0, mended.stderr
+    done = run(*shlex.split(found.fix)[1:], SYNCD_DSN=items.info.dsn)
+    assert done.returncode == 0, done.stderr
     assert_only(examine(items, tmp_path))
     assert items.execute(
         "SELECT live FROM syncd.sources WHERE source = 'items'::regclass"
@@ -97,7 +98,7 @@ def test_a_trigger_that_calls_another_function_fails(
     assert name in found.detail
 
 
-def test_where_the_schema_knows_what_its_triggers_should_be_its_word_counts(
+def test_check_reports_the_wrong_triggers_that_the_schema_names(
     items: psycopg.Connection, tmp_path: Path
 ) -> None:
     items.execute(
@@ -155,7 +156,7 @@ def test_row_level_security_that_would_hide_rows_fails(
         assert "row-level security" in about(findings, "rights on public.items").detail
 
 
-def test_whoever_locks_a_source_is_named(items: psycopg.Connection, tmp_path: Path) -> None:
+def test_a_session_that_locks_a_source_is_named(items: psycopg.Connection, tmp_path: Path) -> None:
     with psycopg.connect(items.info.dsn, application_name="migration") as holder:
         holder.execute("LOCK TABLE items IN ACCESS EXCLUSIVE MODE")
         findings = examine(items, tmp_path)
@@ -268,7 +269,9 @@ def test_quarantined_rows_and_a_stale_consumer_are_named(
     assert items.execute("SELECT name FROM syncd.consumers").fetchall() == [("default",)]
 
 
-def test_a_full_outbox_names_who_holds_it_back(items: psycopg.Connection, tmp_path: Path) -> None:
+def test_a_full_outbox_names_the_consumer_that_holds_it_back(
+    items: psycopg.Connection, tmp_path: Path
+) -> None:
     items.execute("UPDATE syncd.outbox_limit SET max_rows = 100")
     items.execute(
         "INSERT INTO items SELECT i, ARRAY[i, 1], 'de' FROM generate_series(1000, 3000) AS i"
@@ -311,7 +314,8 @@ def test_every_type_of_vector_has_a_dimension(
         else "'[1,1]'"
     )
     db.execute(
-        f"CREATE TABLE t (id int PRIMARY KEY, embedding {kind}); INSERT INTO t VALUES (1, {value})".encode()
+        f"CREATE TABLE t (id int PRIMARY KEY, embedding {kind});"
+        f"INSERT INTO t VALUES (1, {value})".encode()
     )
     db.execute("SELECT syncd.attach('t')")
     findings = examine(db, tmp_path)
@@ -319,7 +323,7 @@ def test_every_type_of_vector_has_a_dimension(
     assert about(findings, "dimensions of public.t").detail.startswith("2, ")
 
 
-def test_a_key_that_is_no_longer_unique_fails_and_the_fix_mends_it(
+def test_a_key_that_is_no_longer_unique_fails_and_the_fix_repairs_it(
     items: psycopg.Connection, tmp_path: Path
 ) -> None:
     items.execute("ALTER TABLE items DROP CONSTRAINT items_pkey")
@@ -340,7 +344,7 @@ def test_a_vector_column_that_was_renamed_fails(items: psycopg.Connection, tmp_p
     assert about(findings, "columns of public.items").level == "fail"
 
 
-def test_a_source_that_was_dropped_fails_and_the_fix_mends_it(
+def test_a_source_that_was_dropped_fails_and_the_fix_repairs_it(
     items: psycopg.Connection, tmp_path: Path
 ) -> None:
     items.execute("DROP TABLE items")

@@ -1,4 +1,4 @@
-"""``syncd check`` as a command, and what it finds in running services and on the machine."""
+"""``syncd check`` as a command, and its findings in running services and on the machine."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.integration.commands import run
 
 @pytest.fixture
 def items_18(db: psycopg.Connection) -> psycopg.Connection:
-    """The same on one version, for what does not depend on it."""
+    """A database with one attached table, on one version of PostgreSQL."""
     for statement in (TABLE, ROWS, ATTACH):
         db.execute(statement)
     return db
@@ -70,7 +70,7 @@ def test_a_service_that_cannot_read_a_source_fails_the_check(
     assert about(findings, "service").level == "fail"
 
 
-def test_a_service_that_is_there_and_does_not_answer_fails_the_check(
+def test_a_service_that_does_not_answer_fails_the_check(
     items_18: psycopg.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(look, "SERVICE_TIMEOUT_SECONDS", 0.2)
@@ -161,7 +161,7 @@ def test_a_database_that_is_down_is_one_line_and_no_traceback(tmp_path: Path) ->
     ]
 
 
-def test_with_a_running_service_check_exits_0_and_says_how_it_is(
+def test_with_a_running_service_check_exits_0_and_describes_it(
     items_18: psycopg.Connection, daemon: Daemon
 ) -> None:
     daemon.start()
@@ -248,7 +248,9 @@ def test_a_terminal_gets_colours_unless_no_color_is_set(tmp_path: Path, no_color
     assert bool(re.search(rb"\x1b\[(?:[0-9;]*;)?3[0-9]m", seen)) is not no_color
 
 
-def test_what_others_wrote_cannot_speak_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_query_text_cannot_send_control_sequences_to_the_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     print_findings(
         [Finding("warn", "locks", "query: SELECT\n1; \x1b[2J\x1b]0;gone\x07", "let it end")]
     )

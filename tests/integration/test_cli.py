@@ -1,4 +1,4 @@
-"""Commands that ask the service: their help and usage, what they print, where, and how they exit."""
+"""Commands that ask the service: their help, usage, output and exit status."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ from tests.servers import PostgresServer
 
 BIG = 2**60 + 1
 UUID = "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11"
-COMMANDS = ["init", "attach", "detach", "serve", "search", "status", "datasets", "verify", "rebuild", "checkpoint", "check", "why", "bench",
-            "quickstart", "config", "healthcheck", "uninstall"]  # fmt: skip
+COMMANDS = {
+    *("init", "attach", "detach", "uninstall", "serve", "search", "status", "datasets", "verify"),
+    *("rebuild", "checkpoint", "check", "why", "bench", "quickstart", "config", "healthcheck"),
+}
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -34,7 +36,7 @@ def database_18(server: PostgresServer) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def service(database_18: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A running syncd with one small table for each kind of key."""
+    """A running syncd with one small table per kind of key."""
     with psycopg.connect(database_18, autocommit=True) as db:
         for name, types, keys in (
             ("ints", "id int", "(1), (2), (3)"),
@@ -60,7 +62,7 @@ def service(database_18: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture
 def ask(service: Daemon) -> Run:
-    """A command that knows where the service is."""
+    """A command with the socket of the service."""
 
     def command(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
         return run(*arguments, SYNCD_SOCKET=str(service.socket), **more)
@@ -74,7 +76,7 @@ def ask(service: Daemon) -> Run:
 def test_every_command_is_listed() -> None:
     done = run("--help")
     assert done.returncode == 0
-    assert set(re.findall(r"^  ([a-z]+)  ", done.stdout, re.MULTILINE)) == set(COMMANDS)
+    assert set(re.findall(r"^  ([a-z]+)  ", done.stdout, re.MULTILINE)) == COMMANDS
 
 
 @pytest.mark.parametrize("command", ["attach", "search"])
@@ -107,7 +109,7 @@ def test_help_ends_with_an_example(command: str) -> None:
     ],
     ids=" ".join,
 )
-def test_wrong_usage_exits_2_and_says_what_is_wrong(ask: Run, arguments: Sequence[str]) -> None:
+def test_wrong_usage_exits_2_and_says_why(ask: Run, arguments: Sequence[str]) -> None:
     done = ask(*arguments)
     assert done.returncode == 2, (done.stdout, done.stderr)
     assert done.stdout == ""
@@ -137,7 +139,7 @@ def test_search_by_key_reads_the_key_by_its_type(
     assert (found["keys"], found["distances"]) == ([nearest], [1.0])
 
 
-def test_a_search_as_json_says_for_which_snapshot_it_stands(ask: Run) -> None:
+def test_a_search_as_json_names_its_snapshot(ask: Run) -> None:
     found = printed_json(ask("search", "ints", "--key", "1", "--json"))
     assert found.keys() == {"keys", "distances", "position", "lag_seconds"}
     assert found["position"].keys() == {"snapshot", "outbox_id"}
@@ -161,7 +163,7 @@ def test_search_by_vector_from_the_command_line_a_file_and_stdin(ask: Run, tmp_p
         assert (found["keys"], found["distances"]) == ([3, 2], [0.0, 1.0])
 
 
-def test_search_with_a_filter_finds_what_passes_and_says_what_can_be_asked(ask: Run) -> None:
+def test_search_with_a_filter_finds_rows_that_pass_and_names_the_columns(ask: Run) -> None:
     found = printed_json(
         ask("search", "pairs", "--vector", "[0, 0, 0]", "--filter", '{"b": "x"}', "--json")
     )
@@ -186,7 +188,7 @@ def test_search_prints_a_table_of_key_and_distance(ask: Run) -> None:
     ]
 
 
-def test_status_and_datasets_print_what_the_service_answers(ask: Run) -> None:
+def test_status_and_datasets_print_the_answers_of_the_service(ask: Run) -> None:
     status = printed_json(ask("status", "--json"))
     assert status["state"] == "ready"
     assert status["consumer"] == "default"
@@ -237,7 +239,7 @@ def test_healthcheck_is_0_for_a_service_that_is_well(ask: Run) -> None:
     assert ask("healthcheck").returncode == 0
 
 
-def test_an_answer_that_is_an_error_exits_1_and_says_what_to_do(ask: Run) -> None:
+def test_an_answer_that_is_an_error_exits_1_and_names_the_next_step(ask: Run) -> None:
     assert_failed(ask("search", "nosuch", "--vector", "[1]"), 1, "nosuch", "syncd datasets")
     assert_failed(ask("search", "ints", "--vector", "[1, 2]"), 1, "dimension 3", "has 2")
     assert_failed(ask("search", "ints", "--key", "99"), 1, "99")
@@ -263,7 +265,7 @@ def test_without_a_service_each_command_names_the_one_that_starts_it(tmp_path: P
         )
 
 
-def test_a_reader_that_goes_away_is_no_traceback(service: Daemon) -> None:
+def test_a_reader_that_goes_away_causes_no_traceback(service: Daemon) -> None:
     command = f"{sys.executable} -m syncd.cli.main datasets --socket {service.socket} | true"
     done = subprocess.run(
         ["/bin/sh", "-c", command], capture_output=True, text=True, timeout=SECONDS, check=False
@@ -272,7 +274,7 @@ def test_a_reader_that_goes_away_is_no_traceback(service: Daemon) -> None:
 
 
 def test_a_table_that_is_read_by_a_program_is_never_folded_or_cut(ask: Run) -> None:
-    done = ask("datasets", COLUMNS="40")  # stdout is no terminal: one line a row
+    done = ask("datasets", COLUMNS="40")  # stdout is not a terminal: one line per row
     assert done.returncode == 0
     assert "default/ints" in done.stdout
 

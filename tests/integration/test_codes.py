@@ -1,6 +1,4 @@
-"""A dataset that grows large is searched by codes, in step all the same: what is reported, what is
-saved, what happens to what is damaged.
-"""
+"""A large dataset is searched by codes and stays in step: its report, its files, damaged files."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ SMALL = {
     "syncd.index.build.plan.TAIL_ELEMENTS": 1,
     "syncd.index.build.plan.TAIL_ROWS": 200,
     "syncd.index.build.plan.LEAST_DEAD_SLOTS": 500,
-    "syncd.index.build.measuring.CHEAPER_THAN_EXACT": 1e9,  # of so few rows no settings would be
+    "syncd.index.build.measuring.CHEAPER_THAN_EXACT": 1e9,  # no settings would be with few rows
     "syncd.rpc.in_place.SHORT_ELEMENTS": 0,
     "syncd.rpc.in_place.LONGER_ELEMENTS": 0,
     "syncd.index.build.measuring.QUERIES": {10: 150, 40: 15, 100: 15, 1000: 5},
@@ -32,7 +30,7 @@ SMALL = {
 
 @pytest.fixture
 def small(daemon: Daemon, db: psycopg.Connection) -> Daemon:
-    """Codes from a thousand rows on; every search goes through the queue."""
+    """A syncd, not started: codes from a thousand rows on, each search through the queue."""
     for name, value in SMALL.items():
         daemon.with_constant(name, value)
     db.execute(f"CREATE TABLE items (id int PRIMARY KEY, v vector({DIM}))")
@@ -41,7 +39,7 @@ def small(daemon: Daemon, db: psycopg.Connection) -> Daemon:
 
 
 def put(db: psycopg.Connection, start: int, stop: int, version: int = 0) -> str:
-    """Write rows; the token of the transaction."""
+    """Write rows; returns the token of the transaction."""
     vectors = np.random.default_rng([start, stop, version]).standard_normal((stop - start, DIM))
     rows = [f"[{','.join(f'{number:.6f}' for number in vector)}]" for vector in vectors.tolist()]
     found = db.execute(
@@ -63,7 +61,7 @@ def until_index(client: Client, kind: str) -> None:
 
 
 def recall(client: Client, queries: int = 200, wanted: float | None = None) -> float:
-    """Recall@10 of the service's answers to vectors that are no rows."""
+    """Recall@10 of the service's answers to vectors that are not rows."""
     vectors = np.random.default_rng(99).standard_normal((queries, DIM)).astype(np.float32)
     found = client.search("items", vectors=vectors, k=10, recall=wanted)
     exact = client.search("items", vectors=vectors, k=10, exact=True)
@@ -90,7 +88,7 @@ def test_a_dataset_grows_into_codes_and_every_change_counts_at_once(
         assert recall(client) >= 0.95
         assert recall(client, wanted=0.5) < 1.0
         assert recall(client, wanted=1.0) == 1.0
-        # An update, a new row and a deleted one, right after their commit.
+        # An update and a deletion count right after their commit.
         client.wait(put(db, 7, 8, version=1))
         (moved,) = client.get("items", [7], vectors=True)
         assert client.search("items", moved.vector, k=1)[0].key == 7
@@ -133,17 +131,13 @@ def test_damaged_codes_are_never_served(small: Daemon, db: psycopg.Connection) -
     assert logged(small, "dataset_damaged") == 0
 
 
-def test_vector_files_too_large_for_the_start_are_read_later_and_a_damaged_dataset_again_from_the_table(
+def test_large_vector_files_are_read_after_the_start_and_a_damaged_dataset_again_from_the_table(
     small: Daemon, db: psycopg.Connection
 ) -> None:
     put(db, 0, ROWS)
     small.with_constant("syncd.index.generation.generation.CHECK_AT_LOAD_BYTES", 0)
-    defaults = {
-        "half": False,
-        "dim": None,
-        "name": "",
-        "chunk_bytes": 1 << 16,
-    }  # full chunks are left for later
+    # Small chunks: only full ones are read after the start.
+    defaults = {"half": False, "dim": None, "name": "", "chunk_bytes": 1 << 16}
     small.with_constant("syncd.index.dataset.DatasetIndex.create.__func__.__kwdefaults__", defaults)
     small.start()
     small.stop()
@@ -163,9 +157,7 @@ def test_vector_files_too_large_for_the_start_are_read_later_and_a_damaged_datas
     assert logged(small, "dataset_damaged") == 1
 
 
-def test_a_target_of_everything_is_met_by_exact_search(
-    small: Daemon, db: psycopg.Connection
-) -> None:
+def test_exact_search_meets_a_recall_target_of_1(small: Daemon, db: psycopg.Connection) -> None:
     put(db, 0, ROWS)
     small.settings["recall"] = 1
     small.start()
@@ -176,7 +168,7 @@ def test_a_target_of_everything_is_met_by_exact_search(
         assert recall(client, wanted=0.6) >= 0.6
 
 
-def test_the_place_of_old_row_versions_is_given_back(small: Daemon, db: psycopg.Connection) -> None:
+def test_the_space_of_old_row_versions_is_given_back(small: Daemon, db: psycopg.Connection) -> None:
     put(db, 0, 1500)
     small.start()
     with small.client() as client:

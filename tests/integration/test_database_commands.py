@@ -1,5 +1,6 @@
-"""Commands that go to the database themselves: init, attach, detach, uninstall, ``serve --once``;
-quickstart and ``--embedded`` bring one along.
+"""Commands that connect to the database: init, attach, detach, uninstall and ``serve --once``.
+
+quickstart and ``--embedded`` start a server of their own.
 """
 
 from __future__ import annotations
@@ -40,13 +41,20 @@ def test_init_attach_detach_and_uninstall(servers: Servers) -> None:
             "INTO items VALUES (1, 'x', 'de', '{1}')",
             "cli",
         )
-        arguments = ["attach", "items", "--key", "a", "--key", "b", "--vector", "v", "--project", "'p'", "--dataset", "lang || '%s{}'", "--live",
-                     "a % 2 = 1", "--metric", "ip", "--column", "lang", "--column", "b", "--dsn", dsn]  # fmt: skip
+        arguments = [
+            *("attach", "items", "--key", "a", "--key", "b", "--vector", "v", "--project", "'p'"),
+            *("--dataset", "lang || '%s{}'", "--live", "a % 2 = 1", "--metric", "ip"),
+            *("--column", "lang", "--column", "b", "--dsn", dsn),
+        ]
         assert printed_json(run(*arguments, "--json")) == {"rows": 1, "live_rows": 1, "datasets": 1}
-        assert server.execute("SELECT key, vector, project, dataset, live, metric, columns FROM "
-                              "syncd.sources WHERE key[1] = 'a'", "cli") == [
+        attached = server.execute(
+            "SELECT key, vector, project, dataset, live, metric, columns "
+            "FROM syncd.sources WHERE key[1] = 'a'",
+            "cli",
+        )
+        assert attached == [
             (["a", "b"], "v", "'p'", "lang || '%s{}'", "a % 2 = 1", "ip", ["lang", "b"])
-        ]  # fmt: skip
+        ]
         table = run("attach", "items", "--live", "false", "--dsn", dsn)
         assert [line.split() for line in table.stdout.splitlines()] == [
             ["rows", "live", "rows", "datasets"],
@@ -80,12 +88,12 @@ def test_init_attach_detach_and_uninstall(servers: Servers) -> None:
         server.drop_database("cli")
 
 
-def test_uninstall_takes_sources_along_that_are_gone_or_strangely_named(
+def test_uninstall_works_with_sources_that_are_gone_or_have_strange_names(
     database: str, db: psycopg.Connection
 ) -> None:
     table = '"S %s"."T {x}"'
     db.execute(
-        f'CREATE SCHEMA "S %s"; CREATE TABLE {table} (id int PRIMARY KEY, embedding real[])'.encode()
+        f'CREATE SCHEMA "S %s";CREATE TABLE {table} (id int PRIMARY KEY, embedding real[])'.encode()
     )
     db.execute("CREATE TABLE gone (id int PRIMARY KEY, embedding real[])")
     db.execute(f"SELECT syncd.attach('{table}'), syncd.attach('gone')".encode())
@@ -106,12 +114,12 @@ def test_init_show_sql_needs_no_database_and_prints_sql_alone() -> None:
     )  # to the letter, percent signs and colons too
 
 
-# With a PostgreSQL of their own
+# With an embedded PostgreSQL
 
 
 @pytest.fixture
 def short_dir() -> Iterator[Path]:
-    """A data directory whose socket's path is not too long."""
+    """A data directory with a short path, for its socket."""
     with tempfile.TemporaryDirectory(prefix="syncd-") as folder:
         yield Path(folder) / "data"
 
@@ -150,7 +158,7 @@ def test_embedded_works_on_every_command_that_takes_a_database(short_dir: Path) 
     assert run("uninstall", "--yes", *there).returncode == 0
 
 
-# With a server that is there, or is not
+# With a server, and without one
 
 
 def test_serve_once_catches_up_saves_a_checkpoint_and_exits(
@@ -179,7 +187,7 @@ def test_serve_once_catches_up_saves_a_checkpoint_and_exits(
     )
 
 
-def test_a_connection_that_is_refused_says_which_and_what_to_do(server: PostgresServer) -> None:
+def test_a_refused_connection_is_named_with_the_next_step(server: PostgresServer) -> None:
     assert_failed(
         run("init", "--dsn", make_conninfo(server.conninfo("nosuch"))),
         1,

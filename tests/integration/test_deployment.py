@@ -1,6 +1,4 @@
-"""What ``docker/`` names is there: metrics, labels, settings, files; and systemd is told how far
-the service is.
-"""
+"""``docker/`` names existing metrics, labels, settings and files; systemd gets the state."""
 
 from __future__ import annotations
 
@@ -51,7 +49,7 @@ def metrics_of(expression: str) -> set[str]:
 
 
 def labels_of(expression: str) -> set[str]:
-    """Labels that an expression selects, groups by, or asks the values of."""
+    """Labels that an expression selects, groups by, or lists the values of."""
     selected = re.findall(r"(\w+)\s*(?:=~|!~|!=|=)\s*\"", expression)
     grouped = [
         name
@@ -62,7 +60,7 @@ def labels_of(expression: str) -> set[str]:
 
 
 @pytest.mark.parametrize("expression", [*alert_expressions(), *dashboard_expressions()])
-def test_an_expression_names_metrics_and_labels_that_there_are(expression: str) -> None:
+def test_an_expression_names_existing_metrics_and_labels(expression: str) -> None:
     metrics = metrics_of(expression)
     assert metrics or expression.startswith("up{")
     assert metrics <= LABELS.keys()
@@ -78,7 +76,7 @@ def test_the_dashboard_shows_every_metric() -> None:
         assert any(one.startswith(name) for one in shown), name
 
 
-def test_an_alert_says_what_to_type_and_it_is_a_command() -> None:
+def test_an_alert_names_an_existing_command() -> None:
     text = (DOCKER / "prometheus/alerts.yml").read_text()
     commands = re.findall(r'command: "(.+?)"\}$', text, re.MULTILINE)
     assert len(commands) == text.count("- alert:") == len(alert_expressions())
@@ -93,7 +91,7 @@ def test_an_alert_says_what_to_type_and_it_is_a_command() -> None:
 @pytest.mark.parametrize(
     "path", [path for path in DOCKER.rglob("*") if path.is_file()], ids=lambda path: path.name
 )
-def test_a_file_names_settings_and_files_that_there_are(path: Path) -> None:
+def test_a_file_names_existing_settings_and_files(path: Path) -> None:
     text = path.read_text()
     for name in re.findall(r"\bSYNCD_([A-Z_]+)", text):
         assert name.lower() in Settings.model_fields, name
@@ -124,7 +122,7 @@ def test_systemd_understands_every_line_of_the_unit(tmp_path: Path) -> None:
 
 @pytest.fixture
 def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
-    """Where a service manager would listen."""
+    """The socket of a service manager."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         path = str(tmp_path / "notify")
         manager.bind(path)
@@ -145,7 +143,7 @@ def test_systemd_is_told_ready_once_datasets_answer_then_that_it_lives_then_that
         daemon = Daemon(database, tmp_path / "data")
         process = daemon.spawn()
         while b"source_delayed" not in daemon.log.read_bytes():
-            assert told.recv(4096) == b"WATCHDOG=1"  # it runs, and is not ready
+            assert told.recv(4096) == b"WATCHDOG=1"  # the service runs, and is not ready
         db.rollback()
         assert daemon.wait_for_line(process).startswith(b"ready ")
         heard = b"WATCHDOG=1"

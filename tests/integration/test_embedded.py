@@ -1,4 +1,4 @@
-"""What the embedded PostgreSQL promises."""
+"""Promises of the embedded PostgreSQL."""
 
 from __future__ import annotations
 
@@ -43,9 +43,7 @@ print(json.dumps({"started": server.started, "conninfo": conninfo}))
 
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Iterator[Path]:
-    """A data directory (as root it lies below pytest's folders of mode 0700); its server is stopped
-    at the end.
-    """
+    """A data directory, below pytest's folders of mode 0700; its server is stopped at the end."""
     directory = tmp_path / "data"
     yield directory
     EmbeddedPostgres(directory).stop()
@@ -106,7 +104,7 @@ def test_stop_ends_every_process_and_the_data_is_there_at_the_next_start(data_di
     assert "automatic recovery" not in server.log.read_text()
 
 
-def test_what_was_committed_survives_kill_9(data_dir: Path) -> None:
+def test_commits_survive_kill_9(data_dir: Path) -> None:
     server = EmbeddedPostgres(data_dir)
     fetch(server.start(), "CREATE TABLE kept AS SELECT 7 AS n")
     cluster_of(data_dir).kill()
@@ -121,7 +119,7 @@ def test_a_killed_server_that_stays_a_zombie_does_not_hinder_the_next(data_dir: 
     parent.start()
     pid = cluster_of(data_dir).pid
     assert pid is not None
-    cluster_of(data_dir).kill()  # the parent has not asked, so nobody has reaped it
+    cluster_of(data_dir).kill()  # the parent has not waited for it, so it stays a zombie
     assert (Path("/proc") / str(pid) / "stat").read_text().split(") ")[1].startswith("Z")
     other = EmbeddedPostgres(data_dir)
     other.start()
@@ -137,12 +135,10 @@ def test_locks_left_by_a_reboot_do_not_hinder_the_start(data_dir: Path) -> None:
     )
     left = pid_file.read_text().split("\n", 1)[1]
     server.stop()
-    owner = (
-        pid_file.parent.stat().st_uid
-    )  # PostgreSQL takes only processes of its own user for a lock's holder
-    with subprocess.Popen(
-        ["sleep", "600"], user=owner
-    ) as stranger:  # to which the server's process id was given
+    # PostgreSQL takes only a process of its own user for the holder of a lock.
+    owner = pid_file.parent.stat().st_uid
+    # Another program that has got the server's process id:
+    with subprocess.Popen(["sleep", "600"], user=owner) as stranger:
         try:
             pid_file.write_text(f"{stranger.pid}\n{left}")
             socket_lock.write_text(f"{stranger.pid}\n{left}")
@@ -150,7 +146,7 @@ def test_locks_left_by_a_reboot_do_not_hinder_the_start(data_dir: Path) -> None:
             server.start()
             assert server.started
             server.stop()
-            pid_file.write_text("")  # the power cut came before the file's content
+            pid_file.write_text("")  # a power cut lost the content of the file
             socket_lock.write_text("")
             server.start()
             assert server.started
@@ -167,9 +163,8 @@ def test_a_backend_that_outlives_its_killed_server_is_ended_by_the_next_start(
     with contextlib.closing(psycopg.connect(conninfo)) as connection:
         connection.pgconn.send_query(b"DO $$ BEGIN RAISE NOTICE 'busy'; LOOP END LOOP; END $$")
         connection.pgconn.flush()
-        assert select.select([connection.pgconn.socket], [], [], 30)[
-            0
-        ]  # the notice: it is in its loop
+        # With the notice the backend is in its loop.
+        assert select.select([connection.pgconn.socket], [], [], 30)[0]
         backend = connection.info.backend_pid
         pid = cluster_of(data_dir).pid
         assert pid is not None
@@ -192,9 +187,8 @@ def test_the_server_outlives_its_starter_and_holds_none_of_its_descriptors(data_
     reader, writer = os.pipe()
     starter = start_elsewhere(data_dir, pass_fds=[writer])
     os.close(writer)
-    started = answer(
-        starter
-    )  # it returns at the end of the starter's output: the server does not hold it
+    # This returns at the end of the starter's output: the server does not hold it open.
+    started = answer(starter)
     with os.fdopen(reader, "rb") as pipe:
         assert pipe.read() == b""
     assert starter.stderr is not None
@@ -232,7 +226,7 @@ def test_the_last_of_several_users_stops_the_server_that_one_of_them_started(
         second.stop()
         with first:
             second.start()
-        assert second.running  # the starter is done, another still uses it
+        assert second.running  # the starter has left, another user remains
     assert not second.running
 
 
@@ -269,9 +263,8 @@ def test_below_a_directory_of_root_the_server_runs_as_another_user_and_no_permis
         )
         backend = fetch(server.conninfo, "SELECT pg_backend_pid()")
         with psycopg.connect(server.conninfo) as connection:
-            os.kill(
-                connection.info.backend_pid, signal.SIGKILL
-            )  # the server restarts all its processes
+            # The server restarts all its processes then.
+            os.kill(connection.info.backend_pid, signal.SIGKILL)
             with pytest.raises(psycopg.OperationalError):
                 connection.execute("SELECT 1")
         assert cluster_of(closed / "data").wait_ready()
@@ -283,7 +276,7 @@ def test_below_a_directory_of_root_the_server_runs_as_another_user_and_no_permis
 
 
 @needs_proc
-def test_a_server_that_does_not_answer_is_named_also_where_its_log_was_removed(
+def test_a_server_that_does_not_answer_is_named_also_if_its_log_was_removed(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with EmbeddedPostgres(data_dir) as server:
@@ -301,7 +294,7 @@ def test_a_server_that_does_not_answer_is_named_also_where_its_log_was_removed(
 
 @pytest.fixture
 def unreachable_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The wheel's programs as in a virtual environment below root's home."""
+    """The wheel's programs, as in a virtual environment below root's home."""
     package = programs.binaries().parent.parent
     target = tmp_path / "venv" / package.name
     shutil.copytree(
@@ -383,7 +376,7 @@ def test_a_failed_start_shows_the_end_of_the_log_and_leaves_no_process(data_dir:
     assert not server.running
 
 
-def test_a_folder_that_is_no_cluster_is_left_alone(data_dir: Path) -> None:
+def test_a_folder_that_is_not_a_cluster_is_left_alone(data_dir: Path) -> None:
     (data_dir / "postgres").mkdir(parents=True)
     (data_dir / "postgres" / "photos").touch()
     with pytest.raises(EmbeddedUnavailable, match="not a PostgreSQL cluster"):
@@ -405,7 +398,7 @@ def test_an_interrupted_initdb_leaves_nothing_in_the_way(data_dir: Path) -> None
     assert not (data_dir / "postgres.new").exists()
 
 
-def test_a_data_directory_that_cannot_be_made_is_an_error_with_a_way_out(tmp_path: Path) -> None:
+def test_a_data_directory_that_cannot_be_made_is_an_error_with_a_hint(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataDirectoryError, match="cannot write") as caught:
         EmbeddedPostgres(tmp_path / "file").start()

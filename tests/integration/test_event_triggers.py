@@ -1,6 +1,4 @@
-"""Event triggers that forbid DDL: what syncd could not do names the event trigger and the way round
-it.
-"""
+"""Event triggers that forbid DDL: the error names one and the command that disables it."""
 
 from __future__ import annotations
 
@@ -15,7 +13,8 @@ from tests.integration.sources import attach, refused
 from tests.servers import PostgresServer
 
 FORBID = """
-CREATE FUNCTION no_ddl() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no DDL in working hours'; END $$;
+CREATE FUNCTION no_ddl() RETURNS event_trigger LANGUAGE plpgsql
+    AS $$ BEGIN RAISE EXCEPTION 'no DDL in working hours'; END $$;
 CREATE EVENT TRIGGER "Guard" ON {event} {tags} EXECUTE FUNCTION no_ddl();
 """
 SAID = 'event trigger "Guard" does not allow the DDL of syncd: no DDL in working hours'
@@ -28,7 +27,7 @@ def forbid(db: psycopg.Connection, event: str = "ddl_command_start", tags: str =
 
 @pytest.fixture
 def items(any_db: psycopg.Connection) -> psycopg.Connection:
-    """A table that may be attached."""
+    """A table, not attached."""
     any_db.execute("CREATE TABLE items (id int PRIMARY KEY, embedding real[])")
     return any_db
 
@@ -51,7 +50,7 @@ def items(any_db: psycopg.Connection) -> psycopg.Connection:
         ),
     ],
 )
-def test_attach_names_the_event_trigger_that_forbids_what_it_does(
+def test_attach_names_the_event_trigger_that_forbids_its_ddl(
     items: psycopg.Connection, event: str, tags: str
 ) -> None:
     forbid(items, event, tags)
@@ -67,9 +66,10 @@ CHANGES: tuple[LiteralString, ...] = ("SELECT syncd.mend('items')", "SELECT sync
 @pytest.mark.parametrize("change", CHANGES)
 def test_detach_and_mend_name_it_too(items: psycopg.Connection, change: LiteralString) -> None:
     attach(items, "items")
-    items.execute("DO $$ BEGIN EXECUTE (SELECT format('DROP TRIGGER %I ON items', tgname) FROM "
-                  "pg_trigger WHERE tgname LIKE 'syncd%insert'"
-                  " AND tgrelid = 'items'::regclass); END $$")  # fmt: skip
+    items.execute(
+        "DO $$ BEGIN EXECUTE (SELECT format('DROP TRIGGER %I ON items', tgname) FROM pg_trigger "
+        "WHERE tgname LIKE 'syncd%insert' AND tgrelid = 'items'::regclass); END $$"
+    )
     forbid(items)
     with refused(items, SAID, HINT):
         items.execute(change)

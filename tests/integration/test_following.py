@@ -1,4 +1,4 @@
-"""The main job: what is written to a table is found by a search, whatever happens in between."""
+"""The main job: a search finds the committed rows of a table, also after restarts."""
 
 from __future__ import annotations
 
@@ -55,12 +55,11 @@ def test_rows_committed_while_syncd_is_down_are_found_after_a_restart(
     with daemon.client() as client:
         assert sorted(client.keys("items")) == [*range(1, 1000, 2)]
     assert "there is no checkpoint" in daemon.log.read_text()
-    assert (
-        daemon.log.read_text().count("source_to_be_read") == 2
-    )  # at the first start: embeddings, and items
+    # At the first start two sources are read: embeddings and items.
+    assert daemon.log.read_text().count("source_to_be_read") == 2
 
 
-def test_the_first_row_of_a_new_dataset_is_found_by_whoever_waits_for_it(
+def test_the_first_row_of_a_new_dataset_is_found_by_a_reader_that_waits_for_it(
     db: psycopg.Connection, daemon: Daemon
 ) -> None:
     db.execute("CREATE TABLE items (id int PRIMARY KEY, part text, v real[])")
@@ -95,9 +94,7 @@ def test_a_search_waits_for_a_table_that_was_attached_a_moment_ago(
 def test_a_search_waits_for_a_table_that_takes_the_place_of_a_dropped_one(
     db: psycopg.Connection, daemon: Daemon
 ) -> None:
-    """The dataset is the dropped table's when the request arrives, and the new one's when it is
-    answered.
-    """
+    """The dataset belongs to the dropped table first, and to the new table in the answer."""
     db.execute("CREATE TABLE items (id int PRIMARY KEY, v real[])")
     db.execute("SELECT syncd.attach('items', metric => 'l2')")
     daemon.start()

@@ -1,6 +1,4 @@
-"""Clients that send noise, hold connections, or ask for too much: each gets its answer, and nobody
-else notices.
-"""
+"""Clients that send noise, hold connections or ask for too much: no other client notices them."""
 
 from __future__ import annotations
 
@@ -29,17 +27,19 @@ ROWS = 3000
 SECONDS = 60
 REQUESTS = [
     b'{"jsonrpc":"2.0","id":1,"method":"search","params":{"dataset":"t","key":7,"k":3}}',
-    b'{"jsonrpc":"2.0","id":2,"method":"search","params":{"dataset":"t","vectors":[[1,2],[3,4]],"timeout_ms":50,"consistency":"strong"}}',
-    b'{"jsonrpc":"2.0","id":3,"method":"get","params":{"dataset":"t","keys":[1,2,"3"],"vectors":true}}',
+    b'{"jsonrpc":"2.0","id":2,"method":"search","params":'
+    b'{"dataset":"t","vectors":[[1,2],[3,4]],"timeout_ms":50,"consistency":"strong"}}',
+    b'{"jsonrpc":"2.0","id":3,"method":"get","params":'
+    b'{"dataset":"t","keys":[1,2,"3"],"vectors":true}}',
     b'{"jsonrpc":"2.0","id":4,"method":"keys","params":{"dataset":"t","after_key":null,"limit":5}}',
     b'{"jsonrpc":"2.0","id":5,"method":"wait","params":{"after":"1","timeout_ms":10}}',
     b'{"jsonrpc":"2.0","id":6,"method":"status"}',
     b'{"jsonrpc":"2.0","id":7,"method":"why","params":{"dataset":"t"}}',
 ]
 PIECES = [
-    b"\0", b"\xff\xfe", b"null", b"[" * 2000, b"1e999", b"-0", b"99999999999999999999", b'"\\ud800"', b"{}", b'"id":', b"\r",
-    b"\xe2\x80\xa8", b"NaN",
-]  # fmt: skip
+    *(b"\0", b"\xff\xfe", b"null", b"[" * 2000, b"1e999", b"-0", b"99999999999999999999"),
+    *(b'"\\ud800"', b"{}", b'"id":', b"\r", b"\xe2\x80\xa8", b"NaN"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -70,14 +70,14 @@ def raw(daemon: Daemon) -> Iterator[socket.socket]:
 
 
 def answers(unix: socket.socket) -> Iterator[dict[str, Any]]:
-    """What comes until the end."""
+    """Answers until the end of the connection."""
     with unix.makefile("rb") as lines:
         for line in lines:
             yield json.loads(line)
 
 
 def mutated(rng: random.Random) -> bytes:
-    """A request with a few bytes changed, pieces put in or cut out; one line."""
+    """A request, in one line, with changed bytes and with pieces that were inserted or cut out."""
     line = bytearray(rng.choice(REQUESTS))
     for _ in range(rng.randint(0, 4)):
         place = rng.randrange(len(line) + 1)
@@ -93,7 +93,7 @@ def mutated(rng: random.Random) -> bytes:
     return bytes(line).replace(b"\n", b" ")
 
 
-def test_each_of_many_fuzzed_lines_is_answered_at_most_once_and_disturbs_nobody(
+def test_each_of_many_fuzzed_lines_is_answered_at_most_once_and_disturbs_no_other_client(
     service: Daemon,
 ) -> None:
     rng = random.Random(SEED)
@@ -151,7 +151,7 @@ def test_a_thousand_connections_with_half_requests_cost_others_nothing_and_are_a
                 pass
 
 
-def test_what_is_too_much_for_one_request_is_refused_with_the_limit(service: Daemon) -> None:
+def test_too_large_a_request_is_refused_with_the_limit(service: Daemon) -> None:
     with service.client() as client:
         with pytest.raises(InvalidParams):
             client.search("t", key=1, k=MAX_RESULTS + 1)

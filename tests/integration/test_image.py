@@ -1,5 +1,6 @@
-"""The image of docker/Dockerfile without an engine: its steps in a clean root, its programs as
-process 1 of namespaces of their own.
+"""The image of docker/Dockerfile without an engine.
+
+Its steps run in a clean root, its programs as process 1 of their own namespaces.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ READYZ = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:9464/rea
 
 @pytest.fixture
 def roots() -> Iterator[Path]:
-    """Where whole systems go; pytest would keep them."""
+    """Folder for root file systems; pytest would keep them."""
     with TemporaryDirectory() as name:
         yield Path(name)
 
@@ -44,9 +45,8 @@ def test_the_images_steps_make_a_syncd_that_serves_is_healthy_and_saves_at_sigte
     debian(roots / "base")
     image = build((CHECKOUT / "docker/Dockerfile").read_text(), CHECKOUT, roots / "base", roots)
     volume = tmp_path / "volume"
-    subprocess.run(
-        ["cp", "-a", image.inside(image.volume), volume], check=True
-    )  # what an engine does with a new one
+    # An engine fills a new volume in this way.
+    subprocess.run(["cp", "-a", image.inside(image.volume), volume], check=True)
     database = conninfo_to_dict(server.create_database("of_the_image"))
     environment = {
         "PGHOST": "/run/postgresql",

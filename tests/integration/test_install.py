@@ -1,4 +1,4 @@
-"""What is built from the checkout works where there is no checkout."""
+"""The wheel that is built from the checkout works without the checkout."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ BUILD_SECONDS = 300
 
 
 def checked(command: Sequence[str | Path], cwd: Path) -> str:
-    """Run a program without the tester's own settings; its stdout. A build that finds a folder
-    which is not listed as a package fails.
+    """Run a program without the tester's own settings; returns its stdout.
+
+    A build that finds a folder which is not listed as a package fails.
     """
     kept = {
         name: value

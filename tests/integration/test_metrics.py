@@ -297,7 +297,7 @@ MOVES: list[tuple[str, Mapping[str, str], Act]] = [
 
 @pytest.mark.parametrize(
     ("name", "labels", "act"), MOVES, ids=[f"{name}-{act.__name__}" for name, _, act in MOVES]
-)  # fmt: skip
+)
 def test_a_metric_moves(followed: Followed, name: str, labels: Mapping[str, str], act: Act) -> None:
     series = (f"{name}_count" if name in HISTOGRAMS else name, frozenset(labels.items()))
     assert labels.keys() == LABELS[name]

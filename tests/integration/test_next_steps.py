@@ -221,7 +221,8 @@ def test_no_error_is_without_a_next_step(kind: type[SyncdError]) -> None:
     assert error.hint
 
 
-def test_a_search_for_nothing_says_what_to_pass(items: psycopg.Connection, daemon: Daemon) -> None:  # noqa: ARG001
+@pytest.mark.usefixtures("items")
+def test_a_search_for_nothing_names_the_arguments(daemon: Daemon) -> None:
     with daemon.client() as client, pytest.raises(RequestError, match="exactly one") as caught:
         client.search("it's/de")
     assert '"vector": [' in caught.value.hint

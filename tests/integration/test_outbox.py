@@ -1,4 +1,4 @@
-"""Reading the outbox: each change once, at a cost that follows the change."""
+"""Reading the outbox: each change once, at a cost in proportion to the changes."""
 
 from __future__ import annotations
 
@@ -119,12 +119,12 @@ def test_a_page_reads_what_changed_and_not_the_outbox(
 
 
 def pages_of(plan: dict[str, object]) -> int:
-    """The pages that a query looked at."""
+    """Pages that a query read."""
     return sum(int(str(plan[name])) for name in ("Shared Hit Blocks", "Shared Read Blocks"))
 
 
 def scans(plan: dict[str, object]) -> list[dict[str, object]]:
-    """The nodes that read a table."""
+    """Nodes of a plan that read a table."""
     below = plan.get("Plans", [])
     assert isinstance(below, list)
     mine = [plan] if "Relation Name" in plan else []
@@ -141,7 +141,7 @@ def like_a_pass(db: psycopg.Connection) -> None:
 def test_a_page_of_one_large_transaction_is_read_by_its_index_in_every_slot(
     db: psycopg.Connection, analyzed: bool
 ) -> None:
-    """Also without statistics, as right after a large transaction, or after a slot was freed."""
+    """Also without statistics, as after a large transaction or after a slot was freed."""
     for slot in range(3):
         db.execute(
             "INSERT INTO syncd.outbox (slot, source, op, key) SELECT %s, 7, 'k', i FROM "

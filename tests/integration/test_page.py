@@ -50,7 +50,7 @@ def service(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 def when(condition: str) -> str:
-    """A script that ends once the page has changed so that this holds."""
+    """A script that ends once the page has changed so that a condition holds."""
     return (
         f"new Promise(so => {{ const look = () => {condition} && so(true); look();"
         " new MutationObserver(look).observe(document.body, {subtree: true, childList: true, "

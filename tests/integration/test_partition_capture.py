@@ -1,6 +1,4 @@
-"""What a write to a partitioned table leaves in the outbox, that it never fails, and the triggers
-that see to it.
-"""
+"""A write to a partitioned table notes its keys and never fails; the triggers for it."""
 
 from __future__ import annotations
 
@@ -18,16 +16,14 @@ from tests.servers import PostgresServer
 
 @pytest.fixture
 def parted(scratch: psycopg.Connection) -> psycopg.Connection:
-    """A partitioned table with rows in each leaf, attached, and an empty outbox; rolled back in the
-    end.
-    """
+    """An attached partitioned table with rows in each leaf, and an empty outbox; rolled back."""
     scratch.execute(PARTED)
     assert attach(scratch, "parted") == (4, 4, 1)
     scratch.execute("TRUNCATE syncd.outbox")
     return scratch
 
 
-# What is noted
+# Noted keys
 
 
 @pytest.mark.parametrize(
@@ -39,7 +35,8 @@ def parted(scratch: psycopg.Connection) -> psycopg.Connection:
         ("INSERT INTO deepest VALUES (103)", keys(103)),
         ("INSERT INTO high (id) VALUES (13)", keys(13)),
         ("INSERT INTO parted VALUES (1), (3) ON CONFLICT DO NOTHING", keys(3)),
-        ("INSERT INTO parted VALUES (1), (3) ON CONFLICT (id) DO UPDATE SET lang = 'de'", keys(1, 3)),
+        ("INSERT INTO parted VALUES (1), (3) ON CONFLICT (id) DO UPDATE SET lang = 'de'",
+         keys(1, 3)),
         ("INSERT INTO low VALUES (1), (3) ON CONFLICT (id) DO UPDATE SET lang = 'de'", keys(1, 3)),
         ("UPDATE parted SET lang = 'de'", keys(1, 101, 11, 2)),
         ("UPDATE deep SET lang = 'de'", keys(101)),
@@ -82,9 +79,8 @@ def test_partitions_made_or_attached_later_are_captured_at_once(parted: psycopg.
     parted.execute("CREATE TABLE later PARTITION OF parted FOR VALUES FROM (20) TO (30)")
     parted.execute("CREATE TABLE came (LIKE parted INCLUDING ALL); INSERT INTO came VALUES (31)")
     parted.execute("ALTER TABLE parted ATTACH PARTITION came FOR VALUES FROM (30) TO (40)")
-    parted.execute(
-        "SET session_replication_role = replica"
-    )  # the copies of the trigger are ALWAYS too
+    # The copies of the trigger are ALWAYS too.
+    parted.execute("SET session_replication_role = replica")
     parted.execute(
         "INSERT INTO later VALUES (21); UPDATE came SET lang = 'de'; INSERT INTO parted VALUES (32)"
     )
@@ -98,7 +94,7 @@ def test_every_partition_is_captured_under_the_replica_role(parted: psycopg.Conn
     assert outbox(parted) == [*keys(102, 12, 3), ("r", None)]
 
 
-def test_what_is_rolled_back_is_not_noted_and_wakes_nobody(
+def test_a_write_that_is_rolled_back_is_not_noted_and_wakes_no_service(
     any_db: psycopg.Connection, any_database: str
 ) -> None:
     any_db.execute(PARTED)
@@ -113,9 +109,8 @@ def test_what_is_rolled_back_is_not_noted_and_wakes_nobody(
         with any_db.transaction():
             with any_db.transaction(force_rollback=True):
                 any_db.execute("INSERT INTO low VALUES (3)")
-            any_db.execute(
-                "INSERT INTO parted SELECT generate_series(4, 9)"
-            )  # asks for the guard again, and notifies
+            # Asks for the guard again, and notifies:
+            any_db.execute("INSERT INTO parted SELECT generate_series(4, 9)")
             any_db.execute("TRUNCATE low")
         assert outbox(any_db) == [*keys(4, 5, 6, 7, 8, 9), ("r", None)]
         assert heard() == 1
@@ -194,9 +189,8 @@ def test_an_outbox_that_cannot_be_written_fails_no_write_to_a_partition(
         execute(parted, write)
     assert warnings
     assert all(text.startswith("syncd could not note a change of ") for text in warnings)
-    assert (
-        len([text for text in warnings if "change of parted" not in text]) == 1
-    )  # once a transaction, not once a row
+    # Once per transaction, not once per row:
+    assert len([text for text in warnings if "change of parted" not in text]) == 1
 
 
 def test_an_outbox_dropped_between_two_transactions_of_a_session_fails_no_write(
@@ -214,8 +208,9 @@ def test_an_outbox_dropped_between_two_transactions_of_a_session_fails_no_write(
 def test_a_write_to_a_partition_does_not_wait_for_a_lock_on_the_attachments(
     any_db: psycopg.Connection, any_database: str, source: str
 ) -> None:
-    """A source that has become a partition itself asks whose a leaf is: while nobody can tell, the
-    answer is yes.
+    """A source that has become a partition looks up the owner of a leaf.
+
+    While the attachments are locked, the leaf counts as its own.
     """
     any_db.execute(PARTED)
     any_db.execute("ALTER TABLE parted DETACH PARTITION deep")
@@ -276,11 +271,14 @@ def test_after_attach_nothing_is_missing_and_mending_changes_nothing(
 @pytest.mark.parametrize(
     ("harm", "found"),
     [
-        ("DROP TRIGGER {row} ON parted", [(table, "row", "missing") for table in ("deep", "deepest", "high", "low", "parted")]),
+        ("DROP TRIGGER {row} ON parted",
+         [(table, "row", "missing") for table in ("deep", "deepest", "high", "low", "parted")]),
         ("DROP TRIGGER {truncate} ON parted", [("parted", "truncate", "missing")]),
-        ("ALTER TABLE low DISABLE TRIGGER ALL", [("low", "leaf", "disabled"), ("low", "row", "disabled")]),
+        ("ALTER TABLE low DISABLE TRIGGER ALL",
+         [("low", "leaf", "disabled"), ("low", "row", "disabled")]),
         ("ALTER TABLE ONLY deepest ENABLE TRIGGER {row}", [("deepest", "row", "not always")]),
-        ("ALTER TABLE parted ENABLE REPLICA TRIGGER {truncate}", [("parted", "truncate", "not always")]),
+        ("ALTER TABLE parted ENABLE REPLICA TRIGGER {truncate}",
+         [("parted", "truncate", "not always")]),
         ("ALTER TABLE ONLY parted DISABLE TRIGGER {row}", [("parted", "row", "disabled")]),
         ("CREATE OR REPLACE TRIGGER {row} AFTER INSERT ON parted FOR EACH ROW EXECUTE FUNCTION "
          "syncd.{function}();"
@@ -292,7 +290,7 @@ def test_after_attach_nothing_is_missing_and_mending_changes_nothing(
          [(table, "row", "altered") for table in ("deep", "deepest", "high", "low", "parted")]),
     ],
 )  # fmt: skip
-def test_a_trigger_that_is_not_what_it_should_be_is_named_and_mended(
+def test_a_wrong_trigger_is_named_and_repaired(
     parted: psycopg.Connection, harm: str, found: list[tuple[str, str, str]]
 ) -> None:
     number = source_id(parted)
@@ -309,7 +307,7 @@ def test_a_trigger_that_is_not_what_it_should_be_is_named_and_mended(
     assert outbox(parted) == [*keys(102, 12, 3), ("r", None)]
 
 
-def test_a_new_partition_lacks_only_its_truncation_and_mending_it_has_nothing_read_again(
+def test_a_new_partition_lacks_only_its_truncation_and_its_repair_reads_nothing_again(
     parted: psycopg.Connection,
 ) -> None:
     parted.execute("CREATE TABLE later PARTITION OF deep FOR VALUES FROM (150) TO (160)")
@@ -357,7 +355,7 @@ def test_detach_takes_every_trigger_along_those_of_former_partitions_too(
     assert outbox(parted) == []
 
 
-def test_mending_what_is_not_attached_says_so(scratch: psycopg.Connection) -> None:
+def test_mending_a_table_that_is_not_attached_says_so(scratch: psycopg.Connection) -> None:
     scratch.execute("CREATE TABLE items (id int PRIMARY KEY, embedding real[])")
     with refused(scratch, "not attached", "syncd.attach("):
         mend(scratch, "items")

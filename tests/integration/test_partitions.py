@@ -1,6 +1,4 @@
-"""Partitioned tables as sources: which can be attached, what is locked where they are read, and
-that a service follows them.
-"""
+"""Partitioned tables as sources: attaching them, the locks of a pass, and following them."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ def test_a_partition_is_refused_with_its_root(scratch: psycopg.Connection) -> No
             attach(scratch, table)
 
 
-def test_a_partition_whose_rows_syncd_cannot_keep_up_with_is_refused(
+def test_a_partition_that_cannot_be_followed_is_refused(
     scratch: psycopg.Connection,
 ) -> None:
     scratch.execute(PARTED)
@@ -55,7 +53,7 @@ def test_more_partitions_than_the_server_has_locks_for_are_refused_before_any_is
         "CREATE TABLE many (id int PRIMARY KEY, embedding real[]) PARTITION BY RANGE (id)"
     )
     scratch.execute("CREATE TABLE many_0 PARTITION OF many FOR VALUES FROM (0) TO (1)")
-    # a catalogue of more than the server has room for, without making them
+    # A catalogue with more partitions than the server has locks for, without making them.
     scratch.execute(
         "CREATE OR REPLACE FUNCTION syncd.tables_of(source regclass, OUT relation regclass, OUT "
         'is_root boolean, OUT kind "char")'
@@ -127,7 +125,7 @@ def test_a_pass_locks_the_partitions_and_past_a_bound_only_those_with_changed_ke
                 ).fetchall()
             )
 
-        for _ in range(12):  # a prepared statement may take a plan for any keys by now
+        for _ in range(12):  # a prepared statement may use a generic plan now
             assert read(asked) == len(asked)
         for bound, expected, then in (
             (100, everything_of_it, everything_of_it),

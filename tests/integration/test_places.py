@@ -1,6 +1,4 @@
-"""Tables that change places: ``check`` and ``why`` say what a source has become, and the command
-that they name puts it right.
-"""
+"""Tables that change places: ``check`` and ``why`` describe the source and name the fix."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ from tests.integration.test_why import explain
 
 @pytest.fixture
 def chunks(db: psycopg.Connection) -> psycopg.Connection:
-    """Table ``chunks`` with some rows, attached."""
+    """Attached table ``chunks`` with some rows."""
     db.execute("CREATE TABLE chunks (id int PRIMARY KEY, v vector(3), lang text)")
     db.execute(
         "INSERT INTO chunks SELECT i, ARRAY[i, 1, 1]::real[]::vector, 'en' FROM generate_series(1, "
@@ -33,7 +31,7 @@ def chunks(db: psycopg.Connection) -> psycopg.Connection:
 
 
 def obey(db: psycopg.Connection, finding: Finding) -> None:
-    """Type what a finding says."""
+    """Run the commands of a finding."""
     for command in finding.fix.split(" && "):
         words = shlex.split(command)
         assert words[0] == "syncd", finding.fix
@@ -42,7 +40,7 @@ def obey(db: psycopg.Connection, finding: Finding) -> None:
 
 
 def moved(db: psycopg.Connection, tmp_path: Path) -> list[Finding]:
-    """What ``check`` says of tables themselves."""
+    """Findings of ``check`` about tables themselves."""
     return [finding for finding in examine(db, tmp_path) if finding.what.startswith("table")]
 
 
@@ -50,7 +48,7 @@ def causes(daemon: Daemon, dataset: str = "chunks") -> Sequence[Finding]:
     return explain(daemon, dataset).causes
 
 
-def test_a_table_that_became_a_partition_is_told_and_its_parent_attached(
+def test_a_table_that_became_a_partition_is_reported_and_its_parent_attached(
     chunks: psycopg.Connection, daemon: Daemon, tmp_path: Path
 ) -> None:
     with serving(chunks, daemon) as followed:
@@ -81,7 +79,7 @@ def swapped(db: psycopg.Connection) -> None:
 
 
 @pytest.mark.parametrize("both", [False, True])
-def test_two_tables_that_swapped_names_are_told_and_each_dataset_is_its_tables_again(
+def test_two_tables_that_swapped_names_are_reported_and_each_dataset_is_its_tables_again(
     chunks: psycopg.Connection, daemon: Daemon, tmp_path: Path, both: bool
 ) -> None:
     chunks.execute("CREATE TABLE chunks_blue (LIKE chunks INCLUDING ALL)")
@@ -117,7 +115,7 @@ def test_a_renamed_table_and_one_of_another_kind_under_its_old_name_are_no_warni
     assert_only(examine(chunks, tmp_path))
 
 
-def test_triggers_that_came_with_a_dump_are_told_and_dropped(
+def test_triggers_that_came_with_a_dump_are_reported_and_dropped(
     chunks: psycopg.Connection, tmp_path: Path
 ) -> None:
     chunks.execute("CREATE TABLE copy (LIKE chunks INCLUDING ALL)")
@@ -204,7 +202,8 @@ def test_tables_exchanged_by_their_schemas_are_told_and_the_dataset_is_the_named
 ) -> None:
     for schema, first in (("live", 1), ("staging", 101)):
         db.execute(
-            f"CREATE SCHEMA {schema}; CREATE TABLE {schema}.m (id int PRIMARY KEY, v vector(3))".encode()
+            f"CREATE SCHEMA {schema};"
+            f"CREATE TABLE {schema}.m (id int PRIMARY KEY, v vector(3))".encode()
         )
         db.execute(
             f"INSERT INTO {schema}.m SELECT i, ARRAY[i, 1, 1]::real[] FROM "

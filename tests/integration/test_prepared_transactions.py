@@ -1,5 +1,6 @@
-"""PREPARE TRANSACTION works with attached tables: nobody is notified, and changes arrive once they
-are committed.
+"""PREPARE TRANSACTION works with attached tables: changes arrive once they are committed.
+
+No notification is sent.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def two_phase_database(two_phase: PostgresServer) -> Iterator[str]:
     two_phase.drop_database("app")
 
 
-def test_where_transactions_can_be_prepared_nobody_is_notified_and_preparing_works(
+def test_if_transactions_can_be_prepared_no_writer_notifies_and_preparing_works(
     two_phase_database: str,
 ) -> None:
     with (
@@ -45,7 +46,7 @@ def test_where_transactions_can_be_prepared_nobody_is_notified_and_preparing_wor
             db.execute("PREPARE TRANSACTION 'two'")
 
 
-def test_a_service_follows_without_notifications_where_transactions_can_be_prepared(
+def test_a_service_follows_without_notifications_if_transactions_can_be_prepared(
     two_phase_database: str, tmp_path: Path
 ) -> None:
     with psycopg.connect(two_phase_database, autocommit=True) as db:
@@ -87,9 +88,11 @@ def test_prepared_writes_to_a_partitioned_table_arrive_once_they_are_committed(
         try:
             daemon.start()
             with daemon.client() as client:
-                db.execute("BEGIN; INSERT INTO a VALUES ('a', 4, '{4}'); UPDATE parted SET part = "
-                           "'c', id = 5 WHERE id = 1; TRUNCATE b;"
-                           " PREPARE TRANSACTION 'one'")  # fmt: skip
+                db.execute(
+                    "BEGIN; INSERT INTO a VALUES ('a', 4, '{4}');"
+                    "UPDATE parted SET part = 'c', id = 5 WHERE id = 1; TRUNCATE b;"
+                    "PREPARE TRANSACTION 'one'"
+                )
                 assert len(list(client.keys("parted"))) == 3
                 db.execute("COMMIT PREPARED 'one'")
                 assert [hit.key for hit in client.search("parted", [0], consistency="strong")] == [
@@ -109,7 +112,7 @@ def test_prepared_writes_to_a_partitioned_table_arrive_once_they_are_committed(
 def test_a_doubted_writer_is_found_while_a_prepared_one_stays_open(
     two_phase_database: str, tmp_path: Path
 ) -> None:
-    """Neither could write to the outbox, which another session had locked."""
+    """Another session has locked the outbox, so neither could write to it."""
     daemon = Daemon(two_phase_database, tmp_path / "data", verify_seconds=0)
     with psycopg.connect(two_phase_database, autocommit=True) as db:
         db.execute("CREATE TABLE items (id int PRIMARY KEY, embedding real[])")
@@ -119,7 +122,7 @@ def test_a_doubted_writer_is_found_while_a_prepared_one_stays_open(
         def found(client: Client) -> list[object]:
             return [
                 hit.key
-                for hit in client.search("items", [0], consistency="strong", timeout_ms=30_000)
+                for hit in client.search("items", [0], consistency="strong", timeout_ms=60_000)
             ]
 
         try:

@@ -1,5 +1,6 @@
-"""Real vectors, loaded through SQL by COPY: exact searches find the neighbours of brute force,
-others the share of them that was asked for.
+"""Real vectors, loaded by COPY: exact searches find the neighbours of brute force.
+
+Other searches find the share of them that they ask for.
 """
 
 from __future__ import annotations
@@ -39,9 +40,8 @@ def test_the_exact_top_ten_is_that_of_the_ground_truth(
     assert len(found) == queries
     for hits, keys, exact in zip(found, neighbors, distances, strict=True):
         np.testing.assert_allclose([hit.distance for hit in hits], exact, rtol=1e-5)
-        beyond_ties = exact[-1] * (
-            1 - 1e-5
-        )  # rows as far away as the tenth may be chosen either way
+        # Any of the rows as far away as the tenth may be in the answer.
+        beyond_ties = exact[-1] * (1 - 1e-5)
         nearer = {
             int(key) for key, distance in zip(keys, exact, strict=True) if distance < beyond_ties
         }
@@ -49,7 +49,7 @@ def test_the_exact_top_ten_is_that_of_the_ground_truth(
 
 
 @pytest.mark.long
-def test_codes_find_of_other_vectors_what_they_say_they_do(
+def test_codes_reach_the_target_recall_with_other_vectors(
     db: psycopg.Connection, daemon: Daemon
 ) -> None:
     base, wanted, _, distances = load("mnist-784-l2", 2000)
@@ -73,7 +73,7 @@ def test_codes_find_of_other_vectors_what_they_say_they_do(
 def load(
     name: str, queries: int
 ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[Any], NDArray[Any]]:
-    """Rows, query vectors, and each one's ten nearest rows with their distances."""
+    """Rows, query vectors, and the ten nearest rows of each query with their distances."""
     path = DATA / f"{name}.npz"
     if not path.exists():
         pytest.skip(f"needs {path.name}, which is not part of the project")
@@ -88,7 +88,7 @@ def load(
 
 
 def copy(db: psycopg.Connection, base: NDArray[Any]) -> None:
-    """Put the rows into a table that is attached."""
+    """Put the rows into an attached table."""
     dimension = base.shape[1]
     db.execute(
         "CREATE TABLE items (id int GENERATED ALWAYS AS IDENTITY (MINVALUE 0) PRIMARY KEY, v "

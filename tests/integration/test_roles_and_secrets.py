@@ -1,4 +1,4 @@
-"""Who needs which right, each role with just those; and that no secret is ever shown."""
+"""Rights of each role, and secrets that are never shown."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ SECRETS = {
 
 @dataclass(frozen=True)
 class Installed:
-    """A database in which each role has just the rights that syncd/docs/use.md gives it.
+    """A database in which each role has exactly the rights that syncd/docs/use.md gives it.
 
-    The installer may create in the database and runs ``init``; the follower is a member of it and
-    may read the table: ``serve`` connects as that. The keeper owns the table and may use the
-    schema; the writer may write the table; the reader may read syncd's views; the stranger may
-    connect.
+    The installer may create in the database and runs ``init``. The follower is a member of the
+    installer and may read the table: ``serve`` connects as the follower. The keeper owns the table
+    and may use the schema. The writer may write the table, the reader may read syncd's views, and
+    the stranger may connect.
     """
 
     server: PostgresServer
@@ -130,7 +130,7 @@ def test_the_follower_follows_verifies_repairs_rebuilds_and_saves(
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
-def test_who_has_no_right_to_is_refused_with_exit_1_and_the_next_command(
+def test_a_role_without_the_right_is_refused_with_exit_1_and_the_next_command(
     installed: Installed, tmp_path: Path, role: str, arguments: list[str]
 ) -> None:
     done = run(
@@ -156,7 +156,7 @@ def test_a_stranger_sees_nothing(installed: Installed, query: str) -> None:
         db.execute(query.encode())
 
 
-def test_a_reader_sees_what_services_report_and_neither_rows_nor_the_outbox(
+def test_a_reader_sees_the_reports_of_services_and_neither_rows_nor_the_outbox(
     installed: Installed, following: Daemon
 ) -> None:
     assert following.process is not None
@@ -173,7 +173,7 @@ def test_a_reader_sees_what_services_report_and_neither_rows_nor_the_outbox(
                 db.execute(query.encode())
 
 
-def test_a_writer_needs_nothing_on_schema_syncd_and_gets_nothing(installed: Installed) -> None:
+def test_a_writer_needs_no_right_on_schema_syncd_and_gets_none(installed: Installed) -> None:
     with psycopg.connect(installed.as_role("writer")) as db:
         db.execute("TRUNCATE app.items")
         db.execute(
@@ -185,7 +185,7 @@ def test_a_writer_needs_nothing_on_schema_syncd_and_gets_nothing(installed: Inst
         db.rollback()
 
 
-def test_the_keeper_may_attach_but_not_touch_what_the_triggers_write(installed: Installed) -> None:
+def test_the_keeper_may_attach_but_not_change_the_outbox(installed: Installed) -> None:
     for query in (
         "DELETE FROM syncd.outbox",
         "INSERT INTO syncd.outbox (slot, source, op) VALUES (0, 1, 't')",
@@ -207,9 +207,13 @@ def test_no_secret_is_in_a_log_a_page_an_answer_or_config(database: str, tmp_pat
         db.execute("INSERT INTO t VALUES (1, '{1,2}')")
     dsn = make_conninfo(database, password=SECRETS["password"])
     daemon = Daemon(
-        dsn, tmp_path / "data", http="127.0.0.1:0", listen="127.0.0.1:0", token=SECRETS["token"],
+        dsn,
+        tmp_path / "data",
+        http="127.0.0.1:0",
+        listen="127.0.0.1:0",
+        token=SECRETS["token"],
         webhook_url=f"http://127.0.0.1:9/{SECRETS['webhook']}",
-    )  # fmt: skip
+    )
     daemon.with_constant("syncd.ops.webhook.RETRY_SECONDS", ()).start("--verbose")
     seen: list[str] = []
     address = f"tcp://127.0.0.1:{events(daemon, 'listening')[-1]['address'].rpartition(':')[2]}"

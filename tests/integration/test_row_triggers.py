@@ -1,6 +1,4 @@
-"""Tables written by apply workers that nobody can see: attach is told, and check warns where one
-may be at work.
-"""
+"""Tables that invisible apply workers write: attach has an argument for them, and check warns."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ def items(any_db: psycopg.Connection) -> psycopg.Connection:
     return any_db
 
 
-def test_a_source_may_be_told_to_use_row_triggers_and_told_otherwise(
+def test_attach_can_switch_row_triggers_on_and_off(
     items: psycopg.Connection,
 ) -> None:
     attach(items, "items", row_triggers=True)
@@ -50,13 +48,13 @@ def test_an_attachment_without_the_argument_is_the_same_as_one_that_says_false(
 
 @pytest.fixture
 def worker(any_server: PostgresServer) -> Iterator[str]:
-    """What an apply worker of another tool leaves on a server."""
+    """Trace of another tool's apply worker on a server."""
     any_server.execute("SELECT pg_replication_origin_create('bdr_1_2')")
     yield "bdr_1_2"
     any_server.execute("SELECT pg_replication_origin_drop('bdr_1_2')")
 
 
-def test_check_warns_where_an_apply_worker_may_write_past_statement_triggers(
+def test_check_warns_if_an_apply_worker_may_write_past_statement_triggers(
     items: psycopg.Connection, worker: str, tmp_path: Path
 ) -> None:
     attach(items, "items")

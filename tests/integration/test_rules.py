@@ -1,5 +1,6 @@
-"""Rules are kept as PostgreSQL parsed them: they have the present names, and attach compares what
-they mean. Dumps and upgrades too.
+"""Rules are kept as PostgreSQL parsed them: they have the present names, also after a dump.
+
+attach compares their meaning.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ SETUP = """
 CREATE SCHEMA app;
 CREATE TYPE app.st AS ENUM ('active', 'gone');
 CREATE FUNCTION app.label(int) RETURNS text LANGUAGE sql IMMUTABLE AS $$ SELECT 'app-' || $1 $$;
-CREATE TABLE items (was int, id int PRIMARY KEY, status app.st DEFAULT 'active', lang text COLLATE "C", embedding real[]);
+CREATE TABLE items (was int, id int PRIMARY KEY, status app.st DEFAULT 'active',
+                    lang text COLLATE "C", embedding real[]);
 ALTER TABLE items DROP COLUMN was;
 INSERT INTO items (id, lang, embedding) VALUES (1, 'en', '{1,2}');
 """
@@ -38,7 +40,7 @@ def attached(db: psycopg.Connection) -> psycopg.Connection:
 
 
 def rules(db: psycopg.Connection) -> tuple[str, str, bool]:
-    """Dataset and live as they are read, and whether they are kept."""
+    """Dataset and live as a pass reads them, and whether they are kept."""
     row = db.execute(
         "SELECT p.dataset, p.live, p.kept FROM syncd.present_rules AS p JOIN syncd.sources AS s ON "
         "s.id = p.id "
@@ -56,7 +58,7 @@ def source_id(db: psycopg.Connection) -> int:
     return int(row[0])
 
 
-def test_rules_have_the_present_name_of_all_that_they_name(scratch: psycopg.Connection) -> None:
+def test_rules_have_the_present_names_of_their_objects(scratch: psycopg.Connection) -> None:
     db = attached(scratch)
     assert rules(db) == (
         "(lang)",
@@ -80,7 +82,7 @@ def test_rules_have_the_present_name_of_all_that_they_name(scratch: psycopg.Conn
     assert db.execute(f"SELECT {now[0]}, {now[1]} FROM items".encode()).fetchone() == ("en", True)
 
 
-def test_a_rule_of_which_something_was_dropped_is_its_text_until_that_can_be_compiled_again(
+def test_a_rule_with_a_dropped_object_is_its_text_until_it_can_be_compiled_again(
     scratch: psycopg.Connection,
 ) -> None:
     db = attached(scratch)
@@ -97,7 +99,7 @@ def test_a_rule_of_which_something_was_dropped_is_its_text_until_that_can_be_com
     assert rules(db) == (*before[:2], False)
 
 
-def test_nothing_of_the_users_is_kept_from_being_dropped(scratch: psycopg.Connection) -> None:
+def test_a_rule_keeps_no_object_of_the_user_from_being_dropped(scratch: psycopg.Connection) -> None:
     db = attached(scratch)
     db.execute(
         "DROP FUNCTION app.label; ALTER TABLE items DROP COLUMN status, DROP COLUMN lang; DROP "
@@ -117,7 +119,7 @@ def test_the_same_rules_under_present_names_change_nothing(scratch: psycopg.Conn
     assert source_id(db) == before
 
 
-def test_the_same_text_is_attached_again_where_it_means_something_else_now(
+def test_the_same_text_makes_a_new_attachment_if_its_meaning_has_changed(
     scratch: psycopg.Connection,
 ) -> None:
     db = attached(scratch)
@@ -135,7 +137,7 @@ def test_the_same_text_is_attached_again_where_it_means_something_else_now(
     assert "first.label" in rules(db)[1]
 
 
-def test_what_the_schema_remembers_is_brought_up_to_date(scratch: psycopg.Connection) -> None:
+def test_the_stored_rules_are_brought_up_to_date(scratch: psycopg.Connection) -> None:
     db = attached(scratch)
     db.execute(
         "ALTER TYPE app.st RENAME VALUE 'active' TO 'live'; ALTER TABLE items RENAME TO things"
@@ -149,7 +151,7 @@ def test_what_the_schema_remembers_is_brought_up_to_date(scratch: psycopg.Connec
         "SELECT p.arguments ->> 'live', p.arguments ->> 'dataset' FROM syncd.present_rules AS p "
         "JOIN syncd.sources AS s ON s.id = p.id WHERE s.source = 'things'::regclass"
     ).fetchone()
-    assert given == (row[0], "lang")  # what was not renamed is as it was given
+    assert given == (row[0], "lang")  # a rule without a renamed object is unchanged
 
 
 def test_rules_of_an_older_schema_are_kept_from_the_upgrade_on(any_server: PostgresServer) -> None:

@@ -1,6 +1,4 @@
-"""Schema syncd: it is the same however it is installed, and it and attaching take no more rights
-than they must.
-"""
+"""Schema syncd: each way to install it gives the same schema; the rights for it and for attach."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ from tests.servers import PostgresServer, bindir
 
 
 def definitions(db: psycopg.Connection) -> list[tuple[Any, ...]]:
-    """What schema syncd is made of, without what differs from one installation to the next."""
+    """Definitions in schema syncd that are equal in all installations."""
     return db.execute(
         "SELECT 'column', c.relname, a.attname, format_type(a.atttypid, a.atttypmod), "
         "pg_get_expr(d.adbin, d.adrelid)"
@@ -84,7 +82,7 @@ def test_a_role_that_may_create_in_the_database_installs_and_attaches_without_be
             any_server.drop_database("plain")
 
 
-# Who may attach
+# Rights to attach
 
 
 def test_only_the_owner_attaches_and_detaches(

@@ -1,6 +1,4 @@
-"""What the servers of the other tests promise: they crash, come back with their data, and are gone
-when the tests end.
-"""
+"""Promises of the test servers: they crash, keep their data, and are gone when the tests end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings: flag, variable, syncd.toml, default; and what is said about a wrong one."""
+"""Settings: flag, variable, syncd.toml, default; and the error for a wrong one."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from syncd.settings import Settings, load_settings, service_socket
 from tests.daemon import Daemon
 from tests.integration.commands import assert_failed, run
 
-SECRET = "s3cret-word"  # noqa: S105  it opens nothing
+SECRET = "s3cret-word"  # noqa: S105  of no account
 
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No settings of the tester's, a home and a working directory of the test's own."""
+    """No settings of the tester; a home and a working directory for each test."""
     for name in list(os.environ):
         if name.startswith(("SYNCD_", "XDG_")):
             monkeypatch.delenv(name)
@@ -89,8 +89,9 @@ def test_the_defaults_are_those_of_the_contract() -> None:
 
 CONTRACT = re.findall(
     r"\S+",
-    """SYNCD_DSN SYNCD_DATA_DIR SYNCD_SOCKET SYNCD_LISTEN SYNCD_TOKEN SYNCD_TLS_CERT SYNCD_TLS_KEY SYNCD_MAX_CONNECTIONS SYNCD_HTTP
-    SYNCD_CONSUMER SYNCD_CHECKPOINT_SECONDS SYNCD_POLL_SECONDS SYNCD_VERIFY_SECONDS SYNCD_MAX_STALENESS_SECONDS SYNCD_WEBHOOK_URL SYNCD_NOTIFY
+    """SYNCD_DSN SYNCD_DATA_DIR SYNCD_SOCKET SYNCD_LISTEN SYNCD_TOKEN SYNCD_TLS_CERT SYNCD_TLS_KEY
+    SYNCD_MAX_CONNECTIONS SYNCD_HTTP SYNCD_CONSUMER SYNCD_CHECKPOINT_SECONDS SYNCD_POLL_SECONDS
+    SYNCD_VERIFY_SECONDS SYNCD_MAX_STALENESS_SECONDS SYNCD_WEBHOOK_URL SYNCD_NOTIFY
     SYNCD_OUTBOX_MAX_ROWS SYNCD_RECALL""",
 )
 
@@ -205,9 +206,13 @@ def test_config_shows_every_setting_and_no_secret(tmp_path: Path) -> None:
     dsn = f"host=/nosuch password={SECRET}"
     for arguments in (["config"], ["config", "--json"]):
         done = run(
-            *arguments, SYNCD_DSN=dsn, PGPASSWORD=SECRET, SYNCD_TOKEN=SECRET,
-            SYNCD_WEBHOOK_URL=f"https://hooks.example/{SECRET}", cwd=tmp_path,
-        )  # fmt: skip
+            *arguments,
+            SYNCD_DSN=dsn,
+            PGPASSWORD=SECRET,
+            SYNCD_TOKEN=SECRET,
+            SYNCD_WEBHOOK_URL=f"https://hooks.example/{SECRET}",
+            cwd=tmp_path,
+        )
         assert done.returncode == 0
         assert SECRET not in done.stdout + done.stderr
         for name in Settings.model_fields:
@@ -216,16 +221,13 @@ def test_config_shows_every_setting_and_no_secret(tmp_path: Path) -> None:
     assert shown(SYNCD_DSN=dsn)["SYNCD_DSN"] == "(set)"
     for name in ("SYNCD_TOKEN", "SYNCD_WEBHOOK_URL"):
         assert shown(**{name: f"https://h/{SECRET}"})[name] == "(set)"
-    for url in (
-        f"{SECRET}.example/x",
-        f"https://h:{SECRET}/",
-    ):  # a wrong one is not repeated either
+    for url in (f"{SECRET}.example/x", f"https://h:{SECRET}/"):  # a wrong one is not repeated
         done = run("config", SYNCD_WEBHOOK_URL=url, cwd=tmp_path)
         assert done.returncode == 2
         assert SECRET not in done.stdout + done.stderr
 
 
-def test_config_tells_which_file_is_read_and_what_a_line_of_it_is(tmp_path: Path) -> None:
+def test_config_names_the_file_that_is_read_and_shows_an_example_line(tmp_path: Path) -> None:
     done = run("config", cwd=tmp_path)
     assert "there is no configuration file: syncd.toml or /etc/syncd/syncd.toml\n" in done.stderr
     line = done.stderr.splitlines()[-1].partition(": ")[2]

@@ -1,5 +1,6 @@
-"""Tables that logical replication fills: what it applies is noted, and a table changes its triggers
-when it becomes one or is none any more.
+"""Tables that logical replication fills: applied rows are noted.
+
+A table changes its triggers when it becomes a subscriber's table, and when it ceases to be one.
 """
 
 from __future__ import annotations
@@ -23,9 +24,7 @@ from tests.servers import VERSIONS, PostgresServer, available
 
 
 class Replicated:
-    """A publisher and a subscriber, both databases of one server, and a table that flows from one
-    to the other.
-    """
+    """A publisher and a subscriber, both databases of one server, and a replicated table."""
 
     def __init__(
         self, server: PostgresServer, publisher: psycopg.Connection, subscriber: psycopg.Connection
@@ -35,9 +34,7 @@ class Replicated:
         self.subscriber = subscriber
 
     def subscribe(self) -> None:
-        """From here on the subscriber's apply writes the table, and a commit of the publisher
-        returns once it is applied.
-        """
+        """Subscribe: then a commit of the publisher returns once the subscriber has applied it."""
         # A slot made by hand: a subscription that makes its own would wait for itself where both
         # databases are on one server.
         self.publisher.execute("SELECT pg_create_logical_replication_slot('flow', 'pgoutput')")
@@ -51,7 +48,7 @@ class Replicated:
         self.publisher.execute("SET synchronous_commit = remote_apply")
 
     def unsubscribe(self) -> None:
-        """Nothing flows any more."""
+        """End the subscription."""
         self.publisher.execute("SET synchronous_commit = local")
         self.subscriber.execute(
             "ALTER SUBSCRIPTION flow DISABLE; ALTER SUBSCRIPTION flow SET (slot_name = NONE)"
@@ -63,7 +60,7 @@ class Replicated:
 def logical_server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[PostgresServer]:
-    """A server whose logical replication can be waited for."""
+    """A server on which a commit waits for logical replication."""
     if not available(request.param):
         pytest.skip(f"PostgreSQL {request.param} is not installed")
     settings = {
@@ -80,7 +77,7 @@ def logical_server(
 
 @pytest.fixture
 def replicated(logical_server: PostgresServer) -> Iterator[Replicated]:
-    """Not subscribed yet."""
+    """A publisher and a subscriber, not subscribed."""
     table: LiteralString = "CREATE TABLE items (id int PRIMARY KEY, n int, v real[])"
     publisher = logical_server.create_database("publisher")
     subscriber = logical_server.create_database("subscriber", "syncd_template")
@@ -106,7 +103,7 @@ def replicated(logical_server: PostgresServer) -> Iterator[Replicated]:
         logical_server.drop_database("publisher")
 
 
-def test_what_replication_applies_is_noted(replicated: Replicated) -> None:
+def test_rows_that_replication_applies_are_noted(replicated: Replicated) -> None:
     replicated.subscribe()
     there, here = replicated.subscriber, replicated.publisher
     here.execute("INSERT INTO items VALUES (1, 1, '{1}')")
@@ -123,7 +120,7 @@ def test_what_replication_applies_is_noted(replicated: Replicated) -> None:
     assert outbox(there) == [*keys(2, 3), *keys(1), *keys(2, 4), *keys(3), ("t", None), *keys(9)]
 
 
-def test_a_table_that_becomes_a_subscribers_is_switched_by_mending_and_back(
+def test_mend_switches_a_table_that_becomes_a_subscribers_and_back(
     replicated: Replicated,
 ) -> None:
     there, here = replicated.subscriber, replicated.publisher
@@ -136,7 +133,7 @@ def test_a_table_that_becomes_a_subscribers_is_switched_by_mending_and_back(
     assert outbox(there) == []
     assert mend(there, "items")
     assert events(there) == ROW_FORM
-    assert outbox(there) == [("r", None)]  # for what was applied before
+    assert outbox(there) == [("r", None)]  # for the rows that were applied before
     here.execute("INSERT INTO items VALUES (6, 6, '{6}')")
     assert outbox(there) == [("r", None), *keys(6)]
     replicated.unsubscribe()
@@ -170,7 +167,7 @@ def test_a_service_follows_a_subscribers_table(replicated: Replicated, tmp_path:
             daemon.kill()
 
 
-def test_where_subscriptions_cannot_be_seen_a_table_takes_the_form_that_is_always_right(
+def test_if_subscriptions_cannot_be_seen_a_table_gets_row_triggers(
     any_server: PostgresServer,
 ) -> None:
     with role(any_server, "blind"):

@@ -20,9 +20,7 @@ from tests.servers import PostgresServer
 def test_an_inheritance_child_is_captured_when_its_parent_is_written(
     scratch: psycopg.Connection,
 ) -> None:
-    """A write to the parent changes the child's rows, and fires the parent's statement triggers
-    alone.
-    """
+    """A write to the parent changes the child's rows, but fires the parent's statement triggers."""
     scratch.execute(
         "CREATE TABLE parent (id int, n int, embedding real[]); CREATE TABLE child (PRIMARY KEY "
         "(id)) INHERITS (parent)"
@@ -53,7 +51,7 @@ def test_rows_of_a_child_made_later_are_not_the_sources(
     daemon.stop()
 
 
-def test_a_table_that_begins_to_inherit_is_switched_by_mending(scratch: psycopg.Connection) -> None:
+def test_mend_switches_a_table_that_begins_to_inherit(scratch: psycopg.Connection) -> None:
     scratch.execute(
         "CREATE TABLE parent (id int NOT NULL, embedding real[]); CREATE TABLE child (id int "
         "PRIMARY KEY, embedding real[])"
@@ -73,7 +71,7 @@ def test_a_table_that_begins_to_inherit_is_switched_by_mending(scratch: psycopg.
     assert outbox(scratch) == keys(1)
 
 
-def test_a_source_that_becomes_a_partition_is_switched_by_mending(
+def test_mend_switches_a_source_that_becomes_a_partition(
     scratch: psycopg.Connection,
 ) -> None:
     scratch.execute("CREATE TABLE items (id int PRIMARY KEY, embedding real[])")
@@ -92,7 +90,7 @@ def test_a_source_that_becomes_a_partition_is_switched_by_mending(
 def test_a_partition_attached_already_does_not_keep_its_table_from_being_attached(
     scratch: psycopg.Connection,
 ) -> None:
-    """Both are sources then, each with its own triggers."""
+    """Then both are sources, each with its own triggers."""
     scratch.execute(PARTED)
     scratch.execute("CREATE TABLE items (id int PRIMARY KEY, lang text, embedding real[])")
     attach(scratch, "items")

@@ -37,9 +37,7 @@ MANY_KEYS = 20_000
 
 @dataclass(frozen=True)
 class Certificate:
-    """A chain and a key for 127.0.0.1, ::1 and localhost, and the authority that signed them, all
-    as files.
-    """
+    """Files with a chain and a key for 127.0.0.1, ::1 and localhost, and with their authority."""
 
     chain: Path
     key: Path
@@ -47,7 +45,7 @@ class Certificate:
 
     @property
     def trusting(self) -> ssl.SSLContext:
-        """What a client has who trusts the authority."""
+        """TLS context of a client that trusts the authority."""
         return ssl.create_default_context(cafile=self.authority)
 
 
@@ -77,13 +75,13 @@ def filled(server: PostgresServer) -> Iterator[str]:
 
 
 def port_of(daemon: Daemon) -> int:
-    """The free port that the system gave it."""
+    """The port on which the service listens."""
     return int(events(daemon, "listening")[-1]["address"].rpartition(":")[2])
 
 
 @pytest.fixture(scope="module")
 def plain(filled: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """Over TCP without TLS."""
+    """A service over TCP without TLS."""
     daemon = Daemon(
         filled, tmp_path_factory.mktemp("plain") / "data", listen="127.0.0.1:0", token=WORD
     ).start()
@@ -95,12 +93,17 @@ def plain(filled: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dae
 def encrypted(
     filled: str, certificate: Certificate, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Daemon]:
-    """Over TCP with TLS."""
+    """A service over TCP with TLS."""
     directory = tmp_path_factory.mktemp("encrypted")
     daemon = Daemon(
-        filled, directory / "data", listen="localhost:0", token=WORD, tls_cert=certificate.chain, tls_key=certificate.key,
+        filled,
+        directory / "data",
+        listen="localhost:0",
+        token=WORD,
+        tls_cert=certificate.chain,
+        tls_key=certificate.key,
         consumer="encrypted",
-    )  # fmt: skip
+    )
     yield daemon.start()
     daemon.stop()
 
@@ -108,9 +111,8 @@ def encrypted(
 async def assert_both_clients_work(address: str, tls: ssl.SSLContext | None) -> None:
     with connect(address, token=WORD, tls=tls) as client:
         assert client.search("t", key=7, k=2, exact=True)[0].key in (6, 8)
-        assert (
-            len(list(client.keys("t", limit=MANY_KEYS))) == MANY_KEYS
-        )  # an answer of many TLS records
+        # An answer of many TLS records:
+        assert len(list(client.keys("t", limit=MANY_KEYS))) == MANY_KEYS
     async with AsyncClient(address, token=WORD, tls=tls) as client:
         assert (await client.status()).state == "ready"
         assert len([key async for key in client.keys("t", limit=MANY_KEYS)]) == MANY_KEYS
@@ -141,7 +143,7 @@ def test_the_authority_and_the_token_may_come_from_variables(
     assert done.returncode == 0, done.stderr
 
 
-def test_over_tcp_nothing_is_answered_without_the_token_and_the_unix_socket_needs_none(
+def test_over_tcp_no_request_is_answered_without_the_token_and_the_unix_socket_needs_none(
     plain: Daemon,
 ) -> None:
     address = f"tcp://127.0.0.1:{port_of(plain)}"
@@ -178,7 +180,7 @@ async def test_plain_and_encrypted_do_not_meet_and_the_error_names_tcps(
     await assert_both_clients_work(f"tcp://127.0.0.1:{port_of(plain)}", None)
 
 
-def test_noise_on_the_encrypted_port_disturbs_nobody(
+def test_noise_on_the_encrypted_port_disturbs_no_client(
     encrypted: Daemon, certificate: Certificate
 ) -> None:
     address = f"tcps://localhost:{port_of(encrypted)}"
@@ -212,9 +214,14 @@ def test_a_port_in_use_ends_the_start_with_exit_1_and_says_what_to_set(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
         done = run(
-            "serve", SYNCD_DSN=database, SYNCD_DATA_DIR=str(tmp_path / "data"), SYNCD_SOCKET=str(tmp_path / "s"),
-            SYNCD_LISTEN=listen, SYNCD_TOKEN=WORD, SYNCD_HTTP="off",
-        )  # fmt: skip
+            "serve",
+            SYNCD_DSN=database,
+            SYNCD_DATA_DIR=str(tmp_path / "data"),
+            SYNCD_SOCKET=str(tmp_path / "s"),
+            SYNCD_LISTEN=listen,
+            SYNCD_TOKEN=WORD,
+            SYNCD_HTTP="off",
+        )
     assert_failed(done, 1, f"cannot listen on {listen}", "SYNCD_LISTEN")
 
 
@@ -229,9 +236,16 @@ def test_a_certificate_that_cannot_be_used_ends_the_start_with_exit_2(
         (certificate.authority.with_name("none"), certificate.key),
     ):
         done = run(
-            "serve", SYNCD_DSN=database, SYNCD_DATA_DIR=str(tmp_path / "data"), SYNCD_SOCKET=str(tmp_path / "s"),
-            SYNCD_LISTEN="127.0.0.1:0", SYNCD_TOKEN=WORD, SYNCD_HTTP="off", SYNCD_TLS_CERT=str(chain), SYNCD_TLS_KEY=str(key),
-        )  # fmt: skip
+            "serve",
+            SYNCD_DSN=database,
+            SYNCD_DATA_DIR=str(tmp_path / "data"),
+            SYNCD_SOCKET=str(tmp_path / "s"),
+            SYNCD_LISTEN="127.0.0.1:0",
+            SYNCD_TOKEN=WORD,
+            SYNCD_HTTP="off",
+            SYNCD_TLS_CERT=str(chain),
+            SYNCD_TLS_KEY=str(key),
+        )
         assert_failed(done, 2, str(chain), "SYNCD_TLS_CERT")
 
 
@@ -278,7 +292,7 @@ def test_one_client_works_in_each_event_loop_that_a_program_starts(
 @needs_linux
 @pytest.mark.server
 @pytest.mark.parametrize("encryption", ["plain", "encrypted"])
-def test_clients_that_vanished_without_a_word_give_their_slots_back(
+def test_clients_that_vanished_silently_give_their_slots_back(
     filled: str, certificate: Certificate, encryption: str, tmp_path: Path
 ) -> None:
     tls = certificate.trusting if encryption == "encrypted" else None

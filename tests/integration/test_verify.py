@@ -1,6 +1,4 @@
-"""verify finds every difference between an index and its table, and nothing else; repair mends just
-those.
-"""
+"""verify finds exactly the differences between an index and its table; repair removes them."""
 
 from __future__ import annotations
 
@@ -41,7 +39,7 @@ def test_an_index_that_equals_its_table_is_in_sync(followed: Daemon) -> None:
         ("UPDATE items SET id = 7000 WHERE id = 8", 1, 1, 0, 7000),
     ],
 )
-def test_every_kind_of_difference_is_found_and_mended(
+def test_every_kind_of_difference_is_found_and_repaired(
     db: psycopg.Connection,
     followed: Daemon,
     change: str,
@@ -56,8 +54,8 @@ def test_every_kind_of_difference_is_found_and_mended(
         found = of(client.verify("items", deep=deep))
         assert counts(found) == (False, missing, extra, stale)
         assert key in found.sample
-        mended = of(client.verify("items", repair=True, deep=deep))
-        assert (*counts(mended), mended.repaired) == (
+        fixed = of(client.verify("items", repair=True, deep=deep))
+        assert (*counts(fixed), fixed.repaired) == (
             True,
             missing,
             extra,
@@ -129,7 +127,7 @@ def test_quarantined_rows_stay_accounted_for_while_a_table_is_compared(
     daemon.start()
     with daemon.client() as client:
         for _ in range(5):
-            db.execute("VACUUM FULL items")  # has it compared, page by page
+            db.execute("VACUUM FULL items")  # the table is compared, page by page
             for _ in range(5):
                 found = of(client.verify("items"))
                 assert (*counts(found), found.quarantined) == (True, 0, 0, 0, 100)
@@ -139,7 +137,7 @@ def test_quarantined_rows_stay_accounted_for_while_a_table_is_compared(
         until(lambda: client.status().quarantined == 50, "half of the rows are in quarantine")
 
 
-def test_rows_whose_dataset_another_source_has_are_told_of(
+def test_rows_whose_dataset_another_source_has_are_reported(
     db: psycopg.Connection, followed: Daemon
 ) -> None:
     db.execute(

@@ -1,5 +1,6 @@
-"""What somebody who watches sees: a status drawn again and again, also through a restart, and how
-far long work has come.
+"""``syncd status --watch``: a status drawn again and again, also through a restart.
+
+Long work shows its progress.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from tests.integration.commands import SECONDS, run, watching
 from tests.servers import PostgresServer
 
 
-def test_a_watched_status_in_a_pipe_is_there_as_soon_as_it_is_drawn_also_through_a_restart(
+def test_a_watched_status_reaches_a_pipe_as_soon_as_it_is_drawn_also_through_a_restart(
     daemon: Daemon, db: psycopg.Connection
 ) -> None:
     db.execute("CREATE TABLE piped (id int PRIMARY KEY, v real[])")
@@ -31,7 +32,7 @@ def test_a_watched_status_in_a_pipe_is_there_as_soon_as_it_is_drawn_also_through
 
         def wait_for(text: bytes) -> None:
             while text not in (line := process.stdout.readline()):  # type: ignore[union-attr]
-                assert line, "the end"
+                assert line, f"the output ended before {text!r}"
 
         wait_for(b"default/piped  ready")
         daemon.stop()
@@ -135,7 +136,7 @@ def test_long_work_shows_rows_rate_and_time_left_on_a_terminal(
                 break
         assert process.wait(SECONDS) == 0
         assert process.stdout is not None
-        json.loads(process.stdout.read())  # and nothing of it is in the result
+        json.loads(process.stdout.read())  # the result holds only JSON
     os.close(master)
     shown = re.sub(rb"\x1b\[[0-9;?]*[a-zA-Z]", b"", seen).decode()
     for rows in re.findall(r"([0-9,]+)/20,000 rows", shown):
@@ -147,7 +148,7 @@ def test_a_first_reading_shows_rows_rate_and_time_left_on_a_terminal(slow: Daemo
     with psycopg.connect(slow.conninfo, autocommit=True) as db:
         db.execute("CREATE TABLE long (id int PRIMARY KEY, v real[])")
         db.execute("INSERT INTO long SELECT i, ARRAY[i, 1] FROM generate_series(1, 100000) AS i")
-        db.execute("ANALYZE long")  # what is expected is the planner's estimate
+        db.execute("ANALYZE long")  # the total is the planner's estimate
         db.execute("SELECT syncd.attach('long')")
         master, slave = os.openpty()
         environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "150", "LINES": "40"}
@@ -155,7 +156,8 @@ def test_a_first_reading_shows_rows_rate_and_time_left_on_a_terminal(slow: Daemo
             os.close(slave)
             seen = b""
             while not re.search(
-                rb"reading public\.long: [0-9,]+/100,000 rows, [1-9][0-9,]* rows/s, \d+:\d\d:\d\d left",
+                rb"reading public\.long: [0-9,]+/100,000 rows, "
+                rb"[1-9][0-9,]* rows/s, \d+:\d\d:\d\d left",
                 seen,
             ):
                 seen += os.read(master, 4096)

@@ -1,4 +1,4 @@
-"""The webhook: what is POSTed and when, and that nothing ever waits for who receives it."""
+"""The webhook: its POSTs, and a service that never waits for the receiver."""
 
 from __future__ import annotations
 
@@ -22,15 +22,13 @@ from tests.daemon import Daemon
 from tests.faults.following import until
 from tests.scrape import events, wait_for_event
 
-SECRET_PATH = "/hooks/s3cret-word"  # noqa: S105  it opens nothing
-SECONDS = 30
+SECRET_PATH = "/hooks/s3cret-word"  # noqa: S105  of no account
+SECONDS = 60
 
 
 @dataclass
 class Receiver:
-    """An HTTP server of a test's own. It answers with the next of ``answers``, then 200; None: not
-    at all.
-    """
+    """An HTTP server. It answers with the next of ``answers``, then 200; None: no answer."""
 
     answers: list[int | None] = field(default_factory=list)
     got: queue.Queue[dict[str, Any]] = field(default_factory=queue.Queue)
@@ -40,7 +38,7 @@ class Receiver:
     url: str = ""
 
     def next(self) -> dict[str, Any]:
-        """What was POSTed next."""
+        """Body of the next POST."""
         return self.got.get(timeout=SECONDS)
 
 
@@ -86,7 +84,7 @@ def receiver(*answers: int | None, tls: ssl.SSLContext | None = None) -> Iterato
 def serving(
     conninfo: str, data_dir: Path, to: Receiver, *, small_slots: bool = False, **settings: object
 ) -> Iterator[Daemon]:
-    """A syncd that tells ``to``, retries at once, and is gone afterwards."""
+    """A syncd whose webhook is ``to``; it retries at once, and ends with the block."""
     daemon = Daemon(conninfo, data_dir, webhook_url=to.url, verify_seconds=0, **settings)
     daemon.with_constant("syncd.ops.webhook.LOOK_SECONDS", 0.05)
     daemon.with_constant("syncd.ops.webhook.RETRY_SECONDS", (0.05, 0.05))
@@ -110,7 +108,7 @@ def table(database: str) -> str:
 
 
 def drift(conninfo: str) -> None:
-    """Change two rows in a way that nobody is told of."""
+    """Change two rows without an outbox row."""
     with psycopg.connect(conninfo) as db:
         db.execute("UPDATE t SET v = ARRAY[v[1] + 1, 1] WHERE id IN (3, 4)")
         db.execute("DELETE FROM syncd.outbox WHERE xid = pg_current_xact_id()")
@@ -124,7 +122,7 @@ def without_its_directory(daemon: Daemon) -> Iterator[None]:
     away.rename(daemon.data_dir)
 
 
-def test_drift_is_told_once_with_numbers_and_without_keys(table: str, tmp_path: Path) -> None:
+def test_drift_is_reported_once_with_numbers_and_without_keys(table: str, tmp_path: Path) -> None:
     with (
         receiver() as to,
         serving(table, tmp_path / "data", to) as daemon,
@@ -143,7 +141,7 @@ def test_drift_is_told_once_with_numbers_and_without_keys(table: str, tmp_path: 
         assert to.got.empty()
 
 
-def test_a_failed_checkpoint_is_told_once_until_one_succeeds_and_also_at_stop(
+def test_a_failed_checkpoint_is_reported_once_until_one_succeeds_and_also_at_stop(
     table: str, tmp_path: Path
 ) -> None:
     with (
@@ -151,7 +149,7 @@ def test_a_failed_checkpoint_is_told_once_until_one_succeeds_and_also_at_stop(
         serving(table, tmp_path / "data", to) as daemon,
         daemon.client() as client,
     ):
-        client.checkpoint()  # so that the first one, which the service saves by itself, is over
+        client.checkpoint()  # so that the service's own first one is over
         with without_its_directory(daemon):
             for _ in range(2):
                 with pytest.raises(RequestError):
@@ -166,7 +164,9 @@ def test_a_failed_checkpoint_is_told_once_until_one_succeeds_and_also_at_stop(
         assert to.got.empty()
 
 
-def test_must_rebuild_is_told_by_who_notices_and_by_who_must(table: str, tmp_path: Path) -> None:
+def test_must_rebuild_is_reported_by_the_service_that_notices_and_by_the_one_that_must(
+    table: str, tmp_path: Path
+) -> None:
     with receiver() as to, serving(table, tmp_path / "b", to, consumer="b") as away:
         away.stop()
         with serving(
@@ -197,7 +197,7 @@ def test_must_rebuild_is_told_by_who_notices_and_by_who_must(table: str, tmp_pat
             )
 
 
-def test_who_refuses_is_asked_again_and_given_up_without_a_word_of_the_secret(
+def test_a_receiver_that_refuses_is_tried_again_and_given_up_without_its_secret(
     table: str, tmp_path: Path
 ) -> None:
     with (
@@ -223,7 +223,7 @@ def test_who_refuses_is_asked_again_and_given_up_without_a_word_of_the_secret(
         assert SECRET_PATH not in daemon.log.read_text()
 
 
-def test_one_that_never_answers_keeps_nothing_waiting(table: str, tmp_path: Path) -> None:
+def test_a_receiver_that_never_answers_delays_nothing(table: str, tmp_path: Path) -> None:
     with (
         receiver(None) as to,
         serving(table, tmp_path / "data", to) as daemon,
@@ -244,7 +244,7 @@ def test_one_that_never_answers_keeps_nothing_waiting(table: str, tmp_path: Path
         assert not events(daemon, "checkpoint_failed")
 
 
-def test_one_that_refuses_connections_is_given_up(table: str, tmp_path: Path) -> None:
+def test_a_receiver_that_refuses_connections_is_given_up(table: str, tmp_path: Path) -> None:
     with receiver() as gone:
         pass
     with serving(table, tmp_path / "data", gone) as daemon, daemon.client() as client:

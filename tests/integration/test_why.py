@@ -1,6 +1,4 @@
-"""What ``syncd why`` says: each fault is a cause, with the command that mends it, and the likeliest
-comes first.
-"""
+"""``syncd why``: each fault is a cause with its fix, and the likeliest cause comes first."""
 
 from __future__ import annotations
 
@@ -39,24 +37,24 @@ def items(db: psycopg.Connection, daemon: Daemon) -> psycopg.Connection:
 
 
 def explain(daemon: Daemon, dataset: str, dsn: str | None = None) -> why.Explanation:
-    """What ``why`` prints, as a value."""
+    """The explanation that ``why`` prints."""
     settings = load_settings(dsn=dsn or daemon.conninfo, data_dir=daemon.data_dir)
     return why.explain(settings, daemon.socket, dataset)
 
 
 def subjects(explanation: why.Explanation) -> list[str]:
-    """What the causes are about, in their order; every cause comes with a next step."""
+    """Subjects of the causes, in order; every cause has a fix."""
     assert all(cause.fix for cause in explanation.causes)
     return [cause.what for cause in explanation.causes]
 
 
 def fact(explanation: why.Explanation, what: str) -> str:
-    """One line of what is known."""
+    """Value of one fact."""
     return next(fact.value for fact in explanation.facts if fact.what == what)
 
 
 def followed(db: psycopg.Connection, daemon: Daemon) -> None:
-    """Return once the service has seen, or failed to see, all that is committed."""
+    """Return once the service has applied every commit, or has failed to."""
     row = db.execute("SELECT syncd.token()").fetchone()
     assert row is not None
     with daemon.client() as client:
@@ -103,7 +101,7 @@ def test_the_service_describes_the_method_and_answers_it(
         assert client.why("nosuch").status is None
 
 
-def test_much_to_count_is_counted_beside_the_event_loop(
+def test_many_quarantined_rows_are_counted_outside_the_event_loop(
     db: psycopg.Connection, daemon: Daemon
 ) -> None:
     db.execute("CREATE TABLE items (id int PRIMARY KEY, v real[])")
@@ -116,29 +114,27 @@ def test_much_to_count_is_counted_beside_the_event_loop(
         assert client.why("item").near == ["default/items"]
 
 
-def test_a_disabled_trigger_is_the_cause_and_the_fix_mends_it(
+def test_a_disabled_trigger_is_the_cause_and_the_fix_repairs_it(
     db: psycopg.Connection, database: str, tmp_path: Path
 ) -> None:
     db.execute(
         "CREATE TABLE items (id int PRIMARY KEY, v real[]); INSERT INTO items VALUES (1, '{1,1}')"
     )
     db.execute("SELECT syncd.attach('items')")
-    with role(
-        db, *SERVICE_RIGHTS, "GRANT SELECT ON items TO {role}"
-    ) as name:  # who owns the table would mend it at once
+    # The owner of the table would repair the trigger at once.
+    with role(db, *SERVICE_RIGHTS, "GRANT SELECT ON items TO {role}") as name:
         daemon = Daemon(make_conninfo(database, user=name), tmp_path / "data").start()
         try:
             db.execute("ALTER TABLE items DISABLE TRIGGER syncd_2_update")
             with daemon.client() as client, pytest.raises(TimedOut):
-                client.search(
-                    "items", [1, 1], consistency="strong", timeout_ms=5000
-                )  # no position holds every write now
+                # No position holds every write now.
+                client.search("items", [1, 1], consistency="strong", timeout_ms=5000)
             found = explain(daemon, "items", dsn=database)
             assert subjects(found) == ["triggers of public.items", "state"]
             assert "syncd_2_update" in found.causes[0].detail
             db.execute("UPDATE items SET v = '{9,9}'")
-            mended = run(*shlex.split(found.causes[0].fix)[1:], SYNCD_DSN=database)
-            assert mended.returncode == 0, mended.stderr
+            done = run(*shlex.split(found.causes[0].fix)[1:], SYNCD_DSN=database)
+            assert done.returncode == 0, done.stderr
             followed(db, daemon)
             with daemon.client() as client:
                 assert client.search("items", [9, 9], k=1)[0].distance == pytest.approx(0, abs=1e-6)
@@ -147,7 +143,7 @@ def test_a_disabled_trigger_is_the_cause_and_the_fix_mends_it(
             daemon.kill()
 
 
-def test_whoever_locks_the_table_comes_first_with_pid_query_and_since(
+def test_a_session_that_locks_the_table_comes_first_with_pid_query_and_since(
     items: psycopg.Connection, daemon: Daemon
 ) -> None:
     items.execute("INSERT INTO items VALUES (4, '{1,2,3}', 'de')")
@@ -172,7 +168,7 @@ def test_whoever_locks_the_table_comes_first_with_pid_query_and_since(
     assert subjects(explain(daemon, "de")) == ["quarantine"]
 
 
-def test_one_who_waits_for_the_lock_stops_readers_and_its_blocker_is_named(
+def test_a_session_that_waits_for_a_lock_stops_readers_and_its_blocker_is_named(
     items: psycopg.Connection, daemon: Daemon
 ) -> None:
     with (
@@ -210,9 +206,7 @@ def test_quarantined_rows_are_counted_by_reason_with_some_keys(
     assert "embed these rows" in found.causes[0].fix
 
 
-def test_rows_that_no_rule_calls_live_are_the_cause(
-    items: psycopg.Connection, daemon: Daemon
-) -> None:
+def test_rows_that_are_not_live_are_the_cause(items: psycopg.Connection, daemon: Daemon) -> None:
     items.execute("UPDATE items SET v = NULL")
     followed(items, daemon)
     found = explain(daemon, "de")
@@ -290,7 +284,7 @@ def test_a_forgotten_prepared_transaction_is_named(
                 daemon.kill()
 
 
-def test_an_unknown_dataset_has_near_names_and_what_sources_form(
+def test_an_unknown_dataset_has_near_names_and_the_rules_of_sources(
     items: psycopg.Connection, daemon: Daemon
 ) -> None:
     items.execute("INSERT INTO items VALUES (50, '{5,5}', NULL)")
@@ -318,7 +312,7 @@ def test_with_nothing_attached_the_cause_is_that(db: psycopg.Connection, daemon:
     assert found.causes[0].fix == "syncd attach TABLE"
 
 
-def test_a_database_that_is_down_is_a_cause_beside_what_the_service_knows(
+def test_a_database_that_is_down_is_a_cause_alongside_the_facts_of_the_service(
     items: psycopg.Connection, daemon: Daemon
 ) -> None:
     found = explain(daemon, "de", dsn="host=127.0.0.1 port=1")
@@ -328,7 +322,7 @@ def test_a_database_that_is_down_is_a_cause_beside_what_the_service_knows(
     assert items.info.dsn
 
 
-def test_a_role_that_may_not_look_is_told_which_may(
+def test_a_role_without_rights_gets_the_role_that_has_them(
     items: psycopg.Connection, daemon: Daemon
 ) -> None:
     with role(items) as name:
@@ -347,24 +341,51 @@ def test_without_a_service_why_exits_1_with_the_command_that_starts_it(tmp_path:
     assert "Traceback" not in done.stderr
 
 
-# What the service says, without a service
+# Answers of a service, without a service
 
 
 def said(**changes: Any) -> WhyResult:
-    """An answer of a service whose dataset is well, but for what is changed."""
+    """The answer of a service for a healthy dataset, with these changes."""
     status = {
-        "dataset": "default/de", "source": "public.items", "state": "ready", "count": 3, "tombstones": 0, "dim": 2, "metric": "l2",
-        "index": "exact", "recall": 1.0, "verified": True, "bytes": 100, "lag_seconds": 0.0,
-    }  # fmt: skip
+        "dataset": "default/de",
+        "source": "public.items",
+        "state": "ready",
+        "count": 3,
+        "tombstones": 0,
+        "dim": 2,
+        "metric": "l2",
+        "index": "exact",
+        "recall": 1.0,
+        "verified": True,
+        "bytes": 100,
+        "lag_seconds": 0.0,
+    }
     progress = {
-        "source": "public.items", "failure": None, "retry_in_seconds": 0.0, "scanned_rows": None, "moved_seconds": 0.1,
-        "position": {"snapshot": "5:5:", "outbox_id": 1}, "unconfirmed_keys": 0,
-    }  # fmt: skip
+        "source": "public.items",
+        "failure": None,
+        "retry_in_seconds": 0.0,
+        "scanned_rows": None,
+        "moved_seconds": 0.1,
+        "position": {"snapshot": "5:5:", "outbox_id": 1},
+        "unconfirmed_keys": 0,
+    }
+    saved_at = datetime.now(UTC) - timedelta(seconds=5)
     answer: dict[str, Any] = {
-        "dataset": "default/de", "status": status, "reason": "", "progress": progress, "quarantine": [], "near": [], "pending": {},
-        "consumer": "default", "connected": True, "notifies": True, "listener_connected": True, "last_pass_seconds": 0.1,
-        "open_writers": 0, "checkpoint": {"at": (datetime.now(UTC) - timedelta(seconds=5)).isoformat(), "seconds": 0.1, "error": None},
-    }  # fmt: skip
+        "dataset": "default/de",
+        "status": status,
+        "reason": "",
+        "progress": progress,
+        "quarantine": [],
+        "near": [],
+        "pending": {},
+        "consumer": "default",
+        "connected": True,
+        "notifies": True,
+        "listener_connected": True,
+        "last_pass_seconds": 0.1,
+        "open_writers": 0,
+        "checkpoint": {"at": saved_at.isoformat(), "seconds": 0.1, "error": None},
+    }
     for name, value in changes.items():
         where = next(each for each in (answer, status, progress) if name in each)
         where[name] = value
@@ -408,7 +429,7 @@ def test_all_is_well_with_a_service_that_says_so() -> None:
 
 @pytest.fixture(params=[15, 16])
 def older(servers: Servers, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Daemon]:
-    """A syncd beside an older server."""
+    """A syncd of an older server."""
     server = servers.of(request.param)
     dsn = server.create_database("why", "syncd_template")
     server.execute(

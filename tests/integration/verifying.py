@@ -1,4 +1,4 @@
-"""Differences between an index and its table: made behind syncd's back, and as verify counts them."""
+"""Differences between an index and its table: made without an outbox row, and counted by verify."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from tests.daemon import Daemon
 
 
 def unseen(db: psycopg.Connection, statement: str) -> None:
-    """Change the table, and let nobody know."""
+    """Change the table without an outbox row."""
     with db.transaction():
         db.execute(statement.encode())
         db.execute("DELETE FROM syncd.outbox WHERE xid = pg_current_xact_id()")
 
 
 def of(result: VerifyResult, dataset: str = "default/items") -> DatasetVerified:
-    """One dataset's part."""
+    """Result of one dataset."""
     return next(row for row in result.datasets if row.dataset == dataset)
 
 
 def counts(row: DatasetVerified) -> tuple[bool, int, int, int]:
-    """Whether it is in sync, and how many rows are missing, extra and stale."""
+    """Whether the dataset is in sync, and its missing, extra and stale rows."""
     return row.in_sync, row.missing, row.extra, row.stale
 
 
 def assert_equal(db: psycopg.Connection, daemon: Daemon) -> None:
-    """The index holds what the table holds."""
+    """The index holds the rows of the table."""
     rows: dict[int, list[float]] = dict(
         db.execute("SELECT id, v::real[] FROM items WHERE NOT gone AND v IS NOT NULL").fetchall()
     )

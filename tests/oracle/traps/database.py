@@ -143,7 +143,7 @@ DATABASE_TRAPS: dict[str, Trap] = {
         "compiled_dataset, compiled_live)",
         "old.arguments = given",
         "tests/integration/test_rules.py::"
-        "test_the_same_text_is_attached_again_where_it_means_something_else_now[18]",
+        "test_the_same_text_makes_a_new_attachment_if_its_meaning_has_changed[18]",
     ),
     "a dropped table's name is forgotten": broken(
         "sql/schema/0002_attach.sql",

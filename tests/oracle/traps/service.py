@@ -260,7 +260,7 @@ SERVICE_TRAPS: dict[str, Trap] = {
         "    yield from check_place(look, source)\n",
         "",
         f"{PLACES}::"
-        "test_two_tables_that_swapped_names_are_told_and_each_dataset_is_its_tables_again[False]",
+        "test_two_tables_that_swapped_names_are_reported_and_each_dataset_is_its_tables_again[False]",
     ),
     "a crash is not known to empty unlogged tables": broken(
         "syncd/sync/source/followed.py",
