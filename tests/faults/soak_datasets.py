@@ -3,9 +3,9 @@
     python -m tests.faults.soak_datasets --minutes 10 --seed 1
 
 syncd and its server are killed meanwhile, and ``verify --deep`` judges. The seed decides the
-faults; their moments depend on the machine. The soak prints the log and ends with exit status 1 if
-an index differs from its table, a name is no longer known, or memory grows with the names that have
-gone.
+faults; their moments depend on the machine. If a check fails, the soak prints the log and ends with
+exit status 1. The checks: each index equals its table, each name stays known, and memory does not
+grow with the names that have gone.
 """
 
 from __future__ import annotations

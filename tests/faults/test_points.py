@@ -1,5 +1,6 @@
-"""A kill at every step of a first reading, a start, a pass, a checkpoint, a stop, a build or a
-compaction: the next start is right.
+"""A kill at any step of a first reading, start, pass, checkpoint, stop, build or compaction.
+
+The next start is right.
 """
 
 from __future__ import annotations

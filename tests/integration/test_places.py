@@ -79,7 +79,7 @@ def swapped(db: psycopg.Connection) -> None:
 
 
 @pytest.mark.parametrize("both", [False, True])
-def test_two_tables_that_swapped_names_are_reported_and_each_dataset_is_its_tables_again(
+def test_tables_that_swapped_names_are_reported_and_each_dataset_is_its_tables_again(
     chunks: psycopg.Connection, daemon: Daemon, tmp_path: Path, both: bool
 ) -> None:
     chunks.execute("CREATE TABLE chunks_blue (LIKE chunks INCLUDING ALL)")

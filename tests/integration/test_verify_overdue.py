@@ -107,7 +107,7 @@ def test_an_unexpected_error_over_one_source_keeps_no_other_from_being_verified(
     daemon.stop()
 
 
-def test_a_session_that_waits_for_a_lock_on_one_table_keeps_no_other_from_being_verified(
+def test_a_lock_that_is_waited_for_on_one_table_delays_no_other_verify(
     two: psycopg.Connection, daemon: Daemon
 ) -> None:
     daemon.with_constant("syncd.sync.background.verify.FIRST_PAUSE_SECONDS", 0.01)

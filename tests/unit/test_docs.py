@@ -53,6 +53,8 @@ PLAIN_LANGUAGE = (
     "tests/apps/*.py",
     "tests/bench/*.py",
     "tests/examples/*.py",
+    "tests/faults/*.py",
+    "tests/integration/*.py",
     "tests/oracle/*.py",
     "tests/oracle/traps/*.py",
     "tests/tools/*.py",

@@ -226,7 +226,7 @@ SERVICE_TRAPS: dict[str, Trap] = {
         "syncd/sync/background/verify.py",
         "            if len(ids) == 1 and only is not None:\n",
         "            if True:\n",
-        f"{OVERDUE}::test_a_session_that_waits_for_a_lock_on_one_table_keeps_no_other_from_being_verified",
+        f"{OVERDUE}::test_a_lock_that_is_waited_for_on_one_table_delays_no_other_verify",
     ),
     "a NULL is a key": broken(
         "syncd/postgres/outbox.py",
@@ -260,7 +260,7 @@ SERVICE_TRAPS: dict[str, Trap] = {
         "    yield from check_place(look, source)\n",
         "",
         f"{PLACES}::"
-        "test_two_tables_that_swapped_names_are_reported_and_each_dataset_is_its_tables_again[False]",
+        "test_tables_that_swapped_names_are_reported_and_each_dataset_is_its_tables_again[False]",
     ),
     "a crash is not known to empty unlogged tables": broken(
         "syncd/sync/source/followed.py",
