@@ -1,4 +1,4 @@
-"""Alembic's environment: one connection that the caller opened, the version table in schema syncd."""
+"""Alembic's environment: the caller's connection, and the version table in schema syncd."""
 
 from alembic import context
 
@@ -14,7 +14,8 @@ if context.is_offline_mode():
         **VERSION_TABLE,
     )  # type: ignore[arg-type]
 else:
-    context.configure(connection=context.config.attributes["connection"], **VERSION_TABLE)  # type: ignore[arg-type]
+    connection = context.config.attributes["connection"]
+    context.configure(connection=connection, **VERSION_TABLE)  # type: ignore[arg-type]
 
 with context.begin_transaction():
     for part in (

@@ -1,7 +1,7 @@
 """Vector search that is provably in step with PostgreSQL.
 
-``connect`` and ``AsyncClient`` talk to a running ``syncd serve``; what they raise is a ``SyncdError``. Everything else is the service itself and
-its command line.
+``connect`` and ``AsyncClient`` talk to a running ``syncd serve``; their errors are ``SyncdError``.
+The rest of the package is the service itself and its command line.
 """
 
 from syncd.client.async_client import AsyncClient

@@ -215,7 +215,7 @@ class Service:
         return not starting.cancelled_caught
 
     async def give_up(self, starting: CancelScope) -> None:
-        """End a start that is no longer wanted."""
+        """End a start after a request to stop."""
         await self.stopping.wait()
         starting.cancel()
 

@@ -306,9 +306,7 @@ def load_settings(**flags: Any) -> Settings:
 
 
 def agreeing(settings: Settings) -> Settings:
-    """The settings, if every setting has the other settings that it needs; raises
-    ``SettingsError``.
-    """
+    """The settings, if each one has the other settings that it needs; raises ``SettingsError``."""
     if settings.tcp_listen and not settings.token.get_secret_value():
         raise SettingsError(
             f"listen is {settings.listen} but no token is set: any client could read the indexes",

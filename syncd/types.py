@@ -130,8 +130,9 @@ class Snapshot:
 
     @classmethod
     def parse(cls, text: str) -> Snapshot:
-        """Parse PostgreSQL's text form, ``xmin:xmax:xip,xip,…``; raises ``ValueError`` for other
-        text.
+        """Parse PostgreSQL's text form, ``xmin:xmax:xip,xip,…``.
+
+        Raises ``ValueError`` for other text.
         """
         xmin, xmax, in_progress = text.split(":")
         running = frozenset(int(xid) for xid in in_progress.split(",") if xid)

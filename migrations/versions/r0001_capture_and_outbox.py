@@ -15,7 +15,8 @@ def upgrade() -> None:
         "schema/0001_tables.sql",
         "schema/0001_rotation.sql",
         "triggers/0001_capture.sql",
-        "triggers/0002_wake.sql",  # the next file attaches a table: no notification if the queue is full
+        # The next file attaches a table: no notification if the server's queue is full.
+        "triggers/0002_wake.sql",
         "schema/0001_functions.sql",
     ):
         op.execute(executable_script(path))

@@ -1,4 +1,4 @@
-"""Tables and functions of schema syncd that hold among other people's tools and settings."""
+"""Tables and functions of schema syncd that work with other programs' tools and settings."""
 
 from alembic import op
 
@@ -17,7 +17,8 @@ FILES: tuple[str, ...] = (
     "schema/0002_rules.sql",
     "schema/0002_attach.sql",
     "schema/0002_tokens.sql",
-    "schema/0002_publications.sql",  # last: it locks the outbox, for which writers wait until init commits
+    # Last, because it locks the outbox: writers wait for it until init commits.
+    "schema/0002_publications.sql",
 )
 
 

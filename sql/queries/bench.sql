@@ -1,4 +1,4 @@
--- The tables of `syncd bench`, in a schema of their own that is dropped at the end.
+-- The tables of `syncd bench`, in their own schema, which is dropped at the end.
 
 -- name: create_schema
 CREATE SCHEMA syncd_bench;
@@ -7,7 +7,8 @@ CREATE SCHEMA syncd_bench;
 DROP SCHEMA IF EXISTS syncd_bench CASCADE;
 
 -- name: begin
--- One benchmark at a time in a database, as long as this session lives; and what of pgvector is there.
+-- One benchmark at a time in a database, as long as this session lives; and whether pgvector is
+-- installed or available.
 SELECT pg_try_advisory_lock(hashtext('syncd_bench')),
        EXISTS (SELECT FROM pg_extension WHERE extname = 'vector'),
        EXISTS (SELECT FROM pg_available_extensions WHERE name = 'vector');
@@ -16,7 +17,8 @@ SELECT pg_try_advisory_lock(hashtext('syncd_bench')),
 SELECT source::text FROM syncd.sources WHERE source::text NOT IN ('syncd.embeddings') ORDER BY 1;
 
 -- name: list_running_consumers
-SELECT DISTINCT split_part(application_name, '/', 2) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'syncd/%' ORDER BY 1;
+SELECT DISTINCT split_part(application_name, '/', 2) FROM pg_stat_activity
+WHERE datname = current_database() AND application_name LIKE 'syncd/%' ORDER BY 1;
 
 -- name: forget_consumer
 -- Otherwise it would hold the outbox forever.
@@ -29,7 +31,8 @@ CREATE EXTENSION IF NOT EXISTS vector;
 DROP EXTENSION IF EXISTS vector;
 
 -- name: create_table
-CREATE TABLE syncd_bench.{table} (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, embedding {type} NOT NULL);
+CREATE TABLE syncd_bench.{table} (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+                                  embedding {type} NOT NULL);
 
 -- name: create_table_like
 CREATE TABLE syncd_bench.{table} (LIKE syncd_bench.followed INCLUDING ALL);
@@ -41,13 +44,16 @@ ALTER TABLE syncd_bench.{table} ADD COLUMN {column} integer;
 CREATE INDEX ON syncd_bench.{table} ({column});
 
 -- name: create_hnsw
-CREATE INDEX ON syncd_bench.{table} USING hnsw (embedding {operators}) WITH (m = 16, ef_construction = 64);
+CREATE INDEX ON syncd_bench.{table}
+    USING hnsw (embedding {operators}) WITH (m = 16, ef_construction = 64);
 
 -- name: index_bytes
-SELECT sum(pg_relation_size(indexrelid))::bigint FROM pg_index WHERE indrelid = %s::regclass AND NOT indisprimary;
+SELECT sum(pg_relation_size(indexrelid))::bigint FROM pg_index
+WHERE indrelid = %s::regclass AND NOT indisprimary;
 
 -- name: copy_table
-INSERT INTO syncd_bench.{table} OVERRIDING SYSTEM VALUE SELECT * FROM syncd_bench.followed ORDER BY id;
+INSERT INTO syncd_bench.{table} OVERRIDING SYSTEM VALUE SELECT * FROM syncd_bench.followed
+ORDER BY id;
 
 -- name: continue_keys
 -- After a copy, which brings its own keys.
@@ -76,24 +82,29 @@ SELECT id FROM syncd_bench.{table} ORDER BY embedding {operator} {vector} LIMIT 
 
 -- name: nearest_below
 -- The limit is a literal, so that the planner knows how many rows pass.
-SELECT id FROM syncd_bench.{table} WHERE {column} < {limit} ORDER BY embedding {operator} {vector} LIMIT {k};
+SELECT id FROM syncd_bench.{table} WHERE {column} < {limit} ORDER BY embedding {operator} {vector}
+LIMIT {k};
 
 -- name: explain
 EXPLAIN (FORMAT JSON) {query};
 
 -- name: insert_sample
--- From a table of vectors, so that making them is not what is measured; many, since an HNSW index stores equal ones only once.
-INSERT INTO syncd_bench.{table} (embedding) SELECT embedding FROM syncd_bench.samples WHERE id = (SELECT 1 + floor(random() * 20000)::bigint);
+-- From a table of vectors: the measurement must not include their creation. The table has many
+-- vectors, since an HNSW index stores equal vectors only once.
+INSERT INTO syncd_bench.{table} (embedding) SELECT embedding FROM syncd_bench.samples
+WHERE id = (SELECT 1 + floor(random() * 20000)::bigint);
 
 -- name: insert_returning
-INSERT INTO syncd_bench.{table} (embedding) SELECT embedding FROM syncd_bench.samples WHERE id = %s RETURNING id;
+INSERT INTO syncd_bench.{table} (embedding) SELECT embedding FROM syncd_bench.samples WHERE id = %s
+RETURNING id;
 
 -- name: find_row
 SELECT id FROM syncd_bench.{table} WHERE id = %s;
 
 -- name: change_rows
 UPDATE syncd_bench.{table} AS t SET embedding = s.embedding
-FROM unnest(%s::bigint[], %s::bigint[]) AS c (key, sample) JOIN syncd_bench.samples AS s ON s.id = c.sample
+FROM unnest(%s::bigint[], %s::bigint[]) AS c (key, sample)
+JOIN syncd_bench.samples AS s ON s.id = c.sample
 WHERE t.id = c.key;
 
 -- name: delete_rows
@@ -112,8 +123,10 @@ SELECT rows FROM syncd.attach(%s, metric => %s);
 SELECT rows FROM syncd.attach(%s, metric => %s, columns => %s::text[]);
 
 -- name: attach_datasets
--- Rows are dealt out to datasets whose names no other table's have.
-SELECT rows FROM syncd.attach(%s, metric => %s, dataset => format('%%L || (id %%%% %%s)::text', %s::text, %s::bigint));
+-- Rows go to datasets whose names no other table has.
+SELECT rows
+FROM syncd.attach(%s, metric => %s,
+                  dataset => format('%%L || (id %%%% %%s)::text', %s::text, %s::bigint));
 
 -- name: drop_table
 DROP TABLE syncd_bench.{table};
@@ -128,8 +141,9 @@ VACUUM ANALYZE syncd_bench.{table};
 SELECT count(*), sum(hash_array_extended(ARRAY[{send}(embedding)], 0)) FROM syncd_bench.{table};
 
 -- name: drift
-DELETE FROM syncd_bench.{table} WHERE id IN (SELECT id FROM syncd_bench.{table} ORDER BY random() LIMIT %s);
+DELETE FROM syncd_bench.{table}
+WHERE id IN (SELECT id FROM syncd_bench.{table} ORDER BY random() LIMIT %s);
 
 -- name: forget_changes
--- In the transaction that made them, so that nobody is told.
+-- In the transaction that made the changes, so that no consumer sees them.
 DELETE FROM syncd.outbox WHERE xid = pg_current_xact_id();

@@ -1,38 +1,43 @@
--- The consumer's own rows, and what it asks of the server outside passes.
+-- The consumer's own rows, and its other statements outside passes.
 
 -- name: read_server
--- A dump is restored with its indexes last: before them there are tables that lack rows.
-SELECT pg_is_in_recovery(), current_setting('server_version_num')::integer, current_setting('max_prepared_transactions')::integer,
-       to_regclass('syncd.alembic_version') IS NOT NULL AND to_regclass('syncd.meta_one_row') IS NOT NULL, current_setting('server_encoding');
+-- A dump is restored with its indexes last: before them some tables lack rows.
+SELECT pg_is_in_recovery(), current_setting('server_version_num')::integer,
+       current_setting('max_prepared_transactions')::integer,
+       to_regclass('syncd.alembic_version') IS NOT NULL
+           AND to_regclass('syncd.meta_one_row') IS NOT NULL, current_setting('server_encoding');
 
 -- name: read_revision
 SELECT version_num FROM syncd.alembic_version;
 
 -- name: read_identity
--- The row is written once, so another xmin than its own transaction means that the database was restored from a dump.
-SELECT m.incarnation::text, m.xmin::text::bigint = m.xid::text::bigint % 4294967296 FROM syncd.meta AS m;
+-- The row is written once. If its xmin is not its own transaction, the database was restored from a
+-- dump.
+SELECT m.incarnation::text, m.xmin::text::bigint = m.xid::text::bigint % 4294967296
+FROM syncd.meta AS m;
 
 -- name: lock_identity
 SET LOCAL idle_in_transaction_session_timeout = '30s';
--- One consumer at a time; syncd.token() goes on reading.
+-- One consumer at a time; syncd.token() can still read.
 LOCK TABLE syncd.meta IN EXCLUSIVE MODE;
 
 -- name: lock_outbox
--- Never waiting: writers would queue behind us.
+-- Without waiting: writers would queue behind us.
 LOCK TABLE syncd.outbox IN ACCESS EXCLUSIVE MODE NOWAIT;
 
 -- name: forget_outbox
 TRUNCATE syncd.outbox;
 
 -- name: forget_freed
--- Snapshots of another cluster mean nothing here.
+-- Snapshots of another cluster have no meaning here.
 UPDATE syncd.outbox_limit SET freed = NULL;
 
 -- name: forget_needs
 UPDATE syncd.consumers SET needs = DEFAULT, must_rebuild = false;
 
 -- name: forget_outbox_rows
--- Where a writer is open. Its own rows, and those of later writers, are this cluster's, and stay.
+-- For an outbox with an open writer. Its rows and later writers' rows are this cluster's: they
+-- stay.
 DELETE FROM syncd.outbox;
 
 -- name: forget_checkpoints
@@ -42,7 +47,7 @@ DELETE FROM syncd.checkpoints;
 DELETE FROM syncd.meta;
 
 -- name: doubt_identity
--- The next to read it finds a copy, and forgets what is another cluster's.
+-- The next reader finds a restored copy, and removes the other cluster's ids.
 DELETE FROM syncd.meta;
 INSERT INTO syncd.meta (xid) VALUES ('3');
 
@@ -50,19 +55,23 @@ INSERT INTO syncd.meta (xid) VALUES ('3');
 INSERT INTO syncd.meta DEFAULT VALUES;
 
 -- name: take_consumer_name
--- From here on the outbox keeps what this consumer needs: all since the checkpoint that it may start from, or, where it has been told to
--- rebuild, or is new, all since now.
+-- From now on the outbox keeps the rows that this consumer needs: all rows since the checkpoint
+-- from which it may start. For a new consumer, and for one that must rebuild: all rows since now.
 INSERT INTO syncd.consumers AS c (name, run_id) VALUES (%s, %s)
 ON CONFLICT (name) DO UPDATE
-SET run_id = excluded.run_id, started_at = now(), reported_at = now(), state = CASE WHEN c.must_rebuild THEN 'must_rebuild' ELSE 'catching_up' END,
+SET run_id = excluded.run_id, started_at = now(), reported_at = now(),
+    state = CASE WHEN c.must_rebuild THEN 'must_rebuild' ELSE 'catching_up' END,
     needs = CASE WHEN c.must_rebuild THEN excluded.needs ELSE c.needs END, must_rebuild = false
 RETURNING state = 'must_rebuild', started_at;
 
 -- name: keep_consumer_name
--- After a reconnect. No row, or one from before ours, is the past: the database was restored, turned back, or was a standby that had not
--- heard of us. A row from after ours is that of a process that has replaced us, and stays.
+-- After a reconnect. If there is no row, or an older one than ours, the database was restored,
+-- turned back, or was a standby without our row. A newer row than ours is another process's, which
+-- has replaced us: it stays.
 INSERT INTO syncd.consumers AS c (name, run_id, started_at) VALUES (%s, %s, %s)
-ON CONFLICT (name) DO UPDATE SET run_id = excluded.run_id, started_at = excluded.started_at, reported_at = now(), state = 'catching_up'
+ON CONFLICT (name) DO UPDATE
+SET run_id = excluded.run_id, started_at = excluded.started_at, reported_at = now(),
+    state = 'catching_up'
 WHERE c.run_id <> excluded.run_id AND c.started_at < excluded.started_at;
 
 -- name: set_notify_mode
@@ -82,22 +91,28 @@ SELECT freed::text FROM syncd.outbox_limit;
 SELECT pg_current_snapshot()::text, (SELECT last_value FROM syncd.outbox_id);
 
 -- name: read_open_writers
--- Who has written to the outbox, or holds the guard, and has not ended: a loser of the guard wakes nobody when it commits. And the ids of
--- the open transactions, prepared ones too, that have moved syncd.doubts: of each the oldest id that it holds, since later ones are its savepoints'.
+-- Open transactions that have written to the outbox or hold the guard: a loser of the guard wakes
+-- no consumer at its commit. Then the ids of the open transactions, also prepared ones, that have
+-- advanced syncd.doubts: the oldest id of each, since later ids are its savepoints.
 WITH held AS MATERIALIZED (
     SELECT l.locktype, l.relation, l.virtualtransaction, l.pid, l.transactionid FROM pg_locks AS l
     WHERE l.pid IS DISTINCT FROM pg_backend_pid()
       AND (l.locktype = 'transactionid' AND l.mode = 'ExclusiveLock'
            OR l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
           AND (l.locktype = 'relation' AND l.mode = 'RowExclusiveLock'
-               AND l.relation IN ('syncd.outbox'::regclass, 'syncd.outbox_0'::regclass, 'syncd.outbox_1'::regclass, 'syncd.outbox_2'::regclass,
+               AND l.relation IN ('syncd.outbox'::regclass, 'syncd.outbox_0'::regclass,
+                                  'syncd.outbox_1'::regclass, 'syncd.outbox_2'::regclass,
                                   'syncd.doubts'::regclass)
-               OR l.locktype = 'advisory' AND l.objsubid = 1 AND (l.classid::bigint << 32 | l.objid::bigint) = 8317708086)))
-SELECT coalesce(array_agg(DISTINCT h.virtualtransaction) FILTER (WHERE h.pid IS NOT NULL AND h.locktype <> 'transactionid'), '{}'),
-       ARRAY(SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint + age(pg_snapshot_xmax(pg_current_snapshot())::xid)
+               OR l.locktype = 'advisory' AND l.objsubid = 1
+               AND (l.classid::bigint << 32 | l.objid::bigint) = 8317708086)))
+SELECT coalesce(array_agg(DISTINCT h.virtualtransaction)
+                FILTER (WHERE h.pid IS NOT NULL AND h.locktype <> 'transactionid'), '{}'),
+       ARRAY(SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint
+             + age(pg_snapshot_xmax(pg_current_snapshot())::xid)
                     - max(age(t.transactionid))
              FROM held AS d JOIN held AS t USING (virtualtransaction)
-             WHERE d.relation = 'syncd.doubts'::regclass AND t.locktype = 'transactionid' GROUP BY virtualtransaction)
+             WHERE d.relation = 'syncd.doubts'::regclass AND t.locktype = 'transactionid'
+             GROUP BY virtualtransaction)
 FROM held AS h;
 
 -- name: read_doubts
@@ -107,10 +122,11 @@ SELECT d.last_value FROM syncd.doubts AS d;
 SELECT o.last_value, d.last_value FROM syncd.outbox_id AS o, syncd.doubts AS d;
 
 -- name: take_guard
--- While this session holds the guard nobody notifies: the consumer is awake, and a NOTIFY would only serialise commits. Not where
--- another consumer may be asleep.
+-- While this session holds the guard no writer notifies: the consumer is awake, and a NOTIFY would
+-- only serialise commits. It is not taken if another consumer may be asleep.
 SELECT pg_try_advisory_lock(8317708086)
-WHERE NOT EXISTS (SELECT FROM syncd.consumers AS c WHERE c.name <> %s AND c.reported_at > now() - interval '1 minute');
+WHERE NOT EXISTS (SELECT FROM syncd.consumers AS c
+                  WHERE c.name <> %s AND c.reported_at > now() - interval '1 minute');
 
 -- name: release_guard
 SELECT pg_advisory_unlock(8317708086);
@@ -123,15 +139,16 @@ LISTEN syncd;
 SELECT 1;
 
 -- name: durable_limits
--- Here and below, behind BEGIN and the session's settings: a service that is frozen in a transaction keeps no lock for long, or the outbox could never be freed without it.
--- Others hold the consumers' rows for moments, on a busy machine for longer than a pass waits for a table.
+-- These limits and the next ones follow BEGIN and the session's settings. They end a transaction
+-- whose service is suspended: its locks would keep the outbox from being freed. Other sessions hold
+-- the consumers' rows for moments; on a busy machine that is longer than a pass waits for a table.
 SET LOCAL synchronous_commit = on;
 SET LOCAL lock_timeout = '5s';
 SET LOCAL statement_timeout = '30s';
 SET LOCAL idle_in_transaction_session_timeout = '30s';
 
 -- name: start_limits
--- Shorter than a start may take, so that a start that was given up does not take the name later.
+-- Shorter than a start may take: a start that was given up must not take the name later.
 SET LOCAL statement_timeout = '20s';
 SET LOCAL idle_in_transaction_session_timeout = '30s';
 
@@ -141,30 +158,40 @@ SET LOCAL statement_timeout = '30s';
 SET LOCAL idle_in_transaction_session_timeout = '30s';
 
 -- name: write_nonce
-INSERT INTO syncd.checkpoints (nonce, consumer, snapshot) VALUES (%s, %s, %s::pg_snapshot) RETURNING xid::text;
+INSERT INTO syncd.checkpoints (nonce, consumer, snapshot) VALUES (%s, %s, %s::pg_snapshot)
+RETURNING xid::text;
 
 -- name: forget_old_nonces
--- Two checkpoints are kept on disk, and while it is full no newer ones come; a few more rows cost nothing and let an older copy of the directory be recognised.
-DELETE FROM syncd.checkpoints WHERE consumer = %(consumer)s AND NOT nonce = ANY (%(kept)s::uuid[]) AND nonce NOT IN (
-    SELECT c.nonce FROM syncd.checkpoints AS c WHERE c.consumer = %(consumer)s ORDER BY c.xid DESC LIMIT 4);
+-- Two checkpoints are kept on disk, and no newer ones are saved while it is full. A few more rows
+-- cost nothing: they let syncd recognise an older copy of the directory.
+DELETE FROM syncd.checkpoints
+WHERE consumer = %(consumer)s AND NOT nonce = ANY (%(kept)s::uuid[])
+  AND nonce NOT IN (SELECT c.nonce FROM syncd.checkpoints AS c WHERE c.consumer = %(consumer)s
+                    ORDER BY c.xid DESC LIMIT 4);
 
 -- name: note_needs
--- The oldest position that any checkpoint still on disk has: the outbox keeps all that is newer.
+-- The oldest position of the checkpoints on disk: the outbox keeps all newer rows.
 UPDATE syncd.consumers SET needs = (
-    SELECT c.snapshot FROM syncd.checkpoints AS c WHERE c.consumer = %(consumer)s AND c.nonce = ANY (%(kept)s::uuid[])
-    ORDER BY pg_snapshot_xmax(c.snapshot), (SELECT count(*) FROM pg_snapshot_xip(c.snapshot)) DESC LIMIT 1)
+    SELECT c.snapshot FROM syncd.checkpoints AS c
+    WHERE c.consumer = %(consumer)s AND c.nonce = ANY (%(kept)s::uuid[])
+    ORDER BY pg_snapshot_xmax(c.snapshot), (SELECT count(*) FROM pg_snapshot_xip(c.snapshot)) DESC
+    LIMIT 1)
 WHERE name = %(consumer)s
-  AND EXISTS (SELECT FROM syncd.checkpoints AS c WHERE c.consumer = %(consumer)s AND c.nonce = ANY (%(kept)s::uuid[]));
+  AND EXISTS (SELECT FROM syncd.checkpoints AS c
+              WHERE c.consumer = %(consumer)s AND c.nonce = ANY (%(kept)s::uuid[]));
 
 -- name: note_checkpoint
 UPDATE syncd.consumers SET checkpoint_at = now() WHERE name = %s AND run_id = %s;
 
 -- name: has_nonce
 SELECT 1 FROM syncd.checkpoints AS c
-WHERE c.nonce = %s AND c.xid = %s::xid8 AND c.xmin::text::bigint = c.xid::text::bigint %% 4294967296;
+WHERE c.nonce = %s AND c.xid = %s::xid8
+  AND c.xmin::text::bigint = c.xid::text::bigint %% 4294967296;
 
 -- name: report_consumer
-UPDATE syncd.consumers SET state = %s, position = %s, lag_rows = %s, lag_seconds = %s, reported_at = now() WHERE name = %s AND run_id = %s;
+UPDATE syncd.consumers
+SET state = %s, position = %s, lag_rows = %s, lag_seconds = %s, reported_at = now()
+WHERE name = %s AND run_id = %s;
 
 -- name: report_dataset
 INSERT INTO syncd.dataset_reports (consumer, dataset, state, rows) VALUES (%s, %s, %s, %s)
@@ -177,8 +204,10 @@ DELETE FROM syncd.dataset_reports WHERE consumer = %s AND NOT dataset = ANY (%s)
 DELETE FROM syncd.dataset_reports WHERE consumer = %s AND md5(dataset) = md5(%s);
 
 -- name: report_quarantined
-INSERT INTO syncd.quarantine_reports (consumer, source, dataset, key, reason, since) VALUES (%s, %s, %s, %s, %s, %s)
-ON CONFLICT (consumer, source, md5(key)) DO UPDATE SET dataset = excluded.dataset, reason = excluded.reason, since = excluded.since;
+INSERT INTO syncd.quarantine_reports (consumer, source, dataset, key, reason, since)
+VALUES (%s, %s, %s, %s, %s, %s)
+ON CONFLICT (consumer, source, md5(key)) DO UPDATE
+SET dataset = excluded.dataset, reason = excluded.reason, since = excluded.since;
 
 -- name: forget_quarantined
 DELETE FROM syncd.quarantine_reports WHERE consumer = %s AND source = %s AND md5(key) = md5(%s);
@@ -187,5 +216,5 @@ DELETE FROM syncd.quarantine_reports WHERE consumer = %s AND source = %s AND md5
 DELETE FROM syncd.quarantine_reports WHERE consumer = %s;
 
 -- name: read_heartbeat_xid
--- In the transaction of a report: an index whose position sees this id has everything that was committed before it.
+-- In the transaction of a report: an index whose position sees this id has all earlier commits.
 SELECT pg_current_xact_id()::text;

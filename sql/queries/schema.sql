@@ -1,5 +1,6 @@
--- Install, look at and remove schema syncd. These run under the user's search_path, by which attach finds the user's table and the rules' functions:
--- so every name has its schema here.
+-- Install, check and remove schema syncd. These statements run under the user's search_path,
+-- because attach finds the user's table and the rules' functions by it. So each name has its schema
+-- here.
 
 -- name: has_version_table
 SELECT pg_catalog.to_regclass('syncd.alembic_version') IS NOT NULL;
@@ -11,14 +12,16 @@ SELECT version_num FROM syncd.alembic_version;
 SELECT pg_catalog.has_table_privilege('syncd.alembic_version', 'SELECT');
 
 -- name: list_sources
-SELECT CASE WHEN c.oid IS NULL THEN a.source::pg_catalog.oid::pg_catalog.text ELSE a.source::pg_catalog.text END
+SELECT CASE WHEN c.oid IS NULL THEN a.source::pg_catalog.oid::pg_catalog.text
+    ELSE a.source::pg_catalog.text END
 FROM syncd.attachments AS a LEFT JOIN pg_catalog.pg_class AS c ON c.oid = a.source;
 
 -- name: detach
 SELECT syncd.detach(%(source)s);
 
 -- name: read_event_triggers
-SELECT pg_catalog.quote_ident(e.evtname), pg_catalog.quote_ident(p.proname) FROM pg_catalog.pg_event_trigger AS e JOIN pg_catalog.pg_proc AS p ON p.oid = e.evtfoid
+SELECT pg_catalog.quote_ident(e.evtname), pg_catalog.quote_ident(p.proname)
+FROM pg_catalog.pg_event_trigger AS e JOIN pg_catalog.pg_proc AS p ON p.oid = e.evtfoid
 WHERE e.evtenabled <> 'D' ORDER BY 1;
 
 -- name: drop_schema
@@ -26,18 +29,24 @@ DROP SCHEMA syncd CASCADE;
 
 -- name: attach
 SELECT rows, live_rows, datasets
-FROM syncd.attach(%(source)s, key => %(key)s, vector => %(vector)s, project => coalesce(%(project)s, $$'default'$$),
-                  dataset => %(dataset)s, live => coalesce(%(live)s, 'true'), metric => coalesce(%(metric)s, 'cosine'),
-                  columns => coalesce(CAST(%(columns)s AS pg_catalog.text[]), '{}'), row_triggers => %(row_triggers)s);
+FROM syncd.attach(%(source)s, key => %(key)s, vector => %(vector)s,
+                  project => coalesce(%(project)s, $$'default'$$),
+                  dataset => %(dataset)s, live => coalesce(%(live)s, 'true'),
+                  metric => coalesce(%(metric)s, 'cosine'),
+                  columns => coalesce(CAST(%(columns)s AS pg_catalog.text[]), '{}'),
+                  row_triggers => %(row_triggers)s);
 
 -- name: reattach
 SELECT rows, live_rows, datasets FROM syncd.reattach(%(source)s);
 
 -- name: read_publications
--- Those that carry a table of schema syncd, or will: FOR ALL TABLES, or by the name of the schema or of a table. The ready table may well be carried.
+-- The publications that carry a table of schema syncd, or will: FOR ALL TABLES, or by the name of
+-- the schema or of a table. The table of embeddings may be carried.
 SELECT p.pubname::pg_catalog.text, p.puballtables FROM pg_catalog.pg_publication AS p
 WHERE p.puballtables
-   OR EXISTS (SELECT FROM pg_catalog.pg_publication_tables AS t WHERE t.pubname = p.pubname AND t.schemaname = 'syncd' AND t.tablename <> 'embeddings')
+   OR EXISTS (SELECT FROM pg_catalog.pg_publication_tables AS t
+              WHERE t.pubname = p.pubname AND t.schemaname = 'syncd'
+                AND t.tablename <> 'embeddings')
 ORDER BY 1;
 
 -- name: read_subscriptions

@@ -1,12 +1,13 @@
--- What verify asks of the server, on a connection of its own, at the very snapshot that a pass has brought the indexes to.
+-- Statements of verify, on its own connection, at the snapshot to which a pass has brought the
+-- indexes.
 
 -- name: begin
 BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
 SET TRANSACTION SNAPSHOT {snapshot};
 
 -- name: limits
--- Behind the session's settings. The first FETCH of a large table may take long, so there is no limit on a statement; a client that is frozen
--- still holds nothing for long.
+-- After the session's settings. The first FETCH of a large table may take long, so a statement has
+-- no limit; the other limits still end the transaction of a suspended client.
 SET LOCAL lock_timeout = '100ms';
 SET LOCAL statement_timeout = 0;
 SET LOCAL idle_in_transaction_session_timeout = '60s';
@@ -15,9 +16,11 @@ SET LOCAL cursor_tuple_fraction = 1.0;
 SET LOCAL jit = off;
 
 -- name: is_in_the_way
--- Whether somebody waits for a lock on the table: an ALTER TABLE that waits for us makes every writer wait behind it.
+-- Whether a session waits for our lock on the table: an ALTER TABLE that waits for us makes each
+-- writer wait behind it.
 SELECT EXISTS (SELECT FROM pg_locks AS l
-               WHERE l.locktype = 'relation' AND NOT l.granted AND pg_backend_pid() = ANY (pg_blocking_pids(l.pid)));
+               WHERE l.locktype = 'relation' AND NOT l.granted
+                 AND pg_backend_pid() = ANY (pg_blocking_pids(l.pid)));
 
 -- name: has_rows
 SELECT EXISTS (SELECT FROM {source});
