@@ -15,6 +15,9 @@ DatasetName = NewType("DatasetName", str)
 
 Metric = Literal["cosine", "l2", "ip"]
 
+IndexKind = Literal["exact", "building", "codes"]
+"""The way an index answers; ``building``: exactly, until its codes are built."""
+
 State = Literal["backfilling", "catching_up", "ready", "rebuilding", "must_rebuild", "failed"]
 """State of a dataset, and of the service as a whole."""
 

@@ -32,7 +32,7 @@ from syncd.client.client import Client
 from syncd.errors import SyncdError
 from syncd.postgres import schema
 from syncd.postgres.connection import open_session
-from syncd.protocol.messages import DatasetStatus
+from syncd.protocol.status_messages import DatasetStatus
 from syncd.settings import Settings
 from syncd.statements import filled, statement
 

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from syncd.client.client import Client
 from syncd.errors import SyncdError
-from syncd.protocol.messages import Work
+from syncd.protocol.status_messages import Work
 
 LOOK_SECONDS = 0.2
 

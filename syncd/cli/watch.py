@@ -17,7 +17,7 @@ from syncd.cli.progress import Pace
 from syncd.client.client import Client
 from syncd.errors import ServiceUnavailable, TimedOut
 from syncd.ops.findings import since
-from syncd.protocol.messages import DatasetStatus, ServiceStatus
+from syncd.protocol.status_messages import DatasetStatus, ServiceStatus
 
 WATCH_SECONDS = 1.0
 COLUMNS = ("dataset", "state", "rows", "tombstones", "index", "recall", "MB", "lag s", "in sync")

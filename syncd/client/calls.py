@@ -23,7 +23,6 @@ from syncd.protocol.messages import (
     DEFAULT_TIMEOUT_MS,
     AuthenticateParams,
     CheckpointResult,
-    DatasetStatus,
     GetParams,
     GetResult,
     KeyPart,
@@ -35,16 +34,15 @@ from syncd.protocol.messages import (
     RebuildResult,
     SearchParams,
     SearchResult,
-    ServiceStatus,
     VerifyParams,
     VerifyResult,
     WaitParams,
     WaitResult,
     WhyParams,
-    WhyResult,
     WireKey,
     WirePosition,
 )
+from syncd.protocol.status_messages import DatasetStatus, ServiceStatus, WhyResult
 from syncd.protocol.wire import MAX_EXACT_INTEGER, vector_from_wire, vector_to_bytes
 
 T = TypeVar("T")

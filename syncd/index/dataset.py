@@ -11,7 +11,7 @@ import itertools
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -37,9 +37,7 @@ from syncd.index.storage.bitmap import (
 from syncd.index.storage.columns import CHUNK_BYTES
 from syncd.index.storage.stopping import Stop
 from syncd.index.view import Prints, View
-from syncd.types import AttachedColumn, Key, KeyKind, Metric
-
-IndexKind = Literal["exact", "building", "codes"]
+from syncd.types import AttachedColumn, IndexKind, Key, KeyKind, Metric
 
 
 class Applied(NamedTuple):

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from syncd.errors import ServiceUnavailable
 from syncd.ops.findings import Finding, ago, fail, ok, since, warn
 from syncd.ops.look import Service
-from syncd.protocol.messages import VerifyStatus
+from syncd.protocol.status_messages import VerifyStatus
 from syncd.settings import Settings
 
 LAG_SECONDS = 10.0

@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Container, Mapping, Sequence
 from typing import Any
 
-from syncd.protocol import messages
+from syncd.protocol import messages, status_messages
 from syncd.protocol.messages import WirePosition
 from syncd.protocol.wire import key_to_wire
 from syncd.rpc.methods import Methods
@@ -30,7 +30,7 @@ def why_method(methods: Methods) -> Mapping[str, Method[Any, Any]]:
     report = DatasetReport(methods)
     return {
         "why": Method(
-            messages.WhyParams, messages.WhyResult, report.why, "Why a dataset is as it is."
+            messages.WhyParams, status_messages.WhyResult, report.why, "Why a dataset is as it is."
         )
     }
 
@@ -41,7 +41,9 @@ class DatasetReport:
     def __init__(self, methods: Methods) -> None:
         self.methods = methods
 
-    def why(self, params: messages.WhyParams) -> messages.WhyResult | Awaitable[messages.WhyResult]:
+    def why(
+        self, params: messages.WhyParams
+    ) -> status_messages.WhyResult | Awaitable[status_messages.WhyResult]:
         """Report one dataset in any state.
 
         A worker thread does it if many rows are to be counted or many names compared.
@@ -55,7 +57,7 @@ class DatasetReport:
             return self.methods.in_thread(lambda: self.report(name))
         return self.report(name)
 
-    def report(self, name: DatasetName) -> messages.WhyResult:
+    def report(self, name: DatasetName) -> status_messages.WhyResult:
         """Answer of ``why``, safe in any thread; an unknown dataset has only near names."""
         consumer, listener = self.methods.consumer, self.methods.listener
         by_name = consumer.registry.by_name
@@ -63,7 +65,7 @@ class DatasetReport:
         followed = None if dataset is None else self.followed(dataset)
         condition = None if dataset is None else dataset.condition
         checkpointer, lost = self.methods.checkpointer, consumer.lost
-        return messages.WhyResult(
+        return status_messages.WhyResult(
             dataset=name,
             status=None if dataset is None else self.methods.dataset_status(dataset),
             reason="" if condition is None else condition.reason,
@@ -80,7 +82,7 @@ class DatasetReport:
             listener_connected=listener is not None and listener.connected,
             last_pass_seconds=time.monotonic() - consumer.last_pass_at,
             open_writers=len(consumer.pace.writers),
-            checkpoint=messages.CheckpointStatus(
+            checkpoint=status_messages.CheckpointStatus(
                 checkpointer.last_success_at, checkpointer.last_seconds, checkpointer.last_error
             ),
         )
@@ -95,7 +97,7 @@ class DatasetReport:
             (followed for followed in sources.values() if followed is dataset.follower), None
         )
 
-    def quarantine(self, names: Container[str]) -> list[messages.QuarantineCount]:
+    def quarantine(self, names: Container[str]) -> list[status_messages.QuarantineCount]:
         """Quarantined rows of a dataset, by reason, the most frequent reason first.
 
         All sources count: a source may claim a dataset of another source.
@@ -117,15 +119,16 @@ class DatasetReport:
                         )
         by_count = sorted(counts.items(), key=lambda item: -item[1][0])
         return [
-            messages.QuarantineCount(reason, rows, sample) for reason, (rows, sample) in by_count
+            status_messages.QuarantineCount(reason, rows, sample)
+            for reason, (rows, sample) in by_count
         ]
 
 
-def progress(followed: FollowedSource) -> messages.SourceProgress:
+def progress(followed: FollowedSource) -> status_messages.SourceProgress:
     """Progress of one followed source."""
     now = time.monotonic()
     unconfirmed, failure = followed.unconfirmed, followed.failure
-    return messages.SourceProgress(
+    return status_messages.SourceProgress(
         source=followed.source.name,
         failure=None if failure is None else str(failure),
         fix="" if failure is None else failure.fix,

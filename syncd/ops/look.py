@@ -17,7 +17,7 @@ from syncd.postgres import session
 from syncd.postgres.catalogue import shell_line
 from syncd.postgres.connection import connect_blocking
 from syncd.postgres.source import Source
-from syncd.protocol.messages import DatasetStatus, ServiceStatus
+from syncd.protocol.status_messages import DatasetStatus, ServiceStatus
 from syncd.settings import Settings
 from syncd.statements import statement
 

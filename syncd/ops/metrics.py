@@ -21,7 +21,7 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 from syncd.ops.parts import Parts
-from syncd.protocol.messages import DatasetStatus
+from syncd.protocol.status_messages import DatasetStatus
 from syncd.sync.registry.counters import OTHER, Durations, Searches
 from syncd.types import DatasetName
 

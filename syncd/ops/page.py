@@ -22,7 +22,8 @@ from syncd.ops.history import Sample
 from syncd.ops.page_style import SCRIPT, STYLE
 from syncd.ops.parts import Parts
 from syncd.ops.readiness import Verdict
-from syncd.protocol.messages import DatasetStatus, NoParams, SearchParams, SearchResult, WireKey
+from syncd.protocol.messages import NoParams, SearchParams, SearchResult, WireKey
+from syncd.protocol.status_messages import DatasetStatus
 from syncd.types import DatasetName, KeyKind
 
 DATASETS_SHOWN = 200

@@ -35,7 +35,7 @@ from syncd.ops.why_facts import (
     verify_facts,
 )
 from syncd.postgres.source import Source, read_sources
-from syncd.protocol.messages import DatasetStatus, WhyResult
+from syncd.protocol.status_messages import DatasetStatus, WhyResult
 from syncd.settings import Settings
 from syncd.sync.registry.quarantine import next_step
 

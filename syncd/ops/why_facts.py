@@ -10,7 +10,7 @@ import psycopg
 from syncd.ops.findings import ago, since
 from syncd.ops.look import Look
 from syncd.postgres.source import Source
-from syncd.protocol.messages import DatasetStatus, SourceProgress, WhyResult
+from syncd.protocol.status_messages import DatasetStatus, SourceProgress, WhyResult
 
 
 class Fact(msgspec.Struct, frozen=True):

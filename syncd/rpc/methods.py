@@ -19,7 +19,7 @@ from syncd.errors import (
     UnknownDataset,
 )
 from syncd.postgres.listener import Listener
-from syncd.protocol import messages
+from syncd.protocol import messages, status_messages
 from syncd.protocol.messages import WirePosition
 from syncd.protocol.wire import key_from_wire, key_to_wire, vector_to_wire
 from syncd.rpc.counted_search import CountedSearch
@@ -91,14 +91,14 @@ class Methods:
             ),
             "datasets": Method(
                 messages.NoParams,
-                list[messages.DatasetStatus],
+                list[status_messages.DatasetStatus],
                 self.datasets,
                 "Every dataset and its state.",
                 immediate=True,
             ),
             "status": Method(
                 messages.NoParams,
-                messages.ServiceStatus,
+                status_messages.ServiceStatus,
                 self.status,
                 "The service's state.",
                 immediate=True,
@@ -259,7 +259,7 @@ class Methods:
 
     def datasets(
         self, _: messages.NoParams
-    ) -> list[messages.DatasetStatus] | Awaitable[msgspec.Raw]:
+    ) -> list[status_messages.DatasetStatus] | Awaitable[msgspec.Raw]:
         """Every known dataset, by name, with those that no longer have rows.
 
         A worker thread encodes the answer if there are more than ``IN_PLACE_DATASETS``.
@@ -268,12 +268,12 @@ class Methods:
             return self.every_status()
         return self.in_thread(lambda: msgspec.Raw(msgspec.json.encode(self.every_status())))
 
-    def every_status(self) -> list[messages.DatasetStatus]:
+    def every_status(self) -> list[status_messages.DatasetStatus]:
         """Every known dataset, by name; safe in any thread."""
         found = [*self.dataset_statuses(), *self.retired_statuses()]
         return sorted(found, key=lambda one: one.dataset)
 
-    def retired_statuses(self) -> list[messages.DatasetStatus]:
+    def retired_statuses(self) -> list[status_messages.DatasetStatus]:
         """The datasets that have a name, but no index and no rows."""
         found = []
         for followed in self.consumer.sources.values():
@@ -287,18 +287,18 @@ class Methods:
                     found += [msgspec.structs.replace(one, dataset=name) for name in names]
         return found
 
-    def dataset_statuses(self) -> list[messages.DatasetStatus]:
+    def dataset_statuses(self) -> list[status_messages.DatasetStatus]:
         """The datasets that have an index, by name; safe in any thread."""
         return [
             self.dataset_status(one)
             for one in sorted(self.registry.listed(), key=lambda one: one.name)
         ]
 
-    def dataset_status(self, dataset: Dataset) -> messages.DatasetStatus:
+    def dataset_status(self, dataset: Dataset) -> status_messages.DatasetStatus:
         """The state of one dataset."""
         index = dataset.index
         verified_at, in_sync = self.verifier.results.last.get(dataset.name, (None, None))
-        return messages.DatasetStatus(
+        return status_messages.DatasetStatus(
             dataset=dataset.name,
             source=dataset.source.name,
             state=dataset.state,
@@ -316,10 +316,10 @@ class Methods:
             in_sync=in_sync,
         )
 
-    def status(self, _: messages.NoParams) -> messages.ServiceStatus:
+    def status(self, _: messages.NoParams) -> status_messages.ServiceStatus:
         """The state of the whole service."""
         consumer, checkpointer, now = self.consumer, self.checkpointer, time.monotonic()
-        return messages.ServiceStatus(
+        return status_messages.ServiceStatus(
             version=self.version,
             consumer=consumer.session.consumer,
             state=consumer.state,
@@ -327,51 +327,55 @@ class Methods:
             lag_rows=consumer.lag_rows,
             lag_seconds=consumer.lag_seconds,
             listener_connected=self.listener is not None and self.listener.connected,
-            checkpoint=messages.CheckpointStatus(
+            checkpoint=status_messages.CheckpointStatus(
                 checkpointer.last_success_at, checkpointer.last_seconds, checkpointer.last_error
             ),
             quarantined=sum(len(followed.quarantine) for followed in consumer.sources.values()),
             uptime_seconds=time.monotonic() - self.begun,
             work=self.work(),
             quarantine=[
-                messages.QuarantineReason(source, reason, rows)
+                status_messages.QuarantineReason(source, reason, rows)
                 for (source, reason), rows in self.registry.quarantined.most_common()
             ],
             database_error=None if consumer.lost is None else consumer.lost.message,
             verify=self.verify_status(),
             failing_tasks=[
-                messages.FailingTask(
+                status_messages.FailingTask(
                     each.task, each.error, each.failures, max(each.retry_at - now, 0.0)
                 )
                 for each in self.registry.tasks.listed()
             ],
         )
 
-    def verify_status(self) -> messages.VerifyStatus:
+    def verify_status(self) -> status_messages.VerifyStatus:
         """The state of the verify in the background."""
         found = self.verifier.overdue
-        return messages.VerifyStatus(
+        return status_messages.VerifyStatus(
             found.at, self.consumer.session.settings.verify_seconds, found.reason
         )
 
-    def work(self) -> list[messages.Work]:
+    def work(self) -> list[status_messages.Work]:
         """Tables that are read or compared as a whole now, and the dataset that is built now."""
         found = []
         for followed in self.consumer.sources.values():
             scan = followed.scan
             if scan is not None and scan.beside and scan.only is not None:
                 found.append(
-                    messages.Work("rebuilding", ", ".join(scan.only), scan.rows, scan.expected or 0)
+                    status_messages.Work(
+                        "rebuilding", ", ".join(scan.only), scan.rows, scan.expected or 0
+                    )
                 )
             elif scan is not None:
                 found.append(
-                    messages.Work("reading", followed.source.name, scan.rows, scan.expected or 0)
+                    status_messages.Work(
+                        "reading", followed.source.name, scan.rows, scan.expected or 0
+                    )
                 )
         compared = self.verifier.compared
         if compared is not None:
-            found.append(messages.Work("verifying", "", compared, self.verifier.expected))
+            found.append(status_messages.Work("verifying", "", compared, self.verifier.expected))
         if self.builder.at_work_on is not None:
-            found.append(messages.Work("building", *self.builder.at_work_on, 0))
+            found.append(status_messages.Work("building", *self.builder.at_work_on, 0))
         return found
 
     async def wait(self, params: messages.WaitParams) -> messages.WaitResult:

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from syncd.client.client import Client
-from syncd.protocol.messages import DatasetStatus
+from syncd.protocol.status_messages import DatasetStatus
 from tests.daemon import Daemon
 from tests.faults.following import logged, until
 

@@ -12,7 +12,7 @@ import pytest
 
 from syncd.ops.check import examine
 from syncd.ops.findings import Finding
-from syncd.protocol.messages import VerifyStatus
+from syncd.protocol.status_messages import VerifyStatus
 from syncd.settings import load_settings
 from tests.daemon import Daemon
 from tests.faults.errors import ALWAYS

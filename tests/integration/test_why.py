@@ -17,7 +17,7 @@ from psycopg.conninfo import make_conninfo
 
 from syncd.errors import TimedOut
 from syncd.ops import why
-from syncd.protocol.messages import WhyResult
+from syncd.protocol.status_messages import WhyResult
 from syncd.settings import load_settings
 from tests.conftest import Servers, prepare
 from tests.daemon import Daemon

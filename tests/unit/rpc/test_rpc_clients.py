@@ -29,7 +29,7 @@ from syncd.errors import (
     UnknownDataset,
     UnknownKey,
 )
-from syncd.protocol import messages
+from syncd.protocol import messages, status_messages
 from syncd.protocol.messages import WirePosition
 from syncd.protocol.wire import vector_from_wire
 from syncd.rpc.protocol import Method
@@ -69,9 +69,11 @@ class Library:
                 messages.NoParams, messages.CheckpointResult, self.checkpoint, "Save."
             ),
             "datasets": Method(
-                messages.NoParams, list[messages.DatasetStatus], self.datasets, "List."
+                messages.NoParams, list[status_messages.DatasetStatus], self.datasets, "List."
             ),
-            "status": Method(messages.NoParams, messages.ServiceStatus, self.status, "Show."),
+            "status": Method(
+                messages.NoParams, status_messages.ServiceStatus, self.status, "Show."
+            ),
         }
 
     def search(self, params: messages.SearchParams) -> messages.SearchResult:
@@ -111,9 +113,9 @@ class Library:
     def checkpoint(self, _: messages.NoParams) -> messages.CheckpointResult:
         return messages.CheckpointResult(POSITION, 0.5, 100)
 
-    def datasets(self, _: messages.NoParams) -> list[messages.DatasetStatus]:
+    def datasets(self, _: messages.NoParams) -> list[status_messages.DatasetStatus]:
         return [
-            messages.DatasetStatus(
+            status_messages.DatasetStatus(
                 dataset="default/c",
                 source="public.chunks",
                 state="ready",
@@ -129,8 +131,8 @@ class Library:
             )
         ]
 
-    def status(self, _: messages.NoParams) -> messages.ServiceStatus:
-        return messages.ServiceStatus(
+    def status(self, _: messages.NoParams) -> status_messages.ServiceStatus:
+        return status_messages.ServiceStatus(
             version="1",
             consumer="default",
             state="ready",
@@ -138,7 +140,7 @@ class Library:
             lag_rows=0,
             lag_seconds=0.0,
             listener_connected=True,
-            checkpoint=messages.CheckpointStatus(),
+            checkpoint=status_messages.CheckpointStatus(),
             quarantined=0,
             uptime_seconds=1.0,
         )
