@@ -50,7 +50,7 @@ def misplaced(trap: Trap) -> list[str]:
 def missing_tests() -> list[str]:
     """pytest's messages about tests that traps name and that do not exist."""
     tests = sorted({test for trap in TRAPS.values() for test in trap.tests})
-    command = [*PYTEST, "--collect-only", *tests]
+    command = [*PYTEST, "--collect-only", "--assert=plain", *tests]
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
     return [line for line in done.stderr.splitlines() if line] if done.returncode else []
 
