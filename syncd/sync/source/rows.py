@@ -34,7 +34,7 @@ class Rows:
 
     @classmethod
     def of(cls, fetched: Sequence[Row]) -> Rows:
-        """The batch of some rows. For 1,000 rows this takes 0.05 ms."""
+        """The batch of some rows. For 1,000 rows this takes 0.04 ms."""
         return cls(*zip(*fetched, strict=True)) if fetched else NO_ROWS
 
     def __len__(self) -> int:

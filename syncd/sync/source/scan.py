@@ -38,7 +38,7 @@ class Scan:
     """Whether it fills the ``replacement`` of a dataset, whose present index answers meanwhile."""
     dimensions: dict[DatasetName, Counter[int]] = field(default_factory=dict)
     quarantined: set[Key] = field(default_factory=set)
-    """Keys that were in quarantine at its begin and were not read since."""
+    """Keys that were in quarantine when it began and were not read since."""
     doubt: str = ""
     """Reason why the indexes are compared, unless they are believed."""
     believed: bool = False

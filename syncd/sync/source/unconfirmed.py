@@ -1,6 +1,6 @@
 """Changes that were applied and may be lost in a crash of the server.
 
-They were committed after the last nonce that the server has confirmed to be durable.
+They were applied since the last nonce that the server has confirmed to be durable.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Unconfirmed:
         self.confirmed = confirmed
         self.keys: set[str] = set()
         self.everything = False
-        """Whether there are too many keys to list, so that all rows must be read again."""
+        """Whether all rows must be read again: too many keys to list, or a whole table."""
 
     def note(self, keys: Iterable[str]) -> None:
         """Remember keys of the outbox until a nonce confirms the commits that changed them."""
