@@ -32,8 +32,10 @@ class Repairer:
     def __init__(self, progress: Progress, control: Control) -> None:
         self.progress = progress
         self.control = control
-        self.said: dict[int, str] = {}
-        """Last logged error by source id; the negative id stands for the names in the schema."""
+        self.not_repaired: dict[int, str] = {}
+        """Last logged error of a repair, by source id."""
+        self.not_kept: dict[int, str] = {}
+        """Last logged error of an update of the kept names, by source id."""
 
     async def run(self) -> None:
         """After each pass, repair the sources that need it, until cancelled."""
@@ -46,39 +48,34 @@ class Repairer:
     async def repair_all(self) -> None:
         """Repair the sources that need it."""
         for followed in self.progress.sources.values():
-            if (
-                followed.catalogue.repair_at <= time.monotonic()
-                and followed.source.table is not None
-            ):
+            if followed.source.table is None:
+                continue
+            if followed.catalogue.repair_at <= time.monotonic():
                 await self.repair(followed)
-            if (
-                followed.catalogue.remember_at <= time.monotonic()
-                and followed.source.table is not None
-            ):
+            if followed.catalogue.remember_at <= time.monotonic():
                 await self.remember(followed)
 
     async def repair(self, followed: FollowedSource) -> None:
         """Try once. A failure is logged once, and tried again later while a repair is needed."""
-        followed.catalogue.repair_at = math.inf
+        source, catalogue = followed.source, followed.catalogue
+        catalogue.repair_at = math.inf
         try:
-            changed = await self.call(followed.source.oid)
+            changed = await self.call(source.oid)
         except SyncdError as error:
-            if followed.catalogue.weakness is not None:
-                followed.catalogue.repair_at = time.monotonic() + RETRY_SECONDS
-                if self.said.get(followed.source.id) != str(error):
-                    self.said[followed.source.id] = str(error)
+            if catalogue.weakness is not None:
+                catalogue.repair_at = time.monotonic() + RETRY_SECONDS
+                if self.not_repaired.get(source.id) != str(error):
+                    self.not_repaired[source.id] = str(error)
                     logger.error(
-                        "triggers_not_repaired",
-                        error=str(error),
-                        reason=str(followed.catalogue.weakness),
+                        "triggers_not_repaired", error=str(error), reason=str(catalogue.weakness)
                     )
             return
-        self.said.pop(followed.source.id, None)
+        self.not_repaired.pop(source.id, None)
         if changed:
-            logger.warning("triggers_repaired", source=followed.source.name)
+            logger.warning("triggers_repaired", source=source.name)
             self.progress.wake("request")  # the next pass sees them and begins a comparison
-        elif followed.catalogue.weakness is not None:
-            followed.catalogue.repair_at = time.monotonic() + RETRY_SECONDS
+        elif catalogue.weakness is not None:
+            catalogue.repair_at = time.monotonic() + RETRY_SECONDS
 
     async def remember(self, followed: FollowedSource) -> None:
         """Update the names that the schema keeps of a source; try once.
@@ -86,17 +83,18 @@ class Repairer:
         It fails if a rule is no longer valid and cannot be compiled. A failure is logged once, and
         tried again later.
         """
+        source = followed.source
         followed.catalogue.remember_at = time.monotonic() + RETRY_SECONDS
         try:
             async with self.control.transaction() as control:
                 await control.execute(statement("catalogue", "limit_mend"))
-                await control.execute(statement("catalogue", "remember"), [followed.source.id])
+                await control.execute(statement("catalogue", "remember"), [source.id])
         except SyncdError as error:
-            if self.said.get(-followed.source.id) != str(error):
-                self.said[-followed.source.id] = str(error)
-                logger.warning("rules_not_kept", source=followed.source.name, error=str(error))
+            if self.not_kept.get(source.id) != str(error):
+                self.not_kept[source.id] = str(error)
+                logger.warning("rules_not_kept", source=source.name, error=str(error))
         else:
-            self.said.pop(-followed.source.id, None)
+            self.not_kept.pop(source.id, None)
 
     async def call(self, oid: int) -> bool:
         """Repair a table's triggers; returns whether they changed. Raises ``DatabaseError``."""
