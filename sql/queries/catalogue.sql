@@ -1,14 +1,57 @@
 -- What the catalogue says about sources: whatever may change rows, or hide them, without a trigger firing.
 
 -- name: read_catalogue
--- One line of facts a source. The ids are literals: without a parameter the plan of the prepared statement is kept, which saves most of its time. relfilenode changes with every rewrite, also with one that changes no value (VACUUM FULL); the xmin of a
--- pg_attribute row with whatever is done to the column, and that of a pg_trigger row also when a trigger is switched off and on again.
--- Columns that an expression uses are those whose name occurs in its text. Partitions may be many: digests, only of the sources that are looked at as a whole.
--- What the rules call is there by name, in their text, and with the xmin of the functions, which moves when one is replaced. The values of
--- enum types are there by number: a renamed one changes what rows hold that nobody has written.
+-- One line of facts for each source. The ids are literals: the plan of the prepared statement is
+-- kept, which saves most of its time. relfilenode changes with every rewrite, also with one that
+-- changes no value (VACUUM FULL); the xmin of a pg_attribute row changes with everything that is
+-- done to the column, and that of a pg_trigger row also when a trigger is switched off and on again.
+-- The columns that an expression uses are those that PostgreSQL noted when it was compiled, and
+-- those whose name occurs in its text.
 SELECT a.id, json_build_object(
     'kind', c.relkind, 'file', c.relfilenode::bigint, 'persistence', c.relpersistence,
     'row_security', json_build_array(c.relrowsecurity, c.relforcerowsecurity),
+    'columns', (SELECT json_object_agg(t.attname, json_build_array(t.attnum, t.atttypid::bigint, t.atttypmod,
+                                                                  t.xmin::text::bigint, t.attgenerated) ORDER BY t.attnum)
+                FROM pg_attribute AS t
+                WHERE t.attrelid = c.oid AND t.attnum > 0 AND NOT t.attisdropped
+                  AND (t.attname = a.vector OR t.attname = ANY (a.key) OR t.attname = ANY (a.columns)
+                       OR t.attnum = ANY (r.columns)
+                       OR strpos(concat(a.project, a.dataset, a.live), quote_ident(t.attname)) > 0)),
+    'triggers', (SELECT json_object_agg(t.tgname, json_build_array(t.oid::bigint, t.xmin::text::bigint, t.tgenabled)
+                                        ORDER BY t.tgname)
+                 FROM pg_trigger AS t
+                 WHERE t.tgrelid = c.oid AND starts_with(t.tgname::text, format('syncd_%s_', a.id))))::text
+FROM syncd.attachments AS a JOIN pg_class AS c ON c.oid = a.source LEFT JOIN syncd.rules AS r ON r.source = a.id
+WHERE a.id = ANY ('{{{ids}}}'::integer[]);
+
+-- name: read_partition_facts
+-- One line of facts about the partitions of each source that has some. They may be many: digests.
+SELECT a.id, (
+    WITH RECURSIVE tree (relid) AS (
+        SELECT i.inhrelid FROM pg_inherits AS i WHERE i.inhparent = c.oid
+        UNION ALL
+        SELECT i.inhrelid FROM pg_inherits AS i JOIN tree ON i.inhparent = tree.relid
+    )
+    SELECT json_build_object(
+        'count', count(*), 'members', md5(string_agg(tree.relid::text, ',' ORDER BY tree.relid)),
+        'files', md5(string_agg(concat(r.relfilenode, r.relpersistence), ',' ORDER BY tree.relid)),
+        'row_security', md5(string_agg(concat(r.relrowsecurity, r.relforcerowsecurity), ',' ORDER BY tree.relid)),
+        'unlogged', coalesce(bool_or(r.relpersistence = 'u'), false),
+        'triggers', md5(string_agg(t.facts, ',' ORDER BY tree.relid)), 'always', coalesce(bool_and(t.always), true))::text
+    FROM tree JOIN pg_class AS r ON r.oid = tree.relid
+    LEFT JOIN LATERAL (
+        SELECT string_agg(concat_ws(':', t.oid, t.xmin, t.tgenabled), ',' ORDER BY t.oid) AS facts, bool_and(t.tgenabled = 'A') AS always
+        FROM pg_trigger AS t
+        WHERE t.tgrelid = tree.relid AND starts_with(t.tgname::text, format('syncd_%s_', a.id))
+    ) AS t ON true)
+FROM syncd.attachments AS a JOIN pg_class AS c ON c.oid = a.source
+WHERE c.relkind = 'p' AND a.id = ANY ('{{{ids}}}'::integer[]);
+
+-- name: read_rule_facts
+-- One line of facts about each source's rules. What they call is there by name, in their text, and
+-- with the xmin of the functions, which changes when one is replaced. The values of enum types are
+-- there by number: a renamed value changes what rows hold, and no row is written.
+SELECT a.id, json_build_object(
     'per_row', syncd.fires_per_row(c.oid),
     'rules', json_build_array(p.project, p.dataset, p.live),
     'functions', (SELECT json_object_agg(f.oid::bigint, f.xmin::text::bigint ORDER BY f.oid) FROM pg_proc AS f WHERE f.oid = ANY (p.functions)),
@@ -24,34 +67,7 @@ SELECT a.id, json_build_object(
                    UNION
                    SELECT i.id FROM types AS s JOIN pg_type AS t ON t.oid = s.id, LATERAL (VALUES (t.typbasetype), (t.typelem)) AS i (id) WHERE i.id <> 0
                )
-               SELECT json_object_agg(e.oid::bigint, e.enumlabel ORDER BY e.oid) FROM types AS s JOIN pg_enum AS e ON e.enumtypid = s.id),
-    'columns', (SELECT json_object_agg(t.attname, json_build_array(t.attnum, t.atttypid::bigint, t.atttypmod, t.xmin::text::bigint,
-                                                                         t.attgenerated) ORDER BY t.attnum)
-                FROM pg_attribute AS t
-                WHERE t.attrelid = c.oid AND t.attnum > 0 AND NOT t.attisdropped
-                  AND (t.attname = a.vector OR t.attname = ANY (a.key) OR t.attname = ANY (a.columns)
-                       OR strpos(concat(p.project, p.dataset, p.live), quote_ident(t.attname)) > 0)),
-    'triggers', (SELECT json_object_agg(t.tgname, json_build_array(t.oid::bigint, t.xmin::text::bigint, t.tgenabled) ORDER BY t.tgname)
-                 FROM pg_trigger AS t
-                 WHERE t.tgrelid = c.oid AND starts_with(t.tgname::text, format('syncd_%s_', a.id))))::text,
-    CASE WHEN c.relkind = 'p' AND a.id = ANY ('{{{whole}}}'::integer[]) THEN (
-        WITH RECURSIVE tree (relid) AS (
-            SELECT i.inhrelid FROM pg_inherits AS i WHERE i.inhparent = c.oid
-            UNION ALL
-            SELECT i.inhrelid FROM pg_inherits AS i JOIN tree ON i.inhparent = tree.relid
-        )
-        SELECT json_build_object(
-            'count', count(*), 'members', md5(string_agg(tree.relid::text, ',' ORDER BY tree.relid)),
-            'files', md5(string_agg(concat(r.relfilenode, r.relpersistence), ',' ORDER BY tree.relid)),
-            'row_security', md5(string_agg(concat(r.relrowsecurity, r.relforcerowsecurity), ',' ORDER BY tree.relid)),
-            'unlogged', coalesce(bool_or(r.relpersistence = 'u'), false),
-            'triggers', md5(string_agg(t.facts, ',' ORDER BY tree.relid)), 'always', coalesce(bool_and(t.always), true))::text
-        FROM tree JOIN pg_class AS r ON r.oid = tree.relid
-        LEFT JOIN LATERAL (
-            SELECT string_agg(concat_ws(':', t.oid, t.xmin, t.tgenabled), ',' ORDER BY t.oid) AS facts, bool_and(t.tgenabled = 'A') AS always
-            FROM pg_trigger AS t
-            WHERE t.tgrelid = tree.relid AND starts_with(t.tgname::text, format('syncd_%s_', a.id))
-        ) AS t ON true) END
+               SELECT json_object_agg(e.oid::bigint, e.enumlabel ORDER BY e.oid) FROM types AS s JOIN pg_enum AS e ON e.enumtypid = s.id))::text
 FROM syncd.attachments AS a JOIN pg_class AS c ON c.oid = a.source JOIN pg_namespace AS n ON n.oid = c.relnamespace
 JOIN syncd.present_rules AS p ON p.id = a.id
 WHERE a.id = ANY ('{{{ids}}}'::integer[]);

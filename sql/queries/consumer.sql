@@ -91,29 +91,39 @@ SELECT freed::text FROM syncd.outbox_limit;
 SELECT pg_current_snapshot()::text, (SELECT last_value FROM syncd.outbox_id);
 
 -- name: read_open_writers
--- Open transactions that have written to the outbox or hold the guard: a loser of the guard wakes
--- no consumer at its commit. Then the ids of the open transactions, also prepared ones, that have
--- advanced syncd.doubts: the oldest id of each, since later ids are its savepoints.
+-- At rest: the last id of the outbox and the doubts, which move with every write; the ids of all
+-- transactions that hold a lock on their own id, as open ones do, prepared ones too; and those of
+-- them that have written to the outbox or moved syncd.doubts. A writer that loses the guard wakes
+-- no consumer at its commit. A transaction that a pass's snapshot saw open and that is not among
+-- them has ended since. Ids are 32 bits wide here.
 WITH held AS MATERIALIZED (
-    SELECT l.locktype, l.relation, l.virtualtransaction, l.pid, l.transactionid FROM pg_locks AS l
-    WHERE l.pid IS DISTINCT FROM pg_backend_pid()
-      AND (l.locktype = 'transactionid' AND l.mode = 'ExclusiveLock'
-           OR l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
-          AND (l.locktype = 'relation' AND l.mode = 'RowExclusiveLock'
-               AND l.relation IN ('syncd.outbox'::regclass, 'syncd.outbox_0'::regclass,
-                                  'syncd.outbox_1'::regclass, 'syncd.outbox_2'::regclass,
-                                  'syncd.doubts'::regclass)
-               OR l.locktype = 'advisory' AND l.objsubid = 1
-               AND (l.classid::bigint << 32 | l.objid::bigint) = 8317708086)))
-SELECT coalesce(array_agg(DISTINCT h.virtualtransaction)
-                FILTER (WHERE h.pid IS NOT NULL AND h.locktype <> 'transactionid'), '{}'),
-       ARRAY(SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint
-             + age(pg_snapshot_xmax(pg_current_snapshot())::xid)
-                    - max(age(t.transactionid))
-             FROM held AS d JOIN held AS t USING (virtualtransaction)
-             WHERE d.relation = 'syncd.doubts'::regclass AND t.locktype = 'transactionid'
-             GROUP BY virtualtransaction)
-FROM held AS h;
+    SELECT l.locktype, l.virtualtransaction, l.transactionid FROM pg_locks AS l
+    WHERE l.locktype = 'transactionid' AND l.mode = 'ExclusiveLock'
+       OR l.locktype = 'relation' AND l.mode = 'RowExclusiveLock'
+          AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+          AND l.relation IN ('syncd.outbox'::regclass, 'syncd.outbox_0'::regclass,
+                             'syncd.outbox_1'::regclass, 'syncd.outbox_2'::regclass,
+                             'syncd.doubts'::regclass))
+SELECT (SELECT o.last_value FROM syncd.outbox_id AS o), (SELECT d.last_value FROM syncd.doubts AS d),
+       coalesce(array_agg(h.transactionid::text::bigint), '{}'),
+       coalesce(array_agg(h.transactionid::text::bigint)
+                FILTER (WHERE EXISTS (SELECT FROM held AS w WHERE w.locktype = 'relation'
+                                      AND w.virtualtransaction = h.virtualtransaction)), '{}')
+FROM held AS h WHERE h.locktype = 'transactionid';
+
+-- name: read_doubters
+-- Before a pass's snapshot: the ids of the open transactions, prepared ones too, that have moved
+-- syncd.doubts. Of each the oldest id that it holds, since later ones are its savepoints'.
+WITH held AS MATERIALIZED (
+    SELECT l.locktype, l.virtualtransaction, l.transactionid FROM pg_locks AS l
+    WHERE l.locktype = 'transactionid' AND l.mode = 'ExclusiveLock'
+       OR l.locktype = 'relation' AND l.mode = 'RowExclusiveLock'
+          AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+          AND l.relation = 'syncd.doubts'::regclass)
+SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint
+           + age(pg_snapshot_xmax(pg_current_snapshot())::xid) - max(age(t.transactionid))
+FROM held AS d JOIN held AS t USING (virtualtransaction)
+WHERE d.locktype = 'relation' AND t.locktype = 'transactionid' GROUP BY virtualtransaction;
 
 -- name: read_doubts
 SELECT d.last_value FROM syncd.doubts AS d;

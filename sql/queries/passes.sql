@@ -1,7 +1,9 @@
 -- The statements of a pass. The caller fills in the names in braces: identifiers, expressions that
--- PostgreSQL printed, and literals. Bounds of the outbox and of a page are literals, so that the
--- planner sees them and uses the index. The last section has the parts that one statement needs
--- once for each column, or in one of two forms.
+-- PostgreSQL printed, and literals. Statements with bounds of the outbox are planned once for a
+-- session: the settings of a pass leave the planner only the index, whatever the bounds are, and
+-- planning takes four times as long as running. Bounds of a page are literals, so that the planner
+-- sees them and uses the index. The last section has the parts that one statement needs once for
+-- each column, or in one of two forms.
 
 -- name: begin_pass
 BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
@@ -19,6 +21,10 @@ LOCK TABLE syncd.outbox IN ACCESS SHARE MODE;
 
 -- name: lock_source
 LOCK TABLE {source} IN ACCESS SHARE MODE;
+
+-- name: plan_with_keys
+-- For the rows of a partitioned table: a plan that knows the keys leaves partitions out.
+SET LOCAL plan_cache_mode = 'force_custom_plan';
 
 -- name: savepoint
 SAVEPOINT syncd_source;
@@ -42,15 +48,15 @@ ROLLBACK;
 -- database's transactions is NULL in a restored copy that has no history of its own yet. No
 -- transaction of this history has the next transaction id or a higher one. The doubts are read
 -- behind the snapshot: no transaction that the snapshot sees has moved them unnoticed.
+-- Parameters: the consumer's name, the oids, the transactions in progress at the oldest position,
+-- and its xmax.
 SELECT pg_current_snapshot()::text, (SELECT last_value FROM syncd.outbox_id), pg_is_in_recovery(),
-       (SELECT c.run_id::text FROM syncd.consumers AS c WHERE c.name = {consumer}),
+       (SELECT c.run_id::text FROM syncd.consumers AS c WHERE c.name = %s),
        (SELECT coalesce(json_agg(json_build_array(r.oid::bigint, n.nspname, r.relname)), '[]')
         FROM pg_class AS r JOIN pg_namespace AS n ON n.oid = r.relnamespace
-        WHERE r.oid = ANY ({oids}::oid[])),
-       EXISTS (SELECT FROM syncd.outbox AS o
-               WHERE o.op <> 'k'
-                 AND ({any_in_progress} AND o.xid = ANY ('{{{in_progress}}}'::xid8[])
-                      OR o.xid >= '{xmax}'::xid8)),
+        WHERE r.oid = ANY (%s::oid[])),
+       EXISTS (SELECT FROM syncd.outbox AS o WHERE o.op <> 'k' AND o.xid = ANY (%s::xid8[]))
+           OR EXISTS (SELECT FROM syncd.outbox AS o WHERE o.op <> 'k' AND o.xid >= %s::xid8),
        (SELECT l.freed::text FROM syncd.outbox_limit AS l),
        syncd.history(),
        pg_snapshot_xmax(pg_current_snapshot())::text::bigint
@@ -75,50 +81,48 @@ SELECT pg_export_snapshot();
 
 -- name: read_markers
 -- Transactions that the pass sees and the position did not are in two ranges of the index: those in
--- progress at the position, and those that began since. any_in_progress is true or false; the
--- planner drops the first range if it is false.
+-- progress at the position, and those that began since.
 SELECT o.source, o.op::text FROM syncd.outbox AS o
-WHERE o.op <> 'k'
-  AND ({any_in_progress} AND o.xid = ANY ('{{{in_progress}}}'::xid8[]) OR o.xid >= '{xmax}'::xid8)
-  AND o.source = ANY ('{{{sources}}}'::integer[])
+WHERE o.op <> 'k' AND (o.xid = ANY (%s::xid8[]) OR o.xid >= %s::xid8)
+  AND o.source = ANY (%s::integer[])
 ORDER BY o.xid, o.id;
 
 -- name: read_registry_changes
 SELECT 1 FROM syncd.outbox AS o
 WHERE o.op <> 'k' AND o.op IN ('a', 'd')
-  AND ({any_in_progress} AND o.xid = ANY ('{{{in_progress}}}'::xid8[]) OR o.xid >= '{xmax}'::xid8)
+  AND (o.xid = ANY (%s::xid8[]) OR o.xid >= %s::xid8)
 LIMIT 1;
 
 -- name: read_keys_in_progress
 -- The first page of changed keys, of transactions that were in progress at the position.
 SELECT o.xid::text::bigint, o.id, o.source, o.key FROM syncd.outbox AS o
-WHERE o.xid = ANY ('{{{in_progress}}}'::xid8[])
-  AND o.op = 'k' AND o.source = ANY ('{{{sources}}}'::integer[])
-ORDER BY o.xid, o.id LIMIT {page_rows};
+WHERE o.xid = ANY (%s::xid8[])
+  AND o.op = 'k' AND o.source = ANY (%s::integer[])
+ORDER BY o.xid, o.id LIMIT %s::bigint;
 
 -- name: read_keys_begun_since
 -- The first page of changed keys, of transactions that began after the position. It has no bound on
 -- (xid, id): such a bound below the range would have the index read from its beginning.
 SELECT o.xid::text::bigint, o.id, o.source, o.key FROM syncd.outbox AS o
-WHERE o.xid >= '{xmax}'::xid8
-  AND o.op = 'k' AND o.source = ANY ('{{{sources}}}'::integer[])
-ORDER BY o.xid, o.id LIMIT {page_rows};
+WHERE o.xid >= %s::xid8
+  AND o.op = 'k' AND o.source = ANY (%s::integer[])
+ORDER BY o.xid, o.id LIMIT %s::bigint;
 
 -- name: read_more_keys_in_progress
 -- A further page. The window keeps its end: only transactions that the first page's snapshot saw.
 SELECT o.xid::text::bigint, o.id, o.source, o.key FROM syncd.outbox AS o
-WHERE o.xid = ANY ('{{{in_progress}}}'::xid8[]) AND (o.xid, o.id) > ('{xid}'::xid8, {id})
-  AND pg_visible_in_snapshot(o.xid, '{window_end}'::pg_snapshot)
-  AND o.op = 'k' AND o.source = ANY ('{{{sources}}}'::integer[])
-ORDER BY o.xid, o.id LIMIT {page_rows};
+WHERE o.xid = ANY (%s::xid8[]) AND (o.xid, o.id) > (%s::xid8, %s::bigint)
+  AND pg_visible_in_snapshot(o.xid, %s::pg_snapshot)
+  AND o.op = 'k' AND o.source = ANY (%s::integer[])
+ORDER BY o.xid, o.id LIMIT %s::bigint;
 
 -- name: read_more_keys_begun_since
 -- A further page.
 SELECT o.xid::text::bigint, o.id, o.source, o.key FROM syncd.outbox AS o
-WHERE o.xid >= '{xid}'::xid8 AND (o.xid, o.id) > ('{xid}'::xid8, {id})
-  AND pg_visible_in_snapshot(o.xid, '{window_end}'::pg_snapshot)
-  AND o.op = 'k' AND o.source = ANY ('{{{sources}}}'::integer[])
-ORDER BY o.xid, o.id LIMIT {page_rows};
+WHERE o.xid >= %s::xid8 AND (o.xid, o.id) > (%s::xid8, %s::bigint)
+  AND pg_visible_in_snapshot(o.xid, %s::pg_snapshot)
+  AND o.op = 'k' AND o.source = ANY (%s::integer[])
+ORDER BY o.xid, o.id LIMIT %s::bigint;
 
 -- name: read_rows_by_key
 -- This statement and the next four read live rows, with the same columns: key, project, dataset,

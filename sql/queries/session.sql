@@ -49,7 +49,8 @@ SET LOCAL enable_indexonlyscan = on;
 SET LOCAL enable_bitmapscan = on;
 SET LOCAL enable_nestloop = on;
 SET LOCAL enable_partition_pruning = on;
-SET LOCAL plan_cache_mode = 'auto';
+-- Statements with parameters are planned once: their plans do not depend on them.
+SET LOCAL plan_cache_mode = 'force_generic_plan';
 SET LOCAL max_parallel_workers_per_gather = 0;
 SET LOCAL jit = off;
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 import psycopg
@@ -28,6 +28,13 @@ SWITCHED = {
     "O": "fires no longer on every write (ENABLE ALWAYS)",
     "R": "fires on replicas only",
 }
+
+QUOTED = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*\"""")
+"""A constant, or a name in quotes, as PostgreSQL prints it."""
+
+DOT_OF_A_NAME = re.compile(r"(?<![0-9])\.|\.(?![0-9])")
+"""A dot that does not belong to a number. PostgreSQL prints every name with its schema, except those
+of its own and those of columns."""
 
 Doubt = Literal["registry", "rules", "rewritten", "believed", "doubted", "mend"]
 """What a change asks for: ``registry``, to read again what is attached; ``rules``, the same, and a comparison at leisure; ``rewritten``, that rows
@@ -66,6 +73,16 @@ class Catalogue(msgspec.Struct, frozen=True):
     leaves: Leaves | None = None
 
     @property
+    def is_plain(self) -> bool:
+        """Whether the rules name nothing but columns and what PostgreSQL itself brings.
+
+        Then nothing that is renamed or replaced elsewhere changes what they mean.
+        """
+        if self.rules is None or self.functions or self.labels:
+            return False
+        return not any(DOT_OF_A_NAME.search(QUOTED.sub("x", rule)) for rule in self.rules)
+
+    @property
     def unlogged(self) -> bool:
         """Whether a crash of the server empties the table, or a part of it."""
         return self.persistence == "u" or (self.leaves is not None and self.leaves.unlogged)
@@ -80,34 +97,62 @@ class Change:
 
 
 def parse_catalogue(text: str) -> Catalogue:
-    """The facts from a text of ``read_catalogues``."""
-    table, _, leaves = text.partition("\n")
-    facts = msgspec.json.decode(table, type=Catalogue)
-    return (
-        msgspec.structs.replace(facts, leaves=msgspec.json.decode(leaves, type=Leaves))
-        if leaves
-        else facts
-    )
+    """The facts from a text of ``read_catalogues``.
+
+    The rules' line is missing in a checkpoint of version 0.1.0, which had them in the first.
+    """
+    table, _, more = text.partition("\n")
+    leaves, _, rules = more.partition("\n")
+    joined = f"{table[:-1]}, {rules[1:]}" if rules else table
+    facts = msgspec.json.decode(joined, type=Catalogue)
+    if not leaves:
+        return facts
+    return msgspec.structs.replace(facts, leaves=msgspec.json.decode(leaves, type=Leaves))
+
+
+class Look(NamedTuple):
+    """What is to be read of one source's facts."""
+
+    seen: str
+    """The facts as they were last read: what is not read again is taken from there."""
+    partitions: bool = True
+    rules: bool = True
 
 
 def read_catalogues(
-    connection: psycopg.Connection, seen: Mapping[int, tuple[str, bool]], *, prepare: bool
+    connection: psycopg.Connection, looks: Mapping[int, Look], *, prepare: bool
 ) -> dict[int, str]:
-    """The present facts of sources by id, as text that compares; a source whose table was dropped has none.
+    """The present facts of sources by id, as text that compares.
 
-    ``seen`` gives the facts as they were read before, and whether the partitions are to be looked at too.
+    A source whose table was dropped has none.
     """
-    whole = [source_id for source_id, (_, leaves) in seen.items() if leaves]
-    query = with_numbers(
-        "catalogue", "read_catalogue", ids=number_list(seen), whole=number_list(whole)
-    )
+    tables = read_facts(connection, "read_catalogue", looks, prepare=prepare)
+    with_partitions = [number for number, look in looks.items() if look.partitions]
+    partitions = read_facts(connection, "read_partition_facts", with_partitions, prepare=prepare)
+    with_rules = [number for number, look in looks.items() if look.rules]
+    rules = read_facts(connection, "read_rule_facts", with_rules, prepare=prepare)
     found = {}
-    for source_id, table, leaves in connection.execute(query, prepare=prepare).fetchall():
-        before, look_at_leaves = seen[source_id]
-        found[source_id] = (
-            f"{table}\n{(leaves or '') if look_at_leaves else before.partition(chr(10))[2]}"
+    for number, table in tables.items():
+        look = looks[number]
+        _, seen_partitions, seen_rules, *_ = [*look.seen.split("\n"), "", "", ""]
+        found[number] = "\n".join(
+            (
+                table,
+                partitions.get(number, "") if look.partitions else seen_partitions,
+                rules.get(number, "") if look.rules else seen_rules,
+            )
         )
     return found
+
+
+def read_facts(
+    connection: psycopg.Connection, name: str, sources: Collection[int], *, prepare: bool
+) -> dict[int, str]:
+    """What one statement says about some sources, by their ids."""
+    if not sources:
+        return {}
+    query = with_numbers("catalogue", name, ids=number_list(sources))
+    return dict(connection.execute(query, prepare=prepare).fetchall())
 
 
 def read_names(

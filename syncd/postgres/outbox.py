@@ -6,12 +6,12 @@ id cursor would lose a transaction that took a lower id and committed later; a b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import psycopg
 
-from syncd.statements import number_list, statement, with_numbers
+from syncd.statements import number_list, statement
 from syncd.types import Position, Snapshot
 
 PAGE_ROWS = 5000
@@ -37,12 +37,14 @@ class Cursor:
 class Changes:
     """One page of changed keys by source, as the outbox has them, each once, and the cursor to be had once they are applied.
 
-    ``unkeyed``: the sources of which rows without a key were written.
+    ``rows``: number of outbox rows read. ``newer_rows``: those of them with an id above the one that
+    was asked about. ``unkeyed``: the sources of which rows without a key were written.
     """
 
     keys: dict[int, list[str]]
     cursor: Cursor
     rows: int
+    newer_rows: int
     unkeyed: frozenset[int] = frozenset()
 
 
@@ -58,17 +60,15 @@ def read_markers(
     connection: psycopg.Connection, cursor: Cursor, sources: Sequence[int]
 ) -> list[Marker]:
     """Markers newer than the cursor, in order. They are read when a window begins, so that a page never undoes an earlier one."""
-    query = with_numbers(
-        "passes", "read_markers", **unseen(cursor.position.snapshot), sources=number_list(sources)
-    )
-    result = connection.execute(query, prepare=False)
+    parameters = [*unseen(cursor.position.snapshot), array(sources)]
+    result = connection.execute(statement("passes", "read_markers"), parameters, prepare=True)
     return [Marker(*row) for row in result.fetchall()]
 
 
 def registry_changed(connection: psycopg.Connection, snapshot: Snapshot) -> bool:
     """Whether anything was attached or detached since a snapshot."""
-    query = with_numbers("passes", "read_registry_changes", **unseen(snapshot))
-    return connection.execute(query, prepare=False).fetchone() is not None
+    query = statement("passes", "read_registry_changes")
+    return connection.execute(query, unseen(snapshot), prepare=True).fetchone() is not None
 
 
 def read_changes(
@@ -77,17 +77,16 @@ def read_changes(
     sources: Sequence[int],
     now: Snapshot,
     page_rows: int = PAGE_ROWS,
+    newer_than: int = 0,
 ) -> Changes:
     """The next page of keys that changed since ``cursor``, inside the transaction whose snapshot is ``now``."""
     keys: dict[int, dict[str, None]] = {}
     last = cursor.window.after if cursor.window is not None else None
-    rows, newest_id, unkeyed = 0, cursor.position.outbox_id, set[int]()
+    rows, newer_rows, newest_id, unkeyed = 0, 0, cursor.position.outbox_id, set[int]()
     for name, bounds in key_queries(cursor):
-        query = with_numbers(
-            "passes", name, **bounds, sources=number_list(sources), page_rows=page_rows - rows
-        )
-        result = connection.execute(query, prepare=False, binary=True)
-        found = result.fetchall()
+        parameters = [*bounds, array(sources), str(page_rows - rows)]
+        query = statement("passes", name)
+        found = connection.execute(query, parameters, prepare=True, binary=True).fetchall()
         for _, outbox_id, source, key in found:
             some = keys.setdefault(source, {})
             if key is None:
@@ -95,6 +94,7 @@ def read_changes(
             else:
                 some[key] = None
             newest_id = max(newest_id, outbox_id)
+            newer_rows += outbox_id > newer_than
         if found:
             last = found[-1][:2]
             rows += len(found)
@@ -106,7 +106,11 @@ def read_changes(
     else:
         following = Cursor(Position(cursor.window.end if cursor.window else now, newest_id))
     return Changes(
-        {source: list(found) for source, found in keys.items()}, following, rows, frozenset(unkeyed)
+        {source: list(found) for source, found in keys.items()},
+        following,
+        rows,
+        newer_rows,
+        frozenset(unkeyed),
     )
 
 
@@ -125,36 +129,35 @@ def who_locks_the_outbox(connection: psycopg.Connection) -> str:
     )
 
 
-def key_queries(cursor: Cursor) -> Iterator[tuple[str, dict[str, object]]]:
-    """The statements that read changed keys behind a cursor, each with its bounds.
+def key_queries(cursor: Cursor) -> Iterator[tuple[str, list[str]]]:
+    """The statements that read changed keys behind a cursor, each with its bounds as parameters.
 
     Transactions in progress at the position come first: their ids are below xmax, so the two ranges
     are in order of (xid, id).
     """
     snapshot, window = cursor.position.snapshot, cursor.window
-    in_progress = number_list(snapshot.in_progress)
+    in_progress, xmax = unseen(snapshot)
     if window is None:
-        if in_progress:
-            yield "read_keys_in_progress", {"in_progress": in_progress}
-        yield "read_keys_begun_since", {"xmax": snapshot.xmax}
+        if snapshot.in_progress:
+            yield "read_keys_in_progress", [in_progress]
+        yield "read_keys_begun_since", [xmax]
         return
-    if in_progress:
+    end = str(window.end)
+    if snapshot.in_progress:
         xid, outbox_id = window.after
-        yield (
-            "read_more_keys_in_progress",
-            {"in_progress": in_progress, "xid": xid, "id": outbox_id, "window_end": window.end},
-        )
+        yield "read_more_keys_in_progress", [in_progress, str(xid), str(outbox_id), end]
     xid, outbox_id = max(window.after, (snapshot.xmax, 0))
-    yield (
-        "read_more_keys_begun_since",
-        {"xid": xid, "id": outbox_id, "window_end": window.end},
-    )
+    yield "read_more_keys_begun_since", [str(xid), str(xid), str(outbox_id), end]
 
 
-def unseen(snapshot: Snapshot) -> dict[str, str]:
-    """The bounds of both ranges of the outbox's index that a snapshot did not see."""
-    return {
-        "any_in_progress": "true" if snapshot.in_progress else "false",
-        "in_progress": number_list(snapshot.in_progress),
-        "xmax": str(snapshot.xmax),
-    }
+def unseen(snapshot: Snapshot) -> list[str]:
+    """The bounds of both ranges of the outbox's index that a snapshot did not see.
+
+    They are text, so that the parameters of a prepared statement have one type whatever they hold.
+    """
+    return [array(snapshot.in_progress), str(snapshot.xmax)]
+
+
+def array(numbers: Iterable[int]) -> str:
+    """An array of numbers as PostgreSQL reads it."""
+    return f"{{{number_list(numbers)}}}"

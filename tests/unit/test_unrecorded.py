@@ -47,8 +47,9 @@ class World:
                     self.locked &= self.open
 
     def look(self) -> None:
-        """Look once, then take up to two snapshots."""
-        self.doubts.begin_pass(set(self.locked))
+        """Look once if that is due, then take up to two snapshots."""
+        if self.doubts.due:
+            self.doubts.begin_pass(set(self.locked))
         for _ in range(self.random.choice([0, 1, 1, 1, 2])):
             self.happen()
             due = set(self.owed)

@@ -7,6 +7,7 @@ may roll back, which cancels its notification.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -71,6 +72,10 @@ class Consumer(Progress):
         self.session = session
         self.manifest = manifest
         self.foreign_rows_at = 0.0
+        self.passed_outbox_id = 0
+        """The outbox's last id at the last pass."""
+        self.begun_at = 0.0
+        """When the last pass began."""
 
     async def run(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
         """Follow until cancelled.
@@ -136,6 +141,7 @@ class Consumer(Progress):
     def take_up(self, connection: psycopg.Connection, first: bool) -> None:
         """``begin``, with psycopg's own errors."""
         self.pace = Pace()  # a new connection does not hold the guard
+        self.doubts.connected = True
         in_transaction = partial(session.transaction, connection, "service_settings")
         with in_transaction():
             prepared_transactions = check_server(connection)
@@ -221,7 +227,7 @@ class Consumer(Progress):
         async with self.busy:
             self.passes_begun += 1
             number = self.passes_begun
-            begun = time.monotonic()
+            self.begun_at = begun = time.monotonic()
             outcome = await self.session.in_thread(self.look_and_pass, connection)
         self.pace.note_pass(begun, rows=outcome.outbox_rows)
         self.note_suspicions(number)
@@ -259,11 +265,9 @@ class Consumer(Progress):
         if time.monotonic() >= self.foreign_rows_at:
             refuse_foreign_rows(connection)
             self.foreign_rows_at = time.monotonic() + FOREIGN_ROWS_SECONDS
-        row = connection.execute(
-            statement("consumer", "read_open_writers"), prepare=self.session.notifies
-        ).fetchone()
-        self.pace.note_writers(frozenset(row[0]) if row else frozenset())
-        self.doubts.begin_pass(row[1] if row else ())
+        if self.doubts.due:
+            holders = connection.execute(statement("consumer", "read_doubters"), prepare=True)
+            self.doubts.begin_pass(xid for (xid,) in holders)
         if self.registry.freed:
             self.registry.freed = False
             for followed in self.sources.values():
@@ -276,6 +280,7 @@ class Consumer(Progress):
             self.session.incarnation,
             self.position,
             pooled,
+            self.passed_outbox_id,
             self.handover,
             self.doubts,
         )
@@ -292,7 +297,9 @@ class Consumer(Progress):
         if outcome.put_off:
             self.outbox_moved(connection)
         else:
-            self.newest_outbox_id = outcome.newest_outbox_id
+            written = outcome.newest_outbox_id - self.passed_outbox_id
+            self.newest_outbox_id = self.passed_outbox_id = outcome.newest_outbox_id
+            self.pace.note_snapshot(outcome.snapshot, all_seen=written == outcome.newer_rows)
         return outcome
 
     async def rest(self, connection: psycopg.Connection, outcome: PassOutcome) -> None:
@@ -311,34 +318,37 @@ class Consumer(Progress):
             await self.sleep(connection)
 
     async def sleep(self, connection: psycopg.Connection) -> None:
-        """Wait until a wake-up or the poll. Meanwhile the outbox's sequence is read.
+        """Wait for a wake-up, for a change that is found by looking, or for the poll.
 
-        Each write moves the sequence, with or without a notification. The writer that won the guard
-        may have rolled back, which cancels its notification. A writer that was open at the last
-        look may commit without moving the sequence. So the sequence counts only if there was none.
+        A writer that lost the guard wakes no one, and one that won it may have rolled back, and its
+        notification with it. So the sequence of the outbox is looked at, which moves with every
+        write, and whether a transaction has ended that was open at the last snapshot.
         """
         poll_at = time.monotonic() + self.session.poll_seconds
         while not self.wake.is_set:
-            delay = self.sleep_seconds()
-            await self.wake.wait(delay)
-            if (
-                self.pace.writers
-                or self.waiters
-                or delay < PEEK_SECONDS
-                or time.monotonic() >= poll_at
-            ):
+            until = min(poll_at, self.retry_at())
+            await self.wake.wait(self.sleep_seconds())
+            if self.waiters or time.monotonic() >= until:
                 return
-            if await self.session.in_thread(self.outbox_moved, connection):
+            if await self.session.in_thread(self.something_moved, connection):
                 return
+
+    def something_moved(self, connection: psycopg.Connection) -> bool:
+        """Whether a pass may find something: a write since the last one, or an end of a writer."""
+        if not self.pace.open and not self.pace.unsettled:
+            return self.outbox_moved(connection)
+        query = statement("consumer", "read_open_writers")
+        row = connection.execute(query, prepare=True).fetchone()
+        assert row is not None
+        last_id, doubts, holding, writing = row
+        before, self.newest_outbox_id = self.newest_outbox_id, last_id
+        due = self.pace.note_writers(holding, writing, self.position.snapshot.xmax)
+        return due or (last_id, doubts) != (before, self.doubts.seen)
 
     def outbox_moved(self, connection: psycopg.Connection) -> bool:
-        """Whether a writer has moved the outbox's sequence since the last pass, or noted a doubt.
-
-        The writer may not have committed.
-        """
-        row = connection.execute(
-            statement("consumer", "read_last_outbox_id"), prepare=self.session.notifies
-        ).fetchone()
+        """Whether the outbox was written to since the last pass, or a doubt was noted."""
+        query = statement("consumer", "read_last_outbox_id")
+        row = connection.execute(query, prepare=True).fetchone()
         assert row is not None
         before, self.newest_outbox_id = self.newest_outbox_id, row[0]
         return row != (before, self.doubts.seen)
@@ -367,7 +377,9 @@ class Consumer(Progress):
         delay = self.pace.sleep_seconds(min(self.session.poll_seconds, PEEK_SECONDS))
         if self.waiters:
             delay = min(delay, WAITER_POLL_SECONDS)
-        for followed in self.sources.values():
-            if followed.retry_at > now:
-                delay = min(delay, max(followed.retry_at - now, 0.005))
-        return delay
+        return min(delay, max(self.retry_at() - now, 0.005))
+
+    def retry_at(self) -> float:
+        """When the first of the sources that the last pass left out is to be tried again."""
+        later = [each.retry_at for each in self.sources.values() if each.retry_at > self.begun_at]
+        return min(later, default=math.inf)

@@ -27,6 +27,8 @@ class PassOutcome:
     newest_outbox_id: int = 0
     changed_rows: int = 0
     outbox_rows: int = 0
+    newer_rows: int = 0
+    """Outbox rows that were written since the previous pass read the outbox's last id."""
     more: bool = False
     handed_over: bool = False
     sources: list[Source] | None = None

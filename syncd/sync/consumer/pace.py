@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+from syncd.types import Snapshot
 
 AFTER_ACTIVITY_SECONDS = 3.0
 """For this long after a change, passes poll often."""
@@ -39,6 +42,11 @@ Large passes are cheaper, and the rest leaves time to writers on the same cores.
 """
 
 
+def xid_near(low: int, other: int) -> int:
+    """The transaction id with these low 32 bits that is nearest to another id."""
+    return other + ((low - other + 2**31) & 0xFFFFFFFF) - 2**31
+
+
 @dataclass(slots=True)
 class Pace:
     """The results of the last passes, as far as they decide when the next one is due."""
@@ -47,19 +55,48 @@ class Pace:
     loaded_passes: int = 0
     quiet_passes: int = 0
     rows: int = 0
-    writers: frozenset[str] = frozenset()
+    open: frozenset[int] = frozenset()
+    """Ids of transactions that may have written to the outbox, and that no pass has seen the end of."""
+    unsettled: bool = False
+    """Whether rows of the outbox were written that neither a pass has seen, nor ``open`` stands for."""
+    writers: frozenset[int] = frozenset()
+    """Those that had written to the outbox at the last look."""
     writers_since: float = 0.0
     writer_delay: float = OPEN_WRITER_DELAYS_SECONDS[0]
     guard_held: bool = False
 
-    def note_writers(self, writers: frozenset[str]) -> None:
-        """Note the open writers: look again soon if there are new ones, less often if not."""
+    def note_writers(self, holding: Iterable[int], writing: Iterable[int], next_xid: int) -> bool:
+        """Note which transactions hold a lock on their own id, and which of them on the outbox.
+
+        The ids are low 32 bits of ids near ``next_xid``. Returns whether a pass is due: one of
+        ``open`` has ended, or rows were unsettled, which the next pass sees if their transaction is
+        not among those that are open now. The others are looked at again soon while there are new
+        ones, and less often while only the same remain.
+        """
         shortest, longest = OPEN_WRITER_DELAYS_SECONDS
-        if writers - self.writers:
+        held = {xid_near(low, next_xid) for low in holding}
+        due = self.unsettled or not self.open <= held
+        self.unsettled = False
+        self.open = frozenset(xid_near(low, next_xid) for low in writing)
+        if self.open - self.writers:
             self.writers_since, self.writer_delay = time.monotonic(), shortest
         else:
             self.writer_delay = min(self.writer_delay * 2, longest)
-        self.writers = writers
+        self.writers = self.open
+        return due
+
+    def note_snapshot(self, snapshot: Snapshot, *, all_seen: bool) -> None:
+        """Note the transactions that a pass's snapshot does not see: each may be a writer.
+
+        The outbox rows of a writer that ends later are seen by the next pass. If it has lost the
+        guard, nothing wakes the consumer then, so someone has to look. A snapshot does not name the
+        transactions that began after the last one that had ended. ``all_seen`` tells whether the
+        pass has seen every row that was written since the previous one read the outbox's last id.
+        """
+        unseen = (xid for xid in self.open if not snapshot.sees(xid))
+        self.open = snapshot.in_progress.union(unseen)
+        self.writers &= self.open
+        self.unsettled |= not all_seen
 
     def note_pass(self, begun: float, *, rows: int) -> None:
         """Note when a pass began, and the number of outbox rows that it found."""
@@ -95,8 +132,9 @@ class Pace:
         if now - self.active_at < AFTER_ACTIVITY_SECONDS:
             # the writer that won the guard may roll back, which cancels its notification
             delay = min(delay, AFTER_ACTIVITY_POLL_SECONDS)
-        if self.writers:
-            # they may commit without a notification, also while one of them is open for hours
+        if self.open - self.writers or self.unsettled:
+            delay = min(delay, OPEN_WRITER_DELAYS_SECONDS[0])
+        elif self.writers:  # one of them may be open for hours
             patient = now - self.writers_since > OPEN_WRITER_PATIENCE_SECONDS
             delay = min(delay, OPEN_WRITER_LAST_DELAY_SECONDS if patient else self.writer_delay)
         return delay

@@ -24,6 +24,7 @@ from syncd.postgres import session
 from syncd.postgres.connection import first_line
 from syncd.postgres.outbox import (
     Changes,
+    array,
     read_changes,
     read_markers,
     registry_changed,
@@ -80,6 +81,8 @@ class Pass:
     """Of the newest pass; what was attached or detached since then is looked for."""
     pooled: bool
     """Whether the connection may lead to another session in each transaction."""
+    known_outbox_id: int = 0
+    """The outbox's last id at the previous pass."""
     handover: Handover | None = None
     doubts: Doubts = field(default_factory=Doubts)
     history: str = ""
@@ -230,8 +233,11 @@ class Pass:
                 if marked and cursor.window is None
                 else []
             )
-            changes = read_changes(self.connection, cursor, ids, snapshot)
+            changes = read_changes(
+                self.connection, cursor, ids, snapshot, newer_than=self.known_outbox_id
+            )
             outcome.outbox_rows += changes.rows
+            outcome.newer_rows += changes.newer_rows
             dirty = {marker.source for marker in markers} | set(changes.keys)
             for each in group:
                 if each.source.id in dirty or each.scan is not None or each.rereads:
@@ -303,14 +309,10 @@ class Pass:
 
         Raises when this is no longer our place to be.
         """
-        query = filled(
-            "passes",
-            "read_snapshot",
-            consumer=sql.Literal(self.consumer),
-            oids=sql.Literal([each.source.oid for each in locked]),
-            **{name: sql.SQL(bound) for name, bound in unseen(oldest).items()},
-        )
-        row = self.connection.execute(query, prepare=False).fetchone()
+        oids = array(each.source.oid for each in locked)
+        parameters = [self.consumer, oids, *unseen(oldest)]
+        query = statement("passes", "read_snapshot")
+        row = self.connection.execute(query, parameters, prepare=True).fetchone()
         assert row is not None
         (
             snapshot,

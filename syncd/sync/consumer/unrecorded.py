@@ -6,11 +6,11 @@ visible at once, before the transaction ends. Until its end the writer holds a l
 Invariant: the first pass whose snapshot sees the end of such a transaction doubts every source.
 Then each source is compared with its table as of this snapshot or a later one. Each transaction
 that moved the sequence is covered, because a pass reads in this order: the holders of the
-sequence's lock, the snapshot, the sequence's value.
+sequence's lock, if that is ``due``, the snapshot, the sequence's value.
 
 - It moved after the previous pass read the value: the value differs.
 - It moved before that, and its lock was read once: its id is in ``open`` until a snapshot sees its
-  end or its lock is gone.
+  end or its lock is gone. Until then the locks are read before each snapshot.
 - It moved and ended between two reads of the locks: a pass in between found another value, and
   ``unseen`` has the sources compared once more behind the next read of the locks.
 
@@ -42,17 +42,24 @@ class Doubts:
     unseen: bool = False
     """Whether a transaction may have moved it whose lock no look has seen."""
     was_unseen: bool = False
-    """``unseen`` as the last look found it."""
+    """``unseen`` before the last note."""
+    connected: bool = True
+    """Whether the connection is new: a transaction that is open may have moved it before."""
     looked: bool = False
     """Whether the locks were read after the sequence's value."""
     moved: bool = False
     """Whether every source must be compared from the pass's snapshot on."""
 
+    @property
+    def due(self) -> bool:
+        """Whether the next pass has to begin with a look at who holds the sequence's lock."""
+        return self.connected or self.unseen or self.ended or bool(self.open)
+
     def begin_pass(self, holders: Iterable[int]) -> None:
         """Note the transactions that hold the sequence's lock, read before a pass's snapshot."""
         holding = frozenset(holders)
         self.ended |= not self.open <= holding
-        self.open, self.looked, self.was_unseen = holding, True, self.unseen
+        self.open, self.looked, self.connected = holding, True, False
 
     def note(self, value: int, snapshot: Snapshot) -> None:
         """Note a pass's snapshot, and the sequence's value, read behind it."""
@@ -60,6 +67,7 @@ class Doubts:
         other = value != self.seen
         self.moved = other or self.unseen or self.ended or bool(ended)
         self.open -= ended
+        self.was_unseen = self.unseen
         self.unseen = other or (self.unseen and not self.looked)
         self.seen, self.looked, self.ended = value, False, False
 
@@ -74,4 +82,4 @@ class Doubts:
     @property
     def saved(self) -> int:
         """The value that a checkpoint keeps."""
-        return UNSETTLED if self.open or self.ended or self.unseen else self.seen
+        return UNSETTLED if self.due else self.seen

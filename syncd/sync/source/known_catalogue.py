@@ -14,6 +14,9 @@ import structlog
 from syncd.errors import Trouble
 from syncd.postgres.catalogue import Catalogue, parse_catalogue
 
+MANY_LEAVES = 200
+"""With more partitions than that, a pass looks at the table itself only (500 take 1.2 ms)."""
+
 logger = structlog.get_logger()
 
 
@@ -71,10 +74,18 @@ class KnownCatalogue:
         self.doubt, self.believed = None, True
 
     @property
+    def has_plain_rules(self) -> bool:
+        """Whether the rules name nothing but columns of the table, as far as is known."""
+        return self.facts is not None and self.facts.is_plain
+
+    @property
     def leaves(self) -> int:
         """Number of partitions without partitions of their own."""
-        return (
-            self.facts.leaves.count
-            if self.facts is not None and self.facts.leaves is not None
-            else 0
-        )
+        leaves = self.facts.leaves if self.facts is not None else None
+        return leaves.count if leaves is not None else 0
+
+    @property
+    def has_few_partitions(self) -> bool:
+        """Whether the table is partitioned, and each pass can look at the partitions."""
+        partitioned = self.facts is not None and self.facts.kind == "p"
+        return partitioned and self.leaves <= MANY_LEAVES

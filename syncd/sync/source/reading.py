@@ -63,6 +63,8 @@ def read_by_keys(
 
 def read_some(connection: psycopg.Connection, source: Source, keys: Sequence[str]) -> Fetched:
     """Live rows by key."""
+    if source.partitions is not None:
+        connection.execute(statement("passes", "plan_with_keys"))
     return (
         psycopg.RawCursor(connection)
         .execute(source.read_keys(), [source.key_array(keys)], prepare=source.prepare, binary=True)
