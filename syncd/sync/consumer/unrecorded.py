@@ -53,7 +53,7 @@ class Doubts:
     @property
     def due(self) -> bool:
         """Whether the next pass has to begin with a look at who holds the sequence's lock."""
-        return self.connected or self.unseen or self.ended or bool(self.open)
+        return self.connected or self.unseen or bool(self.open)
 
     def begin_pass(self, holders: Iterable[int]) -> None:
         """Note the transactions that hold the sequence's lock, read before a pass's snapshot."""
@@ -82,4 +82,4 @@ class Doubts:
     @property
     def saved(self) -> int:
         """The value that a checkpoint keeps."""
-        return UNSETTLED if self.due else self.seen
+        return UNSETTLED if self.due or self.ended else self.seen
