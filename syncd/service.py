@@ -21,7 +21,6 @@ from anyio.abc import TaskGroup, TaskStatus
 from syncd.cores import available_cores
 from syncd.errors import DatabaseUnreachable, SyncdError
 from syncd.host_port import join_host_port
-from syncd.ops.dataset_report import why_method
 from syncd.ops.notify import notify
 from syncd.ops.parts import Parts
 from syncd.ops.run import Ops
@@ -40,6 +39,7 @@ from syncd.sync.background.checkpoints import Checkpointer
 from syncd.sync.background.repairing import Repairer
 from syncd.sync.background.reports import Reporter
 from syncd.sync.background.rotation import Rotator
+from syncd.sync.background.status import Status
 from syncd.sync.background.verify import Verifier
 from syncd.sync.consumer.consumer import Consumer
 from syncd.sync.consumer.session import Session
@@ -123,13 +123,20 @@ class Service:
         self.stopping = anyio.Event()
         self.rpc_stopped = anyio.Event()
         inputs = Inputs()
-        methods = Methods(
+        status = Status(
             self.consumer,
+            session,
             self.checkpointer,
             self.verifier,
             self.builder,
             self.listener,
             version=version("syncd"),
+        )
+        methods = Methods(
+            self.consumer,
+            self.checkpointer,
+            self.verifier,
+            status,
             inputs=inputs,
             search_threads=available_cores(),
             recall=settings.recall,
@@ -143,11 +150,12 @@ class Service:
                 self.reporter,
                 self.verifier,
                 self.rotator,
+                status,
                 methods,
             )
         )
         self.server = Server(
-            {**methods.table(), **why_method(methods)},
+            methods.table(),
             socket=settings.socket_path,
             listen=settings.tcp_listen,
             token=settings.token.get_secret_value() or None,

@@ -78,7 +78,7 @@ def serve() -> None:
     with (
         patch("syncd.ops.history.SAMPLE_SECONDS", 10 / FASTER),
         patch("syncd.ops.history.time", clock),
-        patch("syncd.rpc.methods.Methods.begun", begun, create=True),
+        patch("syncd.sync.background.status.Status.begun", begun, create=True),
     ):
         command()
 

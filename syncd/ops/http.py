@@ -32,7 +32,6 @@ from syncd.ops.metrics import Metrics
 from syncd.ops.page_style import SECURITY_POLICY
 from syncd.ops.parts import Parts
 from syncd.ops.readiness import Readiness
-from syncd.protocol.messages import NoParams
 from syncd.rpc.sockets import bind_tcp
 
 CONNECTIONS = 64
@@ -144,9 +143,9 @@ class Http:
 
     async def show_status(self, _: Request) -> Response:
         """The answers of the RPC methods ``status`` and ``datasets``."""
-        methods = self.parts.methods
-        datasets = await self.in_thread(methods.every_status)
-        return json({"status": methods.status(NoParams()), "datasets": datasets})
+        status = self.parts.status
+        datasets = await self.in_thread(status.datasets)
+        return json({"status": status.service(), "datasets": datasets})
 
     async def show_metrics(self, _: Request) -> Response:
         """The text format of Prometheus."""

@@ -141,12 +141,12 @@ class Metrics(Collector):
         parts = self.parts
         yield gauge(
             "syncd_build_info",
-            {(parts.methods.version, platform.python_version(), parts.settings.consumer): 1},
+            {(parts.status.version, platform.python_version(), parts.settings.consumer): 1},
         )
-        listed = parts.methods.dataset_statuses()
+        listed = parts.status.indexed()
         yield self.by_dataset("syncd_lag_seconds", listed, max, lambda one: one.lag_seconds)
         yield self.by_dataset(
-            "syncd_lag_rows", listed, max, lambda one: parts.methods.lag_rows(one.dataset)
+            "syncd_lag_rows", listed, max, lambda one: parts.status.lag_rows(one.dataset)
         )
         yield self.by_dataset("syncd_index_vectors", listed, sum, lambda one: one.count)
         yield self.by_dataset("syncd_index_tombstones", listed, sum, lambda one: one.tombstones)

@@ -6,7 +6,7 @@ policy in the header allows only the page's own style and script.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
@@ -22,9 +22,9 @@ from syncd.ops.history import Sample
 from syncd.ops.page_style import SCRIPT, STYLE
 from syncd.ops.parts import Parts
 from syncd.ops.readiness import Verdict
-from syncd.protocol.messages import NoParams, SearchParams, SearchResult, WireKey
+from syncd.protocol.messages import SearchParams, SearchResult, WireKey
 from syncd.protocol.status_messages import DatasetStatus
-from syncd.types import DatasetName, KeyKind
+from syncd.types import KeyKind
 
 DATASETS_SHOWN = 200
 EVENTS_SHOWN = 30
@@ -99,7 +99,7 @@ def whole(view: View, wanted: Wanted, found: SearchResult | SyncdError | None) -
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         '<link rel="icon" href="data:,">'
         f"<title>syncd {escape(settings.consumer)}</title><style>{STYLE}</style></head><body>"
-        f'<p class="soft">syncd {escape(view.parts.methods.version)}'
+        f'<p class="soft">syncd {escape(view.parts.status.version)}'
         f" · consumer {escape(settings.consumer)}</p>"
         '<p id="lost" class="bad" hidden>syncd does not answer. This is the last known state.</p>'
         f'<main id="live">{live(view)}</main>{search_box(view, wanted, found)}'
@@ -109,7 +109,7 @@ def whole(view: View, wanted: Wanted, found: SearchResult | SyncdError | None) -
 
 def live(view: View) -> str:
     """The part of the page that the script refreshes."""
-    listed = view.parts.methods.dataset_statuses()
+    listed = view.parts.status.indexed()
     return "".join(
         (
             headline(view, listed),
@@ -133,7 +133,7 @@ def headline(view: View, listed: Sequence[DatasetStatus]) -> str:
         text, tone = f"{ago(verdict.stale_seconds)} behind", "bad"
     elif view.parts.consumer.registry.tasks.listed():
         text, tone = "A background task fails", "bad"
-    elif drifted(view):
+    elif any(one.in_sync is False for one in listed):
         text, tone = "A dataset differs from its table", "bad"
     elif not listed:
         text, tone = "In sync; nothing is indexed yet", "good"
@@ -142,28 +142,21 @@ def headline(view: View, listed: Sequence[DatasetStatus]) -> str:
     return f'<h1 class="{tone}">{escape(text)}</h1>{bullets([*verdict.reasons, *verdict.remarks])}'
 
 
-def drifted(view: View) -> list[str]:
-    """Names of the datasets that were not in sync at their last verify."""
-    return [
-        name for name, (_, in_sync) in list(view.parts.verifier.results.last.items()) if not in_sync
-    ]
-
-
 def facts(view: View) -> str:
     """The service in a few numbers."""
-    status, checkpointer = view.parts.methods.status(NoParams()), view.parts.checkpointer
-    outbox_rows, late = view.parts.rotator.outbox_rows, view.parts.verifier.overdue
-    saved = checkpointer.last_success_at
-    checkpoint = "none yet" if saved is None else f"{since(saved)} ago"
-    if checkpointer.last_error:
-        checkpoint += f"; the last one failed: {checkpointer.last_error}"
+    status, outbox_rows = view.parts.status.service(), view.parts.rotator.outbox_rows
+    saved, verify = status.checkpoint, status.verify
+    checkpoint = "none yet" if saved.at is None else f"{since(saved.at)} ago"
+    if saved.error:
+        checkpoint += f"; the last one failed: {saved.error}"
+    verified = "none yet"
+    if verify is not None and verify.at is not None:
+        verified = f"{since(verify.at)} ago{', and late' if verify.overdue else ''}"
     rows = {
         "State": status.state,
         "Changes waiting": f"{status.lag_rows or 0:,} rows, {status.lag_seconds:.1f} s",
         "Checkpoint": checkpoint,
-        "Whole verify": "none yet"
-        if late.at is None
-        else f"{since(late.at)} ago{', and late' if late.reason else ''}",
+        "Whole verify": verified,
         "Notifications": "listening" if status.listener_connected else "not listening: polling",
         "Outbox": "not counted yet" if outbox_rows is None else f"at most {outbox_rows:,} rows",
         "Quarantine": f"{status.quarantined:,} rows",
@@ -179,17 +172,15 @@ def facts(view: View) -> str:
 
 def datasets(view: View, listed: Sequence[DatasetStatus]) -> str:
     """One line per dataset, those with problems first."""
-    verified: Mapping[DatasetName, tuple[datetime, bool]] = dict(view.parts.verifier.results.last)
     order = sorted(
         listed, key=lambda one: (one.state == "ready" and not one.lag_seconds, one.dataset)
     )
     saved_at = saved_datasets(view)
     rows = []
     for one in order[:DATASETS_SHOWN]:
-        at = verified.get(DatasetName(one.dataset))
-        verify = (
-            "not yet" if at is None else f"{'in sync' if at[1] else 'DIFFERED'}, {since(at[0])} ago"
-        )
+        verify = "not yet"
+        if one.verified_at is not None:
+            verify = f"{'in sync' if one.in_sync else 'DIFFERED'}, {since(one.verified_at)} ago"
         tone = (
             "good"
             if one.state == "ready"

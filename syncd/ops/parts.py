@@ -10,6 +10,7 @@ from syncd.settings import Settings
 from syncd.sync.background.checkpoints import Checkpointer
 from syncd.sync.background.reports import Reporter
 from syncd.sync.background.rotation import Rotator
+from syncd.sync.background.status import Status
 from syncd.sync.background.verify import Verifier
 from syncd.sync.consumer.consumer import Consumer
 from syncd.sync.registry.counters import Counters
@@ -26,6 +27,7 @@ class Parts:
     reporter: Reporter
     verifier: Verifier
     rotator: Rotator
+    status: Status
     methods: Methods
 
     @property

@@ -18,7 +18,6 @@ from syncd.errors import (
     TooLarge,
     UnknownDataset,
 )
-from syncd.postgres.listener import Listener
 from syncd.protocol import messages, status_messages
 from syncd.protocol.messages import WirePosition
 from syncd.protocol.wire import key_from_wire, key_to_wire, vector_to_wire
@@ -28,12 +27,13 @@ from syncd.rpc.inputs import Inputs
 from syncd.rpc.prepared_search import PreparedSearch, search_together
 from syncd.rpc.protocol import Method
 from syncd.rpc.search_queue import SearchQueue
-from syncd.sync.background.builder import Builder
 from syncd.sync.background.checkpoints import Checkpointer
+from syncd.sync.background.diagnosis import Diagnosis
+from syncd.sync.background.status import Status
 from syncd.sync.background.verify import Verifier
 from syncd.sync.consumer.consumer import Consumer
 from syncd.sync.registry.counters import OTHER
-from syncd.sync.registry.datasets import Dataset, Follower, Registry
+from syncd.sync.registry.datasets import Follower, Registry
 from syncd.types import Token, full_dataset_name
 
 T = TypeVar("T")
@@ -42,6 +42,8 @@ IN_PLACE_DATASETS = 500
 """Above this number of datasets a worker thread lists them: each takes 10 µs."""
 IN_PLACE_KEYS = 1000
 """Above this number of keys a worker thread looks them up."""
+IN_PLACE_ROWS = 5000
+"""Above this number of quarantined rows a worker thread counts them: 5,000 take about 1 ms."""
 
 
 class Methods:
@@ -52,10 +54,8 @@ class Methods:
         consumer: Consumer,
         checkpointer: Checkpointer,
         verifier: Verifier,
-        builder: Builder,
-        listener: Listener | None,
+        status: Status,
         *,
-        version: str,
         inputs: Inputs,
         search_threads: int,
         recall: float,
@@ -65,10 +65,8 @@ class Methods:
         self.counters = consumer.registry.counters
         self.checkpointer = checkpointer
         self.verifier = verifier
-        self.builder = builder
-        self.listener = listener
-        self.version = version
-        self.begun = time.monotonic()
+        self.current = status
+        self.diagnosis = Diagnosis(status)
         self.recall = recall
         self.search_limit = anyio.CapacityLimiter(search_threads)
         self.search_queue = SearchQueue(search_threads, search_together)
@@ -124,6 +122,12 @@ class Methods:
                 self.rebuild,
                 "Build a dataset again and swap it in.",
             ),
+            "why": Method(
+                messages.WhyParams,
+                status_messages.WhyResult,
+                self.why,
+                "Why a dataset is as it is.",
+            ),
         }
 
     def counted_search(
@@ -167,7 +171,7 @@ class Methods:
         """Check a search's parameters; raises a ``RequestError``."""
         dataset = self.registry.find(params.dataset)
         return PreparedSearch(
-            params, dataset, lag_seconds=self.lag_seconds(dataset), recall=self.recall
+            params, dataset, lag_seconds=self.current.lag_seconds(dataset), recall=self.recall
         )
 
     def run(
@@ -265,118 +269,24 @@ class Methods:
         A worker thread encodes the answer if there are more than ``IN_PLACE_DATASETS``.
         """
         if len(self.registry.by_name) + len(self.registry.retired) <= IN_PLACE_DATASETS:
-            return self.every_status()
-        return self.in_thread(lambda: msgspec.Raw(msgspec.json.encode(self.every_status())))
-
-    def every_status(self) -> list[status_messages.DatasetStatus]:
-        """Every known dataset, by name; safe in any thread."""
-        found = [*self.dataset_statuses(), *self.retired_statuses()]
-        return sorted(found, key=lambda one: one.dataset)
-
-    def retired_statuses(self) -> list[status_messages.DatasetStatus]:
-        """The datasets that have a name, but no index and no rows."""
-        found = []
-        for followed in self.consumer.sources.values():
-            for each in (followed, followed.predecessor):
-                names = [] if each is None else list(each.datasets.emptied.names)
-                if each is not None and names:
-                    one = self.dataset_status(each.empty(names[0]))
-                    one = msgspec.structs.replace(
-                        one, index="exact", recall=1.0, verified_at=None, in_sync=None
-                    )
-                    found += [msgspec.structs.replace(one, dataset=name) for name in names]
-        return found
-
-    def dataset_statuses(self) -> list[status_messages.DatasetStatus]:
-        """The datasets that have an index, by name; safe in any thread."""
-        return [
-            self.dataset_status(one)
-            for one in sorted(self.registry.listed(), key=lambda one: one.name)
-        ]
-
-    def dataset_status(self, dataset: Dataset) -> status_messages.DatasetStatus:
-        """The state of one dataset."""
-        index = dataset.index
-        verified_at, in_sync = self.verifier.results.last.get(dataset.name, (None, None))
-        return status_messages.DatasetStatus(
-            dataset=dataset.name,
-            source=dataset.source.name,
-            state=dataset.state,
-            count=index.count,
-            tombstones=index.tombstones,
-            dim=index.dim,
-            metric=dataset.source.metric,
-            index=index.kind(self.recall),
-            recall=None if index.dim is None else index.recall(self.recall),
-            verified=index.verified,
-            bytes=index.bytes_memory + index.bytes_disk,
-            bytes_memory=index.bytes_memory,
-            lag_seconds=self.lag_seconds(dataset),
-            verified_at=verified_at,
-            in_sync=in_sync,
-        )
+            return self.current.datasets()
+        return self.in_thread(lambda: msgspec.Raw(msgspec.json.encode(self.current.datasets())))
 
     def status(self, _: messages.NoParams) -> status_messages.ServiceStatus:
         """The state of the whole service."""
-        consumer, checkpointer, now = self.consumer, self.checkpointer, time.monotonic()
-        return status_messages.ServiceStatus(
-            version=self.version,
-            consumer=consumer.session.consumer,
-            state=consumer.state,
-            position=WirePosition.of(consumer.oldest_position()),
-            lag_rows=consumer.lag_rows,
-            lag_seconds=consumer.lag_seconds,
-            listener_connected=self.listener is not None and self.listener.connected,
-            checkpoint=status_messages.CheckpointStatus(
-                checkpointer.last_success_at, checkpointer.last_seconds, checkpointer.last_error
-            ),
-            quarantined=sum(len(followed.quarantine) for followed in consumer.sources.values()),
-            uptime_seconds=time.monotonic() - self.begun,
-            work=self.work(),
-            quarantine=[
-                status_messages.QuarantineReason(source, reason, rows)
-                for (source, reason), rows in self.registry.quarantined.most_common()
-            ],
-            database_error=None if consumer.lost is None else consumer.lost.message,
-            verify=self.verify_status(),
-            failing_tasks=[
-                status_messages.FailingTask(
-                    each.task, each.error, each.failures, max(each.retry_at - now, 0.0)
-                )
-                for each in self.registry.tasks.listed()
-            ],
-        )
+        return self.current.service()
 
-    def verify_status(self) -> status_messages.VerifyStatus:
-        """The state of the verify in the background."""
-        found = self.verifier.overdue
-        return status_messages.VerifyStatus(
-            found.at, self.consumer.session.settings.verify_seconds, found.reason
-        )
+    def why(
+        self, params: messages.WhyParams
+    ) -> status_messages.WhyResult | Awaitable[status_messages.WhyResult]:
+        """Explain the state of one dataset.
 
-    def work(self) -> list[status_messages.Work]:
-        """Tables that are read or compared as a whole now, and the dataset that is built now."""
-        found = []
-        for followed in self.consumer.sources.values():
-            scan = followed.scan
-            if scan is not None and scan.beside and scan.only is not None:
-                found.append(
-                    status_messages.Work(
-                        "rebuilding", ", ".join(scan.only), scan.rows, scan.expected or 0
-                    )
-                )
-            elif scan is not None:
-                found.append(
-                    status_messages.Work(
-                        "reading", followed.source.name, scan.rows, scan.expected or 0
-                    )
-                )
-        compared = self.verifier.compared
-        if compared is not None:
-            found.append(status_messages.Work("verifying", "", compared, self.verifier.expected))
-        if self.builder.at_work_on is not None:
-            found.append(status_messages.Work("building", *self.builder.at_work_on, 0))
-        return found
+        A worker thread does it if many rows are to be counted or many names compared.
+        """
+        name = full_dataset_name(params.dataset)
+        if self.diagnosis.cost(name) > IN_PLACE_ROWS:
+            return self.in_thread(lambda: self.diagnosis.of(name))
+        return self.diagnosis.of(name)
 
     async def wait(self, params: messages.WaitParams) -> messages.WaitResult:
         """Wait until every dataset includes a transaction."""
@@ -432,23 +342,6 @@ class Methods:
         name = self.registry.known(params.dataset).name
         rows = await self.consumer.rebuild(name)
         return messages.RebuildResult(name, rows, time.monotonic() - begun)
-
-    def lag_rows(self, dataset: str) -> int:
-        """Upper bound of the outbox rows that this dataset has not seen; 0 for an unknown one."""
-        found = self.registry.by_name.get(full_dataset_name(dataset))
-        if found is None or not found.follower.lags:
-            return 0
-        return max(self.consumer.newest_outbox_id - found.follower.cursor.position.outbox_id, 0)
-
-    def lag_seconds(self, dataset: Dataset) -> float:
-        """Seconds since the last completed pass over this dataset's source.
-
-        0 if no change of the source waits and the database answers.
-        """
-        consumer = self.consumer
-        if consumer.is_answered and not dataset.follower.lags:
-            return 0.0
-        return consumer.behind(dataset.follower)
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Run a long read in a worker thread, at most one per search thread at once."""

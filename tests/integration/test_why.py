@@ -107,7 +107,7 @@ def test_many_quarantined_rows_are_counted_outside_the_event_loop(
     db.execute("CREATE TABLE items (id int PRIMARY KEY, v real[])")
     db.execute("INSERT INTO items SELECT i, '{NaN,1}' FROM generate_series(1, 50) AS i")
     db.execute("SELECT syncd.attach('items')")
-    daemon.with_constant("syncd.ops.dataset_report.IN_PLACE_ROWS", 10).start()
+    daemon.with_constant("syncd.rpc.methods.IN_PLACE_ROWS", 10).start()
     with daemon.client() as client:
         (count,) = client.why("items").quarantine
         assert (count.reason, count.rows, len(count.sample)) == ("nan", 50, 3)
