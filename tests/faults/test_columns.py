@@ -41,7 +41,7 @@ def test_vectors_that_an_alter_column_computes_again_are_found(
     followed.logged("column v was altered")
 
 
-def test_other_values_in_the_column_that_decides_what_is_live_are_noticed(
+def test_other_values_in_the_column_of_the_live_rule_are_noticed(
     followed: Followed,
 ) -> None:
     followed.db.execute(
@@ -215,7 +215,7 @@ def test_a_renamed_column_to_filter_on_fails_with_the_command_that_names_it(
     assert "--column remark --column part" in filtered.failed("there is no column note")
 
 
-def test_a_column_to_filter_on_that_becomes_one_that_cannot_be_fails_with_the_reason(
+def test_a_column_to_filter_on_that_gets_a_wrong_type_fails_with_the_reason(
     filtered: Followed,
 ) -> None:
     filtered.db.execute("ALTER TABLE items ALTER COLUMN note TYPE interval USING NULL")

@@ -138,7 +138,7 @@ def refuse_to_write(database: str) -> None:
         db.execute("CREATE TABLE items ()")
 
 
-def test_a_server_that_refuses_to_write_is_told_apart_from_a_standby(
+def test_a_server_that_refuses_to_write_is_not_called_a_standby(
     database: str, tmp_path: Path
 ) -> None:
     with pytest.raises(DatabaseError) as refused:

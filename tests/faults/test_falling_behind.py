@@ -19,7 +19,7 @@ from tests.faults.following import until
 from tests.faults.rotation import assert_in_step, fill, following, freed, outbox_rows, rotate, value
 
 
-def test_over_the_cap_one_that_is_away_must_rebuild_and_is_right_again(
+def test_over_the_cap_a_consumer_that_is_away_must_rebuild_and_is_right_again(
     database: str, items: psycopg.Connection, tmp_path: Path
 ) -> None:
     with (
@@ -152,7 +152,7 @@ def test_a_consumer_whose_row_was_deleted_is_right_when_it_comes_back(
             assert_in_step(client, items)
 
 
-def test_what_another_cluster_freed_is_forgotten_in_a_restored_copy(
+def test_a_restored_copy_forgets_the_freed_changes_of_another_cluster(
     database: str, items: psycopg.Connection, tmp_path: Path
 ) -> None:
     fill(items, 500)

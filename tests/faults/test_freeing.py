@@ -49,7 +49,7 @@ def read(db: psycopg.Connection, since: Snapshot) -> tuple[list[int], Snapshot]:
     return sorted(map(int, changes.keys.get(SOURCE, []))), now
 
 
-def test_only_what_every_consumer_has_seen_is_freed(any_db: psycopg.Connection) -> None:
+def test_only_rows_that_every_consumer_has_seen_are_freed(any_db: psycopg.Connection) -> None:
     db = any_db
     start = snapshot(db)
     needs(db, "fast", start)

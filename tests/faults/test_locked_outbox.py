@@ -211,7 +211,7 @@ def test_changes_made_while_the_outbox_was_locked_are_found(
     followed.in_step()
 
 
-def test_a_service_says_who_has_locked_the_outbox_and_goes_on(
+def test_a_service_names_the_process_that_has_locked_the_outbox_and_goes_on(
     followed: Followed, database: str
 ) -> None:
     with locked(database, LOCKS["ACCESS EXCLUSIVE"]) as other:

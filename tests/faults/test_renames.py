@@ -90,7 +90,7 @@ def test_rules_follow_an_object_that_is_renamed_or_moved(
     untouched(enum)
 
 
-def test_values_of_an_enum_that_change_places_are_told_apart(enum: Followed) -> None:
+def test_values_of_an_enum_that_change_places_are_not_confused(enum: Followed) -> None:
     enum.db.execute(
         "BEGIN; ALTER TYPE app.st RENAME VALUE 'active' TO 'x'; "
         "ALTER TYPE app.st RENAME VALUE 'gone' TO 'active'; "

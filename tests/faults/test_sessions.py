@@ -140,7 +140,7 @@ user does."""
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_each_kind_of_session_sets_what_its_sql_depends_on(
+def test_each_kind_of_session_sets_the_settings_that_its_sql_depends_on(
     server: PostgresServer, source: str
 ) -> None:
     with hostile(server, source) as it:

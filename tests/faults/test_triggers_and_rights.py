@@ -218,7 +218,7 @@ def test_revoked_rights_fail_the_dataset_until_they_are_granted_again(limited: F
     limited.in_step()
 
 
-def test_a_role_that_does_not_own_the_table_says_what_the_owner_is_to_run(
+def test_a_role_that_does_not_own_the_table_names_the_command_for_the_owner(
     limited: Followed,
 ) -> None:
     limited.db.execute(

@@ -136,7 +136,7 @@ def test_a_key_must_be_unique_and_never_null(scratch: psycopg.Connection) -> Non
     assert scratch.execute("SELECT key FROM syncd.outbox WHERE op = 'k'").fetchone() == ("a",)
 
 
-def test_a_key_may_be_one_that_is_checked_at_commit(scratch: psycopg.Connection) -> None:
+def test_a_key_may_be_checked_at_commit(scratch: psycopg.Connection) -> None:
     scratch.execute(
         "CREATE TABLE items (id int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED, embedding real[])"
     )

@@ -282,7 +282,7 @@ def test_rows_are_found_under_any_name_and_files_stay_in_the_data_directory(
 
 
 @pytest.mark.parametrize("key_type", ["text", "varchar"])
-def test_keys_may_be_any_text_also_where_a_page_of_a_scan_ends(
+def test_keys_may_be_any_text_also_at_the_end_of_a_page(
     db: psycopg.Connection, daemon: Daemon, key_type: str
 ) -> None:
     db.execute(f"CREATE TABLE items (id {key_type} PRIMARY KEY, v real[])".encode())

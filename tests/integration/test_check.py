@@ -117,7 +117,7 @@ def test_check_reports_the_wrong_triggers_that_the_schema_names(
     )
 
 
-def test_a_role_without_rights_is_told_which_statements_give_them(
+def test_a_role_without_rights_gets_the_statements_that_give_them(
     items: psycopg.Connection, tmp_path: Path
 ) -> None:
     with role(items) as name:

@@ -249,7 +249,7 @@ def test_a_socket_may_be_given_as_a_flag(service: Daemon) -> None:
     assert run("status", "--socket", str(service.socket)).returncode == 0
 
 
-def test_without_a_service_each_command_names_the_one_that_starts_it(tmp_path: Path) -> None:
+def test_without_a_service_each_command_names_the_command_that_starts_it(tmp_path: Path) -> None:
     for command in (
         ["search", "ints", "--vector", "[1]"],
         ["status"],

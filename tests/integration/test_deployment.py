@@ -132,7 +132,7 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.soc
         yield manager
 
 
-def test_systemd_is_told_ready_once_datasets_answer_then_that_it_lives_then_that_it_stops(
+def test_systemd_hears_ready_once_datasets_answer_then_signs_of_life_then_the_stop(
     database: str, tmp_path: Path, told: socket.socket
 ) -> None:
     with psycopg.connect(database) as db:

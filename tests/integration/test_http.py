@@ -212,7 +212,7 @@ def test_a_locked_table_lags_and_the_others_do_not(database: str, tmp_path: Path
 # Status
 
 
-def test_status_is_what_the_rpc_answers(service: Daemon) -> None:
+def test_status_is_the_answer_of_the_rpc(service: Daemon) -> None:
     status, body = get(service, "/status")
     assert status == 200
     found = json.loads(body)

@@ -141,7 +141,7 @@ def test_attach_says_which_option_is_wanted(
     assert f"syncd attach public.chunks {hint}" in said
 
 
-def test_a_role_without_rights_is_told_the_grant_and_the_check(
+def test_a_role_without_rights_gets_the_grant_and_the_check(
     db: psycopg.Connection, stranger: str
 ) -> None:
     db.execute(

@@ -80,7 +80,7 @@ def test_pages_of_a_large_window_give_each_key_once_while_others_write(
 
 
 @pytest.mark.parametrize("behind_an_open_transaction", [False, True])
-def test_a_page_reads_what_changed_and_not_the_outbox(
+def test_a_page_reads_the_changes_and_not_the_whole_outbox(
     db: psycopg.Connection,
     database: str,
     behind_an_open_transaction: bool,

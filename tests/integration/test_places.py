@@ -197,7 +197,7 @@ EXCHANGES = {
 @pytest.mark.parametrize("exchange", EXCHANGES)
 @pytest.mark.parametrize("both", [False, True])
 @pytest.mark.parametrize("dropped", [False, True])
-def test_tables_exchanged_by_their_schemas_are_told_and_the_dataset_is_the_named_tables_again(
+def test_tables_exchanged_by_their_schemas_are_reported_and_the_named_table_is_followed_again(
     db: psycopg.Connection, daemon: Daemon, tmp_path: Path, exchange: str, both: bool, dropped: bool
 ) -> None:
     for schema, first in (("live", 1), ("staging", 101)):
@@ -244,7 +244,7 @@ def test_like_before_takes_no_other_arguments(chunks: psycopg.Connection) -> Non
 
 
 @pytest.mark.parametrize("part", ["chunks", "chunks_1"])
-def test_an_unlogged_source_or_partition_is_told(
+def test_an_unlogged_source_or_partition_is_reported(
     db: psycopg.Connection, tmp_path: Path, part: str
 ) -> None:
     split = " PARTITION BY RANGE (id)" if part != "chunks" else ""

@@ -37,7 +37,7 @@ def test_attach_can_switch_row_triggers_on_and_off(
     assert events(items) == STATEMENT_FORM
 
 
-def test_an_attachment_without_the_argument_is_the_same_as_one_that_says_false(
+def test_an_attachment_without_the_argument_equals_one_with_false(
     items: psycopg.Connection,
 ) -> None:
     attach(items, "items")

@@ -208,7 +208,7 @@ def test_ipv6_is_written_in_brackets(database: str, tmp_path: Path) -> None:
     daemon.stop()
 
 
-def test_a_port_in_use_ends_the_start_with_exit_1_and_says_what_to_set(
+def test_a_port_in_use_ends_the_start_with_exit_1_and_names_the_setting(
     database: str, tmp_path: Path
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -90,7 +90,7 @@ DATABASE_TRAPS: dict[str, Trap] = {
         "sql/schema/0001_rotation.sql",
         "needed_by_someone := newest >= pg_snapshot_xmax(needed.snapshot)",
         "needed_by_someone := false",
-        f"{FREEING}::test_only_what_every_consumer_has_seen_is_freed",
+        f"{FREEING}::test_only_rows_that_every_consumer_has_seen_are_freed",
         f"{ROTATION}::test_two_consumers_at_different_positions_are_right_through_rotations",
     ),
     "transactions that were open at a checkpoint are forgotten": broken(

@@ -153,7 +153,7 @@ SERVICE_TRAPS: dict[str, Trap] = {
         "syncd/postgres/identity.py",
         '    "forget_freed",\n',
         "",
-        f"{FALLING_BEHIND}::test_what_another_cluster_freed_is_forgotten_in_a_restored_copy",
+        f"{FALLING_BEHIND}::test_a_restored_copy_forgets_the_freed_changes_of_another_cluster",
     ),
     "a checkpoint forgets the window": broken(
         "syncd/sync/background/checkpoints.py",
