@@ -1,4 +1,4 @@
-"""What every fault test ends with: the index equals the table."""
+"""The end of every fault test: the index equals the table."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ def test_a_small_table_answers_before_a_large_one_has_been_read(
     )
     daemon.with_constant(PAGE_ROWS, (10, 10, 10))
     daemon.spawn()
-    until(lambda: takes_requests(daemon), "it serves")
+    until(lambda: takes_requests(daemon), "syncd serves")
     with daemon.client() as client:
         until(lambda: len(keys_of(client, "small") or ()) == 100, "the small table answers")
         states = {each.dataset: each.state for each in client.datasets()}

@@ -20,7 +20,7 @@ EMPTY = "syncd.sync.source.emptied.EMPTY_SECONDS"
 
 @pytest.fixture
 def chats(db: psycopg.Connection, daemon: Daemon) -> psycopg.Connection:
-    """One dataset for each conversation."""
+    """A table with one dataset per conversation."""
     db.execute("CREATE TABLE chats (id int PRIMARY KEY, chat text, v real[])")
     db.execute(
         "INSERT INTO chats SELECT i, 'c' || i / 2, ARRAY[i, 1, 2] FROM generate_series(0, 39) AS i"
@@ -62,11 +62,13 @@ def test_a_dataset_whose_rows_are_gone_costs_its_name_and_answers_empty_also_aft
         client.search("c3", [1.0, 1.0, 1.0])
         assert sample(daemon, "syncd_searches_total", dataset="default/c3", outcome="ok") == 1
         applied(chats, client, "DELETE FROM chats WHERE id >= 2")
-        until(lambda: with_index(daemon) == {"default/c0"}, "their indexes go")
+        until(lambda: with_index(daemon) == {"default/c0"}, "the indexes of the other datasets go")
         answers_empty(client)
         assert sample(daemon, "syncd_searches_total", dataset="other", outcome="ok") >= 1
-        until(lambda: reported(chats) == ["default/c0"], "they are reported no longer")
-        until(lambda: with_index(daemon) == {"default/c0"}, "what was rebuilt goes again")
+        until(
+            lambda: reported(chats) == ["default/c0"], "the other datasets are no longer reported"
+        )
+        until(lambda: with_index(daemon) == {"default/c0"}, "the rebuilt index goes again")
         client.checkpoint()
         client.checkpoint()
         assert directories(daemon) == {"c0"}
@@ -77,7 +79,7 @@ def test_a_dataset_whose_rows_are_gone_costs_its_name_and_answers_empty_also_aft
     daemon.start()
     with daemon.client() as client:
         answers_empty(client)
-        until(lambda: with_index(daemon) == {"default/c0"}, "what was rebuilt goes again")
+        until(lambda: with_index(daemon) == {"default/c0"}, "the rebuilt index goes again")
     daemon.stop()
 
 
@@ -125,7 +127,7 @@ def test_a_name_that_comes_back_has_its_rows_and_may_have_another_dimension(
     with daemon.client() as client:
         for turn in range(3):
             applied(chats, client, "DELETE FROM chats")
-            until(lambda: not with_index(daemon), "their indexes go")
+            until(lambda: not with_index(daemon), "the indexes of the other datasets go")
             applied(
                 chats,
                 client,

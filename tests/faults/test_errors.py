@@ -79,10 +79,10 @@ def test_an_unexpected_error_fails_its_source_and_the_others_go_on(
     two.execute("SELECT syncd.attach('bad', metric => 'cosine')")  # its table is read again as well
     daemon.start()
     with daemon.client() as client:
-        until(lambda: 100 in set(client.keys("good")), "the other source goes on")
+        until(lambda: 100 in set(client.keys("good")), "the good source goes on")
         insert(two, "good", 101)
         insert(two, "bad", 101)
-        until(lambda: 101 in set(client.keys("good")), "the other source goes on")
+        until(lambda: 101 in set(client.keys("good")), "the good source goes on")
         until(
             lambda: (
                 "BrokenOnPurposeError: broken on purpose"
@@ -140,8 +140,8 @@ def test_a_task_that_fails_is_reported_and_started_again(
     daemon.with_error(TASKS[task], 3)
     daemon.start()
     with daemon.client() as client:
-        until(lambda: logged(daemon, "task_failed") >= 3, "it fails three times")
-        until(lambda: not client.status().failing_tasks, "it works again")
+        until(lambda: logged(daemon, "task_failed") >= 3, "the task fails three times")
+        until(lambda: not client.status().failing_tasks, "the task works again")
         client.wait(insert(two, "good", 100), timeout_ms=60_000)
         assert 100 in set(client.keys("good"))
         assert sample(daemon, "syncd_task_failures_total", task=task) == 3
@@ -153,7 +153,10 @@ def test_a_task_that_keeps_failing_is_shown_by_status_check_and_the_page(daemon:
     daemon.with_error(TASKS["builder"], ALWAYS)
     daemon.start()
     with daemon.client() as client:
-        until(lambda: any(each.failures > 2 for each in client.status().failing_tasks), "it fails")
+        until(
+            lambda: any(each.failures > 2 for each in client.status().failing_tasks),
+            "the task fails",
+        )
         (failing,) = client.status().failing_tasks
         assert failing.task == "builder"
         assert failing.error == "BrokenOnPurposeError: broken on purpose"
@@ -228,10 +231,10 @@ def test_a_statement_that_takes_too_long_holds_up_its_source_alone(
             try:
                 until(
                     lambda: "cannot be read now" in client.why("bad").pending.get("public.bad", ""),
-                    "it is held up",
+                    "the bad source is held up",
                 )
                 insert(two, "good", 100)
-                until(lambda: 100 in set(client.keys("good")), "the other goes on")
+                until(lambda: 100 in set(client.keys("good")), "the good source goes on")
                 assert client.status().database_error is None
                 assert 1 in set(client.keys("bad"))
             finally:
@@ -249,7 +252,7 @@ def test_a_log_that_cannot_be_written_ends_nothing(two: psycopg.Connection, daem
         two.execute("SELECT syncd.attach('bad', metric => 'cosine')")  # it is logged
         until(
             lambda: {row.metric for row in client.datasets()} == {"l2", "cosine"},
-            "it is attached again",
+            "the table is attached again",
         )
         with pytest.raises((NotReady, SyncdError)):
             client.search("nosuch", [1.0, 1.0])

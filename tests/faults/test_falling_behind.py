@@ -50,7 +50,7 @@ def test_over_the_cap_a_consumer_that_is_away_must_rebuild_and_is_right_again(
         away.wait_for_line(away.process)
         with away.client() as client:
             assert_in_step(client, items)
-            until(lambda: client.status().state == "ready", "it has rebuilt")
+            until(lambda: client.status().state == "ready", "the consumer has rebuilt")
             until(lambda: away_state() == "ready", "the SQL view says so")
         assert not value(items, "SELECT bool_or(must_rebuild) FROM syncd.consumers")
 
@@ -103,10 +103,14 @@ def test_a_live_consumer_that_falls_too_far_behind_rebuilds(
             fill(items, 4000)
             items.execute("DELETE FROM items WHERE id % 3 = 0")
             # If it was frozen in a pass, this takes as long as that pass may be idle.
-            until(lambda: rotate(items)[2] == "default", "it holds the outbox back", seconds=60)
+            until(
+                lambda: rotate(items)[2] == "default",
+                "the frozen consumer must rebuild",
+                seconds=60,
+            )
             until(
                 lambda: rotate(items)[0] == 0 and outbox_rows(items) < 2000,
-                "the outbox is freed without it",
+                "the outbox is freed without the frozen consumer",
             )
             fill(items, 500, 5000)
         finally:
@@ -118,11 +122,11 @@ def test_a_live_consumer_that_falls_too_far_behind_rebuilds(
                 lambda: any(
                     word in daemon.log.read_text() for word in ("must_rebuild", "reconciling")
                 ),
-                "it notices",
+                "the consumer notices",
                 seconds=60,
             )
             assert_in_step(client, items)
-            until(lambda: client.status().state == "ready", "it has rebuilt")
+            until(lambda: client.status().state == "ready", "the consumer has rebuilt")
             until(
                 lambda: not value(items, "SELECT bool_or(must_rebuild) FROM syncd.consumers"),
                 "the outbox keeps what it needs again",

@@ -114,13 +114,13 @@ def test_a_slot_that_a_writer_has_open_is_freed_later_and_others_do_not_wait(
             db.execute(f"SET lock_timeout = '{A_MOMENT}'")
             write(db, key)
             if key > 105:
-                assert freed_slots == 1, "the other slots go on being used and freed"
+                assert freed_slots == 1, "the other slots are used and freed"
         assert slots == {1, 2}
         writer.commit()
     needs(db, "it", start)
     assert rotate(db)[:2] == (0, False)
     found, now = read(db, start)
-    assert set(found) >= {1, 2}, "it was open all the time"
+    assert set(found) >= {1, 2}, "its slot was open all the time"
     needs(db, "it", now)
     rotate(db)
     rotate(db)

@@ -40,11 +40,11 @@ def test_one_large_transaction_goes_on_where_a_kill_left_it(
             "INSERT INTO items SELECT i, ARRAY[i, 1] FROM generate_series(1, %s::int) AS i", [rows]
         )
         with daemon.client() as client:
-            until(lambda: count(client) > rows / 8, "it has read an eighth", seconds=300)
+            until(lambda: count(client) > rows / 8, "an eighth of the rows is indexed", seconds=300)
             client.checkpoint()
             waiting = client.status().lag_rows
             assert waiting is not None
-            assert 0 < waiting < rows, "in its middle"
+            assert 0 < waiting < rows, "the checkpoint is in the middle of the transaction"
         daemon.kill()
         first = value(
             items,
@@ -60,7 +60,7 @@ def test_one_large_transaction_goes_on_where_a_kill_left_it(
             r"SELECT o\.xid::text::bigint.*?LIMIT", server.log.read_text()[logged:], re.DOTALL
         )
         after = re.search(r"\(o\.xid, o\.id\) > \('\d+'::xid8, (\d+)\)", pages[0])
-        assert after is not None, "it begins where the checkpoint was"
+        assert after is not None, "the start resumes from the checkpoint"
         assert int(after[1]) > first + rows / 10
         with daemon.client() as client:
             assert_in_step(client, items)

@@ -192,12 +192,12 @@ def test_connections_reset_during_the_first_reading(
     behind.with_constant("syncd.sync.source.scan.PAGE_ROWS", (4, 4, 4))
     behind.with_constant("syncd.postgres.listener.LAST_DELAY_SECONDS", 0.2)
     behind.spawn()
-    until(lambda: takes_requests(behind), "it serves")
+    until(lambda: takes_requests(behind), "syncd serves")
     with behind.client() as client:
-        until(lambda: client.status().listener_connected, "it has started")
+        until(lambda: client.status().listener_connected, "the listener is connected")
         for _ in range(5):
             assert client.status().state == "backfilling"
-            until(lambda: proxy.reset() > 0, "it is connected")
+            until(lambda: proxy.reset() > 0, "syncd is connected")
     change(direct, seed=2)
     assert_in_step(direct, behind)
 

@@ -154,7 +154,7 @@ def test_a_start_that_waits_for_a_server_that_hangs_can_be_stopped(
     followed.stop()
     with frozen(own_server):
         followed.spawn()
-        until(lambda: takes_requests(followed), "it serves")
+        until(lambda: takes_requests(followed), "syncd serves")
         with followed.client() as client:
             assert client.status().database_error is not None
             with pytest.raises(NotReady):  # an empty result would mean: no differences

@@ -468,9 +468,8 @@ def test_a_benchmark_warns_of_other_work_and_removes_the_rest_of_a_killed_one(
         "CREATE SCHEMA syncd_bench; CREATE TABLE syncd_bench.killed (id int PRIMARY KEY, embedding "
         "real[])"
     )
-    db.execute(
-        "SELECT syncd.attach('syncd_bench.killed')"
-    )  # what a benchmark that was killed has left
+    # The rest of a benchmark that was killed:
+    db.execute("SELECT syncd.attach('syncd_bench.killed')")
     daemon = Daemon(database, tmp_path / "data").start()
     done = run("bench", "backfill", "--rows", "100", "--dim", "8", "--dsn", database)
     daemon.stop()

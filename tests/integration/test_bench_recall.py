@@ -124,7 +124,7 @@ def test_settings_of_equal_recall_bracket_it(
         return 1.0 if engine.ef_search is None else 1 - 9 / (engine.ef_search + 1)
 
     monkeypatch.setattr(Recalls, "of", recall)
-    recalls = Recalls(None, None)  # type: ignore[arg-type]  # only what it finds is replaced
+    recalls = Recalls(None, None)  # type: ignore[arg-type]  # they are not used: ``of`` is replaced
     found = recalls.bracket(lambda ef: PgvectorEngine("", "t", "l2", ef, 10), wanted)
     assert [engine.ef_search for engine in found] == settings
 

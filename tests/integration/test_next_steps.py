@@ -59,13 +59,13 @@ def test_a_renamed_column_is_answered_with_the_command_that_attaches_it_by_its_n
         sql.SQL("ALTER TABLE items RENAME COLUMN {} TO renamed").format(sql.Identifier(column))
     )
     with daemon.client() as client:
-        until(lambda: client.status().state == "failed", "it is noticed")
+        until(lambda: client.status().state == "failed", "syncd notices it")
         said = run(*command, SYNCD_DSN=items.info.dsn, SYNCD_SOCKET=str(daemon.socket)).stdout
         fixes = re.findall(r"(?:next|fix): (syncd attach .*)", said)
         assert len(fixes) == 1, said
         done = run(*shlex.split(fixes[0])[1:], SYNCD_DSN=items.info.dsn)
         assert done.returncode == 0, (fixes, done.stderr)
-        until(lambda: client.status().state == "ready", "it is repaired")
+        until(lambda: client.status().state == "ready", "the source is ready again")
         assert {row.dataset: row.count for row in client.datasets()} == {"it's/de": 3}
         assert client.verify().datasets[0].in_sync
 
@@ -84,7 +84,7 @@ def test_the_command_for_a_renamed_column_is_the_same_after_each_restart(
     for _ in range(3):
         daemon.start()
         with daemon.client() as client:
-            until(lambda: client.status().state == "failed", "it is noticed")
+            until(lambda: client.status().state == "failed", "syncd notices it")
             client.checkpoint()
             checked = run("check", SYNCD_DSN=items.info.dsn, SYNCD_SOCKET=str(daemon.socket)).stdout
         said += re.findall(r"fix: (syncd attach .*|.*(?:NOT NULL|UNIQUE).*)", checked)
@@ -95,7 +95,7 @@ def test_the_command_for_a_renamed_column_is_the_same_after_each_restart(
     assert run(*shlex.split(said[0])[1:], SYNCD_DSN=items.info.dsn).returncode == 0
     daemon.start()
     with daemon.client() as client:
-        until(lambda: client.status().state == "ready", "it is attached again")
+        until(lambda: client.status().state == "ready", "the source is ready again")
         assert client.verify().datasets[0].in_sync
 
 
@@ -168,7 +168,7 @@ def test_if_the_schema_is_gone_each_command_says_so_and_the_service_goes_on_answ
     settings: dict[str, Any] = {"SYNCD_SOCKET": str(daemon.socket)}
     items.execute("DROP SCHEMA syncd CASCADE")
     with daemon.client() as client:
-        until(lambda: client.status().database_error is not None, "it is noticed")
+        until(lambda: client.status().database_error is not None, "syncd notices it")
     for command in (["verify"], ["rebuild", "it's/de"], ["rebuild", "it's/de"], ["checkpoint"]):
         assert "syncd init" in next_step(run(*command, **settings)), command
     healthy = run("healthcheck", **settings)
@@ -190,10 +190,12 @@ def test_a_service_that_ran_once_leaves_its_last_state_and_position_in_the_datab
 ) -> None:
     shown = "SELECT DISTINCT state, position, checkpoint_at IS NOT NULL FROM syncd.status"
     with daemon.client() as client:
-        until(lambda: items.execute(shown.encode()).fetchone()[0] == "ready", "it is reported")  # type: ignore[index]
+        until(
+            lambda: (items.execute(shown).fetchone() or [""])[0] == "ready", "the state is reported"
+        )
         position = client.status().position
         assert position is not None
-        told = items.execute(shown.encode()).fetchone()
+        told = items.execute(shown).fetchone()
         assert told is not None
         assert told[1].keys() == {"snapshot", "outbox_id"}
         assert told[1]["outbox_id"] == position.outbox_id
@@ -202,7 +204,7 @@ def test_a_service_that_ran_once_leaves_its_last_state_and_position_in_the_datab
     items.execute("UPDATE syncd.consumers SET position = NULL, state = 'backfilling'")
     daemon.spawn("--once").wait(60)
     (outbox_id,) = items.execute("SELECT last_value FROM syncd.outbox_id").fetchone() or (None,)
-    told = items.execute(shown.encode()).fetchone()
+    told = items.execute(shown).fetchone()
     assert told is not None
     assert (told[0], told[1]["outbox_id"], told[2]) == ("ready", outbox_id, True)
 

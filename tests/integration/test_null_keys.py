@@ -176,7 +176,7 @@ def test_an_expression_that_fails_on_a_row_without_a_key_holds_nothing_up(
     db.execute("INSERT INTO a (id, n, embedding) VALUES (NULL, 0, '{1,2}'), (2, 1, '{1,2}')")
     with daemon.client() as client:
         until(lambda: client.status().quarantined == 1, "the row is in quarantine")
-        until(lambda: set(client.keys("a")) == {1, 2}, "the other goes on")
+        until(lambda: set(client.keys("a")) == {1, 2}, "the other row is indexed")
         assert reported(db, 1)[0][2] == "null_key"
         db.execute("UPDATE a SET n = 1 WHERE n = 0")
         until(lambda: [row[0] for row in quarantined(db)] == ["default/a"], "its dataset is known")

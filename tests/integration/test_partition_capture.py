@@ -246,7 +246,7 @@ def test_who_may_write_a_partition_needs_no_grant_on_the_schema(
         with connected_as(any_database, "writer") as db:
             for write in WRITES[:-1]:
                 db.execute(write)
-            # what decides for syncd is syncd's own schema, not the writer's
+            # Triggers use syncd's own schema, not the writer's search path.
             db.execute("CREATE TEMPORARY TABLE outbox_0 (slot int)")
             db.execute("SET search_path = pg_temp, public")
             db.execute("INSERT INTO parted VALUES (7)")

@@ -41,7 +41,7 @@ def test_a_second_signal_stops_at_once(daemon: Daemon) -> None:
         raw.sendall(b'{"jsonrpc":"2.0","id":2,"method":"ping"}\n')
         assert b"pong" in raw.recv(1000)
         process.send_signal(signal.SIGTERM)
-        until(lambda: "stopping" in daemon.log.read_text(), "it is stopping", WAIT_SECONDS)
+        until(lambda: "stopping" in daemon.log.read_text(), "syncd is stopping", WAIT_SECONDS)
         process.send_signal(signal.SIGTERM)
         process.wait(WAIT_SECONDS)
     assert "stopped_at_once" in daemon.log.read_text()

@@ -31,7 +31,7 @@ def test_a_verify_waits_for_a_lock_that_is_held_for_a_moment(followed: Daemon) -
         ThreadPoolExecutor(1) as pool,
     ):
         holder.execute("LOCK TABLE items IN ACCESS EXCLUSIVE MODE")
-        until(lambda: "source_delayed" in followed.log.read_text(), "it waits for the lock")
+        until(lambda: "source_delayed" in followed.log.read_text(), "a pass waits for the lock")
         found = pool.submit(client.verify, "items")
         time.sleep(0.5)  # the lock is held for this long
         holder.rollback()
@@ -41,7 +41,7 @@ def test_a_verify_waits_for_a_lock_that_is_held_for_a_moment(followed: Daemon) -
 def test_a_table_that_is_locked_for_long_is_reported_as_not_compared(followed: Daemon) -> None:
     with psycopg.connect(followed.conninfo) as holder, followed.client() as client:
         holder.execute("LOCK TABLE items IN ACCESS EXCLUSIVE MODE")
-        until(lambda: "source_delayed" in followed.log.read_text(), "it waits for the lock")
+        until(lambda: "source_delayed" in followed.log.read_text(), "a pass waits for the lock")
         found = client.verify("items")
         (source,) = found.sources
         assert (source.outcome, "lock" in source.reason, of(found).in_sync) == (
