@@ -8,11 +8,8 @@ index differs, the soak prints the log and ends with exit status 1.
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -29,6 +26,7 @@ from syncd.errors import SyncdError
 from syncd.postgres import schema
 from syncd.protocol.messages import VerifyResult
 from tests.daemon import Daemon
+from tests.faults.soak_command import main
 from tests.servers import PostgresServer
 
 Answer = TypeVar("Answer")
@@ -55,7 +53,7 @@ SELECT syncd.attach('notes', live => 'NOT gone', metric => 'cosine');
 class Soak:
     """One server, one syncd, several writers, and the faults."""
 
-    def __init__(self, folder: Path, *, seed: int) -> None:
+    def __init__(self, folder: Path, seed: int) -> None:
         self.seed = seed
         self.random = random.Random(seed)
         self.counts: Counter[str] = Counter()
@@ -325,25 +323,5 @@ def raise_failure(writer: Future[None]) -> None:
         writer.result()
 
 
-def main() -> int:
-    """Run a soak; exit status 0 if every index was in sync at every settle."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument("--seed", type=int, default=1)
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="syncd-soak-") as folder:
-        soak = Soak(Path(folder), seed=options.seed)
-        try:
-            soak.run(options.minutes * 60)
-        except (AssertionError, SyncdError) as error:
-            print(soak.daemon.log.read_text()[-20_000:], file=sys.stderr)
-            print(f"differs: {error}", file=sys.stderr)
-            return 1
-        finally:
-            soak.close()
-            print(json.dumps(soak.counts, sort_keys=True))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(Soak, __doc__, minutes=30))

@@ -10,10 +10,8 @@ grow with the names that have gone.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import http.client
-import json
 import random
 import shutil
 import socket
@@ -41,6 +39,7 @@ from syncd.postgres import schema
 from syncd.protocol.messages import VerifyResult
 from tests.daemon import Daemon
 from tests.faults.soak import LOST, raise_failure
+from tests.faults.soak_command import main
 from tests.scrape import get
 from tests.servers import PostgresServer, quick_folder
 
@@ -74,7 +73,7 @@ ATTACH = (
 class DatasetSoak:
     """One server, one syncd, writers, readers, and the faults."""
 
-    def __init__(self, folder: Path, *, seed: int) -> None:
+    def __init__(self, folder: Path, seed: int) -> None:
         self.seed = seed
         self.random = random.Random(seed)
         self.counts: Counter[str] = Counter()
@@ -402,25 +401,5 @@ class DatasetSoak:
             time.sleep(0.2)
 
 
-def main() -> int:
-    """Run a soak; exit status 0 if every check passed at every settle."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--seed", type=int, default=1)
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="syncd-soak-") as folder:
-        soak = DatasetSoak(Path(folder), seed=options.seed)
-        try:
-            soak.run(options.minutes * 60)
-        except (AssertionError, SyncdError) as error:
-            print(soak.daemon.log.read_text()[-20_000:], file=sys.stderr)
-            print(f"wrong: {error!r}", file=sys.stderr)
-            return 1
-        finally:
-            soak.close()
-            print(json.dumps(soak.counts, sort_keys=True))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(DatasetSoak, __doc__, minutes=10))

@@ -196,6 +196,7 @@ LIVE = (
     "at > DATE '2024-01-05' AND score = 0.30000000000000004 AND span = INTERVAL '1 day' "
     "AND raw = decode('ff', 'hex')"
 )
+DATASET_AND_COLUMN = ("--dataset", "path", "--column", "at")
 
 
 @pytest.mark.timeout(240)
@@ -218,31 +219,10 @@ def test_a_service_and_every_command_work_under_odd_settings(
             attach_tables(direct, tables)
             for each in NOTES:
                 db.execute(each.encode())
-            attached = command(
-                "attach",
-                "public.notes",
-                "--live",
-                LIVE,
-                "--dataset",
-                "path",
-                "--column",
-                "at",
-                "--json",
-            )
-            assert printed_json(attached) == {"rows": 10, "live_rows": 6, "datasets": 1}
-            assert printed_json(
-                command(
-                    "attach",
-                    "public.notes",
-                    "--live",
-                    LIVE,
-                    "--dataset",
-                    "path",
-                    "--column",
-                    "at",
-                    "--json",
-                )
-            )
+            attach = ["attach", "public.notes", "--live", LIVE, *DATASET_AND_COLUMN, "--json"]
+            counts = {"rows": 10, "live_rows": 6, "datasets": 1}
+            assert printed_json(command(*attach)) == counts
+            assert printed_json(command(*attach))
             daemon.start()
             for seed in range(2, 8):
                 applied(daemon, change(direct, seed, tables))

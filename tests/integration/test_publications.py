@@ -25,6 +25,7 @@ from tests.faults.following import applied, until
 from tests.faults.rotation import value
 from tests.integration.checking import about, examine
 from tests.integration.commands import run
+from tests.integration.replication import Replication
 from tests.integration.sources import attach
 from tests.servers import VERSIONS, PostgresServer, available
 
@@ -189,30 +190,8 @@ def running_init(conninfo: str) -> Iterator[subprocess.Popen[bytes]]:
 # A publisher and its subscriber
 
 
-class Flow:
+class Flow(Replication):
     """Two databases of one server; a publication FOR ALL TABLES carries table ``items``."""
-
-    def __init__(
-        self, server: PostgresServer, publisher: psycopg.Connection, subscriber: psycopg.Connection
-    ) -> None:
-        self.server = server
-        self.publisher = publisher
-        self.subscriber = subscriber
-
-    def subscribe(self, options: LiteralString = "copy_data = false") -> None:
-        """Subscribe with a slot made by hand.
-
-        With both databases on one server, a subscription that makes its slot waits for itself.
-        """
-        self.publisher.execute(
-            "SELECT pg_create_logical_replication_slot('everything', 'pgoutput')"
-        )
-        subscription = (
-            "CREATE SUBSCRIPTION everything CONNECTION {} PUBLICATION everything "
-            "WITH (create_slot = false, slot_name = 'everything', {})"
-        )
-        conninfo = sql.Literal(self.server.conninfo("publisher"))
-        self.subscriber.execute(sql.SQL(subscription).format(conninfo, sql.SQL(options)))
 
     def arrives(self, number: int) -> None:
         """Write a row to the publisher, and wait until it arrives at the subscriber."""
@@ -249,16 +228,9 @@ def flow(logical: PostgresServer) -> Iterator[Flow]:
             for each in (here, there):
                 each.execute(ITEMS)
             here.execute(ALL_TABLES)
-            yield Flow(logical, here, there)
-            if value(there, "SELECT count(*) FROM pg_subscription"):
-                there.execute("ALTER SUBSCRIPTION everything DISABLE")
-                there.execute("ALTER SUBSCRIPTION everything SET (slot_name = NONE)")
-                there.execute("DROP SUBSCRIPTION everything")
-            here.execute(
-                "SELECT pg_terminate_backend(active_pid, 10000) FROM pg_replication_slots "
-                "WHERE active_pid IS NOT NULL"
-            )
-            here.execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots")
+            both = Flow("everything", logical, here, there)
+            yield both
+            both.close()
     finally:
         for name in ("subscriber", "publisher"):
             logical.drop_database(name)

@@ -11,7 +11,6 @@ from typing import LiteralString
 
 import psycopg
 import pytest
-from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from syncd.postgres import schema
@@ -19,41 +18,23 @@ from tests.conftest import prepare
 from tests.daemon import Daemon
 from tests.integration.captured import keys, outbox
 from tests.integration.partitions import mend, wrong
+from tests.integration.replication import Replication
 from tests.integration.sources import ROW_FORM, STATEMENT_FORM, attach, connected_as, events, role
 from tests.servers import VERSIONS, PostgresServer, available
 
 
-class Replicated:
-    """A publisher and a subscriber, both databases of one server, and a replicated table."""
+class Replicated(Replication):
+    """A publisher and a subscriber, and a replicated table."""
 
-    def __init__(
-        self, server: PostgresServer, publisher: psycopg.Connection, subscriber: psycopg.Connection
-    ) -> None:
-        self.server = server
-        self.publisher = publisher
-        self.subscriber = subscriber
-
-    def subscribe(self) -> None:
+    def subscribe(self, options: LiteralString = "copy_data = false") -> None:
         """Subscribe: then a commit of the publisher returns once the subscriber has applied it."""
-        # A slot made by hand: a subscription that makes its own would wait for itself where both
-        # databases are on one server.
-        self.publisher.execute("SELECT pg_create_logical_replication_slot('flow', 'pgoutput')")
-        self.subscriber.execute(
-            sql.SQL(
-                "CREATE SUBSCRIPTION flow CONNECTION {} PUBLICATION flow"
-                " WITH (create_slot = false, slot_name = 'flow', copy_data = false, "
-                "synchronous_commit = 'local')"
-            ).format(sql.Literal(self.server.conninfo("publisher")))
-        )
+        super().subscribe(f"{options}, synchronous_commit = 'local'")
         self.publisher.execute("SET synchronous_commit = remote_apply")
 
     def unsubscribe(self) -> None:
         """End the subscription."""
         self.publisher.execute("SET synchronous_commit = local")
-        self.subscriber.execute(
-            "ALTER SUBSCRIPTION flow DISABLE; ALTER SUBSCRIPTION flow SET (slot_name = NONE)"
-        )
-        self.subscriber.execute("DROP SUBSCRIPTION flow")
+        super().unsubscribe()
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
@@ -89,15 +70,9 @@ def replicated(logical_server: PostgresServer) -> Iterator[Replicated]:
             here.execute(table)
             here.execute("CREATE PUBLICATION flow FOR TABLE items")
             there.execute(table)
-            both = Replicated(logical_server, here, there)
+            both = Replicated("flow", logical_server, here, there)
             yield both
-            if there.execute("SELECT FROM pg_subscription").fetchone() is not None:
-                both.unsubscribe()
-            here.execute(
-                "SELECT pg_terminate_backend(active_pid, 10000) FROM pg_replication_slots WHERE "
-                "active_pid IS NOT NULL"
-            )
-            here.execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots")
+            both.close()
     finally:
         logical_server.drop_database("subscriber")
         logical_server.drop_database("publisher")
