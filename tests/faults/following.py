@@ -11,7 +11,7 @@ import psycopg
 
 from syncd.client.calls import Key
 from syncd.client.client import Client
-from syncd.errors import NotReady, ServiceUnavailable, TimedOut, UnknownDataset
+from syncd.errors import NotReady, RequestError, ServiceUnavailable, TimedOut, UnknownDataset
 from tests.daemon import Daemon
 from tests.oracle.comparison import Comparison
 from tests.oracle.tables import DOCS, ITEMS, TOPICS, Table
@@ -102,6 +102,17 @@ def keys_of(client: Client, dataset: str) -> list[Key] | None:
         return sorted(client.keys(dataset))
     except (NotReady, UnknownDataset):
         return None
+
+
+def is_unknown(client: Client, name: str) -> bool:
+    """Whether no dataset has this name. While a source is being read, it may still appear."""
+    try:
+        client.search(name, [1.0, 1.0, 1.0])
+    except UnknownDataset:
+        return True
+    except RequestError:
+        return False
+    return False
 
 
 def applied(daemon: Daemon, token: str) -> None:

@@ -8,10 +8,9 @@ import psycopg
 import pytest
 
 from syncd.client.client import Client
-from syncd.errors import NotReady, UnknownDataset
 from syncd.store.manifest import MANIFEST, Manifest, read_manifest
 from tests.daemon import Daemon
-from tests.faults.following import keys_of, until
+from tests.faults.following import is_unknown, keys_of, until
 from tests.oracle.writes import fetch
 from tests.scrape import get, sample, samples
 
@@ -116,8 +115,7 @@ def answers_empty(client: Client) -> None:
     why = client.why("c3")
     assert why.status is not None
     assert why.status.state == "ready"
-    with pytest.raises(UnknownDataset):
-        client.search("c300", [1.0, 1.0, 1.0])
+    until(lambda: is_unknown(client, "c300"), "a name that was never used is unknown")
 
 
 def test_a_name_that_comes_back_has_its_rows_and_may_have_another_dimension(
@@ -189,18 +187,7 @@ def test_names_without_rows_stay_their_source_s_until_it_is_detached_or_attached
         until(lambda: "default/c3" not in with_index(daemon), "its index goes")
         assert client.search("c3", [1.0, 1.0, 1.0]) == []
         chats.execute("SELECT syncd.detach('later')")
-        until(lambda: unknown(client, "c3"), "the name goes with its source")
-
-
-def unknown(client: Client, name: str) -> bool:
-    """Whether a name is unknown for good: while a source is being read, it may still appear."""
-    try:
-        client.search(name, [1.0, 1.0, 1.0])
-    except UnknownDataset:
-        return True
-    except NotReady:
-        return False
-    return False
+        until(lambda: is_unknown(client, "c3"), "the name goes with its source")
 
 
 def test_a_dataset_that_is_renamed_leaves_an_empty_name_and_no_files(

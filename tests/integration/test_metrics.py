@@ -13,11 +13,11 @@ import psycopg
 import pytest
 
 from syncd.client.client import Client
-from syncd.errors import RequestError, UnknownDataset, UnknownKey
+from syncd.errors import RequestError, UnknownKey
 from syncd.ops.metrics import COUNTERS, GAUGES, HISTOGRAMS
 from tests.conftest import clone
 from tests.daemon import Daemon
-from tests.faults.following import until
+from tests.faults.following import is_unknown, until
 from tests.scrape import get, readyz, sample, samples
 from tests.servers import PostgresServer
 
@@ -191,8 +191,7 @@ def searched_for_an_unknown_key(it: Followed) -> Iterator[None]:
 
 @contextmanager
 def searched_in_an_unknown_dataset(it: Followed) -> Iterator[None]:
-    with suppress(UnknownDataset):
-        it.client.search("nosuch", key=1)
+    until(lambda: is_unknown(it.client, "nosuch"), "the name is unknown")
     yield
 
 
