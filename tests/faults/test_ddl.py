@@ -9,7 +9,6 @@ from __future__ import annotations
 import psycopg
 import pytest
 
-from syncd.errors import UnknownDataset
 from tests.daemon import Daemon
 from tests.faults.altered import (
     UPSERT,
@@ -22,6 +21,7 @@ from tests.faults.altered import (
     serving,
     writers,
 )
+from tests.faults.following import is_unknown, until
 
 # Rewrites that change no value
 
@@ -120,12 +120,7 @@ def test_a_dropped_table_says_so_until_it_is_detached(
         db.execute("UPDATE others SET v = '[3,2,1]'")
         followed.in_step("SELECT id, v::real[] FROM others", "others")
         db.execute("SELECT syncd.detach(%s)", [str(oid)])
-
-        def check() -> None:
-            with pytest.raises(UnknownDataset):
-                followed.client.search("items", [1, 0, 0])
-
-        eventually(check)
+        until(lambda: is_unknown(followed.client, "items"), "the dataset is gone")
 
 
 @pytest.mark.parametrize("detached", ["before", "after"])
