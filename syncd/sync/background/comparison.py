@@ -29,7 +29,7 @@ from syncd.supervision import describe
 from syncd.sync.consumer.passes import KEYS_PER_READ
 from syncd.sync.source.followed import FollowedSource
 from syncd.sync.source.quarantined import Quarantined
-from syncd.sync.source.rows import NULL_KEY, Rows
+from syncd.sync.source.rows import NULL_KEY, Rows, at
 from syncd.types import DatasetName, Key, dataset_name
 
 ROWS_PER_FETCH = 10_000
@@ -233,19 +233,16 @@ class SourceComparison:
         keys = self.captured.source.parse_keys(rows.keys)
         if self.captured.keys is not None:
             self.seen.update(keys)
-        places: dict[tuple[str | None, str | None], list[int]] = {}
-        for place, names in enumerate(zip(rows.projects, rows.datasets, strict=True)):
-            places.setdefault(names, []).append(place)
-        for (project, dataset), at in places.items():
+        for (project, dataset), places in rows.by_dataset().items():
             name = (
                 DatasetName("")
                 if project is None or dataset is None
                 else dataset_name(project, dataset)
             )
-            self.feed_dataset(name, keys, rows, at)
+            self.feed_dataset(name, keys, rows, places)
 
     def feed_dataset(
-        self, name: DatasetName, keys: list[Key], rows: Rows, places: list[int]
+        self, name: DatasetName, keys: Sequence[Key], rows: Rows, places: Sequence[int]
     ) -> None:
         """Compare rows of one dataset; ``places`` are their places among ``keys`` and ``rows``.
 
@@ -267,16 +264,15 @@ class SourceComparison:
                 places = [place for place in places if place in left]
         if not places:
             return
-        keys = [keys[place] for place in places]
+        keys = at(keys, places)
         if comparison is None:
             self.unindexed.setdefault(name, []).extend(keys)
             return
-        prints = np.array([rows.fingerprints[place] for place in places], dtype=np.int64)
+        prints = np.array(at(rows.fingerprints, places), dtype=np.int64)
         if not self.deep:
             comparison.rows(keys, prints)
             return
-        vectors = [rows.vectors[place] for place in places]
-        decoded = decode_vectors(self.captured.source.vector_type, vectors)
+        decoded = decode_vectors(self.captured.source.vector_type, at(rows.vectors, places))
         for block in decoded.blocks:
             numbers = block.rows.tolist()
             comparison.deep(

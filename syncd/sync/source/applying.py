@@ -19,7 +19,7 @@ from syncd.index.rows.vectors import VectorFormat
 from syncd.postgres.vectors import decode_vectors
 from syncd.sync.registry.datasets import Dataset
 from syncd.sync.source.followed import FollowedSource
-from syncd.sync.source.rows import Rows
+from syncd.sync.source.rows import Rows, at
 from syncd.types import DatasetName, Key, QuarantineReason, dataset_name
 
 
@@ -66,17 +66,17 @@ def apply(followed: FollowedSource, asked: Sequence[Key], rows: Rows) -> int:
         targets[keys[place]] = name
     upserts: dict[DatasetName, Usable] = {}
     touched = {*asked, *keys}
-    for name, at in places.items():
+    for name, mine in places.items():
         found = followed.dataset(name)
         if found is None:
-            for place in at:
+            for place in mine:
                 followed.quarantine.put(
                     keys[place], name, "dataset_taken", rows.fingerprints[place]
                 )
                 targets.pop(keys[place], None)
             continue
-        upserts[name] = usable_rows(followed, found, keys, rows, at, touched)
-        for key in {keys[place] for place in at}.difference(upserts[name].keys):
+        upserts[name] = usable_rows(followed, found, keys, rows, mine, touched)
+        for key in {keys[place] for place in mine}.difference(upserts[name].keys):
             targets.pop(key, None)
     changed, begun = 0, time.perf_counter()
     deletes = followed.datasets.directory.to_leave(list(dict.fromkeys((*asked, *keys))), targets)
@@ -126,7 +126,7 @@ def usable_rows(
     last = {keys[place]: place for place in places}
     if len(last) < len(places):
         places = list(last.values())
-    decoded = decode_vectors(followed.source.vector_type, [rows.vectors[place] for place in places])
+    decoded = decode_vectors(followed.source.vector_type, at(rows.vectors, places))
 
     def reject(place: int, reason: QuarantineReason) -> None:
         followed.quarantine.put(keys[place], dataset.name, reason, rows.fingerprints[place])
@@ -142,22 +142,22 @@ def usable_rows(
     )
     usable = Usable()
     for block in decoded.blocks:
-        at = [places[number] for number in block.rows.tolist()]
+        good = at(places, block.rows.tolist())
         vectors = block.vectors
         if vectors.shape[1] != dimension:
-            for place in at:
+            for place in good:
                 reject(place, "dimension_mismatch")
             continue
         bad = VectorFormat(followed.source.metric, followed.source.half).validate(vectors)
         if bad:
             for number, reason in bad.items():
-                reject(at[number], reason)
-            good = [number for number in range(len(at)) if number not in bad]
-            at, vectors = [at[number] for number in good], vectors[good]
-        usable.keys += [keys[place] for place in at]
-        usable.fingerprints += [rows.fingerprints[place] for place in at]
+                reject(good[number], reason)
+            numbers = [number for number in range(len(good)) if number not in bad]
+            good, vectors = at(good, numbers), vectors[numbers]
+        usable.keys += at(keys, good)
+        usable.fingerprints += at(rows.fingerprints, good)
         if followed.source.columns:
-            usable.columns += [rows.columns[place] or "" for place in at]
+            usable.columns += [columns or "" for columns in at(rows.columns, good)]
         usable.vectors.append(vectors)
     return usable
 
