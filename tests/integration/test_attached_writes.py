@@ -59,10 +59,10 @@ def test_columns_may_have_any_name(
 
 
 STRANGE_NAMES = [
-    ('My "Schema"', 'Table 100% {x} %s %(y)s'),
+    ('My "Schema"', "Table 100% {x} %s %(y)s"),
     ("it's; --", "UPPER case.with.dots"),
     ("pg-temp", "a" * 63),
-]  # fmt: skip
+]
 
 
 def test_rows_are_found_with_any_name_of_schema_table_and_columns(

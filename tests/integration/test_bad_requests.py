@@ -106,7 +106,7 @@ def base64_of(*numbers: float) -> str:
         ({"vector": [1, 2, 3], "filter": {"nosuch": 1}}, "invalid_filter"),
         ({"vector": [1, 2, 3], "after": "99999999999", "timeout_ms": 50}, "timeout"),
     ],
-)  # fmt: skip
+)
 def test_a_request_that_cannot_be_answered_gets_the_error_of_its_kind(
     service: Daemon, params: dict[str, Any], kind: str
 ) -> None:

@@ -42,8 +42,11 @@ def with_items(db: psycopg.Connection) -> psycopg.Connection:
         ("INSERT INTO items VALUES (1), (4) ON CONFLICT DO NOTHING", keys(4)),
         ("INSERT INTO items VALUES (1), (4) ON CONFLICT (id) DO UPDATE SET name = 'z'", keys(1, 4)),
         ("INSERT INTO items VALUES (1), (4) ON CONFLICT (id) DO UPDATE SET id = 9", keys(1, 4, 9)),
-        ("INSERT INTO items VALUES (1), (2) ON CONFLICT (id) DO UPDATE SET name = 'z' WHERE "
-         "items.id = 2", keys(2)),
+        (
+            "INSERT INTO items VALUES (1), (2) "
+            "ON CONFLICT (id) DO UPDATE SET name = 'z' WHERE items.id = 2",
+            keys(2),
+        ),
         ("UPDATE items SET name = 'z' WHERE id < 3", keys(1, 2)),
         ("UPDATE items SET name = name", keys(1, 2, 3)),
         ("UPDATE items SET id = id + 10 WHERE id < 3", keys(1, 11, 12, 2)),
@@ -51,20 +54,21 @@ def with_items(db: psycopg.Connection) -> psycopg.Connection:
         ("DELETE FROM items WHERE id > 1", keys(2, 3)),
         ("TRUNCATE items", [("t", None)]),
         (
-            "WITH gone AS (DELETE FROM items WHERE id = 1 RETURNING id), new AS (INSERT INTO items "
-            "VALUES (7) RETURNING id)"
-            " UPDATE items SET name = 'z' WHERE id = 2",
+            "WITH gone AS (DELETE FROM items WHERE id = 1 RETURNING id), "
+            "new AS (INSERT INTO items VALUES (7) RETURNING id) "
+            "UPDATE items SET name = 'z' WHERE id = 2",
             keys(1, 2, 7),
         ),
         (
-            "MERGE INTO items USING (VALUES (1, 'd'), (2, 'u'), (8, 'i')) AS s (id, what) ON "
-            "items.id = s.id"
-            " WHEN MATCHED AND what = 'd' THEN DELETE WHEN MATCHED THEN UPDATE SET id = items.id + "
-            "20 WHEN NOT MATCHED THEN INSERT VALUES (s.id)",
+            "MERGE INTO items USING (VALUES (1, 'd'), (2, 'u'), (8, 'i')) AS s (id, what) "
+            "ON items.id = s.id "
+            "WHEN MATCHED AND what = 'd' THEN DELETE "
+            "WHEN MATCHED THEN UPDATE SET id = items.id + 20 "
+            "WHEN NOT MATCHED THEN INSERT VALUES (s.id)",
             keys(1, 2, 22, 8),
         ),
     ],
-)  # fmt: skip
+)
 def test_a_statement_notes_each_key_that_it_touched(
     rolled_back: psycopg.Connection, write: LiteralString, noted: list[Entry]
 ) -> None:

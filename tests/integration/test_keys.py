@@ -57,11 +57,15 @@ X1A, Y1B, Y9A = f'[1, "{A}", "x"]', f'[1, "{B}", "y"]', f'[9007199254740993, "{A
 @pytest.mark.parametrize(
     ("write", "noted"),
     [
-        (f"INSERT INTO pairs VALUES ('x', '{B}', 2), ('y', '{B}', 2)",
-         keys(f'[2, "{B}", "x"]', f'[2, "{B}", "y"]')),
-        (f"INSERT INTO pairs VALUES ('x', '{A}', 1), ('x', '{B}', 1) "
-         "ON CONFLICT (a, b, c) DO UPDATE SET v = '{2}'",
-         keys(X1A, f'[1, "{B}", "x"]')),
+        (
+            f"INSERT INTO pairs VALUES ('x', '{B}', 2), ('y', '{B}', 2)",
+            keys(f'[2, "{B}", "x"]', f'[2, "{B}", "y"]'),
+        ),
+        (
+            f"INSERT INTO pairs VALUES ('x', '{A}', 1), ('x', '{B}', 1) "
+            "ON CONFLICT (a, b, c) DO UPDATE SET v = '{2}'",
+            keys(X1A, f'[1, "{B}", "x"]'),
+        ),
         (f"INSERT INTO pairs VALUES ('x', '{A}', 1) ON CONFLICT DO NOTHING", []),
         ("UPDATE pairs SET v = '{1}'", keys(X1A, Y1B, Y9A)),
         ("UPDATE pairs SET a = a + 1 WHERE a = 1 AND c = 'x'", keys(X1A, f'[2, "{A}", "x"]')),
@@ -69,13 +73,15 @@ X1A, Y1B, Y9A = f'[1, "{A}", "x"]', f'[1, "{B}", "y"]', f'[9007199254740993, "{A
         ("UPDATE parents SET c = 'z' WHERE c = 'x'", keys(X1A, f'[1, "{A}", "z"]')),
         ("DELETE FROM parents WHERE c = 'y'", keys(Y1B, Y9A)),
         ("DELETE FROM pairs WHERE a > 1", keys(Y9A)),
-        ("MERGE INTO pairs USING (VALUES ('x', 1), ('y', 7)) AS s (c, a)"
-         " ON pairs.c = s.c AND pairs.a = s.a WHEN MATCHED THEN UPDATE SET a = 3"
-         f" WHEN NOT MATCHED THEN INSERT VALUES (s.c, '{A}', s.a)",
-         keys(X1A, f'[3, "{A}", "x"]', f'[7, "{A}", "y"]')),
+        (
+            "MERGE INTO pairs USING (VALUES ('x', 1), ('y', 7)) AS s (c, a)"
+            " ON pairs.c = s.c AND pairs.a = s.a WHEN MATCHED THEN UPDATE SET a = 3"
+            f" WHEN NOT MATCHED THEN INSERT VALUES (s.c, '{A}', s.a)",
+            keys(X1A, f'[3, "{A}", "x"]', f'[7, "{A}", "y"]'),
+        ),
         ("TRUNCATE parents CASCADE", [("t", None)]),
     ],
-)  # fmt: skip
+)
 def test_a_composite_key_is_noted_whole_by_every_kind_of_write(
     pairs: psycopg.Connection, write: LiteralString, noted: list[Entry]
 ) -> None:

@@ -35,8 +35,10 @@ def parted(scratch: psycopg.Connection) -> psycopg.Connection:
         ("INSERT INTO deepest VALUES (103)", keys(103)),
         ("INSERT INTO high (id) VALUES (13)", keys(13)),
         ("INSERT INTO parted VALUES (1), (3) ON CONFLICT DO NOTHING", keys(3)),
-        ("INSERT INTO parted VALUES (1), (3) ON CONFLICT (id) DO UPDATE SET lang = 'de'",
-         keys(1, 3)),
+        (
+            "INSERT INTO parted VALUES (1), (3) ON CONFLICT (id) DO UPDATE SET lang = 'de'",
+            keys(1, 3),
+        ),
         ("INSERT INTO low VALUES (1), (3) ON CONFLICT (id) DO UPDATE SET lang = 'de'", keys(1, 3)),
         ("UPDATE parted SET lang = 'de'", keys(1, 101, 11, 2)),
         ("UPDATE deep SET lang = 'de'", keys(101)),
@@ -44,11 +46,14 @@ def parted(scratch: psycopg.Connection) -> psycopg.Connection:
         ("UPDATE parted SET id = id + 100 WHERE id = 2", keys(102, 2)),
         ("DELETE FROM parted WHERE id > 1", keys(101, 11, 2)),
         ("DELETE FROM high", keys(11)),
-        ("MERGE INTO parted USING (VALUES (1, 'd'), (2, 'u'), (8, 'i')) AS s (id, what) ON "
-         "parted.id = s.id"
-         " WHEN MATCHED AND what = 'd' THEN DELETE WHEN MATCHED THEN UPDATE SET id = 18 WHEN NOT "
-         "MATCHED THEN INSERT VALUES (s.id)",
-         keys(1, 18, 2, 8)),
+        (
+            "MERGE INTO parted USING (VALUES (1, 'd'), (2, 'u'), (8, 'i')) AS s (id, what) "
+            "ON parted.id = s.id "
+            "WHEN MATCHED AND what = 'd' THEN DELETE "
+            "WHEN MATCHED THEN UPDATE SET id = 18 "
+            "WHEN NOT MATCHED THEN INSERT VALUES (s.id)",
+            keys(1, 18, 2, 8),
+        ),
         ("UPDATE parted SET lang = 'de' WHERE id > 1000", []),
         ("TRUNCATE parted", [("t", None)]),
         ("TRUNCATE low", [("r", None)]),
@@ -56,7 +61,7 @@ def parted(scratch: psycopg.Connection) -> psycopg.Connection:
         ("TRUNCATE deepest", [("r", None)]),
         ("TRUNCATE low, high, deepest", [("r", None)]),
     ],
-)  # fmt: skip
+)
 def test_a_write_to_the_table_or_to_a_partition_notes_each_key(
     parted: psycopg.Connection, write: LiteralString, noted: list[Entry]
 ) -> None:
@@ -271,25 +276,33 @@ def test_after_attach_nothing_is_missing_and_mending_changes_nothing(
 @pytest.mark.parametrize(
     ("harm", "found"),
     [
-        ("DROP TRIGGER {row} ON parted",
-         [(table, "row", "missing") for table in ("deep", "deepest", "high", "low", "parted")]),
+        (
+            "DROP TRIGGER {row} ON parted",
+            [(table, "row", "missing") for table in ("deep", "deepest", "high", "low", "parted")],
+        ),
         ("DROP TRIGGER {truncate} ON parted", [("parted", "truncate", "missing")]),
-        ("ALTER TABLE low DISABLE TRIGGER ALL",
-         [("low", "leaf", "disabled"), ("low", "row", "disabled")]),
+        (
+            "ALTER TABLE low DISABLE TRIGGER ALL",
+            [("low", "leaf", "disabled"), ("low", "row", "disabled")],
+        ),
         ("ALTER TABLE ONLY deepest ENABLE TRIGGER {row}", [("deepest", "row", "not always")]),
-        ("ALTER TABLE parted ENABLE REPLICA TRIGGER {truncate}",
-         [("parted", "truncate", "not always")]),
+        (
+            "ALTER TABLE parted ENABLE REPLICA TRIGGER {truncate}",
+            [("parted", "truncate", "not always")],
+        ),
         ("ALTER TABLE ONLY parted DISABLE TRIGGER {row}", [("parted", "row", "disabled")]),
-        ("CREATE OR REPLACE TRIGGER {row} AFTER INSERT ON parted FOR EACH ROW EXECUTE FUNCTION "
-         "syncd.{function}();"
-         "ALTER TABLE parted ENABLE ALWAYS TRIGGER {row}; ALTER TABLE ONLY low ENABLE ALWAYS "
-         "TRIGGER {row};"
-         "ALTER TABLE ONLY high ENABLE ALWAYS TRIGGER {row}; ALTER TABLE ONLY deep ENABLE ALWAYS "
-         "TRIGGER {row};"
-         "ALTER TABLE ONLY deepest ENABLE ALWAYS TRIGGER {row}",
-         [(table, "row", "altered") for table in ("deep", "deepest", "high", "low", "parted")]),
+        (
+            "CREATE OR REPLACE TRIGGER {row} AFTER INSERT ON parted "
+            "FOR EACH ROW EXECUTE FUNCTION syncd.{function}();"
+            "ALTER TABLE parted ENABLE ALWAYS TRIGGER {row};"
+            "ALTER TABLE ONLY low ENABLE ALWAYS TRIGGER {row};"
+            "ALTER TABLE ONLY high ENABLE ALWAYS TRIGGER {row};"
+            "ALTER TABLE ONLY deep ENABLE ALWAYS TRIGGER {row};"
+            "ALTER TABLE ONLY deepest ENABLE ALWAYS TRIGGER {row}",
+            [(table, "row", "altered") for table in ("deep", "deepest", "high", "low", "parted")],
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_trigger_is_named_and_repaired(
     parted: psycopg.Connection, harm: str, found: list[tuple[str, str, str]]
 ) -> None:
