@@ -1,8 +1,8 @@
 """The consumer: it follows every source of one database, pass after pass, until it is stopped.
 
-It sleeps only after the server has said that no transaction that wrote to the outbox is still open.
-The reason: of several writers at once only one notifies. It may not be the last to commit, or it
-may roll back, which cancels its notification.
+Of several writers at once only one notifies. It may not be the last to commit, or it may roll back,
+which cancels its notification. So the consumer does not only wait for notifications: it reads the
+outbox's sequence, and while transactions are open that may have written, whether one has ended.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ Under load the consumer is awake anyway, so it holds the guard itself. Then no w
 also avoids the lock that NOTIFY takes at each commit in the database.
 
 The consumer releases the guard before it sleeps, and looks once more after that. A writer takes its
-lock on the outbox before it asks for the guard. So a writer that lost the guard to the consumer has
-committed by then, or the look sees it.
+lock on the outbox, and has its transaction id, before it asks for the guard. So a writer that lost
+the guard to the consumer has committed by then, or it is known to be open.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from syncd.types import Snapshot
 
 AFTER_ACTIVITY_SECONDS = 3.0
-"""For this long after a change, passes poll often."""
+"""For this long after a change, the outbox's sequence is read often."""
 AFTER_ACTIVITY_POLL_SECONDS = 0.03
-"""Poll interval during that time."""
+"""Interval of these readings."""
 OPEN_WRITER_DELAYS_SECONDS = (0.005, 0.05)
 """First and longest delay until the next look while writers are open; it doubles at each look."""
 OPEN_WRITER_PATIENCE_SECONDS = 3.0
