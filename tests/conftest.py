@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import re
@@ -59,6 +60,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         long = [item for item in items if item.get_closest_marker("long") is not None]
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if item.get_closest_marker("long") is None]
+
+
+def pytest_collection_finish() -> None:
+    """Keep all modules and tests out of garbage collection.
+
+    Measured with 2600 collected tests: ``test_rpc_loops.py`` takes 1.2 s instead of 6.8 s of
+    processor time, ``test_index_readers.py`` 4.7 s instead of 13.6 s.
+    """
+    gc.freeze()
 
 
 def starts_a_server(file: Path) -> bool:
