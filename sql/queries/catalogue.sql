@@ -93,9 +93,9 @@ LEFT JOIN pg_type AS y ON y.oid = v.atttypid;
 -- name: remember
 SELECT syncd.remember(%s);
 
--- name: limit_mend
+-- name: limit_repair
 SET LOCAL statement_timeout = '10s';
 
--- name: mend
+-- name: repair
 SELECT syncd.mend(format('%%I.%%I', n.nspname, c.relname))
 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = %s::oid;

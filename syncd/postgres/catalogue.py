@@ -36,9 +36,9 @@ DOT_OF_A_NAME = re.compile(r"(?<![0-9])\.|\.(?![0-9])")
 """A dot that does not belong to a number. PostgreSQL prints every name with its schema, except those
 of its own and those of columns."""
 
-Doubt = Literal["registry", "rules", "rewritten", "believed", "doubted", "mend"]
+Doubt = Literal["registry", "rules", "rewritten", "believed", "doubted", "repair"]
 """What a change asks for: ``registry``, to read again what is attached; ``rules``, the same, and a comparison at leisure; ``rewritten``, that rows
-moved, which a truncation explains; ``believed``, a comparison at leisure; ``doubted``, one at once; ``mend``, that, and a look at the triggers."""
+moved, which a truncation explains; ``believed``, a comparison at leisure; ``doubted``, one at once; ``repair``, that, and a look at the triggers."""
 
 
 class Leaves(msgspec.Struct, frozen=True):
@@ -203,7 +203,7 @@ def changes(before: Catalogue, after: Catalogue, renamed: Mapping[int, str | Non
                 f"the table {said}"
                 if after.per_row
                 else "the table needs no row triggers any more",
-                "mend",
+                "repair",
             )
         )
     return found
@@ -278,7 +278,7 @@ def trigger_changes(before: Catalogue, after: Catalogue) -> list[Change]:
             said = "was enabled again" if now[2] == ALWAYS else SWITCHED.get(now[2], "was altered")
         else:
             said = "was created anew" if now[0] != was[0] else "was altered"
-        found.append(Change(f"trigger {name} {said}", "mend"))
+        found.append(Change(f"trigger {name} {said}", "repair"))
     return found
 
 
@@ -288,9 +288,9 @@ def leaf_changes(before: Catalogue, after: Catalogue) -> list[Change]:
     if old == new:
         return []
     if old is None or new is None or old.members != new.members:
-        return [Change("partitions were attached or detached", "mend")]
+        return [Change("partitions were attached or detached", "repair")]
     if (old.triggers, old.always) != (new.triggers, new.always):
-        return [Change("triggers of partitions were altered", "mend")]
+        return [Change("triggers of partitions were altered", "repair")]
     if old.files != new.files:
         return [
             Change("a partition was rewritten", "doubted")

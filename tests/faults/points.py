@@ -34,12 +34,12 @@ class Point(NamedTuple):
 
 
 POINTS = [
-    Point("scan", "before the first page", "before", "syncd.sync.consumer.passes:Pass.scan_page"),
+    Point("scan", "before the first page", "before", "syncd.sync.consumer.passes:scan_page"),
     Point(
         "scan",
         "after the first page of several",
         "after",
-        "syncd.sync.consumer.passes:Pass.scan_page",
+        "syncd.sync.consumer.passes:scan_page",
     ),
     Point("scan", "in the middle of a page", "after", "syncd.index.dataset:DatasetIndex.apply", 2),
     Point(
@@ -115,8 +115,8 @@ POINTS = [
         "after",
         "syncd.sync.consumer.passes:read_changes",
     ),
-    Point("pass", "before the first source", "before", "syncd.sync.consumer.passes:Pass.bring"),
-    Point("pass", "before rows are applied", "before", "syncd.sync.consumer.passes:apply"),
+    Point("pass", "before the first source", "before", "syncd.sync.consumer.passes:bring"),
+    Point("pass", "before rows are applied", "before", "syncd.sync.consumer.bringing:apply"),
     Point("pass", "between two datasets", "after", "syncd.index.dataset:DatasetIndex.apply"),
     Point(
         "pass",
@@ -134,8 +134,8 @@ POINTS = [
         "syncd.index.storage.columns:Column.seal",
         2,
     ),
-    Point("pass", "after rows are applied", "after", "syncd.sync.consumer.passes:apply"),
-    Point("pass", "between two sources", "after", "syncd.sync.consumer.passes:Pass.bring"),
+    Point("pass", "after rows are applied", "after", "syncd.sync.consumer.bringing:apply"),
+    Point("pass", "between two sources", "after", "syncd.sync.consumer.passes:bring"),
     Point(
         "pass",
         "before the end of its transaction",

@@ -20,9 +20,9 @@ from tests.scrape import get, sample
 
 ONE = "args[0].source.table == 'bad'"
 OF_ONE_SOURCE = [
-    ("syncd.sync.consumer.passes:apply", ONE),
-    ("syncd.sync.consumer.passes:read_by_keys", "args[1].table == 'bad'"),
-    ("syncd.sync.consumer.passes:read_page", "args[1].table == 'bad'"),
+    ("syncd.sync.consumer.bringing:apply", ONE),
+    ("syncd.sync.consumer.bringing:read_by_keys", "args[1].table == 'bad'"),
+    ("syncd.sync.consumer.bringing:read_page", "args[1].table == 'bad'"),
     ("syncd.sync.consumer.passes:trouble", ONE),
     ("syncd.sync.source.followed:FollowedSource.caught_up", ONE),
     ("syncd.sync.source.followed:FollowedSource.end_scan", ONE),
@@ -212,7 +212,7 @@ def test_a_statement_that_takes_too_long_holds_up_its_source_alone(
     )
     two.execute("SELECT syncd.attach('bad', metric => 'l2', dataset => 'public.slow(id)')")
     two.execute(f"ALTER ROLE {two.info.user} SET statement_timeout = 0".encode())
-    daemon.with_error("syncd.sync.consumer.passes:read_unkeyed", 0)
+    daemon.with_error("syncd.sync.consumer.bringing:read_unkeyed", 0)
     daemon.start()
     with daemon.client() as client:
         insert(two, "bad", 500)

@@ -26,7 +26,7 @@ from syncd.postgres.source import Source
 from syncd.postgres.vectors import decode_vectors
 from syncd.statements import filled, statement
 from syncd.supervision import describe
-from syncd.sync.consumer.passes import KEYS_PER_READ
+from syncd.sync.consumer.bringing import KEYS_PER_READ
 from syncd.sync.source.followed import FollowedSource
 from syncd.sync.source.quarantined import Quarantined
 from syncd.sync.source.rows import NULL_KEY, Rows, at

@@ -87,7 +87,7 @@ class Repairer:
         followed.catalogue.remember_at = time.monotonic() + RETRY_SECONDS
         try:
             async with self.control.transaction() as control:
-                await control.execute(statement("catalogue", "limit_mend"))
+                await control.execute(statement("catalogue", "limit_repair"))
                 await control.execute(statement("catalogue", "remember"), [source.id])
         except SyncdError as error:
             if self.not_kept.get(source.id) != str(error):
@@ -99,6 +99,6 @@ class Repairer:
     async def call(self, oid: int) -> bool:
         """Repair a table's triggers; returns whether they changed. Raises ``DatabaseError``."""
         async with self.control.transaction() as control:
-            await control.execute(statement("catalogue", "limit_mend"))
-            row = await (await control.execute(statement("catalogue", "mend"), [oid])).fetchone()
+            await control.execute(statement("catalogue", "limit_repair"))
+            row = await (await control.execute(statement("catalogue", "repair"), [oid])).fetchone()
         return bool(row and row[0])

@@ -73,9 +73,9 @@ class Consumer(Progress):
         self.manifest = manifest
         self.foreign_rows_at = 0.0
         self.passed_outbox_id = 0
-        """The outbox's last id at the last pass."""
+        """Last outbox id at the last pass."""
         self.begun_at = 0.0
-        """When the last pass began."""
+        """Time when the last pass began."""
 
     async def run(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
         """Follow until cancelled.
@@ -209,7 +209,7 @@ class Consumer(Progress):
                 doubt, self.session.nonce = "", nonce
         if manifest is not None and not doubt:
             self.doubts.seen = manifest.doubts
-        else:  # all is read: the first pass reads which writers are open before it reads a row
+        else:  # all is read: the first pass reads the holders of the sequence's lock before a row
             self.doubts.seen = read_doubts(connection)
         self.sources = load_sources(
             self.registry,
@@ -222,7 +222,7 @@ class Consumer(Progress):
         )
 
     async def next_pass(self, connection: psycopg.Connection) -> PassOutcome:
-        """Clear wake-ups, read which writers are open, and only then take the snapshot."""
+        """Clear wake-ups, and only then take a pass, whose snapshot includes their changes."""
         self.wake.clear()
         async with self.busy:
             self.passes_begun += 1
@@ -318,11 +318,11 @@ class Consumer(Progress):
             await self.sleep(connection)
 
     async def sleep(self, connection: psycopg.Connection) -> None:
-        """Wait for a wake-up, for a change that is found by looking, or for the poll.
+        """Wait for a wake-up, for a change that a look finds, or for the poll.
 
-        A writer that lost the guard wakes no one, and one that won it may have rolled back, and its
-        notification with it. So the sequence of the outbox is looked at, which moves with every
-        write, and whether a transaction has ended that was open at the last snapshot.
+        A writer that lost the guard does not notify. One that won it may have rolled back, which
+        cancels its notification. So the outbox's sequence is read, which moves with each write. It
+        is also checked whether a transaction has ended that was open at the last snapshot.
         """
         poll_at = time.monotonic() + self.session.poll_seconds
         while not self.wake.is_set:
@@ -334,7 +334,7 @@ class Consumer(Progress):
                 return
 
     def something_moved(self, connection: psycopg.Connection) -> bool:
-        """Whether a pass may find something: a write since the last one, or an end of a writer."""
+        """Whether a pass may find changes: a write since the last pass, or the end of a writer."""
         if not self.pace.open and not self.pace.unsettled:
             return self.outbox_moved(connection)
         query = statement("consumer", "read_open_writers")
@@ -380,6 +380,6 @@ class Consumer(Progress):
         return min(delay, max(self.retry_at() - now, 0.005))
 
     def retry_at(self) -> float:
-        """When the first of the sources that the last pass left out is to be tried again."""
+        """Time when the first of the sources that the last pass left out is tried again."""
         later = [each.retry_at for each in self.sources.values() if each.retry_at > self.begun_at]
         return min(later, default=math.inf)

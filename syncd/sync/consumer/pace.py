@@ -52,15 +52,17 @@ class Pace:
     """The results of the last passes, as far as they decide when the next one is due."""
 
     active_at: float = -math.inf
+    """Time when the last pass began that found changes."""
     loaded_passes: int = 0
     quiet_passes: int = 0
     rows: int = 0
+    """Outbox rows of the last pass."""
     open: frozenset[int] = frozenset()
-    """Ids of transactions that may have written to the outbox, and that no pass has seen the end of."""
+    """Ids of transactions that may have written to the outbox; no pass has seen their end."""
     unsettled: bool = False
-    """Whether rows of the outbox were written that neither a pass has seen, nor ``open`` stands for."""
+    """Whether outbox rows were written that no pass has seen, outside the ``open`` transactions."""
     writers: frozenset[int] = frozenset()
-    """Those that had written to the outbox at the last look."""
+    """Those of the ``open`` transactions that had written to the outbox at the last look."""
     writers_since: float = 0.0
     writer_delay: float = OPEN_WRITER_DELAYS_SECONDS[0]
     guard_held: bool = False
@@ -69,9 +71,9 @@ class Pace:
         """Note which transactions hold a lock on their own id, and which of them on the outbox.
 
         The ids are low 32 bits of ids near ``next_xid``. Returns whether a pass is due: one of
-        ``open`` has ended, or rows were unsettled, which the next pass sees if their transaction is
-        not among those that are open now. The others are looked at again soon while there are new
-        ones, and less often while only the same remain.
+        ``open`` has ended, or rows were unsettled. The next pass sees these rows, unless their
+        transaction is open now. The next look at open writers comes soon if there are new ones, and
+        later if there are none.
         """
         shortest, longest = OPEN_WRITER_DELAYS_SECONDS
         held = {xid_near(low, next_xid) for low in holding}
@@ -88,9 +90,9 @@ class Pace:
     def note_snapshot(self, snapshot: Snapshot, *, all_seen: bool) -> None:
         """Note the transactions that a pass's snapshot does not see: each may be a writer.
 
-        The outbox rows of a writer that ends later are seen by the next pass. If it has lost the
-        guard, nothing wakes the consumer then, so someone has to look. A snapshot does not name the
-        transactions that began after the last one that had ended. ``all_seen`` tells whether the
+        The next pass after a writer's end sees its outbox rows. If the writer has lost the guard,
+        it does not wake the consumer, so the consumer must look. A snapshot does not name the
+        transactions that began after the last one that had ended. ``all_seen`` says whether the
         pass has seen every row that was written since the previous one read the outbox's last id.
         """
         unseen = (xid for xid in self.open if not snapshot.sees(xid))

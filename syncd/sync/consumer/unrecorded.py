@@ -52,7 +52,7 @@ class Doubts:
 
     @property
     def due(self) -> bool:
-        """Whether the next pass has to begin with a look at who holds the sequence's lock."""
+        """Whether the next pass must first read the holders of the sequence's lock."""
         return self.connected or self.unseen or bool(self.open)
 
     def begin_pass(self, holders: Iterable[int]) -> None:

@@ -15,7 +15,7 @@ from syncd.errors import Trouble
 from syncd.postgres.catalogue import Catalogue, parse_catalogue
 
 MANY_LEAVES = 200
-"""With more partitions than that, a pass looks at the table itself only (500 take 1.2 ms)."""
+"""With more partitions, a pass looks only at the table itself (500 partitions take 1.2 ms)."""
 
 logger = structlog.get_logger()
 
@@ -75,7 +75,7 @@ class KnownCatalogue:
 
     @property
     def has_plain_rules(self) -> bool:
-        """Whether the rules name nothing but columns of the table, as far as is known."""
+        """Whether the rules are known to name only columns of the table."""
         return self.facts is not None and self.facts.is_plain
 
     @property
@@ -86,6 +86,6 @@ class KnownCatalogue:
 
     @property
     def has_few_partitions(self) -> bool:
-        """Whether the table is partitioned, and each pass can look at the partitions."""
+        """Whether the table is partitioned, and a pass can look at each partition."""
         partitioned = self.facts is not None and self.facts.kind == "p"
         return partitioned and self.leaves <= MANY_LEAVES

@@ -1,7 +1,8 @@
-"""The watch over the catalogue: what was done to a source that no trigger tells of.
+"""The look at the catalogue: it finds changes of a source that no trigger records.
 
-Invariant: the facts under a pass's snapshot are compared with those seen before, before any row is read under it. A difference puts the source in
-doubt, which ends only when the whole table has been compared since. Doubt costs a comparison, never an answer.
+Invariant: before a pass reads rows, the facts under its snapshot are compared with the facts seen
+before. A difference is a doubt, which ends only when the whole table has been compared. A doubt
+costs a comparison; the datasets answer meanwhile.
 """
 
 from __future__ import annotations
@@ -31,16 +32,18 @@ from syncd.sync.source.followed import FollowedSource
 from syncd.sync.source.reading import is_of_a_row
 
 LOOK_SECONDS = 3.0
-"""Between two whole looks at a source: at one that has no changes, and, if its rules name only its own
-columns, at these rules and at the tools that may write past its triggers. A look costs 0.04 ms of
-the server, a whole one 0.2 ms."""
+"""Time between two whole looks at a source.
 
+Meanwhile, if there are many sources, one without changes gets no look. If a source's rules name
+only its own columns, a look leaves out these rules, and the tools that may write past its triggers.
+A look costs 0.04 ms of the server, a whole one 0.2 ms.
+"""
 LOOKS_AT_ONCE = 200
+"""Largest number of sources that get a whole look in one pass."""
 FEW_SOURCES = 8
-"""Up to so many are looked at in every pass: 0.2 ms."""
-
+"""Up to this many sources, each pass looks at all of them (0.2 ms)."""
 COMPARE_SECONDS = 50.0
-"""Between two comparisons while triggers do not record every write."""
+"""Time between two comparisons while triggers do not record every write."""
 
 
 def look(
@@ -50,9 +53,11 @@ def look(
     *,
     prepare: bool,
 ) -> bool:
-    """Compare the facts under the transaction's snapshot with those seen before; whether the registry must be read anew.
+    """Compare the facts under the transaction's snapshot with the facts seen before.
 
-    Of the sources whose rows this pass may read, all of them where they are few, and of the others some in turn.
+    If there are few sources, it looks at all of them. Otherwise it looks at the locked ones, whose
+    rows this pass may read, and at some of the others in turn. Returns whether the registry must be
+    read again.
     """
     now, anew = time.monotonic(), False
     late = sorted(
@@ -93,14 +98,17 @@ def look(
             compare_while_weak(each, now)
         except psycopg.Error:
             raise
-        except Exception as error:  # noqa: BLE001 - of this source: the others go on
+        except Exception as error:  # noqa: BLE001 - it fails this source; the others go on
             each.catalogue.seen = ""
             each.failed_unexpectedly(error, now=now)
     return anew
 
 
 def take_note(connection: psycopg.Connection, each: FollowedSource, text: str) -> bool:
-    """The facts are others than before: say so, and doubt what needs it. Returns whether the registry must be read anew."""
+    """Note changed facts, and the doubts that follow from them.
+
+    Returns whether the registry must be read again.
+    """
     catalogue, facts = each.catalogue, parse_catalogue(text)
     known, before = catalogue.seen, catalogue.facts
     catalogue.seen, catalogue.facts = text, facts
@@ -111,7 +119,7 @@ def take_note(connection: psycopg.Connection, each: FollowedSource, text: str) -
         catalogue.weakness = Trouble(
             weak, f"SELECT syncd.mend({sql_name(each.source)});", "run as the owner of the table"
         )
-    each.retry_at = min(each.retry_at, time.monotonic())  # what failed may have been repaired
+    each.retry_at = min(each.retry_at, time.monotonic())  # the failure may have been repaired
     catalogue.remember_at = math.inf if facts.remembered else 0.0
     if before is None:
         return False
@@ -126,9 +134,11 @@ def take_note(connection: psycopg.Connection, each: FollowedSource, text: str) -
         catalogue.altered = ", ".join(altered)
         catalogue.before = catalogue.before or known
     catalogue.rewritten |= any(change.doubt == "rewritten" for change in found)
-    if any(change.doubt == "mend" for change in found):
+    if any(change.doubt == "repair" for change in found):
         catalogue.repair_at = 0.0
-    strong = [change.reason for change in found if change.doubt in ("registry", "doubted", "mend")]
+    strong = [
+        change.reason for change in found if change.doubt in ("registry", "doubted", "repair")
+    ]
     weaker = [change.reason for change in found if change.doubt in ("rules", "believed")]
     if strong:
         each.doubt(f"{each.source.name}: {', '.join(strong)}")
@@ -138,7 +148,10 @@ def take_note(connection: psycopg.Connection, each: FollowedSource, text: str) -
 
 
 def compare_while_weak(each: FollowedSource, now: float) -> None:
-    """While triggers do not record every write, compare every minute: then the index is right within one."""
+    """Compare every minute while triggers do not record every write.
+
+    So the index is right within a minute.
+    """
     catalogue = each.catalogue
     if catalogue.weakness is None:
         return
@@ -150,7 +163,7 @@ def compare_while_weak(each: FollowedSource, now: float) -> None:
 
 
 def explained(each: FollowedSource, error: psycopg.Error, role: str) -> Trouble:
-    """Why reading a source failed, and what to do, from what the catalogue says."""
+    """Reason why reading a source failed, with the fix, from the facts of its catalogue."""
     catalogue, source = each.catalogue, each.source
     if is_of_a_rule(error):
         message = error.diag.message_primary or first_line(error)
@@ -167,13 +180,14 @@ def explained(each: FollowedSource, error: psycopg.Error, role: str) -> Trouble:
         name = sql.Identifier(role).as_string()
         return Trouble(
             f"row-level security would hide rows of {source.name} from role {name}",
-            f"ALTER ROLE {name} BYPASSRLS; or ALTER TABLE {source.identifier.as_string()} DISABLE ROW LEVEL SECURITY;",
+            f"ALTER ROLE {name} BYPASSRLS; "
+            f"or ALTER TABLE {source.identifier.as_string()} DISABLE ROW LEVEL SECURITY;",
         )
     return Trouble(first_line(error))
 
 
 def trouble(each: FollowedSource) -> Trouble | None:
-    """Why a source cannot be read as it is, and what to do; None if it can be read."""
+    """Reason why a source cannot be read as it is, with the fix; None if it can be read."""
     if not each.source.trouble:
         return None
     if each.source.table is None:
@@ -184,7 +198,10 @@ def trouble(each: FollowedSource) -> Trouble | None:
 
 
 def is_of_a_rule(error: psycopg.Error) -> bool:
-    """Whether an expression of the source means nothing any more. Errors of a row's come here only where they occur without a row."""
+    """Whether an expression of the source is no longer valid.
+
+    An error that a row can cause gets here only if it occurs without a row.
+    """
     state = error.sqlstate or ""
     return is_of_a_row(error) or (
         state.startswith(("42", "3F")) and not isinstance(error, pg.InsufficientPrivilege)

@@ -123,9 +123,9 @@ SERVICE_TRAPS: dict[str, Trap] = {
         f"{LOCKED}::test_a_doubt_noted_while_no_service_ran_is_settled_at_the_next_start[stop]",
     ),
     "a key that cannot be read fails its source": broken(
-        "syncd/sync/consumer/passes.py",
-        "        except (ValueError, TypeError) as error:\n",
-        "        except ZeroDivisionError as error:\n",
+        "syncd/sync/consumer/bringing.py",
+        "    except (ValueError, TypeError) as error:\n",
+        "    except ZeroDivisionError as error:\n",
         f"{KEYS}::test_a_key_that_cannot_be_read_has_the_source_read_again[abc]",
     ),
     "freed transactions are not compared with the position": broken(
@@ -214,12 +214,12 @@ SERVICE_TRAPS: dict[str, Trap] = {
         f"{ERRORS}::test_a_task_that_fails_is_reported_and_started_again[builder]",
     ),
     "an error of one source ends the pass": broken(
-        "syncd/sync/consumer/passes.py",
-        "            if not self.is_of_source(each, error):\n",
-        "            if True:\n",
+        "syncd/sync/consumer/guarding.py",
+        "        if not is_of_source(connection, each, error):\n",
+        "        if True:\n",
         f"{ERRORS}::"
         "test_an_unexpected_error_fails_its_source_and_the_others_go_on"
-        "[syncd.sync.consumer.passes:apply]",
+        "[syncd.sync.consumer.bringing:apply]",
     ),
     "a verify that never ends is not reported": broken(
         "syncd/sync/background/overdue.py",

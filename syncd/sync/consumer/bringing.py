@@ -1,0 +1,110 @@
+"""The part of a pass that concerns one source: its changed rows, or a page of its scan.
+
+Invariant: a source's cursor moves only after everything that was read for it has been applied.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+
+import psycopg
+
+from syncd.keys import readable
+from syncd.postgres.outbox import Changes
+from syncd.sync.source.applying import apply
+from syncd.sync.source.estimates import expected_rows
+from syncd.sync.source.followed import FollowedSource
+from syncd.sync.source.reading import read_by_keys, read_page, read_unkeyed
+
+KEYS_PER_READ = 1000
+"""Number of rows that are read by one statement, and held in memory at once."""
+REREAD_PER_PASS = 5000
+"""Number of unchanged rows that a pass reads again; other changes wait for them."""
+
+
+def bring(connection: psycopg.Connection, each: FollowedSource, changes: Changes) -> int:
+    """Read one source's changed rows, apply them, and move its cursor.
+
+    Returns the number of changed rows.
+    """
+    written = changes.keys.get(each.source.id, [])
+    asked = readable_keys(each, [key for key in written if not each.source.is_unkeyed(key)])
+    # A row trigger does not say which row came by a key: rows without one are read at any change.
+    each.reread_unkeyed |= each.source.id in changes.unkeyed or len(asked) < len(written)
+    each.reread_unkeyed |= bool(each.quarantine.unkeyed and written)
+    each.unconfirmed.note(asked)
+    reread = set(itertools.islice(each.reread, REREAD_PER_PASS))
+    each.reread -= reread
+    try:
+        keys = list(dict.fromkeys([*asked, *reread])) if reread else asked
+        changed = read_and_apply(connection, each, keys)
+        if each.reread_unkeyed:
+            each.reject_unkeyed(read_unkeyed(connection, each.source, careful=each.careful))
+    except BaseException:
+        each.reread |= reread
+        raise
+    each.cursor = changes.cursor
+    return changed
+
+
+def readable_keys(each: FollowedSource, asked: list[str]) -> list[str]:
+    """The keys that can be parsed. If one cannot, the whole source is read.
+
+    Then the key's type was altered, or something else wrote to the outbox.
+    """
+    try:
+        each.source.parse_keys(asked)
+    except (ValueError, TypeError) as error:
+        each.doubt(f"{each.source.name}: a key in the outbox cannot be read: {error}")
+        return readable(each.source.key_kinds, asked)
+    return asked
+
+
+def read_and_apply(
+    connection: psycopg.Connection, each: FollowedSource, asked: Sequence[str]
+) -> int:
+    """Read rows by key and apply them, some at a time so that memory is bounded."""
+    changed = 0
+    for start in range(0, len(asked), KEYS_PER_READ):
+        some = asked[start : start + KEYS_PER_READ]
+        rows, failing = read_by_keys(
+            connection,
+            each.source,
+            some,
+            careful=each.careful,
+            some_indexed=each.datasets.some_indexed,
+        )
+        changed += apply(each, [each.source.parse_key(key) for key in some], rows)
+        each.quarantine.put_failing([each.source.parse_key(key) for key in failing])
+    return changed
+
+
+def scan_page(connection: psycopg.Connection, each: FollowedSource) -> None:
+    """Read one page of a scan at the pass's snapshot.
+
+    Later changes of its rows come through the outbox.
+    """
+    scan, begun = each.scan, time.monotonic()
+    assert scan is not None
+    if scan.expected is None:
+        scan.expected = expected_rows(connection, each, scan)
+    only = None if scan.only is None else sorted(scan.only)
+    rows, failing, until = read_page(
+        connection,
+        each.source,
+        scan.after,
+        only,
+        scan.page_rows,
+        careful=each.careful,
+        some_indexed=each.datasets.some_indexed,
+    )
+    if apply(each, failing, rows):
+        each.unconfirmed.everything = True
+    each.quarantine.put_failing(failing)
+    if until is None:
+        each.reject_unkeyed(read_unkeyed(connection, each.source, careful=each.careful))
+    scan.note_page(until, rows, time.monotonic() - begun)
+    if until is None and each.end_scan():
+        each.unconfirmed.everything = True
