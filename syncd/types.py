@@ -89,6 +89,12 @@ def dataset_name(project: str, dataset: str) -> DatasetName:
     return DatasetName(f"{project.replace('%', '%25').replace('/', '%2F')}/{dataset}")
 
 
+def split_dataset_name(name: DatasetName) -> tuple[str, str]:
+    """Project and dataset, as the user's expressions give them."""
+    project, _, dataset = name.partition("/")
+    return project.replace("%2F", "/").replace("%25", "%"), dataset
+
+
 def full_dataset_name(name: str) -> DatasetName:
     """The full name for a user's input.
 

@@ -104,7 +104,8 @@ WITH held AS MATERIALIZED (
           AND l.relation IN ('syncd.outbox'::regclass, 'syncd.outbox_0'::regclass,
                              'syncd.outbox_1'::regclass, 'syncd.outbox_2'::regclass,
                              'syncd.doubts'::regclass))
-SELECT (SELECT o.last_value FROM syncd.outbox_id AS o), (SELECT d.last_value FROM syncd.doubts AS d),
+SELECT (SELECT o.last_value FROM syncd.outbox_id AS o),
+       (SELECT d.last_value FROM syncd.doubts AS d),
        coalesce(array_agg(h.transactionid::text::bigint), '{}'),
        coalesce(array_agg(h.transactionid::text::bigint)
                 FILTER (WHERE EXISTS (SELECT FROM held AS w WHERE w.locktype = 'relation'

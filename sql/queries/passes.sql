@@ -184,8 +184,8 @@ FROM (SELECT {key} AS syncd_key, {project} AS syncd_project, {dataset} AS syncd_
       OFFSET 0) AS syncd_r;
 
 -- name: read_unkeyed_rows
--- The live rows of which a key column is NULL. Instead of a key they have a label: the text of the
--- key as far as there is one, and the place of the row.
+-- The live rows with a NULL in a key column. Instead of a key they have a label: the present part
+-- of the key as text, and the place of the row.
 SELECT syncd_r.syncd_key, syncd_r.syncd_project, syncd_r.syncd_dataset,
        {sent_vector}, {fingerprint}, {sent_columns}::text
 FROM (SELECT coalesce({key}::text, 'NULL') || ' at ctid ' || ctid::text
@@ -199,7 +199,7 @@ FROM (SELECT coalesce({key}::text, 'NULL') || ' at ctid ' || ctid::text
       OFFSET 0) AS syncd_r;
 
 -- name: read_unkeyed_labels
--- The labels of all rows of which a key column is NULL, live or not.
+-- The labels of all rows with a NULL in a key column, live or not.
 SELECT coalesce({key}::text, 'NULL') || ' at ctid ' || ctid::text
        || CASE WHEN {partitioned} THEN ' of ' || tableoid::regclass::text ELSE '' END
 FROM {source} WHERE NOT (({key_columns}) IS NOT NULL);

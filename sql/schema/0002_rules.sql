@@ -282,14 +282,16 @@ BEGIN
 END
 $do$;
 
--- Roles that serve may read what they could read before; the new table and view belong to that.
+-- Roles of services keep their right to read; it includes the new table and view.
 DO $grant$
 DECLARE
     role text;
 BEGIN
-    FOR role IN SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::pg_catalog.regrole::text END
+    FOR role IN SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC'
+                                     ELSE a.grantee::pg_catalog.regrole::text END
                 FROM pg_catalog.pg_class AS c, pg_catalog.aclexplode(c.relacl) AS a
-                WHERE c.oid = 'syncd.attachments'::pg_catalog.regclass AND a.privilege_type = 'SELECT' AND a.grantee <> c.relowner LOOP
+                WHERE c.oid = 'syncd.attachments'::pg_catalog.regclass
+                  AND a.privilege_type = 'SELECT' AND a.grantee <> c.relowner LOOP
         EXECUTE pg_catalog.format('GRANT SELECT ON syncd.rules, syncd.present_rules TO %s', role);
     END LOOP;
 END

@@ -34,8 +34,9 @@ from syncd.ops.sessions import (
     check_writers,
 )
 from syncd.postgres import schema
+from syncd.postgres.layout import read_sources
 from syncd.postgres.rights import grant_own_tables
-from syncd.postgres.source import Source, read_sources
+from syncd.postgres.source import Source
 from syncd.settings import Settings
 from syncd.sync.background.reports import MAX_REPORTED_ROWS
 

@@ -9,7 +9,8 @@ from psycopg import errors, sql
 from syncd.ops.findings import Finding, fail, ok, warn
 from syncd.ops.look import Look, sql_name
 from syncd.postgres.catalogue import shell_line
-from syncd.postgres.source import Source, like_before, raw
+from syncd.postgres.layout import like_before
+from syncd.postgres.source import Source, raw
 from syncd.statements import filled
 from syncd.types import dataset_name
 

@@ -34,7 +34,8 @@ from syncd.ops.why_facts import (
     source_of,
     verify_facts,
 )
-from syncd.postgres.source import Source, read_sources
+from syncd.postgres.layout import read_sources
+from syncd.postgres.source import Source
 from syncd.protocol.status_messages import DatasetStatus, WhyResult
 from syncd.settings import Settings
 from syncd.sync.registry.quarantine import next_step

@@ -1,8 +1,8 @@
-"""What the server's catalogue says about a source, and what a difference means.
+"""Facts of the server's catalogue about a source, and the meaning of a difference.
 
-Triggers record every change that they see. What they do not see leaves a trace in the catalogue: a rewritten table, a column of another type or of
-another number, a trigger that is switched off, or was for a moment, a partition that came or went. The facts are compared under a pass's own
-snapshot, so that no row is read before they have been.
+Triggers record each change that they see. Other changes leave a trace in the catalogue: a rewritten
+table, a column with another type or number, a trigger that is or was disabled, a partition that was
+attached or detached. The facts are compared under a pass's own snapshot, before it reads rows.
 """
 
 from __future__ import annotations
@@ -33,12 +33,18 @@ QUOTED = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*\"""")
 """A constant, or a name in quotes, as PostgreSQL prints it."""
 
 DOT_OF_A_NAME = re.compile(r"(?<![0-9])\.|\.(?![0-9])")
-"""A dot that does not belong to a number. PostgreSQL prints every name with its schema, except those
-of its own and those of columns."""
+"""A dot that does not belong to a number.
+
+PostgreSQL prints each name with its schema, except its own names and names of columns.
+"""
 
 Doubt = Literal["registry", "rules", "rewritten", "believed", "doubted", "repair"]
-"""What a change asks for: ``registry``, to read again what is attached; ``rules``, the same, and a comparison at leisure; ``rewritten``, that rows
-moved, which a truncation explains; ``believed``, a comparison at leisure; ``doubted``, one at once; ``repair``, that, and a look at the triggers."""
+"""Consequence of a change.
+
+``registry``: the attachments are read again. ``rules``: the same, and a later comparison.
+``rewritten``: rows were moved; a truncation explains it. ``believed``: a later comparison.
+``doubted``: a comparison at once. ``repair``: the same, and a check of the triggers.
+"""
 
 
 class Leaves(msgspec.Struct, frozen=True):
@@ -54,9 +60,13 @@ class Leaves(msgspec.Struct, frozen=True):
 
 
 class Catalogue(msgspec.Struct, frozen=True):
-    """The facts of one source. ``columns``: number, type, modifier, xmin, whether generated; ``triggers``: oid, xmin, when it fires;
-    ``rules``: project, dataset and live; ``functions``: the xmin of each that they call; ``labels``: the values of enum types;
-    ``remembered``: whether the schema holds the present names too. A checkpoint of an older version lacks what has a default."""
+    """The facts of one source.
+
+    ``columns``: number, type, modifier, xmin, whether generated. ``triggers``: oid, xmin, when it
+    fires. ``rules``: project, dataset and live. ``functions``: xmin of each function that they
+    call. ``labels``: the values of enum types. ``remembered``: whether the schema also holds the
+    present names. A checkpoint of an older version lacks the facts with a default.
+    """
 
     kind: str
     file: int
@@ -74,9 +84,9 @@ class Catalogue(msgspec.Struct, frozen=True):
 
     @property
     def is_plain(self) -> bool:
-        """Whether the rules name nothing but columns and what PostgreSQL itself brings.
+        """Whether the rules name only columns and PostgreSQL's own objects.
 
-        Then nothing that is renamed or replaced elsewhere changes what they mean.
+        Then no other renamed or replaced object changes their meaning.
         """
         if self.rules is None or self.functions or self.labels:
             return False
@@ -90,7 +100,7 @@ class Catalogue(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A difference in words, and what it asks for."""
+    """A difference in words, and its consequence."""
 
     reason: str
     doubt: Doubt
@@ -111,10 +121,10 @@ def parse_catalogue(text: str) -> Catalogue:
 
 
 class Look(NamedTuple):
-    """What is to be read of one source's facts."""
+    """The parts of one source's facts that are to be read."""
 
     seen: str
-    """The facts as they were last read: what is not read again is taken from there."""
+    """The facts of the last read: the parts that are not read again come from it."""
     partitions: bool = True
     rules: bool = True
 
@@ -148,7 +158,7 @@ def read_catalogues(
 def read_facts(
     connection: psycopg.Connection, name: str, sources: Collection[int], *, prepare: bool
 ) -> dict[int, str]:
-    """What one statement says about some sources, by their ids."""
+    """Facts of one statement about some sources, by id."""
     if not sources:
         return {}
     query = with_numbers("catalogue", name, ids=number_list(sources))
@@ -158,7 +168,7 @@ def read_facts(
 def read_names(
     connection: psycopg.Connection, source: Source, numbers: Iterable[int]
 ) -> dict[int, str | None]:
-    """Names that columns have now, by number; None where one was dropped."""
+    """Present names of columns by number; None for a dropped column."""
     parameters = [source.oid, list(numbers)]
     rows = connection.execute(
         statement("catalogue", "read_column_names"), parameters, prepare=False
@@ -167,13 +177,13 @@ def read_names(
 
 
 def gone(before: Catalogue, after: Catalogue) -> dict[str, int]:
-    """Columns that are no longer there under their names, with their numbers."""
+    """Columns that no longer exist under their names, with their numbers."""
     now = after.columns or {}
     return {name: facts[0] for name, facts in (before.columns or {}).items() if name not in now}
 
 
 def changes(before: Catalogue, after: Catalogue, renamed: Mapping[int, str | None]) -> list[Change]:
-    """Every difference. ``renamed`` gives the present names of the columns that are ``gone``."""
+    """All differences. ``renamed`` has the present names of the columns that are ``gone``."""
     found = [
         *column_changes(before, after, renamed),
         *rule_changes(before, after),
@@ -212,7 +222,7 @@ def changes(before: Catalogue, after: Catalogue, renamed: Mapping[int, str | Non
 def column_changes(
     before: Catalogue, after: Catalogue, renamed: Mapping[int, str | None]
 ) -> list[Change]:
-    """Columns that the source uses."""
+    """Differences in the columns that the source uses."""
     old, new = before.columns or {}, after.columns or {}
     found = []
     for name, facts in old.items():
@@ -231,7 +241,9 @@ def column_changes(
             found.append(Change(f"column {name} is another column now", "registry"))
         elif now[1:3] != facts[1:3]:
             found.append(Change(f"column {name} was given another type", "registry"))
-        else:  # a default, a privilege; or other values, where the table was rewritten or the column is computed when it is read
+        else:
+            # A default or a privilege changed. The values changed too if the table was rewritten
+            # or if the column is computed at each read.
             values = before.file != after.file or after.kind == "p" or "v" in (facts[4], now[4])
             found.append(Change(f"column {name} was altered", "doubted" if values else "believed"))
     found += [
@@ -241,7 +253,7 @@ def column_changes(
 
 
 def rule_changes(before: Catalogue, after: Catalogue) -> list[Change]:
-    """What the rules name. Nothing is known of it from a checkpoint of an older version."""
+    """Differences in the objects that the rules name; none with an older version's checkpoint."""
     if before.rules is None or after.rules is None:
         return []
     found = [
@@ -263,7 +275,10 @@ def rule_changes(before: Catalogue, after: Catalogue) -> list[Change]:
 
 
 def trigger_changes(before: Catalogue, after: Catalogue) -> list[Change]:
-    """Triggers of the table itself. What was written while one was off is in no outbox, also when it is on again by now."""
+    """Differences in the triggers of the table itself.
+
+    Writes while a trigger was disabled are missing in the outbox, even if it is enabled again now.
+    """
     old, new = before.triggers or {}, after.triggers or {}
     found = []
     for name in sorted(old.keys() | new.keys()):
@@ -277,13 +292,13 @@ def trigger_changes(before: Catalogue, after: Catalogue) -> list[Change]:
         elif now[2] != was[2]:
             said = "was enabled again" if now[2] == ALWAYS else SWITCHED.get(now[2], "was altered")
         else:
-            said = "was created anew" if now[0] != was[0] else "was altered"
+            said = "was created again" if now[0] != was[0] else "was altered"
         found.append(Change(f"trigger {name} {said}", "repair"))
     return found
 
 
 def leaf_changes(before: Catalogue, after: Catalogue) -> list[Change]:
-    """Partitions."""
+    """Differences in the partitions."""
     old, new = before.leaves, after.leaves
     if old == new:
         return []
@@ -292,14 +307,13 @@ def leaf_changes(before: Catalogue, after: Catalogue) -> list[Change]:
     if (old.triggers, old.always) != (new.triggers, new.always):
         return [Change("triggers of partitions were altered", "repair")]
     if old.files != new.files:
-        return [
-            Change("a partition was rewritten", "doubted")
-        ]  # or truncated, where its trigger could not tell
+        # It may have been truncated while its trigger did not fire.
+        return [Change("a partition was rewritten", "doubted")]
     return [Change("row-level security of a partition was switched", "believed")]
 
 
 def weakness(source: Source, facts: Catalogue) -> str:
-    """Which triggers do not record every write, in words; empty where all is well."""
+    """Triggers that do not record every write, in words; empty if all do."""
     triggers = facts.triggers or {}
     weak = [
         f"trigger {name} {'is disabled' if fires == 'D' else 'does not fire on every write'}"
@@ -326,9 +340,10 @@ def sql_name(source: Source) -> str:
 
 
 def attach_command(source: Source, renamed: Mapping[str, str], *, as_given: bool = False) -> str:
-    """The command that attaches a source again, with the present names of its columns; a dropped one stays, unless it was one to filter on.
+    """The command that attaches a source again, with the present names of its columns.
 
-    ``as_given`` takes the expressions as the user wrote them, for what was compiled of them means nothing any more.
+    A dropped column stays in it, unless it was a column to filter on. ``as_given`` takes the
+    expressions as the user wrote them, for compiled expressions that are no longer valid.
     """
     pattern = re.compile(
         "|".join(rf"(?<![\w\"']){re.escape(name)}(?![\w\"'])" for name in renamed) or r"(?!)"
@@ -369,7 +384,7 @@ def attach_command(source: Source, renamed: Mapping[str, str], *, as_given: bool
 
 
 def shell_line(words: Iterable[str]) -> str:
-    """A command for a shell, with as few quotes as will do: what is in single quotes in SQL goes into double ones."""
+    """A command for a shell with few quotes: a word with SQL's single quotes gets double quotes."""
     return " ".join(
         f'"{word}"' if "'" in word and not set('"$`\\!') & set(word) else shlex.quote(word)
         for word in words

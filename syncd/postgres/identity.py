@@ -21,6 +21,7 @@ from psycopg import errors as pg
 from syncd.errors import DatabaseUnreachable
 from syncd.postgres import session
 from syncd.postgres.connection import not_installed
+from syncd.postgres.layout import read_sources
 from syncd.postgres.publications import foreign_rows, read_subscriptions
 from syncd.postgres.schema import (
     NOTIFY_GUARDED,
@@ -30,7 +31,7 @@ from syncd.postgres.schema import (
     check_server_version,
     store_settings,
 )
-from syncd.postgres.source import Source, read_sources
+from syncd.postgres.source import Source
 from syncd.settings import Settings
 from syncd.statements import statement
 from syncd.types import Position, Snapshot
@@ -236,3 +237,13 @@ def read_registry(connection: psycopg.Connection) -> tuple[Position, list[Source
         if not connection.closed:
             connection.execute(statement("passes", "rollback"))
     return position, sources, None if freed[0] is None else Snapshot.parse(freed[0])
+
+
+def read_fingerprint_probe(connection: psycopg.Connection) -> int:
+    """A number that changes if the server hashes in another way, as fingerprints do.
+
+    Hashes depend on the server's version and byte order.
+    """
+    row = connection.execute(statement("passes", "read_fingerprint_probe")).fetchone()
+    assert row is not None
+    return int(row[0])

@@ -1,7 +1,8 @@
-"""Which keys changed between two snapshots.
+"""The keys that changed between two snapshots.
 
-The cursor is a snapshot (the technique of PgQ): new rows are those of transactions that the old snapshot did not see and the current one does. An
-id cursor would lose a transaction that took a lower id and committed later; a bound at the oldest open transaction would stop at it.
+The cursor is a snapshot (the technique of PgQ): new rows are of transactions that the old snapshot
+does not see and the current one does. An id as cursor would lose a transaction that took a lower
+id and committed later. A bound at the oldest open transaction would stop there.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ PAGE_ROWS = 5000
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The part of the outbox between a position and ``end``, read up to ``after`` (xid, id) so far."""
+    """The part of the outbox between a position and ``end``, read up to ``after`` (xid, id)."""
 
     end: Snapshot
     after: tuple[int, int]
@@ -27,7 +28,10 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """How far a source's changes were applied: everything at ``position``, and of the window behind it the pages up to ``window.after``."""
+    """Progress of a source's changes.
+
+    All changes at ``position`` are applied, and the window's pages up to ``window.after``.
+    """
 
     position: Position
     window: Window | None = None
@@ -35,10 +39,11 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """One page of changed keys by source, as the outbox has them, each once, and the cursor to be had once they are applied.
+    """One page of changed keys by source, each once, in the outbox's form.
 
-    ``rows``: number of outbox rows read. ``newer_rows``: those of them with an id above the one that
-    was asked about. ``unkeyed``: the sources of which rows without a key were written.
+    ``cursor`` is the cursor after they are applied. ``rows`` is the number of outbox rows read, and
+    ``newer_rows`` the number of them with an id above the given one. ``unkeyed`` are the sources
+    with written rows that have no key.
     """
 
     keys: dict[int, list[str]]
@@ -59,7 +64,10 @@ class Marker:
 def read_markers(
     connection: psycopg.Connection, cursor: Cursor, sources: Sequence[int]
 ) -> list[Marker]:
-    """Markers newer than the cursor, in order. They are read when a window begins, so that a page never undoes an earlier one."""
+    """Markers newer than the cursor, in order.
+
+    They are read when a window begins, so that a page never undoes an earlier page.
+    """
     parameters = [*unseen(cursor.position.snapshot), array(sources)]
     result = connection.execute(statement("passes", "read_markers"), parameters, prepare=True)
     return [Marker(*row) for row in result.fetchall()]
@@ -79,7 +87,7 @@ def read_changes(
     page_rows: int = PAGE_ROWS,
     newer_than: int = 0,
 ) -> Changes:
-    """The next page of keys that changed since ``cursor``, inside the transaction whose snapshot is ``now``."""
+    """The next page of keys that changed since ``cursor``, read at the snapshot ``now``."""
     keys: dict[int, dict[str, None]] = {}
     last = cursor.window.after if cursor.window is not None else None
     rows, newer_rows, newest_id, unkeyed = 0, 0, cursor.position.outbox_id, set[int]()
@@ -115,7 +123,7 @@ def read_changes(
 
 
 def who_locks_the_outbox(connection: psycopg.Connection) -> str:
-    """Why the outbox cannot be read now, in words."""
+    """Reason why the outbox cannot be read now, in words."""
     row = connection.execute(statement("passes", "read_outbox_locks"), prepare=False).fetchone()
     who = (
         ""
@@ -130,7 +138,7 @@ def who_locks_the_outbox(connection: psycopg.Connection) -> str:
 
 
 def key_queries(cursor: Cursor) -> Iterator[tuple[str, list[str]]]:
-    """The statements that read changed keys behind a cursor, each with its bounds as parameters.
+    """The statements that read changed keys after a cursor, each with its bounds as parameters.
 
     Transactions in progress at the position come first: their ids are below xmax, so the two ranges
     are in order of (xid, id).
@@ -151,7 +159,7 @@ def key_queries(cursor: Cursor) -> Iterator[tuple[str, list[str]]]:
 
 
 def unseen(snapshot: Snapshot) -> list[str]:
-    """The bounds of both ranges of the outbox's index that a snapshot did not see.
+    """The bounds of both ranges of the outbox's index that a snapshot does not see.
 
     They are text, so that the parameters of a prepared statement have one type whatever they hold.
     """

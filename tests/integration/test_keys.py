@@ -14,7 +14,7 @@ from psycopg import sql
 from syncd.client.client import Client
 from syncd.errors import NotReady
 from syncd.keys import parse_key
-from syncd.postgres.source import read_sources
+from syncd.postgres.layout import read_sources
 from syncd.types import KeyKind
 from tests.daemon import Daemon
 from tests.faults.following import until

@@ -8,7 +8,8 @@ import psycopg
 import pytest
 
 from syncd.postgres import source as sources
-from syncd.postgres.source import Source, read_sources
+from syncd.postgres.layout import read_sources
+from syncd.postgres.source import Source
 from tests.daemon import Daemon
 from tests.integration.partitions import PARTED
 from tests.integration.sources import attach, refused

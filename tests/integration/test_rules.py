@@ -15,7 +15,7 @@ import pytest
 from psycopg import sql
 
 from syncd.postgres import schema
-from syncd.postgres.source import read_sources
+from syncd.postgres.layout import read_sources
 from tests.integration.sources import attach
 from tests.servers import PostgresServer
 

@@ -16,7 +16,7 @@ from psycopg import sql
 from syncd.index.dataset import DatasetIndex
 from syncd.index.filter.language import parse_filter
 from syncd.index.storage.bitmap import live_slots
-from syncd.postgres.source import read_sources
+from syncd.postgres.layout import read_sources
 from syncd.types import Key
 from tests.oracle.columns import (
     ASCII,

@@ -39,6 +39,7 @@ PLAIN_LANGUAGE = (
     "syncd/cli/*.py",
     "syncd/client/*.py",
     "syncd/ops/*.py",
+    "syncd/postgres/*.py",
     "syncd/postgres/embedded/*.py",
     "syncd/protocol/*.py",
     "syncd/rpc/*.py",
@@ -217,6 +218,17 @@ def test_a_page_is_as_wide_as_a_screen(page: Path) -> None:
         if line.kind == "table"
         for cell in cells(line.text)
         if len(cell) > CELL
+    ] == []
+
+
+def test_sql_that_is_not_released_is_as_wide_as_a_screen() -> None:
+    paths = [path for path in CHECKOUT.glob("sql/*/*.sql") if not path.name.startswith("0001_")]
+    assert len(paths) > 15
+    assert [
+        f"{path.relative_to(CHECKOUT)}:{number}"
+        for path in paths
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
+        if len(line) > WIDTH
     ] == []
 
 

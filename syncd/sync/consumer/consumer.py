@@ -30,6 +30,7 @@ from syncd.postgres.identity import (
     keep_name,
     notifies,
     read_doubts,
+    read_fingerprint_probe,
     read_incarnation,
     read_registry,
     refuse_foreign_rows,
@@ -37,7 +38,7 @@ from syncd.postgres.identity import (
 )
 from syncd.postgres.listener import backoff_delays
 from syncd.postgres.schema import store_settings
-from syncd.postgres.source import Source, read_fingerprint_probe
+from syncd.postgres.source import Source
 from syncd.statements import statement
 from syncd.store.manifest import Manifest
 from syncd.sync.consumer.attached import follow_attached, load_sources, resume_sources

@@ -18,6 +18,7 @@ from psycopg import sql
 
 from syncd.errors import ConsumerReplaced, DatabaseUnreachable, Trouble
 from syncd.postgres import session
+from syncd.postgres.layout import read_sources
 from syncd.postgres.outbox import (
     array,
     read_changes,
@@ -26,7 +27,6 @@ from syncd.postgres.outbox import (
     unseen,
     who_locks_the_outbox,
 )
-from syncd.postgres.source import read_sources
 from syncd.statements import filled, statement
 from syncd.sync.consumer.bringing import bring, scan_page
 from syncd.sync.consumer.guarding import ReadRegistryAgain, StartAgain, guarded

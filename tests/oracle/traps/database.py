@@ -44,8 +44,8 @@ DATABASE_TRAPS: dict[str, Trap] = {
     ),
     "a trigger notes any table that it fires on": broken(
         "sql/triggers/0002_capture.sql",
-        "IF TG_RELID OPERATOR(pg_catalog.<>) %5$s::pg_catalog.oid AND",
-        "IF false AND %5$s <> 0 AND",
+        "IF TG_RELID OPERATOR(pg_catalog.<>) %5$s::pg_catalog.oid\n",
+        "IF false AND %5$s <> 0\n",
         f"{STRAY}::"
         "test_a_trigger_on_another_table_notes_nothing_and_fails_no_write"
         "[18-statement-INSERT INTO other VALUES (1, '{1}')]",
@@ -59,7 +59,7 @@ DATABASE_TRAPS: dict[str, Trap] = {
             ),
             Edit(
                 "sql/triggers/0002_capture.sql",
-                "a.source <> relation AND a.source NOT IN",
+                "a.source <> relation\n                         AND a.source NOT IN",
                 "a.source IN",
             ),
         ),
@@ -154,15 +154,15 @@ DATABASE_TRAPS: dict[str, Trap] = {
     ),
     "a writer notifies into a full queue": broken(
         "sql/triggers/0002_capture.sql",
-        "\n                          AND pg_catalog.pg_notification_queue_usage() "
-        "OPERATOR(pg_catalog.<) 0.5::pg_catalog.float8",
+        "\n                          AND pg_catalog.pg_notification_queue_usage()\n"
+        "                              OPERATOR(pg_catalog.<) 0.5::pg_catalog.float8",
         "",
         f"{FULL_QUEUE}::test_a_write_succeeds_while_the_notification_queue_is_full_and_is_found",
     ),
     "a writer row by row notifies into a full queue": broken(
         "sql/triggers/0002_capture.sql",
-        "\n                      AND pg_catalog.pg_notification_queue_usage() "
-        "OPERATOR(pg_catalog.<) 0.5::pg_catalog.float8",
+        "\n                      AND pg_catalog.pg_notification_queue_usage()\n"
+        "                          OPERATOR(pg_catalog.<) 0.5::pg_catalog.float8",
         "",
         f"{FULL_QUEUE}::test_a_write_succeeds_while_the_notification_queue_is_full_and_is_found",
     ),
