@@ -41,7 +41,7 @@ HOSTILE: Mapping[str, str] = {
     "enable_indexscan": "off",
     "enable_bitmapscan": "off",
     "enable_partition_pruning": "off",
-    "plan_cache_mode": "force_generic_plan",
+    "plan_cache_mode": "force_custom_plan",
     "synchronous_commit": "off",
     "check_function_bodies": "off",
     "plpgsql.extra_errors": "all",
