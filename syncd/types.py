@@ -18,6 +18,9 @@ Metric = Literal["cosine", "l2", "ip"]
 IndexKind = Literal["exact", "building", "codes"]
 """The way an index answers; ``building``: exactly, until its codes are built."""
 
+RecallOf = Literal["rows", "queries"]
+"""Queries on which recall was measured: the dataset's own rows, or queries that were asked."""
+
 State = Literal["backfilling", "catching_up", "ready", "rebuilding", "must_rebuild", "failed"]
 """State of a dataset, and of the service as a whole."""
 

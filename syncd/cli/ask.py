@@ -1,6 +1,6 @@
 """Commands that call the running service.
 
-search, status, datasets, verify, rebuild, checkpoint, healthcheck.
+search, status, datasets, recall, verify, rebuild, checkpoint, healthcheck.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from syncd.client import calls
 from syncd.client.client import Client
 from syncd.errors import SettingsError
 from syncd.ops.findings import since
-from syncd.protocol.messages import MAX_RESULTS, DatasetVerified, SearchResult
+from syncd.protocol.messages import MAX_RESULTS, MOST_MEASURED, DatasetVerified, SearchResult
 from syncd.settings import load_settings
 
 ANSWERING = ("ready", "rebuilding")
@@ -153,16 +153,63 @@ def datasets(socket: Socket = None, json: Json = False) -> None:
         "dim",
         "metric",
         "index",
+        "recall",
         "bytes",
         "lag_seconds",
     ]
     print_table(
         [column.replace("_", " ") for column in columns],
         [
-            [getattr(row, column) for column in columns[:-1]] + [round(row.lag_seconds, 3)]
+            [
+                round(value, 3) if isinstance(value := getattr(row, column), float) else value
+                for column in columns
+            ]
             for row in found
         ],
     )
+
+
+def recall(
+    dataset: Annotated[
+        str, typer.Argument(help="The dataset; the project default may be left out.")
+    ],
+    k: Annotated[int, typer.Option("-k", min=1, max=MOST_MEASURED, help="Number of rows.")] = 10,
+    socket: Socket = None,
+    json: Json = False,
+) -> None:
+    """Measure the recall that searches reach for several targets, and the time that one takes.
+
+    The queries are those that clients asked lately. If there are fewer than 200 different ones,
+    rows of the dataset serve as queries.
+
+    Example: syncd recall chunks -k 10
+    """
+    with service(socket) as client:
+        found = client.recall(dataset, k)
+    if json:
+        print_json(found)
+        return
+    print_table(
+        ["target", "mean", "5th percentile", "least", "exact", "ms a search"],
+        [
+            [
+                f"{each.target:g}",
+                f"{each.mean:.4f}",
+                f"{each.p5:.3f}",
+                f"{each.least:.3f}",
+                f"{each.exact} of {found.queries}",
+                f"{each.milliseconds:.2f}",
+            ]
+            for each in found.targets
+        ],
+    )
+    if found.of == "queries":
+        talk(f"recall@{found.k} of {found.queries} queries that clients asked")
+    else:
+        talk(
+            f"recall@{found.k} of {found.queries} rows as queries, because fewer than 200 "
+            "different queries were asked; rows may overstate it"
+        )
 
 
 def checkpoint(socket: Socket = None, json: Json = False) -> None:

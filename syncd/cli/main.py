@@ -28,6 +28,7 @@ for command in (
     ask.search,
     ask.status,
     ask.datasets,
+    ask.recall,
     ask.verify,
     ask.rebuild,
     ask.checkpoint,

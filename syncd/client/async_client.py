@@ -77,6 +77,7 @@ class AsyncClient:
     checkpoint = asynchronous(calls.checkpoint)
     verify = asynchronous(calls.verify)
     rebuild = asynchronous(calls.rebuild)
+    recall = asynchronous(calls.recall)
     why = asynchronous(calls.why)
     ping = asynchronous(calls.ping)
     discover = asynchronous(calls.discover)

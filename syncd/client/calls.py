@@ -32,6 +32,8 @@ from syncd.protocol.messages import (
     Params,
     RebuildParams,
     RebuildResult,
+    RecallParams,
+    RecallResult,
     SearchParams,
     SearchResult,
     VerifyParams,
@@ -243,6 +245,11 @@ def rebuild(dataset: str) -> Call[RebuildResult]:
     The call has no time limit.
     """
     return Call("rebuild", RebuildParams(dataset=dataset), _decoder(RebuildResult), None)
+
+
+def recall(dataset: str, k: int = 10) -> Call[RecallResult]:
+    """Recall@k that searches reach, for several targets. The call has no time limit."""
+    return Call("recall", RecallParams(dataset=dataset, k=k), _decoder(RecallResult), None)
 
 
 def why(dataset: str) -> Call[WhyResult]:

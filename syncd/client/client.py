@@ -98,6 +98,7 @@ class Client:
     checkpoint = blocking(calls.checkpoint)
     verify = blocking(calls.verify)
     rebuild = blocking(calls.rebuild)
+    recall = blocking(calls.recall)
     why = blocking(calls.why)
     ping = blocking(calls.ping)
     discover = blocking(calls.discover)

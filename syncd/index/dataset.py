@@ -16,7 +16,9 @@ from typing import NamedTuple
 import numpy as np
 
 from syncd.errors import DimensionMismatch, InvalidVector
+from syncd.index.asked import AskedQueries, Sample
 from syncd.index.build.plan import Plan, build, plan_build, wants_codes
+from syncd.index.build.reached import Measured, measure_reached
 from syncd.index.codes.codes import Codes
 from syncd.index.generation.compaction import Move
 from syncd.index.generation.generation import Generation
@@ -37,7 +39,7 @@ from syncd.index.storage.bitmap import (
 from syncd.index.storage.columns import CHUNK_BYTES
 from syncd.index.storage.stopping import Stop
 from syncd.index.view import Prints, View
-from syncd.types import AttachedColumn, IndexKind, Key, KeyKind, Metric
+from syncd.types import AttachedColumn, IndexKind, Key, KeyKind, Metric, RecallOf
 
 
 class Applied(NamedTuple):
@@ -64,6 +66,8 @@ class DatasetIndex:
         self._publish_lock = threading.Lock()
         self._generation_numbers = itertools.count(state.generation.number + 1)
         self._code_number = 0
+        self.asked = AskedQueries()
+        """A sample of the queries that were asked since there are codes."""
         self.codes_damage = ""
         """Why saved codes could not be loaded; they are built again."""
 
@@ -275,11 +279,22 @@ class DatasetIndex:
                 self._publish(generation, generation.view(view.count, live))
             return int(unseen.size)
 
+    @property
+    def queries_changed(self) -> bool:
+        """Whether recall is to be measured because other queries are asked than before."""
+        view = self.view
+        return view.codes is not None and self.asked.is_due(
+            view.dim or 0, view.codes.codes.calibration.of
+        )
+
     # Building: in any one thread, alongside the writer, readers and saves.
 
-    def plan_build(self, recall: float = 0.95) -> Plan | None:
-        """See ``syncd.index.build.plan.plan_build``."""
-        return plan_build(self.view, recall)
+    def plan_build(self, recall: float = 0.95, *, for_queries: bool = True) -> Plan | None:
+        """See ``syncd.index.build.plan.plan_build``.
+
+        Without ``for_queries`` other queries are no reason to measure recall.
+        """
+        return plan_build(self.view, recall, self.asked if for_queries else None)
 
     def build(self, plan: Plan, stop: Stop = lambda: False) -> bool:
         """Build ``plan`` from the present view, and use it; returns whether it could still be used.
@@ -290,8 +305,19 @@ class DatasetIndex:
         if plan.kind == "compact":
             return self._compact(stop)
         state = self._state
-        codes = build(state.view, plan, state.generation.number, self._next_code_number, stop)
-        return self.swap_codes(state.codes, codes)
+        sample = self.sampled(state.view) if plan.kind in ("train", "measure") else None
+        codes = build(
+            state.view, plan, state.generation.number, self._next_code_number, stop, sample
+        )
+        used = self.swap_codes(state.codes, codes)
+        if used and sample is not None:
+            self.asked.measured(sample)
+        return used
+
+    def sampled(self, view: View) -> Sample | None:
+        """Queries that were asked, if they are enough and of the view's dimension."""
+        sample = self.asked.sample(view.count)
+        return None if sample is None or sample.queries.shape[1] != view.dim else sample
 
     def _compact(self, stop: Stop) -> bool:
         source = self._state
@@ -359,6 +385,26 @@ class DatasetIndex:
         """The measured recall@10 of searches that want ``target``."""
         point = point_for(self.view, 10, target)
         return 1.0 if point is None else point.recall
+
+    def recall_p5(self, target: float = 0.95) -> float | None:
+        """The 5th percentile of that recall; None if an earlier version measured it."""
+        point = point_for(self.view, 10, target)
+        return 1.0 if point is None else point.p5
+
+    @property
+    def recall_of(self) -> RecallOf | None:
+        """Queries on which the codes were measured; None without codes: searches are exact."""
+        codes = self.view.codes
+        return None if codes is None else codes.codes.calibration.of
+
+    def measure_reached(
+        self, k: int, targets: Sequence[float], stop: Stop = lambda: False
+    ) -> Measured:
+        """Recall@k that searches reach now: over the queries that were asked, if they are enough,
+        else over rows. It may take seconds, in any thread. Raises ``Cancelled``.
+        """
+        view = self.view
+        return measure_reached(view, self._name, self.sampled(view), k, targets, stop)
 
     def _next_code_number(self) -> int:
         self._code_number += 1

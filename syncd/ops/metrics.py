@@ -42,6 +42,10 @@ GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
         "Recall at 10 that searches reach; 1 if they are exact.",
         ("dataset",),
     ),
+    "syncd_index_recall_p5": (
+        "The 5th percentile of the recall of single searches; 1 if they are exact.",
+        ("dataset",),
+    ),
     "syncd_checkpoint_last_success_timestamp_seconds": ("When the last checkpoint was saved.", ()),
     "syncd_listener_connected": ("1 while the listener is connected.", ()),
     "syncd_outbox_rows": ("Rows that the outbox keeps, at most.", ()),
@@ -153,6 +157,10 @@ class Metrics(Collector):
         yield self.by_dataset("syncd_index_bytes", listed, sum, lambda one: one.bytes)
         measured = [one for one in listed if one.recall is not None]
         yield self.by_dataset("syncd_index_recall", measured, min, lambda one: one.recall or 0.0)
+        measured = [one for one in listed if one.recall_p5 is not None]
+        yield self.by_dataset(
+            "syncd_index_recall_p5", measured, min, lambda one: one.recall_p5 or 0.0
+        )
         yield gauge("syncd_quarantined", self.quarantined(listed, parts.reporter.quarantined))
         yield gauge(
             "syncd_checkpoint_last_success_timestamp_seconds",

@@ -14,10 +14,12 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from syncd.errors import InvalidParams, TooLarge
-from syncd.types import Position, Snapshot
+from syncd.types import Position, RecallOf, Snapshot
 
 MAX_INCLUDED = 100
 MAX_RESULTS = 1_000_000
+MOST_MEASURED = 1000
+"""Largest k for which recall is measured; above, searches are exact."""
 """Rows that one search may ask for, over all its vectors.
 
 Their keys and distances are in memory at once.
@@ -249,6 +251,40 @@ class RebuildResult(msgspec.Struct, frozen=True):
     dataset: str
     rows: int
     seconds: float
+
+
+class RecallParams(Params, frozen=True):
+    """Which recall to measure."""
+
+    dataset: str
+    k: Annotated[int, Meta(ge=1, le=MOST_MEASURED)] = 10
+
+
+class RecallReached(msgspec.Struct, frozen=True, kw_only=True):
+    """Recall@k that searches with one target reach, and the mean time of one.
+
+    ``exact`` is the number of queries that only an exact search answers at this target.
+    """
+
+    target: float
+    mean: float
+    p5: float
+    least: float
+    exact: int
+    milliseconds: float
+
+
+class RecallResult(msgspec.Struct, frozen=True, kw_only=True):
+    """Recall@k of a dataset for each target.
+
+    ``of`` says whether the ``queries`` were asked by clients or are rows of the dataset.
+    """
+
+    dataset: str
+    k: int
+    of: RecallOf
+    queries: int
+    targets: list[RecallReached]
 
 
 class ErrorData(msgspec.Struct, frozen=True):

@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 from syncd.protocol.messages import WireKey, WirePosition
-from syncd.types import IndexKind, Metric, State
+from syncd.types import IndexKind, Metric, RecallOf, State
 
 
 class DatasetStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,6 +27,10 @@ class DatasetStatus(msgspec.Struct, frozen=True, kw_only=True):
     metric: Metric
     index: IndexKind | None
     recall: float | None
+    recall_p5: float | None = None
+    """The 5th percentile of the recall of single queries."""
+    recall_of: RecallOf | None = None
+    """Queries on which recall was measured; null: not measured, because every search is exact."""
     verified: bool
     bytes: int
     """Bytes in memory and on disk."""

@@ -42,6 +42,8 @@ IN_PLACE_DATASETS = 500
 """Above this number of datasets a worker thread lists them: each takes 10 µs."""
 IN_PLACE_KEYS = 1000
 """Above this number of keys a worker thread looks them up."""
+MEASURED_TARGETS = (0.9, 0.95, 0.98, 0.99)
+"""Targets for which ``recall`` is measured, in addition to the default target."""
 IN_PLACE_ROWS = 5000
 """Above this number of quarantined rows a worker thread counts them: 5,000 take about 1 ms."""
 
@@ -121,6 +123,12 @@ class Methods:
                 messages.RebuildResult,
                 self.rebuild,
                 "Build a dataset again and swap it in.",
+            ),
+            "recall": Method(
+                messages.RecallParams,
+                messages.RecallResult,
+                self.measure_recall,
+                "The recall that searches reach.",
             ),
             "why": Method(
                 messages.WhyParams,
@@ -287,6 +295,33 @@ class Methods:
         if self.diagnosis.cost(name) > IN_PLACE_ROWS:
             return self.in_thread(lambda: self.diagnosis.of(name))
         return self.diagnosis.of(name)
+
+    def measure_recall(self, params: messages.RecallParams) -> Awaitable[messages.RecallResult]:
+        """Measure the recall that searches of a dataset reach."""
+        dataset = self.registry.find(params.dataset)
+        targets = sorted({*MEASURED_TARGETS, self.recall})
+
+        def measure() -> messages.RecallResult:
+            found = dataset.index.measure_reached(params.k, targets)
+            return messages.RecallResult(
+                dataset=dataset.name,
+                k=params.k,
+                of=found.of,
+                queries=found.queries,
+                targets=[
+                    messages.RecallReached(
+                        target=each.target,
+                        mean=each.mean,
+                        p5=each.p5,
+                        least=each.least,
+                        exact=each.exact,
+                        milliseconds=each.seconds * 1000,
+                    )
+                    for each in found.targets
+                ],
+            )
+
+        return self.in_thread(measure)
 
     async def wait(self, params: messages.WaitParams) -> messages.WaitResult:
         """Wait until every dataset includes a transaction."""

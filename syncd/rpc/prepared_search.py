@@ -159,6 +159,9 @@ class PreparedSearch:
     def result(self, found: Sequence[Found]) -> messages.SearchResult:
         """The answer, from one result per query."""
         params = self.params
+        # An exact search tells nothing of the codes.
+        if self.view.codes is not None and self.recall < 1.0:
+            self.dataset.index.asked.note(self.queries, self.filter, self.exclude)
         keys: list[Any] = [self.wire_keys(one) for one in found]
         distances: list[Any] = [one.distances.tolist() for one in found]
         columns: dict[str, list[Any]] | UnsetType = UNSET

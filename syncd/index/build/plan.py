@@ -13,10 +13,11 @@ from typing import Literal
 
 import numpy as np
 
+from syncd.index.asked import AskedQueries, Sample
 from syncd.index.build.joining import joined
 from syncd.index.build.measuring import calibrate
 from syncd.index.build.training import train
-from syncd.index.codes.calibration import KS, Calibration
+from syncd.index.codes.calibration import KS, VERSION, Calibration
 from syncd.index.codes.codes import Codebook, Codes, Part, empty_part, list_sizes, without_quantizer
 from syncd.index.rows.vectors import StoredVectors
 from syncd.index.search.exact import use_one_thread
@@ -71,6 +72,8 @@ class Plan:
     first: int = 0
     last: int = 0
     stop: int = 0
+    for_queries: bool = False
+    """Whether recall is measured because other queries are asked, and not because of the rows."""
 
 
 def exact_rows(dim: int) -> int:
@@ -88,9 +91,11 @@ def wants_codes(view: View) -> bool:
     return view.live.count > exact_rows(view.dim or 1)
 
 
-def plan_build(view: View, recall: float) -> Plan | None:
+def plan_build(view: View, recall: float, asked: AskedQueries | None = None) -> Plan | None:
     """The next thing to build for ``view``, whose searches want ``recall``; None if nothing is
     needed.
+
+    ``asked`` has the queries that were asked of it.
     """
     rows, dim = view.live.count, view.dim or 1
     if view.count - rows > max(LEAST_DEAD_SLOTS, MOST_DEAD_SLOTS * view.count):
@@ -111,11 +116,13 @@ def plan_build(view: View, recall: float) -> Plan | None:
         if part.rows - alive > MOST_DEAD * part.rows:
             return Plan("purge", number, number + 1)
     measured = codes.calibration
-    if not measured.whole:
+    if not measured.whole or measured.version != VERSION:
         return Plan("measure")
     came, went = view.count - measured.slots, measured.rows + view.count - measured.slots - rows
     if max(came, went) > MEASURE_AGAIN * measured.rows:
         return Plan("measure")
+    if asked is not None and asked.is_due(dim, measured.of):
+        return Plan("measure", for_queries=True)
     return Plan("train") if _worn_out(view, codes, recall) else None
 
 
@@ -125,11 +132,12 @@ def build(
     generation: int,
     next_number: Callable[[], int],
     stop: Stop = lambda: False,
+    sample: Sample | None = None,
 ) -> Codes | None:
     """The codes that ``plan`` describes, built from ``view``; None for ``drop``.
 
-    ``compact`` is never passed. ``next_number`` returns numbers for files. Raises ``Cancelled``
-    soon after ``stop()`` is true.
+    ``compact`` is never passed. ``next_number`` returns numbers for files. ``sample`` are
+    queries that were asked. Raises ``Cancelled`` soon after ``stop()`` is true.
     """
     use_one_thread()
     if plan.kind == "drop":
@@ -140,10 +148,11 @@ def build(
         part = encode(view, codebook, 0, view.count & ~7, next_number(), stop)
         codes = Codes(generation, codebook, (part,), Calibration(0, 0, ()))
         codes = replace(codes, unevenness_trained=codes.unevenness)
-        return replace(codes, calibration=calibrate(view, codes, number, stop, in_haste=True))
+        found = calibrate(view, codes, number, stop, sample=sample, in_haste=True)
+        return replace(codes, calibration=found)
     codes = view.codes.codes
     if plan.kind == "measure":
-        return replace(codes, calibration=calibrate(view, codes, view.count, stop))
+        return replace(codes, calibration=calibrate(view, codes, view.count, stop, sample=sample))
     number, parts = next_number(), codes.parts[plan.first : plan.last]
     if plan.kind == "extend":
         parts = (*parts, encode(view, codes.codebook, codes.stop, plan.stop, number, stop))

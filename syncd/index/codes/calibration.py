@@ -1,13 +1,13 @@
 """The settings of the codes, with the recall measured for each and its expected cost.
 
-Some live rows serve as queries; each is left out of its own answer. Their exact neighbors are
-computed once. Then growing numbers of lists are probed, and one search gives the recall for each
-number of candidates. Invariant: only those settings are kept that no other setting beats in both
-recall and cost. If no setting reaches a recall, exact search answers.
+Queries of several kinds are asked; a row that serves as a query is left out of its own answer.
+Their exact neighbors are computed once. Then growing numbers of lists are probed, and one search
+gives the recall for each number of candidates. Invariants: the kind with the lowest recall counts;
+only those settings are kept that no other setting beats in both recall and cost. If no setting
+reaches a recall, exact search answers.
 
 The best of many noisy measurements is often a lucky one. So settings are chosen by a lower bound of
-the mean over some of the rows. The reported recall is the mean over other rows, which can only
-reject a choice.
+the mean over some of the queries. The mean over the other queries can only reject a choice.
 """
 
 from __future__ import annotations
@@ -15,6 +15,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import msgspec
+
+from syncd.types import RecallOf
+
+VERSION = 1
+"""Number of the way in which recall is measured.
+
+In the way 0, rows alone were the queries. Codes that were saved with another number are measured
+again.
+"""
 
 KS = (10, 40, 100, 1000)
 """Values of k for which recall is measured.
@@ -40,8 +49,9 @@ The row may be anywhere in memory, and is often not in the cache.
 class Point(msgspec.Struct, frozen=True, array_like=True):
     """Settings, and the recall@k measured with them.
 
-    ``bound`` is two standard errors below the mean over the rows that choose the settings;
-    ``recall`` is the mean over other rows.
+    ``bound`` is the lowest of each kind of queries: two standard errors below the mean over the
+    queries that choose the settings, or the mean over the others if that is lower. ``recall`` and
+    ``p5`` are the mean and the 5th percentile over all queries of the kind that is reported.
     """
 
     k: int
@@ -50,6 +60,8 @@ class Point(msgspec.Struct, frozen=True, array_like=True):
     bound: float
     recall: float
     cost_us: float
+    p5: float | None = None
+    """None: measured by an earlier version."""
 
     @property
     def promised(self) -> float:
@@ -61,13 +73,15 @@ class Calibration(msgspec.Struct, frozen=True):
     """The measured points of a dataset, when it had ``rows`` live rows and ``slots`` slots.
 
     For each k the cheapest points come first. ``whole`` is false if only the first k was measured
-    yet, quickly.
+    yet, quickly. ``of`` says which queries the reported recall is of.
     """
 
     rows: int
     slots: int
     points: tuple[Point, ...]
     whole: bool = True
+    of: RecallOf = "rows"
+    version: int = 0
 
     def choose(self, k: int, recall: float) -> Point | None:
         """The cheapest settings that find ``k`` rows at this recall; None if only exact search

@@ -38,6 +38,8 @@ RETRY_SECONDS = 60.0
 """Time until the next attempt after a build that failed."""
 NICENESS = 19
 """Priority of the builder's thread: the lowest."""
+QUERIES_REST = 300.0
+"""Seconds between two measurements of recall while other queries keep coming."""
 MEASURING_REST = 10.0
 """Rest between two measurements of recall while rows keep coming, in durations of a measurement.
 
@@ -70,6 +72,10 @@ class Builder:
         self.looked_at: WeakKeyDictionary[DatasetIndex, View] = WeakKeyDictionary()
         """View of each index at the last look."""
         self.measure_at: WeakKeyDictionary[DatasetIndex, float] = WeakKeyDictionary()
+        self.queries_at: WeakKeyDictionary[DatasetIndex, float] = WeakKeyDictionary()
+        """Time from which recall is measured again because other queries are asked."""
+        self.missed: WeakKeyDictionary[DatasetIndex, bool] = WeakKeyDictionary()
+        """Indexes of which it was said that searches miss the recall that most of them want."""
         self.retry_at: WeakKeyDictionary[DatasetIndex, float] = WeakKeyDictionary()
         self.at_work_on: tuple[DatasetName, int] | None = None
         """Dataset of the build under way, and its rows when it began; None if nothing is built."""
@@ -104,9 +110,11 @@ class Builder:
         wanted: list[tuple[Dataset, Plan | None]] = []
         for dataset in datasets:
             index, view = dataset.index, dataset.index.view
-            if self.content.get(index) is view or self.retry_at.get(index, 0.0) > now:
+            resting = self.queries_at.get(index, 0.0) > now
+            nothing_new = self.content.get(index) is view and (resting or not index.queries_changed)
+            if nothing_new or self.retry_at.get(index, 0.0) > now:
                 continue
-            plan = index.plan_build(self.recall)
+            plan = index.plan_build(self.recall, for_queries=not resting)
             grows, self.looked_at[index] = self.looked_at.get(index) is not view, view
             if (
                 plan is not None
@@ -155,6 +163,9 @@ class Builder:
             if plan.kind == "measure":
                 now = time.monotonic()
                 self.measure_at[index] = now + MEASURING_REST * (now - begun)
+                if index.recall_of == "queries":
+                    self.queries_at[index] = now + max(MEASURING_REST * (now - begun), QUERIES_REST)
+                    self.judge(name, index)
             say = logger.info if plan.kind in ("train", "compact") else logger.debug
             say(
                 "built",
@@ -164,6 +175,27 @@ class Builder:
                 seconds=round(time.monotonic() - begun, 2),
             )
         return "done" if used else "failed"
+
+    def judge(self, name: DatasetName, index: DatasetIndex) -> None:
+        """Say it, once, if the queries that are asked get less recall than most searches want."""
+        try:
+            measured = index.measure_reached(10, [self.recall], self.stopping.is_set)
+        except Cancelled:
+            return
+        (reached,) = measured.targets or (None,)
+        missed = reached is not None and reached.mean < self.recall
+        if reached is not None and missed and not self.missed.get(index):
+            recall = round(reached.mean, 3)
+            logger.warning("recall_missed", dataset=name, recall=recall, wanted=self.recall)
+            self.registry.alerts.add(
+                "recall_missed",
+                f"searches of {name} find {recall} of the nearest rows instead of {self.recall:g}, "
+                f"over {measured.queries} queries that were asked",
+                dataset=name,
+                recall=recall,
+                wanted=self.recall,
+            )
+        self.missed[index] = missed
 
     async def rebuild(self, dataset: Dataset) -> None:
         """Have a damaged dataset read from PostgreSQL; the present index answers until then.

@@ -103,6 +103,8 @@ class Status:
                         self.dataset(each.empty(names[0])),
                         index="exact",
                         recall=1.0,
+                        recall_p5=1.0,
+                        recall_of=None,
                         verified_at=None,
                         in_sync=None,
                     )
@@ -123,6 +125,8 @@ class Status:
             metric=dataset.source.metric,
             index=index.kind(self.recall),
             recall=None if index.dim is None else index.recall(self.recall),
+            recall_p5=None if index.dim is None else index.recall_p5(self.recall),
+            recall_of=index.recall_of,
             verified=index.verified,
             bytes=index.bytes_memory + index.bytes_disk,
             bytes_memory=index.bytes_memory,

@@ -15,7 +15,7 @@ ALERTS_KEPT = 100
 NAMED = 20
 """Largest number of datasets or sources that an alert names; the others are counted."""
 
-Event = Literal["drift", "checkpoint_failed", "must_rebuild"]
+Event = Literal["drift", "checkpoint_failed", "must_rebuild", "recall_missed"]
 
 
 @dataclass(frozen=True, slots=True)

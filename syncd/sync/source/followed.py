@@ -130,6 +130,7 @@ class FollowedSource(SourceState):
             self.quarantine.pop(key, None)
         for dataset in self.datasets.values():
             if dataset.replacement is not None:
+                dataset.replacement.asked = dataset.index.asked
                 dataset.index, dataset.replacement = dataset.replacement, None
                 logger.info("rebuilt", dataset=dataset.name, rows=dataset.index.count)
             if dataset.sweeping:

@@ -1,0 +1,134 @@
+"""Recall that searches reach: real queries, or rows, searched as a client's search is.
+
+A search with a filter is repeated with its filter. Invariant: only the plan of the client's search
+decides whether the codes answer, and with which settings.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from syncd.index.asked import Sample
+from syncd.index.build.measuring import Queries, real_queries, rows_as_queries
+from syncd.index.build.neighbors import nearest_others
+from syncd.index.search.exact import use_one_thread
+from syncd.index.search.plan import SearchPlan, plan_search
+from syncd.index.storage.bitmap import live_slots
+from syncd.index.storage.stopping import Cancelled, Stop
+from syncd.index.view import View
+from syncd.types import RecallOf
+
+ROWS = 200
+"""Number of rows that serve as queries."""
+TIMED = 5
+"""Number of exact searches that are timed; their recall needs no measurement."""
+
+_TIE = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """Recall@k of the searches that want ``target``, and the mean time of one.
+
+    ``exact`` is the number of queries that no settings of the codes answer at this target.
+    """
+
+    target: float
+    mean: float
+    p5: float
+    least: float
+    exact: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Recall for each target, over this number of queries."""
+
+    of: RecallOf
+    queries: int
+    targets: tuple[Reached, ...]
+
+
+def measure_reached(
+    view: View,
+    dataset: str,
+    sample: Sample | None,
+    k: int,
+    targets: Sequence[float],
+    stop: Stop = lambda: False,
+) -> Measured:
+    """Recall@k of ``view`` for each target: over a sample, or over rows if it is None.
+
+    Raises ``Cancelled``.
+    """
+    use_one_thread()
+    of: RecallOf = "rows" if sample is None else "queries"
+    slots = live_slots(view.live.bits, view.count)
+    if slots.size < 2:
+        return Measured(of, 0, ())
+    if sample is None:
+        asked = rows_as_queries(view, np.random.default_rng(view.count).permutation(slots)[:ROWS])
+        given = view.vectors_of(asked.own)
+    else:
+        asked, given = real_queries(view, sample), sample.queries
+    views = [view] * len(given) if sample is None else [view.where(one) for one in sample.filters]
+    limits = _limits(views, dataset, asked, given, k, stop)
+    reached = []
+    for target in targets:
+        shares, seconds, exact = np.ones(len(given)), list[float](), 0
+        for row, query in enumerate(given):
+            if stop():
+                raise Cancelled
+            plan = _plan(views[row], dataset, k, target, int(asked.own[row]))
+            if plan.point is None:
+                exact += 1
+                if exact > TIMED:
+                    continue
+            begun = time.perf_counter()
+            (found,) = plan.run(query[None, :])
+            seconds.append(time.perf_counter() - begun)
+            if plan.point is not None and limits[row].size:
+                limit = limits[row][-1]
+                good = np.count_nonzero(found.distances <= limit + _TIE * abs(limit))
+                shares[row] = good / limits[row].size
+        p5 = float(np.percentile(shares, 5))
+        mean, least = float(shares.mean()), float(shares.min())
+        reached.append(Reached(target, mean, p5, least, exact, float(np.mean(seconds))))
+    return Measured(of, len(given), tuple(reached))
+
+
+def _limits(
+    views: Sequence[View],
+    dataset: str,
+    asked: Queries,
+    given: NDArray[np.float32],
+    k: int,
+    stop: Stop,
+) -> list[NDArray[np.float64]]:
+    """The true distances of each query, ascending: at most ``k``."""
+    limits: list[NDArray[np.float64]] = [np.empty(0)] * len(views)
+    plain = [row for row, view in enumerate(views) if view.share == 1.0]
+    if plain:  # together, because one matrix product serves them all
+        first = views[plain[0]]
+        found, _ = nearest_others(first, asked.queries[plain], asked.own[plain], k, stop)
+        for row, distances in zip(plain, found, strict=True):
+            limits[row] = distances[np.isfinite(distances)]
+    for row, view in enumerate(views):
+        if view.share < 1.0:
+            if stop():
+                raise Cancelled
+            plan = _plan(view, dataset, k, 1.0, int(asked.own[row]))
+            limits[row] = plan.run(given[row : row + 1])[0].distances
+    return limits
+
+
+def _plan(view: View, dataset: str, k: int, recall: float, own: int) -> SearchPlan:
+    """The plan of a client's search; ``own`` is the slot of the row that is the query, or -1."""
+    (key,) = view.keys_of(np.array([own])) if own >= 0 else (None,)
+    return plan_search(view, dataset, k, recall, exclude=key)
