@@ -194,7 +194,7 @@ class Settings(BaseSettings):
         SecretStr,
         AfterValidator(url_to_post_to),
         Field(
-            description="URL that gets a JSON POST on drift, failed checkpoint and must_rebuild",
+            description="URL that gets a JSON POST on drift, failed checkpoint, must_rebuild, missed recall",
         ),
     ] = SecretStr("")
     notify: Annotated[

@@ -189,6 +189,8 @@ def datasets(view: View, listed: Sequence[DatasetStatus]) -> str:
             else "soft"
         )
         recall = "" if one.recall is None else f"{one.recall:.3f}"
+        if one.recall_of is not None and one.recall_p5 is not None:
+            recall += f"<br><small>p5 {one.recall_p5:.2f}, of {one.recall_of}</small>"
         about = escape(f"{one.source}, {one.metric}")
         rows.append(
             "<tr>"

@@ -23,7 +23,17 @@ BIG = 2**60 + 1
 UUID = "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11"
 COMMANDS = {
     *("init", "attach", "detach", "uninstall", "serve", "search", "status", "datasets", "verify"),
-    *("rebuild", "checkpoint", "check", "why", "bench", "quickstart", "config", "healthcheck"),
+    *(
+        "recall",
+        "rebuild",
+        "checkpoint",
+        "check",
+        "why",
+        "bench",
+        "quickstart",
+        "config",
+        "healthcheck",
+    ),
 }
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -221,12 +231,33 @@ def test_status_and_datasets_print_the_answers_of_the_service(ask: Run) -> None:
             "metric",
             "index",
             "recall",
+            "recall_p5",
+            "recall_of",
             "verified",
             "bytes",
             "lag_seconds",
         }
     assert "ready" in ask("status").stdout
     assert "default/ints" in ask("datasets").stdout
+
+
+def test_recall_is_measured_on_rows_while_few_queries_were_asked(ask: Run) -> None:
+    done = printed_json(ask("recall", "ints", "-k", "2", "--json"))
+    assert (done["dataset"], done["k"], done["of"], done["queries"]) == (
+        "default/ints",
+        2,
+        "rows",
+        3,
+    )
+    assert [each["target"] for each in done["targets"]] == [0.9, 0.95, 0.98, 0.99]
+    for each in done["targets"]:
+        assert (each["mean"], each["p5"], each["least"], each["exact"]) == (1.0, 1.0, 1.0, 3)
+        assert each["milliseconds"] > 0
+    shown = ask("recall", "ints")
+    assert "5th percentile" in shown.stdout
+    assert "3 of 3" in shown.stdout
+    assert "rows may overstate it" in shown.stderr
+    assert ask("recall", "nothing").returncode == 1
 
 
 def test_checkpoint_saves_one(ask: Run, service: Daemon) -> None:

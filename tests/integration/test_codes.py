@@ -112,6 +112,41 @@ def test_a_dataset_grows_into_codes_and_every_change_counts_at_once(
     )
 
 
+def test_recall_is_that_of_the_queries_that_are_asked(
+    small: Daemon, db: psycopg.Connection
+) -> None:
+    small.with_constant("syncd.index.build.measuring.QUERIES", {10: 300, 40: 9, 100: 9, 1000: 3})
+    put(db, 0, ROWS)
+    small.start()
+    with small.client() as client:
+        until_index(client, "codes")
+        assert status(client).recall_of == "rows"
+        assert client.recall("items").of == "rows"
+        queries = np.random.default_rng(5).standard_normal((350, DIM)).astype(np.float32) * 0.2
+        for query in queries[:150]:
+            client.search("items", query)
+        client.search("items", vectors=queries[150:], recall=0.9)
+        until(lambda: status(client).recall_of == "queries", "measured on the queries")
+        there = status(client)
+        assert there.recall is not None
+        assert there.recall >= 0.95
+        measured = client.recall("items")
+        assert (measured.of, measured.queries) == ("queries", 350)
+        for each in measured.targets:
+            assert each.mean >= each.target
+            assert each.least <= each.p5 <= 1.0
+        others = np.random.default_rng(6).standard_normal((300, DIM)).astype(np.float32) * 0.2
+        found = client.search("items", vectors=others, recall=0.95)
+        exact = client.search("items", vectors=others, exact=True)
+        shares = [
+            len({hit.key for hit in one} & {hit.key for hit in other}) / 10
+            for one, other in zip(found, exact, strict=True)
+        ]
+        assert np.mean(shares) >= 0.95
+        assert abs(np.mean(shares) - there.recall) < 0.03
+    assert logged(small, "recall_missed") == 0
+
+
 def test_damaged_codes_are_never_served(small: Daemon, db: psycopg.Connection) -> None:
     put(db, 0, ROWS)
     small.start()

@@ -7,6 +7,8 @@ from tests.oracle.traps.trap import Trap, broken
 CODES = "tests/unit/index/test_index_codes.py"
 SAVED_CODES = "tests/unit/index/test_saved_codes.py"
 COMPACTION = "tests/unit/index/test_compaction.py"
+RECALL = "tests/unit/index/test_recall.py"
+ASKED = "tests/unit/index/test_asked.py"
 CODES_ORACLE = "tests/unit/index/test_index_codes_oracle.py"
 QUEUE = "tests/unit/rpc/test_rpc_search_queue.py"
 
@@ -79,8 +81,8 @@ INDEX_TRAPS: dict[str, Trap] = {
     ),
     "a quick measurement is never repeated with more queries": broken(
         "syncd/index/build/plan.py",
-        "if not measured.whole:",
-        "if False:",
+        "if not measured.whole or",
+        "if",
         f"{CODES}::test_new_codes_serve_the_ten_nearest_at_once_and_more_when_that_is_measured",
     ),
     "codes of rows that are gone are used": broken(
@@ -108,6 +110,42 @@ INDEX_TRAPS: dict[str, Trap] = {
         "return min(self.bound, self.recall)",
         "return self.recall + 0.02",
         f"{CODES}::test_the_recall_of_other_rows_is_at_or_above_each_target",
+    ),
+    "rows alone are the queries": broken(
+        "syncd/index/build/measuring.py",
+        "kinds += [_noisy(view, slots, wanted, random), _between(view, slots, wanted, random)]",
+        "pass",
+        f"{RECALL}::test_the_promise_is_kept_for_queries_that_have_no_near_copies",
+    ),
+    "queries that were asked are not measured": broken(
+        "syncd/index/build/plan.py",
+        "if asked is not None and asked.is_due(dim, measured.of):",
+        "if False:",
+        f"{RECALL}::test_real_queries_are_measured_as_soon_as_there_are_enough",
+    ),
+    "the easiest kind of queries counts": broken(
+        "syncd/index/build/measuring.py",
+        "min(map(_lower_bound, of_each)),",
+        "max(map(_lower_bound, of_each)),",
+        f"{RECALL}::test_real_queries_are_measured_as_soon_as_there_are_enough",
+    ),
+    "recall that an earlier version measured is kept": broken(
+        "syncd/index/build/plan.py",
+        "or measured.version != VERSION:",
+        "or False:",
+        f"{RECALL}::test_saved_codes_of_an_earlier_version_are_measured_again",
+    ),
+    "the first queries stay in the sample": broken(
+        "syncd/index/asked.py",
+        "if place >= size:",
+        "if True:",
+        f"{ASKED}::test_every_query_has_the_same_chance_to_be_sampled",
+    ),
+    "old queries do not fade": broken(
+        "syncd/index/asked.py",
+        "min(self._seen + 1, REMEMBERED)",
+        "self._seen + 1",
+        f"{ASKED}::test_the_sample_is_bounded_and_old_queries_fade",
     ),
     "searches that wait do not go together": broken(
         "syncd/rpc/search_queue.py",
