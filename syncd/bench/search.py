@@ -88,6 +88,9 @@ def measure(
     with pair(where, vectors, len(vectors.base), versus=turns.versus) as both, ExitStack() as stack:
         sets = [stack.enter_context(clients(number, vectors.queries)) for number in client_numbers]
         measured = Recalls(sets[-1], exact)
+        if both.index == "codes":
+            with where.step("syncd: recall of the queries"):
+                have_queries_measured(both, sets[-1], max(recalls))
         ladder = choose(both, measured, recalls)
         points, comparisons = rate(where, sets, ladder, measured, turns)
         return SearchReport(
@@ -117,6 +120,15 @@ def rate(
         for point in take_turns(where, searchers, engines, measured, turns)
     ]
     return points, compare(ladder, points)
+
+
+def have_queries_measured(both: Pair, searchers: Clients, recall: float) -> None:
+    """Ask every query once, and return when syncd has chosen its settings for them.
+
+    Otherwise recall would be measured with other settings than the rates.
+    """
+    searchers.answers(both.syncd(recall))
+    both.service.settle()
 
 
 def choose(both: Pair, measured: Recalls, recalls: list[float]) -> Ladder:

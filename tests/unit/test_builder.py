@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 
 from syncd.index.build import plan as building
+from syncd.index.build.reached import Measured, Reached
 from syncd.index.dataset import DatasetIndex
 from syncd.sync.background.builder import Builder
+from syncd.sync.registry.alerts import Alerts
 from syncd.sync.registry.datasets import Dataset
+from syncd.types import DatasetName
 from tests.unit.index.rows import random_vectors
 
 DIM = 16
@@ -83,6 +86,40 @@ def test_recall_is_measured_while_rows_come_after_a_pause(index: DatasetIndex) -
         for start in (2000, 2600, 3400):
             put(index, start, start + 1000)
             assert take_up(building_it, index) == ["measure"]
+
+
+def test_other_queries_are_measured_at_most_every_five_minutes(index: DatasetIndex) -> None:
+    building_it = builder()
+    while take_up(building_it, index):
+        pass
+    index.asked.note(random_vectors(300, DIM, seed=3), None, None)
+    assert take_up(building_it, index) == ["measure"]
+    assert index.recall_of == "queries"
+    index.asked.note(3 * random_vectors(3000, DIM, seed=4), None, None)
+    assert index.queries_changed
+    assert take_up(building_it, index) == []
+    building_it.queries_at[index] = 0.0
+    assert take_up(building_it, index) == ["measure"]
+    assert take_up(building_it, index) == []
+
+
+def test_missed_recall_is_an_alert_once_without_a_query_in_it(index: DatasetIndex) -> None:
+    building_it = builder()
+    alerts = Alerts()
+    building_it.registry = cast(Any, SimpleNamespace(alerts=alerts))
+    while take_up(building_it, index):
+        pass
+    index.asked.note(random_vectors(300, DIM, seed=3), None, None)
+    bad = Measured("queries", 300, (Reached(0.95, 0.9, 0.5, 0.1, 0, 0.001),))
+    for measured, number in ((bad, 1), (bad, 1), (None, 1), (bad, 2)):
+        with ExitStack() as stack:
+            if measured is not None:
+                stack.enter_context(
+                    patch.object(DatasetIndex, "measure_reached", lambda *_, m=measured: m)
+                )
+            building_it.judge(DatasetName("p/d"), index)
+        assert len(alerts.waiting) == number
+    assert alerts.waiting[0].facts == {"dataset": "p/d", "recall": 0.9, "wanted": 0.95}
 
 
 def test_a_change_of_one_row_measures_nothing(index: DatasetIndex) -> None:
