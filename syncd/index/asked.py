@@ -55,6 +55,16 @@ class Sample:
     def __len__(self) -> int:
         return len(self.queries)
 
+    def filtered(self, count: int) -> Sample:
+        """At most ``count`` of the queries that have a filter."""
+        places = [place for place, each in enumerate(self.filters) if each is not None][:count]
+        return Sample(
+            self.queries[places],
+            [self.filters[place] for place in places],
+            [self.own[place] for place in places],
+            self.taken,
+        )
+
 
 class AskedQueries:
     """The sample of one dataset. Any thread may add to it and read it."""

@@ -110,7 +110,7 @@ def test_missed_recall_is_an_alert_once_without_a_query_in_it(index: DatasetInde
     while take_up(building_it, index):
         pass
     index.asked.note(random_vectors(300, DIM, seed=3), None, None)
-    bad = Measured("queries", 300, (Reached(0.95, 0.9, 0.5, 0.1, 0, 0.001),))
+    bad = Measured("queries", 300, (Reached(0.95, 0.9, 0.01, 0.5, 0.1, 0, 0.001),))
     for measured, number in ((bad, 1), (bad, 1), (None, 1), (bad, 2)):
         with ExitStack() as stack:
             if measured is not None:

@@ -11,11 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import msgspec
 import numpy as np
 
 from syncd.index.asked import AskedQueries, Sample
 from syncd.index.build.joining import joined
 from syncd.index.build.measuring import calibrate
+from syncd.index.build.reached import filtered_limit
 from syncd.index.build.training import train
 from syncd.index.codes.calibration import KS, VERSION, Calibration
 from syncd.index.codes.codes import Codebook, Codes, Part, empty_part, list_sizes, without_quantizer
@@ -152,7 +154,12 @@ def build(
         return replace(codes, calibration=found)
     codes = view.codes.codes
     if plan.kind == "measure":
-        return replace(codes, calibration=calibrate(view, codes, view.count, stop, sample=sample))
+        found = calibrate(view, codes, view.count, stop, sample=sample)
+        codes = replace(codes, calibration=found)
+        if sample is None:
+            return codes
+        limit = filtered_limit(view, codes, sample, stop)
+        return replace(codes, calibration=msgspec.structs.replace(found, filtered=limit))
     number, parts = next_number(), codes.parts[plan.first : plan.last]
     if plan.kind == "extend":
         parts = (*parts, encode(view, codes.codebook, codes.stop, plan.stop, number, stop))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from syncd.index.asked import Sample
 from syncd.index.build.measuring import Queries, real_queries, rows_as_queries
 from syncd.index.build.neighbors import nearest_others
+from syncd.index.codes.calibration import KS
+from syncd.index.codes.codes import Codes, LiveCodes
 from syncd.index.search.exact import use_one_thread
 from syncd.index.search.plan import SearchPlan, plan_search
 from syncd.index.storage.bitmap import live_slots
@@ -28,6 +30,10 @@ ROWS = 200
 TIMED = 5
 """Number of exact searches that are timed; their recall needs no measurement."""
 
+FILTERED = (30, 100)
+"""Least and most queries with a filter on which their recall is measured."""
+FILTERED_TARGETS = (0.8, 0.9, 0.95, 0.98, 0.99)
+
 _TIE = 1e-6
 
 
@@ -35,11 +41,13 @@ _TIE = 1e-6
 class Reached:
     """Recall@k of the searches that want ``target``, and the mean time of one.
 
-    ``exact`` is the number of queries that no settings of the codes answer at this target.
+    ``error`` is the standard error of the mean. ``exact`` is the number of queries that no settings
+    of the codes answer at this target.
     """
 
     target: float
     mean: float
+    error: float
     p5: float
     least: float
     exact: int
@@ -99,8 +107,29 @@ def measure_reached(
                 shares[row] = good / limits[row].size
         p5 = float(np.percentile(shares, 5))
         mean, least = float(shares.mean()), float(shares.min())
-        reached.append(Reached(target, mean, p5, least, exact, float(np.mean(seconds))))
+        error = float(shares.std() / np.sqrt(len(shares)))
+        reached.append(Reached(target, mean, error, p5, least, exact, float(np.mean(seconds))))
     return Measured(of, len(given), tuple(reached))
+
+
+def filtered_limit(view: View, codes: Codes, sample: Sample, stop: Stop) -> float:
+    """The largest recall at which ``codes`` answer searches with a filter; 1 if there are few.
+
+    Settings are measured without filters. This is the measurement of the sampled searches with
+    their filters. A mean that misses its target by less than a standard error is not a miss.
+    """
+    least, most = FILTERED
+    filtered = sample.filtered(most)
+    if len(filtered) < least:
+        return 1.0
+    view = replace(view, codes=LiveCodes(codes, view.live.bits))
+    measured = measure_reached(view, "", filtered, KS[0], FILTERED_TARGETS, stop)
+    limit = 0.0
+    for each in measured.targets:
+        if each.mean + each.error < each.target:
+            return limit
+        limit = each.target
+    return 1.0
 
 
 def _limits(

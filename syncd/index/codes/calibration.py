@@ -73,7 +73,8 @@ class Calibration(msgspec.Struct, frozen=True):
     """The measured points of a dataset, when it had ``rows`` live rows and ``slots`` slots.
 
     For each k the cheapest points come first. ``whole`` is false if only the first k was measured
-    yet, quickly. ``of`` says which queries the reported recall is of.
+    yet, quickly. ``of`` says which queries the reported recall is of. ``filtered`` is the largest
+    recall at which the codes answer searches with a filter.
     """
 
     rows: int
@@ -82,6 +83,7 @@ class Calibration(msgspec.Struct, frozen=True):
     whole: bool = True
     of: RecallOf = "rows"
     version: int = 0
+    filtered: float = 1.0
 
     def choose(self, k: int, recall: float) -> Point | None:
         """The cheapest settings that find ``k`` rows at this recall; None if only exact search

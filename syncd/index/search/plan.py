@@ -109,12 +109,14 @@ def point_for(view: View, k: int, recall: float) -> Point | None:
     With a filter, the ``k`` nearest passing rows are most likely among the nearest ``k / share`` of
     all rows and some more. The lists and candidates that find this many rows were measured. The
     places of the passing rows were not measured, so a search that finds too few of them is repeated
-    exactly.
+    exactly. If queries that were asked with a filter missed a recall, such searches are exact.
     """
     if view.codes is None or recall >= 1.0 or k >= view.live.count:
         return None
     if view.share == 1.0:
         return view.codes.codes.point(k, recall)
+    if recall > view.codes.codes.calibration.filtered:
+        return None
     point = view.codes.codes.point(nearest_to_look_at(k, view.share), recall)
     return (
         point if point is not None and coded_elements(view, point) < exact_elements(view) else None

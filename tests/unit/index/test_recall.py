@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 from syncd.index.build import measuring
-from syncd.index.codes.calibration import Calibration
+from syncd.index.build.reached import filtered_limit
+from syncd.index.codes.calibration import Calibration, Point
 from syncd.index.dataset import DatasetIndex
 from syncd.index.filter.language import parse_filter
 from syncd.index.rows.vectors import Vectors
+from syncd.index.search.plan import point_for
 from syncd.types import AttachedColumn
 from tests.unit.index.coded import DIM, build_all, put
 from tests.unit.index.rows import random_vectors
@@ -133,6 +135,38 @@ def test_the_recall_that_is_reached_is_told_for_each_target(copies: DatasetIndex
     with patch("syncd.index.search.plan.exact_elements", lambda _: 0):
         (only,) = copies.measure_reached(10, [0.5]).targets
     assert only.exact == 150, "with their filter these queries are answered exactly"
+
+
+def test_filtered_searches_that_miss_a_recall_are_exact(
+    copies: DatasetIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # for so few rows exact search would be cheaper
+    monkeypatch.setattr("syncd.index.search.plan.exact_elements", lambda _: 1 << 60)
+    build_all(copies)
+    ask(copies, random_vectors(300, DIM, seed=3), side=1)
+    sample, codes = copies.sampled(copies.view), copies.view.codes
+    assert sample is not None
+    assert codes is not None
+
+    def limit(*points: Point) -> float:
+        calibration = msgspec.structs.replace(codes.codes.calibration, points=points)
+        made = replace(codes.codes, calibration=calibration)
+        return filtered_limit(copies.view, made, sample, lambda: False)
+
+    good, poor = Point(40, 1000, 3000, 1.0, 1.0, 1.0), Point(40, 8, 60, 0.9, 0.9, 0.5)
+    assert limit(good) == 1.0
+    assert limit(poor, good) < 0.9
+    assert build_all(copies) == ["measure"]
+    view = copies.view.where(parse_filter({"side": 1}, COLUMNS, "d"))
+    assert point_for(view, 10, 0.9) is not None
+    assert copies.view.codes is not None
+    now = copies.view.codes.codes
+    low = replace(now, calibration=msgspec.structs.replace(now.calibration, filtered=0.8))
+    assert copies.swap_codes(now, low)
+    view = copies.view.where(parse_filter({"side": 1}, COLUMNS, "d"))
+    assert point_for(view, 10, 0.9) is None
+    assert point_for(view, 10, 0.8) is not None
+    assert point_for(copies.view, 10, 0.9) is not None, "without a filter nothing was missed"
 
 
 def test_a_row_that_is_the_query_does_not_count_as_an_answer(copies: DatasetIndex) -> None:
