@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, date, datetime
 
 from syncd.types import Key, KeyKind
@@ -79,20 +80,16 @@ def parse_element(kind: KeyKind, text: str | int) -> Key:
     return str(text)
 
 
-def readable(kinds: Sequence[KeyKind], texts: Sequence[str]) -> list[str]:
-    """The texts that are keys of these kinds.
+def parse_readable(kinds: Sequence[KeyKind], texts: Sequence[str]) -> list[Key]:
+    """``parse_key`` of the texts that are keys of these kinds.
 
     After an ALTER TABLE the outbox may hold keys of the column's previous type.
     """
-
-    def reads(text: str) -> bool:
-        try:
-            parse_key(kinds, text)
-        except (ValueError, TypeError):
-            return False
-        return True
-
-    return [text for text in texts if reads(text)]
+    keys = []
+    for text in texts:
+        with suppress(ValueError, TypeError):
+            keys.append(parse_key(kinds, text))
+    return keys
 
 
 def has_null(text: str) -> bool:

@@ -7,7 +7,7 @@ with the present names. They are SQL text, not values, and run with the rights o
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, LiteralString
 
@@ -169,12 +169,13 @@ class Source:
         """``parse_key`` for many keys."""
         return parse_keys(self.key_kinds, texts)
 
-    def key_array(self, keys: Sequence[str]) -> str | Sequence[str]:
+    def key_array(self, keys: Iterable[Key]) -> str | list[str]:
         """Keys as the parameter of ``read_keys``.
 
         Numbers and uuids need no quotes, and one text is cheaper than a list.
         """
-        return "{" + ",".join(keys) + "}" if self.key_kind in ("integer", "uuid") else keys
+        texts = map(str, keys)
+        return "{" + ",".join(texts) + "}" if self.key_kind in ("integer", "uuid") else list(texts)
 
     def lock(self) -> sql.Composed:
         """Take ACCESS SHARE: no rewrite or truncation may empty the table before it is read.

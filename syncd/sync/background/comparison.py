@@ -190,7 +190,7 @@ def batches(connection: psycopg.Connection, captured: Captured, *, deep: bool) -
     if captured.keys is not None:
         query = source.read_keys(vectors=deep)
         for start in range(0, len(captured.keys), KEYS_PER_READ):
-            some = [str(key) for key in captured.keys[start : start + KEYS_PER_READ]]
+            some = captured.keys[start : start + KEYS_PER_READ]
             cursor = psycopg.RawCursor(connection)
             found = cursor.execute(
                 query, [source.key_array(some)], prepare=source.prepare, binary=True

@@ -385,7 +385,7 @@ class Verifier:
             if len(found.differing) > SCAN_FROM_KEYS:
                 followed.begin_scan(reason="drift")
             else:
-                followed.reread |= {str(key) for key in found.differing}
+                followed.reread |= set(found.differing)
 
         def captured(each: FollowedSource) -> Captured:
             views = {name: one.index.view for name, one in each.datasets.items()}

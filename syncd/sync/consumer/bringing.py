@@ -11,12 +11,13 @@ from collections.abc import Sequence
 
 import psycopg
 
-from syncd.keys import readable
+from syncd.keys import parse_readable
 from syncd.postgres.outbox import Changes
 from syncd.sync.source.applying import apply
 from syncd.sync.source.estimates import expected_rows
 from syncd.sync.source.followed import FollowedSource
 from syncd.sync.source.reading import read_by_keys, read_page, read_unkeyed
+from syncd.types import Key
 
 KEYS_PER_READ = 1000
 """Number of rows that are read by one statement, and held in memory at once."""
@@ -30,7 +31,7 @@ def bring(connection: psycopg.Connection, each: FollowedSource, changes: Changes
     Returns the number of changed rows.
     """
     written = changes.keys.get(each.source.id, [])
-    asked = readable_keys(each, [key for key in written if not each.source.is_unkeyed(key)])
+    asked = parsed(each, [text for text in written if not each.source.is_unkeyed(text)])
     # A row trigger does not say which row came by a key: rows without one are read at any change.
     each.reread_unkeyed |= each.source.id in changes.unkeyed or len(asked) < len(written)
     each.reread_unkeyed |= bool(each.quarantine.unkeyed and written)
@@ -49,21 +50,20 @@ def bring(connection: psycopg.Connection, each: FollowedSource, changes: Changes
     return changed
 
 
-def readable_keys(each: FollowedSource, asked: list[str]) -> list[str]:
-    """The keys that can be parsed. If one cannot, the whole source is read.
+def parsed(each: FollowedSource, texts: list[str]) -> list[Key]:
+    """Keys of the outbox, as far as they can be parsed. If one cannot, the whole source is read.
 
     Then the key's type was altered, or something else wrote to the outbox.
     """
     try:
-        each.source.parse_keys(asked)
+        return each.source.parse_keys(texts)
     except (ValueError, TypeError) as error:
         each.doubt(f"{each.source.name}: a key in the outbox cannot be read: {error}")
-        return readable(each.source.key_kinds, asked)
-    return asked
+        return parse_readable(each.source.key_kinds, texts)
 
 
 def read_and_apply(
-    connection: psycopg.Connection, each: FollowedSource, asked: Sequence[str]
+    connection: psycopg.Connection, each: FollowedSource, asked: Sequence[Key]
 ) -> int:
     """Read rows by key and apply them, some at a time so that memory is bounded."""
     changed = 0
@@ -76,8 +76,8 @@ def read_and_apply(
             careful=each.careful,
             some_indexed=each.datasets.some_indexed,
         )
-        changed += apply(each, [each.source.parse_key(key) for key in some], rows)
-        each.quarantine.put_failing([each.source.parse_key(key) for key in failing])
+        changed += apply(each, some, rows)
+        each.quarantine.put_failing(failing)
     return changed
 
 

@@ -35,18 +35,18 @@ class FollowedSource(SourceState):
 
     def reread_misfits(self, names: set[DatasetName]) -> None:
         """Have the rows read again whose dimension differed from their dataset's."""
-        self.reread |= {str(key) for key in self.quarantine.keys_with("dimension_mismatch", names)}
+        self.reread |= set(self.quarantine.keys_with("dimension_mismatch", names))
 
     def try_taken_names(self) -> None:
         """Have the rows read again whose dataset's name belonged to another source, now gone."""
-        self.reread |= {str(key) for key in self.quarantine.keys_with("dataset_taken")}
+        self.reread |= set(self.quarantine.keys_with("dataset_taken"))
 
     def reread_failing(self) -> None:
         """Have the failing rows and those without a key read again.
 
         No outbox row tells that an expression works again.
         """
-        self.reread |= {str(key) for key in self.quarantine.failing}
+        self.reread |= set(self.quarantine.failing)
         self.reread_unkeyed = True
 
     def reject_unkeyed(self, rows: Rows) -> None:

@@ -45,11 +45,11 @@ def is_of_a_row(error: BaseException) -> bool:
 def read_by_keys(
     connection: psycopg.Connection,
     source: Source,
-    keys: Sequence[str],
+    keys: Sequence[Key],
     *,
     careful: bool,
     some_indexed: SomeIndexed,
-) -> tuple[Rows, list[str]]:
+) -> tuple[Rows, list[Key]]:
     """Live rows by key, and the keys of the rows on which an expression fails."""
     read = partial(read_some, connection, source)
     if not careful:
@@ -57,11 +57,11 @@ def read_by_keys(
     check_rules(connection, source)
     found, failing = halving(connection, read, keys)
     if failing and not found:
-        check_other_rows(connection, source, {source.parse_key(key) for key in keys}, some_indexed)
+        check_other_rows(connection, source, set(keys), some_indexed)
     return Rows.of(found), failing
 
 
-def read_some(connection: psycopg.Connection, source: Source, keys: Sequence[str]) -> Fetched:
+def read_some(connection: psycopg.Connection, source: Source, keys: Sequence[Key]) -> Fetched:
     """Live rows by key."""
     if source.partitions is not None:
         connection.execute(statement("passes", "plan_with_keys"))
@@ -85,19 +85,17 @@ def check_other_rows(
     Then the rule has changed, not the rows.
     """
     read = partial(read_some, connection, source)
-    others = [str(key) for key in some_indexed(OTHER_ROWS + len(asked)) if key not in asked][
-        :OTHER_ROWS
-    ]
+    others = [key for key in some_indexed(OTHER_ROWS + len(asked)) if key not in asked][:OTHER_ROWS]
     if others and all(attempt(connection, partial(read, [key])) is None for key in others):
         read(others[:1])
 
 
 def halving(
-    connection: psycopg.Connection, read: Callable[[Sequence[str]], Fetched], keys: Sequence[str]
-) -> tuple[Fetched, list[str]]:
+    connection: psycopg.Connection, read: Callable[[Sequence[Key]], Fetched], keys: Sequence[Key]
+) -> tuple[Fetched, list[Key]]:
     """Read some keys; if that fails, read each half of them."""
     found: Fetched = []
-    failing: list[str] = []
+    failing: list[Key] = []
     waiting = [keys]
     while waiting:
         some = waiting.pop()

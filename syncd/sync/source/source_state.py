@@ -17,7 +17,7 @@ from syncd.sync.source.quarantined import Quarantine
 from syncd.sync.source.scan import Scan
 from syncd.sync.source.source_datasets import SourceDatasets
 from syncd.sync.source.unconfirmed import Unconfirmed
-from syncd.types import DatasetName
+from syncd.types import DatasetName, Key
 
 HELD_UP_SECONDS = 5.0
 """Delay from which a source counts as held up; its first failure was about 6 s before."""
@@ -51,7 +51,7 @@ class SourceState:
         self.dirty_at = 0.0
         """Time of the last pass that had work for it."""
         self.moved_at: float | None = None
-        self.reread: set[str] = set()
+        self.reread: set[Key] = set()
         """Keys of rows that must be read again."""
         self.reread_unkeyed = False
         """Whether the rows without a key must be read again."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from syncd.postgres.outbox import Cursor
+from syncd.types import Key
 
 MAX_UNCONFIRMED_KEYS = 200_000
 """Above this many keys, the whole source is read again instead."""
@@ -18,12 +19,12 @@ class Unconfirmed:
 
     def __init__(self, confirmed: Cursor) -> None:
         self.confirmed = confirmed
-        self.keys: set[str] = set()
+        self.keys: set[Key] = set()
         self.everything = False
         """Whether all rows must be read again: too many keys to list, or a whole table."""
 
-    def note(self, keys: Iterable[str]) -> None:
-        """Remember keys of the outbox until a nonce confirms the commits that changed them."""
+    def note(self, keys: Iterable[Key]) -> None:
+        """Remember keys of changes until a nonce confirms the commits that changed them."""
         if not self.everything:
             self.keys.update(keys)
             if len(self.keys) > MAX_UNCONFIRMED_KEYS:
