@@ -164,6 +164,24 @@ def rpc(
     show(result, json)
 
 
+@bench.command()
+def recall(
+    vectors: Vectors = None,
+    rows: SomeRows = None,
+    dim: Dimension = 128,
+    metric: DistanceMetric = "l2",
+    queries: Queries = 1000,
+    recall: Recalls = None,
+    copies: Annotated[int, typer.Option(min=0, help="Near copies of each row.")] = 0,
+    json: Json = False,
+) -> None:
+    """Recall that is promised and got, before and after queries were asked; without a server."""
+    from tests.bench import recall as module
+
+    found = read_or_make(vectors, rows, dim, queries=queries, metric=metric)
+    show(module.measure(found, recalls=recall or [0.95, 0.98], copies=copies), json)
+
+
 if __name__ == "__main__":
     with errors_reported():
         bench()

@@ -177,6 +177,12 @@ def dataset_made(it: Followed) -> Iterator[None]:
 
 
 @contextmanager
+def another_dataset_made(it: Followed) -> Iterator[None]:
+    it.write("INSERT INTO t (id, kind, v) SELECT max(id) + 1, 'newer', '{1,2}' FROM t")
+    yield
+
+
+@contextmanager
 def searched(it: Followed) -> Iterator[None]:
     it.client.search("a", [1.0, 1.0])
     yield
@@ -275,7 +281,7 @@ MOVES: list[tuple[str, Mapping[str, str], Act]] = [
     ("syncd_index_tombstones", {"dataset": DATASET}, row_updated),
     ("syncd_index_bytes", {"dataset": DATASET}, many_rows_inserted),
     ("syncd_index_recall", {"dataset": "default/new"}, dataset_made),
-    ("syncd_index_recall_p5", {"dataset": "default/new"}, dataset_made),
+    ("syncd_index_recall_p5", {"dataset": "default/newer"}, another_dataset_made),
     ("syncd_checkpoint_seconds", {}, checkpoint_saved),
     ("syncd_checkpoint_last_success_timestamp_seconds", {}, checkpoint_saved),
     ("syncd_checkpoint_failures_total", {}, checkpoint_failed),
