@@ -18,6 +18,7 @@ from syncd.index.build.measuring import Queries, real_queries, rows_as_queries
 from syncd.index.build.neighbors import nearest_others
 from syncd.index.codes.calibration import KS
 from syncd.index.codes.codes import Codes, LiveCodes
+from syncd.index.filter.language import Filter
 from syncd.index.search.exact import use_one_thread
 from syncd.index.search.plan import SearchPlan, plan_search
 from syncd.index.storage.bitmap import live_slots
@@ -85,30 +86,42 @@ def measure_reached(
         given = view.vectors_of(asked.own)
     else:
         asked, given = real_queries(view, sample), sample.queries
-    views = [view] * len(given) if sample is None else [view.where(one) for one in sample.filters]
-    limits = _limits(views, dataset, asked, given, k, stop)
-    reached = []
-    for target in targets:
-        shares, seconds, exact = np.ones(len(given)), list[float](), 0
-        for row, query in enumerate(given):
+    filters = [None] * len(given) if sample is None else sample.filters
+    limits = _plain_limits(view, asked, filters, k, stop)
+    shares, exact = np.ones((len(targets), len(given))), np.zeros(len(targets), dtype=np.int64)
+    seconds: list[list[float]] = [[] for _ in targets]
+    for wanted, rows in _by_filter(filters):
+        chosen = view.where(wanted)  # one at a time, because its bitmap is as long as the dataset
+        for row in rows:
             if stop():
                 raise Cancelled
-            plan = _plan(views[row], dataset, k, target, int(asked.own[row]))
-            if plan.point is None:
-                exact += 1
-                if exact > TIMED:
+            query, own = given[row : row + 1], int(asked.own[row])
+            if wanted is not None:
+                limits[row] = _plan(chosen, dataset, k, 1.0, own).run(query)[0].distances
+            for place, target in enumerate(targets):
+                plan = _plan(chosen, dataset, k, target, own)
+                exact[place] += plan.point is None
+                if plan.point is None and exact[place] > TIMED:
                     continue
-            begun = time.perf_counter()
-            (found,) = plan.run(query[None, :])
-            seconds.append(time.perf_counter() - begun)
-            if plan.point is not None and limits[row].size:
-                limit = limits[row][-1]
-                good = np.count_nonzero(found.distances <= limit + _TIE * abs(limit))
-                shares[row] = good / limits[row].size
-        p5 = float(np.percentile(shares, 5))
-        mean, least = float(shares.mean()), float(shares.min())
-        error = float(shares.std() / np.sqrt(len(shares)))
-        reached.append(Reached(target, mean, error, p5, least, exact, float(np.mean(seconds))))
+                begun = time.perf_counter()
+                (found,) = plan.run(query)
+                seconds[place].append(time.perf_counter() - begun)
+                if plan.point is not None and limits[row].size:
+                    limit = limits[row][-1]
+                    good = np.count_nonzero(found.distances <= limit + _TIE * abs(limit))
+                    shares[place, row] = good / limits[row].size
+    reached = (
+        Reached(
+            target,
+            float(each.mean()),
+            float(each.std() / np.sqrt(len(given))),
+            float(np.percentile(each, 5)),
+            float(each.min()),
+            int(exact[place]),
+            float(np.mean(seconds[place])),
+        )
+        for place, (target, each) in enumerate(zip(targets, shares, strict=True))
+    )
     return Measured(of, len(given), tuple(reached))
 
 
@@ -132,28 +145,25 @@ def filtered_limit(view: View, codes: Codes, sample: Sample, stop: Stop) -> floa
     return 1.0
 
 
-def _limits(
-    views: Sequence[View],
-    dataset: str,
-    asked: Queries,
-    given: NDArray[np.float32],
-    k: int,
-    stop: Stop,
+def _by_filter(filters: Sequence[Filter | None]) -> list[tuple[Filter | None, list[int]]]:
+    """The different filters, each with the rows that have it."""
+    found: dict[bytes | None, tuple[Filter | None, list[int]]] = {}
+    for row, each in enumerate(filters):
+        key = None if each is None else each.text
+        found.setdefault(key, (each, []))[1].append(row)
+    return list(found.values())
+
+
+def _plain_limits(
+    view: View, asked: Queries, filters: Sequence[Filter | None], k: int, stop: Stop
 ) -> list[NDArray[np.float64]]:
-    """The true distances of each query, ascending: at most ``k``."""
-    limits: list[NDArray[np.float64]] = [np.empty(0)] * len(views)
-    plain = [row for row, view in enumerate(views) if view.share == 1.0]
+    """The true distances of each query without a filter, ascending: at most ``k``."""
+    limits: list[NDArray[np.float64]] = [np.empty(0)] * len(filters)
+    plain = [row for row, each in enumerate(filters) if each is None]
     if plain:  # together, because one matrix product serves them all
-        first = views[plain[0]]
-        found, _ = nearest_others(first, asked.queries[plain], asked.own[plain], k, stop)
+        found, _ = nearest_others(view, asked.queries[plain], asked.own[plain], k, stop)
         for row, distances in zip(plain, found, strict=True):
             limits[row] = distances[np.isfinite(distances)]
-    for row, view in enumerate(views):
-        if view.share < 1.0:
-            if stop():
-                raise Cancelled
-            plan = _plan(view, dataset, k, 1.0, int(asked.own[row]))
-            limits[row] = plan.run(given[row : row + 1])[0].distances
     return limits
 
 
