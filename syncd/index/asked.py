@@ -40,9 +40,9 @@ FILTER_BYTES = 4096
 """Largest filter that is kept; a query with a larger one is not sampled."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Sample:
-    """The sampled queries at one moment, in random order."""
+    """The sampled queries at one moment, in random order. Its text shows none of them."""
 
     queries: Vectors
     """(n, dim), as the clients sent them."""
