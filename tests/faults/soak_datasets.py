@@ -364,7 +364,8 @@ class DatasetSoak:
                 for name in self.random.sample(sorted(listed), min(20, len(listed))):
                     # A writer may have given all rows of a dataset another length.
                     with contextlib.suppress(DimensionMismatch):
-                        client.search(name, [1.0, 2.0, 3.0])
+                        # strong: the last write may have created the dataset a moment ago
+                        client.search(name, [1.0, 2.0, 3.0], consistency="strong")
                 if self.random.random() < 0.3:
                     client.checkpoint()
                     self.kept = listed

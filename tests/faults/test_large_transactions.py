@@ -56,11 +56,16 @@ def test_one_large_transaction_goes_on_where_a_kill_left_it(
         )
         logged = server.log.stat().st_size
         daemon.start()
-        pages = re.findall(
-            r"SELECT o\.xid::text::bigint.*?LIMIT", server.log.read_text()[logged:], re.DOTALL
+        page = re.search(
+            r"SELECT o\.xid::text::bigint(.*?)LIMIT.*?DETAIL: +(?:P|p)arameters: (.*?)$",
+            server.log.read_text()[logged:],
+            re.DOTALL | re.MULTILINE,
         )
-        after = re.search(r"\(o\.xid, o\.id\) > \('\d+'::xid8, (\d+)\)", pages[0])
-        assert after is not None, "the start resumes from the checkpoint"
+        assert page is not None
+        place = re.search(r"\(o\.xid, o\.id\) > \(\$\d+::xid8, \$(\d+)::bigint\)", page[1])
+        assert place is not None, "the start resumes from the checkpoint"
+        after = re.search(rf"\${place[1]} = '(\d+)'", page[2])
+        assert after is not None
         assert int(after[1]) > first + rows / 10
         with daemon.client() as client:
             assert_in_step(client, items)

@@ -1,4 +1,4 @@
-"""Two minutes of the soak; ``python -m tests.faults.soak`` runs half an hour."""
+"""A minute of the soak; ``python -m tests.faults.soak`` runs half an hour."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from tests.faults.soak import Soak
 
-MINUTES = float(os.environ.get("SOAK_MINUTES", "2"))
+MINUTES = float(os.environ.get("SOAK_MINUTES", "1"))
 
 
 @pytest.mark.timeout(MINUTES * 60 + 180)
@@ -21,4 +21,4 @@ def test_indexes_stay_in_sync_while_everything_is_killed(tmp_path: Path) -> None
         soak.close()
         print(dict(soak.counts))
     assert soak.counts["settles"] > MINUTES
-    assert soak.counts["transactions"] > 100
+    assert soak.counts["transactions"] > MINUTES * 50
