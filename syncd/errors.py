@@ -80,8 +80,8 @@ class UnknownKey(RequestError):
     def __init__(self, dataset: str, key: object) -> None:
         super().__init__(
             f"dataset {dataset!r} has no row with the key {key!r}",
-            hint="the row may be deleted, not live, without a vector, or not yet applied; "
-            "to wait for a write, pass its token as `after`",
+            hint="the row may be deleted, not live, without a vector, in quarantine, or not yet "
+            f"applied; see: syncd why {dataset}; to wait for a write, pass its token as `after`",
         )
 
 

@@ -32,10 +32,10 @@ SWITCHED = {
 QUOTED = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*\"""")
 """A constant, or a name in quotes, as PostgreSQL prints it."""
 
-DOT_OF_A_NAME = re.compile(r"(?<![0-9])\.|\.(?![0-9])")
-"""A dot that does not belong to a number.
+OF_A_NAME = re.compile(r"(?<![0-9])\.|\.(?![0-9])|::reg")
+"""A dot that does not belong to a number, or a constant that names an object, such as a regclass.
 
-PostgreSQL prints each name with its schema, except its own names and names of columns.
+PostgreSQL prints every name with its schema, except those of its own and those of columns.
 """
 
 Doubt = Literal["registry", "rules", "rewritten", "believed", "doubted", "repair"]
@@ -90,7 +90,7 @@ class Catalogue(msgspec.Struct, frozen=True):
         """
         if self.rules is None or self.functions or self.labels:
             return False
-        return not any(DOT_OF_A_NAME.search(QUOTED.sub("x", rule)) for rule in self.rules)
+        return not any(OF_A_NAME.search(QUOTED.sub("x", rule)) for rule in self.rules)
 
     @property
     def unlogged(self) -> bool:

@@ -48,6 +48,8 @@ def test_a_rule_that_names_only_columns_is_plain(rule: str) -> None:
         '("My Schema".topic_of(kind))',
         '(public."topic of"(kind))',
         "((kind OPERATOR(public.=) 'a'::text))",
+        "((to_tsvector('public.cfg'::regconfig, body) @@ 'x'::tsquery))",
+        "((body = ('public.docs'::regclass)::text))",
     ],
 )
 def test_a_rule_that_names_something_else_is_looked_at_in_each_pass(rule: str) -> None:
