@@ -22,8 +22,8 @@ def serve(
     """Start the service, wait until it is ready, and stop it at the end of the block.
 
     Its stderr is appended to ``log``. ``environment`` is its whole environment. With ``-P`` it runs
-    the installed package, not a package in the current directory. Raises ``SyncdError`` if it does not
-    start, or if it fails to stop cleanly after a block without errors.
+    the installed package, not a package in the current directory. Raises ``SyncdError`` if it does
+    not start, or if it fails to stop cleanly after a block without errors.
     """
     with log.open("ab") as stderr:
         process = subprocess.Popen(

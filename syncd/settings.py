@@ -194,7 +194,8 @@ class Settings(BaseSettings):
         SecretStr,
         AfterValidator(url_to_post_to),
         Field(
-            description="URL that gets a JSON POST on drift, failed checkpoint, must_rebuild, missed recall",
+            description="URL that gets a JSON POST on drift, failed checkpoint, must_rebuild, "
+            "missed recall",
         ),
     ] = SecretStr("")
     notify: Annotated[
