@@ -49,7 +49,7 @@ def test_rows_that_cannot_be_indexed_are_quarantined_with_the_reason_and_the_oth
         "(12, '{1,NULL,2}')".encode()
     )
     db.execute("SELECT syncd.attach('items')")
-    daemon.start()
+    daemon.with_constant("syncd.sync.background.reports.REPORT_SECONDS", 0.05).start()
     before = {
         ("default/items", "10"): NOT_FINITE,
         ("default/items", "11"): "dimension_mismatch",

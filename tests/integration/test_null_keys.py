@@ -23,6 +23,12 @@ NULLABLE = (
 )
 
 
+@pytest.fixture
+def daemon(daemon: Daemon) -> Daemon:
+    """A syncd that reports its quarantine at once."""
+    return daemon.with_constant("syncd.sync.background.reports.REPORT_SECONDS", 0.05)
+
+
 def quarantined(db: psycopg.Connection) -> list[tuple[str, str, str]]:
     return db.execute("SELECT dataset, key, reason FROM syncd.quarantine ORDER BY key").fetchall()
 
