@@ -108,3 +108,20 @@ def test_a_search_waits_for_a_table_that_takes_the_place_of_a_dropped_one(
                 db.execute("INSERT INTO items VALUES (%s, '{1,0}')", [number])
             (token,) = db.execute("SELECT syncd.token()").fetchone() or [""]
             assert [hit.key for hit in client.search("items", [1, 0], after=token)] == [number]
+
+
+def test_a_reader_that_waits_is_answered_under_load_before_the_next_beat(
+    db: psycopg.Connection, daemon: Daemon
+) -> None:
+    """Load never ends here, and the beat is longer than the test."""
+    pace = "syncd.sync.consumer.pace"
+    daemon.with_constant(f"{pace}.BEAT_SECONDS", (90.0, 90.0))
+    daemon.with_constant(f"{pace}.LOADED_PASSES", 0).with_constant(f"{pace}.QUIET_PASSES", 1e9)
+    db.execute("CREATE TABLE items (id int PRIMARY KEY, v real[])")
+    db.execute("SELECT syncd.attach('items', metric => 'l2')")
+    daemon.start()
+    with daemon.client() as client:
+        for number in range(12):
+            db.execute("INSERT INTO items VALUES (%s, '{1,0}')", [number])
+            hits = client.search("items", [1, 0], k=20, consistency="strong")
+            assert len(hits) == number + 1

@@ -314,7 +314,8 @@ class Consumer(Progress):
         if outcome.more:
             await anyio.lowlevel.checkpoint()
         elif pace.loaded:
-            await anyio.sleep(pace.beat_seconds)
+            with anyio.move_on_after(pace.beat_seconds):  # a client that waits is not kept waiting
+                await self.wake.event.wait()
         else:
             await self.sleep(connection)
 
