@@ -282,17 +282,21 @@ BEGIN
 END
 $do$;
 
--- Roles of services keep their right to read; it includes the new table and view.
+-- Roles of services keep their right to read: it includes this revision's tables and sequence.
 DO $grant$
 DECLARE
     role text;
+    things text;
 BEGIN
-    FOR role IN SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC'
-                                     ELSE a.grantee::pg_catalog.regrole::text END
-                FROM pg_catalog.pg_class AS c, pg_catalog.aclexplode(c.relacl) AS a
-                WHERE c.oid = 'syncd.attachments'::pg_catalog.regclass
-                  AND a.privilege_type = 'SELECT' AND a.grantee <> c.relowner LOOP
-        EXECUTE pg_catalog.format('GRANT SELECT ON syncd.rules, syncd.present_rules TO %s', role);
+    FOR role, things IN
+        SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC'
+                        ELSE a.grantee::pg_catalog.regrole::text END, k.things
+        FROM (VALUES ('syncd.outbox_id', 'SEQUENCE syncd.doubts'),
+                     ('syncd.attachments', 'syncd.rules, syncd.present_rules')) AS k (known, things)
+        JOIN pg_catalog.pg_class AS c ON c.oid = k.known::pg_catalog.regclass,
+        LATERAL pg_catalog.aclexplode(c.relacl) AS a
+        WHERE a.privilege_type = 'SELECT' AND a.grantee <> c.relowner LOOP
+        EXECUTE pg_catalog.format('GRANT SELECT ON %s TO %s', things, role);
     END LOOP;
 END
 $grant$;

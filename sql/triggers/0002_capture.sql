@@ -13,21 +13,6 @@
 CREATE SEQUENCE syncd.doubts MINVALUE 0 START 0 CACHE 1;
 SELECT setval('syncd.doubts', 0);
 
--- Roles of services have rights on the sequences of revision 0001; they need this one too.
-DO $grant$
-DECLARE
-    role text;
-BEGIN
-    FOR role IN SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC'
-                                     ELSE a.grantee::pg_catalog.regrole::text END
-                FROM pg_catalog.pg_class AS c, pg_catalog.aclexplode(c.relacl) AS a
-                WHERE c.oid = 'syncd.outbox_id'::pg_catalog.regclass AND a.privilege_type = 'SELECT'
-                  AND a.grantee <> c.relowner LOOP
-        EXECUTE pg_catalog.format('GRANT SELECT ON SEQUENCE syncd.doubts TO %s', role);
-    END LOOP;
-END
-$grant$;
-
 -- SQL text of a row's key in the outbox's form: the text of a single column, a JSON array for
 -- several.
 CREATE FUNCTION syncd.capture_key(key text[], types text[], alias text) RETURNS text

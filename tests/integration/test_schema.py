@@ -10,6 +10,9 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from syncd.postgres import schema
+from syncd.postgres.catalogue import Look, read_catalogues
+from syncd.postgres.identity import read_doubts
+from syncd.postgres.layout import read_sources
 from tests.integration.sources import attach, connected_as, everything, refused, role
 from tests.servers import PostgresServer, bindir
 
@@ -80,6 +83,32 @@ def test_a_role_that_may_create_in_the_database_installs_and_attaches_without_be
             assert schema.uninstall(make_conninfo(conninfo, user="plain_owner"))
         finally:
             any_server.drop_database("plain")
+
+
+def test_the_role_of_a_service_reads_the_sources_after_an_upgrade(
+    any_server: PostgresServer,
+) -> None:
+    with role(any_server, "service_role"):
+        conninfo = any_server.create_database("upgraded_role")
+        try:
+            schema.install(conninfo, "0001")
+            with psycopg.connect(conninfo, autocommit=True) as db:
+                db.execute("CREATE TABLE items (id int PRIMARY KEY, embedding real[])")
+                attach(db, "items")
+                db.execute(
+                    "GRANT USAGE ON SCHEMA syncd TO service_role; "
+                    "GRANT ALL ON ALL TABLES IN SCHEMA syncd TO service_role; "
+                    "GRANT ALL ON ALL SEQUENCES IN SCHEMA syncd TO service_role"
+                )
+            schema.install(conninfo)
+            with connected_as(conninfo, "service_role") as service:
+                service.execute("SET search_path = pg_catalog, syncd")
+                assert "items" in [source.table for source in read_sources(service)]
+                looks = {source.id: Look("") for source in read_sources(service)}
+                assert read_catalogues(service, looks, prepare=False).keys() == looks.keys()
+                assert read_doubts(service) == 0
+        finally:
+            any_server.drop_database("upgraded_role")
 
 
 # Rights to attach
