@@ -153,14 +153,14 @@ def read_index(client: Client, dataset: str) -> Vectors:
 
 def eventually(check: Callable[[], None], seconds: float = NOTICED_WITHIN_SECONDS) -> None:
     """Repeat a check until it passes; fails after ``seconds``."""
-    deadline = time.monotonic() + seconds
+    pause, deadline = threading.Event(), time.monotonic() + seconds
     while True:
         try:
             return check()
         except (AssertionError, RequestError):
             if time.monotonic() > deadline:
                 raise
-        time.sleep(0.02)
+        pause.wait(0.02)
 
 
 @dataclass
