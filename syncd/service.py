@@ -26,6 +26,9 @@ from syncd.ops.parts import Parts
 from syncd.ops.run import Ops
 from syncd.postgres.control import Control
 from syncd.postgres.listener import Listener
+from syncd.readers.board import Board
+from syncd.readers.pool import Readers
+from syncd.readers.process import ReaderSettings
 from syncd.rpc.dispatch import Limits
 from syncd.rpc.inputs import Inputs
 from syncd.rpc.methods import Methods
@@ -141,6 +144,34 @@ class Service:
             search_threads=available_cores(),
             recall=settings.recall,
         )
+        connections = connections_within_files(settings.max_connections)
+        board = None if once else shared_board(settings)
+        self.server = Server(
+            methods.table(),
+            socket=settings.socket_path,
+            listen=settings.tcp_listen,
+            token=settings.token.get_secret_value() or None,
+            tls=settings.tls,
+            limits=Limits(
+                connections=connections,
+                stop_seconds=STOP_REQUESTS_SECONDS,
+            ),
+            inputs=inputs,
+            version=version("syncd"),
+            places=board,
+            accepts=board is None,
+        )
+        self.readers: Readers | None = None
+        if board is not None:
+            self.readers = Readers(
+                settings.readers,
+                reader_settings(settings, connections),
+                board,
+                self.server,
+                methods.table(),
+                self.tasks,
+            )
+            status.readers = self.readers.status
         self.ops = Ops(
             Parts(
                 settings,
@@ -152,20 +183,8 @@ class Service:
                 self.rotator,
                 status,
                 methods,
+                self.readers,
             )
-        )
-        self.server = Server(
-            methods.table(),
-            socket=settings.socket_path,
-            listen=settings.tcp_listen,
-            token=settings.token.get_secret_value() or None,
-            tls=settings.tls,
-            limits=Limits(
-                connections=connections_within_files(settings.max_connections),
-                stop_seconds=STOP_REQUESTS_SECONDS,
-            ),
-            inputs=inputs,
-            version=version("syncd"),
         )
 
     async def run(self) -> None:
@@ -174,6 +193,8 @@ class Service:
             async with create_task_group() as tasks:
                 tasks.start_soon(self.handle_signals)
                 await tasks.start(self.serve_rpc)
+                if self.readers is not None:
+                    tasks.start_soon(self.tasks.keep, "readers", self.readers.run)
                 for host, port in self.server.tcp_addresses:
                     logger.info(
                         "listening",
@@ -196,6 +217,8 @@ class Service:
                     # both at once: requests under way may wait for the database as well
                     async with create_task_group() as last:
                         last.start_soon(self.rpc_stopped.wait)
+                        if self.readers is not None:
+                            last.start_soon(self.readers.stop)
                         if started:
                             last.start_soon(self.save_last_checkpoint)
                     await self.ops.stop()
@@ -283,6 +306,30 @@ class Service:
                     os._exit(1)
                 logger.info("stopping", signal=number.name)
                 self.stopping.set()
+
+
+def shared_board(settings: Settings) -> Board | None:
+    """The numbers that are shared with readers; None without readers."""
+    if not settings.readers:
+        return None
+    try:
+        return Board.create()
+    except (OSError, AttributeError) as error:  # no Linux, or a sandbox that refuses it
+        logger.warning("no_readers", error=str(error), hint="set SYNCD_READERS=0")
+        return None
+
+
+def reader_settings(settings: Settings, connections: int) -> ReaderSettings:
+    """The settings that readers need."""
+    tls = settings.tls
+    return ReaderSettings(
+        main_pid=os.getpid(),
+        token=settings.token.get_secret_value() or None,
+        tls=None if tls is None else (str(tls[0].absolute()), str(tls[1].absolute())),
+        connections=connections,
+        stop_seconds=STOP_REQUESTS_SECONDS,
+        uvloop=has_uvloop(),
+    )
 
 
 def allow_many_files() -> None:

@@ -219,6 +219,15 @@ class Settings(BaseSettings):
             description="rows kept for a slow consumer, stored in the database; default 10 million",
         ),
     ] = None
+    readers: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=64,
+            description="processes that answer searches beside the one that follows the database; "
+            "0: that one answers; Linux only",
+        ),
+    ] = 0
     recall: Annotated[
         float,
         Field(

@@ -77,9 +77,12 @@ class Daemon:
             if self.broken or self.points
             else ""
         )
-        assign += "from unittest.mock import patch; from syncd.cli.main import main; " + "".join(
+        assign += "import sys; from unittest.mock import patch; " + "".join(
             f"patch({name!r}, {value!r}).start(); " for name, value in self.constants.items()
         )
+        reader = ("-c", assign + "from syncd.readers.process import main; main(sys.argv[1:])")
+        assign += f"patch('syncd.readers.pool.COMMAND', {reader!r}).start(); "
+        assign += "from syncd.cli.main import main; "
         if self.points is not None:
             assign += f"from tests.faults import points; points.watch({str(self.points)!r}); "
         if self.broken:
@@ -101,6 +104,7 @@ class Daemon:
             "socket": self.socket,
             "checkpoint_seconds": 3600,
             "http": "off",
+            "readers": os.environ.get("TEST_READERS", 0),
         }
         kept["PYTHONFAULTHANDLER"] = "1"
         settings = {

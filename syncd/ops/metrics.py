@@ -48,6 +48,7 @@ GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     ),
     "syncd_checkpoint_last_success_timestamp_seconds": ("When the last checkpoint was saved.", ()),
     "syncd_listener_connected": ("1 while the listener is connected.", ()),
+    "syncd_readers": ("Processes that answer searches beside the main process.", ()),
     "syncd_outbox_rows": ("Rows that the outbox keeps, at most.", ()),
     "syncd_quarantined": ("Live rows whose vector cannot be indexed.", ("dataset",)),
     "syncd_verify_last_success_timestamp_seconds": (
@@ -66,6 +67,7 @@ COUNTERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
         "Errors of a background task, which is started again.",
         ("task",),
     ),
+    "syncd_reader_restarts_total": ("Readers that ended and were started again.", ()),
     "syncd_listener_reconnects_total": ("Lost connections of the listener.", ()),
     "syncd_wakeups_total": ("Wake-ups of the consumer, by their cause.", ("source",)),
     "syncd_verify_drift_total": (
@@ -117,6 +119,10 @@ class Metrics(Collector):
         yield counter(
             "syncd_task_failures_total",
             {(task,): number for task, number in failures.items()}.items(),
+        )
+        readers = self.parts.readers
+        yield counter(
+            "syncd_reader_restarts_total", [((), 0 if readers is None else readers.restarts)]
         )
         yield counter("syncd_listener_reconnects_total", [((), self.parts.listener.reconnects)])
         yield counter(
@@ -170,6 +176,9 @@ class Metrics(Collector):
             "syncd_verify_last_success_timestamp_seconds", when(parts.verifier.last_success_at)
         )
         yield gauge("syncd_listener_connected", {(): int(parts.listener.connected)})
+        yield gauge(
+            "syncd_readers", {(): 0 if parts.readers is None else parts.readers.count_ready()}
+        )
         outbox_rows = parts.rotator.outbox_rows
         yield gauge("syncd_outbox_rows", {} if outbox_rows is None else {(): outbox_rows})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from syncd.postgres.listener import Listener
+from syncd.readers.pool import Readers
 from syncd.rpc.methods import Methods
 from syncd.settings import Settings
 from syncd.sync.background.checkpoints import Checkpointer
@@ -29,6 +30,8 @@ class Parts:
     rotator: Rotator
     status: Status
     methods: Methods
+    readers: Readers | None
+    """The reader processes; None if the main process answers alone."""
 
     @property
     def counters(self) -> Counters:

@@ -95,6 +95,14 @@ class VerifyStatus(msgspec.Struct, frozen=True):
     overdue: str
 
 
+class ReaderStatus(msgspec.Struct, frozen=True):
+    """One reader process; ``memory_bytes`` counts no mapped file and no shared memory."""
+
+    pid: int
+    connections: int
+    memory_bytes: int
+
+
 class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The whole service, as ``status`` shows it."""
 
@@ -115,6 +123,8 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Why the database cannot be used now; null if it can."""
     failing_tasks: list[FailingTask] = []
     verify: VerifyStatus | None = None
+    readers: list[ReaderStatus] = []
+    """The processes that answer searches beside the main process."""
 
 
 class QuarantineCount(msgspec.Struct, frozen=True):

@@ -108,6 +108,11 @@ class Connection(asyncio.Protocol):
         self._discard_left: int | None = None
         """Bytes of input that are still read and dropped; None: the connection is not refused."""
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the client has left."""
+        return self._lost
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Register the connection. The client sends first."""
         # cast: uvloop's transport has these methods, but does not derive from asyncio.Transport
@@ -268,7 +273,7 @@ class Connection(asyncio.Protocol):
         elif self._is_spare and not self._may_ask(request.method):
             self._refuse(TooManyConnections(self._limits.connections))
         else:
-            outcome = self._dispatcher.start(request, len(line))
+            outcome = self._dispatcher.start(request, len(line), self)
             if isinstance(outcome, Awaitable):
                 self._await(request, outcome, len(line))
             elif outcome is not None:

@@ -96,24 +96,28 @@ class Dispatcher:
             name: (method, msgspec.json.Decoder(method.params)) for name, method in methods.items()
         }
 
-    def start(self, request: Request, size: int) -> bytes | Awaitable[Any] | None:
-        """Run a request; returns its answer, or an awaitable for ``finish``.
+    def start(
+        self, request: Request, size: int, owner: object = None
+    ) -> bytes | Awaitable[Any] | None:
+        """Run a request of ``owner``, a connection; returns its answer, or an awaitable for
+        ``finish``.
 
         Returns None for a notification that is done.
         """
+        del owner
         try:
             known = self._methods.get(request.method)
             if known is None:
                 raise MethodNotFoundError(request.method)  # noqa: TRY301 - as a failing method
             method, decoder = known
             if not method.immediate:
-                self._admit(size)
+                self.admit(size)
             result = method.call(decode_params(decoder, request.params))
             if isinstance(result, Awaitable):
                 return result
             return None if request.id is None else result_line(request.id, result)
         except Exception as error:  # noqa: BLE001 - the top of a request
-            return _failure(request, error)
+            return failure_line(request, error)
 
     async def finish(self, request: Request, waited: Awaitable[Any]) -> bytes | None:
         """The answer of a request that had to wait; None for a notification."""
@@ -121,9 +125,13 @@ class Dispatcher:
             result = await waited
             return None if request.id is None else result_line(request.id, result)
         except Exception as error:  # noqa: BLE001 - the top of a request
-            return _failure(request, error)
+            return failure_line(request, error)
 
-    def _admit(self, size: int) -> None:
+    def closed(self, owner: object) -> None:
+        """Forget a connection that has closed."""
+
+    def admit(self, size: int) -> None:
+        """Raise ``Overloaded`` if there is no room for a request of this size."""
         if self.requests >= self.limits.requests:
             raise Overloaded(self.requests)
         if self.held_bytes + size > self.limits.held_bytes:
@@ -137,6 +145,7 @@ def drop(waited: Awaitable[Any]) -> None:
         close()
 
 
-def _failure(request: Request, error: Exception) -> bytes | None:
+def failure_line(request: Request, error: Exception) -> bytes | None:
+    """The answer to a request that failed; None for a notification."""
     answered = as_request_error(error, request.method)
     return None if request.id is None else error_line(request.id, answered)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 from anyio import TASK_STATUS_IGNORED, CancelScope, Event, create_task_group, move_on_after
@@ -20,6 +21,7 @@ from anyio.to_thread import run_sync
 
 from syncd.errors import SettingsError
 from syncd.protocol.messages import AuthenticateParams, NoParams
+from syncd.rpc.accepting import Acceptor
 from syncd.rpc.connection import AUTHENTICATE, Connection
 from syncd.rpc.discovery import openrpc_document
 from syncd.rpc.dispatch import Dispatcher, Limits, drop
@@ -28,8 +30,37 @@ from syncd.rpc.protocol import Method, Request
 from syncd.rpc.sockets import LISTEN_BACKLOG, UnixSocket, bind_tcp, bind_unix, server_tls
 
 CLOSE_SECONDS = 1.0
+BoundSocket = socket.socket
 
 logger = structlog.get_logger()
+
+
+class Places(Protocol):
+    """The connections of the processes that accept on the same sockets."""
+
+    def elsewhere(self) -> int:
+        """Number of connections that the other processes have."""
+
+    def note(self, connections: int) -> None:
+        """Note the number of connections that this process has."""
+
+    def yields(self) -> bool:
+        """Whether another process should have the next connection."""
+
+
+class AllPlaces:
+    """The places of a server that no other process shares."""
+
+    def elsewhere(self) -> int:
+        """See ``Places``."""
+        return 0
+
+    def note(self, connections: int) -> None:
+        """See ``Places``."""
+
+    def yields(self) -> bool:
+        """See ``Places``."""
+        return False
 
 
 class Server:
@@ -37,7 +68,8 @@ class Server:
 
     It adds its own ``ping``, ``authenticate`` and ``rpc.discover``. ``tls`` names the certificate
     chain and the key for TCP; without them TCP is not encrypted. The server keeps ``inputs`` up to
-    date with its connections.
+    date with its connections. ``inherited`` are sockets that another process has bound. Without
+    ``accepts``, the server listens, and ``accept`` begins to take connections.
     """
 
     def __init__(
@@ -51,6 +83,9 @@ class Server:
         limits: Limits | None = None,
         inputs: Inputs | None = None,
         version: str = "",
+        inherited: Sequence[socket.socket] = (),
+        places: Places | None = None,
+        accepts: bool = True,
     ) -> None:
         if listen is not None and not token:
             raise SettingsError(
@@ -66,9 +101,17 @@ class Server:
         self._quiet = Event()
         self._connections: set[Connection] = set()
         self._spare: dict[Connection, None] = {}
+        self._inherited = inherited
+        self._places = places or AllPlaces()
+        self._accepts = accepts
+        self._acceptors: list[Acceptor] = []
+        self._arriving = 0
+        """Number of accepted connections that are not set up yet."""
+        self.bound: list[BoundSocket] = []
+        """The sockets that the server listens on, after its start."""
         self.limits = limits or Limits()
         self.inputs = inputs or Inputs()
-        self.dispatcher = Dispatcher(_with_own_methods(methods, version), self.limits)
+        self.dispatcher = self.make_dispatcher(_with_own_methods(methods, version))
         self.lingering: set[Connection] = set()
         self.tcp_addresses: list[tuple[str, int]] = []
         """The TCP addresses that the server listens on, after its start."""
@@ -86,22 +129,24 @@ class Server:
         """
         async with create_task_group() as self._tasks:
             unix: UnixSocket | None = None
-            listeners: list[asyncio.AbstractServer] = []
             self.stopping = False
             self.tcp_addresses.clear()
+            self.bound[:] = self._inherited
             try:
                 if self._socket is not None:
                     unix = await run_sync(bind_unix, self._socket)
-                    listeners.append(await self._listen_on(unix.socket, None))
+                    self.bound.append(unix.socket)
                 if self._listen is not None:
-                    tls = None if self._tls is None else await run_sync(server_tls, *self._tls)
-                    for tcp in await run_sync(bind_tcp, self._listen):
-                        listeners.append(await self._listen_on(tcp, self._token, tls))
-                        self.tcp_addresses.append(tcp.getsockname()[:2])
+                    self.bound += await run_sync(bind_tcp, self._listen)
+                tls = None if self._tls is None else await run_sync(server_tls, *self._tls)
+                for bound in self.bound:
+                    self._listen_on(bound, tls)
+                if self._accepts:
+                    self.accept()
                 task_status.started()
                 await self._stop.wait()
                 self.stopping = True
-                await _close(listeners, unix)
+                await self._close(unix)
                 for connection in self._open():
                     connection.drain()
                 with move_on_after(self.limits.stop_seconds):
@@ -109,12 +154,31 @@ class Server:
             finally:
                 self.stopping = True
                 with CancelScope(shield=True):
-                    await _close(listeners, unix)
+                    await self._close(unix)
                     self._tasks.cancel_scope.cancel()
                     for connection in self._open():
                         connection.abort()
                     with move_on_after(CLOSE_SECONDS):
                         await self._until_quiet()
+
+    def make_dispatcher(self, methods: Mapping[str, Method[Any, Any]]) -> Dispatcher:
+        """The dispatcher of the server's requests."""
+        return Dispatcher(methods, self.limits)
+
+    def accept(self) -> None:
+        """Take connections from now on."""
+        for each in self._acceptors:
+            each.start()
+
+    def pause(self) -> None:
+        """Take no more connections, until ``accept``; the present ones are served."""
+        for each in self._acceptors:
+            each.stop()
+
+    def adopt(self, connected: socket.socket) -> None:
+        """Serve a connection that did not come from a listening socket; it needs no token."""
+        connected.setblocking(False)
+        self._tasks.start_soon(self._connect, connected, None, None)
 
     def stop(self) -> None:
         """Take no more connections and requests, and end ``serve``.
@@ -125,10 +189,11 @@ class Server:
 
     def admit(self, connection: Connection) -> bool:
         """Count a connection if there is room for it; returns whether there is."""
-        if len(self._connections) >= self.limits.connections:
+        if len(self._connections) + self._places.elsewhere() >= self.limits.connections:
             return False
         self._spare.pop(connection, None)
         self._connections.add(connection)
+        self._note_places()
         self.inputs.add(connection.descriptor, connection)
         return True
 
@@ -148,7 +213,9 @@ class Server:
     def closed(self, connection: Connection) -> None:
         """Forget a connection that has closed."""
         self._connections.discard(connection)
+        self._note_places()
         self._spare.pop(connection, None)
+        self.dispatcher.closed(connection)
         self.inputs.remove(connection.descriptor, connection)
         self._look_for_quiet()
 
@@ -188,22 +255,52 @@ class Server:
                 connection.abort()
             self._look_for_quiet()
 
-    async def _listen_on(
-        self, bound: socket.socket, token: bytes | None, tls: ssl.SSLContext | None = None
-    ) -> asyncio.AbstractServer:
-        loop = asyncio.get_running_loop()
+    def _listen_on(self, bound: socket.socket, tls: ssl.SSLContext | None) -> None:
+        bound.setblocking(False)
+        bound.listen(LISTEN_BACKLOG)
+        token = self._token
         if bound.family == socket.AF_UNIX:
-            return await loop.create_unix_server(
-                lambda: Connection(self, token), sock=bound, backlog=LISTEN_BACKLOG
+            token, tls = None, None
+        else:
+            self.tcp_addresses.append(bound.getsockname()[:2])
+
+        def accepted(connected: socket.socket) -> None:
+            self._arriving += 1
+            self._note_places()
+            self._tasks.start_soon(arrive, connected)
+
+        async def arrive(connected: socket.socket) -> None:
+            try:
+                await self._connect(connected, token, tls)
+            finally:
+                self._arriving -= 1
+                self._note_places()
+
+        self._acceptors.append(Acceptor(bound, accepted, self._places.yields))
+
+    async def _connect(
+        self, connected: socket.socket, token: bytes | None, tls: ssl.SSLContext | None
+    ) -> None:
+        # a client that leaves at once, or does not speak TLS, is not an error of the service
+        with suppress(OSError):
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: Connection(self, token),
+                connected,
+                ssl=tls,
+                ssl_handshake_timeout=self.limits.authenticate_seconds if tls else None,
+                ssl_shutdown_timeout=CLOSE_SECONDS if tls else None,
             )
-        return await loop.create_server(
-            lambda: Connection(self, token),
-            sock=bound,
-            backlog=LISTEN_BACKLOG,
-            ssl=tls,
-            ssl_handshake_timeout=self.limits.authenticate_seconds if tls else None,
-            ssl_shutdown_timeout=CLOSE_SECONDS if tls else None,
-        )
+
+    async def _close(self, unix: UnixSocket | None) -> None:
+        self.pause()
+        self._acceptors.clear()
+        while self.bound:
+            self.bound.pop().close()
+        if unix is not None:
+            await run_sync(unix.remove)
+
+    def _note_places(self) -> None:
+        self._places.note(len(self._connections) + self._arriving)
 
     def _open(self) -> list[Connection]:
         return [*self._connections | self.lingering, *self._spare]
@@ -238,11 +335,3 @@ def _with_own_methods(
     )
     document = openrpc_document(served, version=version)
     return served
-
-
-async def _close(listeners: list[asyncio.AbstractServer], unix: UnixSocket | None) -> None:
-    while listeners:
-        listeners.pop().close()
-    if unix is not None:
-        unix.socket.close()
-        await run_sync(unix.remove)

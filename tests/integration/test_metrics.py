@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -33,7 +35,8 @@ CONTRACT = """
 `syncd_outbox_rows`, `syncd_quarantined{dataset}`,
 `syncd_verify_seconds`, `syncd_verify_last_success_timestamp_seconds`,
 `syncd_verify_drift_total{dataset}`, `syncd_repaired_total{dataset}`,
-`syncd_rebuilds_total{dataset,reason}`, `syncd_task_failures_total{task}`
+`syncd_rebuilds_total{dataset,reason}`, `syncd_task_failures_total{task}`,
+`syncd_readers`, `syncd_reader_restarts_total`
 """
 LABELS: Mapping[str, frozenset[str]] = {
     name: frozenset(labels.split(",") if labels else ())
@@ -76,6 +79,7 @@ def followed(
             tmp_path_factory.mktemp("metrics") / "data",
             http="127.0.0.1:0",
             verify_seconds=0,
+            readers=1,
         )
         for constant in (
             "syncd.sync.background.reports.REPORT_SECONDS",
@@ -111,6 +115,16 @@ def out_of_reach(it: Followed) -> Iterator[None]:
         it.server.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
         until(lambda: "reached" not in str(readyz(it.daemon)), "the database is back")
         until(lambda: sample(it.daemon, "syncd_listener_connected") == 1, "the listener is back")
+
+
+@contextmanager
+def reader_killed(it: Followed) -> Iterator[None]:
+    """A reader is killed: there is none for a moment, and then another one."""
+    until(lambda: sample(it.daemon, "syncd_readers") == 1, "the reader is ready")
+    (reader,) = it.client.status().readers
+    os.kill(reader.pid, signal.SIGKILL)
+    yield
+    until(lambda: sample(it.daemon, "syncd_readers") == 1, "the reader is back")
 
 
 @contextmanager
@@ -298,6 +312,8 @@ MOVES: list[tuple[str, Mapping[str, str], Act]] = [
     ("syncd_repaired_total", {"dataset": DATASET}, drift_repaired),
     ("syncd_rebuilds_total", {"dataset": DATASET, "reason": "request"}, rebuilt),
     ("syncd_task_failures_total", {"task": "reporter"}, reports_failed),
+    ("syncd_readers", {}, reader_killed),
+    ("syncd_reader_restarts_total", {}, reader_killed),
 ]
 
 

@@ -7,6 +7,7 @@ present these values; none of them composes a status.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import msgspec
 
@@ -17,6 +18,7 @@ from syncd.protocol.status_messages import (
     DatasetStatus,
     FailingTask,
     QuarantineReason,
+    ReaderStatus,
     ServiceStatus,
     SourceProgress,
     VerifyStatus,
@@ -55,6 +57,8 @@ class Status:
         self.version = version
         self.recall = session.settings.recall
         self.begun = time.monotonic()
+        self.readers: Callable[[], list[ReaderStatus]] = list
+        """The running reader processes."""
 
     def service(self) -> ServiceStatus:
         """Status of the whole service."""
@@ -77,6 +81,7 @@ class Status:
             ],
             database_error=None if progress.lost is None else progress.lost.message,
             verify=self.verify(),
+            readers=self.readers(),
             failing_tasks=[
                 FailingTask(each.task, each.error, each.failures, max(each.retry_at - now, 0.0))
                 for each in registry.tasks.listed()

@@ -1,0 +1,11 @@
+"""Reader processes: they accept clients' connections and answer what they can themselves.
+
+The main process follows the database and owns every state. A *reader* is a process that it starts.
+All readers accept on the main process's listening sockets, which they inherit. A request that a
+reader does not answer itself is *handed over*: sent on to the main process, by the same protocol.
+
+- `board`: the numbers that the processes share.
+- `link`, `handing_over`: a reader's requests to the main process.
+- `process`: a reader; `python -m syncd.readers` is its command.
+- `pool`: the main process's side: it starts readers, watches them, and starts them again.
+"""

@@ -1,0 +1,9 @@
+"""The command of a reader process, which only the main process runs."""
+
+from __future__ import annotations
+
+import sys
+
+from syncd.readers.process import main
+
+main(sys.argv[1:])

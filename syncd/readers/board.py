@@ -1,0 +1,70 @@
+"""The numbers that the main process and its readers share, in memory without a file.
+
+Invariant: each word has one writer, which writes 8 aligned bytes at once, so no lock is needed. The
+memory is gone with the last process that has it, whatever ends the processes.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+
+MAIN = 0
+"""Seat of the main process; readers have the seats from 1 on."""
+MOST_READERS = 64
+SEAT_WORDS = 8
+"""Words of one seat: 64 bytes, a line of the cache, so that no two processes write one line."""
+CONNECTIONS, OPEN = range(2)
+"""Words of a seat: number of connections; 1 while the process accepts connections."""
+BOARD_BYTES = (MOST_READERS + 1) * SEAT_WORDS * 8
+
+
+class Board:
+    """The shared words, as the process in ``seat`` sees them."""
+
+    def __init__(self, descriptor: int, seat: int) -> None:
+        self.descriptor = descriptor
+        self.seat = seat
+        self._words = memoryview(mmap.mmap(descriptor, BOARD_BYTES)).cast("Q")
+
+    @classmethod
+    def create(cls) -> Board:
+        """A new board, all zero, in the main process's hands. Raises ``OSError``."""
+        descriptor = os.memfd_create("syncd-readers", os.MFD_CLOEXEC)
+        os.ftruncate(descriptor, BOARD_BYTES)
+        return cls(descriptor, MAIN)
+
+    def connections_of(self, seat: int) -> int:
+        """Number of connections of one process."""
+        return self._words[seat * SEAT_WORDS + CONNECTIONS]
+
+    def is_open(self, seat: int) -> bool:
+        """Whether one process accepts connections."""
+        return bool(self._words[seat * SEAT_WORDS + OPEN])
+
+    def note_open(self, *, is_open: bool) -> None:
+        """Note whether this process accepts connections."""
+        self._words[self.seat * SEAT_WORDS + OPEN] = is_open
+
+    def clear(self, seat: int) -> None:
+        """Free the seat of a process that has ended."""
+        for word in range(SEAT_WORDS):
+            self._words[seat * SEAT_WORDS + word] = 0
+
+    # ``syncd.rpc.server.Places``
+
+    def elsewhere(self) -> int:
+        """Number of connections that the other processes have."""
+        connections = self._words[CONNECTIONS::SEAT_WORDS].tolist()
+        return sum(connections) - connections[self.seat]
+
+    def note(self, connections: int) -> None:
+        """Note the number of connections that this process has."""
+        self._words[self.seat * SEAT_WORDS + CONNECTIONS] = connections
+
+    def yields(self) -> bool:
+        """Whether an open process has fewer connections than this one."""
+        connections = self._words[CONNECTIONS::SEAT_WORDS].tolist()
+        is_open = self._words[OPEN::SEAT_WORDS].tolist()
+        mine = connections[self.seat]
+        return any(one and its < mine for one, its in zip(is_open, connections, strict=True))

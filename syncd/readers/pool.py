@@ -1,0 +1,310 @@
+"""The main process's side of its readers: it starts them, watches them, and starts them again.
+
+Invariant: a reader's end costs its own connections only. It is logged and counted, and another
+process takes its seat. While there is no reader, the main process accepts connections itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+import structlog
+from anyio import to_thread
+
+import syncd
+from syncd.errors import SyncdError
+from syncd.protocol.messages import Params
+from syncd.protocol.status_messages import ReaderStatus
+from syncd.readers.board import Board
+from syncd.readers.link import CLIENT, take_links
+from syncd.readers.process import Order, ReaderSettings
+from syncd.rpc.protocol import Method
+from syncd.rpc.server import Server
+from syncd.supervision import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, SETTLED_SECONDS, Tasks
+
+FALL_BACK_SECONDS = 3.0
+"""How long there is no reader before the main process accepts connections itself.
+
+A reader starts within a second. A connection stays with the process that accepted it, so the main
+process does not take clients that connect in the meantime.
+"""
+TOGETHER_SECONDS = 1.0
+"""How long the first reader that is ready waits for the others."""
+STOP_SECONDS = 2.0
+"""How long a reader may take to end, beyond the time that its requests may take."""
+ENVELOPE_BYTES = 1024
+"""Bytes by which a line may grow when a reader hands it over."""
+SECRETS = ("SYNCD_DSN", "SYNCD_TOKEN", "PGPASSWORD", "SYNCD_WEBHOOK_URL")
+"""Variables that a reader does not need."""
+COMMAND = ("-P", "-m", "syncd.readers")
+"""Python's arguments for a reader; the reader's own arguments follow."""
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+logger = structlog.get_logger()
+
+
+class ReaderLost(SyncdError):
+    """A reader process ended by itself."""
+
+
+class ReadyParams(Params, frozen=True):
+    """A reader is ready to accept connections."""
+
+    seat: int
+
+
+class ReaderProcess:
+    """One running reader."""
+
+    def __init__(
+        self, seat: int, settings: ReaderSettings, board: Board, bound: list[socket.socket]
+    ) -> None:
+        self.seat = seat
+        self.ended = anyio.Event()
+        self.is_ready = False
+        self.control, its_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.control.setblocking(False)
+        descriptors = [its_control.fileno(), board.descriptor, *(each.fileno() for each in bound)]
+        with its_control:
+            its_control.setblocking(False)
+            # From the main thread: the kernel ends a reader with the thread that started it.
+            self.process = subprocess.Popen(  # noqa: S603 - syncd's own program
+                [sys.executable, *COMMAND, str(seat), *map(str, descriptors)],
+                stdin=subprocess.PIPE,
+                stdout=sys.stderr.fileno(),
+                pass_fds=descriptors,
+                env=environment(),
+                bufsize=0,
+                process_group=0,  # Ctrl-C is for the main process
+            )
+        assert self.process.stdin is not None
+        os.set_blocking(self.process.stdin.fileno(), False)
+        self.order(settings)
+
+    def order(self, order: Order | ReaderSettings) -> None:
+        """Send a line to the reader's input, unless it has ended."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(OSError):
+            self.process.stdin.write(msgspec.json.encode(order) + b"\n")
+
+    def kill(self) -> None:
+        """End the process now."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+
+    def close(self) -> None:
+        """Close the pipes of a reader that has ended."""
+        self.control.close()
+        if self.process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self.process.stdin.close()
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of memory that only this process has: mapped files and shared memory not counted.
+
+        Source: proc(5), statm.
+        """
+        try:
+            _, resident, shared, *_ = Path(f"/proc/{self.process.pid}/statm").read_text().split()
+        except (OSError, ValueError):
+            return 0
+        return (int(resident) - int(shared)) * PAGE_BYTES
+
+
+class Readers:
+    """All readers of a service.
+
+    ``methods`` are the methods that readers hand over. ``server`` has the listening sockets, and
+    accepts while there is no reader.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        settings: ReaderSettings,
+        board: Board,
+        server: Server,
+        methods: Mapping[str, Method[Any, Any]],
+        tasks: Tasks,
+    ) -> None:
+        self.number = number
+        self.settings = settings
+        self.board = board
+        self.server = server
+        self.tasks = tasks
+        self.restarts = 0
+        self.begun = False
+        """Whether the first readers accept connections."""
+        self.processes: dict[int, ReaderProcess] = {}
+        self.stopping = anyio.Event()
+        self.changed = anyio.Event()
+        limits = replace(
+            server.limits,
+            connections=sys.maxsize,
+            line_bytes=server.limits.line_bytes + ENVELOPE_BYTES,
+        )
+        self.handed = Server(methods, socket=None, limits=limits, inputs=server.inputs)
+        self.own = Server(self.table(), socket=None, limits=limits)
+
+    def table(self) -> dict[str, Method[Any, Any]]:
+        """The methods that only readers call."""
+        return {
+            "reader.ready": Method(ReadyParams, bool, self.ready, "Ready to accept."),
+        }
+
+    async def run(self) -> None:
+        """Keep the readers running until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(self.handed.serve)
+            await tasks.start(self.own.serve)
+            try:
+                tasks.start_soon(self.fall_back)
+                for seat in range(1, self.number + 1):
+                    tasks.start_soon(self.keep, seat)
+                await anyio.sleep_forever()
+            finally:
+                for each in self.processes.values():
+                    each.kill()
+
+    async def keep(self, seat: int) -> None:
+        """Keep a reader in one seat."""
+        failures = 0
+        while not self.stopping.is_set():
+            begun = time.monotonic()
+            try:
+                reader = ReaderProcess(seat, self.settings, self.board, self.server.bound)
+            except OSError as error:
+                how = f"it cannot be started: {error.strerror}"
+            else:
+                how = await self.watch(reader)
+            if self.stopping.is_set():
+                return
+            failures = failures + 1 if time.monotonic() < begun + SETTLED_SECONDS else 1
+            self.restarts += 1
+            delay = min(FIRST_RETRY_SECONDS * 2 ** min(failures - 1, 16), LAST_RETRY_SECONDS)
+            self.tasks.failed("readers", ReaderLost(f"reader {seat}: {how}"), delay)
+            logger.warning("reader_lost", reader=seat, reason=how, retry_in_seconds=delay)
+            await anyio.sleep(delay)
+
+    async def watch(self, reader: ReaderProcess) -> str:
+        """Take a reader's links until it ends; returns how it ended."""
+        loop = asyncio.get_running_loop()
+        self.processes[reader.seat] = reader
+        loop.add_reader(reader.control, self.take_links, reader)
+        try:
+            await reader.ended.wait()
+        finally:
+            loop.remove_reader(reader.control)
+            reader.kill()
+            del self.processes[reader.seat]
+            with anyio.CancelScope(shield=True):
+                status = await to_thread.run_sync(reader.process.wait)
+            reader.close()
+            self.board.clear(reader.seat)
+            self.note_change()
+        return (
+            f"it was ended by {signal.Signals(-status).name}"
+            if status < 0
+            else f"it ended with exit {status}"
+        )
+
+    def take_links(self, reader: ReaderProcess) -> None:
+        """Serve the links that a reader has made; note its end."""
+        try:
+            for kind, link in take_links(reader.control):
+                (self.handed if kind == CLIENT else self.own).adopt(link)
+        except BlockingIOError:
+            return
+        except (EOFError, OSError):
+            asyncio.get_running_loop().remove_reader(reader.control)
+            reader.ended.set()
+
+    async def ready(self, params: ReadyParams) -> bool:
+        """Note that a reader is ready; return when it may accept connections.
+
+        At a start the readers begin together: the first one would take all clients that wait.
+        """
+        reader = self.processes[params.seat]
+        reader.is_ready = True
+        logger.info("reader_ready", reader=reader.seat, pid=reader.process.pid)
+        self.note_change()
+        if not self.begun:
+            with anyio.move_on_after(TOGETHER_SECONDS):
+                while self.count_ready() < self.number:
+                    await self.changed.wait()
+            self.begun = True
+        return True
+
+    def note_change(self) -> None:
+        """Let ``fall_back`` look again."""
+        changed, self.changed = self.changed, anyio.Event()
+        changed.set()
+
+    def count_ready(self) -> int:
+        """Number of readers that accept connections."""
+        return sum(each.is_ready for each in self.processes.values())
+
+    async def fall_back(self) -> None:
+        """Accept connections in this process while there is no reader."""
+        while not self.stopping.is_set():
+            changed = self.changed
+            if self.count_ready():
+                self.server.pause()
+                self.board.note_open(is_open=False)
+                await changed.wait()
+                continue
+            with anyio.move_on_after(FALL_BACK_SECONDS):
+                while not self.count_ready():
+                    await self.changed.wait()
+                continue
+            if self.stopping.is_set():
+                return
+            logger.warning("no_reader", hint="the main process answers; see the log for the reason")
+            self.board.note_open(is_open=True)
+            self.server.accept()
+            while not self.count_ready():
+                await self.changed.wait()
+
+    async def stop(self) -> None:
+        """Have the readers finish the requests under way, then end them."""
+        self.stopping.set()
+        readers = list(self.processes.values())
+        for each in readers:
+            each.order(Order("stop"))
+        with anyio.move_on_after(self.settings.stop_seconds + STOP_SECONDS):
+            for each in readers:
+                await each.ended.wait()
+        for each in readers:
+            each.kill()
+        self.handed.stop()
+        self.own.stop()
+
+    def status(self) -> list[ReaderStatus]:
+        """The running readers, by seat."""
+        return [
+            ReaderStatus(each.process.pid, self.board.connections_of(each.seat), each.memory_bytes)
+            for _, each in sorted(self.processes.items())
+            if each.is_ready
+        ]
+
+
+def environment() -> dict[str, str]:
+    """The environment of a reader: the same code as the main process's, and no secret."""
+    kept = {name: value for name, value in os.environ.items() if name not in SECRETS}
+    root = str(Path(syncd.__file__).parents[1])
+    kept["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    return kept

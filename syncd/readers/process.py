@@ -1,0 +1,175 @@
+"""A reader process, from its start by the main process to its end.
+
+Invariant: a reader never outlives the main process. Its input is a pipe from the main process: each
+line is an order, and the end of the pipe is the end of the reader. The kernel ends it as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import anyio
+import msgspec
+import structlog
+
+from syncd.log import configure_logging
+from syncd.readers.board import Board
+from syncd.readers.handing_over import HandingOver
+from syncd.readers.link import OWN, open_link
+from syncd.rpc.dispatch import Dispatcher, Limits
+from syncd.rpc.inputs import Inputs
+from syncd.rpc.protocol import Method
+from syncd.rpc.server import Server
+
+PR_SET_PDEATHSIG = 1
+"""``prctl``'s number for the signal that a process gets when its parent ends: prctl(2)."""
+SWITCH_SECONDS = 0.001
+"""Python's thread switch interval: how long a search's thread may delay the event loop."""
+LEFT_TO_MAIN = frozenset({"rpc.discover"})
+"""Methods of every server that only the main process can answer."""
+ORDER_BYTES = 1 << 16
+
+
+class ReaderSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """The settings of a reader: the first line of its input."""
+
+    main_pid: int
+    token: str | None
+    tls: tuple[str, str] | None
+    connections: int
+    """Most connections of all processes together."""
+    stop_seconds: float
+    uvloop: bool
+    verbose: bool = False
+
+
+class Order(msgspec.Struct, frozen=True):
+    """An order of the main process: a line of a reader's input."""
+
+    do: Literal["stop"]
+
+
+class ReaderServer(Server):
+    """The server of a reader: it hands over what it does not answer."""
+
+    def __init__(self, control: socket.socket, **options: Any) -> None:
+        self._control = control
+        super().__init__({}, socket=None, accepts=False, **options)
+
+    def make_dispatcher(self, methods: Mapping[str, Method[Any, Any]]) -> Dispatcher:
+        """See ``Server``."""
+        mine = {name: method for name, method in methods.items() if name not in LEFT_TO_MAIN}
+        return HandingOver(mine, self.limits, self._control)
+
+
+class Reader:
+    """The parts of one reader."""
+
+    def __init__(
+        self,
+        settings: ReaderSettings,
+        control: socket.socket,
+        board: Board,
+        listening: Sequence[socket.socket],
+    ) -> None:
+        self.control = control
+        self.board = board
+        self.stopping = anyio.Event()
+        tls = settings.tls
+        self.server = ReaderServer(
+            control,
+            inherited=listening,
+            token=settings.token,
+            tls=None if tls is None else (Path(tls[0]), Path(tls[1])),
+            limits=Limits(connections=settings.connections, stop_seconds=settings.stop_seconds),
+            inputs=Inputs(),
+            places=board,
+        )
+
+    async def run(self) -> None:
+        """Serve until the order to stop."""
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(self.server.serve)
+            orders = Orders(self.obey)
+            orders.start()
+            link = await open_link(self.control, OWN)
+            await link.ask("reader.ready", b'{"seat":%d}' % self.board.seat)
+            self.server.accept()
+            self.board.note_open(is_open=True)
+            await self.stopping.wait()
+            self.board.note_open(is_open=False)
+            self.server.stop()
+
+    def obey(self, order: Order) -> None:
+        """Carry out an order of the main process."""
+        if order.do == "stop":
+            self.stopping.set()
+
+
+class Orders:
+    """The orders of the main process, from this process's input."""
+
+    def __init__(self, obey: Callable[[Order], None]) -> None:
+        self._obey = obey
+        self._rest = b""
+        self._decoder = msgspec.json.Decoder(Order)
+
+    def start(self) -> None:
+        """Read from now on, until the main process ends: then this process ends as well."""
+        os.set_blocking(sys.stdin.fileno(), False)
+        asyncio.get_running_loop().add_reader(sys.stdin.fileno(), self._read)
+
+    def _read(self) -> None:
+        try:
+            some = os.read(sys.stdin.fileno(), ORDER_BYTES)
+        except BlockingIOError:
+            return
+        if not some:
+            os._exit(1)  # at once: no request can be handed over any more
+        *lines, self._rest = (self._rest + some).split(b"\n")
+        for line in lines:
+            self._obey(self._decoder.decode(line))
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run a reader; the arguments are its seat, and the descriptors that it inherits."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the main process says when to stop
+    seat, control, board, *listening = map(int, arguments)
+    with open(0, "rb", buffering=0, closefd=False) as orders:  # unbuffered: leaves the others
+        first = orders.readline()
+    if not first:
+        os._exit(1)
+    settings = msgspec.json.decode(first, type=ReaderSettings)
+    end_with(settings.main_pid)
+    configure_logging(verbose=settings.verbose)
+    structlog.contextvars.bind_contextvars(reader=seat)
+    sys.setswitchinterval(SWITCH_SECONDS)
+
+    async def run() -> None:
+        await Reader(
+            settings,
+            socket.socket(fileno=control),
+            Board(board, seat),
+            [socket.socket(fileno=each) for each in listening],
+        ).run()
+
+    anyio.run(run, backend_options={"use_uvloop": settings.uvloop})
+    sys.stderr.flush()
+    os._exit(0)  # a thread may still search for a client that left
+
+
+def end_with(main_pid: int) -> None:
+    """Have the kernel end this process when the main process has ended."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != main_pid:  # it ended before the kernel was told
+        os._exit(1)

@@ -1,0 +1,206 @@
+"""Reader processes: whichever one a connection meets, it gets the service's answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from syncd.client.client import Client
+from syncd.errors import Overloaded, SyncdError, Unauthorized
+from syncd.protocol.status_messages import ReaderStatus
+from tests.daemon import Daemon
+from tests.scrape import events, sample, wait_for_event
+
+READERS = 2
+CONNECTIONS = 20
+SECONDS = 30.0
+TOKEN = "of a test"  # noqa: S105
+
+
+@pytest.fixture
+def items(db: psycopg.Connection, database: str, tmp_path: Path) -> Iterator[Daemon]:
+    """A service with readers that follows a table of ten rows, not yet started."""
+    db.execute("CREATE TABLE items (id int PRIMARY KEY, v real[])")
+    db.execute("INSERT INTO items SELECT i, ARRAY[i, 0] FROM generate_series(1, 10) i")
+    db.execute("SELECT syncd.attach('items', metric => 'l2')")
+    daemon = Daemon(database, tmp_path / "data", readers=READERS)
+    yield daemon
+    if daemon.process is not None:
+        daemon.kill()
+
+
+def running(daemon: Daemon, number: int = READERS) -> list[ReaderStatus]:
+    """The readers, as soon as there are ``number`` of them."""
+    with daemon.client() as client:
+        while len(found := client.status().readers) < number:
+            pass
+        return found
+
+
+def until_gone(pid: int) -> None:
+    """Return when a process has ended: the other end of a pidfd is readable then."""
+    with suppress(ProcessLookupError):
+        descriptor = os.pidfd_open(pid)
+        try:
+            assert select.select([descriptor], [], [], SECONDS)[0], f"{pid} still runs"
+        finally:
+            os.close(descriptor)
+
+
+def test_connections_are_spread_over_readers_and_each_reads_its_own_writes(
+    items: Daemon, db: psycopg.Connection
+) -> None:
+    items.start()
+    running(items)
+    with ExitStack() as stack:
+        clients = [stack.enter_context(items.client()) for _ in range(CONNECTIONS)]
+        for number, client in enumerate(clients):
+            row = db.execute(
+                "INSERT INTO items VALUES (%s, ARRAY[%s, 5]) RETURNING syncd.token()",
+                (100 + number, number),
+            ).fetchone()
+            assert row is not None
+            (found,) = client.search("items", [number, 5], k=1, after=row[0])
+            assert found.key == 100 + number
+            assert [each.key for each in client.get("items", [100 + number])] == [100 + number]
+        spread = [each.connections for each in clients[0].status().readers]
+        assert sum(spread) >= CONNECTIONS
+        assert max(spread) - min(spread) <= 2
+        assert all(each.memory_bytes > 0 for each in clients[0].status().readers)
+        assert len(set(clients[0].keys("items"))) == 10 + CONNECTIONS
+        assert clients[0].verify("items").datasets[0].in_sync
+
+
+def test_a_killed_reader_costs_its_own_connections_and_is_started_again(items: Daemon) -> None:
+    items.settings["http"] = "127.0.0.1:0"
+    items.start()
+    before = running(items)
+    with ExitStack() as stack:
+        clients = [stack.enter_context(items.client()) for _ in range(2 * READERS)]
+        for client in clients:
+            client.ping()
+        os.kill(before[0].pid, signal.SIGKILL)
+        until_gone(before[0].pid)
+        lost = 0
+        for client in clients:
+            try:
+                client.search("items", [1, 0], k=1)
+            except SyncdError:
+                lost += 1
+        assert 0 <= lost <= 2  # a client that finds its connection closed connects again
+    assert wait_for_event(items, "reader_lost")["reason"] == "it was ended by SIGKILL"
+    assert before[0].pid not in {each.pid for each in running(items)}
+    assert sample(items, "syncd_readers") == READERS
+    assert sample(items, "syncd_reader_restarts_total") == 1
+    with items.client() as client:
+        assert [each.task for each in client.status().failing_tasks] == ["readers"]
+    items.stop()
+
+
+def test_readers_end_with_the_main_process_and_leave_nothing(items: Daemon) -> None:
+    items.start()
+    readers = running(items)
+    items.kill()
+    for each in readers:
+        until_gone(each.pid)
+    items.start()  # neither the socket nor the directory is held
+    readers = running(items)
+    items.stop()
+    for each in readers:
+        until_gone(each.pid)
+
+
+def test_a_stop_finishes_the_requests_that_were_handed_over(
+    items: Daemon, db: psycopg.Connection
+) -> None:
+    items.start()
+    running(items)
+    answered: list[object] = []
+
+    def wait(client: Client, token: str) -> None:
+        answered.append(client.wait(token, timeout_ms=1000))
+
+    row = db.execute("SELECT syncd.token()").fetchone()
+    assert row is not None
+    with items.client() as client:
+        client.ping()
+        verify = threading.Thread(target=lambda: answered.append(client.verify("items")))
+        verify.start()
+        items.stop()
+        verify.join()
+    assert len(answered) <= 1  # it was answered, or the connection was closed before it was read
+    assert not events(items, "request_failed")
+
+
+def test_no_more_connections_than_allowed_over_all_readers(items: Daemon) -> None:
+    items.settings["max_connections"] = 5
+    items.start()
+    running(items)
+    with ExitStack() as stack:
+        for _ in range(5):
+            stack.enter_context(items.client()).ping()
+        with pytest.raises(Overloaded, match="5 connections"), items.client() as one_too_many:
+            one_too_many.ping()
+        with items.client() as spare:
+            assert len(spare.status().readers) == READERS
+
+
+def test_tcp_connections_need_the_token_at_every_reader(items: Daemon) -> None:
+    items.settings |= {"listen": "127.0.0.1:0", "token": TOKEN}
+    items.start()
+    running(items)
+    address = wait_for_event(items, "listening")["address"]
+    with ExitStack() as stack:
+        for _ in range(READERS):
+            client = stack.enter_context(Client(f"tcp://{address}", token=TOKEN))
+            assert client.search("items", [3, 0], k=1)[0].key == 3
+            with pytest.raises(Unauthorized), Client(f"tcp://{address}") as stranger:
+                stranger.ping()
+
+
+def test_requests_that_are_handed_over_keep_their_ids_and_end_with_their_client(
+    items: Daemon,
+) -> None:
+    items.start()
+    running(items)
+    requests = [
+        {"jsonrpc": "2.0", "id": "a", "method": "rpc.discover"},
+        {"jsonrpc": "2.0", "id": 12345678901234567890, "method": "get", "params": {"dataset": "x"}},
+        {"jsonrpc": "2.0", "id": 1, "method": "nothing"},
+        {"jsonrpc": "2.0", "id": 2, "method": "reader.ready", "params": {"seat": 1}},
+        {"jsonrpc": "2.0", "id": 2.5, "method": "datasets"},
+        {"jsonrpc": "2.0", "method": "datasets"},
+    ]
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.settimeout(SECONDS)
+        unix.connect(str(items.socket))
+        unix.sendall(b"".join(json.dumps(each).encode() + b"\n" for each in requests))
+        unix.shutdown(socket.SHUT_WR)
+        with unix.makefile() as lines:
+            answers = {str(answer["id"]): answer for answer in map(json.loads, lines)}
+    assert sorted(answers) == ["1", "12345678901234567890", "2", "2.5", "a"]
+    assert "methods" in answers["a"]["result"]
+    assert answers["12345678901234567890"]["error"]["code"] == -32602
+    assert answers["1"]["error"]["code"] == answers["2"]["error"]["code"] == -32601
+    assert answers["2.5"]["result"][0]["dataset"] == "default/items"
+
+
+def test_the_main_process_answers_while_no_reader_can_start(items: Daemon) -> None:
+    items.with_constant("syncd.readers.pool.FALL_BACK_SECONDS", 0.1)
+    items.with_constant("syncd.readers.process.PR_SET_PDEATHSIG", None)  # every reader fails
+    items.start()
+    with items.client() as client:
+        assert client.search("items", [3, 0], k=1)[0].key == 3
+        assert client.status().readers == [] or client.status().failing_tasks
+    assert events(items, "no_reader")
+    items.stop()
