@@ -57,7 +57,13 @@ class Generation:
         prefix = f"{number:04d}-"
         suffix = "f16" if format_.half else "f32"
         self._vectors = Column(
-            directory, f"{prefix}vectors", suffix, format_.dtype, dim or 1, chunk_bytes
+            directory,
+            f"{prefix}vectors",
+            suffix,
+            format_.dtype,
+            dim or 1,
+            chunk_bytes,
+            contiguous=True,
         )
         self._norms = (
             Column(directory, f"{prefix}norms", "f64", "<f8", None, chunk_bytes)

@@ -18,6 +18,7 @@ from syncd.index.search.exact import (
     pgvector_distances,
     search_exact,
     search_from,
+    search_numbers,
     search_rows,
     use_one_thread,
 )
@@ -83,7 +84,11 @@ def nearest_of(view: View, query: Vectors, slots: Slots, k: int) -> tuple[Distan
     """
     if not slots.size:
         return np.empty(0, dtype=np.float64), slots
-    distances, places = search_rows(view.format.metric, query, view.compared_rows(slots), k)
+    metric, rows = view.format.metric, view.vectors.rows
+    if rows is not None and not view.format.half:
+        distances, found = search_numbers(metric, query, rows, slots, min(k, slots.size))
+        return distances[0], found[0]
+    distances, places = search_rows(metric, query, view.compared_rows(slots), k)
     return distances[0], slots[places[0]]
 
 

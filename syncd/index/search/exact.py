@@ -156,21 +156,40 @@ def _search_chosen(
         rows, halves = np.empty((len(chosen), dim), dtype=np.float32), rows[chosen]
         half_to_float(halves, None if view.norms is None else view.norms.take(slots), rows)
         chosen = np.arange(len(chosen))
+    distances, found = search_numbers(view.format.metric, queries, rows, chosen, k)
+    found = np.where(found < 0, -1, slots[found] if view.format.half else found + first)
+    return distances, found
+
+
+def search_numbers(
+    metric: Metric, queries: Vectors, rows: Vectors, numbers: Slots, k: int
+) -> tuple[Distances, Slots]:
+    """The nearest of the ``numbers`` (n,) among ``rows``, which are read where they lie.
+
+    The result is like that of ``search_rows``; FAISS computes the same bits. ``k`` is at most n.
+    """
     distances = np.empty((len(queries), k), dtype=np.float32)
     found = np.empty((len(queries), k), dtype=np.int64)
     pointer = faiss.swig_ptr
-    given = (pointer(queries), pointer(rows), pointer(chosen))
-    sizes = (dim, len(queries), len(rows), len(chosen), k)
-    results = (pointer(distances), pointer(found))
-    rows_per_query = 0  # 0: every query is compared with the same rows
-    arguments = (*given, *sizes, *results, rows_per_query)
+    arguments = (
+        pointer(queries),
+        pointer(rows),
+        pointer(numbers),
+        rows.shape[1],
+        len(queries),
+        len(rows),
+        numbers.size,
+        k,
+        pointer(distances),
+        pointer(found),
+        0,  # every query is compared with the same rows
+    )
     # FAISS's type stubs lack both functions.
-    if view.format.metric == "l2":
+    if metric == "l2":
         faiss.knn_L2sqr_by_idx(*arguments)  # type: ignore[attr-defined]
     else:
         faiss.knn_inner_products_by_idx(*arguments)  # type: ignore[attr-defined]
-    found = np.where(found < 0, -1, slots[found] if view.format.half else found + first)
-    return _as_distances(view.format.metric, distances, found), found
+    return _as_distances(metric, distances, found), found
 
 
 def search_block(

@@ -76,7 +76,7 @@ def map_file(path: Path, size: int) -> NDArray[np.uint8]:
 
     Raises ``DamagedFile`` if it is missing or shorter.
     """
-    with _open_saved(path, size) as descriptor:
+    with open_saved(path, size) as descriptor:
         # With ``trackfd=False`` a mapping keeps no descriptor: 100M rows are 10,000 chunks.
         if sys.version_info >= (
             3,
@@ -94,7 +94,7 @@ def read_file(path: Path, saved: SavedFile) -> bytearray:
     Raises ``DamagedFile`` if the file is missing, shorter, or has another checksum.
     """
     content = bytearray(saved.bytes)
-    with _open_saved(path, saved.bytes) as descriptor:
+    with open_saved(path, saved.bytes) as descriptor:
         rest, offset = memoryview(content), 0
         while rest:
             got = os.preadv(descriptor, [rest], offset)
@@ -115,7 +115,11 @@ def check_content(path: Path, content: bytearray | memoryview, crc32: int) -> No
 
 
 @contextmanager
-def _open_saved(path: Path, size: int) -> Iterator[int]:
+def open_saved(path: Path, size: int) -> Iterator[int]:
+    """A descriptor of a file that has at least ``size`` bytes.
+
+    Raises ``DamagedFile`` if it is missing, shorter or unreadable.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError as error:

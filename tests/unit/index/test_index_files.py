@@ -298,7 +298,7 @@ def test_full_chunks_leave_the_heap_for_their_files(directory: Path) -> None:
 
 def test_small_datasets_hold_no_file_and_little_memory(tmp_path: Path) -> None:
     gc.collect()
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    before, maps_before = len(list(Path("/proc/self/fd").iterdir())), number_of_mappings()
     indexes = []
     for number in range(20):
         index = DatasetIndex.create(tmp_path / str(number), metric="cosine", key_kind="integer")
@@ -307,6 +307,11 @@ def test_small_datasets_hold_no_file_and_little_memory(tmp_path: Path) -> None:
         indexes.append(index)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
     assert max(index.bytes_memory for index in indexes) < 2000
+    assert number_of_mappings() - maps_before < 10
+
+
+def number_of_mappings() -> int:
+    return len(Path("/proc/self/maps").read_text().splitlines())
 
 
 def test_a_directory_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
