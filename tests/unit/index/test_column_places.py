@@ -89,7 +89,8 @@ def test_views_keep_their_rows_while_the_column_outgrows_its_range(
 
 
 def test_readers_of_a_chunk_see_its_rows_while_it_becomes_a_mapping(tmp_path: Path) -> None:
-    rows, chunks = some_rows(300 * CHUNK_ROWS), 300
+    chunks = 600
+    rows = some_rows(chunks * CHUNK_ROWS)
     sealed = column(tmp_path)
     write(sealed, rows, 0, CHUNK_ROWS)
     published = [(sealed.view, CHUNK_ROWS)]
@@ -99,7 +100,7 @@ def test_readers_of_a_chunk_see_its_rows_while_it_becomes_a_mapping(tmp_path: Pa
         while not done.is_set():
             view, count = published[0]
             assert view.rows is not None
-            start = max(count - 2 * CHUNK_ROWS, 0)
+            start = count - CHUNK_ROWS
             if not np.array_equal(view.rows[start:count], rows[start:count]):
                 wrong.append(count)
 
