@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import os
+import resource
 import signal
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from multiprocessing.synchronize import Barrier
 from threading import BrokenBarrierError
+from typing import Any
 
 import numpy as np
 import psycopg
 from numpy.typing import NDArray
 
-from syncd.bench.engines import Engine, Search
+from syncd.bench.engines import Connected, Engine
 from syncd.errors import SyncdError
 
 START_SECONDS = 60.0
@@ -56,6 +59,7 @@ class Served:
     latencies: list[float]
     answers: list[list[int]]
     seconds: float
+    cpu_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,17 @@ class Timing:
 
     latencies: NDArray[np.float64]
     qps: float
+    seconds: float
+    """Sum over the clients."""
+    cpu_seconds: float
+    """CPU seconds of the clients' own processes, in user and in system mode."""
+    clients: int
+
+    @property
+    def share(self) -> float:
+        """Share of the processor that the clients took; one client has one core at most."""
+        elapsed = self.seconds / self.clients
+        return self.cpu_seconds / (elapsed * min(self.clients, os.cpu_count() or 1))
 
 
 class Clients:
@@ -106,7 +121,13 @@ class Clients:
         """Wait for the end; returns the result since ``start``."""
         served = self.receive()
         latencies = np.concatenate([one.latencies for one in served])
-        return Timing(latencies, sum(len(one.latencies) / one.seconds for one in served))
+        return Timing(
+            latencies,
+            sum(len(one.latencies) / one.seconds for one in served),
+            sum(one.seconds for one in served),
+            sum(one.cpu_seconds for one in served),
+            len(served),
+        )
 
     def receive(self) -> list[Served]:
         """One result per client; raises ``SyncdError`` if a client failed."""
@@ -149,7 +170,7 @@ def clients(number: int, queries: NDArray[np.float32]) -> Iterator[Clients]:
 def serve(pipe: Connection, barrier: Barrier, queries: NDArray[np.float32]) -> None:
     """Run in a client's process: do one piece of work after the other, until the pipe is closed."""
     leave_ctrl_c_to_the_parent()
-    opened: dict[Engine, tuple[ExitStack, Search]] = {}  # the last used one at the end
+    opened: dict[Engine, tuple[ExitStack, Connected[Any]]] = {}  # the last used one at the end
     while True:
         try:
             work: Work = pipe.recv()
@@ -163,8 +184,10 @@ def serve(pipe: Connection, barrier: Barrier, queries: NDArray[np.float32]) -> N
                 opened[work.engine] = stack, stack.enter_context(work.engine.open())
             if len(opened) > MOST_OPEN:
                 opened.pop(next(iter(opened)))[0].close()
+            connected = opened[work.engine][1]
+            requests = [connected.request(queries[number]) for number in work.numbers]
             barrier.wait(START_SECONDS)
-            pipe.send(run(work, opened[work.engine][1], queries))
+            pipe.send(run(work, connected, requests))
         except BrokenBarrierError:
             pipe.send(OTHER_FAILED)
         except (SyncdError, psycopg.Error) as error:
@@ -172,22 +195,35 @@ def serve(pipe: Connection, barrier: Barrier, queries: NDArray[np.float32]) -> N
             pipe.send(str(error))
 
 
-def run(work: Work, search: Search, queries: NDArray[np.float32]) -> Served:
-    """Search and measure; answers are kept only if each query is searched once."""
-    numbers: Iterable[int] = work.numbers if work.once else itertools.cycle(work.numbers)
-    asked, latencies, answers = [], [], []
-    begun = before = time.perf_counter()
-    for number in numbers:
-        keys = search(queries[number])
-        now = time.perf_counter()
+def run(work: Work, connected: Connected[Any], requests: list[bytes]) -> Served:
+    """Search and measure; answers are kept and decoded only if each query is searched once."""
+    ask, clock = connected.ask, time.perf_counter
+    latencies, answers = [], []
+    used = cpu_seconds()
+    begun = before = clock()
+    for request in requests if work.once else itertools.cycle(requests):
+        answer = ask(request)
+        now = clock()
         latencies.append(now - before)
         if work.once:
-            asked.append(number)
-            answers.append(keys)
+            answers.append(answer)
         before = now
         if now - begun > work.seconds:
             break
-    return Served(asked, latencies, answers, before - begun)
+    used = cpu_seconds() - used
+    return Served(
+        [*work.numbers[: len(answers)]],
+        latencies,
+        [connected.keys(answer) for answer in answers],
+        before - begun,
+        used,
+    )
+
+
+def cpu_seconds() -> float:
+    """CPU seconds that this process has used, in user and in system mode."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
 
 
 def process_context() -> ForkServerContext:

@@ -1,22 +1,30 @@
 """Engines that a client searches: a syncd, or a pgvector table.
 
 An engine is a value that is passed to the clients' processes. Each process opens it for itself.
+Both are searched with as little work in the client as possible: the request is made before it is
+timed, and the answer is decoded later, and only to measure recall.
 """
 
 from __future__ import annotations
 
+import socket
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
+import msgspec
 import numpy as np
 import psycopg
 from numpy.typing import NDArray
 from psycopg import sql
+from psycopg.pq import ExecStatus
+from psycopg.pq.abc import PGresult
 
-from syncd.client.client import Client
+from syncd.client import calls
+from syncd.client.address import UnixAddress
+from syncd.client.exchange import read_answer, request_line, take_result, unavailable
 from syncd.errors import DatabaseError
 from syncd.postgres.connection import open_session
 from syncd.statements import filled, statement
@@ -24,9 +32,36 @@ from syncd.statements import filled, statement
 OPERATORS = {"cosine": "<=>", "l2": "<->", "ip": "<#>"}
 OPERATOR_CLASSES = {"cosine": "vector_cosine_ops", "l2": "vector_l2_ops", "ip": "vector_ip_ops"}
 BINARY = 1
+ANSWER_BYTES = 1 << 16
+"""Bytes to read at once; an answer with 10 keys has 400 to 500."""
+ERROR = b'"error":'
+"""Part of every answer that is an error, and of no other: the keys are numbers."""
 
-Search = Callable[[NDArray[np.float32]], list[int]]
-"""A function of a vector that returns the nearest keys, nearest first."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Connected(Generic[T]):
+    """An open connection. Only ``ask`` is timed."""
+
+    request: Callable[[NDArray[np.float32]], bytes]
+    """The request that searches for a vector."""
+    ask: Callable[[bytes], T]
+    """Send a request and wait for the whole answer; raises ``SyncdError`` if it is an error."""
+    keys: Callable[[T], list[int]]
+    """The keys in an answer, nearest first."""
+
+
+class Found(msgspec.Struct):
+    """The part of syncd's result that is decoded."""
+
+    keys: list[int]
+
+
+class FoundAnswer(msgspec.Struct):
+    """syncd's answer to a search."""
+
+    result: Found
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +85,7 @@ class Engine(Protocol):
         """The setting that determines its recall."""
         ...
 
-    def open(self) -> AbstractContextManager[Search]:
+    def open(self) -> AbstractContextManager[Connected[Any]]:
         """Connect; the connection ends with the block."""
         ...
 
@@ -76,26 +111,51 @@ class SyncdEngine:
         return "exact" if self.recall == 1 else f"recall {self.recall:g}"
 
     @contextmanager
-    def open(self) -> Iterator[Search]:
-        """Connect."""
+    def open(self) -> Iterator[Connected[bytes]]:
+        """Connect. Requests and answers are lines, without a client library."""
         exact = self.recall == 1
         recall = None if exact else self.recall
         passing = None if self.filter is None else {self.filter.column: {"lt": self.filter.limit}}
+        address = UnixAddress(self.socket)
+        decode = msgspec.json.Decoder(FoundAnswer).decode
 
-        with Client(self.socket, timeout=120.0) as client:
+        def call(vector: NDArray[np.float32]) -> calls.Call[list[calls.Hit]]:
+            return calls.search(
+                self.dataset, vector, k=self.k, recall=recall, exact=exact, filter=passing
+            )
 
-            def search(vector: NDArray[np.float32]) -> list[int]:
-                hits = client.search(
-                    self.dataset, vector, k=self.k, recall=recall, exact=exact, filter=passing
-                )
-                return [int(str(hit.key)) for hit in hits]
+        with socket.socket(socket.AF_UNIX) as link:
+            try:
+                link.connect(self.socket)
+            except OSError as error:
+                raise unavailable(address, error) from error
+            send, receive = link.sendall, link.recv
 
-            yield search
+            def ask(request: bytes) -> bytes:
+                try:
+                    send(request)
+                    answer = receive(ANSWER_BYTES)
+                    while answer[-1:] != b"\n":
+                        more = receive(ANSWER_BYTES)
+                        if not more:
+                            raise ConnectionResetError
+                        answer += more
+                except OSError as error:
+                    raise unavailable(address, error) from error
+                if ERROR in answer:
+                    take_result(call(np.empty(0, dtype=np.float32)), read_answer(answer))
+                return answer
+
+            yield Connected(
+                lambda vector: request_line(1, call(vector)),
+                ask,
+                lambda answer: decode(answer).result.keys,
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class PgvectorEngine:
-    """Searches by a prepared statement with binary vectors, over libpq with little Python code."""
+    """Searches by a prepared statement with binary vectors, by libpq's own calls."""
 
     conninfo: str
     table: str
@@ -116,7 +176,7 @@ class PgvectorEngine:
         return "scan" if self.ef_search is None else f"ef_search {self.ef_search}"
 
     @contextmanager
-    def open(self) -> Iterator[Search]:
+    def open(self) -> Iterator[Connected[PGresult]]:
         """Connect, set ``ef_search`` and prepare."""
         with self.connect() as connection:
             prepared = connection.pgconn.prepare(
@@ -124,16 +184,23 @@ class PgvectorEngine:
             )
             if prepared.error_message:
                 raise DatabaseError(prepared.error_message.decode())
+            execute, formats = connection.pgconn.exec_prepared, [BINARY]
 
-            def search(vector: NDArray[np.float32]) -> list[int]:
-                value = struct.pack(">hh", len(vector), 0) + vector.astype(">f4").tobytes()
-                found = connection.pgconn.exec_prepared(b"nearest", [value], [BINARY], BINARY)
-                if found.error_message:
-                    raise DatabaseError(found.error_message.decode())
-                keys = b"".join(found.get_value(row, 0) or b"" for row in range(found.ntuples))
-                return list(struct.unpack(f">{found.ntuples}q", keys))
+            def ask(request: bytes) -> PGresult:
+                answer = execute(b"nearest", [request], formats, BINARY)
+                if answer.status != ExecStatus.TUPLES_OK:
+                    raise DatabaseError(answer.error_message.decode())
+                return answer
 
-            yield search
+            def keys(answer: PGresult) -> list[int]:
+                found = b"".join(answer.get_value(row, 0) or b"" for row in range(answer.ntuples))
+                return list(struct.unpack(f">{answer.ntuples}q", found))
+
+            yield Connected(
+                lambda vector: struct.pack(">hh", len(vector), 0) + vector.astype(">f4").tobytes(),
+                ask,
+                keys,
+            )
 
     def plan(self, vector: NDArray[np.float32]) -> str:
         """The nodes of the plan of a search, from the top down, each with its index."""

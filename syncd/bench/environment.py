@@ -68,6 +68,8 @@ class Environment:
     vector_type: str
     """``vector`` if the server has pgvector, else ``real[]``."""
     progress: Progress
+    recall: float = 0.95
+    """The recall that syncd aims for in searches that name none."""
 
     def run(
         self, name: str, parameters: list[object] | None = None, **names: str
@@ -207,7 +209,12 @@ def environment(
             with open_session(settings.conninfo) as connection:
                 vector_type = "vector" if extension_available else "real[]"
                 yield Environment(
-                    settings.conninfo, Path(folder), connection, vector_type, progress
+                    settings.conninfo,
+                    Path(folder),
+                    connection,
+                    vector_type,
+                    progress,
+                    settings.recall,
                 )
         finally:
             with uninterrupted():
@@ -377,6 +384,7 @@ def serving(where: Environment) -> Iterator[Serving]:
         "SYNCD_DATA_DIR": str(where.directory / "data"),
         "SYNCD_SOCKET": str(socket),
         "SYNCD_CONSUMER": CONSUMER,
+        "SYNCD_RECALL": str(where.recall),
         "SYNCD_VERIFY_SECONDS": "0",
         "SYNCD_HTTP": "off",
         "SYNCD_LISTEN": "off",

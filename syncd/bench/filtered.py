@@ -8,6 +8,7 @@ So the nearest quarter of the queries and the farthest quarter are measured sepa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
@@ -15,13 +16,15 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from syncd.bench.clients import clients
+from syncd.bench.clients import Clients, clients
 from syncd.bench.engines import Below
 from syncd.bench.environment import Columns, Environment
+from syncd.bench.reported import halves, status_of
 from syncd.bench.search import Comparison, Ladder, Point, choose, rate
 from syncd.bench.vector_set import K, VectorSet, normalised, truth
 from syncd.bench.versus import Build, Pair, Recalls, Turns, pair
 from syncd.errors import SettingsError
+from syncd.types import RecallOf
 
 ITERATIVE_SCAN = (0, 8)
 """The first version of pgvector that has an iterative scan."""
@@ -32,6 +35,11 @@ The planner may choose another plan than the HNSW index at this value but not at
 plan may be faster.
 """
 QUARTER = 4
+TURNS = 20
+"""Turns in which the queries are asked first.
+
+In one turn all filters together ask 150 of 1,000 queries, with four selectivities.
+"""
 
 Kind = Literal["independent", "near", "far"]
 
@@ -64,7 +72,10 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class FilterReport:
-    """The vectors and the results of all filters."""
+    """The vectors and the results of all filters.
+
+    ``recall_of`` and ``held_back`` are those of ``SearchReport``.
+    """
 
     vectors: str
     rows: int
@@ -72,6 +83,8 @@ class FilterReport:
     metric: str
     k: int
     shared_buffers: str
+    recall_of: RecallOf | None
+    held_back: bool
     builds: list[Build]
     points: list[FilteredPoint]
     comparisons: list[FilteredComparison]
@@ -98,16 +111,36 @@ def measure(
         ExitStack() as stack,
     ):
         sets = [stack.enter_context(clients(number, vectors.queries)) for number in client_numbers]
-        for column, kinds in asked(len(vectors.queries)).items():
+        first, held_back = halves(both, len(vectors.queries))
+        kinds_of = asked(len(vectors.queries))
+        filters = {
+            (column, selectivity): Below(column, max(round(rows * selectivity), 1))
+            for column in kinds_of
+            for selectivity in selectivities
+        }
+        if both.approximate:
+            with where.step("syncd: recall of the queries"):
+                have_filters_measured(
+                    both,
+                    sets[-1],
+                    [
+                        (below, queries[first])
+                        for (column, _), below in filters.items()
+                        for queries in kinds_of[column].values()
+                    ],
+                    recall,
+                )
+        recall_of = status_of(both).recall_of if both.approximate else None
+        for column, kinds in kinds_of.items():
             for selectivity in where.track(selectivities, f"filters on {column}"):
-                below = Below(column, max(round(rows * selectivity), 1))
+                below = filters[column, selectivity]
                 gone = np.flatnonzero(columns[column] >= below.limit)
                 exact = truth(
                     vectors.base, vectors.queries, vectors.metric, track=where.track, gone=gone
                 )
                 for kind, queries in kinds.items():
                     filtered = replace(both, filter=below)
-                    asking = [searchers.asking(queries) for searchers in sets]
+                    asking = [searchers.asking(queries[held_back]) for searchers in sets]
                     measured = Recalls(asking[-1], exact)
                     ladder = with_default(filtered, measured, choose(filtered, measured, [recall]))
                     found, compared = rate(where, asking, ladder, measured, turns)
@@ -119,7 +152,7 @@ def measure(
                         FilteredComparison(**asdict(one), kind=kind, selectivity=selectivity)
                         for one in compared
                     ]
-                    query = vectors.queries[queries[0]]
+                    query = vectors.queries[queries[held_back][0]]
                     plans += [
                         Plan(kind, selectivity, engine.setting, engine.plan(query))
                         for others in ladder.values()
@@ -132,11 +165,29 @@ def measure(
             vectors.metric,
             K,
             str(where.value("shared_buffers")),
+            recall_of,
+            first != held_back,
             both.builds,
             points,
             comparisons,
             plans,
         )
+
+
+def have_filters_measured(
+    both: Pair, searchers: Clients, filters: Sequence[tuple[Below, range]], recall: float
+) -> None:
+    """Ask queries under each filter, and return when syncd has chosen its settings for them.
+
+    The filters take turns, since syncd measures soon after the first 200 queries, whatever their
+    filters are, and then not again for some minutes.
+    """
+    for turn in range(TURNS):
+        for below, queries in filters:
+            searchers.asking(queries[turn::TURNS]).answers(
+                replace(both, filter=below).syncd(recall)
+            )
+    both.service.settle()
 
 
 def with_default(both: Pair, measured: Recalls, ladder: Ladder) -> Ladder:

@@ -16,6 +16,7 @@ from syncd.bench.clients import clients, leave_ctrl_c_to_the_parent, process_con
 from syncd.bench.engines import Engine
 from syncd.bench.environment import Environment
 from syncd.bench.fresh import Probe, write_and_look
+from syncd.bench.reported import halves, have_measured
 from syncd.bench.vector_set import VectorSet, truth
 from syncd.bench.versus import FOLLOWED, HNSW, Recalls, Turns, pair
 from syncd.postgres.connection import open_session
@@ -68,6 +69,11 @@ def measure(
         clients(client_number, vectors.queries) as searchers,
         process_context().Pool(writers + 1, leave_ctrl_c_to_the_parent) as pool,
     ):
+        first, held_back = halves(both, len(searchers.queries))
+        if both.approximate:
+            with where.step("syncd: recall of the queries"):
+                have_measured(both, searchers.asking(searchers.queries[first]), [recall])
+        searchers = searchers.asking(searchers.queries[held_back])
         measured = Recalls(searchers, exact)
         syncd: Engine = both.syncd(recall)
         tables = {syncd: FOLLOWED}

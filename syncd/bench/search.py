@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from syncd.bench.clients import Clients, clients
+from syncd.bench.clients import Clients, Timing, clients
 from syncd.bench.engines import Engine, PgvectorEngine
 from syncd.bench.environment import Environment
-from syncd.bench.vector_set import K, VectorSet, truth
+from syncd.bench.reported import Reported, report, status_of
+from syncd.bench.vector_set import K, Recall, VectorSet, truth
 from syncd.bench.versus import Build, Pair, Recalls, Turns, pair
+from syncd.types import RecallOf
 
 Ladder = dict[Engine, list[PgvectorEngine]]
 """syncd at each recall target, with the settings of pgvector that have this recall or bracket it.
@@ -24,16 +26,22 @@ class Point:
     """One engine at one setting with some clients.
 
     The rate is the median of the rounds' rates; percentiles are over all searches of all rounds.
+    ``recall_p5`` is the 5th percentile of the recall of single queries. ``client_us`` is the
+    processor time that the client itself takes for a search, and ``client_share`` the share of the
+    processor that all clients take; one client has one core at most.
     """
 
     engine: str
     setting: str
     clients: int
     recall: float
+    recall_p5: float
     recall_queries: int
     qps: float
     p50_ms: float
     p99_ms: float
+    client_us: float
+    client_share: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +63,13 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class SearchReport:
-    """The vectors, the time to build, and the results."""
+    """The vectors, the time to build, and the results.
+
+    ``recall_of`` are the queries by which syncd chose its settings: ``queries`` that were asked, or
+    ``rows`` if fewer than 200 were; null if every search is exact. ``held_back``: the recall is
+    that of queries that were not asked before. ``measured_again``: syncd chose new settings while
+    the rates were measured.
+    """
 
     vectors: str
     rows: int
@@ -64,7 +78,11 @@ class SearchReport:
     intrinsic_dimension: float | None
     k: int
     shared_buffers: str
+    recall_of: RecallOf | None
+    held_back: bool
+    measured_again: bool
     builds: list[Build]
+    reported: list[Reported]
     points: list[Point]
     comparisons: list[Comparison]
 
@@ -87,12 +105,12 @@ def measure(
     )
     with pair(where, vectors, len(vectors.base), versus=turns.versus) as both, ExitStack() as stack:
         sets = [stack.enter_context(clients(number, vectors.queries)) for number in client_numbers]
-        measured = Recalls(sets[-1], exact)
-        if both.index == "codes":
-            with where.step("syncd: recall of the queries"):
-                have_queries_measured(both, sets[-1], max(recalls))
+        measured, reported = report(both, sets[-1], exact, recalls)
+        asking = [searchers.asking(measured.searchers.queries) for searchers in sets]
         ladder = choose(both, measured, recalls)
-        points, comparisons = rate(where, sets, ladder, measured, turns)
+        before = status_of(both)
+        points, comparisons = rate(where, asking, ladder, measured, turns)
+        after = status_of(both)
         return SearchReport(
             vectors.name,
             len(vectors.base),
@@ -101,7 +119,11 @@ def measure(
             exact.intrinsic_dimension(),
             K,
             str(where.value("shared_buffers")),
+            before.recall_of if both.approximate else None,
+            len(measured.searchers.queries) < len(vectors.queries),
+            (before.recall, before.recall_p5) != (after.recall, after.recall_p5),
             both.builds,
+            reported,
             points,
             comparisons,
         )
@@ -120,15 +142,6 @@ def rate(
         for point in take_turns(where, searchers, engines, measured, turns)
     ]
     return points, compare(ladder, points)
-
-
-def have_queries_measured(both: Pair, searchers: Clients, recall: float) -> None:
-    """Ask every query once, and return when syncd has chosen its settings for them.
-
-    Otherwise recall would be measured with other settings than the rates.
-    """
-    searchers.answers(both.syncd(recall))
-    both.service.settle()
 
 
 def choose(both: Pair, measured: Recalls, recalls: list[float]) -> Ladder:
@@ -150,28 +163,30 @@ def take_turns(
     turns: Turns,
 ) -> list[Point]:
     """Measure every engine in turn, in each round, so that changes of the machine affect all."""
-    rates: dict[Engine, list[float]] = {engine: [] for engine in engines}
-    latencies: dict[Engine, list[float]] = {engine: [] for engine in engines}
+    found: dict[Engine, list[Timing]] = {engine: [] for engine in engines}
     for _ in where.track(range(turns.rounds), f"{searchers.number} clients"):
         for engine in engines:
-            timing = searchers.search(engine, turns.seconds)
-            rates[engine].append(timing.qps)
-            latencies[engine] += timing.latencies.tolist()
-    return [
-        Point(
-            engine.name,
-            engine.setting,
-            searchers.number,
-            measured.of(engine),
-            measured.queries(engine),
-            round(float(np.median(rates[engine])), 1),
-            *(
-                round(float(value), 3)
-                for value in np.percentile(latencies[engine], [50, 99]) * 1000
-            ),
-        )
-        for engine in engines
-    ]
+            found[engine].append(searchers.search(engine, turns.seconds))
+    return [point(engine, measured.measured(engine), found[engine]) for engine in engines]
+
+
+def point(engine: Engine, recall: Recall, rounds: list[Timing]) -> Point:
+    """One engine's rounds, taken together."""
+    latencies = np.concatenate([each.latencies for each in rounds])
+    p50, p99 = np.percentile(latencies, [50, 99]) * 1000
+    return Point(
+        engine.name,
+        engine.setting,
+        rounds[0].clients,
+        recall.mean,
+        recall.p5,
+        recall.queries,
+        round(float(np.median([each.qps for each in rounds])), 1),
+        round(float(p50), 3),
+        round(float(p99), 3),
+        round(sum(each.cpu_seconds for each in rounds) / len(latencies) * 1e6, 1),
+        round(float(np.median([each.share for each in rounds])), 3),
+    )
 
 
 def compare(ladder: Ladder, points: list[Point]) -> list[Comparison]:

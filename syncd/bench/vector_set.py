@@ -66,8 +66,9 @@ class VectorSet:
 def read(path: Path, *, rows: int | None, queries: int, metric: str) -> VectorSet:
     """Read .npy (n, d), .fvecs, or .npz with ``base``.
 
-    An .npz file may also have ``queries`` and ``neighbors`` (Euclidean). Without queries, some of
-    the vectors are taken out and used as queries. Raises ``SettingsError``.
+    An .npz file may also have ``queries`` and their ``neighbors`` (Euclidean); the queries need not
+    be of the kind of the rows. Without queries, some of the vectors are taken out and used as
+    queries. Raises ``SettingsError``.
     """
     found: dict[str, NDArray[Any]] = {}
     try:
@@ -95,6 +96,7 @@ def read(path: Path, *, rows: int | None, queries: int, metric: str) -> VectorSe
         )
     neighbors = found.get("neighbors") if metric == "l2" else None
     if "queries" in found:
+        check_queries(path, base, found["queries"], neighbors)
         chosen = found["queries"][:queries].astype(np.float32)
     else:
         held_out = np.sort(
@@ -107,6 +109,25 @@ def read(path: Path, *, rows: int | None, queries: int, metric: str) -> VectorSe
     return VectorSet(
         path.name, base, chosen, metric, None if neighbors is None else neighbors[:queries]
     )
+
+
+def check_queries(
+    path: Path, base: NDArray[Any], queries: NDArray[Any], neighbors: NDArray[Any] | None
+) -> None:
+    """Raise ``SettingsError`` if the queries of a file do not fit its vectors and neighbors."""
+    if queries.ndim != 2 or not len(queries) or queries.shape[1] != base.shape[1]:
+        raise SettingsError(
+            f"{path} has queries of shape {queries.shape}, and base of shape {base.shape}",
+            hint="give queries (q, d) of the same dimension as base (n, d)",
+        )
+    wanted = (len(queries), K)
+    if neighbors is not None and (
+        neighbors.ndim != 2 or len(neighbors) != wanted[0] or neighbors.shape[1] < wanted[1]
+    ):
+        raise SettingsError(
+            f"{path} has neighbors of shape {neighbors.shape}, expected at least {wanted}",
+            hint="give the rows of base that are nearest to each query, or no neighbors",
+        )
 
 
 def generate(rows: int, dimension: int, *, queries: int, metric: str) -> VectorSet:
@@ -143,6 +164,15 @@ def made_blocks(
         latent = latent + SPREAD * generator.standard_normal(latent.shape, dtype=np.float32)
         noise = NOISE * generator.standard_normal((count, dimension), dtype=np.float32)
         yield np.tanh(latent @ inner) @ outer + noise
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """Mean and 5th percentile of the recall of single queries, and their number."""
+
+    mean: float
+    p5: float
+    queries: int
 
 
 class Truth:
@@ -188,8 +218,8 @@ class Truth:
             found = found / np.linalg.norm(found, axis=1, keepdims=True)
         return np.asarray(((found - given) ** 2).sum(axis=1))
 
-    def recall(self, numbers: Sequence[int], answers: Sequence[Sequence[int]]) -> float:
-        """Mean share of the ``K`` nearest rows in the answers to some queries.
+    def recall(self, numbers: Sequence[int], answers: Sequence[Sequence[int]]) -> Recall:
+        """Share of the ``K`` nearest rows in the answers to some queries.
 
         A row as near as the ``K``-th counts as one of them. A row that searches cannot find does
         not count.
@@ -200,7 +230,12 @@ class Truth:
             rows = rows[self.there[rows]]
             limit = self.limits[number] + ROUNDING * abs(self.limits[number])
             shares.append(np.count_nonzero(self.distance(number, rows) <= limit) / wanted)
-        return round(float(np.minimum(shares, 1.0).mean()), 4)
+        reached = np.minimum(shares, 1.0)
+        return Recall(
+            round(float(reached.mean()), 4),
+            round(float(np.percentile(reached, 5)), 2),
+            len(reached),
+        )
 
     def intrinsic_dimension(self) -> float | None:
         """Dimension of the queries' neighbourhoods.

@@ -15,7 +15,7 @@ import psycopg
 from syncd.bench.clients import Clients
 from syncd.bench.engines import OPERATOR_CLASSES, Below, Engine, PgvectorEngine, SyncdEngine
 from syncd.bench.environment import NO_COLUMNS, Columns, Environment, Serving, serving
-from syncd.bench.vector_set import K, Truth, VectorSet
+from syncd.bench.vector_set import K, Recall, Truth, VectorSet
 from syncd.cores import memory_bytes
 from syncd.errors import SettingsError
 
@@ -56,6 +56,11 @@ class Pair:
     builds: list[Build]
     versus: bool
     filter: Below | None = None
+
+    @property
+    def approximate(self) -> bool:
+        """Whether syncd's searches are approximate, so that their recall is to be measured."""
+        return self.index == "codes"
 
     def syncd(self, recall: float) -> SyncdEngine:
         """syncd at a recall target; exact if the service has only an exact index."""
@@ -145,18 +150,17 @@ class Recalls:
     def __init__(self, searchers: Clients, truth: Truth) -> None:
         self.searchers = searchers
         self.truth = truth
-        self.known: dict[Engine, tuple[float, int]] = {}
+        self.known: dict[Engine, Recall] = {}
 
     def of(self, engine: Engine) -> float:
         """Mean recall over the queries."""
-        if engine not in self.known:
-            numbers, answers = self.searchers.answers(engine)
-            self.known[engine] = (self.truth.recall(numbers, answers), len(numbers))
-        return self.known[engine][0]
+        return self.measured(engine).mean
 
-    def queries(self, engine: Engine) -> int:
-        """Number of queries on which the recall was measured."""
-        return self.known[engine][1]
+    def measured(self, engine: Engine) -> Recall:
+        """Recall over the queries."""
+        if engine not in self.known:
+            self.known[engine] = self.truth.recall(*self.searchers.answers(engine))
+        return self.known[engine]
 
     def bracket(
         self, make: Callable[[int | None], PgvectorEngine], wanted: float

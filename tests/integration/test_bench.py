@@ -42,6 +42,21 @@ SEARCHES = (
     "pgvector",
     *SMALL,
 )
+CODED = (
+    "--rows",
+    "21000",  # too many for exact searches
+    "--seconds",
+    "0.1",
+    "--rounds",
+    "1",
+    "--queries",
+    "400",
+    "--clients",
+    "2",
+    "--dim",
+    "64",
+    "--json",
+)
 LEFT = """
 SELECT 'schema', nspname FROM pg_namespace WHERE nspname !~ '^pg_'
 UNION ALL SELECT 'extension', extname FROM pg_extension
@@ -111,6 +126,7 @@ def test_search_measures_recall_and_compares_at_equal_recall(followed: str, tmp_
         ("pgvector", "hnsw", 2000),
     ]
     assert all(build["seconds"] > 0 and build["index_bytes"] > 0 for build in found["builds"])
+    assert (found["recall_of"], found["held_back"], found["reported"]) == (None, False, [])
     by_engine: dict[str, list[dict[str, Any]]] = {"syncd": [], "pgvector": []}
     for point in found["points"]:
         by_engine[point["engine"]].append(point)
@@ -130,6 +146,42 @@ def test_search_measures_recall_and_compares_at_equal_recall(followed: str, tmp_
     for row in found["comparisons"]:
         assert row["recall"] == 1.0
         assert row["ratio"] == pytest.approx(row["syncd_qps"] / row["pgvector_qps"], abs=0.01)
+
+
+def test_search_measures_recall_before_and_after_queries_were_asked_and_holds_half_back(
+    followed: str,
+) -> None:
+    found = bench(followed, "search", *CODED, "--recall", "0.95", "--recall", "0.8")
+    assert (found["recall_of"], found["held_back"]) == ("queries", True)
+    reported = [
+        (row["asked"], row["target"], row["queries"], row["by"], row["recall_of"])
+        for row in found["reported"]
+    ]
+    assert reported == [
+        (0, 0.95, 199, "datasets", "rows"),
+        (0, 0.95, 199, "recall", "rows"),
+        (0, 0.8, 199, None, None),
+        (200, 0.95, 200, "datasets", "queries"),
+        (200, 0.95, 200, "recall", "queries"),
+        (200, 0.8, 200, None, None),
+    ]
+    for row in found["reported"]:
+        assert 0.8 < row["recall"] <= 1.0
+        assert 0.3 < row["recall_p5"] <= 1.0
+        if row["by"] is not None:
+            assert row["reported"] == pytest.approx(row["recall"], abs=0.05)
+            assert 0.3 < row["reported_p5"] <= 1.0
+    for point in found["points"]:
+        assert point["recall_queries"] == 200
+        assert 0.3 < point["recall_p5"] <= 1.0
+        assert 0 < point["client_us"] < point["p99_ms"] * 1000
+        assert 0 < point["client_share"] < 1
+
+
+def test_filtered_searches_are_measured_once_syncd_knows_its_queries(followed: str) -> None:
+    found = bench(followed, "filter", *CODED, "--selectivity", "0.5")
+    assert (found["recall_of"], found["held_back"]) == ("queries", True)
+    assert [point["recall_queries"] for point in found["points"]] == [200, 50, 50]
 
 
 def test_filtered_searches_are_measured_by_selectivity_and_by_the_place_of_passing_rows(
