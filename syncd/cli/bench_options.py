@@ -64,7 +64,10 @@ SomeRows = Annotated[
     ),
 ]
 DistanceMetric = Annotated[Literal["cosine", "l2", "ip"], typer.Option(help="Distance.")]
-Queries = Annotated[int, typer.Option(min=1, help="Number of different searches.")]
+Queries = Annotated[
+    int,
+    typer.Option(min=1, help="Number of different queries; of 400 or more, half are held back."),
+]
 Versus = Annotated[
     Literal["pgvector"] | None,
     typer.Option(help="Also measure an HNSW index (m 16, ef_construction 64), in turn."),
