@@ -20,7 +20,7 @@ from syncd.errors import (
 )
 from syncd.protocol import messages, status_messages
 from syncd.protocol.messages import WirePosition
-from syncd.protocol.wire import key_from_wire, key_to_wire, vector_to_wire
+from syncd.protocol.wire import key_from_wire, key_to_wire, keys_to_wire, vector_to_wire
 from syncd.rpc.counted_search import CountedSearch
 from syncd.rpc.in_place import InPlace
 from syncd.rpc.inputs import Inputs
@@ -265,7 +265,7 @@ class Methods:
         def read() -> messages.KeysResult:
             page = dataset.index.view.keys(after, params.limit)
             following = None if page.next is None else key_to_wire(kind, page.next)
-            return messages.KeysResult([key_to_wire(kind, key) for key in page.keys], following)
+            return messages.KeysResult(keys_to_wire(kind, page.keys), following)
 
         return self.in_thread(read)
 

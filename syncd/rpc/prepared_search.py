@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import time
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from syncd.index.search.plan import SearchResult as Found
 from syncd.index.view import View
 from syncd.protocol import messages
 from syncd.protocol.messages import WirePosition
-from syncd.protocol.wire import key_from_wire, key_to_wire, vector_from_wire
+from syncd.protocol.wire import key_from_wire, keys_to_wire, vector_from_wire
 from syncd.sync.registry.datasets import Dataset
 from syncd.types import Key, Position
 
@@ -61,35 +60,49 @@ class PreparedSearch:
         # The position is read before the view: it must not be ahead of the answer.
         self.position: Position = self.dataset.follower.cursor.position
         self.view: View = self.dataset.index.view
-        self.filter = parse_filter(
-            {} if params.filter is None else params.filter, self.view.columns, self.dataset.name
+        self.filter = (
+            None
+            if params.filter is None
+            else parse_filter(params.filter, self.view.columns, self.dataset.name)
         )
         self.included = {name: self.read_path(name) for name in params.include or ()}
         self.exclude: Key | None = None
         self.queries = self.read_queries()
+        self._cost: int | None = None
+        self._plan: SearchPlan | None = None
 
-    @cached_property
+    # One thread at a time uses a search, so ``cost`` and ``plan`` need no lock. cached_property has
+    # one for all searches in Python 3.11: with it the loop waits for a worker that plans.
+
+    @property
     def cost(self) -> int:
         """Expected cost of filter and search together, in elements: see ``SearchPlan.cost``."""
+        if self._cost is None:
+            self._cost = self._expected_cost()
+        return self._cost
+
+    @property
+    def plan(self) -> SearchPlan:
+        """The plan to search the rows that the filter selects; made at the first use."""
+        if self._plan is None:
+            params = self.params
+            self._plan = plan_search(
+                self.view.where(self.filter),
+                self.dataset.name,
+                params.k,
+                self.recall,
+                exclude=self.exclude,
+                max_distance=params.max_distance,
+            )
+        return self._plan
+
+    def _expected_cost(self) -> int:
         view, filter_cost = self.view, 0
         if self.filter is not None and view.attributes is not None:
             filter_cost = view.attributes.cost(view.count, self.filter)
             if filter_cost > ELEMENTS_BEFORE:
                 return filter_cost + len(self.queries) * exact_elements(view)
         return filter_cost + len(self.queries) * self.plan.cost
-
-    @cached_property
-    def plan(self) -> SearchPlan:
-        """The plan to search the rows that the filter selects."""
-        params = self.params
-        return plan_search(
-            self.view.where(self.filter),
-            self.dataset.name,
-            params.k,
-            self.recall,
-            exclude=self.exclude,
-            max_distance=params.max_distance,
-        )
 
     @property
     def query_count(self) -> int:
@@ -117,7 +130,7 @@ class PreparedSearch:
 
         Only for a search without a filter.
         """
-        self.position, self.view, self.plan = position, plan.view, plan
+        self.position, self.view, self._plan = position, plan.view, plan
 
     def read_path(self, name: str) -> Path:
         """The path of a column to include; raises ``InvalidParams``."""
@@ -162,7 +175,7 @@ class PreparedSearch:
         # An exact search tells nothing of the codes.
         if self.view.codes is not None and self.recall < 1.0:
             self.dataset.index.asked.note(self.queries, self.filter, self.exclude)
-        keys: list[Any] = [self.wire_keys(one) for one in found]
+        keys: list[Any] = [keys_to_wire(self.kind, one.keys) for one in found]
         distances: list[Any] = [one.distances.tolist() for one in found]
         columns: dict[str, list[Any]] | UnsetType = UNSET
         if self.included:
@@ -201,10 +214,6 @@ class PreparedSearch:
                 )
             found += plan.run(queries[start : start + at_once])
         return found
-
-    def wire_keys(self, found: Found) -> list[Any]:
-        """JSON form of one query's keys."""
-        return [key_to_wire(self.kind, key) for key in found.keys]
 
 
 def search_together(searches: Sequence[PreparedSearch]) -> list[messages.SearchResult | Exception]:

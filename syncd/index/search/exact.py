@@ -258,7 +258,8 @@ def search_rows(
 def _as_distances(metric: Metric, found: Vectors, slots: Slots) -> Distances:
     """FAISS's results as pgvector's distances; infinite for the slot -1."""
     exact = pgvector_distances(metric, found)
-    if slots[:, -1].min() < 0:  # fewer than k are live, or a distance overflowed
+    last = slots[0, -1] if len(slots) == 1 else slots[:, -1].min()
+    if last < 0:  # fewer than k are live, or a distance overflowed
         exact[slots < 0] = np.inf
     return exact
 

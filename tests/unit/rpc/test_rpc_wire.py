@@ -9,6 +9,7 @@ from syncd.errors import InvalidParams, InvalidVector
 from syncd.protocol.wire import (
     key_from_wire,
     key_to_wire,
+    keys_to_wire,
     vector_from_wire,
     vector_to_bytes,
     vector_to_wire,
@@ -36,7 +37,14 @@ UUID = "6f1c0c9e-53a1-4e8a-9c61-0c8b8d1f7a10"
 )
 def test_a_key_comes_back_from_the_wire_as_it_was(kind: KeyKind, key: Key, wire: Any) -> None:
     assert key_to_wire(kind, key) == wire
+    assert keys_to_wire(kind, [key, key]) == [wire, wire]
     assert key_from_wire(kind, wire) == key
+
+
+def test_one_large_key_among_many_is_a_string() -> None:
+    assert keys_to_wire("integer", [1, 2**53 + 1, -1]) == [1, str(2**53 + 1), -1]
+    assert keys_to_wire("integer", [1, -(2**53) - 1]) == [1, str(-(2**53) - 1)]
+    assert keys_to_wire("integer", []) == []
 
 
 def test_an_integer_key_may_be_a_string_and_a_uuid_may_be_written_in_any_way() -> None:
