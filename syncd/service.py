@@ -24,6 +24,7 @@ from syncd.host_port import join_host_port
 from syncd.ops.notify import notify
 from syncd.ops.parts import Parts
 from syncd.ops.run import Ops
+from syncd.pgwire.server import SqlServer
 from syncd.postgres.control import Control
 from syncd.postgres.listener import Listener
 from syncd.readers.board import Board
@@ -125,6 +126,7 @@ class Service:
         self.rotator = Rotator(self.consumer, session, self.control, self.checkpointer)
         self.stopping = anyio.Event()
         self.rpc_stopped = anyio.Event()
+        self.sql_stopped = anyio.Event()
         inputs = Inputs()
         status = Status(
             self.consumer,
@@ -144,7 +146,9 @@ class Service:
             search_threads=available_cores(),
             recall=settings.recall,
         )
-        connections = connections_within_files(settings.max_connections)
+        connections = connections_within_files(
+            settings.max_connections, listeners=1 + (settings.sql_address is not None)
+        )
         board = None if once else shared_board(settings)
         self.server = Server(
             methods.table(),
@@ -186,6 +190,15 @@ class Service:
                 self.readers,
             )
         )
+        self.sql = None
+        if settings.sql_address is not None:
+            self.sql = SqlServer(
+                self.server.dispatcher,
+                listen=settings.sql_address,
+                token=settings.token.get_secret_value(),
+                tls=settings.tls,
+                inputs=inputs,
+            )
 
     async def run(self) -> None:
         """Run until a signal: open the socket, reach the database, then start all other tasks."""
@@ -201,6 +214,7 @@ class Service:
                         address=join_host_port(host, port),
                         tls=self.settings.tls is not None,
                     )
+                await tasks.start(self.serve_sql)
                 await self.ops.start(tasks)
                 started = await self.reach_database(tasks)
                 async with create_task_group() as background:
@@ -211,6 +225,8 @@ class Service:
                     await self.stopping.wait()
                     self.ops.stopping()
                     self.server.stop()
+                    if self.sql is not None:
+                        self.sql.stop()
                     self.consumer.session.patience.stopping = True
                     background.cancel_scope.cancel()
                 with CancelScope(shield=True):
@@ -219,6 +235,7 @@ class Service:
                         last.start_soon(self.rpc_stopped.wait)
                         if self.readers is not None:
                             last.start_soon(self.readers.stop)
+                        last.start_soon(self.sql_stopped.wait)
                         if started:
                             last.start_soon(self.save_last_checkpoint)
                     await self.ops.stop()
@@ -282,6 +299,20 @@ class Service:
         finally:
             self.rpc_stopped.set()
 
+    async def serve_sql(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
+        """Serve PostgreSQL clients until a stop, if there is an address for them."""
+        try:
+            if self.sql is None:
+                task_status.started()
+                return
+            async with create_task_group() as tasks:
+                await tasks.start(partial(self.tasks.keep_started, "sql", self.sql.serve))
+                for host, port in self.sql.addresses:
+                    logger.info("listening_sql", address=join_host_port(host, port))
+                task_status.started()
+        finally:
+            self.sql_stopped.set()
+
     async def save_last_checkpoint(self) -> None:
         """Save a checkpoint at a stop, and report how it ended.
 
@@ -344,15 +375,15 @@ def allow_many_files() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def connections_within_files(wanted: int) -> int:
-    """The number of connections, lowered to the available descriptors.
+def connections_within_files(wanted: int, listeners: int = 1) -> int:
+    """The number of connections of each listener, lowered to the available descriptors.
 
     A connection that cannot be accepted could not be told the reason.
     """
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if files == resource.RLIM_INFINITY or wanted <= files - FILES_BESIDE_CONNECTIONS:
+    allowed = max((files - FILES_BESIDE_CONNECTIONS) // listeners, 1)
+    if files == resource.RLIM_INFINITY or wanted <= allowed:
         return wanted
-    allowed = max(files - FILES_BESIDE_CONNECTIONS, 1)
     logger.warning(
         "connections_limited",
         connections=allowed,

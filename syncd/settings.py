@@ -131,6 +131,14 @@ class Settings(BaseSettings):
         AfterValidator(listening_address),
         Field(description="host:port for the RPC over TCP, or off; needs a token"),
     ] = OFF
+    sql_listen: Annotated[
+        str,
+        AfterValidator(listening_address),
+        Field(
+            description="host:port for PostgreSQL clients and syncd.search(), or off; needs a "
+            "token, which is the password"
+        ),
+    ] = OFF
     token: Annotated[
         SecretStr,
         Field(description="shared secret that a client sends first over TCP"),
@@ -249,8 +257,13 @@ class Settings(BaseSettings):
         return None if self.listen == OFF else self.listen
 
     @property
+    def sql_address(self) -> str | None:
+        """Address for PostgreSQL clients; None if it is off."""
+        return None if self.sql_listen == OFF else self.sql_listen
+
+    @property
     def tls(self) -> tuple[Path, Path] | None:
-        """Certificate chain and key of the RPC over TCP."""
+        """Certificate chain and key of the listeners on TCP."""
         if self.tls_cert is None or self.tls_key is None:
             return None
         return self.tls_cert, self.tls_key
@@ -322,6 +335,12 @@ def agreeing(settings: Settings) -> Settings:
             f"listen is {settings.listen} but no token is set: any client could read the indexes",
             hint="set SYNCD_TOKEN to a long random word, for example from: openssl rand -hex 32; "
             "or set SYNCD_LISTEN=off",
+        )
+    if settings.sql_listen != OFF and not settings.token.get_secret_value():
+        raise SettingsError(
+            f"sql_listen is {settings.sql_listen} but no token is set: the token is the password",
+            hint="set SYNCD_TOKEN to a long random word, for example from: openssl rand -hex 32; "
+            "or set SYNCD_SQL_LISTEN=off",
         )
     if (settings.tls_cert is None) != (settings.tls_key is None):
         missing = "tls_key" if settings.tls_key is None else "tls_cert"

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from syncd.errors import Overloaded, RequestError
+from syncd.protocol.messages import Params
 from syncd.rpc.protocol import (
     Method,
     MethodNotFoundError,
@@ -118,6 +119,16 @@ class Dispatcher:
             return None if request.id is None else result_line(request.id, result)
         except Exception as error:  # noqa: BLE001 - the top of a request
             return failure_line(request, error)
+
+    def call(self, name: str, params: Params, size: int) -> Any:
+        """A method's result, or an awaitable of it, for a caller that has its own encoding.
+
+        ``name`` must be known. Raises what the method raises, or ``Overloaded``.
+        """
+        method, _ = self._methods[name]
+        if not method.immediate:
+            self.admit(size)
+        return method.call(params)
 
     async def finish(self, request: Request, waited: Awaitable[Any]) -> bytes | None:
         """The answer of a request that had to wait; None for a notification."""

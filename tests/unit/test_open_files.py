@@ -16,3 +16,12 @@ def test_connections_are_at_most_as_many_as_the_limit_of_open_files_leaves() -> 
     assert Child(lambda: allowed(FILES_BESIDE_CONNECTIONS + 1000)).result() == [1, 100, 1000]
     assert Child(lambda: allowed(FILES_BESIDE_CONNECTIONS + 999)).result() == [1, 100, 999]
     assert Child(lambda: allowed(64)).result() == [1, 1, 1]
+
+
+def test_two_listeners_share_the_limit_of_open_files() -> None:
+    def allowed() -> int:
+        files = FILES_BESIDE_CONNECTIONS + 1001
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+        return connections_within_files(1000, listeners=2)
+
+    assert Child(allowed).result() == 500

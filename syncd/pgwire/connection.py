@@ -1,0 +1,505 @@
+"""One client's bytes: startup, TLS, login, and then messages for its session.
+
+Invariants: the memory that one client can take is bounded, no other client waits for it, and
+nothing runs on for a client that left. The same limits as the RPC's hold.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import os
+import socket
+import ssl
+import struct
+from collections.abc import Awaitable
+from time import monotonic
+from typing import Any, Protocol, cast
+
+import structlog
+from anyio import CancelScope
+from pygwire import messages as pg
+from pygwire.constants import StartupRequestCode
+from pygwire.exceptions import PygwireError
+
+from syncd.errors import TooLarge
+from syncd.pgwire.errors import (
+    PROTOCOL_VIOLATION,
+    QUERY_CANCELED,
+    SqlError,
+    as_sql_error,
+    from_request_error,
+)
+from syncd.pgwire.scram import MECHANISM, Exchange, ScramError, Verifier
+from syncd.pgwire.session import Session, Steps
+from syncd.protocol.keepalive import keep_alive
+from syncd.protocol.messages import Params
+from syncd.rpc.dispatch import Dispatcher, TooManyConnections, TooMuchHeld
+
+MOST_STARTUP_BYTES = 10_000
+"""Bytes of a startup packet, and of each message of a login: PostgreSQL's limit."""
+READ_AHEAD_BYTES = 65_536
+"""Input that is read while a statement runs: reading on shows that the client has left."""
+MOST_KEPT_BYTES = 16 << 20
+"""Bytes of prepared statements and cursors that one connection keeps."""
+NEWEST_PROTOCOL = 0x30002
+KEY_BYTES = 32
+"""Bytes of the key for cancel requests from protocol 3.2 on; before it has 4."""
+
+_HEADER = struct.Struct("!cI")
+_STARTUP = struct.Struct("!II")
+
+logger = structlog.get_logger()
+
+
+class Host(Protocol):
+    """The part of the server that its connections use."""
+
+    dispatcher: Dispatcher
+    verifier: Verifier
+    tls: ssl.SSLContext | None
+    stopping: bool
+
+    def admit(self, connection: Connection) -> bool:
+        """Count a connection; returns whether there is room for it."""
+
+    def has_room(self, connection: Connection) -> bool:
+        """Whether the connection is within the limit."""
+
+    def closed(self, connection: Connection) -> None:
+        """Forget a connection that has closed."""
+
+    def cancel(self, process: int, key: bytes) -> None:
+        """Cancel what another connection runs."""
+
+    def upgrade(self, connection: Connection) -> None:
+        """Start TLS in the server's task group, then call the connection's ``upgraded``."""
+
+    def run(self, connection: Connection, waited: Awaitable[Any], scope: CancelScope) -> None:
+        """Await a call in the server's task group, then call the connection's ``finished``."""
+
+
+class Connection(asyncio.Protocol):
+    """The server's end of one connection."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._dispatcher = host.dispatcher
+        self._limits = host.dispatcher.limits
+        self.transport: asyncio.Transport
+        self.descriptor = -1
+        """File descriptor of the socket, kept because a closed transport no longer has it."""
+        self.process = 0
+        """The number by which cancel requests name this connection; the server gives it."""
+        self.key = b""
+        self._buffer = bytearray()
+        self._held = 0
+        self._kept = 0
+        self._exchange: Exchange | None = None
+        self._parameters: dict[str, str] | None = None
+        self._session: Session | None = None
+        self._protocol = 0
+        self._is_tls = self._is_upgrading = False
+        self._steps: Steps | None = None
+        self._scope: CancelScope | None = None
+        self._size = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._reading = True
+        self._write_paused = self._turn_pending = self._draining = self._lost = False
+        self._discard_left: int | None = None
+        """Bytes of input that are still read and dropped; None: the connection goes on."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Register the connection. The client sends first."""
+        # cast: uvloop's transport has these methods, but does not derive from asyncio.Transport
+        self.transport = cast("asyncio.Transport", transport)
+        connection = self.transport.get_extra_info("socket")
+        self.descriptor = connection.fileno()
+        if connection.family != socket.AF_UNIX:
+            keep_alive(connection)
+        self.transport.set_write_buffer_limits(high=self._limits.unread_bytes)
+        if self._host.stopping or not self._host.admit(self):
+            self.transport.abort()
+            return
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self._limits.authenticate_seconds, self._too_slow)
+
+    def data_received(self, data: bytes) -> None:
+        """Take input of any size."""
+        if self._discard_left is not None:
+            self._discard_left -= len(data)
+            if self._discard_left < 0:
+                self.transport.abort()
+            return
+        self._buffer += data
+        self._take_turn()
+
+    def eof_received(self) -> bool:
+        """Close: a client that stops sending reads no more either."""
+        return False
+
+    def pause_writing(self) -> None:
+        """Start no statement: the client does not read its answers."""
+        self._write_paused = True
+
+    def resume_writing(self) -> None:
+        """Go on: the client reads again."""
+        self._write_paused = False
+        self._take_turn()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Forget everything, and cancel what only this client waits for."""
+        del error
+        if self._lost:
+            return
+        self._lost = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._scope is not None:
+            self._scope.cancel()
+        if self._session is not None:
+            self._session.close()
+        self._buffer = bytearray()
+        self._hold()
+        self._host.closed(self)
+
+    def upgraded(self, transport: asyncio.BaseTransport | None) -> None:
+        """Go on over TLS; None: the handshake failed."""
+        self._is_upgrading = False
+        if transport is None:
+            self.transport.abort()
+            self.connection_lost(None)
+            return
+        self.transport = cast("asyncio.Transport", transport)
+        self.transport.set_write_buffer_limits(high=self._limits.unread_bytes)
+        self._is_tls = True
+        self._take_turn()  # input may have come with the end of the handshake
+
+    def call(self, method: str, params: Params, size: int) -> Any:
+        """Run a method of the RPC, for the session."""
+        return self._dispatcher.call(method, params, size)
+
+    def keep(self, size: int) -> None:
+        """Count bytes that the session keeps; raises ``SqlError`` if they are too many."""
+        self._kept += size
+        self._dispatcher.held_bytes += size
+        full = self._dispatcher.held_bytes > self._limits.held_bytes
+        if size > 0 and (self._kept > MOST_KEPT_BYTES or full):
+            self._kept -= size
+            self._dispatcher.held_bytes -= size
+            raise SqlError(
+                "53200",
+                f"the connection's prepared statements and cursors take more than "
+                f"{MOST_KEPT_BYTES} bytes",
+                detail="overloaded",
+                hint="Close those that you no longer use.",
+            )
+
+    def cancel(self) -> None:
+        """Cancel the statement that runs, if one does."""
+        if self._scope is not None:
+            self._scope.cancel()
+
+    def finished(self, result: Any, error: Exception | None, was_cancelled: bool) -> None:
+        """Go on with the result of a call that had to wait."""
+        steps, self._steps, self._scope = self._steps, None, None
+        self._dispatcher.requests -= 1
+        self._dispatcher.held_bytes -= self._size
+        if self._lost or steps is None:
+            return
+        if was_cancelled:
+            error = SqlError(
+                QUERY_CANCELED,
+                "canceling statement due to user request",
+                hint="Send it again.",
+            )
+        self._advance(steps, result, error)
+        self._take_turn()
+
+    def drain(self) -> None:
+        """Take no further statement, and close when the present one is answered."""
+        self._draining = True
+        self._take_turn()
+
+    def abort(self) -> None:
+        """Close now."""
+        if not self._lost:
+            self.transport.abort()
+
+    def _take_turn(self) -> None:
+        """Run whole messages for ``turn_seconds``, then write, then decide whether to read on."""
+        if self._lost or self._turn_pending:
+            return
+        until, place = monotonic() + self._limits.turn_seconds, 0
+        try:
+            while self._may_go_on() and not self._draining:
+                used = self._take_message(place)
+                if not used:
+                    break
+                place += used
+                if monotonic() > until:
+                    self._turn_pending = True
+                    asyncio.get_running_loop().call_soon(self._next_turn)
+                    break
+            if place:
+                del self._buffer[:place]
+            self._hold()
+        except SqlError as error:
+            self._end(error)
+        if self._draining and self._may_go_on():
+            self._end(
+                SqlError(
+                    "57P01",
+                    "terminating connection because syncd stops",
+                    hint="Connect again when it runs.",
+                    fatal=True,
+                )
+            )
+        self._write()
+        self._read_on()
+
+    def _next_turn(self) -> None:
+        self._turn_pending = False
+        self._take_turn()
+
+    def _may_go_on(self) -> bool:
+        return (
+            self._steps is None
+            and self._discard_left is None
+            and not (self._write_paused or self._lost or self._is_upgrading)
+            and not self.transport.is_closing()
+        )
+
+    def _take_message(self, place: int) -> int:
+        """Answer the message at ``place``; returns its bytes, 0 if it is not complete."""
+        if self._parameters is None:
+            return self._take_startup(place)
+        if len(self._buffer) - place < _HEADER.size:
+            return 0
+        length: int
+        kind, length = _HEADER.unpack_from(self._buffer, place)
+        most = MOST_STARTUP_BYTES if self._session is None else self._limits.line_bytes
+        if length < 4:
+            raise _violation(f"a message has the length {length}")
+        if length > most:
+            raise from_request_error(
+                TooLarge(f"a message is at most {most} bytes", hint="send a smaller statement"),
+                fatal=True,
+            )
+        if len(self._buffer) - place <= length:
+            return 0
+        payload = bytes(memoryview(self._buffer)[place + _HEADER.size : place + 1 + length])
+        if kind == b"X":
+            self.transport.close()
+        elif self._session is None:
+            self._log_in(kind, payload)
+        else:
+            self._size = len(payload)
+            self._advance(self._session.answer(kind, payload), None, None)
+        return 1 + length
+
+    def _advance(self, steps: Steps, result: Any, error: Exception | None) -> None:
+        """Go on with a message's answer until it is complete, or has to wait."""
+        try:
+            waited = steps.send(result) if error is None else steps.throw(error)
+        except StopIteration:
+            return
+        except Exception as failure:  # noqa: BLE001 - an error ends this connection only
+            fatal = as_sql_error(failure)
+            fatal.fatal = True
+            self._end(fatal)
+            return
+        self._steps, self._scope = steps, CancelScope()
+        self._dispatcher.requests += 1
+        self._dispatcher.held_bytes += self._size
+        self._host.run(self, waited, self._scope)
+
+    def _take_startup(self, place: int) -> int:
+        if len(self._buffer) - place < _STARTUP.size:
+            return 0
+        length: int
+        length, code = _STARTUP.unpack_from(self._buffer, place)
+        if not _STARTUP.size <= length <= MOST_STARTUP_BYTES:
+            raise _violation("invalid length of the startup packet")
+        if len(self._buffer) - place < length:
+            return 0
+        payload = memoryview(bytes(memoryview(self._buffer)[place + 4 : place + length]))
+        if code == StartupRequestCode.SSL_REQUEST:
+            self._answer_tls(is_last=len(self._buffer) == place + length)
+        elif code == StartupRequestCode.GSSENC_REQUEST:
+            self.transport.write(b"N")
+        elif code == StartupRequestCode.CANCEL_REQUEST:
+            request = pg.CancelRequest.decode(payload)
+            self._host.cancel(request.process_id, request.secret_key)
+            self.transport.close()
+        elif code >> 16 == 3:
+            self._start(code, payload)
+        else:
+            raise SqlError(
+                "0A000",
+                f"protocol {code >> 16}.{code & 0xFFFF} is not supported",
+                hint="Use protocol 3.",
+                fatal=True,
+            )
+        return length
+
+    def _answer_tls(self, *, is_last: bool) -> None:
+        if self._host.tls is None or self._is_tls:
+            self.transport.write(b"N")
+            return
+        if not is_last:
+            raise _violation("input follows the request for TLS")
+        self.transport.pause_reading()  # what comes now is TLS's, also before its task runs
+        self.transport.write(b"S")
+        self._is_upgrading = True
+        self._host.upgrade(self)
+
+    def _start(self, code: int, payload: memoryview) -> None:
+        try:
+            parameters = pg.StartupMessage.decode(payload).params
+        except (PygwireError, struct.error, ValueError):
+            raise _violation("malformed startup packet") from None
+        self._protocol = min(code, NEWEST_PROTOCOL)
+        options = [name for name in parameters if name.startswith("_pq_.")]
+        if code > NEWEST_PROTOCOL or options:
+            # PostgreSQL sends the whole version, although its documentation says: the minor one.
+            negotiation = pg.NegotiateProtocolVersion(
+                newest_minor=self._protocol, unrecognized=options
+            )
+            self.transport.write(negotiation.to_wire())
+        if not self._host.has_room(self):
+            raise from_request_error(TooManyConnections(self._limits.connections), fatal=True)
+        if self._host.tls is not None and not self._is_tls:
+            raise SqlError(
+                "28000",
+                "the service accepts encrypted connections only",
+                detail="unauthorized",
+                hint="Add sslmode=require to the connection string.",
+                fatal=True,
+            )
+        if parameters.get("replication", "off").lower() not in ("off", "false", "no", "0"):
+            raise SqlError(
+                "0A000", "replication is not supported", hint="Leave it out.", fatal=True
+            )
+        self._parameters = parameters
+        self._exchange = None
+        self.transport.write(pg.AuthenticationSASL(mechanisms=[MECHANISM]).to_wire())
+
+    def _log_in(self, kind: bytes, payload: bytes) -> None:
+        """Take one of the two messages of a login."""
+        if kind != b"p":
+            raise _violation(f"expected the password, got the message {kind!r}")
+        try:
+            if self._exchange is None:
+                first = pg.SASLInitialResponse.decode(memoryview(payload))
+                if first.mechanism != MECHANISM:
+                    raise _violation(f"the mechanism is not {MECHANISM}")
+                self._exchange = Exchange(self._host.verifier)
+                answer = self._exchange.first(first.data)
+                self.transport.write(pg.AuthenticationSASLContinue(data=answer).to_wire())
+                return
+            answer = self._exchange.final(payload)
+        except (ScramError, PygwireError, struct.error, ValueError):
+            raise SqlError(
+                "28P01",
+                "password authentication failed",
+                detail="unauthorized",
+                hint="The password is the service's SYNCD_TOKEN; any user name does.",
+                fatal=True,
+            ) from None
+        assert self._parameters is not None
+        self.transport.write(
+            pg.AuthenticationSASLFinal(data=answer).to_wire() + pg.AuthenticationOk().to_wire()
+        )
+        self._session = Session(self, self, self._parameters)
+        if self._timer is not None:
+            self._timer.cancel()
+        self.key = os.urandom(KEY_BYTES if self._protocol >= NEWEST_PROTOCOL else 4)
+        self._session.greet()
+        self._session.out.append(
+            pg.BackendKeyData(process_id=self.process, secret_key=self.key).to_wire()
+        )
+        self._session.ready()
+
+    def is_known_by(self, key: bytes) -> bool:
+        """Whether a cancel request has this connection's key."""
+        return bool(self.key) and hmac.compare_digest(self.key, key)
+
+    def _too_slow(self) -> None:
+        if self._discard_left is None and not self._lost:
+            self._end(
+                SqlError(
+                    "57014",
+                    "the connection has not logged in in time",
+                    detail="timeout",
+                    hint="Connect again.",
+                    fatal=True,
+                )
+            )
+            self._write()
+
+    def _end(self, error: SqlError) -> None:
+        """Send the error, and close when the client has read it.
+
+        TCP sends a reset if a socket is closed with unread input, and the client loses the error.
+        So further input is read and dropped until the client closes.
+        """
+        self._write()
+        if self._lost or self.transport.is_closing() or self._discard_left is not None:
+            return
+        self._buffer = bytearray()
+        self._hold()
+        self._discard_left = self._limits.linger_bytes
+        fields = {
+            name: text.encode("ascii", "backslashreplace").decode()
+            for name, text in error.fields().items()
+        }
+        self.transport.write(pg.ErrorResponse(fields=fields).to_wire())
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+            self._timer = asyncio.get_running_loop().call_later(
+                self._limits.linger_seconds, self.transport.abort
+            )
+        else:
+            self.transport.close()
+
+    def _write(self) -> None:
+        if self._session is not None and self._session.out:
+            if not self._lost:
+                self.transport.write(b"".join(self._session.out))
+            self._session.out.clear()
+
+    def _read_on(self) -> None:
+        if self._lost or self._is_upgrading or self.transport.is_closing():
+            return
+        read = (
+            self._discard_left is not None
+            or self._may_go_on()
+            or (self._steps is not None and len(self._buffer) < READ_AHEAD_BYTES)
+        )
+        if read == self._reading:
+            return
+        self._reading = read
+        if read:
+            self.transport.resume_reading()
+        else:
+            self.transport.pause_reading()
+
+    def _hold(self) -> None:
+        """Count the input that is kept; raises ``SqlError`` if all clients' is too much."""
+        grown = len(self._buffer) - self._held
+        self._held += grown
+        self._dispatcher.held_bytes += grown
+        if grown > 0 and self._dispatcher.held_bytes > self._limits.held_bytes:
+            raise from_request_error(TooMuchHeld(self._dispatcher.held_bytes), fatal=True)
+
+
+def _violation(what: str) -> SqlError:
+    return SqlError(
+        PROTOCOL_VIOLATION,
+        what,
+        hint="This port speaks PostgreSQL's protocol 3: connect with a PostgreSQL client.",
+        fatal=True,
+    )
