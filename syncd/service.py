@@ -21,6 +21,7 @@ from anyio.abc import TaskGroup, TaskStatus
 from syncd.cores import available_cores
 from syncd.errors import DatabaseUnreachable, SyncdError
 from syncd.host_port import join_host_port
+from syncd.index.storage.arena import Arena
 from syncd.ops.notify import notify
 from syncd.ops.parts import Parts
 from syncd.ops.run import Ops
@@ -30,6 +31,7 @@ from syncd.postgres.listener import Listener
 from syncd.readers.board import Board
 from syncd.readers.pool import Readers
 from syncd.readers.process import ReaderSettings
+from syncd.readers.publishing import Publisher
 from syncd.rpc.dispatch import Limits
 from syncd.rpc.inputs import Inputs
 from syncd.rpc.methods import Methods
@@ -149,7 +151,7 @@ class Service:
         connections = connections_within_files(
             settings.max_connections, listeners=1 + (settings.sql_address is not None)
         )
-        board = None if once else shared_board(settings)
+        shared = None if once else shared_memory(settings)
         self.server = Server(
             methods.table(),
             socket=settings.socket_path,
@@ -162,17 +164,19 @@ class Service:
             ),
             inputs=inputs,
             version=version("syncd"),
-            places=board,
-            accepts=board is None,
+            places=None if shared is None else shared[0],
+            accepts=shared is None,
         )
         self.readers: Readers | None = None
-        if board is not None:
+        if shared is not None:
+            board, arena = shared
             self.readers = Readers(
                 settings.readers,
                 reader_settings(settings, connections),
                 board,
                 self.server,
-                methods.table(),
+                methods,
+                Publisher(arena, self.consumer),
                 self.tasks,
             )
             status.readers = self.readers.status
@@ -339,12 +343,13 @@ class Service:
                 self.stopping.set()
 
 
-def shared_board(settings: Settings) -> Board | None:
-    """The numbers that are shared with readers; None without readers."""
+def shared_memory(settings: Settings) -> tuple[Board, Arena] | None:
+    """The memory that is shared with readers; None without readers."""
     if not settings.readers:
         return None
     try:
-        return Board.create()
+        board = Board.create()
+        return board, Arena(board.busy)
     except (OSError, AttributeError) as error:  # no Linux, or a sandbox that refuses it
         logger.warning("no_readers", error=str(error), hint="set SYNCD_READERS=0")
         return None
@@ -360,6 +365,7 @@ def reader_settings(settings: Settings, connections: int) -> ReaderSettings:
         connections=connections,
         stop_seconds=STOP_REQUESTS_SECONDS,
         uvloop=has_uvloop(),
+        recall=settings.recall,
     )
 
 

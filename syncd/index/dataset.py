@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import structlog
 
-from syncd.errors import DimensionMismatch, InvalidVector
+from syncd.errors import DataDirectoryError, DimensionMismatch, InvalidVector
 from syncd.index.asked import AskedQueries, Sample
 from syncd.index.build.plan import Plan, build, plan_build, wants_codes
 from syncd.index.build.reached import Measured, measure_reached
 from syncd.index.codes.codes import Codes
+from syncd.index.codes.files import save_codes
 from syncd.index.generation.compaction import Move
 from syncd.index.generation.generation import Generation
 from syncd.index.generation.saving import CapturedIndex, Saver, State
@@ -27,6 +29,8 @@ from syncd.index.generation.stored_rows import Upserts
 from syncd.index.rows.vectors import VectorFormat, Vectors
 from syncd.index.saved import Saved, SavedIndex
 from syncd.index.search.plan import SearchResult, plan_search, point_for
+from syncd.index.shared.exporting import Exporter
+from syncd.index.shared.publication import PublishedCodes
 from syncd.index.storage.bitmap import (
     Bitmap,
     empty_bitmap,
@@ -40,6 +44,8 @@ from syncd.index.storage.columns import CHUNK_BYTES
 from syncd.index.storage.stopping import Stop
 from syncd.index.view import Prints, View
 from syncd.types import AttachedColumn, IndexKind, Key, KeyKind, Metric, RecallOf
+
+logger = structlog.get_logger()
 
 
 class Applied(NamedTuple):
@@ -66,6 +72,7 @@ class DatasetIndex:
         self._publish_lock = threading.Lock()
         self._generation_numbers = itertools.count(state.generation.number + 1)
         self._code_number = 0
+        self._exporter: Exporter | None = None
         self.asked = AskedQueries()
         """A sample of the queries that were asked since there are codes."""
         self.codes_damage = ""
@@ -254,7 +261,7 @@ class DatasetIndex:
             removed = self.view.live.count
             if self.view.count:
                 with self._publish_lock:
-                    self._state = self._new_generation(None)
+                    self._show(self._new_generation(None))
             return removed
 
     def begin_sweep(self) -> None:
@@ -309,7 +316,9 @@ class DatasetIndex:
         codes = build(
             state.view, plan, state.generation.number, self._next_code_number, stop, sample
         )
+        self._write_codes(self._exporter, codes, state.generation)
         used = self.swap_codes(state.codes, codes)
+        self._remove_old_codes(state.generation)
         if used and sample is not None:
             self.asked.measured(sample)
         return used
@@ -331,6 +340,7 @@ class DatasetIndex:
             codes = None
             if before is not None:
                 codes = move.encoded(before, self._next_code_number(), stop)
+                self._write_codes(self._exporter, codes, target)
             move.catch_up(source.generation, lambda: self._state, stop)
             moved = self._move_in(source, move, codes)
         finally:
@@ -351,7 +361,7 @@ class DatasetIndex:
             if self._seen is not None:
                 self._seen = move.seen(self._seen)
             with self._publish_lock:
-                self._state = State(move.target, move.view()).with_codes(codes)
+                self._show(State(move.target, move.view()).with_codes(codes))
         return True
 
     def swap_codes(self, before: Codes | None, codes: Codes | None) -> bool:
@@ -365,7 +375,7 @@ class DatasetIndex:
             same_rows = codes is None or codes.generation == state.generation.number
             if not same_rows or state.codes is not before:
                 return False
-            self._state = state.with_codes(codes)
+            self._show(state.with_codes(codes))
         self.codes_damage = ""
         return True
 
@@ -430,13 +440,66 @@ class DatasetIndex:
         with self._publish_lock:
             before = self._state
             codes = before.codes if before.generation is generation else None
-            self._state = State(generation, view).with_codes(codes)
+            self._show(State(generation, view).with_codes(codes))
+
+    def _show(self, state: State) -> None:
+        """Replace the state, for this process and for readers. Needs the publish lock."""
+        self._state = state
+        if self._exporter is not None:
+            self._exporter.publish(state)
+
+    # Sharing with other processes.
+
+    def share(self, exporter: Exporter) -> None:
+        """Publish the present view and all later ones; in any thread, alongside the writer.
+
+        It copies the key map, and each open chunk.
+        """
+        self._write_codes(exporter, self._state.codes, self._state.generation)
+        with self._write_lock, self._publish_lock:
+            state = self._state
+            state.generation.move_key_map(exporter.place)
+            view = state.generation.view(state.view.count, state.view.live)
+            self._exporter = exporter
+            self._show(State(state.generation, view).with_codes(state.codes))
+
+    def withdraw(self) -> None:
+        """Publish no more: readers hand over."""
+        with self._publish_lock:
+            exporter, self._exporter = self._exporter, None
+            if exporter is not None:
+                exporter.withdraw()
+
+    def _write_codes(
+        self, exporter: Exporter | None, codes: Codes | None, generation: Generation
+    ) -> None:
+        """Write the files of codes for readers. If the disk is full, readers do without."""
+        if exporter is None or codes is None:
+            return
+        try:
+            with generation.codes_lock:
+                saved, files, _ = save_codes(generation.directory, codes)
+        except DataDirectoryError as error:
+            logger.error("codes_not_written", dataset=self._name, error=str(error), hint=error.hint)
+            return
+        exporter.note_codes(codes, PublishedCodes(saved, tuple(files)))
+
+    def _remove_old_codes(self, generation: Generation) -> None:
+        """Remove the files of replaced codes that were written for readers only."""
+        if self._exporter is not None:
+            present = self._state.codes
+            kept = set() if present is None else {file.name for file in present.files}
+            old = self._exporter.written - kept
+            self._saver.remove_unnamed(generation.directory, old)
+            self._exporter.written -= old
 
     def _new_generation(self, dim: int | None) -> State:
         old, view = self._state.generation, self._state.view
         number = next(self._generation_numbers)
         kind, chunk_bytes = view.key_kind, self._chunk_bytes
         new = Generation(old.directory, number, view.format, kind, dim, chunk_bytes, view.columns)
+        if self._exporter is not None:
+            new.move_key_map(self._exporter.place)
         return State(new, new.empty_view())
 
 

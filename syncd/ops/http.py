@@ -149,6 +149,8 @@ class Http:
 
     async def show_metrics(self, _: Request) -> Response:
         """The text format of Prometheus."""
+        if self.parts.readers is not None:
+            await self.parts.readers.collect()
         text = await self.in_thread(self.metrics.render)
         return Response(text, headers=HEADERS | {"content-type": CONTENT_TYPE_LATEST})
 

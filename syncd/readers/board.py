@@ -14,8 +14,12 @@ MAIN = 0
 MOST_READERS = 64
 SEAT_WORDS = 8
 """Words of one seat: 64 bytes, a line of the cache, so that no two processes write one line."""
-CONNECTIONS, OPEN = range(2)
-"""Words of a seat: number of connections; 1 while the process accepts connections."""
+CONNECTIONS, OPEN, BUSY = range(3)
+"""Words of a seat: number of connections; 1 while the process accepts connections; the arena's
+epoch in which the oldest search under way began, 0 if there is none.
+"""
+FIRST_EPOCH = 1
+"""An epoch before all that the arena may have now: it holds every block."""
 BOARD_BYTES = (MOST_READERS + 1) * SEAT_WORDS * 8
 
 
@@ -45,6 +49,14 @@ class Board:
     def note_open(self, *, is_open: bool) -> None:
         """Note whether this process accepts connections."""
         self._words[self.seat * SEAT_WORDS + OPEN] = is_open
+
+    def busy(self) -> list[int]:
+        """For each seat, the epoch in which its oldest search began; 0 if it is idle."""
+        return self._words[BUSY::SEAT_WORDS].tolist()
+
+    def note_busy(self, epoch: int) -> None:
+        """Note since which epoch this process is busy; 0 if it is idle."""
+        self._words[self.seat * SEAT_WORDS + BUSY] = epoch
 
     def clear(self, seat: int) -> None:
         """Free the seat of a process that has ended."""

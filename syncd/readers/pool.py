@@ -14,26 +14,37 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import anyio
 import msgspec
+import numpy as np
 import structlog
 from anyio import to_thread
 
 import syncd
-from syncd.errors import SyncdError
+from syncd.errors import RequestError, SyncdError
+from syncd.index.filter.language import parse_filter
 from syncd.protocol.messages import Params
 from syncd.protocol.status_messages import ReaderStatus
+from syncd.protocol.wire import key_from_wire
+from syncd.readers.answering import AskedQuery, ReportParams
 from syncd.readers.board import Board
+from syncd.readers.handing_over import REACH, ReachParams
 from syncd.readers.link import CLIENT, take_links
 from syncd.readers.process import Order, ReaderSettings
+from syncd.readers.publishing import Publisher
+from syncd.rpc.methods import Methods
 from syncd.rpc.protocol import Method
 from syncd.rpc.server import Server
 from syncd.supervision import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, SETTLED_SECONDS, Tasks
+from syncd.sync.registry.counters import OTHER, Searches
+from syncd.sync.registry.datasets import Dataset
+from syncd.types import full_dataset_name
 
 FALL_BACK_SECONDS = 3.0
 """How long there is no reader before the main process accepts connections itself.
@@ -45,6 +56,12 @@ TOGETHER_SECONDS = 1.0
 """How long the first reader that is ready waits for the others."""
 STOP_SECONDS = 2.0
 """How long a reader may take to end, beyond the time that its requests may take."""
+SHARE_AGAIN_SECONDS = 0.1
+"""Time between two looks for datasets whose index was replaced."""
+STUCK_BYTES = 1 << 30
+"""Bytes of shared memory that readers may keep from being used again by not ending a search."""
+COLLECT_SECONDS = 0.5
+"""How long a scrape waits for the counts of the readers."""
 ENVELOPE_BYTES = 1024
 """Bytes by which a line may grow when a reader hands it over."""
 SECRETS = ("SYNCD_DSN", "SYNCD_TOKEN", "PGPASSWORD", "SYNCD_WEBHOOK_URL")
@@ -66,18 +83,26 @@ class ReadyParams(Params, frozen=True):
     seat: int
 
 
+class ShareParams(Params, frozen=True):
+    """Share a dataset with readers."""
+
+    dataset: str
+
+
 class ReaderProcess:
     """One running reader."""
 
     def __init__(
-        self, seat: int, settings: ReaderSettings, board: Board, bound: list[socket.socket]
+        self, seat: int, settings: ReaderSettings, shared: Sequence[int], bound: list[socket.socket]
     ) -> None:
         self.seat = seat
         self.ended = anyio.Event()
         self.is_ready = False
+        self.reported = 0
+        """Number of the last order to report that it has obeyed."""
         self.control, its_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.control.setblocking(False)
-        descriptors = [its_control.fileno(), board.descriptor, *(each.fileno() for each in bound)]
+        descriptors = [its_control.fileno(), *shared, *(each.fileno() for each in bound)]
         with its_control:
             its_control.setblocking(False)
             # From the main thread: the kernel ends a reader with the thread that started it.
@@ -138,15 +163,22 @@ class Readers:
         settings: ReaderSettings,
         board: Board,
         server: Server,
-        methods: Mapping[str, Method[Any, Any]],
+        methods: Methods,
+        publisher: Publisher,
         tasks: Tasks,
     ) -> None:
         self.number = number
         self.settings = settings
         self.board = board
         self.server = server
+        self.methods = methods
+        self.registry = methods.registry
+        self.publisher = publisher
+        self.reports = 0
+        self.report_came = anyio.Event()
         self.tasks = tasks
         self.restarts = 0
+        self.sharing = anyio.CapacityLimiter(1)
         self.begun = False
         """Whether the first readers accept connections."""
         self.processes: dict[int, ReaderProcess] = {}
@@ -157,13 +189,23 @@ class Readers:
             connections=sys.maxsize,
             line_bytes=server.limits.line_bytes + ENVELOPE_BYTES,
         )
-        self.handed = Server(methods, socket=None, limits=limits, inputs=server.inputs)
+        served = {
+            **methods.table(),
+            REACH: Method(
+                ReachParams, bool, self.reach, "Wait for a search's position.", listed=False
+            ),
+        }
+        self.handed = Server(
+            served, socket=None, limits=limits, inputs=server.inputs, version=version("syncd")
+        )
         self.own = Server(self.table(), socket=None, limits=limits)
 
     def table(self) -> dict[str, Method[Any, Any]]:
         """The methods that only readers call."""
         return {
             "reader.ready": Method(ReadyParams, bool, self.ready, "Ready to accept."),
+            "reader.share": Method(ShareParams, int, self.share, "Share a dataset."),
+            "reader.report": Method(ReportParams, bool, self.report, "Counts and queries."),
         }
 
     async def run(self) -> None:
@@ -173,6 +215,7 @@ class Readers:
             await tasks.start(self.own.serve)
             try:
                 tasks.start_soon(self.fall_back)
+                tasks.start_soon(self.share_again)
                 for seat in range(1, self.number + 1):
                     tasks.start_soon(self.keep, seat)
                 await anyio.sleep_forever()
@@ -186,7 +229,7 @@ class Readers:
         while not self.stopping.is_set():
             begun = time.monotonic()
             try:
-                reader = ReaderProcess(seat, self.settings, self.board, self.server.bound)
+                reader = ReaderProcess(seat, self.settings, self.shared, self.server.bound)
             except OSError as error:
                 how = f"it cannot be started: {error.strerror}"
             else:
@@ -249,6 +292,73 @@ class Readers:
             self.begun = True
         return True
 
+    @property
+    def shared(self) -> list[int]:
+        """Descriptors of the shared memories, in the order of a reader's arguments."""
+        return [self.board.descriptor, self.publisher.arena.descriptor]
+
+    async def share(self, params: ShareParams) -> int | None:
+        """Share a dataset; returns the number of its word."""
+        name = full_dataset_name(params.dataset)
+        return await to_thread.run_sync(self.publisher.share, name, limiter=self.sharing)
+
+    async def share_again(self) -> None:
+        """Share the indexes that have replaced shared ones, and free what no reader reads."""
+        while True:
+            await anyio.sleep(SHARE_AGAIN_SECONDS)
+            while self.publisher.replaced:
+                name = self.publisher.replaced.popleft()
+                await to_thread.run_sync(self.publisher.share, name, limiter=self.sharing)
+            self.publisher.arena.collect()
+            self.end_stuck()
+
+    def end_stuck(self) -> None:
+        """End the readers that keep much memory from being used again, because they do not run."""
+        if self.publisher.arena.waiting_bytes < STUCK_BYTES:
+            return
+        busy = self.board.busy()
+        oldest = min((epoch for epoch in busy if epoch), default=0)
+        for seat, reader in self.processes.items():
+            if oldest and busy[seat] == oldest:
+                logger.warning("reader_stuck", reader=seat, pid=reader.process.pid)
+                reader.kill()
+
+    async def reach(self, params: ReachParams) -> bool:
+        """Return when the position that a search asks for is published."""
+        await self.methods.reach(
+            params.dataset, params.after, params.consistency, params.timeout_ms / 1000
+        )
+        return True
+
+    def report(self, params: ReportParams) -> bool:
+        """Add a reader's counts and queries to those of this process."""
+        counters, datasets = self.registry.counters, self.registry.by_name
+        for name, counted in params.searches.items():
+            searches = Searches()
+            searches.seconds.counts, searches.seconds.sum = counted.counts, counted.seconds
+            searches.outcomes.update(counted.outcomes)
+            counters.searches_of(name if name in datasets else OTHER).add(searches)
+        for asked in params.queries:
+            dataset = datasets.get(asked.dataset)
+            if dataset is not None:
+                note_query(dataset, asked)
+        reader = self.processes.get(params.seat)
+        if reader is not None and params.answers:
+            reader.reported = params.answers
+            came, self.report_came = self.report_came, anyio.Event()
+            came.set()
+        return True
+
+    async def collect(self) -> None:
+        """Return when every reader has reported, or after ``COLLECT_SECONDS``."""
+        self.reports += 1
+        number = self.reports
+        for each in self.processes.values():
+            each.order(Order("report", number))
+        with anyio.move_on_after(COLLECT_SECONDS):
+            while any(each.is_ready and each.reported < number for each in self.processes.values()):
+                await self.report_came.wait()
+
     def note_change(self) -> None:
         """Let ``fall_back`` look again."""
         changed, self.changed = self.changed, anyio.Event()
@@ -300,6 +410,17 @@ class Readers:
             for _, each in sorted(self.processes.items())
             if each.is_ready
         ]
+
+
+def note_query(dataset: Dataset, asked: AskedQuery) -> None:
+    """Sample a query that a reader answered, unless the dataset has changed its columns."""
+    with contextlib.suppress(RequestError):
+        view = dataset.index.view
+        wanted = parse_filter(msgspec.json.decode(asked.filter) or {}, view.columns, dataset.name)
+        key = msgspec.json.decode(asked.key)
+        own = None if key is None else key_from_wire(dataset.key_kind, key, dataset.key_kinds)
+        query = np.frombuffer(asked.vector, dtype="<f4")[None]
+        dataset.index.asked.note(query, wanted, own)
 
 
 def environment() -> dict[str, str]:

@@ -19,15 +19,22 @@ from typing import Any, Literal
 import anyio
 import msgspec
 import structlog
+from anyio import to_thread
+from anyio.abc import TaskGroup
 
+from syncd.index.shared.taking import TakenIndex
+from syncd.index.storage.arena import ArenaView
 from syncd.log import configure_logging
+from syncd.readers.answering import Answering
 from syncd.readers.board import Board
 from syncd.readers.handing_over import HandingOver
-from syncd.readers.link import OWN, open_link
+from syncd.readers.link import OWN, Link, open_link
+from syncd.readers.shelf import Busy, Shelf
 from syncd.rpc.dispatch import Dispatcher, Limits
 from syncd.rpc.inputs import Inputs
 from syncd.rpc.protocol import Method
 from syncd.rpc.server import Server
+from syncd.types import DatasetName
 
 PR_SET_PDEATHSIG = 1
 """``prctl``'s number for the signal that a process gets when its parent ends: prctl(2)."""
@@ -36,6 +43,10 @@ SWITCH_SECONDS = 0.001
 LEFT_TO_MAIN = frozenset({"rpc.discover"})
 """Methods of every server that only the main process can answer."""
 ORDER_BYTES = 1 << 16
+REPORT_SECONDS = 1.0
+"""Time between two reports to the main process."""
+
+logger = structlog.get_logger()
 
 
 class ReaderSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,21 +59,27 @@ class ReaderSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Most connections of all processes together."""
     stop_seconds: float
     uvloop: bool
+    recall: float
+    """Recall of searches that name none."""
     verbose: bool = False
 
 
 class Order(msgspec.Struct, frozen=True):
     """An order of the main process: a line of a reader's input."""
 
-    do: Literal["stop"]
+    do: Literal["stop", "report"]
+    number: int = 0
+    """Number of an order to report."""
 
 
 class ReaderServer(Server):
     """The server of a reader: it hands over what it does not answer."""
 
-    def __init__(self, control: socket.socket, **options: Any) -> None:
+    def __init__(
+        self, methods: Mapping[str, Method[Any, Any]], control: socket.socket, **options: Any
+    ) -> None:
         self._control = control
-        super().__init__({}, socket=None, accepts=False, **options)
+        super().__init__(methods, socket=None, accepts=False, **options)
 
     def make_dispatcher(self, methods: Mapping[str, Method[Any, Any]]) -> Dispatcher:
         """See ``Server``."""
@@ -78,40 +95,97 @@ class Reader:
         settings: ReaderSettings,
         control: socket.socket,
         board: Board,
+        arena: ArenaView,
         listening: Sequence[socket.socket],
     ) -> None:
         self.control = control
         self.board = board
         self.stopping = anyio.Event()
+        self.link: Link
+        self.tasks: TaskGroup
+        self.loading = anyio.CapacityLimiter(1)
+        inputs = Inputs()
+        self.answering = Answering(
+            lambda answering: Shelf(
+                arena,
+                ask=self.share_soon,
+                load=self.load_soon,
+                note_queries=answering.note_queries,
+            ),
+            Busy(arena, board),
+            inputs,
+            settings.recall,
+        )
         tls = settings.tls
         self.server = ReaderServer(
+            self.answering.table(),
             control,
             inherited=listening,
             token=settings.token,
             tls=None if tls is None else (Path(tls[0]), Path(tls[1])),
             limits=Limits(connections=settings.connections, stop_seconds=settings.stop_seconds),
-            inputs=Inputs(),
+            inputs=inputs,
             places=board,
         )
 
     async def run(self) -> None:
         """Serve until the order to stop."""
-        async with anyio.create_task_group() as tasks:
-            await tasks.start(self.server.serve)
-            orders = Orders(self.obey)
-            orders.start()
-            link = await open_link(self.control, OWN)
-            await link.ask("reader.ready", b'{"seat":%d}' % self.board.seat)
-            self.server.accept()
-            self.board.note_open(is_open=True)
-            await self.stopping.wait()
-            self.board.note_open(is_open=False)
-            self.server.stop()
+        self.loop = asyncio.get_running_loop()
+        async with anyio.create_task_group() as self.tasks:
+            self.link = await open_link(self.control, OWN)
+            Orders(self.obey).start()
+            async with anyio.create_task_group() as serving:
+                await serving.start(self.server.serve)
+                await self.link.ask("reader.ready", b'{"seat":%d}' % self.board.seat)
+                self.server.accept()
+                self.board.note_open(is_open=True)
+                self.tasks.start_soon(self.report_often)
+                await self.stopping.wait()
+                self.board.note_open(is_open=False)
+                self.server.stop()
+            await self.report(0)
+            self.tasks.cancel_scope.cancel()
 
     def obey(self, order: Order) -> None:
         """Carry out an order of the main process."""
         if order.do == "stop":
             self.stopping.set()
+        else:
+            self.tasks.start_soon(self.report, order.number)
+
+    async def report_often(self) -> None:
+        """Report each second."""
+        while True:
+            await anyio.sleep(REPORT_SECONDS)
+            await self.report(0)
+
+    async def report(self, answers: int) -> None:
+        """Tell the main process what happened since the last report."""
+        report = self.answering.report(self.board.seat, answers)
+        if report.searches or report.queries or answers:
+            await self.link.ask("reader.report", msgspec.json.encode(report))
+
+    def share_soon(self, name: DatasetName) -> None:
+        """Have a dataset shared, without waiting."""
+        self.tasks.start_soon(self.share, name)
+
+    async def share(self, name: DatasetName) -> None:
+        """Have the main process share a dataset."""
+        answer = await self.link.ask("reader.share", msgspec.json.encode({"dataset": name}))
+        _, found, word = answer.rstrip(b"}\n").partition(b',"result":')
+        if found and word.isdigit():
+            self.answering.shelf.shared(name, int(word))
+
+    def load_soon(self, index: TakenIndex) -> None:
+        """Have codes loaded in a worker thread. Any thread may call it."""
+        self.loop.call_soon_threadsafe(self.tasks.start_soon, self.load, index)
+
+    async def load(self, index: TakenIndex) -> None:
+        """Load the codes of an index, one index at a time."""
+        try:
+            await to_thread.run_sync(index.load, limiter=self.loading)
+        except Exception:  # an error of FAISS, or too little memory: the main process answers
+            logger.exception("codes_not_loaded")
 
 
 class Orders:
@@ -143,7 +217,7 @@ def main(arguments: Sequence[str]) -> None:
     """Run a reader; the arguments are its seat, and the descriptors that it inherits."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the main process says when to stop
-    seat, control, board, *listening = map(int, arguments)
+    seat, control, board, arena, *listening = map(int, arguments)
     with open(0, "rb", buffering=0, closefd=False) as orders:  # unbuffered: leaves the others
         first = orders.readline()
     if not first:
@@ -159,6 +233,7 @@ def main(arguments: Sequence[str]) -> None:
             settings,
             socket.socket(fileno=control),
             Board(board, seat),
+            ArenaView(arena),
             [socket.socket(fileno=each) for each in listening],
         ).run()
 

@@ -107,16 +107,8 @@ class Dispatcher:
         """
         del owner
         try:
-            known = self._methods.get(request.method)
-            if known is None:
-                raise MethodNotFoundError(request.method)  # noqa: TRY301 - as a failing method
-            method, decoder = known
-            if not method.immediate:
-                self.admit(size)
-            result = method.call(decode_params(decoder, request.params))
-            if isinstance(result, Awaitable):
-                return result
-            return None if request.id is None else result_line(request.id, result)
+            result = self.outcome(request, size)
+            return result if isinstance(result, Awaitable) else self.answer(request, result)
         except Exception as error:  # noqa: BLE001 - the top of a request
             return failure_line(request, error)
 
@@ -129,6 +121,20 @@ class Dispatcher:
         if not method.immediate:
             self.admit(size)
         return method.call(params)
+
+    def outcome(self, request: Request, size: int) -> Any:
+        """Call a request's method; returns its result, or an awaitable of it. Raises its errors."""
+        known = self._methods.get(request.method)
+        if known is None:
+            raise MethodNotFoundError(request.method)
+        method, decoder = known
+        if not method.immediate:
+            self.admit(size)
+        return method.call(decode_params(decoder, request.params))
+
+    def answer(self, request: Request, result: object) -> bytes | None:
+        """The line of an answer; None for a notification."""
+        return None if request.id is None else result_line(request.id, result)
 
     async def finish(self, request: Request, waited: Awaitable[Any]) -> bytes | None:
         """The answer of a request that had to wait; None for a notification."""

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import time
-from asyncio import CancelledError
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Mapping
+from typing import Any
 
 import anyio
 import msgspec
-from anyio import to_thread
 
 from syncd.errors import (
     InvalidParams,
     NotReady,
     TimedOut,
-    TooLarge,
     UnknownDataset,
 )
 from syncd.protocol import messages, status_messages
 from syncd.protocol.messages import WirePosition
-from syncd.protocol.wire import key_from_wire, key_to_wire, keys_to_wire, vector_to_wire
+from syncd.protocol.wire import key_to_wire
 from syncd.rpc.counted_search import CountedSearch
-from syncd.rpc.in_place import InPlace
 from syncd.rpc.inputs import Inputs
-from syncd.rpc.prepared_search import PreparedSearch, search_together
 from syncd.rpc.protocol import Method
-from syncd.rpc.search_queue import SearchQueue
+from syncd.rpc.reads import Reads, failure_kind
 from syncd.sync.background.checkpoints import Checkpointer
 from syncd.sync.background.diagnosis import Diagnosis
 from syncd.sync.background.status import Status
@@ -36,12 +31,8 @@ from syncd.sync.registry.counters import OTHER
 from syncd.sync.registry.datasets import Follower, Registry
 from syncd.types import Token, full_dataset_name
 
-T = TypeVar("T")
-
 IN_PLACE_DATASETS = 500
 """Above this number of datasets a worker thread lists them: each takes 10 µs."""
-IN_PLACE_KEYS = 1000
-"""Above this number of keys a worker thread looks them up."""
 MEASURED_TARGETS = (0.9, 0.95, 0.98, 0.99)
 """Targets for which ``recall`` is measured, in addition to the default target."""
 IN_PLACE_ROWS = 5000
@@ -70,9 +61,13 @@ class Methods:
         self.current = status
         self.diagnosis = Diagnosis(status)
         self.recall = recall
-        self.search_limit = anyio.CapacityLimiter(search_threads)
-        self.search_queue = SearchQueue(search_threads, search_together)
-        self.in_place = InPlace(inputs.waiting, search_threads)
+        self.reads = Reads(
+            self.registry.find,
+            status.lag_seconds,
+            inputs=inputs,
+            threads=search_threads,
+            recall=recall,
+        )
 
     def table(self) -> Mapping[str, Method[Any, Any]]:
         """The methods by name."""
@@ -84,10 +79,16 @@ class Methods:
                 "The nearest rows.",
             ),
             "get": Method(
-                messages.GetParams, messages.GetResult, self.get, "Those keys that are indexed."
+                messages.GetParams,
+                messages.GetResult,
+                self.reads.get,
+                "Those keys that are indexed.",
             ),
             "keys": Method(
-                messages.KeysParams, messages.KeysResult, self.keys, "Every indexed key, in pages."
+                messages.KeysParams,
+                messages.KeysResult,
+                self.reads.keys,
+                "Every indexed key, in pages.",
             ),
             "datasets": Method(
                 messages.NoParams,
@@ -162,10 +163,8 @@ class Methods:
     def count_failure(self, dataset: str, error: BaseException) -> None:
         """Count a search that failed; names that only a client knows are counted together."""
         name = full_dataset_name(dataset)
-        is_cancelled = isinstance(error, GeneratorExit | CancelledError)
-        kind = getattr(error, "kind", "cancelled" if is_cancelled else "internal_error")
         counted = self.counters.searches_of(name if name in self.registry.by_name else OTHER)
-        counted.outcomes[kind] += 1
+        counted.outcomes[failure_kind(error)] += 1
 
     def search(
         self, params: messages.SearchParams
@@ -173,26 +172,7 @@ class Methods:
         """Run a small search here, a large one in a worker thread; wait if a position is asked."""
         if params.after is not None or params.consistency == "strong":
             return self.search_later(params)
-        return self.run(self.prepare(params), params.timeout_ms / 1000)
-
-    def prepare(self, params: messages.SearchParams) -> PreparedSearch:
-        """Check a search's parameters; raises a ``RequestError``."""
-        dataset = self.registry.find(params.dataset)
-        return PreparedSearch(
-            params, dataset, lag_seconds=self.current.lag_seconds(dataset), recall=self.recall
-        )
-
-    def run(
-        self, search: PreparedSearch, seconds: float
-    ) -> messages.SearchResult | Awaitable[messages.SearchResult]:
-        """The answer, or an awaitable that gives it within about ``seconds``."""
-        cost = search.cost
-        if not self.in_place.allows(cost, time.monotonic()):
-            return self.search_queue.run(search, seconds)
-        try:
-            return search.run()
-        finally:
-            self.in_place.ended(cost, time.monotonic())
+        return self.reads.run(self.reads.prepare(params), params.timeout_ms / 1000)
 
     async def search_later(self, params: messages.SearchParams) -> messages.SearchResult:
         """Search at a position that the client asked for.
@@ -200,74 +180,41 @@ class Methods:
         The dataset may come into being before that position is reached.
         """
         deadline = anyio.current_time() + params.timeout_ms / 1000
+        await self.reach(params.dataset, params.after, params.consistency, params.timeout_ms / 1000)
+        found = self.reads.run(self.reads.prepare(params), max(deadline - anyio.current_time(), 0))
+        return found if isinstance(found, messages.SearchResult) else await found
+
+    async def reach(
+        self, dataset: str, after: str | None, consistency: str, seconds: float
+    ) -> None:
+        """Return when a dataset is at the position that a search asks for.
+
+        The dataset may come into being before. Raises ``TimedOut``, and the error of a dataset that
+        does not answer.
+        """
+        deadline = anyio.current_time() + seconds
         try:
-            follower = self.registry.find(params.dataset).follower
-            await self.wait_for_position(params, follower, deadline)
+            follower = self.registry.find(dataset).follower
+            await self.wait_for_position(after, consistency, follower, deadline)
         except (UnknownDataset, NotReady) as error:
             try:
                 # None: any source may bring the dataset into being
-                await self.wait_for_position(params, None, deadline)
+                await self.wait_for_position(after, consistency, None, deadline)
             except TimedOut:
                 raise error from None
-        found = self.run(self.prepare(params), max(deadline - anyio.current_time(), 0))
-        return found if isinstance(found, messages.SearchResult) else await found
 
     async def wait_for_position(
-        self, params: messages.SearchParams, follower: Follower | None, deadline: float
+        self, after: str | None, consistency: str, follower: Follower | None, deadline: float
     ) -> None:
         """Return when one source, or all, are at the position that a search asks for.
 
         Raises ``TimedOut``.
         """
-        if params.after is not None:
+        if after is not None:
             seconds = max(deadline - anyio.current_time(), 0)
-            await self.consumer.wait_for_token(parse_token(params.after), seconds, follower)
-        if params.consistency == "strong":
+            await self.consumer.wait_for_token(parse_token(after), seconds, follower)
+        if consistency == "strong":
             await self.consumer.wait_for_now(max(deadline - anyio.current_time(), 0), follower)
-
-    def get(self, params: messages.GetParams) -> messages.GetResult | Awaitable[messages.GetResult]:
-        """Those of the requested keys that are indexed."""
-        dataset = self.registry.find(params.dataset)
-        kind, columns = dataset.source.key_kind, dataset.source.key_kinds
-        size = len(params.keys) * (dataset.index.dim or 0) * 4
-        if params.vectors and size > messages.MAX_GET_BYTES:
-            raise TooLarge(
-                f"the vectors of {len(params.keys)} rows are more than {messages.MAX_GET_BYTES} "
-                "bytes",
-                hint="ask for fewer at once",
-            )
-
-        def read() -> messages.GetResult:
-            rows = dataset.index.view.get(
-                [key_from_wire(kind, key, columns) for key in params.keys], params.vectors
-            )
-            return messages.GetResult(
-                [
-                    messages.WireRow(key_to_wire(kind, key))
-                    if vector is None
-                    else messages.WireRow(key_to_wire(kind, key), vector_to_wire(vector))
-                    for key, vector in rows
-                ]
-            )
-
-        return read() if len(params.keys) <= IN_PLACE_KEYS else self.in_thread(read)
-
-    def keys(self, params: messages.KeysParams) -> Awaitable[messages.KeysResult]:
-        """One page of keys."""
-        dataset = self.registry.find(params.dataset)
-        kind = dataset.source.key_kind
-        after = (
-            None
-            if params.after_key is None
-            else key_from_wire(kind, params.after_key, dataset.source.key_kinds)
-        )
-
-        def read() -> messages.KeysResult:
-            page = dataset.index.view.keys(after, params.limit)
-            following = None if page.next is None else key_to_wire(kind, page.next)
-            return messages.KeysResult(keys_to_wire(kind, page.keys), following)
-
-        return self.in_thread(read)
 
     def datasets(
         self, _: messages.NoParams
@@ -278,7 +225,9 @@ class Methods:
         """
         if len(self.registry.by_name) + len(self.registry.retired) <= IN_PLACE_DATASETS:
             return self.current.datasets()
-        return self.in_thread(lambda: msgspec.Raw(msgspec.json.encode(self.current.datasets())))
+        return self.reads.in_thread(
+            lambda: msgspec.Raw(msgspec.json.encode(self.current.datasets()))
+        )
 
     def status(self, _: messages.NoParams) -> status_messages.ServiceStatus:
         """The state of the whole service."""
@@ -293,7 +242,7 @@ class Methods:
         """
         name = full_dataset_name(params.dataset)
         if self.diagnosis.cost(name) > IN_PLACE_ROWS:
-            return self.in_thread(lambda: self.diagnosis.of(name))
+            return self.reads.in_thread(lambda: self.diagnosis.of(name))
         return self.diagnosis.of(name)
 
     def measure_recall(self, params: messages.RecallParams) -> Awaitable[messages.RecallResult]:
@@ -321,7 +270,7 @@ class Methods:
                 ],
             )
 
-        return self.in_thread(measure)
+        return self.reads.in_thread(measure)
 
     async def wait(self, params: messages.WaitParams) -> messages.WaitResult:
         """Wait until every dataset includes a transaction."""
@@ -377,10 +326,6 @@ class Methods:
         name = self.registry.known(params.dataset).name
         rows = await self.consumer.rebuild(name)
         return messages.RebuildResult(name, rows, time.monotonic() - begun)
-
-    async def in_thread(self, work: Callable[[], T]) -> T:
-        """Run a long read in a worker thread, at most one per search thread at once."""
-        return await to_thread.run_sync(work, limiter=self.search_limit)
 
 
 def parse_token(token: str) -> Token:

@@ -27,8 +27,8 @@ from syncd.index.view import View
 from syncd.protocol import messages
 from syncd.protocol.messages import WirePosition
 from syncd.protocol.wire import key_from_wire, keys_to_wire, vector_from_wire
-from syncd.sync.registry.datasets import Dataset
-from syncd.types import Key, Position
+from syncd.rpc.searched import Searched
+from syncd.types import Key
 
 ELEMENTS_BEFORE = 1_000_000
 """Cost of a filter, in elements, above which a worker thread evaluates it.
@@ -49,17 +49,17 @@ class PreparedSearch:
     """
 
     def __init__(
-        self, params: messages.SearchParams, dataset: Dataset, *, lag_seconds: float, recall: float
+        self, params: messages.SearchParams, dataset: Searched, *, lag_seconds: float, recall: float
     ) -> None:
         self.params = params
         self.deadline = time.monotonic() + params.timeout_ms / 1000
         self.dataset = dataset
-        self.kind = self.dataset.source.key_kind
+        self.kind = dataset.key_kind
         self.lag_seconds = lag_seconds
         self.recall = 1.0 if params.exact else params.recall or recall
-        # The position is read before the view: it must not be ahead of the answer.
-        self.position: Position = self.dataset.follower.cursor.position
-        self.view: View = self.dataset.index.view
+        self.position: WirePosition
+        self.view: View
+        self.position, self.view = dataset.look()
         self.filter = (
             None
             if params.filter is None
@@ -125,7 +125,7 @@ class PreparedSearch:
             self.params.max_distance,
         )
 
-    def look_at(self, position: Position, plan: SearchPlan) -> None:
+    def look_at(self, position: WirePosition, plan: SearchPlan) -> None:
         """Take the plan of a newer view than at the request's arrival.
 
         Only for a search without a filter.
@@ -159,7 +159,7 @@ class PreparedSearch:
                 return np.empty((0, self.view.dim or 0), dtype=np.float32)
             return np.stack(queries)
         assert params.key is not None
-        self.exclude = key_from_wire(self.kind, params.key, self.dataset.source.key_kinds)
+        self.exclude = key_from_wire(self.kind, params.key, self.dataset.key_kinds)
         vector = self.view.vector_of(self.exclude)
         if vector is None:
             raise UnknownKey(self.dataset.name, params.key)
@@ -174,7 +174,7 @@ class PreparedSearch:
         params = self.params
         # An exact search tells nothing of the codes.
         if self.view.codes is not None and self.recall < 1.0:
-            self.dataset.index.asked.note(self.queries, self.filter, self.exclude)
+            self.dataset.note_queries(params, self.queries, self.filter, self.exclude)
         keys: list[Any] = [keys_to_wire(self.kind, one.keys) for one in found]
         distances: list[Any] = [one.distances.tolist() for one in found]
         columns: dict[str, list[Any]] | UnsetType = UNSET
@@ -182,9 +182,7 @@ class PreparedSearch:
             columns = self.columns_of(found)
         if params.vectors is None:
             keys, distances = keys[0], distances[0]
-        return messages.SearchResult(
-            keys, distances, WirePosition.of(self.position), self.lag_seconds, columns
-        )
+        return messages.SearchResult(keys, distances, self.position, self.lag_seconds, columns)
 
     def columns_of(self, found: Sequence[Found]) -> dict[str, list[Any]]:
         """The values of the included columns, in the order of the keys."""
@@ -224,10 +222,10 @@ def search_together(searches: Sequence[PreparedSearch]) -> list[messages.SearchR
     answers: list[messages.SearchResult | Exception] = []
     if len(searches) > 1:
         dataset = searches[0].dataset
-        position = dataset.follower.cursor.position  # before the view
+        position, view = dataset.look()
         first = searches[0].params
         plan = plan_search(
-            dataset.index.view,
+            view,
             dataset.name,
             first.k,
             searches[0].recall,

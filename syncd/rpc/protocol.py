@@ -80,6 +80,8 @@ class Method(Generic[P, R]):
     call: Callable[[P], R | Awaitable[R]]
     summary: str
     immediate: bool = False
+    listed: bool = True
+    """Whether ``rpc.discover`` shows it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -333,5 +333,6 @@ def _with_own_methods(
     served["rpc.discover"] = Method(
         NoParams, dict[str, Any], lambda _: document, "Describe every method.", immediate=True
     )
-    document = openrpc_document(served, version=version)
+    listed = {name: method for name, method in served.items() if method.listed}
+    document = openrpc_document(listed, version=version)
     return served

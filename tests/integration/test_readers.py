@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import psycopg
@@ -204,3 +204,46 @@ def test_the_main_process_answers_while_no_reader_can_start(items: Daemon) -> No
         assert client.status().readers == [] or client.status().failing_tasks
     assert events(items, "no_reader")
     items.stop()
+
+
+@contextmanager
+def frozen(daemon: Daemon) -> Iterator[None]:
+    """The main process does not run: what is answered is answered by a reader."""
+    assert daemon.process is not None
+    daemon.process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        daemon.process.send_signal(signal.SIGCONT)
+
+
+def until_answered_here(daemon: Daemon, client: Client, dataset: str) -> None:
+    """Return when the client's reader answers for a dataset itself."""
+    while True:
+        client.search(dataset, key=1, k=1)  # has it shared
+        client.verify(dataset)
+        with frozen(daemon), suppress(SyncdError):
+            client.search(dataset, key=1, k=1, timeout_ms=200)
+            return
+
+
+def test_a_reader_answers_searches_gets_keys_and_filters_without_the_main_process(
+    db: psycopg.Connection, items: Daemon
+) -> None:
+    db.execute("ALTER TABLE items ADD lang text DEFAULT 'en'")
+    db.execute("SELECT syncd.attach('items', metric => 'l2', columns => ARRAY['lang'])")
+    db.execute("UPDATE items SET lang = 'de' WHERE id > 5")
+    items.start()
+    running(items)
+    with Client(items.socket, timeout=1.0) as client:
+        token = db.execute("DELETE FROM items WHERE id = 3 RETURNING syncd.token()").fetchone()
+        assert token is not None
+        until_answered_here(items, client, "items")
+        client.search("items", [3, 0], after=token[0])
+        with frozen(items):
+            assert [hit.key for hit in client.search("items", [3, 0], k=2)] == [2, 4]
+            found = client.search("items", [3, 0], k=1, filter={"lang": "de"}, include=["lang"])
+            assert [(hit.key, hit.columns) for hit in found] == [(6, {"lang": "de"})]
+            assert [hit.key for hit in client.search("items", key=4, k=2)] == [5, 2]
+            assert [row.key for row in client.get("items", [3, 4])] == [4]
+            assert sorted(client.keys("items")) == [1, 2, 4, 5, 6, 7, 8, 9, 10]

@@ -152,13 +152,15 @@ class Codes:
         return rows * (int(book.template.code_size) + 8) + book.lists * padded_dim(book.dim) * 4
 
     @property
+    def files(self) -> list[SavedFile]:
+        """The files of the codebook and the parts that are written."""
+        every = (self.codebook.file, *(part.file for part in self.parts))
+        return [file for files in every for file in files]
+
+    @property
     def disk_bytes(self) -> int:
         """Bytes in the files of the codebook and the parts."""
-        return sum(
-            file.bytes
-            for files in (self.codebook.file, *(part.file for part in self.parts))
-            for file in files
-        )
+        return sum(file.bytes for file in self.files)
 
 
 class LiveCodes:

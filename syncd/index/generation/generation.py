@@ -9,6 +9,7 @@ dataset without rows may take another dimension.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,12 +20,13 @@ from syncd.index.codes.codes import Codes, LiveCodes
 from syncd.index.codes.files import load_codes, save_codes
 from syncd.index.filter.attributes import Attributes
 from syncd.index.generation.stored_rows import StoredRows
-from syncd.index.rows.key_map import HashMultimap
+from syncd.index.rows.key_map import HashMultimap, HashMultimapView, Place
 from syncd.index.rows.keys import hash_keys, key_columns
 from syncd.index.rows.vectors import VectorFormat
 from syncd.index.saved import Saved, SavedIndex
+from syncd.index.storage.arena import ArenaView
 from syncd.index.storage.bitmap import Bitmap, Live, bitmap_bytes, live_slots, prefix, test_bits
-from syncd.index.storage.columns import Column
+from syncd.index.storage.columns import Column, ColumnView
 from syncd.index.storage.files import SavedFile, make_durable, read_file, write_at
 from syncd.index.view import View
 from syncd.types import AttachedColumn, KeyKind
@@ -54,6 +56,9 @@ class Generation:
     ) -> None:
         self.directory, self.number, self.dim = directory, number, dim
         self._format, self._key_kind = format_, key_kind
+        self.chunk_bytes = chunk_bytes
+        self.codes_lock = threading.Lock()
+        """Held while files of codes are written: a checkpoint and a publication may write them."""
         prefix = f"{number:04d}-"
         suffix = "f16" if format_.half else "f32"
         self._vectors = Column(
@@ -98,6 +103,38 @@ class Generation:
             codes=None if codes is None else LiveCodes(codes, live.bits),
             attributes=None if self._attributes is None else self._attributes.view(),
         )
+
+    def move_key_map(self, place: Place) -> None:
+        """See ``HashMultimap.move``."""
+        self._key_map.move(place)
+
+    def shared_columns(self, view: View) -> list[tuple[ColumnView, int]]:
+        """The columns of a view that searches read, each with its number of rows."""
+        columns = [(view.vectors, view.count)]
+        if view.norms is not None:
+            columns.append((view.norms, view.count))
+        columns += zip(view.stored_keys.columns, self._keys.rows(view.count), strict=True)
+        if self._attributes is not None and view.attributes is not None:
+            rows = self._attributes.lines.rows(view.count)
+            columns += zip(view.attributes.lines.columns, rows, strict=True)
+        return columns
+
+    def take_up(
+        self,
+        columns: Sequence[tuple[int, Sequence[tuple[int, int]]]],
+        key_map: HashMultimapView,
+        memory: ArenaView,
+    ) -> None:
+        """Show what another process has published of ``shared_columns``; see ``Column.take_up``."""
+        mine = [self._vectors]
+        if self._norms is not None:
+            mine.append(self._norms)
+        mine += self._keys.columns
+        if self._attributes is not None:
+            mine += self._attributes.lines.columns
+        for column, (mapped, opened) in zip(mine, columns, strict=True):
+            column.take_up(mapped, opened, memory)
+        self._key_map.view = key_map
 
     def empty_view(self) -> View:
         """A view without rows."""
@@ -157,7 +194,8 @@ class Generation:
             bytes_written += live.nbytes
         codes = None
         if view.codes is not None:
-            codes, code_files, code_bytes = save_codes(self.directory, view.codes.codes)
+            with self.codes_lock:
+                codes, code_files, code_bytes = save_codes(self.directory, view.codes.codes)
             files += code_files
             bytes_written += code_bytes
         if files:

@@ -5,8 +5,9 @@ Invariant: a state that was saved, and whose files still exist, is not written a
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -81,12 +82,23 @@ class Saver:
         self._code_number = code_number
         self._last: tuple[Mark, SavedIndex] | None = None
         self._live_sequence = 0
+        self._named: set[str] = set()
+        """Names of the files that any checkpoint may name: they are removed with it."""
         self._lock = threading.Lock()
 
     def loaded(self, state: State, saved: SavedIndex, *, whole: bool) -> None:
         """Take ``state`` as saved by ``saved``, unless parts could not be read (not ``whole``)."""
         self._last = (Mark.of(state), saved) if whole else None
         self._live_sequence = saved.live_sequence
+        self._named.update(saved.file_names)
+
+    def remove_unnamed(self, directory: Path, names: Iterable[str]) -> None:
+        """Remove those files that no checkpoint can name."""
+        with self._lock:
+            for name in names:
+                if name not in self._named:
+                    with contextlib.suppress(OSError):
+                        (directory / name).unlink()
 
     def save(self, state: State) -> Saved:
         """See ``CapturedIndex.save``."""
@@ -102,6 +114,7 @@ class Saver:
                 state.view, self._live_sequence, self._code_number(), self._chunk_bytes
             )
             self._last = (Mark.of(state), done.saved)
+            self._named.update(done.saved.file_names)
             return done
 
 

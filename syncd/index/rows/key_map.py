@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,8 @@ Hashes = NDArray[np.uint64]
 Values = NDArray[np.int64]
 Run = tuple[Hashes, Values]
 Keep = Callable[[Values], NDArray[np.bool_]]
+Place = Callable[[NDArray[Any]], NDArray[Any]]
+"""Returns an array with the same content, in other memory."""
 
 BUFFER_ENTRIES = 4096
 """Most entries in the buffer: scanning a full buffer for one key costs 3 µs."""
@@ -135,6 +138,13 @@ class HashMultimap:
     def __init__(self, buffer: int = BUFFER_ENTRIES) -> None:
         self._buffer_entries = buffer
         self.view = HashMultimapView((), _new_buffer(0), 0)
+        self._place: Place = _where_it_is
+
+    def move(self, place: Place) -> None:
+        """Keep all runs where ``place`` puts them, from now on. The writer calls it."""
+        self._place = place
+        runs = tuple((place(hashes), place(values)) for hashes, values in self.view.runs)
+        self.view = HashMultimapView(runs, self.view.buffer, self.view.buffered)
 
     def add(self, hashes: Hashes, values: Values, keep: Keep | None = None) -> None:
         """Add entries: in the buffer if it has room, which older views do not see; else as a sorted
@@ -159,8 +169,12 @@ class HashMultimap:
         while runs and runs[-1][0].size <= TIER_FACTOR * run[0].size:
             run = _merged(_kept(runs.pop(), keep), run)
         if run[0].size:
-            runs.append(run)
+            runs.append((self._place(run[0]), self._place(run[1])))
         self.view = HashMultimapView(tuple(runs), _new_buffer(0), 0)
+
+
+def _where_it_is(array: NDArray[Any]) -> NDArray[Any]:
+    return array
 
 
 def _kept(run: Run, keep: Keep | None) -> Run:

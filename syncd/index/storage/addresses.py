@@ -75,12 +75,20 @@ class AddressRange:
             # The kernel removes what was there before it asks the file system. So a file that
             # cannot be mapped must fail here, while the range is whole.
             mmap.mmap(descriptor, mmap.PAGESIZE, access=mmap.ACCESS_READ).close()
-            address = self._address + start
-            flags = mmap.MAP_SHARED | _MAP_FIXED
-            mapped = _libc.mmap(address, size, mmap.PROT_READ, flags, descriptor, 0)
+            return self.map_shared(descriptor, 0, start, size, str(path))
+
+    def map_shared(
+        self, descriptor: int, offset: int, start: int, size: int, name: str
+    ) -> NDArray[np.uint8]:
+        """Make a part the read-only mapping of ``size`` bytes at ``offset``; returns them.
+
+        ``name`` is for messages. Raises ``DataDirectoryError`` if they cannot be mapped.
+        """
+        address, flags = self._address + start, mmap.MAP_SHARED | _MAP_FIXED
+        mapped = _libc.mmap(address, size, mmap.PROT_READ, flags, descriptor, offset)
         if mapped == _FAILED:
             raise DataDirectoryError(
-                f"cannot map {path}: {os.strerror(ctypes.get_errno())}",
+                f"cannot map {name}: {os.strerror(ctypes.get_errno())}",
                 hint="raise vm.max_map_count: sysctl vm.max_map_count",
             )
         return self.show(start, size)

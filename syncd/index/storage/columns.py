@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from syncd.errors import DamagedFile, DataDirectoryError
+from syncd.index.storage.arena import ArenaView
 from syncd.index.storage.bitmap import Slots
 from syncd.index.storage.files import (
     SavedFile,
@@ -138,6 +139,7 @@ class Column:
         self._unchecked: list[int] = []
         self._files_lock = threading.Lock()
         self._view = ColumnView((), self._shift)
+        self._taken: tuple[int, tuple[tuple[int, int], ...]] | None = None
 
     @property
     def view(self) -> ColumnView:
@@ -261,6 +263,35 @@ class Column:
                     chunk[:rows] = part
                 self._chunks.append(chunk)
             self._files.append(_ChunkFile(rows, file.crc32))
+        self._view = self._new_view()
+
+    def take_up(self, mapped: int, opened: Sequence[tuple[int, int]], memory: ArenaView) -> None:
+        """Show the chunks that another process has published, instead of rows of one's own.
+
+        The first ``mapped`` chunks are files. The others are blocks of ``memory``: the offset of
+        each, and its number of rows. Raises ``DamagedFile`` and ``DataDirectoryError``.
+        """
+        taken = (mapped, tuple(opened))
+        if taken == self._taken:
+            return
+        if mapped + len(opened) > 1:
+            del self._chunks[self._mapped :]
+            self._make_places(mapped + len(opened))
+        while self._mapped < mapped:
+            del self._chunks[self._mapped :]
+            self._chunks.append(self._map(self._mapped))
+            self._mapped += 1
+        del self._chunks[mapped:]
+        for number, (offset, rows) in enumerate(opened, mapped):
+            content = (
+                self._places.map_shared(number, memory.descriptor, offset)
+                if rows == self._chunk_rows
+                else None
+            )
+            if content is None:
+                content = memory.array(offset, (rows * self.row_bytes,), np.uint8)
+            self._chunks.append(self._shaped(content))
+        self._taken = taken
         self._view = self._new_view()
 
     def scrub(self, stop: Callable[[], bool]) -> None:

@@ -90,6 +90,16 @@ class ChunkPlaces:
             return self._mapped_in(self._range, number)
         return map_file(self._path(number), self._chunk_bytes)
 
+    def map_shared(self, number: int, descriptor: int, offset: int) -> Bytes | None:
+        """A chunk as a mapping of shared memory at its place; None if there is no place.
+
+        Raises ``DataDirectoryError``.
+        """
+        if self._range is None or number >= self._places or offset % mmap.PAGESIZE:
+            return None
+        start = number * self._chunk_bytes
+        return self._range.map_shared(descriptor, offset, start, self._chunk_bytes, "shared memory")
+
     def together(self, chunks: int) -> Bytes | None:
         """The first ``chunks`` chunks as one array; None if they lie apart."""
         if self._range is None or chunks > self._places:

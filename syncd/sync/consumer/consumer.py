@@ -186,6 +186,7 @@ class Consumer(Progress):
                 follow_attached(self, sources, position)
         self.session.incarnation = incarnation
         self.position = position
+        self.publish()
 
     def load(
         self,

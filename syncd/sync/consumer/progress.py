@@ -62,6 +62,8 @@ class Progress:
         self.newest_outbox_id = 0
         self.handover: Handover | None = None
         self.handed_over = anyio.Event()
+        self.publish: Callable[[], None] = nothing_to_publish
+        """Publishes states and positions to readers, before a request that waits sees them."""
         self.pace = Pace()
         self.doubts = Doubts()
         self.suspicions: dict[str, tuple[int, DatabaseUnreachable, float]] = {}
@@ -131,6 +133,7 @@ class Progress:
 
     def finish_pass(self) -> None:
         """Let the tasks that wait for a position check it."""
+        self.publish()
         done, self.pass_done = self.pass_done, anyio.Event()
         done.set()
 
@@ -394,3 +397,7 @@ class Progress:
             hint="is the token's transaction committed? "
             "allow more with timeout_ms; see: syncd status",
         )
+
+
+def nothing_to_publish() -> None:
+    """Without readers nothing is published."""

@@ -10,14 +10,18 @@ from typing import Protocol
 
 from syncd.errors import NotReady, UnknownDataset, shortened
 from syncd.index.dataset import DatasetIndex
+from syncd.index.filter.language import Filter
+from syncd.index.rows.vectors import Vectors
+from syncd.index.view import View
 from syncd.postgres.outbox import Cursor
 from syncd.postgres.source import Source
+from syncd.protocol.messages import SearchParams, WirePosition
 from syncd.store.paths import dataset_directory
 from syncd.supervision import Tasks
 from syncd.sync.registry.alerts import Alerts
 from syncd.sync.registry.counters import Counters
 from syncd.sync.registry.states import ANSWERING, Condition, Standing
-from syncd.types import DatasetName, State, full_dataset_name
+from syncd.types import DatasetName, Key, KeyKind, State, full_dataset_name
 
 
 class Follower(Protocol):
@@ -61,6 +65,29 @@ class Dataset:
     sweeping: bool = False
     replacement: DatasetIndex | None = None
     """The index that is being built to replace ``index``; it gets every change as well."""
+
+    # ``syncd.rpc.searched.Searched``
+
+    @property
+    def key_kind(self) -> KeyKind:
+        """Kind of its keys."""
+        return self.source.key_kind
+
+    @property
+    def key_kinds(self) -> list[KeyKind]:
+        """Kinds of the columns of a composite key."""
+        return self.source.key_kinds
+
+    def look(self) -> tuple[WirePosition, View]:
+        """Its position, and then its view: the position is never ahead of the view."""
+        position = WirePosition.of(self.follower.cursor.position)
+        return position, self.index.view
+
+    def note_queries(
+        self, _: SearchParams, queries: Vectors, wanted: Filter | None, own: Key | None
+    ) -> None:
+        """See ``AskedQueries.note``."""
+        self.index.asked.note(queries, wanted, own)
 
     @property
     def condition(self) -> Condition:
