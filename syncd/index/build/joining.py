@@ -1,9 +1,9 @@
 """Joins the codes of several parts into one part, without the rows that died.
 
 Codes are moved, which takes 1 µs per row; encoding takes 5 to 15 µs. FAISS keeps the 4-bit codes of
-32 rows in one block, in the order of its instructions (``CodePackerPQ4``). Here the codes are taken
-out of their blocks, and each list of the new part is written in one call. Adding to a list that
-already has rows is avoided: there FAISS's ``add_entries`` can write out of bounds.
+some rows (``bbs``) in one block, in the order of its instructions. Here the codes are taken out of
+their blocks, and each list of the new part is written in one call. Adding to a list that already
+has rows is avoided: there FAISS's ``add_entries`` can write out of bounds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,11 @@ from syncd.index.codes.codes import (
 from syncd.index.storage.bitmap import Bitmap, Slots, test_bits
 from syncd.index.storage.stopping import Cancelled, Stop
 
-BLOCK_ROWS = 32
+PACKED_ROWS = 32
+"""Rows that FAISS packs together. Larger blocks are made of these, pair of codes by pair of codes.
+
+FAISS's own ``CodePackerPQ4`` is right only for blocks of this size (1.15.1).
+"""
 LISTS_AT_ONCE = 64
 """Number of lists between two checks whether the work is still wanted."""
 
@@ -39,14 +43,13 @@ def joined(
 ) -> Part:
     """The live rows of adjacent ``parts`` as the part ``number``; raises ``Cancelled``."""
     index = empty_part(codebook)
-    quantizers = int(index.M2)
     for each in range(codebook.lists):
         if each % LISTS_AT_ONCE == 0 and cancelled():
             raise Cancelled
-        slots, codes = zip(*(_rows(part, each, quantizers, live) for part in parts), strict=True)
+        slots, codes = zip(*(_rows(part, each, live) for part in parts), strict=True)
         ids = np.concatenate(slots)
         if ids.size:
-            packed = _packed(np.concatenate(codes))
+            packed = _packed(np.concatenate(codes), int(index.bbs))
             index.invlists.add_entries(
                 each, ids.size, library.swig_ptr(ids), library.swig_ptr(packed)
             )
@@ -57,41 +60,54 @@ def joined(
     )
 
 
-def _rows(part: Part, number: int, quantizers: int, live: Bitmap) -> tuple[Slots, Nibbles]:
+def _rows(part: Part, number: int, live: Bitmap) -> tuple[Slots, Nibbles]:
     """The live rows of one list: slots (n,) and codes (n, quantizers)."""
-    rows, lists = int(part.sizes[number]), part.index.invlists
+    rows, lists, quantizers = int(part.sizes[number]), part.index.invlists, int(part.index.M2)
     if not rows:
         return np.empty(0, dtype=np.int64), np.empty((0, quantizers), dtype=np.uint8)
     slots: Slots = library.rev_swig_ptr(lists.get_ids(number), rows)
-    blocks = -(-rows // BLOCK_ROWS)
+    block_rows = int(part.index.bbs)
+    blocks = -(-rows // block_rows)
     packed = library.rev_swig_ptr(
-        lists.get_codes(number), blocks * BLOCK_ROWS * quantizers // 2
+        lists.get_codes(number), blocks * block_rows * quantizers // 2
     ).reshape(blocks, -1)
-    nibbles = np.empty((blocks, BLOCK_ROWS * quantizers), dtype=np.uint8)
+    nibbles = np.empty((blocks, block_rows * quantizers), dtype=np.uint8)
     np.bitwise_and(packed, 15, out=nibbles[:, 0::2])
     np.right_shift(packed, 4, out=nibbles[:, 1::2])
-    codes = nibbles[:, _places(quantizers)].reshape(-1, quantizers)[:rows]
+    codes = nibbles[:, _places(quantizers, block_rows)].reshape(-1, quantizers)[:rows]
     alive = test_bits(live, slots)
     return slots[alive], codes[alive]
 
 
-def _packed(codes: Nibbles) -> NDArray[np.uint8]:
+def _packed(codes: Nibbles, block_rows: int) -> NDArray[np.uint8]:
     """Codes (n, quantizers) packed in blocks; the rest of the last block is zero."""
     rows, quantizers = codes.shape
-    blocks = -(-rows // BLOCK_ROWS)
-    filled = np.zeros((blocks * BLOCK_ROWS, quantizers), dtype=np.uint8)
+    blocks = -(-rows // block_rows)
+    filled = np.zeros((blocks * block_rows, quantizers), dtype=np.uint8)
     filled[:rows] = codes
-    nibbles = np.empty((blocks, BLOCK_ROWS * quantizers), dtype=np.uint8)
-    nibbles[:, _places(quantizers)] = filled.reshape(blocks, -1)
+    nibbles = np.empty((blocks, block_rows * quantizers), dtype=np.uint8)
+    nibbles[:, _places(quantizers, block_rows)] = filled.reshape(blocks, -1)
     packed: NDArray[np.uint8] = nibbles[:, 0::2] | nibbles[:, 1::2] << 4
     return packed
 
 
 @cache
-def _places(quantizers: int) -> NDArray[np.int64]:
-    """The nibble of a block for each code, row by row, (32 * quantizers,).
+def _places(quantizers: int, block_rows: int) -> NDArray[np.int64]:
+    """The nibble of a block for each code, row by row, (block_rows * quantizers,).
 
-    FAISS packs them one by one: 10 ms for 192 quantizers, cached.
+    Every pair of codes has the nibbles of 32 rows, then those of the next 32.
+    """
+    together = 2 * PACKED_ROWS
+    pair, inner = np.divmod(_packed_places(quantizers), together)
+    groups = block_rows // PACKED_ROWS
+    return np.concatenate([(pair * groups + group) * together + inner for group in range(groups)])
+
+
+@cache
+def _packed_places(quantizers: int) -> NDArray[np.int64]:
+    """``_places`` for blocks of ``PACKED_ROWS`` rows.
+
+    FAISS packs the codes one by one: 10 ms for 192 quantizers, cached.
     """
     dim = 2 * quantizers
     packer: Any = library.IndexIVFPQFastScan(
@@ -101,8 +117,8 @@ def _places(quantizers: int) -> NDArray[np.int64]:
         np.zeros(packer.code_size, dtype=np.uint8),
         np.zeros((1, packer.block_size), dtype=np.uint8),
     )
-    places = np.empty((BLOCK_ROWS, quantizers), dtype=np.int64)
-    for row in range(BLOCK_ROWS):
+    places = np.empty((PACKED_ROWS, quantizers), dtype=np.int64)
+    for row in range(PACKED_ROWS):
         for quantizer in range(quantizers):
             flat[quantizer >> 1] = 15 << (4 * (quantizer & 1))
             packer.pack_1(flat, row, block)

@@ -7,6 +7,7 @@ queries are measured in their place, and the harder of rows and real queries cou
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,7 +25,7 @@ from syncd.index.codes.calibration import (
     cost_us,
     frontier,
 )
-from syncd.index.codes.codes import Codes, LiveCodes
+from syncd.index.codes.codes import Codes, LiveCodes, lists_within, padded
 from syncd.index.rows.vectors import Vectors
 from syncd.index.search.approximate import exact_distances
 from syncd.index.search.exact import Distances, use_one_thread
@@ -62,6 +63,13 @@ CANDIDATES = {
 QUERIES_AT_ONCE = 100
 """Queries per call: together they take half of the time of single calls."""
 NPROBE_STEP = 1.35
+MOST_LISTS = 2.2
+"""Most lists that one query searches, as a factor of the mean over queries."""
+REACHES = (0.5, 16.0)
+"""The least and the largest ``Point.reach``."""
+REACH_STEPS = 20
+REACH_QUERIES = 100
+"""Queries of each kind whose distances to the lists choose the reach."""
 ENOUGH = 0.999
 CHEAPER_THAN_EXACT = 0.7
 """Largest cost of settings that are used, as a share of an exact search."""
@@ -198,17 +206,22 @@ def _measure(
     codebook, dim = live.codes.codebook, view.dim or 1
     most_us = CHEAPER_THAN_EXACT * view.live.count * dim * EXACT_NS_PER_ELEMENT / 1000
     points: list[Point] = []
-    nprobe = max(1, codebook.lists // 128)
+    reaches = _Reaches(live, kinds)
+    lists = max(1, codebook.lists // 128)
     while True:
-        shares = [_shares(view, live, each, k, nprobe, stop) for each in kinds]
+        reach = reaches.searching(lists)
+        nprobe = reach.nprobe
+        setting = Point(k, nprobe, CANDIDATES[k][-1] + 1, 0.0, 0.0, 0.0, reach=reach.factor)
+        shares = [_shares(view, live, each, setting, stop) for each in kinds]
         cheap = False
         for column, candidates in enumerate(CANDIDATES[k]):
             us = cost_us(
-                rows=view.live.count,
                 dim=dim,
-                codes=int(codebook.template.pq.M),
+                codes=codebook.quantizers,
                 lists=codebook.lists,
                 nprobe=nprobe,
+                searched_lists=reach.lists,
+                searched_rows=reach.rows,
                 candidates=candidates,
             )
             if us > most_us:
@@ -225,12 +238,59 @@ def _measure(
                     float(reported.mean()),
                     us,
                     float(np.percentile(reported, 5)),
+                    reach.factor,
                 )
             )
         found_all = all(each[:, -1].mean() >= ENOUGH for each in shares)
-        if not cheap or nprobe >= codebook.lists or found_all:
+        if not cheap or lists >= codebook.lists or found_all:
             return points
-        nprobe = min(codebook.lists, max(nprobe + 1, int(nprobe * NPROBE_STEP)))
+        lists = min(codebook.lists, max(lists + 1, int(lists * NPROBE_STEP)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Reach:
+    """How far queries search: ``Point.nprobe`` and ``Point.reach``.
+
+    ``lists`` and ``rows`` are the mean numbers of searched lists and rows of a query.
+    """
+
+    nprobe: int
+    factor: float | None
+    lists: float
+    rows: float
+
+
+class _Reaches:
+    """The distances of some queries to all lists."""
+
+    def __init__(self, live: LiveCodes, kinds: list[Queries]) -> None:
+        codebook = live.codes.codebook
+        self._most = codebook.lists
+        some = np.concatenate([each.queries[:REACH_QUERIES] for each in kinds])
+        lists, _, self._distances = live.near_lists(
+            padded(np.ascontiguousarray(some), codebook.width), self._most
+        )
+        sizes = np.sum([part.sizes for part in live.codes.parts], axis=0)
+        self._rows = np.cumsum(sizes[lists], axis=1)
+
+    def searching(self, lists: int) -> _Reach:
+        """The reach with which a query searches this number of lists on average."""
+        if lists >= self._most:
+            return _Reach(self._most, None, self._most, float(self._rows[:, -1].mean()))
+        nprobe = min(self._most, math.ceil(MOST_LISTS * lists))
+        low, high = REACHES
+        for _ in range(REACH_STEPS):
+            middle = (low + high) / 2
+            if self._searched(middle, nprobe).mean() < lists:
+                low = middle
+            else:
+                high = middle
+        searched = self._searched(high, nprobe)
+        rows = self._rows[np.arange(len(searched)), searched - 1]
+        return _Reach(nprobe, high, float(searched.mean()), float(rows.mean()))
+
+    def _searched(self, reach: float, nprobe: int) -> NDArray[np.int64]:
+        return lists_within(self._distances[:, :nprobe], reach)
 
 
 def _lower_bound(shares: NDArray[np.float64]) -> float:
@@ -242,15 +302,15 @@ def _lower_bound(shares: NDArray[np.float64]) -> float:
 
 
 def _shares(
-    view: View, live: LiveCodes, asked: Queries, k: int, nprobe: int, stop: Stop
+    view: View, live: LiveCodes, asked: Queries, setting: Point, stop: Stop
 ) -> NDArray[np.float64]:
     """Recall@k of each query with each number of candidates, (q, candidates).
 
     One search serves all numbers: fewer candidates are the first of more.
     """
+    k = setting.k
     numbers, queries, own, exact = np.array(CANDIDATES[k]), asked.queries, asked.own, asked.exact
     assert exact is not None
-    setting = Point(k, nprobe, int(numbers[-1]) + 1, 0.0, 0.0, 0.0)
     shares = np.ones((len(queries), len(numbers)))
     sought = np.zeros(view.count, dtype=np.bool_)
     for row, query in enumerate(queries):

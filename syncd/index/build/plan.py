@@ -20,7 +20,15 @@ from syncd.index.build.measuring import calibrate
 from syncd.index.build.reached import filtered_limit
 from syncd.index.build.training import train
 from syncd.index.codes.calibration import KS, VERSION, Calibration
-from syncd.index.codes.codes import Codebook, Codes, Part, empty_part, list_sizes, without_quantizer
+from syncd.index.codes.codes import (
+    Codebook,
+    Codes,
+    Part,
+    empty_part,
+    encodable,
+    list_sizes,
+    without_quantizer,
+)
 from syncd.index.rows.vectors import StoredVectors
 from syncd.index.search.exact import use_one_thread
 from syncd.index.storage.bitmap import Bitmap
@@ -107,8 +115,10 @@ def plan_build(view: View, recall: float, asked: AskedQueries | None = None) -> 
     codes = view.codes.codes
     if rows < exact_rows(dim) // 4:
         return Plan("drop")
-    if rows >= RETRAIN_GROWTH * codes.codebook.trained_rows or (
-        codes.unevenness > RETRAIN_UNEVENNESS * codes.unevenness_trained
+    if (
+        rows >= RETRAIN_GROWTH * codes.codebook.trained_rows
+        or codes.unevenness > RETRAIN_UNEVENNESS * codes.unevenness_trained
+        or not codes.codebook.is_current
     ):
         return Plan("train")
     if view.count - codes.stop >= tail_rows(dim):
@@ -187,7 +197,8 @@ def encode(
         stored = StoredVectors(view.vectors.read(first, last), norms)
         if slots.size < last - first:
             stored = stored.select(alive)
-        index.add_with_ids(codebook.encodable(view.format.as_compared(stored)), slots)
+        given = encodable(view.format.as_compared(stored), codebook.width)
+        index.add_with_ids(given, slots)
         rows += slots.size
     return Part(number, start, stop, rows, list_sizes(index), without_quantizer(codebook, index))
 

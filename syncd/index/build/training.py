@@ -12,7 +12,14 @@ import math
 import faiss
 import numpy as np
 
-from syncd.index.codes.codes import Codebook, faiss_metric, new_index, padded_dim
+from syncd.index.codes.codes import (
+    Codebook,
+    encodable,
+    faiss_metric,
+    new_index,
+    padded_dim,
+    quantizers_for,
+)
 from syncd.index.rows.vectors import Vectors
 from syncd.index.storage.bitmap import Slots, live_slots
 from syncd.index.storage.stopping import Cancelled, Stop
@@ -55,11 +62,11 @@ def train(view: View, number: int, seed: int, stop: Stop) -> Codebook:
     if slots.size > wanted:
         slots = np.sort(random.choice(slots, wanted, replace=False))
     lists = min(lists, slots.size)
-    bare = Codebook(number, metric, dim, view.live.count, view.count, None, None)
-    rows = _read(view, slots, bare, stop)
-    quantizer = faiss.IndexFlat(padded_dim(dim), faiss_metric(metric))
+    width = padded_dim(dim)
+    rows = _read(view, slots, width, stop)
+    quantizer = faiss.IndexFlat(width, faiss_metric(metric))
     quantizer.add(kmeans(rows, lists, random, stop, spherical=metric != "l2"))
-    template = new_index(quantizer, metric, dim, lists)
+    template = new_index(quantizer, metric, lists, width=width, quantizers=quantizers_for(dim))
     template.pq.cp.niter = QUANTIZER_ROUNDS
     template.train(np.ascontiguousarray(rows[random.permutation(len(rows))[:QUANTIZER_ROWS]]))
     return Codebook(number, metric, dim, view.live.count, view.count, quantizer, template)
@@ -106,11 +113,11 @@ def _normalise(centroids: Vectors) -> None:
     centroids /= norms[:, None]
 
 
-def _read(view: View, slots: Slots, codebook: Codebook, stop: Stop) -> Vectors:
-    rows = np.empty((slots.size, padded_dim(codebook.dim)), dtype=np.float32)
+def _read(view: View, slots: Slots, width: int, stop: Stop) -> Vectors:
+    rows = np.empty((slots.size, width), dtype=np.float32)
     for start in range(0, slots.size, BLOCK_ROWS):
         if stop():
             raise Cancelled
         some = slots[start : start + BLOCK_ROWS]
-        rows[start : start + some.size] = codebook.encodable(view.compared_rows(some))
+        rows[start : start + some.size] = encodable(view.compared_rows(some), width)
     return rows

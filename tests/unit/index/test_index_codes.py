@@ -103,7 +103,7 @@ def test_joined_codes_are_those_that_encoding_all_rows_would_give(
     index = DatasetIndex.create(tmp_path / "p" / "d", metric=metric, key_kind="integer", dim=DIM)
     put(index, 0, 1003)
     build_all(index)
-    for stop in (1111, 1260, 1405):  # lists of which the last block of 32 is not full
+    for stop in (1111, 1260, 1405):  # lists of which the last block is not full
         put(index, stop - 105, stop)
         with patch.object(building, "TIER_FACTOR", 0):
             assert build_all(index) in (["extend"], ["extend", "measure"])
@@ -145,7 +145,7 @@ def test_a_list_of_any_length_takes_more(index: DatasetIndex, first: int) -> Non
     )
     found = joining.joined(codebook, (one, two), view.live.bits, 9, lambda: False)
     slots, codes = zip(
-        *(joining._rows(part, 0, int(part.index.M2), view.live.bits) for part in (found, both)),
+        *(joining._rows(part, 0, view.live.bits) for part in (found, both)),
         strict=True,
     )
     np.testing.assert_array_equal(*slots)
