@@ -55,7 +55,7 @@ alone choose settings that reach 0.883.
 CHOOSING = 2 / 3
 """Share of the queries that choose the settings; the others only confirm."""
 CANDIDATES = {
-    10: (20, 40, 70, 100, 150, 200, 300, 400, 600, 900),
+    10: (20, 40, 70, 100, 150, 200, 300, 400, 600, 900, 1500, 2500, 4000),
     40: (60, 80, 120, 160, 250, 400, 700),
     100: (150, 200, 300, 400, 700, 1000, 1600),
     1000: (1300, 1600, 2000, 3000, 4500, 7000),
@@ -206,7 +206,7 @@ def _measure(
     codebook, dim = live.codes.codebook, view.dim or 1
     most_us = CHEAPER_THAN_EXACT * view.live.count * dim * EXACT_NS_PER_ELEMENT / 1000
     points: list[Point] = []
-    reaches = _Reaches(live, kinds)
+    reaches = _Reaches(live, kinds, adaptive=of == "queries")
     lists = max(1, codebook.lists // 128)
     while True:
         reach = reaches.searching(lists)
@@ -261,11 +261,16 @@ class _Reach:
 
 
 class _Reaches:
-    """The distances of some queries to all lists."""
+    """The distances of some queries to all lists.
 
-    def __init__(self, live: LiveCodes, kinds: list[Queries]) -> None:
+    Not ``adaptive``, each query searches the same number of lists. Made queries lie between many
+    lists, and would search more of them than real queries. Measured on 60,000 embeddings of text
+    before any query was asked, for 0.95: 0.937 of real queries with a reach, and 0.998 without.
+    """
+
+    def __init__(self, live: LiveCodes, kinds: list[Queries], *, adaptive: bool) -> None:
         codebook = live.codes.codebook
-        self._most = codebook.lists
+        self._most, self._adaptive = codebook.lists, adaptive
         some = np.concatenate([each.queries[:REACH_QUERIES] for each in kinds])
         lists, _, self._distances = live.near_lists(
             padded(np.ascontiguousarray(some), codebook.width), self._most
@@ -275,8 +280,9 @@ class _Reaches:
 
     def searching(self, lists: int) -> _Reach:
         """The reach with which a query searches this number of lists on average."""
-        if lists >= self._most:
-            return _Reach(self._most, None, self._most, float(self._rows[:, -1].mean()))
+        if lists >= self._most or not self._adaptive:
+            lists = min(lists, self._most)
+            return _Reach(lists, None, lists, float(self._rows[:, lists - 1].mean()))
         nprobe = min(self._most, math.ceil(MOST_LISTS * lists))
         low, high = REACHES
         for _ in range(REACH_STEPS):
