@@ -332,16 +332,17 @@ def new_index(
     *,
     width: int,
     quantizers: int,
-    block_rows: int = BLOCK_ROWS,
+    block_rows: int | None = None,
 ) -> Any:
-    """An untrained index. It encodes the rows themselves, not their residuals to a list's centroid.
+    """An untrained index, by default with blocks of ``BLOCK_ROWS``. It encodes the rows themselves,
+    not their residuals to a list's centroid.
 
     For a million rows of 128 this halves the time in the lists: 290 µs instead of 535 µs for 64 of
     1024 lists. It also needs no table of 64 bytes times 16 per list. Recall among 200 candidates
     stays the same (0.989); if it is lower for other data, calibration takes more candidates.
     """
     index = faiss.IndexIVFPQFastScan(
-        quantizer, width, lists, quantizers, 4, faiss_metric(metric), block_rows
+        quantizer, width, lists, quantizers, 4, faiss_metric(metric), block_rows or BLOCK_ROWS
     )
     index.by_residual = False
     return index

@@ -11,8 +11,19 @@ import pytest
 
 from syncd.errors import DataDirectoryError
 from syncd.index.build import plan as building
+from syncd.index.build.plan import Plan
+from syncd.index.codes import codes as forms
 from syncd.index.dataset import DatasetIndex
-from tests.unit.index.coded import DIM, build_all, flipped, put
+from syncd.types import Metric
+from tests.unit.index.coded import (
+    DIM,
+    assert_as_exact,
+    build_all,
+    everything,
+    flipped,
+    part_rows,
+    put,
+)
 from tests.unit.index.rows import random_vectors
 
 pytestmark = pytest.mark.usefixtures("small_codes")
@@ -106,3 +117,33 @@ def test_a_full_disk_fails_the_save_and_the_next_one_goes_on(
     ):
         index.save()
     assert not DatasetIndex.load(tmp_path / "p" / "d", index.save().saved).codes_damage
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_codes_of_an_earlier_form_are_read_joined_and_trained_again(
+    metric: Metric, tmp_path: Path
+) -> None:
+    """Earlier versions had blocks of 32 rows, and two dimensions per code up to 256."""
+    dim = 138
+    rows = random_vectors(1100, dim, seed=4)
+    index = DatasetIndex.create(tmp_path / "p" / "d", metric=metric, key_kind="integer", dim=dim)
+    index.apply(range(1000), rows[:1000], [])
+    with patch.object(forms, "BLOCK_ROWS", 32), patch.object(forms, "PAIRS_UP_TO_DIM", 256):
+        build_all(index)
+        saved = index.save().saved
+    loaded = DatasetIndex.load(tmp_path / "p" / "d", saved)
+    assert loaded.kind() == "codes"
+    everything(loaded)
+    queries = random_vectors(10, dim, seed=5)
+    assert_as_exact(loaded, queries)
+    loaded.apply(range(1000, 1100), rows[1000:], range(0, 500, 7))
+    assert loaded.build(Plan("extend", 0, 1, 1096))
+    assert part_rows(loaded) == [1096 - 72]
+    everything(loaded)
+    assert_as_exact(loaded, queries)
+    assert build_all(loaded) == ["train", "measure"]
+    codes = loaded.view.codes
+    assert codes is not None
+    assert codes.codes.codebook.is_current
+    everything(loaded)
+    assert_as_exact(loaded, queries)
