@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from syncd.index.codes.calibration import Calibration, Point
+from syncd.index.codes.huge_pages import use_huge_pages
 from syncd.index.rows.vectors import Vectors
 from syncd.index.storage.bitmap import Bitmap, Slots
 from syncd.index.storage.files import SavedFile
@@ -113,6 +114,9 @@ class Part:
     index: Any
     file: list[SavedFile] = field(default_factory=list)
     """Empty until the file is durable."""
+
+    def __post_init__(self) -> None:
+        use_huge_pages(self.index)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
