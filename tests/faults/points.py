@@ -20,7 +20,17 @@ from typing import Any, Literal, NamedTuple
 
 ARMED, REACHED = "armed", "reached"
 
-Phase = Literal["scan", "start", "pass", "checkpoint", "stop", "build", "compaction", "restart"]
+Phase = Literal[
+    "scan",
+    "start",
+    "pass",
+    "checkpoint",
+    "stop",
+    "build",
+    "compaction",
+    "restart",
+    "publication",
+]
 
 
 class Point(NamedTuple):
@@ -322,6 +332,24 @@ CODES_POINTS = [
     ),
 ]
 
+READER_POINTS = [
+    Point(
+        "publication", "before a word changes", "before", "syncd.index.storage.arena:Arena.point"
+    ),
+    Point(
+        "publication",
+        "between a view and its position",
+        "before",
+        "syncd.readers.publishing:Publisher.publish",
+    ),
+    Point(
+        "publication",
+        "after a position is published",
+        "after",
+        "syncd.readers.publishing:Publisher.publish",
+    ),
+]
+
 
 def arm(folder: Path, point: Point) -> None:
     """Let the process be killed at a point."""
@@ -337,7 +365,7 @@ def reached(folder: Path) -> str:
 
 def watch(folder: str) -> None:
     """Put a wrapper around the function of each point, in syncd's process."""
-    for point in POINTS + CODES_POINTS:
+    for point in POINTS + CODES_POINTS + READER_POINTS:
         module, _, path = point.function.partition(":")
         owner = pkgutil.resolve_name(module)
         *outer, name = path.split(".")

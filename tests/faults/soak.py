@@ -8,13 +8,16 @@ index differs, the soak prints the log and ends with exit status 1.
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -63,7 +66,9 @@ class Soak:
             connection.execute("CREATE EXTENSION vector")
             schema.install(self.conninfo)
             connection.execute(TABLES.encode())
-        self.daemon = Daemon(self.conninfo, folder / "data", verify_seconds=0, checkpoint_seconds=3)
+        self.daemon = Daemon(
+            self.conninfo, folder / "data", verify_seconds=0, checkpoint_seconds=3, readers=1
+        )
         self.stopping = threading.Event()
         self.running = threading.Event()
         self.running.set()
@@ -201,6 +206,7 @@ class Soak:
         time.sleep(self.random.uniform(0.5, 3.0))
         faults: list[Callable[[], None]] = [
             self.kill_syncd,
+            self.kill_reader,
             self.stop_syncd,
             self.crash_postgres,
             self.cut_connections,
@@ -217,6 +223,11 @@ class Soak:
     def kill_syncd(self) -> None:
         self.daemon.kill()
         self.daemon.start()
+
+    def kill_reader(self) -> None:
+        with suppress(SyncdError), self.daemon.client() as client:
+            for reader in client.status().readers:
+                os.kill(reader.pid, signal.SIGKILL)
 
     def stop_syncd(self) -> None:
         self.daemon.stop()

@@ -17,7 +17,7 @@ from syncd.errors import ServiceUnavailable
 from tests.conftest import clone
 from tests.daemon import READY_SECONDS, Daemon
 from tests.faults.following import applied, assert_in_step, attach_tables, change, change_one, until
-from tests.faults.points import ARMED, CODES_POINTS, POINTS, Point, arm, reached
+from tests.faults.points import ARMED, CODES_POINTS, POINTS, READER_POINTS, Point, arm, reached
 from tests.servers import PostgresServer
 
 seeds = itertools.count(100)
@@ -84,6 +84,37 @@ def test_a_kill_at_any_point_is_followed_by_a_right_start(mortal: Daemon, point:
     change(mortal.conninfo, seed=next(seeds))
     mortal.start()
     assert_in_step(mortal.conninfo, mortal)
+
+
+@pytest.fixture(scope="module")
+def read(server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A syncd with a reader, which tests kill again and again."""
+    folder = tmp_path_factory.mktemp("points")
+    for conninfo in clone(server):
+        attach_tables(conninfo)
+        daemon = Daemon(conninfo, folder / "data", readers=1).with_points(folder)
+        yield daemon
+        if daemon.process is not None:
+            daemon.kill()
+
+
+@pytest.mark.parametrize("point", READER_POINTS, ids=[point.name for point in READER_POINTS])
+def test_a_kill_while_views_and_positions_are_published_is_followed_by_a_right_start(
+    read: Daemon, point: Point
+) -> None:
+    folder = read.data_dir.parent
+    if read.process is None:
+        read.start()
+    applied(read, change(read.conninfo, seed=next(seeds)))
+    assert_in_step(read.conninfo, read)  # its searches have the datasets shared
+    arm(folder, point)
+    change(read.conninfo, seed=next(seeds))
+    assert read.process is not None
+    assert read.process.wait(READY_SECONDS) == -signal.SIGKILL, f"{point} was not reached"
+    assert reached(folder) == repr(point)
+    read.kill()
+    read.start()
+    assert_in_step(read.conninfo, read)
 
 
 SMALL_CODES = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import select
 import signal
 import socket
@@ -16,7 +17,13 @@ import psycopg
 import pytest
 
 from syncd.client.client import Client
-from syncd.errors import Overloaded, SyncdError, Unauthorized
+from syncd.errors import (
+    Overloaded,
+    ServiceUnavailable,
+    SyncdError,
+    Unauthorized,
+    UnknownDataset,
+)
 from syncd.protocol.status_messages import ReaderStatus
 from tests.daemon import Daemon
 from tests.scrape import events, sample, wait_for_event
@@ -247,3 +254,86 @@ def test_a_reader_answers_searches_gets_keys_and_filters_without_the_main_proces
             assert [hit.key for hit in client.search("items", key=4, k=2)] == [5, 2]
             assert [row.key for row in client.get("items", [3, 4])] == [4]
             assert sorted(client.keys("items")) == [1, 2, 4, 5, 6, 7, 8, 9, 10]
+
+
+@pytest.mark.parametrize("writes", [200, pytest.param(10_000, marks=pytest.mark.long)])
+def test_every_connection_reads_its_own_writes_while_readers_are_killed(
+    items: Daemon, db: psycopg.Connection, writes: int
+) -> None:
+    """Another writer keeps passes under way; each answer must hold the token's row."""
+    items.start()
+    generator = random.Random(writes)
+    over = threading.Event()
+
+    def write_on() -> None:
+        with psycopg.connect(items.conninfo, autocommit=True) as other:
+            while not over.is_set():
+                other.execute("UPDATE items SET v = ARRAY[v[1], v[2]] WHERE id <= 10")
+
+    with ExitStack() as stack:
+        clients = [stack.enter_context(items.client()) for _ in range(CONNECTIONS)]
+        writer = threading.Thread(target=write_on)
+        writer.start()
+        try:
+            for number in range(writes):
+                row = db.execute(
+                    "INSERT INTO items VALUES (%s, ARRAY[%s, 7]) RETURNING syncd.token()",
+                    (1000 + number, number),
+                ).fetchone()
+                assert row is not None
+                client = generator.choice(clients)
+                if number % 50 == 25:
+                    with suppress(IndexError, ProcessLookupError, SyncdError):
+                        reader = generator.choice(client.status().readers)
+                        os.kill(reader.pid, signal.SIGKILL)
+                while True:
+                    with suppress(ServiceUnavailable):
+                        found = client.search("items", [number, 7], k=1, after=row[0])
+                        break
+                assert found[0].key == 1000 + number
+        finally:
+            over.set()
+            writer.join()
+        assert clients[0].verify("items").datasets[0].in_sync
+
+
+def test_a_rebuild_an_attach_and_a_detach_reach_every_reader(
+    items: Daemon, db: psycopg.Connection
+) -> None:
+    items.start()
+    running(items)
+    with ExitStack() as stack:
+        clients = [stack.enter_context(items.client()) for _ in range(2 * READERS)]
+        for client in clients:
+            until_answered_here(items, client, "items")
+        assert clients[0].rebuild("items").rows == 10
+        for client in clients:
+            assert [hit.key for hit in client.search("items", [3, 0], k=1)] == [3]
+        db.execute("TRUNCATE items")
+        token = db.execute("INSERT INTO items VALUES (77, '{1,2,3}') RETURNING syncd.token()")
+        (after,) = token.fetchone() or ("",)
+        for client in clients:
+            assert [hit.key for hit in client.search("items", [1, 2, 3], after=after)] == [77]
+        db.execute("SELECT syncd.detach('items')")
+        (after,) = db.execute("SELECT syncd.token()").fetchone() or ("",)
+        clients[0].wait(after)
+        for client in clients:
+            with pytest.raises(UnknownDataset):
+                client.search("items", [1, 2, 3])
+
+
+def test_searches_of_all_readers_are_counted_in_one_scrape(items: Daemon) -> None:
+    items.settings["http"] = "127.0.0.1:0"
+    items.start()
+    running(items)
+    with ExitStack() as stack:
+        clients = [stack.enter_context(items.client()) for _ in range(2 * READERS)]
+        for client in clients:
+            until_answered_here(items, client, "items")
+        before = sample(items, "syncd_searches_total", dataset="default/items", outcome="ok")
+        for client in clients:
+            client.search("items", [1, 0])
+        after = sample(items, "syncd_searches_total", dataset="default/items", outcome="ok")
+        assert after == before + len(clients)
+        seconds = sample(items, "syncd_search_seconds_count", dataset="default/items")
+        assert seconds == after
