@@ -171,7 +171,7 @@ class Service:
         if shared is not None:
             board, arena = shared
             self.readers = Readers(
-                settings.readers,
+                settings.reader_count,
                 reader_settings(settings, connections),
                 board,
                 self.server,
@@ -345,7 +345,7 @@ class Service:
 
 def shared_memory(settings: Settings) -> tuple[Board, Arena] | None:
     """The memory that is shared with readers; None without readers."""
-    if not settings.readers:
+    if not settings.reader_count:
         return None
     try:
         board = Board.create()
@@ -357,13 +357,14 @@ def shared_memory(settings: Settings) -> tuple[Board, Arena] | None:
 
 def reader_settings(settings: Settings, connections: int) -> ReaderSettings:
     """The settings that readers need."""
-    tls = settings.tls
+    tls, limits = settings.tls, Limits()
     return ReaderSettings(
         main_pid=os.getpid(),
         token=settings.token.get_secret_value() or None,
         tls=None if tls is None else (str(tls[0].absolute()), str(tls[1].absolute())),
         connections=connections,
         stop_seconds=STOP_REQUESTS_SECONDS,
+        held_bytes=max(limits.held_bytes // settings.reader_count, 4 * limits.line_bytes),
         uvloop=has_uvloop(),
         recall=settings.recall,
     )

@@ -20,6 +20,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from syncd.cores import available_cores
 from syncd.errors import SettingsError
 from syncd.host_port import split_host_port
 
@@ -27,6 +28,8 @@ SYSTEM_DATA_DIR = Path("/var/lib/syncd")
 CONFIG_FILES = (Path("syncd.toml"), Path("/etc/syncd/syncd.toml"))
 SOCKET_NAME = "syncd.sock"
 OFF = "off"
+MOST_DEFAULT_READERS = 16
+"""Most readers that are started on a machine with many cores, unless more are set."""
 
 
 def user_data_dir() -> Path:
@@ -228,14 +231,14 @@ class Settings(BaseSettings):
         ),
     ] = None
     readers: Annotated[
-        int,
+        int | None,
         Field(
             ge=0,
             le=64,
-            description="processes that answer searches beside the one that follows the database; "
-            "0: that one answers; Linux only",
+            description="processes that answer searches beside the one that follows; 0: that one; "
+            "default: one per core, at most 16",
         ),
-    ] = 0
+    ] = None
     recall: Annotated[
         float,
         Field(
@@ -267,6 +270,14 @@ class Settings(BaseSettings):
         if self.tls_cert is None or self.tls_key is None:
             return None
         return self.tls_cert, self.tls_key
+
+    @property
+    def reader_count(self) -> int:
+        """Number of reader processes."""
+        if self.readers is not None:
+            return self.readers
+        cores = available_cores()
+        return min(cores, MOST_DEFAULT_READERS) if cores > 1 and sys.platform == "linux" else 0
 
     @property
     def http_was_chosen(self) -> bool:

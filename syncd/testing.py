@@ -73,6 +73,7 @@ def throwaway(
                 "data_dir": folder / "data",
                 "socket": folder / "s",
                 "http": "off",
+                "readers": 0,  # they would only make each start slower
             }
             given = mine | settings
             other = {k: v for k, v in os.environ.items() if not k.startswith(("SYNCD_", "PG"))}

@@ -36,6 +36,8 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_N
 # Programs that the tests start inherit both. Tests run in parallel, and threads of a library would
 # only wait for each other. If the tests are started in the background, Ctrl-C would be ignored.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# Readers are tested by tests of their own, and by TEST_READERS=2: see ``tests.daemon``.
+os.environ.setdefault("SYNCD_READERS", "0")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 numbers = itertools.count(1)
 

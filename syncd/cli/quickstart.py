@@ -77,6 +77,7 @@ def serving(settings: Settings) -> Iterator[None]:
         **os.environ,
         "SYNCD_DSN": settings.conninfo,
         "SYNCD_DATA_DIR": str(settings.data_dir),
+        "SYNCD_READERS": "0",
     }
     with process.serve(environment, settings.data_dir / "serve.log"):
         talk(f"\nsyncd serve\nready {settings.socket_path}")

@@ -179,6 +179,14 @@ class Answering:
             )
             sample[place : place + 1] = [asked]
 
+    def tidy(self) -> None:
+        """See ``Shelf.tidy``."""
+        ticket = self.busy.enter()
+        try:
+            self.shelf.tidy()
+        finally:
+            self.busy.leave(ticket)
+
     def report(self, seat: int, answers: int = 0) -> ReportParams:
         """What happened since the last report."""
         searches, self._searches = self._searches, {}

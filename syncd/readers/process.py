@@ -58,6 +58,8 @@ class ReaderSettings(msgspec.Struct, frozen=True, kw_only=True):
     connections: int
     """Most connections of all processes together."""
     stop_seconds: float
+    held_bytes: int
+    """See ``Limits``; the readers share what one process would have."""
     uvloop: bool
     recall: float
     """Recall of searches that name none."""
@@ -123,7 +125,11 @@ class Reader:
             inherited=listening,
             token=settings.token,
             tls=None if tls is None else (Path(tls[0]), Path(tls[1])),
-            limits=Limits(connections=settings.connections, stop_seconds=settings.stop_seconds),
+            limits=Limits(
+                connections=settings.connections,
+                stop_seconds=settings.stop_seconds,
+                held_bytes=settings.held_bytes,
+            ),
             inputs=inputs,
             places=board,
         )
@@ -161,6 +167,7 @@ class Reader:
 
     async def report(self, answers: int) -> None:
         """Tell the main process what happened since the last report."""
+        self.answering.tidy()
         report = self.answering.report(self.board.seat, answers)
         if report.searches or report.queries or answers:
             await self.link.ask("reader.report", msgspec.json.encode(report))

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -24,7 +25,9 @@ from syncd.errors import (
     Unauthorized,
     UnknownDataset,
 )
+from syncd.protocol.messages import WirePosition
 from syncd.protocol.status_messages import ReaderStatus
+from syncd.types import Token
 from tests.daemon import Daemon
 from tests.scrape import events, sample, wait_for_event
 
@@ -254,6 +257,37 @@ def test_a_reader_answers_searches_gets_keys_and_filters_without_the_main_proces
             assert [hit.key for hit in client.search("items", key=4, k=2)] == [5, 2]
             assert [row.key for row in client.get("items", [3, 4])] == [4]
             assert sorted(client.keys("items")) == [1, 2, 4, 5, 6, 7, 8, 9, 10]
+
+
+def asked(unix: socket.socket, method: str, **params: object) -> dict[str, Any]:
+    """The result of one request, as it is on the wire."""
+    request = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+    unix.sendall(json.dumps(request).encode() + b"\n")
+    with unix.makefile() as lines:
+        result: dict[str, Any] = json.loads(lines.readline())["result"]
+        return result
+
+
+def test_the_position_of_an_answer_has_reached_the_token_that_it_was_asked_with(
+    items: Daemon, db: psycopg.Connection
+) -> None:
+    items.start()
+    running(items)
+    with items.client() as client:
+        until_answered_here(items, client, "items")
+    with ExitStack() as stack:
+        connections = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(4)]
+        for unix in connections:
+            unix.settimeout(SECONDS)
+            unix.connect(str(items.socket))
+        for number, unix in enumerate(connections * 5):
+            (token,) = db.execute(
+                "INSERT INTO items VALUES (%s, '{0,9}') RETURNING syncd.token()", (500 + number,)
+            ).fetchone() or ("",)
+            found = asked(unix, "search", dataset="items", vector=[0, 9], after=token)
+            position = WirePosition(**found["position"]).position()
+            assert position.snapshot.sees(Token.parse(token).xid)
+            assert found["lag_seconds"] == 0
 
 
 @pytest.mark.parametrize("writes", [200, pytest.param(10_000, marks=pytest.mark.long)])

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from syncd.index.codes.codes import Codes
 from syncd.index.generation.generation import Generation
 from syncd.index.generation.saving import State
+from syncd.index.rows.key_map import HashMultimapView, Run
 from syncd.index.shared.publication import Publication, PublishedCodes, PublishedColumn
 from syncd.index.storage.arena import UNIT, Arena
 from syncd.index.storage.bitmap import Bitmap, bitmap_bytes
@@ -48,6 +49,7 @@ class Exporter:
         self.uid = next(_uids)
         self._generation: Generation | None = None
         self._mirrors: list[dict[int, _Mirror]] = []
+        self._buffer: tuple[Run, Run, int] | None = None
         self._bits: tuple[Bitmap, NDArray[np.uint8], int] | None = None
         self._codes: tuple[Codes, int, NDArray[Any]] | None = None
         self._numbers = itertools.count(1)
@@ -88,7 +90,7 @@ class Exporter:
     def _describe(self, state: State) -> tuple[list[Any], bytes]:
         generation, view = state.generation, state.view
         if generation is not self._generation:
-            self._generation, self._bits = generation, None
+            self._generation, self._bits, self._buffer = generation, None, None
             self._mirrors = [{} for _ in generation.shared_columns(view)]
         columns = []
         kept: list[Any] = []
@@ -104,7 +106,7 @@ class Exporter:
             kept += [hashes, values]
             runs.append((self.arena.offset(hashes), self.arena.offset(values), hashes.size))
         buffered = view.key_map.buffered
-        buffer = [self.arena.put(each[:buffered]) for each in view.key_map.buffer]
+        buffer = self._key_buffer(view.key_map)
         kept += buffer
         codes = None
         if self._codes is not None and self._codes[0] is state.codes:
@@ -157,6 +159,18 @@ class Exporter:
             kept.append(mirror.chunk)
             blocks.append((self.arena.offset(mirror.chunk), len(mirror.chunk)))
         return PublishedColumn(mapped, tuple(blocks))
+
+    def _key_buffer(self, key_map: HashMultimapView) -> Run:
+        """The buffer of the key map in the arena: entries that follow are added to the same one."""
+        hashes, values = key_map.buffer
+        if self._buffer is None or self._buffer[0] is not key_map.buffer:
+            copies = tuple(self.arena.empty(each.shape, each.dtype) for each in (hashes, values))
+            self._buffer = key_map.buffer, (copies[0], copies[1]), 0
+        source, (its_hashes, its_values), copied = self._buffer
+        its_hashes[copied : key_map.buffered] = hashes[copied : key_map.buffered]
+        its_values[copied : key_map.buffered] = values[copied : key_map.buffered]
+        self._buffer = source, (its_hashes, its_values), max(copied, key_map.buffered)
+        return its_hashes, its_values
 
     def _live(self, view: View) -> NDArray[np.uint8]:
         """The live bits in the arena.

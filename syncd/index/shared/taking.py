@@ -62,6 +62,11 @@ class TakenIndex:
         return self._view
 
     @property
+    def is_behind(self) -> bool:
+        """Whether there is a newer view than the last one that was taken up."""
+        return self._arena.word(self._word) != self._seen
+
+    @property
     def lacks_codes(self) -> bool:
         """Whether the last view has codes that are not loaded yet."""
         return self._has_codes and self._codes is None

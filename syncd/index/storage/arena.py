@@ -57,6 +57,7 @@ class Arena:
         self.descriptor = os.memfd_create("syncd-arena", os.MFD_CLOEXEC)
         os.ftruncate(self.descriptor, ARENA_BYTES)
         self._map = mmap.mmap(self.descriptor, ARENA_BYTES, flags=mmap.MAP_SHARED | _NORESERVE)
+        self._map.madvise(mmap.MADV_DONTDUMP)
         self._bytes = np.frombuffer(self._map, dtype=np.uint8)
         self._address: int = self._bytes.__array_interface__["data"][0]
         self._words = memoryview(self._map)[: 8 * WORDS].cast("Q")
@@ -170,6 +171,7 @@ class ArenaView:
         self._map = mmap.mmap(
             descriptor, ARENA_BYTES, flags=mmap.MAP_SHARED | _NORESERVE, prot=mmap.PROT_READ
         )
+        self._map.madvise(mmap.MADV_DONTDUMP)
         self._bytes = np.frombuffer(self._map, dtype=np.uint8)
         self._words = memoryview(self._map)[: 8 * WORDS].cast("Q")
 

@@ -161,6 +161,26 @@ def test_a_block_is_kept_while_a_reader_may_read_it_and_then_used_again(
         board.clear(1)
 
 
+def test_a_word_never_has_an_earlier_value_again() -> None:
+    """A reader would believe that nothing has changed, if a block is used again."""
+    with patch.object(arenas, "GRACE_SECONDS", 0.0):
+        arena = Arena(list)
+        memory, word = ArenaView(arena.descriptor), arena.new_word()
+        assert word is not None
+        values, offsets = [], []
+        for number in range(5):
+            block = arena.put_bytes(b"%d" % number)
+            arena.point(word, block)
+            values.append(memory.word(word))
+            offsets.append(arena.offset(block))
+            assert memory.content(values[-1]) == b"%d" % number
+            arena.point(word, None)
+            del block
+            arena.collect()
+    assert len(set(offsets)) < len(offsets)
+    assert len(set(values)) == len(values)
+
+
 @pytest.mark.usefixtures("small_codes")
 def test_a_reader_without_codes_says_so_and_follows_builds_and_compactions(
     index: DatasetIndex,
