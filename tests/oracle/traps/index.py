@@ -8,6 +8,7 @@ CODES = "tests/unit/index/test_index_codes.py"
 SAVED_CODES = "tests/unit/index/test_saved_codes.py"
 COMPACTION = "tests/unit/index/test_compaction.py"
 RECALL = "tests/unit/index/test_recall.py"
+REACH = "tests/unit/index/test_reach.py"
 ASKED = "tests/unit/index/test_asked.py"
 CODES_ORACLE = "tests/unit/index/test_index_codes_oracle.py"
 QUEUE = "tests/unit/rpc/test_rpc_search_queue.py"
@@ -116,6 +117,25 @@ INDEX_TRAPS: dict[str, Trap] = {
         "kinds += [_noisy(view, slots, wanted, random), _between(view, slots, wanted, random)]",
         "pass",
         f"{RECALL}::test_the_promise_is_kept_for_queries_that_have_no_near_copies",
+    ),
+    "made queries choose how far a query searches": broken(
+        "syncd/index/build/measuring.py",
+        "if lists >= self._most or not self._adaptive:",
+        "if lists >= self._most:",
+        f"{REACH}::test_settings_have_a_reach_only_when_real_queries_chose_them",
+    ),
+    "dead rows are not tested for": broken(
+        "syncd/index/codes/codes.py",
+        "if live == sum(part.rows for part in self.codes.parts):",
+        "if True:",
+        f"{REACH}::test_dead_rows_are_no_candidates_and_are_tested_only_if_there_are_any",
+    ),
+    "codes of an earlier form stay": broken(
+        "syncd/index/build/plan.py",
+        "or not codes.codebook.is_current",
+        "or False",
+        "tests/unit/index/test_saved_codes.py"
+        "::test_codes_of_an_earlier_form_are_read_joined_and_trained_again",
     ),
     "queries that were asked are not measured": broken(
         "syncd/index/build/plan.py",
