@@ -70,6 +70,8 @@ class Environment:
     progress: Progress
     recall: float = 0.95
     """The recall that syncd aims for in searches that name none."""
+    readers: int | None = None
+    """Number of reader processes; None: as many as the settings say."""
 
     def run(
         self, name: str, parameters: list[object] | None = None, **names: str
@@ -389,6 +391,8 @@ def serving(where: Environment) -> Iterator[Serving]:
         "SYNCD_HTTP": "off",
         "SYNCD_LISTEN": "off",
     }
+    if where.readers is not None:
+        variables["SYNCD_READERS"] = str(where.readers)
     begun = time.perf_counter()
     with process.serve(os.environ | variables, where.directory / "serve.log") as started:
         service = Serving(started, socket)

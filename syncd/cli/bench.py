@@ -17,6 +17,7 @@ from syncd.cli.bench_options import (
     DistanceMetric,
     ManyClients,
     Queries,
+    Readers,
     Recall,
     Recalls,
     Rounds,
@@ -53,6 +54,7 @@ def search(
     versus: Versus = None,
     recall: Recalls = None,
     clients: ManyClients = None,
+    readers: Readers = None,
     dsn: Dsn = None,
     data_dir: DataDir = None,
     embedded: Embedded = False,
@@ -66,7 +68,7 @@ def search(
     from syncd.bench.versus import Turns
 
     found = read_or_make(vectors, rows, dim, queries=queries, metric=metric)
-    with prepared(dsn, data_dir, embedded) as where:
+    with prepared(dsn, data_dir, embedded, readers) as where:
         result = module.measure(
             where,
             found,
@@ -135,6 +137,7 @@ def mixed(
     writers: Annotated[int, typer.Option(min=1, help="Processes that write.")] = 2,
     clients: Clients = 2,
     recall: Recall = 0.95,
+    readers: Readers = None,
     dsn: Dsn = None,
     data_dir: DataDir = None,
     embedded: Embedded = False,
@@ -149,7 +152,7 @@ def mixed(
     from syncd.bench.versus import Turns
 
     found = read_or_make(vectors, rows, dim, queries=queries, metric=metric, spare=SAMPLES)
-    with prepared(dsn, data_dir, embedded) as where:
+    with prepared(dsn, data_dir, embedded, readers) as where:
         result = module.measure(
             where,
             found,
@@ -170,6 +173,7 @@ def fresh(
         int, typer.Option(min=1, help="Concurrent writers in the second measurement.")
     ] = 8,
     dim: Dimension = 768,
+    readers: Readers = None,
     dsn: Dsn = None,
     data_dir: DataDir = None,
     embedded: Embedded = False,
@@ -181,7 +185,7 @@ def fresh(
     """
     from syncd.bench import fresh as module
 
-    with prepared(dsn, data_dir, embedded) as where:
+    with prepared(dsn, data_dir, embedded, readers) as where:
         result = module.measure(where, dimension=dim, commits=commits, writers=writers)
     show(result, json)
 

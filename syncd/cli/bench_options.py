@@ -36,6 +36,10 @@ Rows = Annotated[int, typer.Option("--rows", min=1, help="Rows of the table.")]
 Changes = Annotated[int, typer.Option(min=1, help="Rows that each transaction changes.")]
 Rounds = Annotated[int, typer.Option(min=1, help="Rounds; each measures all variants in turn.")]
 Seconds = Annotated[float, typer.Option(min=0.1, help="Seconds for each run.")]
+Readers = Annotated[
+    int | None,
+    typer.Option(min=0, help="Reader processes of syncd.", show_default="(SYNCD_READERS)"),
+]
 ManyClients = Annotated[
     list[int] | None, again("Number of client processes", "1, and one per core", "--clients")
 ]
@@ -112,7 +116,9 @@ def read_or_make(
 
 
 @contextmanager
-def prepared(dsn: str | None, data_dir: Path | None, embedded: bool) -> Iterator[Environment]:
+def prepared(
+    dsn: str | None, data_dir: Path | None, embedded: bool, readers: int | None = None
+) -> Iterator[Environment]:
     """The environment of a benchmark, with a progress line if stderr is a terminal."""
     from syncd.bench.environment import environment
 
@@ -134,7 +140,7 @@ def prepared(dsn: str | None, data_dir: Path | None, embedded: bool) -> Iterator
         progress,
         environment(found, progress, talk) as where,
     ):
-        yield where
+        yield dataclasses.replace(where, readers=readers)
 
 
 def show(result: Any, json: bool) -> None:
