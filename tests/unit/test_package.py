@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import syncd
 from syncd import errors
 
+ROOT = Path(__file__).parents[2]
 HEAVY = (
     "faiss",
     "structlog",
@@ -39,3 +42,10 @@ def test_the_import_loads_nothing_that_only_the_service_needs() -> None:
         ).stdout
         == "\n"
     )
+
+
+def test_every_folder_with_code_is_listed_as_a_package() -> None:
+    """An editable install works without it; an installed one cannot import the folder."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {path.parent.relative_to(ROOT).parts for path in (ROOT / "syncd").rglob("*.py")}
+    assert sorted({".".join(parts) for parts in folders} - set(listed)) == []
