@@ -96,8 +96,8 @@ class PostgresServer:
     socket's path must be short. PostgreSQL 15 also enters the folder by its path, which fails in
     pytest's folders (mode 0700) if root runs the tests.
 
-    ``settings`` are read at each start. ``fsync=True`` protects from power cuts, which no test can
-    cause.
+    ``settings`` are read at each start. ``programs`` is a folder of other programs of this version.
+    ``fsync=True`` protects from power cuts, which no test can cause.
     """
 
     def __init__(
@@ -109,16 +109,17 @@ class PostgresServer:
         port: int | None = None,
         fsync: bool = False,
         settings: Mapping[str, str] | None = None,
+        programs: Path | None = None,
     ) -> None:
         self.version = version
-        self.bindir = bindir(version)
+        self.bindir = programs or bindir(version)
         self.folder = Path(tempfile.mkdtemp(prefix=f"syncd-pg{version}-", dir=quick_folder()))
         atexit.register(self.remove)
         account = server_account(self.folder)
         if account is not None:
             os.chown(self.folder, account.uid, account.gid)
         self.tcp = tcp
-        self.port = (port or _free_port()) if tcp else PORT
+        self.port = (port or free_port()) if tcp else PORT
         log = (directory or self.folder) / f"postgres{version}-{self.folder.name[-8:]}.log"
         self._cluster = Cluster(self.folder / "cluster", self.bindir, log, {}, port=self.port)
         self._fsync = fsync
@@ -246,7 +247,8 @@ class PostgresServer:
         self.remove()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port that nothing uses now."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port

@@ -257,3 +257,15 @@ SELECT count(*) FROM (
     SELECT FROM syncd.outbox AS o
     WHERE o.source = %(source)s AND o.xid >= pg_snapshot_xmin(%(snapshot)s::pg_snapshot)
       AND NOT pg_visible_in_snapshot(o.xid, %(snapshot)s::pg_snapshot) LIMIT 100000) AS waiting;
+
+-- name: read_search
+-- Whether syncd.connect_search has been called, and whether this role may search.
+SELECT EXISTS (SELECT FROM pg_catalog.pg_foreign_server WHERE srvname = 'syncd_search'),
+       pg_catalog.has_function_privilege(
+           'syncd.ask(text,text,text,integer,jsonb,real,double precision,boolean)', 'EXECUTE'),
+       (SELECT pg_catalog.pg_get_userbyid(nspowner) FROM pg_catalog.pg_namespace
+        WHERE nspname = 'syncd');
+
+-- name: try_search
+-- No dataset has an empty name: the service's error proves that it was asked.
+SELECT key FROM syncd.search('', '[0]'::pg_catalog.text);

@@ -24,6 +24,10 @@ SELECT pg_catalog.quote_ident(e.evtname), pg_catalog.quote_ident(p.proname)
 FROM pg_catalog.pg_event_trigger AS e JOIN pg_catalog.pg_proc AS p ON p.oid = e.evtfoid
 WHERE e.evtenabled <> 'D' ORDER BY 1;
 
+-- name: drop_search_server
+-- With its user mapping: what syncd.connect_search made outside schema syncd.
+DROP SERVER IF EXISTS syncd_search CASCADE;
+
 -- name: drop_schema
 DROP SCHEMA syncd CASCADE;
 

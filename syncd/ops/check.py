@@ -14,7 +14,12 @@ from pathlib import Path
 from psycopg import sql
 
 from syncd.errors import DatabaseError, DatabaseUnreachable
-from syncd.ops.check_database import check_encoding, check_publications, check_read_only
+from syncd.ops.check_database import (
+    check_encoding,
+    check_publications,
+    check_read_only,
+    check_search,
+)
 from syncd.ops.check_machine import (
     check_clock,
     check_data_directory,
@@ -108,6 +113,7 @@ def check_schema(look: Look) -> list[Finding]:
         ("notification queue", check_notification_queue),
         ("outbox", check_outbox),
         ("publications", check_publications),
+        ("search from SQL", check_search),
         ("consumers", check_consumers),
         ("quarantine", check_quarantine),
         ("locks", check_locks),

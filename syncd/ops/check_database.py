@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import psycopg
 from psycopg import sql
 
 from syncd.errors import DatabaseError
@@ -68,3 +69,34 @@ def check_publications(look: Look) -> Iterator[Finding]:
         yield fail("subscriptions", error.message, error.hint)
     if not carriers and not subscriptions:
         yield ok("publications", "none carries syncd's own tables")
+
+
+def check_search(look: Look) -> Iterator[Finding]:
+    """The database reaches the service for ``syncd.search``, if that is set up."""
+    is_connected, may_search, owner = look.row("read_search")
+    what = "search from SQL"
+    if not is_connected:
+        if look.settings.sql_address is not None:
+            yield warn(
+                what,
+                "SYNCD_SQL_LISTEN is set, but the database is not connected to it",
+                f"as {sql.Identifier(owner).as_string()}: SELECT syncd.connect_search("
+                "'host=HOST port=PORT password=TOKEN');",
+            )
+        return
+    if not may_search:
+        detail = f'connected, but role "{look.role}" may not search: the way was not tried'
+        yield warn(what, detail, f"run syncd check as role {owner}")
+        return
+    try:
+        look.rows("try_search")
+    except psycopg.Error as error:
+        if error.diag.message_detail == "unknown_dataset":
+            yield ok(what, "the database reaches the service")
+        elif look.connection.broken:
+            raise
+        else:
+            level = warn if look.service.status is None else fail
+            yield level(
+                what, str(error.diag.message_primary), error.diag.message_hint or "syncd status"
+            )

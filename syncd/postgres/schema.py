@@ -169,6 +169,7 @@ def uninstall(conninfo: str) -> bool:
         try:
             for (source,) in connection.execute(statement("schema", "list_sources")).fetchall():
                 connection.execute(statement("schema", "detach"), {"source": source})
+            connection.execute(statement("schema", "drop_search_server"))
             connection.execute(statement("schema", "drop_schema"))
         except psycopg.Error as error:
             connection.rollback()
