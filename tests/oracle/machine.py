@@ -48,9 +48,11 @@ class Oracle(Writes):
 
     def __init__(self) -> None:
         super().__init__()
-        self.name = f"oracle_{next(databases)}"
+        number = next(databases)
+        self.name = f"oracle_{number}"
         self.conninfo = self.server.create_database(self.name, TEMPLATE)
         self.daemon = Daemon(self.conninfo, self.folder / self.name).with_small_slots()
+        self.daemon.settings.setdefault("readers", int(number % 4 == 0))
         self.daemon.with_constant("syncd.sync.background.rotation.ROTATION_SECONDS", 0.3)
         self.seen: set[str] = set()
         self.settled = 0

@@ -133,7 +133,7 @@ class Arena:
 
     @property
     def waiting_bytes(self) -> int:
-        """Bytes of dead blocks that are not free yet, with the epoch before which they died."""
+        """Bytes of dead blocks that are not free yet: readers may still read them."""
         return sum(size for _, size, _, _ in list(self._dead))
 
     def collect(self) -> None:
