@@ -16,7 +16,7 @@ from syncd.errors import InvalidParams
 from syncd.pgwire import types
 from syncd.pgwire.errors import SqlError
 from syncd.pgwire.lexer import Parameter
-from syncd.pgwire.statements import Select, Statement, Value
+from syncd.pgwire.parsed import Select, Statement, Value
 from syncd.protocol import messages, status_messages
 from syncd.protocol.messages import Params
 

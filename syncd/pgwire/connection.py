@@ -19,35 +19,30 @@ from typing import Any, Protocol, cast
 import structlog
 from anyio import CancelScope
 from pygwire import messages as pg
-from pygwire.constants import StartupRequestCode
-from pygwire.exceptions import PygwireError
 
 from syncd.errors import TooLarge
+from syncd.pgwire.client_settings import ascii_text
 from syncd.pgwire.errors import (
-    PROTOCOL_VIOLATION,
     QUERY_CANCELED,
     SqlError,
     as_sql_error,
     from_request_error,
 )
-from syncd.pgwire.scram import MECHANISM, Exchange, ScramError, Verifier
+from syncd.pgwire.login import MOST_STARTUP_BYTES, NEWEST_PROTOCOL, Login, violation
+from syncd.pgwire.scram import Verifier
 from syncd.pgwire.session import Session, Steps
 from syncd.protocol.keepalive import keep_alive
 from syncd.protocol.messages import Params
 from syncd.rpc.dispatch import Dispatcher, TooManyConnections, TooMuchHeld
 
-MOST_STARTUP_BYTES = 10_000
-"""Bytes of a startup packet, and of each message of a login: PostgreSQL's limit."""
 READ_AHEAD_BYTES = 65_536
 """Input that is read while a statement runs: reading on shows that the client has left."""
 MOST_KEPT_BYTES = 16 << 20
 """Bytes of prepared statements and cursors that one connection keeps."""
-NEWEST_PROTOCOL = 0x30002
 KEY_BYTES = 32
 """Bytes of the key for cancel requests from protocol 3.2 on; before it has 4."""
 
 _HEADER = struct.Struct("!cI")
-_STARTUP = struct.Struct("!II")
 
 logger = structlog.get_logger()
 
@@ -95,11 +90,9 @@ class Connection(asyncio.Protocol):
         self._buffer = bytearray()
         self._held = 0
         self._kept = 0
-        self._exchange: Exchange | None = None
-        self._parameters: dict[str, str] | None = None
+        self._login = Login(self)
         self._session: Session | None = None
-        self._protocol = 0
-        self._is_tls = self._is_upgrading = False
+        self.is_tls = self._is_upgrading = False
         self._steps: Steps | None = None
         self._scope: CancelScope | None = None
         self._size = 0
@@ -172,8 +165,40 @@ class Connection(asyncio.Protocol):
             return
         self.transport = cast("asyncio.Transport", transport)
         self.transport.set_write_buffer_limits(high=self._limits.unread_bytes)
-        self._is_tls = True
+        self.is_tls = True
         self._take_turn()  # input may have come with the end of the handshake
+
+    @property
+    def verifier(self) -> Verifier:
+        """See ``Door``."""
+        return self._host.verifier
+
+    @property
+    def has_certificate(self) -> bool:
+        """See ``Door``."""
+        return self._host.tls is not None
+
+    def refusal(self) -> SqlError | None:
+        """See ``Door``."""
+        if self._host.has_room(self):
+            return None
+        return from_request_error(TooManyConnections(self._limits.connections), fatal=True)
+
+    def send(self, data: bytes) -> None:
+        """See ``Door``."""
+        self.transport.write(data)
+
+    def start_tls(self) -> None:
+        """See ``Door``."""
+        self.transport.pause_reading()  # what comes now is TLS's, also before its task runs
+        self.transport.write(b"S")
+        self._is_upgrading = True
+        self._host.upgrade(self)
+
+    def cancel_other(self, process: int, key: bytes) -> None:
+        """See ``Door``."""
+        self._host.cancel(process, key)
+        self.transport.close()
 
     def call(self, method: str, params: Params, size: int) -> Any:
         """Run a method of the RPC, for the session."""
@@ -272,15 +297,15 @@ class Connection(asyncio.Protocol):
 
     def _take_message(self, place: int) -> int:
         """Answer the message at ``place``; returns its bytes, 0 if it is not complete."""
-        if self._parameters is None:
-            return self._take_startup(place)
+        if self._login.parameters is None:
+            return self._login.take_startup(self._buffer, place)
         if len(self._buffer) - place < _HEADER.size:
             return 0
         length: int
         kind, length = _HEADER.unpack_from(self._buffer, place)
         most = MOST_STARTUP_BYTES if self._session is None else self._limits.line_bytes
         if length < 4:
-            raise _violation(f"a message has the length {length}")
+            raise violation(f"a message has the length {length}")
         if length > most:
             raise from_request_error(
                 TooLarge(f"a message is at most {most} bytes", hint="send a smaller statement"),
@@ -292,7 +317,9 @@ class Connection(asyncio.Protocol):
         if kind == b"X":
             self.transport.close()
         elif self._session is None:
-            self._log_in(kind, payload)
+            self._login.take_password(kind, payload)
+            if self._login.is_done:
+                self._begin()
         else:
             self._size = len(payload)
             self._advance(self._session.answer(kind, payload), None, None)
@@ -314,107 +341,12 @@ class Connection(asyncio.Protocol):
         self._dispatcher.held_bytes += self._size
         self._host.run(self, waited, self._scope)
 
-    def _take_startup(self, place: int) -> int:
-        if len(self._buffer) - place < _STARTUP.size:
-            return 0
-        length: int
-        length, code = _STARTUP.unpack_from(self._buffer, place)
-        if not _STARTUP.size <= length <= MOST_STARTUP_BYTES:
-            raise _violation("invalid length of the startup packet")
-        if len(self._buffer) - place < length:
-            return 0
-        payload = memoryview(bytes(memoryview(self._buffer)[place + 4 : place + length]))
-        if code == StartupRequestCode.SSL_REQUEST:
-            self._answer_tls(is_last=len(self._buffer) == place + length)
-        elif code == StartupRequestCode.GSSENC_REQUEST:
-            self.transport.write(b"N")
-        elif code == StartupRequestCode.CANCEL_REQUEST:
-            request = pg.CancelRequest.decode(payload)
-            self._host.cancel(request.process_id, request.secret_key)
-            self.transport.close()
-        elif code >> 16 == 3:
-            self._start(code, payload)
-        else:
-            raise SqlError(
-                "0A000",
-                f"protocol {code >> 16}.{code & 0xFFFF} is not supported",
-                hint="Use protocol 3.",
-                fatal=True,
-            )
-        return length
-
-    def _answer_tls(self, *, is_last: bool) -> None:
-        if self._host.tls is None or self._is_tls:
-            self.transport.write(b"N")
-            return
-        if not is_last:
-            raise _violation("input follows the request for TLS")
-        self.transport.pause_reading()  # what comes now is TLS's, also before its task runs
-        self.transport.write(b"S")
-        self._is_upgrading = True
-        self._host.upgrade(self)
-
-    def _start(self, code: int, payload: memoryview) -> None:
-        try:
-            parameters = pg.StartupMessage.decode(payload).params
-        except (PygwireError, struct.error, ValueError):
-            raise _violation("malformed startup packet") from None
-        self._protocol = min(code, NEWEST_PROTOCOL)
-        options = [name for name in parameters if name.startswith("_pq_.")]
-        if code > NEWEST_PROTOCOL or options:
-            # PostgreSQL sends the whole version, although its documentation says: the minor one.
-            negotiation = pg.NegotiateProtocolVersion(
-                newest_minor=self._protocol, unrecognized=options
-            )
-            self.transport.write(negotiation.to_wire())
-        if not self._host.has_room(self):
-            raise from_request_error(TooManyConnections(self._limits.connections), fatal=True)
-        if self._host.tls is not None and not self._is_tls:
-            raise SqlError(
-                "28000",
-                "the service accepts encrypted connections only",
-                detail="unauthorized",
-                hint="Add sslmode=require to the connection string.",
-                fatal=True,
-            )
-        if parameters.get("replication", "off").lower() not in ("off", "false", "no", "0"):
-            raise SqlError(
-                "0A000", "replication is not supported", hint="Leave it out.", fatal=True
-            )
-        self._parameters = parameters
-        self._exchange = None
-        self.transport.write(pg.AuthenticationSASL(mechanisms=[MECHANISM]).to_wire())
-
-    def _log_in(self, kind: bytes, payload: bytes) -> None:
-        """Take one of the two messages of a login."""
-        if kind != b"p":
-            raise _violation(f"expected the password, got the message {kind!r}")
-        try:
-            if self._exchange is None:
-                first = pg.SASLInitialResponse.decode(memoryview(payload))
-                if first.mechanism != MECHANISM:
-                    raise _violation(f"the mechanism is not {MECHANISM}")
-                self._exchange = Exchange(self._host.verifier)
-                answer = self._exchange.first(first.data)
-                self.transport.write(pg.AuthenticationSASLContinue(data=answer).to_wire())
-                return
-            answer = self._exchange.final(payload)
-        except (ScramError, PygwireError, struct.error, ValueError):
-            raise SqlError(
-                "28P01",
-                "password authentication failed",
-                detail="unauthorized",
-                hint="The password is the service's SYNCD_TOKEN; any user name does.",
-                fatal=True,
-            ) from None
-        assert self._parameters is not None
-        self.transport.write(
-            pg.AuthenticationSASLFinal(data=answer).to_wire() + pg.AuthenticationOk().to_wire()
-        )
-        self._session = Session(self, self, self._parameters)
+    def _begin(self) -> None:
+        """Begin the session, after the login."""
         if self._timer is not None:
             self._timer.cancel()
-        self.key = os.urandom(KEY_BYTES if self._protocol >= NEWEST_PROTOCOL else 4)
+        self._session = Session(self, self, self._login.parameters or {})
+        self.key = os.urandom(KEY_BYTES if self._login.protocol >= NEWEST_PROTOCOL else 4)
         self._session.greet()
         self._session.out.append(
             pg.BackendKeyData(process_id=self.process, secret_key=self.key).to_wire()
@@ -450,10 +382,7 @@ class Connection(asyncio.Protocol):
         self._buffer = bytearray()
         self._hold()
         self._discard_left = self._limits.linger_bytes
-        fields = {
-            name: text.encode("ascii", "backslashreplace").decode()
-            for name, text in error.fields().items()
-        }
+        fields = {name: ascii_text(text) for name, text in error.fields().items()}
         self.transport.write(pg.ErrorResponse(fields=fields).to_wire())
         if self._timer is not None:
             self._timer.cancel()
@@ -494,12 +423,3 @@ class Connection(asyncio.Protocol):
         self._dispatcher.held_bytes += grown
         if grown > 0 and self._dispatcher.held_bytes > self._limits.held_bytes:
             raise from_request_error(TooMuchHeld(self._dispatcher.held_bytes), fatal=True)
-
-
-def _violation(what: str) -> SqlError:
-    return SqlError(
-        PROTOCOL_VIOLATION,
-        what,
-        hint="This port speaks PostgreSQL's protocol 3: connect with a PostgreSQL client.",
-        fatal=True,
-    )

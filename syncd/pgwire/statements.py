@@ -7,9 +7,6 @@ is ever ignored in silence.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -20,90 +17,15 @@ from sqlglot.errors import SqlglotError
 from sqlglot.parsers.postgres import PostgresParser
 
 from syncd.pgwire import types
+from syncd.pgwire.commands import parse_command
 from syncd.pgwire.errors import SqlError, not_supported, syntax_error
-from syncd.pgwire.lexer import Piece, split_literals
+from syncd.pgwire.lexer import split_literals
+from syncd.pgwire.parsed import Parsed, Select, Statement, Value
 
 KEPT_STATEMENTS = 1000
 """Parsed statements that are kept, over all connections: a parse takes 200 µs, a look-up 1 µs."""
 SCHEMAS = frozenset({"", "syncd", "public", "pg_catalog"})
 """Schemas that a function's or a table's name may have."""
-
-
-@dataclass(frozen=True, slots=True)
-class Value:
-    """An argument: a constant of the text, or the literal or parameter at ``piece``.
-
-    ``oid`` is the type that the statement casts it to; 0 for none.
-    """
-
-    piece: int | None = None
-    constant: int | float | bool | None = None
-    oid: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Select:
-    """A call of ``function``. ``columns`` are pairs of a column and its name in the result.
-
-    None stands for all columns.
-    """
-
-    function: str
-    arguments: Mapping[str, Value]
-    columns: tuple[tuple[str | int, str | int], ...] | None
-    limit: Value | None
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """A statement that returns no rows; ``tag`` is its CommandComplete."""
-
-    tag: str
-    effect: str = ""
-    """What it does to the session, such as ``begin``; empty: nothing."""
-    name: str = ""
-    """The cursor, statement or setting that it is about."""
-    value: str | int = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Show:
-    """SHOW of one setting."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Declare:
-    """DECLARE … CURSOR FOR a SELECT."""
-
-    name: str | int
-    select: Select
-    holds: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Fetch:
-    """FETCH or MOVE the next rows of a cursor."""
-
-    name: str | int
-    count: int | None
-    moves: bool
-
-
-Parsed = Select | Command | Show | Declare | Fetch
-
-
-@dataclass(frozen=True, slots=True)
-class Statement:
-    """A parsed statement and its own literals and parameters."""
-
-    parsed: Parsed
-    pieces: list[Piece] = field(default_factory=list)
-
-    def name(self, name: str | int) -> str:
-        """A name as the client wrote it, in lower case unless it was quoted."""
-        return str(self.pieces[name]) if isinstance(name, int) else name
 
 
 ARGUMENTS: dict[str, tuple[str, ...]] = {
@@ -171,10 +93,9 @@ def _parse_one(text: str) -> Parsed:
     word = text[:20].split(None, 1)[0].upper() if text else ""
     if word.startswith("SELECT"):
         return _select(text)
-    for pattern, build in _COMMANDS:
-        found = pattern.fullmatch(text)
-        if found is not None:
-            return build(found)
+    command = parse_command(text, _select)
+    if command is not None:
+        return command
     raise not_supported(f"the statement {word[:20]}" if word.isalpha() else "this statement")
 
 
@@ -192,7 +113,7 @@ class _Dialect(Postgres):
     Parser = _Parser
 
 
-def _select(text: str) -> Parsed:
+def _select(text: str) -> Select:
     tree = sqlglot.parse_one(text, dialect=_Dialect)
     if not isinstance(tree, exp.Select):
         raise not_supported("this form of SELECT")
@@ -325,101 +246,3 @@ def _name(node: exp.Expr) -> str | int:
     if not isinstance(node, exp.Identifier):
         raise not_supported("this name")
     return int(node.name) if node.quoted else node.name.lower()
-
-
-_WORD = r"[A-Za-z_]\w*"
-_CURSOR = rf'(?P<name>{_WORD}|"\d+")'
-
-
-def _identifier(text: str) -> str | int:
-    return int(text[1:-1]) if text.startswith('"') else text.lower()
-
-
-def _declare(found: re.Match[str]) -> Parsed:
-    select = _select(found["select"])
-    assert isinstance(select, Select)
-    return Declare(_identifier(found["name"]), select, found["hold"] is not None)
-
-
-def _fetch(found: re.Match[str]) -> Parsed:
-    count = (found["count"] or "1").upper()
-    moves = found["what"].upper() == "MOVE"
-    if count == "NEXT":
-        count = "1"
-    return Fetch(_identifier(found["name"]), None if count == "ALL" else int(count), moves)
-
-
-def _set(found: re.Match[str]) -> Parsed:
-    name, value = found["name"].lower(), found["value"].strip()
-    if name == "names":
-        name = "client_encoding"
-    piece = re.fullmatch(r"'(\d+)'|\"(\d+)\"", value)
-    return Command("SET", "set", name, int(piece[1] or piece[2]) if piece else value)
-
-
-Build = Callable[[re.Match[str]], Parsed]
-
-
-def _plain(tag: str, effect: str = "") -> Build:
-    def build(found: re.Match[str]) -> Parsed:
-        name = found.groupdict().get("name")
-        return Command(tag, effect, "", "" if name is None else _identifier(name))
-
-    return build
-
-
-def _patterns() -> Iterator[tuple[re.Pattern[str], Build]]:
-    work = r"(?:\s+(?:WORK|TRANSACTION))?"
-    modes = r"(?:\s+[\w\s,]*)?"
-    chain = r"(?:\s+AND\s+(?:NO\s+)?CHAIN)?"
-    for pattern, build in (
-        (rf"BEGIN{work}{modes}", _plain("BEGIN", "begin")),
-        (rf"START\s+TRANSACTION{modes}", _plain("START TRANSACTION", "begin")),
-        (rf"(?:COMMIT|END){work}{chain}", _plain("COMMIT", "commit")),
-        (rf"(?:ROLLBACK|ABORT){work}{chain}", _plain("ROLLBACK", "rollback")),
-        (
-            rf"ROLLBACK{work}\s+TO\s+(?:SAVEPOINT\s+)?{_CURSOR}",
-            _plain("ROLLBACK", "rollback_to"),
-        ),
-        (rf"SAVEPOINT\s+{_CURSOR}", _plain("SAVEPOINT")),
-        (rf"RELEASE\s+(?:SAVEPOINT\s+)?{_CURSOR}", _plain("RELEASE")),
-        (
-            r"SET\s+(?:SESSION\s+|LOCAL\s+)?TIME\s+ZONE\s+(?:'\d+'|[\w.-]+)",
-            _plain("SET"),
-        ),
-        (r"SET\s+(?:SESSION\s+CHARACTERISTICS\s+AS\s+)?TRANSACTION\s+[\w\s,]+", _plain("SET")),
-        (r"SET\s+(?P<name>NAMES)\s+(?P<value>'\d+'|\w+)", _set),
-        (
-            rf"SET\s+(?:SESSION\s+|LOCAL\s+)?(?P<name>{_WORD}(?:\.{_WORD})?)\s*(?:=|\s+TO\s+)"
-            r"(?P<value>[\w\s'\",.+-]+)",
-            _set,
-        ),
-        (rf"RESET\s+(?:{_WORD}(?:\.{_WORD})?|SESSION\s+AUTHORIZATION)", _plain("RESET")),
-        (
-            rf"SHOW\s+(?P<name>{_WORD}(?:\.{_WORD})?|TRANSACTION\s+ISOLATION\s+LEVEL|TIME\s+ZONE)",
-            lambda found: Show(re.sub(r"\s+", "_", found["name"].lower())),
-        ),
-        (r"DISCARD\s+ALL", _plain("DISCARD ALL", "discard")),
-        (r"DISCARD\s+PLANS", _plain("DISCARD PLANS")),
-        (r"DISCARD\s+SEQUENCES", _plain("DISCARD SEQUENCES")),
-        (r"DISCARD\s+TEMP(?:ORARY)?", _plain("DISCARD TEMP")),
-        (r"CLOSE\s+ALL", _plain("CLOSE CURSOR ALL", "close_all")),
-        (rf"CLOSE\s+{_CURSOR}", _plain("CLOSE CURSOR", "close")),
-        (r"UNLISTEN\s+(?:\*|\w+)", _plain("UNLISTEN")),
-        (r"DEALLOCATE\s+(?:PREPARE\s+)?ALL", _plain("DEALLOCATE ALL", "deallocate_all")),
-        (rf"DEALLOCATE\s+(?:PREPARE\s+)?{_CURSOR}", _plain("DEALLOCATE", "deallocate")),
-        (
-            rf"DECLARE\s+{_CURSOR}(?:\s+(?:INSENSITIVE|ASENSITIVE|NO\s+SCROLL))*\s+CURSOR"
-            r"(?:\s+(?P<hold>WITH\s+HOLD)|\s+WITHOUT\s+HOLD)?\s+FOR\s+(?P<select>SELECT\b.*)",
-            _declare,
-        ),
-        (
-            rf"(?P<what>FETCH|MOVE)(?:\s+FORWARD)?(?:\s+(?P<count>\d{{1,9}}|ALL|NEXT))?"
-            rf"(?:\s+(?:FROM|IN))?\s+{_CURSOR}",
-            _fetch,
-        ),
-    ):
-        yield re.compile(pattern, re.I | re.S), build
-
-
-_COMMANDS = list(_patterns())

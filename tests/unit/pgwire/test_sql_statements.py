@@ -11,7 +11,8 @@ from syncd.pgwire import calls
 from syncd.pgwire.calls import Bound
 from syncd.pgwire.errors import SqlError
 from syncd.pgwire.lexer import MOST_TEXT, Parameter, split_literals
-from syncd.pgwire.statements import Command, Select, Statement, parse
+from syncd.pgwire.parsed import Command, Select, Statement
+from syncd.pgwire.statements import parse
 from syncd.protocol.messages import Params, SearchParams
 
 SEED = 20_261_128
