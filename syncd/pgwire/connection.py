@@ -54,6 +54,8 @@ class Host(Protocol):
     verifier: Verifier
     tls: ssl.SSLContext | None
     stopping: bool
+    lingering: set[Connection]
+    """Connections that have ended and whose clients still have to read the reason."""
 
     def admit(self, connection: Connection) -> bool:
         """Count a connection; returns whether there is room for it."""
@@ -386,7 +388,9 @@ class Connection(asyncio.Protocol):
         self.transport.write(pg.ErrorResponse(fields=fields).to_wire())
         if self._timer is not None:
             self._timer.cancel()
-        if self.transport.can_write_eof():
+        self._host.lingering.add(self)
+        has_room = len(self._host.lingering) <= self._limits.lingering
+        if has_room and self.transport.can_write_eof():
             self.transport.write_eof()
             self._timer = asyncio.get_running_loop().call_later(
                 self._limits.linger_seconds, self.transport.abort

@@ -63,6 +63,7 @@ class SqlServer:
         self._quiet = Event()
         self._connections: dict[int, Connection] = {}
         self._admitted: set[Connection] = set()
+        self.lingering: set[Connection] = set()
 
     @property
     def connections(self) -> int:
@@ -130,6 +131,7 @@ class SqlServer:
         """Forget a connection that has closed."""
         if self._connections.get(connection.process) is connection:
             del self._connections[connection.process]
+        self.lingering.discard(connection)
         if connection in self._admitted:
             self._admitted.discard(connection)
             self.inputs.remove(connection.descriptor, connection)

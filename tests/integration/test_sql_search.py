@@ -28,7 +28,7 @@ from tests.integration.searching import (
     programs_with_dblink,
     searchable,
 )
-from tests.servers import PostgresServer, Version
+from tests.servers import PostgresServer, Version, bindir
 
 pytestmark = pytest.mark.server
 PROGRAMS = programs_with_dblink()
@@ -149,6 +149,7 @@ def test_every_form_finds_what_the_rpc_finds(way: Way) -> None:
 
 def test_only_the_named_roles_search_and_none_of_them_reads_the_password(one_way: Way) -> None:
     assert len(one_way.rows(NEAR_5, "web")) == 4
+    one_way.server.execute("GRANT USAGE ON SCHEMA syncd TO other", "searched")
     for query in (NEAR_5, "SELECT syncd.connect_search('host=x password=y')"):
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             one_way.rows(query, "other")
@@ -412,6 +413,24 @@ def test_check_tests_the_way_to_the_service(one_way: Way) -> None:
                     "ALTER USER MAPPING FOR app SERVER syncd_search OPTIONS (SET password {})"
                 ).format(WORD)
             )
+
+
+def test_psql_asks_the_service_itself(one_way: Way) -> None:
+    psql = str(bindir(18) / "psql")
+    target = f"host=127.0.0.1 port={one_way.port} user=any dbname=any"
+    script = f"{NEAR_5};\nSHOW server_version;\nSELECT state FROM datasets() LIMIT 1;\nSELECT 1;"
+    done = subprocess.run(
+        [psql, "-XAtd", target],
+        input=script,
+        env={"PGPASSWORD": WORD},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    *keys, version, state = done.stdout.split("\n")[:-1]
+    assert keys == one_way.found("5", 4)
+    assert (version, state) == ("16.0 (syncd)", "ready")
+    assert "HINT:  This works: SELECT key, distance" in done.stderr
 
 
 def test_postgres_fdw_reads_the_datasets(one_way: Way) -> None:

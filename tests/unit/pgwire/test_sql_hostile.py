@@ -134,6 +134,16 @@ async def test_hundreds_of_silent_connections_delay_no_client() -> None:
         assert await beyond(service) == "53000"
 
 
+async def test_clients_that_never_read_why_they_were_ended_keep_no_place() -> None:
+    limits = Limits(connections=30, lingering=5, linger_seconds=60, authenticate_seconds=0.05)
+    async with serving(limits) as service, AsyncExitStack() as stack:
+        silent = [await stack.enter_async_context(raw(service)) for _ in range(30)]
+        while service.server.connections > 5:
+            await service.turn()
+        await stack.enter_async_context(await service.connect())
+        assert len(silent) == 30
+
+
 async def beyond(service: Service) -> str:
     async with raw(service) as client:
         client.write(startup(user="u"))

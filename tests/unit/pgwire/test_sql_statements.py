@@ -144,6 +144,8 @@ def test_a_malformed_statement_is_a_syntax_error(text: str) -> None:
 def test_a_long_statement_is_refused_unless_its_length_is_in_literals() -> None:
     vector = "[" + ",".join(["0.1"] * 100_000) + "]"
     assert len(searched(f"SELECT * FROM search('d', '{vector}')").vector or ()) == 100_000
+    with pytest.raises(SqlError, match="250000 numbers"):
+        searched(f"SELECT * FROM search('d', '[{'1,' * 300_000}1]')")
     assert refused("SELECT " + "a, " * MOST_TEXT).sqlstate == "54000"
     assert refused("SELECT " + "'a' " * MOST_TEXT).sqlstate == "54000"
     assert refused("SELECT " + "/**/" * MOST_TEXT).sqlstate == "54000"
