@@ -60,7 +60,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
 """Each function's arguments, in the order in which they are passed without names.
 
 ``query_array`` stands in for ``query``: the base64 of a ``real[]`` in PostgreSQL's binary form,
-which ``syncd.search`` sends. Base64 of 768 numbers takes PostgreSQL 15 µs, their text 80 µs.
+which ``syncd.search`` sends. No setting of the session changes it.
 """
 REQUIRED = {
     "search": ({"dataset"}, {"query", "query_array"}),

@@ -415,6 +415,18 @@ def test_check_tests_the_way_to_the_service(one_way: Way) -> None:
             )
 
 
+def test_without_its_mapping_or_server_a_search_says_what_to_type(one_way: Way) -> None:
+    for damage in ("USER MAPPING FOR app SERVER syncd_search", "SERVER syncd_search CASCADE"):
+        with one_way.connect() as connection:
+            connection.execute("BEGIN")
+            connection.execute(f"DROP {damage}".encode())
+            with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState) as raised:
+                connection.execute(NEAR_5)
+            assert "syncd.connect_search(" in (raised.value.diag.message_hint or "")
+            connection.execute("ROLLBACK")
+            assert len(connection.execute(NEAR_5).fetchall()) == 4
+
+
 def test_psql_asks_the_service_itself(one_way: Way) -> None:
     psql = str(bindir(18) / "psql")
     target = f"host=127.0.0.1 port={one_way.port} user=any dbname=any"
