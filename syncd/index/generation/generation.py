@@ -249,12 +249,13 @@ class Generation:
 
         Damage is not an error: codes can be computed again from the vectors.
         """
-        if saved.codes is None:
+        recorded = saved.codes or saved.earlier_codes
+        if recorded is None:
             return None, ""
         try:
             codes = load_codes(
                 self.directory,
-                saved.codes,
+                recorded,
                 {file.name: file for file in saved.files},
                 metric=saved.metric,
                 dim=saved.dim or 0,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -14,6 +15,7 @@ from syncd.index.build import plan as building
 from syncd.index.build.plan import Plan
 from syncd.index.codes import codes as forms
 from syncd.index.dataset import DatasetIndex
+from syncd.index.saved import SavedIndex
 from syncd.types import Metric
 from tests.unit.index.coded import (
     DIM,
@@ -147,3 +149,17 @@ def test_codes_of_an_earlier_form_are_read_joined_and_trained_again(
     assert codes.codes.codebook.is_current
     everything(loaded)
     assert_as_exact(loaded, queries)
+
+
+def test_version_0_1_0_finds_no_codes_in_a_checkpoint_and_its_own_codes_are_read(
+    index: DatasetIndex, tmp_path: Path
+) -> None:
+    """It reads ``codes``, and would misread the blocks of this version."""
+    put(index, 0, 1000)
+    build_all(index)
+    record = msgspec.json.decode(msgspec.json.encode(index.save().saved))
+    assert record["codes"] is None
+    record["codes"] = record.pop("form_2_codes")
+    loaded = DatasetIndex.load(tmp_path / "p" / "d", msgspec.convert(record, SavedIndex))
+    assert loaded.kind() == "codes"
+    assert build_all(loaded) == []
