@@ -22,9 +22,9 @@ SECONDS = 10
 def prepared(index: DatasetIndex, name: str) -> PreparedSearch:
     dataset: Any = SimpleNamespace(
         name=name,
-        index=index,
-        source=SimpleNamespace(key_kind="integer", key_kinds=("integer",)),
-        follower=SimpleNamespace(cursor=SimpleNamespace(position=None)),
+        key_kind="integer",
+        key_kinds=("integer",),
+        look=lambda: (None, index.view),
     )
     params = SearchParams(dataset=name, vector=[0.0] * 4, k=3)
     return PreparedSearch(params, dataset, lag_seconds=0.0, recall=0.95)
