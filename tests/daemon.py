@@ -135,9 +135,9 @@ class Daemon:
         """The next line of stdout, empty if the process ended; fails after a minute."""
         assert process.stdout is not None
         deadline = time.monotonic() + READY_SECONDS
-        readable, _, _ = select.select(
-            [process.stdout], [], [], max(deadline - time.monotonic(), 0)
-        )
+        look = select.poll()  # select() refuses descriptors above 1,023
+        look.register(process.stdout, select.POLLIN | select.POLLHUP)
+        readable = look.poll(max(deadline - time.monotonic(), 0) * 1000)
         assert readable, f"no line within {READY_SECONDS} s\n{self.log.read_text()}"
         return process.stdout.readline()
 

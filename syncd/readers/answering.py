@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from syncd.index.asked import FILTER_BYTES
 from syncd.index.rows.vectors import Vectors
 from syncd.protocol import messages
 from syncd.protocol.messages import Params, SearchParams
@@ -35,6 +36,11 @@ process's sample is full then.
 FIRST_QUERIES = 2048
 LATER_QUERIES = 32
 """Queries of one dataset in each later report at most; a report is sent each second."""
+REPORT_BYTES = 4 << 20
+"""Bytes of the queries in one report at most, before they are encoded.
+
+The main process closes a link whose line is longer than its limit, 16 MiB.
+"""
 SEARCH_THREADS = 2
 """Searches in worker threads of one reader at once; the event loop runs the shorter ones."""
 
@@ -91,6 +97,7 @@ class Answering:
         self._searches: dict[DatasetName, Searches] = {}
         self._queries: dict[DatasetName, list[AskedQuery]] = {}
         self._seen: dict[DatasetName, int] = {}
+        self._bytes = 0
         self._reported: Counter[DatasetName] = Counter()
 
     def table(self) -> Mapping[str, Method[Any, Any]]:
@@ -125,7 +132,7 @@ class Answering:
     ) -> messages.SearchResult | Awaitable[messages.SearchResult]:
         """Search now. Raises ``NotYet`` if a position is asked for, and ``NotHere``."""
         if params.after is not None or params.consistency == "strong":
-            self.shelf.find(params.dataset)
+            self.guarded(self.check_shared)(params)
             raise NotYet(params)
         begun, ticket = time.perf_counter(), self.busy.enter()
         name: list[DatasetName] = []
@@ -146,6 +153,10 @@ class Answering:
         ended(None)
         return found
 
+    def check_shared(self, params: SearchParams) -> None:
+        """Raise ``NotHere`` if the dataset of a search is not shared."""
+        self.shelf.find(params.dataset)
+
     def count(self, name: DatasetName, begun: float, error: BaseException | None) -> None:
         """Count a search that ended."""
         searches = self._searches.get(name)
@@ -159,8 +170,13 @@ class Answering:
     def note_queries(self, name: DatasetName, params: SearchParams, queries: Vectors) -> None:
         """Sample the queries of a search: each one since the last report has the same chance.
 
-        Any thread may call it: two at once may lose a query.
+        Left out are those that the main process would not keep, and those for which a report has no
+        room. Any thread may call it: two at once may lose a query.
         """
+        wanted = msgspec.json.encode(params.filter)
+        if len(wanted) > FILTER_BYTES:
+            return
+        key = msgspec.json.encode(params.key)
         sample = self._queries.setdefault(name, [])
         room = REPORTED_QUERIES if self._reported[name] < FIRST_QUERIES else LATER_QUERIES
         for query in queries:
@@ -170,14 +186,11 @@ class Answering:
                 place = int(random() * seen)  # noqa: S311 - a sample, not a secret
                 if place >= room:
                     continue
-            wanted = None if params.filter is None else params.filter
-            asked = AskedQuery(
-                name,
-                query.tobytes(),
-                msgspec.Raw(msgspec.json.encode(wanted)),
-                msgspec.Raw(msgspec.json.encode(params.key)),
-            )
-            sample[place : place + 1] = [asked]
+            asked = AskedQuery(name, query.tobytes(), msgspec.Raw(wanted), msgspec.Raw(key))
+            grows = size_of(asked) - sum(map(size_of, sample[place : place + 1]))
+            if self._bytes + grows <= REPORT_BYTES:
+                self._bytes += grows
+                sample[place : place + 1] = [asked]
 
     def tidy(self) -> None:
         """See ``Shelf.tidy``."""
@@ -190,7 +203,7 @@ class Answering:
     def report(self, seat: int, answers: int = 0) -> ReportParams:
         """What happened since the last report."""
         searches, self._searches = self._searches, {}
-        queries, self._queries, self._seen = self._queries, {}, {}
+        queries, self._queries, self._seen, self._bytes = self._queries, {}, {}, 0
         for name, some in queries.items():
             self._reported[name] += len(some)
         return ReportParams(
@@ -202,6 +215,11 @@ class Answering:
             queries=[each for some in queries.values() for each in some],
             answers=answers,
         )
+
+
+def size_of(query: AskedQuery) -> int:
+    """Bytes of a query, before it is encoded."""
+    return len(query.vector) + len(bytes(query.filter)) + len(bytes(query.key))
 
 
 class UnderWay(Generic[T]):

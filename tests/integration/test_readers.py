@@ -62,7 +62,9 @@ def until_gone(pid: int) -> None:
     with suppress(ProcessLookupError):
         descriptor = os.pidfd_open(pid)
         try:
-            assert select.select([descriptor], [], [], SECONDS)[0], f"{pid} still runs"
+            look = select.poll()
+            look.register(descriptor, select.POLLIN)
+            assert look.poll(SECONDS * 1000), f"{pid} still runs"
         finally:
             os.close(descriptor)
 

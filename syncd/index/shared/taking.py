@@ -6,6 +6,7 @@ asks for a view until it no longer reads it.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -101,7 +102,11 @@ class TakenIndex:
         if word == self._seen:
             return
         content = self._arena.content(word)
-        publication = None if content is None else _publications.decode(content)
+        publication = None
+        if content is not None:
+            # The word may lead to another record since the reader found the dataset.
+            with contextlib.suppress(msgspec.DecodeError):
+                publication = _publications.decode(content)
         if publication is None or publication.uid != self.uid:
             self._seen, self._view, self._has_codes = word, None, False
             return
