@@ -61,59 +61,44 @@ AS $function$
     FROM syncd.ask($1, 'key', $2, k, filter, recall, max_distance, fresh) AS a
 $function$;
 
--- Arrays go in PostgreSQL's binary form. Their text would depend on extra_float_digits, and takes
--- half as long again (128 numbers: 7 µs instead of 5).
-DO $arrays$
-DECLARE
-    element text;
+-- Add syncd.search for queries of a type that is an array, or that can be cast to one. Arrays go in
+-- PostgreSQL's binary form. Their text would depend on extra_float_digits, and takes half as long
+-- again (128 numbers: 7 µs instead of 5).
+CREATE FUNCTION syncd.add_search_of(type text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog
+AS $add$
 BEGIN
-    FOREACH element IN ARRAY ARRAY['real', 'double precision', 'numeric', 'integer'] LOOP
-        EXECUTE pg_catalog.format($create$
-            CREATE FUNCTION syncd.search(dataset text, query %s[], k integer DEFAULT 10,
-                                         filter jsonb DEFAULT NULL, recall real DEFAULT NULL,
-                                         max_distance double precision DEFAULT NULL,
-                                         fresh boolean DEFAULT false)
-            RETURNS TABLE (key text, distance double precision)
-            LANGUAGE sql STABLE PARALLEL UNSAFE COST 1000 ROWS 10
-            AS $function$
-                SELECT a.key, a.distance
-                FROM syncd.ask(dataset, 'query_array',
-                               pg_catalog.encode(pg_catalog.array_send(query::real[]), 'base64'),
-                               k, filter, recall, max_distance, fresh) AS a
-            $function$ $create$, element);
-    END LOOP;
+    EXECUTE format($create$
+        CREATE OR REPLACE FUNCTION syncd.search(dataset text, query %s, k integer DEFAULT 10,
+                                                filter jsonb DEFAULT NULL,
+                                                recall real DEFAULT NULL,
+                                                max_distance double precision DEFAULT NULL,
+                                                fresh boolean DEFAULT false)
+        RETURNS TABLE (key text, distance double precision)
+        LANGUAGE sql STABLE PARALLEL UNSAFE COST 1000 ROWS 10
+        AS $function$
+            SELECT a.key, a.distance
+            FROM syncd.ask(dataset, 'query_array',
+                           pg_catalog.encode(pg_catalog.array_send(query::real[]), 'base64'),
+                           k, filter, recall, max_distance, fresh) AS a
+        $function$ $create$, type);
 END
-$arrays$;
+$add$;
+SELECT syncd.add_search_of(element || '[]')
+FROM unnest(ARRAY['real', 'double precision', 'numeric', 'integer']) AS element;
 
 -- The same for pgvector's types, if they are installed when searches are connected.
 CREATE FUNCTION syncd.add_search_of_pgvector() RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog
 AS $add$
-DECLARE
-    type text;
 BEGIN
-    FOR type IN SELECT format('%I.%I', n.nspname, t.typname) FROM pg_extension AS e
-                JOIN pg_depend AS d ON d.refclassid = 'pg_extension'::regclass
-                                   AND d.refobjid = e.oid AND d.deptype = 'e'
-                                   AND d.classid = 'pg_type'::regclass
-                JOIN pg_type AS t ON t.oid = d.objid
-                JOIN pg_namespace AS n ON n.oid = t.typnamespace
-                WHERE e.extname = 'vector' AND t.typname IN ('vector', 'halfvec') LOOP
-        EXECUTE format($create$
-            CREATE OR REPLACE FUNCTION syncd.search(dataset text, query %s, k integer DEFAULT 10,
-                                                    filter jsonb DEFAULT NULL,
-                                                    recall real DEFAULT NULL,
-                                                    max_distance double precision DEFAULT NULL,
-                                                    fresh boolean DEFAULT false)
-            RETURNS TABLE (key text, distance double precision)
-            LANGUAGE sql STABLE PARALLEL UNSAFE COST 1000 ROWS 10
-            AS $function$
-                SELECT a.key, a.distance
-                FROM syncd.ask(dataset, 'query_array',
-                               pg_catalog.encode(pg_catalog.array_send(query::real[]), 'base64'),
-                               k, filter, recall, max_distance, fresh) AS a
-            $function$ $create$, type);
-    END LOOP;
+    PERFORM syncd.add_search_of(format('%I.%I', n.nspname, t.typname))
+    FROM pg_extension AS e
+    JOIN pg_depend AS d ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid
+                       AND d.deptype = 'e' AND d.classid = 'pg_type'::regclass
+    JOIN pg_type AS t ON t.oid = d.objid
+    JOIN pg_namespace AS n ON n.oid = t.typnamespace
+    WHERE e.extname = 'vector' AND t.typname IN ('vector', 'halfvec');
 END
 $add$;
 
