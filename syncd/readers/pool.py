@@ -1,7 +1,7 @@
 """The main process's side of its readers: it starts them, watches them, and starts them again.
 
 Invariant: a reader's end costs its own connections only. It is logged and counted, and another
-process takes its seat. While there is no reader, the main process accepts connections itself.
+process takes its seat. Without a reader, the main process accepts connections itself.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from syncd.sync.registry.datasets import Dataset
 from syncd.types import full_dataset_name
 
 FALL_BACK_SECONDS = 3.0
-"""How long there is no reader before the main process accepts connections itself.
+"""Time without a reader after which the main process accepts connections itself.
 
 A reader starts within a second. A connection stays with the process that accepted it, so the main
 process does not take clients that connect in the meantime.
@@ -154,7 +154,7 @@ class Readers:
     """All readers of a service.
 
     ``methods`` are the methods that readers hand over. ``server`` has the listening sockets, and
-    accepts while there is no reader.
+    accepts if no reader is left.
     """
 
     def __init__(
@@ -369,7 +369,7 @@ class Readers:
         return sum(each.is_ready for each in self.processes.values())
 
     async def fall_back(self) -> None:
-        """Accept connections in this process while there is no reader."""
+        """Accept connections in this process if no reader is left."""
         while not self.stopping.is_set():
             changed = self.changed
             if self.count_ready():

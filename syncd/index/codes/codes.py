@@ -222,10 +222,11 @@ class LiveCodes:
     def near_lists(
         self, queries: Vectors, most: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
-        """The ``most`` nearest lists of each query of (q, width), and twice their distances.
+        """The ``most`` nearest lists of each query of (q, width): numbers and distances.
 
-        All are (q, most), nearest first: list numbers, FAISS's numbers, and distances in which a
-        smaller one is nearer: squared for l2, else one minus the cosine.
+        Three arrays (q, most), nearest first: the lists' numbers; distances as FAISS computes them;
+        and distances of which the smallest is the nearest: squared for l2, else one minus the
+        cosine.
         """
         codebook, count, pointer = self.codes.codebook, len(queries), faiss.swig_ptr
         lists = np.empty((count, most), dtype=np.int64)
@@ -338,8 +339,9 @@ def new_index(
     quantizers: int,
     block_rows: int | None = None,
 ) -> Any:
-    """An untrained index, by default with blocks of ``BLOCK_ROWS``. It encodes the rows themselves,
-    not their residuals to a list's centroid.
+    """An untrained index, by default with blocks of ``BLOCK_ROWS`` rows.
+
+    It encodes the rows themselves, not their residuals to a list's centroid.
 
     For a million rows of 128 this halves the time in the lists: 290 µs instead of 535 µs for 64 of
     1024 lists. It also needs no table of 64 bytes times 16 per list. Recall among 200 candidates

@@ -69,7 +69,7 @@ class Exporter:
         self._codes = codes, next(self._numbers), block
 
     def publish(self, state: State) -> None:
-        """Publish a view. If there is no memory for it, readers have no view until the next one."""
+        """Publish a view. Without memory for it, readers have no view until the next one."""
         try:
             kept, content = self._describe(state)
             block = self.arena.put_bytes(content)

@@ -91,7 +91,7 @@ class ChunkPlaces:
         return map_file(self._path(number), self._chunk_bytes)
 
     def map_shared(self, number: int, descriptor: int, offset: int) -> Bytes | None:
-        """A chunk as a mapping of shared memory at its place; None if there is no place.
+        """A chunk as a mapping of shared memory at its place; None without a place.
 
         Raises ``DataDirectoryError``.
         """
