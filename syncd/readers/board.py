@@ -15,8 +15,8 @@ MOST_READERS = 64
 SEAT_WORDS = 8
 """Words of one seat: 64 bytes, a line of the cache, so that no two processes write one line."""
 CONNECTIONS, OPEN, BUSY = range(3)
-"""Words of a seat: number of connections; 1 while the process accepts connections; the arena's
-epoch in which the oldest search under way began, 0 if there is none.
+"""Words of a seat: number of connections; 1 while the process accepts connections, or will in a
+moment; the arena's epoch in which the oldest search under way began, 0 if there is none.
 """
 FIRST_EPOCH = 1
 """An epoch before all that the arena may have now: it holds every block."""

@@ -142,9 +142,9 @@ class Reader:
             Orders(self.obey).start()
             async with anyio.create_task_group() as serving:
                 await serving.start(self.server.serve)
+                self.board.note_open(is_open=True)  # or a faster reader takes all that wait
                 await self.link.ask("reader.ready", b'{"seat":%d}' % self.board.seat)
                 self.server.accept()
-                self.board.note_open(is_open=True)
                 self.tasks.start_soon(self.report_often)
                 await self.stopping.wait()
                 self.board.note_open(is_open=False)
