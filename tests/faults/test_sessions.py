@@ -202,7 +202,13 @@ DATASET_AND_COLUMN = ("--dataset", "path", "--column", "at")
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     ("source", "version"),
-    [*((source, 18) for source in SOURCES), *(("role", each) for each in VERSIONS if each != 18)],
+    [
+        pytest.param(
+            source, version, marks=() if rank % len(VERSIONS) == turn else pytest.mark.long
+        )
+        for rank, source in enumerate(SOURCES)
+        for turn, version in enumerate(VERSIONS)
+    ],
 )
 def test_a_service_and_every_command_work_under_odd_settings(
     servers: Servers, source: str, version: Version, tmp_path: Path
@@ -300,7 +306,7 @@ def test_a_service_and_every_command_work_under_odd_settings(
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("source", ["role", "environment"])
+@pytest.mark.parametrize("source", ["role", pytest.param("environment", marks=pytest.mark.long)])
 def test_benchmarks_work_under_odd_settings(
     server: PostgresServer, source: str, tmp_path: Path
 ) -> None:
