@@ -25,10 +25,11 @@ from syncd.bench.engines import Connected, Engine
 from syncd.errors import SyncdError
 
 START_SECONDS = 60.0
-MOST_OPEN = 9
-"""Engines that a client keeps open: three targets, each with two settings of pgvector.
+MOST_OPEN = 80
+"""Engines that all clients together keep open, but one each at least.
 
-All clients share PostgreSQL's 100 connections.
+PostgreSQL has 100 connections by default, and a search of pgvector with another setting takes
+another one.
 """
 OTHER_FAILED = "another client did not begin"
 ANSWERS_SECONDS = 20.0
@@ -144,8 +145,14 @@ class Clients:
 
 
 @contextmanager
-def clients(number: int, queries: NDArray[np.float32]) -> Iterator[Clients]:
-    """Start the processes; they end with the block."""
+def clients(
+    number: int, queries: NDArray[np.float32], together: int | None = None
+) -> Iterator[Clients]:
+    """Start the processes; they end with the block.
+
+    ``together`` is the number of clients that run at that time, these and others.
+    """
+    most_open = max(MOST_OPEN // (together or number), 1)
     context = process_context()
     barrier = context.Barrier(number)
     pipes, processes = [], []
@@ -153,7 +160,9 @@ def clients(number: int, queries: NDArray[np.float32]) -> Iterator[Clients]:
         for _ in range(number):
             mine, theirs = context.Pipe()
             pipes.append(mine)
-            process = context.Process(target=serve, args=(theirs, barrier, queries), daemon=True)
+            process = context.Process(
+                target=serve, args=(theirs, barrier, queries, most_open), daemon=True
+            )
             process.start()
             processes.append(process)
             theirs.close()
@@ -167,7 +176,7 @@ def clients(number: int, queries: NDArray[np.float32]) -> Iterator[Clients]:
             pipe.close()
 
 
-def serve(pipe: Connection, barrier: Barrier, queries: NDArray[np.float32]) -> None:
+def serve(pipe: Connection, barrier: Barrier, queries: NDArray[np.float32], most_open: int) -> None:
     """Run in a client's process: do one piece of work after the other, until the pipe is closed."""
     leave_ctrl_c_to_the_parent()
     opened: dict[Engine, tuple[ExitStack, Connected[Any]]] = {}  # the last used one at the end
@@ -180,10 +189,10 @@ def serve(pipe: Connection, barrier: Barrier, queries: NDArray[np.float32]) -> N
             if work.engine in opened:
                 opened[work.engine] = opened.pop(work.engine)
             else:
+                while len(opened) >= most_open:
+                    opened.pop(next(iter(opened)))[0].close()
                 stack = ExitStack()
                 opened[work.engine] = stack, stack.enter_context(work.engine.open())
-            if len(opened) > MOST_OPEN:
-                opened.pop(next(iter(opened)))[0].close()
             connected = opened[work.engine][1]
             requests = [connected.request(queries[number]) for number in work.numbers]
             barrier.wait(START_SECONDS)

@@ -110,7 +110,11 @@ def measure(
         pair(where, vectors, rows, versus=turns.versus, columns=columns) as both,
         ExitStack() as stack,
     ):
-        sets = [stack.enter_context(clients(number, vectors.queries)) for number in client_numbers]
+        together = sum(client_numbers)
+        sets = [
+            stack.enter_context(clients(number, vectors.queries, together))
+            for number in client_numbers
+        ]
         first, held_back = halves(both, len(vectors.queries))
         kinds_of = asked(len(vectors.queries))
         filters = {

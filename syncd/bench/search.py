@@ -104,7 +104,11 @@ def measure(
         neighbors=vectors.neighbors,
     )
     with pair(where, vectors, len(vectors.base), versus=turns.versus) as both, ExitStack() as stack:
-        sets = [stack.enter_context(clients(number, vectors.queries)) for number in client_numbers]
+        together = sum(client_numbers)
+        sets = [
+            stack.enter_context(clients(number, vectors.queries, together))
+            for number in client_numbers
+        ]
         measured, reported = report(both, sets[-1], exact, recalls)
         asking = [searchers.asking(measured.searchers.queries) for searchers in sets]
         ladder = choose(both, measured, recalls)
