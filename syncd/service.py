@@ -311,7 +311,7 @@ class Service:
                 return
             async with create_task_group() as tasks:
                 await tasks.start(partial(self.tasks.keep_started, "sql", self.sql.serve))
-                for host, port in self.sql.addresses:
+                for host, port in self.sql.tcp_addresses:
                     logger.info("listening_sql", address=join_host_port(host, port))
                 task_status.started()
         finally:

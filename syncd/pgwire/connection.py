@@ -9,12 +9,11 @@ from __future__ import annotations
 import asyncio
 import hmac
 import os
-import socket
 import ssl
 import struct
 from collections.abc import Awaitable
 from time import monotonic
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import structlog
 from anyio import CancelScope
@@ -31,9 +30,9 @@ from syncd.pgwire.errors import (
 from syncd.pgwire.login import MOST_STARTUP_BYTES, NEWEST_PROTOCOL, Login, violation
 from syncd.pgwire.scram import Verifier
 from syncd.pgwire.session import Session, Steps
-from syncd.protocol.keepalive import keep_alive
 from syncd.protocol.messages import Params
-from syncd.rpc.dispatch import Dispatcher, TooManyConnections, TooMuchHeld
+from syncd.rpc.dispatch import TooManyConnections, TooMuchHeld
+from syncd.rpc.stream import Stream, StreamHost
 
 READ_AHEAD_BYTES = 65_536
 """Input that is read while a statement runs: reading on shows that the client has left."""
@@ -47,24 +46,17 @@ _HEADER = struct.Struct("!cI")
 logger = structlog.get_logger()
 
 
-class Host(Protocol):
+class Host(StreamHost, Protocol):
     """The part of the server that its connections use."""
 
-    dispatcher: Dispatcher
     verifier: Verifier
     tls: ssl.SSLContext | None
-    stopping: bool
-    lingering: set[Connection]
-    """Connections that have ended and whose clients still have to read the reason."""
 
     def admit(self, connection: Connection) -> bool:
         """Count a connection; returns whether there is room for it."""
 
     def has_room(self, connection: Connection) -> bool:
         """Whether the connection is within the limit."""
-
-    def closed(self, connection: Connection) -> None:
-        """Forget a connection that has closed."""
 
     def cancel(self, process: int, key: bytes) -> None:
         """Cancel what another connection runs."""
@@ -76,16 +68,12 @@ class Host(Protocol):
         """Await a call in the server's task group, then call the connection's ``finished``."""
 
 
-class Connection(asyncio.Protocol):
+class Connection(Stream):
     """The server's end of one connection."""
 
     def __init__(self, host: Host) -> None:
+        super().__init__(host)
         self._host = host
-        self._dispatcher = host.dispatcher
-        self._limits = host.dispatcher.limits
-        self.transport: asyncio.Transport
-        self.descriptor = -1
-        """File descriptor of the socket, kept because a closed transport no longer has it."""
         self.process = 0
         """The number by which cancel requests name this connection; the server gives it."""
         self.key = b""
@@ -98,34 +86,14 @@ class Connection(asyncio.Protocol):
         self._steps: Steps | None = None
         self._scope: CancelScope | None = None
         self._size = 0
-        self._timer: asyncio.TimerHandle | None = None
-        self._reading = True
-        self._write_paused = self._turn_pending = self._draining = self._lost = False
-        self._discard_left: int | None = None
-        """Bytes of input that are still read and dropped; None: the connection goes on."""
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Register the connection. The client sends first."""
-        # cast: uvloop's transport has these methods, but does not derive from asyncio.Transport
-        self.transport = cast("asyncio.Transport", transport)
-        connection = self.transport.get_extra_info("socket")
-        self.descriptor = connection.fileno()
-        if connection.family != socket.AF_UNIX:
-            keep_alive(connection)
-        self.transport.set_write_buffer_limits(high=self._limits.unread_bytes)
-        if self._host.stopping or not self._host.admit(self):
+    def _opened(self) -> None:
+        if not self._host.admit(self):
             self.transport.abort()
             return
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(self._limits.authenticate_seconds, self._too_slow)
+        self._start_timer(self._limits.authenticate_seconds, self._too_slow)
 
-    def data_received(self, data: bytes) -> None:
-        """Take input of any size."""
-        if self._discard_left is not None:
-            self._discard_left -= len(data)
-            if self._discard_left < 0:
-                self.transport.abort()
-            return
+    def _received(self, data: bytes) -> None:
         self._buffer += data
         self._take_turn()
 
@@ -133,30 +101,13 @@ class Connection(asyncio.Protocol):
         """Close: a client that stops sending reads no more either."""
         return False
 
-    def pause_writing(self) -> None:
-        """Start no statement: the client does not read its answers."""
-        self._write_paused = True
-
-    def resume_writing(self) -> None:
-        """Go on: the client reads again."""
-        self._write_paused = False
-        self._take_turn()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        """Forget everything, and cancel what only this client waits for."""
-        del error
-        if self._lost:
-            return
-        self._lost = True
-        if self._timer is not None:
-            self._timer.cancel()
+    def _forget(self) -> None:
         if self._scope is not None:
             self._scope.cancel()
         if self._session is not None:
             self._session.close()
         self._buffer = bytearray()
         self._hold()
-        self._host.closed(self)
 
     def upgraded(self, transport: asyncio.BaseTransport | None) -> None:
         """Go on over TLS; None: the handshake failed."""
@@ -165,8 +116,7 @@ class Connection(asyncio.Protocol):
             self.transport.abort()
             self.connection_lost(None)
             return
-        self.transport = cast("asyncio.Transport", transport)
-        self.transport.set_write_buffer_limits(high=self._limits.unread_bytes)
+        self._use(transport)
         self.is_tls = True
         self._take_turn()  # input may have come with the end of the handshake
 
@@ -243,16 +193,6 @@ class Connection(asyncio.Protocol):
         self._advance(steps, result, error)
         self._take_turn()
 
-    def drain(self) -> None:
-        """Take no further statement, and close when the present one is answered."""
-        self._draining = True
-        self._take_turn()
-
-    def abort(self) -> None:
-        """Close now."""
-        if not self._lost:
-            self.transport.abort()
-
     def _take_turn(self) -> None:
         """Run whole messages for ``turn_seconds``, then write, then decide whether to read on."""
         if self._lost or self._turn_pending:
@@ -265,8 +205,7 @@ class Connection(asyncio.Protocol):
                     break
                 place += used
                 if monotonic() > until:
-                    self._turn_pending = True
-                    asyncio.get_running_loop().call_soon(self._next_turn)
+                    self._turn_later()
                     break
             if place:
                 del self._buffer[:place]
@@ -284,10 +223,6 @@ class Connection(asyncio.Protocol):
             )
         self._write()
         self._read_on()
-
-    def _next_turn(self) -> None:
-        self._turn_pending = False
-        self._take_turn()
 
     def _may_go_on(self) -> bool:
         return (
@@ -345,8 +280,7 @@ class Connection(asyncio.Protocol):
 
     def _begin(self) -> None:
         """Begin the session, after the login."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._stop_timer()
         self._session = Session(self, self, self._login.parameters or {})
         self.key = os.urandom(KEY_BYTES if self._login.protocol >= NEWEST_PROTOCOL else 4)
         self._session.greet()
@@ -373,28 +307,16 @@ class Connection(asyncio.Protocol):
             self._write()
 
     def _end(self, error: SqlError) -> None:
-        """Send the error, and close when the client has read it.
-
-        TCP sends a reset if a socket is closed with unread input, and the client loses the error.
-        So further input is read and dropped until the client closes.
-        """
+        """Send the error, and close when the client has read it."""
         self._write()
         if self._lost or self.transport.is_closing() or self._discard_left is not None:
             return
         self._buffer = bytearray()
         self._hold()
-        self._discard_left = self._limits.linger_bytes
         fields = {name: ascii_text(text) for name, text in error.fields().items()}
         self.transport.write(pg.ErrorResponse(fields=fields).to_wire())
-        if self._timer is not None:
-            self._timer.cancel()
-        self._host.lingering.add(self)
-        has_room = len(self._host.lingering) <= self._limits.lingering
-        if has_room and self.transport.can_write_eof():
+        if self._linger() and self.transport.can_write_eof():
             self.transport.write_eof()
-            self._timer = asyncio.get_running_loop().call_later(
-                self._limits.linger_seconds, self.transport.abort
-            )
         else:
             self.transport.close()
 
@@ -407,18 +329,11 @@ class Connection(asyncio.Protocol):
     def _read_on(self) -> None:
         if self._lost or self._is_upgrading or self.transport.is_closing():
             return
-        read = (
+        self._read_if(
             self._discard_left is not None
             or self._may_go_on()
             or (self._steps is not None and len(self._buffer) < READ_AHEAD_BYTES)
         )
-        if read == self._reading:
-            return
-        self._reading = read
-        if read:
-            self.transport.resume_reading()
-        else:
-            self.transport.pause_reading()
 
     def _hold(self) -> None:
         """Count the input that is kept; raises ``SqlError`` if all clients' is too much."""

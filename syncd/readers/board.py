@@ -63,7 +63,7 @@ class Board:
         for word in range(SEAT_WORDS):
             self._words[seat * SEAT_WORDS + word] = 0
 
-    # ``syncd.rpc.server.Places``
+    # ``syncd.rpc.stream_server.Places``
 
     def elsewhere(self) -> int:
         """Number of connections that the other processes have."""

@@ -83,10 +83,12 @@ class ReaderServer(Server):
         self._control = control
         super().__init__(methods, socket=None, accepts=False, **options)
 
-    def make_dispatcher(self, methods: Mapping[str, Method[Any, Any]]) -> Dispatcher:
+    def make_dispatcher(
+        self, methods: Mapping[str, Method[Any, Any]], limits: Limits
+    ) -> Dispatcher:
         """See ``Server``."""
         mine = {name: method for name, method in methods.items() if name not in LEFT_TO_MAIN}
-        return HandingOver(mine, self.limits, self._control)
+        return HandingOver(mine, limits, self._control)
 
 
 class Reader:

@@ -8,22 +8,19 @@ Nothing is kept for a client that left.
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import select
-import socket
 from collections import deque
 from collections.abc import Awaitable
 from time import monotonic
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import msgspec
 from anyio import CancelScope
 
 from syncd.errors import RequestError, TooLarge, Unauthorized
-from syncd.protocol.keepalive import keep_alive
 from syncd.protocol.messages import AuthenticateParams
-from syncd.rpc.dispatch import Dispatcher, TooManyConnections, TooMuchHeld
+from syncd.rpc.dispatch import TooManyConnections, TooMuchHeld
 from syncd.rpc.protocol import (
     BadRequest,
     Request,
@@ -33,6 +30,7 @@ from syncd.rpc.protocol import (
     error_line,
     result_line,
 )
+from syncd.rpc.stream import Stream, StreamHost
 
 AUTHENTICATE = "authenticate"
 SPARE_METHODS = frozenset({"status", "datasets"})
@@ -46,12 +44,8 @@ WRITE_TOGETHER_BYTES = 65_536
 _tokens = msgspec.json.Decoder(AuthenticateParams)
 
 
-class Host(Protocol):
+class Host(StreamHost, Protocol):
     """The part of the server that its connections use."""
-
-    dispatcher: Dispatcher
-    lingering: set[Connection]
-    stopping: bool
 
     def admit(self, connection: Connection) -> bool:
         """Count a connection if there is room for it; returns whether there is."""
@@ -60,10 +54,7 @@ class Host(Protocol):
         """Keep a connection of the local socket that is beyond the limit."""
 
     def refused(self, connection: Connection) -> None:
-        """Keep a connection that closes as soon as its client has read the reason."""
-
-    def closed(self, connection: Connection) -> None:
-        """Forget a connection that has closed."""
+        """Forget that a connection was kept beyond the limit: it ends."""
 
     def run(
         self,
@@ -76,73 +67,38 @@ class Host(Protocol):
         """Await a request in the server's task group, then call the connection's ``finished``."""
 
 
-class Connection(asyncio.Protocol):
+class Connection(Stream):
     """The server's end of one connection.
 
     With a ``token``, only ``authenticate`` is answered until the client has sent that token.
     """
 
     def __init__(self, host: Host, token: bytes | None) -> None:
+        super().__init__(host)
         self._host = host
-        self._dispatcher = host.dispatcher
-        self._limits = host.dispatcher.limits
         self._token = token
         self._authorized = token is None
         self._unauthorized_left = self._limits.unauthorized_requests
-        self._transport: asyncio.Transport
-        self.descriptor = -1
-        """File descriptor of the socket, kept because a closed transport no longer has it."""
-        self._timer: asyncio.TimerHandle | None = None
         self._partial = bytearray()
         self._lines: deque[bytes] = deque()
         self._answers: list[bytes] = []
         self._answers_bytes = 0
         self._in_flight: dict[CancelScope, bool] = {}
-        self._turn_pending = False
         self._is_spare = False
-        self._reading = True
-        self._write_paused = False
         self._ended = False
-        self._draining = False
-        self._lost = False
-        self._discard_left: int | None = None
-        """Bytes of input that are still read and dropped; None: the connection is not refused."""
 
-    @property
-    def is_lost(self) -> bool:
-        """Whether the client has left."""
-        return self._lost
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Register the connection. The client sends first."""
-        # cast: uvloop's transport has these methods, but does not derive from asyncio.Transport
-        self._transport = cast("asyncio.Transport", transport)
-        connection = self._transport.get_extra_info("socket")
-        self.descriptor = connection.fileno()
-        if connection.family != socket.AF_UNIX:
-            keep_alive(connection)
-        self._transport.set_write_buffer_limits(high=self._limits.unread_bytes)
-        if self._host.stopping:
-            self._transport.abort()  # it was accepted just before the listener closed
-        elif self._host.admit(self):
+    def _opened(self) -> None:
+        if self._host.admit(self):
             if not self._authorized:
-                loop = asyncio.get_running_loop()
-                self._timer = loop.call_later(
-                    self._limits.authenticate_seconds, self._authenticate_now
-                )
+                self._start_timer(self._limits.authenticate_seconds, self._authenticate_now)
         elif self._token is None:
             self._is_spare = True
             self._host.spare(self)
         else:
             self._refuse(TooManyConnections(self._limits.connections))
 
-    def data_received(self, data: bytes) -> None:
+    def _received(self, data: bytes) -> None:
         """Split input of any size into lines and run them."""
-        if self._discard_left is not None:
-            self._discard_left -= len(data)
-            if self._discard_left < 0:
-                self._transport.abort()
-            return
         first, *more = data.split(b"\n")
         if self._hold_partial(first) and more:
             self._lines.append(self._take_partial())
@@ -154,40 +110,24 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """Answer the requests under way, then close: the client sends no more, but may read."""
         self._ended = True
-        is_tls = self._transport.get_extra_info("sslcontext") is not None
+        is_tls = self.transport.get_extra_info("sslcontext") is not None
         if self._discard_left is not None or is_tls:
             # TLS has no half-closed connection: no answer can reach this client any more
             return False
         self._lines.append(self._take_partial())
         if self._peer_is_gone():
             self._lines.clear()
-            self._transport.abort()
+            self.transport.abort()
         self._take_turn()
         return True
 
-    def pause_writing(self) -> None:
-        """Start no request: the client does not read its answers."""
-        self._write_paused = True
-
-    def resume_writing(self) -> None:
-        """Go on: the client reads again."""
-        self._write_paused = False
-        self._take_turn()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        """Forget everything, and cancel the requests that only this client waits for."""
-        del error
-        self._lost = True
-        if self._timer is not None:
-            self._timer.cancel()
-        self._host.lingering.discard(self)
+    def _forget(self) -> None:
         self._lines.clear()
         self._answers.clear()
         self._take_partial()
         for scope, answered in self._in_flight.items():
             if answered:
                 scope.cancel()
-        self._host.closed(self)
 
     def finished(self, scope: CancelScope, size: int, answer: bytes | None) -> None:
         """Send the answer of a request that had to wait."""
@@ -200,14 +140,8 @@ class Connection(asyncio.Protocol):
 
     def drain(self) -> None:
         """Take no further request, and close when those under way are answered."""
-        self._draining = True
         self._lines.clear()
-        self._take_turn()
-
-    def abort(self) -> None:
-        """Close now, without waiting for requests under way."""
-        if not self._lost:
-            self._transport.abort()
+        super().drain()
 
     def _take_turn(self) -> None:
         """Run waiting lines for ``turn_seconds``, then write, then decide whether to read on."""
@@ -219,18 +153,12 @@ class Connection(asyncio.Protocol):
             if line and not line.isspace():
                 self._run(line)
                 if self._lines and monotonic() > until:
-                    if not self._turn_pending:
-                        self._turn_pending = True
-                        asyncio.get_running_loop().call_soon(self._next_turn)
+                    self._turn_later()
                     break
         self._write()
-        if self._lost or self._transport.is_closing():
+        if self._lost or self.transport.is_closing():
             return
         self._read_on_or_close()
-
-    def _next_turn(self) -> None:
-        self._turn_pending = False
-        self._take_turn()
 
     def _may_start(self) -> bool:
         return (
@@ -244,21 +172,16 @@ class Connection(asyncio.Protocol):
         if not self._lines and not self._in_flight:
             refused = self._discard_left is not None
             closes = self._ended or self._draining
-            if refused and not closes and self._transport.can_write_eof():
-                self._transport.write_eof()
+            if refused and not closes and self.transport.can_write_eof():
+                self.transport.write_eof()
             elif refused or closes:
-                self._transport.close()
+                self.transport.close()
                 return
         read = self._discard_left is not None or (
             not self._lines and not self._draining and self._may_start()
         )
-        if read == self._reading or self._ended:
-            return
-        self._reading = read
-        if read:
-            self._transport.resume_reading()
-        else:
-            self._transport.pause_reading()
+        if not self._ended:
+            self._read_if(read)
 
     def _run(self, line: bytes) -> None:
         request = decode_request(line)
@@ -303,8 +226,7 @@ class Connection(asyncio.Protocol):
             self._unauthorized(request.id, "the token is wrong")
             return
         self._authorized = True
-        if self._timer is not None:
-            self._timer.cancel()
+        self._stop_timer()
         if request.id is not None:
             self._answer(result_line(request.id, True))
 
@@ -324,21 +246,12 @@ class Connection(asyncio.Protocol):
             self._unauthorized(None, "the connection has not authenticated in time")
 
     def _refuse(self, error: RequestError) -> None:
-        """Send the error with id null, and close after the answers under way.
-
-        TCP sends a reset if a socket is closed with unread input, and the client loses the last
-        answer. So further input is read and dropped until the client has received the error.
-        """
+        """Send the error with id null, and close after the answers under way."""
         self._answer(error_line(NO_ID, error))
         self._lines.clear()
         self._take_partial()
-        self._discard_left = self._limits.linger_bytes
         self._host.refused(self)
-        if self._timer is not None:
-            self._timer.cancel()
-        has_room = len(self._host.lingering) <= self._limits.lingering
-        linger = self._limits.linger_seconds if has_room else 0
-        self._timer = asyncio.get_running_loop().call_later(linger, self._transport.abort)
+        self._linger()
         self._take_turn()
 
     def _answer(self, line: bytes) -> None:
@@ -351,7 +264,7 @@ class Connection(asyncio.Protocol):
 
     def _write(self) -> None:
         if self._answers and not self._lost:
-            self._transport.write(b"".join(self._answers))
+            self.transport.write(b"".join(self._answers))
         self._answers.clear()
         self._answers_bytes = 0
 
@@ -387,5 +300,5 @@ class Connection(asyncio.Protocol):
         Only a Unix socket tells these apart.
         """
         poll = select.poll()
-        poll.register(self._transport.get_extra_info("socket").fileno(), 0)
+        poll.register(self.transport.get_extra_info("socket").fileno(), 0)
         return any(event & select.POLLHUP for _, event in poll.poll(0))

@@ -63,7 +63,7 @@ class Service:
 
     @property
     def port(self) -> int:
-        return self.server.addresses[0][1]
+        return self.server.tcp_addresses[0][1]
 
     def search(self, params: SearchParams) -> SearchResult | Awaitable[SearchResult]:
         self.asked.append(params)
