@@ -19,7 +19,7 @@ from anyio import TASK_STATUS_IGNORED, CancelScope, create_task_group
 from anyio.abc import TaskGroup, TaskStatus
 
 from syncd.cores import available_cores
-from syncd.errors import DatabaseUnreachable, SyncdError
+from syncd.errors import DatabaseUnreachable, DataDirectoryError, SyncdError
 from syncd.host_port import join_host_port
 from syncd.index.storage.arena import Arena
 from syncd.ops.notify import notify
@@ -37,8 +37,10 @@ from syncd.rpc.inputs import Inputs
 from syncd.rpc.methods import Methods
 from syncd.rpc.server import Server
 from syncd.settings import Settings
+from syncd.shard import WHOLE
 from syncd.store.checkpoint import CheckpointStore
 from syncd.store.data_dir import locked_data_dir
+from syncd.store.manifest import Manifest
 from syncd.supervision import Tasks
 from syncd.sync.background.builder import Builder
 from syncd.sync.background.checkpoints import Checkpointer
@@ -111,6 +113,7 @@ class Service:
         self.say = say
         self.store = CheckpointStore(settings.data_dir)
         manifest = self.store.load()
+        check_shard(settings, manifest)
         removed = self.store.remove_leftovers()
         if removed:
             logger.info("leftovers_removed", files=removed)
@@ -341,6 +344,20 @@ class Service:
                     os._exit(1)
                 logger.info("stopping", signal=number.name)
                 self.stopping.set()
+
+
+def check_shard(settings: Settings, manifest: Manifest | None) -> None:
+    """Raise ``DataDirectoryError`` if the data directory belongs to another shard."""
+    shard = settings.own_shard or WHOLE
+    if manifest is None or manifest.shard == str(shard):
+        return
+    has = f"shard {manifest.shard}" if manifest.shard != str(WHOLE) else "a syncd without --shard"
+    flag = f"--shard {manifest.shard}" if manifest.shard != str(WHOLE) else "no --shard"
+    wanted = f"shard {shard}" if settings.shard is not None else "a syncd without --shard"
+    raise DataDirectoryError(
+        f"the data directory {settings.data_dir} belongs to {has}, this is {wanted}",
+        hint=f"start it with {flag}, or give this one an empty directory: SYNCD_DATA_DIR",
+    )
 
 
 def shared_memory(settings: Settings) -> tuple[Board, Arena] | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -23,6 +23,7 @@ from pydantic_settings import (
 from syncd.cores import available_cores
 from syncd.errors import SettingsError
 from syncd.host_port import split_host_port
+from syncd.shard import Shard
 
 SYSTEM_DATA_DIR = Path("/var/lib/syncd")
 CONFIG_FILES = (Path("syncd.toml"), Path("/etc/syncd/syncd.toml"))
@@ -59,6 +60,25 @@ def listening_address(address: str) -> str:
             split_host_port(address)
         except SettingsError as error:
             raise ValueError(f"{error.message}; {error.hint}, [::1]:7432, or {OFF}") from None
+    return address
+
+
+def readable_shard(text: str | None) -> str | None:
+    """The name of a shard, ``i/n``; raises ``ValueError``."""
+    return None if text is None else str(Shard.parse(text))
+
+
+def advertised_address(address: str) -> str:
+    """The address if it is empty or ``host:port``, with or without a scheme.
+
+    Raises ``ValueError``.
+    """
+    if address:
+        host_port = address.removeprefix("tcp://").removeprefix("tcps://")
+        try:
+            split_host_port(host_port)
+        except SettingsError as error:
+            raise ValueError(f"{error.message}; {error.hint}") from None
     return address
 
 
@@ -172,6 +192,31 @@ class Settings(BaseSettings):
             description="this syncd's name in the database",
         ),
     ] = "default"
+    shard: Annotated[
+        str | None,
+        AfterValidator(readable_shard),
+        Field(
+            description="i/n: this syncd has only the rows of shard i of n, from 0; its consumer "
+            "is shard-i-of-n unless it is set; default: all rows",
+        ),
+    ] = None
+    replica: Annotated[
+        str,
+        Field(
+            max_length=20,
+            pattern=r"^[A-Za-z0-9_.-]*$",
+            description="name of another syncd of the same shard, such as b, at the end of its "
+            "consumer's name",
+        ),
+    ] = ""
+    advertise: Annotated[
+        str,
+        AfterValidator(advertised_address),
+        Field(
+            description="host:port at which syncd route reaches this shard; default: SYNCD_LISTEN "
+            "with this machine's name, else the RPC socket",
+        ),
+    ] = ""
     checkpoint_seconds: Annotated[
         float,
         Field(gt=0, allow_inf_nan=False, description="seconds between checkpoints"),
@@ -248,6 +293,24 @@ class Settings(BaseSettings):
             description="share of the nearest rows that searches of large datasets find; 1: all",
         ),
     ] = 0.95
+
+    @model_validator(mode="before")
+    @classmethod
+    def name_shard(cls, given: Any) -> Any:
+        """Give a shard its own consumer's name, so that shards and layouts have different ones."""
+        if not isinstance(given, dict) or given.get("consumer") or not given.get("shard"):
+            return given
+        try:
+            shard = Shard.parse(str(given["shard"]))
+        except ValueError:  # the setting's own validator reports it
+            return given
+        replica = f"-{given['replica']}" if given.get("replica") else ""
+        return given | {"consumer": f"shard-{shard.number}-of-{shard.of}{replica}"}
+
+    @property
+    def own_shard(self) -> Shard | None:
+        """The shard of this syncd; None if it is not sharded."""
+        return None if self.shard is None else Shard.parse(self.shard)
 
     @property
     def socket_path(self) -> Path:
@@ -352,6 +415,12 @@ def agreeing(settings: Settings) -> Settings:
             f"sql_listen is {settings.sql_listen} but no token is set: the token is the password",
             hint="set SYNCD_TOKEN to a long random word, for example from: openssl rand -hex 32; "
             "or set SYNCD_SQL_LISTEN=off",
+        )
+    if settings.shard is None and (settings.replica or settings.advertise):
+        name = "replica" if settings.replica else "advertise"
+        raise SettingsError(
+            f"{name} is {getattr(settings, name)} but no shard is set: only a shard has one",
+            hint=f"set SYNCD_SHARD too, for example 0/4; or do not set SYNCD_{name.upper()}",
         )
     if (settings.tls_cert is None) != (settings.tls_key is None):
         missing = "tls_key" if settings.tls_key is None else "tls_cert"

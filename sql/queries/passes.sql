@@ -124,6 +124,19 @@ WHERE o.xid >= %s::xid8 AND (o.xid, o.id) > (%s::xid8, %s::bigint)
   AND o.op = 'k' AND o.source = ANY (%s::integer[])
 ORDER BY o.xid, o.id LIMIT %s::bigint;
 
+-- name: of_shard
+-- A page of changed keys for a shard: the whole page is counted, and only the shard's own keys are
+-- sent. Each row begins with the page's number of rows, the number of them with a newer id, its last
+-- xid and id and its highest id; a page without own keys is one row. Parameters after the page's:
+-- the id, and the sources that are not filtered.
+WITH syncd_page (xid, id, source, key) AS MATERIALIZED ({page})
+SELECT syncd_s.*, syncd_p.xid, syncd_p.id, syncd_p.source, syncd_p.key
+FROM (SELECT count(*), count(*) FILTER (WHERE a.id > %s::bigint), max(a.xid),
+             max(a.id) FILTER (WHERE a.xid = (SELECT max(b.xid) FROM syncd_page AS b)), max(a.id)
+      FROM syncd_page AS a) AS syncd_s
+LEFT JOIN syncd_page AS syncd_p
+    ON syncd_p.key IS NULL OR syncd_p.source = ANY (%s::integer[]) OR {mine};
+
 -- name: read_rows_by_key
 -- This statement and the next four read live rows, with the same columns: key, project, dataset,
 -- vector, fingerprint and attached columns. A row is live if the live rule says so and it has a
@@ -238,6 +251,11 @@ SELECT jsonb_hash_extended(jsonb_build_array(1, 'a'),
        hash_record_extended(ROW(1::bigint, 'a'::text COLLATE "C"),
                             hash_array_extended(ARRAY['\x01ff'::bytea], 0)));
 
+-- name: read_bucket_probe
+-- Another server gives keys the same buckets as this one if this number is the same. A bucket depends
+-- on the server's byte order and on the bytes of a text, so on the database's encoding.
+SELECT hashtextextended(current_setting('server_encoding') COLLATE "C", 0);
+
 -- name: one_table
 -- Here the parts of statements begin. This is the source if the table is not partitioned: a table
 -- that inherits from it is another source.
@@ -252,6 +270,15 @@ hash_record_extended(syncd_r.syncd_hashed, hash_array_extended(ARRAY[syncd_r.syn
 jsonb_hash_extended(
     syncd_r.syncd_columns, hash_record_extended(
         syncd_r.syncd_hashed, hash_array_extended(ARRAY[syncd_r.syncd_vector], 0)));
+
+-- name: mine
+-- Whether a key's text, as the outbox has it, is in one of a shard's buckets. The collation is named,
+-- because a nondeterministic one hashes its sort keys.
+(hashtextextended({key} COLLATE "C", 0) & 65535) BETWEEN {first} AND {last};
+
+-- name: if_mine
+-- CASE keeps the user's expressions from rows of other shards: an error on such a row is not ours.
+CASE WHEN {mine} THEN {condition} ELSE {otherwise} END;
 
 -- name: match_datasets
 ARRAY[{project}, {dataset}]

@@ -23,4 +23,5 @@ SELECT EXISTS (SELECT FROM pg_locks AS l
                  AND pg_backend_pid() = ANY (pg_blocking_pids(l.pid)));
 
 -- name: has_rows
-SELECT EXISTS (SELECT FROM {source});
+-- mine is true, or the condition of a shard's own rows.
+SELECT EXISTS (SELECT FROM {source} WHERE {mine});

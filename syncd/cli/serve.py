@@ -28,6 +28,23 @@ def serve(
     consumer: Annotated[
         str | None, typer.Option(help="Name of this syncd in the database.", show_default="default")
     ] = None,
+    listen: Annotated[
+        str | None,
+        typer.Option(help="host:port for clients over TCP.", show_default="SYNCD_LISTEN, off"),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(help="Serve only shard i of n, as i/n, from 0.", show_default="all rows"),
+    ] = None,
+    replica: Annotated[
+        str | None, typer.Option(help="Name of another syncd of the same shard, such as b.")
+    ] = None,
+    advertise: Annotated[
+        str | None,
+        typer.Option(
+            help="host:port at which syncd route reaches this shard.", show_default="--listen"
+        ),
+    ] = None,
     embedded: Embedded = False,
     once: Annotated[
         bool, typer.Option("--once", help="Catch up, save a checkpoint and exit.")
@@ -37,9 +54,20 @@ def serve(
     """Keep the indexes in step with the tables, and answer searches.
 
     Example: SYNCD_DSN=postgresql://localhost/app syncd serve
+
+    With --shard, several of them share the rows, and syncd route asks them all.
     """
     configure_logging(verbose=verbose)
-    settings = load_settings(dsn=dsn, data_dir=data_dir, socket=socket, consumer=consumer)
+    settings = load_settings(
+        dsn=dsn,
+        data_dir=data_dir,
+        socket=socket,
+        consumer=consumer,
+        listen=listen,
+        shard=shard,
+        replica=replica,
+        advertise=advertise,
+    )
     from syncd import service  # imported here: FAISS loads slowly, and other commands need it not
 
     try:

@@ -33,6 +33,7 @@ from syncd.postgres.schema import (
 )
 from syncd.postgres.source import Source
 from syncd.settings import Settings
+from syncd.shard import Shard
 from syncd.statements import statement
 from syncd.types import Position, Snapshot
 
@@ -218,7 +219,9 @@ def read_doubts(connection: psycopg.Connection) -> int:
     return int(row[0])
 
 
-def read_registry(connection: psycopg.Connection) -> tuple[Position, list[Source], Snapshot | None]:
+def read_registry(
+    connection: psycopg.Connection, shard: Shard
+) -> tuple[Position, list[Source], Snapshot | None]:
     """The sources at a snapshot, and a snapshot that sees all freed rows of the outbox.
 
     The second one is None if no row was freed.
@@ -230,7 +233,7 @@ def read_registry(connection: psycopg.Connection) -> tuple[Position, list[Source
         row = connection.execute(statement("consumer", "read_registry")).fetchone()
         assert row is not None
         position = Position(Snapshot.parse(row[0]), int(row[1]))
-        sources = read_sources(connection)
+        sources = read_sources(connection, shard)
         freed = connection.execute(statement("consumer", "read_freed")).fetchone()
         assert freed is not None
     finally:
@@ -245,5 +248,12 @@ def read_fingerprint_probe(connection: psycopg.Connection) -> int:
     Hashes depend on the server's version and byte order.
     """
     row = connection.execute(statement("passes", "read_fingerprint_probe")).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def read_bucket_probe(connection: psycopg.Connection) -> int:
+    """A number that changes if the server gives keys other buckets."""
+    row = connection.execute(statement("passes", "read_bucket_probe")).fetchone()
     assert row is not None
     return int(row[0])

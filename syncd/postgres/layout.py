@@ -14,14 +14,15 @@ import psycopg
 from syncd.keys import KEY_KINDS, TIMES
 from syncd.postgres.source import Source
 from syncd.postgres.vectors import VECTOR_TYPES
+from syncd.shard import WHOLE, Shard
 from syncd.statements import statement
 from syncd.types import ColumnKind
 
 
-def read_sources(connection: psycopg.Connection) -> list[Source]:
-    """All sources, in the order of their attachment."""
+def read_sources(connection: psycopg.Connection, shard: Shard = WHOLE) -> list[Source]:
+    """All sources, in the order of their attachment, to read the rows of ``shard``."""
     sources = [
-        Source(*row)
+        replace(Source(*row), shard=shard)
         for row in connection.execute(statement("sources", "read_attachments")).fetchall()
     ]
     layouts = {

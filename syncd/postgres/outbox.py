@@ -9,10 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import psycopg
+from psycopg import sql
 
-from syncd.statements import number_list, statement
+from syncd.postgres.source import condition_of
+from syncd.shard import WHOLE, Shard
+from syncd.statements import filled, number_list, statement
 from syncd.types import Position, Snapshot
 
 PAGE_ROWS = 5000
@@ -41,9 +45,9 @@ class Cursor:
 class Changes:
     """One page of changed keys by source, each once, in the outbox's form.
 
-    ``cursor`` is the cursor after they are applied. ``rows`` is the number of outbox rows read, and
-    ``newer_rows`` the number of them with an id above the given one. ``unkeyed`` are the sources
-    with written rows that have no key.
+    ``cursor`` is the cursor after they are applied. ``rows`` is the number of outbox rows read,
+    those of other shards too, and ``newer_rows`` the number of them with an id above the given one.
+    ``unkeyed`` are the sources with written rows that have no key.
     """
 
     keys: dict[int, list[str]]
@@ -86,26 +90,30 @@ def read_changes(
     now: Snapshot,
     page_rows: int = PAGE_ROWS,
     newer_than: int = 0,
+    shard: Shard = WHOLE,
+    unfiltered: Sequence[int] = (),
 ) -> Changes:
-    """The next page of keys that changed since ``cursor``, read at the snapshot ``now``."""
+    """The next page of keys that changed since ``cursor``, read at the snapshot ``now``.
+
+    Keys of other shards are left out, except those of the sources ``unfiltered``.
+    """
     keys: dict[int, dict[str, None]] = {}
     last = cursor.window.after if cursor.window is not None else None
     rows, newer_rows, newest_id, unkeyed = 0, 0, cursor.position.outbox_id, set[int]()
     for name, bounds in key_queries(cursor):
         parameters = [*bounds, array(sources), str(page_rows - rows)]
-        query = statement("passes", name)
-        found = connection.execute(query, parameters, prepare=True, binary=True).fetchall()
-        for _, outbox_id, source, key in found:
+        page = read_page(connection, name, parameters, newer_than, shard, unfiltered)
+        for source, key in page.keys:
             some = keys.setdefault(source, {})
             if key is None:
                 unkeyed.add(source)
             else:
                 some[key] = None
-            newest_id = max(newest_id, outbox_id)
-            newer_rows += outbox_id > newer_than
-        if found:
-            last = found[-1][:2]
-            rows += len(found)
+        if page.rows:
+            last = page.last
+            newest_id = max(newest_id, page.newest_id)
+            newer_rows += page.newer_rows
+            rows += page.rows
         if rows >= page_rows:
             end = cursor.window.end if cursor.window else now
             assert last is not None, "a full page has a last row"
@@ -120,6 +128,62 @@ def read_changes(
         newer_rows,
         frozenset(unkeyed),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """The result of one statement that reads changed keys.
+
+    ``keys`` are sources with keys. ``last`` is the (xid, id) of the last row; it is (0, 0) for a
+    page without rows. See ``Changes`` for the numbers of rows.
+    """
+
+    keys: Sequence[tuple[int, str | None]]
+    rows: int
+    newer_rows: int
+    last: tuple[int, int]
+    newest_id: int
+
+
+def read_page(
+    connection: psycopg.Connection,
+    name: str,
+    parameters: list[str],
+    newer_than: int,
+    shard: Shard,
+    unfiltered: Sequence[int],
+) -> Page:
+    """Run one statement that reads changed keys. For a shard, the server leaves out the others."""
+    if shard.is_whole:
+        query = statement("passes", name)
+        found = connection.execute(query, parameters, prepare=True, binary=True).fetchall()
+        return Page(
+            [row[2:] for row in found],
+            len(found),
+            sum(row[1] > newer_than for row in found),
+            found[-1][:2] if found else (0, 0),
+            max((row[1] for row in found), default=0),
+        )
+    parameters = [*parameters, str(newer_than), array(unfiltered)]
+    found = connection.execute(
+        of_shard(name, shard), parameters, prepare=True, binary=True
+    ).fetchall()
+    rows, newer_rows, last_xid, last_id, newest_id = found[0][:5]
+    return Page(
+        [row[7:] for row in found if row[7] is not None],
+        rows,
+        newer_rows,
+        (last_xid or 0, last_id or 0),
+        newest_id or 0,
+    )
+
+
+@cache
+def of_shard(name: str, shard: Shard) -> bytes:
+    """A statement that reads changed keys, for a shard. Composing it takes 0.1 ms."""
+    page = sql.SQL(statement("passes", name))
+    mine = condition_of(shard, sql.Identifier("syncd_p", "key"))
+    return filled("passes", "of_shard", page=page, mine=mine).as_bytes()
 
 
 def who_locks_the_outbox(connection: psycopg.Connection) -> str:

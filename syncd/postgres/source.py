@@ -14,6 +14,7 @@ from typing import Any, LiteralString
 from psycopg import sql
 
 from syncd.keys import KEY_KINDS, TIMES, has_null, parse_key, parse_keys
+from syncd.shard import WHOLE, Shard
 from syncd.statements import filled
 from syncd.types import (
     AttachedColumn,
@@ -82,6 +83,8 @@ class Source:
     trouble: str = ""
     dropped: frozenset[str] = frozenset()
     """The attached columns that no longer exist under their names."""
+    shard: Shard = WHOLE
+    """The shard whose rows are read."""
 
     @property
     def name(self) -> str:
@@ -275,12 +278,40 @@ class Source:
         if names is None:
             return TRUE
         wanted = sql.Literal([json.dumps(split_dataset_name(name)) for name in names])
-        return filled(
+        matches = filled(
             "passes",
             "match_datasets",
             project=raw(self.project),
             dataset=raw(self.dataset),
             wanted=wanted,
+        )
+        return self.if_mine(matches)
+
+    @property
+    def outbox_tells_shard(self) -> bool:
+        """Whether a key's text in the outbox is that of the row, so that both have one bucket.
+
+        Older triggers wrote the times of a composite key as the writer's session did.
+        """
+        return len(self.key) == 1 or TIMES.isdisjoint(self.key_kinds)
+
+    @property
+    def mine(self) -> sql.Composable:
+        """Condition: a row is of the shard. It is not true for a row without a key."""
+        if self.shard.is_whole:
+            return TRUE
+        return condition_of(self.shard, sql.SQL("{}::text").format(self.key_expression()))
+
+    def if_mine(self, condition: sql.Composable, *, otherwise: bool = False) -> sql.Composable:
+        """``condition`` for rows of the shard, ``otherwise`` for the other rows."""
+        if self.shard.is_whole:
+            return condition
+        return filled(
+            "passes",
+            "if_mine",
+            mine=self.mine,
+            condition=condition,
+            otherwise=sql.Literal(otherwise),
         )
 
     def read_page_end(self, after: Key | None, page_rows: int) -> sql.Composed:
@@ -324,8 +355,7 @@ class Source:
                 "passes", "fingerprint_with_columns" if self.columns else "fingerprint"
             ),
             source=self.rows_from,
-            live=raw(self.live),
-            **parts,
+            **({"live": self.if_mine(raw(self.live))} | parts),
         )
 
     def may_lack_keys(self) -> sql.Composed:
@@ -337,7 +367,9 @@ class Source:
     def read_unkeyed(self) -> sql.Composed:
         """The live rows with a NULL in a key column: a label instead of the key, no vectors."""
         partitioned = sql.Literal(self.partitions is not None)
-        return self.read_rows("read_unkeyed_rows", vectors=False, partitioned=partitioned)
+        return self.read_rows(
+            "read_unkeyed_rows", vectors=False, partitioned=partitioned, live=raw(self.live)
+        )
 
     def read_unkeyed_labels(self) -> sql.Composed:
         """The labels of all rows with a NULL in a key column, live or not."""
@@ -388,6 +420,17 @@ class Source:
             )
             for element, kind in zip(elements, self.key_types, strict=True)
         )
+
+
+def condition_of(shard: Shard, key: sql.Composable) -> sql.Composed:
+    """Condition: the expression ``key``, a key's text, is in one of a shard's buckets."""
+    return filled(
+        "passes",
+        "mine",
+        key=key,
+        first=sql.Literal(shard.first_bucket),
+        last=sql.Literal(shard.last_bucket),
+    )
 
 
 def raw(expression: LiteralString) -> sql.SQL:

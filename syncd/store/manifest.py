@@ -15,6 +15,7 @@ import msgspec
 
 from syncd.errors import DamagedFile
 from syncd.index.saved import SavedIndex
+from syncd.shard import WHOLE
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -100,6 +101,10 @@ class Manifest(msgspec.Struct, frozen=True):
     doubts: int = 0
     """Value of ``syncd.doubts`` for which the sources were compared; -1 if they were not yet."""
     format: int = FORMAT
+    shard: str = str(WHOLE)
+    """The shard whose rows the files hold: ``0/4``. A manifest of an older version has all rows."""
+    bucket_probe: int = 0
+    """Result of the bucket probe at the checkpoint: see ``fingerprint_probe``."""
 
     @property
     def files(self) -> set[str]:

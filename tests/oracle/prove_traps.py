@@ -18,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.oracle.traps.cluster import CLUSTER_TRAPS
 from tests.oracle.traps.database import DATABASE_TRAPS
 from tests.oracle.traps.index import INDEX_TRAPS
 from tests.oracle.traps.service import LATE_COMMIT, OPEN_WRITERS, ORACLE, SERVICE_TRAPS, SNAPSHOT
@@ -29,6 +30,7 @@ TRAPS = {
     **SERVICE_TRAPS,
     **DATABASE_TRAPS,
     **INDEX_TRAPS,
+    **CLUSTER_TRAPS,
 }
 """Every trap by its name, and the unchanged copy."""
 PYTEST = (sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider")

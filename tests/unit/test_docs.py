@@ -57,6 +57,7 @@ def test_every_page_is_there() -> None:
         "apps",
         "architecture",
         "changelog",
+        "cluster",
         "concepts",
         "contributing",
         "faults",

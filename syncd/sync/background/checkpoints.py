@@ -243,6 +243,8 @@ class Checkpointer:
             saved_at=datetime.now(UTC).isoformat(),
             sources=sources,
             doubts=doubts,
+            shard=str(self.session.shard),
+            bucket_probe=self.session.bucket_probe,
         )
         bytes_written += self.store.save(manifest)
         registry = self.progress.registry

@@ -175,7 +175,7 @@ def compare_source(
         datasets, differing = comparison.finish()
         outcome: Literal["compared", "empty", "none_live"] = "compared"
         if captured.keys is None and captured.only is None and not comparison.rows:
-            query = filled("verify", "has_rows", source=source.rows_from)
+            query = filled("verify", "has_rows", source=source.rows_from, mine=source.mine)
             row = connection.execute(query).fetchone()
             outcome = "none_live" if row is not None and row[0] else "empty"
     except (psycopg.DataError, psycopg.ProgrammingError, psycopg.InternalError) as error:

@@ -29,6 +29,7 @@ from syncd.postgres.identity import (
     has_nonce,
     keep_name,
     notifies,
+    read_bucket_probe,
     read_doubts,
     read_fingerprint_probe,
     read_incarnation,
@@ -167,17 +168,16 @@ class Consumer(Progress):
             connection.execute(session_settings(connection))
         else:  # there may be a pooler: each transaction sets its own settings
             connection.prepare_threshold = None
-        position, sources, freed = read_registry(connection)
+        position, sources, freed = read_registry(connection, self.session.shard)
         with in_transaction():
-            probe, self.session.fingerprint_probe = (
-                self.session.fingerprint_probe,
-                read_fingerprint_probe(connection),
-            )
+            probes = self.session.fingerprint_probe, self.session.bucket_probe
+            self.session.fingerprint_probe = read_fingerprint_probe(connection)
+            self.session.bucket_probe = read_bucket_probe(connection)
             if first:
                 self.load(connection, incarnation, position, sources, freed, must_rebuild)
             else:
                 trusted = (
-                    probe == self.session.fingerprint_probe
+                    probes == (self.session.fingerprint_probe, self.session.bucket_probe)
                     and incarnation == self.session.incarnation
                     and self.session.nonce is not None
                     and has_nonce(connection, self.session.nonce)
@@ -205,6 +205,8 @@ class Consumer(Progress):
                 doubt = "the checkpoint was made with another database or consumer"
             elif manifest.fingerprint_probe != self.session.fingerprint_probe:
                 doubt = "this server computes other fingerprints"
+            elif not self.shard_is_the_same(manifest):
+                doubt = "this server gives keys other buckets"
             elif not has_nonce(connection, nonce):
                 doubt = "the database does not hold the checkpoint's nonce"
             else:
@@ -222,6 +224,10 @@ class Consumer(Progress):
             freed=freed,
             must_rebuild=must_rebuild,
         )
+
+    def shard_is_the_same(self, manifest: Manifest) -> bool:
+        """Whether a checkpoint's shard has the same keys now. The whole has every key."""
+        return self.session.shard.is_whole or manifest.bucket_probe == self.session.bucket_probe
 
     async def next_pass(self, connection: psycopg.Connection) -> PassOutcome:
         """Clear wake-ups, and only then take a pass, whose snapshot includes their changes."""
@@ -285,6 +291,7 @@ class Consumer(Progress):
             self.passed_outbox_id,
             self.handover,
             self.doubts,
+            shard=self.session.shard,
         )
         outcome = this.run(list(self.sources.values()))
         if this.history:

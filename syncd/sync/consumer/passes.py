@@ -27,6 +27,7 @@ from syncd.postgres.outbox import (
     unseen,
     who_locks_the_outbox,
 )
+from syncd.shard import WHOLE, Shard
 from syncd.statements import filled, statement
 from syncd.sync.consumer.bringing import bring, scan_page
 from syncd.sync.consumer.guarding import ReadRegistryAgain, StartAgain, guarded
@@ -76,6 +77,7 @@ class Pass:
     doubts: Doubts = field(default_factory=Doubts)
     history: str = ""
     next_xid: int = 0
+    shard: Shard = WHOLE
 
     def run(self, all_sources: Sequence[FollowedSource]) -> PassOutcome:
         """Take a snapshot and bring the sources to it.
@@ -111,7 +113,7 @@ class Pass:
                 # a table was renamed or dropped: the registry gives its name by its oid
                 self.rollback()
                 with session.transaction(self.connection, "service_settings"):
-                    sources = read_sources(self.connection)
+                    sources = read_sources(self.connection, self.shard)
                 return PassOutcome(
                     self.position.snapshot, more=True, sources=sources, took_snapshot=False
                 )
@@ -197,11 +199,11 @@ class Pass:
             or self.position.snapshot.lacks(freed)
             or (marked and registry_changed(self.connection, self.position.snapshot))
         ):
-            sources = read_sources(self.connection)
+            sources = read_sources(self.connection, self.shard)
             self.commit()
             return PassOutcome(snapshot, newest_outbox_id, more=True, sources=sources)
         if look(self.connection, all_sources, locked, prepare=not self.pooled):
-            sources = read_sources(self.connection)
+            sources = read_sources(self.connection, self.shard)
             # psycopg forgets its prepared statements at a rollback; columns may have other types
             self.rollback()
             return PassOutcome(snapshot, newest_outbox_id, more=True, sources=sources)
@@ -230,7 +232,13 @@ class Pass:
                 else []
             )
             changes = read_changes(
-                self.connection, cursor, ids, snapshot, newer_than=self.known_outbox_id
+                self.connection,
+                cursor,
+                ids,
+                snapshot,
+                newer_than=self.known_outbox_id,
+                shard=self.shard,
+                unfiltered=[each.source.id for each in group if each.needs_every_change],
             )
             outcome.outbox_rows += changes.rows
             outcome.newer_rows += changes.newer_rows

@@ -16,6 +16,7 @@ from anyio import to_thread
 from syncd.postgres.connection import Patience
 from syncd.postgres.identity import Nonce
 from syncd.settings import Settings
+from syncd.shard import WHOLE, Shard
 
 POLL_SECONDS = 1.0
 """Longest time between passes, unless ``SYNCD_POLL_SECONDS`` is set."""
@@ -39,6 +40,8 @@ class Session:
     """Identity of the database, as of the last connect."""
     fingerprint_probe: int = 0
     """Fingerprint that the server computes for a known row."""
+    bucket_probe: int = 0
+    """Hash that the server computes for a known key: it decides which rows a shard has."""
     nonce: Nonce | None = None
     """Nonce of the newest checkpoint that the database has confirmed."""
     name_since: datetime | None = None
@@ -49,6 +52,11 @@ class Session:
     def consumer(self) -> str:
         """Name of the consumer."""
         return self.settings.consumer
+
+    @property
+    def shard(self) -> Shard:
+        """The shard that the consumer follows."""
+        return self.settings.own_shard or WHOLE
 
     @property
     def conninfo(self) -> str:

@@ -47,4 +47,4 @@ def expected_rows(connection: psycopg.Connection, each: FollowedSource, scan: Sc
         return known
     query = filled("passes", "estimate_rows", oids=sql.Literal([each.source.oid]))
     row = connection.execute(query, prepare=False).fetchone()
-    return 0 if row is None else int(row[1])
+    return 0 if row is None else int(row[1] * each.source.shard.share)

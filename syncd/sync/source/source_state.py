@@ -83,6 +83,14 @@ class SourceState:
         return bool(self.reread) or self.reread_unkeyed
 
     @property
+    def needs_every_change(self) -> bool:
+        """Whether a shard also needs the changes of keys that hash into other shards.
+
+        A row without a key that gets one has the key of any shard.
+        """
+        return not self.source.outbox_tells_shard or bool(self.quarantine.unkeyed)
+
+    @property
     def is_held_up(self) -> bool:
         """Whether several attempts to read it have failed."""
         return self.failure is not None and self.retry_delay_seconds >= HELD_UP_SECONDS

@@ -1,0 +1,243 @@
+"""Shards: each has its own rows, and together they have every row once."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from syncd.errors import SettingsError
+from syncd.postgres.layout import read_sources
+from syncd.postgres.outbox import Changes, Cursor, read_changes
+from syncd.postgres.source import Source, condition_of
+from syncd.settings import load_settings
+from syncd.shard import BUCKETS, Shard
+from syncd.types import Position, Snapshot
+from tests.conftest import TEMPLATE, Servers
+from tests.daemon import Daemon
+from tests.integration.commands import assert_failed, run
+from tests.integration.test_refused_starts import refused_start
+
+SHARDS = 3
+ROWS = 60
+KEYS = {
+    "numbers": ("id bigint", "id", "{i}"),
+    "texts": ("id text COLLATE caseless", "id", "'Key' || {i}"),
+    "uuids": ("id uuid", "id", "md5(({i})::text)::uuid"),
+    "moments": (
+        "id timestamptz",
+        "id",
+        "'2020-01-01 00:00:00.5+02'::timestamptz + ({i}) * interval '1h'",
+    ),
+    "pairs": ("a text, b int", "a, b", "'a''\"ä' || {i}, {i}"),
+    "instants": (
+        "a date, b timestamptz",
+        "a, b",
+        "date '2020-01-01', now() + ({i}) * interval '1h'",
+    ),
+}
+"""Columns of each table's key, their names, and the key of row ``i``."""
+BUCKET_OF = {
+    "": 18029,
+    "7": 54329,
+    "-9223372036854775808": 15967,
+    "a": 28849,
+    "ä€": 32647,
+    "0d5e2a4b-8a53-4a66-8f0e-5b7d2b9c1a11": 55804,
+    '[1, "a"]': 2800,
+    '["2020-01-01T00:00:00.5+00:00", 7]': 65248,
+}
+"""Bucket of some keys, on every version of PostgreSQL."""
+
+
+def test_a_key_has_the_same_bucket_on_every_version(any_db: psycopg.Connection) -> None:
+    for key, bucket in BUCKET_OF.items():
+        for shard in (Shard(BUCKETS, bucket), Shard(2, bucket * 2 // BUCKETS)):
+            mine = condition_of(shard, sql.Literal(key))
+            assert any_db.execute(sql.SQL("SELECT {}").format(mine)).fetchone() == (True,), key
+
+
+def create(db: psycopg.Connection) -> None:
+    """Tables with keys of each kind, and ``odd``, whose rule fails on some rows."""
+    db.execute(
+        "CREATE COLLATION caseless "
+        "(provider = icu, locale = 'und-u-ks-level2', deterministic = false)"
+    )
+    for table, (columns, key, _) in KEYS.items():
+        db.execute(f"CREATE TABLE {table} ({columns}, v real[], PRIMARY KEY ({key}))")
+        db.execute(f"SELECT syncd.attach('{table}', metric => 'l2')")
+    db.execute("CREATE TABLE odd (id int PRIMARY KEY, v real[], n int)")
+    db.execute("CREATE TABLE single (id int PRIMARY KEY, v real[])")
+    db.execute(
+        "SELECT syncd.attach('odd', metric => 'l2', dataset => '''odd'' || n', "
+        "live => '10 / n > 0')"
+    )
+    db.execute("SELECT syncd.attach('single', metric => 'l2')")
+    db.execute("INSERT INTO single VALUES (1, '{1,2}')")
+
+
+def write(db: psycopg.Connection, first: int, last: int) -> None:
+    """Insert rows, change some, give some another key, delete some; in a session's own zone."""
+    db.execute("SET timezone = 'Asia/Kolkata'")
+    rows = f"generate_series({first}, {last}) i"
+    for table, (_, key, value) in KEYS.items():
+        inserted = f"SELECT {value.format(i='i')}, ARRAY[i, 1]::real[] FROM {rows}"
+        db.execute(f"INSERT INTO {table} {inserted}")
+        db.execute(f"UPDATE {table} SET v = ARRAY[v[1], 2] WHERE v[1]::int % 3 = 0")
+        db.execute(f"DELETE FROM {table} WHERE v[1]::int % 7 = 0")
+        db.execute(
+            f"UPDATE {table} SET ({key}) = (SELECT {value.format(i='v[1]::int + 5000')}), "
+            "v = ARRAY[v[1] + 5000, 3] "
+            f"WHERE v[1] BETWEEN {first} AND {last} AND v[1]::int % 5 = 0"
+        )
+    db.execute(f"INSERT INTO odd SELECT i, ARRAY[i, 1], i % 4 FROM {rows}")
+
+
+@pytest.fixture(scope="module")
+def conninfo(servers: Servers) -> Iterator[str]:
+    """A database of the tests of this file, on a server with ICU collations."""
+    server, name = servers.of(15), f"shards_{os.getpid()}"
+    yield server.create_database(name, TEMPLATE)
+    server.drop_database(name)
+
+
+@pytest.fixture(scope="module")
+def cluster(conninfo: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Daemon]]:
+    """Three shards that follow the tables; some rows were written before they started."""
+    with psycopg.connect(conninfo, autocommit=True) as db:
+        create(db)
+        write(db, 1, ROWS)
+    folder = tmp_path_factory.mktemp("shards")
+    shards = [Daemon(conninfo, folder / str(number)) for number in range(SHARDS)]
+    for number, shard in enumerate(shards):
+        shard.settings["shard"] = f"{number}/{SHARDS}"
+        shard.spawn()
+    for shard in shards:
+        assert shard.process is not None
+        assert shard.wait_for_line(shard.process).startswith(b"ready"), shard.log.read_text()
+    yield shards
+    for shard in shards:
+        if shard.process is not None:
+            shard.kill()
+
+
+def assert_each_row_once(cluster: Sequence[Daemon], db: psycopg.Connection) -> None:
+    """The shards' keys are the table's, none is in two of them, and each verifies its own."""
+    (token,) = db.execute("SELECT syncd.token()").fetchone() or ("",)
+    with ExitStack() as stack:
+        clients = [stack.enter_context(each.client()) for each in cluster]
+        for client in clients:
+            client.wait(token, timeout_ms=30_000)
+        for table in KEYS:
+            keys = [list(client.keys(table)) for client in clients]
+            assert min(map(len, keys)) > ROWS / 10
+            counted = Counter(key for each in keys for key in each)
+            assert set(counted.values()) == {1}, (table, counted.most_common(3))
+            assert (len(counted),) == db.execute(f"SELECT count(*) FROM {table}").fetchone()
+        quarantined = [client.status().quarantined for client in clients]
+        bad = db.execute("SELECT count(*) FROM odd WHERE n = 0").fetchone()
+        assert (sum(quarantined),) == bad
+        found = [client.verify() for client in clients]
+        assert all(row.in_sync for each in found for row in each.datasets)
+        outcomes = [(each.source, each.outcome) for one in found for each in one.sources]
+        assert "none_live" not in dict(outcomes).values()
+        assert Counter(outcomes)["public.single", "compared"] == 1
+
+
+def test_every_row_is_in_exactly_one_shard_through_writes_kills_and_restarts(
+    cluster: list[Daemon], conninfo: str
+) -> None:
+    with psycopg.connect(conninfo, autocommit=True) as db:
+        assert_each_row_once(cluster, db)
+        write(db, ROWS + 1, 2 * ROWS)
+        assert_each_row_once(cluster, db)
+        with cluster[1].client() as client:
+            client.checkpoint()
+        cluster[1].kill()
+        write(db, 2 * ROWS + 1, 3 * ROWS)
+        cluster[1].start()
+        assert not [line for line in cluster[1].log.read_text().splitlines() if "doubt" in line]
+        assert_each_row_once(cluster, db)
+
+
+def test_a_directory_of_another_shard_is_refused_and_both_are_named(
+    cluster: list[Daemon], conninfo: str
+) -> None:
+    for shard in cluster:
+        with shard.client() as client:
+            client.checkpoint()
+    other = Daemon(conninfo, cluster[2].data_dir)
+    cluster[2].stop()
+    for settings, named in (({"shard": "2/4"}, "shard 2/4"), ({}, "without --shard")):
+        other.settings = settings
+        refused_start(other, "shard 2/3", named, "--shard 2/3", "SYNCD_DATA_DIR")
+    cluster[2].start()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"shard": "3/3"}, "2/3"),
+        ({"replica": "b"}, "SYNCD_SHARD"),
+        ({"shard": "0/3", "advertise": "nowhere"}, "host:port"),
+        ({"shard": "0/3", "replica": "b/c"}, "replica"),
+    ],
+)
+def test_a_shard_that_is_none_is_a_wrong_setting(flags: dict[str, str], words: str) -> None:
+    with pytest.raises(SettingsError) as raised:
+        load_settings(**flags)
+    assert words in raised.value.message + raised.value.hint
+
+
+def test_a_malformed_shard_is_wrong_usage() -> None:
+    assert_failed(run("serve", "--shard", "x"), 2, "i/n", "SYNCD_SHARD")
+
+
+def test_a_shard_has_its_own_name_and_a_replica_another(conninfo: str) -> None:
+    with psycopg.connect(conninfo) as db:
+        names = db.execute("SELECT name FROM syncd.consumers ORDER BY 1").fetchall()
+    assert [name for (name,) in names][:3] == [f"shard-{number}-of-3" for number in range(3)]
+
+
+def changes_of(
+    db: psycopg.Connection, cursor: Cursor, source: Source, shard: Shard, page_rows: int = 1000
+) -> Changes:
+    """One page of changed keys, as a pass reads it."""
+    with db.transaction():
+        db.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        now = Snapshot.parse(str((db.execute("SELECT pg_current_snapshot()").fetchone() or [0])[0]))
+        return read_changes(db, cursor, [source.id], now, page_rows, 0, shard)
+
+
+def test_the_server_sends_a_shard_only_its_own_keys_and_counts_all(db: psycopg.Connection) -> None:
+    db.execute("CREATE TABLE numbers (id bigint PRIMARY KEY, v real[])")
+    db.execute("SELECT syncd.attach('numbers')")
+    source = read_sources(db)[-1]
+    now = Snapshot.parse(str((db.execute("SELECT pg_current_snapshot()").fetchone() or [0])[0]))
+    start = Cursor(Position(now, 0))
+    for first in range(0, 400, 100):
+        rows = f"generate_series({first}, {first + 99}) i"
+        db.execute(f"INSERT INTO numbers SELECT i, '{{1}}' FROM {rows}")
+    seen: list[str] = []
+    for shard in (Shard(3, 0), Shard(3, 1), Shard(3, 2)):
+        whole, of_shard = (changes_of(db, start, source, each) for each in (Shard(), shard))
+        assert (of_shard.rows, of_shard.newer_rows, of_shard.cursor) == (
+            whole.rows,
+            whole.newer_rows,
+            whole.cursor,
+        )
+        cursor, pages = start, []
+        while not pages or cursor.window is not None:
+            pages.append(changes_of(db, cursor, source, shard, 70))
+            cursor = pages[-1].cursor
+        assert [page.rows for page in pages] == [70, 70, 70, 70, 70, 50]
+        keys = [key for page in pages for key in page.keys.get(source.id, [])]
+        assert sorted(keys) == sorted(of_shard.keys[source.id])
+        assert 100 < len(keys) < 170
+        seen += keys
+    assert sorted(map(int, seen)) == list(range(400))

@@ -1,0 +1,56 @@
+"""Traps in shards and in what asks them."""
+
+from __future__ import annotations
+
+from tests.oracle.traps.trap import Trap, broken
+
+SHARDS = "tests/integration/test_shards.py"
+EACH_ROW_ONCE = (
+    f"{SHARDS}::test_every_row_is_in_exactly_one_shard_through_writes_kills_and_restarts"
+)
+BUCKETS = "tests/unit/test_shard.py::test_the_shards_of_a_layout_share_all_buckets"
+
+CLUSTER_TRAPS: dict[str, Trap] = {
+    "the server sends a shard the keys of others": broken(
+        "syncd/postgres/outbox.py",
+        "page=page, mine=mine)",
+        'page=page, mine=sql.SQL("true"))',
+        f"{SHARDS}::test_the_server_sends_a_shard_only_its_own_keys_and_counts_all",
+    ),
+    "a shard reads the rows of others": broken(
+        "syncd/postgres/source.py",
+        '{"live": self.if_mine(raw(self.live))}',
+        '{"live": raw(self.live)}',
+        EACH_ROW_ONCE,
+    ),
+    "a row has the bucket of its sort key": broken(
+        "sql/queries/passes.sql",
+        'hashtextextended({key} COLLATE "C", 0)',
+        "hashtextextended({key}, 0)",
+        EACH_ROW_ONCE,
+    ),
+    "two shards have one bucket": broken(
+        "syncd/shard.py",
+        "(self.number + 1) * BUCKETS // self.of) - 1",
+        "(self.number + 1) * BUCKETS // self.of)",
+        f"{BUCKETS}_and_none_is_much_larger[3]",
+    ),
+    "a rule runs on the rows of other shards": broken(
+        "sql/queries/passes.sql",
+        "CASE WHEN {mine} THEN {condition} ELSE {otherwise} END",
+        "({condition} AND CASE WHEN {mine} THEN true ELSE {otherwise} END)",
+        EACH_ROW_ONCE,
+    ),
+    "a table without rows of a shard has none that is live": broken(
+        "sql/queries/verify.sql",
+        "WHERE {mine})",
+        "WHERE {mine} OR true)",
+        EACH_ROW_ONCE,
+    ),
+    "a shard takes over the checkpoint of another": broken(
+        "syncd/service.py",
+        "if manifest is None or manifest.shard == str(shard):",
+        "if True:",
+        f"{SHARDS}::test_a_directory_of_another_shard_is_refused_and_both_are_named",
+    ),
+}
