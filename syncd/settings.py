@@ -196,8 +196,8 @@ class Settings(BaseSettings):
         str | None,
         AfterValidator(readable_shard),
         Field(
-            description="i/n: this syncd has only the rows of shard i of n, from 0; its consumer "
-            "is shard-i-of-n unless it is set; default: all rows",
+            description="i/n: serve only shard i of n, from 0; its consumer is shard-i-of-n unless "
+            "it is set; default: all rows",
         ),
     ] = None
     replica: Annotated[

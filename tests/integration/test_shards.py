@@ -174,7 +174,7 @@ def test_a_directory_of_another_shard_is_refused_and_both_are_named(
     other = Daemon(conninfo, cluster[2].data_dir)
     cluster[2].stop()
     for settings, named in (({"shard": "2/4"}, "shard 2/4"), ({}, "without --shard")):
-        other.settings = settings
+        other.settings = dict(settings)
         refused_start(other, "shard 2/3", named, "--shard 2/3", "SYNCD_DATA_DIR")
     cluster[2].start()
 
@@ -231,7 +231,8 @@ def test_the_server_sends_a_shard_only_its_own_keys_and_counts_all(db: psycopg.C
             whole.newer_rows,
             whole.cursor,
         )
-        cursor, pages = start, []
+        cursor = start
+        pages: list[Changes] = []
         while not pages or cursor.window is not None:
             pages.append(changes_of(db, cursor, source, shard, 70))
             cursor = pages[-1].cursor
