@@ -126,9 +126,9 @@ ORDER BY o.xid, o.id LIMIT %s::bigint;
 
 -- name: of_shard
 -- A page of changed keys for a shard: the whole page is counted, and only the shard's own keys are
--- sent. Each row begins with the page's number of rows, the number of them with a newer id, its last
--- xid and id and its highest id; a page without own keys is one row. Parameters after the page's:
--- the id, and the sources that are not filtered.
+-- sent. Each row begins with facts of the page: its number of rows, the number of them with an id
+-- above the given one, its last xid and id, its highest id. A page without own keys is one row.
+-- Parameters after the page's: the id, and the sources that are not filtered.
 WITH syncd_page (xid, id, source, key) AS MATERIALIZED ({page})
 SELECT syncd_s.*, syncd_p.xid, syncd_p.id, syncd_p.source, syncd_p.key
 FROM (SELECT count(*), count(*) FILTER (WHERE a.id > %s::bigint), max(a.xid),
@@ -252,8 +252,8 @@ SELECT jsonb_hash_extended(jsonb_build_array(1, 'a'),
                             hash_array_extended(ARRAY['\x01ff'::bytea], 0)));
 
 -- name: read_bucket_probe
--- Another server gives keys the same buckets as this one if this number is the same. A bucket depends
--- on the server's byte order and on the bytes of a text, so on the database's encoding.
+-- Another server gives keys the same buckets as this one if this number is the same. A bucket
+-- depends on the server's byte order and on the bytes of a text, so on the database's encoding.
 SELECT hashtextextended(current_setting('server_encoding') COLLATE "C", 0);
 
 -- name: one_table
@@ -272,8 +272,8 @@ jsonb_hash_extended(
         syncd_r.syncd_hashed, hash_array_extended(ARRAY[syncd_r.syncd_vector], 0)));
 
 -- name: mine
--- Whether a key's text, as the outbox has it, is in one of a shard's buckets. The collation is named,
--- because a nondeterministic one hashes its sort keys.
+-- Whether a key's text, as the outbox has it, is in one of a shard's buckets. The collation is
+-- named, because a nondeterministic one hashes its sort keys.
 (hashtextextended({key} COLLATE "C", 0) & 65535) BETWEEN {first} AND {last};
 
 -- name: if_mine
