@@ -167,9 +167,20 @@ class Service:
             ),
             inputs=inputs,
             version=version("syncd"),
-            places=None if shared is None else shared[0],
+            places=None if shared is None else shared[0].rpc,
             accepts=shared is None,
         )
+        self.sql = None
+        if settings.sql_address is not None:
+            self.sql = SqlServer(
+                self.server.dispatcher,
+                listen=settings.sql_address,
+                token=settings.token.get_secret_value(),
+                tls=settings.tls,
+                inputs=inputs,
+                places=None if shared is None else shared[0].sql,
+                accepts=shared is None,
+            )
         self.readers: Readers | None = None
         if shared is not None:
             board, arena = shared
@@ -178,6 +189,7 @@ class Service:
                 reader_settings(settings, connections),
                 board,
                 self.server,
+                self.sql,
                 methods,
                 Publisher(arena, self.consumer),
                 self.tasks,
@@ -197,15 +209,6 @@ class Service:
                 self.readers,
             )
         )
-        self.sql = None
-        if settings.sql_address is not None:
-            self.sql = SqlServer(
-                self.server.dispatcher,
-                listen=settings.sql_address,
-                token=settings.token.get_secret_value(),
-                tls=settings.tls,
-                inputs=inputs,
-            )
 
     async def run(self) -> None:
         """Run until a signal: open the socket, reach the database, then start all other tasks."""
@@ -213,6 +216,7 @@ class Service:
             async with create_task_group() as tasks:
                 tasks.start_soon(self.handle_signals)
                 await tasks.start(self.serve_rpc)
+                await tasks.start(self.serve_sql)
                 if self.readers is not None:
                     tasks.start_soon(self.tasks.keep, "readers", self.readers.run)
                 for host, port in self.server.tcp_addresses:
@@ -221,7 +225,6 @@ class Service:
                         address=join_host_port(host, port),
                         tls=self.settings.tls is not None,
                     )
-                await tasks.start(self.serve_sql)
                 await self.ops.start(tasks)
                 started = await self.reach_database(tasks)
                 async with create_task_group() as background:

@@ -61,7 +61,7 @@ def request_line(number: int, call: Call[T]) -> bytes:
 def take_result(call: Call[T], answer: Answer) -> T:
     """A call's result; raises the error that the service answered."""
     if answer.error is not None:
-        raise _as_exception(answer.error)
+        raise as_exception(answer.error)
     try:
         return call.decode(answer.result)
     except msgspec.MsgspecError as error:
@@ -103,7 +103,7 @@ def unavailable(
     return ServiceUnavailable(f"no syncd answers on {address}: {reason}", hint=hint)
 
 
-def _as_exception(body: ErrorBody) -> SyncdError:
+def as_exception(body: ErrorBody) -> SyncdError:
     """An exception of the class in errors.py that has this kind, with the service's own text."""
     data = body.data
     kind = data.kind if data else ""

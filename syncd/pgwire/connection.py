@@ -58,8 +58,8 @@ class Host(StreamHost, Protocol):
     def has_room(self, connection: Connection) -> bool:
         """Whether the connection is within the limit."""
 
-    def cancel(self, process: int, key: bytes) -> None:
-        """Cancel what another connection runs."""
+    def cancel(self, process: int, key: bytes) -> Awaitable[object] | None:
+        """Cancel what another connection runs; see ``SqlServer``."""
 
     def upgrade(self, connection: Connection) -> None:
         """Start TLS in the server's task group, then call the connection's ``upgraded``."""
@@ -149,12 +149,11 @@ class Connection(Stream):
 
     def cancel_other(self, process: int, key: bytes) -> None:
         """See ``Door``."""
-        self._host.cancel(process, key)
-        self.transport.close()
+        self._advance(self._cancelling(process, key), None, None)
 
     def call(self, method: str, params: Params, size: int) -> Any:
         """Run a method of the RPC, for the session."""
-        return self._dispatcher.call(method, params, size)
+        return self._dispatcher.call(method, params, size, self)
 
     def keep(self, size: int) -> None:
         """Count bytes that the session keeps; raises ``SqlError`` if they are too many."""
@@ -277,6 +276,15 @@ class Connection(Stream):
         self._dispatcher.requests += 1
         self._dispatcher.held_bytes += self._size
         self._host.run(self, waited, self._scope)
+
+    def _cancelling(self, process: int, key: bytes) -> Steps:
+        """Have a statement cancelled, and close as the answer."""
+        try:
+            waited = self._host.cancel(process, key)
+            if waited is not None:
+                yield waited
+        finally:
+            self.transport.close()
 
     def _begin(self) -> None:
         """Begin the session, after the login."""

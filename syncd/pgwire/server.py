@@ -25,6 +25,11 @@ from syncd.rpc.dispatch import Dispatcher
 from syncd.rpc.sockets import bind_tcp, server_tls
 from syncd.rpc.stream_server import CLOSE_SECONDS, StreamServer
 
+SEATS = 128
+"""Most processes that accept on the same sockets. A connection's number is its process's seat and a
+multiple of this, so every process knows which one a cancel request is for.
+"""
+MOST_NUMBERS = 2**31 // SEATS
 SETTING = "SYNCD_SQL_LISTEN"
 
 logger = structlog.get_logger()
@@ -45,9 +50,13 @@ class SqlServer(StreamServer[Connection]):
         listen: str | None,
         token: str,
         tls: tuple[Path, Path] | None = None,
+        seat: int = 0,
         **options: Any,
     ) -> None:
         super().__init__(dispatcher, **options)
+        self.seat = seat
+        self.cancel_elsewhere: Callable[[int, bytes], Awaitable[object]] | None = None
+        """Has the process of another seat cancel what a connection runs."""
         self.verifier = Verifier.of(token)
         self.tls: ssl.SSLContext | None = None
         self._listen = listen
@@ -63,7 +72,7 @@ class SqlServer(StreamServer[Connection]):
         if len(self._by_process) >= self.limits.connections + self.limits.lingering:
             return False
         while not connection.process or connection.process in self._by_process:
-            connection.process = secrets.randbelow(2**31 - 1) + 1
+            connection.process = secrets.randbelow(MOST_NUMBERS) * SEATS + self.seat
         self._by_process[connection.process] = connection
         if self._has_place():
             self._admit(connection)
@@ -79,11 +88,18 @@ class SqlServer(StreamServer[Connection]):
             del self._by_process[connection.process]
         super().closed(connection)
 
-    def cancel(self, process: int, key: bytes) -> None:
-        """Cancel what a connection runs, if the key is its own."""
+    def cancel(self, process: int, key: bytes) -> Awaitable[object] | None:
+        """Cancel what a connection runs, if the key is its own.
+
+        If it is another process's connection, it is cancelled when the result has been awaited.
+        """
+        if process % SEATS != self.seat:
+            return self.cancel_elsewhere and self.cancel_elsewhere(process, key)
         connection = self._by_process.get(process)
         if connection is not None and connection.is_known_by(key):
             connection.cancel()
+            self.dispatcher.forget(connection)
+        return None
 
     def upgrade(self, connection: Connection) -> None:
         """Start TLS on a connection."""

@@ -6,6 +6,7 @@ reader does not answer itself is *handed over*: sent on to the main process, by 
 
 - `board`: the numbers that the processes share.
 - `link`, `handing_over`: a reader's requests to the main process.
+- `sql`: its PostgreSQL clients, and cancel requests between processes.
 - `process`: a reader; `python -m syncd.readers` is its command.
 - `pool`: the main process's side: it starts readers, watches them, and starts them again.
 """

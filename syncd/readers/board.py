@@ -14,9 +14,10 @@ MAIN = 0
 MOST_READERS = 64
 SEAT_WORDS = 8
 """Words of one seat: 64 bytes, a line of the cache, so that no two processes write one line."""
-CONNECTIONS, OPEN, BUSY = range(3)
-"""Words of a seat: number of connections; 1 while the process accepts connections, or will in a
-moment; the arena's epoch in which the oldest search under way began, 0 if there is none.
+CONNECTIONS, OPEN, BUSY, SQL_CONNECTIONS = range(4)
+"""Words of a seat: number of RPC connections; 1 while the process accepts connections, or will in a
+moment; the arena's epoch in which the oldest search under way began, 0 if there is none; number of
+connections of PostgreSQL clients.
 """
 FIRST_EPOCH = 1
 """An epoch before all that the arena may have now: it holds every block."""
@@ -30,6 +31,8 @@ class Board:
         self.descriptor = descriptor
         self.seat = seat
         self._words = memoryview(mmap.mmap(descriptor, BOARD_BYTES)).cast("Q")
+        self.rpc = SharedPlaces(self._words, seat, CONNECTIONS)
+        self.sql = SharedPlaces(self._words, seat, SQL_CONNECTIONS)
 
     @classmethod
     def create(cls) -> Board:
@@ -40,7 +43,8 @@ class Board:
 
     def connections_of(self, seat: int) -> int:
         """Number of connections of one process."""
-        return self._words[seat * SEAT_WORDS + CONNECTIONS]
+        words, first = self._words, seat * SEAT_WORDS
+        return words[first + CONNECTIONS] + words[first + SQL_CONNECTIONS]
 
     def is_open(self, seat: int) -> bool:
         """Whether one process accepts connections."""
@@ -63,20 +67,27 @@ class Board:
         for word in range(SEAT_WORDS):
             self._words[seat * SEAT_WORDS + word] = 0
 
-    # ``syncd.rpc.stream_server.Places``
+
+class SharedPlaces:
+    """The connections of one listener in all processes: ``syncd.rpc.stream_server.Places``."""
+
+    def __init__(self, words: memoryview[int], seat: int, word: int) -> None:
+        self._words = words
+        self._seat = seat
+        self._word = word
 
     def elsewhere(self) -> int:
         """Number of connections that the other processes have."""
-        connections = self._words[CONNECTIONS::SEAT_WORDS].tolist()
-        return sum(connections) - connections[self.seat]
+        connections = self._words[self._word :: SEAT_WORDS].tolist()
+        return sum(connections) - connections[self._seat]
 
     def note(self, connections: int) -> None:
         """Note the number of connections that this process has."""
-        self._words[self.seat * SEAT_WORDS + CONNECTIONS] = connections
+        self._words[self._seat * SEAT_WORDS + self._word] = connections
 
     def yields(self) -> bool:
         """Whether an open process has fewer connections than this one."""
-        connections = self._words[CONNECTIONS::SEAT_WORDS].tolist()
+        connections = self._words[self._word :: SEAT_WORDS].tolist()
         is_open = self._words[OPEN::SEAT_WORDS].tolist()
-        mine = connections[self.seat]
+        mine = connections[self._seat]
         return any(one and its < mine for one, its in zip(is_open, connections, strict=True))

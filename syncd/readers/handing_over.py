@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import socket
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Generator, Mapping
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import anyio
 import msgspec
 
-from syncd.protocol import messages
+from syncd.client.exchange import as_exception, read_answer
+from syncd.protocol import messages, status_messages
 from syncd.protocol.messages import Params
 from syncd.readers.answering import NotYet
 from syncd.readers.link import ANSWER, CLIENT, Link, LinkLost, open_link
 from syncd.readers.shelf import NotHere
-from syncd.rpc.connection import SPARE_METHODS, Connection
+from syncd.rpc.connection import SPARE_METHODS
 from syncd.rpc.dispatch import Dispatcher, Limits, drop, failure_line
-from syncd.rpc.protocol import Method, MethodNotFoundError, Request
+from syncd.rpc.protocol import Method, MethodNotFoundError, Request, result_line
+from syncd.rpc.stream import Stream
+
+T = TypeVar("T")
 
 OWN_METHODS = "reader."
 """Beginning of the names of methods that only readers call."""
@@ -37,18 +42,91 @@ class ReachParams(Params, frozen=True):
     timeout_ms: float
 
 
-class Later:
-    """A request that has to wait; awaiting it gives the line of its answer."""
+_RESULTS: dict[str, msgspec.json.Decoder[Any]] = {
+    "search": msgspec.json.Decoder(messages.SearchResult),
+    "datasets": msgspec.json.Decoder(list[status_messages.DatasetStatus]),
+    "status": msgspec.json.Decoder(status_messages.ServiceStatus),
+}
+
+
+class Asked(ABC, Generic[T]):
+    """A request of a client, the connection ``owner``, and the form of its answer."""
+
+    method: str
+    owner: object
+
+    @abstractmethod
+    async def elsewhere(self, link: Link) -> T:
+        """The main process's answer."""
+
+    @abstractmethod
+    def answer(self, result: Any) -> T:
+        """The answer with a result of this process."""
+
+    @abstractmethod
+    def refused(self, line: bytes) -> T:
+        """The answer with an error of the main process, the line after its id."""
+
+
+class AskedLine(Asked[bytes | None]):
+    """A client's line; the answer is a line as well, or None to a notification."""
+
+    def __init__(self, request: Request, owner: object) -> None:
+        self.request = request
+        self.method = request.method
+        self.owner = owner
+
+    async def elsewhere(self, link: Link) -> bytes | None:
+        """See ``Asked``."""
+        method, params = self.method, bytes(self.request.params)
+        if self.request.id is None:
+            link.notify(method, params)
+            return None
+        return self.refused(await link.ask(method, params))
+
+    def answer(self, result: Any) -> bytes | None:
+        """See ``Asked``."""
+        return None if self.request.id is None else result_line(self.request.id, result)
+
+    def refused(self, line: bytes) -> bytes | None:
+        """See ``Asked``."""
+        return None if self.request.id is None else ANSWER + self.request.id + line
+
+
+class AskedCall(Asked[Any]):
+    """A call for a client with another protocol; the answer is the method's result."""
+
+    def __init__(self, method: str, params: Params, owner: object) -> None:
+        self.method = method
+        self.params = params
+        self.owner = owner
+
+    async def elsewhere(self, link: Link) -> Any:
+        """See ``Asked``."""
+        return self.refused(await link.ask(self.method, msgspec.json.encode(self.params)))
+
+    def answer(self, result: Any) -> Any:
+        """See ``Asked``."""
+        return result
+
+    def refused(self, line: bytes) -> Any:
+        """See ``Asked``: the error is raised."""
+        answer = read_answer(b"{" + line[1:])
+        if answer.error is not None:
+            raise as_exception(answer.error)
+        return _RESULTS[self.method].decode(answer.result)
+
+
+class Later(Generic[T]):
+    """A request that has to wait; awaiting it gives its answer."""
 
     __slots__ = ("_answer", "_waited")
 
-    def __init__(
-        self, answer: Callable[[], Awaitable[bytes | None]], waited: object = None
-    ) -> None:
+    def __init__(self, answer: Callable[[], Awaitable[T]], waited: object = None) -> None:
         self._answer = answer
         self._waited = waited
 
-    def __await__(self) -> Generator[Any, Any, bytes | None]:
+    def __await__(self) -> Generator[Any, Any, T]:
         return self._answer().__await__()
 
     def close(self) -> None:
@@ -75,18 +153,15 @@ class HandingOver(Dispatcher):
         try:
             if request.method.startswith(OWN_METHODS):
                 raise MethodNotFoundError(request.method)  # noqa: TRY301 - as a failing method
-            if request.method not in self._methods:
-                if request.method not in SPARE_METHODS:
-                    self.admit(size)
-                return Later(lambda: self.ask(request, owner))
-            outcome = self.outcome(request, size)
-        except NotHere as error:
-            return self._not_now(error, request, owner)
+            asked = AskedLine(request, owner)
+            return self._run(asked, size, lambda: self.outcome(request, size))
         except Exception as error:  # noqa: BLE001 - the top of a request
             return failure_line(request, error)
-        if isinstance(outcome, Awaitable):
-            return Later(lambda: self._here(outcome, request, owner), outcome)
-        return self.answer(request, outcome)
+
+    def call(self, name: str, params: Params, size: int, owner: object = None) -> Any:
+        """See ``Dispatcher``."""
+        asked, run = AskedCall(name, params, owner), super().call
+        return self._run(asked, size, lambda: run(name, params, size))
 
     async def finish(self, request: Request, waited: Awaitable[Any]) -> bytes | None:
         """See ``Dispatcher``."""
@@ -96,59 +171,68 @@ class HandingOver(Dispatcher):
             return failure_line(request, error)
         return line
 
-    async def ask(self, request: Request, owner: object) -> bytes | None:
-        """The main process's answer to a request; None for a notification."""
-        link = self._links.get(owner) or await self._open(owner)
-        if request.id is None:
-            link.notify(request.method, bytes(request.params))
-            return None
-        return ANSWER + request.id + await link.ask(request.method, bytes(request.params))
-
-    def closed(self, owner: object) -> None:
-        """See ``Dispatcher``: the main process cancels the requests of a client that left."""
+    def forget(self, owner: object) -> None:
+        """See ``Dispatcher``: the main process cancels the requests of a link that closes."""
         link = self._links.pop(owner, None)
         if link is not None:
             link.close()
 
-    def _not_now(self, error: NotHere, request: Request, owner: object) -> Later:
-        if isinstance(error, NotYet):
-            return Later(lambda: self._reached(error.params, request, owner))
-        return Later(lambda: self.ask(request, owner))
+    def _run(self, asked: Asked[T], size: int, run: Callable[[], Any]) -> T | Later[T]:
+        """The answer, or what gives it later. Raises what the method raises, or ``Overloaded``."""
+        if asked.method not in self._methods:
+            if asked.method not in SPARE_METHODS:
+                self.admit(size)
+            return Later(lambda: self._ask(asked))
+        try:
+            outcome = run()
+        except NotYet as error:
+            params = error.params
+            return Later(lambda: self._reached(params, asked))
+        except NotHere:
+            return Later(lambda: self._ask(asked))
+        if isinstance(outcome, Awaitable):
+            return Later(lambda: self._here(outcome, asked), outcome)
+        return asked.answer(outcome)
 
-    async def _here(self, waited: Awaitable[Any], request: Request, owner: object) -> bytes | None:
+    async def _ask(self, asked: Asked[T]) -> T:
+        return await asked.elsewhere(await self._link(asked.owner))
+
+    async def _here(self, waited: Awaitable[Any], asked: Asked[T]) -> T:
         try:
             result = await waited
         except NotHere:  # it was withdrawn meanwhile
-            return await self.ask(request, owner)
-        return self.answer(request, result)
+            return await self._ask(asked)
+        return asked.answer(result)
 
-    async def _reached(
-        self, params: messages.SearchParams, request: Request, owner: object
-    ) -> bytes | None:
+    async def _reached(self, params: messages.SearchParams, asked: Asked[T]) -> T:
         """Have the main process reach the position, then answer here."""
         deadline = time.monotonic() + params.timeout_ms / 1000
-        link = self._links.get(owner) or await self._open(owner)
+        link = await self._link(asked.owner)
         reach = ReachParams(params.dataset, params.after, params.consistency, params.timeout_ms)
         reached = await link.ask(REACH, msgspec.json.encode(reach))
         if not reached.startswith(b',"result"'):
-            return None if request.id is None else ANSWER + request.id + reached
+            return asked.refused(reached)
         left = max(int((deadline - time.monotonic()) * 1000), 1)
         now = msgspec.structs.replace(params, after=None, consistency="eventual", timeout_ms=left)
-        method, _ = self._methods[request.method]
+        method, _ = self._methods[asked.method]
         try:
             result = method.call(now)
             if isinstance(result, Awaitable):
                 result = await result
         except NotHere:
-            return await self.ask(request, owner)
-        return self.answer(request, result)
+            return await self._ask(asked)
+        return asked.answer(result)
 
-    async def _open(self, owner: object) -> Link:
+    async def _link(self, owner: object) -> Link:
+        """The connection's link, opened at its first use."""
+        link = self._links.get(owner)
+        if link is not None:
+            return link
         async with self._opening:
             link = self._links.get(owner)  # another request of this client may have been first
             if link is None:
                 link = await open_link(self._control, CLIENT)
-                if isinstance(owner, Connection) and owner.is_lost:
+                if isinstance(owner, Stream) and owner.is_lost:
                     link.close()
                     raise LinkLost
                 self._links[owner] = link

@@ -29,6 +29,7 @@ from anyio import to_thread
 import syncd
 from syncd.errors import RequestError, SyncdError
 from syncd.index.filter.language import parse_filter
+from syncd.pgwire.server import SqlServer
 from syncd.protocol.messages import Params
 from syncd.protocol.status_messages import ReaderStatus
 from syncd.protocol.wire import key_from_wire
@@ -38,9 +39,11 @@ from syncd.readers.handing_over import REACH, ReachParams
 from syncd.readers.link import CLIENT, take_links
 from syncd.readers.process import Order, ReaderSettings
 from syncd.readers.publishing import Publisher
+from syncd.readers.sql import Cancels
 from syncd.rpc.methods import Methods
 from syncd.rpc.protocol import Method
 from syncd.rpc.server import Server
+from syncd.rpc.stream_server import StreamServer
 from syncd.supervision import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, SETTLED_SECONDS, Tasks
 from syncd.sync.registry.counters import OTHER, Searches
 from syncd.sync.registry.datasets import Dataset
@@ -153,8 +156,8 @@ class ReaderProcess:
 class Readers:
     """All readers of a service.
 
-    ``methods`` are the methods that readers hand over. ``server`` has the listening sockets, and
-    accepts if no reader is left.
+    ``methods`` are the methods that readers hand over. ``server`` and ``sql`` have the listening
+    sockets, and accept if no reader is left.
     """
 
     def __init__(
@@ -163,6 +166,7 @@ class Readers:
         settings: ReaderSettings,
         board: Board,
         server: Server,
+        sql: SqlServer | None,
         methods: Methods,
         publisher: Publisher,
         tasks: Tasks,
@@ -171,6 +175,12 @@ class Readers:
         self.settings = settings
         self.board = board
         self.server = server
+        self.sql = sql
+        self.servers: list[StreamServer[Any]] = [server]
+        self.cancels: Cancels | None = None
+        if sql is not None:
+            self.servers.append(sql)
+            self.cancels = Cancels(sql, number)
         self.methods = methods
         self.registry = methods.registry
         self.publisher = publisher
@@ -206,6 +216,7 @@ class Readers:
             "reader.ready": Method(ReadyParams, bool, self.ready, "Ready to accept."),
             "reader.share": Method(ShareParams, int, self.share, "Share a dataset."),
             "reader.report": Method(ReportParams, bool, self.report, "Counts and queries."),
+            **({} if self.cancels is None else self.cancels.table()),
         }
 
     async def run(self) -> None:
@@ -229,7 +240,7 @@ class Readers:
         while not self.stopping.is_set():
             begun = time.monotonic()
             try:
-                reader = ReaderProcess(seat, self.settings, self.shared, self.server.bound)
+                reader = ReaderProcess(seat, *self.inherited())
             except OSError as error:
                 how = f"it cannot be started: {error.strerror}"
             else:
@@ -291,6 +302,12 @@ class Readers:
                     await self.changed.wait()
             self.begun = True
         return True
+
+    def inherited(self) -> tuple[ReaderSettings, list[int], list[socket.socket]]:
+        """A reader's settings, the descriptors of shared memories, and the listening sockets."""
+        sql = [] if self.sql is None else self.sql.bound
+        settings = msgspec.structs.replace(self.settings, sql_sockets=len(sql))
+        return settings, self.shared, [*self.server.bound, *sql]
 
     @property
     def shared(self) -> list[int]:
@@ -373,7 +390,8 @@ class Readers:
         while not self.stopping.is_set():
             changed = self.changed
             if self.count_ready():
-                self.server.pause()
+                for server in self.servers:
+                    server.pause()
                 self.board.note_open(is_open=False)
                 await changed.wait()
                 continue
@@ -385,7 +403,8 @@ class Readers:
                 return
             logger.warning("no_reader", hint="the main process answers; see the log for the reason")
             self.board.note_open(is_open=True)
-            self.server.accept()
+            for server in self.servers:
+                server.accept()
             while not self.count_ready():
                 await self.changed.wait()
 

@@ -14,7 +14,7 @@ import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 import msgspec
@@ -34,7 +34,11 @@ from syncd.rpc.dispatch import Dispatcher, Limits
 from syncd.rpc.inputs import Inputs
 from syncd.rpc.protocol import Method
 from syncd.rpc.server import Server
+from syncd.rpc.stream_server import StreamServer
 from syncd.types import DatasetName
+
+if TYPE_CHECKING:
+    from syncd.readers.sql import ReaderSqlServer
 
 PR_SET_PDEATHSIG = 1
 """``prctl``'s number for the signal that a process gets when its parent ends: prctl(2)."""
@@ -63,6 +67,8 @@ class ReaderSettings(msgspec.Struct, frozen=True, kw_only=True):
     uvloop: bool
     recall: float
     """Recall of searches that name none."""
+    sql_sockets: int = 0
+    """Number of the inherited sockets, the last ones, that are for PostgreSQL clients."""
     verbose: bool = False
 
 
@@ -121,20 +127,38 @@ class Reader:
             settings.recall,
         )
         tls = settings.tls
+        certificate = None if tls is None else (Path(tls[0]), Path(tls[1]))
         self.server = ReaderServer(
             self.answering.table(),
             control,
-            inherited=listening,
+            inherited=listening[: len(listening) - settings.sql_sockets],
             token=settings.token,
-            tls=None if tls is None else (Path(tls[0]), Path(tls[1])),
+            tls=certificate,
             limits=Limits(
                 connections=settings.connections,
                 stop_seconds=settings.stop_seconds,
                 held_bytes=settings.held_bytes,
             ),
             inputs=inputs,
-            places=board,
+            places=board.rpc,
         )
+        self.servers: list[StreamServer[Any]] = [self.server]
+        self.sql: ReaderSqlServer | None = None
+        if settings.sql_sockets:
+            # imported only here: its SQL parser takes 11 MB and 0.1 s
+            from syncd.readers.sql import ReaderSqlServer
+
+            self.sql = ReaderSqlServer(
+                lambda: self.link,
+                self.server.dispatcher,
+                token=settings.token or "",
+                tls=certificate,
+                seat=board.seat,
+                inputs=inputs,
+                inherited=listening[-settings.sql_sockets :],
+                places=board.sql,
+            )
+            self.servers.append(self.sql)
 
     async def run(self) -> None:
         """Serve until the order to stop."""
@@ -143,14 +167,19 @@ class Reader:
             self.link = await open_link(self.control, OWN)
             Orders(self.obey).start()
             async with anyio.create_task_group() as serving:
-                await serving.start(self.server.serve)
+                for server in self.servers:
+                    await serving.start(server.serve)
                 self.board.note_open(is_open=True)  # or a faster reader takes all that wait
                 await self.link.ask("reader.ready", b'{"seat":%d}' % self.board.seat)
-                self.server.accept()
+                for server in self.servers:
+                    server.accept()
                 self.tasks.start_soon(self.report_often)
+                if self.sql is not None:
+                    self.tasks.start_soon(self.sql.take_cancels)
                 await self.stopping.wait()
                 self.board.note_open(is_open=False)
-                self.server.stop()
+                for server in self.servers:
+                    server.stop()
             await self.report(0)
             self.tasks.cancel_scope.cancel()
 

@@ -112,11 +112,13 @@ class Dispatcher:
         except Exception as error:  # noqa: BLE001 - the top of a request
             return failure_line(request, error)
 
-    def call(self, name: str, params: Params, size: int) -> Any:
+    def call(self, name: str, params: Params, size: int, owner: object = None) -> Any:
         """A method's result, or an awaitable of it, for a caller that has its own encoding.
 
-        ``name`` must be known. Raises what the method raises, or ``Overloaded``.
+        ``name`` must be known, and ``owner`` is a connection. Raises what the method raises, or
+        ``Overloaded``.
         """
+        del owner
         method, _ = self._methods[name]
         if not method.immediate:
             self.admit(size)
@@ -144,8 +146,8 @@ class Dispatcher:
         except Exception as error:  # noqa: BLE001 - the top of a request
             return failure_line(request, error)
 
-    def closed(self, owner: object) -> None:
-        """Forget a connection that has closed."""
+    def forget(self, owner: object) -> None:
+        """Forget what runs for a connection, which has closed or wants it no more."""
 
     def admit(self, size: int) -> None:
         """Raise ``Overloaded`` if there is no room for a request of this size."""

@@ -180,7 +180,7 @@ class StreamServer(Generic[Client]):
         """Forget a connection that has closed."""
         self._connections.discard(connection)
         self._note_places()
-        self.dispatcher.closed(connection)
+        self.dispatcher.forget(connection)
         self.inputs.remove(connection.descriptor, connection)
         self._look_for_quiet()
 

@@ -106,9 +106,7 @@ def searchable(
                 "SELECT syncd.connect_search(%s, %s)",
                 [f"host=127.0.0.1 port={port} password='{QUOTED_WORD}'", ["app", "web"]],
             )
-        daemon = Daemon(
-            app, directory / "data", sql_listen=f"127.0.0.1:{port}", token=WORD, readers=0
-        ).start()
+        daemon = Daemon(app, directory / "data", sql_listen=f"127.0.0.1:{port}", token=WORD).start()
         try:
             yield Way(server, conninfo, daemon, port)
         finally:

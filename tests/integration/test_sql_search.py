@@ -117,11 +117,15 @@ def quick(way: Way) -> Iterator[None]:
 @contextmanager
 def frozen(way: Way) -> Iterator[None]:
     assert way.daemon.process is not None
-    os.kill(way.daemon.process.pid, signal.SIGSTOP)
+    with way.daemon.client() as client:
+        pids = [way.daemon.process.pid, *(each.pid for each in client.status().readers)]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
     try:
         yield
     finally:
-        os.kill(way.daemon.process.pid, signal.SIGCONT)
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
 
 
 def test_every_form_finds_what_the_rpc_finds(way: Way) -> None:
