@@ -7,9 +7,10 @@ import importlib.util
 import os
 import resource
 import signal
+import socket
 import sys
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 
@@ -18,6 +19,7 @@ import structlog
 from anyio import TASK_STATUS_IGNORED, CancelScope, create_task_group
 from anyio.abc import TaskGroup, TaskStatus
 
+from syncd.client.address import TCP_SCHEME, TLS_SCHEME
 from syncd.cores import available_cores
 from syncd.errors import DatabaseUnreachable, DataDirectoryError, SyncdError
 from syncd.host_port import join_host_port
@@ -70,6 +72,8 @@ LAST_REPORT_SECONDS = 2.0
 """How long a stop waits for the last report to the database."""
 STOP_REQUESTS_SECONDS = 8.0
 """How long a stop waits for requests under way."""
+ALL_ADDRESSES = frozenset({"0.0.0.0", "::"})  # noqa: S104 - recognised, not listened on
+"""Hosts that stand for every address of the machine."""
 FILES_BESIDE_CONNECTIONS = 400
 """Descriptors for the database, a checkpoint's files, spare connections, and refused ones."""
 
@@ -150,6 +154,7 @@ class Service:
             inputs=inputs,
             search_threads=available_cores(),
             recall=settings.recall,
+            shard=session.shard,
         )
         connections = connections_within_files(
             settings.max_connections, listeners=1 + (settings.sql_address is not None)
@@ -225,6 +230,7 @@ class Service:
                         address=join_host_port(host, port),
                         tls=self.settings.tls is not None,
                     )
+                self.advertise()
                 await self.ops.start(tasks)
                 started = await self.reach_database(tasks)
                 async with create_task_group() as background:
@@ -254,6 +260,10 @@ class Service:
             raise first_cause(group) from group
         finally:
             await self.control.close()
+
+    def advertise(self) -> None:
+        """Let the consumer say where this syncd answers: it listens by now."""
+        self.consumer.session.address = advertised(self.settings, self.server.tcp_addresses)
 
     async def reach_database(self, tasks: TaskGroup) -> bool:
         """Start the consumer and the listener; returns False if a stop came first.
@@ -363,6 +373,22 @@ def check_shard(settings: Settings, manifest: Manifest | None) -> None:
     )
 
 
+def advertised(settings: Settings, listening: Sequence[tuple[str, int]]) -> str:
+    """The address at which a router reaches this syncd: a client's address.
+
+    It is the one that is set, else the one on which the RPC listens over TCP, with this machine's
+    name in place of all addresses, else the path of the socket.
+    """
+    scheme = TCP_SCHEME if settings.tls is None else TLS_SCHEME
+    if settings.advertise:
+        return settings.advertise if "://" in settings.advertise else scheme + settings.advertise
+    if not listening:
+        return str(settings.socket_path)
+    host, port = listening[0]
+    named = socket.gethostname() if host in ALL_ADDRESSES else host
+    return scheme + join_host_port(named, port)
+
+
 def shared_memory(settings: Settings) -> tuple[Board, Arena] | None:
     """The memory that is shared with readers; None without readers."""
     if not settings.reader_count:
@@ -387,6 +413,7 @@ def reader_settings(settings: Settings, connections: int) -> ReaderSettings:
         held_bytes=max(limits.held_bytes // settings.reader_count, 4 * limits.line_bytes),
         uvloop=has_uvloop(),
         recall=settings.recall,
+        shard=settings.shard or str(WHOLE),
     )
 
 

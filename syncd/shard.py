@@ -40,6 +40,11 @@ class Shard:
         return shard
 
     def __str__(self) -> str:
+        return self.name
+
+    @property
+    def name(self) -> str:
+        """Its name in settings and answers: ``i/n``."""
         return f"{self.number}/{self.of}"
 
     @property

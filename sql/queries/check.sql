@@ -35,6 +35,7 @@ FROM (VALUES ('alembic_version', 'SELECT'), ('attachments', 'SELECT'), ('present
              ('consumers', 'SELECT'), ('consumers', 'INSERT'), ('consumers', 'UPDATE'),
              ('dataset_reports', 'SELECT'), ('dataset_reports', 'INSERT'),
              ('dataset_reports', 'UPDATE'), ('dataset_reports', 'DELETE'), ('doubts', 'SELECT'),
+             ('layout', 'SELECT'), ('layout', 'INSERT'), ('layout', 'UPDATE'),
              ('meta', 'SELECT'), ('meta', 'INSERT'), ('meta', 'DELETE'), ('notify_mode', 'SELECT'),
              ('outbox', 'SELECT'), ('outbox_0', 'TRUNCATE'), ('outbox_1', 'TRUNCATE'),
              ('outbox_2', 'TRUNCATE'), ('outbox_id', 'SELECT'), ('outbox_limit', 'SELECT'),
@@ -184,7 +185,8 @@ SELECT c.name, c.state, c.lag_rows, c.lag_seconds,
        extract(epoch FROM clock_timestamp() - c.reported_at)::double precision,
        extract(epoch FROM clock_timestamp() - c.checkpoint_at)::double precision,
        (SELECT min(pg_snapshot_xmin(k.snapshot)::text::bigint) FROM syncd.checkpoints AS k
-        WHERE k.consumer = c.name)
+        WHERE k.consumer = c.name),
+       c.shard, c.layout, c.replica, c.address, (SELECT l.shards FROM syncd.layout AS l)
 FROM syncd.consumers AS c ORDER BY 7 NULLS FIRST, 1;
 
 -- name: read_quarantine

@@ -7,9 +7,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from psycopg import sql
 
@@ -250,7 +251,7 @@ def check_outbox(look: Look) -> Iterator[Finding]:
         return
     consumers = look.rows("read_consumers")
     held = (
-        f"; consumer {consumers[0][0]!r} needs the oldest part of it"
+        f"; consumer {consumers[0][0]!r}{of_shard(consumers[0])} needs the oldest part of it"
         if consumers
         else "; no consumer reads it"
     )
@@ -263,9 +264,8 @@ def check_outbox(look: Look) -> Iterator[Finding]:
 
 def check_consumers(look: Look) -> Iterator[Finding]:
     """Each consumer reports, and none is behind."""
-    for name, state, lag_rows, lag_seconds, silent, checkpoint_age, _ in look.rows(
-        "read_consumers"
-    ):
+    for row in look.rows("read_consumers"):
+        name, state, lag_rows, lag_seconds, silent, checkpoint_age = row[:6]
         what = f"consumer {name}"
         checkpoint = (
             f"checkpoint {ago(checkpoint_age)} old"
@@ -275,13 +275,11 @@ def check_consumers(look: Look) -> Iterator[Finding]:
         if silent > STALE_CONSUMER_SECONDS:
             literal = sql.Literal(name).as_string()
             gone = f"DELETE FROM syncd.consumers WHERE name = {literal};"  # noqa: S608 - only text
-            fix = (
-                f"start it: SYNCD_CONSUMER={shlex.quote(name)} syncd serve; "
-                f"or, if it is gone for good: {gone}"
-            )
+            fix = f"start it: {start_of(row)}; or, if it is gone for good: {gone}"
             yield warn(
                 what,
-                f"has not reported for {ago(silent)}; the outbox is kept for it; {checkpoint}",
+                f"has not reported for {ago(silent)}{of_shard(row)}; the outbox is kept for it; "
+                f"{checkpoint}",
                 fix,
             )
         elif state in ("failed", "must_rebuild"):
@@ -293,6 +291,24 @@ def check_consumers(look: Look) -> Iterator[Finding]:
             yield ok(
                 what, f"{state}, {lag_rows} rows behind, {checkpoint}, reported {ago(silent)} ago"
             )
+
+
+def of_shard(consumer: Sequence[Any]) -> str:
+    """Words about the shard that a row of ``read_consumers`` is; empty if it is none."""
+    _, _, _, _, _, _, _, shard, layout, _, address, present = consumer
+    if shard is None:
+        return ""
+    left = "" if layout == present else f"; the layout that answers has {present} shards"
+    return f" (shard {shard}/{layout} at {address}{left})"
+
+
+def start_of(consumer: Sequence[Any]) -> str:
+    """Command that starts the syncd of a row of ``read_consumers``."""
+    name, shard, layout, replica = consumer[0], *consumer[7:10]
+    command = f"SYNCD_CONSUMER={shlex.quote(name)} syncd serve"
+    if shard is None:
+        return command
+    return f"{command} --shard {shard}/{layout}" + (f" --replica {replica}" if replica else "")
 
 
 def check_quarantine(look: Look) -> Iterator[Finding]:

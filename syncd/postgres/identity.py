@@ -135,8 +135,21 @@ def fetch_identity(connection: psycopg.Connection) -> tuple[str, bool]:
     return str(row[0]), bool(row[1])
 
 
+def register_shard(connection: psycopg.Connection, settings: Settings, address: str) -> None:
+    """Note in the consumer's row which shard it is and where, inside a transaction.
+
+    A consumer that is not a shard says so: it may have the name of one.
+    """
+    shard = settings.own_shard
+    about = [None] * 4 if shard is None else [shard.number, shard.of, settings.replica, address]
+    connection.execute(statement("cluster", "register_shard"), [*about, settings.consumer])
+    if shard is not None:
+        connection.execute(statement("cluster", "set_first_layout"), [shard.of])
+        connection.execute(statement("cluster", "notify"))
+
+
 def take_name(
-    connection: psycopg.Connection, settings: Settings, run_id: str
+    connection: psycopg.Connection, settings: Settings, run_id: str, address: str
 ) -> tuple[bool, datetime]:
     """Take the consumer's name, and with it the rows of the outbox that the consumer needs.
 
@@ -147,12 +160,13 @@ def take_name(
         statement("consumer", "take_consumer_name"), [settings.consumer, run_id]
     ).fetchone()
     assert row is not None
+    register_shard(connection, settings, address)
     connection.execute(statement("passes", "commit"))
     return bool(row[0]), datetime.fromisoformat(str(row[1]))
 
 
 def keep_name(
-    connection: psycopg.Connection, settings: Settings, run_id: str, since: datetime
+    connection: psycopg.Connection, settings: Settings, run_id: str, since: datetime, address: str
 ) -> None:
     """Take the name again in a database that was turned back to before this start.
 
@@ -164,6 +178,7 @@ def keep_name(
     if kept.rowcount:
         logger.warning("name_kept", reason="the database has been turned back to before this start")
         store_settings(connection, settings)
+        register_shard(connection, settings, address)
 
 
 def notifies(connection: psycopg.Connection, prepared_transactions: int) -> bool:

@@ -38,6 +38,9 @@ WireKey = int | str | list[KeyPart]
 WireVector = list[float] | bytes
 """A vector in JSON: numbers, or the base64 of little-endian float32."""
 
+Partial = Literal["refuse", "allow"]
+"""Whether shards may be missing in an answer; else the error is ``shards_unavailable``."""
+
 Milliseconds = Annotated[int, Meta(ge=0, le=MAX_TIMEOUT_MS)]
 
 
@@ -72,6 +75,7 @@ class SearchParams(Params, frozen=True):
     consistency: Literal["eventual", "strong"] = "eventual"
     after: str | None = None
     timeout_ms: Milliseconds = DEFAULT_TIMEOUT_MS
+    partial: Partial = "refuse"
 
     def check(self) -> None:
         """Check that there is exactly one of ``vector``, ``vectors`` and ``key``.
@@ -96,6 +100,7 @@ class GetParams(Params, frozen=True):
     dataset: str
     keys: list[WireKey]
     vectors: bool = False
+    partial: Partial = "refuse"
 
     def check(self) -> None:
         """Refuse more keys than a page has."""
@@ -111,6 +116,7 @@ class KeysParams(Params, frozen=True):
     dataset: str
     after_key: WireKey | None = None
     limit: Annotated[int, Meta(ge=1, le=MAX_PAGE_KEYS)] = DEFAULT_PAGE_KEYS
+    partial: Partial = "refuse"
 
 
 class WaitParams(Params, frozen=True):
@@ -162,14 +168,28 @@ class WirePosition(msgspec.Struct, frozen=True):
         return Position(Snapshot.parse(self.snapshot), self.outbox_id)
 
 
+class MissingShard(msgspec.Struct, frozen=True):
+    """A shard that did not answer, and why."""
+
+    shard: str
+    reason: str
+
+
 class SearchResult(msgspec.Struct, frozen=True):
-    """Keys with their distances, ascending; for ``vectors``, a list of each per vector."""
+    """Keys with their distances, ascending; for ``vectors``, a list of each per vector.
+
+    ``positions`` are those of the shards that answered, by their names. ``coverage`` is their share
+    of all buckets, from 0 to 1. ``missing`` shards did not answer, which the request allowed.
+    """
 
     keys: list[int | str | list[KeyPart | list[KeyPart]]]
     distances: list[float | list[float]]
     position: WirePosition
     lag_seconds: float
     columns: dict[str, list[Any]] | UnsetType = UNSET
+    positions: dict[str, WirePosition] = {}
+    coverage: float = 1.0
+    missing: list[MissingShard] = []
 
 
 class WireRow(msgspec.Struct, frozen=True):
@@ -180,16 +200,25 @@ class WireRow(msgspec.Struct, frozen=True):
 
 
 class GetResult(msgspec.Struct, frozen=True):
-    """Those of the requested rows that are indexed."""
+    """Those of the requested rows that are indexed; see ``SearchResult`` for the rest."""
 
     rows: list[WireRow]
+    positions: dict[str, WirePosition] = {}
+    coverage: float = 1.0
+    missing: list[MissingShard] = []
 
 
 class KeysResult(msgspec.Struct, frozen=True):
-    """One page of keys; ``next`` is the next page's ``after_key``, null after the last page."""
+    """One page of keys; ``next`` is the next page's ``after_key``, null after the last page.
+
+    See ``SearchResult`` for the rest.
+    """
 
     keys: list[WireKey]
     next: WireKey | None
+    positions: dict[str, WirePosition] = {}
+    coverage: float = 1.0
+    missing: list[MissingShard] = []
 
 
 class WaitResult(msgspec.Struct, frozen=True):

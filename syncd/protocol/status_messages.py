@@ -122,6 +122,8 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     database_error: str | None = None
     """Why the database cannot be used now; null if it can."""
     failing_tasks: list[FailingTask] = []
+    shard: str = "0/1"
+    """The shard whose rows it has; all rows are ``0/1``."""
     verify: VerifyStatus | None = None
     readers: list[ReaderStatus] = []
     """The processes that answer searches beside the main process."""

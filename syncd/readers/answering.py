@@ -23,6 +23,7 @@ from syncd.rpc.dispatch import drop
 from syncd.rpc.inputs import Inputs
 from syncd.rpc.protocol import Method
 from syncd.rpc.reads import Reads, failure_kind
+from syncd.shard import Shard
 from syncd.sync.registry.counters import Searches
 from syncd.types import DatasetName
 
@@ -83,7 +84,12 @@ class Answering:
     """The methods of one reader."""
 
     def __init__(
-        self, shelf: Callable[[Answering], Shelf], busy: Busy, inputs: Inputs, recall: float
+        self,
+        shelf: Callable[[Answering], Shelf],
+        busy: Busy,
+        inputs: Inputs,
+        recall: float,
+        shard: Shard,
     ) -> None:
         self.busy = busy
         self.shelf = shelf(self)
@@ -93,6 +99,7 @@ class Answering:
             inputs=inputs,
             threads=SEARCH_THREADS,
             recall=recall,
+            shard=shard,
         )
         self._searches: dict[DatasetName, Searches] = {}
         self._queries: dict[DatasetName, list[AskedQuery]] = {}

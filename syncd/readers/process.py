@@ -35,6 +35,7 @@ from syncd.rpc.inputs import Inputs
 from syncd.rpc.protocol import Method
 from syncd.rpc.server import Server
 from syncd.rpc.stream_server import StreamServer
+from syncd.shard import Shard
 from syncd.types import DatasetName
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ class ReaderSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Recall of searches that name none."""
     sql_sockets: int = 0
     """Number of the inherited sockets, the last ones, that are for PostgreSQL clients."""
+    shard: str
+    """The shard whose rows the service has."""
     verbose: bool = False
 
 
@@ -125,6 +128,7 @@ class Reader:
             Busy(arena, board),
             inputs,
             settings.recall,
+            Shard.parse(settings.shard),
         )
         tls = settings.tls
         certificate = None if tls is None else (Path(tls[0]), Path(tls[1]))

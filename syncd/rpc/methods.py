@@ -22,6 +22,7 @@ from syncd.rpc.counted_search import CountedSearch
 from syncd.rpc.inputs import Inputs
 from syncd.rpc.protocol import Method
 from syncd.rpc.reads import Reads, failure_kind
+from syncd.shard import Shard
 from syncd.sync.background.checkpoints import Checkpointer
 from syncd.sync.background.diagnosis import Diagnosis
 from syncd.sync.background.status import Status
@@ -52,6 +53,7 @@ class Methods:
         inputs: Inputs,
         search_threads: int,
         recall: float,
+        shard: Shard,
     ) -> None:
         self.consumer = consumer
         self.registry: Registry = consumer.registry
@@ -67,6 +69,7 @@ class Methods:
             inputs=inputs,
             threads=search_threads,
             recall=recall,
+            shard=shard,
         )
 
     def table(self) -> Mapping[str, Method[Any, Any]]:

@@ -28,6 +28,7 @@ from syncd.protocol import messages
 from syncd.protocol.messages import WirePosition
 from syncd.protocol.wire import key_from_wire, keys_to_wire, vector_from_wire
 from syncd.rpc.searched import Searched
+from syncd.shard import WHOLE, Shard
 from syncd.types import Key
 
 ELEMENTS_BEFORE = 1_000_000
@@ -49,13 +50,20 @@ class PreparedSearch:
     """
 
     def __init__(
-        self, params: messages.SearchParams, dataset: Searched, *, lag_seconds: float, recall: float
+        self,
+        params: messages.SearchParams,
+        dataset: Searched,
+        *,
+        lag_seconds: float,
+        recall: float,
+        shard: Shard = WHOLE,
     ) -> None:
         self.params = params
         self.deadline = time.monotonic() + params.timeout_ms / 1000
         self.dataset = dataset
         self.kind = dataset.key_kind
         self.lag_seconds = lag_seconds
+        self.shard = shard
         self.recall = 1.0 if params.exact else params.recall or recall
         self.position: WirePosition
         self.view: View
@@ -182,7 +190,15 @@ class PreparedSearch:
             columns = self.columns_of(found)
         if params.vectors is None:
             keys, distances = keys[0], distances[0]
-        return messages.SearchResult(keys, distances, self.position, self.lag_seconds, columns)
+        return messages.SearchResult(
+            keys,
+            distances,
+            self.position,
+            self.lag_seconds,
+            columns,
+            {self.shard.name: self.position},
+            self.shard.share,
+        )
 
     def columns_of(self, found: Sequence[Found]) -> dict[str, list[Any]]:
         """The values of the included columns, in the order of the keys."""

@@ -21,6 +21,7 @@ from syncd.rpc.inputs import Inputs
 from syncd.rpc.prepared_search import PreparedSearch, search_together
 from syncd.rpc.search_queue import SearchQueue
 from syncd.rpc.searched import Searched
+from syncd.shard import Shard
 
 T = TypeVar("T")
 D = TypeVar("D", bound=Searched)
@@ -39,6 +40,7 @@ class Reads(Generic[D]):
     """The methods over the datasets that ``find`` returns.
 
     ``lag_seconds`` gives a dataset's lag. ``recall`` is the default for a request that names none.
+    ``shard`` is the one whose rows the datasets have.
     """
 
     def __init__(
@@ -49,8 +51,10 @@ class Reads(Generic[D]):
         inputs: Inputs,
         threads: int,
         recall: float,
+        shard: Shard,
     ) -> None:
         self.find = find
+        self.shard = shard
         self.lag_seconds = lag_seconds
         self.recall = recall
         self.limit = anyio.CapacityLimiter(threads)
@@ -61,7 +65,11 @@ class Reads(Generic[D]):
         """Check a search's parameters; raises a ``RequestError``."""
         dataset = self.find(params.dataset)
         return PreparedSearch(
-            params, dataset, lag_seconds=self.lag_seconds(dataset), recall=self.recall
+            params,
+            dataset,
+            lag_seconds=self.lag_seconds(dataset),
+            recall=self.recall,
+            shard=self.shard,
         )
 
     def run(
@@ -83,7 +91,7 @@ class Reads(Generic[D]):
         """Those of the requested keys that are indexed."""
         dataset = self.find(params.dataset)
         kind, columns = dataset.key_kind, dataset.key_kinds
-        _, view = dataset.look()
+        position, view = dataset.look()
         size = len(params.keys) * (view.dim or 0) * 4
         if params.vectors and size > messages.MAX_GET_BYTES:
             raise TooLarge(
@@ -102,7 +110,9 @@ class Reads(Generic[D]):
                     if vector is None
                     else messages.WireRow(key_to_wire(kind, key), vector_to_wire(vector))
                     for key, vector in rows
-                ]
+                ],
+                {self.shard.name: position},
+                self.shard.share,
             )
 
         return read() if len(params.keys) <= IN_PLACE_KEYS else self.in_thread(read)
@@ -111,7 +121,7 @@ class Reads(Generic[D]):
         """One page of keys."""
         dataset = self.find(params.dataset)
         kind = dataset.key_kind
-        _, view = dataset.look()
+        position, view = dataset.look()
         after = (
             None
             if params.after_key is None
@@ -121,7 +131,12 @@ class Reads(Generic[D]):
         def read() -> messages.KeysResult:
             page = view.keys(after, params.limit)
             following = None if page.next is None else key_to_wire(kind, page.next)
-            return messages.KeysResult(keys_to_wire(kind, page.keys), following)
+            return messages.KeysResult(
+                keys_to_wire(kind, page.keys),
+                following,
+                {self.shard.name: position},
+                self.shard.share,
+            )
 
         return self.in_thread(read)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -12,6 +13,7 @@ import pytest
 from psycopg import sql
 
 from syncd.errors import SettingsError
+from syncd.ops.check import examine
 from syncd.postgres.layout import read_sources
 from syncd.postgres.outbox import Changes, Cursor, read_changes
 from syncd.postgres.source import Source, condition_of
@@ -198,10 +200,42 @@ def test_a_malformed_shard_is_wrong_usage() -> None:
     assert_failed(run("serve", "--shard", "x"), 2, "i/n", "SYNCD_SHARD")
 
 
-def test_a_shard_has_its_own_name_and_a_replica_another(conninfo: str) -> None:
-    with psycopg.connect(conninfo) as db:
-        names = db.execute("SELECT name FROM syncd.consumers ORDER BY 1").fetchall()
-    assert [name for (name,) in names][:3] == [f"shard-{number}-of-3" for number in range(3)]
+def test_a_shard_registers_and_check_names_it_when_it_is_gone(
+    cluster: list[Daemon], conninfo: str
+) -> None:
+    with psycopg.connect(conninfo, autocommit=True) as db:
+        rows = db.execute(
+            "SELECT name, shard, layout, replica, address FROM syncd.consumers ORDER BY shard"
+        ).fetchall()
+        assert rows == [
+            (f"shard-{number}-of-3", number, 3, "", str(shard.socket))
+            for number, shard in enumerate(cluster)
+        ]
+        (address,) = (shard.socket for shard in cluster[:1])
+        with cluster[1].client() as client:
+            assert client.status().shard == "1/3"
+        cluster[0].stop()
+        db.execute("UPDATE syncd.consumers SET reported_at = now() - interval '1h' WHERE shard = 0")
+        settings = load_settings(dsn=conninfo, data_dir=cluster[0].data_dir)
+        (found,) = [
+            each for each in examine(settings, address) if each.what == "consumer shard-0-of-3"
+        ]
+        assert f"(shard 0/3 at {address})" in found.detail
+        assert "syncd serve --shard 0/3; or, if it is gone for good: DELETE" in found.fix
+        assert db.execute("SELECT shards FROM syncd.layout").fetchall() == [(3,)]
+        other = Daemon(conninfo, cluster[0].data_dir.parent / "other", shard="1/2", replica="b")
+        other.start("--once").end(signal.SIGTERM)
+        assert db.execute("SELECT shards FROM syncd.layout").fetchall() == [(3,)]
+        db.execute(
+            "UPDATE syncd.consumers SET reported_at = now() - interval '1h' WHERE replica = 'b'"
+        )
+        (found,) = [
+            each for each in examine(settings, address) if each.what == "consumer shard-1-of-2-b"
+        ]
+        assert "the layout that answers has 3 shards" in found.detail
+        assert "--shard 1/2 --replica b" in found.fix
+        db.execute("DELETE FROM syncd.consumers WHERE replica = 'b'")
+        cluster[0].start()
 
 
 def changes_of(

@@ -66,6 +66,7 @@ class Status:
         return ServiceStatus(
             version=self.version,
             consumer=self.session.consumer,
+            shard=str(self.session.shard),
             state=progress.state,
             position=WirePosition.of(progress.oldest_position()),
             lag_rows=progress.lag_rows,

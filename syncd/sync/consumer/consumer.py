@@ -155,12 +155,16 @@ class Consumer(Progress):
                 store_settings(connection, self.session.settings)
             apply_cap(connection)
             must_rebuild, self.session.name_since = take_name(
-                connection, self.session.settings, self.session.run_id
+                connection, self.session.settings, self.session.run_id, self.session.address
             )
         elif self.session.name_since is not None:
             with in_transaction():
                 keep_name(
-                    connection, self.session.settings, self.session.run_id, self.session.name_since
+                    connection,
+                    self.session.settings,
+                    self.session.run_id,
+                    self.session.name_since,
+                    self.session.address,
                 )
         with in_transaction():
             self.session.notifies = notifies(connection, prepared_transactions)

@@ -34,6 +34,8 @@ class Session:
     settings: Settings
     run_id: str
     patience: Patience = field(default_factory=Patience)
+    address: str = ""
+    """Address of this syncd for routers."""
     notifies: bool = True
     """Whether the database's triggers notify."""
     incarnation: str = ""

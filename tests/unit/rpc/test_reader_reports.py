@@ -12,6 +12,7 @@ from syncd.readers import answering
 from syncd.readers.answering import Answering
 from syncd.rpc.dispatch import Limits
 from syncd.rpc.inputs import Inputs
+from syncd.shard import WHOLE
 from syncd.types import full_dataset_name
 from tests.unit.index.rows import random_vectors
 
@@ -26,7 +27,7 @@ class Nothing:
 def reader() -> Answering:
     nothing: Any = Nothing()
     inputs: Any = Inputs.__new__(Inputs)
-    return Answering(lambda _: nothing, nothing, inputs, 0.95)
+    return Answering(lambda _: nothing, nothing, inputs, 0.95, WHOLE)
 
 
 def line(one: Answering) -> int:

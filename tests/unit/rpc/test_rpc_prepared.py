@@ -30,6 +30,13 @@ def prepared(index: DatasetIndex, name: str) -> PreparedSearch:
     return PreparedSearch(params, dataset, lag_seconds=0.0, recall=0.95)
 
 
+def test_an_answer_of_one_syncd_covers_all_shards(tmp_path: Path) -> None:
+    index = DatasetIndex.create(tmp_path / "p" / "d", metric="l2", key_kind="integer")
+    index.apply(range(20), random_vectors(20, 4), [])
+    found = prepared(index, "d").run()
+    assert (found.positions, found.coverage, found.missing) == ({"0/1": found.position}, 1.0, [])
+
+
 def test_a_search_that_a_worker_plans_for_long_keeps_no_other_one_waiting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
