@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -72,6 +72,8 @@ class Environment:
     """The recall that syncd aims for in searches that name none."""
     readers: int | None = None
     """Number of reader processes; None: as many as the settings say."""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """More settings of the service."""
 
     def run(
         self, name: str, parameters: list[object] | None = None, **names: str
@@ -394,6 +396,7 @@ def serving(where: Environment) -> Iterator[Serving]:
     if where.readers is not None:
         variables["SYNCD_READERS"] = str(where.readers)
     begun = time.perf_counter()
+    variables |= where.variables
     with process.serve(os.environ | variables, where.directory / "serve.log") as started:
         service = Serving(started, socket)
         service.start_seconds = time.perf_counter() - begun

@@ -16,7 +16,9 @@ from syncd.cli.bench_options import (
     Clients,
     Dimension,
     DistanceMetric,
+    ManyClients,
     Queries,
+    Readers,
     Recalls,
     Rounds,
     Rows,
@@ -180,6 +182,38 @@ def recall(
 
     found = read_or_make(vectors, rows, dim, queries=queries, metric=metric)
     show(module.measure(found, recalls=recall or [0.95, 0.98], copies=copies), json)
+
+
+@bench.command()
+def sql(
+    vectors: Vectors = None,
+    rows: SomeRows = None,
+    dim: Dimension = 128,
+    queries: Queries = 1000,
+    seconds: Seconds = 3,
+    rounds: Rounds = 3,
+    versus: Versus = None,
+    recall: Recalls = None,
+    clients: ManyClients = None,
+    readers: Readers = None,
+    json: Json = False,
+) -> None:
+    """Searches in SQL statements, by the RPC, and by psycopg at the listener.
+
+    It starts a server of its own, with dblink and pgvector.
+    """
+    from syncd.bench.versus import Turns
+    from tests.bench import sql as module
+
+    found = read_or_make(vectors, rows, dim, queries=queries, metric="l2")
+    result = module.measure(
+        found,
+        recalls=recall or [0.95],
+        client_numbers=clients or [1, 8],
+        turns=Turns(seconds, rounds, versus is not None),
+        readers=readers,
+    )
+    show(result, json)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,15 @@ def programs_with_dblink() -> dict[Version, Path]:
     return found
 
 
+def settings_with_pgvector() -> dict[str, str]:
+    """Settings by which version ``PGVECTOR`` finds the wheel's pgvector."""
+    wheel = binaries(PGVECTOR).parent
+    return {
+        "extension_control_path": f"$system:{wheel}/share/postgresql",
+        "dynamic_library_path": f"$libdir:{wheel}/lib/postgresql",
+    }
+
+
 @dataclass
 class Way:
     """A database and a running service. ``conninfo`` is the superuser's."""
@@ -73,13 +82,7 @@ def searchable(
 
     Roles ``app`` and ``web`` may search, role ``other`` may not.
     """
-    settings = {}
-    if version == PGVECTOR:
-        wheel = binaries(PGVECTOR).parent
-        settings = {
-            "extension_control_path": f"$system:{wheel}/share/postgresql",
-            "dynamic_library_path": f"$libdir:{wheel}/lib/postgresql",
-        }
+    settings = settings_with_pgvector() if version == PGVECTOR else {}
     with PostgresServer(version, directory, programs=programs, settings=settings) as server:
         server.execute("CREATE ROLE app LOGIN; CREATE ROLE web LOGIN; CREATE ROLE other LOGIN")
         server.execute(
