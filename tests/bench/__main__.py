@@ -216,6 +216,22 @@ def sql(
     show(result, json)
 
 
+@bench.command("sql-fresh")
+def sql_fresh(
+    tries: Annotated[int, typer.Option(min=1, help="Searches by SQL, and as many by RPC.")] = 1000,
+    writers: Annotated[int, typer.Option(min=1, help="Processes that write meanwhile.")] = 2,
+    rate: Annotated[float, typer.Option(min=1, help="Rows per second that they write.")] = 1000,
+    dim: Dimension = 128,
+    readers: Readers = None,
+    json: Json = False,
+) -> None:
+    """Search for a row right after its commit, in the same session, while others write."""
+    from tests.bench import sql_fresh as module
+
+    result = module.measure(tries=tries, writers=writers, rate=rate, dimension=dim, readers=readers)
+    show(result, json)
+
+
 if __name__ == "__main__":
     with errors_reported():
         bench()

@@ -172,28 +172,59 @@ def test_only_the_named_roles_search_and_none_of_them_reads_the_password(one_way
         assert WORD not in text
 
 
-def test_a_role_finds_only_rows_that_its_policies_allow(one_way: Way) -> None:
+def condition(rng: random.Random, depth: int = 2) -> str:
+    """A condition over a row of chunks."""
+    if depth and rng.random() < 0.5:
+        first, second = condition(rng, depth - 1), condition(rng, depth - 1)
+        return f"({first} {rng.choice(('AND', 'OR'))} {rng.choice(('', 'NOT '))}{second})"
+    return rng.choice(
+        [
+            f"(id % {rng.randint(2, 9)} < {rng.randint(0, 8)})",
+            f"(lang = '{rng.choice(('en', 'de'))}')",
+            f"(owner = {rng.choice(('current_user', quote('app'), quote('other')))})",
+            f"(author IN (SELECT id FROM authors WHERE active AND id < {rng.randint(1, 9)}))",
+            f"(body LIKE '%{rng.randint(0, 9)}')",
+        ]
+    )
+
+
+def quote(text: str) -> str:
+    return f"'{text}'"
+
+
+@pytest.mark.parametrize("policies", [20, pytest.param(1000, marks=pytest.mark.long)])
+def test_a_role_finds_exactly_the_near_rows_that_its_policies_allow(
+    one_way: Way, policies: int
+) -> None:
     rng = random.Random(SEED)
+    hidden = 0
     with one_way.connect() as owner, one_way.connect("web") as web:
         owner.execute("ALTER TABLE chunks ENABLE ROW LEVEL SECURITY")
         try:
-            for _ in range(20):
-                modulus, rest = rng.randint(2, 9), rng.randint(0, 8)
-                owner.execute("DROP POLICY IF EXISTS allowed ON chunks")
-                owner.execute(
-                    sql.SQL("CREATE POLICY allowed ON chunks TO web USING (id % {} < {})").format(
-                        modulus, rest
+            for _ in range(policies):
+                for name, kind in (("allowed", "PERMISSIVE"), ("narrowed", "RESTRICTIVE")):
+                    owner.execute(f"DROP POLICY IF EXISTS {name} ON chunks".encode())
+                    always = name == "narrowed" and rng.random() < 0.7
+                    using = "(true)" if always else condition(rng)
+                    owner.execute(
+                        f"CREATE POLICY {name} ON chunks AS {kind} TO web USING {using}".encode()
                     )
-                )
-                found = web.execute(
-                    "SELECT c.id FROM syncd.search_key('chunks', %s, 40) AS s "
-                    "JOIN chunks AS c ON c.id = s.key::bigint",
-                    [str(rng.randint(1, ROWS))],
+                visible = {key for (key,) in web.execute("SELECT id FROM chunks").fetchall()}
+                asked = [str(rng.randint(1, ROWS)), rng.choice([5, 40, ROWS])]
+                near = owner.execute(
+                    "SELECT key::bigint FROM syncd.search_key('chunks', %s, %s)", asked
                 ).fetchall()
-                assert all(key % modulus < rest for (key,) in found)
-                assert found or rest == 0
+                found = web.execute(
+                    "SELECT c.id FROM syncd.search_key('chunks', %s, %s) AS s "
+                    "JOIN chunks AS c ON c.id = s.key::bigint ORDER BY s.distance, c.id",
+                    asked,
+                ).fetchall()
+                assert {key for (key,) in found} == {key for (key,) in near} & visible
+                hidden += len(near) - len(found)
+            assert hidden > 0
         finally:
             owner.execute("DROP POLICY allowed ON chunks")
+            owner.execute("DROP POLICY narrowed ON chunks")
             owner.execute("ALTER TABLE chunks DISABLE ROW LEVEL SECURITY")
 
 
