@@ -30,6 +30,7 @@ from syncd.protocol.status_messages import ReaderStatus
 from syncd.types import Token
 from tests.daemon import Daemon
 from tests.scrape import events, sample, wait_for_event
+from tests.servers import free_port
 
 READERS = 2
 CONNECTIONS = 20
@@ -210,8 +211,13 @@ def test_requests_that_are_handed_over_keep_their_ids_and_end_with_their_client(
 def test_the_main_process_answers_while_no_reader_can_start(items: Daemon) -> None:
     items.with_constant("syncd.readers.pool.FALL_BACK_SECONDS", 0.1)
     items.with_constant("syncd.readers.process.PR_SET_PDEATHSIG", None)  # every reader fails
+    port = free_port()
+    items.settings |= {"sql_listen": f"127.0.0.1:{port}", "token": TOKEN}
     items.start()
-    with items.client() as client:
+    target = f"host=127.0.0.1 port={port} user=u dbname=d password='{TOKEN}'"
+    with items.client() as client, psycopg.connect(target) as sql:
+        found = sql.execute("SELECT key FROM search('items', '[3, 0]', k => 1)").fetchall()
+        assert found == [("3",)]
         assert client.search("items", [3, 0], k=1)[0].key == 3
         assert client.status().readers == [] or client.status().failing_tasks
     assert events(items, "no_reader")
