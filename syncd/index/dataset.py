@@ -25,13 +25,14 @@ from syncd.index.codes.files import save_codes
 from syncd.index.generation.compaction import Move
 from syncd.index.generation.generation import Generation
 from syncd.index.generation.saving import CapturedIndex, Saver, State
-from syncd.index.generation.stored_rows import Upserts
+from syncd.index.generation.stored_rows import StoredRows, Upserts
 from syncd.index.rows.vectors import VectorFormat, Vectors
 from syncd.index.saved import Saved, SavedIndex
 from syncd.index.search.plan import SearchResult, plan_search, point_for
 from syncd.index.shared.exporting import Exporter
 from syncd.index.shared.publication import PublishedCodes
 from syncd.index.storage.bitmap import (
+    NO_SLOTS,
     Bitmap,
     empty_bitmap,
     grown,
@@ -210,48 +211,56 @@ class DatasetIndex:
         Raises ``DimensionMismatch``, ``InvalidVector``, ``InvalidParams`` for a key of another
         kind, and ``ValueError`` for a key in both lists or lengths that differ.
         """
-        with self._write_lock:
-            return self._apply(upserts, vectors, deletes, prints, columns)
-
-    def _apply(
-        self,
-        upserts: Sequence[Key],
-        vectors: Vectors,
-        deletes: Sequence[Key],
-        prints: Prints | None,
-        columns: Sequence[str] | Sequence[bytes] | None,
-    ) -> Applied:
-        state, view = self._state, self._state.view
+        view = self._state.view
         given = Upserts.of(upserts, vectors, prints, columns, view.columns)
         if deletes and not set(given.keys).isdisjoint(deletes):
             raise ValueError("a key is both upserted and deleted")
-        deleted = view.find(list(dict.fromkeys(deletes)))
-        deleted = deleted[deleted >= 0]
-        dim = given.vectors.shape[1]
-        if len(given.keys) and dim != view.dim:
-            if dim == 0:
-                raise InvalidVector("the vector has no element")
+        if len(given.keys) and not given.vectors.shape[1]:
+            raise InvalidVector("the vector has no element")
+        return self.apply_stored(given.store(view.format, view.key_kind), deletes)
+
+    def apply_stored(
+        self, rows: StoredRows, deletes: Sequence[Key], *, known: bool = True
+    ) -> Applied:
+        """``apply`` for rows in stored form, each key once and none of them in ``deletes``.
+
+        Not ``known``: none of the rows' keys is in the index, so none is looked up.
+        """
+        with self._write_lock:
+            return self._apply(rows, deletes, known=known)
+
+    def _apply(self, rows: StoredRows, deletes: Sequence[Key], *, known: bool) -> Applied:
+        state, view = self._state, self._state.view
+        deleted = NO_SLOTS
+        if deletes:
+            deleted = view.find(list(dict.fromkeys(deletes)))
+            deleted = deleted[deleted >= 0]
+        if len(rows) and rows.dim != view.dim:
             if view.dim is not None and view.live.count > deleted.size:
-                raise DimensionMismatch(self._name, expected=view.dim, got=dim)
-            state = self._new_generation(dim)
+                raise DimensionMismatch(self._name, expected=view.dim, got=rows.dim)
+            state = self._new_generation(rows.dim)
             view = state.view
-        rows = given.store(view.format, view.key_kind)
-        old, changed = rows.compare(view)
-        fresh = np.flatnonzero(changed)
-        replaced = old[fresh][old[fresh] >= 0]
-        inserted, unchanged = fresh.size - replaced.size, len(rows) - fresh.size
+        written, replaced, same = rows, NO_SLOTS, NO_SLOTS
+        if known and view.live.count:
+            old, changed = rows.compare(view)
+            if not changed.all():
+                written, same, old = rows.select(changed), old[~changed], old[changed]
+            replaced = old[old >= 0]
+            if deleted.size and np.intersect1d(deleted, old).size:
+                raise ValueError("a key is both upserted and deleted")
+        inserted, unchanged = len(written) - replaced.size, len(rows) - len(written)
         applied = Applied(inserted, replaced.size, unchanged, deleted.size)
 
-        start, stop = view.count, view.count + fresh.size
+        start, stop = view.count, view.count + len(written)
         dead_now = replaced if state is not self._state else np.concatenate((replaced, deleted))
         if stop > start or dead_now.size:
             live = view.live.after(dead_now, start, stop, state.generation.chunk_shift)
-            state.generation.write(start, rows.select(fresh), live.bits)
+            state.generation.write(start, written, live.bits)
             self._publish(state.generation, state.generation.view(stop, live))
         # Bits of an older generation stay correct: every row since then was given to ``apply``.
         if self._seen is not None:
             self._seen = grown(self._seen, stop)
-            set_bits(self._seen, old[~changed])
+            set_bits(self._seen, same)
             set_range(self._seen, start, stop)
         return applied
 

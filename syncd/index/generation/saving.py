@@ -44,6 +44,8 @@ class State:
 
     def with_codes(self, codes: Codes | None) -> State:
         """The same rows, searched with these codes."""
+        if codes is None and self.view.codes is None:
+            return self
         live = None if codes is None else LiveCodes(codes, self.view.live.bits)
         return State(self.generation, replace(self.view, codes=live))
 

@@ -28,8 +28,43 @@ class StoredRows:
     hashes: Hashes
     lines: Lines | None
 
+    @classmethod
+    def of(
+        cls,
+        form: VectorFormat,
+        kind: KeyKind,
+        keys: Sequence[Key],
+        vectors: Vectors,
+        prints: Prints,
+        lines: Lines | None,
+    ) -> StoredRows:
+        """Rows with vectors (n, dim) in stored form.
+
+        Raises ``InvalidVector``, and ``InvalidParams`` for a key of another kind.
+        """
+        stored, stored_keys = form.store(vectors), store_keys(kind, keys)
+        return cls(stored, prints, stored_keys, hash_keys(kind, stored_keys), lines)
+
     def __len__(self) -> int:
         return len(self.keys)
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the vectors."""
+        return int(self.vectors.rows.shape[1])
+
+    def part(self, start: int, stop: int) -> StoredRows:
+        """The rows ``start <= row < stop``, without a copy."""
+        vectors, some = self.vectors, slice(start, stop)
+        return StoredRows(
+            StoredVectors(
+                vectors.rows[some], None if vectors.norms is None else vectors.norms[some]
+            ),
+            self.prints[some],
+            self.keys[some],
+            self.hashes[some],
+            None if self.lines is None else self.lines[some],
+        )
 
     def select(self, chosen: NDArray[Any]) -> StoredRows:
         """The chosen rows, by mask or by index."""
@@ -57,6 +92,15 @@ class StoredRows:
                 # 1.0 that became 1.00 keeps its fingerprint.
                 differs[known] |= view.attributes.stored(there) != self.lines[known]
         return slots, differs
+
+
+NO_STORED_ROWS = StoredRows(
+    StoredVectors(np.empty((0, 0), dtype=np.float32), None),
+    np.empty(0, dtype=np.int64),
+    np.empty(0, dtype=np.int64),
+    np.empty(0, dtype=np.uint64),
+    None,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,5 +151,4 @@ class Upserts:
 
         Raises ``InvalidVector``, and ``InvalidParams`` for a key of another kind.
         """
-        vectors, keys = form.store(self.vectors), store_keys(kind, self.keys)
-        return StoredRows(vectors, self.prints, keys, hash_keys(kind, keys), self.lines)
+        return StoredRows.of(form, kind, self.keys, self.vectors, self.prints, self.lines)

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 Bitmap = NDArray[np.uint8]
 Slots = NDArray[np.int64]
 
+NO_SLOTS: Slots = np.empty(0, dtype=np.int64)
+
 
 @dataclass(frozen=True, slots=True)
 class Live:
@@ -47,6 +49,8 @@ class Live:
         """A copy with the slots ``gone`` dead and the new slots ``start <= slot < stop`` live."""
         bits = cleared(self.bits, gone, stop)
         set_range(bits, start, stop)
+        if not gone.size and self.dead.size << shift >= stop:
+            return Live(bits, self.count + stop - start, self.dead)
         dead = np.bincount(gone >> shift, minlength=-(-stop >> shift)).astype(np.int64, copy=False)
         dead[: self.dead.size] += self.dead
         return Live(bits, self.count + stop - start - gone.size, dead)

@@ -9,34 +9,31 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from syncd.index.filter.attributes import store_lines
+from syncd.index.generation.stored_rows import NO_STORED_ROWS, StoredRows
 from syncd.index.rows.vectors import VectorFormat
-from syncd.postgres.vectors import decode_vectors
 from syncd.sync.registry.datasets import Dataset
 from syncd.sync.source.followed import FollowedSource
-from syncd.sync.source.rows import Rows, at
+from syncd.sync.source.read_vectors import ReadVectors
+from syncd.sync.source.rows import Rows
 from syncd.types import DatasetName, Key, QuarantineReason, dataset_name
 
+T = TypeVar("T")
 
-@dataclass(slots=True)
-class Usable:
-    """Rows that can be indexed; ``columns`` are the attached columns, empty if there are none."""
 
-    keys: list[Key] = field(default_factory=list)
-    vectors: list[NDArray[np.float32]] = field(default_factory=list)
-    """Vectors in blocks of shape (n, dimension)."""
-    fingerprints: list[int] = field(default_factory=list)
-    columns: list[str] = field(default_factory=list)
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The rows of one dataset that can be indexed, by their places in the reading."""
 
-    @property
-    def matrix(self) -> NDArray[np.float32]:
-        """All vectors, (n, dimension)."""
-        return np.concatenate(self.vectors) if self.vectors else np.empty((0, 0), dtype=np.float32)
+    dataset: Dataset
+    dimension: int
+    places: Sequence[int]
 
 
 def apply(followed: FollowedSource, asked: Sequence[Key], rows: Rows) -> int:
@@ -44,70 +41,50 @@ def apply(followed: FollowedSource, asked: Sequence[Key], rows: Rows) -> int:
 
     Returns the number of changed rows. Raises ``OSError`` if the disk is full; then nothing is
     lost, and the same rows may be applied again.
+
+    What does not depend on the dataset is done for all rows at once: a page of a table that is
+    dealt out to 5,000 datasets has one row for each.
     """
-    places: dict[DatasetName, list[int]] = {}
     keys = followed.source.parse_keys(rows.keys)
     for key in (*asked, *keys) if followed.quarantine else ():
         followed.quarantine.pop(key, None)
     if followed.scan is not None and followed.scan.quarantined:
         followed.scan.quarantined.difference_update(asked, keys)
-    targets: dict[Key, DatasetName] = {}
-    names: dict[tuple[str, str], DatasetName] = {}
-    for place, (project, dataset) in enumerate(zip(rows.projects, rows.datasets, strict=True)):
-        if project is None or dataset is None:
-            followed.quarantine.put(
-                keys[place], DatasetName(""), "null_dataset", rows.fingerprints[place]
-            )
-            continue
-        name = names.get((project, dataset)) or names.setdefault(
-            (project, dataset), dataset_name(project, dataset)
-        )
-        places.setdefault(name, []).append(place)
-        targets[keys[place]] = name
-    upserts: dict[DatasetName, Usable] = {}
+    vectors = ReadVectors.of(followed.source, rows.vectors)
     touched = {*asked, *keys}
-    for name, mine in places.items():
-        found = followed.dataset(name)
-        if found is None:
-            for place in mine:
-                followed.quarantine.put(
-                    keys[place], name, "dataset_taken", rows.fingerprints[place]
-                )
-                targets.pop(keys[place], None)
-            continue
-        upserts[name] = usable_rows(followed, found, keys, rows, mine, touched)
-        for key in {keys[place] for place in mine}.difference(upserts[name].keys):
-            targets.pop(key, None)
+    accepted = [
+        usable_rows(followed, dataset, keys, rows, places, vectors, touched)
+        for dataset, places in by_dataset(followed, keys, rows)
+    ]
+    homes = {keys[place]: each.dataset.name for each in accepted for place in each.places}
+    leaving = followed.datasets.directory.to_leave(list(dict.fromkeys((*asked, *keys))), homes)
     changed, begun = 0, time.perf_counter()
-    deletes = followed.datasets.directory.to_leave(list(dict.fromkeys((*asked, *keys))), targets)
-    for name in {*upserts, *deletes}:
-        good = upserts.get(name) or Usable()
-        columns = good.columns if followed.source.columns else None
-        change = (
-            good.keys,
-            good.matrix,
-            deletes.get(name, []),
-            np.array(good.fingerprints, dtype=np.int64),
-            columns,
-        )
-        replacement = followed.datasets[name].replacement
-        if replacement is not None:
-            replacement.apply(*change)
-        applied = followed.datasets[name].index.apply(*change)
-        followed.datasets.directory.add(name, good.keys)
-        followed.datasets.emptied.note(followed.datasets[name])
-        changed += applied.inserted + applied.updated + applied.deleted
-        followed.registry.counters.applied(name, applied.inserted, applied.updated, applied.deleted)
+    for dimension in {each.dimension for each in accepted}:
+        group = [each for each in accepted if each.dimension == dimension]
+        changed += write(followed, group, keys, rows, vectors, leaving)
+    for name in leaving.keys() - {each.dataset.name for each in accepted}:
+        changed += change(followed, followed.datasets[name], NO_STORED_ROWS, leaving[name])
     followed.registry.counters.apply_seconds.observe(time.perf_counter() - begun)
-    reconsider(followed, deletes)
+    reconsider(followed, leaving)
     return changed
 
 
-def reconsider(followed: FollowedSource, names: Iterable[DatasetName]) -> None:
-    """Have misfits read again: an empty dataset takes the dimension of its next row."""
-    empty = {name for name in names if not followed.datasets[name].index.count}
-    if empty:
-        followed.reread_misfits(empty)
+def by_dataset(
+    followed: FollowedSource, keys: Sequence[Key], rows: Rows
+) -> Iterator[tuple[Dataset, Sequence[int]]]:
+    """The datasets of some rows, each with the places of its rows; the others are quarantined."""
+    reason: QuarantineReason
+    for (project, name), places in rows.by_dataset().items():
+        if project is None or name is None:
+            dataset, full_name, reason = None, DatasetName(""), "null_dataset"
+        else:
+            full_name, reason = dataset_name(project, name), "dataset_taken"
+            dataset = followed.dataset(full_name)
+        if dataset is not None:
+            yield dataset, places
+            continue
+        for place in places:
+            followed.quarantine.put(keys[place], full_name, reason, rows.fingerprints[place])
 
 
 def usable_rows(
@@ -116,8 +93,9 @@ def usable_rows(
     keys: Sequence[Key],
     rows: Rows,
     places: Sequence[int],
+    vectors: ReadVectors,
     touched: set[Key],
-) -> Usable:
+) -> Accepted:
     """Those rows of a dataset that can be indexed; the others go to quarantine.
 
     ``places`` are the places of the dataset's rows among all ``keys`` and ``rows``. The last
@@ -126,69 +104,129 @@ def usable_rows(
     last = {keys[place]: place for place in places}
     if len(last) < len(places):
         places = list(last.values())
-    decoded = decode_vectors(followed.source.vector_type, at(rows.vectors, places))
-
-    def reject(place: int, reason: QuarantineReason) -> None:
-        followed.quarantine.put(keys[place], dataset.name, reason, rows.fingerprints[place])
-
-    for number, reason in decoded.bad:
-        reject(places[number], reason)
+    lengths = vectors.lengths(places)
     if followed.scan is not None:
-        seen = followed.scan.dimensions.setdefault(dataset.name, Counter())
-        for block in decoded.blocks:
-            seen[block.vectors.shape[1]] += len(block.rows)
-    dimension = dimension_for(
-        followed, dataset, [block.vectors for block in decoded.blocks], touched
-    )
-    usable = Usable()
-    for block in decoded.blocks:
-        good = at(places, block.rows.tolist())
-        vectors = block.vectors
-        if vectors.shape[1] != dimension:
-            for place in good:
-                reject(place, "dimension_mismatch")
-            continue
-        bad = VectorFormat(followed.source.metric, followed.source.half).validate(vectors)
-        if bad:
-            for number, reason in bad.items():
-                reject(good[number], reason)
-            numbers = [number for number in range(len(good)) if number not in bad]
-            good, vectors = at(good, numbers), vectors[numbers]
-        usable.keys += at(keys, good)
-        usable.fingerprints += at(rows.fingerprints, good)
-        if followed.source.columns:
-            usable.columns += [columns or "" for columns in at(rows.columns, good)]
-        usable.vectors.append(vectors)
-    return usable
+        followed.scan.dimensions.setdefault(dataset.name, Counter()).update(lengths)
+    dimension = dimension_for(followed, dataset, lengths, touched)
+    if dimension is None:
+        dimension = 0
+    if vectors.all_usable(dimension):
+        return Accepted(dataset, dimension, places)
+    good = []
+    for place in places:
+        reason = vectors.refusal(place, dimension)
+        if reason is None:
+            good.append(place)
+        else:
+            followed.quarantine.put(keys[place], dataset.name, reason, rows.fingerprints[place])
+    return Accepted(dataset, dimension, good)
 
 
 def dimension_for(
-    followed: FollowedSource,
-    dataset: Dataset,
-    blocks: Sequence[NDArray[np.float32]],
-    touched: set[Key],
+    followed: FollowedSource, dataset: Dataset, lengths: Mapping[int, int], touched: set[Key]
 ) -> int | None:
     """The dimension that the dataset's rows must have.
 
     It is the declared one, or that of the rows that are not ``touched``, or else the most frequent
-    one of ``blocks``.
+    one of ``lengths``: the number of read rows of each dimension.
     """
     if followed.source.dimension is not None:
         return followed.source.dimension
     if followed.scan is not None and dataset.name in followed.scan.forced:
         return followed.scan.forced[dataset.name]
     index = dataset.index
-    if index.count and all(block.shape[1] == index.dim for block in blocks):
+    if index.count and all(length == index.dim for length in lengths):
         return index.dim  # there is no need to look up which rows are touched
     if index.count and (
         index.count > len(touched)
         or index.count > np.count_nonzero(index.view.contains(list(touched)))
     ):
         return index.dim
-    if not blocks:
+    if not lengths:
         return None
-    dimension: int = max(blocks, key=len).shape[1]
+    dimension = max(sorted(lengths), key=lengths.__getitem__)
     if index.count and dimension != index.dim:  # each old row is replaced
         index.clear()
         followed.reread_misfits({dataset.name})
     return dimension
+
+
+def write(
+    followed: FollowedSource,
+    group: Sequence[Accepted],
+    keys: Sequence[Key],
+    rows: Rows,
+    vectors: ReadVectors,
+    leaving: Mapping[DatasetName, list[Key]],
+) -> int:
+    """Write accepted rows of one dimension to their indexes; returns how many rows changed.
+
+    The directory gets the keys first. If a write fails, the rows are applied again, and then their
+    keys must not count as new.
+    """
+    source, directory = followed.source, followed.datasets.directory
+    numbers = [len(each.places) for each in group]
+    places = group[0].places
+    if len(group) > 1:
+        places = [place for each in group for place in each.places]
+    whole = len(group) == 1 and len(places) == len(keys)
+
+    def chosen(column: Sequence[T]) -> Sequence[T]:
+        return column if whole else [column[place] for place in places]
+
+    stored, stop = NO_STORED_ROWS, 0
+    if places:
+        lines = [line or "" for line in chosen(rows.columns)] if source.columns else None
+        stored = StoredRows.of(
+            VectorFormat(source.metric, source.half),
+            source.key_kind,
+            chosen(keys),
+            vectors.at(places, group[0].dimension),
+            np.array(chosen(rows.fingerprints), dtype=np.int64),
+            None if lines is None else store_lines(lines),
+        )
+    lacking = directory.lacks(stored.hashes)
+    directory.add(
+        stored.hashes, np.repeat([directory.numbers[each.dataset.name] for each in group], numbers)
+    )
+    found = np.add.accumulate(np.concatenate(([0], ~lacking))).tolist()
+    changed = 0
+    for each, number in zip(group, numbers, strict=True):
+        start, stop = stop, stop + number
+        changed += change(
+            followed,
+            each.dataset,
+            stored.part(start, stop),
+            leaving.get(each.dataset.name, ()),
+            known=found[stop] > found[start],
+        )
+    return changed
+
+
+def change(
+    followed: FollowedSource,
+    dataset: Dataset,
+    rows: StoredRows,
+    gone: Sequence[Key],
+    *,
+    known: bool = True,
+) -> int:
+    """Apply rows and removals to the index of one dataset; returns how many rows changed.
+
+    Not ``known``: the index has none of the rows' keys.
+    """
+    if dataset.replacement is not None:
+        dataset.replacement.apply_stored(rows, gone)
+    applied = dataset.index.apply_stored(rows, gone, known=known)
+    followed.datasets.emptied.note(dataset)
+    followed.registry.counters.applied(
+        dataset.name, applied.inserted, applied.updated, applied.deleted
+    )
+    return applied.inserted + applied.updated + applied.deleted
+
+
+def reconsider(followed: FollowedSource, names: Iterable[DatasetName]) -> None:
+    """Have misfits read again: an empty dataset takes the dimension of its next row."""
+    empty = {name for name in names if not followed.datasets[name].index.count}
+    if empty:
+        followed.reread_misfits(empty)

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from syncd.index.rows.key_map import HashMultimap
+from syncd.index.rows.key_map import Hashes, HashMultimap
 from syncd.index.rows.keys import hash_keys, store_keys
 from syncd.sync.registry.datasets import Dataset
 from syncd.types import DatasetName, Key, KeyKind
@@ -71,17 +72,24 @@ class Directory:
         hashes = dataset.index.view.key_hashes()
         self.map.add(hashes, np.full(len(hashes), self.numbers[dataset.name], dtype=np.int64))
 
-    def add(self, name: DatasetName, keys: Sequence[Key]) -> None:
-        """Enter keys that a dataset holds now."""
-        if self.map is not None and keys:
-            hashes = hash_keys(self.key_kind, store_keys(self.key_kind, keys))
-            known_at, numbers = self.map.view.find(hashes)
-            number = self.numbers[name]
-            new = np.ones(len(keys), dtype=bool)
-            new[known_at[numbers == number]] = False
-            self.map.add(hashes[new], np.full(int(new.sum()), number, dtype=np.int64))
-            if self.map.view.entries > self.most_entries:
-                self.make_map()
+    def lacks(self, hashes: Hashes) -> NDArray[np.bool_]:
+        """Whether no dataset holds a key with this hash, (n,) bool; without a map, False."""
+        if self.map is None:
+            return np.zeros(hashes.size, dtype=np.bool_)
+        lacking = np.ones(hashes.size, dtype=np.bool_)
+        lacking[self.map.view.find(hashes)[0]] = False
+        return lacking
+
+    def add(self, hashes: Hashes, numbers: NDArray[np.int64]) -> None:
+        """Enter the hashes (n,) of keys, each with the number of a dataset that will hold it."""
+        if self.map is None or not hashes.size:
+            return
+        if self.map.view.entries + hashes.size > self.most_entries:
+            self.make_map()
+        known_at, known = self.map.view.find(hashes)
+        new = np.ones(hashes.size, dtype=np.bool_)
+        new[known_at[numbers[known_at] == known]] = False
+        self.map.add(hashes[new], numbers[new])
 
     def to_leave(
         self, keys: Sequence[Key], homes: Mapping[Key, DatasetName]
@@ -89,25 +97,32 @@ class Directory:
         """The datasets that may hold a key, except the one that is its home now."""
         if not keys:
             return {}
-        found: dict[DatasetName, list[Key]] = {}
         if self.map is None:
-            for dataset in self.datasets:
-                if dataset is None:
-                    continue
-                strangers = [key for key in keys if homes.get(key) != dataset.name]
-                if strangers and dataset.index.count:
-                    there = [
-                        strangers[place]
-                        for place in dataset.index.view.contains(strangers).nonzero()[0].tolist()
-                    ]
-                    if there:
-                        found[dataset.name] = there
-            return found
+            return self.held_elsewhere(keys, homes)
         places, numbers = self.map.view.find(
             hash_keys(self.key_kind, store_keys(self.key_kind, keys))
         )
+        found: dict[DatasetName, list[Key]] = {}
         for place, number in zip(places.tolist(), numbers.tolist(), strict=True):
             there = self.datasets[number]
             if there is not None and homes.get(keys[place]) != there.name:
                 found.setdefault(there.name, []).append(keys[place])
+        return found
+
+    def held_elsewhere(
+        self, keys: Sequence[Key], homes: Mapping[Key, DatasetName]
+    ) -> dict[DatasetName, list[Key]]:
+        """``to_leave`` without a map: each index is asked."""
+        found: dict[DatasetName, list[Key]] = {}
+        for dataset in self.datasets:
+            if dataset is None:
+                continue
+            strangers = [key for key in keys if homes.get(key) != dataset.name]
+            if strangers and dataset.index.count:
+                there = [
+                    strangers[place]
+                    for place in dataset.index.view.contains(strangers).nonzero()[0].tolist()
+                ]
+                if there:
+                    found[dataset.name] = there
         return found
