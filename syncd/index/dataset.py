@@ -18,7 +18,8 @@ import structlog
 
 from syncd.errors import DataDirectoryError, DimensionMismatch, InvalidVector
 from syncd.index.asked import AskedQueries, Sample
-from syncd.index.build.plan import Plan, build, plan_build, wants_codes
+from syncd.index.build.ahead import Ahead
+from syncd.index.build.plan import Plan, build, plan_ahead, plan_build, wants_codes
 from syncd.index.build.reached import Measured, measure_reached
 from syncd.index.codes.codes import Codes
 from syncd.index.codes.files import save_codes
@@ -28,6 +29,7 @@ from syncd.index.generation.saving import CapturedIndex, Saver, State
 from syncd.index.generation.stored_rows import StoredRows, Upserts
 from syncd.index.rows.vectors import VectorFormat, Vectors
 from syncd.index.saved import Saved, SavedIndex
+from syncd.index.search.exact import use_one_thread
 from syncd.index.search.plan import SearchResult, plan_search, point_for
 from syncd.index.shared.exporting import Exporter
 from syncd.index.shared.publication import PublishedCodes
@@ -74,6 +76,7 @@ class DatasetIndex:
         self._generation_numbers = itertools.count(state.generation.number + 1)
         self._code_number = 0
         self._exporter: Exporter | None = None
+        self._ahead: Ahead | None = None
         self.asked = AskedQueries()
         """A sample of the queries that were asked since there are codes."""
         self.codes_damage = ""
@@ -312,6 +315,10 @@ class DatasetIndex:
         """
         return plan_build(self.view, recall, self.asked if for_queries else None)
 
+    def plan_ahead(self, expected: int) -> Plan | None:
+        """The rows to encode now, while the index gets about ``expected`` rows; None if few."""
+        return plan_ahead(self.view, self._ahead, expected)
+
     def build(self, plan: Plan, stop: Stop = lambda: False) -> bool:
         """Build ``plan`` from the present view, and use it; returns whether it could still be used.
 
@@ -321,9 +328,15 @@ class DatasetIndex:
         if plan.kind == "compact":
             return self._compact(stop)
         state = self._state
+        ahead, self._ahead = self._ahead, None
+        if plan.kind == "ahead":
+            self._ahead = self._encoded_ahead(state, ahead, plan, stop)
+            return True
+        if ahead is not None and not ahead.is_usable(state.view, state.generation.number):
+            ahead = None
         sample = self.sampled(state.view) if plan.kind in ("train", "measure") else None
         codes = build(
-            state.view, plan, state.generation.number, self._next_code_number, stop, sample
+            state.view, plan, state.generation.number, self._next_code_number, stop, sample, ahead
         )
         self._write_codes(self._exporter, codes, state.generation)
         used = self.swap_codes(state.codes, codes)
@@ -331,6 +344,15 @@ class DatasetIndex:
         if used and sample is not None:
             self.asked.measured(sample)
         return used
+
+    def _encoded_ahead(self, state: State, ahead: Ahead | None, plan: Plan, stop: Stop) -> Ahead:
+        """``ahead`` with the rows of ``plan``; begun again if it is of rows that are gone."""
+        use_one_thread()
+        generation, view = state.generation.number, state.view
+        if ahead is None or ahead.generation != generation or ahead.encoder.stop > view.count:
+            return Ahead.begun(view, generation, self._next_code_number(), plan.rows, stop)
+        ahead.encoder.encode(view, view.count & ~7, stop)
+        return ahead
 
     def sampled(self, view: View) -> Sample | None:
         """Queries that were asked, if they are enough and of the view's dimension."""

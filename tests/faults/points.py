@@ -51,7 +51,13 @@ POINTS = [
         "after",
         "syncd.sync.consumer.passes:scan_page",
     ),
-    Point("scan", "in the middle of a page", "after", "syncd.index.dataset:DatasetIndex.apply", 2),
+    Point(
+        "scan",
+        "in the middle of a page",
+        "after",
+        "syncd.index.dataset:DatasetIndex.apply_stored",
+        2,
+    ),
     Point(
         "scan",
         "before the end of a scan",
@@ -127,7 +133,7 @@ POINTS = [
     ),
     Point("pass", "before the first source", "before", "syncd.sync.consumer.passes:bring"),
     Point("pass", "before rows are applied", "before", "syncd.sync.consumer.bringing:apply"),
-    Point("pass", "between two datasets", "after", "syncd.index.dataset:DatasetIndex.apply"),
+    Point("pass", "between two datasets", "after", "syncd.index.dataset:DatasetIndex.apply_stored"),
     Point(
         "pass",
         "before rows are in memory",
@@ -239,7 +245,7 @@ POINTS = [
 
 CODES_POINTS = [
     Point("build", "before a codebook is trained", "before", "syncd.index.build.plan:train"),
-    Point("build", "after a part is encoded", "after", "syncd.index.build.plan:encode"),
+    Point("build", "after a part is encoded", "after", "syncd.index.build.encoding:Encoder.encode"),
     Point("build", "before recall is measured", "before", "syncd.index.build.plan:calibrate"),
     Point(
         "build", "before codes are used", "before", "syncd.index.dataset:DatasetIndex.swap_codes"

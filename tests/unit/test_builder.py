@@ -51,7 +51,7 @@ def take_up(builder: Builder, index: DatasetIndex) -> list[str]:
     """Look once, and do the work that is found."""
     datasets = [cast(Dataset, SimpleNamespace(name="p/d", index=index))]
     done: list[str] = []
-    for dataset, plan in builder.look(datasets):
+    for dataset, plan in builder.look(datasets, []):
         assert plan is not None
         assert builder.work(dataset.name, dataset.index, plan) == "done"
         done.append(plan.kind)

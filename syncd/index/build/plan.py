@@ -15,24 +15,17 @@ import msgspec
 import numpy as np
 
 from syncd.index.asked import AskedQueries, Sample
+from syncd.index.build.ahead import Ahead
+from syncd.index.build.encoding import Encoder
 from syncd.index.build.joining import joined
 from syncd.index.build.measuring import calibrate
 from syncd.index.build.reached import filtered_limit
-from syncd.index.build.training import train
+from syncd.index.build.training import train, training_rows
 from syncd.index.codes.calibration import KS, VERSION, Calibration
-from syncd.index.codes.codes import (
-    Codebook,
-    Codes,
-    Part,
-    empty_part,
-    encodable,
-    list_sizes,
-    without_quantizer,
-)
-from syncd.index.rows.vectors import StoredVectors
+from syncd.index.codes.codes import Codebook, Codes, Part
 from syncd.index.search.exact import use_one_thread
 from syncd.index.storage.bitmap import Bitmap
-from syncd.index.storage.stopping import Cancelled, Stop
+from syncd.index.storage.stopping import Stop
 from syncd.index.view import View
 
 EXACT_ELEMENTS = 3_000_000
@@ -45,6 +38,9 @@ EXACT_ROWS = (5_000, 20_000)
 TAIL_ELEMENTS = 1 << 20
 TAIL_ROWS = 2048
 """Largest tail, in elements, but at least this many rows: 0.1 to 0.25 ms per search."""
+
+AHEAD_BYTES = 8 << 20
+"""Bytes of new rows that are encoded at once while a dataset is being read."""
 
 MOST_PARTS = 5
 """Most parts: a search of five parts costs twice as much as a search of one."""
@@ -63,7 +59,6 @@ If a codebook no longer reaches the recall, this share of new rows makes it trai
 LEAST_DEAD_SLOTS = 4096
 MOST_DEAD_SLOTS = 0.5
 """Number and share of dead slots above which they are given back; both must be exceeded."""
-BLOCK_ROWS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +71,15 @@ class Plan:
     - ``measure``: only the recall.
     - ``drop``: remove the codes, because the dataset is too small now.
     - ``compact``: the live rows without the dead slots.
+    - ``ahead``: codes of the present rows, kept for ``train``, while the dataset is being read and
+      about ``rows`` rows are expected.
     """
 
-    kind: Literal["train", "extend", "purge", "measure", "drop", "compact"]
+    kind: Literal["train", "extend", "purge", "measure", "drop", "compact", "ahead"]
     first: int = 0
     last: int = 0
     stop: int = 0
+    rows: int = 0
     for_queries: bool = False
     """Whether recall is measured because other queries are asked, and not because of the rows."""
 
@@ -94,6 +92,11 @@ def exact_rows(dim: int) -> int:
 def tail_rows(dim: int) -> int:
     """Number of slots in the tail at which it is encoded."""
     return max(TAIL_ELEMENTS // dim, TAIL_ROWS)
+
+
+def ahead_rows(dim: int) -> int:
+    """Number of new slots that are encoded while a dataset is being read."""
+    return max(AHEAD_BYTES // (4 * dim), TAIL_ROWS)
 
 
 def wants_codes(view: View) -> bool:
@@ -138,6 +141,17 @@ def plan_build(view: View, recall: float, asked: AskedQueries | None = None) -> 
     return Plan("train") if _worn_out(view, codes, recall) else None
 
 
+def plan_ahead(view: View, ahead: Ahead | None, expected: int) -> Plan | None:
+    """What to encode of a dataset that is being read, and will have about ``expected`` rows."""
+    if view.codes is not None or view.dim is None or expected <= exact_rows(view.dim):
+        return None
+    done = 0 if ahead is None else ahead.encoder.stop
+    wanted = training_rows(expected, view.dim) if ahead is None else ahead_rows(view.dim)
+    if view.live.count < wanted or view.count - done < wanted:
+        return None
+    return Plan("ahead", rows=expected)
+
+
 def build(
     view: View,
     plan: Plan,
@@ -145,21 +159,25 @@ def build(
     next_number: Callable[[], int],
     stop: Stop = lambda: False,
     sample: Sample | None = None,
+    ahead: Ahead | None = None,
 ) -> Codes | None:
     """The codes that ``plan`` describes, built from ``view``; None for ``drop``.
 
-    ``compact`` is never passed. ``next_number`` returns numbers for files. ``sample`` are
-    queries that were asked. Raises ``Cancelled`` soon after ``stop()`` is true.
+    ``compact`` and ``ahead`` are never passed. ``next_number`` returns numbers for files.
+    ``sample`` are queries that were asked, and ``ahead`` the codes that were made of the same rows
+    while they were read. Raises ``Cancelled`` soon after ``stop()`` is true.
     """
     use_one_thread()
     if plan.kind == "drop":
         return None
     if plan.kind == "train" or view.codes is None:
         number = next_number()
-        codebook = train(view, number, number, stop)
-        part = encode(view, codebook, 0, view.count & ~7, next_number(), stop)
-        codes = Codes(generation, codebook, (part,), Calibration(0, 0, ()))
-        codes = replace(codes, unevenness_trained=codes.unevenness)
+        if ahead is None:
+            ahead = Ahead(generation, Encoder(train(view, number, number, stop)))
+        ahead.encoder.encode(view, view.count & ~7, stop)
+        part = ahead.encoder.part(next_number())
+        codes = Codes(generation, ahead.encoder.codebook, (part,), Calibration(0, 0, ()))
+        codes = replace(codes, unevenness_trained=ahead.unevenness or codes.unevenness)
         found = calibrate(view, codes, number, stop, sample=sample, in_haste=True)
         return replace(codes, calibration=found)
     codes = view.codes.codes
@@ -181,26 +199,9 @@ def encode(
     view: View, codebook: Codebook, start: int, stop: int, number: int, cancelled: Stop
 ) -> Part:
     """The part of the live rows in ``start <= slot < stop``, both multiples of eight."""
-    index = empty_part(codebook)
-    rows = 0
-    for first in range(start, stop, BLOCK_ROWS):
-        if cancelled():
-            raise Cancelled
-        last = min(first + BLOCK_ROWS, stop)
-        alive = np.unpackbits(view.live.bits[first >> 3 : last >> 3], bitorder="little").view(
-            np.bool_
-        )
-        slots = np.flatnonzero(alive) + first
-        if not slots.size:
-            continue
-        norms = None if view.norms is None else view.norms.read(first, last)
-        stored = StoredVectors(view.vectors.read(first, last), norms)
-        if slots.size < last - first:
-            stored = stored.select(alive)
-        given = encodable(view.format.as_compared(stored), codebook.width)
-        index.add_with_ids(given, slots)
-        rows += slots.size
-    return Part(number, start, stop, rows, list_sizes(index), without_quantizer(codebook, index))
+    encoder = Encoder(codebook, start)
+    encoder.encode(view, stop, cancelled)
+    return encoder.part(number)
 
 
 def live_between(live: Bitmap, start: int, stop: int) -> int:

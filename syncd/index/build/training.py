@@ -57,12 +57,23 @@ def lists_for(rows: int) -> int:
     return max(1, min(1 << round(math.log2(max(rows, 1)) / 2), rows // ROWS_PER_LIST))
 
 
-def train(view: View, number: int, seed: int, stop: Stop) -> Codebook:
-    """A codebook for the live rows of ``view``, at least one; raises ``Cancelled``."""
+def training_rows(rows: int, dim: int) -> int:
+    """Number of rows on which a codebook for a dataset of ``rows`` rows is trained."""
+    wanted = max(lists_for(rows) * ROWS_PER_LIST, QUANTIZER_ROWS)
+    return min(wanted, TRAINING_BYTES // (4 * dim))
+
+
+def train(
+    view: View, number: int, seed: int, stop: Stop, *, expected: int | None = None
+) -> Codebook:
+    """A codebook for the live rows of ``view``, at least one; raises ``Cancelled``.
+
+    ``expected`` is the number of rows if more are still being read.
+    """
     dim, metric = view.dim or 0, view.format.metric
-    lists = lists_for(view.live.count)
+    expected = view.live.count if expected is None else expected
+    lists, wanted = lists_for(expected), training_rows(expected, dim)
     random = np.random.default_rng(seed)
-    wanted = min(max(lists * ROWS_PER_LIST, QUANTIZER_ROWS), TRAINING_BYTES // (4 * dim))
     slots = live_slots(view.live.bits, view.count)
     if slots.size > wanted:
         slots = np.sort(random.choice(slots, wanted, replace=False))
@@ -74,7 +85,7 @@ def train(view: View, number: int, seed: int, stop: Stop) -> Codebook:
     template = new_index(quantizer, metric, lists, width=width, quantizers=quantizers_for(dim))
     template.pq.cp.niter = QUANTIZER_ROUNDS
     template.train(np.ascontiguousarray(rows[random.permutation(len(rows))[:QUANTIZER_ROWS]]))
-    return Codebook(number, metric, dim, view.live.count, view.count, quantizer, template)
+    return Codebook(number, metric, dim, expected, view.count, quantizer, template)
 
 
 def kmeans(

@@ -146,14 +146,8 @@ class Codes:
 
     @property
     def unevenness(self) -> float:
-        """Cost of scanning a row's own list, relative to lists of equal size; 1 is the best.
-
-        Source: Jégou et al., 2011, imbalance factor.
-        """
-        sizes: NDArray[np.float64] = np.array(
-            [part.sizes for part in self.parts], dtype=np.float64
-        ).sum(axis=0)
-        return float(len(sizes) * (sizes**2).sum() / max(sizes.sum(), 1.0) ** 2)
+        """See ``unevenness``."""
+        return unevenness(np.sum([part.sizes for part in self.parts], axis=0))
 
     @property
     def stop(self) -> int:
@@ -285,6 +279,15 @@ class LiveCodes:
         return np.concatenate([one[0] for one in found], axis=1), np.concatenate(
             [one[1] for one in found], axis=1
         )
+
+
+def unevenness(sizes: NDArray[np.int64]) -> float:
+    """Cost of scanning a row's own list, relative to lists of equal size; 1 is the best.
+
+    ``sizes`` (lists,) are the numbers of rows. Source: Jégou et al., 2011, imbalance factor.
+    """
+    rows = sizes.astype(np.float64)
+    return float(len(rows) * (rows**2).sum() / max(rows.sum(), 1.0) ** 2)
 
 
 def lists_within(distances: NDArray[np.float32], reach: float) -> NDArray[np.int64]:

@@ -34,6 +34,8 @@ from syncd.types import DatasetName
 
 LOOK_SECONDS = 0.25
 """Time between two looks for work, when there was none."""
+LOOK_SECONDS_AT_READING = 0.05
+"""The same, while a dataset is read for the first time: its codes are made meanwhile."""
 RETRY_SECONDS = 60.0
 """Time until the next attempt after a build that failed."""
 NICENESS = 19
@@ -85,8 +87,14 @@ class Builder:
         thread = ThreadPoolExecutor(1, "syncd-build", initializer=be_nice)
         try:
             while True:
-                datasets = [each for each in self.registry.listed() if each.state in ANSWERING]
-                wanted = await asyncio.wrap_future(thread.submit(self.look, datasets))
+                datasets, read = [], []
+                for each in self.registry.listed():
+                    state = each.state
+                    if state in ANSWERING:
+                        datasets.append(each)
+                    elif state == "backfilling":
+                        read.append(each)
+                wanted = await asyncio.wrap_future(thread.submit(self.look, datasets, read))
                 for dataset, plan in wanted:
                     self.at_work_on = dataset.name, dataset.index.count
                     outcome = await asyncio.wrap_future(
@@ -99,15 +107,24 @@ class Builder:
                 if not wanted:
                     self.at_work_on = None
                     self.registry.tasks.well("builder")
-                    await anyio.sleep(LOOK_SECONDS)
+                    await anyio.sleep(LOOK_SECONDS_AT_READING if read else LOOK_SECONDS)
         finally:
             self.stopping.set()
             thread.shutdown(wait=False, cancel_futures=True)
 
-    def look(self, datasets: list[Dataset]) -> list[tuple[Dataset, Plan | None]]:
-        """Next work of each dataset, smallest dataset first; None as the plan: check its files."""
+    def look(
+        self, datasets: list[Dataset], read: list[Dataset]
+    ) -> list[tuple[Dataset, Plan | None]]:
+        """Next work of each dataset, smallest dataset first; None as the plan: check its files.
+
+        ``read`` are datasets that do not answer yet, because they are being read.
+        """
         now = time.monotonic()
         wanted: list[tuple[Dataset, Plan | None]] = []
+        for dataset in read:
+            plan = dataset.index.plan_ahead(dataset.follower.expected_rows(dataset))
+            if plan is not None and self.retry_at.get(dataset.index, 0.0) <= now:
+                wanted.append((dataset, plan))
         for dataset in datasets:
             index, view = dataset.index, dataset.index.view
             resting = self.queries_at.get(index, 0.0) > now

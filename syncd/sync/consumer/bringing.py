@@ -105,6 +105,6 @@ def scan_page(connection: psycopg.Connection, each: FollowedSource) -> None:
     each.quarantine.put_failing(failing)
     if until is None:
         each.reject_unkeyed(read_unkeyed(connection, each.source, careful=each.careful))
-    scan.note_page(until, rows, time.monotonic() - begun)
+    scan.note_page(until, rows, time.monotonic() - begun, len(each.datasets))
     if until is None and each.end_scan():
         each.unconfirmed.everything = True

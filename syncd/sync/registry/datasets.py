@@ -46,6 +46,9 @@ class Follower(Protocol):
     def condition(self, dataset: Dataset) -> Condition:
         """State of one of its datasets, with the reason."""
 
+    def expected_rows(self, dataset: Dataset) -> int:
+        """Approximate number of rows of one of its datasets when all of the table is read."""
+
     def dataset(self, name: DatasetName) -> Dataset | None:
         """Its dataset of this name, created if necessary; None if another source has one."""
 

@@ -105,7 +105,7 @@ def usable_rows(
     if len(last) < len(places):
         places = list(last.values())
     lengths = vectors.lengths(places)
-    if followed.scan is not None:
+    if followed.scan is not None and followed.source.dimension is None:
         followed.scan.dimensions.setdefault(dataset.name, Counter()).update(lengths)
     dimension = dimension_for(followed, dataset, lengths, touched)
     if dimension is None:

@@ -113,7 +113,8 @@ def take_up(followed: FollowedSource, saved: SavedSource, *, doubt: str, lost: b
     if damaged:
         followed.begin_scan(None if saved.scanning else frozenset(damaged), reason="damaged_file")
     elif saved.scanning and saved.scanned_to is not None:
-        followed.scan = Scan(after=saved.scanned_to, rows=saved.scanned_rows, resumable=True)
+        rows = saved.scanned_rows
+        followed.scan = Scan(after=saved.scanned_to, rows=rows, passed=rows, resumable=True)
         followed.unconfirmed.everything = True
     elif saved.scanning:
         followed.begin_scan()

@@ -18,6 +18,13 @@ PAGE_ROWS = (1000, 100, 16_000)
 """Rows of the first, the shortest and the longest page."""
 PAGE_SECONDS = 0.06
 """Time that a page should take: changes of other sources wait for it."""
+MANY_DATASETS = 500
+"""Number of datasets from which a page takes longer: it has a row or two for each of them.
+
+To write rows to one dataset takes 30 µs, whether it is one row or three.
+"""
+LONGEST_PAGE_SECONDS = 0.24
+"""Time that a page takes if it is dealt out to thousands of datasets."""
 PAGE_BYTES = 8 << 20
 """Largest page in bytes: a page is held in memory."""
 
@@ -30,6 +37,9 @@ class Scan:
     forced: dict[DatasetName, int] = field(default_factory=dict)
     after: Key | None = None
     rows: int = 0
+    """Number of live rows that were read."""
+    passed: int = 0
+    """Number of the table's rows in the pages that were read, live or not."""
     expected: int | None = None
     """Approximate number of rows to read; 0 if it is unknown, None before the first estimate."""
     page_rows: int = field(default_factory=lambda: PAGE_ROWS[0])
@@ -61,16 +71,19 @@ class Scan:
                     wrong[name] = most_frequent
         return wrong
 
-    def note_page(self, until: Key | None, rows: Rows, seconds: float) -> None:
+    def note_page(self, until: Key | None, rows: Rows, seconds: float, datasets: int) -> None:
         """Advance behind a page, and set the length of the next one.
 
-        Other changes wait while a page is read, and a page is held in memory.
+        Other changes wait while a page is read, and a page is held in memory. ``datasets`` is the
+        number of datasets of the source.
         """
         _, smallest, largest = PAGE_ROWS
+        wanted = min(PAGE_SECONDS * max(1.0, datasets / MANY_DATASETS), LONGEST_PAGE_SECONDS)
         self.after = until
         self.rows += len(rows)
+        self.passed += self.page_rows
         size = rows.size
-        if seconds < PAGE_SECONDS / 2 and size < PAGE_BYTES / 2:
+        if seconds < wanted / 2 and size < PAGE_BYTES / 2:
             self.page_rows = min(self.page_rows * 2, largest)
-        elif size > PAGE_BYTES or seconds > PAGE_SECONDS:
+        elif size > PAGE_BYTES or seconds > wanted:
             self.page_rows = max(self.page_rows // 2, smallest)

@@ -124,6 +124,16 @@ class SourceState:
         """An empty dataset that answers for a name without rows."""
         return self.datasets.empty(name)
 
+    def expected_rows(self, dataset: Dataset) -> int:
+        """Approximate number of rows of a dataset at the end of the scan.
+
+        The rows that are still to be read are taken to be like those that were.
+        """
+        scan, rows = self.scan, dataset.index.count
+        if scan is None or not scan.expected or not scan.passed:
+            return rows
+        return round(rows * max(scan.expected / scan.passed, 1.0))
+
     def condition(self, dataset: Dataset) -> Condition:
         """State of one of its datasets, with the reason; safe from any thread during a pass."""
         standing, scan, catalogue = dataset.standing, self.scan, self.catalogue
