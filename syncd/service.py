@@ -128,6 +128,7 @@ class Service:
         self.control = Control(settings.conninfo, settings.consumer, lambda: session.notifies)
         self.checkpointer = Checkpointer(self.consumer, session, self.control, self.store)
         self.listener = Listener(settings.conninfo, settings.consumer, self.consumer.wake)
+        self.consumer.listens = lambda: self.listener.connected
         self.reporter = Reporter(self.consumer, session, self.control)
         self.verifier = Verifier(self.consumer, session)
         self.repairer = Repairer(self.consumer, self.control)

@@ -20,6 +20,9 @@ SELECT source::text FROM syncd.sources WHERE source::text NOT IN ('syncd.embeddi
 SELECT DISTINCT split_part(application_name, '/', 2) FROM pg_stat_activity
 WHERE datname = current_database() AND application_name LIKE 'syncd/%' ORDER BY 1;
 
+-- name: list_sessions
+SELECT pid FROM pg_stat_activity WHERE application_name = %s;
+
 -- name: forget_consumer
 -- Otherwise it would hold the outbox forever.
 DELETE FROM syncd.consumers WHERE name = %s;

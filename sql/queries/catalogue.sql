@@ -1,8 +1,8 @@
 -- Facts of the catalogue about sources: each change that can change or hide rows without a trigger.
 
 -- name: read_catalogue
--- One line of facts for each source. The ids are literals: the plan of the prepared statement is
--- kept, which saves most of its time. relfilenode changes with each rewrite, also if no value
+-- One line of facts for each source. The ids are a parameter: one plan serves every pass of a
+-- session, which saves most of its time. relfilenode changes with each rewrite, also if no value
 -- changes (VACUUM FULL). The xmin of a pg_attribute row changes with each change of the column. The
 -- xmin of a pg_trigger row also changes when a trigger is disabled and enabled again. An expression
 -- uses the columns that PostgreSQL noted when it was compiled, and those whose names occur in its
@@ -25,10 +25,10 @@ SELECT a.id, json_build_object(
                             json_build_array(t.oid::bigint, t.xmin::text::bigint, t.tgenabled)
                             ORDER BY t.tgname)
      FROM pg_trigger AS t
-     WHERE t.tgrelid = c.oid AND starts_with(t.tgname::text, format('syncd_%s_', a.id))))::text
+     WHERE t.tgrelid = c.oid AND starts_with(t.tgname::text, format('syncd_%%s_', a.id))))::text
 FROM syncd.attachments AS a JOIN pg_class AS c ON c.oid = a.source
 LEFT JOIN syncd.rules AS r ON r.source = a.id
-WHERE a.id = ANY ('{{{ids}}}'::integer[]);
+WHERE a.id = ANY (%s::integer[]);
 
 -- name: read_partition_facts
 -- One line of facts about the partitions of each partitioned source, as digests: they may be many.
@@ -51,10 +51,10 @@ SELECT a.id, (
         SELECT string_agg(concat_ws(':', t.oid, t.xmin, t.tgenabled), ',' ORDER BY t.oid) AS facts,
                bool_and(t.tgenabled = 'A') AS always
         FROM pg_trigger AS t
-        WHERE t.tgrelid = tree.relid AND starts_with(t.tgname::text, format('syncd_%s_', a.id))
+        WHERE t.tgrelid = tree.relid AND starts_with(t.tgname::text, format('syncd_%%s_', a.id))
     ) AS t ON true)
 FROM syncd.attachments AS a JOIN pg_class AS c ON c.oid = a.source
-WHERE c.relkind = 'p' AND a.id = ANY ('{{{ids}}}'::integer[]);
+WHERE c.relkind = 'p' AND a.id = ANY (%s::integer[]);
 
 -- name: read_rule_facts
 -- One line of facts about each source's rules. Their text has the names of the functions that they
@@ -70,7 +70,7 @@ SELECT a.id, json_build_object(
     p.kept AND (a.project, a.dataset, a.live, a.schema_name, a.table_name)
                IS NOT DISTINCT FROM
                (p.project, p.dataset, p.live, n.nspname::text, c.relname::text),
-    'send', (SELECT format('%s.%I', f.pronamespace::regnamespace, f.proname)
+    'send', (SELECT format('%%s.%%I', f.pronamespace::regnamespace, f.proname)
              FROM pg_attribute AS v JOIN pg_type AS t ON t.oid = v.atttypid
              JOIN pg_proc AS f ON f.oid = t.typsend
              WHERE v.attrelid = c.oid AND v.attname = a.vector AND NOT v.attisdropped),
@@ -93,7 +93,7 @@ SELECT a.id, json_build_object(
 FROM syncd.attachments AS a JOIN pg_class AS c ON c.oid = a.source
 JOIN pg_namespace AS n ON n.oid = c.relnamespace
 JOIN syncd.present_rules AS p ON p.id = a.id
-WHERE a.id = ANY ('{{{ids}}}'::integer[]);
+WHERE a.id = ANY (%s::integer[]);
 
 -- name: read_column_names
 -- The present names of columns that no longer exist under their old names; NULL for a dropped one.

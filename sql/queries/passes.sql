@@ -22,6 +22,10 @@ LOCK TABLE syncd.outbox IN ACCESS SHARE MODE;
 -- name: lock_source
 LOCK TABLE {source} IN ACCESS SHARE MODE;
 
+-- name: lock_tables
+-- The outbox and the sources, if all of them can be locked at once.
+LOCK TABLE {tables} IN ACCESS SHARE MODE;
+
 -- name: plan_with_keys
 -- For the rows of a partitioned table: a plan that knows the keys leaves partitions out.
 SET LOCAL plan_cache_mode = 'force_custom_plan';

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -18,7 +18,7 @@ import psycopg
 from psycopg import sql
 
 from syncd.postgres.source import Source
-from syncd.statements import number_list, statement, with_numbers
+from syncd.statements import number_list, statement
 
 EVENTS = ("insert", "update", "delete", "truncate")
 EVENTS_PER_ROW = ("row", "truncate")
@@ -136,13 +136,38 @@ def read_catalogues(
 
     A source whose table was dropped has none.
     """
-    tables = read_facts(connection, "read_catalogue", looks, prepare=prepare)
-    with_partitions = [number for number, look in looks.items() if look.partitions]
-    partitions = read_facts(connection, "read_partition_facts", with_partitions, prepare=prepare)
-    with_rules = [number for number, look in looks.items() if look.rules]
-    rules = read_facts(connection, "read_rule_facts", with_rules, prepare=prepare)
+    return told_catalogues(looks, ask_catalogues(connection, looks, prepare=prepare))
+
+
+def ask_catalogues(
+    connection: psycopg.Connection, looks: Mapping[int, Look], *, prepare: bool
+) -> dict[str, psycopg.Cursor]:
+    """Ask for the facts, by the name of the statement. In a pipeline the answers come later."""
+    parameters = {name: number_list(ids) for name, ids in questions(looks).items()}
+    return {
+        name: connection.execute(statement("catalogue", name), [f"{{{ids}}}"], prepare=prepare)
+        for name, ids in parameters.items()
+    }
+
+
+def questions(looks: Mapping[int, Look]) -> dict[str, list[int]]:
+    """The sources that each statement is asked about, without the statements that are not asked."""
+    wanted = {
+        "read_catalogue": list(looks),
+        "read_partition_facts": [number for number, look in looks.items() if look.partitions],
+        "read_rule_facts": [number for number, look in looks.items() if look.rules],
+    }
+    return {name: ids for name, ids in wanted.items() if ids}
+
+
+def told_catalogues(
+    looks: Mapping[int, Look], answers: Mapping[str, psycopg.Cursor]
+) -> dict[int, str]:
+    """The facts from the answers to ``ask_catalogues``."""
+    facts = {name: dict[int, str](answer.fetchall()) for name, answer in answers.items()}
+    partitions, rules = facts.get("read_partition_facts", {}), facts.get("read_rule_facts", {})
     found = {}
-    for number, table in tables.items():
+    for number, table in facts.get("read_catalogue", {}).items():
         look = looks[number]
         _, seen_partitions, seen_rules, *_ = [*look.seen.split("\n"), "", "", ""]
         found[number] = "\n".join(
@@ -153,16 +178,6 @@ def read_catalogues(
             )
         )
     return found
-
-
-def read_facts(
-    connection: psycopg.Connection, name: str, sources: Collection[int], *, prepare: bool
-) -> dict[int, str]:
-    """Facts of one statement about some sources, by id."""
-    if not sources:
-        return {}
-    query = with_numbers("catalogue", name, ids=number_list(sources))
-    return dict(connection.execute(query, prepare=prepare).fetchall())
 
 
 def read_names(

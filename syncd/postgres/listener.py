@@ -7,8 +7,9 @@ from typing import Literal
 
 import psycopg
 import structlog
-from anyio import TASK_STATUS_IGNORED, fail_after, sleep
+from anyio import TASK_STATUS_IGNORED, fail_after, move_on_after, sleep, wait_readable
 from anyio.abc import TaskStatus
+from psycopg.pq.abc import PGconn
 
 from syncd.errors import DatabaseError
 from syncd.postgres import session
@@ -60,9 +61,9 @@ class Listener:
                         started = True
                     delays = backoff_delays()
                     self.wake("connect")  # LISTEN first, then look: no commit can fall in between
+                    connection.add_notify_handler(lambda _: self.wake("notify"))
                     while True:
-                        async for _ in connection.notifies(timeout=PING_INTERVAL_SECONDS):
-                            self.wake("notify")
+                        await self.hear(connection.pgconn)
                         # A half-open socket never reports an error.
                         with fail_after(PING_TIMEOUT_SECONDS):
                             await connection.execute(statement("consumer", "ping"))
@@ -76,3 +77,15 @@ class Listener:
                 await sleep(delay)
             finally:
                 self.connected = False
+
+    async def hear(self, connection: PGconn) -> None:
+        """Call ``wake`` at each notification, until it is time for a ping.
+
+        psycopg's own ``notifies`` wakes up ten times a second, which costs 0.2 % of a core.
+        """
+        with move_on_after(PING_INTERVAL_SECONDS):
+            while True:
+                await wait_readable(connection.socket)
+                connection.consume_input()
+                while connection.notifies() is not None:
+                    self.wake("notify")

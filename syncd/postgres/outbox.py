@@ -92,17 +92,23 @@ def read_changes(
     newer_than: int = 0,
     shard: Shard = WHOLE,
     unfiltered: Sequence[int] = (),
+    answers: Sequence[psycopg.Cursor] | None = None,
 ) -> Changes:
     """The next page of keys that changed since ``cursor``, read at the snapshot ``now``.
 
-    Keys of other shards are left out, except those of the sources ``unfiltered``.
+    Keys of other shards are left out, except those of the sources ``unfiltered``. ``answers`` are
+    those of ``ask_keys`` for each of ``key_queries``, if they were asked before.
     """
     keys: dict[int, dict[str, None]] = {}
     last = cursor.window.after if cursor.window is not None else None
     rows, newer_rows, newest_id, unkeyed = 0, 0, cursor.position.outbox_id, set[int]()
-    for name, bounds in key_queries(cursor):
-        parameters = [*bounds, array(sources), str(page_rows - rows)]
-        page = read_page(connection, name, parameters, newer_than, shard, unfiltered)
+    for place, (name, bounds) in enumerate(key_queries(cursor)):
+        if answers is None:
+            parameters = key_parameters(bounds, sources, page_rows - rows, newer_than, unfiltered)
+            answer = ask_keys(connection, name, parameters, shard)
+        else:
+            answer = answers[place]
+        page = read_page(answer, newer_than, shard)
         for source, key in page.keys:
             some = keys.setdefault(source, {})
             if key is None:
@@ -145,18 +151,34 @@ class Page:
     newest_id: int
 
 
-def read_page(
-    connection: psycopg.Connection,
-    name: str,
-    parameters: list[str],
+def key_parameters(
+    bounds: Sequence[str],
+    sources: Sequence[int],
+    page_rows: int,
     newer_than: int,
-    shard: Shard,
     unfiltered: Sequence[int],
-) -> Page:
-    """Run one statement that reads changed keys. For a shard, the server leaves out the others."""
+) -> list[str]:
+    """The parameters of ``ask_keys``; the last two are for shards only."""
+    return [*bounds, array(sources), str(page_rows), str(newer_than), array(unfiltered)]
+
+
+def ask_keys(
+    connection: psycopg.Connection, name: str, parameters: Sequence[str], shard: Shard
+) -> psycopg.Cursor:
+    """Run one statement that reads changed keys. In a pipeline the answer comes later.
+
+    For a shard, the server leaves out the others.
+    """
     if shard.is_whole:
-        query = statement("passes", name)
-        found = connection.execute(query, parameters, prepare=True, binary=True).fetchall()
+        query, parameters = statement("passes", name), parameters[:-2]
+        return connection.execute(query, parameters, prepare=True, binary=True)
+    return connection.execute(of_shard(name, shard), parameters, prepare=True, binary=True)
+
+
+def read_page(answer: psycopg.Cursor, newer_than: int, shard: Shard) -> Page:
+    """The page of an answer to ``ask_keys``."""
+    found = answer.fetchall()
+    if shard.is_whole:
         return Page(
             [row[2:] for row in found],
             len(found),
@@ -164,10 +186,6 @@ def read_page(
             found[-1][:2] if found else (0, 0),
             max((row[1] for row in found), default=0),
         )
-    parameters = [*parameters, str(newer_than), array(unfiltered)]
-    found = connection.execute(
-        of_shard(name, shard), parameters, prepare=True, binary=True
-    ).fetchall()
     rows, newer_rows, last_xid, last_id, newest_id = found[0][:5]
     return Page(
         [row[7:] for row in found if row[7] is not None],

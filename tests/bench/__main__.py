@@ -125,6 +125,35 @@ def passes(
 
 
 @bench.command()
+def cost(
+    rows: Rows = 10_000,
+    changes: Changes = 10,
+    transactions: Annotated[int, typer.Option(min=1, help="Transactions to follow.")] = 200,
+    rest: Annotated[float, typer.Option(min=0, help="Seconds of rest before the idle time.")] = 30,
+    seconds: Seconds = 20,
+    dim: Dimension = 128,
+    dsn: Dsn = None,
+    data_dir: DataDir = None,
+    embedded: Embedded = False,
+    json: Json = False,
+) -> None:
+    """Processor time of the service and its server sessions, idle and for small transactions."""
+    from tests.bench import cost as module
+
+    with prepared(dsn, data_dir, embedded) as where:
+        result = module.measure(
+            where,
+            rows=rows,
+            dimension=dim,
+            changes=changes,
+            transactions=transactions,
+            rest_seconds=rest,
+            idle_seconds=seconds,
+        )
+    show(result, json)
+
+
+@bench.command()
 def datasets(
     datasets: Annotated[list[int] | None, again("Number of datasets", "1, 100, 5000")] = None,
     rows: Annotated[int, typer.Option(min=1, help="Rows of each.")] = 100,

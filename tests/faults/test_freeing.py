@@ -12,6 +12,7 @@ import pytest
 
 from syncd.postgres.connection import open_pass_connection
 from syncd.postgres.outbox import Cursor, read_changes
+from syncd.sync.consumer.ahead import Prepared
 from syncd.sync.consumer.passes import Pass
 from syncd.sync.consumer.progress import NOWHERE
 from syncd.types import Position, Snapshot
@@ -226,14 +227,16 @@ def test_a_writer_has_only_the_slot_open_that_it_writes_to(
             writer.rollback()
 
 
+@pytest.mark.parametrize("prepared", [set(), {"read_snapshot"}], ids=["one by one", "in a batch"])
 def test_a_pass_under_way_keeps_the_slots_that_its_snapshot_sees(
-    db: psycopg.Connection, database: str
+    db: psycopg.Connection, database: str, prepared: set[str | bytes]
 ) -> None:
     """A truncated table is empty in every snapshot, also in an older one."""
     write(db, 1)
     connection = open_pass_connection(database, "it")
-    this = Pass(connection, "it", "", "", NOWHERE, pooled=False)
-    this.begin([])
+    this = Pass(connection, "it", "", "", NOWHERE, pooled=False, prepared=Prepared(prepared))
+    this.begin([], [], [], NOWHERE.snapshot)
+    assert (this.ahead is not None) == bool(prepared)
     assert rotate(db)[:2] == (0, True)
     this.rollback()
     connection.close()

@@ -41,7 +41,7 @@ PING_INTERVAL = ("syncd.postgres.listener.PING_INTERVAL_SECONDS", 0.5)
 PING_TIMEOUT = ("syncd.postgres.listener.PING_TIMEOUT_SECONDS", 1.0)
 CONNECT_TIMEOUT = ("syncd.postgres.connection.CONNECT_TIMEOUT_SECONDS", 2)
 CONNECTION_SECONDS = ("syncd.sync.background.checkpoints.CONNECTION_SECONDS", 1.0)
-NO_LOOKOUT = ("syncd.sync.consumer.pace.AFTER_ACTIVITY_SECONDS", 0.0)
+NO_LOOKOUT = ("syncd.sync.consumer.pace.PEEK_SECONDS", (1.0, 1.0))
 """Without it, a change would be found because another one came just before it."""
 LAST_DELAY = ("syncd.postgres.listener.LAST_DELAY_SECONDS", 1.0)
 FOUND_WITHIN_SECONDS = 15.0

@@ -29,11 +29,11 @@ At rest a change is noticed in 30 ms; a busy machine may stop a process for seco
 """
 
 ASLEEP_SECONDS = 0.5
-"""For a while after a change syncd looks every 30 ms. Without a look for this long, it sleeps."""
+"""After a change syncd looks often. Without a pass for this long, it sleeps."""
 
 MOST_WRITERS = 6
 ROUNDS = 300
-AFTER_ACTIVITY = "syncd.sync.consumer.pace.AFTER_ACTIVITY_SECONDS"
+PEEK = "syncd.sync.consumer.pace.PEEK_SECONDS"
 PATIENCE = "syncd.sync.consumer.pace.OPEN_WRITER_PATIENCE_SECONDS"
 LOADED_PASSES = "syncd.sync.consumer.pace.LOADED_PASSES"
 
@@ -245,7 +245,7 @@ def test_every_commit_of_a_burst_is_noticed_though_a_fifth_rolls_back(
 def test_every_commit_of_a_burst_after_a_rest_is_noticed(
     database: str, db: psycopg.Connection, sleeper: Daemon
 ) -> None:
-    sleeper.with_constant(AFTER_ACTIVITY, 0.0).start()
+    sleeper.with_constant(PEEK, (0.1, 0.1)).start()
     plans = Plans(3, rollbacks=0.2)
     with sleeper.client() as client, writers(database) as burst:
         for number in range(15):
@@ -258,7 +258,7 @@ def test_every_commit_of_a_burst_is_noticed_by_the_look_for_open_writers_alone(
     database: str, sleeper: Daemon
 ) -> None:
     """Neither the polling after a change nor the steady beat under load finds these changes."""
-    sleeper.with_constant(AFTER_ACTIVITY, 0.0).with_constant(LOADED_PASSES, 1e9).start()
+    sleeper.with_constant(PEEK, (0.1, 0.1)).with_constant(LOADED_PASSES, 1e9).start()
     plans = Plans(2, rollbacks=0.0)
     with sleeper.client() as client, writers(database) as burst:
         longest = race(burst, client, plans, range(ROUNDS))

@@ -35,7 +35,7 @@ def follower(request: pytest.FixtureRequest, crashable: str, tmp_path: Path) -> 
         db.execute("SELECT syncd.attach('items', metric => 'l2')")
     if request.param == "is asleep":
         daemon = Daemon(crashable, tmp_path / "data", poll_seconds=30)
-        daemon.with_constant("syncd.sync.consumer.pace.AFTER_ACTIVITY_SECONDS", 0.0)
+        daemon.with_constant("syncd.sync.consumer.pace.PEEK_SECONDS", (0.1, 0.1))
     else:
         daemon = Daemon(crashable, tmp_path / "data")
         daemon.with_constant("syncd.postgres.listener.FIRST_DELAY_SECONDS", NOTICED_AFTER_SECONDS)

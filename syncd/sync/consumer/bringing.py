@@ -25,10 +25,12 @@ REREAD_PER_PASS = 5000
 """Number of unchanged rows that a pass reads again; other changes wait for them."""
 
 
-def bring(connection: psycopg.Connection, each: FollowedSource, changes: Changes) -> int:
+def bring(
+    connection: psycopg.Connection, each: FollowedSource, changes: Changes, *, commit: bool = False
+) -> int:
     """Read one source's changed rows, apply them, and move its cursor.
 
-    Returns the number of changed rows.
+    With ``commit`` the transaction ends when they are read. Returns the number of changed rows.
     """
     written = changes.keys.get(each.source.id, [])
     asked = parsed(each, [text for text in written if not each.source.is_unkeyed(text)])
@@ -40,7 +42,7 @@ def bring(connection: psycopg.Connection, each: FollowedSource, changes: Changes
     each.reread -= reread
     try:
         keys = list(dict.fromkeys([*asked, *reread])) if reread else asked
-        changed = read_and_apply(connection, each, keys)
+        changed = read_and_apply(connection, each, keys, commit=commit)
         if each.reread_unkeyed:
             each.reject_unkeyed(read_unkeyed(connection, each.source, careful=each.careful))
     except BaseException:
@@ -62,8 +64,26 @@ def parsed(each: FollowedSource, texts: list[str]) -> list[Key]:
         return parse_readable(each.source.key_kinds, texts)
 
 
+def is_read_at_once(each: FollowedSource, changes: Changes) -> bool:
+    """Whether one statement reads all that a pass reads for a source."""
+    keys = changes.keys.get(each.source.id, [])
+    return (
+        len(keys) <= KEYS_PER_READ
+        and each.scan is None
+        and not each.careful
+        and not each.rereads
+        and not each.quarantine.unkeyed
+        and each.source.id not in changes.unkeyed
+        and not any(map(each.source.is_unkeyed, keys))
+    )
+
+
 def read_and_apply(
-    connection: psycopg.Connection, each: FollowedSource, asked: Sequence[Key]
+    connection: psycopg.Connection,
+    each: FollowedSource,
+    asked: Sequence[Key],
+    *,
+    commit: bool = False,
 ) -> int:
     """Read rows by key and apply them, some at a time so that memory is bounded."""
     changed = 0
@@ -75,6 +95,7 @@ def read_and_apply(
             some,
             careful=each.careful,
             some_indexed=each.datasets.some_indexed,
+            commit=commit,
         )
         changed += apply(each, some, rows)
         each.quarantine.put_failing(failing)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import anyio
@@ -42,6 +42,7 @@ from syncd.postgres.schema import store_settings
 from syncd.postgres.source import Source
 from syncd.statements import statement
 from syncd.store.manifest import Manifest
+from syncd.sync.consumer.ahead import Prepared
 from syncd.sync.consumer.attached import follow_attached, load_sources, resume_sources
 from syncd.sync.consumer.outcome import PassOutcome
 from syncd.sync.consumer.pace import Pace
@@ -58,8 +59,6 @@ After that the server counts as out of reach, even if the connection is not clos
 """
 WAITER_POLL_SECONDS = 0.02
 """Longest sleep while a request waits for a position."""
-PEEK_SECONDS = 0.1
-"""Time between two reads of the outbox's sequence during a sleep."""
 FOREIGN_ROWS_SECONDS = 5.0
 """Time between two checks whether a subscription writes syncd's own tables."""
 
@@ -73,11 +72,16 @@ class Consumer(Progress):
         super().__init__(registry)
         self.session = session
         self.manifest = manifest
+        self.prepared = Prepared()
         self.foreign_rows_at = 0.0
         self.passed_outbox_id = 0
         """Last outbox id at the last pass."""
         self.begun_at = 0.0
         """Time when the last pass began."""
+        self.listens: Callable[[], bool] = lambda: False
+        """Whether there is a connection that gets notifications."""
+        self.hears = True
+        """Whether the last change was found by a notification, and not by a look."""
 
     async def run(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
         """Follow until cancelled.
@@ -143,6 +147,7 @@ class Consumer(Progress):
     def take_up(self, connection: psycopg.Connection, first: bool) -> None:
         """``begin``, with psycopg's own errors."""
         self.pace = Pace()  # a new connection does not hold the guard
+        self.prepared = Prepared()
         self.doubts.connected = True
         in_transaction = partial(session.transaction, connection, "service_settings")
         with in_transaction():
@@ -295,6 +300,7 @@ class Consumer(Progress):
             self.passed_outbox_id,
             self.handover,
             self.doubts,
+            self.prepared,
             shard=self.session.shard,
         )
         outcome = this.run(list(self.sources.values()))
@@ -339,12 +345,16 @@ class Consumer(Progress):
         is also checked whether a transaction has ended that was open at the last snapshot.
         """
         poll_at = time.monotonic() + self.session.poll_seconds
-        while not self.wake.is_set:
-            until = min(poll_at, self.retry_at())
-            await self.wake.wait(self.sleep_seconds())
+        while True:
+            until, heard = min(poll_at, self.retry_at()), self.wake.counts["notify"]
+            await self.wake.wait(min(self.sleep_seconds(), max(until - time.monotonic(), 0.0)))
+            if self.wake.is_set:  # the pass looks by itself
+                self.hears |= self.wake.counts["notify"] > heard
+                return
             if self.waiters or time.monotonic() >= until:
                 return
             if await self.session.in_thread(self.something_moved, connection):
+                self.hears = False
                 return
 
     def something_moved(self, connection: psycopg.Connection) -> bool:
@@ -388,7 +398,8 @@ class Consumer(Progress):
     def sleep_seconds(self) -> float:
         """Longest time to wait for a wake-up."""
         now = time.monotonic()
-        delay = self.pace.sleep_seconds(min(self.session.poll_seconds, PEEK_SECONDS))
+        hears = self.hears and self.listens()
+        delay = self.pace.sleep_seconds(self.session.poll_seconds, hears=hears)
         if self.waiters:
             delay = min(delay, WAITER_POLL_SECONDS)
         return min(delay, max(self.retry_at() - now, 0.005))

@@ -9,18 +9,25 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import LiteralString
+from typing import Any, LiteralString
 
 import psycopg
 import structlog
 from psycopg import errors as pg
 from psycopg import sql
+from psycopg.pq import TransactionStatus
 
-from syncd.errors import ConsumerReplaced, DatabaseUnreachable, Trouble
 from syncd.postgres import session
+from syncd.postgres.catalogue import questions, read_catalogues
 from syncd.postgres.layout import read_sources
 from syncd.postgres.outbox import (
+    PAGE_ROWS,
+    Changes,
+    Cursor,
     array,
+    ask_keys,
+    key_parameters,
+    key_queries,
     read_changes,
     read_markers,
     registry_changed,
@@ -29,8 +36,10 @@ from syncd.postgres.outbox import (
 )
 from syncd.shard import WHOLE, Shard
 from syncd.statements import filled, statement
-from syncd.sync.consumer.bringing import bring, scan_page
+from syncd.sync.consumer.ahead import Answers, Prepared, prepare_reads, read_ahead
+from syncd.sync.consumer.bringing import bring, is_read_at_once, scan_page
 from syncd.sync.consumer.guarding import ReadRegistryAgain, StartAgain, guarded
+from syncd.sync.consumer.locking import begin_with_outbox, lock_each
 from syncd.sync.consumer.outcome import (
     NO_LONGER_HELD,
     Handover,
@@ -38,10 +47,11 @@ from syncd.sync.consumer.outcome import (
     alert_of_rebuild,
     by_cursor,
 )
+from syncd.sync.consumer.taken import Taken
 from syncd.sync.consumer.unrecorded import DOUBT, Doubts
 from syncd.sync.source.estimates import nearest_to_its_end
 from syncd.sync.source.followed import FollowedSource
-from syncd.sync.source.looking import look, trouble
+from syncd.sync.source.looking import choose_looks, look, trouble
 from syncd.types import Position, Snapshot
 
 LOCK_ALL_UP_TO = 8
@@ -49,12 +59,6 @@ LOCK_ALL_UP_TO = 8
 SETTINGS = ("service_settings", "plan_settings")
 RECENTLY_DIRTY_SECONDS = 5.0
 """Age of a source's last change up to which a pass locks it in advance."""
-OUTBOX_LOCK_TRIES = 10
-"""Number of attempts to lock the outbox, of 100 ms each.
-
-A slot is freed in milliseconds. Only VACUUM FULL and similar commands lock the outbox for longer;
-then the pass is put off.
-"""
 
 logger = structlog.get_logger()
 
@@ -75,6 +79,9 @@ class Pass:
     """Last outbox id at the previous pass."""
     handover: Handover | None = None
     doubts: Doubts = field(default_factory=Doubts)
+    prepared: Prepared = field(default_factory=Prepared)
+    ahead: Answers | None = None
+    """Answers to the first statements, if they were sent in one message."""
     history: str = ""
     next_xid: int = 0
     shard: Shard = WHOLE
@@ -103,8 +110,12 @@ class Pass:
         ]
         while True:
             try:
-                locked = self.begin(wanted)
-                return self.move(due, locked, all_sources)
+                oldest = min(
+                    [self.position.snapshot, *(each.cursor.position.snapshot for each in due)],
+                    key=Snapshot.age,
+                )
+                locked = self.begin(wanted, due, all_sources, oldest)
+                return self.move(due, locked, all_sources, oldest)
             except StartAgain as again:
                 self.rollback()
                 retry = [] if not again.args else again.args[0]
@@ -126,83 +137,66 @@ class Pass:
                 self.rollback()
                 raise
 
-    def begin(self, wanted: Sequence[FollowedSource]) -> list[FollowedSource]:
+    def begin(
+        self,
+        wanted: Sequence[FollowedSource],
+        due: Sequence[FollowedSource],
+        all_sources: Sequence[FollowedSource],
+        oldest: Snapshot,
+    ) -> list[FollowedSource]:
         """Open the transaction and lock the sources before there is a snapshot.
 
         Returns the sources that could be locked.
         """
+        self.ahead = None
         begin: list[sql.Composable] = [filled("passes", "begin_pass")]
         if self.pooled:
             begin.append(sql.SQL(local_settings(self.connection)))
         begin.append(filled("passes", "lock_outbox"))
         try:
-            self.connection.execute(
-                sql.SQL(";\n").join([*begin, *(each.source.lock() for each in wanted)])
-            )
+            if not self.pooled and psycopg.Pipeline.is_supported():
+                parameters = self.snapshot_parameters(wanted, oldest)
+                self.ahead = read_ahead(
+                    self.connection,
+                    self.prepared,
+                    all_sources,
+                    wanted,
+                    due,
+                    parameters,
+                    self.ask_keys,
+                )
+            if self.ahead is None:
+                self.connection.execute(
+                    sql.SQL(";\n").join([*begin, *(each.source.lock() for each in wanted)])
+                )
             return list(wanted)
         except (pg.LockNotAvailable, pg.InsufficientPrivilege):
             self.rollback()
-        self.begin_with_outbox(sql.SQL(";\n").join(begin))
-        locked = []
-        for each in wanted:
-            self.connection.execute(statement("passes", "savepoint"))
-            try:
-                self.connection.execute(each.source.lock())
-            except pg.LockNotAvailable:
-                self.connection.execute(statement("passes", "rollback_to_savepoint"))
-                each.behind(
-                    Trouble("another transaction holds a lock on the table"), now=time.monotonic()
-                )
-            except pg.InsufficientPrivilege:
-                self.connection.execute(statement("passes", "rollback_to_savepoint"))
-                role = sql.Identifier(self.connection.info.user).as_string()
-                grant = f"GRANT SELECT ON {each.source.identifier.as_string()} TO {role};"
-                refused = Trouble(f"role {role} may not read {each.source.name}", grant)
-                each.failed(refused, now=time.monotonic())
-            else:
-                locked.append(each)
-            self.connection.execute(statement("passes", "release_savepoint"))
-        return locked
-
-    def begin_with_outbox(self, begin: sql.Composed) -> None:
-        """Open the transaction and lock the outbox.
-
-        Raises ``psycopg.errors.LockNotAvailable`` if another session keeps it locked.
-        """
-        for _ in range(OUTBOX_LOCK_TRIES - 1):
-            try:
-                self.connection.execute(begin)
-                return
-            except pg.LockNotAvailable:
-                self.rollback()
-        self.connection.execute(begin)
+        begin_with_outbox(self.connection, sql.SQL(";\n").join(begin))
+        return lock_each(self.connection, wanted)
 
     def move(
         self,
         due: Sequence[FollowedSource],
         locked: Sequence[FollowedSource],
         all_sources: Sequence[FollowedSource],
+        oldest: Snapshot,
     ) -> PassOutcome:
         """The pass after the locks: from the snapshot to the new cursors."""
-        oldest = min(
-            [self.position.snapshot, *(each.cursor.position.snapshot for each in due)],
-            key=Snapshot.age,
-        )
-        snapshot, newest_outbox_id, names_changed, marked, freed = self.take_snapshot(
-            locked, oldest
-        )
+        taken = self.take_snapshot(locked, oldest)
+        snapshot, newest_outbox_id, freed = taken.snapshot, taken.newest_outbox_id, taken.freed
         for each in all_sources if self.doubts.moved else ():
             if each.source.table is not None:
                 each.doubt(f"{each.source.name}: {DOUBT}")
         if (
-            names_changed
+            taken.renamed(locked)
             or self.position.snapshot.lacks(freed)
-            or (marked and registry_changed(self.connection, self.position.snapshot))
+            or (taken.marked and registry_changed(self.connection, self.position.snapshot))
         ):
             sources = read_sources(self.connection, self.shard)
             self.commit()
             return PassOutcome(snapshot, newest_outbox_id, more=True, sources=sources)
-        if look(self.connection, all_sources, locked, prepare=not self.pooled):
+        if self.look(all_sources, locked):
             sources = read_sources(self.connection, self.shard)
             # psycopg forgets its prepared statements at a rollback; columns may have other types
             self.rollback()
@@ -224,22 +218,15 @@ class Pass:
                 each.rebuild(Position(snapshot, newest_outbox_id))
         if lacking:
             alert_of_rebuild(lacking[0].registry, lacking)
-        for cursor, group in by_cursor(ready).items():
+        groups = by_cursor(ready)
+        for cursor, group in groups.items():
             ids = [each.source.id for each in group]
             markers = (
                 read_markers(self.connection, cursor, ids)
-                if marked and cursor.window is None
+                if taken.marked and cursor.window is None
                 else []
             )
-            changes = read_changes(
-                self.connection,
-                cursor,
-                ids,
-                snapshot,
-                newer_than=self.known_outbox_id,
-                shard=self.shard,
-                unfiltered=[each.source.id for each in group if each.needs_every_change],
-            )
+            changes = self.changes(cursor, group, snapshot)
             outcome.outbox_rows += changes.rows
             outcome.newer_rows += changes.newer_rows
             dirty = {marker.source for marker in markers} | set(changes.keys)
@@ -253,6 +240,7 @@ class Pass:
             ]
             if unlocked:
                 raise StartAgain(unlocked)
+            last = None if taken.marked or len(groups) > 1 else self.last_read(group, changes)
             for each in group:
                 with guarded(self.connection, each):
                     for marker in markers:
@@ -261,7 +249,9 @@ class Pass:
                     if each.catalogue.rewritten:  # there was no marker of a truncation
                         each.catalogue.rewritten = False
                         each.doubt(f"{each.source.name}: the table was rewritten", believed=True)
-                    outcome.changed_rows += bring(self.connection, each, changes)
+                    outcome.changed_rows += bring(
+                        self.connection, each, changes, commit=each is last
+                    )
                 outcome.more |= changes.cursor.window is not None or each.rereads
         scanned = [
             each
@@ -269,12 +259,14 @@ class Pass:
             if each.scan is not None and each.cursor.window is None and each.failure is None
         ]
         if scanned:  # one page per pass: changes of the other sources do not wait
-            nearest = nearest_to_its_end(self.connection, scanned)
-            if not self.doubts.begins_again:
+            if not self.doubts.begins_again and not self.ended:
+                nearest = nearest_to_its_end(self.connection, scanned)
                 with guarded(self.connection, nearest):
                     scan_page(self.connection, nearest)
             outcome.more = True
         outcome.handed_over = self.hand_over(snapshot, newest_outbox_id, all_sources)
+        if not outcome.more and not self.ended and not self.pooled:
+            prepare_reads(self.connection, self.prepared, locked, self.ask_keys)
         self.commit()
         for each in ready:
             if each.retry_at <= now:
@@ -306,65 +298,97 @@ class Pass:
         self.handover.take(row[0], Position(snapshot, newest_outbox_id), wanted)
         return True
 
-    def take_snapshot(
-        self, locked: Sequence[FollowedSource], oldest: Snapshot
-    ) -> tuple[Snapshot, int, bool, bool, Snapshot | None]:
+    def take_snapshot(self, locked: Sequence[FollowedSource], oldest: Snapshot) -> Taken:
         """Take the snapshot, and read with it the facts that decide how the pass goes on.
 
-        Returns the snapshot, the newest outbox id, whether a locked table's name now belongs to
-        another oid, whether there are markers, and the freed transactions. Raises an error if this
-        process or this server must no longer be followed.
+        Raises an error if this process or this server must no longer be followed.
         """
-        oids = array(each.source.oid for each in locked)
-        parameters = [self.consumer, oids, *unseen(oldest)]
-        query = statement("passes", "read_snapshot")
-        row = self.connection.execute(query, parameters, prepare=True).fetchone()
-        assert row is not None
-        (
-            snapshot,
-            newest_outbox_id,
-            in_recovery,
-            run_id,
-            names,
-            marked,
-            freed,
-            history,
-            self.next_xid,
-            doubts,
-        ) = row
-        if in_recovery:
-            raise DatabaseUnreachable(
-                "the server has become a standby", hint="name all hosts in SYNCD_DSN"
+        if self.ahead is not None:
+            row: Any = self.ahead.snapshot
+        else:
+            query, parameters = (
+                statement("passes", "read_snapshot"),
+                self.snapshot_parameters(locked, oldest),
             )
-        if run_id is None:
-            raise ConsumerReplaced(
-                f"the row of consumer {self.consumer!r} was deleted from syncd.consumers",
-                hint="start syncd again if it was not meant to go: it reads the tables again",
-            )
-        if run_id != self.run_id:
-            raise ConsumerReplaced(
-                f"another process has taken the consumer name {self.consumer!r}",
-                hint="stop one of them, or give each its own SYNCD_CONSUMER",
-            )
-        if history is None or not history.startswith(self.incarnation[:8]):
-            raise DatabaseUnreachable(
-                "the database was restored from a dump",
-                hint="wait: syncd connects again, and compares every row",
-            )
-        self.history = history
-        expected = {(each.source.oid, each.source.schema, each.source.table) for each in locked}
-        names_changed = {tuple(name) for name in names} != expected
-        freed = None if freed is None else Snapshot.parse(freed)
-        taken = Snapshot.parse(snapshot)
-        self.doubts.note(doubts, taken)
-        return taken, newest_outbox_id, names_changed, marked, freed
+            row = self.connection.execute(query, parameters, prepare=True).fetchone()
+            assert row is not None
+            self.prepared.names.add("read_snapshot")
+        taken = Taken.parse(row)
+        taken.check(consumer=self.consumer, run_id=self.run_id, incarnation=self.incarnation)
+        self.history, self.next_xid = taken.history or "", taken.next_xid
+        self.doubts.note(taken.doubts, taken.snapshot)
+        return taken
+
+    def snapshot_parameters(self, locked: Sequence[FollowedSource], oldest: Snapshot) -> list[str]:
+        """Parameters of ``read_snapshot``."""
+        return [self.consumer, array(each.source.oid for each in locked), *unseen(oldest)]
+
+    def look(self, all_sources: Sequence[FollowedSource], locked: Sequence[FollowedSource]) -> bool:
+        """Compare the catalogue with the known one; returns if the registry must be read again."""
+        if self.ahead is not None:
+            return look(self.connection, self.ahead.looks, self.ahead.found)
+        looks = choose_looks(all_sources, locked)
+        found = read_catalogues(self.connection, looks.looks, prepare=not self.pooled)
+        self.prepared.names.update(questions(looks.looks))
+        return look(self.connection, looks, found)
+
+    def changes(self, cursor: Cursor, group: Sequence[FollowedSource], now: Snapshot) -> Changes:
+        """The next page of changed keys of the sources at one cursor."""
+        ids = [each.source.id for each in group]
+        answers = None if self.ahead is None else self.ahead.keys.get((cursor, tuple(ids)))
+        changes = read_changes(
+            self.connection,
+            cursor,
+            ids,
+            now,
+            newer_than=self.known_outbox_id,
+            shard=self.shard,
+            unfiltered=unfiltered(group),
+            answers=answers,
+        )
+        if changes.cursor.window is None:  # then each of its statements was run
+            self.prepared.names.update(name for name, _ in key_queries(cursor))
+        return changes
+
+    def ask_keys(
+        self, name: str, bounds: Sequence[str], group: Sequence[FollowedSource]
+    ) -> psycopg.Cursor:
+        """Ask for a page of changed keys, before the answers are needed."""
+        ids = [each.source.id for each in group]
+        parameters = key_parameters(bounds, ids, PAGE_ROWS, self.known_outbox_id, unfiltered(group))
+        return ask_keys(self.connection, name, parameters, self.shard)
+
+    def last_read(self, group: Sequence[FollowedSource], changes: Changes) -> FollowedSource | None:
+        """The source whose rows are the last that this pass reads: COMMIT goes with that message.
+
+        None if it is not sure which one that is, or that the read stays prepared if it fails.
+        """
+        reads = [each for each in group if each.source.id in changes.keys]
+        if (
+            not reads
+            or self.pooled
+            or self.handover is not None
+            or any(each.scan is not None or each.catalogue.rewritten for each in group)
+            or not all(is_read_at_once(each, changes) for each in group)
+        ):
+            return None
+        source = reads[-1].source
+        ready = source.partitions is not None or source.keys_query in self.prepared.names
+        return reads[-1] if ready and psycopg.Pipeline.is_supported() else None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the transaction has ended with the last read."""
+        return self.connection.info.transaction_status is TransactionStatus.IDLE
 
     def commit(self) -> None:
-        """End the transaction."""
-        self.connection.execute(statement("passes", "commit"))
+        """End the transaction, if it has not ended with the last read."""
+        if not self.ended:
+            self.connection.execute(statement("passes", "commit"))
 
     def rollback(self) -> None:
         """End the transaction, if the connection is still there."""
+        self.prepared.names.clear()
         if not self.connection.closed:
             self.connection.execute(statement("passes", "rollback"))
 
@@ -377,3 +401,8 @@ def local_settings(connection: psycopg.Connection) -> LiteralString:
 def session_settings(connection: psycopg.Connection) -> LiteralString:
     """Settings of a pass, for a session that is not shared."""
     return session.own_session_settings(connection, *SETTINGS, limits=statement("passes", "limits"))
+
+
+def unfiltered(group: Sequence[FollowedSource]) -> list[int]:
+    """The sources of which a shard needs the changed keys of all shards."""
+    return [each.source.id for each in group if each.needs_every_change]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import psycopg
 from psycopg import errors as pg
@@ -46,20 +47,24 @@ COMPARE_SECONDS = 50.0
 """Time between two comparisons while triggers do not record every write."""
 
 
-def look(
-    connection: psycopg.Connection,
-    all_sources: Sequence[FollowedSource],
-    locked: Sequence[FollowedSource],
-    *,
-    prepare: bool,
-) -> bool:
-    """Compare the facts under the transaction's snapshot with the facts seen before.
+@dataclass(frozen=True, slots=True)
+class Looks:
+    """The sources that a pass looks at, and how."""
 
-    If there are few sources, it looks at all of them. Otherwise it looks at the locked ones, whose
-    rows this pass may read, and at some of the others in turn. Returns whether the registry must be
-    read again.
+    now: float
+    chosen: dict[int, FollowedSource]
+    whole: set[int]
+    """Ids of the sources that get a whole look."""
+    looks: dict[int, Look]
+
+
+def choose_looks(all_sources: Sequence[FollowedSource], locked: Sequence[FollowedSource]) -> Looks:
+    """The sources to look at.
+
+    If there are few sources, they are all. Otherwise they are the locked ones, whose rows this pass
+    may read, and some of the others in turn.
     """
-    now, anew = time.monotonic(), False
+    now = time.monotonic()
     late = sorted(
         (each for each in all_sources if each.catalogue.looked_at < now - LOOK_SECONDS),
         key=lambda each: each.catalogue.looked_at,
@@ -67,8 +72,6 @@ def look(
     whole = {each.source.id for each in late}
     few = all_sources if len(all_sources) <= FEW_SOURCES else locked
     chosen = {each.source.id: each for each in (*few, *late)}
-    if not chosen:
-        return False
     looks = {
         number: Look(
             each.catalogue.seen,
@@ -77,16 +80,24 @@ def look(
         )
         for number, each in chosen.items()
     }
-    found = read_catalogues(connection, looks, prepare=prepare)
+    return Looks(now, chosen, whole, looks)
+
+
+def look(connection: psycopg.Connection, at: Looks, found: dict[int, str]) -> bool:
+    """Compare the facts ``found`` under the transaction's snapshot with the facts seen before.
+
+    Returns whether the registry must be read again.
+    """
+    now, anew = at.now, False
     changed = {
         number: look._replace(partitions=True, rules=True)
-        for number, look in looks.items()
+        for number, look in at.looks.items()
         if not look.rules and number in found and found[number] != look.seen
     }
     if changed:
-        found |= read_catalogues(connection, changed, prepare=False)
-    for source_id, each in chosen.items():
-        if source_id in whole:
+        found = found | read_catalogues(connection, changed, prepare=False)
+    for source_id, each in at.chosen.items():
+        if source_id in at.whole:
             each.catalogue.looked_at = now
         text = found.get(source_id)
         if text is None:

@@ -15,6 +15,7 @@ for indexed rows, for which it worked before.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Set
+from contextlib import nullcontext
 from functools import partial
 
 import psycopg
@@ -49,11 +50,15 @@ def read_by_keys(
     *,
     careful: bool,
     some_indexed: SomeIndexed,
+    commit: bool = False,
 ) -> tuple[Rows, list[Key]]:
-    """Live rows by key, and the keys of the rows on which an expression fails."""
+    """Live rows by key, and the keys of the rows on which an expression fails.
+
+    With ``commit`` they are the last of the transaction, and the read is not careful.
+    """
     read = partial(read_some, connection, source)
     if not careful:
-        return Rows.of(read(keys)), []
+        return Rows.of(read(keys, commit=commit)), []
     check_rules(connection, source)
     found, failing = halving(connection, read, keys)
     if failing and not found:
@@ -61,15 +66,19 @@ def read_by_keys(
     return Rows.of(found), failing
 
 
-def read_some(connection: psycopg.Connection, source: Source, keys: Sequence[Key]) -> Fetched:
-    """Live rows by key."""
-    if source.partitions is not None:
-        connection.execute(statement("passes", "plan_with_keys"))
-    return (
-        psycopg.RawCursor(connection)
-        .execute(source.read_keys(), [source.key_array(keys)], prepare=source.prepare, binary=True)
-        .fetchall()
-    )
+def read_some(
+    connection: psycopg.Connection, source: Source, keys: Sequence[Key], *, commit: bool = False
+) -> Fetched:
+    """Live rows by key; with ``commit`` the same message ends the transaction."""
+    cursor = psycopg.RawCursor(connection)
+    with connection.pipeline() if commit else nullcontext():
+        if source.partitions is not None:
+            connection.execute(statement("passes", "plan_with_keys"))
+        parameters = [source.key_array(keys)]
+        cursor.execute(source.keys_query, parameters, prepare=source.prepare, binary=True)
+        if commit:
+            connection.execute(statement("passes", "commit"), prepare=False)
+    return cursor.fetchall()
 
 
 def check_rules(connection: psycopg.Connection, source: Source) -> None:

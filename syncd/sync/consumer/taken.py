@@ -1,0 +1,65 @@
+"""The snapshot of a pass, and the facts that decide whether and how the pass goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from syncd.errors import ConsumerReplaced, DatabaseUnreachable
+from syncd.sync.source.followed import FollowedSource
+from syncd.types import Snapshot
+
+
+class Taken(NamedTuple):
+    """The row of ``read_snapshot``."""
+
+    snapshot: Snapshot
+    newest_outbox_id: int
+    in_recovery: bool
+    run_id: str | None
+    names: list[tuple[int, str, str]]
+    """Oid, schema and present name of each locked table."""
+    marked: bool
+    """Whether there are markers since the oldest position."""
+    freed: Snapshot | None
+    history: str | None
+    next_xid: int
+    doubts: int
+
+    @classmethod
+    def parse(cls, row: Sequence[Any]) -> Taken:
+        """The facts of a row."""
+        taken = cls(*row)
+        return taken._replace(
+            snapshot=Snapshot.parse(row[0]),
+            names=[(oid, schema, name) for oid, schema, name in taken.names],
+            freed=None if taken.freed is None else Snapshot.parse(row[6]),
+        )
+
+    def check(self, *, consumer: str, run_id: str, incarnation: str) -> None:
+        """Raise an error if this process or this server must no longer be followed."""
+        if self.in_recovery:
+            raise DatabaseUnreachable(
+                "the server has become a standby", hint="name all hosts in SYNCD_DSN"
+            )
+        if self.run_id is None:
+            raise ConsumerReplaced(
+                f"the row of consumer {consumer!r} was deleted from syncd.consumers",
+                hint="start syncd again if it was not meant to go: it reads the tables again",
+            )
+        if self.run_id != run_id:
+            raise ConsumerReplaced(
+                f"another process has taken the consumer name {consumer!r}",
+                hint="stop one of them, or give each its own SYNCD_CONSUMER",
+            )
+        if self.history is None or not self.history.startswith(incarnation[:8]):
+            raise DatabaseUnreachable(
+                "the database was restored from a dump",
+                hint="wait: syncd connects again, and compares every row",
+            )
+
+    def renamed(self, locked: Sequence[FollowedSource]) -> bool:
+        """Whether the name of a locked table now belongs to another oid."""
+        return set(self.names) != {
+            (each.source.oid, each.source.schema, each.source.table) for each in locked
+        }
