@@ -179,28 +179,7 @@ class PgvectorEngine:
     def open(self) -> Iterator[Connected[PGresult]]:
         """Connect, set ``ef_search`` and prepare."""
         with self.connect() as connection:
-            prepared = connection.pgconn.prepare(
-                b"nearest", self.query(sql.SQL("$1")).as_bytes(connection)
-            )
-            if prepared.error_message:
-                raise DatabaseError(prepared.error_message.decode())
-            execute, formats = connection.pgconn.exec_prepared, [BINARY]
-
-            def ask(request: bytes) -> PGresult:
-                answer = execute(b"nearest", [request], formats, BINARY)
-                if answer.status != ExecStatus.TUPLES_OK:
-                    raise DatabaseError(answer.error_message.decode())
-                return answer
-
-            def keys(answer: PGresult) -> list[int]:
-                found = b"".join(answer.get_value(row, 0) or b"" for row in range(answer.ntuples))
-                return list(struct.unpack(f">{answer.ntuples}q", found))
-
-            yield Connected(
-                lambda vector: struct.pack(">hh", len(vector), 0) + vector.astype(">f4").tobytes(),
-                ask,
-                keys,
-            )
+            yield prepared(connection, self.query(sql.SQL("$1")).as_bytes(connection))
 
     def plan(self, vector: NDArray[np.float32]) -> str:
         """The nodes of the plan of a search, from the top down, each with its index."""
@@ -241,3 +220,27 @@ class PgvectorEngine:
             "limit": sql.Literal(self.filter.limit),
         }
         return filled("bench", "nearest_below", **names)
+
+
+def prepared(connection: psycopg.Connection, query: bytes) -> Connected[PGresult]:
+    """Searches by a query of one parameter, pgvector's vector, whose rows are bigint keys."""
+    result = connection.pgconn.prepare(b"nearest", query)
+    if result.error_message:
+        raise DatabaseError(result.error_message.decode())
+    execute, formats = connection.pgconn.exec_prepared, [BINARY]
+
+    def ask(request: bytes) -> PGresult:
+        answer = execute(b"nearest", [request], formats, BINARY)
+        if answer.status != ExecStatus.TUPLES_OK:
+            raise DatabaseError(answer.error_message.decode())
+        return answer
+
+    def keys(answer: PGresult) -> list[int]:
+        found = b"".join(answer.get_value(row, 0) or b"" for row in range(answer.ntuples))
+        return list(struct.unpack(f">{answer.ntuples}q", found))
+
+    return Connected(
+        lambda vector: struct.pack(">hh", len(vector), 0) + vector.astype(">f4").tobytes(),
+        ask,
+        keys,
+    )

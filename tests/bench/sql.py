@@ -5,7 +5,6 @@ The server has both extensions: dblink and pgvector.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -14,11 +13,11 @@ from typing import Any
 import numpy as np
 import psycopg
 from numpy.typing import NDArray
-from psycopg.pq import ExecStatus
 from psycopg.pq.abc import PGresult
 
+from syncd.bench import engines
 from syncd.bench.clients import clients
-from syncd.bench.engines import BINARY, Connected
+from syncd.bench.engines import Connected
 from syncd.bench.environment import Environment
 from syncd.bench.reported import report
 from syncd.bench.search import Comparison, Ladder, Point, compare, take_turns
@@ -27,7 +26,7 @@ from syncd.bench.versus import FOLLOWED, Build, Pair, Turns, pair
 from syncd.cli.bench_options import prepared
 from syncd.client.client import Client
 from syncd.cores import memory_bytes
-from syncd.errors import DatabaseError, SettingsError
+from syncd.errors import SettingsError
 from tests.integration.searching import PGVECTOR, programs_with_dblink, settings_with_pgvector
 from tests.servers import PostgresServer, free_port
 
@@ -35,17 +34,23 @@ TOKEN = "of the benchmark"  # noqa: S105 - listens on 127.0.0.1
 
 
 @dataclass(frozen=True, slots=True)
-class ClientEngine:
-    """The RPC over TCP, by ``syncd.connect``."""
+class Targeted:
+    """A way to search for a recall target, at an address."""
 
     address: str
     recall: float
-    name: str = "syncd client"
 
     @property
     def setting(self) -> str:
         """The recall target."""
         return f"recall {self.recall:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class ClientEngine(Targeted):
+    """The RPC over TCP, by ``syncd.connect``."""
+
+    name: str = "syncd client"
 
     @contextmanager
     def open(self) -> Iterator[Connected[list[Any]]]:
@@ -61,17 +66,10 @@ class ClientEngine:
 
 
 @dataclass(frozen=True, slots=True)
-class PsycopgEngine:
+class PsycopgEngine(Targeted):
     """The listener, by psycopg, with the vector as a text."""
 
-    port: int
-    recall: float
     name: str = "psycopg"
-
-    @property
-    def setting(self) -> str:
-        """The recall target."""
-        return f"recall {self.recall:g}"
 
     @contextmanager
     def open(self) -> Iterator[Connected[list[tuple[str, float]]]]:
@@ -80,8 +78,7 @@ class PsycopgEngine:
             f"SELECT key, distance FROM search('{FOLLOWED}', %s, k => {K}, "
             f"recall => {self.recall:g})"
         ).encode()
-        target = f"host=127.0.0.1 port={self.port} user=any dbname=any password='{TOKEN}'"
-        with psycopg.connect(target, autocommit=True) as connection:
+        with psycopg.connect(self.address, autocommit=True) as connection:
             yield Connected(
                 text_of,
                 lambda request: connection.execute(
@@ -92,17 +89,10 @@ class PsycopgEngine:
 
 
 @dataclass(frozen=True, slots=True)
-class JoinedEngine:
+class JoinedEngine(Targeted):
     """``syncd.search`` in a statement of PostgreSQL, joined with the table."""
 
-    conninfo: str
-    recall: float
     name: str = "syncd.search"
-
-    @property
-    def setting(self) -> str:
-        """The recall target."""
-        return f"recall {self.recall:g}"
 
     @contextmanager
     def open(self) -> Iterator[Connected[PGresult]]:
@@ -112,26 +102,8 @@ class JoinedEngine:
             f"recall => {self.recall:g}) AS s "
             f"JOIN syncd_bench.{FOLLOWED} AS c ON c.id = s.key::bigint ORDER BY s.distance"
         )
-        with psycopg.connect(self.conninfo, autocommit=True) as connection:
-            prepared = connection.pgconn.prepare(b"near", query.encode())
-            if prepared.error_message:
-                raise DatabaseError(prepared.error_message.decode())
-
-            def ask(request: bytes) -> PGresult:
-                answer = connection.pgconn.exec_prepared(b"near", [request], [BINARY], BINARY)
-                if answer.status != ExecStatus.TUPLES_OK:
-                    raise DatabaseError(answer.error_message.decode())
-                return answer
-
-            def keys(answer: PGresult) -> list[int]:
-                found = b"".join(answer.get_value(row, 0) or b"" for row in range(answer.ntuples))
-                return list(struct.unpack(f">{answer.ntuples}q", found))
-
-            yield Connected(
-                lambda vector: struct.pack(">hh", len(vector), 0) + vector.astype(">f4").tobytes(),
-                ask,
-                keys,
-            )
+        with psycopg.connect(self.address, autocommit=True) as connection:
+            yield engines.prepared(connection, query.encode())
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,14 +183,14 @@ def measure(
                 wanted = measured.of(joined)
                 ladder[joined] = measured.bracket(both.pgvector, wanted) if turns.versus else []
                 ladder |= {each: [] for each in beside(both, ports, target)}
-        engines = list(
+        ways = list(
             dict.fromkeys(each for mine, others in ladder.items() for each in (mine, *others))
         )
         points = [
             point
             for searchers in sets
             for point in take_turns(
-                where, searchers.asking(measured.searchers.queries), engines, measured, turns
+                where, searchers.asking(measured.searchers.queries), ways, measured, turns
             )
         ]
         return SqlReport(
@@ -233,8 +205,9 @@ def measure(
 
 def beside(both: Pair, ports: Ports, target: float) -> list[Any]:
     """The ways without PostgreSQL: the RPC as bytes, by the client, and the listener by psycopg."""
-    address = f"tcp://127.0.0.1:{ports.rpc}"
-    return [both.syncd(target), ClientEngine(address, target), PsycopgEngine(ports.sql, target)]
+    rpc = f"tcp://127.0.0.1:{ports.rpc}"
+    sql = f"host=127.0.0.1 port={ports.sql} user=any dbname=any password='{TOKEN}'"
+    return [both.syncd(target), ClientEngine(rpc, target), PsycopgEngine(sql, target)]
 
 
 def text_of(vector: NDArray[np.float32]) -> bytes:
