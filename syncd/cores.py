@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import math
 import os
 from pathlib import Path
@@ -59,3 +60,8 @@ def folders() -> list[Path]:
 def memory_bytes() -> int:
     """Bytes of memory of the machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def has_uvloop() -> bool:
+    """Whether the faster event loop is installed."""
+    return importlib.util.find_spec("uvloop") is not None

@@ -6,7 +6,8 @@ SyncdError
 ├── RequestError              answered to one RPC request, which alone fails
 │   ├── UnknownDataset  UnknownKey  DimensionMismatch
 │   ├── InvalidVector  InvalidFilter  InvalidParams
-│   └── NotReady  Overloaded  TimedOut  Unauthorized  TooLarge
+│   ├── NotReady  Overloaded  TimedOut  Unauthorized  TooLarge
+│   └── ShardsUnavailable
 ├── SettingsError             a wrong setting or wrong usage: exit 2
 ├── DatabaseError             the database cannot be used in its present state
 │   ├── DatabaseUnreachable  NotInstalled  WrongSchemaVersion  ConsumerReplaced
@@ -158,6 +159,12 @@ class TooLarge(RequestError):
     """The request is larger than the service accepts."""
 
     kind = "too_large"
+
+
+class ShardsUnavailable(RequestError):
+    """Some shards did not answer, and the request does not allow an answer without them."""
+
+    kind = "shards_unavailable"
 
 
 class SettingsError(SyncdError):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import resource
 import signal
-import socket
 import sys
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from importlib.metadata import version
 
@@ -19,9 +17,9 @@ import structlog
 from anyio import TASK_STATUS_IGNORED, CancelScope, create_task_group
 from anyio.abc import TaskGroup, TaskStatus
 
-from syncd.client.address import TCP_SCHEME, TLS_SCHEME
-from syncd.cores import available_cores
-from syncd.errors import DatabaseUnreachable, DataDirectoryError, SyncdError
+from syncd.cluster.own_shard import advertised, check_shard
+from syncd.cores import available_cores, has_uvloop
+from syncd.errors import DatabaseUnreachable, SyncdError
 from syncd.host_port import join_host_port
 from syncd.index.storage.arena import Arena
 from syncd.ops.notify import notify
@@ -42,7 +40,6 @@ from syncd.settings import Settings
 from syncd.shard import WHOLE
 from syncd.store.checkpoint import CheckpointStore
 from syncd.store.data_dir import locked_data_dir
-from syncd.store.manifest import Manifest
 from syncd.supervision import Tasks
 from syncd.sync.background.builder import Builder
 from syncd.sync.background.checkpoints import Checkpointer
@@ -72,8 +69,6 @@ LAST_REPORT_SECONDS = 2.0
 """How long a stop waits for the last report to the database."""
 STOP_REQUESTS_SECONDS = 8.0
 """How long a stop waits for requests under way."""
-ALL_ADDRESSES = frozenset({"0.0.0.0", "::"})  # noqa: S104 - recognised, not listened on
-"""Hosts that stand for every address of the machine."""
 FILES_BESIDE_CONNECTIONS = 400
 """Descriptors for the database, a checkpoint's files, spare connections, and refused ones."""
 
@@ -101,11 +96,6 @@ async def run(
 async def run_with(settings: Settings, once: bool, say: Callable[[str], None]) -> None:
     """``run`` for callers that can only pass positional arguments."""
     await run(settings, once=once, say=say)
-
-
-def has_uvloop() -> bool:
-    """Whether the faster event loop is installed."""
-    return importlib.util.find_spec("uvloop") is not None
 
 
 class Service:
@@ -358,36 +348,6 @@ class Service:
                     os._exit(1)
                 logger.info("stopping", signal=number.name)
                 self.stopping.set()
-
-
-def check_shard(settings: Settings, manifest: Manifest | None) -> None:
-    """Raise ``DataDirectoryError`` if the data directory belongs to another shard."""
-    shard = settings.own_shard or WHOLE
-    if manifest is None or manifest.shard == str(shard):
-        return
-    has = f"shard {manifest.shard}" if manifest.shard != str(WHOLE) else "a syncd without --shard"
-    flag = f"--shard {manifest.shard}" if manifest.shard != str(WHOLE) else "no --shard"
-    wanted = f"shard {shard}" if settings.shard is not None else "a syncd without --shard"
-    raise DataDirectoryError(
-        f"the data directory {settings.data_dir} belongs to {has}, this is {wanted}",
-        hint=f"start it with {flag}, or give this one an empty directory: SYNCD_DATA_DIR",
-    )
-
-
-def advertised(settings: Settings, listening: Sequence[tuple[str, int]]) -> str:
-    """The address at which a router reaches this syncd: a client's address.
-
-    It is the one that is set, else the one on which the RPC listens over TCP, with this machine's
-    name in place of all addresses, else the path of the socket.
-    """
-    scheme = TCP_SCHEME if settings.tls is None else TLS_SCHEME
-    if settings.advertise:
-        return settings.advertise if "://" in settings.advertise else scheme + settings.advertise
-    if not listening:
-        return str(settings.socket_path)
-    host, port = listening[0]
-    named = socket.gethostname() if host in ALL_ADDRESSES else host
-    return scheme + join_host_port(named, port)
 
 
 def shared_memory(settings: Settings) -> tuple[Board, Arena] | None:

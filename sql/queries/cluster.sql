@@ -13,3 +13,14 @@ WHERE NOT EXISTS (SELECT FROM syncd.consumers AS c WHERE c.layout = l.shards);
 -- name: notify
 -- Routers look at once. A full queue would fail the transaction: then they look a little later.
 SELECT pg_notify('syncd_cluster', '') WHERE pg_notification_queue_usage() < 0.5;
+
+-- name: listen
+LISTEN syncd_cluster;
+
+-- name: read_layout
+-- The number of shards that answer, and each consumer that is a shard of any layout.
+SELECT (SELECT l.shards FROM syncd.layout AS l), c.name, c.shard, c.layout, c.replica, c.address,
+       extract(epoch FROM clock_timestamp() - c.reported_at)::double precision, c.state,
+       c.lag_seconds
+FROM (SELECT) AS one LEFT JOIN syncd.consumers AS c ON c.shard IS NOT NULL
+ORDER BY c.layout, c.shard, c.replica;

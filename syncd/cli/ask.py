@@ -23,6 +23,7 @@ from syncd.errors import SettingsError
 from syncd.ops.findings import since
 from syncd.protocol.messages import MAX_RESULTS, MOST_MEASURED, DatasetVerified, SearchResult
 from syncd.settings import load_settings
+from syncd.shard import WHOLE
 
 ANSWERING = ("ready", "rebuilding")
 STATUS_ROWS = (
@@ -113,6 +114,13 @@ def status(
     rows: list[tuple[str, Any]] = [(name, getattr(found, name)) for name in STATUS_ROWS]
     if found.position is not None:
         rows.append(("position", f"{found.position.snapshot} outbox_id {found.position.outbox_id}"))
+    if found.shard != str(WHOLE):
+        rows.append(("shard", found.shard))
+    rows += [
+        (f"shard {shard}", f"{each.snapshot} outbox_id {each.outbox_id}")
+        for shard, each in found.positions.items()
+    ]
+    rows += [(f"shard {each.shard}", f"missing: {each.reason}") for each in found.missing]
     rows += [
         ("", f"{each.rows} rows of {each.source} with {each.reason}") for each in found.quarantine
     ]

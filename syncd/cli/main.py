@@ -25,6 +25,7 @@ for command in (
     schema.attach,
     schema.detach,
     serve.serve,
+    serve.route,
     ask.search,
     ask.status,
     ask.datasets,

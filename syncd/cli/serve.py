@@ -13,6 +13,7 @@ import typer
 from syncd.cli.options import DataDir, Dsn, Embedded
 from syncd.cli.output import exit_status, report
 from syncd.cli.session import database
+from syncd.cores import has_uvloop
 from syncd.errors import SyncdError
 from syncd.log import configure_logging
 from syncd.postgres import schema
@@ -79,7 +80,7 @@ def serve(
                 found,
                 once,
                 say,
-                backend_options={"use_uvloop": service.has_uvloop()},
+                backend_options={"use_uvloop": has_uvloop()},
             )
         status = 0
     except SyncdError as error:
@@ -88,6 +89,38 @@ def serve(
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)  # a thread may still wait for a database that does not answer
+
+
+def route(
+    dsn: Dsn = None,
+    listen: Annotated[
+        str | None,
+        typer.Option(help="host:port for clients over TCP.", show_default="SYNCD_LISTEN"),
+    ] = None,
+    socket: Annotated[
+        Path | None, typer.Option(help="RPC socket.", show_default="SYNCD_SOCKET, none")
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log more.")] = False,
+) -> None:
+    """Answer from all shards: ask each one, and merge the answers. Clients need no change.
+
+    The shards are those that have registered in the database; see syncd serve --shard.
+
+    Example: SYNCD_TOKEN=secret syncd route --listen 127.0.0.1:7432
+    """
+    configure_logging(verbose=verbose)
+    settings = load_settings(dsn=dsn, listen=listen, socket=socket)
+    from syncd.cluster import serving  # imported here, as in serve
+
+    try:
+        anyio.run(serving.run, settings, say, backend_options={"use_uvloop": has_uvloop()})
+        status = 0
+    except SyncdError as error:
+        report(error)
+        status = exit_status(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def say(line: str) -> None:

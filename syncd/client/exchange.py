@@ -78,9 +78,13 @@ def allowed_seconds(call: Call[T], timeout: float | None) -> float | None:
     return timeout + call.patience_seconds
 
 
-def timed_out(call: Call[T], address: object, seconds: float | None) -> TimedOut:
+class NoAnswer(TimedOut):
+    """The service has not answered; an answer that the time ran out is a plain ``TimedOut``."""
+
+
+def timed_out(call: Call[T], address: object, seconds: float | None) -> NoAnswer:
     """The error of a service that does not answer."""
-    return TimedOut(
+    return NoAnswer(
         f"{address} has not answered {call.method} within {seconds:g} s",
         hint="see its state with: syncd status",
     )

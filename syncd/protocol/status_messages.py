@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from syncd.protocol.messages import WireKey, WirePosition
+from syncd.protocol.messages import MissingShard, WireKey, WirePosition
 from syncd.types import IndexKind, Metric, RecallOf, State
 
 
@@ -124,6 +124,10 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     failing_tasks: list[FailingTask] = []
     shard: str = "0/1"
     """The shard whose rows it has; all rows are ``0/1``."""
+    positions: dict[str, WirePosition] = {}
+    """Of a router: the positions of the shards; see ``SearchResult``."""
+    coverage: float = 1.0
+    missing: list[MissingShard] = []
     verify: VerifyStatus | None = None
     readers: list[ReaderStatus] = []
     """The processes that answer searches beside the main process."""

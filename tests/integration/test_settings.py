@@ -94,11 +94,13 @@ CONTRACT = re.findall(
     SYNCD_VERIFY_SECONDS SYNCD_MAX_STALENESS_SECONDS SYNCD_WEBHOOK_URL SYNCD_NOTIFY
     SYNCD_OUTBOX_MAX_ROWS SYNCD_RECALL SYNCD_READERS SYNCD_SQL_LISTEN""",
 )
+OF_SHARDS = ("SYNCD_SHARD", "SYNCD_REPLICA", "SYNCD_ADVERTISE")
+"""The settings that the flags of a shard set."""
 
 
 def test_every_setting_of_the_contract_is_read_and_described_and_there_is_no_other() -> None:
     assert [*shown()] == [f"SYNCD_{name.upper()}" for name in Settings.model_fields]
-    assert sorted(shown()) == sorted(CONTRACT)
+    assert sorted(shown()) == sorted([*CONTRACT, *OF_SHARDS])
     printed = run("config", cwd=Path.cwd()).stdout
     for name, field in Settings.model_fields.items():
         line = next(

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import signal
+import socket
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import psycopg
 import pytest
 from psycopg import sql
 
-from syncd.errors import SettingsError
+from syncd.client.client import Client
+from syncd.errors import (
+    DimensionMismatch,
+    InvalidParams,
+    SettingsError,
+    ShardsUnavailable,
+    UnknownDataset,
+    UnknownKey,
+)
 from syncd.ops.check import examine
 from syncd.postgres.layout import read_sources
 from syncd.postgres.outbox import Changes, Cursor, read_changes
@@ -24,8 +36,10 @@ from tests.conftest import TEMPLATE, Servers
 from tests.daemon import Daemon
 from tests.integration.commands import assert_failed, run
 from tests.integration.test_refused_starts import refused_start
+from tests.scrape import readyz, sample, samples, wait_for_event
 
 SHARDS = 3
+TOKEN = "of a test"  # noqa: S105
 ROWS = 60
 KEYS = {
     "numbers": ("id bigint", "id", "{i}"),
@@ -116,16 +130,18 @@ def cluster(conninfo: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         write(db, 1, ROWS)
     folder = tmp_path_factory.mktemp("shards")
     shards = [Daemon(conninfo, folder / str(number)) for number in range(SHARDS)]
-    for number, shard in enumerate(shards):
-        shard.settings["shard"] = f"{number}/{SHARDS}"
-        shard.spawn()
-    for shard in shards:
-        assert shard.process is not None
-        assert shard.wait_for_line(shard.process).startswith(b"ready"), shard.log.read_text()
-    yield shards
-    for shard in shards:
-        if shard.process is not None:
-            shard.kill()
+    try:
+        for number, shard in enumerate(shards):
+            shard.settings["shard"] = f"{number}/{SHARDS}"
+            shard.spawn()
+        for shard in shards:
+            assert shard.process is not None
+            assert shard.wait_for_line(shard.process).startswith(b"ready"), shard.log.read_text()
+        yield shards
+    finally:
+        for shard in shards:
+            if shard.process is not None:
+                shard.kill()
 
 
 def assert_each_row_once(cluster: Sequence[Daemon], db: psycopg.Connection) -> None:
@@ -276,3 +292,171 @@ def test_the_server_sends_a_shard_only_its_own_keys_and_counts_all(db: psycopg.C
         assert 100 < len(keys) < 170
         seen += keys
     assert sorted(map(int, seen)) == list(range(400))
+
+
+@pytest.fixture(scope="module")
+def router(cluster: list[Daemon], conninfo: str) -> Iterator[Daemon]:
+    """A router of the three shards."""
+    settings = {"http": "127.0.0.1:0", "sql_listen": "127.0.0.1:0", "token": TOKEN}
+    router = Daemon(conninfo, cluster[0].data_dir.parent / "router", **settings)
+    router.command = "route"
+    router.start()
+    yield router
+    router.stop()
+
+
+@contextmanager
+def connected(conninfo: str, router: Daemon) -> Iterator[tuple[psycopg.Connection, Client]]:
+    """The database, and a client of the router."""
+    with psycopg.connect(conninfo, autocommit=True) as db, router.client() as client:
+        yield db, client
+
+
+def test_a_router_answers_what_one_syncd_would(router: Daemon, conninfo: str) -> None:
+    with connected(conninfo, router) as (db, client):
+        (token,) = db.execute(
+            "INSERT INTO numbers VALUES (70000, '{20.25,1}') RETURNING syncd.token()"
+        ).fetchone() or ("",)
+        assert client.search("numbers", [20.25, 1], k=1, after=token)[0].key == 70000
+        table = dict(db.execute("SELECT id, v FROM numbers").fetchall())
+        queries: list[list[float]] = [[20.25, 1.5], [5000.25, 3], [-4, 0]]
+        expected = [
+            sorted((math.dist(row, query), key) for key, row in table.items())[:15]
+            for query in queries
+        ]
+        for query, nearest in zip(queries, expected, strict=True):
+            hits = client.search("numbers", query, k=15, consistency="strong")
+            assert [hit.distance for hit in hits] == pytest.approx([one for one, _ in nearest])
+            assert all(
+                math.dist(table[hit.key], query) == pytest.approx(hit.distance) for hit in hits
+            )
+            assert len({hit.key for hit in hits}) == 15
+        many = client.search("numbers", vectors=queries, k=15)
+        assert [[hit.distance for hit in hits] for hits in many] == [
+            pytest.approx([one for one, _ in nearest]) for nearest in expected
+        ]
+        like = client.search("numbers", key=70000, k=2)
+        assert [hit.key for hit in like] == [19, 22]
+        near = client.search("numbers", key=70000, k=3, max_distance=1.5)
+        assert [hit.key for hit in near] == [19]
+        wanted = [70000, 19, 10**9, 2, 4]
+        assert [row.key for row in client.get("numbers", wanted)] == [70000, 19, 2, 4]
+        paged = list(client.keys("numbers", limit=7))
+        assert len(paged) == len(table)
+        assert set(paged) == set(table)
+        assert [hit.key for hit in client.search("single", [1, 2])] == [1]
+        with pytest.raises(UnknownKey):
+            client.search("numbers", key=10**9)
+        with pytest.raises(UnknownDataset):
+            client.search("nothing", [1, 2])
+        with pytest.raises(DimensionMismatch):
+            client.search("numbers", [1, 2, 3])
+        with pytest.raises(InvalidParams, match="after_key"):
+            client.keys_page("numbers", after_key=3)
+        counts = {each.dataset: each.count for each in client.datasets()}
+        assert counts["default/numbers"] == len(table)
+        assert client.verify("numbers", deep=True).datasets[0].rows == len(table)
+        status = client.status()
+        assert (status.coverage, status.state, status.missing) == (1.0, "ready", [])
+        assert list(status.positions) == ["0/3", "1/3", "2/3"]
+    host, _, port = wait_for_event(router, "listening_sql")["address"].rpartition(":")
+    with psycopg.connect(host=host, port=port, password=TOKEN, user="anyone") as sql_client:
+        found = sql_client.execute("SELECT * FROM search('numbers', '[20.25,1]', k => 2)")
+        assert found.fetchall() == [("70000", 0.0), ("19", 1.25)]
+
+
+def asked(router: Daemon, method: str, **params: object) -> dict[str, Any]:
+    """The result of one request, as it is on the wire."""
+    request = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.settimeout(60)
+        unix.connect(str(router.socket))
+        unix.sendall(json.dumps(request).encode() + b"\n")
+        with unix.makefile() as lines:
+            result: dict[str, Any] = json.loads(lines.readline())["result"]
+    return result
+
+
+NEAREST: dict[str, Any] = {"dataset": "numbers", "vector": [20, 1], "k": 50}
+
+
+def until_whole(client: Client) -> None:
+    """Return when every shard answers."""
+    while client.status().missing:
+        pass
+    client.search("numbers", [20, 1])
+
+
+@pytest.mark.parametrize("how", ["dead", "frozen"])
+def test_a_missing_shard_is_an_error_that_names_it_or_a_partial_answer_that_says_so(
+    cluster: list[Daemon], router: Daemon, conninfo: str, how: str
+) -> None:
+    with connected(conninfo, router) as (_, client):
+        until_whole(client)
+        whole = asked(router, "search", **NEAREST)
+        assert (whole["coverage"], whole["missing"]) == (1.0, [])
+        if how == "dead":
+            cluster[1].kill()
+        else:
+            assert cluster[1].process is not None
+            cluster[1].process.send_signal(signal.SIGSTOP)
+        with pytest.raises(ShardsUnavailable, match="1 of 3 shards did not answer: 1/3: "):
+            client.search("numbers", [20, 1], timeout_ms=600)
+        partial = asked(router, "search", **NEAREST, partial="allow", timeout_ms=600)
+        assert partial["coverage"] == pytest.approx(2 / 3, abs=1e-4)
+        assert [each["shard"] for each in partial["missing"]] == ["1/3"]
+        assert partial["missing"][0]["reason"]
+        assert list(partial["positions"]) == ["0/3", "2/3"]
+        assert set(partial["keys"]) < {*whole["keys"], *range(100_000)}
+        assert 0 < len(partial["keys"]) <= 50
+        status = asked(router, "status")
+        assert (status["state"], status["missing"][0]["shard"]) == ("failed", "1/3")
+        for method, params in (("get", {"keys": [20]}), ("keys", {})):
+            answer = asked(router, method, dataset="numbers", partial="allow", **params)
+            assert [each["shard"] for each in answer["missing"]] == ["1/3"]
+        with pytest.raises(ShardsUnavailable, match="1/3"):
+            client.get("numbers", [20])
+        with pytest.raises(ShardsUnavailable, match="1/3"):
+            client.keys_page("numbers")
+        assert readyz(router)[0] == 503
+        if how == "dead":
+            cluster[1].start()
+        else:
+            cluster[1].process.send_signal(signal.SIGCONT)  # type: ignore[union-attr]
+        until_whole(client)
+        assert asked(router, "search", **NEAREST)["keys"] == whole["keys"]
+    assert sample(router, "syncd_route_searches_total", outcome="shards_unavailable") >= 1
+    assert sample(router, "syncd_route_searches_total", outcome="partial") >= 1
+
+
+def test_with_a_replica_searches_stay_whole_when_a_shard_dies(
+    cluster: list[Daemon], router: Daemon, conninfo: str
+) -> None:
+    replica = Daemon(conninfo, cluster[1].data_dir.parent / "b", shard="1/3", replica="b").start()
+    try:
+        with connected(conninfo, router) as (db, client):
+            until_whole(client)
+            while sample_or_none(router, "1/3", "shard-1-of-3-b") != 1:
+                pass
+            whole = asked(router, "search", **NEAREST)
+            cluster[1].kill()
+            for number in range(10):
+                assert asked(router, "search", **NEAREST)["keys"] == whole["keys"]
+                (token,) = db.execute(
+                    "INSERT INTO texts VALUES (%s, '{-9,-9}') RETURNING syncd.token()",
+                    [f"new{number}"],
+                ).fetchone() or ("",)
+                found = client.search("texts", [-9, -9], k=20, after=token)
+                assert f"new{number}" in {hit.key for hit in found}
+            cluster[1].start()
+            db.execute("DELETE FROM texts WHERE id LIKE 'new%' COLLATE \"C\"")
+    finally:
+        replica.stop()
+    with psycopg.connect(conninfo, autocommit=True) as db:
+        db.execute("DELETE FROM syncd.consumers WHERE replica = 'b'")
+
+
+def sample_or_none(router: Daemon, shard: str, replica: str) -> float | None:
+    """Whether a replica is up, as the router's metrics say; None if it is unknown."""
+    labels = frozenset({("shard", shard), ("replica", replica)})
+    return samples(router).get(("syncd_route_replica_up", labels))

@@ -8,6 +8,11 @@ SHARDS = "tests/integration/test_shards.py"
 EACH_ROW_ONCE = (
     f"{SHARDS}::test_every_row_is_in_exactly_one_shard_through_writes_kills_and_restarts"
 )
+SCATTER = "tests/unit/cluster/test_cluster_scatter.py"
+MERGE = (
+    "tests/unit/cluster/test_cluster_merge.py::"
+    "test_the_nearest_rows_of_all_shards_are_the_nearest_of_all_rows"
+)
 BUCKETS = "tests/unit/test_shard.py::test_the_shards_of_a_layout_share_all_buckets"
 
 CLUSTER_TRAPS: dict[str, Trap] = {
@@ -48,9 +53,46 @@ CLUSTER_TRAPS: dict[str, Trap] = {
         EACH_ROW_ONCE,
     ),
     "a shard takes over the checkpoint of another": broken(
-        "syncd/service.py",
+        "syncd/cluster/own_shard.py",
         "if manifest is None or manifest.shard == str(shard):",
         "if True:",
         f"{SHARDS}::test_a_directory_of_another_shard_is_refused_and_both_are_named",
+    ),
+    "an answer without a shard looks like a whole one": broken(
+        "syncd/cluster/router.py",
+        'if lost and (partial == "refuse" or',
+        "if lost and (False or",
+        f"{SHARDS}::"
+        "test_a_missing_shard_is_an_error_that_names_it_or_a_partial_answer_that_says_so[dead]",
+    ),
+    "another shard's rows are taken for those of a shard that is gone": broken(
+        "syncd/cluster/replica.py",
+        "if other != wanted:",
+        "if False:",
+        f"{SCATTER}::test_an_answer_of_another_shard_is_refused",
+    ),
+    "each request waits for a replica that does not answer": broken(
+        "syncd/cluster/replica.py",
+        "return self.time_outs >= TIME_OUTS",
+        "return False",
+        f"{SCATTER}::test_after_two_time_outs_a_replica_gets_only_probes_until_one_is_answered",
+    ),
+    "a late replica is waited for": broken(
+        "syncd/cluster/scatter.py",
+        "late = chosen[0].hedge_seconds if waiting else None",
+        "late = None",
+        f"{SCATTER}::test_a_late_replica_is_not_waited_for",
+    ),
+    "a failed replica is the end of its shard": broken(
+        "syncd/cluster/scatter.py",
+        "if is_final(error) or (not under_way and not waiting):",
+        "if True:",
+        f"{SCATTER}::test_another_replica_is_asked_for_one_that_fails",
+    ),
+    "an answer has the newest of its positions": broken(
+        "syncd/cluster/merge.py",
+        "return min(positions,",
+        "return max(positions,",
+        f"{MERGE}[integer]",
     ),
 }

@@ -1,0 +1,480 @@
+"""The router's methods: each asks every shard and merges the answers.
+
+Invariant: an answer holds the rows of all shards, or it names those that are missing and the
+request allows it.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import anyio
+import msgspec
+import numpy as np
+
+from syncd.cluster import merge
+from syncd.cluster.fleet import Fleet
+from syncd.cluster.replica import Replica, call
+from syncd.cluster.scatter import Counts, Scattered, scatter
+from syncd.errors import (
+    InvalidParams,
+    NotReady,
+    Overloaded,
+    RequestError,
+    ShardsUnavailable,
+    SyncdError,
+    TimedOut,
+    UnknownDataset,
+    UnknownKey,
+)
+from syncd.protocol import messages, status_messages
+from syncd.protocol.messages import MissingShard, Params, Partial, WirePosition
+from syncd.rpc.protocol import Method
+from syncd.shard import Shard
+
+GRACE_SECONDS = 0.1
+"""Time beyond a request's own for the way: a shard says itself that the time ran out."""
+READ_SECONDS = 5.0
+"""Time of a read that has no time limit of its own."""
+STATUS_SECONDS = 2.0
+"""Time of ``status``, which answers without the shards that are late."""
+NEXT_KEY = re.compile(r"@(\d+)/(\d+):(.*)", re.DOTALL)
+"""The form of ``next``: a shard, and its own ``next`` as JSON."""
+REFUSE_HINT = 'wait, or ask for an answer without them: "partial": "allow"; see: syncd status'
+
+T = TypeVar("T")
+P = TypeVar("P", bound=Params)
+Found = Scattered[Replica, T]
+
+
+class Router:
+    """The methods of one router. One instance serves all connections."""
+
+    def __init__(self, fleet: Fleet, *, version: str) -> None:
+        self.fleet = fleet
+        self.version = version
+        self.counts = Counts()
+        self.searches: Counter[str] = Counter()
+        """Searches by outcome: ok, partial, or the kind of the error."""
+        self.begun = time.monotonic()
+
+    def table(self) -> Mapping[str, Method[Any, Any]]:
+        """The methods by name."""
+        m, s = messages, status_messages
+        listed = list[s.DatasetStatus]
+        return {
+            "search": Method(m.SearchParams, m.SearchResult, self.search, "The nearest rows."),
+            "get": Method(m.GetParams, m.GetResult, self.get, "Those keys that are indexed."),
+            "keys": Method(m.KeysParams, m.KeysResult, self.keys, "Every indexed key, in pages."),
+            "datasets": Method(m.NoParams, listed, self.datasets, "Every dataset and its state."),
+            "status": Method(m.NoParams, s.ServiceStatus, self.status, "The shards' state."),
+            "wait": Method(m.WaitParams, m.WaitResult, self.wait, "Wait for a transaction."),
+            "checkpoint": Method(
+                m.NoParams, m.CheckpointResult, self.checkpoint, "Save checkpoints now."
+            ),
+            "verify": Method(
+                m.VerifyParams, m.VerifyResult, self.verify, "Compare indexes with their tables."
+            ),
+            "rebuild": Method(
+                m.RebuildParams, m.RebuildResult, self.rebuild, "Build a dataset again."
+            ),
+            "recall": Method(
+                m.RecallParams, m.RecallResult, self.recall, "The recall that searches reach."
+            ),
+            "why": Method(m.WhyParams, s.WhyResult, self.why, "Why a dataset is as it is."),
+        }
+
+    # Reads
+
+    async def search(self, params: messages.SearchParams) -> messages.SearchResult:
+        """The nearest rows of all shards."""
+        try:
+            found = await self.search_all(params)
+        except Exception as error:
+            self.searches[getattr(error, "kind", RequestError.kind)] += 1
+            raise
+        self.searches["partial" if found.missing else "ok"] += 1
+        return found
+
+    async def search_all(self, params: messages.SearchParams) -> messages.SearchResult:
+        """``search``, without the counting."""
+        until = anyio.current_time() + params.timeout_ms / 1000 + GRACE_SECONDS
+        k, without = params.k, None
+        if params.key is not None:
+            params, without = await self.by_vector(params, until - anyio.current_time())
+        seconds = max(until - anyio.current_time(), 0.0)
+        asked = call("search", params, messages.SearchResult)
+        found = await self.ask(asked, seconds, unknown=UnknownDataset)
+        results = self.complete(found, params.partial)
+        if not results:
+            raise UnknownDataset(params.dataset)
+        for replica, result in results.values():
+            replica.note(result.position, result.lag_seconds)
+        merged: messages.SearchResult = merge.search(
+            [result for _, result in results.values()],
+            k,
+            many=params.vectors is not None,
+            without=without,
+        )
+        positions = self.positions(found)
+        return msgspec.structs.replace(
+            merged,
+            position=merge.oldest(positions.values()),
+            positions=positions,
+            coverage=self.coverage(found),
+            missing=missing(found),
+        )
+
+    async def by_vector(
+        self, params: messages.SearchParams, seconds: float
+    ) -> tuple[messages.SearchParams, messages.WireKey]:
+        """A search for the vector of the row ``key``, and that key as answers name it.
+
+        Only one shard has the row. Its vector is asked for once the shard is at the position that
+        the search asks for.
+        """
+        if params.after is not None or params.consistency == "strong":
+            reaching = msgspec.structs.replace(params, k=1, include=None, filter=None)
+            found = await self.ask(
+                call("search", reaching, messages.SearchResult),
+                seconds,
+                unknown=(UnknownDataset, UnknownKey),
+            )
+            self.complete(found, params.partial)
+        wanted = messages.GetParams(dataset=params.dataset, keys=[params.key or 0], vectors=True)
+        rows = await self.ask(
+            call("get", wanted, messages.GetResult), seconds, unknown=UnknownDataset
+        )
+        results = self.complete(rows, params.partial)
+        if not results:
+            raise UnknownDataset(params.dataset)
+        for _, result in results.values():
+            for row in result.rows:
+                vector = np.asarray(row.vector, dtype="<f4").tobytes()
+                k = min(params.k + 1, messages.MAX_RESULTS)
+                by = msgspec.structs.replace(params, key=None, vector=vector, k=k)
+                return by, row.key
+        if missing(rows):  # it may be in one of them
+            self.complete(rows, "refuse")
+        raise UnknownKey(params.dataset, params.key)
+
+    async def get(self, params: messages.GetParams) -> messages.GetResult:
+        """Those of the requested keys that any shard has."""
+        found = await self.ask(
+            call("get", params, messages.GetResult), READ_SECONDS, unknown=UnknownDataset
+        )
+        results = self.complete(found, params.partial)
+        if not results:
+            raise UnknownDataset(params.dataset)
+        self.note_positions(results.values())
+        rows = merge.get([result for _, result in results.values()], params.keys)
+        return messages.GetResult(rows, self.positions(found), self.coverage(found), missing(found))
+
+    async def keys(self, params: messages.KeysParams) -> messages.KeysResult:
+        """One page of keys: those of the first shard come first.
+
+        Every shard is asked, so a missing one is noticed on each page.
+        """
+        shards = sorted(self.fleet.shards)
+        first, after = self.place_of(params.after_key, len(shards))
+        found: Found[messages.KeysResult] = Scattered()
+        keys: list[messages.WireKey] = []
+        following: messages.WireKey | None = None
+        for shard in shards:
+            here = shard.number >= first and following is None
+            page = messages.KeysParams(
+                dataset=params.dataset,
+                after_key=after if shard.number == first else None,
+                limit=max(params.limit - len(keys), 1) if here else 1,
+            )
+            one = await self.ask(
+                call("keys", page, messages.KeysResult),
+                READ_SECONDS,
+                unknown=UnknownDataset,
+                shards=[shard],
+            )
+            found.answers |= one.answers
+            found.failures |= one.failures
+            for _, result in one.answers.values() if here else ():
+                keys += result.keys
+                last = shard == shards[-1]
+                if result.next is not None or (len(keys) >= params.limit and not last):
+                    at = shard.number + (result.next is None)
+                    following = f"@{at}/{shard.of}:{msgspec.json.encode(result.next).decode()}"
+        results = self.complete(found, params.partial)
+        if not results:
+            raise UnknownDataset(params.dataset)
+        self.note_positions(results.values())
+        return messages.KeysResult(
+            keys, following, self.positions(found), self.coverage(found), missing(found)
+        )
+
+    def place_of(self, after: Any, shards: int) -> tuple[int, Any]:
+        """The shard at which a page begins, and the key in it; raises ``InvalidParams``."""
+        if after is None:
+            return 0, None
+        parts = NEXT_KEY.fullmatch(after) if isinstance(after, str) else None
+        if parts is None or int(parts[2]) != shards:
+            raise InvalidParams(
+                "after_key is not the `next` of a page of this cluster's present layout",
+                hint="pass the `next` of the previous page, or begin without after_key",
+            )
+        return int(parts[1]), msgspec.json.decode(parts[3])
+
+    # State
+
+    async def datasets(self, _: messages.NoParams) -> list[status_messages.DatasetStatus]:
+        """Every dataset that any shard has."""
+        asked = call("datasets", messages.NoParams(), list[status_messages.DatasetStatus])
+        found = await self.ask(asked, READ_SECONDS)
+        return merge.datasets([one for _, one in self.complete(found, "refuse").values()])
+
+    async def status(self, _: messages.NoParams) -> status_messages.ServiceStatus:
+        """The state of the cluster. It answers whatever the shards do."""
+        asked = call("status", messages.NoParams(), status_messages.ServiceStatus)
+        found = await self.ask(asked, STATUS_SECONDS)
+        for replica, one in found.answers.values():
+            if one.position is not None:
+                replica.note(one.position, one.lag_seconds)
+        return self.status_of(found)
+
+    def status_of(
+        self, found: Found[status_messages.ServiceStatus]
+    ) -> status_messages.ServiceStatus:
+        """One status from those of the shards that answered."""
+        parts = [one for _, one in found.answers.values()]
+        positions = self.positions(found)
+        saved = [one.checkpoint for one in parts if one.checkpoint.at is not None]
+        errors = [one.database_error for one in parts if one.database_error]
+        return status_messages.ServiceStatus(
+            version=self.version,
+            consumer="route",
+            state="failed"
+            if found.failures or not parts
+            else merge.worst(one.state for one in parts),
+            position=merge.oldest(positions.values()) if positions else None,
+            lag_rows=max((one.lag_rows or 0 for one in parts), default=0),
+            lag_seconds=max((one.lag_seconds for one in parts), default=0.0),
+            listener_connected=self.fleet.is_listening,
+            checkpoint=min(
+                saved, key=lambda one: str(one.at), default=status_messages.CheckpointStatus()
+            ),
+            quarantined=sum(one.quarantined for one in parts),
+            uptime_seconds=time.monotonic() - self.begun,
+            work=[work for one in parts for work in one.work],
+            quarantine=[row for one in parts for row in one.quarantine],
+            database_error=self.fleet.database_error or next(iter(errors), None),
+            failing_tasks=[task for one in parts for task in one.failing_tasks],
+            positions=positions,
+            coverage=self.coverage(found),
+            missing=missing(found),
+        )
+
+    async def why(self, params: messages.WhyParams) -> status_messages.WhyResult:
+        """What the shard in the worst state knows of a dataset."""
+        asked = call("why", params, status_messages.WhyResult)
+        found = self.complete(await self.ask(asked, READ_SECONDS), "refuse")
+        results: list[status_messages.WhyResult] = [one for _, one in found.values()]
+        return min(
+            results,
+            key=lambda one: merge.WORST_FIRST.index(one.status.state) if one.status else 100,
+        )
+
+    async def recall(self, params: messages.RecallParams) -> messages.RecallResult:
+        """The recall that searches of all shards reach."""
+        asked = call("recall", params, messages.RecallResult)
+        return merge.recall(await self.all_of(asked, params.dataset))
+
+    # Work
+
+    async def wait(self, params: messages.WaitParams) -> messages.WaitResult:
+        """Wait until every replica that answers includes a transaction: any may be asked next."""
+        seconds = params.timeout_ms / 1000 + GRACE_SECONDS
+        asked = call("wait", params, messages.WaitResult)
+        found = await self.ask_every_replica(asked, seconds)
+        results = self.complete(found, "refuse")
+        return messages.WaitResult(merge.oldest(one.position for _, one in results.values()))
+
+    async def checkpoint(self, params: messages.NoParams) -> messages.CheckpointResult:
+        """Have every replica save a checkpoint."""
+        asked = call("checkpoint", params, messages.CheckpointResult)
+        results = self.complete(await self.ask_every_replica(asked, None), "refuse")
+        return merge.checkpoint([one for _, one in results.values()])
+
+    async def verify(self, params: messages.VerifyParams) -> messages.VerifyResult:
+        """Compare the datasets of all shards with their tables."""
+        asked = call("verify", params, messages.VerifyResult)
+        return merge.verify(await self.all_of(asked, params.dataset))
+
+    async def rebuild(self, params: messages.RebuildParams) -> messages.RebuildResult:
+        """Build a dataset of all shards again."""
+        asked = call("rebuild", params, messages.RebuildResult)
+        found = await self.ask_every_replica(asked, None, unknown=UnknownDataset)
+        results = self.complete(found, "refuse")
+        if not results:
+            raise UnknownDataset(params.dataset)
+        return merge.rebuild([one for _, one in results.values()])
+
+    async def all_of(self, asked: Any, dataset: str | None) -> list[Any]:
+        """The answers of all shards that know a dataset, to a request without a time limit."""
+        found: Found[Any] = await self.ask(asked, None, unknown=UnknownDataset)
+        results = self.complete(found, "refuse")
+        if not results:
+            raise UnknownDataset(dataset or "")
+        return [one for _, one in results.values()]
+
+    # Shards
+
+    async def ask(
+        self,
+        asked: Any,
+        seconds: float | None,
+        *,
+        unknown: type[SyncdError] | tuple[type[SyncdError], ...] = (),
+        shards: Iterable[Shard] | None = None,
+    ) -> Found[Any]:
+        """Ask one replica of each shard. ``unknown`` are errors of a shard without such rows."""
+        fleet = self.fleet.shards
+        if not fleet:
+            raise ShardsUnavailable(
+                "no shard has registered in the database", hint="start: syncd serve --shard 0/3"
+            )
+        chosen = fleet if shards is None else {shard: fleet[shard] for shard in shards}
+        return await scatter(
+            chosen,
+            asked,
+            seconds,
+            self.counts,
+            answers=lambda error: isinstance(error, unknown),
+        )
+
+    async def ask_every_replica(
+        self,
+        asked: Any,
+        seconds: float | None,
+        *,
+        unknown: type[SyncdError] | tuple[type[SyncdError], ...] = (),
+    ) -> Found[Any]:
+        """Ask all replicas of each shard. A shard fails if none of them answers.
+
+        A replica that cannot be reached is left out. Another error of a replica is its shard's.
+        """
+        rounds: dict[int, dict[Shard, list[Replica]]] = {}
+        for shard, replicas in self.fleet.shards.items():
+            usable = [each for each in replicas if not each.is_open] or list(replicas[:1])
+            for place, replica in enumerate(usable or [None]):
+                rounds.setdefault(place, {})[shard] = [] if replica is None else [replica]
+        if not rounds:
+            return await self.ask(asked, seconds, unknown=unknown)
+        found: Found[Any] = Scattered()
+
+        async def ask(some: Mapping[Shard, Sequence[Replica]]) -> None:
+            one: Found[Any] = await scatter(
+                some,
+                asked,
+                seconds,
+                self.counts,
+                answers=lambda error: isinstance(error, unknown),
+            )
+            found.answers.update(one.answers)
+            for shard, error in one.failures.items():
+                found.failures.setdefault(shard, error)
+
+        try:
+            async with anyio.create_task_group() as tasks:
+                for some in rounds.values():
+                    tasks.start_soon(ask, some)
+        except BaseExceptionGroup as group:
+            raise first_of(group) from None
+        for shard in found.answers:
+            error = found.failures.get(shard)
+            if error is not None and type(error) not in (TimedOut, Overloaded):
+                del found.failures[shard]
+        for shard in found.failures:
+            found.answers.pop(shard, None)
+        return found
+
+    def complete(self, found: Found[T], partial: Partial) -> dict[Shard, tuple[Replica, T]]:
+        """The answers, in the order of the shards; raises unless they are all, or may be partial.
+
+        A shard that knows no such row or dataset has answered.
+        """
+        lost = {shard: error for shard, error in found.failures.items() if not has_answered(error)}
+        if lost and (partial == "refuse" or len(lost) == len(found.answers | found.failures)):
+            errors = list(lost.values())
+            if all(isinstance(error, NotReady) for error in errors) and not found.answers:
+                raise errors[0]
+            own = (TimedOut, Overloaded)
+            plain = [error for error in errors if type(error) in own or is_internal(error)]
+            if plain and len(plain) == len(errors):
+                raise plain[0]
+            named = "; ".join(f"{each.shard}: {each.reason}" for each in missing(found))
+            raise ShardsUnavailable(
+                f"{len(lost)} of {len(found.answers | found.failures)} shards did not answer: "
+                f"{named}",
+                hint=REFUSE_HINT,
+            )
+        return dict(sorted(found.answers.items()))
+
+    def positions(self, found: Found[Any]) -> dict[str, WirePosition]:
+        """Positions of the shards that answered.
+
+        The position of a shard that knows no such dataset is its last known one, if there is one.
+        """
+        positions: dict[str, WirePosition] = {}
+        for shard in sorted(self.fleet.shards):
+            if shard in found.answers:
+                replica, result = found.answers[shard]
+                position = getattr(result, "position", None) or next(
+                    iter(getattr(result, "positions", {}).values()), replica.position
+                )
+            elif has_answered(found.failures.get(shard)):
+                known = [each.position for each in self.fleet.shards[shard] if each.position]
+                position = merge.oldest(known) if known else None
+            else:
+                continue
+            if position is not None:
+                positions[shard.name] = position
+        return positions
+
+    def coverage(self, found: Found[Any]) -> float:
+        """Share of the buckets whose shards answered."""
+        answered = [shard for shard, error in found.failures.items() if has_answered(error)]
+        return sum(shard.share for shard in (*found.answers, *answered))
+
+    def note_positions(self, results: Iterable[tuple[Replica, Any]]) -> None:
+        """Note the positions of answers."""
+        for replica, result in results:
+            for position in result.positions.values():
+                replica.note(position, replica.lag_seconds)
+
+
+def has_answered(error: SyncdError | None) -> bool:
+    """Whether an error says that a shard has no such row or dataset."""
+    return isinstance(error, UnknownDataset | UnknownKey)
+
+
+def is_internal(error: SyncdError) -> bool:
+    """Whether a shard answered that it failed itself."""
+    return isinstance(error, RequestError) and error.kind == RequestError.kind
+
+
+def missing(found: Found[Any]) -> list[MissingShard]:
+    """The shards that did not answer, with the reasons."""
+    return [
+        MissingShard(shard.name, error.message)
+        for shard, error in sorted(found.failures.items())
+        if not has_answered(error)
+    ]
+
+
+def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error of a group."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
