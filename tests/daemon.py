@@ -82,7 +82,7 @@ class Daemon:
             f"patch({name!r}, {value!r}).start(); " for name, value in self.constants.items()
         )
         reader = ("-c", assign + "from syncd.readers.process import main; main(sys.argv[1:])")
-        assign += f"patch('syncd.readers.pool.COMMAND', {reader!r}).start(); "
+        assign += f"patch('syncd.readers.running.COMMAND', {reader!r}).start(); "
         assign += "from syncd.cli.main import main; "
         if self.points is not None:
             assign += f"from tests.faults import points; points.watch({str(self.points)!r}); "

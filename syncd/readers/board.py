@@ -14,10 +14,10 @@ MAIN = 0
 MOST_READERS = 64
 SEAT_WORDS = 8
 """Words of one seat: 64 bytes, a line of the cache, so that no two processes write one line."""
-CONNECTIONS, OPEN, BUSY, SQL_CONNECTIONS = range(4)
+CONNECTIONS, OPEN, BUSY, SQL_CONNECTIONS, BEATS = range(5)
 """Words of a seat: number of RPC connections; 1 while the process accepts connections, or will in a
 moment; the arena's epoch in which the oldest search under way began, 0 if there is none; number of
-connections of PostgreSQL clients.
+connections of PostgreSQL clients; number of times that the event loop has said that it runs.
 """
 FIRST_EPOCH = 1
 """An epoch before all that the arena may have now: it holds every block."""
@@ -61,6 +61,14 @@ class Board:
     def note_busy(self, epoch: int) -> None:
         """Note since which epoch this process is busy; 0 if it is idle."""
         self._words[self.seat * SEAT_WORDS + BUSY] = epoch
+
+    def beats_of(self, seat: int) -> int:
+        """How often one process has called ``beat``."""
+        return self._words[seat * SEAT_WORDS + BEATS]
+
+    def beat(self) -> None:
+        """Note that this process's event loop runs."""
+        self._words[self.seat * SEAT_WORDS + BEATS] += 1
 
     def clear(self, seat: int) -> None:
         """Free the seat of a process that has ended."""

@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -26,7 +22,6 @@ import numpy as np
 import structlog
 from anyio import to_thread
 
-import syncd
 from syncd.errors import RequestError, SyncdError
 from syncd.index.filter.language import parse_filter
 from syncd.pgwire.server import SqlServer
@@ -39,6 +34,7 @@ from syncd.readers.handing_over import REACH, ReachParams
 from syncd.readers.link import CLIENT, take_links
 from syncd.readers.process import Order, ReaderSettings
 from syncd.readers.publishing import Publisher
+from syncd.readers.running import ReaderProcess
 from syncd.readers.sql import Cancels
 from syncd.rpc.methods import Methods
 from syncd.rpc.protocol import Method
@@ -65,14 +61,19 @@ STUCK_BYTES = 1 << 30
 """Bytes of shared memory that readers may keep from being used again by not ending a search."""
 COLLECT_SECONDS = 0.5
 """How long a scrape waits for the counts of the readers."""
+LOOK_SECONDS = 1.0
+"""Time between two looks at the readers' beats."""
+FROZEN_LOOKS = 10
+"""Looks without a beat after which a reader is frozen: it is ended, and started again.
+
+A reader beats once a second. Its event loop runs no search longer than a few hundredths of a
+second, but a slow disk or a busy machine may delay it. Looks count, not seconds: if the whole
+machine was stopped, the main process has not looked either.
+"""
+STARTING_LOOKS = 60
+"""The same for a reader that is not ready yet: it may still import its modules."""
 ENVELOPE_BYTES = 1024
 """Bytes by which a line may grow when a reader hands it over."""
-SECRETS = ("SYNCD_DSN", "SYNCD_TOKEN", "PGPASSWORD", "SYNCD_WEBHOOK_URL")
-"""Variables that a reader does not need."""
-COMMAND = ("-P", "-m", "syncd.readers")
-"""Python's arguments for a reader; the reader's own arguments follow."""
-PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-
 logger = structlog.get_logger()
 
 
@@ -90,67 +91,6 @@ class ShareParams(Params, frozen=True):
     """Share a dataset with readers."""
 
     dataset: str
-
-
-class ReaderProcess:
-    """One running reader."""
-
-    def __init__(
-        self, seat: int, settings: ReaderSettings, shared: Sequence[int], bound: list[socket.socket]
-    ) -> None:
-        self.seat = seat
-        self.ended = anyio.Event()
-        self.is_ready = False
-        self.reported = 0
-        """Number of the last order to report that it has obeyed."""
-        self.control, its_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.control.setblocking(False)
-        descriptors = [its_control.fileno(), *shared, *(each.fileno() for each in bound)]
-        with its_control:
-            its_control.setblocking(False)
-            # From the main thread: the kernel ends a reader with the thread that started it.
-            self.process = subprocess.Popen(  # noqa: S603 - syncd's own program
-                [sys.executable, *COMMAND, str(seat), *map(str, descriptors)],
-                stdin=subprocess.PIPE,
-                stdout=sys.stderr.fileno(),
-                pass_fds=descriptors,
-                env=environment(),
-                bufsize=0,
-                process_group=0,  # Ctrl-C is for the main process
-            )
-        assert self.process.stdin is not None
-        os.set_blocking(self.process.stdin.fileno(), False)
-        self.order(settings)
-
-    def order(self, order: Order | ReaderSettings) -> None:
-        """Send a line to the reader's input, unless it has ended."""
-        assert self.process.stdin is not None
-        with contextlib.suppress(OSError):
-            self.process.stdin.write(msgspec.json.encode(order) + b"\n")
-
-    def kill(self) -> None:
-        """End the process now."""
-        with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
-
-    def close(self) -> None:
-        """Close the pipes of a reader that has ended."""
-        self.control.close()
-        if self.process.stdin is not None:
-            with contextlib.suppress(OSError):
-                self.process.stdin.close()
-
-    @property
-    def memory_bytes(self) -> int:
-        """Bytes of memory that only this process has: mapped files and shared memory not counted.
-
-        Source: proc(5), statm.
-        """
-        try:
-            _, resident, shared, *_ = Path(f"/proc/{self.process.pid}/statm").read_text().split()
-        except (OSError, ValueError):
-            return 0
-        return (int(resident) - int(shared)) * PAGE_BYTES
 
 
 class Readers:
@@ -227,6 +167,7 @@ class Readers:
             try:
                 tasks.start_soon(self.fall_back)
                 tasks.start_soon(self.share_again)
+                tasks.start_soon(self.end_frozen)
                 for seat in range(1, self.number + 1):
                     tasks.start_soon(self.keep, seat)
                 await anyio.sleep_forever()
@@ -328,6 +269,18 @@ class Readers:
                 await to_thread.run_sync(self.publisher.share, name, limiter=self.sharing)
             self.publisher.arena.collect()
             self.end_stuck()
+
+    async def end_frozen(self) -> None:
+        """End the readers whose event loop does not run, forever: their clients would wait."""
+        while True:
+            await anyio.sleep(LOOK_SECONDS)
+            for seat, reader in self.processes.items():
+                beats = self.board.beats_of(seat)
+                reader.looks = 0 if beats != reader.beats else reader.looks + 1
+                reader.beats = beats
+                if reader.looks >= (FROZEN_LOOKS if reader.is_ready else STARTING_LOOKS):
+                    logger.warning("reader_frozen", reader=seat, pid=reader.process.pid)
+                    reader.kill()
 
     def end_stuck(self) -> None:
         """End the readers that keep much memory from being used again, because they do not run."""
@@ -440,11 +393,3 @@ def note_query(dataset: Dataset, asked: AskedQuery) -> None:
         own = None if key is None else key_from_wire(dataset.key_kind, key, dataset.key_kinds)
         query = np.frombuffer(asked.vector, dtype="<f4")[None]
         dataset.index.asked.note(query, wanted, own)
-
-
-def environment() -> dict[str, str]:
-    """The environment of a reader: the same code as the main process's, and no secret."""
-    kept = {name: value for name, value in os.environ.items() if name not in SECRETS}
-    root = str(Path(syncd.__file__).parents[1])
-    kept["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    return kept

@@ -50,6 +50,8 @@ LEFT_TO_MAIN = frozenset({"rpc.discover"})
 ORDER_BYTES = 1 << 16
 REPORT_SECONDS = 1.0
 """Time between two reports to the main process."""
+BEAT_SECONDS = 1.0
+"""Time between two beats: see ``Board.beat``."""
 
 logger = structlog.get_logger()
 
@@ -168,6 +170,7 @@ class Reader:
         """Serve until the order to stop."""
         self.loop = asyncio.get_running_loop()
         async with anyio.create_task_group() as self.tasks:
+            self.tasks.start_soon(self.beat_often)
             self.link = await open_link(self.control, OWN)
             Orders(self.obey).start()
             async with anyio.create_task_group() as serving:
@@ -193,6 +196,15 @@ class Reader:
             self.stopping.set()
         else:
             self.tasks.start_soon(self.report, order.number)
+
+    async def beat_often(self) -> None:
+        """Say each second that the event loop runs: else the main process ends this process.
+
+        Nothing else is awaited here, so a main process that is slow to answer delays no beat.
+        """
+        while True:
+            self.board.beat()
+            await anyio.sleep(BEAT_SECONDS)
 
     async def report_often(self) -> None:
         """Report each second."""
