@@ -327,8 +327,10 @@ class DatasetIndex:
         """
         if plan.kind == "compact":
             return self._compact(stop)
-        state = self._state
+        state, exporter = self._state, self._exporter
         ahead, self._ahead = self._ahead, None
+        if not state.view.live.count and plan.kind in ("train", "measure", "ahead"):
+            return False  # the dataset was emptied after the plan was made
         if plan.kind == "ahead":
             self._ahead = self._encoded_ahead(state, ahead, plan, stop)
             return True
@@ -338,8 +340,9 @@ class DatasetIndex:
         codes = build(
             state.view, plan, state.generation.number, self._next_code_number, stop, sample, ahead
         )
-        self._write_codes(self._exporter, codes, state.generation)
+        self._write_codes(exporter, codes, state.generation)
         used = self.swap_codes(state.codes, codes)
+        self._share_codes(exporter)
         self._remove_old_codes(state.generation)
         if used and sample is not None:
             self.asked.measured(sample)
@@ -360,7 +363,7 @@ class DatasetIndex:
         return None if sample is None or sample.queries.shape[1] != view.dim else sample
 
     def _compact(self, stop: Stop) -> bool:
-        source = self._state
+        source, exporter = self._state, self._exporter
         # Without this check, unnoticed damage would be copied into files with new checksums.
         source.generation.scrub(stop)
         target = self._new_generation(source.view.dim).generation
@@ -371,12 +374,13 @@ class DatasetIndex:
             codes = None
             if before is not None:
                 codes = move.encoded(before, self._next_code_number(), stop)
-                self._write_codes(self._exporter, codes, target)
+                self._write_codes(exporter, codes, target)
             move.catch_up(source.generation, lambda: self._state, stop)
             moved = self._move_in(source, move, codes)
         finally:
             if not moved:
                 target.discard()
+        self._share_codes(exporter)
         return moved
 
     def _move_in(self, source: State, move: Move, codes: Codes | None) -> bool:
@@ -486,13 +490,16 @@ class DatasetIndex:
 
         It copies the key map, and each open chunk.
         """
-        self._write_codes(exporter, self._state.codes, self._state.generation)
+        written = self._state
+        self._write_codes(exporter, written.codes, written.generation)
         with self._write_lock, self._publish_lock:
             state = self._state
             state.generation.move_key_map(exporter.place)
             view = state.generation.view(state.view.count, state.view.live)
             self._exporter = exporter
             self._show(State(state.generation, view).with_codes(state.codes))
+        if state.codes is not written.codes:  # they were built meanwhile
+            self._share_codes(None)
 
     def withdraw(self) -> None:
         """Publish no more: readers hand over."""
@@ -500,6 +507,18 @@ class DatasetIndex:
             exporter, self._exporter = self._exporter, None
             if exporter is not None:
                 exporter.withdraw()
+
+    def _share_codes(self, written_for: Exporter | None) -> None:
+        """Have readers get the present codes, unless they were written for the present exporter.
+
+        They were not if the index was shared while they were built.
+        """
+        exporter, state = self._exporter, self._state
+        if exporter is written_for:
+            return
+        self._write_codes(exporter, state.codes, state.generation)
+        with self._publish_lock:
+            self._show(self._state)
 
     def _write_codes(
         self, exporter: Exporter | None, codes: Codes | None, generation: Generation
@@ -517,12 +536,13 @@ class DatasetIndex:
 
     def _remove_old_codes(self, generation: Generation) -> None:
         """Remove the files of replaced codes that were written for readers only."""
-        if self._exporter is not None:
+        exporter = self._exporter  # another thread may withdraw it now
+        if exporter is not None:
             present = self._state.codes
             kept = set() if present is None else {file.name for file in present.files}
-            old = self._exporter.written - kept
+            old = exporter.written - kept
             self._saver.remove_unnamed(generation.directory, old)
-            self._exporter.written -= old
+            exporter.written -= old
 
     def _new_generation(self, dim: int | None) -> State:
         old, view = self._state.generation, self._state.view

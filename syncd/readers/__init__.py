@@ -9,4 +9,5 @@ reader does not answer itself is *handed over*: sent on to the main process, by 
 - `sql`: its PostgreSQL clients, and cancel requests between processes.
 - `process`: a reader; `python -m syncd.readers` is its command.
 - `pool`: the main process's side: it starts readers, watches them, and starts them again.
+- `running`: one of them, as the main process sees it.
 """

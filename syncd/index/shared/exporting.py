@@ -109,8 +109,9 @@ class Exporter:
         buffer = self._key_buffer(view.key_map)
         kept += buffer
         codes = None
-        if self._codes is not None and self._codes[0] is state.codes:
-            _, number, block = self._codes
+        noted = self._codes  # another thread may note newer codes now
+        if noted is not None and noted[0] is state.codes:
+            _, number, block = noted
             kept.append(block)
             codes = number, self.arena.offset(block) // UNIT
         publication = Publication(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -13,8 +15,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import invariant, rule
 
 from syncd.index.build import plan as building
+from syncd.index.codes.files import save_codes
 from syncd.index.dataset import DatasetIndex
 from syncd.index.filter.language import parse_filter
+from syncd.index.generation.compaction import Move
 from syncd.index.shared.exporting import Exporter
 from syncd.index.shared.taking import TakenIndex
 from syncd.index.storage import arena as arenas
@@ -241,6 +245,73 @@ def test_files_of_codes_that_no_checkpoint_names_are_removed(
     assert codes is not None
     assert present == {file.name for file in codes.codes.files}
     assert present <= {file.name for file in index.save().saved.files}
+
+
+@pytest.mark.usefixtures("small_codes")
+@pytest.mark.parametrize("kind", ["train", "compact"])
+def test_an_index_that_is_shared_while_codes_are_built_is_shared_with_these_codes(
+    index: DatasetIndex, kind: str
+) -> None:
+    put(index, 0, 1000)
+    if kind == "compact":
+        build_all(index)
+        put(index, 0, 1000, version=2)
+        put(index, 0, 1000, version=3)
+    taken: list[TakenIndex] = []
+
+    def share_and(made: Callable[..., Any]) -> Callable[..., Any]:
+        def share(*arguments: Any) -> Any:
+            taken[:1] = [shared(index, NOBODY)]
+            return made(*arguments)
+
+        return share
+
+    with (
+        patch.object(DatasetIndex, "swap_codes", share_and(DatasetIndex.swap_codes)),
+        patch.object(Move, "catch_up", share_and(Move.catch_up)),
+        patch.object(building, "LEAST_DEAD_SLOTS", 500),
+    ):
+        plan = index.plan_build()
+        assert plan is not None
+        assert plan.kind == kind
+        assert index.build(plan)
+    taken[0].view()
+    taken[0].load()
+    assert not taken[0].lacks_codes
+
+
+@pytest.mark.usefixtures("small_codes")
+def test_codes_that_are_built_while_an_index_is_shared_are_shared(index: DatasetIndex) -> None:
+    put(index, 0, 1000)
+    build_all(index)
+
+    def build_more(*arguments: Any) -> object:
+        if index.count == 1000:
+            put(index, 1000, 2000)
+            build_all(index)
+        return save_codes(*arguments)
+
+    with patch("syncd.index.dataset.save_codes", build_more):
+        taken = shared(index, NOBODY)
+    assert not taken.lacks_codes
+
+
+@pytest.mark.usefixtures("small_codes")
+def test_a_build_ends_well_if_the_index_is_withdrawn_or_emptied_meanwhile(
+    index: DatasetIndex,
+) -> None:
+    put(index, 0, 1000)
+    shared(index, NOBODY)
+
+    def withdraw(*_: object) -> None:
+        index.withdraw()
+
+    with patch("syncd.index.generation.saving.Saver.remove_unnamed", withdraw):
+        assert build_all(index)
+    index.clear()
+    assert not index.build(building.Plan("train"))
+    assert not index.build(building.Plan("measure"))
+    assert not index.build(building.Plan("ahead", rows=5000))
 
 
 def test_filters_and_columns_are_read_from_shared_lines(tmp_path: Path) -> None:
