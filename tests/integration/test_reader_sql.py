@@ -11,12 +11,14 @@ import psycopg
 import pytest
 from psycopg import pq
 
+from syncd.pgwire.server import SEATS
 from tests.daemon import Daemon
 from tests.integration.test_readers import READERS, frozen, running, until_answered_here
 from tests.scrape import events, sample, wait_for_event
 from tests.servers import free_port
 
 CONNECTIONS = 8
+ACTIVE = pq.TransactionStatus.ACTIVE
 WORD = "of a test"
 NEAR_3 = "SELECT key FROM search('items', '[3, 0]', k => 2)"
 
@@ -91,32 +93,35 @@ def test_searches_run_in_the_readers_and_what_they_lack_is_handed_over(
 def test_a_cancel_request_finds_its_statement_whichever_process_gets_it(
     items: Daemon, database: str
 ) -> None:
+    """One request for each of six statements, which all run: half of them go to another process."""
     until_answered_everywhere(items)
+    outcomes: list[type[Exception]] = []
+
+    def search(connection: psycopg.Connection, token: str) -> None:
+        try:
+            connection.execute(
+                "SELECT * FROM search('items', '[1, 0]', after => %s, timeout_ms => 5000)", [token]
+            )
+        except psycopg.Error as error:
+            outcomes.append(type(error))
+
     with psycopg.connect(database) as writer, ExitStack() as stack:
-        token = writer.execute("SELECT syncd.token()").fetchone()  # it is never committed
-        connections = [stack.enter_context(connect(items)) for _ in range(CONNECTIONS // 2)]
-        for _ in range(3):
-            outcomes: list[type[Exception]] = []
-
-            def wait(each: psycopg.Connection, after: object, outcomes: list[type]) -> None:
-                try:
-                    each.execute(
-                        "SELECT * FROM search('items', '[1, 0]', after => %s, timeout_ms => 60000)",
-                        [after],
-                    )
-                except psycopg.Error as error:
-                    outcomes.append(type(error))
-
-            threads = [
-                threading.Thread(target=wait, args=(each, (token or [""])[0], outcomes))
-                for each in connections
-            ]
-            for thread in threads:
-                thread.start()
-            while any(thread.is_alive() for thread in threads):
-                for each in connections:
-                    if each.info.transaction_status == pq.TransactionStatus.ACTIVE:
-                        each.cancel_safe()
-            assert outcomes == [psycopg.errors.QueryCanceled] * len(connections)
+        (token,) = writer.execute("SELECT syncd.token()").fetchone() or ("",)  # it does not end
+        connections = [stack.enter_context(connect(items)) for _ in range(CONNECTIONS)]
+        probes = {each.info.backend_pid % SEATS: each for each in connections}
+        searching = [each for each in connections if each not in probes.values()]
+        assert len(probes) == READERS
+        threads = [threading.Thread(target=search, args=(each, token)) for each in searching]
+        for thread in threads:
+            thread.start()
+        while any(each.info.transaction_status != ACTIVE for each in searching):
+            pass
+        for probe in probes.values():
+            probe.execute(NEAR_3)  # its process has read what came before: the statements run
+        for each in searching:
+            each.cancel_safe()
+        for thread in threads:
+            thread.join()
+        assert outcomes == [psycopg.errors.QueryCanceled] * len(searching)
         for each in connections:
             assert each.execute(NEAR_3).fetchall() == [("3",), ("2",)]
