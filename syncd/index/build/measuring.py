@@ -8,12 +8,15 @@ queries are measured in their place, and the harder of rows and real queries cou
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
+from syncd.cores import available_cores
 from syncd.index.asked import Sample
 from syncd.index.build.neighbors import nearest_others
 from syncd.index.codes.calibration import (
@@ -63,6 +66,17 @@ CANDIDATES = {
 QUERIES_AT_ONCE = 100
 """Queries per call: together they take half of the time of single calls."""
 NPROBE_STEP = 1.35
+NPROBE_STEP_IN_HASTE = 1.8
+"""Factor between two numbers of lists that are measured.
+
+The large numbers take most of the time: with fewer steps the first measurement takes 0.6 of it.
+"""
+THREADS_IN_HASTE = 2
+"""Most threads of the first measurement: the dataset waits for it, and readings have ended.
+
+Each thread has its own queries. FAISS's own threads wait for each other, and take twice the
+processor when other programs need a core.
+"""
 MOST_LISTS = 2.2
 """Most lists that one query searches, as a factor of the mean over queries."""
 REACHES = (0.5, 16.0)
@@ -91,11 +105,15 @@ class Queries:
 
     def first(self, count: int) -> Queries:
         """The first ``count`` of these queries."""
+        return self.part(slice(count))
+
+    def part(self, some: slice) -> Queries:
+        """Some of these queries."""
         exact = self.exact
         return Queries(
-            self.queries[:count],
-            self.own[:count],
-            None if exact is None else (exact[0][:count], exact[1][:count]),
+            self.queries[some],
+            self.own[some],
+            None if exact is None else (exact[0][some], exact[1][some]),
         )
 
 
@@ -128,15 +146,17 @@ def calibrate(
     else:
         kinds.append(real_queries(view, sample).first(wanted))
     live = LiveCodes(codes, view.live.bits)
-    if in_haste:
-        kinds = _with_exact(view, kinds, KS[0], stop)
-        return calibration(frontier(_measure(view, live, kinds, KS[0], of, stop)))
-    few = _with_exact(view, [each.first(QUERIES[KS[-1]]) for each in kinds], KS[-1], stop)
-    kinds = _with_exact(view, kinds, KS[-2], stop)
-    points = []
-    for k in KS:
-        asked = few if k == KS[-1] else [each.first(QUERIES[k]) for each in kinds]
-        points += _measure(view, live, asked, k, of, stop)
+    threads = min(THREADS_IN_HASTE, available_cores()) if in_haste else 1
+    with ThreadPoolExecutor(threads, "syncd-measure", initializer=use_one_thread) as pool:
+        measure = _Measurement(view, live, of, stop, in_haste, threads, pool)
+        if in_haste:
+            return calibration(frontier(measure.points(measure.with_exact(kinds, KS[0]), KS[0])))
+        few = measure.with_exact([each.first(QUERIES[KS[-1]]) for each in kinds], KS[-1])
+        kinds = measure.with_exact(kinds, KS[-2])
+        points = []
+        for k in KS:
+            asked = few if k == KS[-1] else [each.first(QUERIES[k]) for each in kinds]
+            points += measure.points(asked, k)
     return calibration(frontier(points))
 
 
@@ -183,68 +203,101 @@ def _made(view: View, rows: Vectors, queries: Vectors) -> Queries:
     return Queries(np.ascontiguousarray(queries), np.full(len(rows), -1, dtype=np.int64))
 
 
-def _with_exact(view: View, kinds: list[Queries], k: int, stop: Stop) -> list[Queries]:
-    """The same queries with their true neighbors, from one reading of the rows."""
-    queries = np.concatenate([each.queries for each in kinds])
-    own = np.concatenate([each.own for each in kinds])
-    distances, slots = nearest_others(view, queries, own, k + 1, stop)
-    found, start = [], 0
-    for each in kinds:
-        end = start + len(each.queries)
-        found.append(Queries(each.queries, each.own, (distances[start:end], slots[start:end])))
-        start = end
-    return found
+@dataclass(frozen=True, slots=True)
+class _Measurement:
+    """One measurement of a view with codes, in some threads of a pool."""
 
+    view: View
+    live: LiveCodes
+    of: RecallOf
+    stop: Stop
+    in_haste: bool
+    threads: int
+    pool: ThreadPoolExecutor
 
-def _measure(
-    view: View, live: LiveCodes, kinds: list[Queries], k: int, of: RecallOf, stop: Stop
-) -> list[Point]:
-    """The settings for one k, with growing numbers of lists.
+    def with_exact(self, kinds: list[Queries], k: int) -> list[Queries]:
+        """The same queries with their true neighbors, from one reading of the rows per thread."""
+        queries = np.concatenate([each.queries for each in kinds])
+        own = np.concatenate([each.own for each in kinds])
+        found = self.pool.map(
+            lambda some: nearest_others(self.view, queries[some], own[some], k + 1, self.stop),
+            self.shares_of(len(queries)),
+        )
+        distances, slots = (np.concatenate(each) for each in zip(*found, strict=True))
+        answered, start = [], 0
+        for each in kinds:
+            end = start + len(each.queries)
+            exact = (distances[start:end], slots[start:end])
+            answered.append(Queries(each.queries, each.own, exact))
+            start = end
+        return answered
 
-    It ends when settings are no longer cheaper than an exact search, or find everything.
-    """
-    codebook, dim = live.codes.codebook, view.dim or 1
-    most_us = CHEAPER_THAN_EXACT * view.live.count * dim * EXACT_NS_PER_ELEMENT / 1000
-    points: list[Point] = []
-    reaches = _Reaches(live, kinds, adaptive=of == "queries")
-    lists = max(1, codebook.lists // 128)
-    while True:
-        reach = reaches.searching(lists)
-        nprobe = reach.nprobe
-        setting = Point(k, nprobe, CANDIDATES[k][-1] + 1, 0.0, 0.0, 0.0, reach=reach.factor)
-        shares = [_shares(view, live, each, setting, stop) for each in kinds]
-        cheap = False
-        for column, candidates in enumerate(CANDIDATES[k]):
-            us = cost_us(
-                dim=dim,
-                codes=codebook.quantizers,
-                lists=codebook.lists,
-                nprobe=nprobe,
-                searched_lists=reach.lists,
-                searched_rows=reach.rows,
-                candidates=candidates,
-            )
-            if us > most_us:
-                break
-            cheap = True
-            of_each = [each[:, column] for each in shares]
-            reported = of_each[-1] if of == "queries" else min(of_each, key=np.mean)
-            points.append(
-                Point(
-                    k,
-                    nprobe,
-                    candidates,
-                    min(map(_lower_bound, of_each)),
-                    float(reported.mean()),
-                    us,
-                    float(np.percentile(reported, 5)),
-                    reach.factor,
+    def points(self, kinds: list[Queries], k: int) -> list[Point]:
+        """The settings for one k, with growing numbers of lists.
+
+        It ends when settings are no longer cheaper than an exact search, or find everything.
+        """
+        codebook, dim = self.live.codes.codebook, self.view.dim or 1
+        most_us = CHEAPER_THAN_EXACT * self.view.live.count * dim * EXACT_NS_PER_ELEMENT / 1000
+        points: list[Point] = []
+        reaches = _Reaches(self.live, kinds, adaptive=self.of == "queries")
+        lists = max(1, codebook.lists // 128)
+        step = NPROBE_STEP_IN_HASTE if self.in_haste else NPROBE_STEP
+        while True:
+            reach = reaches.searching(lists)
+            nprobe = reach.nprobe
+            setting = Point(k, nprobe, CANDIDATES[k][-1] + 1, 0.0, 0.0, 0.0, reach=reach.factor)
+            shares = self.shares(kinds, setting)
+            cheap = False
+            for column, candidates in enumerate(CANDIDATES[k]):
+                us = cost_us(
+                    dim=dim,
+                    codes=codebook.quantizers,
+                    lists=codebook.lists,
+                    nprobe=nprobe,
+                    searched_lists=reach.lists,
+                    searched_rows=reach.rows,
+                    candidates=candidates,
                 )
-            )
-        found_all = all(each[:, -1].mean() >= ENOUGH for each in shares)
-        if not cheap or lists >= codebook.lists or found_all:
-            return points
-        lists = min(codebook.lists, max(lists + 1, int(lists * NPROBE_STEP)))
+                if us > most_us:
+                    break
+                cheap = True
+                of_each = [each[:, column] for each in shares]
+                reported = of_each[-1] if self.of == "queries" else min(of_each, key=np.mean)
+                points.append(
+                    Point(
+                        k,
+                        nprobe,
+                        candidates,
+                        min(map(_lower_bound, of_each)),
+                        float(reported.mean()),
+                        us,
+                        float(np.percentile(reported, 5)),
+                        reach.factor,
+                    )
+                )
+            found_all = all(each[:, -1].mean() >= ENOUGH for each in shares)
+            if not cheap or lists >= codebook.lists or found_all:
+                return points
+            lists = min(codebook.lists, max(lists + 1, int(lists * step)))
+
+    def shares(self, kinds: list[Queries], setting: Point) -> list[NDArray[np.float64]]:
+        """``_shares`` of each kind of queries."""
+        parts = [(each, some) for each in kinds for some in self.shares_of(len(each.queries))]
+        found = self.pool.map(
+            lambda part: _shares(self.view, self.live, part[0].part(part[1]), setting, self.stop),
+            parts,
+        )
+        shares = list(found)
+        return [
+            np.concatenate(shares[start : start + self.threads])
+            for start in range(0, len(shares), self.threads)
+        ]
+
+    def shares_of(self, count: int) -> list[slice]:
+        """The parts of some queries for each thread."""
+        bounds = [count * number // self.threads for number in range(self.threads + 1)]
+        return [slice(start, stop) for start, stop in pairwise(bounds)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,10 @@ live row that is not indexed may be in quarantine, if it is still the row that w
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -165,13 +167,12 @@ def compare_source(
     comparison = SourceComparison(captured, deep=deep)
     connection.execute(statement("passes", "savepoint"))
     try:
-        for rows in batches(connection, captured, deep=deep):
-            comparison.feed(rows)
-            note(len(rows))
-            if stop.is_set():
-                raise DatabaseError("the verify was cancelled", hint="start it again")
-            if connection.execute(statement("verify", "is_in_the_way")).fetchone() == (True,):
-                raise in_the_way()
+        with contextlib.closing(read_ahead(batches(connection, captured, deep=deep))) as read:
+            for rows in read:
+                comparison.feed(rows)
+                note(len(rows))
+                if stop.is_set():
+                    raise DatabaseError("the verify was cancelled", hint="start it again")
         datasets, differing = comparison.finish()
         outcome: Literal["compared", "empty", "none_live"] = "compared"
         if captured.keys is None and captured.only is None and not comparison.rows:
@@ -184,7 +185,29 @@ def compare_source(
     return Found(SourceReport(source, outcome, comparison.left_out()), datasets, differing)
 
 
-def batches(connection: psycopg.Connection, captured: Captured, *, deep: bool) -> Iterator[Rows]:
+def read_ahead(batches: Generator[Rows]) -> Generator[Rows]:
+    """The same batches; each is read in a thread while the caller compares the previous one.
+
+    When the caller stops, the thread has ended and the connection is free again.
+    """
+    with contextlib.closing(batches), ThreadPoolExecutor(1, "syncd-verify") as thread:
+        coming = thread.submit(next, batches, None)
+        while (rows := coming.result()) is not None:
+            coming = thread.submit(next, batches, None)
+            yield rows
+
+
+def batches(connection: psycopg.Connection, captured: Captured, *, deep: bool) -> Generator[Rows]:
+    """The table's live rows, in batches; raises ``InTheWay`` if another session waits for us."""
+    for rows in read_batches(connection, captured, deep=deep):
+        if connection.execute(statement("verify", "is_in_the_way")).fetchone() == (True,):
+            raise in_the_way()
+        yield rows
+
+
+def read_batches(
+    connection: psycopg.Connection, captured: Captured, *, deep: bool
+) -> Iterator[Rows]:
     """The table's live rows, in batches."""
     source = captured.source
     if captured.keys is not None:

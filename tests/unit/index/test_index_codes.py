@@ -263,7 +263,8 @@ def test_a_build_can_be_given_up_anywhere(kind: str, index: DatasetIndex, tmp_pa
 
     with (
         patch("syncd.index.generation.compaction.BLOCK_BYTES", 1 << 13),
-        patch.object(building, "BLOCK_ROWS", 128),
+        patch("syncd.index.build.encoding.BLOCK_BYTES", 128 * DIM * 4),
+        patch("syncd.index.build.encoding.LEAST_BLOCK_ROWS", 128),
     ):
         index.build(plan, count)
         files, before = sorted((tmp_path / "p" / "d").glob("*")), index.view
