@@ -258,6 +258,8 @@ class Readers:
     async def share(self, params: ShareParams) -> int | None:
         """Share a dataset; returns the number of its word."""
         name = full_dataset_name(params.dataset)
+        if name not in self.registry.by_name:  # clients can invent any number of names
+            return None
         return await to_thread.run_sync(self.publisher.share, name, limiter=self.sharing)
 
     async def share_again(self) -> None:
@@ -294,10 +296,17 @@ class Readers:
                 reader.kill()
 
     async def reach(self, params: ReachParams) -> bool:
-        """Return when the position that a search asks for is published."""
-        await self.methods.reach(
-            params.dataset, params.after, params.consistency, params.timeout_ms / 1000
-        )
+        """Return when the position that a search asks for is published.
+
+        If it is not reached, no reader counts the search.
+        """
+        try:
+            await self.methods.reach(
+                params.dataset, params.after, params.consistency, params.timeout_ms / 1000
+            )
+        except BaseException as error:
+            self.methods.count_failure(params.dataset, error)
+            raise
         return True
 
     def report(self, params: ReportParams) -> bool:

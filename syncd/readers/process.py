@@ -227,8 +227,8 @@ class Reader:
         """Have the main process share a dataset."""
         answer = await self.link.ask("reader.share", msgspec.json.encode({"dataset": name}))
         _, found, word = answer.rstrip(b"}\n").partition(b',"result":')
-        if found and word.isdigit():
-            self.answering.shelf.shared(name, int(word))
+        is_shared = bool(found) and word.isdigit()
+        self.answering.shelf.answered(name, int(word) if is_shared else None)
 
     def load_soon(self, index: TakenIndex) -> None:
         """Have codes loaded in a worker thread. Any thread may call it."""

@@ -28,6 +28,8 @@ MOST_NAMES = 100_000
 """Names that are remembered: clients can invent any number."""
 TIDIED = 100
 """Views that are taken up at once for datasets that nobody searches now."""
+MOST_QUESTIONS = 64
+"""Names of which the main process is asked at once whether they can be shared."""
 ASK_AGAIN_SECONDS = 1.0
 """Least time between two questions whether a dataset can be shared."""
 
@@ -174,6 +176,7 @@ class Shelf:
         self._datasets: dict[DatasetName, ReaderDataset] = {}
         self._sources: dict[int, Record[SourceRecord]] = {}
         self._asked_at: dict[DatasetName, float] = {}
+        self._asking: set[DatasetName] = set()
 
     def find(self, name: str) -> ReaderDataset:
         """A dataset that answers. Raises ``NotHere``."""
@@ -191,9 +194,11 @@ class Shelf:
                 dataset = self._datasets[full] = ReaderDataset(self, entry)
         return dataset
 
-    def shared(self, name: DatasetName, word: int) -> None:
-        """Note the word of a dataset that the main process has shared."""
-        self._entries[name] = Record(self.arena, word, Entry)
+    def answered(self, name: DatasetName, word: int | None) -> None:
+        """Note the word of a dataset that the main process has shared; None if it has not."""
+        self._asking.discard(name)
+        if word is not None:
+            self._entries[name] = Record(self.arena, word, Entry)
 
     def source(self, word: int) -> Record[SourceRecord]:
         """The record of a source."""
@@ -214,9 +219,10 @@ class Shelf:
 
     def _want(self, name: DatasetName) -> None:
         now = time.monotonic()
-        if now < self._asked_at.get(name, 0.0):
+        if now < self._asked_at.get(name, 0.0) or len(self._asking) >= MOST_QUESTIONS:
             return
         if len(self._asked_at) >= MOST_NAMES:
             self._asked_at.clear()
         self._asked_at[name] = now + ASK_AGAIN_SECONDS
+        self._asking.add(name)
         self._ask(name)

@@ -22,6 +22,7 @@ from syncd.errors import (
     Overloaded,
     ServiceUnavailable,
     SyncdError,
+    TimedOut,
     Unauthorized,
     UnknownDataset,
 )
@@ -382,6 +383,12 @@ def test_searches_of_all_readers_are_counted_in_one_scrape(items: Daemon) -> Non
         assert after == before + len(clients)
         seconds = sample(items, "syncd_search_seconds_count", dataset="default/items")
         assert seconds == after
+        with psycopg.connect(items.conninfo) as other:  # it does not commit
+            (token,) = other.execute("SELECT syncd.token()").fetchone() or ("",)
+            with pytest.raises(TimedOut):
+                clients[0].search("items", [1, 0], after=token, timeout_ms=1)
+        late = sample(items, "syncd_searches_total", dataset="default/items", outcome="timeout")
+        assert late == 1
 
 
 def test_a_frozen_reader_is_ended_and_its_clients_find_another(items: Daemon) -> None:
