@@ -7,6 +7,7 @@ line is an order, and the end of the pipe is the end of the reader. The kernel e
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import ctypes
 import os
 import signal
@@ -118,13 +119,13 @@ class Reader:
         self.stopping = anyio.Event()
         self.link: Link
         self.tasks: TaskGroup
-        self.loading = anyio.CapacityLimiter(1)
+        self.loader: Loader
         inputs = Inputs()
         self.answering = Answering(
             lambda answering: Shelf(
                 arena,
                 ask=self.share_soon,
-                load=self.load_soon,
+                load=lambda index: self.loader.load_soon(index),
                 note_queries=answering.note_queries,
             ),
             Busy(arena, board),
@@ -168,8 +169,8 @@ class Reader:
 
     async def run(self) -> None:
         """Serve until the order to stop."""
-        self.loop = asyncio.get_running_loop()
         async with anyio.create_task_group() as self.tasks:
+            self.loader = Loader(self.tasks)
             self.tasks.start_soon(self.beat_often)
             self.link = await open_link(self.control, OWN)
             Orders(self.obey).start()
@@ -230,14 +231,28 @@ class Reader:
         is_shared = bool(found) and word.isdigit()
         self.answering.shelf.answered(name, int(word) if is_shared else None)
 
-    def load_soon(self, index: TakenIndex) -> None:
-        """Have codes loaded in a worker thread. Any thread may call it."""
-        self.loop.call_soon_threadsafe(self.tasks.start_soon, self.load, index)
 
-    async def load(self, index: TakenIndex) -> None:
-        """Load the codes of an index, one index at a time."""
+class Loader:
+    """Loads codes in a worker thread, one index at a time."""
+
+    def __init__(self, tasks: TaskGroup) -> None:
+        self._tasks = tasks
+        self._loop = asyncio.get_running_loop()
+        self._context = contextvars.copy_context()
+        self._limiter = anyio.CapacityLimiter(1)
+
+    def load_soon(self, index: TakenIndex) -> None:
+        """Have the codes of an index loaded. Any thread may call it."""
+        self._loop.call_soon_threadsafe(
+            self._tasks.start_soon,
+            self._load,
+            index,
+            context=self._context,  # in a worker thread's context, anyio finds no event loop
+        )
+
+    async def _load(self, index: TakenIndex) -> None:
         try:
-            await to_thread.run_sync(index.load, limiter=self.loading)
+            await to_thread.run_sync(index.load, limiter=self._limiter)
         except Exception:  # an error of FAISS, or too little memory: the main process answers
             logger.exception("codes_not_loaded")
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from syncd.index.dataset import DatasetIndex
 from syncd.index.shared.exporting import Exporter
 from syncd.index.storage.arena import Arena
+from syncd.postgres.source import Source
 from syncd.readers.records import SERVICE_WORD, Entry, ServiceRecord, SourceRecord
 from syncd.sync.consumer.progress import Progress
 from syncd.sync.registry.datasets import Dataset, Follower
@@ -53,6 +54,18 @@ class Shared:
     index: DatasetIndex
     exporter: Exporter
     entry: Word
+    shown: tuple[Follower, Source, bool] | None = None
+    """What the entry was made of, and whether the dataset answered; None: make it again."""
+
+    def is_shown(self) -> bool:
+        """Whether the entry is up to date. Most are, so a pass over many datasets is quick."""
+        dataset, shown = self.dataset, self.shown
+        return (
+            shown is not None
+            and shown[0] is dataset.follower
+            and shown[1] is dataset.source
+            and shown[2] == dataset.standing.answers
+        )
 
 
 @dataclass(slots=True)
@@ -77,6 +90,7 @@ class Publisher:
         self._shared: dict[DatasetName, Shared] = {}
         self._sources: dict[int, SharedSource] = {}
         self._uids = itertools.count(1)
+        self._entries_made = 0
         self.replaced: deque[DatasetName] = deque()
         """Names whose shared index was replaced: the new one is to be shared."""
         service = self._new_word()
@@ -119,9 +133,11 @@ class Publisher:
         """Publish what has changed: names first, then positions."""
         with self._lock:
             try:
-                for name in list(self._shared):
-                    self._publish_entry(name)
-                self._forget_sources()
+                before = self._entries_made
+                for name, shared in list(self._shared.items()):
+                    self._publish_entry(name, shared)
+                if self._entries_made != before:
+                    self._forget_sources()
                 for source in list(self._sources.values()):
                     self._publish_source(source)
                 progress = self.progress
@@ -130,9 +146,13 @@ class Publisher:
                 logger.error("not_published", error=str(error))
                 for shared in self._shared.values():
                     shared.entry.show(None)
+                    shared.shown = None
 
-    def _publish_entry(self, name: DatasetName) -> None:
-        shared, dataset = self._shared[name], self.registry.by_name.get(name)
+    def _publish_entry(self, name: DatasetName, shared: Shared) -> None:
+        dataset = self.registry.by_name.get(name)
+        if dataset is shared.dataset and dataset.index is shared.index and shared.is_shown():
+            return
+        self._entries_made += 1
         exporter = shared.exporter
         if dataset is not shared.dataset or dataset.index is not shared.index:
             shared.entry.show(None)
@@ -143,10 +163,12 @@ class Publisher:
             if dataset is not None:
                 self.replaced.append(name)
             return
-        if not dataset.standing.answers:
+        made_of = dataset.follower, dataset.source, dataset.standing.answers
+        if not made_of[2]:
             shared.entry.show(None)
+            shared.shown = made_of
             return
-        source = self._source_of(dataset.follower)
+        source = self._source_of(made_of[0])
         if source is None:
             return
         shared.entry.show(
@@ -156,10 +178,11 @@ class Publisher:
                 exporter.uid,
                 source.word.number,
                 source.uid,
-                dataset.key_kind,
-                dataset.key_kinds,
+                made_of[1].key_kind,
+                made_of[1].key_kinds,
             )
         )
+        shared.shown = made_of
 
     def _source_of(self, follower: Follower) -> SharedSource | None:
         source = self._sources.get(id(follower))
