@@ -24,3 +24,11 @@ SELECT (SELECT l.shards FROM syncd.layout AS l), c.name, c.shard, c.layout, c.re
        c.lag_seconds
 FROM (SELECT) AS one LEFT JOIN syncd.consumers AS c ON c.shard IS NOT NULL
 ORDER BY c.layout, c.shard, c.replica;
+
+-- name: swap_layout
+-- The layout of another size answers from now on.
+INSERT INTO syncd.layout AS l (shards) VALUES (%s)
+ON CONFLICT (one_row) DO UPDATE SET shards = excluded.shards, changed_at = now();
+
+-- name: read_token
+SELECT syncd.token();

@@ -21,7 +21,13 @@ from syncd.cli.watch import watch
 from syncd.client import calls
 from syncd.errors import SettingsError
 from syncd.ops.findings import since
-from syncd.protocol.messages import MAX_RESULTS, MOST_MEASURED, DatasetVerified, SearchResult
+from syncd.protocol.messages import (
+    MAX_RESULTS,
+    MOST_MEASURED,
+    DatasetVerified,
+    SearchResult,
+    VerifyResult,
+)
 from syncd.settings import load_settings
 from syncd.shard import WHOLE
 
@@ -249,6 +255,11 @@ def verify(
     with service(socket) as client, progress(service(socket), "verifying"):
         names: list[str | None] = [*dataset] if dataset else [None]
         results = [client.verify(name, repair=repair, deep=deep) for name in names]
+    print_verified(results, json=json)
+
+
+def print_verified(results: Sequence[VerifyResult], *, json: bool) -> None:
+    """Print the results of comparisons. The exit status is 1 unless all are in sync."""
     rows = [row for result in results for row in result.datasets]
     sources = {each.source: each for result in results for each in result.sources}
     if json:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from syncd.cli import ask, bench, config, diagnose, quickstart, schema, serve
+from syncd.cli import ask, bench, cluster, config, diagnose, quickstart, schema, serve
 from syncd.cli.output import errors_reported
 from syncd.log import configure_logging
 
@@ -42,6 +42,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(bench.bench, name="bench")
+app.add_typer(cluster.cluster, name="cluster")
 
 
 @app.callback(invoke_without_command=True)

@@ -29,6 +29,8 @@ QUERY_SECONDS = 5.0
 """Time in which the database must answer."""
 PROBE_INTERVAL_SECONDS = 1.0
 """A replica that has not answered for this long is probed."""
+LEFT_SECONDS = 30.0
+"""How long the connection of a replica stays open that is not asked any more."""
 NAME = "router"
 """Name of the router's connection, in place of a consumer's."""
 
@@ -49,6 +51,8 @@ class Fleet:
         self.is_listening = False
         self.database_error: str | None = "the database has not been reached yet"
         self.reconnects = 0
+        self.left: list[tuple[float, Replica]] = []
+        """Replicas that are not asked any more, and since when: requests may be under way."""
 
     @property
     def replicas(self) -> list[Replica]:
@@ -147,12 +151,20 @@ class Fleet:
                 },
             )
         self.layout, self.shards = layout, shards
-        for gone in known.values():
-            await gone.close()
+        self.left += [(anyio.current_time(), each) for each in known.values()]
+
+    async def close_left(self) -> None:
+        """Close the connections of replicas that have not been asked for long."""
+        until = anyio.current_time() - LEFT_SECONDS
+        closing = [each for since, each in self.left if since < until]
+        self.left = [(since, each) for since, each in self.left if since >= until]
+        for each in closing:
+            await each.close()
 
     async def probe(self) -> None:
         """Probe the replicas that have not answered lately, until cancelled."""
         while True:
+            await self.close_left()
             async with anyio.create_task_group() as tasks:
                 for each in self.replicas:
                     if each.is_due(PROBE_INTERVAL_SECONDS):

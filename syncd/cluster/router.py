@@ -179,7 +179,10 @@ class Router:
 
         Every shard is asked, so a missing one is noticed on each page.
         """
-        shards = sorted(self.fleet.shards)
+        layout = self.fleet.shards
+        if not layout:
+            raise no_shards()
+        shards = sorted(layout)
         first, after = self.place_of(params.after_key, len(shards))
         found: Found[messages.KeysResult] = Scattered()
         keys: list[messages.WireKey] = []
@@ -195,7 +198,7 @@ class Router:
                 call("keys", page, messages.KeysResult),
                 READ_SECONDS,
                 unknown=UnknownDataset,
-                shards=[shard],
+                shards={shard: layout[shard]},
             )
             found.answers |= one.answers
             found.failures |= one.failures
@@ -335,17 +338,14 @@ class Router:
         seconds: float | None,
         *,
         unknown: type[SyncdError] | tuple[type[SyncdError], ...] = (),
-        shards: Iterable[Shard] | None = None,
+        shards: Mapping[Shard, Sequence[Replica]] | None = None,
     ) -> Found[Any]:
         """Ask one replica of each shard. ``unknown`` are errors of a shard without such rows."""
-        fleet = self.fleet.shards
-        if not fleet:
-            raise ShardsUnavailable(
-                "no shard has registered in the database", hint="start: syncd serve --shard 0/3"
-            )
-        chosen = fleet if shards is None else {shard: fleet[shard] for shard in shards}
+        asked_of = self.fleet.shards if shards is None else shards
+        if not asked_of:
+            raise no_shards()
         return await scatter(
-            chosen,
+            asked_of,
             asked,
             seconds,
             self.counts,
@@ -426,14 +426,15 @@ class Router:
         The position of a shard that knows no such dataset is its last known one, if there is one.
         """
         positions: dict[str, WirePosition] = {}
-        for shard in sorted(self.fleet.shards):
+        for shard in sorted(found.answers | found.failures):
             if shard in found.answers:
                 replica, result = found.answers[shard]
                 position = getattr(result, "position", None) or next(
                     iter(getattr(result, "positions", {}).values()), replica.position
                 )
             elif has_answered(found.failures.get(shard)):
-                known = [each.position for each in self.fleet.shards[shard] if each.position]
+                replicas = self.fleet.shards.get(shard, ())  # the layout may have changed
+                known = [each.position for each in replicas if each.position]
                 position = merge.oldest(known) if known else None
             else:
                 continue
@@ -451,6 +452,13 @@ class Router:
         for replica, result in results:
             for position in result.positions.values():
                 replica.note(position, replica.lag_seconds)
+
+
+def no_shards() -> ShardsUnavailable:
+    """The error while there is no layout."""
+    return ShardsUnavailable(
+        "no shard has registered in the database", hint="start: syncd serve --shard 0/3"
+    )
 
 
 def has_answered(error: SyncdError | None) -> bool:

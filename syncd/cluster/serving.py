@@ -117,7 +117,7 @@ class RouterService:
             raise first_of(group) from group
         finally:
             with anyio.CancelScope(shield=True):
-                for each in self.fleet.replicas:
+                for each in (*self.fleet.replicas, *(each for _, each in self.fleet.left)):
                     await each.close()
 
     def announce(self) -> None:

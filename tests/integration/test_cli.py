@@ -23,6 +23,7 @@ BIG = 2**60 + 1
 UUID = "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11"
 COMMANDS = {
     *("init", "attach", "detach", "uninstall", "serve", "search", "status", "datasets", "verify"),
+    *("route", "cluster"),
     *(
         "recall",
         "rebuild",

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import socket
+import subprocess
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -460,3 +464,66 @@ def sample_or_none(router: Daemon, shard: str, replica: str) -> float | None:
     """Whether a replica is up, as the router's metrics say; None if it is unknown."""
     labels = frozenset({("shard", shard), ("replica", replica)})
     return samples(router).get(("syncd_route_replica_up", labels))
+
+
+def test_status_and_verify_of_a_cluster_exit_1_if_a_shard_is_dead(
+    cluster: list[Daemon], conninfo: str
+) -> None:
+    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return run("cluster", *arguments, SYNCD_DSN=conninfo)
+
+    found = command("status")
+    assert found.returncode == 0, found.stderr
+    for number, shard in enumerate(cluster):
+        assert re.search(rf"^{number}/3 .*{shard.socket} +ready ", found.stdout, re.MULTILINE)
+    assert command("verify").returncode == 0
+    cluster[2].kill()
+    found = command("status")
+    assert found.returncode == 1
+    assert re.search("^2/3 .*does not answer.*no syncd answers", found.stdout, re.MULTILINE)
+    assert_failed(command("verify"), 1, str(cluster[2].socket))
+    cluster[2].start()
+
+
+def test_another_number_of_shards_answers_after_a_reshard_and_every_write_is_read(
+    cluster: list[Daemon], router: Daemon, conninfo: str
+) -> None:
+    folder = cluster[0].data_dir.parent
+    pair = [Daemon(conninfo, folder / f"of-2-{n}", shard=f"{n}/2") for n in range(2)]
+    done = threading.Event()
+    reads: list[int] = []
+
+    def read_own_writes() -> None:
+        with connected(conninfo, router) as (db, client):
+            while not done.is_set() or len(reads) < 20:
+                number = 80_000 + len(reads)
+                (token,) = db.execute(
+                    "INSERT INTO numbers VALUES (%s, ARRAY[%s, 9]) RETURNING syncd.token()",
+                    [number, number],
+                ).fetchone() or ("",)
+                (hit,) = client.search("numbers", [number, 9], k=1, after=token)
+                assert hit.key == number
+                reads.append(number)
+
+    with ThreadPoolExecutor(1) as threads, router.client() as client:
+        until_whole(client)
+        reading = threads.submit(read_own_writes)
+        try:
+            for each in pair:
+                each.start()
+            for shards in (2, 3):
+                found = run("cluster", "reshard", str(shards), SYNCD_DSN=conninfo)
+                assert found.returncode == 0, found.stderr
+                while len(client.status().positions) != shards:
+                    pass
+                assert client.status().missing == []
+            done.set()
+            reading.result()
+            assert set(reads) <= set(client.keys("numbers"))
+        finally:
+            done.set()
+            for each in pair:
+                if each.process is not None:
+                    each.kill()
+    with psycopg.connect(conninfo, autocommit=True) as db:
+        db.execute("DELETE FROM syncd.consumers WHERE layout = 2")
