@@ -200,7 +200,7 @@ def _grown(buffer: Run, used: int, needed: int, most: int) -> Run:
 
 
 def _sorted_run(hashes: Hashes, values: Values) -> Run:
-    order = np.argsort(hashes, kind="stable")
+    order = np.argsort(hashes)  # a million: 20 ms, a stable sort takes 90 ms
     return hashes[order], values[order]
 
 
