@@ -62,7 +62,11 @@ SELECT pg_current_snapshot()::text, (SELECT last_value FROM syncd.outbox_id), pg
        EXISTS (SELECT FROM syncd.outbox AS o WHERE o.op <> 'k' AND o.xid = ANY (%s::xid8[]))
            OR EXISTS (SELECT FROM syncd.outbox AS o WHERE o.op <> 'k' AND o.xid >= %s::xid8),
        (SELECT l.freed::text FROM syncd.outbox_limit AS l),
-       syncd.history(),
+       -- as syncd.history(), which the server would plan at each call
+       (SELECT left(m.incarnation::text, 8) || '.' || d.oid
+        FROM syncd.meta AS m CROSS JOIN pg_database AS d
+        WHERE m.xmin::text::bigint = mod(m.xid::text::bigint, 4294967296)
+          AND d.datname = current_database()),
        pg_snapshot_xmax(pg_current_snapshot())::text::bigint
            + age(pg_snapshot_xmax(pg_current_snapshot())::xid),
        (SELECT d.last_value FROM syncd.doubts AS d);

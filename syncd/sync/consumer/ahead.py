@@ -89,8 +89,8 @@ def read_ahead(
     if not names <= prepared.names or any(cursor.window for cursor, _, _ in batches):
         return None
     with connection.pipeline():
-        connection.execute(statement("passes", "begin_pass"), prepare=False)
-        connection.execute(prepared.lock_of(wanted), prepare=False)
+        connection.execute(statement("passes", "begin_pass"))  # these two are always parsed
+        connection.execute(prepared.lock_of(wanted))
         query = statement("passes", "read_snapshot")
         snapshot = connection.execute(query, snapshot_parameters, prepare=True)
         facts = ask_catalogues(connection, looks.looks, prepare=True)

@@ -80,8 +80,8 @@ class Consumer(Progress):
         """Time when the last pass began."""
         self.listens: Callable[[], bool] = lambda: False
         """Whether there is a connection that gets notifications."""
-        self.hears = True
-        """Whether the last change was found by a notification, and not by a look."""
+        self.found_by_look = False
+        """Whether the next pass begins because of a look, and not of a notification."""
 
     async def run(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
         """Follow until cancelled.
@@ -246,7 +246,8 @@ class Consumer(Progress):
             number = self.passes_begun
             self.begun_at = begun = time.monotonic()
             outcome = await self.session.in_thread(self.look_and_pass, connection)
-        self.pace.note_pass(begun, rows=outcome.outbox_rows)
+        self.pace.note_pass(begun, rows=outcome.outbox_rows, by_look=self.found_by_look)
+        self.found_by_look = False
         self.note_suspicions(number)
         if outcome.took_snapshot:
             self.passes_done = number
@@ -346,16 +347,14 @@ class Consumer(Progress):
         """
         poll_at = time.monotonic() + self.session.poll_seconds
         while True:
-            until, heard = min(poll_at, self.retry_at()), self.wake.counts["notify"]
+            until = min(poll_at, self.retry_at())
             await self.wake.wait(min(self.sleep_seconds(), max(until - time.monotonic(), 0.0)))
-            if self.wake.is_set:  # the pass looks by itself
-                self.hears |= self.wake.counts["notify"] > heard
-                return
-            if self.waiters or time.monotonic() >= until:
-                return
+            asked = self.wake.is_set or self.waiters > 0
+            if asked or time.monotonic() >= until:
+                break
             if await self.session.in_thread(self.something_moved, connection):
-                self.hears = False
-                return
+                break
+        self.found_by_look = not asked
 
     def something_moved(self, connection: psycopg.Connection) -> bool:
         """Whether a pass may find changes: a write since the last pass, or the end of a writer."""
@@ -398,8 +397,7 @@ class Consumer(Progress):
     def sleep_seconds(self) -> float:
         """Longest time to wait for a wake-up."""
         now = time.monotonic()
-        hears = self.hears and self.listens()
-        delay = self.pace.sleep_seconds(self.session.poll_seconds, hears=hears)
+        delay = self.pace.sleep_seconds(self.session.poll_seconds, listens=self.listens())
         if self.waiters:
             delay = min(delay, WAITER_POLL_SECONDS)
         return min(delay, max(self.retry_at() - now, 0.005))

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from syncd.types import Snapshot
 
-PEEK_SECONDS = (0.03, 1.0)
+PEEK_SECONDS = (0.05, 1.0)
 """Shortest and longest time between two reads of the outbox's sequence."""
 PEEK_SHARE = 0.1
 """Time until the next read, as a share of the time since the last change.
@@ -28,6 +28,8 @@ writer waits for such a read. This is most likely while several writers are acti
 """
 DEAF_PEEK_SECONDS = 0.1
 """Longest time between two reads while notifications may not arrive."""
+DEAF_SECONDS = 60.0
+"""After this long without a change, the longest time is that of ``PEEK_SECONDS`` in any case."""
 OPEN_WRITER_DELAYS_SECONDS = (0.005, 0.05)
 """First and longest delay until the next look while writers are open; it doubles at each look."""
 OPEN_WRITER_PATIENCE_SECONDS = 3.0
@@ -40,7 +42,7 @@ LOADED_PASSES = 5
 """Load begins after this many such passes in a row."""
 QUIET_PASSES = 3
 """Load ends after this many passes in a row without changes."""
-BEAT_SECONDS = (0.01, 0.04)
+BEAT_SECONDS = (0.004, 0.04)
 """Shortest and longest rest between two passes under load."""
 BEAT_SECONDS_PER_ROW = 0.0002
 """Rest per row of the previous pass, within ``BEAT_SECONDS``.
@@ -60,6 +62,8 @@ class Pace:
 
     active_at: float = -math.inf
     """Time when the last pass began that found changes."""
+    hears: bool = True
+    """Whether the last change was not found by a look: then notifications arrive."""
     loaded_passes: int = 0
     quiet_passes: int = 0
     rows: int = 0
@@ -107,8 +111,11 @@ class Pace:
         self.writers &= self.open
         self.unsettled |= not all_seen
 
-    def note_pass(self, begun: float, *, rows: int) -> None:
-        """Note when a pass began, and the number of outbox rows that it found."""
+    def note_pass(self, begun: float, *, rows: int, by_look: bool) -> None:
+        """Note when a pass began, and the number of outbox rows that it found.
+
+        ``by_look`` says whether it began because of a look, and not of a notification.
+        """
         now = time.monotonic()
         self.rows = rows
         if not rows:
@@ -116,7 +123,7 @@ class Pace:
             if not self.guard_held:
                 self.loaded_passes = 0
             return
-        self.quiet_passes = 0
+        self.quiet_passes, self.hears = 0, not by_look
         self.loaded_passes = (
             self.loaded_passes + 1
             if begun - self.active_at < LOADED_GAP_SECONDS or self.guard_held
@@ -135,16 +142,16 @@ class Pace:
         shortest, longest = BEAT_SECONDS
         return min(max(self.rows * BEAT_SECONDS_PER_ROW, shortest), longest)
 
-    def sleep_seconds(self, poll_seconds: float, *, hears: bool) -> float:
+    def sleep_seconds(self, poll_seconds: float, *, listens: bool) -> float:
         """Longest time to wait for a wake-up if there is no load.
 
-        ``hears`` says whether notifications are known to arrive.
+        ``listens`` says whether a connection listens to notifications.
         """
         now = time.monotonic()
-        shortest, longest = PEEK_SECONDS
-        delay = min(max((now - self.active_at) * PEEK_SHARE, shortest), longest, poll_seconds)
-        if not hears:
-            delay = min(delay, DEAF_PEEK_SECONDS)
+        quiet, (shortest, longest) = now - self.active_at, PEEK_SECONDS
+        if not (listens and self.hears) and quiet < DEAF_SECONDS:
+            longest = min(longest, DEAF_PEEK_SECONDS)
+        delay = min(max(quiet * PEEK_SHARE, shortest), longest, poll_seconds)
         if self.open - self.writers or self.unsettled:
             delay = min(delay, OPEN_WRITER_DELAYS_SECONDS[0])
         elif self.writers:  # one of them may be open for hours

@@ -90,7 +90,7 @@ SERVICE_TRAPS: dict[str, Trap] = {
     ),
     "a batch does not lock the outbox before its snapshot": broken(
         "syncd/sync/consumer/ahead.py",
-        "connection.execute(prepared.lock_of(wanted), prepare=False)",
+        "connection.execute(prepared.lock_of(wanted))",
         "pass",
         f"{FREEING}::test_a_pass_under_way_keeps_the_slots_that_its_snapshot_sees[in a batch]",
     ),
