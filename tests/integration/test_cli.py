@@ -152,7 +152,8 @@ def test_search_by_key_reads_the_key_by_its_type(
 
 def test_a_search_as_json_names_its_snapshot(ask: Run) -> None:
     found = printed_json(ask("search", "ints", "--key", "1", "--json"))
-    assert found.keys() == {"keys", "distances", "position", "lag_seconds"}
+    own = {"keys", "distances", "position", "lag_seconds"}
+    assert found.keys() == own | {"positions", "coverage", "missing"}
     assert found["position"].keys() == {"snapshot", "outbox_id"}
 
 
