@@ -69,6 +69,11 @@ LAST_REPORT_SECONDS = 2.0
 """How long a stop waits for the last report to the database."""
 STOP_REQUESTS_SECONDS = 8.0
 """How long a stop waits for requests under way."""
+FILES_IN_READER = 2
+"""Descriptors of one connection in a reader: its own, and its link to the main process.
+
+One reader may have all connections, while no other one runs.
+"""
 FILES_BESIDE_CONNECTIONS = 400
 """Descriptors for the database, a checkpoint's files, spare connections, and refused ones."""
 
@@ -147,10 +152,12 @@ class Service:
             recall=settings.recall,
             shard=session.shard,
         )
-        connections = connections_within_files(
-            settings.max_connections, listeners=1 + (settings.sql_address is not None)
-        )
         shared = None if once else shared_memory(settings)
+        connections = connections_within_files(
+            settings.max_connections,
+            listeners=1 + (settings.sql_address is not None),
+            files_each=1 if shared is None else FILES_IN_READER,
+        )
         self.server = Server(
             methods.table(),
             socket=settings.socket_path,
@@ -390,13 +397,13 @@ def allow_many_files() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def connections_within_files(wanted: int, listeners: int = 1) -> int:
+def connections_within_files(wanted: int, listeners: int = 1, files_each: int = 1) -> int:
     """The number of connections of each listener, lowered to the available descriptors.
 
     A connection that cannot be accepted could not be told the reason.
     """
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    allowed = max((files - FILES_BESIDE_CONNECTIONS) // listeners, 1)
+    allowed = max((files - FILES_BESIDE_CONNECTIONS) // listeners // files_each, 1)
     if files == resource.RLIM_INFINITY or wanted <= allowed:
         return wanted
     logger.warning(

@@ -33,6 +33,17 @@ class LinkLost(RequestError):
         )
 
 
+class NoLink(Overloaded):
+    """The system refuses another link."""
+
+    def __init__(self, error: OSError) -> None:
+        RequestError.__init__(
+            self,
+            f"the reader cannot reach the main process for another client: {error.strerror}",
+            hint="close some connections, or raise the limit of open files (ulimit -n)",
+        )
+
+
 class Link(asyncio.Protocol):
     """One link. It belongs to one event loop."""
 
@@ -103,10 +114,13 @@ class Link(asyncio.Protocol):
 async def open_link(control: socket.socket, kind: bytes) -> Link:
     """A new link, whose other end goes to the main process over ``control``.
 
-    It waits while the main process has not taken the last ones. Raises ``LinkLost``, and
-    ``Overloaded`` if there are too many links on their way.
+    It waits while the main process has not taken the last ones. Raises ``LinkLost``, and ``NoLink``
+    without a free descriptor or with too many links on their way.
     """
-    mine, other = socket.socketpair()
+    try:
+        mine, other = socket.socketpair()
+    except OSError as error:
+        raise NoLink(error) from None
     with other:
         try:
             await send_end(control, kind, other)
@@ -127,7 +141,7 @@ async def send_end(control: socket.socket, kind: bytes, end: socket.socket) -> N
             await anyio.wait_writable(control)
         except OSError as error:
             if error.errno == errno.ETOOMANYREFS:
-                raise Overloaded(0) from None
+                raise NoLink(error) from None
             raise LinkLost from None
         else:
             return
