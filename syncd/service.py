@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 import anyio
 import structlog
@@ -25,7 +26,6 @@ from syncd.index.storage.arena import Arena
 from syncd.ops.notify import notify
 from syncd.ops.parts import Parts
 from syncd.ops.run import Ops
-from syncd.pgwire.server import SqlServer
 from syncd.postgres.control import Control
 from syncd.postgres.listener import Listener
 from syncd.readers.board import Board
@@ -51,6 +51,9 @@ from syncd.sync.background.verify import Verifier
 from syncd.sync.consumer.consumer import Consumer
 from syncd.sync.consumer.session import Session
 from syncd.sync.registry.datasets import Registry
+
+if TYPE_CHECKING:
+    from syncd.pgwire.server import SqlServer
 
 START_SECONDS = 25.0
 """How long the database may take to answer at a start."""
@@ -173,8 +176,10 @@ class Service:
             places=None if shared is None else shared[0].rpc,
             accepts=shared is None,
         )
-        self.sql = None
+        self.sql: SqlServer | None = None
         if settings.sql_address is not None:
+            from syncd.pgwire.server import SqlServer  # imported late: its parser loads slowly
+
             self.sql = SqlServer(
                 self.server.dispatcher,
                 listen=settings.sql_address,

@@ -14,7 +14,7 @@ import sys
 import time
 from dataclasses import replace
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import msgspec
@@ -24,7 +24,6 @@ from anyio import to_thread
 
 from syncd.errors import RequestError, SyncdError
 from syncd.index.filter.language import parse_filter
-from syncd.pgwire.server import SqlServer
 from syncd.protocol.messages import Params
 from syncd.protocol.status_messages import ReaderStatus
 from syncd.protocol.wire import key_from_wire
@@ -35,7 +34,6 @@ from syncd.readers.link import CLIENT, take_links
 from syncd.readers.process import Order, ReaderSettings
 from syncd.readers.publishing import Publisher
 from syncd.readers.running import ReaderProcess
-from syncd.readers.sql import Cancels
 from syncd.rpc.methods import Methods
 from syncd.rpc.protocol import Method
 from syncd.rpc.server import Server
@@ -44,6 +42,10 @@ from syncd.supervision import FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, SETTLED_S
 from syncd.sync.registry.counters import OTHER, Searches
 from syncd.sync.registry.datasets import Dataset
 from syncd.types import full_dataset_name
+
+if TYPE_CHECKING:
+    from syncd.pgwire.server import SqlServer
+    from syncd.readers.sql import Cancels
 
 FALL_BACK_SECONDS = 3.0
 """Time without a reader after which the main process accepts connections itself.
@@ -120,6 +122,8 @@ class Readers:
         self.cancels: Cancels | None = None
         if sql is not None:
             self.servers.append(sql)
+            from syncd.readers.sql import Cancels  # imported late: its parser loads slowly
+
             self.cancels = Cancels(sql, number)
         self.methods = methods
         self.registry = methods.registry
