@@ -88,7 +88,7 @@ def read_changes(
     cursor: Cursor,
     sources: Sequence[int],
     now: Snapshot,
-    page_rows: int = PAGE_ROWS,
+    page_rows: int,
     newer_than: int = 0,
     shard: Shard = WHOLE,
     unfiltered: Sequence[int] = (),
@@ -97,7 +97,8 @@ def read_changes(
     """The next page of keys that changed since ``cursor``, read at the snapshot ``now``.
 
     Keys of other shards are left out, except those of the sources ``unfiltered``. ``answers`` are
-    those of ``ask_keys`` for each of ``key_queries``, if they were asked before.
+    those of ``ask_keys`` for each of ``key_queries``, if they were asked before: with the same
+    ``page_rows``, or a page that is not the last one would be taken for it.
     """
     keys: dict[int, dict[str, None]] = {}
     last = cursor.window.after if cursor.window is not None else None

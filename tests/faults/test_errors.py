@@ -38,7 +38,7 @@ TASKS = {
     "history": "syncd.ops.history:History.sample",
     "webhook": "syncd.ops.webhook:Webhook.tell",
     "consumer": "syncd.sync.consumer.consumer:Consumer.rest",
-    "listener": "psycopg:AsyncConnection.notifies",
+    "listener": "syncd.postgres.listener:Listener.hear",
     "http": "uvicorn:Server.main_loop",
 }
 

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from syncd.postgres.connection import open_pass_connection
-from syncd.postgres.outbox import Cursor, read_changes
+from syncd.postgres.outbox import PAGE_ROWS, Cursor, read_changes
 from syncd.sync.consumer.ahead import Prepared
 from syncd.sync.consumer.passes import Pass
 from syncd.sync.consumer.progress import NOWHERE
@@ -46,7 +46,7 @@ def read(db: psycopg.Connection, since: Snapshot) -> tuple[list[int], Snapshot]:
     with db.transaction():
         db.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         now = snapshot(db)
-        changes = read_changes(db, Cursor(Position(since, 0)), [SOURCE], now)
+        changes = read_changes(db, Cursor(Position(since, 0)), [SOURCE], now, PAGE_ROWS)
     return sorted(map(int, changes.keys.get(SOURCE, []))), now
 
 

@@ -219,7 +219,7 @@ def test_a_pass_behind_an_old_transaction_costs_at_most_twice_as_much(
                 with db.transaction():
                     db.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
                     cursor = Cursor(Position(position, 0))
-                    found = read_changes(db, cursor, [SOURCE], snapshot(db)).rows
+                    found = read_changes(db, cursor, [SOURCE], snapshot(db), 5000).rows
                 seconds[position].append(time.perf_counter() - begun)
                 assert found == number + 1
     ratio = statistics.median(seconds[behind]) / statistics.median(seconds[nothing_open])

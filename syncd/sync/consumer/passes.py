@@ -341,6 +341,7 @@ class Pass:
             cursor,
             ids,
             now,
+            page_rows=PAGE_ROWS,
             newer_than=self.known_outbox_id,
             shard=self.shard,
             unfiltered=unfiltered(group),
