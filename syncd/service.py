@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-import signal
 import sys
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
@@ -21,7 +20,6 @@ from anyio.abc import TaskGroup, TaskStatus
 from syncd.cluster.own_shard import advertised, check_shard
 from syncd.cores import available_cores, has_uvloop
 from syncd.errors import DatabaseUnreachable, SyncdError
-from syncd.host_port import join_host_port
 from syncd.index.storage.arena import Arena
 from syncd.ops.notify import notify
 from syncd.ops.parts import Parts
@@ -40,7 +38,7 @@ from syncd.settings import Settings
 from syncd.shard import WHOLE
 from syncd.store.checkpoint import CheckpointStore
 from syncd.store.data_dir import locked_data_dir
-from syncd.supervision import Tasks
+from syncd.supervision import Tasks, first_cause, stop_at_signal
 from syncd.sync.background.builder import Builder
 from syncd.sync.background.checkpoints import Checkpointer
 from syncd.sync.background.repairing import Repairer
@@ -222,17 +220,11 @@ class Service:
         """Run until a signal: open the socket, reach the database, then start all other tasks."""
         try:
             async with create_task_group() as tasks:
-                tasks.start_soon(self.handle_signals)
+                tasks.start_soon(stop_at_signal, self.stopping)
                 await tasks.start(self.serve_rpc)
                 await tasks.start(self.serve_sql)
                 if self.readers is not None:
                     tasks.start_soon(self.tasks.keep, "readers", self.readers.run)
-                for host, port in self.server.tcp_addresses:
-                    logger.info(
-                        "listening",
-                        address=join_host_port(host, port),
-                        tls=self.settings.tls is not None,
-                    )
                 self.advertise()
                 await self.ops.start(tasks)
                 started = await self.reach_database(tasks)
@@ -327,12 +319,8 @@ class Service:
         try:
             if self.sql is None:
                 task_status.started()
-                return
-            async with create_task_group() as tasks:
-                await tasks.start(partial(self.tasks.keep_started, "sql", self.sql.serve))
-                for host, port in self.sql.tcp_addresses:
-                    logger.info("listening_sql", address=join_host_port(host, port))
-                task_status.started()
+            else:
+                await self.tasks.keep_started("sql", self.sql.serve, task_status=task_status)
         finally:
             self.sql_stopped.set()
 
@@ -348,18 +336,6 @@ class Service:
         if self.consumer.connected:
             with anyio.move_on_after(LAST_REPORT_SECONDS), contextlib.suppress(SyncdError):
                 await self.reporter.report()
-
-    async def handle_signals(self) -> None:
-        """Stop the service in order at the first signal, at once at the second."""
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async for number in signals:
-                if self.stopping.is_set():
-                    logger.warning("stopped_at_once", signal=number.name)
-                    with contextlib.suppress(OSError, ValueError):
-                        sys.stderr.flush()
-                    os._exit(1)
-                logger.info("stopping", signal=number.name)
-                self.stopping.set()
 
 
 def shared_memory(settings: Settings) -> tuple[Board, Arena] | None:
@@ -418,16 +394,3 @@ def connections_within_files(wanted: int, listeners: int = 1, files_each: int = 
         hint="raise the limit of open files (ulimit -n), or lower SYNCD_MAX_CONNECTIONS",
     )
     return allowed
-
-
-def first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error to raise for nested groups; syncd's own errors come before others."""
-    errors: list[BaseException] = []
-    waiting: list[BaseException] = [group]
-    while waiting:
-        error = waiting.pop(0)
-        if isinstance(error, BaseExceptionGroup):
-            waiting.extend(error.exceptions)
-        else:
-            errors.append(error)
-    return next((error for error in errors if isinstance(error, SyncdError)), errors[0])

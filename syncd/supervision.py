@@ -7,6 +7,10 @@ error before a task has started.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -18,7 +22,7 @@ import structlog
 from anyio import TASK_STATUS_IGNORED
 from anyio.abc import TaskStatus
 
-from syncd.errors import ConsumerReplaced
+from syncd.errors import ConsumerReplaced, SyncdError
 
 FIRST_RETRY_SECONDS = 0.25
 LAST_RETRY_SECONDS = 60.0
@@ -128,6 +132,32 @@ class FirstStart(TaskStatus[None]):
         if not self.has_started:
             self.has_started = True
             self.status.started(value)
+
+
+async def stop_at_signal(stopping: anyio.Event) -> None:
+    """Set ``stopping`` at the first SIGTERM or SIGINT; the second one ends the process at once."""
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            if stopping.is_set():
+                logger.warning("stopped_at_once", signal=number.name)
+                with contextlib.suppress(OSError, ValueError):
+                    sys.stderr.flush()
+                os._exit(1)
+            logger.info("stopping", signal=number.name)
+            stopping.set()
+
+
+def first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error to raise for nested groups; syncd's own errors come before others."""
+    errors: list[BaseException] = []
+    waiting: list[BaseException] = [group]
+    while waiting:
+        error = waiting.pop(0)
+        if isinstance(error, BaseExceptionGroup):
+            waiting.extend(error.exceptions)
+        else:
+            errors.append(error)
+    return next((error for error in errors if isinstance(error, SyncdError)), errors[0])
 
 
 def describe(error: BaseException) -> str:

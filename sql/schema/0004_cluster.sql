@@ -8,7 +8,7 @@ ALTER TABLE syncd.consumers
     ADD COLUMN replica text,
     ADD COLUMN address text;
 
--- The layout that answers: its number of shards. There is no row before the first shard registers.
+-- The number of shards of the layout that answers. It has no row until the first shard registers.
 -- A layout of another size may read meanwhile: this row alone says which layout is asked.
 CREATE TABLE syncd.layout (
     one_row boolean PRIMARY KEY DEFAULT true CHECK (one_row),

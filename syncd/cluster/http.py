@@ -9,13 +9,11 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
-from starlette.routing import Route
 
 from syncd.ops.web import HEADERS, WebServer, json
 from syncd.protocol.messages import NoParams
@@ -76,37 +74,21 @@ class RouterMetrics(Collector):
             searches.add_metric((outcome,), number)
         yield searches
         for name, number in (
-            ("syncd_route_hedges", router.counts.hedges),
-            ("syncd_route_retries", router.counts.retries),
+            ("syncd_route_hedges", router.asking.counts.hedges),
+            ("syncd_route_retries", router.asking.counts.retries),
             ("syncd_route_reconnects", fleet.reconnects),
         ):
             yield CounterMetricFamily(name, COUNTERS[f"{name}_total"], value=number)
 
 
 class RouterHttp(WebServer):
-    """``/livez``, ``/readyz``, ``/status``, ``/metrics`` and a page."""
+    """The HTTP server of a router."""
 
     def __init__(self, settings: Settings, router: Router) -> None:
         super().__init__(settings)
         self.router = router
         self.metrics = RouterMetrics(router)
         self.stopping = False
-
-    def application(self) -> Starlette:
-        """The routes; all of them only read."""
-        return Starlette(
-            routes=[
-                Route("/", self.show_page, methods=["GET"]),
-                Route("/livez", self.show_livez, methods=["GET"]),
-                Route("/readyz", self.show_readyz, methods=["GET"]),
-                Route("/status", self.show_status, methods=["GET"]),
-                Route("/metrics", self.show_metrics, methods=["GET"]),
-            ]
-        )
-
-    async def show_livez(self, _: Request) -> Response:
-        """200: an answer shows that the event loop runs."""
-        return Response("ok\n", media_type="text/plain", headers=HEADERS)
 
     async def show_readyz(self, _: Request) -> Response:
         """200 if each shard has a replica that has answered last, else 503 with the reasons."""
@@ -129,10 +111,9 @@ class RouterHttp(WebServer):
         """The answer of the RPC method ``status``."""
         return json({"status": await self.router.status(NoParams())})
 
-    async def show_metrics(self, _: Request) -> Response:
-        """The text format of Prometheus."""
-        text = await self.in_thread(self.metrics.render)
-        return Response(text, headers=HEADERS | {"content-type": CONTENT_TYPE_LATEST})
+    async def metrics_text(self) -> bytes:
+        """See ``WebServer``."""
+        return await self.in_thread(self.metrics.render)
 
     async def show_page(self, _: Request) -> Response:
         """A table of the shards."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import anyio
@@ -17,24 +17,19 @@ import msgspec
 import numpy as np
 
 from syncd.cluster import merge
+from syncd.cluster.asking import Asking, Found, missing, no_shards
 from syncd.cluster.fleet import Fleet
-from syncd.cluster.replica import Replica, call
-from syncd.cluster.scatter import Counts, Scattered, scatter
+from syncd.cluster.replica import call
+from syncd.cluster.scatter import Scattered
 from syncd.errors import (
     InvalidParams,
-    NotReady,
-    Overloaded,
     RequestError,
-    ShardsUnavailable,
-    SyncdError,
-    TimedOut,
     UnknownDataset,
     UnknownKey,
 )
 from syncd.protocol import messages, status_messages
-from syncd.protocol.messages import MissingShard, Params, Partial, WirePosition
+from syncd.protocol.messages import Params
 from syncd.rpc.protocol import Method
-from syncd.shard import Shard
 
 GRACE_SECONDS = 0.1
 """Time beyond a request's own for the way: a shard says itself that the time ran out."""
@@ -44,11 +39,9 @@ STATUS_SECONDS = 2.0
 """Time of ``status``, which answers without the shards that are late."""
 NEXT_KEY = re.compile(r"@(\d+)/(\d+):(.*)", re.DOTALL)
 """The form of ``next``: a shard, and its own ``next`` as JSON."""
-REFUSE_HINT = 'wait, or ask for an answer without them: "partial": "allow"; see: syncd status'
 
 T = TypeVar("T")
 P = TypeVar("P", bound=Params)
-Found = Scattered[Replica, T]
 
 
 class Router:
@@ -56,8 +49,8 @@ class Router:
 
     def __init__(self, fleet: Fleet, *, version: str) -> None:
         self.fleet = fleet
+        self.asking = Asking(fleet)
         self.version = version
-        self.counts = Counts()
         self.searches: Counter[str] = Counter()
         """Searches by outcome: ok, partial, or the kind of the error."""
         self.begun = time.monotonic()
@@ -108,8 +101,8 @@ class Router:
             params, without = await self.by_vector(params, until - anyio.current_time())
         seconds = max(until - anyio.current_time(), 0.0)
         asked = call("search", params, messages.SearchResult)
-        found = await self.ask(asked, seconds, unknown=UnknownDataset)
-        results = self.complete(found, params.partial)
+        found = await self.asking.ask(asked, seconds, unknown=UnknownDataset)
+        results = self.asking.complete(found, params.partial)
         if not results:
             raise UnknownDataset(params.dataset)
         for replica, result in results.values():
@@ -120,14 +113,9 @@ class Router:
             many=params.vectors is not None,
             without=without,
         )
-        positions = self.positions(found)
-        return msgspec.structs.replace(
-            merged,
-            position=merge.oldest(positions.values()),
-            positions=positions,
-            coverage=self.coverage(found),
-            missing=missing(found),
-        )
+        covered = self.asking.covered(found)
+        position = merge.oldest(covered.positions.values())
+        return msgspec.structs.replace(merged, position=position, **covered._asdict())
 
     async def by_vector(
         self, params: messages.SearchParams, seconds: float
@@ -139,17 +127,17 @@ class Router:
         """
         if params.after is not None or params.consistency == "strong":
             reaching = msgspec.structs.replace(params, k=1, include=None, filter=None)
-            found = await self.ask(
+            found = await self.asking.ask(
                 call("search", reaching, messages.SearchResult),
                 seconds,
                 unknown=(UnknownDataset, UnknownKey),
             )
-            self.complete(found, params.partial)
+            self.asking.complete(found, params.partial)
         wanted = messages.GetParams(dataset=params.dataset, keys=[params.key or 0], vectors=True)
-        rows = await self.ask(
+        rows = await self.asking.ask(
             call("get", wanted, messages.GetResult), seconds, unknown=UnknownDataset
         )
-        results = self.complete(rows, params.partial)
+        results = self.asking.complete(rows, params.partial)
         if not results:
             raise UnknownDataset(params.dataset)
         for _, result in results.values():
@@ -159,20 +147,20 @@ class Router:
                 by = msgspec.structs.replace(params, key=None, vector=vector, k=k)
                 return by, row.key
         if missing(rows):  # it may be in one of them
-            self.complete(rows, "refuse")
+            self.asking.complete(rows, "refuse")
         raise UnknownKey(params.dataset, params.key)
 
     async def get(self, params: messages.GetParams) -> messages.GetResult:
         """Those of the requested keys that any shard has."""
-        found = await self.ask(
+        found = await self.asking.ask(
             call("get", params, messages.GetResult), READ_SECONDS, unknown=UnknownDataset
         )
-        results = self.complete(found, params.partial)
+        results = self.asking.complete(found, params.partial)
         if not results:
             raise UnknownDataset(params.dataset)
-        self.note_positions(results.values())
+        self.asking.note_positions(results.values())
         rows = merge.get([result for _, result in results.values()], params.keys)
-        return messages.GetResult(rows, self.positions(found), self.coverage(found), missing(found))
+        return messages.GetResult(rows, *self.asking.covered(found))
 
     async def keys(self, params: messages.KeysParams) -> messages.KeysResult:
         """One page of keys: those of the first shard come first.
@@ -194,7 +182,7 @@ class Router:
                 after_key=after if shard.number == first else None,
                 limit=max(params.limit - len(keys), 1) if here else 1,
             )
-            one = await self.ask(
+            one = await self.asking.ask(
                 call("keys", page, messages.KeysResult),
                 READ_SECONDS,
                 unknown=UnknownDataset,
@@ -208,13 +196,11 @@ class Router:
                 if result.next is not None or (len(keys) >= params.limit and not last):
                     at = shard.number + (result.next is None)
                     following = f"@{at}/{shard.of}:{msgspec.json.encode(result.next).decode()}"
-        results = self.complete(found, params.partial)
+        results = self.asking.complete(found, params.partial)
         if not results:
             raise UnknownDataset(params.dataset)
-        self.note_positions(results.values())
-        return messages.KeysResult(
-            keys, following, self.positions(found), self.coverage(found), missing(found)
-        )
+        self.asking.note_positions(results.values())
+        return messages.KeysResult(keys, following, *self.asking.covered(found))
 
     def place_of(self, after: Any, shards: int) -> tuple[int, Any]:
         """The shard at which a page begins, and the key in it; raises ``InvalidParams``."""
@@ -233,15 +219,15 @@ class Router:
     async def datasets(self, _: messages.NoParams) -> list[status_messages.DatasetStatus]:
         """Every dataset that any shard has."""
         asked = call("datasets", messages.NoParams(), list[status_messages.DatasetStatus])
-        found = await self.ask(asked, READ_SECONDS)
-        return merge.datasets([one for _, one in self.complete(found, "refuse").values()])
+        found = await self.asking.ask(asked, READ_SECONDS)
+        return merge.datasets([one for _, one in self.asking.complete(found, "refuse").values()])
 
     async def status(self, _: messages.NoParams) -> status_messages.ServiceStatus:
         """The state of the cluster. It answers whatever the shards do."""
         asked = call("status", messages.NoParams(), status_messages.ServiceStatus)
         found: Found[Any] = Scattered()
         if self.fleet.shards:
-            found = await self.ask(asked, STATUS_SECONDS)
+            found = await self.asking.ask(asked, STATUS_SECONDS)
         for replica, one in found.answers.values():
             if one.position is not None:
                 replica.note(one.position, one.lag_seconds)
@@ -252,7 +238,7 @@ class Router:
     ) -> status_messages.ServiceStatus:
         """One status from those of the shards that answered."""
         parts = [one for _, one in found.answers.values()]
-        positions = self.positions(found)
+        covered = self.asking.covered(found)
         saved = [one.checkpoint for one in parts if one.checkpoint.at is not None]
         errors = [one.database_error for one in parts if one.database_error]
         return status_messages.ServiceStatus(
@@ -261,7 +247,7 @@ class Router:
             state="failed"
             if found.failures or not parts
             else merge.worst(one.state for one in parts),
-            position=merge.oldest(positions.values()) if positions else None,
+            position=merge.oldest(covered.positions.values()) if covered.positions else None,
             lag_rows=max((one.lag_rows or 0 for one in parts), default=0),
             lag_seconds=max((one.lag_seconds for one in parts), default=0.0),
             listener_connected=self.fleet.is_listening,
@@ -274,15 +260,13 @@ class Router:
             quarantine=[row for one in parts for row in one.quarantine],
             database_error=self.fleet.database_error or next(iter(errors), None),
             failing_tasks=[task for one in parts for task in one.failing_tasks],
-            positions=positions,
-            coverage=self.coverage(found),
-            missing=missing(found),
+            **covered._asdict(),
         )
 
     async def why(self, params: messages.WhyParams) -> status_messages.WhyResult:
         """What the shard in the worst state knows of a dataset."""
         asked = call("why", params, status_messages.WhyResult)
-        found = self.complete(await self.ask(asked, READ_SECONDS), "refuse")
+        found = self.asking.complete(await self.asking.ask(asked, READ_SECONDS), "refuse")
         results: list[status_messages.WhyResult] = [one for _, one in found.values()]
         return min(
             results,
@@ -300,14 +284,14 @@ class Router:
         """Wait until every replica that answers includes a transaction: any may be asked next."""
         seconds = params.timeout_ms / 1000 + GRACE_SECONDS
         asked = call("wait", params, messages.WaitResult)
-        found = await self.ask_every_replica(asked, seconds)
-        results = self.complete(found, "refuse")
+        found = await self.asking.ask_every_replica(asked, seconds)
+        results = self.asking.complete(found, "refuse")
         return messages.WaitResult(merge.oldest(one.position for _, one in results.values()))
 
     async def checkpoint(self, params: messages.NoParams) -> messages.CheckpointResult:
         """Have every replica save a checkpoint."""
         asked = call("checkpoint", params, messages.CheckpointResult)
-        results = self.complete(await self.ask_every_replica(asked, None), "refuse")
+        results = self.asking.complete(await self.asking.ask_every_replica(asked, None), "refuse")
         return merge.checkpoint([one for _, one in results.values()])
 
     async def verify(self, params: messages.VerifyParams) -> messages.VerifyResult:
@@ -318,173 +302,16 @@ class Router:
     async def rebuild(self, params: messages.RebuildParams) -> messages.RebuildResult:
         """Build a dataset of all shards again."""
         asked = call("rebuild", params, messages.RebuildResult)
-        found = await self.ask_every_replica(asked, None, unknown=UnknownDataset)
-        results = self.complete(found, "refuse")
+        found = await self.asking.ask_every_replica(asked, None, unknown=UnknownDataset)
+        results = self.asking.complete(found, "refuse")
         if not results:
             raise UnknownDataset(params.dataset)
         return merge.rebuild([one for _, one in results.values()])
 
     async def all_of(self, asked: Any, dataset: str | None) -> list[Any]:
         """The answers of all shards that know a dataset, to a request without a time limit."""
-        found: Found[Any] = await self.ask(asked, None, unknown=UnknownDataset)
-        results = self.complete(found, "refuse")
+        found: Found[Any] = await self.asking.ask(asked, None, unknown=UnknownDataset)
+        results = self.asking.complete(found, "refuse")
         if not results:
             raise UnknownDataset(dataset or "")
         return [one for _, one in results.values()]
-
-    # Shards
-
-    async def ask(
-        self,
-        asked: Any,
-        seconds: float | None,
-        *,
-        unknown: type[SyncdError] | tuple[type[SyncdError], ...] = (),
-        shards: Mapping[Shard, Sequence[Replica]] | None = None,
-    ) -> Found[Any]:
-        """Ask one replica of each shard. ``unknown`` are errors of a shard without such rows."""
-        asked_of = self.fleet.shards if shards is None else shards
-        if not asked_of:
-            raise no_shards()
-        return await scatter(
-            asked_of,
-            asked,
-            seconds,
-            self.counts,
-            answers=lambda error: isinstance(error, unknown),
-        )
-
-    async def ask_every_replica(
-        self,
-        asked: Any,
-        seconds: float | None,
-        *,
-        unknown: type[SyncdError] | tuple[type[SyncdError], ...] = (),
-    ) -> Found[Any]:
-        """Ask all replicas of each shard. A shard fails if none of them answers.
-
-        A replica that cannot be reached is left out. Another error of a replica is its shard's.
-        """
-        rounds: dict[int, dict[Shard, list[Replica]]] = {}
-        for shard, replicas in self.fleet.shards.items():
-            usable = [each for each in replicas if not each.is_open] or list(replicas[:1])
-            for place, replica in enumerate(usable or [None]):
-                rounds.setdefault(place, {})[shard] = [] if replica is None else [replica]
-        if not rounds:
-            return await self.ask(asked, seconds, unknown=unknown)
-        found: Found[Any] = Scattered()
-
-        async def ask(some: Mapping[Shard, Sequence[Replica]]) -> None:
-            one: Found[Any] = await scatter(
-                some,
-                asked,
-                seconds,
-                self.counts,
-                answers=lambda error: isinstance(error, unknown),
-            )
-            found.answers.update(one.answers)
-            for shard, error in one.failures.items():
-                found.failures.setdefault(shard, error)
-
-        try:
-            async with anyio.create_task_group() as tasks:
-                for some in rounds.values():
-                    tasks.start_soon(ask, some)
-        except BaseExceptionGroup as group:
-            raise first_of(group) from None
-        for shard in found.answers:
-            error = found.failures.get(shard)
-            if error is not None and type(error) not in (TimedOut, Overloaded):
-                del found.failures[shard]
-        for shard in found.failures:
-            found.answers.pop(shard, None)
-        return found
-
-    def complete(self, found: Found[T], partial: Partial) -> dict[Shard, tuple[Replica, T]]:
-        """The answers, in the order of the shards; raises unless they are all, or may be partial.
-
-        A shard that knows no such row or dataset has answered.
-        """
-        lost = {shard: error for shard, error in found.failures.items() if not has_answered(error)}
-        if lost and (partial == "refuse" or len(lost) == len(found.answers | found.failures)):
-            errors = list(lost.values())
-            if all(isinstance(error, NotReady) for error in errors) and not found.answers:
-                raise errors[0]
-            own = (TimedOut, Overloaded)
-            plain = [error for error in errors if type(error) in own or is_internal(error)]
-            if plain and len(plain) == len(errors):
-                raise plain[0]
-            named = "; ".join(f"{each.shard}: {each.reason}" for each in missing(found))
-            raise ShardsUnavailable(
-                f"{len(lost)} of {len(found.answers | found.failures)} shards did not answer: "
-                f"{named}",
-                hint=REFUSE_HINT,
-            )
-        return dict(sorted(found.answers.items()))
-
-    def positions(self, found: Found[Any]) -> dict[str, WirePosition]:
-        """Positions of the shards that answered.
-
-        The position of a shard that knows no such dataset is its last known one, if there is one.
-        """
-        positions: dict[str, WirePosition] = {}
-        for shard in sorted(found.answers | found.failures):
-            if shard in found.answers:
-                replica, result = found.answers[shard]
-                position = getattr(result, "position", None) or next(
-                    iter(getattr(result, "positions", {}).values()), replica.position
-                )
-            elif has_answered(found.failures.get(shard)):
-                replicas = self.fleet.shards.get(shard, ())  # the layout may have changed
-                known = [each.position for each in replicas if each.position]
-                position = merge.oldest(known) if known else None
-            else:
-                continue
-            if position is not None:
-                positions[shard.name] = position
-        return positions
-
-    def coverage(self, found: Found[Any]) -> float:
-        """Share of the buckets whose shards answered."""
-        answered = [shard for shard, error in found.failures.items() if has_answered(error)]
-        return sum(shard.share for shard in (*found.answers, *answered))
-
-    def note_positions(self, results: Iterable[tuple[Replica, Any]]) -> None:
-        """Note the positions of answers."""
-        for replica, result in results:
-            for position in result.positions.values():
-                replica.note(position, replica.lag_seconds)
-
-
-def no_shards() -> ShardsUnavailable:
-    """The error while there is no layout."""
-    return ShardsUnavailable(
-        "no shard has registered in the database", hint="start: syncd serve --shard 0/3"
-    )
-
-
-def has_answered(error: SyncdError | None) -> bool:
-    """Whether an error says that a shard has no such row or dataset."""
-    return isinstance(error, UnknownDataset | UnknownKey)
-
-
-def is_internal(error: SyncdError) -> bool:
-    """Whether a shard answered that it failed itself."""
-    return isinstance(error, RequestError) and error.kind == RequestError.kind
-
-
-def missing(found: Found[Any]) -> list[MissingShard]:
-    """The shards that did not answer, with the reasons."""
-    return [
-        MissingShard(shard.name, error.message)
-        for shard, error in sorted(found.failures.items())
-        if not has_answered(error)
-    ]
-
-
-def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first error of a group."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import sys
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 import anyio
 import structlog
-from anyio import TASK_STATUS_IGNORED, create_task_group
-from anyio.abc import TaskStatus
+from anyio import create_task_group
 
 from syncd.cluster.fleet import Fleet
-from syncd.cluster.router import Router, first_of
+from syncd.cluster.router import Router
 from syncd.errors import DatabaseUnreachable, SettingsError
 from syncd.host_port import join_host_port
 from syncd.ops.notify import keep_watchdog, notify
-from syncd.pgwire.server import SqlServer
 from syncd.rpc.dispatch import Limits
 from syncd.rpc.server import Server
 from syncd.settings import OFF, Settings
-from syncd.supervision import Tasks
+from syncd.supervision import Tasks, first_cause, stop_at_signal
+
+if TYPE_CHECKING:
+    from syncd.pgwire.server import SqlServer
 
 START_SECONDS = 25.0
 """How long the database may take to answer at a start."""
@@ -68,8 +67,10 @@ class RouterService:
             limits=Limits(connections=settings.max_connections, stop_seconds=STOP_SECONDS),
             version=version("syncd"),
         )
-        self.sql = None
+        self.sql: SqlServer | None = None
         if settings.sql_address is not None:
+            from syncd.pgwire.server import SqlServer  # imported late: its parser loads slowly
+
             self.sql = SqlServer(
                 self.server.dispatcher,
                 listen=settings.sql_address,
@@ -84,14 +85,17 @@ class RouterService:
         http = None if self.settings.http == OFF else RouterHttp(self.settings, self.router)
         try:
             async with create_task_group() as tasks:
-                tasks.start_soon(self.handle_signals)
+                tasks.start_soon(stop_at_signal, self.stopping)
                 with anyio.fail_after(START_SECONDS):
                     await tasks.start(partial(self.tasks.keep_started, "layout", self.fleet.watch))
                 tasks.start_soon(self.tasks.keep, "probe", self.fleet.probe)
                 if http is not None:
                     await tasks.start(partial(self.tasks.keep_started, "http", http.serve))
                 async with create_task_group() as listening:
-                    await listening.start(self.serve_sql)
+                    if self.sql is not None:
+                        await listening.start(
+                            partial(self.tasks.keep_started, "sql", self.sql.serve)
+                        )
                     await listening.start(
                         partial(self.tasks.keep_started, "rpc", self.server.serve)
                     )
@@ -114,7 +118,7 @@ class RouterService:
                 hint="set SYNCD_DSN to a server that runs",
             ) from None
         except BaseExceptionGroup as group:
-            raise first_of(group) from group
+            raise first_cause(group) from group
         finally:
             with anyio.CancelScope(shield=True):
                 for each in (*self.fleet.replicas, *(each for _, each in self.fleet.left)):
@@ -123,31 +127,6 @@ class RouterService:
     def announce(self) -> None:
         """Say ``ready``: the router listens, and knows the shards."""
         addresses = [join_host_port(host, port) for host, port in self.server.tcp_addresses]
-        for address in addresses:
-            logger.info("listening", address=address, tls=self.settings.tls is not None)
         with contextlib.suppress(OSError, ValueError):  # stdout was closed
             self.say(f"ready {addresses[0] if addresses else self.settings.socket_path}")
         notify("READY=1\nSTATUS=the shards are known")
-
-    async def serve_sql(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
-        """Serve PostgreSQL clients until a stop, if there is an address for them."""
-        if self.sql is None:
-            task_status.started()
-            return
-        async with create_task_group() as tasks:
-            await tasks.start(partial(self.tasks.keep_started, "sql", self.sql.serve))
-            for host, port in self.sql.tcp_addresses:
-                logger.info("listening_sql", address=join_host_port(host, port))
-            task_status.started()
-
-    async def handle_signals(self) -> None:
-        """Stop in order at the first signal, at once at the second."""
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async for number in signals:
-                if self.stopping.is_set():
-                    logger.warning("stopped_at_once", signal=number.name)
-                    with contextlib.suppress(OSError, ValueError):
-                        sys.stderr.flush()
-                    os._exit(1)
-                logger.info("stopping", signal=number.name)
-                self.stopping.set()

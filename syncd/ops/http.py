@@ -7,10 +7,9 @@ thousands of series delays no search.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 
-from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
@@ -35,22 +34,9 @@ class Http(WebServer):
         self.history = history
         self.metrics = metrics
 
-    def application(self) -> Starlette:
-        """The routes; all of them only read."""
-        return Starlette(
-            routes=[
-                Route("/", self.show_page, methods=["GET"]),
-                Route("/live", self.show_live, methods=["GET"]),
-                Route("/livez", self.show_livez, methods=["GET"]),
-                Route("/readyz", self.show_readyz, methods=["GET"]),
-                Route("/status", self.show_status, methods=["GET"]),
-                Route("/metrics", self.show_metrics, methods=["GET"]),
-            ]
-        )
-
-    async def show_livez(self, _: Request) -> Response:
-        """200: an answer shows that the event loop runs."""
-        return Response("ok\n", media_type="text/plain", headers=HEADERS)
+    def more_routes(self) -> Sequence[Route]:
+        """See ``WebServer``."""
+        return [Route("/live", self.show_live, methods=["GET"])]
 
     async def show_readyz(self, _: Request) -> Response:
         """200 or 503, with the reasons and remarks."""
@@ -63,12 +49,11 @@ class Http(WebServer):
         datasets = await self.in_thread(status.datasets)
         return json({"status": status.service(), "datasets": datasets})
 
-    async def show_metrics(self, _: Request) -> Response:
-        """The text format of Prometheus."""
+    async def metrics_text(self) -> bytes:
+        """See ``WebServer``. Readers report their counts first."""
         if self.parts.readers is not None:
             await self.parts.readers.collect()
-        text = await self.in_thread(self.metrics.render)
-        return Response(text, headers=HEADERS | {"content-type": CONTENT_TYPE_LATEST})
+        return await self.in_thread(self.metrics.render)
 
     async def show_page(self, request: Request) -> Response:
         """The whole status page, with the result of a search if the request has one."""

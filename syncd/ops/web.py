@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import anyio
@@ -13,8 +13,11 @@ import structlog
 import uvicorn
 from anyio import TASK_STATUS_IGNORED, to_thread
 from anyio.abc import TaskStatus
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
+from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 from syncd.errors import AddressInUse
 from syncd.host_port import join_host_port
@@ -46,7 +49,10 @@ class Quiet(uvicorn.Server):
 
 
 class WebServer(ABC):
-    """An HTTP server on ``SYNCD_HTTP``; a subclass has the routes."""
+    """An HTTP server on ``SYNCD_HTTP``: ``/livez``, ``/readyz``, ``/status``, ``/metrics``, a page.
+
+    A subclass has their contents. All routes only read.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -55,8 +61,46 @@ class WebServer(ABC):
         self.stopped = anyio.Event()
 
     @abstractmethod
+    async def show_readyz(self, _: Request) -> Response:
+        """200 if clients may be sent here, else 503 with the reasons."""
+
+    @abstractmethod
+    async def show_status(self, _: Request) -> Response:
+        """The state, as the RPC tells it."""
+
+    @abstractmethod
+    async def show_page(self, request: Request) -> Response:
+        """The page for people."""
+
+    @abstractmethod
+    async def metrics_text(self) -> bytes:
+        """All metrics, in the text format of Prometheus."""
+
+    def more_routes(self) -> Sequence[Route]:
+        """Routes that only this server has."""
+        return ()
+
+    async def show_livez(self, _: Request) -> Response:
+        """200: an answer shows that the event loop runs."""
+        return Response("ok\n", media_type="text/plain", headers=HEADERS)
+
+    async def show_metrics(self, _: Request) -> Response:
+        """The text format of Prometheus."""
+        return Response(
+            await self.metrics_text(), headers=HEADERS | {"content-type": CONTENT_TYPE_LATEST}
+        )
+
     def application(self) -> Starlette:
         """The routes."""
+        common = {
+            "/": self.show_page,
+            "/livez": self.show_livez,
+            "/readyz": self.show_readyz,
+            "/status": self.show_status,
+            "/metrics": self.show_metrics,
+        }
+        routes = [Route(path, show, methods=["GET"]) for path, show in common.items()]
+        return Starlette(routes=[*routes, *self.more_routes()])
 
     async def serve(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
         """Serve until ``stop``. If the default port is in use, the service runs without HTTP.

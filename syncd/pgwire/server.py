@@ -12,7 +12,6 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -22,7 +21,7 @@ from anyio.to_thread import run_sync
 from syncd.pgwire.connection import Connection
 from syncd.pgwire.scram import Verifier
 from syncd.rpc.dispatch import Dispatcher
-from syncd.rpc.sockets import bind_tcp, server_tls
+from syncd.rpc.sockets import bind_tcp
 from syncd.rpc.stream_server import CLOSE_SECONDS, StreamServer
 
 SEATS = 128
@@ -43,13 +42,14 @@ class SqlServer(StreamServer[Connection]):
     without them TLS is not offered, with them it is required.
     """
 
+    listening_event = "listening_sql"
+
     def __init__(
         self,
         dispatcher: Dispatcher,
         *,
         listen: str | None,
         token: str,
-        tls: tuple[Path, Path] | None = None,
         seat: int = 0,
         **options: Any,
     ) -> None:
@@ -58,9 +58,7 @@ class SqlServer(StreamServer[Connection]):
         self.cancel_elsewhere: Callable[[int, bytes], Awaitable[object]] | None = None
         """Has the process of another seat cancel what a connection runs."""
         self.verifier = Verifier.of(token)
-        self.tls: ssl.SSLContext | None = None
         self._listen = listen
-        self._certificate = tls
         self._by_process: dict[int, Connection] = {}
         """All connections, those beyond the limit as well."""
 
@@ -140,8 +138,6 @@ class SqlServer(StreamServer[Connection]):
         connection.upgraded(transport)
 
     async def _bind(self) -> None:
-        if self._certificate is not None:
-            self.tls = await run_sync(server_tls, *self._certificate)
         if self._listen is not None:
             self.bound += await run_sync(bind_tcp, self._listen, SETTING)
 

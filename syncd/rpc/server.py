@@ -24,7 +24,7 @@ from syncd.rpc.discovery import openrpc_document
 from syncd.rpc.dispatch import Dispatcher, Limits
 from syncd.rpc.inputs import Inputs
 from syncd.rpc.protocol import Method, Request
-from syncd.rpc.sockets import UnixSocket, bind_tcp, bind_unix, server_tls
+from syncd.rpc.sockets import UnixSocket, bind_tcp, bind_unix
 from syncd.rpc.stream_server import Places, StreamServer
 
 logger = structlog.get_logger()
@@ -37,6 +37,8 @@ class Server(StreamServer[Connection]):
     chain and the key for TCP; without them TCP is not encrypted. See ``StreamServer`` for the other
     parameters.
     """
+
+    listening_event = "listening"
 
     def __init__(
         self,
@@ -59,6 +61,7 @@ class Server(StreamServer[Connection]):
             )
         super().__init__(
             self.make_dispatcher(_with_own_methods(methods, version), limits or Limits()),
+            tls=tls,
             inputs=inputs,
             inherited=inherited,
             places=places,
@@ -67,8 +70,6 @@ class Server(StreamServer[Connection]):
         self._socket = socket
         self._listen = listen
         self._token = token.encode() if token else None
-        self._certificate = tls
-        self._tls: ssl.SSLContext | None = None
         self._unix: UnixSocket | None = None
         self._spare: dict[Connection, None] = {}
 
@@ -145,8 +146,6 @@ class Server(StreamServer[Connection]):
             self.bound.append(self._unix.socket)
         if self._listen is not None:
             self.bound += await run_sync(bind_tcp, self._listen)
-        if self._certificate is not None:
-            self._tls = await run_sync(server_tls, *self._certificate)
 
     async def _unbind(self) -> None:
         if self._unix is not None:
@@ -157,7 +156,7 @@ class Server(StreamServer[Connection]):
     ) -> tuple[Callable[[], Connection], ssl.SSLContext | None]:
         if bound.family == socket.AF_UNIX:
             return partial(Connection, self, None), None
-        return partial(Connection, self, self._token), self._tls
+        return partial(Connection, self, self._token), self.tls
 
     def _open(self) -> list[Connection]:
         return [*self._connections | self.lingering, *self._spare]

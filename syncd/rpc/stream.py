@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
@@ -28,7 +29,7 @@ class StreamHost(Protocol):
         """Forget a connection that has closed."""
 
 
-class Stream(asyncio.Protocol):
+class Stream(asyncio.Protocol, ABC):
     """The server's end of one connection; a subclass has the protocol."""
 
     def __init__(self, host: StreamHost) -> None:
@@ -46,21 +47,21 @@ class Stream(asyncio.Protocol):
 
     # What a subclass has
 
+    @abstractmethod
     def _opened(self) -> None:
         """Register the connection. The client sends first."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _received(self, data: bytes) -> None:
         """Take input of any size."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _take_turn(self) -> None:
         """Run what waits for ``turn_seconds``, then write, then decide whether to read on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _forget(self) -> None:
         """Drop everything that is kept, and cancel what only this client waits for."""
-        raise NotImplementedError
 
     # What asyncio calls
 

@@ -9,18 +9,22 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any, Generic, Protocol, TypeVar
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import structlog
 from anyio import TASK_STATUS_IGNORED, CancelScope, Event, create_task_group, move_on_after
 from anyio.abc import TaskGroup, TaskStatus
+from anyio.to_thread import run_sync
 
+from syncd.host_port import join_host_port
 from syncd.rpc.accepting import Acceptor
 from syncd.rpc.dispatch import Dispatcher, drop
 from syncd.rpc.inputs import Inputs
-from syncd.rpc.sockets import LISTEN_BACKLOG
+from syncd.rpc.sockets import LISTEN_BACKLOG, server_tls
 from syncd.rpc.stream import Stream
 
 CLOSE_SECONDS = 1.0
@@ -60,18 +64,22 @@ class AllPlaces:
 Client = TypeVar("Client", bound=Stream)
 
 
-class StreamServer(Generic[Client]):
+class StreamServer(ABC, Generic[Client]):
     """Serves connections of one class.
 
     The server keeps ``inputs`` up to date with its connections. ``inherited`` are sockets that
-    another process has bound. Without ``accepts``, the server listens, and ``accept`` begins to
-    take connections.
+    another process has bound. ``tls`` names the certificate chain and the key. Without ``accepts``,
+    the server listens, and ``accept`` begins to take connections.
     """
+
+    listening_event: ClassVar[str]
+    """Event that is logged for each TCP address."""
 
     def __init__(
         self,
         dispatcher: Dispatcher,
         *,
+        tls: tuple[Path, Path] | None = None,
         inputs: Inputs | None = None,
         inherited: Sequence[socket.socket] = (),
         places: Places | None = None,
@@ -80,12 +88,14 @@ class StreamServer(Generic[Client]):
         self.dispatcher = dispatcher
         self.limits = dispatcher.limits
         self.inputs = inputs or Inputs()
+        self.tls: ssl.SSLContext | None = None
         self.stopping = False
         self.bound: list[socket.socket] = []
         """The sockets that the server listens on, after its start."""
         self.tcp_addresses: list[tuple[str, int]] = []
         """The TCP addresses that the server listens on, after its start."""
         self.lingering: set[Client] = set()
+        self._certificate = tls
         self._inherited = inherited
         self._places = places or AllPlaces()
         self._accepts = accepts
@@ -100,14 +110,14 @@ class StreamServer(Generic[Client]):
     # What a subclass has
 
     async def _bind(self) -> None:
-        """Add further sockets to ``bound``, and prepare what the first connection needs."""
+        """Add further sockets to ``bound``."""
 
     async def _unbind(self) -> None:
         """Remove what ``_bind`` made besides open sockets."""
 
+    @abstractmethod
     def _serving(self, bound: socket.socket) -> tuple[Callable[[], Client], ssl.SSLContext | None]:
         """What makes a socket's connections, and the TLS that they begin with."""
-        raise NotImplementedError
 
     def _open(self) -> list[Client]:
         """All connections that have not closed."""
@@ -135,8 +145,13 @@ class StreamServer(Generic[Client]):
             self.bound[:] = self._inherited
             try:
                 await self._bind()
+                if self._certificate is not None:
+                    self.tls = await run_sync(server_tls, *self._certificate)
                 for bound in self.bound:
                     self._listen_on(bound)
+                for host, port in () if self._inherited else self.tcp_addresses:
+                    address = join_host_port(host, port)
+                    logger.info(self.listening_event, address=address, tls=self.tls is not None)
                 if self._accepts:
                     self.accept()
                 task_status.started()

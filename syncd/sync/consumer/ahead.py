@@ -43,7 +43,7 @@ class Prepared:
     """Text of the statements that ``prepare_reads`` has tried."""
     locked: list[Source] = field(default_factory=list)
     lock: bytes = b""
-    """LOCK of the outbox and of the tables ``locked``, as the last batch had it."""
+    """The statement that locked the outbox and the tables ``locked`` in the last batch."""
 
     def lock_of(self, sources: Sequence[FollowedSource]) -> bytes:
         """One statement that locks the outbox and the sources' tables."""
@@ -113,8 +113,8 @@ def prepare_reads(
 ) -> None:
     """Prepare what the next pass may read, in a pass that has time: it finds the plans made.
 
-    A rule that is no longer valid fails here without consequences, and fails its source when it
-    reads rows.
+    If a rule is no longer valid, its statement is not prepared. The source fails later, when its
+    rows are read.
     """
     if "read_keys_in_progress" not in prepared.names:
         for name, bound in (("read_keys_in_progress", "{}"), ("read_keys_begun_since", "9" * 18)):

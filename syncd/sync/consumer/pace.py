@@ -143,7 +143,7 @@ class Pace:
         return min(max(self.rows * BEAT_SECONDS_PER_ROW, shortest), longest)
 
     def sleep_seconds(self, poll_seconds: float, *, listens: bool) -> float:
-        """Longest time to wait for a wake-up if there is no load.
+        """Longest time to wait for a wake-up without load.
 
         ``listens`` says whether a connection listens to notifications.
         """

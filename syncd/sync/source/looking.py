@@ -88,7 +88,7 @@ def look(connection: psycopg.Connection, at: Looks, found: dict[int, str]) -> bo
 
     Returns whether the registry must be read again.
     """
-    now, anew = at.now, False
+    now, read_again = at.now, False
     changed = {
         number: look._replace(partitions=True, rules=True)
         for number, look in at.looks.items()
@@ -101,18 +101,18 @@ def look(connection: psycopg.Connection, at: Looks, found: dict[int, str]) -> bo
             each.catalogue.looked_at = now
         text = found.get(source_id)
         if text is None:
-            anew |= each.source.table is not None
+            read_again |= each.source.table is not None
             continue
         try:
             if text != each.catalogue.seen:
-                anew |= take_note(connection, each, text)
+                read_again |= take_note(connection, each, text)
             compare_while_weak(each, now)
         except psycopg.Error:
             raise
         except Exception as error:  # noqa: BLE001 - it fails this source; the others go on
             each.catalogue.seen = ""
             each.failed_unexpectedly(error, now=now)
-    return anew
+    return read_again
 
 
 def take_note(connection: psycopg.Connection, each: FollowedSource, text: str) -> bool:

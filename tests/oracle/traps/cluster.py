@@ -59,7 +59,7 @@ CLUSTER_TRAPS: dict[str, Trap] = {
         f"{SHARDS}::test_a_directory_of_another_shard_is_refused_and_both_are_named",
     ),
     "an answer without a shard looks like a whole one": broken(
-        "syncd/cluster/router.py",
+        "syncd/cluster/asking.py",
         'if lost and (partial == "refuse" or',
         "if lost and (False or",
         f"{SHARDS}::"
