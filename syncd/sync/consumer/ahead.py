@@ -4,7 +4,7 @@ None of them needs the answer of another one. One message instead of five saves 
 pass's processor time in the server: its session wakes up once, and not each time with cold caches.
 
 Invariant: a statement that is to stay prepared is sent in a batch only if an earlier pass has
-prepared it. If a batch fails, psycopg takes the statements for prepared that it has not got to.
+prepared it. So it is known what the server has prepared, also if a batch fails.
 """
 
 from __future__ import annotations
