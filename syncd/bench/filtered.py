@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from syncd.bench.clients import Clients, clients
 from syncd.bench.engines import Below
 from syncd.bench.environment import Columns, Environment
-from syncd.bench.reported import halves, status_of
+from syncd.bench.reported import halves, queries_known, status_of
 from syncd.bench.search import Comparison, Ladder, Point, choose, rate
 from syncd.bench.vector_set import K, VectorSet, normalised, truth
 from syncd.bench.versus import Build, Pair, Recalls, Turns, pair
@@ -191,7 +191,7 @@ def have_filters_measured(
             searchers.asking(queries[turn::TURNS]).answers(
                 replace(both, filter=below).syncd(recall)
             )
-    both.service.settle()
+    queries_known(both)
 
 
 def with_default(both: Pair, measured: Recalls, ladder: Ladder) -> Ladder:

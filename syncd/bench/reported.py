@@ -6,11 +6,13 @@ held back until it has chosen: the measured recall is that of queries that syncd
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from syncd.bench.clients import Clients
+from syncd.bench.environment import LOOK_SECONDS
 from syncd.bench.vector_set import Truth
 from syncd.bench.versus import FOLLOWED, Pair, Recalls
 from syncd.index.asked import ENOUGH
@@ -19,6 +21,8 @@ from syncd.types import RecallOf
 
 FIRST = ENOUGH - 1
 """Number of queries that can be asked before syncd measures recall on them."""
+KNOWN_SECONDS = 120.0
+"""How long syncd may take to measure recall on the queries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,18 @@ def have_measured(both: Pair, searchers: Clients, recalls: Sequence[float]) -> N
     """Ask the queries for each target, and return when syncd has chosen its settings for them."""
     for target in recalls:
         searchers.answers(both.syncd(target))
+    queries_known(both)
+
+
+def queries_known(both: Pair) -> None:
+    """Return when syncd has chosen its settings for the queries that were asked.
+
+    Reader processes report what they were asked each second, and the builder works at the lowest
+    priority. The wait ends after ``KNOWN_SECONDS``: too few of the queries may differ.
+    """
+    end = time.monotonic() + KNOWN_SECONDS
+    while status_of(both).recall_of != "queries" and time.monotonic() < end:
+        time.sleep(LOOK_SECONDS)
     both.service.settle()
 
 
