@@ -257,7 +257,7 @@ def test_a_reader_answers_searches_gets_keys_and_filters_without_the_main_proces
     db.execute("UPDATE items SET lang = 'de' WHERE id > 5")
     items.start()
     running(items)
-    with Client(items.socket, timeout=1.0) as client:
+    with Client(items.socket, timeout=SECONDS) as client:
         token = db.execute("DELETE FROM items WHERE id = 3 RETURNING syncd.token()").fetchone()
         assert token is not None
         until_answered_here(items, client, "items")
