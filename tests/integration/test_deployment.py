@@ -106,14 +106,15 @@ def test_a_file_names_existing_settings_and_files(path: Path) -> None:
 @pytest.mark.skipif(
     shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed"
 )
-def test_systemd_understands_every_line_of_the_unit(tmp_path: Path) -> None:
-    text = (DOCKER / "syncd.service").read_text()
-    unit = tmp_path / "syncd.service"
+@pytest.mark.parametrize("name", ["syncd.service", "syncd-route.service", "syncd-shard@.service"])
+def test_systemd_understands_every_line_of_a_unit(name: str, tmp_path: Path) -> None:
+    text = (DOCKER / name).read_text()
+    unit = tmp_path / name.replace("@", "@0-3")
     unit.write_text(text.replace("/opt/syncd/bin/syncd", "/bin/true"))
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, check=False
     )
-    assert "syncd.service" not in done.stdout + done.stderr
+    assert unit.name not in done.stdout + done.stderr
     assert "Type=notify\n" in text
 
 
