@@ -15,6 +15,12 @@ SET LOCAL max_parallel_workers_per_gather = 0;
 SET LOCAL cursor_tuple_fraction = 1.0;
 SET LOCAL jit = off;
 
+-- name: take_turn
+-- For a shard, until its transaction ends. Each shard reads the whole table, so only two of them
+-- verify at a time.
+SELECT CASE WHEN pg_try_advisory_xact_lock(8317708088) THEN true
+            ELSE pg_try_advisory_xact_lock(8317708089) END;
+
 -- name: is_in_the_way
 -- Whether a session waits for our lock on the table: an ALTER TABLE that waits for us makes each
 -- writer wait behind it.

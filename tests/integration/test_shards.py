@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,9 +39,10 @@ from syncd.shard import BUCKETS, Shard
 from syncd.types import Position, Snapshot
 from tests.conftest import TEMPLATE, Servers
 from tests.daemon import Daemon
+from tests.faults.following import until
 from tests.integration.commands import assert_failed, run
 from tests.integration.test_refused_starts import refused_start
-from tests.scrape import readyz, sample, samples, wait_for_event
+from tests.scrape import events, readyz, sample, samples, wait_for_event
 
 SHARDS = 3
 TOKEN = "of a test"  # noqa: S105
@@ -256,6 +258,45 @@ def test_a_shard_registers_and_check_names_it_when_it_is_gone(
         assert "--shard 1/2 --replica b" in found.fix
         db.execute("DELETE FROM syncd.consumers WHERE replica = 'b'")
         cluster[0].start()
+
+
+def test_only_two_shards_verify_at_a_time(cluster: list[Daemon], conninfo: str) -> None:
+    waits = len(events(cluster[0], "verify_waits"))
+    with (
+        ThreadPoolExecutor(1) as pool,
+        cluster[0].client() as client,
+        psycopg.connect(conninfo) as first,
+        psycopg.connect(conninfo) as second,
+    ):
+        for each in (first, second):
+            each.execute("SET lock_timeout = '60s'")
+            lock = "8317708088" if each is first else "8317708089"
+            each.execute(f"SELECT pg_advisory_xact_lock({lock})".encode())
+        found = pool.submit(client.verify, "numbers")
+        until(
+            lambda: len(events(cluster[0], "verify_waits")) > waits or found.done(),
+            "the third verify waits",
+        )
+        assert not found.done()
+        second.rollback()
+        assert [row.in_sync for row in found.result().datasets] == [True]
+
+
+def test_passes_of_a_shard_keep_a_distance_that_grows_with_the_number_of_shards(
+    db: psycopg.Connection, daemon: Daemon
+) -> None:
+    db.execute("CREATE TABLE numbers (id bigint PRIMARY KEY, v real[])")
+    db.execute("SELECT syncd.attach('numbers')")
+    daemon.settings["shard"] = "0/4"
+    daemon.with_constant("syncd.sync.consumer.pace.FLOOR_SECONDS_PER_SHARD", 0.05).start()
+    with daemon.client() as client:
+        begun = time.monotonic()
+        for number in range(5):  # each of these is answered by a pass of its own
+            (token,) = db.execute(
+                "INSERT INTO numbers VALUES (%s, '{1}') RETURNING syncd.token()", [number]
+            ).fetchone() or ("",)
+            client.wait(token, timeout_ms=60_000)
+        assert time.monotonic() - begun >= 4 * 4 * 0.05
 
 
 def changes_of(

@@ -36,6 +36,7 @@ from syncd.sync.background.comparison import (
     not_in_step,
 )
 from syncd.sync.background.overdue import Overdue, compared_at, overdue, since
+from syncd.sync.background.turns import OthersVerify, pauses, take_turn
 from syncd.sync.background.verified import Verified, Work
 from syncd.sync.background.verify_results import VerifyResults
 from syncd.sync.consumer.outcome import Handover
@@ -282,22 +283,28 @@ class Verifier:
     ) -> tuple[list[Found], Position]:
         """Capture some sources in a pass, and compare them with their tables at its snapshot.
 
-        If another session waits for a lock, this one gives up its own and tries again later.
+        If another session waits for a lock, this one gives up its own and tries again later. A
+        shard waits for its turn, without a limit.
         """
-        for attempt in range(ATTEMPTS):
+        attempt, until_next_try = 0, pauses()
+        while True:
             try:
                 return await self.attempt(ids, capture, deep=deep)
+            except OthersVerify as error:
+                pause = next(until_next_try)
+                logger.info("verify_waits", reason=error.message, retry_in_seconds=pause)
+                await anyio.sleep(pause)
             except InTheWay as error:
-                if attempt + 1 == ATTEMPTS:
+                attempt += 1
+                if attempt == ATTEMPTS:
                     raise
                 logger.info("verify_steps_aside", reason=str(error))
-                await anyio.sleep(FIRST_PAUSE_SECONDS * 2**attempt)
-        raise AssertionError("the last attempt returns or raises")
+                await anyio.sleep(FIRST_PAUSE_SECONDS * 2 ** (attempt - 1))
 
     async def attempt(
         self, ids: Sequence[int], capture: Callable[[FollowedSource], Captured], *, deep: bool
     ) -> tuple[list[Found], Position]:
-        """One attempt; raises ``InTheWay``."""
+        """One attempt; raises ``InTheWay``, or ``OthersVerify``."""
         settings, stop, work = self.session.settings, threading.Event(), self.work
         assert work is not None
         taken: list[tuple[Position, list[Captured]]] = []
@@ -319,6 +326,7 @@ class Verifier:
                         (begin, sql.SQL(session.service_settings(connection)), limits)
                     )
                 )
+                take_turn(connection, self.session.shard)
                 for each in sources:
                     if not each.is_failed:
                         connection.execute(each.source.lock())

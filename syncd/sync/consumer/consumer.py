@@ -45,7 +45,7 @@ from syncd.store.manifest import Manifest
 from syncd.sync.consumer.ahead import Prepared
 from syncd.sync.consumer.attached import follow_attached, load_sources, resume_sources
 from syncd.sync.consumer.outcome import PassOutcome
-from syncd.sync.consumer.pace import Pace
+from syncd.sync.consumer.pace import Pace, floor_seconds
 from syncd.sync.consumer.passes import Pass, session_settings
 from syncd.sync.consumer.progress import Progress
 from syncd.sync.consumer.session import Session
@@ -119,6 +119,8 @@ class Consumer(Progress):
                         self.settled, delays = connection, backoff_delays()
                         self.registry.tasks.well("consumer")
                     await self.rest(connection, outcome)
+                    if not outcome.more:
+                        await anyio.sleep(self.floor_left())
             except ConsumerReplaced:
                 raise
             except Exception as error:
@@ -337,6 +339,10 @@ class Consumer(Progress):
                 await self.wake.event.wait()
         else:
             await self.sleep(connection)
+
+    def floor_left(self) -> float:
+        """Seconds until the next pass of a shard may begin. Requests that wait are delayed too."""
+        return max(self.begun_at + floor_seconds(self.session.shard) - time.monotonic(), 0.0)
 
     async def sleep(self, connection: psycopg.Connection) -> None:
         """Wait for a wake-up, for a change that a look finds, or for the poll.
