@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
+import psycopg
 
 from syncd.client.client import Client
 from syncd.cluster import merge
@@ -28,6 +29,8 @@ LOOK_AGAIN_SECONDS = 0.5
 """Time between two looks at shards that are not ready yet."""
 CATCH_UP_MS = 600_000
 """How long new shards may take to include the commits before a swap."""
+ROUTERS_SECONDS = 5.0
+"""Time after a swap in which each router has read the layout: one without NOTIFY polls."""
 
 
 class ReplicaState(msgspec.Struct, frozen=True, kw_only=True):
@@ -157,30 +160,48 @@ def reshard(settings: Settings, of: int, say: Callable[[str], None]) -> bool:
 
     Returns False if a shard differs from its part of the tables: then nothing is swapped.
     """
-    if read_layout(settings).of == of:
-        say(f"the layout of {of} shards answers already")
-        return True
-    wait_for_shards(settings, of, say)
-    say(f"the {of} shards are ready: comparing them with their tables")
-    found = verify(settings, of)
-    failed = [each for each in found.sources if each.outcome == "failed"]
-    if failed or not all(each.in_sync for each in found.datasets):
-        say("a shard differs from its table: nothing was swapped")
-        say(f"  next: syncd verify --repair on each shard, then: syncd cluster reshard {of}")
-        return False
+    if read_layout(settings).of != of:
+        wait_for_shards(settings, of, say)
+        say(f"the {of} shards are ready: comparing them with their tables")
+        found = verify(settings, of)
+        failed = [each for each in found.sources if each.outcome == "failed"]
+        if failed or not all(each.in_sync for each in found.datasets):
+            say("a shard differs from its table: nothing was swapped")
+            say(f"  next: syncd verify --repair on each shard, then: syncd cluster reshard {of}")
+            return False
+        catch_up(settings, of)
+        swap(settings, of)
+    say(f"the layout of {of} shards answers")
+    if read_layout(settings).others:
+        say(f"  next: after {ROUTERS_SECONDS:.0f} s, when each router has read it, stop the other")
+        say("  shards, then delete their rows:")
+        say(f"  DELETE FROM syncd.consumers WHERE layout <> {of};")  # noqa: S608 - only text
+    return True
+
+
+def catch_up(settings: Settings, of: int) -> None:
+    """Return when every replica of a layout includes all commits until now.
+
+    A client that has read a row from the present shards reads it from the new ones too.
+    """
     with connect_blocking(settings.conninfo) as connection:
         row = connection.execute(statement("cluster", "read_token")).fetchone()
         assert row is not None
-    # a client that has read a row from the present shards reads it from the new ones too
     for each in of_layout(read_layout(settings), of):
         with client_of(each, settings, LOOK_SECONDS) as client:
             client.wait(str(row[0]), timeout_ms=CATCH_UP_MS)
+
+
+def swap(settings: Settings, of: int) -> None:
+    """Let a layout answer: both statements are one transaction."""
     with connect_blocking(settings.conninfo) as connection:
         connection.execute(statement("cluster", "swap_layout"), [of])
-        connection.execute(statement("cluster", "notify"))
-    say(f"the layout of {of} shards answers; stop the other shards, then delete their rows:")
-    say(f"  DELETE FROM syncd.consumers WHERE layout <> {of};")  # noqa: S608 - only text
-    return True
+        notify_routers(connection)
+
+
+def notify_routers(connection: psycopg.Connection) -> None:
+    """Have the routers read the layout when the transaction commits."""
+    connection.execute(statement("cluster", "notify"))
 
 
 def of_layout(layout: Layout, of: int) -> list[Registered]:

@@ -214,6 +214,35 @@ def recall(
 
 
 @bench.command()
+def shards(
+    shards: Annotated[list[int] | None, again("Shards of a layout", "1, 2, 4, 8")] = None,
+    rows: Rows = 20_000,
+    dim: Dimension = 128,
+    rate: Annotated[float, typer.Option(min=1, help="Rows per second to change.")] = 2000,
+    rest: Annotated[float, typer.Option(min=0, help="Seconds of rest before the idle time.")] = 10,
+    seconds: Seconds = 10,
+    dsn: Dsn = None,
+    data_dir: DataDir = None,
+    embedded: Embedded = False,
+    json: Json = False,
+) -> None:
+    """Cost of shards for the database: rows read, processor time, connections."""
+    from tests.bench import shards as module
+
+    with prepared(dsn, data_dir, embedded) as where:
+        result = module.measure(
+            where,
+            layouts=shards or [1, 2, 4, 8],
+            rows=rows,
+            dimension=dim,
+            rate=rate,
+            rest_seconds=rest,
+            seconds=seconds,
+        )
+    show(result, json)
+
+
+@bench.command()
 def sql(
     vectors: Vectors = None,
     rows: SomeRows = None,

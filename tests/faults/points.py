@@ -14,7 +14,7 @@ import itertools
 import os
 import pkgutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -30,6 +30,7 @@ Phase = Literal[
     "compaction",
     "restart",
     "publication",
+    "reshard",
 ]
 
 
@@ -356,6 +357,21 @@ READER_POINTS = [
     ),
 ]
 
+OPERATING = "syncd.cluster.operating"
+RESHARD_POINTS = [
+    Point("reshard", "before it waits for the shards", "before", f"{OPERATING}:wait_for_shards"),
+    Point("reshard", "when the shards are ready", "after", f"{OPERATING}:wait_for_shards"),
+    Point("reshard", "while a shard verifies", "before", "syncd.client.client:Client.verify", 2),
+    Point("reshard", "when the shards are verified", "after", f"{OPERATING}:verify"),
+    Point("reshard", "before the token", "before", f"{OPERATING}:catch_up"),
+    Point("reshard", "while the shards catch up", "after", "syncd.client.client:Client.wait"),
+    Point("reshard", "before the swap", "before", f"{OPERATING}:swap"),
+    Point("reshard", "between the swap's statements", "before", f"{OPERATING}:notify_routers"),
+    Point("reshard", "before the swap is committed", "after", f"{OPERATING}:notify_routers"),
+    Point("reshard", "after the swap", "after", f"{OPERATING}:swap"),
+]
+"""Steps of ``syncd cluster reshard``. Only after the last one does the other layout answer."""
+
 
 def arm(folder: Path, point: Point) -> None:
     """Let the process be killed at a point."""
@@ -369,9 +385,9 @@ def reached(folder: Path) -> str:
     return (folder / REACHED).read_text() if (folder / REACHED).exists() else ""
 
 
-def watch(folder: str) -> None:
+def watch(folder: str, some: Sequence[Point] = (*POINTS, *CODES_POINTS, *READER_POINTS)) -> None:
     """Put a wrapper around the function of each point, in syncd's process."""
-    for point in POINTS + CODES_POINTS + READER_POINTS:
+    for point in some:
         module, _, path = point.function.partition(":")
         owner = pkgutil.resolve_name(module)
         *outer, name = path.split(".")

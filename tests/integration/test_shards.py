@@ -9,7 +9,6 @@ import re
 import signal
 import socket
 import subprocess
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -40,8 +39,10 @@ from syncd.types import Position, Snapshot
 from tests.conftest import TEMPLATE, Servers
 from tests.daemon import Daemon
 from tests.faults.following import until
+from tests.faults.resharding import Load, reshard_killed
 from tests.integration.commands import assert_failed, run
 from tests.integration.test_refused_starts import refused_start
+from tests.oracle.sharded import start_all
 from tests.scrape import events, readyz, sample, samples, wait_for_event
 
 SHARDS = 3
@@ -526,45 +527,43 @@ def test_status_and_verify_of_a_cluster_exit_1_if_a_shard_is_dead(
     cluster[2].start()
 
 
-def test_another_number_of_shards_answers_after_a_reshard_and_every_write_is_read(
+def until_layout(client: Client, shards: int) -> None:
+    """Return when the router asks the shards of a layout."""
+    names = {f"{number}/{shards}" for number in range(shards)}
+    until(lambda: client.status().positions.keys() == names, f"{shards} shards answer")
+
+
+KILLED_AT = {
+    2: ("while a shard verifies", "while the shards catch up", "after the swap"),
+    3: ("before the swap is committed",),
+}
+"""Some of the steps of a reshard; the test marked long has all of them."""
+
+
+def test_a_reshard_that_is_killed_at_any_step_and_run_again_loses_no_answer_and_no_write(
     cluster: list[Daemon], router: Daemon, conninfo: str
 ) -> None:
     folder = cluster[0].data_dir.parent
     pair = [Daemon(conninfo, folder / f"of-2-{n}", shard=f"{n}/2") for n in range(2)]
-    done = threading.Event()
-    reads: list[int] = []
-
-    def read_own_writes() -> None:
-        with connected(conninfo, router) as (db, client):
-            while not done.is_set() or len(reads) < 20:
-                number = 80_000 + len(reads)
-                (token,) = db.execute(
-                    "INSERT INTO numbers VALUES (%s, ARRAY[%s, 9]) RETURNING syncd.token()",
-                    [number, number],
-                ).fetchone() or ("",)
-                (hit,) = client.search("numbers", [number, 9], k=1, after=token)
-                assert hit.key == number
-                reads.append(number)
-
-    with ThreadPoolExecutor(1) as threads, router.client() as client:
-        until_whole(client)
-        reading = threads.submit(read_own_writes)
-        try:
-            for each in pair:
-                each.start()
-            for shards in (2, 3):
-                found = run("cluster", "reshard", str(shards), SYNCD_DSN=conninfo)
-                assert found.returncode == 0, found.stderr
-                while len(client.status().positions) != shards:
-                    pass
-                assert client.status().missing == []
-            done.set()
-            reading.result()
-            assert set(reads) <= set(client.keys("numbers"))
-        finally:
-            done.set()
-            for each in pair:
-                if each.process is not None:
-                    each.kill()
+    load = Load(conninfo, router, rate=100)
+    try:
+        with router.client() as client:
+            until_whole(client)
+            with load.running():
+                start_all(pair)
+                for shards, steps in KILLED_AT.items():
+                    reshard_killed(conninfo, shards, folder / f"steps-{shards}", *steps)
+                    until_layout(client, shards)
+                    assert client.status().missing == []
+            assert load.wrong == []
+            with psycopg.connect(conninfo, autocommit=True) as db:
+                (token,) = db.execute("SELECT syncd.token()").fetchone() or ("",)
+                client.wait(token, timeout_ms=60_000)
+                keys = [key for (key,) in db.execute("SELECT id FROM numbers").fetchall()]
+            assert sorted(client.keys("numbers")) == sorted(keys)
+    finally:
+        for each in pair:
+            if each.process is not None:
+                each.kill()
     with psycopg.connect(conninfo, autocommit=True) as db:
         db.execute("DELETE FROM syncd.consumers WHERE layout = 2")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -51,16 +51,23 @@ class Oracle(Writes):
         number = next(databases)
         self.name = f"oracle_{number}"
         self.conninfo = self.server.create_database(self.name, TEMPLATE)
-        self.daemon = Daemon(self.conninfo, self.folder / self.name).with_small_slots()
-        self.daemon.settings.setdefault("readers", int(number % 4 == 0))
-        self.daemon.with_constant("syncd.sync.background.rotation.ROTATION_SECONDS", 0.3)
+        self.daemon = self.make_daemon(number)
         self.seen: set[str] = set()
         self.settled = 0
         for table in TABLES:
             table.create(self.db)
         self.counts["examples"] += 1
 
-    @precondition(lambda self: self.daemon.process is not None)
+    def make_daemon(self, number: int) -> Daemon:
+        """The syncd of an example, not yet started."""
+        return prepared(Daemon(self.conninfo, self.folder / self.name), number)
+
+    @property
+    def is_up(self) -> bool:
+        """Whether nothing has to be started before the next comparison."""
+        return self.daemon.process is not None
+
+    @precondition(lambda self: self.is_up)
     @rule(
         where=st.sampled_from(LONG_SESSIONS),
         name=tables,
@@ -85,7 +92,7 @@ class Oracle(Writes):
     @rule(how=st.sampled_from(("checkpoint", "cut", "kill", "stop")))
     def break_syncd(self, how: str) -> None:
         """Break the process or its connections. If syncd is down, start it instead."""
-        if self.daemon.process is None:
+        if not self.is_up:
             self.start_syncd()
         elif how == "checkpoint":
             self.checkpoint()
@@ -97,9 +104,13 @@ class Oracle(Writes):
             self.counts["cuts"] += 1
         else:
             with self.explained():
-                getattr(self.daemon, how)()
-                self.seen.clear()
+                self.end_syncd(how)
             self.counts[f"{how}s"] += 1
+
+    def end_syncd(self, how: str) -> None:
+        """Kill or stop the process."""
+        getattr(self.daemon, how)()
+        self.seen.clear()
 
     @rule(lose=st.booleans(), name=tables, some=numbers, topic=topics, seed=seeds)
     def crash_postgres(
@@ -111,7 +122,7 @@ class Oracle(Writes):
         """
         table = BY_NAME[name]
         rows = self.rows(table, 0, some, topic, seed)
-        if lose and self.daemon.process is not None:
+        if lose and self.is_up:
             try:
                 with self.db.transaction():
                     self.db.execute("SET LOCAL synchronous_commit = off")
@@ -156,7 +167,7 @@ class Oracle(Writes):
     def settle(self) -> None:
         """Compare every index with its table."""
         with self.explained():
-            if self.daemon.process is None:
+            if not self.is_up:
                 self.start_syncd()
             with self.daemon.client() as client:
                 token = fetch(self.db, "SELECT syncd.token()")
@@ -184,29 +195,43 @@ class Oracle(Writes):
         try:
             yield
         except (AssertionError, RequestError) as error:
-            log = self.daemon.log.read_text() if self.daemon.log.exists() else ""
-            error.add_note(
-                f"{self.name}: the end of syncd's log:\n"
-                + "".join(log.splitlines(keepends=True)[-30:])
-            )
+            for log in self.logs():
+                lines = log.read_text().splitlines(keepends=True) if log.exists() else []
+                error.add_note(f"{self.name}: the end of {log.name}:\n" + "".join(lines[-30:]))
             raise
 
-    def teardown(self) -> None:
-        """Compare, break syncd in one of four ways and compare again; leave nothing behind.
+    def logs(self) -> Sequence[Path]:
+        """Logs to show with an error."""
+        return [self.daemon.log]
 
-        If a step failed, nothing is compared.
-        """
+    def teardown(self) -> None:
+        """Compare, and leave nothing behind. If a step failed, nothing is compared."""
         try:
             if sys.exception() is None:
                 for where in sorted(self.sessions):
                     self.sessions[where].commit()
-                self.settle()
-                self.break_syncd(
-                    how=("stop", "kill", "cut", "checkpoint")[self.counts["examples"] % 4]
-                )
-                self.settle()
+                self.finish()
         finally:
             self.close_connections()
-            if self.daemon.process is not None:
-                self.daemon.kill()
+            self.clean_up()
             self.server.drop_database(self.name)
+
+    def finish(self) -> None:
+        """Compare, break syncd in one of four ways and compare again."""
+        self.settle()
+        self.break_syncd(how=("stop", "kill", "cut", "checkpoint")[self.counts["examples"] % 4])
+        self.settle()
+
+    def clean_up(self) -> None:
+        """Leave no process behind."""
+        if self.daemon.process is not None:
+            self.daemon.kill()
+
+
+def prepared(daemon: Daemon, number: int) -> Daemon:
+    """A syncd that frees slots all the time; in some examples it has a reader."""
+    daemon.settings.setdefault("readers", int(number % 4 == 0))
+    daemon.with_constant("syncd.sync.background.turns.FIRST_PAUSE_SECONDS", 0.05)
+    return daemon.with_small_slots().with_constant(
+        "syncd.sync.background.rotation.ROTATION_SECONDS", 0.3
+    )

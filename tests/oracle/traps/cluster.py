@@ -8,6 +8,14 @@ SHARDS = "tests/integration/test_shards.py"
 EACH_ROW_ONCE = (
     f"{SHARDS}::test_every_row_is_in_exactly_one_shard_through_writes_kills_and_restarts"
 )
+ORACLE = (
+    "tests/oracle/test_oracle.py::"
+    "test_the_shards_of_a_cluster_have_every_row_once_after_any_sequence_of_these_and_reshards"
+)
+RESHARD = (
+    f"{SHARDS}::"
+    "test_a_reshard_that_is_killed_at_any_step_and_run_again_loses_no_answer_and_no_write"
+)
 SCATTER = "tests/unit/cluster/test_cluster_scatter.py"
 MERGE = (
     "tests/unit/cluster/test_cluster_merge.py::"
@@ -27,6 +35,21 @@ CLUSTER_TRAPS: dict[str, Trap] = {
         '{"live": self.if_mine(raw(self.live))}',
         '{"live": raw(self.live)}',
         EACH_ROW_ONCE,
+        ORACLE,
+    ),
+    "a scan reads the rows of other shards": broken(
+        "syncd/postgres/source.py",
+        "to_end=sql.Literal(until is None),",
+        "to_end=sql.Literal(until is None),"
+        ' **({"live": raw(self.live)} if vectors else {}),  # type: ignore[arg-type]',
+        EACH_ROW_ONCE,
+    ),
+    "a verify compares with the rows of other shards": broken(
+        "syncd/postgres/source.py",
+        "to_end=sql.Literal(until is None),",
+        "to_end=sql.Literal(until is None),"
+        ' **({} if vectors else {"live": raw(self.live)}),  # type: ignore[arg-type]',
+        EACH_ROW_ONCE,
     ),
     "a row has the bucket of its sort key": broken(
         "sql/queries/passes.sql",
@@ -39,6 +62,31 @@ CLUSTER_TRAPS: dict[str, Trap] = {
         "(self.number + 1) * BUCKETS // self.of) - 1",
         "(self.number + 1) * BUCKETS // self.of)",
         f"{BUCKETS}_and_none_is_much_larger[3]",
+    ),
+    "no shard has one bucket": broken(
+        "syncd/shard.py",
+        "return -(-self.number * BUCKETS // self.of)",
+        "return -(-self.number * BUCKETS // self.of) + 1",
+        f"{BUCKETS}_and_none_is_much_larger[3]",
+    ),
+    "a shard begins its next pass at once": broken(
+        "syncd/sync/consumer/consumer.py",
+        "await anyio.sleep(self.floor_left())",
+        "await anyio.sleep(0)",
+        f"{SHARDS}::"
+        "test_passes_of_a_shard_keep_a_distance_that_grows_with_the_number_of_shards",
+    ),
+    "all shards verify at once": broken(
+        "syncd/sync/background/turns.py",
+        "if shard.is_whole:",
+        "if True:",
+        f"{SHARDS}::test_only_two_shards_verify_at_a_time",
+    ),
+    "a reshard swaps before it is sure": broken(
+        "syncd/cluster/operating.py",
+        "        wait_for_shards(settings, of, say)\n",
+        "        swap(settings, of)\n        wait_for_shards(settings, of, say)\n",
+        RESHARD,
     ),
     "a rule runs on the rows of other shards": broken(
         "sql/queries/passes.sql",

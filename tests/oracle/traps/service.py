@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from tests.oracle.traps.trap import Edit, Trap, broken
 
-ORACLE = "tests/oracle/test_oracle.py"
+ORACLE = (
+    "tests/oracle/test_oracle.py::"
+    "test_every_index_equals_its_table_after_any_sequence_of_writes_and_faults"
+)
 RACES = "tests/faults/test_races.py"
 LATE_COMMIT = (
     f"{RACES}::"
