@@ -12,6 +12,7 @@ from syncd.cluster.fleet import Fleet
 from syncd.cluster.replica import Replica
 from syncd.cluster.scatter import Counts, Scattered, scatter
 from syncd.errors import (
+    DimensionMismatch,
     NotReady,
     Overloaded,
     RequestError,
@@ -177,8 +178,8 @@ def no_shards() -> ShardsUnavailable:
 
 
 def has_answered(error: SyncdError | None) -> bool:
-    """Whether an error says that a shard has no such row or dataset."""
-    return isinstance(error, UnknownDataset | UnknownKey)
+    """Whether an error says that a shard has no such row, dataset or vector."""
+    return isinstance(error, UnknownDataset | UnknownKey | DimensionMismatch)
 
 
 def is_internal(error: SyncdError) -> bool:

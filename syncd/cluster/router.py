@@ -22,6 +22,7 @@ from syncd.cluster.fleet import Fleet
 from syncd.cluster.replica import call
 from syncd.cluster.scatter import Scattered
 from syncd.errors import (
+    DimensionMismatch,
     InvalidParams,
     RequestError,
     UnknownDataset,
@@ -101,8 +102,9 @@ class Router:
             params, without = await self.by_vector(params, until - anyio.current_time())
         seconds = max(until - anyio.current_time(), 0.0)
         asked = call("search", params, messages.SearchResult)
-        found = await self.asking.ask(asked, seconds, unknown=UnknownDataset)
+        found = await self.asking.ask(asked, seconds, unknown=(UnknownDataset, DimensionMismatch))
         results = self.asking.complete(found, params.partial)
+        refuse_other_dimension(found, many=params.vectors is not None)
         if not results:
             raise UnknownDataset(params.dataset)
         for replica, result in results.values():
@@ -315,3 +317,15 @@ class Router:
         if not results:
             raise UnknownDataset(dataset or "")
         return [one for _, one in results.values()]
+
+
+def refuse_other_dimension(found: Found[messages.SearchResult], *, many: bool) -> None:
+    """Raise ``DimensionMismatch`` if a shard did, and no other shard found a row.
+
+    A shard takes a dataset's dimension from its own rows. If its only row has another dimension,
+    then one syncd would have that row in quarantine, and would find the others.
+    """
+    mismatches = [one for one in found.failures.values() if isinstance(one, DimensionMismatch)]
+    keys: list[Any] = [result.keys for _, result in found.answers.values()]
+    if mismatches and not any(any(map(len, each)) if many else each for each in keys):
+        raise mismatches[0]

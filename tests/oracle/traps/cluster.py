@@ -73,8 +73,7 @@ CLUSTER_TRAPS: dict[str, Trap] = {
         "syncd/sync/consumer/consumer.py",
         "await anyio.sleep(self.floor_left())",
         "await anyio.sleep(0)",
-        f"{SHARDS}::"
-        "test_passes_of_a_shard_keep_a_distance_that_grows_with_the_number_of_shards",
+        f"{SHARDS}::test_passes_of_a_shard_keep_a_distance_that_grows_with_the_number_of_shards",
     ),
     "all shards verify at once": broken(
         "syncd/sync/background/turns.py",

@@ -11,6 +11,7 @@ from syncd.cluster.layout import Registered
 from syncd.cluster.replica import Replica
 from syncd.cluster.router import Router
 from syncd.errors import (
+    DimensionMismatch,
     InvalidParams,
     NotReady,
     Overloaded,
@@ -79,6 +80,15 @@ async def test_a_shard_without_the_dataset_has_answered() -> None:
     assert found.position == OLD
     with pytest.raises(UnknownDataset):
         await router([[UnknownDataset("d")]], [[UnknownDataset("d")]]).search(SEARCH)
+
+
+async def test_a_shard_whose_only_row_has_another_dimension_does_not_hide_the_other_rows() -> None:
+    mismatch = DimensionMismatch("d", expected=3, got=1)
+    found = await router([[hits("0/2", NEW, 0)]], [[mismatch]]).search(SEARCH)
+    assert (found.keys, found.coverage, found.missing) == ([0], 1.0, [])
+    for others in ([mismatch], [hits("0/2", NEW)], [UnknownDataset("d")]):
+        with pytest.raises(DimensionMismatch):
+            await router([others], [[mismatch]]).search(SEARCH)
 
 
 @pytest.mark.parametrize(
