@@ -60,7 +60,7 @@ def measure(
     rest_seconds: float,
     seconds: float,
 ) -> list[Sharded]:
-    """Measure one layout after the other; each reads the table anew."""
+    """Measure one layout after the other; each reads the whole table."""
     where.create_tables(TABLE, dimension=dimension)
     where.fill(TABLE, rows, dimension)
     where.run("vacuum", table=TABLE)

@@ -1,7 +1,7 @@
 """Turns of the shards that verify: at most two at a time.
 
-Each shard reads the whole table to compare its part of it, so many shards at once would read it as
-many times at once.
+Each shard reads the whole table to compare its part of it. All shards at once would be a heavy load
+of the server.
 """
 
 from __future__ import annotations
