@@ -81,13 +81,15 @@ def measure_layout(
     seconds: float,
 ) -> Sharded:
     """Measure one layout: its first reading, at rest, and while rows are written."""
+    time.sleep(STATISTICS_SECONDS)
     before = number(where, ROWS_READ)
     begun = time.perf_counter()
     with shards(where, of) as services:
         indexed = 0
         for service in services:
             with service.client() as client:
-                indexed += sum(each.count for each in client.datasets() if each.state == "ready")
+                found = client.datasets()
+                indexed += sum(each.count for each in found if each.dataset == f"default/{TABLE}")
         first = time.perf_counter() - begun
         time.sleep(STATISTICS_SECONDS)
         scanned = number(where, ROWS_READ) - before
