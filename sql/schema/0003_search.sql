@@ -232,15 +232,21 @@ REVOKE EXECUTE ON FUNCTION syncd.connect_search(text, text[]) FROM PUBLIC;
 
 -- The definition of syncd.ask once searches are connected. It names dblink's schema.
 --
--- It sends the statement and looks whether the answer has come: before PostgreSQL 17 dblink's own
--- wait cannot be cancelled, and in no version does it end while a service is frozen. A sleep
+-- From PostgreSQL 17 on, dblink's own wait can be cancelled. So if the statement's time is limited,
+-- dblink waits: the session sleeps until the answer comes, and statement_timeout ends the wait for
+-- a service that is frozen.
+--
+-- Otherwise syncd.ask sends the statement and looks whether the answer has come. A sleep
 -- between two looks takes 1 ms at least, and most answers come sooner, so it first looks without
 -- sleeping.
 -- With busy cores that would take the cores from the service: after a look in vain the session's
 -- next searches, up to 16, sleep at once (measured with 8 clients and 2 cores: 3,150 searches a
 -- second; 1,200 if each looks without sleeping; with one client 0.55 ms a search instead of 1.25).
--- A statement that is given up takes its connection with it: that cancels the search, and a cancel
--- request to a frozen service would wait as well.
+--
+-- A statement that is cancelled takes its connection with it: that cancels the search, and a cancel
+-- request to a frozen service would wait as well. If the service does not answer in time, the
+-- connection is kept: before PostgreSQL 16 a new one would take seconds to fail, and from then on
+-- nothing but statement_timeout would end the attempt. The next search first waits for that answer.
 --
 -- A statement with a search has no parallel workers: it sets a setting and handles errors, which
 -- PostgreSQL does not do beside them.
@@ -257,17 +263,20 @@ AS $function$
 DECLARE
     most_ms CONSTANT integer := 5000;  -- the service answers by then, if it can
     grace_ms CONSTANT integer := 1000;
-    statement CONSTANT text := format(
-        'SELECT key, distance FROM %s(dataset => %L, %s => %L, k => %L, filter => %L, '
-        'recall => %L, max_distance => %L, fresh => %L, timeout_ms => ''%s'')',
-        CASE WHEN by = 'key' THEN 'search_key' ELSE 'search' END, dataset,
-        CASE WHEN by IN ('key', 'query_array') THEN by ELSE 'query' END, query, k, filter,
-        recall, max_distance, fresh, most_ms);
+    -- What is left out need not be read by the service.
+    statement CONSTANT text := concat(
+        format('SELECT key, distance FROM %s(dataset => %L, %s => %L, k => %L',
+               CASE WHEN by = 'key' THEN 'search_key' ELSE 'search' END, dataset,
+               CASE WHEN by IN ('key', 'query_array') THEN by ELSE 'query' END, query, k),
+        ', filter => ' || quote_literal(filter), ', recall => ' || quote_literal(recall),
+        ', max_distance => ' || quote_literal(max_distance),
+        CASE WHEN fresh THEN ', fresh => true' END, ', timeout_ms => ', most_ms, ')');
     is_new boolean;
+    is_sent boolean;
+    has_given_up boolean := false;
     since timestamptz;
     waited double precision;  -- seconds
     pace integer;  -- 100 times how many searches do not look without sleeping, plus how many still
-    message text;
     detail text;
 BEGIN
     IF query IS NULL THEN
@@ -279,12 +288,17 @@ BEGIN
             IF is_new THEN
                 PERFORM {dblink}.dblink_connect('{connection}'::text, 'syncd_search'::text);
             END IF;
-            IF {dblink}.dblink_send_query('{connection}'::text, statement) <> 1 THEN
-                RAISE EXCEPTION 'the connection to the search service is lost'
-                    USING ERRCODE = 'connection_failure';
+            IF current_setting('server_version_num')::integer >= 170000
+               AND current_setting('statement_timeout')::interval
+                   BETWEEN interval '1 ms' AND interval '1 min' THEN
+                RETURN QUERY SELECT r.key, r.distance
+                             FROM {dblink}.dblink('{connection}'::text, statement)
+                                  AS r (key text, distance double precision);
+                RETURN;
             END IF;
-            since := clock_timestamp();
             pace := coalesce(nullif(current_setting('syncd.pace', true), ''), '0')::integer;
+            since := clock_timestamp();
+            is_sent := {dblink}.dblink_send_query('{connection}'::text, statement) = 1;
             IF pace % 100 > 0 THEN
                 PERFORM set_config('syncd.pace', (pace - 1)::text, false);
             ELSIF {dblink}.dblink_is_busy('{connection}'::text) = 1 THEN
@@ -298,14 +312,29 @@ BEGIN
                     PERFORM set_config('syncd.pace', '0', false);
                 END IF;
             END IF;
-            WHILE {dblink}.dblink_is_busy('{connection}'::text) = 1 LOOP
-                waited := extract(epoch FROM clock_timestamp() - since);
-                IF waited * 1000 > most_ms + grace_ms THEN
-                    RAISE EXCEPTION 'the search service has not answered for % s',
-                                    (most_ms + grace_ms) / 1000
-                        USING ERRCODE = 'query_canceled', DETAIL = 'timeout';
+            LOOP
+                WHILE {dblink}.dblink_is_busy('{connection}'::text) = 1 LOOP
+                    waited := extract(epoch FROM clock_timestamp() - since);
+                    IF waited * 1000 > most_ms + grace_ms THEN
+                        has_given_up := true;
+                        RAISE EXCEPTION 'the search service has not answered for % s',
+                                        (most_ms + grace_ms) / 1000
+                            USING ERRCODE = 'lock_not_available', DETAIL = 'timeout',
+                                  HINT = 'See: syncd status; and: syncd check';
+                    END IF;
+                    PERFORM pg_sleep(least(waited / 4 + 0.0001, 0.02));
+                END LOOP;
+                EXIT WHEN is_sent;
+                -- The answer of a statement that has not waited for it.
+                PERFORM FROM {dblink}.dblink_get_result('{connection}'::text, false)
+                             AS r (key text, distance double precision);
+                PERFORM FROM {dblink}.dblink_get_result('{connection}'::text, false)
+                             AS r (key text, distance double precision);
+                is_sent := {dblink}.dblink_send_query('{connection}'::text, statement) = 1;
+                IF NOT is_sent THEN
+                    RAISE EXCEPTION 'the connection to the search service is lost'
+                        USING ERRCODE = 'connection_failure';
                 END IF;
-                PERFORM pg_sleep(least(waited / 4 + 0.0001, 0.02));
             END LOOP;
             RETURN QUERY SELECT r.key, r.distance
                          FROM {dblink}.dblink_get_result('{connection}'::text)
@@ -316,14 +345,8 @@ BEGIN
             RETURN;
         EXCEPTION
             WHEN query_canceled THEN
-                GET STACKED DIAGNOSTICS message = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL;
                 PERFORM {dblink}.dblink_disconnect('{connection}'::text)
                 FROM unnest({dblink}.dblink_get_connections()) AS c WHERE c = '{connection}';
-                IF detail = 'timeout' AND message LIKE 'the search service has not answered%' THEN
-                    RAISE EXCEPTION '%', message
-                        USING ERRCODE = 'lock_not_available', DETAIL = 'timeout',
-                              HINT = 'See: syncd status; and: syncd check';
-                END IF;
                 RAISE;
             WHEN sqlclient_unable_to_establish_sqlconnection THEN
                 GET STACKED DIAGNOSTICS detail = PG_EXCEPTION_DETAIL;
@@ -333,27 +356,33 @@ BEGIN
                           DETAIL = 'service_unavailable',
                           HINT = 'Start it: SYNCD_SQL_LISTEN=HOST:PORT syncd serve; if its address '
                                  'or its password is another one, call syncd.connect_search again.';
-            WHEN connection_exception OR connection_failure OR connection_does_not_exist
-                 OR admin_shutdown OR cannot_connect_now THEN
-                PERFORM {dblink}.dblink_disconnect('{connection}'::text)
-                FROM unnest({dblink}.dblink_get_connections()) AS c WHERE c = '{connection}';
-                IF is_new OR attempt = 2 THEN
-                    RAISE;
-                END IF;
             WHEN undefined_function OR invalid_schema_name THEN
                 RAISE EXCEPTION 'the extension dblink is gone, or is in another schema'
                     USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = 'not_ready',
                           HINT = syncd.how_to_connect_search();
             WHEN OTHERS THEN
-                IF '{connection}' = ANY ({dblink}.dblink_get_connections()) IS NOT TRUE THEN
+                GET STACKED DIAGNOSTICS detail = PG_EXCEPTION_DETAIL;
+                IF has_given_up THEN
+                    RAISE;
+                ELSIF '{connection}' = ANY ({dblink}.dblink_get_connections()) IS NOT TRUE THEN
                     RAISE EXCEPTION 'the connection to the search service is not complete: %',
                                     SQLERRM
                         USING ERRCODE = 'object_not_in_prerequisite_state', DETAIL = 'not_ready',
                               HINT = syncd.how_to_connect_search();
+                ELSIF SQLSTATE LIKE '08%' OR SQLSTATE IN ('57P01', '57P03')
+                      OR SQLSTATE = 'XX000' AND detail = '' THEN
+                    -- The connection is lost; dblink's own errors of sending are XX000.
+                    PERFORM {dblink}.dblink_disconnect('{connection}'::text);
+                    IF is_new OR attempt = 2 THEN
+                        RAISE;
+                    END IF;
+                ELSE
+                    IF {dblink}.dblink_is_busy('{connection}'::text) = 0 THEN
+                        PERFORM FROM {dblink}.dblink_get_result('{connection}'::text, false)
+                                     AS r (key text, distance double precision);
+                    END IF;
+                    RAISE;
                 END IF;
-                PERFORM FROM {dblink}.dblink_get_result('{connection}'::text, false)
-                             AS r (key text, distance double precision);
-                RAISE;
         END;
     END LOOP;
 END

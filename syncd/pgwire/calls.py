@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types as python_types
 import typing
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -17,6 +17,7 @@ from syncd.pgwire import types
 from syncd.pgwire.errors import SqlError
 from syncd.pgwire.lexer import Parameter
 from syncd.pgwire.parsed import Select, Statement, Value
+from syncd.pgwire.results import MOST_NAME, Column
 from syncd.protocol import messages, status_messages
 from syncd.protocol.messages import Params
 
@@ -24,11 +25,10 @@ NO_PARAMS = messages.NoParams()
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
-    """A column of a result."""
+class Unlocked:
+    """The result of ``pg_advisory_unlock_all()``."""
 
-    name: str
-    oid: int
+    pg_advisory_unlock_all: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ def columns_of(statement: Statement) -> list[Column]:
                 f"{select.function} has no column {name[:60]!r}",
                 hint=f"Its columns: {', '.join(given)}.",
             )
-        found.append(Column(statement.name(label), given[name].oid))
+        found.append(Column(statement.name(label)[:MOST_NAME], given[name].oid))
     return found
 
 
@@ -113,13 +113,13 @@ def parameter_oids(statement: Statement, declared: Sequence[int]) -> list[int]:
 
 
 def run(statement: Statement, bound: Bound, caller: Caller, size: int) -> Any:
-    """The rows of a SELECT, or an awaitable for ``rows_of``. Raises ``SqlError`` or the RPC's."""
+    """The rows of a SELECT, or an awaitable for ``values_of``. Raises ``SqlError`` or the RPC's."""
     select = statement.parsed
     assert isinstance(select, Select)
     if select.function in ("datasets", "status"):
         return caller.call(select.function, NO_PARAMS, size)
     if select.function == "pg_advisory_unlock_all":
-        return [("",)]
+        return Unlocked()
     fields: dict[str, Any] = {}
     for name, value in select.arguments.items():
         argument = ARGUMENTS[name]
@@ -144,8 +144,8 @@ def run(statement: Statement, bound: Bound, caller: Caller, size: int) -> Any:
     return caller.call("search", params, size)
 
 
-def rows_of(statement: Statement, bound: Bound, result: Any) -> Sequence[Sequence[Any]]:
-    """A method's result as rows, with the columns that the statement names."""
+def values_of(statement: Statement, bound: Bound, result: Any) -> list[Sequence[Any]]:
+    """A method's result as columns, those that the statement names."""
     select = statement.parsed
     assert isinstance(select, Select)
     limit = None
@@ -154,22 +154,18 @@ def rows_of(statement: Statement, bound: Bound, result: Any) -> Sequence[Sequenc
         limit = None if given is None else types.as_int(given)
         if limit is not None and limit < 0:
             raise SqlError("2201W", "LIMIT must not be negative", hint="Pass a LIMIT of 0 or more.")
-    if isinstance(result, messages.SearchResult):
-        rows: Iterable[Sequence[Any]] = zip(
-            map(_key_text, result.keys[:limit]), result.distances[:limit], strict=True
-        )
-    elif isinstance(result, msgspec.Raw):  # many datasets, encoded in a worker thread
-        rows = _fields_of(msgspec.json.decode(result, type=list[status_messages.DatasetStatus]))
-    elif isinstance(result, list) and result and isinstance(result[0], tuple):
-        rows = result
-    else:
-        rows = _fields_of(result if isinstance(result, list) else [result])
-    chosen = list(rows)[:limit]
-    if select.columns is None:
-        return chosen
     names = [column.name for column in _all_columns(select.function)]
-    places = [names.index(statement.name(column)) for column, _ in select.columns]
-    return [[row[place] for place in places] for row in chosen]
+    if select.columns is not None:
+        chosen = [statement.name(column) for column, _ in select.columns]
+    else:
+        chosen = names
+    if isinstance(result, messages.SearchResult):
+        found: dict[str, list[Any]] = {"key": result.keys, "distance": result.distances}
+        return [found[name][:limit] for name in chosen]
+    if isinstance(result, msgspec.Raw):  # many datasets, encoded in a worker thread
+        result = msgspec.json.decode(result, type=list[status_messages.DatasetStatus])
+    rows = (result if isinstance(result, list) else [result])[:limit]
+    return [[getattr(row, name) for row in rows] for name in chosen]
 
 
 def awaits(result: Any) -> bool:
@@ -192,16 +188,6 @@ def _given(statement: Statement, value: Value, bound: Bound) -> Any:
     if raw is None:
         return None
     return types.read_parameter(bound.oids[place], bound.binary[place], raw, bound.codec)
-
-
-def _key_text(key: Any) -> str:
-    if isinstance(key, str):
-        return key
-    return str(key) if isinstance(key, int) else msgspec.json.encode(key).decode()
-
-
-def _fields_of(structs: Iterable[Any]) -> list[tuple[Any, ...]]:
-    return [tuple(getattr(each, name) for name in each.__struct_fields__) for each in structs]
 
 
 def _all_columns(function: str) -> Sequence[Column]:

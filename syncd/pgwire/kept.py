@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from syncd.pgwire.calls import Bound, Column
+from syncd.pgwire.calls import Bound
 from syncd.pgwire.errors import SqlError
 from syncd.pgwire.parsed import Statement
+from syncd.pgwire.results import Column
 
 OBJECT_BYTES = 500
 """Bytes that a prepared statement or a portal takes besides its text, values and rows."""

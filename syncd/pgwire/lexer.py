@@ -33,6 +33,7 @@ _COMMENT_MARK = re.compile(r"/\*|\*/")
 _ESCAPE = re.compile(
     rb"\\(?:([0-7]{1,3})|x([0-9a-fA-F]{1,2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(.))", re.S
 )
+_BEFORE_LITERALS = frozenset(" \t\n(,=>")
 _LETTERS = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t"}
 
 
@@ -51,6 +52,32 @@ def split_literals(text: str) -> tuple[str, list[Piece]]:
 
     A quoted name becomes ``"2"``, an array of numbers its text form. Raises ``SqlError``.
     """
+    return _split_plain(text) or _split(text)
+
+
+def _split_plain(text: str) -> tuple[str, list[Piece]] | None:
+    """The same for a text whose only special characters are the quotes of plain literals.
+
+    None for other texts. It takes a third of the time for a search.
+    """
+    parts = text.split("'")
+    outside, literals = parts[::2], parts[1::2]
+    # An empty part between two literals would be a doubled quote, a letter a literal's prefix.
+    if (
+        len(outside) == len(literals)
+        or len(literals) > MOST_TOKENS
+        or not all(part[-1:] in _BEFORE_LITERALS for part in outside[:-1])
+    ):
+        return None
+    rest = "".join(outside)
+    if len(rest) > MOST_TEXT or _SPECIAL.search(rest):
+        return None
+    for place, part in enumerate(outside[1:]):
+        outside[place + 1] = f"'{place}'{part}"
+    return "".join(outside), list[Piece](literals)
+
+
+def _split(text: str) -> tuple[str, list[Piece]]:
     rest: list[str] = []
     pieces: list[Piece] = []
     place, room, tokens = 0, MOST_TEXT, 0

@@ -17,12 +17,14 @@ from pygwire import messages as pg
 from pygwire.constants import TransactionStatus
 from pygwire.exceptions import PygwireError
 
-from syncd.pgwire import calls, types
-from syncd.pgwire.calls import Bound, Caller, Column
+from syncd.pgwire import calls, results, types
+from syncd.pgwire.calls import Bound, Caller
 from syncd.pgwire.client_settings import ClientSettings
+from syncd.pgwire.encodings import UTF8
 from syncd.pgwire.errors import PROTOCOL_VIOLATION, SqlError, as_sql_error, not_supported
 from syncd.pgwire.kept import OBJECT_BYTES, Account, Kept, Portal, Prepared
 from syncd.pgwire.parsed import Command, Declare, Fetch, Select, Show, Statement
+from syncd.pgwire.results import Column
 from syncd.pgwire.statements import parse
 
 IDLE, OPEN, FAILED = (
@@ -55,7 +57,7 @@ class Session:
 
     def ready(self) -> None:
         """Ask for the next statement."""
-        self._send(pg.ReadyForQuery(status=self.status))
+        self.out.append(results.READY[self.status])
 
     def answer(self, kind: bytes, payload: bytes) -> Steps:
         """Answer one message. Errors in it become an ErrorResponse, except fatal ones."""
@@ -106,7 +108,7 @@ class Session:
             closed = _message(pg.Close, payload)
             drop = self._kept.drop_prepared if closed.kind == "S" else self._kept.drop_portal
             drop(closed.name)
-            self._send(pg.CloseComplete())
+            self.out.append(results.CLOSE_COMPLETE)
         elif kind == b"S":
             self._skips = False
             self._end_of_statement()
@@ -120,7 +122,7 @@ class Session:
     def _simple(self, text: str, size: int) -> Steps:
         statements = parse(text)
         if not statements:
-            self._send(pg.EmptyQueryResponse())
+            self.out.append(results.EMPTY)
         for statement in statements:
             portal = Portal(statement, Bound(codec=self._settings.codec), (), size)
             if self._columns(portal):
@@ -153,30 +155,29 @@ class Session:
             calls.columns_of(statement)
         label = _decoded(name, self._settings.codec)
         self._kept.keep_prepared(label, Prepared(statement, oids, OBJECT_BYTES + len(payload)))
-        self._send(pg.ParseComplete())
+        self.out.append(results.PARSE_COMPLETE)
 
     def _bind(self, bind: pg.Bind, size: int) -> None:
         prepared = self._kept.prepared(bind.statement)
         count = len(bind.param_values)
-        formats = bind.param_formats
-        results = bind.result_formats
+        formats, wanted = bind.param_formats, bind.result_formats
         if count != len(prepared.oids) or len(formats) not in (0, 1, count):
             raise SqlError(
                 PROTOCOL_VIOLATION,
                 f"the statement has {len(prepared.oids)} parameters, got {count}",
                 hint="Bind one value to each.",
             )
-        if any(each not in (0, 1) for each in (*formats, *results)):
+        if any(each not in (0, 1) for each in (*formats, *wanted)):
             raise SqlError("22023", "a format is neither 0 nor 1", hint="0 is text, 1 is binary.")
         binary = [bool(each) for each in formats]
         binary = binary * count if len(binary) == 1 else binary or [False] * count
         bound = Bound(prepared.oids, binary, bind.param_values, self._settings.codec)
-        as_asked = [bool(each) for each in results]
+        as_asked = [bool(each) for each in wanted]
         portal = Portal(prepared.statement, bound, as_asked, OBJECT_BYTES + size)
         if self._columns(portal):
             self._formats(portal)
         self._kept.keep_portal(bind.portal, portal)
-        self._send(pg.BindComplete())
+        self.out.append(results.BIND_COMPLETE)
 
     def _describe(self, kind: str, name: str) -> None:
         if kind == "S":
@@ -188,12 +189,12 @@ class Session:
         if self._columns(portal):
             self._row_description(portal)
         else:
-            self._send(pg.NoData())
+            self.out.append(results.NO_DATA)
 
     def _execute(self, portal: Portal, most: int, size: int) -> Steps:
         statement = portal.statement
         if statement is None:
-            self._send(pg.EmptyQueryResponse())
+            self.out.append(results.EMPTY)
             return
         parsed = statement.parsed
         if self.status is FAILED and not (
@@ -224,25 +225,28 @@ class Session:
         """Run a portal's statement, and encode its rows."""
         statement = portal.statement
         assert statement is not None
-        rows: Sequence[Sequence[Any]]
-        columns = self._columns(portal)
+        values: Sequence[Sequence[Any]]
         if isinstance(statement.parsed, Show):
-            rows = [(self._settings.shown(statement.parsed.name),)]
+            values = [(self._settings.shown(statement.parsed.name),)]
         else:
             result = calls.run(statement, portal.bound, self._caller, size)
             if calls.awaits(result):
                 result = yield result
-            rows = calls.rows_of(statement, portal.bound, result)
-        encoders = [
-            types.encoder_of(column.oid, is_binary, self._settings.codec)
-            for column, is_binary in zip(columns, self._formats(portal), strict=True)
-        ]
+            values = calls.values_of(statement, portal.bound, result)
+        codec = self._settings.codec
         try:
-            portal.rows = types.data_rows(rows, encoders)
+            portal.rows = results.data_rows(
+                [
+                    results.encoded(column.oid, is_binary, codec, column_values)
+                    for column, is_binary, column_values in zip(
+                        self._columns(portal), self._formats(portal), values, strict=True
+                    )
+                ]
+            )
         except UnicodeEncodeError:
             raise SqlError(
                 "22P05",
-                f"a key has a character that {self._settings.codec} lacks",
+                f"a key has a character that {codec} lacks",
                 hint="SET client_encoding = 'UTF8'.",
             ) from None
         portal.rows.reverse()
@@ -256,7 +260,7 @@ class Session:
         del rows[len(rows) - count :]
         if rows or (most and count == most):
             self._kept.keep_rows(portal)
-            self._send(pg.PortalSuspended())
+            self.out.append(results.SUSPENDED)
         elif isinstance(portal.statement.parsed, Show):
             self._complete("SHOW")
         else:
@@ -341,25 +345,15 @@ class Session:
         return formats * len(columns) if len(formats) == 1 else formats or [False] * len(columns)
 
     def _row_description(self, portal: Portal) -> None:
-        self._send(
-            pg.RowDescription(
-                fields=[
-                    pg.FieldDescription(
-                        name=self._settings.wire_text(column.name),
-                        type_oid=column.oid,
-                        type_size=types.size_of(column.oid),
-                        type_modifier=-1,
-                        format_code=int(is_binary),
-                    )
-                    for column, is_binary in zip(
-                        self._columns(portal), self._formats(portal), strict=True
-                    )
-                ]
-            )
-        )
+        columns = self._columns(portal)
+        if self._settings.codec != UTF8:
+            wire_text = self._settings.wire_text
+            columns = [Column(wire_text(name), oid) for name, oid in columns]
+        binary = tuple(self._formats(portal))
+        self.out.append(results.row_description(tuple(columns), binary))
 
     def _complete(self, tag: str) -> None:
-        self._send(pg.CommandComplete(tag=tag))
+        self.out.append(results.complete(tag))
 
     def _send(self, message: pg.PGMessage) -> None:
         self.out.append(message.to_wire())

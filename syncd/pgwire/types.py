@@ -1,4 +1,4 @@
-"""PostgreSQL's types on the wire: values of parameters and of results, in text and in binary.
+"""PostgreSQL's types on the wire: values of parameters, in text and in binary.
 
 Values of the protocol are big-endian. The codes are the OIDs of pg_type, which never change.
 """
@@ -8,8 +8,6 @@ from __future__ import annotations
 import base64
 import binascii
 import struct
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -51,7 +49,6 @@ OIDS = {
 """The types that a statement may cast an argument to, by sqlglot's names."""
 MOST_NUMBERS = 250_000
 """Numbers of a vector that is a text: the event loop reads as many in about 20 ms."""
-_SIZES = {BOOL: 1, INT2: 2, INT4: 4, INT8: 8, FLOAT4: 4, FLOAT8: 8, TIMESTAMPTZ: 8, VOID: 4}
 _TEXTS = frozenset({0, TEXT, UNKNOWN, VARCHAR, BPCHAR, NAME, JSON, NUMERIC, UUID})
 _ELEMENTS = {INT2: "i2", INT4: "i4", INT8: "i8", FLOAT4: "f4", FLOAT8: "f8"}
 _ARRAYS = {
@@ -62,22 +59,15 @@ _ARRAYS = {
     FLOAT8_ARRAY: FLOAT8,
     NUMERIC_ARRAY: NUMERIC,
 }
-_NUMBERS: dict[int, struct.Struct] = {
+NUMBERS: dict[int, struct.Struct] = {
     INT2: struct.Struct("!h"),
     INT4: struct.Struct("!i"),
     INT8: struct.Struct("!q"),
     FLOAT4: struct.Struct("!f"),
     FLOAT8: struct.Struct("!d"),
 }
-_INT32 = struct.Struct("!i")
-_INT16 = struct.Struct("!h")
-_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+"""The binary form of each type of numbers."""
 _floats = msgspec.json.Decoder(list[float])
-
-
-def size_of(oid: int) -> int:
-    """Bytes of a value in binary; -1 if they vary."""
-    return _SIZES.get(oid, -1)
 
 
 def read_parameter(oid: int, is_binary: bool, raw: bytes, codec: str) -> Any:
@@ -90,8 +80,8 @@ def read_parameter(oid: int, is_binary: bool, raw: bytes, codec: str) -> Any:
                 "22021", f"a parameter is not valid {codec}", hint="Set client_encoding."
             ) from None
     try:
-        if oid in _NUMBERS:
-            return _NUMBERS[oid].unpack(raw)[0]
+        if oid in NUMBERS:
+            return NUMBERS[oid].unpack(raw)[0]
         if oid == BOOL:
             return raw == b"\x01"
         if oid == JSONB and raw[:1] == b"\x01":
@@ -218,59 +208,3 @@ def _invalid(kind: str, value: Any, hint: str) -> SqlError:
     return SqlError(
         INVALID_TEXT, f"expected {kind}, got {shown[:60]!r}", detail="invalid_params", hint=hint
     )
-
-
-def text_of(oid: int, value: Any) -> str:
-    """A result's value as text."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return "t" if value else "f"
-    if oid in (FLOAT4, FLOAT8):
-        number = float(value)
-        if number in (float("inf"), float("-inf")):
-            return "Infinity" if number > 0 else "-Infinity"
-        return str(int(number)) if number.is_integer() and abs(number) < 1e15 else repr(number)
-    if isinstance(value, int):
-        return str(value)
-    if isinstance(value, datetime):
-        return value.astimezone(UTC).isoformat(" ", "microseconds")[:26] + "+00"
-    return msgspec.json.encode(value).decode()
-
-
-def encoder_of(oid: int, is_binary: bool, codec: str) -> Callable[[Any], bytes]:
-    """The function that encodes a result's values of this type."""
-    if not is_binary:
-        return lambda value: text_of(oid, value).encode(codec)
-    if oid in _NUMBERS:
-        return _NUMBERS[oid].pack
-    if oid == BOOL:
-        return lambda value: b"\x01" if value else b"\x00"
-    if oid == TIMESTAMPTZ:
-        return lambda value: _NUMBERS[INT8].pack((value - _EPOCH) // _MICROSECOND)
-    if oid == VOID:
-        return lambda _: b""
-    return lambda value: text_of(oid, value).encode(codec)
-
-
-def data_rows(
-    rows: Sequence[Sequence[Any]], encoders: Sequence[Callable[[Any], bytes]]
-) -> list[bytes]:
-    """One DataRow message for each row. pygwire's own encoder takes three times as long."""
-    head = _INT16.pack(len(encoders))
-    messages = []
-    for row in rows:
-        parts = [head]
-        for encode, value in zip(encoders, row, strict=True):
-            if value is None:
-                parts.append(_NULL)
-            else:
-                encoded = encode(value)
-                parts += _INT32.pack(len(encoded)), encoded
-        body = b"".join(parts)
-        messages.append(b"D%b%b" % (_INT32.pack(len(body) + 4), body))
-    return messages
-
-
-_NULL = _INT32.pack(-1)
-_MICROSECOND = datetime.resolution
