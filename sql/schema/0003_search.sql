@@ -85,7 +85,8 @@ BEGIN
 END
 $add$;
 SELECT syncd.add_search_of(element || '[]')
-FROM unnest(ARRAY['real', 'double precision', 'numeric', 'integer']) AS element;
+FROM unnest(ARRAY['real', 'double precision', 'numeric', 'smallint', 'integer', 'bigint'])
+     AS element;
 
 -- The same for pgvector's types, if they are installed when searches are connected.
 CREATE FUNCTION syncd.add_search_of_pgvector() RETURNS void
@@ -193,6 +194,8 @@ BEGIN
           FROM (SELECT d.name, d.value, d.place
                 FROM (VALUES ('connect_timeout', '3', 0), ('dbname', 'syncd', 0),
                              ('user', 'syncd', 0), ('gssencmode', 'disable', 0),
+                             -- From PostgreSQL 16 on, dblink does not obey connect_timeout.
+                             ('tcp_user_timeout', '6000', 0),
                              ('fallback_application_name', 'syncd.search', 0))
                      AS d (name, value, place)
                 UNION ALL
@@ -232,9 +235,11 @@ REVOKE EXECUTE ON FUNCTION syncd.connect_search(text, text[]) FROM PUBLIC;
 
 -- The definition of syncd.ask once searches are connected. It names dblink's schema.
 --
--- From PostgreSQL 17 on, dblink's own wait can be cancelled. So if the statement's time is limited,
--- dblink waits: the session sleeps until the answer comes, and statement_timeout ends the wait for
--- a service that is frozen.
+-- From PostgreSQL 17 on, dblink_get_result can be cancelled. So if the statement's time is limited,
+-- it waits: the session sleeps until the answer comes, and statement_timeout ends the wait for a
+-- service that is frozen. (dblink() itself would not end: after a cancellation it waits for the
+-- answer once more.) A search takes a third of the session's processor time, and half of the time
+-- if the cores are busy.
 --
 -- Otherwise syncd.ask sends the statement and looks whether the answer has come. A sleep
 -- between two looks takes 1 ms at least, and most answers come sooner, so it first looks without
@@ -271,6 +276,9 @@ DECLARE
         ', filter => ' || quote_literal(filter), ', recall => ' || quote_literal(recall),
         ', max_distance => ' || quote_literal(max_distance),
         CASE WHEN fresh THEN ', fresh => true' END, ', timeout_ms => ', most_ms, ')');
+    dblink_waits CONSTANT boolean := current_setting('server_version_num')::integer >= 170000
+        AND current_setting('statement_timeout')::interval
+            BETWEEN interval '1 ms' AND interval '1 min';
     is_new boolean;
     is_sent boolean;
     has_given_up boolean := false;
@@ -288,32 +296,27 @@ BEGIN
             IF is_new THEN
                 PERFORM {dblink}.dblink_connect('{connection}'::text, 'syncd_search'::text);
             END IF;
-            IF current_setting('server_version_num')::integer >= 170000
-               AND current_setting('statement_timeout')::interval
-                   BETWEEN interval '1 ms' AND interval '1 min' THEN
-                RETURN QUERY SELECT r.key, r.distance
-                             FROM {dblink}.dblink('{connection}'::text, statement)
-                                  AS r (key text, distance double precision);
-                RETURN;
-            END IF;
-            pace := coalesce(nullif(current_setting('syncd.pace', true), ''), '0')::integer;
             since := clock_timestamp();
             is_sent := {dblink}.dblink_send_query('{connection}'::text, statement) = 1;
-            IF pace % 100 > 0 THEN
-                PERFORM set_config('syncd.pace', (pace - 1)::text, false);
-            ELSIF {dblink}.dblink_is_busy('{connection}'::text) = 1 THEN
-                WHILE {dblink}.dblink_is_busy('{connection}'::text) = 1
-                      AND clock_timestamp() - since < interval '1 ms' LOOP
-                END LOOP;
-                IF {dblink}.dblink_is_busy('{connection}'::text) = 1 THEN
-                    pace := least(greatest(pace / 100 * 2, 1), 16);
-                    PERFORM set_config('syncd.pace', (pace * 101)::text, false);
-                ELSIF pace > 0 THEN
-                    PERFORM set_config('syncd.pace', '0', false);
+            IF NOT dblink_waits THEN
+                pace := coalesce(nullif(current_setting('syncd.pace', true), ''), '0')::integer;
+                IF pace % 100 > 0 THEN
+                    PERFORM set_config('syncd.pace', (pace - 1)::text, false);
+                ELSIF {dblink}.dblink_is_busy('{connection}'::text) = 1 THEN
+                    WHILE {dblink}.dblink_is_busy('{connection}'::text) = 1
+                          AND clock_timestamp() - since < interval '1 ms' LOOP
+                    END LOOP;
+                    IF {dblink}.dblink_is_busy('{connection}'::text) = 1 THEN
+                        pace := least(greatest(pace / 100 * 2, 1), 16);
+                        PERFORM set_config('syncd.pace', (pace * 101)::text, false);
+                    ELSIF pace > 0 THEN
+                        PERFORM set_config('syncd.pace', '0', false);
+                    END IF;
                 END IF;
             END IF;
             LOOP
-                WHILE {dblink}.dblink_is_busy('{connection}'::text) = 1 LOOP
+                WHILE NOT dblink_waits
+                      AND {dblink}.dblink_is_busy('{connection}'::text) = 1 LOOP
                     waited := extract(epoch FROM clock_timestamp() - since);
                     IF waited * 1000 > most_ms + grace_ms THEN
                         has_given_up := true;

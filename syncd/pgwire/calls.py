@@ -131,7 +131,7 @@ def run(statement: Statement, bound: Bound, caller: Caller, size: int) -> Any:
                 "22004",
                 f"the argument {name!r} is NULL",
                 detail="invalid_params",
-                hint="Leave out rows without a vector: WHERE embedding IS NOT NULL.",
+                hint="Leave out rows in which it is NULL.",
             )
     fields["consistency"] = "strong" if fields.get("consistency") else "eventual"
     try:

@@ -6,6 +6,7 @@ takes three times as long. Values of the protocol are big-endian.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -134,8 +135,8 @@ def text_of(oid: int, value: Any) -> str:
         return "t" if value else "f"
     if oid in (types.FLOAT4, types.FLOAT8):
         number = float(value)
-        if number in (float("inf"), float("-inf")):
-            return "Infinity" if number > 0 else "-Infinity"
+        if not math.isfinite(number):
+            return "NaN" if number != number else "Infinity" if number > 0 else "-Infinity"
         return str(int(number)) if number.is_integer() and abs(number) < 1e15 else repr(number)
     if isinstance(value, int):
         return str(value)

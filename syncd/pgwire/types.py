@@ -144,7 +144,12 @@ def vector_from_base64(value: Any) -> bytes | list[float]:
     try:
         return vector_bytes(read_array(base64.b64decode(value)))
     except (binascii.Error, ValueError, TypeError, struct.error):
-        raise _invalid("an array in base64", value, "Pass the vector as query.") from None
+        raise SqlError(
+            INVALID_TEXT,
+            "the vector is not an array of one dimension without NULL",
+            detail="invalid_params",
+            hint="Pass an array such as ARRAY[0.1, 0.2, 0.3].",
+        ) from None
 
 
 def as_text(value: Any) -> str:

@@ -90,9 +90,13 @@ class PsycopgEngine(Targeted):
 
 @dataclass(frozen=True, slots=True)
 class JoinedEngine(Targeted):
-    """``syncd.search`` in a statement of PostgreSQL, joined with the table."""
+    """``syncd.search`` in a statement of PostgreSQL, joined with the table.
+
+    ``limit`` is the session's statement_timeout; with "0" it has none.
+    """
 
     name: str = "syncd.search"
+    limit: str = "10s"
 
     @contextmanager
     def open(self) -> Iterator[Connected[PGresult]]:
@@ -102,7 +106,8 @@ class JoinedEngine(Targeted):
             f"recall => {self.recall:g}) AS s "
             f"JOIN syncd_bench.{FOLLOWED} AS c ON c.id = s.key::bigint ORDER BY s.distance"
         )
-        with psycopg.connect(self.address, autocommit=True) as connection:
+        options = f"-c statement_timeout={self.limit}"
+        with psycopg.connect(self.address, autocommit=True, options=options) as connection:
             yield engines.prepared(connection, query.encode())
 
 
@@ -182,6 +187,7 @@ def measure(
                 joined = JoinedEngine(where.conninfo, target)
                 wanted = measured.of(joined)
                 ladder[joined] = measured.bracket(both.pgvector, wanted) if turns.versus else []
+                ladder[replace(joined, name="syncd.search, no limit", limit="0")] = []
                 ladder |= {each: [] for each in beside(both, ports, target)}
         ways = list(
             dict.fromkeys(each for mine, others in ladder.items() for each in (mine, *others))

@@ -36,6 +36,8 @@ VERSIONS: list[Version] = sorted(PROGRAMS) or [15]
 FIRST, LAST = VERSIONS[0], VERSIONS[-1]
 SEED = 20_261_128
 BLOCK = re.compile(r"^```(\w+)(?: (\w+))?\n(.*?)^```", re.M | re.S)
+LIMITS = ("0", "30s")
+"""Values of statement_timeout: from PostgreSQL 17 on dblink itself waits where there is a limit."""
 NEAR_5 = "SELECT key FROM syncd.search_key('chunks', '5', 4)"
 DJANGO = """
 import django
@@ -140,8 +142,11 @@ def test_every_form_finds_what_the_rpc_finds(way: Way) -> None:
     for form in forms:
         found = way.rows(f"SELECT key FROM syncd.search('chunks', {form}, 4)")
         assert [key for (key,) in found] == expected, form
-    whole = way.rows("SELECT key, distance FROM syncd.search('chunks', ARRAY[1, 0, 0], 2)")
-    assert whole[0][1] <= whole[1][1]
+    for type_of in ("", "::smallint[]", "::bigint[]", "::numeric[]"):
+        whole = way.rows(
+            f"SELECT key, distance FROM syncd.search('chunks', ARRAY[1, 0, 0]{type_of}, 2)"
+        )
+        assert whole[0][1] <= whole[1][1]
     assert [key for (key,) in way.rows(NEAR_5)] == way.found("5", 4)
     german = way.rows(
         "SELECT key FROM syncd.search_key('chunks', '5', 4, filter => '{\"lang\": \"de\"}', "
@@ -228,8 +233,10 @@ def test_a_role_finds_exactly_the_near_rows_that_its_policies_allow(
             owner.execute("ALTER TABLE chunks DISABLE ROW LEVEL SECURITY")
 
 
-def test_errors_have_the_kind_and_the_hint_of_the_rpc(one_way: Way) -> None:
-    with one_way.connect() as connection:
+@pytest.mark.parametrize("limit", LIMITS)
+def test_errors_have_the_kind_and_the_hint_of_the_rpc(way: Way, limit: str) -> None:
+    with way.connect() as connection:
+        connection.execute(f"SET statement_timeout = '{limit}'".encode())
         for query, error, kind in [
             (
                 "SELECT * FROM syncd.search('nope', '[1,2,3]')",
@@ -255,6 +262,11 @@ def test_errors_have_the_kind_and_the_hint_of_the_rpc(one_way: Way) -> None:
                 "SELECT * FROM syncd.search('chunks', '[1,2,3]', filter => '{\"x\": 1}')",
                 psycopg.errors.InvalidParameterValue,
                 "invalid_filter",
+            ),
+            (
+                "SELECT * FROM syncd.search('chunks', ARRAY[1, NULL, 3])",
+                psycopg.errors.InvalidTextRepresentation,
+                "invalid_params",
             ),
             (
                 "SELECT * FROM syncd.search('chunks', 'x')",
@@ -338,7 +350,10 @@ def test_a_frozen_service_ends_the_search_and_a_cancel_ends_it_sooner(way: Way) 
             with pytest.raises(psycopg.errors.LockNotAvailable, match="not answered") as raised:
                 connection.execute(NEAR_5)
             assert raised.value.diag.message_detail == "timeout"
-        assert len(connection.execute(NEAR_5).fetchall()) == 4
+            # The session keeps its connection: to open another one has no time limit.
+            with pytest.raises(psycopg.errors.LockNotAvailable, match="not answered"):
+                connection.execute("SELECT * FROM syncd.search_key('chunks', '6', 3)")
+        assert [key for (key,) in connection.execute(NEAR_5).fetchall()] == way.found("5", 4)
         with frozen(way):
             connection.execute("SET statement_timeout = 50")
             with pytest.raises(psycopg.errors.QueryCanceled):
@@ -347,16 +362,27 @@ def test_a_frozen_service_ends_the_search_and_a_cancel_ends_it_sooner(way: Way) 
         assert len(connection.execute(NEAR_5).fetchall()) == 4
 
 
-def test_a_lost_connection_is_opened_again_and_a_missing_service_is_an_error(one_way: Way) -> None:
-    with one_way.connect() as connection:
-        connection.execute(NEAR_5)
-        one_way.daemon.stop()
-        with pytest.raises(psycopg.OperationalError, match="cannot be reached") as raised:
+def test_a_lost_connection_is_opened_again_and_a_missing_service_is_an_error(
+    ways: Callable[[Version], Way],
+) -> None:
+    way = ways(LAST)
+    with ExitStack() as stack:
+        connections = [stack.enter_context(way.connect()) for _ in LIMITS]
+        for connection, limit in zip(connections, LIMITS, strict=True):
+            connection.execute(f"SET statement_timeout = '{limit}'".encode())
             connection.execute(NEAR_5)
-        assert raised.value.sqlstate == "08001"
-        assert raised.value.diag.message_detail == "service_unavailable"
-        one_way.daemon.start()
-        assert len(connection.execute(NEAR_5).fetchall()) == 4
+            connection.execute("BEGIN")
+        way.daemon.stop()
+        for connection in connections:
+            connection.execute("SAVEPOINT before")
+            with pytest.raises(psycopg.OperationalError, match="cannot be reached") as raised:
+                connection.execute(NEAR_5)
+            assert raised.value.sqlstate == "08001"
+            assert raised.value.diag.message_detail == "service_unavailable"
+            connection.execute("ROLLBACK TO before")
+        way.daemon.start()
+        for connection in connections:
+            assert len(connection.execute(NEAR_5).fetchall()) == 4
 
 
 def test_the_examples_of_the_documentation_run(way: Way) -> None:

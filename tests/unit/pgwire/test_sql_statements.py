@@ -6,8 +6,9 @@ import random
 from typing import Any
 
 import pytest
+from pygwire import messages as pg
 
-from syncd.pgwire import calls
+from syncd.pgwire import calls, results
 from syncd.pgwire.calls import Bound
 from syncd.pgwire.errors import SqlError
 from syncd.pgwire.lexer import MOST_TEXT, Parameter, split_literals
@@ -178,6 +179,45 @@ def test_a_literal_is_never_read_as_sql() -> None:
         for literal in ("'" + value.replace("'", "''") + "'", f"E'{escaped}'"):
             params = searched(f"SELECT * FROM search_key('d', {literal}, 3)")
             assert params.key == value
+
+
+def test_plain_literals_are_split_in_the_same_way_with_and_without_a_comment() -> None:
+    rng = random.Random(SEED)
+    marks = ["'", "'", "''", "E'", "\\", "$", "$$", "--", "/*", "*/", "\n", " ", "(", ",", "=>"]
+    marks += ["'a'", " 'b'", "='c'", "a", "1", '"', "[", "array", "_", "&", "\u00e4"]
+    plain = 0
+    for _ in range(3000):
+        text = "".join(rng.choices(marks, k=rng.randint(1, 7)))
+        outcomes = []
+        for each in (text, text + "\n/**/"):  # a comment is not plain
+            try:
+                template, pieces = split_literals(each)
+                outcomes.append((template.split(), pieces))
+            except SqlError as error:
+                outcomes.append(([error.sqlstate], []))
+        assert outcomes[0] == outcomes[1], text
+        plain += bool(outcomes[0][1])
+    assert plain > 300
+
+
+@pytest.mark.parametrize(
+    ("oid", "values", "texts"),
+    [
+        (701, [1.0, 0.1, -0.0, 1e22, 2.5e-7, 10.25], ["1", "0.1", "-0", "1e22", "2.5e-7", "10.25"]),
+        (701, [1.0, None, float("inf"), 0.5], ["1", None, "Infinity", "0.5"]),
+        (701, [float("nan")], ["NaN"]),
+        (701, [], []),
+        (25, [7, "\u00e4", [1, "a"], True], ["7", "\u00e4", '[1,"a"]', "t"]),
+        (16, [True, False, None], ["t", "f", None]),
+    ],
+)
+def test_a_column_of_values_has_postgresqls_texts(
+    oid: int, values: list[Any], texts: list[str | None]
+) -> None:
+    messages = results.data_rows([results.encoded(oid, False, "utf-8", values)])
+    rows = [pg.DataRow.decode(memoryview(each)[5:]) for each in messages]
+    found = [[None if raw is None else bytes(raw).decode() for raw in row.columns] for row in rows]
+    assert found == [[text] for text in texts]
 
 
 def test_no_text_raises_anything_but_an_sql_error() -> None:
