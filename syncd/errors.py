@@ -13,6 +13,7 @@ SyncdError
 │   ├── DatabaseUnreachable  NotInstalled  WrongSchemaVersion  ConsumerReplaced
 ├── InvalidDocument           an app's store cannot store this document
 ├── AddressInUse              another process listens on the address
+├── RayUnavailable            Ray is not installed, does not answer, or has too few nodes
 ├── EmbeddedUnavailable       the embedded PostgreSQL is not installed, or does not start
 ├── DataDirectoryError        locked, read-only, or full
 ├── DamagedFile               a checkpoint's file is missing or differs from the manifest
@@ -215,6 +216,13 @@ class ConsumerReplaced(DatabaseError):
     """Another process has taken this consumer's name."""
 
     kind = "consumer_replaced"
+
+
+class RayUnavailable(SyncdError):
+    """Ray cannot be used, or cannot run the shards."""
+
+    kind = "ray_unavailable"
+    next_step = "see: ray status"
 
 
 class EmbeddedUnavailable(SyncdError):

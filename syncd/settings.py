@@ -53,6 +53,12 @@ def default_data_dir() -> Path:
     return system if writable else user_data_dir()
 
 
+def name_of_shard(shard: Shard, replica: str) -> str:
+    """The consumer's name of a replica of a shard, unless another one is set."""
+    name = f"shard-{shard.number}-of-{shard.of}"
+    return f"{name}-{replica}" if replica else name
+
+
 def listening_address(address: str) -> str:
     """The address if it is ``off`` or ``host:port``; raises ``ValueError``."""
     if address != OFF:
@@ -304,8 +310,7 @@ class Settings(BaseSettings):
             shard = Shard.parse(str(given["shard"]))
         except ValueError:  # the setting's own validator reports it
             return given
-        replica = f"-{given['replica']}" if given.get("replica") else ""
-        return given | {"consumer": f"shard-{shard.number}-of-{shard.of}{replica}"}
+        return given | {"consumer": name_of_shard(shard, str(given.get("replica") or ""))}
 
     @property
     def own_shard(self) -> Shard | None:

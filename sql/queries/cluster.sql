@@ -32,3 +32,7 @@ ON CONFLICT (one_row) DO UPDATE SET shards = excluded.shards, changed_at = now()
 
 -- name: read_token
 SELECT syncd.token();
+
+-- name: take_names
+-- The processes of these consumers end by themselves: another run has their names.
+UPDATE syncd.consumers SET run_id = gen_random_uuid(), started_at = now() WHERE name = ANY(%s);

@@ -1,16 +1,29 @@
-"""Commands for all shards together: status, verify, reshard."""
+"""Commands for all shards together: up, down, status, verify, reshard."""
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
 
 from syncd.cli.ask import print_verified
-from syncd.cli.options import Dsn, Json
+from syncd.cli.options import DataDir, Dsn, Json
 from syncd.cli.output import print_json, print_table, talk
+from syncd.errors import RayUnavailable
 from syncd.settings import load_settings
 from syncd.shard import MOST_SHARDS
+
+LOCAL = "local"
+DEFAULT_MEMORY_GB = 0.5
+
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="HOST:PORT of Ray's head, or local: a Ray of syncd's own on this machine.",
+        show_default="RAY_ADDRESS, local",
+    ),
+]
 
 cluster = typer.Typer(
     name="cluster",
@@ -18,6 +31,85 @@ cluster = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+
+
+@cluster.command()
+def up(
+    shards: Annotated[int, typer.Option(min=1, max=MOST_SHARDS, help="Number of shards.")],
+    replicas: Annotated[int, typer.Option(min=1, max=26, help="Replicas of each shard.")] = 1,
+    address: Address = None,
+    memory_gb: Annotated[
+        float, typer.Option(min=0.01, help="Memory that Ray reserves for each process, in GB.")
+    ] = DEFAULT_MEMORY_GB,
+    data_dir: DataDir = None,
+    dsn: Dsn = None,
+) -> None:
+    """Have Ray start the shards that do not run yet, and return when all are ready.
+
+    Doing it again changes nothing. It needs the extra ray: pip install 'syncd[ray]'
+
+    Example: syncd cluster up --shards 3 --address local
+    """
+    from syncd.cluster import ray, starting  # imported here, as in status
+    from syncd.cluster.local_head import LocalHead
+
+    settings = load_settings(dsn=dsn, data_dir=data_dir)
+    where = address or os.environ.get("RAY_ADDRESS") or LOCAL
+    local = where == LOCAL
+    if not local:
+        ray.host_port_of(where)
+    base = settings.data_dir if local or "data_dir" in settings.model_fields_set else None
+    places = starting.places_of(settings, shards, replicas, base, local=local)
+    starting.check_database(settings)
+    if local:
+        where = LocalHead(settings.data_dir).start(talk)
+    with ray.connected(where, settings.data_dir if local else None) as engine:
+        starting.up(engine, settings, places, int(memory_gb * 1e9), talk, apart=not local)
+    talk(f"the {shards} shards are ready\n  next: syncd route --listen 127.0.0.1:7432")
+
+
+@cluster.command()
+def down(
+    shards: Annotated[
+        int | None, typer.Option(min=1, help="Only the layout of this many shards.")
+    ] = None,
+    address: Address = None,
+    data_dir: DataDir = None,
+    dsn: Dsn = None,
+) -> None:
+    """Stop every shard of the database, also if Ray or some of its machines are lost.
+
+    Indexes and positions stay: syncd cluster up goes on from them.
+
+    Example: syncd cluster down --address local
+    """
+    from syncd.cluster import ray, starting
+    from syncd.cluster.local_head import LocalHead
+
+    settings = load_settings(dsn=dsn, data_dir=data_dir)
+    where = address or os.environ.get("RAY_ADDRESS") or LOCAL
+    head = LocalHead(settings.data_dir) if where == LOCAL else None
+    stopped: set[str] = set()
+    left: set[str] = set()
+    if head is None:
+        ray.host_port_of(where)
+    found = where if head is None else head.address()
+    if found is not None:
+        try:
+            with ray.connected(found, None if head is None else settings.data_dir) as engine:
+                stopped = starting.stop_kept(engine, shards)
+                left = engine.names()
+        except RayUnavailable as error:
+            talk(f"{error.message}: its processes are stopped without it")
+    if head is not None:
+        if not left:
+            head.stop()
+        stopped |= starting.end_here(settings.data_dir, shards)
+    still = starting.take_names(settings, shards, stopped, talk)
+    if still:
+        talk(f"error: these have not ended yet: {'; '.join(still)}")
+        talk("  next: end them on their machines; their names are taken, so they end when they run")
+        raise typer.Exit(1)
 
 
 @cluster.command()
