@@ -57,7 +57,7 @@ def up(
     where = address or os.environ.get("RAY_ADDRESS") or LOCAL
     local = where == LOCAL
     if not local:
-        ray.host_port_of(where)
+        ray.check_address(where)
     base = settings.data_dir if local or "data_dir" in settings.model_fields_set else None
     places = starting.places_of(settings, shards, replicas, base, local=local)
     starting.check_database(settings)
@@ -92,7 +92,7 @@ def down(
     stopped: set[str] = set()
     left: set[str] = set()
     if head is None:
-        ray.host_port_of(where)
+        ray.check_address(where)
     found = where if head is None else head.address()
     if found is not None:
         try:

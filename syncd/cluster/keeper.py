@@ -266,7 +266,8 @@ class Keeper:
             status = running.wait()
         finally:
             self._running = None
-        return self._last_words(size) or f"it ended with status {status}"
+        ended = "it ended" if status is None else f"it ended with status {status}"
+        return self._last_words(size) or ended
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o750)

@@ -7,6 +7,7 @@ An actor keeps one shard's process (see ``keeper``) and answers no search: a cal
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import signal
@@ -104,6 +105,8 @@ def connected(address: str, local: Path | None = None) -> Iterator[RayEngine]:
             hint=f"start it: ray start --head --port={address.rpartition(':')[2]}; "
             "or use this machine alone: --address local",
         )
+    # a warning of detached actors in a placement group, which is what we want
+    logging.getLogger("ray").setLevel(logging.ERROR)
     with own_signals():
         try:
             with quiet():
@@ -127,15 +130,15 @@ def connected(address: str, local: Path | None = None) -> Iterator[RayEngine]:
             ray.shutdown()
 
 
-def host_port_of(address: str) -> tuple[str, int]:
-    """The address's parts; raises ``SettingsError``."""
-    try:
-        return split_host_port(address)
-    except SettingsError:
-        raise SettingsError(
-            f"{address!r} is not an address of Ray",
-            hint="--address HOST:PORT, as ray start --head prints it; or --address local",
-        ) from None
+def check_address(address: str) -> None:
+    """Raise ``SettingsError`` unless the address is ``host:port``: others may mean any Ray."""
+    with contextlib.suppress(SettingsError):
+        if "/" not in split_host_port(address)[0]:
+            return
+    raise SettingsError(
+        f"{address!r} is not an address of Ray",
+        hint="--address HOST:PORT, as ray start --head prints it; or --address local",
+    )
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from syncd.cluster.operating import LOOK_SECONDS, ReplicaState, client_of, look_
 from syncd.errors import RayUnavailable, ServiceUnavailable, SettingsError, SyncdError
 from syncd.postgres.connection import connect_blocking
 from syncd.postgres.schema import check_usable
-from syncd.settings import Settings
+from syncd.settings import Settings, name_of_shard
 from syncd.shard import Shard
 from syncd.statements import statement
 
@@ -99,7 +99,8 @@ def up(
         nodes = engine.nodes()
         replicas = max(Counter(each.shard for each in places).values())
         check_room(nodes, engine.free_bytes(), len(missing), memory_bytes, replicas if apart else 1)
-        start(engine, settings, missing, nodes, memory_bytes, apart=apart and replicas > 1)
+        homes = homes_of(read_layout(settings), nodes)
+        start(engine, homes, missing, nodes, memory_bytes, apart=apart)
         say(f"starting {', '.join(each.name for each in missing)}")
     wait_until_ready(engine, settings, [each.name for each in places], say)
     of, layout = places[0].shard.of, read_layout(settings)
@@ -139,7 +140,7 @@ def check_room(
 
 def start(
     engine: Engine,
-    settings: Settings,
+    homes: Mapping[str, Node],
     missing: Sequence[Place],
     nodes: Sequence[Node],
     memory_bytes: int,
@@ -147,7 +148,6 @@ def start(
     apart: bool,
 ) -> None:
     """Start replicas: on the machine where one runs already, else where the fewest are."""
-    homes = homes_of(read_layout(settings), nodes)
     load = Counter({each.id: 0 for each in nodes})
     load.update(homes[each.name].id for each in missing if each.name in homes)
     by_id = {each.id: each for each in nodes}
@@ -159,9 +159,16 @@ def start(
         for each in group:
             node = homes.get(each.name)
             if node is None:
-                node = by_id[min(load, key=lambda id_: load[id_])]
+                others = {homes[name].id for name in names_of(shard) if name in homes}
+                free = [id_ for id_ in load if not apart or id_ not in others]
+                node = by_id[min(free or load, key=lambda id_: load[id_])]
                 load[node.id] += 1
             engine.place(each, node, memory_bytes)
+
+
+def names_of(shard: Shard) -> list[str]:
+    """The consumers' names of all replicas that a shard may have."""
+    return [name_of_shard(shard, replica) for replica in REPLICAS]
 
 
 def homes_of(layout: Layout, nodes: Sequence[Node]) -> dict[str, Node]:
@@ -203,20 +210,21 @@ def wait_until_ready(
             kept = dict(engine.kept(left))
             answered.update(dict.fromkeys(kept, asked_at))
             check_starting(kept, answered, left)
-        now = "; ".join(f"{name}: {waited_for(states.get(name), kept.get(name))}" for name in left)
+        counted = Counter(waited_for(states.get(name), kept.get(name)) for name in left)
+        now = ", ".join(f"{number} {what}" for what, number in sorted(counted.items()))
         if now != said:
-            say(f"waiting for {now}")
+            say(f"waiting for {len(left)} of {len(names)}: {now}")
             said = now
         time.sleep(LOOK_AGAIN_SECONDS)
 
 
 def waited_for(state: ReplicaState | None, kept: Kept | None) -> str:
-    """Why a replica is not ready, in one line."""
+    """Why a replica is not ready, in a few words."""
     if state is not None and state.state is not None:
         return state.state
-    if kept is not None and kept.pid is None and kept.error:
-        return kept.error.splitlines()[0]
-    return "it starts"
+    if kept is not None and kept.failures and kept.error:
+        return f"{kept.name}: {kept.error.splitlines()[0]}"
+    return "starting"
 
 
 def check_starting(

@@ -124,12 +124,14 @@ def short_dir() -> Iterator[Path]:
         yield Path(folder) / "data"
 
 
-def test_quickstart_shows_a_changed_answer_and_milliseconds_and_can_be_run_again(
+def test_quickstart_shows_a_changed_answer_and_milliseconds_and_can_be_run_again_with_shards(
     short_dir: Path,
 ) -> None:
-    for _ in range(2):
-        done = run("quickstart", "--data-dir", str(short_dir))
+    for shards in (0, 2):
+        options = ["--shards", str(shards)] if shards else []
+        done = run("quickstart", "--data-dir", str(short_dir), *options)
         assert done.returncode == 0, done.stderr
+        assert len(re.findall(r"^syncd serve --shard ", done.stderr, re.MULTILINE)) == shards
         answers = [
             [line.split() for line in table.splitlines()]
             for table in re.split(r"(?m)^key +distance$", done.stdout)[1:]
