@@ -30,6 +30,23 @@ ORDER BY c.layout, c.shard, c.replica;
 INSERT INTO syncd.layout AS l (shards) VALUES (%s)
 ON CONFLICT (one_row) DO UPDATE SET shards = excluded.shards, changed_at = now();
 
+-- name: lead
+-- One leader at a time takes a snapshot for all shards; until its transaction ends.
+SELECT pg_advisory_xact_lock(8317708088);
+
+-- name: lead_limits
+-- They follow the settings. A table that is locked elsewhere is left out of the cut.
+SET LOCAL lock_timeout = '100ms';
+SET LOCAL statement_timeout = '5s';
+SET LOCAL idle_in_transaction_session_timeout = '10s';
+
+-- name: export_snapshot
+-- The snapshot of this statement, with the sources that changed since the oldest position of a
+-- shard. Parameters: the transactions in progress at that position, and its xmax.
+SELECT pg_export_snapshot(), pg_current_snapshot()::text, (SELECT last_value FROM syncd.outbox_id),
+       ARRAY(SELECT o.source FROM syncd.outbox AS o WHERE o.xid = ANY (%s::xid8[])
+             UNION SELECT o.source FROM syncd.outbox AS o WHERE o.xid >= %s::xid8);
+
 -- name: read_token
 SELECT syncd.token();
 

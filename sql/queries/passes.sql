@@ -83,6 +83,10 @@ WHERE l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock'
                        AND starts_with(c.relname::text, 'outbox'))
 ORDER BY l.granted DESC, l.pid LIMIT 1;
 
+-- name: import_snapshot
+-- After the locks and before anything that takes a snapshot.
+SET TRANSACTION SNAPSHOT {snapshot};
+
 -- name: export_snapshot
 -- A transaction on another connection uses it to see the same rows.
 SELECT pg_export_snapshot();

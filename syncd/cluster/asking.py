@@ -120,20 +120,24 @@ class Asking:
         """
         lost = {shard: error for shard, error in found.failures.items() if not has_answered(error)}
         if lost and (partial == "refuse" or len(lost) == len(found.answers | found.failures)):
-            errors = list(lost.values())
-            if all(isinstance(error, NotReady) for error in errors) and not found.answers:
-                raise errors[0]
-            own = (TimedOut, Overloaded)
-            plain = [error for error in errors if type(error) in own or is_internal(error)]
-            if plain and len(plain) == len(errors):
-                raise plain[0]
-            named = "; ".join(f"{each.shard}: {each.reason}" for each in missing(found))
-            raise ShardsUnavailable(
-                f"{len(lost)} of {len(found.answers | found.failures)} shards did not answer: "
-                f"{named}",
-                hint=REFUSE_HINT,
-            )
+            raise self.unavailable(lost, {**found.answers, **found.failures})
         return dict(sorted(found.answers.items()))
+
+    def unavailable(
+        self, lost: Mapping[Shard, SyncdError], every: Mapping[Shard, object]
+    ) -> SyncdError:
+        """The error of a request that ``lost`` shards did not answer, of the ones in ``every``."""
+        errors = list(lost.values())
+        if all(isinstance(error, NotReady) for error in errors) and len(lost) == len(every):
+            return errors[0]
+        own = (TimedOut, Overloaded)
+        plain = [error for error in errors if type(error) in own or is_internal(error)]
+        if plain and len(plain) == len(errors):
+            return plain[0]
+        named = "; ".join(f"{shard.name}: {error.message}" for shard, error in sorted(lost.items()))
+        return ShardsUnavailable(
+            f"{len(lost)} of {len(every)} shards did not answer: {named}", hint=REFUSE_HINT
+        )
 
     def covered(self, found: Found[Any]) -> Covered:
         """What an answer made of these covers."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeVar
 
 import anyio
 import msgspec
@@ -18,19 +19,25 @@ import numpy as np
 
 from syncd.cluster import merge
 from syncd.cluster.asking import Asking, Found, missing, no_shards
-from syncd.cluster.fleet import Fleet
-from syncd.cluster.replica import call
+from syncd.cluster.cuts import AGAIN_SECONDS, FRESH_SECONDS, Cuts
+from syncd.cluster.fleet import NAME, Fleet
+from syncd.cluster.leading import Leader
+from syncd.cluster.replica import Replica, call
 from syncd.cluster.scatter import Scattered
 from syncd.errors import (
     DimensionMismatch,
     InvalidParams,
+    NotReady,
     RequestError,
+    ShardsUnavailable,
+    SyncdError,
     UnknownDataset,
     UnknownKey,
 )
 from syncd.protocol import messages, status_messages
 from syncd.protocol.messages import Params
 from syncd.rpc.protocol import Method
+from syncd.shard import Shard
 
 GRACE_SECONDS = 0.1
 """Time beyond a request's own for the way: a shard says itself that the time ran out."""
@@ -40,6 +47,14 @@ STATUS_SECONDS = 2.0
 """Time of ``status``, which answers without the shards that are late."""
 NEXT_KEY = re.compile(r"@(\d+)/(\d+):(.*)", re.DOTALL)
 """The form of ``next``: a shard, and its own ``next`` as JSON."""
+
+
+class Asked(NamedTuple):
+    """The replicas to ask, None for any, and the errors of shards that are left out."""
+
+    replicas: Mapping[Shard, Sequence[Replica]] | None = None
+    failures: Mapping[Shard, SyncdError] = MappingProxyType({})
+
 
 T = TypeVar("T")
 P = TypeVar("P", bound=Params)
@@ -51,6 +66,7 @@ class Router:
     def __init__(self, fleet: Fleet, *, version: str) -> None:
         self.fleet = fleet
         self.asking = Asking(fleet)
+        self.cuts = Cuts(self.asking, Leader(fleet.conninfo, NAME))
         self.version = version
         self.searches: Counter[str] = Counter()
         """Searches by outcome: ok, partial, or the kind of the error."""
@@ -97,17 +113,52 @@ class Router:
     async def search_all(self, params: messages.SearchParams) -> messages.SearchResult:
         """``search``, without the counting."""
         until = anyio.current_time() + params.timeout_ms / 1000 + GRACE_SECONDS
+        if params.at == "cut":
+            return await self.search_at_cut(params, until)
+        return await self.search_shards(params, until, Asked())
+
+    async def search_at_cut(
+        self, params: messages.SearchParams, until: float
+    ) -> messages.SearchResult:
+        """Search at one snapshot of all shards, taken after the position that is asked for."""
+        since = anyio.current_time() - FRESH_SECONDS
+        if params.after is not None:  # once one shard has its rows, a snapshot has them too
+            left = max(until - anyio.current_time(), 0.0)
+            token = messages.WaitParams(params.after, timeout_ms=params.timeout_ms)
+            waited = await self.asking.ask(call("wait", token, messages.WaitResult), left)
+            self.asking.complete(waited, params.partial)
+        if params.after is not None or params.consistency == "strong":
+            since = anyio.current_time()
+            params = msgspec.structs.replace(params, after=None, consistency="eventual")
+        while True:
+            cut = await self.cuts.cut(since, until, params.partial)
+            at = msgspec.structs.replace(params, at=cut.position)
+            try:
+                return await self.search_shards(at, until, Asked(cut.replicas, cut.failures))
+            except (NotReady, ShardsUnavailable):
+                # a shard that was started again has no cut; another error comes again
+                if since >= cut.since or anyio.current_time() + AGAIN_SECONDS > until:
+                    raise
+                since = anyio.current_time()
+
+    async def search_shards(
+        self, params: messages.SearchParams, until: float, of: Asked
+    ) -> messages.SearchResult:
+        """Search some replicas, and merge their answers."""
         k, without = params.k, None
         if params.key is not None:
-            params, without = await self.by_vector(params, until - anyio.current_time())
+            params, without = await self.by_vector(params, until - anyio.current_time(), of)
         seconds = max(until - anyio.current_time(), 0.0)
         asked = call("search", params, messages.SearchResult)
-        found = await self.asking.ask(asked, seconds, unknown=(UnknownDataset, DimensionMismatch))
+        found = await self.asking.ask(
+            asked, seconds, unknown=(UnknownDataset, DimensionMismatch), shards=of.replicas
+        )
+        found.failures.update(of.failures)
         results = self.asking.complete(found, params.partial)
         refuse_other_dimension(found, many=params.vectors is not None)
         if not results:
             raise UnknownDataset(params.dataset)
-        for replica, result in results.values():
+        for replica, result in results.values() if of.replicas is None else ():
             replica.note(result.position, result.lag_seconds)
         merged: messages.SearchResult = merge.search(
             [result for _, result in results.values()],
@@ -120,7 +171,7 @@ class Router:
         return msgspec.structs.replace(merged, position=position, **covered._asdict())
 
     async def by_vector(
-        self, params: messages.SearchParams, seconds: float
+        self, params: messages.SearchParams, seconds: float, of: Asked
     ) -> tuple[messages.SearchParams, messages.WireKey]:
         """A search for the vector of the row ``key``, and that key as answers name it.
 
@@ -135,10 +186,16 @@ class Router:
                 unknown=(UnknownDataset, UnknownKey),
             )
             self.asking.complete(found, params.partial)
-        wanted = messages.GetParams(dataset=params.dataset, keys=[params.key or 0], vectors=True)
-        rows = await self.asking.ask(
-            call("get", wanted, messages.GetResult), seconds, unknown=UnknownDataset
+        wanted = messages.GetParams(
+            dataset=params.dataset, keys=[params.key or 0], vectors=True, at=params.at
         )
+        rows = await self.asking.ask(
+            call("get", wanted, messages.GetResult),
+            seconds,
+            unknown=UnknownDataset,
+            shards=of.replicas,
+        )
+        rows.failures.update(of.failures)
         results = self.asking.complete(rows, params.partial)
         if not results:
             raise UnknownDataset(params.dataset)
@@ -154,9 +211,19 @@ class Router:
 
     async def get(self, params: messages.GetParams) -> messages.GetResult:
         """Those of the requested keys that any shard has."""
+        of = Asked()
+        if params.at == "cut":
+            now = anyio.current_time()
+            cut = await self.cuts.cut(now - FRESH_SECONDS, now + READ_SECONDS, params.partial)
+            of = Asked(cut.replicas, cut.failures)
+            params = msgspec.structs.replace(params, at=cut.position)
         found = await self.asking.ask(
-            call("get", params, messages.GetResult), READ_SECONDS, unknown=UnknownDataset
+            call("get", params, messages.GetResult),
+            READ_SECONDS,
+            unknown=UnknownDataset,
+            shards=of.replicas,
         )
+        found.failures.update(of.failures)
         results = self.asking.complete(found, params.partial)
         if not results:
             raise UnknownDataset(params.dataset)

@@ -89,6 +89,7 @@ class RouterService:
                 with anyio.fail_after(START_SECONDS):
                     await tasks.start(partial(self.tasks.keep_started, "layout", self.fleet.watch))
                 tasks.start_soon(self.tasks.keep, "probe", self.fleet.probe)
+                tasks.start_soon(self.tasks.keep, "cuts", self.router.cuts.close_idle)
                 if http is not None:
                     await tasks.start(partial(self.tasks.keep_started, "http", http.serve))
                 async with create_task_group() as listening:
@@ -121,6 +122,7 @@ class RouterService:
             raise first_cause(group) from group
         finally:
             with anyio.CancelScope(shield=True):
+                await self.router.cuts.leader.close()
                 for each in (*self.fleet.replicas, *(each for _, each in self.fleet.left)):
                     await each.close()
 

@@ -18,12 +18,12 @@ from syncd.types import Position, RecallOf, Snapshot
 
 MAX_INCLUDED = 100
 MAX_RESULTS = 1_000_000
-MOST_MEASURED = 1000
-"""Largest k for which recall is measured; above, searches are exact."""
 """Rows that one search may ask for, over all its vectors.
 
 Their keys and distances are in memory at once.
 """
+MOST_MEASURED = 1000
+"""Largest k for which recall is measured; above, searches are exact."""
 MAX_PAGE_KEYS = 100_000
 MAX_GET_BYTES = 64 << 20
 """Bytes of vectors in one answer."""
@@ -42,6 +42,26 @@ Partial = Literal["refuse", "allow"]
 """Whether shards may be missing in an answer; else the error is ``shards_unavailable``."""
 
 Milliseconds = Annotated[int, Meta(ge=0, le=MAX_TIMEOUT_MS)]
+
+
+class WirePosition(msgspec.Struct, frozen=True):
+    """A position in JSON: the snapshot is in PostgreSQL's own text form."""
+
+    snapshot: str
+    outbox_id: int
+
+    @classmethod
+    def of(cls, position: Position) -> WirePosition:
+        """JSON form of a position."""
+        return cls(str(position.snapshot), position.outbox_id)
+
+    def position(self) -> Position:
+        """The position that this is the JSON form of."""
+        return Position(Snapshot.parse(self.snapshot), self.outbox_id)
+
+
+At = Literal["cut"] | WirePosition
+"""Which rows answer: those at one snapshot for all shards, or at the one of an earlier answer."""
 
 
 class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -76,6 +96,7 @@ class SearchParams(Params, frozen=True):
     after: str | None = None
     timeout_ms: Milliseconds = DEFAULT_TIMEOUT_MS
     partial: Partial = "refuse"
+    at: At | None = None
 
     def check(self) -> None:
         """Check that there is exactly one of ``vector``, ``vectors`` and ``key``.
@@ -101,6 +122,7 @@ class GetParams(Params, frozen=True):
     keys: list[WireKey]
     vectors: bool = False
     partial: Partial = "refuse"
+    at: At | None = None
 
     def check(self) -> None:
         """Refuse more keys than a page has."""
@@ -150,22 +172,6 @@ class AuthenticateParams(Params, frozen=True):
     """The shared secret of a TCP connection."""
 
     token: str
-
-
-class WirePosition(msgspec.Struct, frozen=True):
-    """A position in JSON: the snapshot is in PostgreSQL's own text form."""
-
-    snapshot: str
-    outbox_id: int
-
-    @classmethod
-    def of(cls, position: Position) -> WirePosition:
-        """JSON form of a position."""
-        return cls(str(position.snapshot), position.outbox_id)
-
-    def position(self) -> Position:
-        """The position that this is the JSON form of."""
-        return Position(Snapshot.parse(self.snapshot), self.outbox_id)
 
 
 class MissingShard(msgspec.Struct, frozen=True):

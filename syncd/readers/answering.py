@@ -111,11 +111,17 @@ class Answering:
         """The methods by name."""
         return {
             "search": Method(SearchParams, messages.SearchResult, self.search, ""),
-            "get": Method(messages.GetParams, messages.GetResult, self.guarded(self.reads.get), ""),
+            "get": Method(messages.GetParams, messages.GetResult, self.guarded(self.get), ""),
             "keys": Method(
                 messages.KeysParams, messages.KeysResult, self.guarded(self.reads.keys), ""
             ),
         }
+
+    def get(self, params: messages.GetParams) -> messages.GetResult | Awaitable[messages.GetResult]:
+        """Rows now. Raises ``NotHere`` if a cut is asked for: the main process keeps them."""
+        if params.at is not None:
+            raise NotHere
+        return self.reads.get(params)
 
     def guarded(self, method: Callable[[P], T | Awaitable[T]]) -> Callable[[P], T | Awaitable[T]]:
         """A method that is busy until its answer is there."""
@@ -138,6 +144,8 @@ class Answering:
         self, params: SearchParams
     ) -> messages.SearchResult | Awaitable[messages.SearchResult]:
         """Search now. Raises ``NotYet`` if a position is asked for, and ``NotHere``."""
+        if params.at is not None:
+            raise NotHere
         if params.after is not None or params.consistency == "strong":
             self.guarded(self.check_shared)(params)
             raise NotYet(params)

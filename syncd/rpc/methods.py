@@ -18,6 +18,7 @@ from syncd.errors import (
 from syncd.protocol import messages, status_messages
 from syncd.protocol.messages import WirePosition
 from syncd.protocol.wire import key_to_wire
+from syncd.rpc.at_cut import AtCut
 from syncd.rpc.counted_search import CountedSearch
 from syncd.rpc.inputs import Inputs
 from syncd.rpc.protocol import Method
@@ -71,6 +72,7 @@ class Methods:
             recall=recall,
             shard=shard,
         )
+        self.at_cut = AtCut(consumer, self.reads)
 
     def table(self) -> Mapping[str, Method[Any, Any]]:
         """The methods by name."""
@@ -84,7 +86,7 @@ class Methods:
             "get": Method(
                 messages.GetParams,
                 messages.GetResult,
-                self.reads.get,
+                self.get,
                 "Those keys that are indexed.",
             ),
             "keys": Method(
@@ -140,6 +142,7 @@ class Methods:
                 self.why,
                 "Why a dataset is as it is.",
             ),
+            **self.at_cut.table(),
         }
 
     def counted_search(
@@ -175,6 +178,8 @@ class Methods:
         """Run a small search here, a large one in a worker thread; wait if a position is asked."""
         if params.after is not None or params.consistency == "strong":
             return self.search_later(params)
+        if params.at is not None:
+            return self.at_cut.search(params, fresh=False)
         return self.reads.run(self.reads.prepare(params), params.timeout_ms / 1000)
 
     async def search_later(self, params: messages.SearchParams) -> messages.SearchResult:
@@ -184,6 +189,10 @@ class Methods:
         """
         deadline = anyio.current_time() + params.timeout_ms / 1000
         await self.reach(params.dataset, params.after, params.consistency, params.timeout_ms / 1000)
+        if params.at is not None:
+            left = max(int((deadline - anyio.current_time()) * 1000), 0)
+            later = msgspec.structs.replace(params, timeout_ms=left)
+            return await self.at_cut.search(later, fresh=True)
         found = self.reads.run(self.reads.prepare(params), max(deadline - anyio.current_time(), 0))
         return found if isinstance(found, messages.SearchResult) else await found
 
@@ -218,6 +227,10 @@ class Methods:
             await self.consumer.wait_for_token(parse_token(after), seconds, follower)
         if consistency == "strong":
             await self.consumer.wait_for_now(max(deadline - anyio.current_time(), 0), follower)
+
+    def get(self, params: messages.GetParams) -> messages.GetResult | Awaitable[messages.GetResult]:
+        """Those of the requested keys that are indexed, now or at a cut."""
+        return self.reads.get(params) if params.at is None else self.at_cut.get(params)
 
     def datasets(
         self, _: messages.NoParams

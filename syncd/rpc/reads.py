@@ -64,12 +64,14 @@ class Reads(Generic[D]):
     def prepare(self, params: messages.SearchParams) -> PreparedSearch:
         """Check a search's parameters; raises a ``RequestError``."""
         dataset = self.find(params.dataset)
+        return self.prepare_on(params, dataset, self.lag_seconds(dataset))
+
+    def prepare_on(
+        self, params: messages.SearchParams, dataset: Searched, lag_seconds: float
+    ) -> PreparedSearch:
+        """``prepare`` for a dataset that has been found."""
         return PreparedSearch(
-            params,
-            dataset,
-            lag_seconds=self.lag_seconds(dataset),
-            recall=self.recall,
-            shard=self.shard,
+            params, dataset, lag_seconds=lag_seconds, recall=self.recall, shard=self.shard
         )
 
     def run(
@@ -89,7 +91,12 @@ class Reads(Generic[D]):
 
     def get(self, params: messages.GetParams) -> messages.GetResult | Awaitable[messages.GetResult]:
         """Those of the requested keys that are indexed."""
-        dataset = self.find(params.dataset)
+        return self.get_of(self.find(params.dataset), params)
+
+    def get_of(
+        self, dataset: Searched, params: messages.GetParams
+    ) -> messages.GetResult | Awaitable[messages.GetResult]:
+        """``get`` for a dataset that has been found."""
         kind, columns = dataset.key_kind, dataset.key_kinds
         position, view = dataset.look()
         size = len(params.keys) * (view.dim or 0) * 4

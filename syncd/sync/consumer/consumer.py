@@ -44,6 +44,7 @@ from syncd.statements import statement
 from syncd.store.manifest import Manifest
 from syncd.sync.consumer.ahead import Prepared
 from syncd.sync.consumer.attached import follow_attached, load_sources, resume_sources
+from syncd.sync.consumer.cuts import CutFailed, Cuts, Imported
 from syncd.sync.consumer.outcome import PassOutcome
 from syncd.sync.consumer.pace import Pace, floor_seconds
 from syncd.sync.consumer.passes import Pass, session_settings
@@ -73,6 +74,7 @@ class Consumer(Progress):
         self.session = session
         self.manifest = manifest
         self.prepared = Prepared()
+        self.cuts = Cuts(registry, self.wake)
         self.foreign_rows_at = 0.0
         self.passed_outbox_id = 0
         """Last outbox id at the last pass."""
@@ -118,8 +120,11 @@ class Consumer(Progress):
                     if self.settled is not connection and not outcome.put_off:
                         self.settled, delays = connection, backoff_delays()
                         self.registry.tasks.well("consumer")
-                    await self.rest(connection, outcome)
-                    if not outcome.more:
+                    if not self.cuts.wanted:
+                        await self.rest(connection, outcome)
+                    if self.cuts.wanted and not outcome.more and not outcome.put_off:
+                        await self.take_cut(connection)
+                    elif not outcome.more:
                         await anyio.sleep(self.floor_left())
             except ConsumerReplaced:
                 raise
@@ -261,8 +266,59 @@ class Consumer(Progress):
             self.last_pass_at = time.monotonic()
         self.note_progress()
         self.registry.forget_counts()
+        self.cuts.expire()
         self.finish_pass()
         return outcome
+
+    async def take_cut(self, connection: psycopg.Connection) -> None:
+        """Hold until a leader has taken a snapshot, and bring the indexes to it.
+
+        It counts as no pass, since the snapshot may be older than a request that waits. A pass of
+        its own follows at once: it sees what was committed meanwhile, and decides about sleeping.
+        """
+        imported = await self.cuts.next_import()
+        if imported is None:
+            return
+        failure: BaseException | None = CutFailed("the service stops")
+        try:
+            async with self.busy:
+                await self.session.in_thread(self.pass_at, connection, imported)
+            failure = None
+        except CutFailed as error:
+            failure = error
+        except Exception as error:
+            failure = error
+            raise
+        finally:
+            self.cuts.end_import(failure)
+        self.finish_pass()
+
+    def pass_at(self, connection: psycopg.Connection, imported: Imported) -> None:
+        """One pass at a leader's snapshot, in a worker thread; raises ``CutFailed``."""
+        this = self.new_pass(connection)
+        this.imported = imported
+        outcome = this.run(list(self.sources.values()))
+        if not outcome.took_snapshot:
+            raise CutFailed(outcome.put_off or "the attached tables have changed")
+        newest = max(imported.position.outbox_id, self.position.outbox_id)
+        self.position = Position(outcome.snapshot, newest)
+        self.cuts.keep(self.position, self.sources.values(), imported)
+
+    def new_pass(self, connection: psycopg.Connection) -> Pass:
+        """A pass from the present position."""
+        return Pass(
+            connection,
+            self.session.consumer,
+            self.session.run_id,
+            self.session.incarnation,
+            self.position,
+            not self.session.notifies,
+            self.passed_outbox_id,
+            self.handover,
+            self.doubts,
+            self.prepared,
+            shard=self.session.shard,
+        )
 
     def note_put_off(self, reason: str) -> None:
         """Log once that passes are put off, with the reason.
@@ -292,20 +348,7 @@ class Consumer(Progress):
             self.registry.freed = False
             for followed in self.sources.values():
                 followed.try_taken_names()
-        pooled = not self.session.notifies
-        this = Pass(
-            connection,
-            self.session.consumer,
-            self.session.run_id,
-            self.session.incarnation,
-            self.position,
-            pooled,
-            self.passed_outbox_id,
-            self.handover,
-            self.doubts,
-            self.prepared,
-            shard=self.session.shard,
-        )
+        this = self.new_pass(connection)
         outcome = this.run(list(self.sources.values()))
         if this.history:
             self.history, self.next_xid = this.history, this.next_xid
@@ -316,6 +359,8 @@ class Consumer(Progress):
             (followed.cursor.position.outbox_id for followed in self.sources.values()), default=0
         )
         self.position = Position(outcome.snapshot, max(newest, self.position.outbox_id))
+        if self.cuts.own_wanted and outcome.took_snapshot:
+            self.cuts.keep(self.position, self.sources.values())
         if outcome.put_off:
             self.outbox_moved(connection)
         else:

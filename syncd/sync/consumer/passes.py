@@ -19,6 +19,7 @@ from psycopg.pq import TransactionStatus
 
 from syncd.postgres import session
 from syncd.postgres.catalogue import questions, read_catalogues
+from syncd.postgres.connection import first_line
 from syncd.postgres.layout import read_sources
 from syncd.postgres.outbox import (
     PAGE_ROWS,
@@ -38,6 +39,7 @@ from syncd.shard import WHOLE, Shard
 from syncd.statements import filled, statement
 from syncd.sync.consumer.ahead import Answers, Prepared, prepare_reads, read_ahead
 from syncd.sync.consumer.bringing import bring, is_read_at_once, scan_page
+from syncd.sync.consumer.cuts import FOREIGN, CutFailed, Imported
 from syncd.sync.consumer.guarding import ReadRegistryAgain, StartAgain, guarded
 from syncd.sync.consumer.locking import begin_with_outbox, lock_each
 from syncd.sync.consumer.outcome import (
@@ -85,6 +87,8 @@ class Pass:
     history: str = ""
     next_xid: int = 0
     shard: Shard = WHOLE
+    imported: Imported | None = None
+    """The leader's snapshot, in place of one of its own; raises ``CutFailed`` if it cannot be."""
 
     def run(self, all_sources: Sequence[FollowedSource]) -> PassOutcome:
         """Take a snapshot and bring the sources to it.
@@ -108,6 +112,9 @@ class Pass:
             or s.dirty_at > now - RECENTLY_DIRTY_SECONDS
             or s.source.id in needed
         ]
+        if self.imported is not None:
+            due = self.imported.reachable(due, self.position)
+            wanted = [each for each in due if each.source.oid in self.imported.tables]
         while True:
             try:
                 oldest = min(
@@ -154,7 +161,8 @@ class Pass:
             begin.append(sql.SQL(local_settings(self.connection)))
         begin.append(filled("passes", "lock_outbox"))
         try:
-            if not self.pooled and psycopg.Pipeline.is_supported():
+            pipelined = self.imported is None and psycopg.Pipeline.is_supported()
+            if pipelined and not self.pooled:
                 parameters = self.snapshot_parameters(wanted, oldest)
                 self.ahead = read_ahead(
                     self.connection,
@@ -169,11 +177,27 @@ class Pass:
                 self.connection.execute(
                     sql.SQL(";\n").join([*begin, *(each.source.lock() for each in wanted)])
                 )
-            return list(wanted)
+            locked = list(wanted)
         except (pg.LockNotAvailable, pg.InsufficientPrivilege):
             self.rollback()
-        begin_with_outbox(self.connection, sql.SQL(";\n").join(begin))
-        return lock_each(self.connection, wanted)
+            begin_with_outbox(self.connection, sql.SQL(";\n").join(begin))
+            locked = lock_each(self.connection, wanted)
+        if self.imported is not None:
+            self.import_snapshot(self.imported)
+        return locked
+
+    def import_snapshot(self, imported: Imported) -> None:
+        """Take the leader's snapshot. Its transaction is open, so its locks and these overlap."""
+        try:
+            self.connection.execute(
+                filled("passes", "import_snapshot", snapshot=sql.Literal(imported.name))
+            )
+        except psycopg.Error as error:
+            if self.connection.broken:
+                raise
+            raise CutFailed(
+                f"the leader's snapshot cannot be imported: {first_line(error)}", hint=FOREIGN
+            ) from None
 
     def move(
         self,
@@ -185,7 +209,7 @@ class Pass:
         """The pass after the locks: from the snapshot to the new cursors."""
         taken = self.take_snapshot(locked, oldest)
         snapshot, newest_outbox_id, freed = taken.snapshot, taken.newest_outbox_id, taken.freed
-        for each in all_sources if self.doubts.moved else ():
+        for each in all_sources if self.doubts.moved and self.imported is None else ():
             if each.source.table is not None:
                 each.doubt(f"{each.source.name}: {DOUBT}")
         if (
@@ -193,10 +217,12 @@ class Pass:
             or self.position.snapshot.lacks(freed)
             or (taken.marked and registry_changed(self.connection, self.position.snapshot))
         ):
+            self.needs_another_snapshot("the attached tables have changed")
             sources = read_sources(self.connection, self.shard)
             self.commit()
             return PassOutcome(snapshot, newest_outbox_id, more=True, sources=sources)
         if self.look(all_sources, locked):
+            self.needs_another_snapshot("the catalogue has changed")
             sources = read_sources(self.connection, self.shard)
             # psycopg forgets its prepared statements at a rollback; columns may have other types
             self.rollback()
@@ -209,7 +235,7 @@ class Pass:
         present = [each for each in all_sources if each.source.table is not None]
         lacking = (
             []
-            if freed is None
+            if freed is None or self.imported is not None
             else [each for each in present if each.cursor.position.snapshot.lacks(freed)]
         )
         for each in lacking:
@@ -239,6 +265,7 @@ class Pass:
                 if each.dirty_at == now and each.source.id not in outcome.locked
             ]
             if unlocked:
+                self.needs_another_snapshot(f"{unlocked[0].source.name} was not locked before it")
                 raise StartAgain(unlocked)
             last = None if taken.marked or len(groups) > 1 else self.last_read(group, changes)
             for each in group:
@@ -258,14 +285,16 @@ class Pass:
             for each in ready
             if each.scan is not None and each.cursor.window is None and each.failure is None
         ]
-        if scanned:  # one page per pass: changes of the other sources do not wait
+        if (
+            scanned and self.imported is None
+        ):  # one page per pass: changes of the other sources do not wait
             if not self.doubts.begins_again and not self.ended:
                 nearest = nearest_to_its_end(self.connection, scanned)
                 with guarded(self.connection, nearest):
                     scan_page(self.connection, nearest)
             outcome.more = True
         outcome.handed_over = self.hand_over(snapshot, newest_outbox_id, all_sources)
-        if not outcome.more and not self.ended and not self.pooled:
+        if not outcome.more and not self.ended and not self.pooled and self.imported is None:
             prepare_reads(self.connection, self.prepared, locked, self.ask_keys)
         self.commit()
         for each in ready:
@@ -315,9 +344,25 @@ class Pass:
             self.prepared.names.add("read_snapshot")
         taken = Taken.parse(row)
         taken.check(consumer=self.consumer, run_id=self.run_id, incarnation=self.incarnation)
+        if self.imported is not None:  # the other facts are newer than the snapshot
+            self.check_import(self.imported, taken)
+            return taken
         self.history, self.next_xid = taken.history or "", taken.next_xid
         self.doubts.note(taken.doubts, taken.snapshot)
         return taken
+
+    def check_import(self, imported: Imported, taken: Taken) -> None:
+        """Raise ``CutFailed`` if the indexes cannot equal their tables at the leader's snapshot."""
+        imported.check(taken.snapshot)
+        if not taken.snapshot.covers(self.position.snapshot):
+            raise CutFailed("the shard has passed the leader's snapshot")
+        if self.doubts.due or self.doubts.ended or taken.doubts != self.doubts.seen:
+            raise CutFailed(DOUBT)
+
+    def needs_another_snapshot(self, why: str) -> None:
+        """Raise ``CutFailed`` if the snapshot is the leader's: the next own pass takes this up."""
+        if self.imported is not None:
+            raise CutFailed(why)
 
     def snapshot_parameters(self, locked: Sequence[FollowedSource], oldest: Snapshot) -> list[str]:
         """Parameters of ``read_snapshot``."""
