@@ -136,9 +136,10 @@ class Router:
             try:
                 return await self.search_shards(at, until, Asked(cut.replicas, cut.failures))
             except (NotReady, ShardsUnavailable):
-                # a shard that was started again has no cut; another error comes again
-                if since >= cut.since or anyio.current_time() + AGAIN_SECONDS > until:
+                # a source was behind, or a shard was started again: it may be in the next cut
+                if anyio.current_time() + 2 * AGAIN_SECONDS > until:
                     raise
+                await anyio.sleep(AGAIN_SECONDS)
                 since = anyio.current_time()
 
     async def search_shards(

@@ -15,6 +15,9 @@ from typing import Any
 import psycopg
 import pytest
 
+from syncd.cluster.leading import Leader
+from syncd.errors import NotReady
+from syncd.protocol.messages import WirePosition
 from tests.conftest import TEMPLATE, Servers
 from tests.daemon import Daemon
 
@@ -43,6 +46,7 @@ def create(db: psycopg.Connection) -> None:
         "FOR EACH ROW EXECUTE FUNCTION note()"
     )
     db.execute("SELECT syncd.attach('numbers', metric => 'l2', columns => ARRAY['n'])")
+    db.execute(f"INSERT INTO numbers SELECT i, ARRAY[i, i], 0 FROM generate_series(1, {IDS}) i")
 
 
 def rows_at(db: psycopg.Connection, snapshot: str) -> dict[int, list[float]]:
@@ -169,15 +173,16 @@ def assert_equal_to_sql(conninfo: str, answers: list[dict[str, Any]], shards: li
     """Each answer has one position for all shards, and the rows of the table at its snapshot."""
     with psycopg.connect(conninfo, autocommit=True) as db:
         for answer in answers:
-            assert list(answer["positions"]) == shards
-            assert all(each == answer["position"] for each in answer["positions"].values())
+            assert_equal_positions(answer, shards)
             rows = rows_at(db, answer["position"]["snapshot"])
             found = dict(zip(answer["keys"], answer["distances"], strict=True))
             assert len(found) == len(answer["keys"])
-            assert found == pytest.approx({one: (x * x + y * y) ** 0.5 for one, (x, y) in rows.items()})
+            assert found == pytest.approx(
+                {one: (x * x + y * y) ** 0.5 for one, (x, y) in rows.items()}
+            )
 
 
-@pytest.mark.parametrize("times", [40, pytest.param(1000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("times", [25, pytest.param(1000, marks=pytest.mark.long)])
 def test_all_shards_answer_at_one_snapshot_as_sql_does(
     cluster: list[Daemon], conninfo: str, times: int
 ) -> None:
@@ -188,3 +193,150 @@ def test_all_shards_answer_at_one_snapshot_as_sql_does(
         ]
     assert len({answer["position"]["snapshot"] for answer in answers}) > times / 2
     assert_equal_to_sql(conninfo, answers, [f"{n}/{SHARDS}" for n in range(SHARDS)])
+
+
+def test_a_syncd_alone_answers_at_a_snapshot_of_its_own(
+    cluster: list[Daemon], conninfo: str
+) -> None:
+    with writers(conninfo, 1), wire(cluster[0]) as alone:
+        answers = [alone("search", **EVERY, at="cut", timeout_ms=60_000) for _ in range(10)]
+        for answer in answers:
+            assert answer["positions"] == {"0/3": answer["position"]}
+            assert answer["lag_seconds"] < 60
+    with psycopg.connect(conninfo, autocommit=True) as db:
+        mine = dict(
+            db.execute(
+                'SELECT i, (hashtextextended(i::text COLLATE "C", 0) & 65535) * 3 < 65536 '
+                f"FROM generate_series(0, {IDS}) i"
+            ).fetchall()
+        )
+        for answer in answers:
+            rows = rows_at(db, answer["position"]["snapshot"])
+            assert sorted(answer["keys"]) == sorted(one for one in rows if mine[one])
+
+
+def test_what_was_answered_at_a_cut_is_answered_again_whatever_follows(
+    cluster: list[Daemon], conninfo: str
+) -> None:
+    with writers(conninfo, 1), wire(cluster[-1]) as router:
+        first = router("search", **EVERY, at="cut", include=["n"], timeout_ms=60_000)
+        at = first["position"]
+        router("rebuild", dataset="numbers")
+        again = router("search", **EVERY, at=at, include=["n"])
+        for name in ("keys", "distances", "columns", "positions"):
+            assert again[name] == first[name]
+        one, *_ = first["keys"]
+        kept = dict(zip(first["keys"], first["columns"]["n"], strict=True))
+        passing = router("search", **EVERY, at=at, filter={"n": 1})
+        assert sorted(passing["keys"]) == sorted(key for key, n in kept.items() if n == 1)
+        (row,) = router("get", dataset="numbers", keys=[one, 10**6], vectors=True, at=at)["rows"]
+        like = router("search", dataset="numbers", key=one, k=IDS, at=at, exact=True)
+        many = router("search", **(EVERY | {"vector": None}), vectors=[row["vector"]] * 2, at=at)
+        assert sorted([*like["keys"], one]) == sorted(first["keys"])
+        assert [sorted(keys) for keys in many["keys"]] == [sorted(first["keys"])] * 2
+        assert like["position"] == many["position"] == at
+        assert router("get", dataset="numbers", keys=[one], at="cut")["coverage"] == 1
+        kind, message = router.kind("search", **EVERY, at={"snapshot": "5:5:", "outbox_id": 1})
+        assert (kind, "5:5:" in message) == ("not_ready", True)
+        assert router.kind("search", **EVERY, at="now")[0] == "invalid_params"
+    with psycopg.connect(conninfo, autocommit=True) as db:
+        assert set(rows_at(db, at["snapshot"])) == set(first["keys"])
+
+
+def test_a_cut_without_a_shard_is_an_error_or_partial_and_a_locked_table_says_so(
+    cluster: list[Daemon], conninfo: str
+) -> None:
+    shard = {"timeout_ms": 60_000, "at": "cut", "consistency": "strong"} | EVERY
+    with wire(cluster[-1]) as router, psycopg.connect(conninfo) as db:
+        cluster[2].kill()
+        kind, message = router.kind("search", **shard)
+        assert kind == "shards_unavailable"
+        assert "1 of 3 shards did not answer: 2/3: no syncd answers" in message
+        partial = router("search", **shard, partial="allow")
+        assert [each["shard"] for each in partial["missing"]] == ["2/3"]
+        assert_equal_positions(partial, ["0/3", "1/3"])
+        cluster[2].start()
+        while router("status")["missing"]:
+            pass
+        whole = router("search", **shard)
+        assert_equal_positions(whole, ["0/3", "1/3", "2/3"])
+        db.execute("INSERT INTO numbers VALUES (999, '{0,0}', 0) ON CONFLICT DO NOTHING")
+        (token,) = db.execute("SELECT syncd.token()").fetchone() or ("",)
+        db.commit()
+        assert router("search", **shard, after=token)["keys"][0] == 999
+        db.execute("DELETE FROM numbers WHERE id = 999")
+        db.commit()
+        db.execute("LOCK TABLE numbers")
+        while router("status")["lag_seconds"] == 0:
+            pass
+        kind, message = router.kind("search", **(shard | {"timeout_ms": 1000}))
+        db.rollback()
+        assert (kind, "holds a lock" in message) == ("not_ready", True), message
+        assert 999 not in router("search", **shard)["keys"]
+
+
+def assert_equal_positions(answer: dict[str, Any], shards: list[str]) -> None:
+    """All shards that answered are at the answer's position."""
+    assert list(answer["positions"]) == shards
+    assert all(each == answer["position"] for each in answer["positions"].values())
+
+
+def test_a_leader_that_names_another_snapshot_or_none_leaves_passes_as_they_were(
+    cluster: list[Daemon], conninfo: str
+) -> None:
+    wrong = {"position": {"snapshot": "5:5:", "outbox_id": 1}, "snapshot": "0000-1"}
+    with wire(cluster[0]) as shard, psycopg.connect(conninfo, autocommit=True) as db:
+        assert shard.kind("cut", **wrong)[0] == "not_ready"  # it does not hold
+        shard("hold", timeout_ms=60_000)
+        kind, message = shard.kind("cut", **wrong)
+        assert (kind, "cannot be imported" in message) == ("not_ready", True), message
+        db.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        exported = db.execute("SELECT pg_export_snapshot()").fetchone() or ("",)
+        shard("hold", timeout_ms=60_000)
+        kind, message = shard.kind("cut", **(wrong | {"snapshot": exported[0]}))
+        assert (kind, "not the leader's" in message) == ("not_ready", True), message
+        db.execute("COMMIT")
+        shard("hold", timeout_ms=60_000)  # this leader does not come back
+        (token,) = db.execute("SELECT syncd.token()").fetchone() or ("",)
+        shard("wait", after=token, timeout_ms=60_000)
+
+
+def test_a_table_that_is_detached_answers_at_the_cut_before(
+    cluster: list[Daemon], conninfo: str
+) -> None:
+    search = {"dataset": "other", "vector": [1.0], "timeout_ms": 60_000}
+    with wire(cluster[-1]) as router, psycopg.connect(conninfo, autocommit=True) as db:
+        db.execute("CREATE TABLE other (id int PRIMARY KEY, v real[])")
+        db.execute("INSERT INTO other SELECT i, '{1}' FROM generate_series(1, 5) i")
+        db.execute("SELECT syncd.attach('other', metric => 'l2')")
+        (token,) = db.execute("SELECT syncd.token()").fetchone() or ("",)
+        router("wait", after=token, timeout_ms=60_000)
+        found = router("search", **search, at="cut")
+        assert sorted(found["keys"]) == [1, 2, 3, 4, 5]
+        db.execute("SELECT syncd.detach('other')")
+        while router.answer("search", **search).get("error") is None:
+            pass
+        assert sorted(router("search", **search, at=found["position"])["keys"]) == [1, 2, 3, 4, 5]
+        strong = search | {"consistency": "strong", "at": "cut"}
+        assert router.kind("search", **strong)[0] == "unknown_dataset"
+
+
+@pytest.mark.anyio
+async def test_a_leader_holds_its_locks_while_shards_import(conninfo: str) -> None:
+    with psycopg.connect(conninfo, autocommit=True) as db:
+        row = db.execute("SELECT pg_current_snapshot()::text").fetchone()
+        assert row is not None
+        db.execute("UPDATE numbers SET n = 1 - n")
+        db.execute("SET lock_timeout = '50ms'")
+        leader = Leader(conninfo, "router")
+        async with leader.lead() as connection:
+            exported = await leader.export(connection, WirePosition(row[0], 0))
+            assert len(exported.tables) == 1
+            for change in ("TRUNCATE numbers", "ALTER TABLE numbers ALTER n TYPE bigint"):
+                with pytest.raises(psycopg.errors.LockNotAvailable):
+                    db.execute(change)
+            second = Leader(conninfo, "router")
+            with pytest.raises(NotReady, match="another router"):
+                async with second.lead():
+                    pass
+        await leader.close()
