@@ -5,7 +5,7 @@ The rest of the package is the service itself and its command line.
 """
 
 from syncd.client.async_client import AsyncClient
-from syncd.client.calls import Hit
+from syncd.client.calls import Found, Hit
 from syncd.client.client import Client, connect
 from syncd.errors import (
     AddressInUse,
@@ -48,6 +48,7 @@ __all__ = [
     "DatabaseUnreachable",
     "DimensionMismatch",
     "EmbeddedUnavailable",
+    "Found",
     "Hit",
     "InvalidDocument",
     "InvalidFilter",

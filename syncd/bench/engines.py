@@ -119,7 +119,7 @@ class SyncdEngine:
         address = UnixAddress(self.socket)
         decode = msgspec.json.Decoder(FoundAnswer).decode
 
-        def call(vector: NDArray[np.float32]) -> calls.Call[list[calls.Hit]]:
+        def call(vector: NDArray[np.float32]) -> calls.Call[calls.Found[calls.Hit]]:
             return calls.search(
                 self.dataset, vector, k=self.k, recall=recall, exact=exact, filter=passing
             )

@@ -63,6 +63,12 @@ def search(
         str | None,
         typer.Option("--filter", help='Conditions on attached columns, as JSON: {"lang": "en"}.'),
     ] = None,
+    at: Annotated[
+        str | None, typer.Option(help="cut: the rows at one snapshot of all shards.")
+    ] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Answer without the shards that do not.")
+    ] = False,
     socket: Socket = None,
     json: Json = False,
 ) -> None:
@@ -75,6 +81,8 @@ def search(
             "give either --key or --vector",
             hint="syncd search DATASET --key K, or --vector '[0.1, 0.2]'",
         )
+    if at not in (None, "cut"):
+        raise SettingsError(f"--at {at} is not cut", hint="syncd search DATASET --key K --at cut")
     with service(socket) as client:
         asked = calls.search(
             dataset,
@@ -84,6 +92,8 @@ def search(
             exact=exact,
             recall=recall,
             filter=None if filter_json is None else read_filter(filter_json),
+            partial="allow" if partial else "refuse",
+            at=None if at is None else "cut",
         )
         whole_answer = msgspec.json.Decoder(SearchResult).decode
         found = client.run(
@@ -96,6 +106,10 @@ def search(
         print_table(
             ["key", "distance"], [(shown_key(key), f"{distance:.6f}") for key, distance in rows]
         )
+    for each in found.missing:
+        talk(f"shard {each.shard} is missing: {each.reason}")
+    if found.missing:
+        talk(f"  {found.coverage:.0%} of the rows could be found; see: syncd cluster status")
 
 
 def status(

@@ -23,7 +23,7 @@ from syncd.client.client import DEFAULT_TIMEOUT_SECONDS, as_method
 from syncd.client.exchange import allowed_seconds, take_result, timed_out
 from syncd.errors import ServiceUnavailable, SyncdError
 from syncd.per_process import PerProcess
-from syncd.protocol.messages import DEFAULT_PAGE_KEYS
+from syncd.protocol.messages import DEFAULT_PAGE_KEYS, Partial
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -82,11 +82,16 @@ class AsyncClient:
     ping = asynchronous(calls.ping)
     discover = asynchronous(calls.discover)
 
-    async def keys(self, dataset: str, *, limit: int = DEFAULT_PAGE_KEYS) -> AsyncIterator[Key]:
-        """Every indexed key, in a stable order, fetched in pages of ``limit``."""
+    async def keys(
+        self, dataset: str, *, limit: int = DEFAULT_PAGE_KEYS, partial: Partial | None = None
+    ) -> AsyncIterator[Key]:
+        """Every indexed key, in a stable order, fetched in pages of ``limit``.
+
+        With ``partial="allow"`` the keys of missing shards are left out; ``keys_page`` names them.
+        """
         after: Key | None = None
         while True:
-            page = await self.keys_page(dataset, after_key=after, limit=limit)
+            page = await self.keys_page(dataset, after_key=after, limit=limit, partial=partial)
             for key in page.keys:
                 yield key
             if (after := page.next) is None:

@@ -7,8 +7,8 @@ signature.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import date
 from typing import Any, Generic, Literal, TypeVar, overload
 
@@ -21,6 +21,7 @@ from syncd.json_values import json_value
 from syncd.protocol.messages import (
     DEFAULT_PAGE_KEYS,
     DEFAULT_TIMEOUT_MS,
+    At,
     AuthenticateParams,
     CheckpointResult,
     GetParams,
@@ -28,8 +29,10 @@ from syncd.protocol.messages import (
     KeyPart,
     KeysParams,
     KeysResult,
+    MissingShard,
     NoParams,
     Params,
+    Partial,
     RebuildParams,
     RebuildResult,
     RecallParams,
@@ -95,6 +98,37 @@ class Page:
 
     keys: list[Key]
     next: Key | None
+    positions: Mapping[str, WirePosition] = field(default_factory=dict)
+    coverage: float = 1.0
+    missing: Sequence[MissingShard] = ()
+
+
+class Found(list[T]):
+    """The rows of an answer, and what it covers.
+
+    ``positions`` are those of the shards that answered, by name; one syncd alone is ``0/1``.
+    ``position`` is the oldest of them. ``coverage`` is the share of all rows that could be found,
+    1 if no shard is ``missing``.
+    """
+
+    def __init__(
+        self,
+        rows: Iterable[T] = (),
+        *,
+        position: WirePosition | None = None,
+        positions: Mapping[str, WirePosition] | None = None,
+        coverage: float = 1.0,
+        missing: Sequence[MissingShard] = (),
+        lag_seconds: float = 0.0,
+    ) -> None:
+        super().__init__(rows)
+        self.positions = positions or {}
+        self.position = position or min(
+            self.positions.values(), key=lambda one: one.position().snapshot.age(), default=None
+        )
+        self.coverage = coverage
+        self.missing = missing
+        self.lag_seconds = lag_seconds
 
 
 @overload
@@ -112,7 +146,9 @@ def search(
     consistency: Literal["eventual", "strong"] | None = None,
     after: str | None = None,
     timeout_ms: int | None = None,
-) -> Call[list[Hit]]: ...
+    partial: Partial | None = None,
+    at: At | None = None,
+) -> Call[Found[Hit]]: ...
 
 
 @overload
@@ -129,7 +165,9 @@ def search(
     consistency: Literal["eventual", "strong"] | None = None,
     after: str | None = None,
     timeout_ms: int | None = None,
-) -> Call[list[list[Hit]]]: ...
+    partial: Partial | None = None,
+    at: At | None = None,
+) -> Call[Found[list[Hit]]]: ...
 
 
 def search(
@@ -147,10 +185,14 @@ def search(
     consistency: Literal["eventual", "strong"] | None = None,
     after: str | None = None,
     timeout_ms: int | None = None,
-) -> Call[list[Hit]] | Call[list[list[Hit]]]:
+    partial: Partial | None = None,
+    at: At | None = None,
+) -> Call[Found[Hit]] | Call[Found[list[Hit]]]:
     """The nearest rows to a vector, to each of several vectors, or to an indexed row.
 
-    The nearest row comes first. The row of ``key`` itself is left out.
+    The nearest row comes first. The row of ``key`` itself is left out. With ``partial="allow"``
+    shards may be missing in the answer, which names them. With ``at="cut"`` the rows are those of
+    one snapshot, on all shards; ``at`` may also be the ``position`` of an earlier such answer.
     """
     timeout = DEFAULT_TIMEOUT_MS if timeout_ms is None else timeout_ms
     params = SearchParams(
@@ -167,6 +209,8 @@ def search(
         consistency=consistency or "eventual",
         after=after,
         timeout_ms=timeout,
+        partial=partial or "refuse",
+        at=at,
     )
     if vectors is None:
         return Call("search", params, _hits, timeout / 1000)
@@ -189,18 +233,39 @@ def _filter(given: object) -> dict[str, Any]:
     return found
 
 
-def get(dataset: str, keys: Sequence[KeyLike], vectors: bool = False) -> Call[list[Row]]:
-    """Those of the requested rows that are indexed; with ``vectors``, each with its vector."""
-    params = GetParams(dataset=dataset, keys=[_key_to_wire(key) for key in keys], vectors=vectors)
+def get(
+    dataset: str,
+    keys: Sequence[KeyLike],
+    vectors: bool = False,
+    *,
+    partial: Partial | None = None,
+    at: At | None = None,
+) -> Call[Found[Row]]:
+    """Those of the requested rows that are indexed; with ``vectors``, each with its vector.
+
+    See ``search`` for ``partial`` and ``at``.
+    """
+    params = GetParams(
+        dataset=dataset,
+        keys=[_key_to_wire(key) for key in keys],
+        vectors=vectors,
+        partial=partial or "refuse",
+        at=at,
+    )
     return Call("get", params, _rows)
 
 
 def keys_page(
-    dataset: str, *, after_key: KeyLike | None = None, limit: int = DEFAULT_PAGE_KEYS
+    dataset: str,
+    *,
+    after_key: KeyLike | None = None,
+    limit: int = DEFAULT_PAGE_KEYS,
+    partial: Partial | None = None,
 ) -> Call[Page]:
-    """One page of a dataset's keys, in a stable order."""
+    """One page of a dataset's keys, in a stable order. See ``search`` for ``partial``."""
     after = None if after_key is None else _key_to_wire(after_key)
-    return Call("keys", KeysParams(dataset=dataset, after_key=after, limit=limit), _page)
+    params = KeysParams(dataset=dataset, after_key=after, limit=limit, partial=partial or "refuse")
+    return Call("keys", params, _page)
 
 
 def datasets() -> Call[list[DatasetStatus]]:
@@ -282,19 +347,31 @@ _keys_result = _decoder(KeysResult)
 _wait_result = _decoder(WaitResult)
 
 
-def _hits(raw: msgspec.Raw) -> list[Hit]:
+def _hits(raw: msgspec.Raw) -> Found[Hit]:
     result = _search_result(raw)
     columns = {} if result.columns is msgspec.UNSET else result.columns
-    return _hit_list(result.keys, result.distances, columns)
+    return _found(_hit_list(result.keys, result.distances, columns), result)
 
 
-def _hits_of_each(raw: msgspec.Raw) -> list[list[Hit]]:
+def _hits_of_each(raw: msgspec.Raw) -> Found[list[Hit]]:
     result = _search_result(raw)
     columns = {} if result.columns is msgspec.UNSET else result.columns
-    return [
+    lists = [
         _hit_list(keys, distances, {name: values[i] for name, values in columns.items()})
         for i, (keys, distances) in enumerate(zip(result.keys, result.distances, strict=True))
     ]
+    return _found(lists, result)
+
+
+def _found(rows: Iterable[T], result: SearchResult) -> Found[T]:
+    return Found(
+        rows,
+        position=result.position,
+        positions=result.positions,
+        coverage=result.coverage,
+        missing=result.missing,
+        lag_seconds=result.lag_seconds,
+    )
 
 
 def _hit_list(keys: Any, distances: Any, columns: Mapping[str, Sequence[Any]]) -> list[Hit]:
@@ -312,20 +389,23 @@ def _hit_list(keys: Any, distances: Any, columns: Mapping[str, Sequence[Any]]) -
     ]
 
 
-def _rows(raw: msgspec.Raw) -> list[Row]:
-    return [
+def _rows(raw: msgspec.Raw) -> Found[Row]:
+    result = _get_result(raw)
+    rows = [
         Row(
             _key_from_wire(row.key),
             None if row.vector is msgspec.UNSET else vector_from_wire(row.vector),
         )
-        for row in _get_result(raw).rows
+        for row in result.rows
     ]
+    return Found(rows, positions=result.positions, coverage=result.coverage, missing=result.missing)
 
 
 def _page(raw: msgspec.Raw) -> Page:
     result = _keys_result(raw)
     following = None if result.next is None else _key_from_wire(result.next)
-    return Page([_key_from_wire(key) for key in result.keys], following)
+    keys = [_key_from_wire(key) for key in result.keys]
+    return Page(keys, following, result.positions, result.coverage, result.missing)
 
 
 def _position(raw: msgspec.Raw) -> WirePosition:

@@ -32,7 +32,7 @@ from syncd.client.exchange import (
 from syncd.errors import ServiceUnavailable
 from syncd.per_process import PerProcess
 from syncd.protocol.keepalive import keep_alive
-from syncd.protocol.messages import DEFAULT_PAGE_KEYS
+from syncd.protocol.messages import DEFAULT_PAGE_KEYS, Partial
 
 DEFAULT_TIMEOUT_SECONDS = 30.0
 
@@ -103,11 +103,16 @@ class Client:
     ping = blocking(calls.ping)
     discover = blocking(calls.discover)
 
-    def keys(self, dataset: str, *, limit: int = DEFAULT_PAGE_KEYS) -> Iterator[Key]:
-        """Every indexed key, in a stable order, fetched in pages of ``limit``."""
+    def keys(
+        self, dataset: str, *, limit: int = DEFAULT_PAGE_KEYS, partial: Partial | None = None
+    ) -> Iterator[Key]:
+        """Every indexed key, in a stable order, fetched in pages of ``limit``.
+
+        With ``partial="allow"`` the keys of missing shards are left out; ``keys_page`` names them.
+        """
         after: Key | None = None
         while True:
-            page = self.keys_page(dataset, after_key=after, limit=limit)
+            page = self.keys_page(dataset, after_key=after, limit=limit, partial=partial)
             yield from page.keys
             if (after := page.next) is None:
                 return

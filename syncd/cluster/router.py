@@ -31,6 +31,7 @@ from syncd.errors import (
     RequestError,
     ShardsUnavailable,
     SyncdError,
+    TimedOut,
     UnknownDataset,
     UnknownKey,
 )
@@ -130,17 +131,23 @@ class Router:
         if params.after is not None or params.consistency == "strong":
             since = anyio.current_time()
             params = msgspec.structs.replace(params, after=None, consistency="eventual")
+        late: SyncdError | None = None
         while True:
-            cut = await self.cuts.cut(since, until, params.partial)
+            try:
+                cut = await self.cuts.cut(since, until, params.partial)
+            except TimedOut as error:
+                raise late or error from None
             at = msgspec.structs.replace(params, at=cut.position)
             try:
                 return await self.search_shards(at, until, Asked(cut.replicas, cut.failures))
-            except (NotReady, ShardsUnavailable):
+            except (NotReady, ShardsUnavailable) as error:
                 # a source was behind, or a shard was started again: it may be in the next cut
-                if anyio.current_time() + 2 * AGAIN_SECONDS > until:
+                late = error
+                left = until - anyio.current_time() - AGAIN_SECONDS
+                if params.partial == "allow" or left < 0:
                     raise
-                await anyio.sleep(AGAIN_SECONDS)
-                since = anyio.current_time()
+            await anyio.sleep(AGAIN_SECONDS)
+            since = anyio.current_time()
 
     async def search_shards(
         self, params: messages.SearchParams, until: float, of: Asked

@@ -20,6 +20,7 @@ from syncd.errors import NotReady
 from syncd.protocol.messages import WirePosition
 from tests.conftest import TEMPLATE, Servers
 from tests.daemon import Daemon
+from tests.integration.commands import run
 
 SHARDS = 3
 IDS = 300
@@ -204,7 +205,7 @@ def test_a_syncd_alone_answers_at_a_snapshot_of_its_own(
             assert answer["positions"] == {"0/3": answer["position"]}
             assert answer["lag_seconds"] < 60
     with psycopg.connect(conninfo, autocommit=True) as db:
-        mine = dict(
+        mine: dict[int, bool] = dict(
             db.execute(
                 'SELECT i, (hashtextextended(i::text COLLATE "C", 0) & 65535) * 3 < 65536 '
                 f"FROM generate_series(0, {IDS}) i"
@@ -255,6 +256,15 @@ def test_a_cut_without_a_shard_is_an_error_or_partial_and_a_locked_table_says_so
         partial = router("search", **shard, partial="allow")
         assert [each["shard"] for each in partial["missing"]] == ["2/3"]
         assert_equal_positions(partial, ["0/3", "1/3"])
+        with cluster[-1].client() as client:
+            hits = client.search("numbers", QUERY, k=2 * IDS, partial="allow", at="cut")
+            assert [each.shard for each in hits.missing] == ["2/3"]
+            assert len(hits) == len(partial["keys"])
+        command = ("search", "numbers", "--vector", "[0,0]", "--at", "cut", "--partial")
+        printed = run(*command, SYNCD_SOCKET=str(cluster[-1].socket))
+        assert printed.returncode == 0, printed.stderr
+        assert "shard 2/3 is missing: no syncd answers" in printed.stderr
+        assert "67% of the rows could be found" in printed.stderr
         cluster[2].start()
         while router("status")["missing"]:
             pass
@@ -267,9 +277,11 @@ def test_a_cut_without_a_shard_is_an_error_or_partial_and_a_locked_table_says_so
         db.execute("DELETE FROM numbers WHERE id = 999")
         db.commit()
         db.execute("LOCK TABLE numbers")
-        while router("status")["lag_seconds"] == 0:
-            pass
-        kind, message = router.kind("search", **(shard | {"timeout_ms": 1000}))
+        for each in cluster[:SHARDS]:
+            with each.client() as client:
+                while client.status().lag_seconds == 0:
+                    pass
+        kind, message = router.kind("search", **(shard | {"partial": "allow"}))
         db.rollback()
         assert (kind, "holds a lock" in message) == ("not_ready", True), message
         assert 999 not in router("search", **shard)["keys"]

@@ -15,17 +15,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import anyio
+import psycopg
+from psycopg import sql
 
 from syncd.errors import NotReady, TimedOut, UnknownDataset, shortened
 from syncd.index.filter.language import Filter
 from syncd.index.rows.vectors import Vectors
 from syncd.index.view import View
+from syncd.postgres.connection import first_line
 from syncd.postgres.source import Source
 from syncd.protocol.messages import SearchParams, WirePosition
+from syncd.statements import filled
 from syncd.sync.consumer.wake import Wake
 from syncd.sync.registry.datasets import Dataset, Registry
 from syncd.sync.source.followed import FollowedSource
-from syncd.types import DatasetName, Key, KeyKind, Position, full_dataset_name
+from syncd.types import DatasetName, Key, KeyKind, Position, Snapshot, full_dataset_name
 
 MOST_CUTS = 4
 """Number of cuts that are kept: a router asks for its newest one, and there may be several."""
@@ -38,7 +42,6 @@ a rebuild the whole previous index.
 HOLD_SECONDS = 2.0
 """Longest time without a pass for a leader that does not come back."""
 AGAIN_HINT = "search again: another snapshot is taken"
-
 FOREIGN = "is its SYNCD_DSN the same database as the router's? see: syncd cluster status"
 
 
@@ -74,10 +77,26 @@ class Imported:
             and each.cursor.position == position
         ]
 
-    def check(self, snapshot: object) -> None:
-        """Raise ``CutFailed`` unless the imported snapshot is the one that the leader named."""
+    def take(self, connection: psycopg.Connection) -> None:
+        """Import the snapshot into a transaction that has its locks; raises ``CutFailed``.
+
+        The leader's transaction is open then, so its locks and these overlap.
+        """
+        try:
+            connection.execute(filled("passes", "import_snapshot", snapshot=sql.Literal(self.name)))
+        except psycopg.Error as error:
+            if connection.broken:
+                raise
+            raise CutFailed(
+                f"the leader's snapshot cannot be imported: {first_line(error)}", hint=FOREIGN
+            ) from None
+
+    def check(self, snapshot: Snapshot, before: Position) -> None:
+        """Raise ``CutFailed`` if a pass from ``before`` may not use the imported ``snapshot``."""
         if str(snapshot) != self.position.snapshot:
             raise CutFailed(f"the snapshot {self.name} is not the leader's", hint=FOREIGN)
+        if not snapshot.covers(before.snapshot):
+            raise CutFailed("the shard has passed the leader's snapshot")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

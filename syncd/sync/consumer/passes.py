@@ -19,7 +19,6 @@ from psycopg.pq import TransactionStatus
 
 from syncd.postgres import session
 from syncd.postgres.catalogue import questions, read_catalogues
-from syncd.postgres.connection import first_line
 from syncd.postgres.layout import read_sources
 from syncd.postgres.outbox import (
     PAGE_ROWS,
@@ -39,7 +38,7 @@ from syncd.shard import WHOLE, Shard
 from syncd.statements import filled, statement
 from syncd.sync.consumer.ahead import Answers, Prepared, prepare_reads, read_ahead
 from syncd.sync.consumer.bringing import bring, is_read_at_once, scan_page
-from syncd.sync.consumer.cuts import FOREIGN, CutFailed, Imported
+from syncd.sync.consumer.cuts import CutFailed, Imported
 from syncd.sync.consumer.guarding import ReadRegistryAgain, StartAgain, guarded
 from syncd.sync.consumer.locking import begin_with_outbox, lock_each
 from syncd.sync.consumer.outcome import (
@@ -183,21 +182,8 @@ class Pass:
             begin_with_outbox(self.connection, sql.SQL(";\n").join(begin))
             locked = lock_each(self.connection, wanted)
         if self.imported is not None:
-            self.import_snapshot(self.imported)
+            self.imported.take(self.connection)
         return locked
-
-    def import_snapshot(self, imported: Imported) -> None:
-        """Take the leader's snapshot. Its transaction is open, so its locks and these overlap."""
-        try:
-            self.connection.execute(
-                filled("passes", "import_snapshot", snapshot=sql.Literal(imported.name))
-            )
-        except psycopg.Error as error:
-            if self.connection.broken:
-                raise
-            raise CutFailed(
-                f"the leader's snapshot cannot be imported: {first_line(error)}", hint=FOREIGN
-            ) from None
 
     def move(
         self,
@@ -345,19 +331,13 @@ class Pass:
         taken = Taken.parse(row)
         taken.check(consumer=self.consumer, run_id=self.run_id, incarnation=self.incarnation)
         if self.imported is not None:  # the other facts are newer than the snapshot
-            self.check_import(self.imported, taken)
+            self.imported.check(taken.snapshot, self.position)
+            if self.doubts.due or self.doubts.ended or taken.doubts != self.doubts.seen:
+                raise CutFailed(DOUBT)
             return taken
         self.history, self.next_xid = taken.history or "", taken.next_xid
         self.doubts.note(taken.doubts, taken.snapshot)
         return taken
-
-    def check_import(self, imported: Imported, taken: Taken) -> None:
-        """Raise ``CutFailed`` if the indexes cannot equal their tables at the leader's snapshot."""
-        imported.check(taken.snapshot)
-        if not taken.snapshot.covers(self.position.snapshot):
-            raise CutFailed("the shard has passed the leader's snapshot")
-        if self.doubts.due or self.doubts.ended or taken.doubts != self.doubts.seen:
-            raise CutFailed(DOUBT)
 
     def needs_another_snapshot(self, why: str) -> None:
         """Raise ``CutFailed`` if the snapshot is the leader's: the next own pass takes this up."""

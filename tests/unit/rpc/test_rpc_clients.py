@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import threading
 from pathlib import Path
@@ -11,6 +12,7 @@ import anyio
 import numpy as np
 import pytest
 from anyio.to_thread import run_sync
+from msgspec import UNSET
 
 from syncd.client.async_client import AsyncClient
 from syncd.client.calls import Hit
@@ -241,9 +243,12 @@ async def test_the_service_gets_the_parameters_that_a_client_is_given(path: Path
             consistency="strong",
             after="7",
             timeout_ms=100,
+            partial="allow",
+            at="cut",
         )
         asked = library.asked.pop()
         assert isinstance(asked, messages.SearchParams)
+        assert (asked.partial, asked.at) == ("allow", "cut")
         assert vector_from_wire(asked.vector or b"").tolist() == [1.0]
         assert (asked.k, asked.recall, asked.exact, asked.max_distance) == (3, 0.9, True, 0.5)
         assert (asked.consistency, asked.after, asked.timeout_ms) == ("strong", "7", 100)
@@ -252,6 +257,46 @@ async def test_the_service_gets_the_parameters_that_a_client_is_given(path: Path
         asked = library.asked.pop()
         assert isinstance(asked, messages.GetParams)
         assert asked.keys == [str(2**53 + 1), 5, [1, "a"]]
+        assert (asked.partial, asked.at) == ("refuse", None)
+        await client.get("c", [1], partial="allow", at=POSITION)
+        asked = library.asked.pop()
+        assert isinstance(asked, messages.GetParams)
+        assert (asked.partial, asked.at) == ("allow", POSITION)
+
+
+async def test_an_answer_is_a_list_that_says_what_it_covers(path: Path) -> None:
+    old = messages.WirePosition("5:5:", 1)
+    covers = {"0/3": POSITION, "1/3": old}, 0.66, [messages.MissingShard("2/3", "gone")]
+    found = messages.SearchResult([7], [0.5], old, 1.5, UNSET, *covers)
+    many = messages.SearchResult([[7], []], [[0.5], []], old, 1.5, UNSET, *covers)
+    page = messages.KeysResult([7], None, *covers)
+    library = Library()
+    methods = library.methods() | {
+        "search": Method(
+            messages.SearchParams,
+            messages.SearchResult,
+            lambda params: found if params.vectors is None else many,
+            "",
+        ),
+        "get": Method(
+            messages.GetParams,
+            messages.GetResult,
+            lambda _: messages.GetResult([messages.WireRow(7)], *covers),
+            "",
+        ),
+        "keys": Method(messages.KeysParams, messages.KeysResult, lambda _: page, ""),
+    }
+    async with serving(path, methods=methods), AsyncClient(path) as client:
+        hits = await client.search("c", [1.0])
+        lists = await client.search("c", vectors=[[1.0], [2.0]])
+        rows = await client.get("c", [7])
+        assert (hits, lists) == ([Hit(7, 0.5)], [[Hit(7, 0.5)], []])
+        assert hits.lag_seconds == 1.5
+        for one in (hits, lists, rows, await client.keys_page("c", partial="allow")):
+            assert (one.positions, one.coverage, list(one.missing)) == covers
+        assert hits.position == lists.position == rows.position == old
+        copied = copy.deepcopy(hits)
+        assert (copied, copied.missing) == (hits, hits.missing)
 
 
 @pytest.mark.parametrize("name", ERRORS)
