@@ -33,6 +33,7 @@ class Daemon:
         weakref.finalize(self, shutil.rmtree, self.socket.parent, ignore_errors=True)
         self.settings = settings
         self.command = "serve"
+        self.python = sys.executable
         self.log = data_dir.parent / f"{data_dir.name}.log"
         self.process: subprocess.Popen[bytes] | None = None
         self.constants: dict[str, object] = {}
@@ -118,7 +119,7 @@ class Daemon:
         self.data_dir.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, *self.program, self.command, *arguments],
+                [self.python, *self.program, self.command, *arguments],
                 env=self.environment,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -5,6 +5,7 @@ The options are those of ``syncd bench``.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -287,6 +288,30 @@ def sql_fresh(
     from tests.bench import sql_fresh as module
 
     result = module.measure(tries=tries, writers=writers, rate=rate, dimension=dim, readers=readers)
+    show(result, json)
+
+
+@bench.command()
+def router(
+    rows: Rows = 3000,
+    dim: Dimension = 128,
+    shards: Annotated[int, typer.Option(min=1, help="Number of shards.")] = 3,
+    searches: Annotated[int, typer.Option(min=1, help="Searches of each.")] = 2000,
+    k: Annotated[int, typer.Option("-k", min=1, help="Rows of an answer.")] = 10,
+    versus: Annotated[
+        Path | None, typer.Option(help="Checkout of another build, with its .venv.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Latency of a router, of each of its shards, and of one syncd with the same rows.
+
+    It starts a server of its own.
+    """
+    from tests.bench import router as module
+
+    result = module.measure(
+        rows=rows, dimension=dim, shards=shards, searches=searches, k=k, versus=versus
+    )
     show(result, json)
 
 
