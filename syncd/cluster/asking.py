@@ -22,7 +22,7 @@ from syncd.errors import (
     UnknownDataset,
     UnknownKey,
 )
-from syncd.protocol.messages import MissingShard, Partial, WirePosition
+from syncd.protocol.messages import At, MissingShard, Partial, WirePosition
 from syncd.shard import Shard
 from syncd.supervision import first_cause
 
@@ -139,11 +139,15 @@ class Asking:
             f"{len(lost)} of {len(every)} shards did not answer: {named}", hint=REFUSE_HINT
         )
 
-    def covered(self, found: Found[Any]) -> Covered:
-        """What an answer made of these covers."""
+    def covered(self, found: Found[Any], at: At | None = None) -> Covered:
+        """What an answer made of these covers. Shards that answered at a cut are ``at`` it."""
         answered = [shard for shard, error in found.failures.items() if has_answered(error)]
         share = sum(shard.share for shard in (*found.answers, *answered))
-        return Covered(self.positions(found), share, missing(found))
+        if isinstance(at, WirePosition):
+            positions = {shard.name: at for shard in sorted([*found.answers, *answered])}
+        else:
+            positions = self.positions(found)
+        return Covered(positions, share, missing(found))
 
     def positions(self, found: Found[Any]) -> dict[str, WirePosition]:
         """Positions of the shards that answered.

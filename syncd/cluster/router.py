@@ -166,7 +166,7 @@ class Router:
         refuse_other_dimension(found, many=params.vectors is not None)
         if not results:
             raise UnknownDataset(params.dataset)
-        for replica, result in results.values() if of.replicas is None else ():
+        for replica, result in results.values() if params.at is None else ():
             replica.note(result.position, result.lag_seconds)
         merged: messages.SearchResult = merge.search(
             [result for _, result in results.values()],
@@ -174,7 +174,7 @@ class Router:
             many=params.vectors is not None,
             without=without,
         )
-        covered = self.asking.covered(found)
+        covered = self.asking.covered(found, params.at)
         position = merge.oldest(covered.positions.values())
         return msgspec.structs.replace(merged, position=position, **covered._asdict())
 
@@ -235,9 +235,10 @@ class Router:
         results = self.asking.complete(found, params.partial)
         if not results:
             raise UnknownDataset(params.dataset)
-        self.asking.note_positions(results.values())
+        if params.at is None:
+            self.asking.note_positions(results.values())
         rows = merge.get([result for _, result in results.values()], params.keys)
-        return messages.GetResult(rows, *self.asking.covered(found))
+        return messages.GetResult(rows, *self.asking.covered(found, params.at))
 
     async def keys(self, params: messages.KeysParams) -> messages.KeysResult:
         """One page of keys: those of the first shard come first.
