@@ -75,6 +75,10 @@ FILES_IN_READER = 2
 
 One reader may have all connections, while no other one runs.
 """
+NO_READERS_HINT = (
+    "the main process answers alone; raise the limit of addresses (ulimit -v) to have readers, or "
+    "set SYNCD_READERS=0"
+)
 FILES_BESIDE_CONNECTIONS = 400
 """Descriptors for the database, a checkpoint's files, spare connections, and refused ones."""
 
@@ -346,7 +350,7 @@ def shared_memory(settings: Settings) -> tuple[Board, Arena] | None:
         board = Board.create()
         return board, Arena(board.busy)
     except (OSError, AttributeError) as error:  # no Linux, or a sandbox that refuses it
-        logger.warning("no_readers", error=str(error), hint="set SYNCD_READERS=0")
+        logger.warning("no_readers", error=str(error), hint=NO_READERS_HINT)
         return None
 
 

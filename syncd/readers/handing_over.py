@@ -16,6 +16,7 @@ import anyio
 import msgspec
 
 from syncd.client.exchange import as_exception, read_answer
+from syncd.errors import TimedOut
 from syncd.protocol import messages, status_messages
 from syncd.protocol.messages import Params
 from syncd.readers.answering import NotYet
@@ -31,6 +32,21 @@ T = TypeVar("T")
 OWN_METHODS = "reader."
 """Beginning of the names of methods that only readers call."""
 REACH = f"{OWN_METHODS}reach"
+LATE_SECONDS = 1.0
+"""How much later than asked for the main process may say that a position is not reached.
+
+After that it does not run: a search that waits for it would never end.
+"""
+
+
+class MainSilent(TimedOut):
+    """The main process has not said in time whether a position is reached."""
+
+    def __init__(self, timeout_ms: float) -> None:
+        super().__init__(
+            f"the main process has not answered within {timeout_ms:g} ms",
+            hint="ask again without consistency and after, or read the log of syncd serve",
+        )
 
 
 class ReachParams(Params, frozen=True):
@@ -209,7 +225,11 @@ class HandingOver(Dispatcher):
         deadline = time.monotonic() + params.timeout_ms / 1000
         link = await self._link(asked.owner)
         reach = ReachParams(params.dataset, params.after, params.consistency, params.timeout_ms)
-        reached = await link.ask(REACH, msgspec.json.encode(reach))
+        reached = b""
+        with anyio.move_on_after(params.timeout_ms / 1000 + LATE_SECONDS):
+            reached = await link.ask(REACH, msgspec.json.encode(reach))
+        if not reached:
+            raise MainSilent(params.timeout_ms)
         if not reached.startswith(b',"result"'):
             return asked.refused(reached)
         left = max(int((deadline - time.monotonic()) * 1000), 1)

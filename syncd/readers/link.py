@@ -17,6 +17,7 @@ import anyio
 import msgspec
 
 from syncd.errors import Overloaded, RequestError
+from syncd.rpc.accepting import MORE_FILES
 
 CLIENT, OWN = b"c", b"r"
 """What a link that is sent to the main process carries: a client's requests, or the reader's."""
@@ -40,7 +41,7 @@ class NoLink(Overloaded):
         RequestError.__init__(
             self,
             f"the reader cannot reach the main process for another client: {error.strerror}",
-            hint="close some connections, or raise the limit of open files (ulimit -n)",
+            hint=MORE_FILES,
         )
 
 

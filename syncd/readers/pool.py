@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import socket
 import sys
 import time
@@ -22,7 +21,7 @@ import numpy as np
 import structlog
 from anyio import to_thread
 
-from syncd.errors import RequestError, SyncdError
+from syncd.errors import RequestError
 from syncd.index.filter.language import parse_filter
 from syncd.protocol.messages import Params
 from syncd.protocol.status_messages import ReaderStatus
@@ -33,7 +32,7 @@ from syncd.readers.handing_over import REACH, ReachParams
 from syncd.readers.link import CLIENT, take_links
 from syncd.readers.process import Order, ReaderSettings
 from syncd.readers.publishing import Publisher
-from syncd.readers.running import ReaderProcess
+from syncd.readers.running import ReaderLost, ReaderProcess
 from syncd.rpc.methods import Methods
 from syncd.rpc.protocol import Method
 from syncd.rpc.server import Server
@@ -77,10 +76,6 @@ STARTING_LOOKS = 60
 ENVELOPE_BYTES = 1024
 """Bytes by which a line may grow when a reader hands it over."""
 logger = structlog.get_logger()
-
-
-class ReaderLost(SyncdError):
-    """A reader process ended by itself."""
 
 
 class ReadyParams(Params, frozen=True):
@@ -187,20 +182,26 @@ class Readers:
             try:
                 reader = ReaderProcess(seat, *self.inherited())
             except OSError as error:
-                how = f"it cannot be started: {error.strerror}"
+                lost = ReaderLost.not_started(seat, error)
             else:
-                how = await self.watch(reader)
+                lost = ReaderLost.ended(seat, await self.watch(reader))
             if self.stopping.is_set():
                 return
             failures = failures + 1 if time.monotonic() < begun + SETTLED_SECONDS else 1
             self.restarts += 1
             delay = min(FIRST_RETRY_SECONDS * 2 ** min(failures - 1, 16), LAST_RETRY_SECONDS)
-            self.tasks.failed("readers", ReaderLost(f"reader {seat}: {how}"), delay)
-            logger.warning("reader_lost", reader=seat, reason=how, retry_in_seconds=delay)
+            self.tasks.failed("readers", lost, delay)
+            logger.warning(
+                "reader_lost",
+                reader=seat,
+                reason=lost.reason,
+                retry_in_seconds=delay,
+                hint=lost.hint,
+            )
             await anyio.sleep(delay)
 
-    async def watch(self, reader: ReaderProcess) -> str:
-        """Take a reader's links until it ends; returns how it ended."""
+    async def watch(self, reader: ReaderProcess) -> int:
+        """Take a reader's links until it ends; returns its exit status."""
         loop = asyncio.get_running_loop()
         self.processes[reader.seat] = reader
         loop.add_reader(reader.control, self.take_links, reader)
@@ -215,11 +216,7 @@ class Readers:
             reader.close()
             self.board.clear(reader.seat)
             self.note_change()
-        return (
-            f"it was ended by {signal.Signals(-status).name}"
-            if status < 0
-            else f"it ended with exit {status}"
-        )
+        return status
 
     def take_links(self, reader: ReaderProcess) -> None:
         """Serve the links that a reader has made; note its end."""

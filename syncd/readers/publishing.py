@@ -141,7 +141,9 @@ class Publisher:
                 for source in list(self._sources.values()):
                     self._publish_source(source)
                 progress = self.progress
-                self._service.show(ServiceRecord(progress.is_answered, progress.last_pass_at))
+                self._service.show(
+                    ServiceRecord(progress.connected, progress.last_pass_at, progress.hangs_seconds)
+                )
             except MemoryError as error:
                 logger.error("not_published", error=str(error))
                 for shared in self._shared.values():

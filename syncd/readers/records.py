@@ -39,7 +39,16 @@ class SourceRecord(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ServiceRecord(msgspec.Struct, frozen=True, array_like=True):
-    """Whether the database answers, and when the last pass was done (``time.monotonic``)."""
+    """Whether there is a connection, and when the last pass was done (``time.monotonic``).
 
-    answered: bool
+    See ``Progress.hangs_seconds``: a reader looks at the clock itself, because the main process
+    publishes nothing while a pass waits for the server.
+    """
+
+    connected: bool
     last_pass_at: float
+    hangs_seconds: float
+
+    def is_answered(self, now: float) -> bool:
+        """See ``Progress.is_answered``."""
+        return self.connected and now - self.last_pass_at < self.hangs_seconds

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,13 +16,46 @@ import anyio
 import msgspec
 
 import syncd
+from syncd.errors import SyncdError
 from syncd.readers.process import Order, ReaderSettings
+from syncd.rpc.accepting import MORE_FILES
 
 SECRETS = ("SYNCD_DSN", "SYNCD_TOKEN", "PGPASSWORD", "SYNCD_WEBHOOK_URL")
 """Variables that a reader does not need."""
 COMMAND = ("-P", "-m", "syncd.readers")
 """Python's arguments for a reader; the reader's own arguments follow."""
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+NOT_STARTED = {
+    errno.EMFILE: MORE_FILES,
+    errno.EAGAIN: "raise the limit of processes (ulimit -u)",
+    errno.ENOMEM: "set a lower SYNCD_READERS, or give the machine more memory",
+}
+"""What to do about an error of the system at the start of a reader."""
+
+
+class ReaderLost(SyncdError):
+    """A reader process ended by itself, or cannot be started."""
+
+    def __init__(self, seat: int, reason: str, hint: str) -> None:
+        super().__init__(f"reader {seat}: {reason}", hint=hint)
+        self.reason = reason
+
+    @classmethod
+    def not_started(cls, seat: int, error: OSError) -> ReaderLost:
+        """The error of a reader that the system does not start."""
+        hint = NOT_STARTED.get(error.errno or 0, "set SYNCD_READERS=0")
+        return cls(seat, f"it cannot be started: {error.strerror}", hint)
+
+    @classmethod
+    def ended(cls, seat: int, status: int) -> ReaderLost:
+        """The error of a reader that ended; ``status`` is negative for a signal."""
+        hint = "read the lines of the log before this one"
+        if status >= 0:
+            return cls(seat, f"it ended with exit {status}", hint)
+        if -status == signal.SIGKILL:
+            hint = "if the system was out of memory (dmesg), set a lower SYNCD_READERS"
+        return cls(seat, f"it was ended by {signal_name(-status)}", hint)
 
 
 class ReaderProcess:
@@ -86,6 +121,12 @@ class ReaderProcess:
         except (OSError, ValueError):
             return 0
         return (int(resident) - int(shared)) * PAGE_BYTES
+
+
+def signal_name(number: int) -> str:
+    """A signal's name; its number if Python has no name for it."""
+    named = {each.value: each.name for each in signal.Signals}
+    return named.get(number, f"signal {number}")
 
 
 def environment() -> dict[str, str]:

@@ -138,12 +138,13 @@ class ReaderDataset:
         record, service = self.record(), self.shelf.service.look()
         if service is None:
             raise NotHere
-        if service.answered and not record.lags:
+        now = time.monotonic()
+        if service.is_answered(now) and not record.lags:
             return 0.0
         moved_at = service.last_pass_at
         if record.moved_at is not None:
             moved_at = min(moved_at, record.moved_at)
-        return time.monotonic() - moved_at
+        return now - moved_at
 
     def note_queries(
         self, params: SearchParams, queries: Vectors, wanted: Filter | None, own: Key | None

@@ -20,7 +20,15 @@ YIELD_SECONDS = 0.01
 """How long a process leaves a new connection to one that has fewer."""
 PAUSE_SECONDS = 1.0
 """Pause after the system had no descriptor or memory left for a connection."""
-EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+MORE_FILES = "close some connections, or raise the limit of open files (ulimit -n)"
+MORE_MEMORY = "close some connections, or give the machine more memory"
+EXHAUSTED = {
+    errno.EMFILE: MORE_FILES,
+    errno.ENFILE: "close some connections, or raise the system's limit (sysctl fs.file-max)",
+    errno.ENOBUFS: MORE_MEMORY,
+    errno.ENOMEM: MORE_MEMORY,
+}
+"""What to do about each error of a system that has no descriptor or memory left."""
 
 logger = structlog.get_logger()
 
@@ -82,7 +90,12 @@ class Acceptor:
         except OSError as error:
             if error.errno not in EXHAUSTED:
                 raise
-            logger.warning("accept_paused", error=str(error), seconds=PAUSE_SECONDS)
+            logger.warning(
+                "accept_paused",
+                error=str(error),
+                seconds=PAUSE_SECONDS,
+                hint=EXHAUSTED[error.errno],
+            )
             self._pause(PAUSE_SECONDS, self._watch)
             return False
         connection.setblocking(False)

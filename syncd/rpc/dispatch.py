@@ -71,7 +71,7 @@ class TooManyConnections(Overloaded):
         RequestError.__init__(
             self,
             f"{connections} connections are already open",
-            hint="close some, or raise SYNCD_MAX_CONNECTIONS",
+            hint="close some, or raise SYNCD_MAX_CONNECTIONS and ulimit -n",
         )
 
 

@@ -9,6 +9,7 @@ import select
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -16,7 +17,9 @@ from typing import Any
 
 import psycopg
 import pytest
+from msgspec.json import decode
 
+from syncd.client.calls import Call
 from syncd.client.client import Client
 from syncd.errors import (
     Overloaded,
@@ -26,7 +29,7 @@ from syncd.errors import (
     Unauthorized,
     UnknownDataset,
 )
-from syncd.protocol.messages import WirePosition
+from syncd.protocol.messages import SearchParams, SearchResult, WirePosition
 from syncd.protocol.status_messages import ReaderStatus
 from syncd.types import Token
 from tests.daemon import Daemon
@@ -409,3 +412,25 @@ def test_a_frozen_reader_is_ended_and_its_clients_find_another(items: Daemon) ->
     assert before[0].pid not in {each.pid for each in running(items)}
     with items.client() as client:
         assert client.search("items", [1, 0], k=1)[0].key == 1
+
+
+def test_while_the_main_process_does_not_run_answers_have_a_lag_and_waits_end(
+    items: Daemon,
+) -> None:
+    items.with_constant("syncd.sync.consumer.consumer.HANGS_SECONDS", 0.2)
+    items.with_constant("syncd.readers.handing_over.LATE_SECONDS", 0.1)
+    items.start()
+    running(items)
+    near = SearchParams(dataset="items", vector=[3.0, 0.0])
+    lag = Call("search", near, lambda found: decode(found, type=SearchResult).lag_seconds)
+    with items.client() as client:
+        until_answered_here(items, client, "items")
+        deadline = time.monotonic() + SECONDS
+        with frozen(items):
+            with pytest.raises(TimedOut, match="main process has not answered"):
+                client.search("items", [3, 0], consistency="strong", timeout_ms=100)
+            while client.run(lag) < 1:
+                assert time.monotonic() < deadline
+        while client.run(lag):
+            assert time.monotonic() < deadline
+        assert client.search("items", [3, 0], k=1, consistency="strong")[0].key == 3

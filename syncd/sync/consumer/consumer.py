@@ -441,9 +441,9 @@ class Consumer(Progress):
         self.pace.loaded_passes = 0
 
     @property
-    def is_answered(self) -> bool:
-        """Whether the server can be reached; False also if passes have stopped."""
-        return super().is_answered and self.behind() < self.session.poll_seconds + HANGS_SECONDS
+    def hangs_seconds(self) -> float:
+        """See ``Progress``: an open connection proves nothing."""
+        return self.session.poll_seconds + HANGS_SECONDS
 
     def sleep_seconds(self) -> float:
         """Longest time to wait for a wake-up."""

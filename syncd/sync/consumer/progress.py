@@ -7,6 +7,7 @@ request waits, the consumer does not sleep for long.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -161,9 +162,14 @@ class Progress:
         self.wake("request")
 
     @property
+    def hangs_seconds(self) -> float:
+        """Time without a pass after which the server counts as out of reach."""
+        return math.inf
+
+    @property
     def is_answered(self) -> bool:
-        """Whether the server could be reached last."""
-        return self.connected
+        """Whether the server can be reached; False also if passes have stopped."""
+        return self.connected and self.behind() < self.hangs_seconds
 
     @property
     def changes_wait(self) -> bool:
