@@ -8,5 +8,7 @@ The packages, each built on the previous ones:
 - `view`: one pass, as a reader sees it.
 - `search` and `build`: answers from a view; the codes that make them fast.
 - `generation`: a dataset's files, from its first row to its last.
-- `dataset`: owns the state; other packages use this.
+- `shared`: the present state, for this process and for readers.
+- `building`: what is built for one index next, and put in its place.
+- `dataset`: rows written and searched; other packages use this.
 """

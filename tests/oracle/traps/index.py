@@ -39,13 +39,13 @@ INDEX_TRAPS: dict[str, Trap] = {
         f"{COMPACTION}::test_a_change_in_the_last_moment_of_a_compaction_waits_for_it",
     ),
     "a sweep forgets what it saw before a compaction": broken(
-        "syncd/index/dataset.py",
+        "syncd/index/building.py",
         "self._seen = move.seen(self._seen)",
         "pass",
         f"{COMPACTION}::test_a_sweep_goes_on_in_the_new_generation",
     ),
     "a compaction copies rows that it did not check": broken(
-        "syncd/index/dataset.py",
+        "syncd/index/building.py",
         "source.generation.scrub(stop)",
         "pass",
         f"{COMPACTION}::test_damage_that_was_not_noticed_is_not_copied",
@@ -87,7 +87,7 @@ INDEX_TRAPS: dict[str, Trap] = {
         f"{CODES}::test_new_codes_serve_the_ten_nearest_at_once_and_more_when_that_is_measured",
     ),
     "codes of rows that are gone are used": broken(
-        "syncd/index/dataset.py",
+        "syncd/index/shared/present.py",
         "if not same_rows or state.codes",
         "if state.codes",
         f"{CODES}::test_codes_of_rows_that_were_cleared_during_the_build_are_not_used",

@@ -291,7 +291,7 @@ def test_codes_that_are_built_while_an_index_is_shared_are_shared(index: Dataset
             build_all(index)
         return save_codes(*arguments)
 
-    with patch("syncd.index.dataset.save_codes", build_more):
+    with patch("syncd.index.shared.present.save_codes", build_more):
         taken = shared(index, NOBODY)
     assert not taken.lacks_codes
 
