@@ -204,7 +204,7 @@ class Service:
                 Publisher(arena, self.consumer),
                 self.tasks,
             )
-            status.readers = self.readers.status
+            status.readers = self.readers.seats.status
         self.ops = Ops(
             Parts(
                 settings,

@@ -52,7 +52,7 @@ class Http(WebServer):
     async def metrics_text(self) -> bytes:
         """See ``WebServer``. Readers report their counts first."""
         if self.parts.readers is not None:
-            await self.parts.readers.collect()
+            await self.parts.readers.reports.collect()
         return await self.in_thread(self.metrics.render)
 
     async def show_page(self, request: Request) -> Response:

@@ -122,7 +122,7 @@ class Metrics(Collector):
         )
         readers = self.parts.readers
         yield counter(
-            "syncd_reader_restarts_total", [((), 0 if readers is None else readers.restarts)]
+            "syncd_reader_restarts_total", [((), 0 if readers is None else readers.seats.restarts)]
         )
         yield counter("syncd_listener_reconnects_total", [((), self.parts.listener.reconnects)])
         yield counter(
@@ -177,7 +177,7 @@ class Metrics(Collector):
         )
         yield gauge("syncd_listener_connected", {(): int(parts.listener.connected)})
         yield gauge(
-            "syncd_readers", {(): 0 if parts.readers is None else parts.readers.count_ready()}
+            "syncd_readers", {(): 0 if parts.readers is None else parts.readers.seats.count_ready()}
         )
         outbox_rows = parts.rotator.outbox_rows
         yield gauge("syncd_outbox_rows", {} if outbox_rows is None else {(): outbox_rows})

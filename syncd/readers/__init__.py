@@ -8,6 +8,7 @@ reader does not answer itself is *handed over*: sent on to the main process, by 
 - `link`, `handing_over`: a reader's requests to the main process.
 - `sql`: its PostgreSQL clients, and cancel requests between processes.
 - `process`: a reader; `python -m syncd.readers` is its command.
-- `pool`: the main process's side: it starts readers, watches them, and starts them again.
-- `running`: one of them, as the main process sees it.
+- `pool`: the main process's side: what it answers for readers, and when there are none.
+- `seats`: their processes, started, watched and started again. `running`: one of them.
+- `reports`: counts and queries, from all readers.
 """

@@ -395,7 +395,7 @@ def test_searches_of_all_readers_are_counted_in_one_scrape(items: Daemon) -> Non
 
 
 def test_a_frozen_reader_is_ended_and_its_clients_find_another(items: Daemon) -> None:
-    items.with_constant("syncd.readers.pool.LOOK_SECONDS", 0.1)
+    items.with_constant("syncd.readers.seats.LOOK_SECONDS", 0.1)
     items.with_constant("syncd.readers.process.BEAT_SECONDS", 0.1)
     items.start()
     before = running(items)
