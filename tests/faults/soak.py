@@ -37,6 +37,8 @@ Answer = TypeVar("Answer")
 DIMENSION = 16
 KEYS = 3000
 WRITERS = 4
+READERS = 2
+FROZEN_SECONDS = 5.0
 SETTLE_SECONDS = 120.0
 TOPICS = ["a", "b", "c", None]
 LOST = (psycopg.OperationalError, psycopg.errors.DeadlockDetected)
@@ -67,7 +69,7 @@ class Soak:
             schema.install(self.conninfo)
             connection.execute(TABLES.encode())
         self.daemon = Daemon(
-            self.conninfo, folder / "data", verify_seconds=0, checkpoint_seconds=3, readers=1
+            self.conninfo, folder / "data", verify_seconds=0, checkpoint_seconds=3, readers=READERS
         )
         self.stopping = threading.Event()
         self.running = threading.Event()
@@ -207,6 +209,8 @@ class Soak:
         faults: list[Callable[[], None]] = [
             self.kill_syncd,
             self.kill_reader,
+            self.freeze_reader,
+            self.freeze_syncd,
             self.stop_syncd,
             self.crash_postgres,
             self.cut_connections,
@@ -225,9 +229,28 @@ class Soak:
         self.daemon.start()
 
     def kill_reader(self) -> None:
+        for reader in self.readers():
+            if self.random.random() < 0.7:
+                with suppress(ProcessLookupError):
+                    os.kill(reader, signal.SIGKILL)
+
+    def freeze_reader(self) -> None:
+        """It is ended after some seconds."""
+        for reader in self.readers()[:1]:
+            with suppress(ProcessLookupError):
+                os.kill(reader, signal.SIGSTOP)
+
+    def freeze_syncd(self) -> None:
+        """The main process does not run for some seconds; its readers do."""
+        assert self.daemon.process is not None
+        self.daemon.process.send_signal(signal.SIGSTOP)
+        time.sleep(self.random.uniform(0, FROZEN_SECONDS))
+        self.daemon.process.send_signal(signal.SIGCONT)
+
+    def readers(self) -> list[int]:
         with suppress(SyncdError), self.daemon.client() as client:
-            for reader in client.status().readers:
-                os.kill(reader.pid, signal.SIGKILL)
+            return [reader.pid for reader in client.status().readers]
+        return []
 
     def stop_syncd(self) -> None:
         self.daemon.stop()
@@ -309,7 +332,23 @@ class Soak:
         assert not failed, failed
         self.counts["verified_rows"] += sum(row.rows for row in result.datasets)
         self.counts["settles"] += 1
+        if still:
+            for _ in range(2 * READERS):
+                self.insist(self.compare_answers)
         self.running.set()
+
+    def compare_answers(self, client: Client) -> None:
+        """Answers of the process that a connection meets, while no writer writes."""
+        for dataset in client.datasets():
+            name = dataset.dataset
+            keys = list(client.keys(name))
+            assert len(set(keys)) == len(keys) == dataset.count, (name, len(keys), dataset)
+            some = self.random.sample(keys, min(len(keys), 5))
+            for row in client.get(name, some, vectors=True):
+                assert row.vector is not None
+                (near,) = client.search(name, row.vector, k=1, exact=True)
+                assert abs(near.distance) < 1e-3, (name, row.key, near)
+            self.counts["compared_keys"] += len(keys)
 
     def verify(self, *, repair: bool = False) -> VerifyResult:
         """A deep verify."""
