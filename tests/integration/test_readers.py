@@ -423,7 +423,7 @@ def test_while_the_main_process_does_not_run_answers_have_a_lag_and_waits_end(
     running(items)
     near = SearchParams(dataset="items", vector=[3.0, 0.0])
     lag = Call("search", near, lambda found: decode(found, type=SearchResult).lag_seconds)
-    with items.client() as client:
+    with Client(items.socket, timeout=5.0) as client:
         until_answered_here(items, client, "items")
         deadline = time.monotonic() + SECONDS
         with frozen(items):
