@@ -47,20 +47,25 @@ ROLLBACK;
 
 -- name: read_snapshot
 -- The first statement of a pass that takes a snapshot: S1. It also reads the facts that the pass
--- needs before it reads rows: whether the consumer's name is still this run's, the present names of
--- the locked oids, and whether there is a marker since the oldest position. The history of the
--- database's transactions is NULL in a restored copy that has no history of its own yet. No
--- transaction of this history has the next transaction id or a higher one. The doubts are read
--- behind the snapshot: no transaction that the snapshot sees has moved them unnoticed.
--- Parameters: the consumer's name, the oids, the transactions in progress at the oldest position,
--- and its xmax.
+-- needs before it reads rows: whether the consumer's name is still this run's, and the present
+-- names and the mark of each table. A mark has a part of the catalogue's facts that is cheap to
+-- read: if it is the same, the table's facts are the same. Each change of a column or a trigger is
+-- another xmin. The history of the database's transactions is NULL in a restored copy that has no
+-- history of its own yet. No transaction of this history has the next transaction id or a higher
+-- one. The doubts are read behind the snapshot: no transaction that the snapshot sees has moved
+-- them unnoticed. Parameters: the consumer's name, and the oids.
 SELECT pg_current_snapshot()::text, (SELECT last_value FROM syncd.outbox_id), pg_is_in_recovery(),
        (SELECT c.run_id::text FROM syncd.consumers AS c WHERE c.name = %s),
-       (SELECT coalesce(json_agg(json_build_array(r.oid::bigint, n.nspname, r.relname)), '[]')
+       (SELECT coalesce(json_agg(json_build_array(
+            r.oid::bigint, n.nspname, r.relname,
+            concat_ws(' ', r.relkind, r.relfilenode, r.relpersistence,
+                      r.relrowsecurity, r.relforcerowsecurity,
+                      ARRAY(SELECT t.xmin FROM pg_attribute AS t
+                            WHERE t.attrelid = r.oid AND t.attnum > 0 ORDER BY t.attnum),
+                      ARRAY(SELECT t.xmin FROM pg_trigger AS t
+                            WHERE t.tgrelid = r.oid ORDER BY t.tgname)))), '[]')
         FROM pg_class AS r JOIN pg_namespace AS n ON n.oid = r.relnamespace
         WHERE r.oid = ANY (%s::oid[])),
-       EXISTS (SELECT FROM syncd.outbox AS o WHERE o.op <> 'k' AND o.xid = ANY (%s::xid8[]))
-           OR EXISTS (SELECT FROM syncd.outbox AS o WHERE o.op <> 'k' AND o.xid >= %s::xid8),
        (SELECT l.freed::text FROM syncd.outbox_limit AS l),
        -- as syncd.history(), which the server would plan at each call
        (SELECT left(m.incarnation::text, 8) || '.' || d.oid
@@ -91,9 +96,15 @@ SET TRANSACTION SNAPSHOT {snapshot};
 -- A transaction on another connection uses it to see the same rows.
 SELECT pg_export_snapshot();
 
+-- name: read_marked
+-- Whether there is a marker that a position does not see. Transactions that the pass sees and the
+-- position did not are in two ranges of the index: those in progress at the position, and those
+-- that began since.
+SELECT EXISTS (SELECT FROM syncd.outbox AS o WHERE o.op <> 'k' AND o.xid = ANY (%s::xid8[]))
+       OR EXISTS (SELECT FROM syncd.outbox AS o WHERE o.op <> 'k' AND o.xid >= %s::xid8);
+
 -- name: read_markers
--- Transactions that the pass sees and the position did not are in two ranges of the index: those in
--- progress at the position, and those that began since.
+-- The markers of some sources, in the same two ranges.
 SELECT o.source, o.op::text FROM syncd.outbox AS o
 WHERE o.op <> 'k' AND (o.xid = ANY (%s::xid8[]) OR o.xid >= %s::xid8)
   AND o.source = ANY (%s::integer[])
@@ -106,44 +117,45 @@ WHERE o.op <> 'k' AND o.op IN ('a', 'd')
 LIMIT 1;
 
 -- name: read_keys_in_progress
--- The first page of changed keys, of transactions that were in progress at the position.
-SELECT o.xid::text::bigint, o.id, o.source, o.key FROM syncd.outbox AS o
+-- The first page of changed keys, of transactions that were in progress at the position. This
+-- statement and the next three also read the markers of all sources.
+SELECT o.xid::text::bigint, o.id, o.source, o.op::text, o.key FROM syncd.outbox AS o
 WHERE o.xid = ANY (%s::xid8[])
-  AND o.op = 'k' AND o.source = ANY (%s::integer[])
+  AND (o.op <> 'k' OR o.source = ANY (%s::integer[]))
 ORDER BY o.xid, o.id LIMIT %s::bigint;
 
 -- name: read_keys_begun_since
 -- The first page of changed keys, of transactions that began after the position. It has no bound on
 -- (xid, id): such a bound below the range would have the index read from its beginning.
-SELECT o.xid::text::bigint, o.id, o.source, o.key FROM syncd.outbox AS o
+SELECT o.xid::text::bigint, o.id, o.source, o.op::text, o.key FROM syncd.outbox AS o
 WHERE o.xid >= %s::xid8
-  AND o.op = 'k' AND o.source = ANY (%s::integer[])
+  AND (o.op <> 'k' OR o.source = ANY (%s::integer[]))
 ORDER BY o.xid, o.id LIMIT %s::bigint;
 
 -- name: read_more_keys_in_progress
 -- A further page. The window keeps its end: only transactions that the first page's snapshot saw.
-SELECT o.xid::text::bigint, o.id, o.source, o.key FROM syncd.outbox AS o
+SELECT o.xid::text::bigint, o.id, o.source, o.op::text, o.key FROM syncd.outbox AS o
 WHERE o.xid = ANY (%s::xid8[]) AND (o.xid, o.id) > (%s::xid8, %s::bigint)
   AND pg_visible_in_snapshot(o.xid, %s::pg_snapshot)
-  AND o.op = 'k' AND o.source = ANY (%s::integer[])
+  AND (o.op <> 'k' OR o.source = ANY (%s::integer[]))
 ORDER BY o.xid, o.id LIMIT %s::bigint;
 
 -- name: read_more_keys_begun_since
 -- A further page.
-SELECT o.xid::text::bigint, o.id, o.source, o.key FROM syncd.outbox AS o
+SELECT o.xid::text::bigint, o.id, o.source, o.op::text, o.key FROM syncd.outbox AS o
 WHERE o.xid >= %s::xid8 AND (o.xid, o.id) > (%s::xid8, %s::bigint)
   AND pg_visible_in_snapshot(o.xid, %s::pg_snapshot)
-  AND o.op = 'k' AND o.source = ANY (%s::integer[])
+  AND (o.op <> 'k' OR o.source = ANY (%s::integer[]))
 ORDER BY o.xid, o.id LIMIT %s::bigint;
 
 -- name: of_shard
 -- A page of changed keys for a shard: the whole page is counted, and only the shard's own keys are
--- sent. Each row begins with facts of the page: its number of rows, the number of them with an id
+-- sent. Each row begins with facts of the page: its number of rows, the number of keys with an id
 -- above the given one, its last xid and id, its highest id. A page without own keys is one row.
 -- Parameters after the page's: the id, and the sources that are not filtered.
-WITH syncd_page (xid, id, source, key) AS MATERIALIZED ({page})
-SELECT syncd_s.*, syncd_p.xid, syncd_p.id, syncd_p.source, syncd_p.key
-FROM (SELECT count(*), count(*) FILTER (WHERE a.id > %s::bigint), max(a.xid),
+WITH syncd_page (xid, id, source, op, key) AS MATERIALIZED ({page})
+SELECT syncd_s.*, syncd_p.xid, syncd_p.id, syncd_p.source, syncd_p.op, syncd_p.key
+FROM (SELECT count(*), count(*) FILTER (WHERE a.id > %s::bigint AND a.op = 'k'), max(a.xid),
              max(a.id) FILTER (WHERE a.xid = (SELECT max(b.xid) FROM syncd_page AS b)), max(a.id)
       FROM syncd_page AS a) AS syncd_s
 LEFT JOIN syncd_page AS syncd_p

@@ -61,6 +61,9 @@ SET default_transaction_read_only = off;
 SET default_transaction_deferrable = off;
 SET idle_session_timeout = 0;
 
+-- name: deallocate_all
+DEALLOCATE ALL;
+
 -- name: first_of_init
 -- Alembic begins the transaction of init; psql does if an operator runs its SQL by hand.
 SET TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE, NOT DEFERRABLE;

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import psycopg
 from psycopg import sql
 
+from syncd.postgres.batch import Query, ask, named
 from syncd.postgres.source import Source
 from syncd.statements import number_list, statement
 
@@ -125,54 +126,55 @@ class Look(NamedTuple):
 
     seen: str
     """The facts of the last read: the parts that are not read again come from it."""
+    table: bool = True
     partitions: bool = True
     rules: bool = True
 
 
-def read_catalogues(
-    connection: psycopg.Connection, looks: Mapping[int, Look], *, prepare: bool
-) -> dict[int, str]:
+def read_catalogues(connection: psycopg.Connection, looks: Mapping[int, Look]) -> dict[int, str]:
     """The present facts of sources by id, as text that compares.
 
     A source whose table was dropped has none.
     """
-    return told_catalogues(looks, ask_catalogues(connection, looks, prepare=prepare))
+    wanted = questions(looks)
+    return told_catalogues(looks, dict(zip(wanted, ask(connection, *wanted.values()), strict=True)))
 
 
-def ask_catalogues(
-    connection: psycopg.Connection, looks: Mapping[int, Look], *, prepare: bool
-) -> dict[str, psycopg.Cursor]:
-    """Ask for the facts, by the name of the statement. In a pipeline the answers come later."""
-    parameters = {name: number_list(ids) for name, ids in questions(looks).items()}
-    return {
-        name: connection.execute(statement("catalogue", name), [f"{{{ids}}}"], prepare=prepare)
-        for name, ids in parameters.items()
-    }
-
-
-def questions(looks: Mapping[int, Look]) -> dict[str, list[int]]:
-    """The sources that each statement is asked about, without the statements that are not asked."""
+def questions(looks: Mapping[int, Look]) -> dict[str, Query]:
+    """The statements that read the facts, by name, without those that are not needed."""
     wanted = {
-        "read_catalogue": list(looks),
+        "read_catalogue": [number for number, look in looks.items() if look.table],
         "read_partition_facts": [number for number, look in looks.items() if look.partitions],
         "read_rule_facts": [number for number, look in looks.items() if look.rules],
     }
-    return {name: ids for name, ids in wanted.items() if ids}
+    return {
+        name: named("catalogue", name, f"{{{number_list(ids)}}}")
+        for name, ids in wanted.items()
+        if ids
+    }
 
 
 def told_catalogues(
-    looks: Mapping[int, Look], answers: Mapping[str, psycopg.Cursor]
+    looks: Mapping[int, Look], answers: Mapping[str, Sequence[Sequence[Any]]]
 ) -> dict[int, str]:
-    """The facts from the answers to ``ask_catalogues``."""
-    facts = {name: dict[int, str](answer.fetchall()) for name, answer in answers.items()}
+    """The facts from the answers to ``questions``.
+
+    A source of which the table's facts were not read has the last ones.
+    """
+    facts = {name: {row[0]: row[1] for row in rows} for name, rows in answers.items()}
+    tables = facts.get("read_catalogue", {})
     partitions, rules = facts.get("read_partition_facts", {}), facts.get("read_rule_facts", {})
     found = {}
-    for number, table in facts.get("read_catalogue", {}).items():
-        look = looks[number]
-        _, seen_partitions, seen_rules, *_ = [*look.seen.split("\n"), "", "", ""]
+    for number, look in looks.items():
+        if not any(look[1:]):
+            found[number] = look.seen
+            continue
+        seen_table, seen_partitions, seen_rules, *_ = [*look.seen.split("\n"), "", "", ""]
+        if look.table and number not in tables:
+            continue
         found[number] = "\n".join(
             (
-                table,
+                tables[number] if look.table else seen_table,
                 partitions.get(number, "") if look.partitions else seen_partitions,
                 rules.get(number, "") if look.rules else seen_rules,
             )

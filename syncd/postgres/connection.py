@@ -11,10 +11,10 @@ import psycopg
 from psycopg import errors as pg
 from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.rows import TupleRow
 
 from syncd.errors import DatabaseError, DatabaseUnreachable, NotInstalled
 from syncd.postgres import session
+from syncd.postgres.batch import PreparingConnection
 from syncd.postgres.rights import missing_grant
 from syncd.statements import statement
 
@@ -69,7 +69,7 @@ class Patience:
         return min(SILENCE_SECONDS, SILENCE_AT_STOP_SECONDS) if self.stopping else SILENCE_SECONDS
 
 
-class PassConnection(psycopg.Connection[TupleRow]):
+class PassConnection(PreparingConnection):
     """A blocking connection that raises ``ServerSilent`` after ``patience`` without a byte."""
 
     patience = Patience()
@@ -147,6 +147,7 @@ def open_pass_connection(
             conninfo,
             autocommit=True,
             application_name=f"syncd/{consumer}",
+            prepare_threshold=None,  # ``batch`` prepares
             connect_timeout=CONNECT_TIMEOUT_SECONDS,
             **CONNECT,
             **KEEPALIVE,

@@ -10,16 +10,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import psycopg
 from psycopg import sql
 
+from syncd.postgres.batch import Query, ask, named, numbered, numbered_text
 from syncd.postgres.source import condition_of
 from syncd.shard import WHOLE, Shard
 from syncd.statements import filled, number_list, statement
 from syncd.types import Position, Snapshot
 
 PAGE_ROWS = 5000
+KEY = "k"
+"""The ``op`` of an outbox row with a key; the other rows are markers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,44 +76,104 @@ def read_markers(
 
     They are read when a window begins, so that a page never undoes an earlier page.
     """
-    parameters = [*unseen(cursor.position.snapshot), array(sources)]
-    result = connection.execute(statement("passes", "read_markers"), parameters, prepare=True)
-    return [Marker(*row) for row in result.fetchall()]
+    bounds = unseen(cursor.position.snapshot)
+    (rows,) = ask(connection, named("passes", "read_markers", *bounds, array(sources)))
+    return [Marker(*row) for row in rows]
+
+
+def has_markers(connection: psycopg.Connection, snapshot: Snapshot) -> bool:
+    """Whether there are markers that a snapshot does not see."""
+    (rows,) = ask(connection, named("passes", "read_marked", *unseen(snapshot)))
+    return rows == [(True,)]
 
 
 def registry_changed(connection: psycopg.Connection, snapshot: Snapshot) -> bool:
     """Whether anything was attached or detached since a snapshot."""
-    query = statement("passes", "read_registry_changes")
-    return connection.execute(query, unseen(snapshot), prepare=True).fetchone() is not None
+    (rows,) = ask(connection, named("passes", "read_registry_changes", *unseen(snapshot)))
+    return bool(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """The answer to one statement that reads changed keys.
+
+    ``keys`` are sources with keys. ``last`` is the (xid, id) of the last row; it is (0, 0) for a
+    page without rows. ``marked``: whether it has a marker, of any source. See ``Changes`` for the
+    numbers of rows.
+    """
+
+    keys: Sequence[tuple[int, str | None]]
+    rows: int
+    newer_rows: int
+    last: tuple[int, int]
+    newest_id: int
+    marked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The changed keys that are asked for: those of some sources, at one cursor.
+
+    Keys of other shards are left out, except those of the sources ``unfiltered``. ``newer_than`` is
+    the id from which on the rows are counted.
+    """
+
+    cursor: Cursor
+    sources: Sequence[int]
+    page_rows: int
+    newer_than: int = 0
+    shard: Shard = WHOLE
+    unfiltered: Sequence[int] = ()
+
+    def queries(self) -> list[Query]:
+        """The statements that read the next page: ``page_rows`` rows each at most."""
+        return [self.query(name, bounds) for name, bounds in key_queries(self.cursor)]
+
+    def query(self, name: str, bounds: Sequence[str]) -> Query:
+        """One of them. For a shard, the server leaves out the others."""
+        parameters = [*bounds, array(self.sources), str(self.page_rows)]
+        if self.shard.is_whole:
+            return Query(numbered("passes", name), parameters, binary=True)
+        more = [str(self.newer_than), array(self.unfiltered)]
+        return Query(of_shard(name, self.shard), [*parameters, *more], binary=True)
+
+    def page(self, found: Sequence[Sequence[Any]]) -> Page:
+        """The page of the rows that a statement returned."""
+        if self.shard.is_whole:
+            return Page(
+                [(source, key) for _, _, source, op, key in found if op == KEY],
+                len(found),
+                sum(row[1] > self.newer_than and row[3] == KEY for row in found),
+                (found[-1][0], found[-1][1]) if found else (0, 0),
+                max((row[1] for row in found), default=0),
+                any(row[3] != KEY for row in found),
+            )
+        rows, newer_rows, last_xid, last_id, newest_id = found[0][:5]
+        return Page(
+            [(source, key) for *_, source, op, key in found if op == KEY],
+            rows,
+            newer_rows,
+            (last_xid or 0, last_id or 0),
+            newest_id or 0,
+            any(row[8] not in (None, KEY) for row in found),
+        )
 
 
 def read_changes(
     connection: psycopg.Connection,
-    cursor: Cursor,
-    sources: Sequence[int],
+    asked: Asked,
     now: Snapshot,
-    page_rows: int,
-    newer_than: int = 0,
-    shard: Shard = WHOLE,
-    unfiltered: Sequence[int] = (),
-    answers: Sequence[psycopg.Cursor] | None = None,
+    pages: Sequence[Page] | None = None,
 ) -> Changes:
-    """The next page of keys that changed since ``cursor``, read at the snapshot ``now``.
+    """The next page of keys that changed since a cursor, read at the snapshot ``now``.
 
-    Keys of other shards are left out, except those of the sources ``unfiltered``. ``answers`` are
-    those of ``ask_keys`` for each of ``key_queries``, if they were asked before: with the same
-    ``page_rows``, or a page that is not the last one would be taken for it.
+    ``pages`` are the answers to ``asked.queries()``, if they were asked before.
     """
+    cursor = asked.cursor
     keys: dict[int, dict[str, None]] = {}
     last = cursor.window.after if cursor.window is not None else None
     rows, newer_rows, newest_id, unkeyed = 0, 0, cursor.position.outbox_id, set[int]()
-    for place, (name, bounds) in enumerate(key_queries(cursor)):
-        if answers is None:
-            parameters = key_parameters(bounds, sources, page_rows - rows, newer_than, unfiltered)
-            answer = ask_keys(connection, name, parameters, shard)
-        else:
-            answer = answers[place]
-        page = read_page(answer, newer_than, shard)
+    for page in read_pages(connection, asked) if pages is None else pages:
         for source, key in page.keys:
             some = keys.setdefault(source, {})
             if key is None:
@@ -121,7 +185,7 @@ def read_changes(
             newest_id = max(newest_id, page.newest_id)
             newer_rows += page.newer_rows
             rows += page.rows
-        if rows >= page_rows:
+        if rows >= asked.page_rows:
             end = cursor.window.end if cursor.window else now
             assert last is not None, "a full page has a last row"
             following = Cursor(replace(cursor.position, outbox_id=newest_id), Window(end, last))
@@ -137,64 +201,11 @@ def read_changes(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
-    """The result of one statement that reads changed keys.
-
-    ``keys`` are sources with keys. ``last`` is the (xid, id) of the last row; it is (0, 0) for a
-    page without rows. See ``Changes`` for the numbers of rows.
-    """
-
-    keys: Sequence[tuple[int, str | None]]
-    rows: int
-    newer_rows: int
-    last: tuple[int, int]
-    newest_id: int
-
-
-def key_parameters(
-    bounds: Sequence[str],
-    sources: Sequence[int],
-    page_rows: int,
-    newer_than: int,
-    unfiltered: Sequence[int],
-) -> list[str]:
-    """The parameters of ``ask_keys``; the last two are for shards only."""
-    return [*bounds, array(sources), str(page_rows), str(newer_than), array(unfiltered)]
-
-
-def ask_keys(
-    connection: psycopg.Connection, name: str, parameters: Sequence[str], shard: Shard
-) -> psycopg.Cursor:
-    """Run one statement that reads changed keys. In a pipeline the answer comes later.
-
-    For a shard, the server leaves out the others.
-    """
-    if shard.is_whole:
-        query, parameters = statement("passes", name), parameters[:-2]
-        return connection.execute(query, parameters, prepare=True, binary=True)
-    return connection.execute(of_shard(name, shard), parameters, prepare=True, binary=True)
-
-
-def read_page(answer: psycopg.Cursor, newer_than: int, shard: Shard) -> Page:
-    """The page of an answer to ``ask_keys``."""
-    found = answer.fetchall()
-    if shard.is_whole:
-        return Page(
-            [row[2:] for row in found],
-            len(found),
-            sum(row[1] > newer_than for row in found),
-            found[-1][:2] if found else (0, 0),
-            max((row[1] for row in found), default=0),
-        )
-    rows, newer_rows, last_xid, last_id, newest_id = found[0][:5]
-    return Page(
-        [row[7:] for row in found if row[7] is not None],
-        rows,
-        newer_rows,
-        (last_xid or 0, last_id or 0),
-        newest_id or 0,
-    )
+def read_pages(connection: psycopg.Connection, asked: Asked) -> Iterator[Page]:
+    """The answers to ``asked.queries()``, one by one: the first one may be a full page."""
+    for query in asked.queries():
+        (rows,) = ask(connection, query)
+        yield asked.page(rows)
 
 
 @cache
@@ -202,7 +213,7 @@ def of_shard(name: str, shard: Shard) -> bytes:
     """A statement that reads changed keys, for a shard. Composing it takes 0.1 ms."""
     page = sql.SQL(statement("passes", name))
     mine = condition_of(shard, sql.Identifier("syncd_p", "key"))
-    return filled("passes", "of_shard", page=page, mine=mine).as_bytes()
+    return numbered_text(filled("passes", "of_shard", page=page, mine=mine).as_string())
 
 
 def who_locks_the_outbox(connection: psycopg.Connection) -> str:

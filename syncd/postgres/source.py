@@ -16,6 +16,7 @@ from typing import Any, LiteralString
 from psycopg import sql
 
 from syncd.keys import KEY_KINDS, TIMES, has_null, parse_key, parse_keys
+from syncd.postgres.batch import Query
 from syncd.shard import WHOLE, Shard
 from syncd.statements import filled
 from syncd.types import (
@@ -160,14 +161,6 @@ class Source:
         """The table without its children."""
         return filled("passes", "one_table", table=self.identifier)
 
-    @property
-    def prepare(self) -> bool | None:
-        """psycopg's ``prepare`` for reads by key.
-
-        A plan that knows the keys skips partitions; a generic plan locks them all.
-        """
-        return None if self.partitions is None else False
-
     def parse_key(self, text: str | int) -> Key:
         """A key of the outbox or of a row in syncd's own form; raises ``ValueError``."""
         return parse_key(self.key_kinds, text)
@@ -203,6 +196,14 @@ class Source:
     def keys_query(self) -> bytes:
         """``read_keys`` as text: to put it together costs a fifth of a small pass."""
         return self.read_keys().as_bytes(None)
+
+    def read(self, keys: Iterable[Key]) -> Query:
+        """The statement that reads live rows by key.
+
+        A plan that knows the keys skips partitions; one that is kept locks them all.
+        """
+        whole = self.partitions is None
+        return Query(self.keys_query, [self.key_array(keys)], binary=True, prepare=whole)
 
     def read_keys(self, *, vectors: bool = True) -> sql.Composed:
         """Live rows by key; the only parameter is the keys, as the outbox has them."""

@@ -11,8 +11,7 @@ import psycopg
 import pytest
 
 from syncd.postgres.connection import open_pass_connection
-from syncd.postgres.outbox import PAGE_ROWS, Cursor, read_changes
-from syncd.sync.consumer.ahead import Prepared
+from syncd.postgres.outbox import PAGE_ROWS, Asked, Cursor, read_changes
 from syncd.sync.consumer.passes import Pass
 from syncd.sync.consumer.progress import NOWHERE
 from syncd.types import Position, Snapshot
@@ -46,7 +45,7 @@ def read(db: psycopg.Connection, since: Snapshot) -> tuple[list[int], Snapshot]:
     with db.transaction():
         db.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         now = snapshot(db)
-        changes = read_changes(db, Cursor(Position(since, 0)), [SOURCE], now, PAGE_ROWS)
+        changes = read_changes(db, Asked(Cursor(Position(since, 0)), [SOURCE], PAGE_ROWS), now)
     return sorted(map(int, changes.keys.get(SOURCE, []))), now
 
 
@@ -227,16 +226,15 @@ def test_a_writer_has_only_the_slot_open_that_it_writes_to(
             writer.rollback()
 
 
-@pytest.mark.parametrize("prepared", [set(), {"read_snapshot"}], ids=["one by one", "in a batch"])
+@pytest.mark.parametrize("pooled", [True, False], ids=["one by one", "in a batch"])
 def test_a_pass_under_way_keeps_the_slots_that_its_snapshot_sees(
-    db: psycopg.Connection, database: str, prepared: set[str | bytes]
+    db: psycopg.Connection, database: str, pooled: bool
 ) -> None:
     """A truncated table is empty in every snapshot, also in an older one."""
     write(db, 1)
     connection = open_pass_connection(database, "it")
-    this = Pass(connection, "it", "", "", NOWHERE, pooled=False, prepared=Prepared(prepared))
-    this.begin([], [], [], NOWHERE.snapshot)
-    assert (this.ahead is not None) == bool(prepared)
+    this = Pass(connection, "it", "", "", NOWHERE, pooled=pooled)
+    this.begin([], [], [])
     assert rotate(db)[:2] == (0, True)
     this.rollback()
     connection.close()

@@ -12,7 +12,7 @@ import pytest
 from psycopg import sql
 
 from syncd.postgres import outbox
-from syncd.postgres.outbox import Cursor, read_changes
+from syncd.postgres.outbox import Asked, Cursor, read_changes
 from syncd.statements import statement
 from syncd.sync.consumer.passes import session_settings
 from syncd.types import Position, Snapshot
@@ -40,7 +40,7 @@ def follow(db: psycopg.Connection, cursor: Cursor) -> tuple[list[int], Cursor]:
     while True:
         with db.transaction():
             db.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-            changes = read_changes(db, cursor, [SOURCE], snapshot(db), PAGE_ROWS)
+            changes = read_changes(db, Asked(cursor, [SOURCE], PAGE_ROWS), snapshot(db))
         found += map(int, changes.keys.get(SOURCE, []))
         cursor = changes.cursor
         if cursor.window is None:
@@ -71,7 +71,7 @@ def test_pages_of_a_large_window_give_each_key_once_while_others_write(
 ) -> None:
     with db.transaction():
         write(db, *range(PAGE_ROWS * 3 + 7))
-    first = read_changes(db, start, [SOURCE], snapshot(db), PAGE_ROWS)
+    first = read_changes(db, Asked(start, [SOURCE], PAGE_ROWS), snapshot(db))
     assert first.cursor.window is not None
     write(db, 1_000_000)
     found, cursor = follow(db, first.cursor)
@@ -161,7 +161,7 @@ def test_a_page_of_one_large_transaction_is_read_by_its_index_in_every_slot(
     like_a_pass(db)
     cursor = early
     for _ in range(8):  # into the middle of the large transaction
-        cursor = read_changes(db, cursor, [SOURCE], snapshot(db), 2000).cursor
+        cursor = read_changes(db, Asked(cursor, [SOURCE], 2000), snapshot(db)).cursor
     assert cursor.window is not None
     [(name, bounds)] = outbox.key_queries(cursor)
     plan = explained(db, name, [*bounds, outbox.array([SOURCE]), str(PAGE_ROWS)])
@@ -186,7 +186,7 @@ def test_a_look_for_markers_does_not_read_a_large_transaction(
     bounds = outbox.unseen(Snapshot(1, 1, in_progress))
     plan = explained(db, "read_markers", [*bounds, outbox.array([SOURCE])])
     assert pages_of(plan) < 50, json.dumps(plan, indent=1)
-    plan = explained(db, "read_snapshot", ["default", "{}", *bounds])
+    plan = explained(db, "read_marked", bounds)
     found = scans(plan)
     assert "outbox_0" in {scan["Relation Name"] for scan in found}
     assert sum(map(pages_of, found)) < 50, json.dumps(plan, indent=1)
@@ -219,7 +219,7 @@ def test_a_pass_behind_an_old_transaction_costs_at_most_twice_as_much(
                 with db.transaction():
                     db.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
                     cursor = Cursor(Position(position, 0))
-                    found = read_changes(db, cursor, [SOURCE], snapshot(db), 5000).rows
+                    found = read_changes(db, Asked(cursor, [SOURCE], 5000), snapshot(db)).rows
                 seconds[position].append(time.perf_counter() - begun)
                 assert found == number + 1
     ratio = statistics.median(seconds[behind]) / statistics.median(seconds[nothing_open])

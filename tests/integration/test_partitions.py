@@ -8,6 +8,7 @@ import psycopg
 import pytest
 
 from syncd.postgres import source as sources
+from syncd.postgres.batch import ask
 from syncd.postgres.layout import read_sources
 from syncd.postgres.source import Source
 from tests.daemon import Daemon
@@ -116,15 +117,8 @@ def test_a_pass_locks_the_partitions_and_past_a_bound_only_those_with_changed_ke
         assert source.partitions == len(everything_of_it) - 1
 
         def read(keys: list[str], source: Source = source) -> int:
-            cursor = psycopg.RawCursor(any_db)
-            return len(
-                cursor.execute(
-                    source.read_keys(),
-                    [source.key_array(keys)],
-                    prepare=source.prepare,
-                    binary=True,
-                ).fetchall()
-            )
+            (rows,) = ask(any_db, source.read(keys))
+            return len(rows)
 
         for _ in range(12):  # a prepared statement may use a generic plan now
             assert read(asked) == len(asked)

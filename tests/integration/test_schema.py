@@ -105,7 +105,7 @@ def test_the_role_of_a_service_reads_the_sources_after_an_upgrade(
                 service.execute("SET search_path = pg_catalog, syncd")
                 assert "items" in [source.table for source in read_sources(service)]
                 looks = {source.id: Look("") for source in read_sources(service)}
-                assert read_catalogues(service, looks, prepare=False).keys() == looks.keys()
+                assert read_catalogues(service, looks).keys() == looks.keys()
                 assert read_doubts(service) == 0
         finally:
             any_server.drop_database("upgraded_role")

@@ -31,7 +31,7 @@ from syncd.errors import (
 )
 from syncd.ops.check import examine
 from syncd.postgres.layout import read_sources
-from syncd.postgres.outbox import Changes, Cursor, read_changes
+from syncd.postgres.outbox import Asked, Changes, Cursor, read_changes
 from syncd.postgres.source import Source, condition_of
 from syncd.settings import load_settings
 from syncd.shard import BUCKETS, Shard
@@ -307,7 +307,7 @@ def changes_of(
     with db.transaction():
         db.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         now = Snapshot.parse(str((db.execute("SELECT pg_current_snapshot()").fetchone() or [0])[0]))
-        return read_changes(db, cursor, [source.id], now, page_rows, 0, shard)
+        return read_changes(db, Asked(cursor, [source.id], page_rows, shard=shard), now)
 
 
 def test_the_server_sends_a_shard_only_its_own_keys_and_counts_all(db: psycopg.Connection) -> None:

@@ -34,6 +34,11 @@ from syncd.types import DatasetName
 
 LOOK_SECONDS = 0.25
 """Time between two looks for work, when there was none."""
+CALM = 4
+"""The same time grows up to this many times, while looks find no new row and no other query.
+
+A look takes a turn in the builder's thread: four of them a second cost 0.1 % of a core.
+"""
 LOOK_SECONDS_AT_READING = 0.05
 """The same, while a few datasets are read for the first time: codes are made meanwhile."""
 FEW_READ = 100
@@ -81,6 +86,8 @@ class Builder:
         self.missed: WeakKeyDictionary[DatasetIndex, bool] = WeakKeyDictionary()
         """Indexes of which it was said that searches miss the recall that most of them want."""
         self.retry_at: WeakKeyDictionary[DatasetIndex, float] = WeakKeyDictionary()
+        self.pause_seconds = LOOK_SECONDS
+        """Time until the next look, if there is no work."""
         self.at_work_on: tuple[DatasetName, int] | None = None
         """Dataset of the build under way, and its rows when it began; None if nothing is built."""
 
@@ -110,7 +117,7 @@ class Builder:
                     self.at_work_on = None
                     self.registry.tasks.well("builder")
                     soon = 0 < len(read) <= FEW_READ
-                    await anyio.sleep(LOOK_SECONDS_AT_READING if soon else LOOK_SECONDS)
+                    await anyio.sleep(LOOK_SECONDS_AT_READING if soon else self.pause_seconds)
         finally:
             self.stopping.set()
             thread.shutdown(wait=False, cancel_futures=True)
@@ -124,6 +131,7 @@ class Builder:
         """
         now = time.monotonic()
         wanted: list[tuple[Dataset, Plan | None]] = []
+        self.pause_seconds = min(self.pause_seconds * 2, LOOK_SECONDS * CALM)
         for dataset in read:
             plan = dataset.index.plan_ahead(dataset.follower.expected_rows(dataset))
             if plan is not None and self.retry_at.get(dataset.index, 0.0) <= now:
@@ -134,6 +142,7 @@ class Builder:
             nothing_new = self.content.get(index) is view and (resting or not index.queries_changed)
             if nothing_new or self.retry_at.get(index, 0.0) > now:
                 continue
+            self.pause_seconds = LOOK_SECONDS
             plan = index.plan_build(self.recall, for_queries=not resting)
             grows, self.looked_at[index] = self.looked_at.get(index) is not view, view
             if (

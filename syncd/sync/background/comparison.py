@@ -215,9 +215,7 @@ def read_batches(
         for start in range(0, len(captured.keys), KEYS_PER_READ):
             some = captured.keys[start : start + KEYS_PER_READ]
             cursor = psycopg.RawCursor(connection)
-            found = cursor.execute(
-                query, [source.key_array(some)], prepare=source.prepare, binary=True
-            )
+            found = cursor.execute(query, [source.key_array(some)], prepare=False, binary=True)
             yield Rows.of(found.fetchall())
         return
     only = None if captured.only is None else sorted(captured.only)

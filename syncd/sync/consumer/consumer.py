@@ -21,6 +21,7 @@ from anyio.abc import TaskStatus
 
 from syncd.errors import ConsumerReplaced, DatabaseError
 from syncd.postgres import session
+from syncd.postgres.batch import Kept, PreparingConnection, ask, named
 from syncd.postgres.connection import open_pass_connection, translated, translated_errors
 from syncd.postgres.freeing import apply_cap
 from syncd.postgres.identity import (
@@ -93,7 +94,7 @@ class Consumer(Progress):
         """
         started, delays = False, backoff_delays()
         while True:
-            connection: psycopg.Connection | None = None
+            connection: PreparingConnection | None = None
             try:
                 connection = await to_thread.run_sync(
                     open_pass_connection,
@@ -143,7 +144,7 @@ class Consumer(Progress):
                 if connection is not None:
                     connection.close()
 
-    def begin(self, connection: psycopg.Connection, first: bool) -> None:
+    def begin(self, connection: PreparingConnection, first: bool) -> None:
         """Check after each connect that this is the database of the indexes.
 
         If in doubt, everything is compared with it.
@@ -151,7 +152,7 @@ class Consumer(Progress):
         with translated_errors(self.session.conninfo):
             self.take_up(connection, first)
 
-    def take_up(self, connection: psycopg.Connection, first: bool) -> None:
+    def take_up(self, connection: PreparingConnection, first: bool) -> None:
         """``begin``, with psycopg's own errors."""
         self.pace = Pace()  # a new connection does not hold the guard
         self.prepared = Prepared()
@@ -182,8 +183,7 @@ class Consumer(Progress):
             self.session.notifies = notifies(connection, prepared_transactions)
         if self.session.notifies:  # the connection is ours alone
             connection.execute(session_settings(connection))
-        else:  # there may be a pooler: each transaction sets its own settings
-            connection.prepare_threshold = None
+            connection.kept = Kept()
         position, sources, freed = read_registry(connection, self.session.shard)
         with in_transaction():
             probes = self.session.fingerprint_probe, self.session.bucket_probe
@@ -206,7 +206,7 @@ class Consumer(Progress):
 
     def load(
         self,
-        connection: psycopg.Connection,
+        connection: PreparingConnection,
         incarnation: str,
         position: Position,
         sources: Sequence[Source],
@@ -245,7 +245,7 @@ class Consumer(Progress):
         """Whether a checkpoint's shard has the same keys now. The whole has every key."""
         return self.session.shard.is_whole or manifest.bucket_probe == self.session.bucket_probe
 
-    async def next_pass(self, connection: psycopg.Connection) -> PassOutcome:
+    async def next_pass(self, connection: PreparingConnection) -> PassOutcome:
         """Clear wake-ups, and only then take a pass, whose snapshot includes their changes."""
         self.wake.clear()
         async with self.busy:
@@ -270,7 +270,7 @@ class Consumer(Progress):
         self.finish_pass()
         return outcome
 
-    async def take_cut(self, connection: psycopg.Connection) -> None:
+    async def take_cut(self, connection: PreparingConnection) -> None:
         """Hold until a leader has taken a snapshot, and bring the indexes to it.
 
         It counts as no pass, since the snapshot may be older than a request that waits. A pass of
@@ -293,7 +293,7 @@ class Consumer(Progress):
             self.cuts.end_import(failure)
         self.finish_pass()
 
-    def pass_at(self, connection: psycopg.Connection, imported: Imported) -> None:
+    def pass_at(self, connection: PreparingConnection, imported: Imported) -> None:
         """One pass at a leader's snapshot, in a worker thread; raises ``CutFailed``."""
         this = self.new_pass(connection)
         this.imported = imported
@@ -304,7 +304,7 @@ class Consumer(Progress):
         self.position = Position(outcome.snapshot, newest)
         self.cuts.keep(self.position, self.sources.values(), imported)
 
-    def new_pass(self, connection: psycopg.Connection) -> Pass:
+    def new_pass(self, connection: PreparingConnection) -> Pass:
         """A pass from the present position."""
         return Pass(
             connection,
@@ -336,13 +336,13 @@ class Consumer(Progress):
             else None
         )
 
-    def look_and_pass(self, connection: psycopg.Connection) -> PassOutcome:
+    def look_and_pass(self, connection: PreparingConnection) -> PassOutcome:
         """One pass over all sources, in a worker thread."""
         if time.monotonic() >= self.foreign_rows_at:
             refuse_foreign_rows(connection)
             self.foreign_rows_at = time.monotonic() + FOREIGN_ROWS_SECONDS
         if self.doubts.due:
-            holders = connection.execute(statement("consumer", "read_doubters"), prepare=True)
+            (holders,) = ask(connection, named("consumer", "read_doubters"))
             self.doubts.begin_pass(xid for (xid,) in holders)
         if self.registry.freed:
             self.registry.freed = False
@@ -369,7 +369,7 @@ class Consumer(Progress):
             self.pace.note_snapshot(outcome.snapshot, all_seen=written == outcome.newer_rows)
         return outcome
 
-    async def rest(self, connection: psycopg.Connection, outcome: PassOutcome) -> None:
+    async def rest(self, connection: PreparingConnection, outcome: PassOutcome) -> None:
         """Wait as long as no change can be missed."""
         pace = self.pace
         if self.session.notifies and pace.loaded and not pace.guard_held:
@@ -389,7 +389,7 @@ class Consumer(Progress):
         """Seconds until the next pass of a shard may begin. Requests that wait are delayed too."""
         return max(self.begun_at + floor_seconds(self.session.shard) - time.monotonic(), 0.0)
 
-    async def sleep(self, connection: psycopg.Connection) -> None:
+    async def sleep(self, connection: PreparingConnection) -> None:
         """Wait for a wake-up, for a change that a look finds, or for the poll.
 
         A writer that lost the guard does not notify. One that won it may have rolled back, which
@@ -407,34 +407,30 @@ class Consumer(Progress):
                 break
         self.found_by_look = not asked
 
-    def something_moved(self, connection: psycopg.Connection) -> bool:
+    def something_moved(self, connection: PreparingConnection) -> bool:
         """Whether a pass may find changes: a write since the last pass, or the end of a writer."""
         if not self.pace.open and not self.pace.unsettled:
             return self.outbox_moved(connection)
-        query = statement("consumer", "read_open_writers")
-        row = connection.execute(query, prepare=True).fetchone()
-        assert row is not None
+        ((row,),) = ask(connection, named("consumer", "read_open_writers"))
         last_id, doubts, holding, writing = row
         before, self.newest_outbox_id = self.newest_outbox_id, last_id
         due = self.pace.note_writers(holding, writing, self.position.snapshot.xmax)
         return due or (last_id, doubts) != (before, self.doubts.seen)
 
-    def outbox_moved(self, connection: psycopg.Connection) -> bool:
+    def outbox_moved(self, connection: PreparingConnection) -> bool:
         """Whether the outbox was written to since the last pass, or a doubt was noted."""
-        query = statement("consumer", "read_last_outbox_id")
-        row = connection.execute(query, prepare=True).fetchone()
-        assert row is not None
+        ((row,),) = ask(connection, named("consumer", "read_last_outbox_id"))
         before, self.newest_outbox_id = self.newest_outbox_id, row[0]
         return row != (before, self.doubts.seen)
 
-    def take_guard(self, connection: psycopg.Connection) -> None:
+    def take_guard(self, connection: PreparingConnection) -> None:
         """Hold the guard under load, unless another consumer may be asleep."""
         row = connection.execute(
             statement("consumer", "take_guard"), [self.session.consumer]
         ).fetchone()
         self.pace.guard_held = row == (True,)
 
-    def release_guard(self, connection: psycopg.Connection) -> None:
+    def release_guard(self, connection: PreparingConnection) -> None:
         """Let writers notify again."""
         connection.execute(statement("consumer", "release_guard"))
         self.pace.guard_held = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, LiteralString
+from typing import LiteralString
 
 import psycopg
 import structlog
@@ -18,25 +18,22 @@ from psycopg import sql
 from psycopg.pq import TransactionStatus
 
 from syncd.postgres import session
-from syncd.postgres.catalogue import questions, read_catalogues
+from syncd.postgres.batch import PreparingConnection, Query, ask
 from syncd.postgres.layout import read_sources
 from syncd.postgres.outbox import (
     PAGE_ROWS,
+    Asked,
     Changes,
     Cursor,
-    array,
-    ask_keys,
-    key_parameters,
-    key_queries,
+    has_markers,
     read_changes,
     read_markers,
     registry_changed,
-    unseen,
     who_locks_the_outbox,
 )
 from syncd.shard import WHOLE, Shard
 from syncd.statements import filled, statement
-from syncd.sync.consumer.ahead import Answers, Prepared, prepare_reads, read_ahead
+from syncd.sync.consumer.ahead import BEGIN, COMMIT, Answers, Prepared, prepare_reads, read_first
 from syncd.sync.consumer.bringing import bring, is_read_at_once, scan_page
 from syncd.sync.consumer.cuts import CutFailed, Imported
 from syncd.sync.consumer.guarding import ReadRegistryAgain, StartAgain, guarded
@@ -68,7 +65,7 @@ logger = structlog.get_logger()
 class Pass:
     """A pass over some sources, on its own connection in autocommit mode."""
 
-    connection: psycopg.Connection
+    connection: PreparingConnection
     consumer: str
     run_id: str
     incarnation: str
@@ -81,8 +78,6 @@ class Pass:
     handover: Handover | None = None
     doubts: Doubts = field(default_factory=Doubts)
     prepared: Prepared = field(default_factory=Prepared)
-    ahead: Answers | None = None
-    """Answers to the first statements, if they were sent in one message."""
     history: str = ""
     next_xid: int = 0
     shard: Shard = WHOLE
@@ -114,14 +109,11 @@ class Pass:
         if self.imported is not None:
             due = self.imported.reachable(due, self.position)
             wanted = [each for each in due if each.source.oid in self.imported.tables]
+        kept = True
         while True:
             try:
-                oldest = min(
-                    [self.position.snapshot, *(each.cursor.position.snapshot for each in due)],
-                    key=Snapshot.age,
-                )
-                locked = self.begin(wanted, due, all_sources, oldest)
-                return self.move(due, locked, all_sources, oldest)
+                locked, answers = self.begin(wanted, due, all_sources)
+                return self.move(due, locked, all_sources, answers)
             except StartAgain as again:
                 self.rollback()
                 retry = [] if not again.args else again.args[0]
@@ -134,6 +126,11 @@ class Pass:
                 return PassOutcome(
                     self.position.snapshot, more=True, sources=sources, took_snapshot=False
                 )
+            except pg.InvalidSqlStatementName:  # something else has deallocated it
+                self.rollback()
+                if not kept:
+                    raise
+                kept = False
             except pg.LockNotAvailable:  # of the outbox; a locked source is handled elsewhere
                 self.rollback()
                 with session.transaction(self.connection, "service_settings"):
@@ -148,70 +145,73 @@ class Pass:
         wanted: Sequence[FollowedSource],
         due: Sequence[FollowedSource],
         all_sources: Sequence[FollowedSource],
-        oldest: Snapshot,
-    ) -> list[FollowedSource]:
-        """Open the transaction and lock the sources before there is a snapshot.
+    ) -> tuple[list[FollowedSource], Answers]:
+        """Open the transaction, lock the sources before there is a snapshot, and take it.
 
-        Returns the sources that could be locked.
+        Returns the sources that could be locked, and the answers to the first statements.
         """
-        self.ahead = None
+        try:
+            if not self.pooled and self.imported is None:
+                first = [BEGIN, self.prepared.lock_of(wanted)]
+                return list(wanted), self.read_first(first, wanted, due, all_sources)
+            locks = [each.source.lock() for each in wanted]
+            self.connection.execute(sql.SQL(";\n").join([*self.beginning(), *locks]))
+            locked = list(wanted)
+        except (pg.LockNotAvailable, pg.InsufficientPrivilege):
+            self.rollback()
+            begin_with_outbox(self.connection, sql.SQL(";\n").join(self.beginning()))
+            locked = lock_each(self.connection, wanted)
+        if self.imported is not None:
+            self.imported.take(self.connection)
+        return locked, self.read_first([], locked, due, all_sources)
+
+    def beginning(self) -> list[sql.Composable]:
+        """The statements that open the transaction and lock the outbox."""
         begin: list[sql.Composable] = [filled("passes", "begin_pass")]
         if self.pooled:
             begin.append(sql.SQL(local_settings(self.connection)))
         begin.append(filled("passes", "lock_outbox"))
-        try:
-            pipelined = self.imported is None and psycopg.Pipeline.is_supported()
-            if pipelined and not self.pooled:
-                parameters = self.snapshot_parameters(wanted, oldest)
-                self.ahead = read_ahead(
-                    self.connection,
-                    self.prepared,
-                    all_sources,
-                    wanted,
-                    due,
-                    parameters,
-                    self.ask_keys,
-                )
-            if self.ahead is None:
-                self.connection.execute(
-                    sql.SQL(";\n").join([*begin, *(each.source.lock() for each in wanted)])
-                )
-            locked = list(wanted)
-        except (pg.LockNotAvailable, pg.InsufficientPrivilege):
-            self.rollback()
-            begin_with_outbox(self.connection, sql.SQL(";\n").join(begin))
-            locked = lock_each(self.connection, wanted)
-        if self.imported is not None:
-            self.imported.take(self.connection)
-        return locked
+        return begin
+
+    def read_first(
+        self,
+        begin: Sequence[Query],
+        locked: Sequence[FollowedSource],
+        due: Sequence[FollowedSource],
+        all_sources: Sequence[FollowedSource],
+    ) -> Answers:
+        """The answers to the first statements, after ``begin``."""
+        looks = choose_looks(all_sources, locked)
+        asked = [self.asked(cursor, group) for cursor, group in by_cursor(due).items()]
+        return read_first(self.connection, begin, self.consumer, looks, locked, asked)
 
     def move(
         self,
         due: Sequence[FollowedSource],
         locked: Sequence[FollowedSource],
         all_sources: Sequence[FollowedSource],
-        oldest: Snapshot,
+        answers: Answers,
     ) -> PassOutcome:
         """The pass after the locks: from the snapshot to the new cursors."""
-        taken = self.take_snapshot(locked, oldest)
+        taken = self.checked(answers.taken)
         snapshot, newest_outbox_id, freed = taken.snapshot, taken.newest_outbox_id, taken.freed
+        marked = self.marked(due, answers)
         for each in all_sources if self.doubts.moved and self.imported is None else ():
             if each.source.table is not None:
                 each.doubt(f"{each.source.name}: {DOUBT}")
         if (
             taken.renamed(locked)
             or self.position.snapshot.lacks(freed)
-            or (taken.marked and registry_changed(self.connection, self.position.snapshot))
+            or (marked and registry_changed(self.connection, self.position.snapshot))
         ):
             self.needs_another_snapshot("the attached tables have changed")
             sources = read_sources(self.connection, self.shard)
             self.commit()
             return PassOutcome(snapshot, newest_outbox_id, more=True, sources=sources)
-        if self.look(all_sources, locked):
+        if look(self.connection, answers.looks, answers.found, taken.marks):
             self.needs_another_snapshot("the catalogue has changed")
             sources = read_sources(self.connection, self.shard)
-            # psycopg forgets its prepared statements at a rollback; columns may have other types
-            self.rollback()
+            self.rollback()  # it forgets the prepared statements; columns may have other types
             return PassOutcome(snapshot, newest_outbox_id, more=True, sources=sources)
         outcome = PassOutcome(
             snapshot, newest_outbox_id, locked={each.source.id for each in locked}
@@ -235,10 +235,10 @@ class Pass:
             ids = [each.source.id for each in group]
             markers = (
                 read_markers(self.connection, cursor, ids)
-                if taken.marked and cursor.window is None
+                if marked and cursor.window is None
                 else []
             )
-            changes = self.changes(cursor, group, snapshot)
+            changes = self.changes(cursor, group, answers)
             outcome.outbox_rows += changes.rows
             outcome.newer_rows += changes.newer_rows
             dirty = {marker.source for marker in markers} | set(changes.keys)
@@ -253,7 +253,7 @@ class Pass:
             if unlocked:
                 self.needs_another_snapshot(f"{unlocked[0].source.name} was not locked before it")
                 raise StartAgain(unlocked)
-            last = None if taken.marked or len(groups) > 1 else self.last_read(group, changes)
+            last = None if marked or len(groups) > 1 else self.last_read(group, changes)
             for each in group:
                 with guarded(self.connection, each):
                     for marker in markers:
@@ -271,9 +271,8 @@ class Pass:
             for each in ready
             if each.scan is not None and each.cursor.window is None and each.failure is None
         ]
-        if (
-            scanned and self.imported is None
-        ):  # one page per pass: changes of the other sources do not wait
+        # one page per pass: changes of the other sources do not wait
+        if scanned and self.imported is None:
             if not self.doubts.begins_again and not self.ended:
                 nearest = nearest_to_its_end(self.connection, scanned)
                 with guarded(self.connection, nearest):
@@ -281,7 +280,7 @@ class Pass:
             outcome.more = True
         outcome.handed_over = self.hand_over(snapshot, newest_outbox_id, all_sources)
         if not outcome.more and not self.ended and not self.pooled and self.imported is None:
-            prepare_reads(self.connection, self.prepared, locked, self.ask_keys)
+            prepare_reads(self.connection, self.prepared, locked)
         self.commit()
         for each in ready:
             if each.retry_at <= now:
@@ -313,22 +312,11 @@ class Pass:
         self.handover.take(row[0], Position(snapshot, newest_outbox_id), wanted)
         return True
 
-    def take_snapshot(self, locked: Sequence[FollowedSource], oldest: Snapshot) -> Taken:
-        """Take the snapshot, and read with it the facts that decide how the pass goes on.
+    def checked(self, taken: Taken) -> Taken:
+        """Check the facts of the snapshot, and note them.
 
         Raises an error if this process or this server must no longer be followed.
         """
-        if self.ahead is not None:
-            row: Any = self.ahead.snapshot
-        else:
-            query, parameters = (
-                statement("passes", "read_snapshot"),
-                self.snapshot_parameters(locked, oldest),
-            )
-            row = self.connection.execute(query, parameters, prepare=True).fetchone()
-            assert row is not None
-            self.prepared.names.add("read_snapshot")
-        taken = Taken.parse(row)
         taken.check(consumer=self.consumer, run_id=self.run_id, incarnation=self.incarnation)
         if self.imported is not None:  # the other facts are newer than the snapshot
             self.imported.check(taken.snapshot, self.position)
@@ -344,50 +332,38 @@ class Pass:
         if self.imported is not None:
             raise CutFailed(why)
 
-    def snapshot_parameters(self, locked: Sequence[FollowedSource], oldest: Snapshot) -> list[str]:
-        """Parameters of ``read_snapshot``."""
-        return [self.consumer, array(each.source.oid for each in locked), *unseen(oldest)]
+    def marked(self, due: Sequence[FollowedSource], answers: Answers) -> bool:
+        """Whether there are markers since the oldest position.
 
-    def look(self, all_sources: Sequence[FollowedSource], locked: Sequence[FollowedSource]) -> bool:
-        """Compare the catalogue with the known one; returns if the registry must be read again."""
-        if self.ahead is not None:
-            return look(self.connection, self.ahead.looks, self.ahead.found)
-        looks = choose_looks(all_sources, locked)
-        found = read_catalogues(self.connection, looks.looks, prepare=not self.pooled)
-        self.prepared.names.update(questions(looks.looks))
-        return look(self.connection, looks, found)
-
-    def changes(self, cursor: Cursor, group: Sequence[FollowedSource], now: Snapshot) -> Changes:
-        """The next page of changed keys of the sources at one cursor."""
-        ids = [each.source.id for each in group]
-        answers = None if self.ahead is None else self.ahead.keys.get((cursor, tuple(ids)))
-        changes = read_changes(
-            self.connection,
-            cursor,
-            ids,
-            now,
-            page_rows=PAGE_ROWS,
-            newer_than=self.known_outbox_id,
-            shard=self.shard,
-            unfiltered=unfiltered(group),
-            answers=answers,
+        The pages of changed keys show it, if they begin there and are not full.
+        """
+        oldest = min(
+            [self.position.snapshot, *(each.cursor.position.snapshot for each in due)],
+            key=Snapshot.age,
         )
-        if changes.cursor.window is None:  # then each of its statements was run
-            self.prepared.names.update(name for name, _ in key_queries(cursor))
-        return changes
+        for asked, pages in answers.pages.values():
+            if any(page.marked for page in pages):
+                return True
+            is_whole = sum(page.rows for page in pages) < asked.page_rows
+            if is_whole and asked.cursor.position.snapshot == oldest:
+                return False
+        return has_markers(self.connection, oldest)
 
-    def ask_keys(
-        self, name: str, bounds: Sequence[str], group: Sequence[FollowedSource]
-    ) -> psycopg.Cursor:
-        """Ask for a page of changed keys, before the answers are needed."""
-        ids = [each.source.id for each in group]
-        parameters = key_parameters(bounds, ids, PAGE_ROWS, self.known_outbox_id, unfiltered(group))
-        return ask_keys(self.connection, name, parameters, self.shard)
+    def asked(self, cursor: Cursor, group: Sequence[FollowedSource]) -> Asked:
+        """The changed keys of the sources at one cursor."""
+        ids, unfiltered = [each.source.id for each in group], unfiltered_of(group)
+        return Asked(cursor, ids, PAGE_ROWS, self.known_outbox_id, self.shard, unfiltered)
+
+    def changes(self, cursor: Cursor, group: Sequence[FollowedSource], answers: Answers) -> Changes:
+        """The next page of changed keys of the sources at one cursor."""
+        asked, now = self.asked(cursor, group), answers.taken.snapshot
+        was_asked, pages = answers.pages.get(tuple(asked.sources), (None, None))
+        return read_changes(self.connection, asked, now, pages if was_asked == asked else None)
 
     def last_read(self, group: Sequence[FollowedSource], changes: Changes) -> FollowedSource | None:
         """The source whose rows are the last that this pass reads: COMMIT goes with that message.
 
-        None if it is not sure which one that is, or that the read stays prepared if it fails.
+        None if it is not sure which one that is.
         """
         reads = [each for each in group if each.source.id in changes.keys]
         if (
@@ -398,9 +374,7 @@ class Pass:
             or not all(is_read_at_once(each, changes) for each in group)
         ):
             return None
-        source = reads[-1].source
-        ready = source.partitions is not None or source.keys_query in self.prepared.names
-        return reads[-1] if ready and psycopg.Pipeline.is_supported() else None
+        return reads[-1]
 
     @property
     def ended(self) -> bool:
@@ -410,13 +384,15 @@ class Pass:
     def commit(self) -> None:
         """End the transaction, if it has not ended with the last read."""
         if not self.ended:
-            self.connection.execute(statement("passes", "commit"))
+            ask(self.connection, COMMIT)
 
     def rollback(self) -> None:
         """End the transaction, if the connection is still there."""
-        self.prepared.names.clear()
         if not self.connection.closed:
             self.connection.execute(statement("passes", "rollback"))
+            self.prepared.tried.clear()
+            if self.connection.kept is not None:
+                self.connection.kept.forget(self.connection)
 
 
 def local_settings(connection: psycopg.Connection) -> LiteralString:
@@ -429,6 +405,6 @@ def session_settings(connection: psycopg.Connection) -> LiteralString:
     return session.own_session_settings(connection, *SETTINGS, limits=statement("passes", "limits"))
 
 
-def unfiltered(group: Sequence[FollowedSource]) -> list[int]:
+def unfiltered_of(group: Sequence[FollowedSource]) -> list[int]:
     """The sources of which a shard needs the changed keys of all shards."""
     return [each.source.id for each in group if each.needs_every_change]

@@ -17,10 +17,8 @@ class Taken(NamedTuple):
     newest_outbox_id: int
     in_recovery: bool
     run_id: str | None
-    names: list[tuple[int, str, str]]
-    """Oid, schema and present name of each locked table."""
-    marked: bool
-    """Whether there are markers since the oldest position."""
+    tables: list[tuple[int, str, str, str]]
+    """Oid, schema, present name and mark of each table that was asked about."""
     freed: Snapshot | None
     history: str | None
     next_xid: int
@@ -32,8 +30,8 @@ class Taken(NamedTuple):
         taken = cls(*row)
         return taken._replace(
             snapshot=Snapshot.parse(row[0]),
-            names=[(oid, schema, name) for oid, schema, name in taken.names],
-            freed=None if taken.freed is None else Snapshot.parse(row[6]),
+            tables=[(oid, schema, name, mark) for oid, schema, name, mark in taken.tables],
+            freed=None if taken.freed is None else Snapshot.parse(row[5]),
         )
 
     def check(self, *, consumer: str, run_id: str, incarnation: str) -> None:
@@ -58,8 +56,14 @@ class Taken(NamedTuple):
                 hint="wait: syncd connects again, and compares every row",
             )
 
+    @property
+    def marks(self) -> dict[int, str]:
+        """The mark of each table, by oid."""
+        return {oid: mark for oid, _, _, mark in self.tables}
+
     def renamed(self, locked: Sequence[FollowedSource]) -> bool:
         """Whether the name of a locked table now belongs to another oid."""
-        return set(self.names) != {
-            (each.source.oid, each.source.schema, each.source.table) for each in locked
-        }
+        names = {oid: (schema, name) for oid, schema, name, _ in self.tables}
+        return any(
+            names.get(each.source.oid) != (each.source.schema, each.source.table) for each in locked
+        )

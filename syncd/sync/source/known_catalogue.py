@@ -26,6 +26,8 @@ class KnownCatalogue:
 
     seen: str = ""
     """Facts as they were last read, as text."""
+    mark: str = ""
+    """The mark of the table that belongs to ``seen``; empty if it is not known."""
     before: str = ""
     """Facts before columns were altered; empty once the table could be read since then.
 

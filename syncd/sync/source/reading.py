@@ -15,11 +15,12 @@ for indexed rows, for which it worked before.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Set
-from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
 import psycopg
 
+from syncd.postgres.batch import ask, named
 from syncd.postgres.source import Source
 from syncd.statements import statement
 from syncd.sync.source.rows import NO_ROWS, Row, Rows
@@ -70,15 +71,11 @@ def read_some(
     connection: psycopg.Connection, source: Source, keys: Sequence[Key], *, commit: bool = False
 ) -> Fetched:
     """Live rows by key; with ``commit`` the same message ends the transaction."""
-    cursor = psycopg.RawCursor(connection)
-    with connection.pipeline() if commit else nullcontext():
-        if source.partitions is not None:
-            connection.execute(statement("passes", "plan_with_keys"))
-        parameters = [source.key_array(keys)]
-        cursor.execute(source.keys_query, parameters, prepare=source.prepare, binary=True)
-        if commit:
-            connection.execute(statement("passes", "commit"), prepare=False)
-    return cursor.fetchall()
+    before = [named("passes", "plan_with_keys")] if source.partitions is not None else []
+    after = [named("passes", "commit")] if commit else []
+    answers = ask(connection, *before, source.read(keys), *after)
+    rows: list[Any] = answers[len(before)]
+    return rows
 
 
 def check_rules(connection: psycopg.Connection, source: Source) -> None:
