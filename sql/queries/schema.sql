@@ -24,6 +24,29 @@ SELECT pg_catalog.quote_ident(e.evtname), pg_catalog.quote_ident(p.proname)
 FROM pg_catalog.pg_event_trigger AS e JOIN pg_catalog.pg_proc AS p ON p.oid = e.evtfoid
 WHERE e.evtenabled <> 'D' ORDER BY 1;
 
+-- name: list_dependents
+-- What users made with functions and views of schema syncd, which goes if the schema is dropped.
+SELECT DISTINCT coalesce(pg_catalog.pg_describe_object('pg_catalog.pg_class'::regclass,
+                                                       r.ev_class, 0),
+                         pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid))
+FROM (SELECT 'pg_catalog.pg_proc'::regclass AS class, oid FROM pg_catalog.pg_proc
+      WHERE pronamespace = 'syncd'::regnamespace
+      UNION ALL
+      SELECT 'pg_catalog.pg_class'::regclass, oid FROM pg_catalog.pg_class
+      WHERE relnamespace = 'syncd'::regnamespace) AS ours
+JOIN pg_catalog.pg_depend AS d ON d.refclassid = ours.class AND d.refobjid = ours.oid
+LEFT JOIN pg_catalog.pg_rewrite AS r
+       ON d.classid = 'pg_catalog.pg_rewrite'::regclass AND r.oid = d.objid
+LEFT JOIN pg_catalog.pg_attrdef AS a
+       ON d.classid = 'pg_catalog.pg_attrdef'::regclass AND a.oid = d.objid
+LEFT JOIN pg_catalog.pg_policy AS p
+       ON d.classid = 'pg_catalog.pg_policy'::regclass AND p.oid = d.objid
+LEFT JOIN pg_catalog.pg_proc AS f
+       ON d.classid = 'pg_catalog.pg_proc'::regclass AND f.oid = d.objid
+LEFT JOIN pg_catalog.pg_class AS c ON c.oid = coalesce(r.ev_class, a.adrelid, p.polrelid)
+WHERE coalesce(c.relnamespace, f.pronamespace) <> 'syncd'::regnamespace
+ORDER BY 1;
+
 -- name: drop_search_server
 -- With its user mapping: what syncd.connect_search made outside schema syncd.
 DROP SERVER IF EXISTS syncd_search CASCADE;

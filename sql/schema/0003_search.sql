@@ -192,7 +192,7 @@ BEGIN
     INTO options, secrets
     FROM (SELECT DISTINCT ON (a.name) a.name, a.value
           FROM (SELECT d.name, d.value, d.place
-                FROM (VALUES ('connect_timeout', '3', 0), ('dbname', 'syncd', 0),
+                FROM (VALUES ('connect_timeout', '6', 0), ('dbname', 'syncd', 0),
                              ('user', 'syncd', 0), ('gssencmode', 'disable', 0),
                              -- From PostgreSQL 16 on, dblink does not obey connect_timeout.
                              ('tcp_user_timeout', '6000', 0),
@@ -291,8 +291,8 @@ BEGIN
         RETURN;  -- nothing is near it
     END IF;
     FOR attempt IN 1..2 LOOP
-        is_new := '{connection}' = ANY ({dblink}.dblink_get_connections()) IS NOT TRUE;
         BEGIN
+            is_new := '{connection}' = ANY ({dblink}.dblink_get_connections()) IS NOT TRUE;
             IF is_new THEN
                 PERFORM {dblink}.dblink_connect('{connection}'::text, 'syncd_search'::text);
             END IF;

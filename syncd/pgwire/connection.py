@@ -218,7 +218,8 @@ class Connection(Stream):
                     "terminating connection because syncd stops",
                     hint="Connect again when it runs.",
                     fatal=True,
-                )
+                ),
+                lingers=False,  # an idle session would keep the service from stopping
             )
         self._write()
         self._read_on()
@@ -314,8 +315,8 @@ class Connection(Stream):
             )
             self._write()
 
-    def _end(self, error: SqlError) -> None:
-        """Send the error, and close when the client has read it."""
+    def _end(self, error: SqlError, *, lingers: bool = True) -> None:
+        """Send the error, and close: if it ``lingers``, when the client has read it."""
         self._write()
         if self._lost or self.transport.is_closing() or self._discard_left is not None:
             return
@@ -323,7 +324,7 @@ class Connection(Stream):
         self._hold()
         fields = {name: ascii_text(text) for name, text in error.fields().items()}
         self.transport.write(pg.ErrorResponse(fields=fields).to_wire())
-        if self._linger() and self.transport.can_write_eof():
+        if lingers and self._linger() and self.transport.can_write_eof():
             self.transport.write_eof()
         else:
             self.transport.close()

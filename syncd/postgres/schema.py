@@ -162,13 +162,22 @@ def check_server_version(version: int) -> None:
 
 
 def uninstall(conninfo: str) -> bool:
-    """Remove all triggers and the schema; returns whether the schema existed."""
+    """Remove all triggers and the schema; returns whether the schema existed.
+
+    Raises ``DatabaseError`` if users' own views or functions use the schema: they would go with it.
+    """
     with connect_blocking(conninfo) as connection:
         if installed_revision(connection) is None:
             return False
         try:
             for (source,) in connection.execute(statement("schema", "list_sources")).fetchall():
                 connection.execute(statement("schema", "detach"), {"source": source})
+            using = [name for (name,) in connection.execute(statement("schema", "list_dependents"))]
+            if using:
+                raise DatabaseError(
+                    f"schema syncd is used by: {', '.join(using)}",
+                    hint="drop or replace what uses it, then: syncd uninstall",
+                )
             connection.execute(statement("schema", "drop_search_server"))
             connection.execute(statement("schema", "drop_schema"))
         except psycopg.Error as error:

@@ -6,6 +6,7 @@ is the same key.
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Sequence
 from typing import cast
@@ -57,6 +58,9 @@ def key_from_wire(kind: KeyKind, value: WireKey, columns: Sequence[KeyKind] = ()
     ``columns`` are the kinds of a composite key's columns.
     """
     if kind == "composite":
+        if isinstance(value, str):  # in SQL a key is a text
+            with contextlib.suppress(msgspec.MsgspecError):
+                value = _parts.decode(value)
         if not isinstance(value, list) or not value:
             raise _wrong(
                 value, "the key is composite", "pass an array with one value for each key column"

@@ -88,6 +88,22 @@ def test_init_attach_detach_and_uninstall(servers: Servers) -> None:
         server.drop_database("cli")
 
 
+def test_uninstall_drops_nothing_that_users_made_with_the_schema(
+    database: str, db: psycopg.Connection
+) -> None:
+    db.execute("CREATE TABLE kept (id int PRIMARY KEY, embedding real[])")
+    db.execute("SELECT syncd.attach('kept')")
+    db.execute("CREATE VIEW near AS SELECT key FROM syncd.search('kept', '[1]')")
+    db.execute("CREATE MATERIALIZED VIEW lag AS SELECT lag_rows FROM syncd.status")
+    db.execute("CREATE TABLE written (token text DEFAULT syncd.token())")
+    refused = run("uninstall", "--yes", "--dsn", database)
+    assert_failed(refused, 1, "materialized view lag, view near")
+    assert "default value for column token of table written" in refused.stderr
+    assert db.execute("SELECT source FROM syncd.sources WHERE source = 'kept'::regclass").fetchall()
+    db.execute("DROP VIEW near; DROP MATERIALIZED VIEW lag; DROP TABLE written")
+    assert run("uninstall", "--yes", "--dsn", database).returncode == 0
+
+
 def test_uninstall_works_with_sources_that_are_gone_or_have_strange_names(
     database: str, db: psycopg.Connection
 ) -> None:

@@ -20,7 +20,10 @@ from tests.scrape import events
 from tests.servers import PostgresServer
 
 MANUAL = Path(__file__).parents[2] / "syncd" / "docs" / "operations.md"
-BY_HAND = "SET lock_timeout = '2s'; DROP SCHEMA syncd CASCADE;"
+BY_HAND = (
+    "SET lock_timeout = '2s'; DROP SERVER IF EXISTS syncd_search CASCADE; "
+    "DROP SCHEMA syncd CASCADE;"
+)
 
 
 @pytest.fixture

@@ -281,6 +281,28 @@ def test_errors_have_the_kind_and_the_hint_of_the_rpc(way: Way, limit: str) -> N
             assert len(connection.execute(NEAR_5).fetchall()) == 4
 
 
+def test_a_composite_key_is_the_text_of_an_array_in_both_directions(one_way: Way) -> None:
+    with one_way.connect() as connection:
+        connection.execute(
+            "CREATE TABLE pairs (a text, b bigint, embedding real[], PRIMARY KEY (a, b)); "
+            "INSERT INTO pairs VALUES "
+            "('x''\"', 1, '{1,0}'), ('[y]', 2, '{1,1}'), ('', 3, '{0,1}'); "
+            "SELECT syncd.attach('pairs', metric => 'l2')"
+        )
+        found = connection.execute(
+            "SELECT p.b, s.key FROM syncd.search('pairs', '[1,0]', 3, fresh => true) AS s "
+            "JOIN pairs AS p ON (p.a, p.b) = (s.key::jsonb->>0, (s.key::jsonb->>1)::bigint) "
+            "ORDER BY s.distance"
+        ).fetchall()
+        assert [b for b, _ in found] == [1, 2, 3]
+        for key in (found[1][1], '[ "[y]" , 2 ]'):
+            alike = connection.execute("SELECT key FROM syncd.search_key('pairs', %s, 1)", [key])
+            assert alike.fetchall() in ([(found[0][1],)], [(found[2][1],)])
+        with pytest.raises(psycopg.errors.InvalidParameterValue, match="composite"):
+            connection.execute("SELECT key FROM syncd.search_key('pairs', '[y]')")
+        connection.execute("SELECT syncd.detach('pairs'); DROP TABLE pairs")
+
+
 def test_the_planner_looks_the_keys_up_by_their_index(way: Way) -> None:
     with way.connect() as connection:
         connection.execute("CREATE TEMPORARY TABLE many (id bigint PRIMARY KEY)")
@@ -486,6 +508,18 @@ def test_without_its_mapping_or_server_a_search_says_what_to_type(one_way: Way) 
             assert "syncd.connect_search(" in (raised.value.diag.message_hint or "")
             connection.execute("ROLLBACK")
             assert len(connection.execute(NEAR_5).fetchall()) == 4
+
+
+def test_without_dblink_or_with_dblink_elsewhere_a_search_says_what_to_type(one_way: Way) -> None:
+    with psycopg.connect(one_way.conninfo) as connection:
+        for damage in ("ALTER EXTENSION dblink SET SCHEMA public", "DROP EXTENSION dblink CASCADE"):
+            connection.execute(damage.encode())
+            connection.execute("SET ROLE web")
+            with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState) as raised:
+                connection.execute(NEAR_5)
+            assert "syncd.connect_search(" in (raised.value.diag.message_hint or "")
+            connection.rollback()
+        assert len(connection.execute(NEAR_5).fetchall()) == 4
 
 
 def test_psql_asks_the_service_itself(one_way: Way) -> None:

@@ -59,6 +59,7 @@ class Service:
         self.release = anyio.Event()
         self.waiting = anyio.Event()
         self.gone = anyio.Event()
+        self.stopped = anyio.Event()
         self.keys: list[Any] = [7, "\u00e4", [1, "a"]]
 
     @property
@@ -109,6 +110,7 @@ async def serving(
 
             async def run(*, task_status: TaskStatus[None]) -> None:
                 await service.server.serve(task_status=task_status)
+                service.stopped.set()
 
             await tasks.start(run)
             yield service

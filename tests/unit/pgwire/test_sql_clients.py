@@ -328,6 +328,15 @@ async def test_a_stop_answers_what_runs_and_tells_the_others() -> None:
         await idle.close()
 
 
+async def test_an_idle_session_that_reads_nothing_does_not_delay_a_stop() -> None:
+    limits = Limits(linger_seconds=600, stop_seconds=600)
+    async with serving(limits) as service, raw(service) as idle:
+        await idle.log_in()
+        service.server.stop()
+        await service.stopped.wait()
+        assert await idle.fatal() == "57P01"
+
+
 async def test_beyond_the_limit_of_connections_a_client_is_told_so() -> None:
     async with serving(Limits(connections=2)) as service:
         async with await service.connect(), await service.connect():
