@@ -9,6 +9,7 @@ import asyncio
 import os
 import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import replace
 from time import monotonic
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
@@ -17,7 +18,7 @@ from anyio.to_thread import run_sync
 
 from syncd.client import calls
 from syncd.client.address import TcpAddress, find_service
-from syncd.client.async_link import Link, OnLoop, open_link
+from syncd.client.async_link import Link, OnLoop, Sent, open_link
 from syncd.client.calls import Call, Key
 from syncd.client.client import DEFAULT_TIMEOUT_SECONDS, as_method
 from syncd.client.exchange import allowed_seconds, take_result, timed_out
@@ -164,6 +165,32 @@ class AsyncClient:
             link.close()
             raise
         return link
+
+
+class SplitClient(AsyncClient):
+    """A client whose calls can be sent first and waited for later, all of them at once."""
+
+    def begin(self, call: Call[Any]) -> Sent | None:
+        """Send a call now, if there is an open connection: its answer is for ``end``."""
+        link = self._own.get().here().link
+        return None if link is None else link.begin(call)
+
+    async def end(self, call: Call[T], sent: Sent, seconds: float | None) -> T:
+        """Wait up to ``seconds`` for the answer of a call that was sent.
+
+        As in ``run``, a connection that turns out to be dead is replaced once.
+        """
+        until = None if seconds is None else monotonic() + seconds
+        granted = None if until is None else round(until - sent.began, 2)
+        with anyio.move_on_after(seconds):
+            try:
+                return take_result(call, await sent.future)
+            except ServiceUnavailable:
+                link = await self._connected()
+            left = None if until is None else until - monotonic() - (self.timeout or 0.0)
+            return await self._exchange(link, replace(call, patience_seconds=left))
+        sent.link.give_up(sent.began)
+        raise timed_out(call, sent.link.address, granted)
 
 
 class _Loops:

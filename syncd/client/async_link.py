@@ -131,6 +131,33 @@ async def _connected_to(family: int, place: Any) -> socket.socket:
     return connection
 
 
+class Sent:
+    """A call that was sent over a link, and the future of its answer."""
+
+    __slots__ = ("began", "future", "link", "number")
+
+    def __init__(self, link: Link, number: int, future: asyncio.Future[Answer]) -> None:
+        self.link = link
+        self.number = number
+        self.future = future
+        self.began = monotonic()
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether the answer is there, and is not an error."""
+        future = self.future
+        return (
+            future.done()
+            and not future.cancelled()
+            and future.exception() is None
+            and future.result().error is None
+        )
+
+    def forget(self) -> None:
+        """Wait no longer for the answer."""
+        self.link.forget(self.number)
+
+
 class Link(asyncio.Protocol):
     """One open connection and the calls that wait for an answer on it."""
 
@@ -221,18 +248,39 @@ class Link(asyncio.Protocol):
             return self._refusal
         if self._is_closed or self._transport.is_closing():
             raise unavailable(self.address, None)
+        sent = self._send(call)
+        try:
+            return await sent.future
+        finally:
+            sent.forget()
+
+    def begin(self, call: Call[Any]) -> Sent | None:
+        """Send a call now, without waiting; None if that is not possible now.
+
+        The caller calls ``forget`` when it no longer waits.
+        """
+        ready = self.is_usable and self._refusal is None and self._writable.is_set()
+        return self._send(call) if ready and not self._transport.is_closing() else None
+
+    def _send(self, call: Call[Any]) -> Sent:
         number = self._last_number + 1
         line = request_line(number, call)
         self._last_number = number
         future: asyncio.Future[Answer] = self._loop.create_future()
         self._waiting[number] = future
+        sent = Sent(self, number, future)
         try:
             self._transport.write(line)
-            return await future
-        finally:
-            del self._waiting[number]
-            if self._is_given_up and not self._waiting:
-                self.close()
+        except BaseException:
+            sent.forget()
+            raise
+        return sent
+
+    def forget(self, number: int) -> None:
+        """Wait no longer for an answer."""
+        self._waiting.pop(number, None)
+        if self._is_given_up and not self._waiting:
+            self.close()
 
     def give_up(self, began: float) -> None:
         """Take no further call: a call that began at ``began`` has timed out.

@@ -70,6 +70,8 @@ class Call(Generic[T]):
     params: Params
     decode: Callable[[msgspec.Raw], T]
     patience_seconds: float | None = 0.0
+    encoded: list[bytes] = field(default_factory=list, init=False, compare=False, repr=False)
+    """The request without its id, once it was sent: a router sends it to each shard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +125,7 @@ class Found(list[T]):
     ) -> None:
         super().__init__(rows)
         self.positions = positions or {}
-        self.position = position or min(
-            self.positions.values(), key=lambda one: one.position().snapshot.age(), default=None
-        )
+        self.position = position or min(self.positions.values(), key=WirePosition.age, default=None)
         self.coverage = coverage
         self.missing = missing
         self.lag_seconds = lag_seconds

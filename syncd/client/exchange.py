@@ -38,7 +38,6 @@ class Answer(msgspec.Struct):
 
 
 class _Message(msgspec.Struct):
-    id: int
     method: str
     params: msgspec.Struct
     jsonrpc: str = "2.0"
@@ -50,7 +49,10 @@ read_answer = msgspec.json.Decoder(Answer).decode
 def request_line(number: int, call: Call[T]) -> bytes:
     """The line that is sent for a call; raises ``InvalidParams`` for values that JSON has not."""
     try:
-        return _encoder.encode(_Message(number, call.method, call.params)) + b"\n"
+        if not call.encoded:
+            message = _encoder.encode(_Message(call.method, call.params))
+            call.encoded.append(message[1:] + b"\n")
+        return b'{"id":%d,%b' % (number, call.encoded[0])
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InvalidParams(
             f"a parameter of {call.method} cannot be sent as JSON: {error}",

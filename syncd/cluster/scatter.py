@@ -6,13 +6,17 @@ It knows neither the network nor the results. Invariant: each shard has answered
 
 from __future__ import annotations
 
+import asyncio
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from time import monotonic
+from typing import Any, Generic, Protocol, TypeVar
 
 import anyio
 
+from syncd.client.async_link import Sent
 from syncd.client.calls import Call
 from syncd.errors import (
     NotReady,
@@ -46,8 +50,14 @@ class Asked(Protocol):
     def hedge_seconds(self) -> float:
         """Delay after which another replica is asked as well."""
 
-    async def ask(self, asked: Call[T], seconds: float | None) -> T:
-        """Send a request; raises ``SyncdError``."""
+    def begin(self, asked: Call[Any]) -> Sent | None:
+        """Send a request now, if there is an open connection."""
+
+    def take(self, asked: Call[T], sent: Sent) -> T:
+        """The answer of a request that is answered; raises ``SyncdError``."""
+
+    async def ask(self, asked: Call[T], seconds: float | None, sent: Sent | None = None) -> T:
+        """Send a request, unless it was ``sent``, and wait; raises ``SyncdError``."""
 
 
 R = TypeVar("R", bound=Asked)
@@ -102,15 +112,23 @@ def down(replicas: Sequence[Asked]) -> SyncdError:
 
 
 async def ask_one(
-    replicas: Sequence[R], asked: Call[T], seconds: float | None, counts: Counts
+    replicas: Sequence[R],
+    asked: Call[T],
+    seconds: float | None,
+    counts: Counts,
+    sent: Sent | None = None,
 ) -> tuple[R, T]:
-    """The first answer of a shard's replicas, with its replica; raises ``SyncdError``."""
-    chosen = choice(replicas)
+    """The first answer of a shard's replicas, with its replica; raises ``SyncdError``.
+
+    ``sent`` is the request to the first of ``replicas``, which are in the order of ``choice`` then.
+    """
+    chosen = choice(replicas) if sent is None else list(replicas)
     if not chosen:
         raise down(replicas)
     if len(chosen) == 1:
-        return chosen[0], await chosen[0].ask(asked, seconds)
+        return chosen[0], await chosen[0].ask(asked, seconds, sent)
     begun = anyio.current_time()
+    waited = 0.0 if sent is None else monotonic() - sent.began
     send, receive = anyio.create_memory_object_stream[tuple[R, list[T], SyncdError | None]](
         len(chosen)
     )
@@ -118,21 +136,24 @@ async def ask_one(
     under_way = 0
     waiting = list(chosen)
 
-    async def ask(replica: R) -> None:
+    async def ask(replica: R, sent: Sent | None = None) -> None:
         left = None if seconds is None else max(seconds - (anyio.current_time() - begun), 0.0)
         try:
-            await send.send((replica, [await replica.ask(asked, left)], None))
+            await send.send((replica, [await replica.ask(asked, left, sent)], None))
         except SyncdError as error:
             await send.send((replica, [], error))
 
     with send, receive:
         async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask, waiting.pop(0), sent)
+            under_way += 1
             while True:
                 if waiting and not under_way:
                     counts.retries += bool(failures)
                     tasks.start_soon(ask, waiting.pop(0))
                     under_way += 1
-                late = chosen[0].hedge_seconds if waiting else None
+                late = max(chosen[0].hedge_seconds - waited, 0.0) if waiting else None
+                waited = 0.0
                 with anyio.move_on_after(late) as patience:
                     replica, found, error = await receive.receive()
                 if patience.cancelled_caught:
@@ -163,22 +184,87 @@ async def scatter(
 
     An error of the request itself is raised, and the others are not waited for, unless ``answers``
     says that it is an answer: then it is among the failures.
+
+    The requests are sent at once, without tasks, which took most of the time of a request. Only a
+    shard whose first replica is late, fails, or has no open connection gets a task.
     """
     found: Scattered[R, T] = Scattered()
     final: list[SyncdError] = []
+    begun = monotonic()
+    order = {shard: choice(replicas) for shard, replicas in shards.items()}
+    sent: dict[Shard, Sent] = {}
+    try:
+        for shard, chosen in order.items():
+            first = chosen[0].begin(asked) if chosen else None
+            if first is not None:
+                sent[shard] = first
+        if sent:
+            await until_answered(sent.values(), patience_of(order, sent, seconds))
+        for shard, one in sent.items():
+            if one.is_answered:
+                with suppress(SyncdError):  # another shard answers there: asked again below
+                    found.answers[shard] = order[shard][0], order[shard][0].take(asked, one)
+        if len(found.answers) == len(shards):
+            return found
+        left = None if seconds is None else max(seconds - (monotonic() - begun), 0.0)
 
-    async def ask(shard: Shard, replicas: Sequence[R]) -> None:
-        try:
-            found.answers[shard] = await ask_one(replicas, asked, seconds, counts)
-        except SyncdError as error:
-            found.failures[shard] = error
-            if is_final(error) and not answers(error):
-                final.append(error)
-                tasks.cancel_scope.cancel()
+        async def ask(shard: Shard, replicas: Sequence[R]) -> None:
+            first = sent.get(shard)
+            some = replicas if first is None else order[shard]
+            try:
+                found.answers[shard] = await ask_one(some, asked, left, counts, first)
+            except SyncdError as error:
+                found.failures[shard] = error
+                if is_final(error) and not answers(error):
+                    final.append(error)
+                    tasks.cancel_scope.cancel()
 
-    async with anyio.create_task_group() as tasks:
-        for shard, replicas in shards.items():
-            tasks.start_soon(ask, shard, replicas)
+        async with anyio.create_task_group() as tasks:
+            for shard, replicas in shards.items():
+                if shard not in found.answers:
+                    tasks.start_soon(ask, shard, replicas)
+    finally:
+        for one in sent.values():
+            one.forget()
     if final:
         raise final[0]
     return found
+
+
+def patience_of(
+    order: Mapping[Shard, Sequence[Asked]], sent: Mapping[Shard, Sent], seconds: float | None
+) -> float | None:
+    """How long to wait before a shard needs a task; None: until all have answered."""
+    if len(sent) < len(order):
+        return 0.0
+    hedges = (some[0].hedge_seconds for some in order.values() if len(some) > 1)
+    return min((each for each in (seconds, *hedges) if each is not None), default=None)
+
+
+async def until_answered(sent: Collection[Sent], seconds: float | None) -> None:
+    """Return when each request is answered, when one has failed, or after ``seconds``."""
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = loop.create_future()
+    left = len(sent)
+
+    def end() -> None:
+        if not ended.done():
+            ended.set_result(None)
+
+    def note(one: Sent) -> None:
+        nonlocal left
+        left -= 1
+        if not left or not one.is_answered:
+            end()
+
+    timer = None if seconds is None else loop.call_later(seconds, end)
+    notes = [(one.future, lambda _, one=one: note(one)) for one in sent]
+    for future, noted in notes:
+        future.add_done_callback(noted)
+    try:
+        await ended
+    finally:
+        if timer is not None:
+            timer.cancel()
+        for future, noted in notes:
+            future.remove_done_callback(noted)

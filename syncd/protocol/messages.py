@@ -55,6 +55,11 @@ class WirePosition(msgspec.Struct, frozen=True):
         """JSON form of a position."""
         return cls(str(position.snapshot), position.outbox_id)
 
+    def age(self) -> tuple[int, int]:
+        """``Snapshot.age`` of its snapshot."""
+        _, xmax, in_progress = self.snapshot.split(":")
+        return int(xmax), -(in_progress.count(",") + 1 if in_progress else 0)
+
     def position(self) -> Position:
         """The position that this is the JSON form of."""
         return Position(Snapshot.parse(self.snapshot), self.outbox_id)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from time import monotonic
 from typing import Any, TypeVar
 
 import anyio
@@ -26,6 +28,8 @@ SECONDS = 20.0
 class Fake:
     """A replica that does what ``answer`` does."""
 
+    connected = False
+
     def __init__(
         self,
         answer: Callable[[float | None], Awaitable[Any]],
@@ -41,10 +45,45 @@ class Fake:
         self.error: SyncdError | None = None
         self.asked = 0
 
-    async def ask(self, asked: Call[Any], seconds: float | None) -> Any:
-        del asked
+    def begin(self, _: Call[Any]) -> Any:
+        if not self.connected:
+            return None
         self.asked += 1
-        return await self.answer(seconds)
+        return FakeSent(self.answer)
+
+    def take(self, _: Call[Any], sent: Any) -> Any:
+        return sent.future.result()
+
+    async def ask(self, asked: Call[Any], seconds: float | None, sent: Any = None) -> Any:
+        del asked
+        if sent is None:
+            self.asked += 1
+            return await self.answer(seconds)
+        with anyio.move_on_after(seconds):
+            return await sent.future
+        raise NoAnswer("it has not answered")
+
+
+class FakeSent:
+    """A request that was sent over an open connection."""
+
+    def __init__(self, answer: Callable[[float | None], Awaitable[Any]]) -> None:
+        self.future = asyncio.ensure_future(answer(None))
+        self.began = monotonic()
+
+    @property
+    def is_answered(self) -> bool:
+        done = self.future.done() and not self.future.cancelled()
+        return done and self.future.exception() is None
+
+    def forget(self) -> None:
+        self.future.cancel()
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["connected", "not connected"])
+def _connections(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the replicas have open connections: then requests are sent without tasks."""
+    monkeypatch.setattr(Fake, "connected", request.param)
 
 
 def says(value: Any) -> Callable[[float | None], Awaitable[Any]]:
@@ -132,6 +171,9 @@ class FakeClient:
     def __init__(self) -> None:
         self.outcome: Any = None
 
+    async def end(self, call: Call[Any], _: Any, __: float | None) -> Any:
+        return await self.run(call)
+
     async def run(self, _: Call[Any]) -> Any:
         if isinstance(self.outcome, SyncdError):
             raise self.outcome
@@ -155,6 +197,14 @@ async def test_after_two_time_outs_a_replica_gets_only_probes_until_one_is_answe
     with pytest.raises(NoAnswer):
         await one.ask(CALL, LEAST_TIME_OUT_SECONDS)
     assert one.is_open
+    other, client_of_other = replica()
+    client_of_other.outcome = NoAnswer("late")
+    sent: Any = FakeSent(says(None))
+    sent.began -= LEAST_TIME_OUT_SECONDS  # its time is over
+    for _ in range(2):
+        with pytest.raises(NoAnswer):
+            await other.ask(CALL, 0.0, sent)
+    assert other.is_open
     client.outcome = NotReady("reading")  # an error is an answer
     await one.probe()
     assert not one.is_open

@@ -43,6 +43,9 @@ class FakeClient:
     def __init__(self, *outcomes: Any) -> None:
         self.outcomes = list(outcomes)
 
+    def begin(self, _: Any) -> None:
+        """It has no open connection."""
+
     async def run(self, _: Any) -> Any:
         outcome = self.outcomes.pop(0) if len(self.outcomes) > 1 else self.outcomes[0]
         if isinstance(outcome, SyncdError):
