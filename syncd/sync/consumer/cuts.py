@@ -71,10 +71,7 @@ class Imported:
         return [
             each
             for each in sources
-            if each.source.oid not in self.blocked
-            and not each.lags
-            and not each.scanning
-            and each.cursor.position == position
+            if each.source.oid not in self.blocked and not why_not(each, position)
         ]
 
     def take(self, connection: psycopg.Connection) -> None:
@@ -97,6 +94,20 @@ class Imported:
             raise CutFailed(f"the snapshot {self.name} is not the leader's", hint=FOREIGN)
         if not snapshot.covers(before.snapshot):
             raise CutFailed("the shard has passed the leader's snapshot")
+
+
+def why_not(each: FollowedSource, position: Position) -> str:
+    """Why a source's indexes may differ from its table at ``position``; empty if they do not.
+
+    A doubt counts, also of a source that is believed to be right and answers.
+    """
+    if each.failure is not None:
+        return str(each.failure)
+    if each.scanning or each.lags:
+        return "it is being read"
+    if each.is_believed or each.catalogue.doubt is not None:
+        return "it is being compared with its table"
+    return "" if each.cursor.position == position else "it is behind"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -242,10 +253,10 @@ class Cuts:
         now = time.monotonic()
         datasets, emptied, left_out = dict[DatasetName, KeptDataset](), {}, dict[int, str]()
         for each in sources:
-            if each.lags or each.scanning or each.cursor.position != position:
+            why = why_not(each, position)
+            if why:
                 blocked = {} if imported is None else imported.blocked
-                why = each.failure or blocked.get(each.source.oid) or "it is being read"
-                left_out[each.source.id] = str(why)
+                left_out[each.source.id] = blocked.get(each.source.oid, why)
                 continue
             for name, dataset in each.datasets.items():
                 if dataset.standing.answers:
