@@ -32,7 +32,7 @@ ON CONFLICT (one_row) DO UPDATE SET shards = excluded.shards, changed_at = now()
 
 -- name: lead
 -- One leader at a time takes a snapshot for all shards; until its transaction ends.
-SELECT pg_advisory_xact_lock(8317708088);
+SELECT pg_advisory_xact_lock(8317708090);
 
 -- name: lead_limits
 -- They follow the settings. A table that is locked elsewhere is left out of the cut.
