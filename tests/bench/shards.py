@@ -7,6 +7,7 @@ import re
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.pool import Pool
@@ -32,12 +33,14 @@ SESSIONS = "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'syncd/
 class Sharded:
     """One layout. Shares are of one core: of the server's sessions of all shards, of all services.
 
-    ``rows_scanned`` and ``rows_indexed`` are those of the first reading. ``applied_per_second`` are
-    the reads that found changes, of all shards; each belongs to a pass.
+    ``rows_scanned``, ``rows_indexed`` and the server's processor seconds are those of the first
+    reading, and of the start. ``applied_per_second`` are the reads that found changes, of all
+    shards; each belongs to a pass.
     """
 
     shards: int
     first_reading_seconds: float
+    first_reading_server_seconds: float
     rows_scanned: int
     rows_indexed: int
     connections: int
@@ -91,6 +94,7 @@ def measure_layout(
                 found = client.datasets()
                 indexed += sum(each.count for each in found if each.dataset == f"default/{TABLE}")
         first = time.perf_counter() - begun
+        reading, _ = used(where, services)
         time.sleep(STATISTICS_SECONDS)
         scanned = number(where, ROWS_READ) - before
         with where.step(f"{of} shards rest"):
@@ -111,6 +115,7 @@ def measure_layout(
     return Sharded(
         of,
         round(first, 2),
+        round(reading, 3),
         scanned,
         indexed,
         connections,
@@ -130,7 +135,7 @@ def shards(where: Environment, of: int) -> Iterator[list[Serving]]:
     names = [f"bench-{of}-{place}" for place in range(of)]
     try:
         with ExitStack() as stack:
-            services = []
+            starting = []
             for place, name in enumerate(names):
                 directory = where.directory / name
                 directory.mkdir()
@@ -141,7 +146,9 @@ def shards(where: Environment, of: int) -> Iterator[list[Serving]]:
                     "SYNCD_READERS": "0",
                 }
                 own = replace(where, directory=directory, variables=variables)
-                services.append(stack.enter_context(serving(own)))
+                starting.append(serving(own))
+            with ThreadPoolExecutor(of) as threads:  # each is started as soon as the others
+                services = list(threads.map(stack.enter_context, starting))
             yield services
     finally:
         for name in names:

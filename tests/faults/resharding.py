@@ -81,6 +81,8 @@ class Load:
     seed: int = 0
     reads: int = 0
     rows: int = 0
+    seconds: float = 0.0
+    """How long the writer has written."""
     wrong: list[str] = field(default_factory=list)
     ending: threading.Event = field(default_factory=threading.Event)
 
@@ -113,6 +115,7 @@ class Load:
                         [-generator.randrange(10_000), keys],
                     )
                 self.rows += BATCH
+                self.seconds = time.monotonic() - begun
 
     def read_own_writes(self) -> None:
         """Write or delete a row, and search for it with the token of its transaction."""

@@ -41,7 +41,7 @@ def test_two_shards_become_three_and_two_again_under_writes_and_kills(
                         each.stop()
                     cluster.shards = old = new
                     db.execute("DELETE FROM syncd.consumers WHERE layout <> %s", [of])
-            print(f"{load.rows} rows written, {load.reads} reads of own writes")
+            print(f"{load.rows} rows written in {load.seconds:.0f} s, {load.reads} own ones read")
             assert load.wrong == []
             (token,) = db.execute("SELECT syncd.token()").fetchone() or ("",)
             keys = [key for (key,) in db.execute("SELECT id FROM numbers").fetchall()]
