@@ -19,7 +19,7 @@ from tests.oracle.machine import Oracle
 from tests.oracle.sharded import ShardedOracle
 from tests.servers import PostgresServer
 
-PROFILES = {"short": ((20, 50), (2, 40)), "long": ((300, 100), (100, 60))}
+PROFILES = {"short": ((20, 50), (2, 40)), "long": ((300, 100), (60, 60))}
 """Number of examples, and of rules per example: of one syncd, and of a cluster."""
 
 PROFILE = os.environ.get("ORACLE_PROFILE", "short")
