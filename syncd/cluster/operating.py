@@ -125,6 +125,7 @@ def verify(settings: Settings, of: int | None = None, *, deep: bool = False) -> 
     by_shard: dict[Shard, list[VerifyResult]] = {}
     for each in replicas:
         with client_of(each, settings, LOOK_SECONDS) as client:
+            client.status()  # a verify has no time limit: a frozen shard would never answer it
             found = client.verify(deep=deep)
         by_shard.setdefault(each.shard, []).append(found)
     return merge.verify([worst(results) for _, results in sorted(by_shard.items())])
@@ -222,9 +223,9 @@ def wait_for_shards(settings: Settings, of: int, say: Callable[[str], None]) -> 
             return
         reasons = {each.shard: each.error or each.state for each in states}
         now = "; ".join(
-            f"{name} is {reasons[name]}"
+            f"{name}: {reasons[name]}"
             if name in reasons
-            else f"{name} has not registered: syncd serve --shard {name}"
+            else f"{name}: it has not registered; start it: syncd serve --shard {name}"
             for name in left
         )
         if now != said:

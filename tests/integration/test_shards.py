@@ -21,11 +21,13 @@ import pytest
 from psycopg import sql
 
 from syncd.client.client import Client
+from syncd.cluster import operating
 from syncd.errors import (
     DimensionMismatch,
     InvalidParams,
     SettingsError,
     ShardsUnavailable,
+    TimedOut,
     UnknownDataset,
     UnknownKey,
 )
@@ -446,6 +448,8 @@ def test_a_missing_shard_is_an_error_that_names_it_or_a_partial_answer_that_says
         else:
             assert cluster[1].process is not None
             cluster[1].process.send_signal(signal.SIGSTOP)
+            with pytest.raises(TimedOut, match="has not answered status"):
+                operating.verify(load_settings(dsn=conninfo))
         with pytest.raises(ShardsUnavailable, match="1 of 3 shards did not answer: 1/3: "):
             client.search("numbers", [20, 1], timeout_ms=600)
         partial = asked(router, "search", **NEAREST, partial="allow", timeout_ms=600)
