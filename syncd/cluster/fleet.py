@@ -15,7 +15,7 @@ from anyio.abc import TaskStatus
 
 from syncd.cluster.layout import Layout, Registered
 from syncd.cluster.replica import Replica
-from syncd.errors import DatabaseError, WrongSchemaVersion
+from syncd.errors import DatabaseError
 from syncd.postgres import session
 from syncd.postgres.connection import connect, translated, translated_errors
 from syncd.postgres.listener import backoff_delays
@@ -79,7 +79,7 @@ class Fleet:
             except (psycopg.Error, DatabaseError, TimeoutError) as error:
                 if isinstance(error, psycopg.Error):
                     error = translated(error, self.conninfo)
-                if not started or isinstance(error, WrongSchemaVersion):
+                if not started:
                     raise error from None
                 delay = next(delays)
                 self.reconnects += 1

@@ -165,7 +165,7 @@ def number(where: Environment, query: str) -> int:
 def used(where: Environment, services: Sequence[Serving]) -> tuple[float, float]:
     """Processor seconds so far of the shards' server sessions, and of their processes."""
     sessions = [pid for (pid,) in where.connection.execute(SESSIONS).fetchall()]
-    return sum(map(seconds_of, sessions)), sum(seconds_of(each.process.pid) for each in services)
+    return sum(map(seconds_of, sessions)), sum(each.cpu_seconds() for each in services)
 
 
 def shares(where: Environment, services: Sequence[Serving], seconds: float) -> tuple[float, float]:

@@ -479,6 +479,26 @@ def test_a_missing_shard_is_an_error_that_names_it_or_a_partial_answer_that_says
     assert sample(router, "syncd_route_searches_total", outcome="partial") >= 1
 
 
+def test_a_router_goes_on_while_the_schema_is_newer_than_its_program(
+    router: Daemon, conninfo: str
+) -> None:
+    """So that routers may be upgraded after the schema, one by one."""
+    with connected(conninfo, router) as (db, client):
+        until_whole(client)
+        (before,) = db.execute("SELECT version_num FROM syncd.alembic_version").fetchone() or ("",)
+        try:
+            db.execute("UPDATE syncd.alembic_version SET version_num = '9999'")
+            db.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE application_name = 'syncd/router'"
+            )
+            until(lambda: "9999" in (client.status().database_error or ""), "it has noticed")
+            assert len(client.search("numbers", [20, 1])) == 10
+        finally:
+            db.execute("UPDATE syncd.alembic_version SET version_num = %s", [before])
+        until(lambda: client.status().database_error is None, "it reads the layout again")
+
+
 def test_with_a_replica_searches_stay_whole_when_a_shard_dies(
     cluster: list[Daemon], router: Daemon, conninfo: str
 ) -> None:
