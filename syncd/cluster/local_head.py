@@ -35,10 +35,6 @@ STOP_SECONDS = 2.0
 """How long its processes may take to end before they are killed: they keep nothing."""
 OBJECT_STORE_BYTES = 80_000_000
 """Nearly the least that Ray accepts: syncd puts no object into it."""
-HEALTH = (
-    '{"health_check_initial_delay_ms":1000,"health_check_period_ms":500,'
-    '"health_check_timeout_ms":500,"health_check_failure_threshold":3}'
-)
 
 
 class State(msgspec.Struct, frozen=True):
@@ -92,7 +88,7 @@ class LocalHead:
             log = self.folder / "start.log"
             command = [sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--head"]
             command += [f"--node-ip-address={HOST}", f"--port={address.rpartition(':')[2]}"]
-            command += [f"--temp-dir={self.folder / 'r'}", f"--system-config={HEALTH}"]
+            command += [f"--temp-dir={self.folder / 'r'}"]
             command += ["--num-cpus=0", f"--object-store-memory={OBJECT_STORE_BYTES}"]
             command += ["--include-dashboard=false", "--disable-usage-stats"]
             command += ["--min-worker-port=0", "--max-worker-port=0"]

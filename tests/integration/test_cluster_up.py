@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import anyio
 import psycopg
 import pytest
 
@@ -49,7 +49,7 @@ class Threads:
 
     def place(self, place: Place, node: Node, memory_bytes: int) -> None:
         assert memory_bytes <= node.memory_bytes
-        inherited = os.environ | {"SYNCD_DATA_DIR": str(self.data_dir)}
+        inherited = os.environ | {"SYNCD_DATA_DIR": str(self.data_dir), "SYNCD_HTTP": "off"}
         self.keepers[place.name] = Keeper(place, node.host, inherited)
         self.keepers[place.name].start()
 
@@ -101,14 +101,6 @@ def until(true: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def runs(pid: int) -> bool:
-    """Whether a process runs; one that has ended may still be in the table of processes."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 def test_up_starts_what_is_missing_and_takes_over_what_runs_and_down_leaves_no_process(
     engine: Threads, settings: Settings, tmp_path: Path
 ) -> None:
@@ -148,7 +140,7 @@ def test_a_shard_that_cannot_start_is_named_with_its_error(
 def test_no_process_is_started_while_the_head_does_not_answer(
     settings: Settings, tmp_path: Path
 ) -> None:
-    asked = anyio.Event()
+    asked = threading.Event()
     (place,) = starting.places_of(settings, 1, 1, tmp_path, local=True)
 
     def head_is_lost() -> bool:
