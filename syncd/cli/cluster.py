@@ -58,7 +58,7 @@ def up(
     local = where == LOCAL
     if not local:
         ray.check_address(where)
-    base = settings.data_dir if local or "data_dir" in settings.model_fields_set else None
+    base = settings.data_dir if local else data_dir  # SYNCD_DATA_DIR is of this machine
     places = starting.places_of(settings, shards, replicas, base, local=local)
     starting.check_database(settings)
     if local:

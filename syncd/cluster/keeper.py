@@ -119,10 +119,18 @@ def adopt(data_dir: Path) -> Adopted | None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         pid = os.pread(lock, 20, 0).decode(errors="replace").strip()
-        if pid.isdigit():
+        if pid.isdigit() and is_syncd(int(pid)):
             return Adopted(lock, int(pid))
     os.close(lock)
     return None
+
+
+def is_syncd(pid: int) -> bool:
+    """Whether the process is a syncd of this machine: other machines may have the directory too."""
+    try:
+        return b"syncd" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def end(data_dir: Path, seconds: float) -> bool:
