@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import math
 import os
 import random
 import secrets
@@ -28,7 +27,7 @@ import psycopg
 import pytest
 
 from syncd.cluster.local_head import OBJECT_STORE_BYTES
-from syncd.cluster.operating import look
+from syncd.cluster.operating import look, read_layout
 from syncd.errors import SyncdError
 from syncd.settings import Settings, load_settings
 from tests.daemon import Daemon
@@ -286,11 +285,11 @@ def states(settings: Settings) -> str:
 
 def whole(settings: Settings, hosts: Sequence[str] = HOSTS) -> bool:
     """Whether both replicas of each shard answer, on these machines."""
+    registered = [each for some in read_layout(settings).replicas.values() for each in some]
+    if not all(any(f"//{host}:" in each.address for host in hosts) for each in registered):
+        return False  # without asking: a frozen process takes 2 s not to answer
     found = look(settings).shards
-    return len(found) == 2 * SHARDS and all(
-        each.state == "ready" and any(f"//{host}:" in each.address for host in hosts)
-        for each in found
-    )
+    return len(found) == 2 * SHARDS and all(each.state == "ready" for each in found)
 
 
 def assert_apart(settings: Settings) -> None:
@@ -341,7 +340,6 @@ def test_searches_go_on_while_actors_machines_and_the_head_are_lost(
         now = [pid for each in machines for pid in each.shards()]
         actor = next(pid for pid in actors if pid in machines[1].rays())
         os.kill(actor, signal.SIGKILL)
-        actors.remove(actor)
         measure(
             "actor killed",
             until(
@@ -371,7 +369,6 @@ def test_searches_go_on_while_actors_machines_and_the_head_are_lost(
         assert [pid for each in machines for pid in each.shards()] == now
         measure("head killed", 0.0)
         assert searches.wrong == []
-        assert math.isclose(look(settings).layout, SHARDS)
         print(f"searches: {searches.right} right, errors: {searches.errors}")
         assert searches.errors == []
     done = command(settings, "down", "--address", head)
