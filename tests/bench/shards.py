@@ -28,6 +28,11 @@ ROWS_READ = (
 )
 SESSIONS = "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'syncd/bench-%'"
 
+FORGET_LAYOUT = (
+    "DELETE FROM syncd.layout AS l "
+    "WHERE NOT EXISTS (SELECT FROM syncd.consumers AS c WHERE c.layout = l.shards)"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Sharded:
@@ -153,6 +158,7 @@ def shards(where: Environment, of: int) -> Iterator[list[Serving]]:
     finally:
         for name in names:
             where.run("forget_consumer", [name])
+        where.connection.execute(FORGET_LAYOUT)
 
 
 def number(where: Environment, query: str) -> int:

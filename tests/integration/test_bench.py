@@ -320,6 +320,17 @@ def test_passes_are_measured_by_the_size_of_the_table(followed: str) -> None:
     )
 
 
+@pytest.mark.long
+def test_shards_are_measured_by_their_number(followed: str) -> None:
+    few = ("--rows", "300", "--rest", "0", "--seconds", "1", "--rate", "200", *SMALL)
+    one, three = developers_bench(followed, "shards", "--shards", "1", "--shards", "3", *few)
+    assert (one["shards"], three["shards"]) == (1, 3)
+    assert one["rows_indexed"] == three["rows_indexed"] == 300  # each row is in one shard
+    assert three["rows_scanned"] > 2 * one["rows_scanned"] > 0  # each shard scans the table
+    assert three["connections"] == 3 * one["connections"]
+    assert all(each["rows_per_second"] > 0 < each["server_share"] for each in (one, three))
+
+
 def test_datasets_are_measured_by_their_number(followed: str) -> None:
     found = developers_bench(
         followed,

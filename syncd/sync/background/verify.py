@@ -286,14 +286,15 @@ class Verifier:
         If another session waits for a lock, this one gives up its own and tries again later. A
         shard waits for its turn, without a limit.
         """
-        attempt, until_next_try = 0, pauses()
+        attempt, until_next_try, waits = 0, pauses(), False
         while True:
             try:
                 return await self.attempt(ids, capture, deep=deep)
             except OthersVerify as error:
-                pause = next(until_next_try)
-                logger.info("verify_waits", reason=error.message, retry_in_seconds=pause)
-                await anyio.sleep(pause)
+                if not waits:
+                    logger.info("verify_waits", reason=error.message)
+                waits = True
+                await anyio.sleep(next(until_next_try))
             except InTheWay as error:
                 attempt += 1
                 if attempt == ATTEMPTS:
