@@ -25,8 +25,14 @@ from syncd.statements import statement
 
 IDLE_SECONDS = 10.0
 """The connection is closed after this time without a cut."""
+MOST_TABLES = 64
+"""Number of tables that are locked for a verify; all sessions share the server's lock table."""
 ROUNDS = 5
 """Snapshots that are taken at most until one has no change of a table that is not locked."""
+
+
+class TooManyTables(NotReady):
+    """There are more tables than one transaction locks."""
 
 
 @dataclass(slots=True)
@@ -78,20 +84,24 @@ class Leader:
                 await self.close()
             raise
 
-    async def export(self, connection: psycopg.AsyncConnection, oldest: WirePosition) -> Exported:
+    async def export(
+        self, connection: psycopg.AsyncConnection, oldest: WirePosition, *, every: bool = False
+    ) -> Exported:
         """Lock what changed since ``oldest``, the oldest position of a shard, and take a snapshot.
 
-        Raises ``NotReady`` if ever more tables change.
+        With ``every`` all tables are locked. Raises ``NotReady`` if ever more tables change.
         """
         await connection.execute(statement("passes", "lock_outbox"))
         exported, sources = Exported(), await self._sources(connection)
+        if every and len(sources) > MOST_TABLES:
+            raise TooManyTables(f"{len(sources)} tables are more than one transaction locks")
         bounds = unseen(oldest.position().snapshot)
         for _ in range(ROUNDS):
             cursor = await connection.execute(statement("cluster", "export_snapshot"), bounds)
             row = await cursor.fetchone()
             assert row is not None
             exported.snapshot, exported.position = row[0], WirePosition(row[1], row[2])
-            changed = [sources[one] for one in row[3] if one in sources]
+            changed = [sources[one] for one in (sources if every else row[3]) if one in sources]
             known = exported.tables | exported.blocked.keys()
             unlocked = [each for each in changed if each.oid not in known]
             if not unlocked:

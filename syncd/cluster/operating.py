@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
+import anyio
 import msgspec
 import psycopg
 
 from syncd.client.client import Client
 from syncd.cluster import merge
 from syncd.cluster.layout import Layout, Registered
+from syncd.cluster.verifying import verify_together
 from syncd.errors import DatabaseError, SyncdError
 from syncd.postgres.connection import connect_blocking
 from syncd.protocol.messages import VerifyResult, WirePosition
@@ -112,6 +115,8 @@ def look_at(registered: Registered, settings: Settings) -> ReplicaState:
 def verify(settings: Settings, of: int | None = None, *, deep: bool = False) -> VerifyResult:
     """Have every replica of a layout compare its rows; the result is that of the whole tables.
 
+    They compare at one snapshot, or each at its own if they cannot be brought to one.
+
     ``of`` is the layout's number of shards; None: the one that answers. Raises ``SyncdError`` if a
     shard does not answer, or if the shards do not have every bucket once.
     """
@@ -122,11 +127,15 @@ def verify(settings: Settings, of: int | None = None, *, deep: bool = False) -> 
         else [each for each in layout.others if each.shard.of == of]
     )
     check_ranges({each.shard for each in replicas})
+    results = anyio.run(partial(verify_together, settings, replicas, deep=deep))
     by_shard: dict[Shard, list[VerifyResult]] = {}
-    for each in replicas:
-        with client_of(each, settings, LOOK_SECONDS) as client:
-            client.status()  # a verify has no time limit: a frozen shard would never answer it
-            found = client.verify(deep=deep)
+    for number, each in enumerate(replicas):
+        if results is not None:
+            found = results[number]
+        else:
+            with client_of(each, settings, LOOK_SECONDS) as client:
+                client.status()  # a verify has no time limit: a frozen shard would never answer it
+                found = client.verify(deep=deep)
         by_shard.setdefault(each.shard, []).append(found)
     return merge.verify([worst(results) for _, results in sorted(by_shard.items())])
 

@@ -26,13 +26,15 @@ class CutParams(Params, frozen=True):
     """The leader's snapshot, as ``pg_export_snapshot`` names it; null: the hold only ends.
 
     ``tables`` are the oids of the tables that the leader has locked. ``blocked`` are those that it
-    could not lock, with the reasons.
+    could not lock, with the reasons. With ``verify`` all tables are kept at the snapshot too, for a
+    ``verify`` that follows.
     """
 
     snapshot: str | None = None
     position: WirePosition | None = None
     tables: tuple[int, ...] = ()
     blocked: dict[int, str] = msgspec.field(default_factory=dict)
+    verify: bool = False
 
 
 class CutResult(msgspec.Struct, frozen=True):

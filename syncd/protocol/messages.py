@@ -154,11 +154,22 @@ class WaitParams(Params, frozen=True):
 
 
 class VerifyParams(Params, frozen=True):
-    """Which dataset to compare with its table; None: all. ``deep`` compares the vectors' bytes."""
+    """Which dataset to compare with its table; None: all. ``deep`` compares the vectors' bytes.
+
+    ``at`` is a leader's snapshot, at which all datasets were captured; see ``CutParams``.
+    """
 
     dataset: str | None = None
     repair: bool = False
     deep: bool = False
+    at: WirePosition | None = None
+
+    def check(self) -> None:
+        """Refuse what does not go together."""
+        if self.at is not None and (self.dataset is not None or self.repair):
+            raise InvalidParams(
+                "a verify at a leader's snapshot is of all datasets, and only looks"
+            )
 
 
 class RebuildParams(Params, frozen=True):

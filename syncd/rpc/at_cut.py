@@ -13,6 +13,7 @@ from syncd.protocol import cut_messages, messages
 from syncd.protocol.messages import At, WirePosition
 from syncd.rpc.protocol import Method
 from syncd.rpc.reads import Reads
+from syncd.sync.background.verify import Verifier
 from syncd.sync.consumer.consumer import Consumer
 from syncd.sync.consumer.cuts import Imported, Kept, KeptDataset
 
@@ -26,8 +27,9 @@ A cut of its own costs a request a pass.
 class AtCut:
     """The reads of one service at cuts."""
 
-    def __init__(self, consumer: Consumer, reads: Reads[Any]) -> None:
+    def __init__(self, consumer: Consumer, verifier: Verifier, reads: Reads[Any]) -> None:
         self.consumer = consumer
+        self.verifier = verifier
         self.cuts = consumer.cuts
         self.reads = reads
 
@@ -108,6 +110,9 @@ class AtCut:
             imported = Imported(
                 params.snapshot, params.position, frozenset(params.tables), params.blocked
             )
-        await self.cuts.take(imported)
+        if imported is not None and params.verify:
+            await self.verifier.take_cut(imported)
+        else:
+            await self.cuts.take(imported)
         position = params.position or WirePosition.of(self.consumer.position)
         return cut_messages.CutResult({self.reads.shard.name: position})

@@ -72,7 +72,7 @@ class Methods:
             recall=recall,
             shard=shard,
         )
-        self.at_cut = AtCut(consumer, self.reads)
+        self.at_cut = AtCut(consumer, verifier, self.reads)
 
     def table(self) -> Mapping[str, Method[Any, Any]]:
         """The methods by name."""
@@ -311,7 +311,11 @@ class Methods:
                 hint="watch it with: syncd status --watch",
             )
         names = None if params.dataset is None else [self.registry.known(params.dataset).name]
-        done = await self.verifier.verify(names, repair=params.repair, deep=params.deep)
+        done = (
+            await self.verifier.verify(names, repair=params.repair, deep=params.deep)
+            if params.at is None
+            else await self.verifier.verify_cut(params.at.snapshot, deep=params.deep)
+        )
         return messages.VerifyResult(
             WirePosition.of(done.position),
             [

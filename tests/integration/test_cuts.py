@@ -10,14 +10,20 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import anyio
+import msgspec
 import psycopg
 import pytest
 
 from syncd.cluster.leading import Leader
+from syncd.cluster.operating import read_layout
+from syncd.cluster.verifying import verify_together
 from syncd.errors import NotReady
 from syncd.protocol.messages import WirePosition
+from syncd.settings import load_settings
 from tests.conftest import TEMPLATE, Servers
 from tests.daemon import Daemon
 from tests.integration.commands import run
@@ -352,3 +358,27 @@ async def test_a_leader_holds_its_locks_while_shards_import(conninfo: str) -> No
                 async with second.lead():
                     pass
         await leader.close()
+
+
+def test_a_cluster_is_verified_at_one_snapshot_while_writers_write(
+    cluster: list[Daemon], conninfo: str
+) -> None:
+    settings = load_settings(dsn=conninfo)
+    replicas = [each for some in read_layout(settings).replicas.values() for each in some]
+    with psycopg.connect(conninfo, autocommit=True) as db:
+        before = db.execute("SELECT pg_snapshot_xmax(pg_current_snapshot())::text").fetchone()
+    with writers(conninfo, 1):
+        found = anyio.run(partial(verify_together, settings, replicas, deep=True))
+        assert found is not None
+    at = {each.position.snapshot for each in found}
+    assert len(found) == SHARDS
+    assert len(at) == 1
+    assert int(at.pop().split(":")[1]) >= int((before or ["0"])[0])
+    assert all(row.in_sync for each in found for row in each.datasets)
+    with psycopg.connect(conninfo, autocommit=True) as db:
+        rows = rows_at(db, found[0].position.snapshot)
+    assert sum(row.rows for each in found for row in each.datasets) == len(rows)
+    with wire(cluster[0]) as shard:
+        assert shard.kind("verify", at=msgspec.to_builtins(found[0].position))[0] == "not_ready"
+    printed = run("cluster", "verify", SYNCD_DSN=conninfo)
+    assert printed.returncode == 0, printed.stderr

@@ -9,37 +9,36 @@ A repair reads only the rows again that differ.
 
 from __future__ import annotations
 
+import asyncio
 import math
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
+from typing import Any
 
 import anyio
+import psycopg
 import structlog
 from anyio import to_thread
-from psycopg import errors as pg
-from psycopg import sql
 
-from syncd.errors import DatabaseError, SyncdError
-from syncd.postgres import session
-from syncd.postgres.connection import open_pass_connection, translated_errors
-from syncd.statements import filled
+from syncd.errors import DatabaseError, NotReady, SyncdError
+from syncd.shard import Shard
+from syncd.statements import statement
+from syncd.sync.background.capturing import Taken, compare, take
 from syncd.sync.background.comparison import (
     Captured,
     Found,
     InTheWay,
-    compare_or_fail,
     in_the_way,
     not_compared,
-    not_in_step,
 )
 from syncd.sync.background.overdue import Overdue, compared_at, overdue, since
 from syncd.sync.background.turns import OthersVerify, pauses, take_turn
 from syncd.sync.background.verified import Verified, Work
 from syncd.sync.background.verify_results import VerifyResults
-from syncd.sync.consumer.outcome import Handover
+from syncd.sync.consumer.cuts import Imported
 from syncd.sync.consumer.progress import Progress
 from syncd.sync.consumer.session import Session
 from syncd.sync.source.followed import FollowedSource
@@ -58,6 +57,10 @@ IN_STEP_SECONDS = 60.0
 
 A source that is read for hours must not delay the others.
 """
+CAPTURED_SECONDS = 30.0
+"""How long a pass at a leader's snapshot may take, and how long its views wait for the verify."""
+ALIVE_SECONDS = 20.0
+"""Longest pause while a session with a snapshot waits: the server ends idle ones after 60 s."""
 RETRY_SECONDS = 600.0
 """Time until a source that could not be compared in the background is tried again."""
 
@@ -72,6 +75,8 @@ class Verifier:
         self.session = session
         self.results = VerifyResults(progress)
         self.lock = anyio.Lock()
+        self.cut: tuple[Taken, asyncio.TimerHandle] | None = None
+        """What was captured at a leader's snapshot and is to be compared."""
         self.work: Work | None = None
         """Progress of the verify under way; None if there is none."""
 
@@ -201,6 +206,62 @@ class Verifier:
         )
         return Verified(position, datasets, [each.report for each in found], seconds)
 
+    async def take_cut(self, imported: Imported) -> None:
+        """Capture all sources at a leader's snapshot, for ``verify_cut``; raises ``CutFailed``."""
+        self.forget_cut()
+        taken = await take(
+            self.progress,
+            self.session,
+            list(self.progress.sources),
+            partial(captured, None),
+            CAPTURED_SECONDS,
+            imported,
+        )
+        self.forget_cut()
+        loop = asyncio.get_running_loop()
+        self.cut = taken, loop.call_later(CAPTURED_SECONDS, self.forget_cut)
+
+    def forget_cut(self) -> None:
+        """Give up what was captured and is not compared yet."""
+        if self.cut is not None:
+            (taken, timer), self.cut = self.cut, None
+            timer.cancel()
+            taken.connection.close()
+
+    async def verify_cut(self, snapshot: str, *, deep: bool) -> Verified:
+        """Compare what ``take_cut`` has captured. A shard waits for its turn, without a limit.
+
+        Raises ``NotReady`` if it was not captured, or was given up.
+        """
+        if self.cut is None or str(self.cut[0].position.snapshot) != snapshot:
+            raise NotReady(
+                "the indexes at this snapshot are not kept for a verify any more",
+                hint="run it again: syncd cluster verify",
+            )
+        (taken, timer), self.cut = self.cut, None
+        timer.cancel()
+        begun, waits = time.monotonic(), pauses()
+        try:
+            for pause in waits:
+                if await to_thread.run_sync(has_turn, taken.connection, self.session.shard):
+                    break
+                await anyio.sleep(min(pause, ALIVE_SECONDS))
+            async with self.lock:
+                self.work = Work(self.indexed(None))
+                try:
+                    some = await compare(self.session, taken, self.work, deep=deep)
+                finally:
+                    self.work = None
+        except BaseException:
+            taken.connection.close()
+            raise
+        found = self.reported(list(self.progress.sources), None, some)
+        self.results.note(found)
+        self.results.note_whole(found)
+        rows = sorted((row for each in found for row in each.datasets), key=lambda row: row.dataset)
+        seconds = time.monotonic() - begun
+        return Verified(taken.position, rows, [each.report for each in found], seconds)
+
     def sources_of(self, only: frozenset[DatasetName] | None) -> list[int]:
         """The sources that have these datasets."""
         sources = self.progress.sources.values()
@@ -245,25 +306,17 @@ class Verifier:
     ) -> tuple[list[Found], Position]:
         """Compare some sources at one snapshot."""
 
-        def captured(each: FollowedSource) -> Captured:
-            views = {
-                name: one.index.view
-                for name, one in each.datasets.items()
-                if only is None or name in only
-            }
-            if only is not None:
-                views |= {
-                    name: each.empty(name).index.view for name in each.datasets.emptied.names & only
-                }
-            return Captured(
-                each.source, views, dict(each.quarantine), each.quarantine.failing, only
-            )
-
         async with self.progress.busy:
             sources = self.progress.sources
             for followed in [sources[one] for one in ids if one in sources]:
                 followed.reread_failing()
-        found, position = await self.at_one_snapshot(ids, captured, deep=deep)
+        found, position = await self.at_one_snapshot(ids, partial(captured, only), deep=deep)
+        return self.reported(ids, only, found), position
+
+    def reported(
+        self, ids: Sequence[int], only: frozenset[DatasetName] | None, found: Sequence[Found]
+    ) -> list[Found]:
+        """The results of all these sources, also of those that could not be compared."""
         by_id, reports = {each.report.source.id: each for each in found}, []
         for one in ids:
             each, known = by_id.get(one), self.progress.sources.get(one)
@@ -276,7 +329,7 @@ class Verifier:
                     else str(known.failure or "it is not being read")
                 )
                 reports.append(not_compared(known, only, reason))
-        return reports, position
+        return reports
 
     async def at_one_snapshot(
         self, ids: Sequence[int], capture: Callable[[FollowedSource], Captured], *, deep: bool
@@ -306,70 +359,10 @@ class Verifier:
         self, ids: Sequence[int], capture: Callable[[FollowedSource], Captured], *, deep: bool
     ) -> tuple[list[Found], Position]:
         """One attempt; raises ``InTheWay``, or ``OthersVerify``."""
-        settings, stop, work = self.session.settings, threading.Event(), self.work
-        assert work is not None
-        taken: list[tuple[Position, list[Captured]]] = []
-        connection = await to_thread.run_sync(
-            open_pass_connection,
-            settings.conninfo,
-            settings.consumer,
-            self.session.patience,
-            abandon_on_cancel=True,
-        )
-        refused: list[Exception] = []
-
-        def take(snapshot: str, position: Position, sources: Sequence[FollowedSource]) -> None:
-            try:
-                begin = filled("verify", "begin", snapshot=sql.Literal(snapshot))
-                limits = filled("verify", "limits")
-                connection.execute(
-                    sql.SQL(";\n").join(
-                        (begin, sql.SQL(session.service_settings(connection)), limits)
-                    )
-                )
-                take_turn(connection, self.session.shard)
-                for each in sources:
-                    if not each.is_failed:
-                        connection.execute(each.source.lock())
-                taken.append((position, [capture(each) for each in sources if not each.is_failed]))
-            except Exception as error:  # noqa: BLE001 - it fails this verify, not the pass
-                refused.append(error)
-
-        def compare() -> list[Found]:
-            with connection:
-                if refused:
-                    raise (
-                        in_the_way() if isinstance(refused[0], pg.LockNotAvailable) else refused[0]
-                    )
-                return [
-                    compare_or_fail(connection, each, deep=deep, stop=stop, note=work.note)
-                    for each in taken[0][1]
-                ]
-
-        comparing = False
-        try:
-            await self.hand_over(Handover(frozenset(ids), take), work.patience_seconds)
-            comparing = True  # from here on the thread closes the connection
-            with translated_errors(settings.conninfo):
-                found = await to_thread.run_sync(compare, abandon_on_cancel=True)
-        except BaseException:
-            stop.set()
-            if not comparing:
-                with anyio.CancelScope(shield=True):
-                    async with self.progress.busy:  # the pass under way may be using it
-                        connection.close()
-            raise
-        return found, taken[0][0]
-
-    async def hand_over(self, handover: Handover, seconds: float) -> None:
-        """Return when a pass has called ``handover.take``.
-
-        Raises ``DatabaseError`` if no pass has brought the sources in step in time.
-        """
-        with anyio.move_on_after(seconds) as waiting:
-            await self.progress.hand_over(handover)
-        if waiting.cancelled_caught:
-            raise not_in_step(seconds)
+        assert self.work is not None
+        patience = self.work.patience_seconds
+        taken = await take(self.progress, self.session, ids, capture, patience)
+        return await compare(self.session, taken, self.work, deep=deep), taken.position
 
     async def repair_one(self, found: Found, *, deep: bool) -> Found:
         """``repair``. If the rows cannot be compared again now, the next verify checks them."""
@@ -419,3 +412,24 @@ class Verifier:
                     "drift_repaired", dataset=row.dataset, keys=row.repaired, in_sync=row.in_sync
                 )
         return replace(found, datasets=repaired)
+
+
+def has_turn(connection: psycopg.Connection[Any], shard: Shard) -> bool:
+    """Whether a shard may compare now; raises ``InTheWay`` if another session waits for it."""
+    if connection.execute(statement("verify", "is_in_the_way")).fetchone() == (True,):
+        raise in_the_way()
+    try:
+        take_turn(connection, shard)
+    except OthersVerify:
+        return False
+    return True
+
+
+def captured(only: frozenset[DatasetName] | None, each: FollowedSource) -> Captured:
+    """What is compared of a source: all datasets, or some of them."""
+    views = {
+        name: one.index.view for name, one in each.datasets.items() if only is None or name in only
+    }
+    if only is not None:
+        views |= {name: each.empty(name).index.view for name in each.datasets.emptied.names & only}
+    return Captured(each.source, views, dict(each.quarantine), each.quarantine.failing, only)

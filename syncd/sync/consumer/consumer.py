@@ -45,7 +45,7 @@ from syncd.statements import statement
 from syncd.store.manifest import Manifest
 from syncd.sync.consumer.ahead import Prepared
 from syncd.sync.consumer.attached import follow_attached, load_sources, resume_sources
-from syncd.sync.consumer.cuts import CutFailed, Cuts, Imported
+from syncd.sync.consumer.cuts import CutFailed, Imported
 from syncd.sync.consumer.outcome import PassOutcome
 from syncd.sync.consumer.pace import Pace, floor_seconds
 from syncd.sync.consumer.passes import Pass, session_settings
@@ -75,7 +75,6 @@ class Consumer(Progress):
         self.session = session
         self.manifest = manifest
         self.prepared = Prepared()
-        self.cuts = Cuts(registry, self.wake)
         self.foreign_rows_at = 0.0
         self.passed_outbox_id = 0
         """Last outbox id at the last pass."""
@@ -282,8 +281,11 @@ class Consumer(Progress):
         failure: BaseException | None = CutFailed("the service stops")
         try:
             async with self.busy:
-                await self.session.in_thread(self.pass_at, connection, imported)
+                outcome = await self.session.in_thread(self.pass_at, connection, imported)
             failure = None
+            if outcome.handed_over:
+                self.handover = None
+                self.handed_over.set()
         except CutFailed as error:
             failure = error
         except Exception as error:
@@ -293,7 +295,7 @@ class Consumer(Progress):
             self.cuts.end_import(failure)
         self.finish_pass()
 
-    def pass_at(self, connection: PreparingConnection, imported: Imported) -> None:
+    def pass_at(self, connection: PreparingConnection, imported: Imported) -> PassOutcome:
         """One pass at a leader's snapshot, in a worker thread; raises ``CutFailed``."""
         this = self.new_pass(connection)
         this.imported = imported
@@ -303,6 +305,7 @@ class Consumer(Progress):
         newest = max(imported.position.outbox_id, self.position.outbox_id)
         self.position = Position(outcome.snapshot, newest)
         self.cuts.keep(self.position, self.sources.values(), imported)
+        return outcome
 
     def new_pass(self, connection: PreparingConnection) -> Pass:
         """A pass from the present position."""

@@ -18,6 +18,7 @@ import structlog
 
 from syncd.errors import DatabaseError, DatabaseUnreachable, SyncdError, TimedOut, Trouble
 from syncd.supervision import describe
+from syncd.sync.consumer.cuts import CutFailed, Cuts, Imported
 from syncd.sync.consumer.outcome import Handover
 from syncd.sync.consumer.pace import Pace
 from syncd.sync.consumer.unrecorded import Doubts
@@ -61,6 +62,7 @@ class Progress:
         self.pass_done = anyio.Event()
         self.last_pass_at = time.monotonic()
         self.newest_outbox_id = 0
+        self.cuts = Cuts(registry, self.wake)
         self.handover: Handover | None = None
         self.handed_over = anyio.Event()
         self.publish: Callable[[], None] = nothing_to_publish
@@ -305,11 +307,19 @@ class Progress:
         finally:
             self.waiters -= 1
 
-    async def hand_over(self, handover: Handover) -> None:
-        """Return when a pass has called ``handover.take``. There is one handover at a time."""
+    async def hand_over(self, handover: Handover, imported: Imported | None = None) -> None:
+        """Return when a pass has called ``handover.take``. There is one handover at a time.
+
+        It is the pass at a leader's snapshot if that is ``imported``; then raises ``CutFailed``.
+        """
         self.handover, self.handed_over = handover, anyio.Event()
         try:
-            await self.next_pass_until(self.handed_over.is_set)
+            if imported is None:
+                await self.next_pass_until(self.handed_over.is_set)
+                return
+            await self.cuts.take(imported)
+            if not self.handed_over.is_set():
+                raise CutFailed("a source was not in step with its table at the snapshot")
         finally:
             self.handover = None
 
