@@ -15,7 +15,7 @@ from syncd.cluster import merge
 from syncd.cluster.layout import Registered
 from syncd.cluster.leading import Leader, TooManyTables
 from syncd.cluster.replica import Replica, call
-from syncd.errors import NotReady, SyncdError
+from syncd.errors import NotReady, SyncdError, TimedOut
 from syncd.protocol.cut_messages import CutParams, CutResult, HoldParams, HoldResult
 from syncd.protocol.messages import VerifyParams, VerifyResult, WirePosition
 from syncd.settings import Settings
@@ -55,7 +55,7 @@ async def verify_together(
                 break
             except TooManyTables:
                 return None
-            except NotReady:
+            except (NotReady, TimedOut):  # one that is frozen is named when it is asked alone
                 if anyio.current_time() > until:
                     return None
             await anyio.sleep(AGAIN_SECONDS)
