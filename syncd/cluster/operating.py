@@ -26,8 +26,10 @@ from syncd.shard import BUCKETS, Shard
 from syncd.statements import statement
 from syncd.types import State
 
-LOOK_SECONDS = 2.0
-"""Time in which a shard must answer ``status``."""
+LOOK_SECONDS = 5.0
+"""Time in which a shard must answer ``status``, to be shown."""
+FROZEN_SECONDS = 10.0
+"""Time after which a shard that is asked for work counts as frozen."""
 LOOK_AGAIN_SECONDS = 0.5
 """Time between two looks at shards that are not ready yet."""
 CATCH_UP_MS = 600_000
@@ -133,7 +135,7 @@ def verify(settings: Settings, of: int | None = None, *, deep: bool = False) -> 
         if results is not None:
             found = results[number]
         else:
-            with client_of(each, settings, LOOK_SECONDS) as client:
+            with client_of(each, settings, FROZEN_SECONDS) as client:
                 client.status()  # a verify has no time limit: a frozen shard would never answer it
                 found = client.verify(deep=deep)
         by_shard.setdefault(each.shard, []).append(found)
@@ -198,7 +200,7 @@ def catch_up(settings: Settings, of: int) -> None:
         row = connection.execute(statement("cluster", "read_token")).fetchone()
         assert row is not None
     for each in of_layout(read_layout(settings), of):
-        with client_of(each, settings, LOOK_SECONDS) as client:
+        with client_of(each, settings, FROZEN_SECONDS) as client:
             client.wait(str(row[0]), timeout_ms=CATCH_UP_MS)
 
 

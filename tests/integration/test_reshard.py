@@ -7,9 +7,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.faults.following import until
 from tests.faults.resharding import Load, reshard_killed
-from tests.oracle.sharded import Cluster, start_all
+from tests.oracle.sharded import Cluster, start_all, until_layout
 
 WRITES_PER_SECOND = 500
 
@@ -35,8 +34,7 @@ def test_two_shards_become_three_and_two_again_under_writes_and_kills(
                     cluster.shards = [*old, *new]
                     start_all(new)
                     reshard_killed(database, of, tmp_path / f"steps-{of}")
-                    names = {f"{number}/{of}" for number in range(of)}
-                    until(lambda: client.status().positions.keys() == names, "the new answer")  # noqa: B023
+                    until_layout(client, of)
                     for each in old:
                         each.stop()
                     cluster.shards = old = new

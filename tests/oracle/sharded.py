@@ -16,10 +16,12 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
+from syncd.client.client import Client
 from syncd.cluster import operating
 from syncd.errors import ShardsUnavailable
 from syncd.settings import load_settings
 from tests.daemon import Daemon
+from tests.faults.following import until
 from tests.oracle.machine import ALWAYS_THERE, Oracle, prepared
 from tests.oracle.writes import run
 
@@ -71,11 +73,16 @@ class Cluster(Daemon):
         said: list[str] = []
         assert operating.reshard(settings, of, said.append), said
         with self.client() as client:
-            while client.status().positions.keys() != {f"{n}/{of}" for n in range(of)}:
-                pass  # the router has not read the layout yet
+            until_layout(client, of)
         for each in old:
             each.stop()
         self.shards = new
+
+
+def until_layout(client: Client, of: int) -> None:
+    """Return when the router asks the shards of a layout."""
+    names = {f"{number}/{of}" for number in range(of)}
+    until(lambda: client.status().positions.keys() == names, f"{of} shards answer")
 
 
 def start_all(daemons: Sequence[Daemon]) -> None:
