@@ -361,7 +361,7 @@ OPERATING = "syncd.cluster.operating"
 RESHARD_POINTS = [
     Point("reshard", "before it waits for the shards", "before", f"{OPERATING}:wait_for_shards"),
     Point("reshard", "when the shards are ready", "after", f"{OPERATING}:wait_for_shards"),
-    Point("reshard", "while a shard verifies", "before", "syncd.client.client:Client.verify", 2),
+    Point("reshard", "while the shards verify", "after", "syncd.cluster.verifying:capture"),
     Point("reshard", "when the shards are verified", "after", f"{OPERATING}:verify"),
     Point("reshard", "before the token", "before", f"{OPERATING}:catch_up"),
     Point("reshard", "while the shards catch up", "after", "syncd.client.client:Client.wait"),
@@ -414,6 +414,15 @@ def wrapper(point: Point, function: Callable[..., Any], folder: Path) -> Callabl
             os.kill(os.getpid(), signal.SIGKILL)
 
     @functools.wraps(function)
+    async def around_coroutine(*arguments: Any, **named: Any) -> Any:
+        if point.when == "before":
+            here()
+        result = await function(*arguments, **named)
+        if point.when == "after":
+            here()
+        return result
+
+    @functools.wraps(function)
     def around(*arguments: Any, **named: Any) -> Any:
         if point.when == "before":
             here()
@@ -422,4 +431,4 @@ def wrapper(point: Point, function: Callable[..., Any], folder: Path) -> Callabl
             here()
         return result
 
-    return around
+    return around_coroutine if inspect.iscoroutinefunction(function) else around

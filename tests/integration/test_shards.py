@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest.mock import AsyncMock
 
 import psycopg
 import pytest
@@ -453,6 +454,7 @@ def test_a_missing_shard_is_an_error_that_names_it_or_a_partial_answer_that_says
             assert cluster[1].process is not None
             cluster[1].process.send_signal(signal.SIGSTOP)
             monkeypatch.setattr(operating, "FROZEN_SECONDS", 0.5)
+            monkeypatch.setattr(operating, "verify_together", AsyncMock(return_value=None))
             with pytest.raises(TimedOut, match="has not answered status"):
                 operating.verify(load_settings(dsn=conninfo))
         with pytest.raises(ShardsUnavailable, match="1 of 3 shards did not answer: 1/3: "):
@@ -557,7 +559,7 @@ def test_status_and_verify_of_a_cluster_exit_1_if_a_shard_is_dead(
 
 
 KILLED_AT = {
-    2: ("while a shard verifies", "while the shards catch up", "after the swap"),
+    2: ("while the shards verify", "while the shards catch up", "after the swap"),
     3: ("before the swap is committed",),
 }
 """Some of the steps of a reshard; the test marked long has all of them."""
