@@ -64,8 +64,10 @@ def up(
     if local:
         where = LocalHead(settings.data_dir).start(talk)
     with ray.connected(where, settings.data_dir if local else None) as engine:
-        starting.up(engine, settings, places, int(memory_gb * 1e9), talk, apart=not local)
-    talk(f"the {shards} shards are ready\n  next: syncd route --listen 127.0.0.1:7432")
+        memory_bytes = int(memory_gb * 1e9)
+        answers = starting.up(engine, settings, places, memory_bytes, talk, apart=not local)
+    if answers:
+        talk(f"the {shards} shards are ready\n  next: syncd route --listen 127.0.0.1:7432")
 
 
 @cluster.command()

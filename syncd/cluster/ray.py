@@ -107,27 +107,23 @@ def connected(address: str, local: Path | None = None) -> Iterator[RayEngine]:
         )
     # a warning of detached actors in a placement group, which is what we want
     logging.getLogger("ray").setLevel(logging.ERROR)
-    with own_signals():
-        try:
-            with quiet():
-                ray.init(
-                    address=address,
-                    namespace=NAMESPACE,
-                    log_to_driver=False,
-                    configure_logging=False,
-                )
-        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-            raise RayUnavailable(
-                f"Ray on {address} does not accept this program: {first_line(error)}",
-                hint="set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the token of that Ray, "
-                "and install the same version of ray and of Python",
-            ) from None
-        try:
-            yield RayEngine()
-        except ray.exceptions.RayError as error:
-            raise RayUnavailable(f"Ray on {address} failed: {first_line(error)}") from error
-        finally:
-            ray.shutdown()
+    try:
+        with own_signals(), quiet():
+            ray.init(
+                address=address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False
+            )
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise RayUnavailable(
+            f"Ray on {address} does not accept this program: {first_line(error)}",
+            hint="set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the token of that Ray, "
+            "and install the same version of ray and of Python",
+        ) from None
+    try:
+        yield RayEngine()
+    except ray.exceptions.RayError as error:
+        raise RayUnavailable(f"Ray on {address} failed: {first_line(error)}") from error
+    finally:
+        ray.shutdown()
 
 
 def check_address(address: str) -> None:

@@ -86,11 +86,11 @@ def up(
     say: Callable[[str], None],
     *,
     apart: bool,
-) -> None:
+) -> bool:
     """Start the replicas that are missing, and return when all of them are ready.
 
-    With ``apart``, no two replicas of a shard are on one machine. Raises ``SyncdError`` if they
-    cannot be started; what has been started stays.
+    With ``apart``, no two replicas of a shard are on one machine. False if another layout answers.
+    Raises ``SyncdError`` if they cannot be started; what has been started stays.
     """
     known = engine.names()
     check_same(engine.kept(known & {each.name for each in places}), places)
@@ -103,9 +103,19 @@ def up(
         start(engine, homes, missing, nodes, memory_bytes, apart=apart)
         say(f"starting {', '.join(each.name for each in missing)}")
     wait_until_ready(engine, settings, [each.name for each in places], say)
-    of, layout = places[0].shard.of, read_layout(settings)
+    of, layout, names = places[0].shard.of, read_layout(settings), {each.name for each in places}
+    lost = [
+        each.consumer
+        for each in registered_in(layout)
+        if each.shard.of == of and each.consumer not in names and is_gone(each, settings)
+    ]
+    if lost:
+        listed = ", ".join(f"'{name}'" for name in lost)
+        say("the outbox is kept for replicas that do not run; if they are gone for good:")
+        say(f"  DELETE FROM syncd.consumers WHERE name IN ({listed});")  # noqa: S608 - only text
     if layout.of != of:
         say(f"the layout of {layout.of} shards answers\n  next: syncd cluster reshard {of}")
+    return layout.of == of
 
 
 def check_same(kept: Mapping[str, Kept], places: Sequence[Place]) -> None:

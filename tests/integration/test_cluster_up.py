@@ -17,7 +17,7 @@ import pytest
 
 from syncd.cluster import starting
 from syncd.cluster.engine import Node
-from syncd.cluster.keeper import Keeper, Kept, Place, is_locked
+from syncd.cluster.keeper import Keeper, Kept, Place, end, is_locked
 from syncd.cluster.operating import look
 from syncd.errors import RayUnavailable
 from syncd.settings import Settings, load_settings
@@ -83,12 +83,14 @@ def engine(tmp_path: Path) -> Iterator[Threads]:
     yield found
     for each in found.keepers.values():
         each.stop()
+    for folder in tmp_path.glob("shard-*"):  # of a keeper that the test has lost
+        assert end(folder, SECONDS)
 
 
 def up(engine: Threads, settings: Settings, shards: int = 2) -> dict[str, int]:
     """Run ``up``; the process of each shard."""
     places = starting.places_of(settings, shards, 1, None, local=False)
-    starting.up(engine, settings, places, 10**8, SAID.append, apart=False)
+    assert starting.up(engine, settings, places, 10**8, SAID.append, apart=False)
     assert look(settings).is_whole
     return {name: int(each.kept().pid or 0) for name, each in engine.keepers.items()}
 
@@ -149,7 +151,9 @@ def test_no_process_is_started_while_the_head_does_not_answer(
 
     keeper = Keeper(place, HOST, os.environ, head_is_lost)
     keeper.start()
-    until(asked.is_set)
-    keeper.stop()
+    try:
+        assert asked.wait(SECONDS)
+    finally:
+        keeper.stop()
     assert keeper.kept().pid is None
     assert not keeper.log.exists()

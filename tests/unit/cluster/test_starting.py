@@ -125,7 +125,7 @@ def test_too_few_machines_or_too_little_memory_is_said_before_anything_starts(
 
 def test_shards_on_other_machines_need_a_token() -> None:
     with pytest.raises(SettingsError, match="no token is set"):
-        starting.places_of(load_settings(), 3, 1, None, local=False)
+        starting.places_of(load_settings(token=""), 3, 1, None, local=False)
 
 
 def test_processes_get_the_settings_of_the_command_but_not_those_of_one_process(
