@@ -91,7 +91,7 @@ def up(engine: Threads, settings: Settings, shards: int = 2) -> dict[str, int]:
     """Run ``up``; the process of each shard."""
     places = starting.places_of(settings, shards, 1, None, local=False)
     assert starting.up(engine, settings, places, 10**8, SAID.append, apart=False)
-    assert look(settings).is_whole
+    until(lambda: look(settings).is_whole)
     return {name: int(each.kept().pid or 0) for name, each in engine.keepers.items()}
 
 
