@@ -116,7 +116,7 @@ POINTS = [
         2,
     ),
     Point("start", "after loading", "after", "syncd.sync.consumer.consumer:Consumer.load"),
-    Point("start", "in the first pass", "after", "syncd.sync.consumer.passes:Pass.take_snapshot"),
+    Point("start", "in the first pass", "after", "syncd.sync.consumer.passes:Pass.checked"),
     Point("start", "before it says that it is ready", "before", "syncd.cli.serve:say"),
     Point("pass", "before the locks", "before", "syncd.sync.consumer.passes:Pass.begin"),
     Point(
@@ -125,7 +125,7 @@ POINTS = [
         "after",
         "syncd.sync.consumer.passes:Pass.begin",
     ),
-    Point("pass", "after the snapshot", "after", "syncd.sync.consumer.passes:Pass.take_snapshot"),
+    Point("pass", "after the snapshot", "after", "syncd.sync.consumer.passes:Pass.checked"),
     Point(
         "pass",
         "after the changed keys are read",

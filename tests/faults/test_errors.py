@@ -182,7 +182,7 @@ def test_a_task_that_keeps_failing_is_shown_by_status_check_and_the_page(daemon:
 def test_an_error_in_the_first_pass_of_a_start_is_tried_again_and_before_a_start_ends_it(
     daemon: Daemon,
 ) -> None:
-    daemon.with_error("syncd.sync.consumer.passes:Pass.take_snapshot", 3).start()
+    daemon.with_error("syncd.sync.consumer.passes:Pass.checked", 3).start()
     assert states(daemon) == {"bad": "ready", "good": "ready"}
     daemon.stop()
     daemon.broken.clear()

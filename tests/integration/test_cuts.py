@@ -189,7 +189,9 @@ def assert_equal_to_sql(conninfo: str, answers: list[dict[str, Any]], shards: li
             )
 
 
-@pytest.mark.parametrize("times", [25, pytest.param(1000, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "times", [25, pytest.param(1000, marks=[pytest.mark.long, pytest.mark.timeout(1200)])]
+)
 def test_all_shards_answer_at_one_snapshot_as_sql_does(
     cluster: list[Daemon], conninfo: str, times: int
 ) -> None:
