@@ -99,6 +99,10 @@ def _parse_one(text: str) -> Parsed:
     raise not_supported(f"the statement {word[:20]}" if word.isalpha() else "this statement")
 
 
+_CLAUSES = {"joins": "JOIN", "order": "ORDER BY", "group": "GROUP BY"}
+"""Clauses that sqlglot calls otherwise."""
+
+
 class _Parser(PostgresParser):
     """PostgreSQL's parser, for which ``search`` is not another product's function."""
 
@@ -140,7 +144,7 @@ def _parts(node: exp.Expr, *allowed: str) -> dict[str, Any]:
     parts = {name: part for name, part in node.args.items() if part not in (None, [], False)}
     for name in parts:
         if name not in allowed:
-            raise not_supported(f"{name.strip('_').replace('_', ' ').upper()} in this statement")
+            raise not_supported(f"{_CLAUSES.get(name, name.strip('_').upper())} in this statement")
     return parts
 
 

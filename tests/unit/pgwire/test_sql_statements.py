@@ -170,6 +170,14 @@ def test_literals_are_read_as_postgresql_reads_them() -> None:
     assert pieces == ["a'b", expected, "a'b", " $$ ", 'a"b', Parameter(12)]
 
 
+@pytest.mark.parametrize("text", ["'{}'", "E'{}'", '"{}"'])
+@pytest.mark.parametrize("mark", ["\\\\", "''", '""'])
+def test_a_statement_that_takes_long_to_read_is_refused(text: str, mark: str) -> None:
+    error = refused("$1 " + text.format(mark * 20_000))
+    assert error.sqlstate == "54000"
+    assert "doubled quotes" in error.message
+
+
 def test_a_literal_is_never_read_as_sql() -> None:
     rng = random.Random(SEED)
     marks = ["'", '"', "$", "$$", "--", "/*", "*/", ";", "\\", "\n", "E", "x", "[", "$1", "\u00e4"]
