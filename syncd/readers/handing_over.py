@@ -244,13 +244,13 @@ class HandingOver(Dispatcher):
         return asked.answer(result)
 
     async def _link(self, owner: object) -> Link:
-        """The connection's link, opened at its first use."""
+        """The connection's link, opened at its first use, and again after it was lost."""
         link = self._links.get(owner)
-        if link is not None:
+        if link is not None and not link.is_lost:
             return link
         async with self._opening:
             link = self._links.get(owner)  # another request of this client may have been first
-            if link is None:
+            if link is None or link.is_lost:
                 link = await open_link(self._control, CLIENT)
                 if isinstance(owner, Stream) and owner.is_lost:
                     link.close()

@@ -34,6 +34,17 @@ class LinkLost(RequestError):
         )
 
 
+class NoMemory(Overloaded):
+    """The reader cannot take the main process's answer."""
+
+    def __init__(self) -> None:
+        RequestError.__init__(
+            self,
+            "the reader has too little memory for the answer",
+            hint="raise the limit of memory (ulimit -v), or set a lower SYNCD_READERS",
+        )
+
+
 class NoLink(Overloaded):
     """The system refuses another link."""
 
@@ -53,7 +64,7 @@ class Link(asyncio.Protocol):
         self._waiting: dict[int, asyncio.Future[bytes]] = {}
         self._number = 0
         self._parts: list[bytes] = []
-        self._lost = False
+        self.is_lost = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Note the transport."""
@@ -69,16 +80,15 @@ class Link(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """Fail the requests that wait."""
-        del error
-        self._lost = True
+        self.is_lost = True
         for waiting in self._waiting.values():
             if not waiting.done():
-                waiting.set_exception(LinkLost())
+                waiting.set_exception(NoMemory() if isinstance(error, MemoryError) else LinkLost())
         self._waiting.clear()
 
     async def ask(self, method: str, params: bytes) -> bytes:
         """The answer's line after its id. Raises ``LinkLost``."""
-        if self._lost:
+        if self.is_lost:
             raise LinkLost
         self._number += 1
         number = self._number
@@ -95,14 +105,14 @@ class Link(asyncio.Protocol):
 
     def notify(self, method: str, params: bytes) -> None:
         """Send a request that is not answered."""
-        if not self._lost:
+        if not self.is_lost:
             self._transport.write(
                 b'{"jsonrpc":"2.0","method":%b,"params":%b}\n' % (_quoted(method), params or b"{}")
             )
 
     def close(self) -> None:
         """Close the link when all is sent: the main process cancels its requests."""
-        if not self._lost:
+        if not self.is_lost:
             self._transport.close()
 
     def _answered(self, line: bytes) -> None:

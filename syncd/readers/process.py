@@ -51,6 +51,10 @@ LEFT_TO_MAIN = frozenset({"rpc.discover"})
 ORDER_BYTES = 1 << 16
 REPORT_SECONDS = 1.0
 """Time between two reports to the main process."""
+NOT_LOADED_HINT = (
+    "the main process answers for this dataset; if it is for lack of memory, raise the limit "
+    "(ulimit -v), or set a lower SYNCD_READERS"
+)
 BEAT_SECONDS = 1.0
 """Time between two beats: see ``Board.beat``."""
 
@@ -253,8 +257,8 @@ class Loader:
     async def _load(self, index: TakenIndex) -> None:
         try:
             await to_thread.run_sync(index.load, limiter=self._limiter)
-        except Exception:  # an error of FAISS, or too little memory: the main process answers
-            logger.exception("codes_not_loaded")
+        except Exception:  # an error of FAISS, too little memory, or no further thread
+            logger.exception("codes_not_loaded", hint=NOT_LOADED_HINT)
 
 
 class Orders:
