@@ -26,6 +26,7 @@ COUNTERS: Mapping[str, str] = {
     "syncd_route_searches_total": "Searches; the outcome is ok, partial, or the kind of the error.",
     "syncd_route_hedges_total": "Replicas asked because another one was late.",
     "syncd_route_retries_total": "Replicas asked because another one failed.",
+    "syncd_route_cuts_total": "Snapshots taken for all shards.",
     "syncd_route_reconnects_total": "Lost connections to the database.",
 }
 GAUGES: Mapping[str, tuple[str, tuple[str, ...]]] = {
@@ -76,6 +77,7 @@ class RouterMetrics(Collector):
         for name, number in (
             ("syncd_route_hedges", router.asking.counts.hedges),
             ("syncd_route_retries", router.asking.counts.retries),
+            ("syncd_route_cuts", router.cuts.taken),
             ("syncd_route_reconnects", fleet.reconnects),
         ):
             yield CounterMetricFamily(name, COUNTERS[f"{name}_total"], value=number)
