@@ -26,8 +26,8 @@ import msgspec
 from syncd.errors import RayUnavailable
 from syncd.host_port import join_host_port
 
-HOST = "127.0.0.2"
-"""Its address: Ray puts the machine's own address in place of 127.0.0.1."""
+HOST = "127.0.0.1"
+"""Its address: only this machine reaches it."""
 SHORT_FOLDER = "/tmp"  # noqa: S108 - ``_lock`` checks its owner
 """Paths of Ray's sockets are 70 characters longer, and may have 107."""
 START_SECONDS = 120.0
@@ -62,6 +62,8 @@ class LocalHead:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.token),
             "RAY_USAGE_STATS_ENABLED": "0",
+            # else Ray puts the machine's own address in place of 127.0.0.1
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         }
 
     def address(self) -> str | None:
