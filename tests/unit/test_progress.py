@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import anyio
+import anyio.lowlevel
 import pytest
 
 from syncd.errors import DatabaseError, DatabaseUnreachable
+from syncd.sync.consumer.outcome import Handover
 from syncd.sync.consumer.progress import Progress
 from syncd.sync.registry.datasets import Registry
 
@@ -42,6 +45,32 @@ async def test_a_task_does_not_fail_if_the_consumer_loses_the_database_as_well(
     progress.connected = True
     progress.note_suspicions(8)
     assert progress.registry.tasks.listed() == []
+
+
+async def test_one_handover_waits_for_another(tmp_path: Path) -> None:
+    progress = Progress(Registry(tmp_path))
+    progress.connected = True
+    first, second = (Handover(frozenset({n}), lambda *_: None) for n in (1, 2))
+    done: list[int] = []
+
+    async def hand_over(handover: Handover) -> None:
+        await progress.hand_over(handover)
+        done.extend(handover.wanted)
+
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(hand_over, first)
+            while progress.handover is None:
+                await anyio.lowlevel.checkpoint()
+            tasks.start_soon(hand_over, second)
+            for each in (first, second):
+                while progress.handover is not each:
+                    await anyio.lowlevel.checkpoint()
+                progress.handed_over.set()  # as a pass does
+                progress.finish_pass()
+                while not set(each.wanted) <= set(done):
+                    await anyio.lowlevel.checkpoint()
+    assert done == [1, 2]
 
 
 async def test_an_answer_of_the_database_is_an_error_of_the_task_at_once(tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ class Kept:
 
     position: WirePosition
     at: float
-    datasets: Mapping[DatasetName, KeptDataset]
+    datasets: Mapping[DatasetName, tuple[Dataset, Source, View]]
     emptied: Mapping[DatasetName, FollowedSource]
     left_out: Mapping[int, str]
 
@@ -251,7 +251,8 @@ class Cuts:
         """Keep the views of the sources that a pass has brought to ``position``."""
         shown = WirePosition.of(position) if imported is None else imported.position
         now = time.monotonic()
-        datasets, emptied, left_out = dict[DatasetName, KeptDataset](), {}, dict[int, str]()
+        datasets = dict[DatasetName, tuple[Dataset, Source, View]]()
+        emptied, left_out = dict[DatasetName, FollowedSource](), dict[int, str]()
         for each in sources:
             why = why_not(each, position)
             if why:
@@ -260,8 +261,7 @@ class Cuts:
                 continue
             for name, dataset in each.datasets.items():
                 if dataset.standing.answers:
-                    view = dataset.index.view
-                    datasets[name] = KeptDataset(dataset, dataset.source, view, shown, now)
+                    datasets[name] = dataset, dataset.source, dataset.index.view
             emptied.update(dict.fromkeys(each.datasets.emptied.names, each))
         self.kept = (Kept(shown, now, datasets, emptied, left_out), *self.kept[: MOST_CUTS - 1])
 
@@ -289,7 +289,7 @@ class Cuts:
         full = full_dataset_name(name)
         found = kept.datasets.get(full)
         if found is not None:
-            return found
+            return KeptDataset(*found, kept.position, kept.at)
         follower = kept.emptied.get(full)
         if follower is not None:
             empty = follower.empty(full)

@@ -65,6 +65,7 @@ class Progress:
         self.cuts = Cuts(registry, self.wake)
         self.handover: Handover | None = None
         self.handed_over = anyio.Event()
+        self.handing_over = anyio.Lock()
         self.publish: Callable[[], None] = nothing_to_publish
         """Publishes states and positions to readers, before a request that waits sees them."""
         self.pace = Pace()
@@ -312,16 +313,17 @@ class Progress:
 
         It is the pass at a leader's snapshot if that is ``imported``; then raises ``CutFailed``.
         """
-        self.handover, self.handed_over = handover, anyio.Event()
-        try:
-            if imported is None:
-                await self.next_pass_until(self.handed_over.is_set)
-                return
-            await self.cuts.take(imported)
-            if not self.handed_over.is_set():
-                raise CutFailed("a source was not in step with its table at the snapshot")
-        finally:
-            self.handover = None
+        async with self.handing_over:
+            self.handover, self.handed_over = handover, anyio.Event()
+            try:
+                if imported is None:
+                    await self.next_pass_until(self.handed_over.is_set)
+                    return
+                await self.cuts.take(imported)
+                if not self.handed_over.is_set():
+                    raise CutFailed("a source was not in step with its table at the snapshot")
+            finally:
+                self.handover = None
 
     async def wait_for_token(
         self, token: Token, timeout_seconds: float, follower: Follower | None = None
