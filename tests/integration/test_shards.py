@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import AsyncMock
@@ -22,7 +22,7 @@ import pytest
 from psycopg import sql
 
 from syncd.client.client import Client
-from syncd.cluster import operating
+from syncd.cluster import operating, verifying
 from syncd.errors import (
     DimensionMismatch,
     InvalidParams,
@@ -284,6 +284,41 @@ def test_only_two_shards_verify_at_a_time(cluster: list[Daemon], conninfo: str) 
         assert not found.done()
         second.rollback()
         assert [row.in_sync for row in found.result().datasets] == [True]
+
+
+def test_a_verify_of_each_shard_and_one_of_all_do_not_wait_for_each_other(
+    cluster: list[Daemon], conninfo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first ones are asked for while passes are held for the snapshot of the other one."""
+    ask_each, alone = verifying.ask_each, list[Future[Any]]()
+
+    def verify(shard: Daemon) -> bool:
+        with shard.client() as client:
+            return all(row.in_sync for row in client.verify().datasets)
+
+    def sessions() -> int:
+        with psycopg.connect(conninfo) as db:
+            name = "syncd/shard-%-of-3"
+            query = "SELECT FROM pg_stat_activity WHERE application_name LIKE %s"
+            return len(db.execute(query, [name]).fetchall())
+
+    with ThreadPoolExecutor(SHARDS) as pool:
+
+        async def ask(replicas: Any, asked: Any, seconds: float | None) -> list[Any]:
+            answers = await ask_each(replicas, asked, seconds)
+            if asked.method == "hold" and not alone:
+                before = sessions()
+                alone.extend(pool.submit(verify, shard) for shard in cluster)
+                until(
+                    lambda: sessions() >= before + SHARDS or all(one.done() for one in alone),
+                    "each verify has its session, or passes went on before",
+                )
+            return answers
+
+        monkeypatch.setattr(verifying, "ask_each", ask)
+        found = operating.verify(load_settings(dsn=conninfo))
+        assert all(row.in_sync for row in found.datasets)
+        assert [each.result() for each in alone] == [True] * SHARDS
 
 
 def test_passes_of_a_shard_keep_a_distance_that_grows_with_the_number_of_shards(

@@ -242,25 +242,40 @@ class Verifier:
         timer.cancel()
         begun, waits = time.monotonic(), pauses()
         try:
+            some = await self.compare_cut(taken, deep=deep)
             for pause in waits:
-                if await to_thread.run_sync(has_turn, taken.connection, self.session.shard):
+                if some is not None:
                     break
                 await anyio.sleep(min(pause, ALIVE_SECONDS))
-            async with self.lock:
-                self.work = Work(self.indexed(None))
-                try:
-                    some = await compare(self.session, taken, self.work, deep=deep)
-                finally:
-                    self.work = None
+                some = await self.compare_cut(taken, deep=deep)
         except BaseException:
             taken.connection.close()
             raise
+        assert some is not None  # the pauses never end
         found = self.reported(list(self.progress.sources), None, some)
         self.results.note(found)
         self.results.note_whole(found)
         rows = sorted((row for each in found for row in each.datasets), key=lambda row: row.dataset)
         seconds = time.monotonic() - begun
         return Verified(taken.position, rows, [each.report for each in found], seconds)
+
+    async def compare_cut(self, taken: Taken, *, deep: bool) -> list[Found] | None:
+        """Compare what was captured; None if another verify runs here, or if there is no turn.
+
+        A verify takes its turn after the lock, and gives the lock up if it has no turn. Otherwise
+        two shards could wait for each other's turn.
+        """
+        await to_thread.run_sync(step_aside, taken.connection)
+        if self.lock.locked():
+            return None
+        async with self.lock:
+            if not await to_thread.run_sync(has_turn, taken.connection, self.session.shard):
+                return None
+            self.work = Work(self.indexed(None))
+            try:
+                return await compare(self.session, taken, self.work, deep=deep)
+            finally:
+                self.work = None
 
     def sources_of(self, only: frozenset[DatasetName] | None) -> list[int]:
         """The sources that have these datasets."""
@@ -414,10 +429,14 @@ class Verifier:
         return replace(found, datasets=repaired)
 
 
-def has_turn(connection: psycopg.Connection[Any], shard: Shard) -> bool:
-    """Whether a shard may compare now; raises ``InTheWay`` if another session waits for it."""
+def step_aside(connection: psycopg.Connection[Any]) -> None:
+    """Raise ``InTheWay`` if another session waits for this one. It also keeps the session alive."""
     if connection.execute(statement("verify", "is_in_the_way")).fetchone() == (True,):
         raise in_the_way()
+
+
+def has_turn(connection: psycopg.Connection[Any], shard: Shard) -> bool:
+    """Whether a shard may compare now."""
     try:
         take_turn(connection, shard)
     except OthersVerify:

@@ -284,8 +284,7 @@ class Consumer(Progress):
                 outcome = await self.session.in_thread(self.pass_at, connection, imported)
             failure = None
             if outcome.handed_over:
-                self.handover = None
-                self.handed_over.set()
+                self.cut_handover, self.cut_handed_over = None, True
         except CutFailed as error:
             failure = error
         except Exception as error:
@@ -298,7 +297,7 @@ class Consumer(Progress):
     def pass_at(self, connection: PreparingConnection, imported: Imported) -> PassOutcome:
         """One pass at a leader's snapshot, in a worker thread; raises ``CutFailed``."""
         this = self.new_pass(connection)
-        this.imported = imported
+        this.imported, this.handover = imported, self.cut_handover
         outcome = this.run(list(self.sources.values()))
         if not outcome.took_snapshot:
             raise CutFailed(outcome.put_off or "the attached tables have changed")

@@ -66,6 +66,10 @@ class Progress:
         self.handover: Handover | None = None
         self.handed_over = anyio.Event()
         self.handing_over = anyio.Lock()
+        self.cut_handover: Handover | None = None
+        """That of a pass at a leader's snapshot: the other one may wait for a pass meanwhile."""
+        self.cut_handed_over = False
+        self.handing_over_at_cut = anyio.Lock()
         self.publish: Callable[[], None] = nothing_to_publish
         """Publishes states and positions to readers, before a request that waits sees them."""
         self.pace = Pace()
@@ -309,21 +313,26 @@ class Progress:
             self.waiters -= 1
 
     async def hand_over(self, handover: Handover, imported: Imported | None = None) -> None:
-        """Return when a pass has called ``handover.take``. There is one handover at a time.
+        """Return when a pass has called ``handover.take``. There is one of each kind at a time.
 
         It is the pass at a leader's snapshot if that is ``imported``; then raises ``CutFailed``.
         """
-        async with self.handing_over:
-            self.handover, self.handed_over = handover, anyio.Event()
-            try:
-                if imported is None:
+        if imported is None:
+            async with self.handing_over:
+                self.handover, self.handed_over = handover, anyio.Event()
+                try:
                     await self.next_pass_until(self.handed_over.is_set)
-                    return
+                finally:
+                    self.handover = None
+            return
+        async with self.handing_over_at_cut:
+            self.cut_handover, self.cut_handed_over = handover, False
+            try:
                 await self.cuts.take(imported)
-                if not self.handed_over.is_set():
+                if not self.cut_handed_over:
                     raise CutFailed("a source was not in step with its table at the snapshot")
             finally:
-                self.handover = None
+                self.cut_handover = None
 
     async def wait_for_token(
         self, token: Token, timeout_seconds: float, follower: Follower | None = None

@@ -101,6 +101,12 @@ CLUSTER_TRAPS: dict[str, Trap] = {
         "if True:",
         f"{SHARDS}::test_only_two_shards_verify_at_a_time",
     ),
+    "a verify of all shards takes the handover of another one": broken(
+        "syncd/sync/consumer/progress.py",
+        "self.cut_handover, self.cut_handed_over = handover, False",
+        "self.handover = self.cut_handover = handover; self.cut_handed_over = False",
+        f"{SHARDS}::test_a_verify_of_each_shard_and_one_of_all_do_not_wait_for_each_other",
+    ),
     "a reshard swaps before it is sure": broken(
         "syncd/cluster/operating.py",
         "        wait_for_shards(settings, of, say)\n",
