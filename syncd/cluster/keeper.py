@@ -40,7 +40,7 @@ LOOK_SECONDS = 1.0
 STOP_SECONDS = 40.0
 """How long a process may take to save its last checkpoint before it is killed."""
 END_LOOK_SECONDS = 0.05
-SHOWN_CHARACTERS = 2000
+SHOWN_BYTES = 2000
 OF_ONE_PROCESS = frozenset(
     {"data_dir", "socket", "consumer", "shard", "replica", "advertise", "listen", "sql_listen"}
 )
@@ -244,6 +244,8 @@ class Keeper:
                 ended = self._run()
             except OSError as error:
                 ended = f"{error.filename or self.data_dir}: {error.strerror}"
+            except Exception as error:  # noqa: BLE001 - whatever it is, the shard is tried again
+                ended = f"{type(error).__name__}: {error}"
             if ended is None:
                 self._stopping.wait(LOOK_SECONDS)
                 continue
@@ -299,8 +301,8 @@ class Keeper:
         """The error that the process has written to its log, with the next step."""
         try:
             with self.log.open("rb") as log:
-                log.seek(since)
-                words = log.read()[-SHOWN_CHARACTERS:].decode("utf-8", "replace")
+                log.seek(max(since, self._log_size() - SHOWN_BYTES))
+                words = log.read().decode("utf-8", "replace")
         except OSError:
             return ""
         _, found, error = words.rpartition("error: ")
