@@ -111,6 +111,12 @@ class Machine:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 
+    def kill_head(self) -> None:
+        """Kill the head and the raylet, and no worker."""
+        for pid, session, line in processes():
+            if session == self.session and ("/gcs_server " in line or "/raylet/raylet " in line):
+                os.kill(pid, signal.SIGKILL)
+
 
 class Searches:
     """A client that searches through the router until the block ends, and checks the answers."""
@@ -283,13 +289,13 @@ def states(settings: Settings) -> str:
     return str([(e.consumer, e.address, e.state, e.error) for e in look(settings).shards])
 
 
-def whole(settings: Settings, hosts: Sequence[str] = HOSTS) -> bool:
-    """Whether both replicas of each shard answer, on these machines."""
+def whole(settings: Settings, hosts: Sequence[str] = HOSTS, replicas: int = 2) -> bool:
+    """Whether all replicas of each shard answer, on these machines."""
     registered = [each for some in read_layout(settings).replicas.values() for each in some]
     if not all(any(f"//{host}:" in each.address for host in hosts) for each in registered):
         return False  # without asking: a frozen process takes 2 s not to answer
     found = look(settings).shards
-    return len(found) == 2 * SHARDS and all(each.state == "ready" for each in found)
+    return len(found) == replicas * SHARDS and all(each.state == "ready" for each in found)
 
 
 def assert_apart(settings: Settings) -> None:
@@ -378,3 +384,31 @@ def test_searches_go_on_while_actors_machines_and_the_head_are_lost(
     assert any(line.startswith("ray::ShardActor") for _, _, line in processes())
     until(lambda: not any(each.runs_ray() for each in machines), 240)
     assert [pid for each in machines for pid in each.shards()] == []
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_without_replicas_a_lost_machine_is_an_error_that_names_its_shards_until_they_are_moved(
+    settings: Settings, machines: list[Machine], folder: Path
+) -> None:
+    done = command(settings, "up", "--shards", str(SHARDS), "--address", machines[0].head)
+    assert done.returncode == 0, done.stderr
+    assert [len(each.shards()) for each in machines] == [1, 1, 1]
+    with routed(settings, folder) as router, Searches(router) as searches:
+        machines[2].send(signal.SIGKILL)
+        seconds = until(lambda: whole(settings, HOSTS[:2], replicas=1))
+        searches.until_right()
+        shards, errors = machines[0].shards(), len(searches.errors)
+        machines[0].kill_head()
+        until(lambda: not machines[0].runs_ray())  # the workers end in order
+        searches.until_right()
+        assert (machines[0].shards(), len(searches.errors)) == (shards, errors)
+    print(f"machine killed: whole after {seconds:.1f} s; {searches.right} right answers")
+    assert searches.wrong == []
+    assert searches.errors
+    assert {error.partition(": ")[0] for error in searches.errors} == {
+        "1 of 3 shards did not answer"
+    }
+    done = command(settings, "down", "--address", machines[0].head)
+    assert done.returncode == 0, done.stderr
+    assert [each.shards() for each in machines] == [[], [], []]
