@@ -102,9 +102,12 @@ def example(framework: str) -> Any:
     return compile(body, "sql.md", "exec", dont_inherit=True)
 
 
-@pytest.fixture
-def quick(way: Way) -> Iterator[None]:
-    """Searches give up after a fraction of a second, not after 6 s."""
+@contextmanager
+def frozen(way: Way) -> Iterator[None]:
+    """The service is frozen, and searches give up after a fraction of a second, not after 6 s."""
+    assert way.daemon.process is not None
+    with way.daemon.client() as client:
+        pids = [way.daemon.process.pid, *(each.pid for each in client.status().readers)]
     (definition,) = way.rows("SELECT pg_get_functiondef('syncd.ask'::regproc)")[0]
     with way.connect() as connection:
         connection.execute(
@@ -112,22 +115,14 @@ def quick(way: Way) -> Iterator[None]:
             .replace("integer := 1000;", "integer := 200;")
             .encode()
         )
-        yield
-        connection.execute(definition.encode())
-
-
-@contextmanager
-def frozen(way: Way) -> Iterator[None]:
-    assert way.daemon.process is not None
-    with way.daemon.client() as client:
-        pids = [way.daemon.process.pid, *(each.pid for each in client.status().readers)]
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
         for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+            connection.execute(definition.encode())
 
 
 def test_every_form_finds_what_the_rpc_finds(way: Way) -> None:
@@ -364,7 +359,6 @@ def test_fresh_finds_every_row_that_was_committed_before(one_way: Way) -> None:
         assert all(key < 100_000 for (key,) in near)
 
 
-@pytest.mark.usefixtures("quick")
 def test_a_frozen_service_ends_the_search_and_a_cancel_ends_it_sooner(way: Way) -> None:
     with way.connect() as connection:
         connection.execute(NEAR_5)
