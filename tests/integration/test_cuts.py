@@ -6,7 +6,9 @@ import json
 import os
 import random
 import socket
+import statistics
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -201,10 +203,14 @@ def test_all_shards_answer_at_one_snapshot_as_sql_does(
 ) -> None:
     before = sample(cluster[-1], "syncd_route_cuts_total")
     with writers(conninfo), wire(cluster[-1]) as router:
-        answers = [
-            router("search", **EVERY, at="cut", consistency="strong", timeout_ms=60_000)
-            for _ in range(times)
-        ]
+        answers, seconds = list[dict[str, Any]](), list[float]()
+        for _ in range(times):
+            begun = time.perf_counter()
+            answers.append(
+                router("search", **EVERY, at="cut", consistency="strong", timeout_ms=60_000)
+            )
+            seconds.append(time.perf_counter() - begun)
+    print(f"{times} cuts, median {statistics.median(seconds) * 1000:.0f} ms")
     assert len({answer["position"]["snapshot"] for answer in answers}) > times / 2
     assert sample(cluster[-1], "syncd_route_cuts_total") >= before + times
     assert_equal_to_sql(conninfo, answers, [f"{n}/{SHARDS}" for n in range(SHARDS)])
