@@ -294,6 +294,10 @@ BEGIN
         BEGIN
             is_new := '{connection}' = ANY ({dblink}.dblink_get_connections()) IS NOT TRUE;
             IF is_new THEN
+                -- Connections to services that syncd.connect_search named before.
+                PERFORM {dblink}.dblink_disconnect(c)
+                FROM unnest({dblink}.dblink_get_connections()) AS c
+                WHERE starts_with(c, 'syncd_search_');
                 PERFORM {dblink}.dblink_connect('{connection}'::text, 'syncd_search'::text);
             END IF;
             since := clock_timestamp();

@@ -22,6 +22,7 @@ from tests.documents import DOCS
 from tests.integration.commands import run
 from tests.integration.searching import (
     PGVECTOR,
+    QUOTED_WORD,
     ROWS,
     WORD,
     Way,
@@ -296,6 +297,19 @@ def test_a_composite_key_is_the_text_of_an_array_in_both_directions(one_way: Way
         with pytest.raises(psycopg.errors.InvalidParameterValue, match="composite"):
             connection.execute("SELECT key FROM syncd.search_key('pairs', '[y]')")
         connection.execute("SELECT syncd.detach('pairs'); DROP TABLE pairs")
+
+
+def test_a_session_has_one_connection_also_after_searches_were_connected_again(
+    one_way: Way,
+) -> None:
+    with one_way.connect() as connection:
+        connection.execute(NEAR_5)
+        target = f"host=127.0.0.1 port={one_way.port} password='{QUOTED_WORD}'"
+        one_way.rows("SELECT syncd.connect_search(%s, '{app,web}')", "app", target)
+        assert len(connection.execute(NEAR_5).fetchall()) == 4
+        names = connection.execute('SELECT "my extensions".dblink_get_connections()').fetchone()
+        assert names is not None
+        assert len(names[0]) == 1
 
 
 def test_the_planner_looks_the_keys_up_by_their_index(way: Way) -> None:
