@@ -187,7 +187,7 @@ FROM (SELECT {key} AS syncd_key, {project} AS syncd_project, {dataset} AS syncd_
              {send}({vector}) AS syncd_vector, ROW({key_columns}) AS syncd_hashed,
              jsonb_build_array({columns}) AS syncd_columns
       FROM {source}
-      WHERE ({key_columns}) IN (SELECT {elements} FROM unnest($1::json[]) AS syncd_k (syncd_key))
+      WHERE ({key_columns}) IN (SELECT {elements} FROM unnest({texts}::json[]) AS syncd_k (syncd_key))
             AND {match_columns}
             AND ({key_columns}) IS NOT NULL AND {live} AND {vector} IS NOT NULL
       OFFSET 0) AS syncd_r;
@@ -310,12 +310,23 @@ ARRAY[{project}, {dataset}]
 
 -- name: keys
 -- The keys of a column that is not a time.
-$1::text[]::{type}[];
+{texts}::{type}[];
 
 -- name: time_keys
 -- The keys of a column that is a time. To the planner a cast from text to a time depends on
 -- settings, so that it would leave out no partition; these functions do not.
-syncd.key_times($1::text[], NULL::pg_catalog.{kind});
+syncd.key_times({texts}, NULL::pg_catalog.{kind});
+
+-- name: asked_texts
+-- The keys as a parameter, in the outbox's form.
+$1::text[];
+
+-- name: changed_texts
+-- The keys of one source that were written by transactions that began after a position, at most so
+-- many that a page has them all. The parameter is the position's xmax.
+ARRAY(SELECT syncd_o.key FROM syncd.outbox AS syncd_o
+      WHERE syncd_o.xid >= $1::xid8 AND syncd_o.op = 'k' AND syncd_o.source = {source}
+      ORDER BY syncd_o.xid, syncd_o.id LIMIT {most});
 
 -- name: match_column
 {column} = ANY (syncd.key_elements($1::json[], {place})::{type}[]);

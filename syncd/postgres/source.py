@@ -39,6 +39,9 @@ keys. Only the truncation of one partition can then be seen before the position 
 marker in the outbox makes the next pass read the source again.
 """
 
+GUESSED_KEYS = 100
+"""Number of changed rows of a source that the first message of a pass reads at most."""
+
 TRUE = sql.Literal(True)
 ESCAPED = re.compile(r'["\\]')
 """Characters that have a backslash before them in an element of an array."""
@@ -205,17 +208,35 @@ class Source:
         whole = self.partitions is None
         return Query(self.keys_query, [self.key_array(keys)], binary=True, prepare=whole)
 
-    def read_keys(self, *, vectors: bool = True) -> sql.Composed:
-        """Live rows by key; the only parameter is the keys, as the outbox has them."""
+    @cached_property
+    def changed_query(self) -> bytes:
+        """Live rows whose keys the outbox has since a position, up to ``GUESSED_KEYS`` of them."""
+        texts = filled(
+            "passes", "changed_texts", source=sql.Literal(self.id), most=sql.Literal(GUESSED_KEYS)
+        )
+        return self.read_keys(texts=texts).as_bytes(None)
+
+    def read_changed(self, xmax: int) -> Query:
+        """The statement that reads what changed since a position without open transactions."""
+        return Query(self.changed_query, [str(xmax)], binary=True)
+
+    def read_keys(
+        self, *, vectors: bool = True, texts: sql.Composable | None = None
+    ) -> sql.Composed:
+        """Live rows by key; without ``texts`` the only parameter is the keys.
+
+        They are in the outbox's form.
+        """
+        texts = texts or filled("passes", "asked_texts")
         if len(self.key) > 1:
-            return self.read_composite_keys(vectors=vectors)
+            return self.read_composite_keys(texts, vectors=vectors)
         column, kind = sql.Identifier(self.key[0]), self.key_kinds[0]
-        keys = filled("passes", "keys", type=raw(self.key_types[0]))
+        keys = filled("passes", "keys", texts=texts, type=raw(self.key_types[0]))
         if kind in TIMES:
-            keys = filled("passes", "time_keys", kind=sql.Identifier(kind))
+            keys = filled("passes", "time_keys", texts=texts, kind=sql.Identifier(kind))
         return self.read_rows("read_rows_by_key", vectors=vectors, column=column, keys=keys)
 
-    def read_composite_keys(self, *, vectors: bool) -> sql.Composed:
+    def read_composite_keys(self, texts: sql.Composable, *, vectors: bool) -> sql.Composed:
         """Live rows by a key of several columns."""
         elements = [
             filled("passes", "element", place=sql.Literal(place), type=raw(kind))
@@ -227,6 +248,7 @@ class Source:
         return self.read_rows(
             "read_rows_by_composite_key",
             vectors=vectors,
+            texts=texts,
             elements=sql.SQL(", ").join(elements),
             match_columns=match_columns,
         )

@@ -13,10 +13,12 @@ import psycopg
 
 from syncd.keys import parse_readable
 from syncd.postgres.outbox import Changes
+from syncd.sync.consumer.guarding import StartAgain
 from syncd.sync.source.applying import apply
 from syncd.sync.source.estimates import expected_rows
 from syncd.sync.source.followed import FollowedSource
 from syncd.sync.source.reading import read_by_keys, read_page, read_unkeyed
+from syncd.sync.source.rows import Row, Rows
 from syncd.types import Key
 
 KEYS_PER_READ = 1000
@@ -26,23 +28,35 @@ REREAD_PER_PASS = 5000
 
 
 def bring(
-    connection: psycopg.Connection, each: FollowedSource, changes: Changes, *, commit: bool = False
+    connection: psycopg.Connection,
+    each: FollowedSource,
+    changes: Changes,
+    *,
+    commit: bool = False,
+    guessed: Sequence[Row] | None = None,
 ) -> int:
     """Read one source's changed rows, apply them, and move its cursor.
 
-    With ``commit`` the transaction ends when they are read. Returns the number of changed rows.
+    With ``commit`` the transaction ends when they are read. ``guessed`` are the rows of all changed
+    keys, if they were read before; then the transaction has ended. Returns the number of changed
+    rows.
     """
     written = changes.keys.get(each.source.id, [])
     asked = parsed(each, [text for text in written if not each.source.is_unkeyed(text)])
     # A row trigger does not say which row came by a key: rows without one are read at any change.
     each.reread_unkeyed |= each.source.id in changes.unkeyed or len(asked) < len(written)
     each.reread_unkeyed |= bool(each.quarantine.unkeyed and written)
+    if guessed is not None and (each.reread or each.reread_unkeyed):
+        raise StartAgain
     each.unconfirmed.note(asked)
     reread = set(itertools.islice(each.reread, REREAD_PER_PASS))
     each.reread -= reread
     try:
-        keys = list(dict.fromkeys([*asked, *reread])) if reread else asked
-        changed = read_and_apply(connection, each, keys, commit=commit)
+        if guessed is not None:
+            changed = apply(each, asked, Rows.of(guessed)) if asked else 0
+        else:
+            keys = list(dict.fromkeys([*asked, *reread])) if reread else asked
+            changed = read_and_apply(connection, each, keys, commit=commit)
         if each.reread_unkeyed:
             each.reject_unkeyed(read_unkeyed(connection, each.source, careful=each.careful))
     except BaseException:

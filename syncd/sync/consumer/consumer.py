@@ -40,7 +40,7 @@ from syncd.postgres.identity import (
 )
 from syncd.postgres.listener import backoff_delays
 from syncd.postgres.schema import store_settings
-from syncd.postgres.source import Source
+from syncd.postgres.source import GUESSED_KEYS, Source
 from syncd.statements import statement
 from syncd.store.manifest import Manifest
 from syncd.sync.consumer.ahead import Prepared
@@ -84,6 +84,8 @@ class Consumer(Progress):
         """Whether there is a connection that gets notifications."""
         self.found_by_look = False
         """Whether the next pass begins because of a look, and not of a notification."""
+        self.expects = True
+        """Whether the next pass may find changes, and does not only follow the poll."""
 
     async def run(self, *, task_status: TaskStatus[None] = TASK_STATUS_IGNORED) -> None:
         """Follow until cancelled.
@@ -351,6 +353,8 @@ class Consumer(Progress):
             for followed in self.sources.values():
                 followed.try_taken_names()
         this = self.new_pass(connection)
+        this.guesses, this.expects = self.pace.rows <= GUESSED_KEYS, self.expects
+        self.expects = True
         outcome = this.run(list(self.sources.values()))
         if this.history:
             self.history, self.next_xid = this.history, this.next_xid
@@ -404,6 +408,7 @@ class Consumer(Progress):
             await self.wake.wait(min(self.sleep_seconds(), max(until - time.monotonic(), 0.0)))
             asked = self.wake.is_set or self.waiters > 0
             if asked or time.monotonic() >= until:
+                self.expects = asked
                 break
             if await self.session.in_thread(self.something_moved, connection):
                 break

@@ -33,7 +33,15 @@ from syncd.postgres.outbox import (
 )
 from syncd.shard import WHOLE, Shard
 from syncd.statements import filled, statement
-from syncd.sync.consumer.ahead import BEGIN, COMMIT, Answers, Prepared, prepare_reads, read_first
+from syncd.sync.consumer.ahead import (
+    BEGIN,
+    COMMIT,
+    Answers,
+    Prepared,
+    guess,
+    prepare_reads,
+    read_first,
+)
 from syncd.sync.consumer.bringing import bring, is_read_at_once, scan_page
 from syncd.sync.consumer.cuts import CutFailed, Imported
 from syncd.sync.consumer.guarding import ReadRegistryAgain, StartAgain, guarded
@@ -81,6 +89,10 @@ class Pass:
     history: str = ""
     next_xid: int = 0
     shard: Shard = WHOLE
+    guesses: bool = False
+    """Whether the first message may read the changed rows as well, and end the transaction."""
+    expects: bool = True
+    """Whether there are changes, as far as it is known."""
     imported: Imported | None = None
     """The leader's snapshot, in place of one of its own; raises ``CutFailed`` if it cannot be."""
 
@@ -109,13 +121,14 @@ class Pass:
         if self.imported is not None:
             due = self.imported.reachable(due, self.position)
             wanted = [each for each in due if each.source.oid in self.imported.tables]
-        kept = True
+        kept, guesses = True, self.guess(due, wanted)
         while True:
             try:
-                locked, answers = self.begin(wanted, due, all_sources)
+                locked, answers = self.begin(wanted, due, all_sources, guesses)
                 return self.move(due, locked, all_sources, answers)
             except StartAgain as again:
                 self.rollback()
+                guesses = None
                 retry = [] if not again.args else again.args[0]
                 wanted = [each for each in (*wanted, *retry) if each.retry_at <= time.monotonic()]
             except (pg.UndefinedTable, pg.InvalidSchemaName, ReadRegistryAgain):
@@ -140,11 +153,30 @@ class Pass:
                 self.rollback()
                 raise
 
+    def guess(
+        self, due: Sequence[FollowedSource], wanted: Sequence[FollowedSource]
+    ) -> list[FollowedSource] | None:
+        """The sources whose changed rows the first message reads; None: their keys come first."""
+        if (
+            not self.guesses
+            or self.pooled
+            or self.handover is not None
+            or self.imported is not None
+            or not self.shard.is_whole
+            or self.doubts.due
+            or self.doubts.ended
+            or not self.prepared.is_done(wanted)
+        ):
+            return None
+        found = guess(self.position, due, wanted)
+        return found if found is None or self.expects else []
+
     def begin(
         self,
         wanted: Sequence[FollowedSource],
         due: Sequence[FollowedSource],
         all_sources: Sequence[FollowedSource],
+        guesses: Sequence[FollowedSource] | None = None,
     ) -> tuple[list[FollowedSource], Answers]:
         """Open the transaction, lock the sources before there is a snapshot, and take it.
 
@@ -153,12 +185,19 @@ class Pass:
         try:
             if not self.pooled and self.imported is None:
                 first = [BEGIN, self.prepared.lock_of(wanted)]
-                return list(wanted), self.read_first(first, wanted, due, all_sources)
+                return list(wanted), self.read_first(first, wanted, due, all_sources, guesses)
             locks = [each.source.lock() for each in wanted]
             self.connection.execute(sql.SQL(";\n").join([*self.beginning(), *locks]))
             locked = list(wanted)
-        except (pg.LockNotAvailable, pg.InsufficientPrivilege):
+        except psycopg.Error as error:
+            if self.connection.broken or (
+                guesses is None
+                and not isinstance(error, pg.LockNotAvailable | pg.InsufficientPrivilege)
+            ):
+                raise
             self.rollback()
+            if not isinstance(error, pg.LockNotAvailable | pg.InsufficientPrivilege):
+                raise StartAgain from error  # a source's own read tells which one it is
             begin_with_outbox(self.connection, sql.SQL(";\n").join(self.beginning()))
             locked = lock_each(self.connection, wanted)
         if self.imported is not None:
@@ -179,11 +218,12 @@ class Pass:
         locked: Sequence[FollowedSource],
         due: Sequence[FollowedSource],
         all_sources: Sequence[FollowedSource],
+        guesses: Sequence[FollowedSource] | None = None,
     ) -> Answers:
         """The answers to the first statements, after ``begin``."""
         looks = choose_looks(all_sources, locked)
         asked = [self.asked(cursor, group) for cursor, group in by_cursor(due).items()]
-        return read_first(self.connection, begin, self.consumer, looks, locked, asked)
+        return read_first(self.connection, begin, self.consumer, looks, locked, asked, guesses)
 
     def move(
         self,
@@ -193,6 +233,8 @@ class Pass:
         answers: Answers,
     ) -> PassOutcome:
         """The pass after the locks: from the snapshot to the new cursors."""
+        if answers.guessed is not None and not self.holds(answers, locked):
+            raise StartAgain
         taken = self.checked(answers.taken)
         snapshot, newest_outbox_id, freed = taken.snapshot, taken.newest_outbox_id, taken.freed
         marked = self.marked(due, answers)
@@ -253,7 +295,8 @@ class Pass:
             if unlocked:
                 self.needs_another_snapshot(f"{unlocked[0].source.name} was not locked before it")
                 raise StartAgain(unlocked)
-            last = None if marked or len(groups) > 1 else self.last_read(group, changes)
+            one = len(groups) == 1 and not marked and answers.guessed is None
+            last = self.last_read(group, changes) if one else None
             for each in group:
                 with guarded(self.connection, each):
                     for marker in markers:
@@ -263,7 +306,11 @@ class Pass:
                         each.catalogue.rewritten = False
                         each.doubt(f"{each.source.name}: the table was rewritten", believed=True)
                     outcome.changed_rows += bring(
-                        self.connection, each, changes, commit=each is last
+                        self.connection,
+                        each,
+                        changes,
+                        commit=each is last,
+                        guessed=answers.rows_of(each.source.id),
                     )
                 outcome.more |= changes.cursor.window is not None or each.rereads
         scanned = [
@@ -311,6 +358,15 @@ class Pass:
         assert row is not None
         self.handover.take(row[0], Position(snapshot, newest_outbox_id), wanted)
         return True
+
+    def holds(self, answers: Answers, locked: Sequence[FollowedSource]) -> bool:
+        """Whether a pass whose transaction has ended can go on with its answers."""
+        taken = answers.taken
+        return (
+            taken.doubts == self.doubts.seen
+            and not self.position.snapshot.lacks(taken.freed)
+            and answers.hold(locked)
+        )
 
     def checked(self, taken: Taken) -> Taken:
         """Check the facts of the snapshot, and note them.
@@ -388,7 +444,7 @@ class Pass:
 
     def rollback(self) -> None:
         """End the transaction, if the connection is still there."""
-        if not self.connection.closed:
+        if not self.connection.closed and not self.ended:
             self.connection.execute(statement("passes", "rollback"))
             self.prepared.tried.clear()
             if self.connection.kept is not None:
