@@ -202,8 +202,12 @@ def read_changes(
 
 
 def read_pages(connection: psycopg.Connection, asked: Asked) -> Iterator[Page]:
-    """The answers to ``asked.queries()``, one by one: the first one may be a full page."""
-    for query in asked.queries():
+    """The answers to ``asked.queries()``; in a window one by one: the first page is often full."""
+    queries = asked.queries()
+    if asked.cursor.window is None:
+        yield from map(asked.page, ask(connection, *queries))
+        return
+    for query in queries:
         (rows,) = ask(connection, query)
         yield asked.page(rows)
 

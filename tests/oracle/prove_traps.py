@@ -35,6 +35,8 @@ TRAPS = {
 """Every trap by its name, and the unchanged copy."""
 PYTEST = (sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider")
 """pytest in one process: with more processes, ``-x`` ends with another exit status."""
+ALSO_LONG = ("-m", "long or not long")
+"""For a test that a trap names: it runs also if it is marked ``long``."""
 FAILED = 1
 """pytest's exit status when tests ran and some failed."""
 VERDICTS = {0: "passes", FAILED: "fails"}
@@ -88,7 +90,7 @@ def run(trap: Trap) -> bool:
         for test in trap.tests:
             begun = time.monotonic()
             done = subprocess.run(
-                [*PYTEST, "-x", test],
+                [*PYTEST, "-x", *(ALSO_LONG if "::" in test else ()), test],
                 env=environment,
                 cwd=checkout,
                 stdout=subprocess.PIPE,

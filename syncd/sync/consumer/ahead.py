@@ -174,7 +174,8 @@ def guess(
         return None
     ids = {each.source.id for each in due}
     able = [each for each in wanted if each.source.partitions is None and each.source.id in ids]
-    return sorted(able, key=lambda each: -each.dirty_at)[:GUESSED_SOURCES]
+    changed = [each for each in able if each.dirty_at]
+    return sorted(changed or able, key=lambda each: -each.dirty_at)[:GUESSED_SOURCES]
 
 
 def prepare_reads(

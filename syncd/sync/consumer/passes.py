@@ -141,6 +141,7 @@ class Pass:
                 )
             except pg.InvalidSqlStatementName:  # something else has deallocated it
                 self.rollback()
+                self.forget_prepared()
                 if not kept:
                     raise
                 kept = False
@@ -446,9 +447,13 @@ class Pass:
         """End the transaction, if the connection is still there."""
         if not self.connection.closed and not self.ended:
             self.connection.execute(statement("passes", "rollback"))
-            self.prepared.tried.clear()
-            if self.connection.kept is not None:
-                self.connection.kept.forget(self.connection)
+            self.forget_prepared()
+
+    def forget_prepared(self) -> None:
+        """Prepare each statement again when it is needed."""
+        self.prepared.tried.clear()
+        if self.connection.kept is not None:
+            self.connection.kept.forget(self.connection)
 
 
 def local_settings(connection: psycopg.Connection) -> LiteralString:

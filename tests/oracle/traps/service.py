@@ -35,6 +35,7 @@ UNLOGGED = (
     "tests/faults/test_unlogged.py::"
     "test_a_table_that_a_crash_has_emptied_has_an_empty_index_soon_after_the_reconnect"
 )
+FIRST_MESSAGE = "tests/integration/test_first_message.py"
 MARKS = "tests/integration/test_marks.py"
 TRIGGERS = "tests/faults/test_triggers_and_rights.py"
 PROGRESS = "tests/unit/test_progress.py"
@@ -86,6 +87,18 @@ SERVICE_TRAPS: dict[str, Trap] = {
         "each.return_to_confirmed()",
         "pass",
         ORACLE,
+    ),
+    "the first message is believed to have read every changed row": broken(
+        "syncd/sync/consumer/ahead.py",
+        "sum(page.rows for page in pages) <= GUESSED_KEYS",
+        "True",
+        f"{FIRST_MESSAGE}::test_a_pass_that_meets_more_than_that_begins_again[101 rows]",
+    ),
+    "the first message ends the pass although a transaction was open": broken(
+        "syncd/sync/consumer/ahead.py",
+        "or each.cursor.position.snapshot.in_progress",
+        "or False",
+        f"{FIRST_MESSAGE}::test_after_an_open_transaction_the_keys_are_read_first",
     ),
     "facts of the catalogue are read every few seconds only": broken(
         "syncd/sync/source/looking.py",
@@ -237,11 +250,11 @@ SERVICE_TRAPS: dict[str, Trap] = {
         "tests/faults/test_pooler.py::"
         "test_no_setting_stays_in_a_session_that_a_pooler_shares[plain]",
     ),
-    "the planner may sort a page": broken(
+    "the planner may read the outbox as a whole and sort it": broken(
         "sql/queries/session.sql",
         "SET LOCAL enable_seqscan = off;\nSET LOCAL enable_sort = off;",
-        "SET LOCAL enable_seqscan = off;",
-        f"{OUTBOX}::test_a_page_of_one_large_transaction_is_read_by_its_index_in_every_slot[False]",
+        "SET LOCAL enable_seqscan = on;\nSET LOCAL enable_sort = on;",
+        f"{OUTBOX}::test_a_plan_made_while_the_outbox_was_empty_reads_a_page_of_a_large_one",
     ),
     "the registry is gone through without a copy": broken(
         "syncd/sync/registry/datasets.py",

@@ -1,0 +1,145 @@
+"""Passes whose first message also reads the changed rows: the same index, in one message."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from unittest.mock import patch
+
+import psycopg
+import pytest
+
+from syncd.keys import parse_keys
+from syncd.postgres.connection import PassConnection, open_pass_connection
+from syncd.settings import load_settings
+from syncd.sync.consumer.consumer import Consumer
+from syncd.sync.consumer.session import Session
+from syncd.sync.registry.datasets import Registry
+from syncd.types import DatasetName
+
+RUN_ID = "00000000-0000-0000-0000-000000000001"
+KEYS = {
+    "int": "id int PRIMARY KEY",
+    "text": "id text PRIMARY KEY",
+    "timestamptz": "id timestamptz PRIMARY KEY",
+    "composite": "a int, b text, PRIMARY KEY (a, b)",
+}
+VALUES = {
+    "int": "{0}",
+    "text": "'it''s {{\"{0}\"}}, \\'",
+    "timestamptz": "'2026-01-01 00:00:00+02'::timestamptz + make_interval(secs => {0})",
+    "composite": "{0}, 'b\"{0}'",
+}
+
+
+class Following:
+    """A consumer without a service: each call of ``messages`` is one pass."""
+
+    def __init__(self, conninfo: str, folder: Path, connection: PassConnection) -> None:
+        settings = load_settings(dsn=conninfo, data_dir=folder, consumer="it")
+        self.consumer = Consumer(Session(settings, RUN_ID), Registry(folder), None)
+        self.connection = connection
+        self.consumer.begin(connection, True)
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        """Passes until nothing is left to do, and one more, which prepares what comes next."""
+        while self.consumer.look_and_pass(self.connection).more:
+            pass
+        self.consumer.look_and_pass(self.connection)
+
+    def messages(self) -> int:
+        """Number of messages of a pass."""
+        with patch.object(
+            PassConnection, "wait", autospec=True, side_effect=PassConnection.wait
+        ) as wait:
+            outcome = self.consumer.look_and_pass(self.connection)
+        self.catch_up() if outcome.more else None
+        return wait.call_count
+
+    def in_step(self, db: psycopg.Connection, key: str) -> None:
+        """The index has exactly the table's live keys."""
+        columns = {"composite": "json_build_array(a, b)::text", "timestamptz": "syncd.key_text(id)"}
+        column = columns.get(key, "id")
+        rows = db.execute(f"SELECT {column} FROM items WHERE live".encode()).fetchall()
+        (source,) = [each.source for each in self.consumer.sources.values() if each.datasets]
+        dataset = self.consumer.registry.by_name[DatasetName("default/items")]
+        keys = parse_keys(source.key_kinds, [each for (each,) in rows])
+        assert dataset.index.count == len(keys)
+        assert dataset.index.view.contains(keys).all()
+
+
+@pytest.fixture
+def following(
+    db: psycopg.Connection, database: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Following]:
+    key = getattr(request, "param", "int")
+    db.execute(f"CREATE TABLE items (live bool, v real[], {KEYS[key]})".encode())
+    db.execute("SELECT syncd.attach('items', vector => 'v', live => 'live')")
+    insert(db, key, range(20))
+    with open_pass_connection(database, "it") as connection:
+        yield Following(database, tmp_path, connection)
+
+
+def insert(db: psycopg.Connection, key: str, numbers: range) -> None:
+    """Insert live rows, in one transaction."""
+    rows = ", ".join(f"(true, '{{1,{each}}}', {VALUES[key].format(each)})" for each in numbers)
+    db.execute(f"INSERT INTO items VALUES {rows}".encode())
+
+
+@pytest.mark.parametrize(
+    ("following", "key"), [(key, key) for key in KEYS], indirect=["following"], ids=KEYS
+)
+def test_a_pass_of_a_few_changes_is_one_message(
+    following: Following, db: psycopg.Connection, key: str
+) -> None:
+    assert following.messages() == 1
+    changes: list[Callable[[], object]] = [
+        lambda: insert(db, key, range(100, 130)),
+        lambda: db.execute("UPDATE items SET live = false WHERE v[2] < 3"),
+        lambda: db.execute("UPDATE items SET v = '{2,2}' WHERE v[2] > 120"),
+        lambda: db.execute("DELETE FROM items WHERE v[2] BETWEEN 5 AND 7"),
+    ]
+    for change in changes:
+        change()
+        assert following.messages() == 1
+        following.in_step(db, key)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "INSERT INTO items SELECT true, '{1,1}', i FROM generate_series(1000, 1100) i",
+        "TRUNCATE items; INSERT INTO items VALUES (true, '{1,1}', 5)",
+        "INSERT INTO syncd.outbox (source, op) SELECT id, 'r' FROM syncd.attachments",
+        "ALTER TABLE items ALTER COLUMN id TYPE bigint; "
+        "INSERT INTO items VALUES (true, '{1,1}', 77)",
+        "ALTER TABLE items ALTER COLUMN live TYPE bool USING NOT live",
+        "INSERT INTO syncd.outbox (source, op, key) SELECT id, 'k', 'abc' FROM syncd.attachments; "
+        "INSERT INTO items VALUES (true, '{1,1}', 5000)",
+        "SELECT nextval('syncd.doubts')",
+    ],
+    ids=["101 rows", "truncated", "marker", "key's type", "rewritten", "no key", "doubt"],
+)
+def test_a_pass_that_meets_more_than_that_begins_again(
+    following: Following, db: psycopg.Connection, change: str
+) -> None:
+    assert following.messages() == 1
+    with db.transaction():
+        db.execute(change.encode())
+    assert following.messages() > 1
+    following.catch_up()
+    following.in_step(db, "int")
+
+
+def test_after_an_open_transaction_the_keys_are_read_first(
+    following: Following, db: psycopg.Connection, database: str
+) -> None:
+    with psycopg.connect(database) as early:
+        early.execute("INSERT INTO items VALUES (true, '{1,1}', 500)")
+        insert(db, "int", range(501, 503))
+        following.consumer.look_and_pass(following.connection)
+        following.in_step(db, "int")
+        early.commit()
+        assert following.messages() > 1
+        following.in_step(db, "int")
