@@ -226,9 +226,12 @@ def _find_sorted(run: Run, hashes: Hashes) -> tuple[NDArray[np.int64], Values]:
     (hit,) = (run[0][inside] == hashes).nonzero()
     if not hit.size:
         return hit, hit
+    start = first[hit]
+    following = np.minimum(start + 1, run[0].size - 1)
+    alone = (run[0][following] != hashes[hit]) | (following == start)
+    if alone.all():  # the usual case, without another search in a large run
+        return hit, run[1][start]
     last = run[0].searchsorted(hashes[hit], side="right")
-    lengths = last - first[hit]
-    if lengths.size == lengths.sum():
-        return hit, run[1][first[hit]]
+    lengths = last - start
     offsets = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return np.repeat(hit, lengths), run[1][np.repeat(first[hit], lengths) + offsets]
+    return np.repeat(hit, lengths), run[1][np.repeat(start, lengths) + offsets]
