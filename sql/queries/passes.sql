@@ -322,11 +322,14 @@ syncd.key_times({texts}, NULL::pg_catalog.{kind});
 $1::text[];
 
 -- name: changed_texts
--- The keys of one source that were written by transactions that began after a position, at most so
--- many that a page has them all. The parameter is the position's xmax.
-ARRAY(SELECT syncd_o.key FROM syncd.outbox AS syncd_o
-      WHERE syncd_o.xid >= $1::xid8 AND syncd_o.op = 'k' AND syncd_o.source = {source}
-      ORDER BY syncd_o.xid, syncd_o.id LIMIT {most});
+-- The keys of one source among the first rows that read_keys_begun_since reads. The parameters are
+-- the position's xmax and the sources.
+ARRAY(SELECT syncd_k.key
+      FROM (SELECT syncd_o.source, syncd_o.op, syncd_o.key FROM syncd.outbox AS syncd_o
+            WHERE syncd_o.xid >= $1::xid8
+              AND (syncd_o.op <> 'k' OR syncd_o.source = ANY ($2::integer[]))
+            ORDER BY syncd_o.xid, syncd_o.id LIMIT {most}) AS syncd_k
+      WHERE syncd_k.source = {source} AND syncd_k.op = 'k');
 
 -- name: match_column
 {column} = ANY (syncd.key_elements($1::json[], {place})::{type}[]);

@@ -18,7 +18,7 @@ from psycopg import sql
 from syncd.keys import KEY_KINDS, TIMES, has_null, parse_key, parse_keys
 from syncd.postgres.batch import Query
 from syncd.shard import WHOLE, Shard
-from syncd.statements import filled
+from syncd.statements import filled, number_list
 from syncd.types import (
     AttachedColumn,
     ColumnKind,
@@ -40,7 +40,7 @@ marker in the outbox makes the next pass read the source again.
 """
 
 GUESSED_KEYS = 100
-"""Number of changed rows of a source that the first message of a pass reads at most."""
+"""Number of outbox rows whose table rows the first message of a pass reads at most."""
 
 TRUE = sql.Literal(True)
 ESCAPED = re.compile(r'["\\]')
@@ -210,15 +210,18 @@ class Source:
 
     @cached_property
     def changed_query(self) -> bytes:
-        """Live rows whose keys the outbox has since a position, up to ``GUESSED_KEYS`` of them."""
+        """Live rows with keys among the first ``GUESSED_KEYS`` outbox rows since a position."""
         texts = filled(
             "passes", "changed_texts", source=sql.Literal(self.id), most=sql.Literal(GUESSED_KEYS)
         )
         return self.read_keys(texts=texts).as_bytes(None)
 
-    def read_changed(self, xmax: int) -> Query:
-        """The statement that reads what changed since a position without open transactions."""
-        return Query(self.changed_query, [str(xmax)], binary=True)
+    def read_changed(self, xmax: int, sources: Iterable[int]) -> Query:
+        """The statement that reads what changed since a position without open transactions.
+
+        ``sources`` are those whose outbox rows count.
+        """
+        return Query(self.changed_query, [str(xmax), f"{{{number_list(sources)}}}"], binary=True)
 
     def read_keys(
         self, *, vectors: bool = True, texts: sql.Composable | None = None

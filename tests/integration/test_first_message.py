@@ -62,9 +62,8 @@ class Following:
         columns = {"composite": "json_build_array(a, b)::text", "timestamptz": "syncd.key_text(id)"}
         column = columns.get(key, "id")
         rows = db.execute(f"SELECT {column} FROM items WHERE live".encode()).fetchall()
-        (source,) = [each.source for each in self.consumer.sources.values() if each.datasets]
         dataset = self.consumer.registry.by_name[DatasetName("default/items")]
-        keys = parse_keys(source.key_kinds, [each for (each,) in rows])
+        keys = parse_keys(dataset.source.key_kinds, [each for (each,) in rows])
         assert dataset.index.count == len(keys)
         assert dataset.index.view.contains(keys).all()
 
@@ -75,6 +74,8 @@ def following(
 ) -> Iterator[Following]:
     key = getattr(request, "param", "int")
     db.execute(f"CREATE TABLE items (live bool, v real[], {KEYS[key]})".encode())
+    db.execute("CREATE TABLE others (id int PRIMARY KEY, v real[])")
+    db.execute("SELECT syncd.attach('others')")
     db.execute("SELECT syncd.attach('items', vector => 'v', live => 'live')")
     insert(db, key, range(20))
     with open_pass_connection(database, "it") as connection:
@@ -110,6 +111,8 @@ def test_a_pass_of_a_few_changes_is_one_message(
     "change",
     [
         "INSERT INTO items SELECT true, '{1,1}', i FROM generate_series(1000, 1100) i",
+        "INSERT INTO others SELECT i, '{1}' FROM generate_series(1, 100) i; "
+        "INSERT INTO items VALUES (true, '{1,1}', 2000)",
         "TRUNCATE items; INSERT INTO items VALUES (true, '{1,1}', 5)",
         "INSERT INTO syncd.outbox (source, op) SELECT id, 'r' FROM syncd.attachments",
         "ALTER TABLE items ALTER COLUMN id TYPE bigint; "
@@ -119,7 +122,16 @@ def test_a_pass_of_a_few_changes_is_one_message(
         "INSERT INTO items VALUES (true, '{1,1}', 5000)",
         "SELECT nextval('syncd.doubts')",
     ],
-    ids=["101 rows", "truncated", "marker", "key's type", "rewritten", "no key", "doubt"],
+    ids=[
+        "101 rows",
+        "others' rows",
+        "truncated",
+        "marker",
+        "key's type",
+        "rewritten",
+        "no key",
+        "doubt",
+    ],
 )
 def test_a_pass_that_meets_more_than_that_begins_again(
     following: Following, db: psycopg.Connection, change: str

@@ -132,7 +132,7 @@ def read_first(
             *facts.values(),
             *(query for some in pages for query in some),
             *(
-                each.source.read_changed(each.cursor.position.snapshot.xmax)
+                each.source.read_changed(each.cursor.position.snapshot.xmax, asked[0].sources)
                 for each in guesses or ()
             ),
             *([] if guesses is None else [COMMIT]),
@@ -195,7 +195,7 @@ def prepare_reads(
         try:
             ask(connection, source.read([]))
             if source.partitions is None:
-                ask(connection, source.read_changed(NO_XID))
+                ask(connection, source.read_changed(NO_XID, ()))
         except psycopg.Error:
             if connection.broken:
                 raise
