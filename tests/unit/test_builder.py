@@ -15,7 +15,7 @@ import pytest
 from syncd.index.build import plan as building
 from syncd.index.build.reached import Measured, Reached
 from syncd.index.dataset import DatasetIndex
-from syncd.sync.background.builder import Builder
+from syncd.sync.background.builder import CALM, LOOK_SECONDS, Builder
 from syncd.sync.registry.alerts import Alerts
 from syncd.sync.registry.datasets import Dataset
 from syncd.types import DatasetName
@@ -127,3 +127,15 @@ def test_a_change_of_one_row_measures_nothing(index: DatasetIndex) -> None:
     assert [*take_up(building_it, index), *take_up(building_it, index)] == ["train", "measure"]
     index.apply([1], np.ones((1, DIM), dtype=np.float32), [])
     assert take_up(building_it, index) == []
+
+
+def test_a_builder_looks_less_often_while_nothing_is_new(index: DatasetIndex) -> None:
+    building_it = builder()
+    while take_up(building_it, index):
+        pass
+    for _ in range(3):
+        assert take_up(building_it, index) == []
+    assert building_it.pause_seconds == LOOK_SECONDS * CALM
+    put(index, 2000, 2001)
+    take_up(building_it, index)
+    assert building_it.pause_seconds == LOOK_SECONDS
