@@ -187,7 +187,8 @@ FROM (SELECT {key} AS syncd_key, {project} AS syncd_project, {dataset} AS syncd_
              {send}({vector}) AS syncd_vector, ROW({key_columns}) AS syncd_hashed,
              jsonb_build_array({columns}) AS syncd_columns
       FROM {source}
-      WHERE ({key_columns}) IN (SELECT {elements} FROM unnest({texts}::json[]) AS syncd_k (syncd_key))
+      WHERE ({key_columns}) IN (SELECT {elements}
+                                FROM unnest({texts}::json[]) AS syncd_k (syncd_key))
             AND {match_columns}
             AND ({key_columns}) IS NOT NULL AND {live} AND {vector} IS NOT NULL
       OFFSET 0) AS syncd_r;
