@@ -23,6 +23,7 @@ from pathlib import Path
 
 import msgspec
 
+from syncd.cores import available_cores
 from syncd.errors import RayUnavailable
 from syncd.host_port import join_host_port
 
@@ -62,6 +63,8 @@ class LocalHead:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.token),
             "RAY_USAGE_STATS_ENABLED": "0",
+            # It starts as many workers at once as it has CPUs, of which syncd takes none.
+            "RAY_worker_maximum_startup_concurrency": str(available_cores()),
             # else Ray puts the machine's own address in place of 127.0.0.1
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         }

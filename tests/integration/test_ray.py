@@ -83,7 +83,11 @@ class Machine:
         with log.open("ab") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "ray.scripts.scripts", "start", *flags],
-                env=os.environ | {"SYNCD_DATA_DIR": str(self.folder / self.host)},
+                env=os.environ
+                | {
+                    "SYNCD_DATA_DIR": str(self.folder / self.host),
+                    "RAY_worker_maximum_startup_concurrency": "2",
+                },
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
