@@ -238,8 +238,8 @@ REVOKE EXECUTE ON FUNCTION syncd.connect_search(text, text[]) FROM PUBLIC;
 -- From PostgreSQL 17 on, dblink_get_result can be cancelled. So if the statement's time is limited,
 -- it waits: the session sleeps until the answer comes, and statement_timeout ends the wait for a
 -- service that is frozen. (dblink() itself would not end: after a cancellation it waits for the
--- answer once more.) A search takes a third of the session's processor time, and half of the time
--- if the cores are busy.
+-- answer once more.) Measured with a join and 128 dimensions, one client and busy cores: 0.34 ms a
+-- search instead of 0.44, and 0.15 ms of the session's processor time instead of 0.24.
 --
 -- Otherwise syncd.ask sends the statement and looks whether the answer has come. A sleep
 -- between two looks takes 1 ms at least, and most answers come sooner, so it first looks without
