@@ -594,8 +594,8 @@ def test_status_and_verify_of_a_cluster_exit_1_if_a_shard_is_dead(
 
 
 KILLED_AT = {
-    2: ("while the shards verify", "while the shards catch up", "after the swap"),
-    3: ("before the swap is committed",),
+    2: ("while the shards verify", "before the swap is committed"),
+    3: ("after the swap",),
 }
 """Some of the steps of a reshard; the test marked long has all of them."""
 
