@@ -138,24 +138,25 @@ def test_readers_end_with_the_main_process_and_leave_nothing(items: Daemon) -> N
 
 
 def test_a_stop_finishes_the_requests_that_were_handed_over(
-    items: Daemon, db: psycopg.Connection
+    items: Daemon, db: psycopg.Connection, database: str
 ) -> None:
     items.start()
     running(items)
     answered: list[object] = []
-
-    def wait(client: Client, token: str) -> None:
-        answered.append(client.wait(token, timeout_ms=1000))
-
-    row = db.execute("SELECT syncd.token()").fetchone()
-    assert row is not None
-    with items.client() as client:
+    with items.client() as client, psycopg.connect(database) as lock:
         client.ping()
+        lock.execute("LOCK TABLE items IN ACCESS EXCLUSIVE MODE")
         verify = threading.Thread(target=lambda: answered.append(client.verify("items")))
         verify.start()
-        items.stop()
+        waits = "SELECT FROM pg_locks WHERE relation = 'items'::regclass AND NOT granted"
+        while not db.execute(waits).fetchall():
+            pass
+        assert items.process is not None
+        items.process.terminate()
+        lock.rollback()
         verify.join()
-    assert len(answered) <= 1  # it was answered, or the connection was closed before it was read
+        assert items.process.wait(SECONDS) == 0
+    assert len(answered) == 1
     assert not events(items, "request_failed")
 
 

@@ -197,7 +197,7 @@ def prepare_reads(
             if source.partitions is None:
                 ask(connection, source.read_changed(NO_XID, ()))
         except psycopg.Error:
-            if connection.broken:
+            if connection.closed:
                 raise
             connection.execute(statement("passes", "rollback_to_savepoint"))
         connection.execute(statement("passes", "release_savepoint"))

@@ -82,7 +82,7 @@ class Imported:
         try:
             connection.execute(filled("passes", "import_snapshot", snapshot=sql.Literal(self.name)))
         except psycopg.Error as error:
-            if connection.broken:
+            if connection.closed:
                 raise
             raise CutFailed(
                 f"the leader's snapshot cannot be imported: {first_line(error)}", hint=FOREIGN

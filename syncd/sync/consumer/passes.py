@@ -191,7 +191,7 @@ class Pass:
             self.connection.execute(sql.SQL(";\n").join([*self.beginning(), *locks]))
             locked = list(wanted)
         except psycopg.Error as error:
-            if self.connection.broken or (
+            if self.connection.closed or (
                 guesses is None
                 and not isinstance(error, pg.LockNotAvailable | pg.InsufficientPrivilege)
             ):
