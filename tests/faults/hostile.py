@@ -36,7 +36,7 @@ HOSTILE: Mapping[str, str] = {
     "statement_timeout": "300ms",
     "lock_timeout": "50ms",
     "idle_in_transaction_session_timeout": "300ms",
-    "idle_session_timeout": "300ms",
+    "idle_session_timeout": "1s",
     "transaction_timeout": "500ms",
     "enable_indexscan": "off",
     "enable_bitmapscan": "off",

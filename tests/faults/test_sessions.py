@@ -169,7 +169,7 @@ async def test_the_connection_for_reports_and_the_listener_set_it_as_well(
         control = Control(it.dsn, "it", lambda: True)
         async with connect(it.dsn, "it") as listener:
             await listener.execute(session.own_session_settings(listener, "service_settings"))
-            await anyio.sleep(0.5)  # longer than idle_session_timeout
+            await anyio.sleep(1.2)  # longer than idle_session_timeout
             for name in names:
                 assert await shown_to(listener, name) != inherited[name], name
         try:

@@ -46,8 +46,8 @@ def apply(followed: FollowedSource, asked: Sequence[Key], rows: Rows) -> int:
     dealt out to 5,000 datasets has one row for each.
     """
     keys = followed.source.parse_keys(rows.keys)
-    for key in (*asked, *keys) if followed.quarantine else ():
-        followed.quarantine.pop(key, None)
+    quarantine = followed.quarantine
+    before = {key: quarantine[key] for key in (*asked, *keys) if key in quarantine}
     if followed.scan is not None and followed.scan.quarantined:
         followed.scan.quarantined.difference_update(asked, keys)
     vectors = ReadVectors.of(followed.source, rows.vectors)
@@ -56,6 +56,9 @@ def apply(followed: FollowedSource, asked: Sequence[Key], rows: Rows) -> int:
         usable_rows(followed, dataset, keys, rows, places, vectors, touched)
         for dataset, places in by_dataset(followed, keys, rows)
     ]
+    for key, row in before.items():
+        if quarantine[key] is row:  # after it is known which rows stay: others count them meanwhile
+            del quarantine[key]
     homes = {keys[place]: each.dataset.name for each in accepted for place in each.places}
     leaving = followed.datasets.directory.to_leave(list(dict.fromkeys((*asked, *keys))), homes)
     changed, begun = 0, time.perf_counter()
