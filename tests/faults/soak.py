@@ -342,7 +342,10 @@ class Soak:
         for dataset in client.datasets():
             name = dataset.dataset
             keys = list(client.keys(name))
-            assert len(set(keys)) == len(keys) == dataset.count, (name, len(keys), dataset)
+            assert len(set(keys)) == len(keys), name
+            counts = [each.count for each in client.datasets() if each.dataset == name]
+            if counts == [dataset.count]:  # else the last transaction of a writer came in between
+                assert len(keys) == dataset.count, (name, len(keys), dataset)
             some = self.random.sample(keys, min(len(keys), 5))
             for row in client.get(name, some, vectors=True):
                 assert row.vector is not None

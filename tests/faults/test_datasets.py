@@ -212,7 +212,7 @@ def test_a_rebuild_ends_although_its_source_is_detached_or_attached_again_meanwh
     db.execute("SELECT syncd.attach('items')")
     daemon.start()
     daemon.stop()
-    daemon.with_constant(PAGE_ROWS, (10, 10, 2000)).start()
+    daemon.with_constant(PAGE_ROWS, (10, 10, 100)).start()
 
     def rebuild() -> int | str:
         try:

@@ -268,7 +268,11 @@ def test_a_cut_without_a_shard_is_an_error_or_partial_and_a_locked_table_says_so
     cluster: list[Daemon], conninfo: str
 ) -> None:
     shard = {"timeout_ms": 60_000, "at": "cut", "consistency": "strong"} | EVERY
-    with wire(cluster[-1]) as router, psycopg.connect(conninfo) as db:
+    with (
+        wire(cluster[-1]) as router,
+        psycopg.connect(conninfo) as db,
+        psycopg.connect(conninfo) as lock,
+    ):
         cluster[2].kill()
         kind, message = router.kind("search", **shard)
         assert kind == "shards_unavailable"
@@ -295,14 +299,19 @@ def test_a_cut_without_a_shard_is_an_error_or_partial_and_a_locked_table_says_so
         db.commit()
         assert router("search", **shard, after=token)["keys"][0] == 999
         db.execute("DELETE FROM numbers WHERE id = 999")
-        db.commit()
-        db.execute("LOCK TABLE numbers")
+        with ThreadPoolExecutor(1) as threads:  # no pass comes between the change and the lock
+            locked = threads.submit(lock.execute, "LOCK TABLE numbers")
+            waits = "SELECT FROM pg_locks WHERE pid = %s AND NOT granted"
+            while not db.execute(waits, [lock.info.backend_pid]).fetchall():
+                pass
+            db.commit()
+            locked.result()
         for each in cluster[:SHARDS]:
             with each.client() as client:
                 while client.status().lag_seconds == 0:
                     pass
         kind, message = router.kind("search", **(shard | {"partial": "allow"}))
-        db.rollback()
+        lock.rollback()
         assert (kind, "holds a lock" in message) == ("not_ready", True), message
         assert 999 not in router("search", **shard)["keys"]
 

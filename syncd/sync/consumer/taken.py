@@ -40,6 +40,12 @@ class Taken(NamedTuple):
             raise DatabaseUnreachable(
                 "the server has become a standby", hint="name all hosts in SYNCD_DSN"
             )
+        # before the consumer: its row may not have been restored yet
+        if self.history is None or not self.history.startswith(incarnation[:8]):
+            raise DatabaseUnreachable(
+                "the database was restored from a dump",
+                hint="wait: syncd connects again, and compares every row",
+            )
         if self.run_id is None:
             raise ConsumerReplaced(
                 f"the row of consumer {consumer!r} was deleted from syncd.consumers",
@@ -49,11 +55,6 @@ class Taken(NamedTuple):
             raise ConsumerReplaced(
                 f"another process has taken the consumer name {consumer!r}",
                 hint="stop one of them, or give each its own SYNCD_CONSUMER",
-            )
-        if self.history is None or not self.history.startswith(incarnation[:8]):
-            raise DatabaseUnreachable(
-                "the database was restored from a dump",
-                hint="wait: syncd connects again, and compares every row",
             )
 
     @property
