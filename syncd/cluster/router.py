@@ -195,26 +195,21 @@ class Router:
             )
             self.asking.complete(found, params.partial)
         wanted = messages.GetParams(
-            dataset=params.dataset, keys=[params.key or 0], vectors=True, at=params.at
+            dataset=params.dataset,
+            keys=[params.key or 0],
+            vectors=True,
+            at=params.at,
+            partial=params.partial,
         )
-        rows = await self.asking.ask(
-            call("get", wanted, messages.GetResult),
-            seconds,
-            unknown=UnknownDataset,
-            shards=of.replicas,
-        )
-        rows.failures.update(of.failures)
-        results = self.asking.complete(rows, params.partial)
-        if not results:
-            raise UnknownDataset(params.dataset)
-        for _, result in results.values():
+        found_rows, results = await self.rows(wanted, seconds, of)
+        for result in results:
             for row in result.rows:
                 vector = np.asarray(row.vector, dtype="<f4").tobytes()
                 k = min(params.k + 1, messages.MAX_RESULTS)
                 by = msgspec.structs.replace(params, key=None, vector=vector, k=k)
                 return by, row.key
-        if missing(rows):  # it may be in one of them
-            self.asking.complete(rows, "refuse")
+        if missing(found_rows):  # it may be in one of them
+            self.asking.complete(found_rows, "refuse")
         raise UnknownKey(params.dataset, params.key)
 
     async def get(self, params: messages.GetParams) -> messages.GetResult:
@@ -225,9 +220,17 @@ class Router:
             cut = await self.cuts.cut(now - FRESH_SECONDS, now + READ_SECONDS, params.partial)
             of = Asked(cut.replicas, cut.failures)
             params = msgspec.structs.replace(params, at=cut.position)
-        found = await self.asking.ask(
+        found, results = await self.rows(params, READ_SECONDS, of)
+        rows = merge.get(results, params.keys)
+        return messages.GetResult(rows, *self.asking.covered(found, params.at))
+
+    async def rows(
+        self, params: messages.GetParams, seconds: float, of: Asked
+    ) -> tuple[Found[messages.GetResult], list[messages.GetResult]]:
+        """What the shards have of some keys; raises ``UnknownDataset`` if no shard knows it."""
+        found: Found[messages.GetResult] = await self.asking.ask(
             call("get", params, messages.GetResult),
-            READ_SECONDS,
+            seconds,
             unknown=UnknownDataset,
             shards=of.replicas,
         )
@@ -237,8 +240,7 @@ class Router:
             raise UnknownDataset(params.dataset)
         if params.at is None:
             self.asking.note_positions(results.values())
-        rows = merge.get([result for _, result in results.values()], params.keys)
-        return messages.GetResult(rows, *self.asking.covered(found, params.at))
+        return found, [result for _, result in results.values()]
 
     async def keys(self, params: messages.KeysParams) -> messages.KeysResult:
         """One page of keys: those of the first shard come first.

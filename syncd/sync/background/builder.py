@@ -87,7 +87,7 @@ class Builder:
         """Indexes of which it was said that searches miss the recall that most of them want."""
         self.retry_at: WeakKeyDictionary[DatasetIndex, float] = WeakKeyDictionary()
         self.pause_seconds = LOOK_SECONDS
-        """Time until the next look, if there is no work."""
+        """Seconds until the next look for work, when the last one found none."""
         self.at_work_on: tuple[DatasetName, int] | None = None
         """Dataset of the build under way, and its rows when it began; None if nothing is built."""
 

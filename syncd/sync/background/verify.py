@@ -260,7 +260,7 @@ class Verifier:
         return Verified(taken.position, rows, [each.report for each in found], seconds)
 
     async def compare_cut(self, taken: Taken, *, deep: bool) -> list[Found] | None:
-        """Compare what was captured; None if another verify runs here, or if there is no turn.
+        """Compare what was captured. None: another verify runs here, or two other shards verify.
 
         A verify takes its turn after the lock, and gives the lock up if it has no turn. Otherwise
         two shards could wait for each other's turn.

@@ -183,8 +183,7 @@ def prepare_reads(
 ) -> None:
     """Prepare what the next pass may read, in a pass that has time: it finds the plans made.
 
-    If a rule is no longer valid, its statement is not prepared. The source fails later, when its
-    rows are read.
+    A statement with an invalid rule is not prepared. Its source fails when its rows are read.
     """
     for each in locked[:PREPARED_SOURCES]:
         source = each.source
