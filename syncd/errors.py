@@ -10,7 +10,7 @@ SyncdError
 │   └── ShardsUnavailable
 ├── SettingsError             a wrong setting or wrong usage: exit 2
 ├── DatabaseError             the database cannot be used in its present state
-│   ├── DatabaseUnreachable  NotInstalled  WrongSchemaVersion  ConsumerReplaced
+│   ├── DatabaseUnreachable  NotInstalled  WrongSchemaVersion  ConsumerReplaced  LockTaken
 ├── InvalidDocument           an app's store cannot store this document
 ├── AddressInUse              another process listens on the address
 ├── RayUnavailable            Ray is not installed, does not answer, or has too few nodes
@@ -216,6 +216,12 @@ class ConsumerReplaced(DatabaseError):
     """Another process has taken this consumer's name."""
 
     kind = "consumer_replaced"
+
+
+class LockTaken(DatabaseError):
+    """Another session holds a lock that the command needs: a time-out or a deadlock ended it."""
+
+    kind = "lock_taken"
 
 
 class RayUnavailable(SyncdError):

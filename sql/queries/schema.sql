@@ -47,6 +47,11 @@ LEFT JOIN pg_catalog.pg_class AS c ON c.oid = coalesce(r.ev_class, a.adrelid, p.
 WHERE coalesce(c.relnamespace, f.pronamespace) <> 'syncd'::regnamespace
 ORDER BY 1;
 
+-- name: uninstall_limits
+-- Writers wait behind each lock that uninstall waits for, and for the triggers that it has dropped.
+-- The limit is shorter than deadlock_timeout: a deadlock ends this transaction and no other one.
+SET LOCAL lock_timeout = '500ms';
+
 -- name: drop_search_server
 -- With its user mapping: what syncd.connect_search made outside schema syncd.
 DROP SERVER IF EXISTS syncd_search CASCADE;

@@ -152,13 +152,9 @@ def detach(
     Example: syncd detach public.chunks
     """
     settings = load_settings(dsn=dsn, data_dir=data_dir)
-    with (
-        database(settings, embedded=embedded) as found,
-        connect_blocking(found.conninfo) as connection,
-    ):
-        schema.check_usable(connection)
-        row = connection.execute(statement("schema", "detach"), {"source": table}).fetchone()
-    talk(f"{table} is detached" if row and row[0] else f"{table} was not attached")
+    with database(settings, embedded=embedded) as found:
+        detached = schema.detach(found.conninfo, table)
+    talk(f"{table} is detached" if detached else f"{table} was not attached")
 
 
 def uninstall(

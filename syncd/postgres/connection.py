@@ -12,7 +12,7 @@ from psycopg import errors as pg
 from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict
 
-from syncd.errors import DatabaseError, DatabaseUnreachable, NotInstalled
+from syncd.errors import DatabaseError, DatabaseUnreachable, LockTaken, NotInstalled
 from syncd.postgres import session
 from syncd.postgres.batch import PreparingConnection
 from syncd.postgres.rights import missing_grant
@@ -50,6 +50,9 @@ SILENCE_AT_STOP_SECONDS = 4.0
 STANDBY_HINT = (
     "the server is a standby: name the primary in SYNCD_DSN, or all hosts and let libpq choose"
 )
+
+LOCK_TAKEN = (pg.LockNotAvailable, pg.DeadlockDetected)
+"""Errors of a transaction that another session's locks ended. The same one may succeed later."""
 
 T = TypeVar("T")
 
@@ -248,8 +251,8 @@ def translated_errors(conninfo: str = "", *, role: str | None = None) -> Iterato
             f"the database has not answered in time: {first_line(error)}",
             hint="find the session that holds a lock in pg_stat_activity and pg_locks",
         ) from error
-    except pg.LockNotAvailable as error:
-        raise DatabaseError(
+    except LOCK_TAKEN as error:
+        raise LockTaken(
             f"another session holds a lock that this command needs: {first_line(error)}",
             hint="find that session in pg_locks, and try again",
         ) from error

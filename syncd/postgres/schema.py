@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
+import random
+import time
+from collections.abc import Callable
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import psycopg
+import structlog
 
-from syncd.errors import DatabaseError, WrongSchemaVersion
+from syncd.errors import DatabaseError, LockTaken, WrongSchemaVersion
 from syncd.postgres import session
-from syncd.postgres.connection import connect_blocking, not_installed
+from syncd.postgres.connection import LOCK_TAKEN, connect_blocking, not_installed
 from syncd.settings import Settings
 from syncd.statements import statement
 
@@ -21,6 +25,17 @@ if TYPE_CHECKING:
 MINIMUM_SERVER_VERSION = 140000
 NOTIFY_OFF, NOTIFY_GUARDED_BY_DEFAULT, NOTIFY_GUARDED = 0, 1, 2
 """The values of the sequence ``syncd.notify_mode``."""
+
+TRY_SECONDS = 20.0
+"""A change of the schema is tried again for this long if another session's locks end it.
+
+A running service holds locks of syncd's tables for moments, in another order.
+"""
+PAUSE_SECONDS = 0.2
+"""Mean time between two tries."""
+
+T = TypeVar("T")
+logger = structlog.get_logger()
 
 
 def newest_revision() -> str:
@@ -38,6 +53,11 @@ def install(conninfo: str, revision: str = "head") -> tuple[str | None, str]:
 
     Returns the revisions before and after. Another ``revision`` is for tests of upgrades.
     """
+    return despite_locks(lambda: install_once(conninfo, revision))
+
+
+def install_once(conninfo: str, revision: str) -> tuple[str | None, str]:
+    """One try of ``install``."""
     import sqlalchemy
     from alembic import command
 
@@ -166,10 +186,16 @@ def uninstall(conninfo: str) -> bool:
 
     Raises ``DatabaseError`` if users' own views or functions use the schema: they would go with it.
     """
+    return despite_locks(lambda: uninstall_once(conninfo))
+
+
+def uninstall_once(conninfo: str) -> bool:
+    """One try of ``uninstall``."""
     with connect_blocking(conninfo) as connection:
         if installed_revision(connection) is None:
             return False
         try:
+            connection.execute(statement("schema", "uninstall_limits"))
             for (source,) in connection.execute(statement("schema", "list_sources")).fetchall():
                 connection.execute(statement("schema", "detach"), {"source": source})
             using = [name for (name,) in connection.execute(statement("schema", "list_dependents"))]
@@ -186,11 +212,43 @@ def uninstall(conninfo: str) -> bool:
     return True
 
 
+def detach(conninfo: str, source: str) -> bool:
+    """Stop following a table, named as in SQL; returns whether it was attached."""
+    return despite_locks(lambda: detach_once(conninfo, source))
+
+
+def detach_once(conninfo: str, source: str) -> bool:
+    """One try of ``detach``."""
+    with connect_blocking(conninfo) as connection:
+        check_usable(connection)
+        row = connection.execute(statement("schema", "detach"), {"source": source}).fetchone()
+    return row is not None and bool(row[0])
+
+
+def despite_locks(transaction: Callable[[], T]) -> T:
+    """Do a transaction, again for ``TRY_SECONDS`` if another session's locks end it.
+
+    Raises ``LockTaken`` after that.
+    """
+    deadline = time.monotonic() + TRY_SECONDS
+    while True:
+        try:
+            return transaction()
+        except LockTaken as error:
+            if time.monotonic() > deadline:
+                raise
+            logger.info("trying_again", reason=error.message)
+            # Two commands at once must not meet again.
+            time.sleep(random.uniform(0.5, 1.5) * PAUSE_SECONDS)  # noqa: S311  not a secret
+
+
 def blamed(connection: psycopg.Connection, error: psycopg.Error, command: str) -> Exception:
     """The error that names the event trigger whose function raised ``error``.
 
     If no event trigger did, ``error`` itself. Call it outside a transaction.
     """
+    if isinstance(error, LOCK_TAKEN):
+        return error
     if not connection.broken and error.diag.context:
         for name, function in connection.execute(
             statement("schema", "read_event_triggers")

@@ -35,6 +35,23 @@ def until(condition: Callable[[], bool], what: str, seconds: float = SETTLE_SECO
         pause.wait(0.02)
 
 
+def despite_locks(change: Callable[[], object]) -> None:
+    """Make a change of the schema, again while a running service's locks end it.
+
+    The service locks syncd's tables for moments, in another order than the statement.
+    """
+    until(lambda: is_made(change), "no lock of the service ends the change")
+
+
+def is_made(change: Callable[[], object]) -> bool:
+    """Whether no lock of another session has ended the change."""
+    try:
+        change()
+    except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
+        return False
+    return True
+
+
 def attach_tables(conninfo: str, tables: Sequence[Table] = TABLES, rows: int = 60) -> None:
     """Make the tables with some rows, and attach them."""
     with psycopg.connect(conninfo, autocommit=True) as db:

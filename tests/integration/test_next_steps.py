@@ -16,7 +16,7 @@ from psycopg.conninfo import make_conninfo
 from syncd import errors
 from syncd.errors import RequestError, SyncdError
 from tests.daemon import Daemon
-from tests.faults.following import until
+from tests.faults.following import despite_locks, until
 from tests.integration.commands import assert_failed, run
 from tests.servers import PostgresServer
 
@@ -166,7 +166,7 @@ def test_if_the_schema_is_gone_each_command_says_so_and_the_service_goes_on_answ
     items: psycopg.Connection, daemon: Daemon
 ) -> None:
     settings: dict[str, Any] = {"SYNCD_SOCKET": str(daemon.socket)}
-    items.execute("DROP SCHEMA syncd CASCADE")
+    despite_locks(lambda: items.execute("DROP SCHEMA syncd CASCADE"))
     with daemon.client() as client:
         until(lambda: client.status().database_error is not None, "syncd notices it")
     for command in (["verify"], ["rebuild", "it's/de"], ["rebuild", "it's/de"], ["checkpoint"]):

@@ -14,7 +14,7 @@ import pytest
 from syncd.client.client import Client
 from syncd.errors import RequestError
 from tests.daemon import Daemon
-from tests.faults.following import until
+from tests.faults.following import despite_locks, until
 from tests.integration.commands import run
 from tests.scrape import events
 from tests.servers import PostgresServer
@@ -35,15 +35,6 @@ def attached(db: psycopg.Connection) -> psycopg.Connection:
     return db
 
 
-def dropped(db: psycopg.Connection) -> bool:
-    """Whether the manual's command succeeds; a pass may keep it waiting longer than it waits."""
-    try:
-        db.execute(BY_HAND)
-    except psycopg.errors.LockNotAvailable:
-        return False
-    return True
-
-
 def nearest(client: Client, number: float, k: int = 3) -> list[object]:
     return [hit.key for hit in client.search("t", [number, 1.0], k=k)]
 
@@ -61,7 +52,7 @@ def test_without_its_schema_writes_succeed_and_the_service_answers_from_where_it
     daemon.with_constant("syncd.postgres.listener.LAST_DELAY_SECONDS", 0.5).start()
     if how == BY_HAND:
         assert BY_HAND in MANUAL.read_text("utf-8")
-        until(lambda: dropped(attached), "the schema is dropped: no pass has it open")
+        despite_locks(lambda: attached.execute(BY_HAND))
     else:
         assert run("uninstall", "--yes", SYNCD_DSN=database).returncode == 0
     assert attached.execute("SELECT FROM pg_trigger WHERE tgrelid = 't'::regclass").fetchall() == []

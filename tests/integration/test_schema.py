@@ -9,6 +9,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from syncd.errors import LockTaken
 from syncd.postgres import schema
 from syncd.postgres.catalogue import Look, read_catalogues
 from syncd.postgres.identity import read_doubts
@@ -83,6 +84,61 @@ def test_a_role_that_may_create_in_the_database_installs_and_attaches_without_be
             assert schema.uninstall(make_conninfo(conninfo, user="plain_owner"))
         finally:
             any_server.drop_database("plain")
+
+
+DEADLOCK = """
+CREATE SEQUENCE public.tries;
+CREATE FUNCTION public.ended_once() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF nextval('public.tries') = 1 THEN RAISE deadlock_detected; END IF;
+    RETURN old;
+END $$;
+CREATE FUNCTION public.ended_once_too() RETURNS event_trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF nextval('public.tries') = 1 THEN RAISE deadlock_detected; END IF;
+END $$;
+"""
+"""Functions that raise the server's error for a deadlock at their first call."""
+
+
+def test_uninstall_waits_for_a_lock_for_a_moment_then_tries_again_or_names_the_next_step(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with psycopg.connect(database) as holder:
+        holder.execute("LOCK TABLE syncd.outbox IN ACCESS SHARE MODE")
+        with monkeypatch.context() as impatient:
+            impatient.setattr(schema, "TRY_SECONDS", 0)
+            with pytest.raises(LockTaken, match="lock timeout") as caught:
+                schema.uninstall(database)
+            assert "try again" in caught.value.hint
+        monkeypatch.setattr("time.sleep", lambda _: holder.rollback())
+        assert schema.uninstall(database)
+
+
+def test_detach_and_init_try_again_after_a_deadlock(
+    database: str, db: psycopg.Connection, server: PostgresServer
+) -> None:
+    db.execute("CREATE TABLE items (id int PRIMARY KEY, embedding real[])")
+    attach(db, "items")
+    db.execute(DEADLOCK)
+    db.execute(
+        "CREATE TRIGGER busy BEFORE DELETE ON syncd.attachments "
+        "FOR EACH ROW EXECUTE FUNCTION public.ended_once()"
+    )
+    assert schema.detach(database, "items")
+    conninfo = server.create_database("deadlock")
+    try:
+        with psycopg.connect(conninfo, autocommit=True) as other:
+            other.execute(DEADLOCK)
+            other.execute(
+                "CREATE EVENT TRIGGER busy ON ddl_command_start WHEN TAG IN ('CREATE VIEW') "
+                "EXECUTE FUNCTION public.ended_once_too()"
+            )
+            assert schema.install(conninfo) == (None, schema.newest_revision())
+            tries = other.execute("SELECT last_value > 1 FROM public.tries").fetchone()
+            assert tries == (True,)
+    finally:
+        server.drop_database("deadlock")
 
 
 def test_the_role_of_a_service_reads_the_sources_after_an_upgrade(

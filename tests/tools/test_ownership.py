@@ -16,7 +16,7 @@ import pytest
 from syncd.postgres import schema
 from tests.daemon import Daemon
 from tests.faults.altered import Followed, make_items, serving
-from tests.faults.following import logged
+from tests.faults.following import despite_locks, logged
 from tests.integration.sources import role
 from tests.servers import PostgresServer
 from tests.tools.following import assert_in_sync
@@ -69,7 +69,7 @@ def write(followed: Followed) -> None:
 def test_a_service_resumes_as_the_role_to_which_schema_syncd_was_reassigned(
     debian: PostgresServer, owned: Followed
 ) -> None:
-    debian.execute("REASSIGN OWNED BY leaver TO stayer", DATABASE)
+    despite_locks(lambda: debian.execute("REASSIGN OWNED BY leaver TO stayer", DATABASE))
     write(owned)
     owned.logged("permission denied for schema syncd")
     assert owned.client.search("items", [1, 1, 1])
@@ -86,8 +86,8 @@ def test_drop_owned_is_refused_while_a_source_is_attached_and_with_cascade_the_s
     debian: PostgresServer, owned: Followed
 ) -> None:
     with pytest.raises(psycopg.errors.DependentObjectsStillExist):
-        debian.execute("DROP OWNED BY leaver", DATABASE)
-    debian.execute("DROP OWNED BY leaver CASCADE", DATABASE)
+        despite_locks(lambda: debian.execute("DROP OWNED BY leaver", DATABASE))
+    despite_locks(lambda: debian.execute("DROP OWNED BY leaver CASCADE", DATABASE))
     write(owned)
     owned.logged("the database has no schema syncd")
     owned.logged("syncd init")
