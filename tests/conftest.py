@@ -103,6 +103,13 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+@pytest.fixture(autouse=True, scope="module")
+def patient() -> Iterator[None]:
+    """Clients whose requests wait longer than by default: a busy machine may need it."""
+    with patch("syncd.client.calls.DEFAULT_TIMEOUT_MS", 60_000):
+        yield
+
+
 class Servers:
     """One server per requested version, each with a template database with schema syncd."""
 

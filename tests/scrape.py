@@ -22,9 +22,8 @@ Series = tuple[str, frozenset[tuple[str, str]]]
 
 def events(daemon: Daemon, name: str) -> list[dict[str, Any]]:
     """Events of one name in the service's log."""
-    lines = [
-        json.loads(line) for line in daemon.log.read_text().splitlines() if line.startswith("{")
-    ]
+    text = daemon.log.read_text().rpartition("\n")[0]  # the last line may be half written
+    lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
     return [line for line in lines if line["event"] == name]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from unittest.mock import patch
 
 import psycopg
 import pytest
@@ -19,13 +18,6 @@ SHORT_PAGES = ("syncd.sync.source.scan.PAGE_ROWS", (10, 10, 10))
 """Pages so short that a comparison of the small table takes many passes, and readers meet it."""
 ONE_WHOLE_LOOK = ("syncd.sync.source.looking.LOOK_SECONDS", 3600.0)
 """After the first pass, the catalogue's facts are read only if a table's mark is another one."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def patient() -> Iterator[None]:
-    """Clients whose requests wait longer than by default: a busy machine may need it."""
-    with patch("syncd.client.calls.DEFAULT_TIMEOUT_MS", 60_000):
-        yield
 
 
 @pytest.fixture

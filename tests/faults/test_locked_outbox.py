@@ -27,7 +27,7 @@ NO_LONGER_THAN = "10s"
 A thousand of the waits that a writer may make, 20 ms each, take twice as long.
 """
 SHORT = "statement_timeout = '50ms'"
-ATTEMPTS = 5
+ATTEMPTS = 50
 """On a busy machine a statement takes 50 ms now and then; if it waited for the lock, each would."""
 DOUBTS = "SELECT last_value FROM syncd.doubts"
 LOCKS: dict[str, LiteralString] = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from unittest.mock import patch
 
 import psycopg
 import pytest
@@ -11,13 +10,6 @@ import pytest
 from tests.conftest import prepare
 from tests.daemon import Daemon
 from tests.servers import PostgresServer
-
-
-@pytest.fixture(autouse=True, scope="module")
-def patient() -> Iterator[None]:
-    """Clients whose requests wait longer than by default: a busy machine may need it."""
-    with patch("syncd.client.calls.DEFAULT_TIMEOUT_MS", 60_000):
-        yield
 
 
 @pytest.fixture

@@ -78,7 +78,11 @@ def following(
     db.execute("SELECT syncd.attach('others')")
     db.execute("SELECT syncd.attach('items', vector => 'v', live => 'live')")
     insert(db, key, range(20))
-    with open_pass_connection(database, "it") as connection:
+    with (
+        # On a busy machine a whole look would be due in the middle of a test.
+        patch("syncd.sync.source.looking.LOOK_SECONDS", 3600.0),
+        open_pass_connection(database, "it") as connection,
+    ):
         yield Following(database, tmp_path, connection)
 
 

@@ -8,6 +8,7 @@ import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from html import unescape
 from pathlib import Path
@@ -144,11 +145,23 @@ def test_a_table_attached_later_does_not_take_a_ready_service_out_of_rotation(
     make_table(database)
     daemon = Daemon(database, tmp_path / "data", http="127.0.0.1:0").start()
     assert readyz(daemon)[0] == 200
-    with psycopg.connect(database) as db:
+    with (
+        psycopg.connect(database) as db,
+        psycopg.connect(database) as lock,
+        ThreadPoolExecutor(1) as threads,
+    ):
         db.execute("CREATE TABLE later (id int PRIMARY KEY, v real[])")
-        db.execute("SELECT syncd.attach('later')")
         db.commit()
-        db.execute("LOCK TABLE later IN ACCESS EXCLUSIVE MODE")
+        db.execute("SELECT syncd.attach('later')")
+        # No pass comes between the attachment and the lock.
+        locked = threads.submit(lock.execute, "LOCK TABLE later IN ACCESS EXCLUSIVE MODE")
+        waits = "SELECT FROM pg_locks WHERE pid = %s AND NOT granted"
+        until(
+            lambda: bool(db.execute(waits, [lock.info.backend_pid]).fetchall()),
+            "the lock is waited for",
+        )
+        db.commit()
+        locked.result()
         status, body = readyz(daemon)
         while not body["remarks"]:
             status, body = readyz(daemon)

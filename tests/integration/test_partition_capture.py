@@ -224,7 +224,7 @@ def test_a_write_to_a_partition_does_not_wait_for_a_lock_on_the_attachments(
     any_db.execute("TRUNCATE syncd.outbox")
     with psycopg.connect(any_database) as other:
         other.execute("LOCK TABLE syncd.attachments IN ACCESS EXCLUSIVE MODE")
-        any_db.execute("SET statement_timeout = '2s'")
+        any_db.execute("SET statement_timeout = '20s'")
         any_db.execute("INSERT INTO parted VALUES (103), (104)")
         any_db.execute("INSERT INTO deepest VALUES (105)")
         any_db.execute("DELETE FROM deep WHERE id = 104")

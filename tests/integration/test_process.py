@@ -93,7 +93,8 @@ def test_at_most_four_connections_are_open_and_each_is_named(
 def open_connections(db: psycopg.Connection) -> list[str]:
     rows = db.execute(
         "SELECT application_name FROM pg_stat_activity "
-        "WHERE pid <> pg_backend_pid() AND datname = current_database()"
+        "WHERE pid <> pg_backend_pid() AND datname = current_database() "
+        "AND backend_type = 'client backend'"
     )
     return [name for (name,) in rows.fetchall()]
 

@@ -100,7 +100,7 @@ def test_a_cancel_request_finds_its_statement_whichever_process_gets_it(
     def search(connection: psycopg.Connection, token: str) -> None:
         try:
             connection.execute(
-                "SELECT * FROM search('items', '[1, 0]', after => %s, timeout_ms => 5000)", [token]
+                "SELECT * FROM search('items', '[1, 0]', after => %s, timeout_ms => 60000)", [token]
             )
         except psycopg.Error as error:
             outcomes.append(type(error))

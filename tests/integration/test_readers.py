@@ -33,7 +33,7 @@ from syncd.protocol.messages import SearchParams, SearchResult, WirePosition
 from syncd.protocol.status_messages import ReaderStatus
 from syncd.types import Token
 from tests.daemon import Daemon
-from tests.scrape import events, sample, wait_for_event
+from tests.scrape import events, sample, samples, wait_for_event
 from tests.servers import free_port
 
 READERS = 2
@@ -387,12 +387,14 @@ def test_searches_of_all_readers_are_counted_in_one_scrape(items: Daemon) -> Non
         assert after == before + len(clients)
         seconds = sample(items, "syncd_search_seconds_count", dataset="default/items")
         assert seconds == after
+        labels = {"dataset": "default/items", "outcome": "timeout"}
+        timeouts = ("syncd_searches_total", frozenset(labels.items()))
+        late = samples(items).get(timeouts, 0)  # on a busy machine an earlier search may be late
         with psycopg.connect(items.conninfo) as other:  # it does not commit
             (token,) = other.execute("SELECT syncd.token()").fetchone() or ("",)
             with pytest.raises(TimedOut):
                 clients[0].search("items", [1, 0], after=token, timeout_ms=1)
-        late = sample(items, "syncd_searches_total", dataset="default/items", outcome="timeout")
-        assert late == 1
+        assert samples(items)[timeouts] == late + 1
 
 
 def test_a_frozen_reader_is_ended_and_its_clients_find_another(items: Daemon) -> None:
@@ -409,7 +411,8 @@ def test_a_frozen_reader_is_ended_and_its_clients_find_another(items: Daemon) ->
             with suppress(ServiceUnavailable):  # its connection was closed
                 assert client.search("items", [1, 0], k=1)[0].key == 1
         until_gone(before[0].pid)
-    assert wait_for_event(items, "reader_frozen")["pid"] == before[0].pid
+    assert wait_for_event(items, "reader_frozen")
+    assert before[0].pid in [each["pid"] for each in events(items, "reader_frozen")]
     assert before[0].pid not in {each.pid for each in running(items)}
     with items.client() as client:
         assert client.search("items", [1, 0], k=1)[0].key == 1

@@ -471,6 +471,13 @@ def until_whole(client: Client) -> None:
     client.search("numbers", [20, 1])
 
 
+def refusal(client: Client) -> str:
+    """The error of a search while a shard does not answer."""
+    with pytest.raises(ShardsUnavailable) as raised:
+        client.search("numbers", [20, 1], timeout_ms=600)
+    return raised.value.message
+
+
 @pytest.mark.parametrize("how", ["dead", "frozen"])
 def test_a_missing_shard_is_an_error_that_names_it_or_a_partial_answer_that_says_so(
     cluster: list[Daemon],
@@ -492,11 +499,12 @@ def test_a_missing_shard_is_an_error_that_names_it_or_a_partial_answer_that_says
             monkeypatch.setattr(operating, "verify_together", AsyncMock(return_value=None))
             with pytest.raises(TimedOut, match="has not answered status"):
                 operating.verify(load_settings(dsn=conninfo))
-        with pytest.raises(ShardsUnavailable, match="1 of 3 shards did not answer: 1/3: "):
-            client.search("numbers", [20, 1], timeout_ms=600)
-        partial = asked(router, "search", **NEAREST, partial="allow", timeout_ms=600)
+        # On a busy machine another shard may answer too late as well.
+        until(lambda: "1 of 3 shards did not answer: 1/3: " in refusal(client), "one is named")
+        partial: dict[str, Any] = {"missing": []}
+        while [each["shard"] for each in partial["missing"]] != ["1/3"]:
+            partial = asked(router, "search", **NEAREST, partial="allow", timeout_ms=600)
         assert partial["coverage"] == pytest.approx(2 / 3, abs=1e-4)
-        assert [each["shard"] for each in partial["missing"]] == ["1/3"]
         assert partial["missing"][0]["reason"]
         assert list(partial["positions"]) == ["0/3", "2/3"]
         assert set(partial["keys"]) < {*whole["keys"], *range(100_000)}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from syncd.postgres.embedded.account import as_account, server_account
-from tests.daemon import Daemon
+from tests.daemon import READY_SECONDS, Daemon
 from tests.faults.clusters import DATABASE, base_backup, caught_up, primary
 from tests.faults.following import assert_in_step, attach_tables, change, logged, until
 from tests.servers import PostgresServer, available
@@ -38,7 +38,7 @@ def test_a_subscriber_of_pg_createsubscriber_is_followed_once_it_gets_no_table_o
         daemon = Daemon(subscriber.conninfo(DATABASE), tmp_path / "data", verify_seconds=0)
         try:
             with daemon.spawn() as process:
-                assert process.wait(30) == 1
+                assert process.wait(READY_SECONDS) == 1
             assert logged(daemon, "brings another server's rows into syncd's own tables") == 1
             [(name,)] = subscriber.execute(
                 "SELECT quote_ident(subname) FROM pg_subscription", DATABASE
