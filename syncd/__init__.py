@@ -4,9 +4,9 @@
 The rest of the package is the service itself and its command line.
 """
 
-from syncd.client.async_client import AsyncClient
-from syncd.client.calls import Found, Hit
-from syncd.client.client import Client, connect
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from syncd.errors import (
     AddressInUse,
     ConsumerReplaced,
@@ -37,6 +37,11 @@ from syncd.errors import (
     UnknownKey,
     WrongSchemaVersion,
 )
+
+if TYPE_CHECKING:
+    from syncd.client.async_client import AsyncClient
+    from syncd.client.calls import Found, Hit
+    from syncd.client.client import Client, connect
 
 __all__ = [
     "AddressInUse",
@@ -73,3 +78,24 @@ __all__ = [
     "WrongSchemaVersion",
     "connect",
 ]
+
+CLIENT = {
+    "AsyncClient": "async_client",
+    "Client": "client",
+    "Found": "calls",
+    "Hit": "calls",
+    "connect": "client",
+}
+"""What is imported when it is first used, with its module: the service needs no client."""
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        if name not in CLIENT:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found = getattr(import_module(f"syncd.client.{CLIENT[name]}"), name)
+        globals()[name] = found
+        return found
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *CLIENT})

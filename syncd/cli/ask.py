@@ -20,7 +20,7 @@ from syncd.cli.values import key_argument, read_filter, read_vector, shown_key
 from syncd.cli.watch import watch
 from syncd.client import calls
 from syncd.errors import SettingsError
-from syncd.ops.findings import since
+from syncd.ops.amounts import since
 from syncd.protocol.messages import (
     MAX_RESULTS,
     MOST_MEASURED,

@@ -1,17 +1,74 @@
-"""The command line: registers every command."""
+"""The command line: one module for each command, imported when the command runs."""
 
 from __future__ import annotations
 
+from collections import UserDict
+from importlib import import_module
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from syncd.cli import ask, bench, cluster, config, diagnose, quickstart, schema, serve
 from syncd.cli.output import errors_reported
 from syncd.log import configure_logging
 
+MODULES = {
+    "init": "schema",
+    "attach": "schema",
+    "detach": "schema",
+    "serve": "serve",
+    "route": "serve",
+    "search": "ask",
+    "status": "ask",
+    "datasets": "ask",
+    "recall": "ask",
+    "verify": "ask",
+    "rebuild": "ask",
+    "checkpoint": "ask",
+    "check": "diagnose",
+    "why": "diagnose",
+    "quickstart": "quickstart",
+    "config": "config",
+    "healthcheck": "ask",
+    "uninstall": "schema",
+    "bench": "bench",
+    "cluster": "cluster",
+}
+"""Each command, in the order of the help, with the module of ``syncd.cli`` that has it.
+
+A command's function has the command's name; of a command with subcommands, its ``Typer`` has it.
+"""
+
+
+class Commands(UserDict[str, Any]):
+    """The commands by name, as typer makes them. A command's module is imported when it is read."""
+
+    def __init__(self) -> None:
+        super().__init__(dict.fromkeys(MODULES))
+
+    def __getitem__(self, name: str) -> Any:
+        if self.data[name] is None:
+            found = getattr(import_module(f"syncd.cli.{MODULES[name]}"), name)
+            alone = typer.Typer(rich_markup_mode=None)
+            if isinstance(found, typer.Typer):
+                alone.add_typer(found, name=name)
+            else:
+                alone.command(name)(found)
+            self.data[name] = typer.main.get_group(alone).commands[name]
+        return self.data[name]
+
+
+class Program(TyperGroup):
+    """The program ``syncd``: a start imports what its own command needs, and no other module."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands = Commands()
+
+
 app = typer.Typer(
+    cls=Program,
     name="syncd",
     help="Vector search that is provably in step with PostgreSQL.",
     no_args_is_help=True,
@@ -19,30 +76,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-for command in (
-    schema.init,
-    schema.attach,
-    schema.detach,
-    serve.serve,
-    serve.route,
-    ask.search,
-    ask.status,
-    ask.datasets,
-    ask.recall,
-    ask.verify,
-    ask.rebuild,
-    ask.checkpoint,
-    diagnose.check,
-    diagnose.why,
-    quickstart.quickstart,
-    config.config,
-    ask.healthcheck,
-    schema.uninstall,
-):
-    app.command()(command)
-app.add_typer(bench.bench, name="bench")
-app.add_typer(cluster.cluster, name="cluster")
 
 
 @app.callback(invoke_without_command=True)

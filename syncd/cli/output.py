@@ -11,13 +11,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import msgspec
-import psycopg
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from syncd.errors import SettingsError, SyncdError
-from syncd.postgres.connection import as_database_error
 
 
 def print_json(value: object) -> None:
@@ -54,14 +52,19 @@ def errors_reported() -> Iterator[None]:
     except BrokenPipeError:  # the reader of our output has ended, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except psycopg.Error as error:
-        report(as_database_error(error))
-        sys.exit(1)
     except SyncdError as error:
         report(error)
         sys.exit(exit_status(error))
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        driver = sys.modules.get("psycopg")  # only a command that has loaded it gets its errors
+        if driver is None or not isinstance(error, driver.Error):
+            raise
+        from syncd.postgres.connection import as_database_error
+
+        report(as_database_error(error))
+        sys.exit(1)
 
 
 def exit_status(error: SyncdError) -> int:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
-from syncd.client.client import Client
 from syncd.settings import Settings, load_settings, service_socket
+
+if TYPE_CHECKING:
+    from syncd.client.client import Client
 
 
 @contextmanager
@@ -34,5 +37,7 @@ def service(socket: str | None) -> Client:
 
     Its calls raise ``ServiceUnavailable``, which names the command that starts the service.
     """
+    from syncd.client.client import Client  # imported here: most commands need none
+
     load_settings()  # a wrong setting is an error even if this command does not need it
     return Client(socket or service_socket())

@@ -16,7 +16,7 @@ from syncd.cli.output import print_json
 from syncd.cli.progress import Pace
 from syncd.client.client import Client
 from syncd.errors import ServiceUnavailable, TimedOut
-from syncd.ops.findings import since
+from syncd.ops.amounts import since
 from syncd.protocol.status_messages import DatasetStatus, ServiceStatus
 
 WATCH_SECONDS = 1.0

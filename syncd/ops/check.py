@@ -15,6 +15,7 @@ from typing import Any
 from psycopg import sql
 
 from syncd.errors import DatabaseError, DatabaseUnreachable
+from syncd.ops.amounts import ago, amount
 from syncd.ops.check_database import (
     check_encoding,
     check_publications,
@@ -30,7 +31,7 @@ from syncd.ops.check_machine import (
 )
 from syncd.ops.check_service import LAG_SECONDS, check_service
 from syncd.ops.check_sources import READING_CHECKS, SOURCE_CHECKS
-from syncd.ops.findings import Finding, ago, amount, fail, guarded, ok, warn
+from syncd.ops.findings import Finding, fail, guarded, ok, warn
 from syncd.ops.look import Look, ask_service, looking
 from syncd.ops.sessions import (
     check_locks,

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-from syncd.ops.findings import Finding, ago, amount, fail, ok, warn
+from syncd.ops.amounts import ago, amount
+from syncd.ops.findings import Finding, fail, ok, warn
 from syncd.ops.look import Look, Service
 from syncd.postgres.source import Source
 from syncd.settings import Settings

@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 
 from syncd.errors import ServiceUnavailable
-from syncd.ops.findings import Finding, ago, fail, ok, since, warn
+from syncd.ops.amounts import ago, since
+from syncd.ops.findings import Finding, fail, ok, warn
 from syncd.ops.look import Service
 from syncd.protocol.status_messages import VerifyStatus
 from syncd.settings import Settings

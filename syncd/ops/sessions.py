@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from syncd.ops.findings import Finding, ago, ok, session, warn
+from syncd.ops.amounts import ago
+from syncd.ops.findings import Finding, ok, session, warn
 from syncd.ops.look import Look
 from syncd.postgres.source import Source
 

@@ -16,6 +16,7 @@ import psycopg
 
 from syncd.client.client import Client
 from syncd.errors import DatabaseError
+from syncd.ops.amounts import ago
 from syncd.ops.check_sources import (
     READING_CHECKS,
     SOURCE_CHECKS,
@@ -23,7 +24,7 @@ from syncd.ops.check_sources import (
     sampled_lengths,
     wrong_dimension,
 )
-from syncd.ops.findings import Finding, ago, fail, guarded, warn
+from syncd.ops.findings import Finding, fail, guarded, warn
 from syncd.ops.look import Look, Service, attach_commands, looking
 from syncd.ops.sessions import check_locks, check_prepared_transactions, read_writers
 from syncd.ops.why_facts import (

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import msgspec
 import psycopg
 
-from syncd.ops.findings import ago, since
+from syncd.ops.amounts import ago, since
 from syncd.ops.look import Look
 from syncd.postgres.source import Source
 from syncd.protocol.status_messages import DatasetStatus, SourceProgress, WhyResult

@@ -88,28 +88,24 @@ def test_the_fixtures_work_in_the_tests_of_another_program(tmp_path: Path) -> No
     assert "1 passed" in done.stdout, done.stdout + done.stderr
 
 
+OTHERS = {"langchain_core", "llama_index", "django", "pytest", "psycopg_pool", "alembic"}
+
+
 @pytest.mark.parametrize(
-    ("module", "spared"),
+    ("modules", "spared"),
     [
-        (
-            "syncd.cli.main",
-            {
-                "langchain_core",
-                "llama_index",
-                "django",
-                "pytest",
-                "psycopg_pool",
-                "faiss",
-                "alembic",
-            },
-        ),
-        ("syncd", {"faiss", "psycopg", "pydantic", "rich", "structlog", "typer"}),
+        ("syncd", {"faiss", "numpy", "asyncio", "psycopg", "pydantic", "rich", "structlog"}),
+        ("syncd.client.client", {"faiss", "psycopg", "pydantic", "rich", "structlog", "typer"}),
+        ("syncd.cli.main", OTHERS | {"faiss", "numpy", "psycopg", "pydantic"}),
+        ("syncd.cli.main, syncd.cli.ask", OTHERS | {"faiss", "psycopg"}),
+        ("syncd.cli.main, syncd.cli.schema", OTHERS | {"faiss", "numpy"}),
+        ("syncd.cli.main, syncd.cli.serve, syncd.service", OTHERS | {"syncd.client.client"}),
     ],
 )
 def test_a_command_and_a_client_start_without_the_packages_that_others_need(
-    module: str, spared: set[str]
+    modules: str, spared: set[str]
 ) -> None:
-    code = f"import sys, {module}; print(*sys.modules)"
+    code = f"import sys, {modules}; print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split()

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from psycopg import pq
 
-from syncd.cli.main import app
+from syncd.cli.main import MODULES
 from syncd.settings import Settings
 from tests.containers import steps
 
@@ -22,7 +22,6 @@ STEPS = {
     step.word: step.text for step in steps((DOCKER / "Dockerfile").read_text())
 }  # of the last stage
 ENVIRONMENT = dict(re.findall(r"(\S+?)=(\S+)", STEPS["ENV"]))
-COMMANDS = {each.callback.__name__ for each in app.registered_commands if each.callback is not None}
 
 
 def test_metrics_is_a_profile_and_the_rest_runs_without_one() -> None:
@@ -87,7 +86,7 @@ def test_the_image_runs_existing_commands_as_the_user_that_owns_the_kept_volumes
     healthcheck = json.loads(STEPS["HEALTHCHECK"].partition("CMD ")[2])
     assert healthcheck[0] == "syncd"
     for command in (healthcheck[1], json.loads(STEPS["CMD"])[0], SERVICES["init"]["command"][0]):
-        assert command in COMMANDS
+        assert command in MODULES
     user, volume = STEPS["USER"], STEPS["VOLUME"]
     assert user not in ("root", "0")
     assert f"-o {user} -g {user} -m 0750 {volume}" in STEPS["RUN"]
