@@ -53,19 +53,10 @@ ROLLBACK;
 -- another xmin. The history of the database's transactions is NULL in a restored copy that has no
 -- history of its own yet. No transaction of this history has the next transaction id or a higher
 -- one. The doubts are read behind the snapshot: no transaction that the snapshot sees has moved
--- them unnoticed. Parameters: the consumer's name, and the oids.
+-- them unnoticed. There is a row for each table, or one without a table: an aggregate in JSON
+-- costs 0.04 ms more. Parameters: the consumer's name, and the oids.
 SELECT pg_current_snapshot()::text, (SELECT last_value FROM syncd.outbox_id), pg_is_in_recovery(),
        (SELECT c.run_id::text FROM syncd.consumers AS c WHERE c.name = %s),
-       (SELECT coalesce(json_agg(json_build_array(
-            r.oid::bigint, n.nspname, r.relname,
-            concat_ws(' ', r.relkind, r.relfilenode, r.relpersistence,
-                      r.relrowsecurity, r.relforcerowsecurity,
-                      ARRAY(SELECT t.xmin FROM pg_attribute AS t
-                            WHERE t.attrelid = r.oid AND t.attnum > 0 ORDER BY t.attnum),
-                      ARRAY(SELECT t.xmin FROM pg_trigger AS t
-                            WHERE t.tgrelid = r.oid ORDER BY t.tgname)))), '[]')
-        FROM pg_class AS r JOIN pg_namespace AS n ON n.oid = r.relnamespace
-        WHERE r.oid = ANY (%s::oid[])),
        (SELECT l.freed::text FROM syncd.outbox_limit AS l),
        -- as syncd.history(), which the server would plan at each call
        (SELECT left(m.incarnation::text, 8) || '.' || d.oid
@@ -74,7 +65,17 @@ SELECT pg_current_snapshot()::text, (SELECT last_value FROM syncd.outbox_id), pg
           AND d.datname = current_database()),
        pg_snapshot_xmax(pg_current_snapshot())::text::bigint
            + age(pg_snapshot_xmax(pg_current_snapshot())::xid),
-       (SELECT d.last_value FROM syncd.doubts AS d);
+       (SELECT d.last_value FROM syncd.doubts AS d),
+       r.oid::bigint, n.nspname, r.relname,
+       concat_ws(' ', r.relkind, r.relfilenode, r.relpersistence,
+                 r.relrowsecurity, r.relforcerowsecurity,
+                 ARRAY(SELECT t.xmin FROM pg_attribute AS t
+                       WHERE t.attrelid = r.oid AND t.attnum > 0 ORDER BY t.attnum),
+                 ARRAY(SELECT t.xmin FROM pg_trigger AS t
+                       WHERE t.tgrelid = r.oid ORDER BY t.tgname))
+FROM (VALUES (1)) AS o
+LEFT JOIN (pg_class AS r JOIN pg_namespace AS n ON n.oid = r.relnamespace)
+    ON r.oid = ANY (%s::oid[]);
 
 -- name: read_outbox_locks
 -- The session that keeps the outbox, or an index of it, from being read.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import psycopg
@@ -15,6 +16,7 @@ from syncd.settings import load_settings
 from syncd.sync.consumer.consumer import Consumer
 from syncd.sync.consumer.session import Session
 from syncd.sync.registry.datasets import Registry
+from syncd.sync.source.looking import LOOK_SECONDS
 from syncd.types import DatasetName
 
 RUN_ID = "00000000-0000-0000-0000-000000000001"
@@ -56,6 +58,10 @@ class Following:
             outcome = self.consumer.look_and_pass(self.connection)
         self.catch_up() if outcome.more else None
         return wait.call_count
+
+    def count(self) -> int:
+        """Number of rows in the index of table ``items``."""
+        return self.consumer.registry.by_name[DatasetName("default/items")].index.count
 
     def in_step(self, db: psycopg.Connection, key: str) -> None:
         """The index has exactly the table's live keys."""
@@ -159,3 +165,50 @@ def test_after_an_open_transaction_the_keys_are_read_first(
         early.commit()
         assert following.messages() > 1
         following.in_step(db, "int")
+
+
+def test_changes_do_not_wait_for_whole_looks(following: Following, db: psycopg.Connection) -> None:
+    catalogues = [each.catalogue for each in following.consumer.sources.values()]
+    assert following.messages() == 1
+    for each in catalogues:
+        each.looked_at -= LOOK_SECONDS
+    before = [each.looked_at for each in catalogues]
+    insert(db, "int", range(100, 101))
+    assert following.consumer.look_and_pass(following.connection).more
+    following.in_step(db, "int")
+    assert [each.looked_at for each in catalogues] == before
+    assert not following.consumer.look_and_pass(following.connection).more
+    assert all(each.looked_at > time for each, time in zip(catalogues, before, strict=True))
+
+
+def test_markers_that_the_snapshot_does_not_see_are_left_to_the_next_pass(
+    following: Following, db: psycopg.Connection
+) -> None:
+    wait, messages, truncated = PassConnection.wait, iter(range(1, 1000)), list[int]()
+
+    def wait_and_truncate(*arguments: Any, **named: Any) -> Any:
+        if next(messages) == 2:  # after the first snapshot, before anything else is read
+            with db.transaction():
+                db.execute("TRUNCATE items")
+                truncated.append(own_xid(db))
+        return wait(*arguments, **named)
+
+    assert following.messages() == 1
+    with db.transaction():
+        db.execute("TRUNCATE others")  # this marker has the pass ask for more
+        insert(db, "int", range(500, 501))
+        inserted = own_xid(db)
+    with patch.object(PassConnection, "wait", wait_and_truncate):
+        following.consumer.look_and_pass(following.connection)
+    sees = following.consumer.position.snapshot.sees
+    assert sees(inserted)
+    assert following.count() == (0 if sees(truncated[0]) else 21)
+    following.catch_up()
+    following.in_step(db, "int")
+
+
+def own_xid(db: psycopg.Connection) -> int:
+    """Id of the open transaction."""
+    row = db.execute("SELECT pg_current_xact_id()::text::bigint").fetchone()
+    assert row is not None
+    return int(row[0])

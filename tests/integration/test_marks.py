@@ -33,9 +33,9 @@ def test_each_change_of_a_tables_facts_changes_its_mark(db: psycopg.Connection) 
     (source,) = [each for each in read_sources(db) if each.table == "items"]
 
     def mark_and_facts() -> tuple[str, str]:
-        ((row,),) = ask(db, named("passes", "read_snapshot", "it", array([source.oid])))
+        (rows,) = ask(db, named("passes", "read_snapshot", "it", array([source.oid])))
         facts = read_catalogues(db, {source.id: Look("")})
-        return Taken.parse(row).marks[source.oid], facts[source.id].partition("\n")[0]
+        return Taken.parse(rows).marks[source.oid], facts[source.id].partition("\n")[0]
 
     before = mark_and_facts()
     for change in CHANGES:

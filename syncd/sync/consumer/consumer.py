@@ -47,7 +47,7 @@ from syncd.sync.consumer.ahead import Prepared
 from syncd.sync.consumer.attached import follow_attached, load_sources, resume_sources
 from syncd.sync.consumer.cuts import CutFailed, Imported
 from syncd.sync.consumer.outcome import PassOutcome
-from syncd.sync.consumer.pace import Pace, floor_seconds
+from syncd.sync.consumer.pace import OPEN_WRITER_DELAYS_SECONDS, Pace, floor_seconds
 from syncd.sync.consumer.passes import Pass, session_settings
 from syncd.sync.consumer.progress import Progress
 from syncd.sync.consumer.session import Session
@@ -122,6 +122,9 @@ class Consumer(Progress):
                     if self.settled is not connection and not outcome.put_off:
                         self.settled, delays = connection, backoff_delays()
                         self.registry.tasks.well("consumer")
+                    if time.monotonic() >= self.foreign_rows_at:  # after a pass: none waits for it
+                        await self.session.in_thread(refuse_foreign_rows, connection)
+                        self.foreign_rows_at = time.monotonic() + FOREIGN_ROWS_SECONDS
                     if not self.cuts.wanted:
                         await self.rest(connection, outcome)
                     if self.cuts.wanted and not outcome.more and not outcome.put_off:
@@ -342,9 +345,6 @@ class Consumer(Progress):
 
     def look_and_pass(self, connection: PreparingConnection) -> PassOutcome:
         """One pass over all sources, in a worker thread."""
-        if time.monotonic() >= self.foreign_rows_at:
-            refuse_foreign_rows(connection)
-            self.foreign_rows_at = time.monotonic() + FOREIGN_ROWS_SECONDS
         if self.doubts.due:
             (holders,) = ask(connection, named("consumer", "read_doubters"))
             self.doubts.begin_pass(xid for (xid,) in holders)
@@ -354,8 +354,9 @@ class Consumer(Progress):
                 followed.try_taken_names()
         this = self.new_pass(connection)
         this.guesses, this.expects = self.pace.rows <= GUESSED_KEYS, self.expects
-        self.expects = True
         outcome = this.run(list(self.sources.values()))
+        self.expects = not outcome.looks_wait
+        outcome.more |= outcome.looks_wait
         if this.history:
             self.history, self.next_xid = this.history, this.next_xid
         if outcome.sources is not None:
@@ -401,6 +402,9 @@ class Consumer(Progress):
         A writer that lost the guard does not notify. One that won it may have rolled back, which
         cancels its notification. So the outbox's sequence is read, which moves with each write. It
         is also checked whether a transaction has ended that was open at the last snapshot.
+
+        The sequence moves before the commit. A pass between the two would find nothing, and the
+        next one would wait for it: so the pass begins at the notification, if that comes soon.
         """
         poll_at = time.monotonic() + self.session.poll_seconds
         while True:
@@ -410,7 +414,11 @@ class Consumer(Progress):
             if asked or time.monotonic() >= until:
                 self.expects = asked
                 break
+            settled = not self.pace.open and not self.pace.unsettled
             if await self.session.in_thread(self.something_moved, connection):
+                if settled and self.listens() and self.pace.hears:
+                    await self.wake.wait(OPEN_WRITER_DELAYS_SECONDS[0])
+                asked = self.wake.is_set
                 break
         self.found_by_look = not asked
 

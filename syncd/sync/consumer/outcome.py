@@ -30,6 +30,8 @@ class PassOutcome:
     newer_rows: int = 0
     """Outbox rows that were written since the previous pass read the outbox's last id."""
     more: bool = False
+    looks_wait: bool = False
+    """Whether whole looks at the catalogue were left to the next pass."""
     handed_over: bool = False
     sources: list[Source] | None = None
     took_snapshot: bool = True

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from syncd.shard import Shard
 from syncd.types import Snapshot
 
-PEEK_SECONDS = (0.05, 1.0)
+PEEK_SECONDS = (0.1, 1.0)
 """Shortest and longest time between two reads of the outbox's sequence."""
 PEEK_SHARE = 0.1
 """Time until the next read, as a share of the time since the last change.

@@ -57,7 +57,7 @@ from syncd.sync.consumer.taken import Taken
 from syncd.sync.consumer.unrecorded import DOUBT, Doubts
 from syncd.sync.source.estimates import nearest_to_its_end
 from syncd.sync.source.followed import FollowedSource
-from syncd.sync.source.looking import choose_looks, look, trouble
+from syncd.sync.source.looking import FEW_SOURCES, choose_looks, is_late, look, trouble
 from syncd.types import Position, Snapshot
 
 LOCK_ALL_UP_TO = 8
@@ -222,9 +222,13 @@ class Pass:
         guesses: Sequence[FollowedSource] | None = None,
     ) -> Answers:
         """The answers to the first statements, after ``begin``."""
-        looks = choose_looks(all_sources, locked)
+        looks = choose_looks(all_sources, locked, later=self.looks_later(all_sources))
         asked = [self.asked(cursor, group) for cursor, group in by_cursor(due).items()]
         return read_first(self.connection, begin, self.consumer, looks, locked, asked, guesses)
+
+    def looks_later(self, all_sources: Sequence[FollowedSource]) -> bool:
+        """Whether whole looks are left to a pass of their own: changes do not wait for them."""
+        return self.guesses and self.expects and len(all_sources) <= FEW_SOURCES
 
     def move(
         self,
@@ -254,7 +258,8 @@ class Pass:
         if look(self.connection, answers.looks, answers.found, taken.marks):
             self.needs_another_snapshot("the catalogue has changed")
             sources = read_sources(self.connection, self.shard)
-            self.rollback()  # it forgets the prepared statements; columns may have other types
+            self.rollback()
+            self.forget_prepared()  # columns may have other types
             return PassOutcome(snapshot, newest_outbox_id, more=True, sources=sources)
         outcome = PassOutcome(
             snapshot, newest_outbox_id, locked={each.source.id for each in locked}
@@ -327,6 +332,7 @@ class Pass:
                     scan_page(self.connection, nearest)
             outcome.more = True
         outcome.handed_over = self.hand_over(snapshot, newest_outbox_id, all_sources)
+        outcome.looks_wait = self.looks_later(all_sources) and is_late(all_sources)
         if not outcome.more and not self.ended and not self.pooled and self.imported is None:
             prepare_reads(self.connection, self.prepared, locked)
         self.commit()

@@ -9,29 +9,39 @@ from syncd.errors import ConsumerReplaced, DatabaseUnreachable
 from syncd.sync.source.followed import FollowedSource
 from syncd.types import Snapshot
 
+FACTS = 8
+"""Number of columns of ``read_snapshot`` before those of a table."""
+
 
 class Taken(NamedTuple):
-    """The row of ``read_snapshot``."""
+    """The answer to ``read_snapshot``."""
 
     snapshot: Snapshot
     newest_outbox_id: int
     in_recovery: bool
     run_id: str | None
-    tables: list[tuple[int, str, str, str]]
-    """Oid, schema, present name and mark of each table that was asked about."""
     freed: Snapshot | None
     history: str | None
     next_xid: int
     doubts: int
+    tables: Sequence[tuple[int, str, str, str]]
+    """Oid, schema, present name and mark of each table that was asked about."""
 
     @classmethod
-    def parse(cls, row: Sequence[Any]) -> Taken:
-        """The facts of a row."""
-        taken = cls(*row)
-        return taken._replace(
-            snapshot=Snapshot.parse(row[0]),
-            tables=[(oid, schema, name, mark) for oid, schema, name, mark in taken.tables],
-            freed=None if taken.freed is None else Snapshot.parse(row[5]),
+    def parse(cls, rows: Sequence[Sequence[Any]]) -> Taken:
+        """The facts of some rows: each has those of the snapshot, and one table's."""
+        snapshot, newest, in_recovery, run_id, freed, history, next_xid, doubts = rows[0][:FACTS]
+        tables = [tuple(row[FACTS:]) for row in rows if row[FACTS] is not None]
+        return cls(
+            Snapshot.parse(snapshot),
+            newest,
+            in_recovery,
+            run_id,
+            None if freed is None else Snapshot.parse(freed),
+            history,
+            next_xid,
+            doubts,
+            tables,
         )
 
     def check(self, *, consumer: str, run_id: str, incarnation: str) -> None:

@@ -63,15 +63,22 @@ class Looks:
         return [each.source.oid for each in self.chosen.values()]
 
 
-def choose_looks(all_sources: Sequence[FollowedSource], locked: Sequence[FollowedSource]) -> Looks:
+def choose_looks(
+    all_sources: Sequence[FollowedSource],
+    locked: Sequence[FollowedSource],
+    *,
+    later: bool = False,
+) -> Looks:
     """The sources to look at.
 
     If there are few sources, they are all. Otherwise they are the locked ones, whose rows this pass
-    may read, and some of the others in turn.
+    may read, and some of the others in turn. ``later``: whole looks can wait for the next pass,
+    which follows at once.
     """
     now = time.monotonic()
+    seconds = LOOK_SECONDS * 2 if later else LOOK_SECONDS
     late = sorted(
-        (each for each in all_sources if each.catalogue.looked_at < now - LOOK_SECONDS),
+        (each for each in all_sources if each.catalogue.looked_at < now - seconds),
         key=lambda each: each.catalogue.looked_at,
     )[:LOOKS_AT_ONCE]
     whole = {each.source.id for each in late}
@@ -87,6 +94,12 @@ def choose_looks(all_sources: Sequence[FollowedSource], locked: Sequence[Followe
         for number, each in chosen.items()
     }
     return Looks(now, chosen, whole, looks)
+
+
+def is_late(all_sources: Sequence[FollowedSource]) -> bool:
+    """Whether a whole look at a source is due."""
+    due = time.monotonic() - LOOK_SECONDS
+    return any(each.catalogue.looked_at < due for each in all_sources)
 
 
 def look(

@@ -94,6 +94,12 @@ SERVICE_TRAPS: dict[str, Trap] = {
         "True",
         f"{FIRST_MESSAGE}::test_a_pass_that_meets_more_than_that_begins_again[101 rows]",
     ),
+    "the first message ends the pass although there are markers": broken(
+        "syncd/sync/consumer/ahead.py",
+        "and not any(page.marked for page in pages)",
+        "and True",
+        f"{FIRST_MESSAGE}::test_markers_that_the_snapshot_does_not_see_are_left_to_the_next_pass",
+    ),
     "the first message ends the pass although a transaction was open": broken(
         "syncd/sync/consumer/ahead.py",
         "or each.cursor.position.snapshot.in_progress",
