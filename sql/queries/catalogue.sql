@@ -118,6 +118,16 @@ LEFT JOIN pg_attribute AS v ON v.attrelid = a.source AND v.attname = a.vector AN
     AND NOT v.attisdropped
 LEFT JOIN pg_type AS y ON y.oid = v.atttypid;
 
+-- name: limit_remember
+-- Reports wait for this connection, so another session's lock is waited for only a moment.
+SET LOCAL statement_timeout = '10s';
+SET LOCAL lock_timeout = '100ms';
+
+-- name: try_lock
+-- The size is read under the table's lock. remember() would take a lock that it cannot get for a
+-- rule that is not valid.
+SELECT pg_relation_size(%s::oid);
+
 -- name: remember
 SELECT syncd.remember(%s);
 

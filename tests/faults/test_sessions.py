@@ -27,7 +27,7 @@ from syncd.postgres.control import Control
 from syncd.settings import load_settings
 from syncd.statements import statement
 from syncd.sync.consumer.passes import local_settings, session_settings
-from tests.conftest import Servers, has_pgvector
+from tests.conftest import Servers, clone, has_pgvector
 from tests.daemon import Daemon
 from tests.faults.following import TABLES, applied, assert_in_step, attach_tables, change, until
 from tests.faults.hostile import HOSTILE, ODD_SCHEMA, SOURCES, Hostile, as_options, hostile
@@ -363,20 +363,27 @@ def commands(it: Hostile, daemon: Daemon) -> Callable[..., subprocess.CompletedP
 # attach in the user's own session
 
 
+@pytest.fixture(scope="module")
+def usual(any_server: PostgresServer) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:
+    """A database, and the rules after attach in a session with the usual settings."""
+    for conninfo in clone(any_server):
+        yield conninfo, rules_of(conninfo, {})
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_attach_keeps_the_same_rules_whatever_its_session_has_set(
-    any_database: str, name: str
+    usual: tuple[str, list[tuple[Any, ...]]], name: str
 ) -> None:
-    expected = rules_of(any_database, {})
-    if name == "transaction_timeout" and not any_database_has(any_database, name):
+    conninfo, expected = usual
+    if name == "transaction_timeout" and not has_setting(conninfo, name):
         pytest.skip("PostgreSQL 17 and later end a transaction that takes long")
     # A busy machine may need longer for a statement than a short limit.
     text = "1min" if name.endswith("_timeout") else HOSTILE[name]
     odd = {name: text} if name != "default_transaction_read_only" else {}
-    assert rules_of(any_database, odd) == expected
+    assert rules_of(conninfo, odd) == expected
 
 
-def any_database_has(conninfo: str, name: str) -> bool:
+def has_setting(conninfo: str, name: str) -> bool:
     with psycopg.connect(conninfo) as db:
         return value(db, f"SELECT current_setting('{name}', true)") is not None
 

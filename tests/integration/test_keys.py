@@ -131,43 +131,29 @@ WRITERS: tuple[LiteralString, ...] = (
 )
 
 
-@pytest.mark.parametrize("key_type", KEYS)
 @pytest.mark.parametrize("partitioned", [False, True])
 def test_a_service_follows_keys_of_every_type_alone_and_composite(
-    db: psycopg.Connection, daemon: Daemon, key_type: LiteralString, partitioned: bool
+    db: psycopg.Connection, daemon: Daemon, partitioned: bool
 ) -> None:
-    values = KEYS[key_type]
     for domain in DOMAINS:
         db.execute(domain)
-    for table, key in (("single", "k"), ("pair", "k, n")):
-        db.execute(
-            sql.SQL(
-                "CREATE TABLE {} (k {}, n int DEFAULT 1, v real[], PRIMARY KEY ({})) {}"
-            ).format(
-                sql.Identifier(table),
-                sql.SQL(key_type),
-                sql.SQL(key),
-                sql.SQL("PARTITION BY HASH (k)" if partitioned else ""),
-            )
-        )
-        for number in range(2 if partitioned else 0):
+    tables: list[tuple[str, bool, list[object]]] = []
+    for number, (key_type, values) in enumerate(KEYS.items()):
+        for table, key in ((f"single_{number}", "k"), (f"pair_{number}", "k, n")):
+            create(db, table, f"k {key_type}", key, partitioned=partitioned)
             db.execute(
-                sql.SQL(
-                    "CREATE TABLE {} PARTITION OF {} FOR VALUES WITH (MODULUS 2, REMAINDER {})"
-                ).format(sql.Identifier(f"{table}_{number}"), sql.Identifier(table), number)
+                sql.SQL("INSERT INTO {} (k, v) VALUES (%s, '{{1}}')").format(sql.Identifier(table)),
+                values[:1],
             )
-        db.execute(
-            sql.SQL("INSERT INTO {} (k, v) VALUES (%s, '{{1}}')").format(sql.Identifier(table)),
-            values[:1],
-        )
-        attach(db, table, metric="l2")
+            attach(db, table, metric="l2")
+            tables.append((table, key != "k", values))
     daemon.start()
     with daemon.client() as client:
-        for table in ("single", "pair"):
+        for table, is_pair, values in tables:
             name = sql.Identifier(table)
 
-            def wanted(*some: object, table: str = table) -> list[object]:
-                return [(one, 1) if table == "pair" else one for one in some]
+            def wanted(*some: object, is_pair: bool = is_pair) -> list[object]:
+                return [(one, 1) if is_pair else one for one in some]
 
             def found(table: str = table) -> list[object]:
                 return [hit.key for hit in client.search(table, [0], consistency="strong")]
@@ -186,6 +172,17 @@ def test_a_service_follows_keys_of_every_type_alone_and_composite(
             db.execute(sql.SQL("DELETE FROM {} WHERE k = %s").format(name), values[1:2])
             assert found() == wanted(values[2])
     daemon.stop()
+
+
+def create(db: psycopg.Connection, table: str, column: str, key: str, *, partitioned: bool) -> None:
+    """Make a table with these columns as its key, in two partitions or in one piece."""
+    text = f"CREATE TABLE {table} ({column}, n int DEFAULT 1, v real[], PRIMARY KEY ({key}))"
+    db.execute((text + (" PARTITION BY HASH (k)" if partitioned else "")).encode())
+    for number in range(2 if partitioned else 0):
+        db.execute(
+            f"CREATE TABLE {table}_{number} PARTITION OF {table} "
+            f"FOR VALUES WITH (MODULUS 2, REMAINDER {number})".encode()
+        )
 
 
 MOMENTS = st.one_of(

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import psycopg
+import pytest
 
 from syncd.client.client import Client
 from syncd.errors import ServiceUnavailable
@@ -38,7 +39,12 @@ def test_a_verify_waits_for_a_lock_that_is_held_for_a_moment(followed: Daemon) -
         assert counts(of(found.result(60))) == (True, 0, 0, 0)
 
 
-def test_a_table_that_is_locked_for_long_is_reported_as_not_compared(followed: Daemon) -> None:
+def test_a_table_that_is_locked_for_long_is_reported_as_not_compared(
+    daemon: Daemon, request: pytest.FixtureRequest
+) -> None:
+    daemon.with_constant("syncd.sync.background.verify.FIRST_PAUSE_SECONDS", 0.05)
+    daemon.with_constant("syncd.sync.background.verify.ATTEMPTS", 2)
+    followed: Daemon = request.getfixturevalue("followed")
     with psycopg.connect(followed.conninfo) as holder, followed.client() as client:
         holder.execute("LOCK TABLE items IN ACCESS EXCLUSIVE MODE")
         until(lambda: "source_delayed" in followed.log.read_text(), "a pass waits for the lock")
@@ -52,18 +58,19 @@ def test_a_table_that_is_locked_for_long_is_reported_as_not_compared(followed: D
         holder.rollback()
         assert "drift_found" not in followed.log.read_text()
         until(lambda: of(client.verify("items")).in_sync, "the table is compared again")
+    assert logged(followed, "rules_not_kept") == 0, "reports do not wait for the lock"
 
 
 def test_an_alter_table_does_not_wait_for_a_verify(
-    db: psycopg.Connection, followed: Daemon
+    db: psycopg.Connection, daemon: Daemon, request: pytest.FixtureRequest
 ) -> None:
     """Every writer would wait behind an ALTER TABLE that waits. The verify fetches single rows."""
+    daemon.with_constant("syncd.sync.background.comparison.ROWS_PER_DEEP_FETCH", 1)
+    followed: Daemon = request.getfixturevalue("followed")
     db.execute(
         "INSERT INTO items SELECT i, ARRAY[i, 1, 1, 2, 3, 4, 5, 6]::real[]::vector "
         "FROM generate_series(2000, 60000) i"
     )
-    followed.stop()
-    followed.with_constant("syncd.sync.background.comparison.ROWS_PER_DEEP_FETCH", 1).start()
 
     def verify(client: Client) -> None:
         with suppress(ServiceUnavailable):  # the service is killed in the end
@@ -89,13 +96,15 @@ def test_an_alter_table_does_not_wait_for_a_verify(
         verifying.result()
 
 
-def test_a_verify_ends_with_its_client(db: psycopg.Connection, followed: Daemon) -> None:
+def test_a_verify_ends_with_its_client(
+    db: psycopg.Connection, daemon: Daemon, request: pytest.FixtureRequest
+) -> None:
+    daemon.with_constant("syncd.sync.background.comparison.ROWS_PER_DEEP_FETCH", 1)
+    followed: Daemon = request.getfixturevalue("followed")
     db.execute(
         "INSERT INTO items SELECT i, ARRAY[i, 1, 1, 2, 3, 4, 5, 6]::real[]::vector "
         "FROM generate_series(2000, 30000) i"
     )
-    followed.stop()
-    followed.with_constant("syncd.sync.background.comparison.ROWS_PER_DEEP_FETCH", 1).start()
 
     session: list[tuple[int]] = []
 

@@ -13,6 +13,7 @@ import math
 import time
 
 import structlog
+from psycopg import errors as pg
 
 from syncd.errors import SyncdError
 from syncd.postgres.control import Control
@@ -22,6 +23,8 @@ from syncd.sync.source.followed import FollowedSource
 
 RETRY_SECONDS = 60.0
 """Time until the next attempt after one that failed."""
+LOCKED_SECONDS = 1.0
+"""The same if another session had locked the table."""
 
 logger = structlog.get_logger()
 
@@ -81,16 +84,19 @@ class Repairer:
         """Update the names that the schema keeps of a source; try once.
 
         It fails if a rule is no longer valid and cannot be compiled. A failure is logged once, and
-        tried again later.
+        tried again later. If the table is locked, it is tried again soon.
         """
         source = followed.source
         followed.catalogue.remember_at = time.monotonic() + RETRY_SECONDS
         try:
             async with self.control.transaction() as control:
-                await control.execute(statement("catalogue", "limit_repair"))
+                await control.execute(statement("catalogue", "limit_remember"))
+                await control.execute(statement("catalogue", "try_lock"), [source.oid])
                 await control.execute(statement("catalogue", "remember"), [source.id])
         except SyncdError as error:
-            if self.not_kept.get(source.id) != str(error):
+            if isinstance(error.__cause__, pg.LockNotAvailable):
+                followed.catalogue.remember_at = time.monotonic() + LOCKED_SECONDS
+            elif self.not_kept.get(source.id) != str(error):
                 self.not_kept[source.id] = str(error)
                 logger.warning("rules_not_kept", source=source.name, error=str(error))
         else:
