@@ -16,7 +16,7 @@ from syncd.settings import load_settings
 from syncd.sync.consumer.consumer import Consumer
 from syncd.sync.consumer.session import Session
 from syncd.sync.registry.datasets import Registry
-from syncd.sync.source.looking import LOOK_SECONDS
+from syncd.sync.source import looking
 from syncd.types import DatasetName
 
 RUN_ID = "00000000-0000-0000-0000-000000000001"
@@ -171,7 +171,7 @@ def test_changes_do_not_wait_for_whole_looks(following: Following, db: psycopg.C
     catalogues = [each.catalogue for each in following.consumer.sources.values()]
     assert following.messages() == 1
     for each in catalogues:
-        each.looked_at -= LOOK_SECONDS
+        each.looked_at -= looking.LOOK_SECONDS
     before = [each.looked_at for each in catalogues]
     insert(db, "int", range(100, 101))
     assert following.consumer.look_and_pass(following.connection).more
