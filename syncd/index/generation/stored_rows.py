@@ -37,12 +37,13 @@ class StoredRows:
         vectors: Vectors,
         prints: Prints,
         lines: Lines | None,
+        squared_norms: NDArray[np.float64] | None = None,
     ) -> StoredRows:
-        """Rows with vectors (n, dim) in stored form.
+        """Rows with vectors (n, dim) in stored form. See ``VectorFormat.store``.
 
         Raises ``InvalidVector``, and ``InvalidParams`` for a key of another kind.
         """
-        stored, stored_keys = form.store(vectors), store_keys(kind, keys)
+        stored, stored_keys = form.store(vectors, squared_norms), store_keys(kind, keys)
         return cls(stored, prints, stored_keys, hash_keys(kind, stored_keys), lines)
 
     def __len__(self) -> int:

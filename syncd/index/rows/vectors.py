@@ -80,16 +80,23 @@ class VectorFormat:
         """The rows of (n, dim) that cannot be indexed, each with its reason. An infinity counts as
         ``nan``.
         """
-        return self._invalid(_squared_norms(self._typed(vectors)))
+        return self.refusals(self.squared_norms(vectors))
 
-    def store(self, vectors: Vectors) -> StoredVectors:
+    def squared_norms(self, vectors: Vectors) -> NDArray[np.float64]:
+        """Squared norms (n,) of (n, dim), for ``refusals`` and ``store``."""
+        return _squared_norms(self._typed(vectors))
+
+    def store(
+        self, vectors: Vectors, squared_norms: NDArray[np.float64] | None = None
+    ) -> StoredVectors:
         """(n, dim) in stored form; raises ``InvalidVector`` for the first row that cannot be
-        indexed.
+        indexed. With ``squared_norms``, each row is known to be one that can.
         """
-        rows = self._typed(vectors)
-        squared = _squared_norms(rows)
-        for reason in self._invalid(squared).values():
-            raise InvalidVector(_EXPLANATIONS[reason])
+        rows, squared = self._typed(vectors), squared_norms
+        if squared is None:
+            squared = _squared_norms(rows)
+            for reason in self.refusals(squared).values():
+                raise InvalidVector(_EXPLANATIONS[reason])
         if not self.has_norms:
             return StoredVectors(rows, None)
         norms = np.sqrt(squared)
@@ -128,7 +135,7 @@ class VectorFormat:
             if math.isfinite(norm) and (norm > 0 or not self.has_norms):
                 return (wide / norm).astype(np.float32)[None] if self.has_norms else queries
         squared = _squared_norms(queries)
-        for reason in self._invalid(squared).values():
+        for reason in self.refusals(squared).values():
             raise InvalidVector(_EXPLANATIONS[reason])
         return _divided(queries, np.sqrt(squared)) if self.has_norms else queries
 
@@ -139,11 +146,15 @@ class VectorFormat:
         with np.errstate(over="ignore"):
             return vectors.astype(np.float16)
 
-    def _invalid(self, squared_norms: NDArray[np.float64]) -> dict[int, Reason]:
+    def refusals(self, squared_norms: NDArray[np.float64]) -> dict[int, Reason]:
+        """``validate`` for vectors with these squared norms (n,)."""
+        if not squared_norms.size:
+            return {}
+        low, high = squared_norms.min(), squared_norms.max()  # NaN if there is one
+        if (low > 0 if self.has_norms else low >= 0) and high < np.inf:
+            return {}
         finite = np.isfinite(squared_norms)
         usable = finite & (squared_norms > 0) if self.has_norms else finite
-        if usable.all():
-            return {}
         return {
             row: "zero_norm" if finite[row] else "nan" for row in np.flatnonzero(~usable).tolist()
         }

@@ -51,6 +51,7 @@ class Exporter:
         self._mirrors: list[dict[int, _Mirror]] = []
         self._buffer: tuple[Run, Run, int] | None = None
         self._bits: tuple[Bitmap, NDArray[np.uint8], int] | None = None
+        self._dead: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
         self._codes: tuple[Codes, int, NDArray[Any]] | None = None
         self._numbers = itertools.count(1)
         self.written: set[str] = set()
@@ -98,7 +99,9 @@ class Exporter:
             self._mirrors, generation.shared_columns(view), strict=True
         ):
             columns.append(self._column(mirrors, column, rows, kept))
-        bits, dead = self._live(view), self.arena.put(view.live.dead)
+        if self._dead is None or self._dead[0] is not view.live.dead:
+            self._dead = view.live.dead, self.arena.put(view.live.dead)
+        bits, dead = self._live(view), self._dead[1]
         kept += [bits, dead]
         runs = []
         for run in view.key_map.runs:

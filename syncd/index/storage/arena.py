@@ -19,6 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,7 @@ class Arena:
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """A new block as an array, its content undefined. Raises ``MemoryError``."""
         kind = np.dtype(dtype)
-        size = _size_class(max(int(np.prod(shape)) * kind.itemsize, 1))
+        size = _size_class(max(prod(shape) * kind.itemsize, 1))
         with self._lock:
             self._collect()
             free = self._free.get(size)
@@ -101,8 +102,8 @@ class Arena:
     def put_bytes(self, content: bytes) -> NDArray[Any]:
         """A new block with this content, and its length in the first eight bytes."""
         block = self.empty((8 + len(content),), np.uint8)
-        block[:8] = np.frombuffer(len(content).to_bytes(8, "little"), dtype=np.uint8)
-        block[8:] = np.frombuffer(content, dtype=np.uint8)
+        start = self.offset(block)
+        self._map[start : start + block.size] = len(content).to_bytes(8, "little") + content
         return block
 
     def offset(self, array: NDArray[Any]) -> int:
@@ -195,7 +196,7 @@ class ArenaView:
     def array(self, start: int, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """The array of a block."""
         kind = np.dtype(dtype)
-        stop = start + int(np.prod(shape)) * kind.itemsize
+        stop = start + prod(shape) * kind.itemsize
         return self._bytes[start:stop].view(kind).reshape(shape)
 
 

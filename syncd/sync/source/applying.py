@@ -180,13 +180,15 @@ def write(
     stored, stop = NO_STORED_ROWS, 0
     if places:
         lines = [line or "" for line in chosen(rows.columns)] if source.columns else None
+        read, norms = vectors.at(places, group[0].dimension)
         stored = StoredRows.of(
             VectorFormat(source.metric, source.half),
             source.key_kind,
             chosen(keys),
-            vectors.at(places, group[0].dimension),
+            read,
             np.array(chosen(rows.fingerprints), dtype=np.int64),
             None if lines is None else store_lines(lines),
+            norms,
         )
     lacking = directory.lacks(stored.hashes)
     directory.add(

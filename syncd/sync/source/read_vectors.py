@@ -21,6 +21,8 @@ class ReadVectors:
 
     blocks: Mapping[int, Block]
     """Vectors by dimension."""
+    squared_norms: Mapping[int, NDArray[np.float64]]
+    """Squared norms of the vectors, by dimension, as the index computes them."""
     dimensions: Sequence[int]
     """Dimension of each row; 0: it is not a vector."""
     rows: NDArray[np.int64]
@@ -33,15 +35,20 @@ class ReadVectors:
         """Decode and validate the values of a source's vector column."""
         decoded = decode_vectors(source.vector_type, values)
         form = VectorFormat(source.metric, source.half)
+        blocks = {block.vectors.shape[1]: block for block in decoded.blocks}
+        norms = {length: form.squared_norms(block.vectors) for length, block in blocks.items()}
+        if len(blocks) == 1 and not decoded.bad:
+            ((length, block),) = blocks.items()
+            refusals = form.refusals(norms[length])
+            return cls(blocks, norms, [length] * len(values), block.rows, refusals)
         dimensions, rows = np.zeros((2, len(values)), dtype=np.int64)
         unusable: dict[int, QuarantineReason] = dict(decoded.bad)
-        for block in decoded.blocks:
-            dimensions[block.rows] = block.vectors.shape[1]
+        for length, block in blocks.items():
+            dimensions[block.rows] = length
             rows[block.rows] = np.arange(len(block.rows))
-            for number, reason in form.validate(block.vectors).items():
+            for number, reason in form.refusals(norms[length]).items():
                 unusable[int(block.rows[number])] = reason
-        blocks = {block.vectors.shape[1]: block for block in decoded.blocks}
-        return cls(blocks, dimensions.tolist(), rows, unusable)
+        return cls(blocks, norms, dimensions.tolist(), rows, unusable)
 
     def lengths(self, places: Sequence[int]) -> Mapping[int, int]:
         """Number of vectors of each dimension among the rows at ``places``."""
@@ -61,9 +68,10 @@ class ReadVectors:
             return "dimension_mismatch"
         return self.unusable.get(place)
 
-    def at(self, places: Sequence[int], dimension: int) -> Vectors:
-        """Vectors (n, dimension) float32 of rows of this dimension."""
-        vectors = self.blocks[dimension].vectors
+    def at(self, places: Sequence[int], dimension: int) -> tuple[Vectors, NDArray[np.float64]]:
+        """Vectors (n, dimension) float32 of rows of this dimension, and their squared norms."""
+        vectors, norms = self.blocks[dimension].vectors, self.squared_norms[dimension]
         if isinstance(places, range) and len(places) == len(vectors):
-            return vectors
-        return vectors[self.rows[places]]
+            return vectors, norms
+        rows = self.rows[places]
+        return vectors[rows], norms[rows]
