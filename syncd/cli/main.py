@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from syncd.cli.output import errors_reported
+from syncd.imports import without_collections
 from syncd.log import configure_logging
 
 MODULES = {
@@ -49,7 +50,8 @@ class Commands(UserDict[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         if self.data[name] is None:
-            found = getattr(import_module(f"syncd.cli.{MODULES[name]}"), name)
+            with without_collections():
+                found = getattr(import_module(f"syncd.cli.{MODULES[name]}"), name)
             alone = typer.Typer(rich_markup_mode=None)
             if isinstance(found, typer.Typer):
                 alone.add_typer(found, name=name)

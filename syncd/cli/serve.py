@@ -15,8 +15,8 @@ from syncd.cli.output import exit_status, report
 from syncd.cli.session import database
 from syncd.cores import has_uvloop
 from syncd.errors import SyncdError
+from syncd.imports import without_collections
 from syncd.log import configure_logging
-from syncd.postgres import schema
 from syncd.settings import load_settings
 
 
@@ -69,11 +69,14 @@ def serve(
         replica=replica,
         advertise=advertise,
     )
-    from syncd import service  # imported here: FAISS loads slowly, and other commands need it not
+    with without_collections():
+        from syncd import service  # imported here: other commands do not need FAISS
 
     try:
         with database(settings, embedded=embedded) as found:
             if embedded:
+                from syncd.postgres import schema
+
                 schema.install(found.conninfo)
             anyio.run(
                 service.run_with,
@@ -110,7 +113,8 @@ def route(
     """
     configure_logging(verbose=verbose)
     settings = load_settings(dsn=dsn, listen=listen, socket=socket)
-    from syncd.cluster import serving  # imported here, as in serve
+    with without_collections():
+        from syncd.cluster import serving  # imported here, as in serve
 
     try:
         anyio.run(serving.run, settings, say, backend_options={"use_uvloop": has_uvloop()})

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from syncd.readers.process import main
+from syncd.imports import without_collections
+
+with without_collections():
+    from syncd.readers.process import main
 
 main(sys.argv[1:])

@@ -100,6 +100,7 @@ OTHERS = {"langchain_core", "llama_index", "django", "pytest", "psycopg_pool", "
         ("syncd.cli.main, syncd.cli.ask", OTHERS | {"faiss", "psycopg"}),
         ("syncd.cli.main, syncd.cli.schema", OTHERS | {"faiss", "numpy"}),
         ("syncd.cli.main, syncd.cli.serve, syncd.service", OTHERS | {"syncd.client.client"}),
+        ("syncd.readers.process", OTHERS | {"psycopg", "pydantic", "typer"}),
     ],
 )
 def test_a_command_and_a_client_start_without_the_packages_that_others_need(
