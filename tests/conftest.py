@@ -154,6 +154,18 @@ def any_server(servers: Servers, request: pytest.FixtureRequest) -> PostgresServ
     return servers.of(request.param)
 
 
+@pytest.fixture(
+    scope="session",
+    params=[
+        pytest.param(each, marks=() if each in (VERSIONS[0], VERSIONS[-1]) else pytest.mark.long)
+        for each in VERSIONS
+    ],
+)
+def old_or_new_server(servers: Servers, request: pytest.FixtureRequest) -> PostgresServer:
+    """The same on the oldest and the newest version; tests on the others are long."""
+    return servers.of(request.param)
+
+
 def prepare(running: PostgresServer, *, pgvector: bool) -> None:
     """Make the template database."""
     conninfo = running.create_database(TEMPLATE)

@@ -16,6 +16,7 @@ import pytest
 from syncd.apps.contents import Document
 from syncd.apps.documents import Documents
 from syncd.testing import Throwaway
+from tests.faults.following import until
 from tests.forks import Child
 
 STRICT_PYTHON = (sys.executable, "-X", "dev", "-W", "error", "-W", "ignore::DeprecationWarning")
@@ -123,8 +124,7 @@ def test_a_fork_while_another_thread_writes_neither_blocks_the_child_nor_breaks_
         thread.start()
         waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)"
         with psycopg.connect(running.dsn, autocommit=True) as watcher:
-            while watcher.execute(waits).fetchone() == (False,):
-                pass
+            until(lambda: watcher.execute(waits).fetchone() == (True,), "the write waits")
         child = Child(lambda: write_and_search(documents, "child"))
         assert child.result() == []
         assert thread.is_alive()

@@ -51,9 +51,9 @@ def two_roles(db: psycopg.Connection) -> Iterator[tuple[str, str]]:
 
 
 def test_every_command_works_if_the_search_path_shadows_the_catalogue(
-    any_server: PostgresServer,
+    old_or_new_server: PostgresServer,
 ) -> None:
-    conninfo = any_server.create_database("shadowed")
+    conninfo = old_or_new_server.create_database("shadowed")
     try:
         with psycopg.connect(conninfo, autocommit=True) as db:
             db.execute(f"CREATE SCHEMA other; {TABLE}; {ROWS}".encode())
@@ -79,7 +79,7 @@ def test_every_command_works_if_the_search_path_shadows_the_catalogue(
             == 0
         )
     finally:
-        any_server.drop_database("shadowed")
+        old_or_new_server.drop_database("shadowed")
 
 
 def test_check_resets_an_inherited_setting_of_the_role_that_logged_in(

@@ -29,6 +29,7 @@ from syncd.protocol.messages import WirePosition
 from syncd.settings import load_settings
 from tests.conftest import TEMPLATE, Servers
 from tests.daemon import Daemon
+from tests.faults.following import until
 from tests.integration.commands import run
 from tests.scrape import sample
 
@@ -290,8 +291,7 @@ def test_a_cut_without_a_shard_is_an_error_or_partial_and_a_locked_table_says_so
         assert "shard 2/3 is missing: no syncd answers" in printed.stderr
         assert "67% of the rows could be found" in printed.stderr
         cluster[2].start()
-        while router("status")["missing"]:
-            pass
+        until(lambda: not router("status")["missing"], "every shard answers")
         whole = router("search", **shard)
         assert_equal_positions(whole, ["0/3", "1/3", "2/3"])
         db.execute("INSERT INTO numbers VALUES (999, '{0,0}', 0) ON CONFLICT DO NOTHING")
@@ -302,14 +302,13 @@ def test_a_cut_without_a_shard_is_an_error_or_partial_and_a_locked_table_says_so
         with ThreadPoolExecutor(1) as threads:  # no pass comes between the change and the lock
             locked = threads.submit(lock.execute, "LOCK TABLE numbers")
             waits = "SELECT FROM pg_locks WHERE pid = %s AND NOT granted"
-            while not db.execute(waits, [lock.info.backend_pid]).fetchall():
-                pass
+            pid = lock.info.backend_pid
+            until(lambda: bool(db.execute(waits, [pid]).fetchall()), "the lock is waited for")
             db.commit()
             locked.result()
         for each in cluster[:SHARDS]:
             with each.client() as client:
-                while client.status().lag_seconds == 0:
-                    pass
+                until(lambda: client.status().lag_seconds > 0, "the shard lags")
         kind, message = router.kind("search", **(shard | {"partial": "allow"}))
         lock.rollback()
         assert (kind, "holds a lock" in message) == ("not_ready", True), message
@@ -362,8 +361,7 @@ def test_a_table_that_is_detached_answers_at_the_cut_before(
         found = router("search", **search, at="cut")
         assert sorted(found["keys"]) == [1, 2, 3, 4, 5]
         db.execute("SELECT syncd.detach('other')")
-        while router.answer("search", **search).get("error") is None:
-            pass
+        until(lambda: "error" in router.answer("search", **search), "the dataset is gone")
         assert sorted(router("search", **search, at=found["position"])["keys"]) == [1, 2, 3, 4, 5]
         strong = search | {"consistency": "strong", "at": "cut"}
         assert router.kind("search", **strong)[0] == "unknown_dataset"

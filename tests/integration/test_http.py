@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from functools import partial
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,10 @@ def service(followed: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 # Probes
 
 
+def is_ready(daemon: Daemon) -> bool:
+    return readyz(daemon)[0] == 200
+
+
 def test_a_service_that_runs_is_live_and_ready(service: Daemon) -> None:
     assert get(service, "/livez") == (200, "ok\n")
     status, body = readyz(service)
@@ -92,8 +97,7 @@ def test_a_service_is_live_but_not_ready_and_says_why_until_every_dataset_answer
             assert (status, body["ready"]) == (503, False)
             lock.rollback()
             assert daemon.wait_for_line(process).startswith(b"ready ")
-            while readyz(daemon)[0] != 200:
-                pass
+            until(partial(is_ready, daemon), "the service is ready")
         finally:
             daemon.stop()
 
@@ -133,8 +137,7 @@ def test_a_service_stays_ready_while_postgres_is_down_and_says_how_old_its_answe
         with patient.client() as client:
             assert len(client.search("a", key=1, k=2)) == 2
         server.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
-        while readyz(strict)[0] != 200:
-            pass
+        until(partial(is_ready, strict), "the service is ready again")
         patient.stop()
         strict.stop()
 
@@ -188,8 +191,7 @@ def test_a_heartbeat_that_does_not_arrive_makes_answers_stale(
         while body["ready"]:
             _, body = readyz(daemon)
         assert body["stale_seconds"] > 0.2
-    while readyz(daemon)[0] != 200:
-        pass
+    until(partial(is_ready, daemon), "the heartbeat has arrived")
     daemon.stop()
 
 
@@ -218,7 +220,7 @@ def test_a_locked_table_lags_and_the_others_do_not(database: str, tmp_path: Path
         lock.rollback()
         until(lambda: lags(client) == (0, 0), "the table is read again")
         until(lambda: client.status().lag_seconds == 0, "the service does not lag")
-        until(lambda: readyz(daemon)[0] == 200, "the heartbeat has arrived")
+        until(partial(is_ready, daemon), "the heartbeat has arrived")
     daemon.stop()
 
 

@@ -33,6 +33,7 @@ from syncd.protocol.messages import SearchParams, SearchResult, WirePosition
 from syncd.protocol.status_messages import ReaderStatus
 from syncd.types import Token
 from tests.daemon import Daemon
+from tests.faults.following import until
 from tests.scrape import events, sample, samples, wait_for_event
 from tests.servers import free_port
 
@@ -57,9 +58,8 @@ def items(db: psycopg.Connection, database: str, tmp_path: Path) -> Iterator[Dae
 def running(daemon: Daemon, number: int = READERS) -> list[ReaderStatus]:
     """The readers, as soon as there are ``number`` of them."""
     with daemon.client() as client:
-        while len(found := client.status().readers) < number:
-            pass
-        return found
+        until(lambda: len(client.status().readers) >= number, "the readers run")
+        return client.status().readers
 
 
 def until_gone(pid: int) -> None:
@@ -149,8 +149,7 @@ def test_a_stop_finishes_the_requests_that_were_handed_over(
         verify = threading.Thread(target=lambda: answered.append(client.verify("items")))
         verify.start()
         waits = "SELECT FROM pg_locks WHERE relation = 'items'::regclass AND NOT granted"
-        while not db.execute(waits).fetchall():
-            pass
+        until(lambda: bool(db.execute(waits).fetchall()), "the verify waits for the lock")
         assert items.process is not None
         items.process.terminate()
         lock.rollback()

@@ -466,8 +466,7 @@ NEAREST: dict[str, Any] = {"dataset": "numbers", "vector": [20, 1], "k": 50}
 
 def until_whole(client: Client) -> None:
     """Return when every shard answers."""
-    while client.status().missing:
-        pass
+    until(lambda: not client.status().missing, "every shard answers")
     client.search("numbers", [20, 1])
 
 
@@ -556,8 +555,7 @@ def test_with_a_replica_searches_stay_whole_when_a_shard_dies(
     try:
         with connected(conninfo, router) as (db, client):
             until_whole(client)
-            while sample_or_none(router, "1/3", "shard-1-of-3-b") != 1:
-                pass
+            until(lambda: sample_or_none(router, "1/3", "shard-1-of-3-b") == 1, "the replica is up")
             whole = asked(router, "search", **NEAREST)
             cluster[1].kill()
             for number in range(10):

@@ -64,7 +64,7 @@ def repaired(daemon: Daemon, table: str) -> bool:
 def test_a_late_complete_verify_is_reported_by_check_the_page_and_status_with_the_reason(
     two: psycopg.Connection, daemon: Daemon
 ) -> None:
-    daemon.start()
+    daemon.with_constant("syncd.sync.background.verify.FIRST_PAUSE_SECONDS", 0.01).start()
     until(lambda: logged(daemon, '"verified"') > 1, "the service verifies")
     # On a busy machine a verify takes longer than its interval now and then.
     until(lambda: not verify(daemon).overdue, "the verify is in time")

@@ -21,6 +21,7 @@ from syncd.protocol.status_messages import WhyResult
 from syncd.settings import load_settings
 from tests.conftest import Servers, prepare
 from tests.daemon import Daemon
+from tests.faults.following import until
 from tests.integration.checking import SERVICE_RIGHTS, role
 from tests.integration.commands import run
 from tests.servers import PostgresServer
@@ -179,8 +180,7 @@ def test_a_session_that_waits_for_a_lock_stops_readers_and_its_blocker_is_named(
         pid = waiter.info.backend_pid
         waiter.pgconn.send_query(b"ALTER TABLE items ADD COLUMN more int")
         waits = "SELECT 1 FROM pg_locks WHERE pid = %s AND NOT granted"
-        while not items.execute(waits, [pid]).fetchone():
-            pass
+        until(lambda: items.execute(waits, [pid]).fetchone() is not None, "it waits")
         found = explain(daemon, "de")
         assert subjects(found)[0] == "locks on public.items"
         assert f"waits for pid {reader.info.backend_pid}" in found.causes[0].detail
