@@ -236,7 +236,7 @@ def test_a_pass_under_way_keeps_the_slots_that_its_snapshot_sees(
     this = Pass(connection, "it", "", "", NOWHERE, pooled=pooled)
     this.begin([], [], [])
     assert rotate(db)[:2] == (0, True)
-    this.rollback()
+    this.transaction.rollback()
     connection.close()
     assert rotate(db)[0] == 1
 

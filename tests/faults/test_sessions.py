@@ -26,7 +26,7 @@ from syncd.postgres.connection import connect, connect_blocking, open_pass_conne
 from syncd.postgres.control import Control
 from syncd.settings import load_settings
 from syncd.statements import statement
-from syncd.sync.consumer.passes import local_settings, session_settings
+from syncd.sync.consumer.transaction import local_settings, session_settings
 from tests.conftest import Servers, clone, has_pgvector
 from tests.daemon import Daemon
 from tests.faults.following import TABLES, applied, assert_in_step, attach_tables, change, until

@@ -15,7 +15,7 @@ from syncd.postgres import outbox
 from syncd.postgres.batch import Query
 from syncd.postgres.outbox import Asked, Cursor, Window, read_changes
 from syncd.statements import statement
-from syncd.sync.consumer.passes import session_settings
+from syncd.sync.consumer.transaction import session_settings
 from syncd.types import Position, Snapshot
 
 SOURCE = 7

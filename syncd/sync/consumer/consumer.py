@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 
 import anyio
 import anyio.lowlevel
@@ -20,39 +19,23 @@ from anyio import TASK_STATUS_IGNORED, to_thread
 from anyio.abc import TaskStatus
 
 from syncd.errors import ConsumerReplaced, DatabaseError
-from syncd.postgres import session
-from syncd.postgres.batch import Kept, PreparingConnection, ask, named
-from syncd.postgres.connection import open_pass_connection, translated, translated_errors
-from syncd.postgres.freeing import apply_cap
-from syncd.postgres.identity import (
-    Nonce,
-    check_server,
-    has_nonce,
-    keep_name,
-    notifies,
-    read_bucket_probe,
-    read_doubts,
-    read_fingerprint_probe,
-    read_incarnation,
-    read_registry,
-    refuse_foreign_rows,
-    take_name,
-)
+from syncd.postgres.batch import PreparingConnection, ask, named
+from syncd.postgres.connection import open_pass_connection, translated
+from syncd.postgres.identity import refuse_foreign_rows
 from syncd.postgres.listener import backoff_delays
-from syncd.postgres.schema import store_settings
-from syncd.postgres.source import GUESSED_KEYS, Source
+from syncd.postgres.source import GUESSED_KEYS
 from syncd.statements import statement
 from syncd.store.manifest import Manifest
-from syncd.sync.consumer.ahead import Prepared
-from syncd.sync.consumer.attached import follow_attached, load_sources, resume_sources
+from syncd.sync.consumer.at_cut import PassAtCut
+from syncd.sync.consumer.attached import follow_attached
+from syncd.sync.consumer.connecting import Connecting
 from syncd.sync.consumer.cuts import CutFailed, Imported
 from syncd.sync.consumer.outcome import PassOutcome
-from syncd.sync.consumer.pace import OPEN_WRITER_DELAYS_SECONDS, Pace, floor_seconds
-from syncd.sync.consumer.passes import Pass, session_settings
-from syncd.sync.consumer.progress import Progress
+from syncd.sync.consumer.pace import OPEN_WRITER_DELAYS_SECONDS, floor_seconds
+from syncd.sync.consumer.passes import Pass
 from syncd.sync.consumer.session import Session
 from syncd.sync.registry.datasets import Registry
-from syncd.types import Position, Snapshot
+from syncd.types import Position
 
 HANGS_SECONDS = 5.0
 """Longest time beyond the poll interval without a pass.
@@ -67,14 +50,11 @@ FOREIGN_ROWS_SECONDS = 5.0
 logger = structlog.get_logger()
 
 
-class Consumer(Progress):
+class Consumer(Connecting):
     """The task that takes passes. ``Progress`` is the part of it that other tasks use."""
 
     def __init__(self, session: Session, registry: Registry, manifest: Manifest | None) -> None:
-        super().__init__(registry)
-        self.session = session
-        self.manifest = manifest
-        self.prepared = Prepared()
+        super().__init__(session, registry, manifest)
         self.foreign_rows_at = 0.0
         self.passed_outbox_id = 0
         """Last outbox id at the last pass."""
@@ -148,107 +128,6 @@ class Consumer(Progress):
                 if connection is not None:
                     connection.close()
 
-    def begin(self, connection: PreparingConnection, first: bool) -> None:
-        """Check after each connect that this is the database of the indexes.
-
-        If in doubt, everything is compared with it.
-        """
-        with translated_errors(self.session.conninfo):
-            self.take_up(connection, first)
-
-    def take_up(self, connection: PreparingConnection, first: bool) -> None:
-        """``begin``, with psycopg's own errors."""
-        self.pace = Pace()  # a new connection does not hold the guard
-        self.prepared = Prepared()
-        self.doubts.connected = True
-        in_transaction = partial(session.transaction, connection, "service_settings")
-        with in_transaction():
-            prepared_transactions = check_server(connection)
-        incarnation = read_incarnation(connection)
-        refuse_foreign_rows(connection)
-        must_rebuild = False
-        if first:
-            with in_transaction():
-                store_settings(connection, self.session.settings)
-            apply_cap(connection)
-            must_rebuild, self.session.name_since = take_name(
-                connection, self.session.settings, self.session.run_id, self.session.address
-            )
-        elif self.session.name_since is not None:
-            with in_transaction():
-                keep_name(
-                    connection,
-                    self.session.settings,
-                    self.session.run_id,
-                    self.session.name_since,
-                    self.session.address,
-                )
-        with in_transaction():
-            self.session.notifies = notifies(connection, prepared_transactions)
-        if self.session.notifies:  # the connection is ours alone
-            connection.execute(session_settings(connection))
-            connection.kept = Kept()
-        position, sources, freed = read_registry(connection, self.session.shard)
-        with in_transaction():
-            probes = self.session.fingerprint_probe, self.session.bucket_probe
-            self.session.fingerprint_probe = read_fingerprint_probe(connection)
-            self.session.bucket_probe = read_bucket_probe(connection)
-            if first:
-                self.load(connection, incarnation, position, sources, freed, must_rebuild)
-            else:
-                trusted = (
-                    probes == (self.session.fingerprint_probe, self.session.bucket_probe)
-                    and incarnation == self.session.incarnation
-                    and self.session.nonce is not None
-                    and has_nonce(connection, self.session.nonce)
-                )
-                resume_sources(self.sources.values(), position, trusted=trusted)
-                follow_attached(self, sources, position)
-        self.session.incarnation = incarnation
-        self.position = position
-        self.publish()
-
-    def load(
-        self,
-        connection: PreparingConnection,
-        incarnation: str,
-        position: Position,
-        sources: Sequence[Source],
-        freed: Snapshot | None,
-        must_rebuild: bool,
-    ) -> None:
-        """Take over the trusted part of the checkpoint; the rest is read from PostgreSQL."""
-        manifest, doubt = self.manifest, "there is no checkpoint"
-        if manifest is not None:
-            nonce = Nonce(manifest.nonce, manifest.nonce_xid)
-            if manifest.incarnation != incarnation or manifest.consumer != self.session.consumer:
-                doubt = "the checkpoint was made with another database or consumer"
-            elif manifest.fingerprint_probe != self.session.fingerprint_probe:
-                doubt = "this server computes other fingerprints"
-            elif not self.shard_is_the_same(manifest):
-                doubt = "this server gives keys other buckets"
-            elif not has_nonce(connection, nonce):
-                doubt = "the database does not hold the checkpoint's nonce"
-            else:
-                doubt, self.session.nonce = "", nonce
-        if manifest is not None and not doubt:
-            self.doubts.seen = manifest.doubts
-        else:  # all is read: the first pass reads the holders of the sequence's lock before a row
-            self.doubts.seen = read_doubts(connection)
-        self.sources = load_sources(
-            self.registry,
-            sources,
-            manifest.sources if manifest is not None else (),
-            position,
-            doubt=doubt,
-            freed=freed,
-            must_rebuild=must_rebuild,
-        )
-
-    def shard_is_the_same(self, manifest: Manifest) -> bool:
-        """Whether a checkpoint's shard has the same keys now. The whole has every key."""
-        return self.session.shard.is_whole or manifest.bucket_probe == self.session.bucket_probe
-
     async def next_pass(self, connection: PreparingConnection) -> PassOutcome:
         """Clear wake-ups, and only then take a pass, whose snapshot includes their changes."""
         self.wake.clear()
@@ -301,8 +180,8 @@ class Consumer(Progress):
 
     def pass_at(self, connection: PreparingConnection, imported: Imported) -> PassOutcome:
         """One pass at a leader's snapshot, in a worker thread; raises ``CutFailed``."""
-        this = self.new_pass(connection)
-        this.imported, this.handover = imported, self.cut_handover
+        this = self.new_pass(connection, imported)
+        this.handover = self.cut_handover
         outcome = this.run(list(self.sources.values()))
         if not outcome.took_snapshot:
             raise CutFailed(outcome.put_off or "the attached tables have changed")
@@ -311,9 +190,9 @@ class Consumer(Progress):
         self.cuts.keep(self.position, self.sources.values(), imported)
         return outcome
 
-    def new_pass(self, connection: PreparingConnection) -> Pass:
+    def new_pass(self, connection: PreparingConnection, imported: Imported | None = None) -> Pass:
         """A pass from the present position."""
-        return Pass(
+        facts = (
             connection,
             self.session.consumer,
             self.session.run_id,
@@ -324,8 +203,10 @@ class Consumer(Progress):
             self.handover,
             self.doubts,
             self.prepared,
-            shard=self.session.shard,
         )
+        if imported is not None:
+            return PassAtCut(*facts, shard=self.session.shard, imported=imported)
+        return Pass(*facts, shard=self.session.shard)
 
     def note_put_off(self, reason: str) -> None:
         """Log once that passes are put off, with the reason.

@@ -52,6 +52,22 @@ class Handover:
     wanted: frozenset[int]
     take: Callable[[str, Position, Sequence[FollowedSource]], None]
 
+    def at(
+        self, snapshot: Snapshot, all_sources: Sequence[FollowedSource]
+    ) -> list[FollowedSource] | None:
+        """The wanted sources, if each is at the snapshot or has failed; None otherwise.
+
+        A source that has been locked for long is left out.
+        """
+        found = [each for each in all_sources if each.source.id in self.wanted]
+        wanted = [each for each in found if not each.is_held_up]
+        if any(
+            not each.is_failed and (each.lags or each.cursor.position.snapshot != snapshot)
+            for each in wanted
+        ):
+            return None
+        return wanted
+
 
 def alert_of_rebuild(registry: Registry, lacking: Sequence[FollowedSource]) -> None:
     """Alert of sources that are read as a whole, with the reason."""

@@ -9,16 +9,15 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import LiteralString
+from typing import ClassVar
 
 import psycopg
 import structlog
 from psycopg import errors as pg
 from psycopg import sql
-from psycopg.pq import TransactionStatus
 
 from syncd.postgres import session
-from syncd.postgres.batch import PreparingConnection, Query, ask
+from syncd.postgres.batch import PreparingConnection, Query
 from syncd.postgres.layout import read_sources
 from syncd.postgres.outbox import (
     PAGE_ROWS,
@@ -32,10 +31,9 @@ from syncd.postgres.outbox import (
     who_locks_the_outbox,
 )
 from syncd.shard import WHOLE, Shard
-from syncd.statements import filled, statement
+from syncd.statements import statement
 from syncd.sync.consumer.ahead import (
     BEGIN,
-    COMMIT,
     Answers,
     Prepared,
     guess,
@@ -43,7 +41,6 @@ from syncd.sync.consumer.ahead import (
     read_first,
 )
 from syncd.sync.consumer.bringing import bring, is_read_at_once, scan_page
-from syncd.sync.consumer.cuts import CutFailed, Imported
 from syncd.sync.consumer.guarding import ReadRegistryAgain, StartAgain, guarded
 from syncd.sync.consumer.locking import begin_with_outbox, lock_each
 from syncd.sync.consumer.outcome import (
@@ -54,6 +51,7 @@ from syncd.sync.consumer.outcome import (
     by_cursor,
 )
 from syncd.sync.consumer.taken import Taken
+from syncd.sync.consumer.transaction import Transaction
 from syncd.sync.consumer.unrecorded import DOUBT, Doubts
 from syncd.sync.source.estimates import nearest_to_its_end
 from syncd.sync.source.followed import FollowedSource
@@ -62,7 +60,6 @@ from syncd.types import Position, Snapshot
 
 LOCK_ALL_UP_TO = 8
 """Up to this many sources, a pass locks all; of more, only those that have had changes lately."""
-SETTINGS = ("service_settings", "plan_settings")
 RECENTLY_DIRTY_SECONDS = 5.0
 """Age of a source's last change up to which a pass locks it in advance."""
 
@@ -93,8 +90,13 @@ class Pass:
     """Whether the first message may read the changed rows as well, and end the transaction."""
     expects: bool = True
     """Whether there are changes, as far as it is known."""
-    imported: Imported | None = None
-    """The leader's snapshot, in place of one of its own; raises ``CutFailed`` if it cannot be."""
+    transaction: Transaction = field(init=False)
+
+    OWN: ClassVar[bool] = True
+    """Whether the pass takes a snapshot of its own."""
+
+    def __post_init__(self) -> None:
+        self.transaction = Transaction(self.connection, self.pooled, self.prepared)
 
     def run(self, all_sources: Sequence[FollowedSource]) -> PassOutcome:
         """Take a snapshot and bring the sources to it.
@@ -110,49 +112,52 @@ class Pass:
                 found = trouble(source)
                 if found is not None and found != source.failure:
                     source.failed(found, now=now)
-        needed = self.handover.wanted if self.handover is not None else frozenset()
-        wanted = [
-            s
-            for s in due
-            if len(due) <= LOCK_ALL_UP_TO
-            or s.dirty_at > now - RECENTLY_DIRTY_SECONDS
-            or s.source.id in needed
-        ]
-        if self.imported is not None:
-            due = self.imported.reachable(due, self.position)
-            wanted = [each for each in due if each.source.oid in self.imported.tables]
+        due, wanted = self.choose(due)
         kept, guesses = True, self.guess(due, wanted)
         while True:
             try:
                 locked, answers = self.begin(wanted, due, all_sources, guesses)
                 return self.move(due, locked, all_sources, answers)
             except StartAgain as again:
-                self.rollback()
+                self.transaction.rollback()
                 guesses = None
                 retry = [] if not again.args else again.args[0]
                 wanted = [each for each in (*wanted, *retry) if each.retry_at <= time.monotonic()]
             except (pg.UndefinedTable, pg.InvalidSchemaName, ReadRegistryAgain):
                 # a table was renamed or dropped: the registry gives its name by its oid
-                self.rollback()
+                self.transaction.rollback()
                 with session.transaction(self.connection, "service_settings"):
                     sources = read_sources(self.connection, self.shard)
                 return PassOutcome(
                     self.position.snapshot, more=True, sources=sources, took_snapshot=False
                 )
             except pg.InvalidSqlStatementName:  # something else has deallocated it
-                self.rollback()
-                self.forget_prepared()
+                self.transaction.rollback()
+                self.transaction.forget_prepared()
                 if not kept:
                     raise
                 kept = False
             except pg.LockNotAvailable:  # of the outbox; a locked source is handled elsewhere
-                self.rollback()
+                self.transaction.rollback()
                 with session.transaction(self.connection, "service_settings"):
                     reason = who_locks_the_outbox(self.connection)
                 return PassOutcome(self.position.snapshot, took_snapshot=False, put_off=reason)
             except BaseException:
-                self.rollback()
+                self.transaction.rollback()
                 raise
+
+    def choose(
+        self, due: list[FollowedSource]
+    ) -> tuple[list[FollowedSource], list[FollowedSource]]:
+        """The sources that the pass brings to its snapshot, and those that it locks in advance."""
+        needed = self.handover.wanted if self.handover is not None else frozenset()
+        recently = time.monotonic() - RECENTLY_DIRTY_SECONDS
+        wanted = [
+            each
+            for each in due
+            if len(due) <= LOCK_ALL_UP_TO or each.dirty_at > recently or each.source.id in needed
+        ]
+        return due, wanted
 
     def guess(
         self, due: Sequence[FollowedSource], wanted: Sequence[FollowedSource]
@@ -162,7 +167,7 @@ class Pass:
             not self.guesses
             or self.pooled
             or self.handover is not None
-            or self.imported is not None
+            or not self.OWN
             or not self.shard.is_whole
             or self.doubts.due
             or self.doubts.ended
@@ -184,11 +189,11 @@ class Pass:
         Returns the sources that could be locked, and the answers to the first statements.
         """
         try:
-            if not self.pooled and self.imported is None:
+            if not self.pooled and self.OWN:
                 first = [BEGIN, self.prepared.lock_of(wanted)]
                 return list(wanted), self.read_first(first, wanted, due, all_sources, guesses)
             locks = [each.source.lock() for each in wanted]
-            self.connection.execute(sql.SQL(";\n").join([*self.beginning(), *locks]))
+            self.connection.execute(sql.SQL(";\n").join([*self.transaction.beginning(), *locks]))
             locked = list(wanted)
         except psycopg.Error as error:
             if self.connection.closed or (
@@ -196,22 +201,13 @@ class Pass:
                 and not isinstance(error, pg.LockNotAvailable | pg.InsufficientPrivilege)
             ):
                 raise
-            self.rollback()
+            self.transaction.rollback()
             if not isinstance(error, pg.LockNotAvailable | pg.InsufficientPrivilege):
                 raise StartAgain from error  # a source's own read tells which one it is
-            begin_with_outbox(self.connection, sql.SQL(";\n").join(self.beginning()))
+            begin_with_outbox(self.connection, sql.SQL(";\n").join(self.transaction.beginning()))
             locked = lock_each(self.connection, wanted)
-        if self.imported is not None:
-            self.imported.take(self.connection)
+        self.after_locks()
         return locked, self.read_first([], locked, due, all_sources)
-
-    def beginning(self) -> list[sql.Composable]:
-        """The statements that open the transaction and lock the outbox."""
-        begin: list[sql.Composable] = [filled("passes", "begin_pass")]
-        if self.pooled:
-            begin.append(sql.SQL(local_settings(self.connection)))
-        begin.append(filled("passes", "lock_outbox"))
-        return begin
 
     def read_first(
         self,
@@ -225,6 +221,9 @@ class Pass:
         looks = choose_looks(all_sources, locked, later=self.looks_later(all_sources))
         asked = [self.asked(cursor, group) for cursor, group in by_cursor(due).items()]
         return read_first(self.connection, begin, self.consumer, looks, locked, asked, guesses)
+
+    def after_locks(self) -> None:
+        """Choose the snapshot: the first statement that follows takes it."""
 
     def looks_later(self, all_sources: Sequence[FollowedSource]) -> bool:
         """Whether whole looks are left to a pass of their own: changes do not wait for them."""
@@ -240,12 +239,9 @@ class Pass:
         """The pass after the locks: from the snapshot to the new cursors."""
         if answers.guessed is not None and not self.holds(answers, locked):
             raise StartAgain
-        taken = self.checked(answers.taken)
+        taken = self.checked(answers.taken, all_sources)
         snapshot, newest_outbox_id, freed = taken.snapshot, taken.newest_outbox_id, taken.freed
         marked = self.marked(due, answers)
-        for each in all_sources if self.doubts.moved and self.imported is None else ():
-            if each.source.table is not None:
-                each.doubt(f"{each.source.name}: {DOUBT}")
         if (
             taken.renamed(locked)
             or self.position.snapshot.lacks(freed)
@@ -253,13 +249,13 @@ class Pass:
         ):
             self.needs_another_snapshot("the attached tables have changed")
             sources = read_sources(self.connection, self.shard)
-            self.commit()
+            self.transaction.commit()
             return PassOutcome(snapshot, newest_outbox_id, more=True, sources=sources)
         if look(self.connection, answers.looks, answers.found, taken.marks):
             self.needs_another_snapshot("the catalogue has changed")
             sources = read_sources(self.connection, self.shard)
-            self.rollback()
-            self.forget_prepared()  # columns may have other types
+            self.transaction.rollback()
+            self.transaction.forget_prepared()  # columns may have other types
             return PassOutcome(snapshot, newest_outbox_id, more=True, sources=sources)
         outcome = PassOutcome(
             snapshot, newest_outbox_id, locked={each.source.id for each in locked}
@@ -269,7 +265,7 @@ class Pass:
         present = [each for each in all_sources if each.source.table is not None]
         lacking = (
             []
-            if freed is None or self.imported is not None
+            if freed is None or not self.OWN
             else [each for each in present if each.cursor.position.snapshot.lacks(freed)]
         )
         for each in lacking:
@@ -325,17 +321,17 @@ class Pass:
             if each.scan is not None and each.cursor.window is None and each.failure is None
         ]
         # one page per pass: changes of the other sources do not wait
-        if scanned and self.imported is None:
-            if not self.doubts.begins_again and not self.ended:
+        if scanned and self.OWN:
+            if not self.doubts.begins_again and not self.transaction.ended:
                 nearest = nearest_to_its_end(self.connection, scanned)
                 with guarded(self.connection, nearest):
                     scan_page(self.connection, nearest)
             outcome.more = True
         outcome.handed_over = self.hand_over(snapshot, newest_outbox_id, all_sources)
         outcome.looks_wait = self.looks_later(all_sources) and is_late(all_sources)
-        if not outcome.more and not self.ended and not self.pooled and self.imported is None:
+        if not outcome.more and not self.transaction.ended and not self.pooled and self.OWN:
             prepare_reads(self.connection, self.prepared, locked)
-        self.commit()
+        self.transaction.commit()
         for each in ready:
             if each.retry_at <= now:
                 with guarded(self.connection, each):
@@ -345,21 +341,9 @@ class Pass:
     def hand_over(
         self, snapshot: Snapshot, newest_outbox_id: int, all_sources: Sequence[FollowedSource]
     ) -> bool:
-        """Hand over the indexes and the snapshot, if the wanted sources are at it; returns if so.
-
-        A source that has been locked for long is left out.
-        """
-        if self.handover is None:
-            return False
-        wanted = [
-            each
-            for each in all_sources
-            if each.source.id in self.handover.wanted and not each.is_held_up
-        ]
-        if any(
-            not each.is_failed and (each.lags or each.cursor.position.snapshot != snapshot)
-            for each in wanted
-        ):
+        """Hand over indexes and snapshot, if the wanted sources are at it; returns if so."""
+        wanted = None if self.handover is None else self.handover.at(snapshot, all_sources)
+        if self.handover is None or wanted is None:
             return False
         row = self.connection.execute(statement("passes", "export_snapshot")).fetchone()
         assert row is not None
@@ -375,25 +359,21 @@ class Pass:
             and answers.hold(locked)
         )
 
-    def checked(self, taken: Taken) -> Taken:
+    def checked(self, taken: Taken, all_sources: Sequence[FollowedSource]) -> Taken:
         """Check the facts of the snapshot, and note them.
 
         Raises an error if this process or this server must no longer be followed.
         """
         taken.check(consumer=self.consumer, run_id=self.run_id, incarnation=self.incarnation)
-        if self.imported is not None:  # the other facts are newer than the snapshot
-            self.imported.check(taken.snapshot, self.position)
-            if self.doubts.due or self.doubts.ended or taken.doubts != self.doubts.seen:
-                raise CutFailed(DOUBT)
-            return taken
         self.history, self.next_xid = taken.history or "", taken.next_xid
         self.doubts.note(taken.doubts, taken.snapshot)
+        for each in all_sources if self.doubts.moved else ():
+            if each.source.table is not None:
+                each.doubt(f"{each.source.name}: {DOUBT}")
         return taken
 
     def needs_another_snapshot(self, why: str) -> None:
-        """Raise ``CutFailed`` if the snapshot is the leader's: the next own pass takes this up."""
-        if self.imported is not None:
-            raise CutFailed(why)
+        """Note that the pass must begin again, or that another one must follow."""
 
     def marked(self, due: Sequence[FollowedSource], answers: Answers) -> bool:
         """Whether there are markers since the oldest position.
@@ -438,38 +418,6 @@ class Pass:
         ):
             return None
         return reads[-1]
-
-    @property
-    def ended(self) -> bool:
-        """Whether the transaction has ended with the last read."""
-        return self.connection.info.transaction_status is TransactionStatus.IDLE
-
-    def commit(self) -> None:
-        """End the transaction, if it has not ended with the last read."""
-        if not self.ended:
-            ask(self.connection, COMMIT)
-
-    def rollback(self) -> None:
-        """End the transaction, if the connection is still there."""
-        if not self.connection.closed and not self.ended:
-            self.connection.execute(statement("passes", "rollback"))
-            self.forget_prepared()
-
-    def forget_prepared(self) -> None:
-        """Prepare each statement again when it is needed."""
-        self.prepared.tried.clear()
-        if self.connection.kept is not None:
-            self.connection.kept.forget(self.connection)
-
-
-def local_settings(connection: psycopg.Connection) -> LiteralString:
-    """Settings of a pass, for its transaction."""
-    return ";\n".join((session.settings(connection, *SETTINGS), statement("passes", "limits")))
-
-
-def session_settings(connection: psycopg.Connection) -> LiteralString:
-    """Settings of a pass, for a session that is not shared."""
-    return session.own_session_settings(connection, *SETTINGS, limits=statement("passes", "limits"))
 
 
 def unfiltered_of(group: Sequence[FollowedSource]) -> list[int]:

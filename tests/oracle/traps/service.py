@@ -138,7 +138,7 @@ SERVICE_TRAPS: dict[str, Trap] = {
         "test_after_an_error_the_session_goes_on_with_what_was_prepared",
     ),
     "a pass does not lock the outbox before its snapshot": broken(
-        "syncd/sync/consumer/passes.py",
+        "syncd/sync/consumer/transaction.py",
         'begin.append(filled("passes", "lock_outbox"))',
         "pass",
         f"{FREEING}::test_a_pass_under_way_keeps_the_slots_that_its_snapshot_sees[one by one]",
@@ -178,7 +178,7 @@ SERVICE_TRAPS: dict[str, Trap] = {
         "test_a_doubt_that_was_not_settled_at_the_last_checkpoint_is_settled_after_the_start",
     ),
     "a start takes the doubts as they are": broken(
-        "syncd/sync/consumer/consumer.py",
+        "syncd/sync/consumer/connecting.py",
         "self.doubts.seen = manifest.doubts",
         "self.doubts.seen = read_doubts(connection)",
         f"{LOCKED}::test_a_doubt_noted_while_no_service_ran_is_settled_at_the_next_start[stop]",
@@ -197,7 +197,7 @@ SERVICE_TRAPS: dict[str, Trap] = {
         f"{FALLING_BEHIND}::test_a_live_consumer_that_falls_too_far_behind_rebuilds",
     ),
     "a start does not apply the cap": broken(
-        "syncd/sync/consumer/consumer.py",
+        "syncd/sync/consumer/connecting.py",
         "            apply_cap(connection)\n",
         "",
         f"{FALLING_BEHIND}::test_after_a_time_without_a_service_the_next_start_applies_the_cap",
