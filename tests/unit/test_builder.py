@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,6 +17,7 @@ from syncd.index.build import plan as building
 from syncd.index.build.reached import Measured, Reached
 from syncd.index.dataset import DatasetIndex
 from syncd.sync.background.builder import CALM, LOOK_SECONDS, Builder
+from syncd.sync.background.waiting import WAITING_SEARCHES, Cores
 from syncd.sync.registry.alerts import Alerts
 from syncd.sync.registry.datasets import Dataset
 from syncd.types import DatasetName
@@ -58,9 +60,13 @@ def take_up(builder: Builder, index: DatasetIndex) -> list[str]:
     return done
 
 
-def builder() -> Builder:
+def builder(*, busy: bool = False) -> Builder:
+    """A builder on cores that are always busy, or never."""
     nothing = cast(Any, None)
-    return Builder(nothing, nothing, nothing, 0.95)
+    made = Builder(nothing, nothing, nothing, 0.95)
+    made.waiting.cores = cast(Any, SimpleNamespace(busy=busy, look=lambda: None))
+    made.waiting.searches = lambda _: 0
+    return made
 
 
 def test_recall_is_measured_again_when_rows_have_stopped_coming(index: DatasetIndex) -> None:
@@ -139,3 +145,70 @@ def test_a_builder_looks_less_often_while_nothing_is_new(index: DatasetIndex) ->
     put(index, 2000, 2001)
     take_up(building_it, index)
     assert building_it.pause_seconds == LOOK_SECONDS
+
+
+def test_codes_wait_while_rows_come_and_cores_are_busy(index: DatasetIndex) -> None:
+    building_it = builder(busy=True)
+    assert take_up(building_it, index) == [], "the first look cannot know that rows have stopped"
+    put(index, 2000, 2100)
+    assert take_up(building_it, index) == []
+    assert take_up(building_it, index) == ["train"], "no row came since the last look"
+    put(index, 2100, 13_000)
+    assert take_up(building_it, index) == []
+    assert index.view.codes is not None
+    assert index.view.count - index.view.codes.codes.stop > building.tail_rows(DIM)
+    assert take_up(building_it, index) == ["train"]
+
+
+def test_codes_that_wait_leave_a_bounded_tail(index: DatasetIndex) -> None:
+    building_it = builder(busy=True)
+    with patch.object(building, "TAIL_ROWS", 200):
+        assert take_up(building_it, index) == ["train"], "2,000 rows are more than 8 tails of 200"
+        for stop in range(2400, 3600, 400):
+            put(index, stop - 400, stop)
+            assert take_up(building_it, index) == []
+        put(index, 3200, 3700)
+        assert take_up(building_it, index) == ["extend"]
+
+
+def test_codes_do_not_wait_while_cores_are_free(index: DatasetIndex) -> None:
+    assert take_up(builder(busy=False), index) == ["train"]
+
+
+def test_codes_of_a_dataset_that_is_searched_do_not_wait_for_long(index: DatasetIndex) -> None:
+    building_it = builder(busy=True)
+    searches = 1_000_000
+    building_it.waiting.searches = lambda _: searches
+    for number in range(3):
+        put(index, 2000 + number, 2001 + number)
+        searches += WAITING_SEARCHES // 2
+        assert take_up(building_it, index) == []
+    put(index, 2003, 2004)
+    searches += 1
+    assert take_up(building_it, index) == ["train"]
+
+
+def test_cores_are_busy_if_a_build_would_take_them_from_others(tmp_path: Path) -> None:
+    cores, now, own = Cores(tmp_path / "stat"), 1000.0, 0.0
+
+    def look(idle_seconds: float) -> bool:
+        idle = round(idle_seconds * os.sysconf("SC_CLK_TCK"))
+        cores.stat.write_text(f"cpu  9000 70 50 {idle} 0 0 0 0 0 0\ncpu0 1 1\n")
+        clock = SimpleNamespace(monotonic=lambda: now, thread_time=lambda: own)
+        with patch("syncd.sync.background.waiting.time", clock):
+            cores.look()
+        return cores.busy
+
+    assert not look(500), "nothing is known about the time before the first look"
+    now += 10
+    assert look(500 + 5), "half a core was idle"
+    now += 10
+    assert not look(505 + 15)
+    now, own = now + 10, own + 5
+    assert not look(520 + 5), "what the builder itself took is left to the next build"
+    now += 10
+    assert look(525)
+    cores.stat.write_text("Darwin\n")
+    cores.looked_at = 0.0
+    cores.look()
+    assert not cores.busy, "codes never wait on a system that does not report on its cores"

@@ -28,6 +28,7 @@ from syncd.index.dataset import DatasetIndex
 from syncd.index.storage.stopping import Cancelled
 from syncd.index.view import View
 from syncd.sync.background.checkpoints import Checkpointer
+from syncd.sync.background.waiting import Waiting
 from syncd.sync.registry.datasets import Dataset, Registry
 from syncd.sync.registry.states import ANSWERING
 from syncd.types import DatasetName
@@ -75,6 +76,7 @@ class Builder:
         self.read_again = rebuild
         self.checkpointer = checkpointer
         self.recall = recall
+        self.waiting = Waiting(self.searches)
         self.stopping = threading.Event()
         self.content: WeakKeyDictionary[DatasetIndex, View] = WeakKeyDictionary()
         """View of each index for which there was nothing to do."""
@@ -143,6 +145,7 @@ class Builder:
             if nothing_new or self.retry_at.get(index, 0.0) > now:
                 continue
             self.pause_seconds = LOOK_SECONDS
+            self.waiting.cores.look()
             plan = index.plan_build(self.recall, for_queries=not resting)
             grows, self.looked_at[index] = self.looked_at.get(index) is not view, view
             if (
@@ -152,11 +155,18 @@ class Builder:
                 and self.measure_at.get(index, 0.0) > now
             ):
                 continue
+            if plan is not None and self.waiting.waits(dataset.name, index, plan, grows=grows):
+                continue
             if plan is not None or not index.verified:
                 wanted.append((dataset, plan))
             else:
                 self.content[index] = view
         return sorted(wanted, key=lambda each: (each[1] is None, each[0].index.count))
+
+    def searches(self, name: DatasetName) -> int:
+        """Number of searches of a dataset so far."""
+        found = self.registry.counters.searches.get(self.registry.counters.shown(name))
+        return 0 if found is None else found.seconds.count
 
     def work(
         self, name: DatasetName, index: DatasetIndex, plan: Plan | None
