@@ -20,7 +20,7 @@ from syncd.client.client import Client
 from syncd.errors import ServiceUnavailable
 from tests.daemon import Daemon
 from tests.faults.following import logged, until
-from tests.integration.verifying import assert_equal, counts, of, unseen
+from tests.integration.verifying import HELD_UP_SOON, assert_equal, counts, of, unseen
 
 # Among others
 
@@ -42,8 +42,7 @@ def test_a_verify_waits_for_a_lock_that_is_held_for_a_moment(followed: Daemon) -
 def test_a_table_that_is_locked_for_long_is_reported_as_not_compared(
     daemon: Daemon, request: pytest.FixtureRequest
 ) -> None:
-    daemon.with_constant("syncd.sync.background.verify.FIRST_PAUSE_SECONDS", 0.05)
-    daemon.with_constant("syncd.sync.background.verify.ATTEMPTS", 2)
+    daemon.constants.update(HELD_UP_SOON)
     followed: Daemon = request.getfixturevalue("followed")
     with psycopg.connect(followed.conninfo) as holder, followed.client() as client:
         holder.execute("LOCK TABLE items IN ACCESS EXCLUSIVE MODE")

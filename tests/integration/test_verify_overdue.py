@@ -17,6 +17,7 @@ from syncd.settings import load_settings
 from tests.daemon import Daemon
 from tests.faults.errors import ALWAYS
 from tests.faults.following import logged, until
+from tests.integration.verifying import HELD_UP_SOON
 from tests.scrape import get, readyz
 
 OF_BAD = "args[1].source.table == 'bad'"
@@ -64,7 +65,8 @@ def repaired(daemon: Daemon, table: str) -> bool:
 def test_a_late_complete_verify_is_reported_by_check_the_page_and_status_with_the_reason(
     two: psycopg.Connection, daemon: Daemon
 ) -> None:
-    daemon.with_constant("syncd.sync.background.verify.FIRST_PAUSE_SECONDS", 0.01).start()
+    daemon.constants.update(HELD_UP_SOON)
+    daemon.start()
     until(lambda: logged(daemon, '"verified"') > 1, "the service verifies")
     # On a busy machine a verify takes longer than its interval now and then.
     until(lambda: not verify(daemon).overdue, "the verify is in time")

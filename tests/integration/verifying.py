@@ -8,6 +8,13 @@ import psycopg
 from syncd.protocol.messages import DatasetVerified, VerifyResult
 from tests.daemon import Daemon
 
+HELD_UP_SOON = {
+    "syncd.sync.source.source_state.HELD_UP_SECONDS": 0.4,
+    "syncd.sync.source.followed.LAST_RETRY_SECONDS": 0.5,
+    "syncd.sync.background.verify.FIRST_PAUSE_SECONDS": 0.05,
+}
+"""Constants by which a verify soon leaves out a locked table, and soon compares it again."""
+
 
 def unseen(db: psycopg.Connection, statement: str) -> None:
     """Change the table without an outbox row."""
