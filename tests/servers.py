@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -40,6 +41,8 @@ PLACES = [
 """Folders with a folder per version, as in Debian: ``15/bin/postgres``."""
 MEMORY = Path("/dev/shm")  # noqa: S108  a folder of a server's own is made in it
 MEMORY_BYTES = 4 << 30
+PORTS = range(15_000, 30_000)
+"""Ports below those that the system chooses: a server that is down finds its own again."""
 SIGNALS = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 
 
@@ -130,6 +133,7 @@ class PostgresServer:
                 "fsync": "on" if fsync else "off",
                 "shared_buffers": "32MB",
                 "max_connections": "100",
+                "autovacuum": "off",  # it takes locks and transaction ids that tests count
                 "log_line_prefix": "%m [%p] %q%a ",
                 **(settings or {}),
             }
@@ -248,7 +252,8 @@ class PostgresServer:
 
 
 def free_port() -> int:
-    """A TCP port that nothing uses now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
+    """A TCP port that nothing uses now, and that the system gives to no connection meanwhile."""
+    while True:
+        port = secrets.choice(PORTS)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port

@@ -6,7 +6,6 @@ import importlib.util
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 
 from syncd.testing import Throwaway, throwaway
 from tests.apps.urls import sqlalchemy_url
+from tests.servers import free_port
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TOKEN = "of this test"  # noqa: S105
@@ -67,8 +67,7 @@ def test_node(running: Throwaway, colours: str) -> None:
 
 
 def test_a_shell_over_tcp() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     with throwaway(listen=f"127.0.0.1:{port}", token=TOKEN) as running:
         with psycopg.connect(running.dsn, autocommit=True) as connection:
             connection.execute(

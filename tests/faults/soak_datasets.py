@@ -77,7 +77,7 @@ class DatasetSoak:
         self.seed = seed
         self.random = random.Random(seed)
         self.counts: Counter[str] = Counter()
-        self.server = PostgresServer(18, folder).start()
+        self.server = PostgresServer(18, folder, settings={"autovacuum": "on"}).start()
         self.conninfo = self.server.create_database("soak")
         with psycopg.connect(self.conninfo, autocommit=True) as connection:
             connection.execute("CREATE EXTENSION vector")

