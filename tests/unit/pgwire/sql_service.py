@@ -27,7 +27,7 @@ from syncd.rpc.dispatch import Dispatcher, Limits
 from syncd.rpc.protocol import Method
 
 WORD = "secret-\u00fc\ufb01"
-TEST_SECONDS = 20
+TEST_SECONDS = 60
 POSITION = WirePosition("10:10:", 1)
 DATASET = status_messages.DatasetStatus(
     dataset="default/chunks",

@@ -19,7 +19,7 @@ from syncd.rpc.server import Server
 
 READ_LIMIT = 64 << 20
 SHARED_WORD = "secret-ü"
-TEST_SECONDS = 10
+TEST_SECONDS = 60
 ANYTHING: Any = Any
 
 

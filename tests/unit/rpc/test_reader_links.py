@@ -49,7 +49,7 @@ async def test_a_client_whose_link_was_lost_gets_another_one_for_its_next_reques
     async def ask() -> None:
         answers.append(await asked(readers, client))
 
-    with mine, control, anyio.fail_after(10):
+    with mine, control, anyio.fail_after(60):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(ask)
             (await main_end(control)).close()
@@ -69,7 +69,7 @@ async def test_a_client_whose_link_was_lost_gets_another_one_for_its_next_reques
 @pytest.mark.anyio
 async def test_a_reader_without_memory_for_an_answer_says_so() -> None:
     mine, control = ends()
-    with mine, control, anyio.fail_after(10):
+    with mine, control, anyio.fail_after(60):
         link = await open_link(mine, CLIENT)
         with await main_end(control):
             async with anyio.create_task_group() as tasks:

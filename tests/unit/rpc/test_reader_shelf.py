@@ -45,7 +45,7 @@ async def test_codes_are_loaded_whichever_thread_asks_for_them(in_thread: bool) 
             self.loaded = True
 
     index: Any = Index()
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         async with anyio.create_task_group() as tasks:
             loader = Loader(tasks)
             if in_thread:

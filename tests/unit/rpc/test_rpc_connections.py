@@ -14,7 +14,7 @@ from syncd.client.client import Client
 from syncd.errors import Overloaded, ServiceUnavailable, TimedOut, TooLarge, Unauthorized
 from syncd.rpc.dispatch import Limits
 from tests.unit.rpc.rpc_calls import EchoParams, close, hold_call, ping, run
-from tests.unit.rpc.rpc_service import SHARED_WORD, serving
+from tests.unit.rpc.rpc_service import SHARED_WORD, TEST_SECONDS, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -93,6 +93,7 @@ async def test_a_service_that_does_not_answer_in_time_is_a_timeout_and_the_clien
         )
         with pytest.raises(TimedOut, match="has not answered hold within"):
             await run(client, hold_call(1))
+        client.timeout = TEST_SECONDS
         service.release.set()
         assert await run(client, hold_call(2)) == 2
         await close(client)

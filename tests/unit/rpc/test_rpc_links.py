@@ -128,10 +128,12 @@ async def test_a_connection_that_has_gone_silent_costs_one_timeout(
     async with peer(
         path, lambda at, asked: [{"id": asked, "result": "pong"}] if at or asked == 1 else []
     ) as spoken:
-        client = client_of(path, blocking, SHORT_SECONDS)
+        client = client_of(path, blocking)
         assert await ping(client) == "pong"
+        client.timeout = SHORT_SECONDS
         with pytest.raises(TimedOut):
             await ping(client)
+        client.timeout = TEST_SECONDS
         for _ in range(CALLS):
             assert await ping(client) == "pong"
         assert spoken.connections == 2
@@ -165,7 +167,7 @@ async def test_a_call_that_times_out_on_a_busy_service_takes_no_answer_from_the_
     path: Path,
 ) -> None:
     async with serving(path) as service:
-        client = AsyncClient(path, timeout=SHORT_SECONDS)
+        client = AsyncClient(path, timeout=TEST_SECONDS)
         answers: list[int] = []
 
         async def hold(number: int) -> None:
@@ -178,8 +180,10 @@ async def test_a_call_that_times_out_on_a_busy_service_takes_no_answer_from_the_
             for number in range(CALLS):
                 tasks.start_soon(hold, number)
             await service.until(started=CALLS)
+            client.timeout = SHORT_SECONDS
             late = asyncio.ensure_future(client.run(hold_call(CALLS)))
             await service.until(started=CALLS + 1)
+            client.timeout = TEST_SECONDS
             assert await client.ping() == "pong"
             with pytest.raises(TimedOut):
                 await late

@@ -18,7 +18,7 @@ from syncd.errors import Overloaded
 from syncd.rpc.search_queue import BATCH_QUERIES, SearchQueue
 
 pytestmark = pytest.mark.anyio
-LONG = 20.0
+LONG = 60.0
 
 
 @dataclass(frozen=True)
