@@ -426,7 +426,7 @@ class Source:
 
     def is_unkeyed(self, key: str) -> bool:
         """Whether a key of the outbox has a part that is NULL."""
-        return self.key_kind == "composite" and "null" in key and has_null(key)
+        return len(self.key) > 1 and "null" in key and has_null(key)
 
     def key_columns(self) -> sql.Composed:
         """The key's columns, in the order of its index."""
