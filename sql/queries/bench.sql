@@ -143,6 +143,9 @@ VACUUM ANALYZE syncd_bench.{table};
 -- name: hash_rows
 SELECT count(*), sum(hash_array_extended(ARRAY[{send}(embedding)], 0)) FROM syncd_bench.{table};
 
+-- name: no_parallel_workers
+SET LOCAL max_parallel_workers_per_gather = 0;
+
 -- name: drift
 DELETE FROM syncd_bench.{table}
 WHERE id IN (SELECT id FROM syncd_bench.{table} ORDER BY random() LIMIT %s);

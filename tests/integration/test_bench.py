@@ -365,7 +365,7 @@ def test_datasets_are_measured_by_their_number(followed: str) -> None:
         ),
         (
             ("verify", "--rows", "2000", "--rounds", "1"),
-            {"verify_seconds", "hash_seconds", "repaired"},
+            {"verify_seconds", "hash_seconds", "hash_in_one_process_seconds", "repaired"},
         ),
         (
             ("ingest", "--clients", "2", "--seconds", "1", "--rounds", "1"),
