@@ -15,7 +15,7 @@ from syncd.cli.output import exit_status, report
 from syncd.cli.session import database
 from syncd.cores import has_uvloop
 from syncd.errors import SyncdError
-from syncd.imports import without_collections
+from syncd.imports import import_numpy, without_collections
 from syncd.log import configure_logging
 from syncd.settings import load_settings
 
@@ -70,6 +70,7 @@ def serve(
         advertise=advertise,
     )
     with without_collections():
+        import_numpy()
         from syncd import service  # imported here: other commands do not need FAISS
 
     try:

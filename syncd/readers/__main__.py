@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from syncd.imports import without_collections
+from syncd.imports import import_numpy, without_collections
 
 with without_collections():
+    import_numpy()
     from syncd.readers.process import main
 
 main(sys.argv[1:])

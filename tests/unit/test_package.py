@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import subprocess
 import sys
 import tomllib
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import syncd
 from syncd import errors
+from syncd.imports import without_collections
 
 ROOT = Path(__file__).parents[2]
 HEAVY = (
@@ -42,6 +45,33 @@ def test_the_import_loads_nothing_that_only_the_service_needs() -> None:
         ).stdout
         == "\n"
     )
+
+
+def test_numpy_is_imported_without_threads_and_faiss_keeps_its_own() -> None:
+    asked = (
+        "import os; from syncd.imports import import_numpy; import_numpy(); "
+        "print(len(os.listdir('/proc/self/task')), os.environ.get('OPENBLAS_NUM_THREADS')); "
+        "import faiss; assert faiss.omp_get_max_threads() == len(os.sched_getaffinity(0))"
+    )
+    environment = {
+        name: text for name, text in os.environ.items() if not name.endswith("_NUM_THREADS")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", asked],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "1 None\n"
+
+
+def test_imports_are_not_collected_and_later_objects_are() -> None:
+    with without_collections():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > 0
+    gc.unfreeze()
 
 
 def test_every_folder_with_code_is_listed_as_a_package() -> None:
