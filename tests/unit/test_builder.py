@@ -201,13 +201,13 @@ def test_cores_are_busy_if_a_build_would_take_them_from_others(tmp_path: Path) -
 
     assert not look(500), "nothing is known about the time before the first look"
     now += 10
-    assert look(500 + 5), "half a core was idle"
+    assert look(500 + 13), "a build would leave 0.3 cores to others"
     now += 10
-    assert not look(505 + 15)
-    now, own = now + 10, own + 5
-    assert not look(520 + 5), "what the builder itself took is left to the next build"
+    assert not look(513 + 17)
+    now, own = now + 10, own + 8
+    assert not look(530 + 9), "what the builder itself took is left to the next build"
     now += 10
-    assert look(525)
+    assert look(539 + 9)
     cores.stat.write_text("Darwin\n")
     cores.looked_at = 0.0
     cores.look()

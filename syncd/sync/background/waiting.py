@@ -18,10 +18,12 @@ from syncd.index.build.plan import Plan, may_wait
 from syncd.index.dataset import DatasetIndex
 from syncd.types import DatasetName
 
-FREE_CORES = 0.75
+FREE_CORES = 1.5
 """Writers keep the cores busy if fewer cores than this are left to builds, which would use one.
 
-Two cores are 15 % idle although eight writers wait for them all the time.
+The lowest priority of the builder's thread does not help other programs if the kernel shares the
+cores out to sessions or services first (sched_autogroup, systemd): it took 0.6 of two cores from
+eight writers.
 """
 LEAST_SECONDS = 0.1
 """Shortest time over which that is measured: the system counts in steps of 10 ms."""
