@@ -103,10 +103,15 @@ POINTS = [
         "before",
         "syncd.sync.consumer.consumer:open_pass_connection",
     ),
-    Point("start", "before the name is taken", "before", "syncd.sync.consumer.consumer:take_name"),
-    Point("start", "after the name is taken", "after", "syncd.sync.consumer.consumer:take_name"),
     Point(
-        "start", "after the sources are read", "after", "syncd.sync.consumer.consumer:read_registry"
+        "start", "before the name is taken", "before", "syncd.sync.consumer.connecting:take_name"
+    ),
+    Point("start", "after the name is taken", "after", "syncd.sync.consumer.connecting:take_name"),
+    Point(
+        "start",
+        "after the sources are read",
+        "after",
+        "syncd.sync.consumer.connecting:read_registry",
     ),
     Point(
         "start",
@@ -157,13 +162,13 @@ POINTS = [
         "pass",
         "before the end of its transaction",
         "before",
-        "syncd.sync.consumer.passes:Pass.commit",
+        "syncd.sync.consumer.transaction:Transaction.commit",
     ),
     Point(
         "pass",
         "after the end of its transaction",
         "after",
-        "syncd.sync.consumer.passes:Pass.commit",
+        "syncd.sync.consumer.transaction:Transaction.commit",
     ),
     Point(
         "pass",
