@@ -67,7 +67,7 @@ def test_the_page_fits_a_phone_by_day_and_by_night_and_follows_a_change(
         chromium.open(url_of(service))
         colours.append(chromium.evaluate("getComputedStyle(document.body).backgroundColor"))
         assert chromium.evaluate("document.documentElement.scrollWidth") <= 390
-        assert chromium.evaluate("document.querySelector('h1').textContent") == "In sync"
+        assert chromium.evaluate(when("document.querySelector('h1').textContent == 'In sync'"))
         picture = chromium.screenshot()
         assert picture.startswith(PNG)
         (tmp_path / f"page-{'dark' if dark else 'light'}.png").write_bytes(picture)
