@@ -226,8 +226,12 @@ class Pass:
         """Choose the snapshot: the first statement that follows takes it."""
 
     def looks_later(self, all_sources: Sequence[FollowedSource]) -> bool:
-        """Whether whole looks are left to a pass of their own: changes do not wait for them."""
-        return self.guesses and self.expects and len(all_sources) <= FEW_SOURCES
+        """Whether whole looks are left to a pass of their own: changes do not wait for them.
+
+        That pass follows at once, and passes of a shard must keep a distance.
+        """
+        few = self.shard.is_whole and len(all_sources) <= FEW_SOURCES
+        return few and self.guesses and self.expects
 
     def move(
         self,
