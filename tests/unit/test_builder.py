@@ -162,7 +162,7 @@ def test_codes_wait_while_rows_come_and_cores_are_busy(index: DatasetIndex) -> N
 
 def test_codes_that_wait_leave_a_bounded_tail(index: DatasetIndex) -> None:
     building_it = builder(busy=True)
-    with patch.object(building, "TAIL_ROWS", 200):
+    with patch.object(building, "TAIL_ROWS", 200), patch.object(building, "WAITING_TAILS", 8):
         assert take_up(building_it, index) == ["train"], "2,000 rows are more than 8 tails of 200"
         for stop in range(2400, 3600, 400):
             put(index, stop - 400, stop)

@@ -39,10 +39,10 @@ TAIL_ELEMENTS = 1 << 20
 TAIL_ROWS = 2048
 """Largest tail, in elements, but at least this many rows: 0.1 to 0.25 ms per search."""
 
-WAITING_TAILS = 8
+WAITING_TAILS = 16
 """Length, in largest tails, from which the codes of a tail do not wait for anything.
 
-Such a tail makes a search 2.7 ms longer (16,384 rows of 768) or 1.1 ms (65,536 of 128).
+Such a tail makes a search 2.8 ms longer (32,768 rows of 768) or 2.0 ms (131,072 of 128).
 """
 
 AHEAD_BYTES = 8 << 20
