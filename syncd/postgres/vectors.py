@@ -51,13 +51,12 @@ def decode_vectors(vector_type: str, values: Sequence[bytes]) -> Decoded:
     bad: list[tuple[int, QuarantineReason]] = []
     if not values:
         return Decoded(blocks, bad)
-    lengths = list(map(len, values))
-    for length in sorted(set(lengths)):
-        if lengths.count(length) == len(values):
-            rows, joined = np.arange(len(values)), b"".join(values)
-        else:
-            places = [place for place, each in enumerate(lengths) if each == length]
-            rows, joined = np.array(places), b"".join([values[place] for place in places])
+    places: dict[int, list[int]] = {}
+    for place, value in enumerate(values):
+        places.setdefault(len(value), []).append(place)
+    for length, some in sorted(places.items()):
+        rows = np.array(some)
+        joined = b"".join(values if len(some) == len(values) else [values[each] for each in some])
         vectors: NDArray[Any]
         if vector_type in PGVECTOR_TYPES:
             element = PGVECTOR_TYPES[vector_type]
