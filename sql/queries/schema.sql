@@ -52,6 +52,16 @@ ORDER BY 1;
 -- The limit is shorter than deadlock_timeout: a deadlock ends this transaction and no other one.
 SET LOCAL lock_timeout = '500ms';
 
+-- name: list_tables
+-- The tables that are attached; an error if one belongs to another role.
+SELECT a.source::pg_catalog.text, syncd.check_owner(a.source)
+FROM syncd.attachments AS a JOIN pg_catalog.pg_class AS c ON c.oid = a.source ORDER BY a.id;
+
+-- name: lock_tables
+-- Before any trigger is dropped. detach waits much longer for a table that is in use, and writers
+-- would wait as long for the tables whose triggers are dropped already.
+LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE;
+
 -- name: drop_search_server
 -- With its user mapping: what syncd.connect_search made outside schema syncd.
 DROP SERVER IF EXISTS syncd_search CASCADE;

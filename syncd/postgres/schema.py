@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 import psycopg
 import structlog
+from psycopg import sql
 
 from syncd.errors import DatabaseError, LockTaken, WrongSchemaVersion
 from syncd.postgres import session
 from syncd.postgres.connection import LOCK_TAKEN, connect_blocking, not_installed
 from syncd.settings import Settings
-from syncd.statements import statement
+from syncd.statements import filled, statement
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -196,6 +197,7 @@ def uninstall_once(conninfo: str) -> bool:
             return False
         try:
             connection.execute(statement("schema", "uninstall_limits"))
+            lock_tables(connection)
             for (source,) in connection.execute(statement("schema", "list_sources")).fetchall():
                 connection.execute(statement("schema", "detach"), {"source": source})
             using = [name for (name,) in connection.execute(statement("schema", "list_dependents"))]
@@ -210,6 +212,13 @@ def uninstall_once(conninfo: str) -> bool:
             connection.rollback()
             raise blamed(connection, error, "uninstall") from error
     return True
+
+
+def lock_tables(connection: psycopg.Connection) -> None:
+    """Lock all attached tables as their triggers' removal will."""
+    tables = [sql.SQL(name) for name, _ in connection.execute(statement("schema", "list_tables"))]
+    if tables:
+        connection.execute(filled("schema", "lock_tables", tables=sql.SQL(", ").join(tables)))
 
 
 def detach(conninfo: str, source: str) -> bool:

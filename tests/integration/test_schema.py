@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
@@ -14,6 +15,7 @@ from syncd.postgres import schema
 from syncd.postgres.catalogue import Look, read_catalogues
 from syncd.postgres.identity import read_doubts
 from syncd.postgres.layout import read_sources
+from tests.faults.following import until
 from tests.integration.sources import attach, connected_as, everything, refused, role
 from tests.servers import PostgresServer, bindir
 
@@ -113,6 +115,26 @@ def test_uninstall_waits_for_a_lock_for_a_moment_then_tries_again_or_names_the_n
             assert "try again" in caught.value.hint
         monkeypatch.setattr("time.sleep", lambda _: holder.rollback())
         assert schema.uninstall(database)
+
+
+def test_uninstall_keeps_no_table_locked_while_it_waits_for_another_one(
+    database: str, db: psycopg.Connection
+) -> None:
+    for table in ("first", "other"):
+        db.execute(f"CREATE TABLE {table} (id int PRIMARY KEY, embedding real[])".encode())
+        attach(db, table)
+    with psycopg.connect(database) as reader, ThreadPoolExecutor(1) as thread:
+        reader.execute("SELECT FROM other")
+        removed = thread.submit(schema.uninstall, database)
+        until(
+            lambda: db.execute("SELECT FROM pg_locks WHERE NOT granted").fetchone() is not None,
+            "uninstall waits for the table that is read",
+        )
+        with db.transaction():
+            db.execute("SET LOCAL lock_timeout = '5s'")  # longer than uninstall's own
+            db.execute("INSERT INTO first VALUES (1, '{1}')")
+        reader.rollback()
+        assert removed.result()
 
 
 def test_detach_and_init_try_again_after_a_deadlock(
