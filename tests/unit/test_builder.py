@@ -189,7 +189,8 @@ def test_codes_of_a_dataset_that_is_searched_do_not_wait_for_long(index: Dataset
 
 
 def test_cores_are_busy_if_a_build_would_take_them_from_others(tmp_path: Path) -> None:
-    cores, now, own = Cores(tmp_path / "stat"), 1000.0, 0.0
+    with patch("os.cpu_count", return_value=2):
+        cores, now, own = Cores(tmp_path / "stat"), 1000.0, 0.0
 
     def look(idle_seconds: float) -> bool:
         idle = round(idle_seconds * os.sysconf("SC_CLK_TCK"))
@@ -212,3 +213,20 @@ def test_cores_are_busy_if_a_build_would_take_them_from_others(tmp_path: Path) -
     cores.looked_at = 0.0
     cores.look()
     assert not cores.busy, "codes never wait on a system that does not report on its cores"
+
+
+def test_an_idle_machine_with_one_core_and_a_sandbox_that_tells_zeros_are_not_busy(
+    tmp_path: Path,
+) -> None:
+    now, second = 0.0, os.sysconf("SC_CLK_TCK")
+    clock = SimpleNamespace(monotonic=lambda: now, thread_time=lambda: 0.0)
+    with (
+        patch("os.cpu_count", return_value=1),
+        patch("syncd.sync.background.waiting.time", clock),
+    ):
+        cores = Cores(tmp_path / "stat")
+        for idle_seconds, busy in ((10, False), (19, False), (20, True), (0, False), (0, False)):
+            now += 10
+            cores.stat.write_text(f"cpu  0 0 0 {idle_seconds * second} 0 0 0 0 0 0\n")
+            cores.look()
+            assert cores.busy is busy

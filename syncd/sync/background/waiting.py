@@ -25,6 +25,8 @@ The lowest priority of the builder's thread does not help other programs if the 
 cores out to sessions or services first (sched_autogroup, systemd): it took 0.6 of two cores from
 eight writers.
 """
+FREE_SHARE = 0.75
+"""The same as a share of all cores: a single core that is idle is not kept busy."""
 LEAST_SECONDS = 0.1
 """Shortest time over which that is measured: the system counts in steps of 10 ms."""
 WAITING_SEARCHES = 100
@@ -62,6 +64,8 @@ class Cores:
         self.looked_at = -math.inf
         self.free_seconds: float | None = None
         """Seconds of all cores that were left to builds, up to the last look; None if unknown."""
+        self.least_free = min(FREE_CORES, FREE_SHARE * (os.cpu_count() or 1))
+        """Number of free cores below which the cores are busy."""
         self.busy = False
         """Whether little was left to builds between the last two looks."""
 
@@ -74,14 +78,15 @@ class Cores:
         self.busy = (
             before is not None
             and self.free_seconds is not None
-            and self.free_seconds - before < FREE_CORES * (now - self.looked_at)
+            and self.free_seconds - before < self.least_free * (now - self.looked_at)
         )
         self.looked_at = now
 
     def read(self) -> float | None:
         """``free_seconds``, now: the idle seconds and those of this thread.
 
-        Only Linux tells (proc(5)). The time of other programs of a low priority counts as taken.
+        Only Linux tells (proc(5)), and sandboxes with zeros do not. The time of other programs of a
+        low priority counts as taken.
         """
         try:
             with self.stat.open(encoding="ascii") as file:
@@ -89,4 +94,6 @@ class Cores:
             ticks = int(idle) + int(waiting)
         except (OSError, ValueError):
             return None
-        return ticks / os.sysconf("SC_CLK_TCK") + time.thread_time() if name == "cpu" else None
+        if name != "cpu" or not ticks:
+            return None
+        return ticks / os.sysconf("SC_CLK_TCK") + time.thread_time()
