@@ -196,7 +196,11 @@ def _squared_norms(rows: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _divided(rows: Vectors, norms: NDArray[np.float64]) -> Vectors:
+    """Rows by their norms. The last bits of a row do not depend on the other rows."""
     low, high = _SAFE_NORMS
     if norms.size and low < norms.min() and norms.max() < high:
         return rows / norms.astype(np.float32)[:, None]
-    return (rows / norms[:, None]).astype(np.float32)
+    divided = (rows / norms[:, None]).astype(np.float32)
+    safe = (low < norms) & (norms < high)
+    divided[safe] = rows[safe] / norms[safe].astype(np.float32)[:, None]
+    return divided

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from syncd.errors import DimensionMismatch, InvalidParams, InvalidVector
+from syncd.index.rows.vectors import VectorFormat
 from syncd.types import Key, KeyKind
 from tests.unit.index.rows import Create, key_of, no_vectors, random_vectors, vector_of
 
@@ -167,3 +168,12 @@ def test_the_whole_range_of_bigint_is_usable(create: Create, key: int) -> None:
     index = create()
     index.apply([key], random_vectors(1, 4), [])
     assert index.view.keys(None, 1).keys == [key]
+
+
+@pytest.mark.parametrize("norm", [1e-38, 1e35])
+def test_a_stored_vector_does_not_depend_on_the_rows_that_are_stored_with_it(norm: float) -> None:
+    form, rows = VectorFormat("cosine", half=False), random_vectors(300, 4)
+    extreme = np.full((1, 4), norm, dtype=np.float32)
+    together = form.store(np.concatenate([rows, extreme]))
+    assert together.select(np.arange(300)).equals(form.store(rows)).all()
+    assert together.select(np.array([300])).equals(form.store(extreme)).all()
