@@ -9,6 +9,7 @@ from unittest.mock import patch
 
 import psycopg
 import pytest
+from psycopg.pq import TransactionStatus
 
 from syncd.keys import parse_keys
 from syncd.postgres.connection import PassConnection, open_pass_connection
@@ -203,6 +204,31 @@ def test_markers_that_the_snapshot_does_not_see_are_left_to_the_next_pass(
     sees = following.consumer.position.snapshot.sees
     assert sees(inserted)
     assert following.count() == (0 if sees(truncated[0]) else 21)
+    following.catch_up()
+    following.in_step(db, "int")
+
+
+def test_a_table_that_is_rewritten_after_a_pass_with_changed_facts_is_compared(
+    following: Following, db: psycopg.Connection
+) -> None:
+    rewritten = []
+
+    def look_late(*arguments: Any) -> bool:
+        if following.connection.info.transaction_status is TransactionStatus.IDLE:
+            rewrite()  # the pass has ended its transaction
+        return look(*arguments)
+
+    def rewrite() -> None:
+        db.execute("ALTER TABLE items ALTER COLUMN live TYPE bool USING id < 100")
+        rewritten.append(True)
+
+    look = looking.look
+    insert(db, "int", range(500, 501))
+    db.execute("ALTER TABLE items ADD COLUMN more int")
+    with patch("syncd.sync.consumer.passes.look", look_late):
+        following.consumer.look_and_pass(following.connection)
+    if not rewritten:
+        rewrite()
     following.catch_up()
     following.in_step(db, "int")
 

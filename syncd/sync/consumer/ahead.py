@@ -84,9 +84,9 @@ class Answers:
     def hold(self, locked: Sequence[FollowedSource]) -> bool:
         """Whether the pass needs nothing of its snapshot but these answers.
 
-        Then every changed row is among ``guessed``, and there are no markers. Facts of the
-        catalogue may be read after the snapshot: if they are other than before, the table is
-        compared at a later one.
+        Then every changed row is among ``guessed``, there are no markers, and the catalogue is as
+        before. Changed facts must be read at the rows' snapshot: if a table is rewritten after it,
+        the comparison that begins now would take the rows' old values for the present ones.
         """
         assert self.guessed is not None
         ((_, pages),) = self.pages.values()
@@ -99,6 +99,11 @@ class Answers:
             and all(
                 number in self.guessed and key is not None and not sources[number].is_unkeyed(key)
                 for number, key in keys
+            )
+            and all(
+                (self.found.get(number), self.taken.marks.get(each.source.oid))
+                == (each.catalogue.seen, each.catalogue.mark)
+                for number, each in self.looks.chosen.items()
             )
         )
 
