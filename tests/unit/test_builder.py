@@ -171,6 +171,14 @@ def test_codes_that_wait_leave_a_bounded_tail(index: DatasetIndex) -> None:
         assert take_up(building_it, index) == ["extend"]
 
 
+@pytest.mark.parametrize("dim", [1, 8, 128, 768])
+def test_few_dimensions_make_no_longer_tail_wait(dim: int) -> None:
+    longest = min(building.WAITING_TAILS * building.tail_rows(dim), 131_072)
+    for rows, waits in ((longest - 1, True), (longest, False)):
+        view = cast(Any, SimpleNamespace(dim=dim, count=rows, codes=None))
+        assert building.may_wait(view, building.Plan("train")) is waits
+
+
 def test_codes_do_not_wait_while_cores_are_free(index: DatasetIndex) -> None:
     assert take_up(builder(busy=False), index) == ["train"]
 
