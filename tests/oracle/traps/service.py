@@ -106,6 +106,13 @@ SERVICE_TRAPS: dict[str, Trap] = {
         "or False",
         f"{FIRST_MESSAGE}::test_after_an_open_transaction_the_keys_are_read_first",
     ),
+    "the first message ends the pass although the catalogue has changed": broken(
+        "syncd/sync/consumer/ahead.py",
+        "== (each.catalogue.seen, each.catalogue.mark)",
+        "is not None",
+        f"{FIRST_MESSAGE}"
+        "::test_a_table_that_is_rewritten_after_a_pass_with_changed_facts_is_compared",
+    ),
     "facts of the catalogue are read every few seconds only": broken(
         "syncd/sync/source/looking.py",
         'return text != known.seen or known.mark not in ("", mark)',
