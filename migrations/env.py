@@ -28,5 +28,6 @@ with context.begin_transaction():
         "new_tables",
     ):
         context.execute(statement("session", part))
+    context.execute(statement("schema", "lock_init"))
     context.execute("CREATE SCHEMA IF NOT EXISTS syncd")
     context.run_migrations()

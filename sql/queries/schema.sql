@@ -47,6 +47,10 @@ LEFT JOIN pg_catalog.pg_class AS c ON c.oid = coalesce(r.ev_class, a.adrelid, p.
 WHERE coalesce(c.relnamespace, f.pronamespace) <> 'syncd'::regnamespace
 ORDER BY 1;
 
+-- name: lock_init
+-- Several services may begin with init at once; the others find what the first one has made.
+SELECT pg_catalog.pg_advisory_xact_lock(8317708091);
+
 -- name: uninstall_limits
 -- Writers wait behind each lock that uninstall waits for, and for the triggers that it has dropped.
 -- The limit is shorter than deadlock_timeout: a deadlock ends this transaction and no other one.

@@ -16,6 +16,7 @@ from syncd.postgres.catalogue import Look, read_catalogues
 from syncd.postgres.identity import read_doubts
 from syncd.postgres.layout import read_sources
 from tests.faults.following import until
+from tests.integration.commands import run
 from tests.integration.sources import attach, connected_as, everything, refused, role
 from tests.servers import PostgresServer, bindir
 
@@ -161,6 +162,32 @@ def test_detach_and_init_try_again_after_a_deadlock(
             assert tries == (True,)
     finally:
         server.drop_database("deadlock")
+
+
+def test_of_two_inits_at_once_each_succeeds(server: PostgresServer) -> None:
+    conninfo = server.create_database("twice")
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+    try:
+        with (
+            psycopg.connect(conninfo, autocommit=True) as other,
+            psycopg.connect(conninfo) as holder,
+            ThreadPoolExecutor(2) as threads,
+        ):
+            other.execute(
+                "CREATE FUNCTION public.held() RETURNS event_trigger LANGUAGE plpgsql "
+                "AS 'BEGIN PERFORM pg_advisory_xact_lock(1); END'"
+            )
+            other.execute(
+                "CREATE EVENT TRIGGER held ON ddl_command_start WHEN TAG IN ('CREATE VIEW') "
+                "EXECUTE FUNCTION public.held()"
+            )
+            holder.execute("SELECT pg_advisory_xact_lock(1)")
+            inits = [threads.submit(run, "init", SYNCD_DSN=conninfo) for _ in range(2)]
+            until(lambda: other.execute(waiting).fetchone() == (2,), "both wait")
+            holder.rollback()
+            assert [each.result().returncode for each in inits] == [0, 0]
+    finally:
+        server.drop_database("twice")
 
 
 def test_the_role_of_a_service_reads_the_sources_after_an_upgrade(
