@@ -85,8 +85,8 @@ class Cores:
     def read(self) -> float | None:
         """``free_seconds``, now: the idle seconds and those of this thread.
 
-        Only Linux tells (proc(5)), and sandboxes with zeros do not. The time of other programs of a
-        low priority counts as taken.
+        None if unknown: only Linux reports it (proc(5)), and some sandboxes report zeros. The time
+        of other programs of a low priority counts as taken.
         """
         try:
             with self.stat.open(encoding="ascii") as file:

@@ -46,5 +46,5 @@ class PassAtCut(Pass):
         return taken
 
     def needs_another_snapshot(self, why: str) -> None:
-        """The snapshot is the leader's, so there is no other one."""
+        """Raise ``CutFailed``: the leader's snapshot is the only one."""
         raise CutFailed(why)
